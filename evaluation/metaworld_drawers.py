@@ -1,0 +1,448 @@
+"""Meta-World's drawer-close and drawer-open as one VLA environment.
+
+Decides: which layouts exist (wider than the stock ones, so that acting without seeing fails), what the camera shows,
+what a 7-D action means, how long it is held, which seeds train and which seeds judge, what a scene may look like.
+Refuses to know: models, prompts, data sets, how many environments run at once.
+
+    action   float [7]: dx, dy, dz of the hand in metres per policy step, three rotations (the wrist is fixed: zero),
+             gripper 0..1 with 1 = open
+    image    uint8 [H, W, 3] from one fixed camera at the side; in it +x runs right and nearer, +y right and away
+
+Everything that varies in looks (colours, table tint, blocks) lives in the renderer's scene or in material colours.
+The physics never sees it, so an episode unfolds identically under every `variation`; a test holds that to the bit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+
+
+# Both are read when the libraries load, so they come before the imports below. A spinning OpenMP thread of one
+# process starves the other; software rendering with one thread per process is what scales over processes.
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("LP_NUM_THREADS", "1")
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import mujoco as compiled_mujoco
+import numpy as np
+from gymnasium.spaces import Box
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
+from metaworld.policies import ENV_POLICY_MAP
+
+
+mujoco: Any = compiled_mujoco  # compiled bindings: pyright sees no names in them
+
+Task = Literal["drawer-close", "drawer-open"]
+Variation = Literal["none", "modest", "full"]
+Start = Literal["stock", "half-open"]
+TASKS: tuple[Task, ...] = ("drawer-close", "drawer-open")
+CLOSE_INSTRUCTION = "close the drawer"
+OPEN_INSTRUCTION = "open the drawer"
+INSTRUCTIONS: dict[Task, str] = {"drawer-close": CLOSE_INSTRUCTION, "drawer-open": OPEN_INSTRUCTION}
+WORDINGS: dict[Task, tuple[str, ...]] = {
+    "drawer-close": (CLOSE_INSTRUCTION, "push the drawer shut", "shut the drawer", "push the drawer in"),
+    "drawer-open": (OPEN_INSTRUCTION, "pull the drawer open", "pull the drawer out", "slide the drawer open"),
+}
+
+TRAIN_SEEDS = range(0, 1_000_000)
+EVALUATION_SEEDS = range(1_000_000, 2_000_000)
+assert TRAIN_SEEDS.stop <= EVALUATION_SEEDS.start, "a layout must never be both trained on and judged"
+
+ACTION_REPEAT = 5  # simulator steps per policy step (80 Hz / 5 = 16 Hz)
+METRES_PER_SIMULATOR_STEP = 0.01  # what Meta-World's action 1.0 moves the hand
+MAX_MOVE = ACTION_REPEAT * METRES_PER_SIMULATOR_STEP  # metres per policy step and axis
+MAX_POLICY_STEPS = 40  # 200 simulator steps
+ROTATION_TOLERANCE = 0.05  # radians; a policy that asks for more expects a wrist that can turn
+
+DRAWER_TRAVEL = 0.16  # metres from shut to fully open
+FINGER_TRAVEL = (0.04, -0.03)  # metres the right and left finger move to close
+FINGER_LENGTH = 0.045  # metres from the hand's origin to the fingertips
+# The stock range of x is +-0.1, which a blind arm sweeps; at +-0.3 it has to look.
+LAYOUT_LOW, LAYOUT_HIGH = (-0.3, 0.85, 0.0), (0.3, 0.9, 0.0)
+HALF_OPEN_RANGE = (0.35, 0.65)  # open fraction at the start when both tasks share their scenes
+
+CAMERA_LOOKAT, CAMERA_DISTANCE = (0.0, 0.75, 0.08), 0.95
+CAMERA_AZIMUTH, CAMERA_ELEVATION, CAMERA_FOVY = 135.0, -35.0, 45.0
+FRAMEBUFFER = 512  # pixels; the largest image side
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.85, 0.10, 0.10),
+    "green": (0.40, 0.65, 0.40),  # the cabinet as Meta-World ships it
+    "blue": (0.15, 0.30, 0.85),
+    "yellow": (0.95, 0.85, 0.10),
+    "purple": (0.55, 0.20, 0.70),
+}
+TABLE_TINTS = ((1.0, 1.0, 1.0), (0.75, 0.75, 0.75), (1.0, 0.85, 0.65), (0.75, 0.85, 1.0))
+BLOCK_HALF_SIZE = 0.03  # metres: five pixels a side at 64 px
+BLOCK_LOW, BLOCK_HIGH = (-0.4, 0.33), (0.5, 0.95)  # x, y on the table
+MAX_BLOCKS = 3
+_BLOCK_SEGMENT = 10_000  # object ids of blocks in a segmentation start here, above every geom id of the model
+
+
+class ActionError(ValueError):
+    """An action that cannot be carried out as asked."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A coloured cube on the table that nothing can touch; x and y in metres."""
+
+    colour: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What a scene looks like beyond its physics; `shade` multiplies the cabinet's colour."""
+
+    cabinet: str = "green"
+    shade: float = 1.0
+    table: int = 0
+    blocks: tuple[Block, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A still scene to arrange: drawer (x, y) and hand (x, y, z) in metres, `opening` and `gripper` in 0..1."""
+
+    drawer: tuple[float, float]
+    opening: float
+    hand: tuple[float, float, float]
+    gripper: float
+    appearance: Appearance
+
+
+def to_simulator_action(action: np.ndarray) -> np.ndarray:
+    """float [7] in metres and open fraction -> float32 [4], Meta-World's moves in [-1, 1] and effort (+1 closes)."""
+    action = np.asarray(action, dtype=np.float64)
+    if action.shape != (7,):
+        raise ActionError(
+            f"got an action of shape {action.shape}, expected (7,): dx, dy, dz, three rotations, gripper; "
+            "pass one step of one observation"
+        )
+    if not np.isfinite(action).all():
+        raise ActionError(
+            f"got the non-finite action {action.tolist()}, expected 7 finite numbers; "
+            "the policy failed to produce an action, so count the step as refused instead of sending it"
+        )
+    if np.abs(action[3:6]).max() > ROTATION_TOLERANCE:
+        raise ActionError(
+            f"got rotations {action[3:6].tolist()}, expected 0 (+-{ROTATION_TOLERANCE} rad): the wrist is fixed; "
+            "check that the policy's actions are un-normalised with this data set's statistics"
+        )
+    moves = np.clip(action[:3] / MAX_MOVE, -1.0, 1.0)
+    effort = 1.0 - 2.0 * np.clip(action[6], 0.0, 1.0)
+    return np.append(moves, effort).astype(np.float32)
+
+
+def from_simulator_action(action: np.ndarray) -> np.ndarray:
+    """Meta-World's action float [4], possibly far outside [-1, 1] -> float32 [7] as in `to_simulator_action`."""
+    clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
+    return np.array([*(clipped[:3] * MAX_MOVE), 0.0, 0.0, 0.0, (1.0 - clipped[3]) / 2.0], dtype=np.float32)
+
+
+def image_position(point: np.ndarray) -> tuple[float, float]:
+    """A point (x, y, z) in metres -> (u, v), 0..1 from the image's left and top edge (outside 0..1: not in view)."""
+    azimuth, elevation = np.deg2rad(CAMERA_AZIMUTH), np.deg2rad(CAMERA_ELEVATION)
+    flat = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
+    forward = np.cos(elevation) * flat + np.array([0.0, 0.0, np.sin(elevation)])
+    right = np.array([flat[1], -flat[0], 0.0])
+    down = np.cross(forward, right)
+    offset = np.asarray(point) - (np.asarray(CAMERA_LOOKAT) - CAMERA_DISTANCE * forward)
+    scale = 2.0 * np.tan(np.deg2rad(CAMERA_FOVY) / 2.0) * (offset @ forward)
+    return float(0.5 + (offset @ right) / scale), float(0.5 + (offset @ down) / scale)
+
+
+def sample_appearance(rng: np.random.Generator, variation: Variation, drawer: tuple[float, float]) -> Appearance:
+    """`none`: as shipped. `modest`: tints, shades, at most one block. `full`: any cabinet colour, up to three blocks.
+
+    Every modest appearance can also be drawn by `full`, so pictures for questions cover the policy's pictures.
+    """
+    if variation == "none":
+        return Appearance()
+    full = variation == "full"
+    cabinet = str(rng.choice(list(COLOURS))) if full else "green"
+    count = int(rng.integers(0, MAX_BLOCKS + 1 if full else 2))
+    colours = rng.permutation([c for c in COLOURS if c != cabinet])[:count]
+    table = int(rng.integers(len(TABLE_TINTS)))
+    shade = float(rng.uniform(0.85, 1.1))
+    return Appearance(cabinet, shade, table, _place_blocks(rng, [str(c) for c in colours], drawer))
+
+
+def _place_blocks(rng: np.random.Generator, colours: list[str], drawer: tuple[float, float]) -> tuple[Block, ...]:
+    """Spots in view, clear of each other, of the drawer and of the ground the drawer and the hand sweep."""
+    blocks: list[Block] = []
+    while len(blocks) < len(colours):
+        x, y = rng.uniform(BLOCK_LOW, BLOCK_HIGH)
+        u, v = image_position(np.array([x, y, BLOCK_HALF_SIZE]))
+        in_view = 0.06 < u < 0.94 and 0.06 < v < 0.94
+        in_the_way = abs(x - drawer[0]) < 0.18 and y > drawer[1] - 0.47
+        if in_view and not in_the_way and all(np.hypot(x - b.x, y - b.y) > 0.1 for b in blocks):
+            blocks.append(Block(colours[len(blocks)], round(float(x), 3), round(float(y), 3)))
+    return tuple(blocks)
+
+
+class _Eye:
+    """One OpenGL context for every environment of a process: both tasks share their meshes and textures."""
+
+    def __init__(self, model: Any):
+        # Multisampling and shadows cost nine tenths of the time on a CPU and tell a small image nothing.
+        model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 0
+        model.vis.global_.offwidth = model.vis.global_.offheight = FRAMEBUFFER
+        self._gl = mujoco.GLContext(FRAMEBUFFER, FRAMEBUFFER)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000)
+        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            self._scene.flags[flag] = 0
+        self._options = mujoco.MjvOption()
+        self._options.sitegroup[:] = 0  # the goal marker is a site, and it shows the answer
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+        self._camera.lookat[:], self._camera.distance = CAMERA_LOOKAT, CAMERA_DISTANCE
+        self._camera.azimuth, self._camera.elevation = CAMERA_AZIMUTH, CAMERA_ELEVATION
+
+    def picture(self, model: Any, data: Any, blocks: tuple[Block, ...], size: int) -> np.ndarray:
+        """uint8 [size, size, 3]"""
+        self._compose(model, data, blocks)
+        return self._draw(size)
+
+    def segments(self, model: Any, data: Any, blocks: tuple[Block, ...], size: int) -> np.ndarray:
+        """int [size, size]: the model's geom id, `_BLOCK_SEGMENT + i` for the i-th block, -1 for the background."""
+        self._compose(model, data, blocks)
+        before = self._scene.flags.copy()
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
+        pixels = self._draw(size).astype(np.int64)
+        self._scene.flags[:] = before
+        drawn = [g for g in self._scene.geoms[: self._scene.ngeom] if g.segid >= 0]
+        names = np.full(self._scene.ngeom + 1, -1)
+        names[[g.segid + 1 for g in drawn]] = [g.objid for g in drawn]
+        return names[pixels[..., 0] + 256 * pixels[..., 1] + 65536 * pixels[..., 2]]
+
+    def _compose(self, model: Any, data: Any, blocks: tuple[Block, ...]) -> None:
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._scene)
+        size, upright = np.full(3, BLOCK_HALF_SIZE), np.eye(3).ravel()
+        for index, block in enumerate(blocks):
+            geom = self._scene.geoms[self._scene.ngeom]
+            colour = np.array([*COLOURS[block.colour], 1.0], dtype=np.float32)
+            position = np.array([block.x, block.y, BLOCK_HALF_SIZE])
+            mujoco.mjv_initGeom(geom, mujoco.mjtGeom.mjGEOM_BOX, size, position, upright, colour)
+            geom.segid, geom.objid = self._scene.ngeom, _BLOCK_SEGMENT + index
+            self._scene.ngeom += 1
+
+    def _draw(self, size: int) -> np.ndarray:
+        self._gl.make_current()
+        view, pixels = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), dtype=np.uint8)
+        mujoco.mjr_render(view, self._scene, self._context)
+        mujoco.mjr_readPixels(pixels, None, view, self._context)
+        return np.ascontiguousarray(pixels[::-1])
+
+    def close(self) -> None:
+        self._gl.free()
+        self._context.free()
+
+
+_eye: _Eye | None = None
+
+
+def _shut_eye() -> None:
+    """Before EGL goes: a context freed after it complains on the screen."""
+    global _eye
+    if _eye is not None:
+        _eye.close()
+    _eye = None
+
+
+class DrawerEnv:
+    """One drawer on one table: `reset`, then `render` and `step` until it returns True or the caller's limit.
+
+    `start="half-open"` begins both tasks in the same scenes, so that only the instruction tells what to do.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        image_size: int = 96,
+        variation: Variation = "modest",
+        start: Start = "stock",
+    ):
+        if task not in TASKS:
+            raise ValueError(f"got task {task!r}, expected one of {list(TASKS)}")
+        if not 16 <= image_size <= FRAMEBUFFER:
+            raise ValueError(f"got image_size {image_size}, expected 16..{FRAMEBUFFER} pixels")
+        if variation not in ("none", "modest", "full") or start not in ("stock", "half-open"):
+            raise ValueError(
+                f"got variation {variation!r} and start {start!r}, "
+                "expected none, modest or full and stock or half-open"
+            )
+        self.task, self.image_size = task, image_size
+        self.variation: Variation = variation
+        self.start: Start = start
+        self.instruction = INSTRUCTIONS[task]
+        self.appearance = Appearance()
+        make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-v3-goal-observable"]
+        self._env: Any = make(seed=0)
+        self._env.max_path_length = 10**9  # the limit is the caller's
+        self._env.seeded_rand_vec, self._env._freeze_rand_vec = True, False
+        self._env._random_reset_space = Box(np.array(LAYOUT_LOW), np.array(LAYOUT_HIGH), dtype=np.float64)
+        self._stock_hand = np.array(self._env.hand_init_pos)
+        self._expert = ENV_POLICY_MAP[f"{task}-v3"]()
+        self._slide = int(self._env.model.joint("goal_slidey").qposadr[0])
+        self._fingers = [int(self._env.model.joint(name).qposadr[0]) for name in ("r_close", "l_close")]
+        self._observation = np.zeros(0)
+
+    def reset(self, seed: int) -> np.ndarray:
+        """The layout, start and looks of `seed` -> the simulator's state, float64 [39] (for experts only)."""
+        if seed not in TRAIN_SEEDS and seed not in EVALUATION_SEEDS:
+            raise ValueError(f"got seed {seed}, expected one in {TRAIN_SEEDS} or {EVALUATION_SEEDS}")
+        self._env._freeze_rand_vec = False
+        self._env.seed(seed)
+        self._env.reset()
+        looks, start = (np.random.default_rng([seed, stream]) for stream in (1, 2))
+        if self.start == "half-open":
+            self._env.data.qpos[self._slide] = -DRAWER_TRAVEL * start.uniform(*HALF_OPEN_RANGE)
+        self._settle()
+        x, y, _ = self._env.model.body("drawer").pos
+        self._paint(sample_appearance(looks, self.variation, (float(x), float(y))))
+        return self._observation.copy()
+
+    def arrange(self, scene: Scene) -> None:
+        """Set up a still picture; the hand sags to some 7 mm from where it is asked to be, more where it touches."""
+        self._env._freeze_rand_vec, self._env._last_rand_vec = True, np.array([*scene.drawer, 0.0])
+        self._env.hand_init_pos = np.array(scene.hand)
+        self._env.reset()
+        self._env.hand_init_pos = self._stock_hand
+        self._env.data.qpos[self._slide] = -DRAWER_TRAVEL * scene.opening
+        for address, shut in zip(self._fingers, FINGER_TRAVEL, strict=True):
+            self._env.data.qpos[address] = (1.0 - scene.gripper) * shut
+        self._settle()
+        self._paint(scene.appearance)
+
+    def _settle(self) -> None:
+        # After a reset drawer-open still holds the previous layout's positions, up to half a metre off.
+        mujoco.mj_forward(self._env.model, self._env.data)
+        self._observation = self._env._get_obs()
+
+    def _paint(self, appearance: Appearance) -> None:
+        self.appearance = appearance
+        model = self._env.model
+        shaded = np.clip(np.array(COLOURS[appearance.cabinet]) * appearance.shade, 0.0, 1.0)
+        model.mat_rgba[model.material("drawer_beige").id, :3] = shaded
+        model.mat_rgba[model.material("table_wood").id, :3] = TABLE_TINTS[appearance.table]
+
+    def step(self, action: np.ndarray) -> bool:
+        """Hold `action`, float [7] in physical units, for ACTION_REPEAT simulator steps -> whether it is done."""
+        held = to_simulator_action(action)
+        for _ in range(ACTION_REPEAT):
+            self._observation, _, _, _, info = self._env.step(held)
+            if info["success"]:
+                return True
+        return False
+
+    def render(self, size: int | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] of the present moment, `image_size` pixels a side unless told."""
+        return self._look().picture(self._env.model, self._env.data, self.appearance.blocks, size or self.image_size)
+
+    def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
+        """bool [H, W] masks: cabinet (with its drawer), handle, hand, and one per block colour."""
+        model = self._env.model
+        ids = self._look().segments(model, self._env.data, self.appearance.blocks, size or self.image_size)
+        beige = np.flatnonzero(model.geom_matid == model.material("drawer_beige").id)
+        hand = [model.body(name).id for name in ("hand", "rightclaw", "rightpad", "leftclaw", "leftpad")]
+        masks = {
+            "cabinet": np.isin(ids, beige),
+            "handle": ids == model.geom("objGeom").id,
+            "hand": np.isin(ids, np.flatnonzero(np.isin(model.geom_bodyid, hand))),
+        }
+        for index, block in enumerate(self.appearance.blocks):
+            masks[f"{block.colour} block"] = ids == _BLOCK_SEGMENT + index
+        return masks
+
+    def _look(self) -> _Eye:
+        global _eye
+        if _eye is None:
+            _eye = _Eye(self._env.model)
+            atexit.register(_shut_eye)
+        return _eye
+
+    def expert_action(self) -> np.ndarray:
+        """The scripted expert at the present state, clipped: float32 [7]."""
+        return self._ask_expert(self._observation)
+
+    def blind_expert_action(self) -> np.ndarray:
+        """The expert with the drawer's x hidden (it believes 0): what can be done without looking, float32 [7]."""
+        observation = self._observation.copy()
+        observation[4] = 0.0
+        return self._ask_expert(observation)
+
+    def _ask_expert(self, observation: np.ndarray) -> np.ndarray:
+        if observation.size == 0:
+            raise RuntimeError("got no layout yet, expected reset(seed) before asking an expert")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the experts announce at every step that they exceed [-1, 1]
+            return from_simulator_action(self._expert.get_action(observation))
+
+    def scene_state(self) -> dict[str, Any]:
+        """What `describe` says of the present moment, from simulated positions."""
+        data = self._env.data
+        return describe(
+            drawer_x=float(self._env.model.body("drawer").pos[0]),
+            opening=float(np.clip(-data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0)),
+            handle=data.body("drawer_link").xpos + np.array([0.0, -0.16, 0.0]),
+            fingertips=(data.site("rightEndEffector").xpos + data.site("leftEndEffector").xpos) / 2.0,
+            gripper=float(np.clip(1.0 - data.qpos[self._fingers[0]] / FINGER_TRAVEL[0], 0.0, 1.0)),
+            appearance=self.appearance,
+        )
+
+
+def describe(
+    drawer_x: float,
+    opening: float,
+    handle: np.ndarray,
+    fingertips: np.ndarray,
+    gripper: float,
+    appearance: Appearance,
+) -> dict[str, Any]:
+    """Facts a question can be asked about: metres, open fractions 0..1, image positions (u, v) 0..1."""
+    blocks = {
+        b.colour: {
+            "position": (b.x, b.y),
+            "image": image_position(np.array([b.x, b.y, BLOCK_HALF_SIZE])),
+            "to_handle": float(np.hypot(b.x - handle[0], b.y - handle[1])),
+        }
+        for b in appearance.blocks
+    }
+    return {
+        "drawer_opening": opening,
+        "drawer_x": drawer_x,
+        "handle": tuple(handle.tolist()),
+        "handle_image": image_position(handle),
+        "cabinet_colour": appearance.cabinet,
+        "fingertips": tuple(fingertips.tolist()),
+        "hand_image": image_position(fingertips),
+        "hand_to_handle": float(np.linalg.norm(fingertips - handle)),
+        "hand_above_handle": float(fingertips[2] - handle[2]),
+        "gripper_opening": gripper,
+        "blocks": blocks,
+    }
+
+
+def anticipate(scene: Scene) -> dict[str, Any]:
+    """`describe` for a scene that has not been simulated: right to about a centimetre, and a hundred times faster."""
+    handle = np.array([scene.drawer[0], scene.drawer[1] - 0.17 - DRAWER_TRAVEL * scene.opening, 0.09])
+    fingertips = np.array(scene.hand) - np.array([0.0, 0.0, FINGER_LENGTH])
+    return describe(scene.drawer[0], scene.opening, handle, fingertips, scene.gripper, scene.appearance)
+
+
+def opposite(task: Task) -> Task:
+    """The other task, for the swapped-instruction control."""
+    return cast(Task, TASKS[1 - TASKS.index(task)])
