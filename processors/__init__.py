@@ -1,0 +1,39 @@
+"""What turns pictures, words and actions into tensors and back. Everything here but this file ships to the Hub.
+
+`register_for_auto_class` lives here and not in the modules, because this file never ships: what is saved can then be
+loaded without this package.
+"""
+
+from transformers import AutoImageProcessor, AutoProcessor
+
+from gen_vla.processors.action_grammar import ActionGrammar, ActionLogitsProcessor, make_action_config
+from gen_vla.processors.action_statistics import (
+    compute_statistics,
+    count_clipped,
+    normalize_actions,
+    select_statistics,
+    unnormalize_actions,
+)
+from gen_vla.processors.action_strings import ActionStringError, ActionStringProcessor
+from gen_vla.processors.image_processing_openvla_plus import OpenVLAPlusImageProcessor
+from gen_vla.processors.processing_openvla_plus import PROMPT_TEMPLATE, OpenVLAPlusProcessor
+
+
+OpenVLAPlusImageProcessor.register_for_auto_class("AutoImageProcessor")
+OpenVLAPlusProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "PROMPT_TEMPLATE",
+    "ActionGrammar",
+    "ActionLogitsProcessor",
+    "ActionStringError",
+    "ActionStringProcessor",
+    "OpenVLAPlusImageProcessor",
+    "OpenVLAPlusProcessor",
+    "compute_statistics",
+    "count_clipped",
+    "make_action_config",
+    "normalize_actions",
+    "select_statistics",
+    "unnormalize_actions",
+]

@@ -1,0 +1,178 @@
+"""From observations to robot actions: the part of inference every model of the family shares.
+
+Decides: the lead-in between prompt and action, decoding under the action grammar, probabilities, un-normalisation by
+data set. Refuses to know: how logits come about, what a picture is, prompts' words.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessorList
+
+from .action_grammar import ActionGrammar, ActionLogitsProcessor
+from .action_statistics import select_statistics, unnormalize_actions
+
+
+@dataclass
+class ActionPrediction:
+    """What `predict_actions` returns. B observations, T steps, D dimensions, L tokens of the longest action.
+
+    Attributes:
+        actions: float32 [B, T, D], in the units of each row's data set.
+        normalized: float32 [B, T, D], in [-1, 1] as the model wrote them.
+        text: the B action strings.
+        token_ids: int64 [B, L]; rows that ended early are filled with EOS.
+        digit_probabilities: float32 [B, L], the probability of each token among those the grammar allowed there: 1
+            where there was no choice. With sampling, at the sampling temperature.
+        forward_passes: passes through the language model, the prompt's included.
+    """
+
+    actions: np.ndarray
+    normalized: np.ndarray
+    text: list[str]
+    token_ids: np.ndarray
+    digit_probabilities: np.ndarray
+    forward_passes: int
+
+
+class ActionPredictionMixin:
+    """`predict_action` and `predict_actions` for a model with `generate` and an `action_config`."""
+
+    config: Any
+    device: Any
+    generate: Any
+
+    def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
+        """The action for one observation, OpenVLA's contract.
+
+        Args:
+            input_ids, attention_mask, pixel_values: from `processor.action_inputs(image, instruction)` or from
+                `processor(prompt, image)`.
+            unnorm_key: the data set whose units are wanted; may be left out where the model knows only one.
+            kwargs: as for `predict_actions`.
+
+        Returns:
+            float32 [D] for a horizon of 1, else [T, D], in the data set's units.
+        """
+        if input_ids is not None and input_ids.shape[0] != 1:
+            raise ValueError(
+                f"got {input_ids.shape[0]} observations, expected 1; predict_actions takes a batch and returns [B, T, D]"
+            )
+        actions = self.predict_actions(input_ids=input_ids, unnorm_key=unnorm_key, **kwargs).actions[0]
+        return actions[0] if len(actions) == 1 else actions
+
+    @torch.no_grad()
+    def predict_actions(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        pixel_values: Any = None,
+        unnorm_key: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> ActionPrediction:
+        """The actions for a batch of observations.
+
+        Args:
+            input_ids: int64 [B, L], left-padded; the lead-in is appended where it is missing.
+            attention_mask: int64 [B, L], 0 on padding.
+            pixel_values: float [B, C, H, W].
+            unnorm_key: one data set for all rows, or one per row.
+            kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...).
+
+        Raises:
+            ValueError: if the model has no action format or statistics, the key is unknown, or inputs are missing.
+        """
+        grammar = self.action_grammar
+        if input_ids is None:
+            raise ValueError("got no input_ids, expected those of processor.action_inputs(image, instruction)")
+        rows = input_ids.shape[0]
+        keys = [unnorm_key] * rows if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
+        if len(keys) != rows:
+            raise ValueError(f"got {len(keys)} unnorm_keys for {rows} observations, expected one each or one for all")
+        statistics = [select_statistics(self.config.norm_stats, key) for key in keys]
+        prompt, mask = append_lead_in(
+            input_ids,
+            torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            self.config.action_config["lead_in_ids"],
+            grammar.eos_token_id,
+        )
+        token_ids, probabilities = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
+        text = [grammar.text(row) for row in token_ids.tolist()]
+        normalized = np.stack([grammar.strings.decode(line) for line in text])
+        actions = np.stack([unnormalize_actions(row, stats) for row, stats in zip(normalized, statistics)])
+        return ActionPrediction(actions, normalized, text, token_ids, probabilities, token_ids.shape[1])
+
+    @property
+    def action_grammar(self) -> ActionGrammar:
+        """The grammar of `config.action_config`, compiled on first use."""
+        if not self.config.action_config:
+            raise ValueError(
+                "got a model without config.action_config, expected one: it was not trained to act. "
+                "make_action_config(strings, tokenizer) in gen_vla.processors writes it"
+            )
+        cached = self.__dict__.get("_action_grammar")
+        if cached is None or cached[0] != self.config.action_config:
+            cached = (dict(self.config.action_config), ActionGrammar.from_action_config(self.config.action_config))
+            self.__dict__["_action_grammar"] = cached
+        return cached[1]
+
+    def get_action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
+        """The action statistics of a data set (OpenVLA's method)."""
+        return select_statistics(self.config.norm_stats, unnorm_key)
+
+    def get_action_dim(self, unnorm_key: str | None = None) -> int:
+        """D, the dimensions of an action in a data set (OpenVLA's method)."""
+        return len(self.get_action_stats(unnorm_key)["q01"])
+
+    def _generate_action(
+        self, grammar: ActionGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Constrained decoding by `generate`: token ids int64 [B, L] and their probabilities float32 [B, L]."""
+        constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
+        settings = {
+            "do_sample": False,
+            "max_new_tokens": grammar.max_tokens,
+            "eos_token_id": grammar.eos_token_id,
+            "pad_token_id": grammar.eos_token_id,  # what fills finished rows; the grammar allows EOS after EOS
+            **options,
+        }
+        output = self.generate(
+            input_ids=prompt,
+            attention_mask=mask,
+            pixel_values=pixel_values,
+            generation_config=GenerationConfig(**settings, return_dict_in_generate=True, output_scores=True),
+            logits_processor=LogitsProcessorList([constraint]),
+        )
+        token_ids = output.sequences[:, prompt.shape[1] :]
+        beams = getattr(output, "beam_indices", None)
+        probabilities = []
+        for step, scores in enumerate(output.scores[: token_ids.shape[1]]):
+            chosen = scores if beams is None else scores[beams[:, step].clamp(min=0)]
+            chances = chosen.float().softmax(dim=-1)
+            probabilities.append(chances.gather(1, token_ids[:, step : step + 1]))
+        return token_ids.cpu().numpy(), torch.cat(probabilities, dim=1).cpu().numpy()
+
+
+def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad: int) -> tuple[Any, Any]:
+    """Rows that all end in the lead-in, still left-padded.
+
+    Args:
+        input_ids, attention_mask: int64 [B, L].
+        lead_in: the ids to end in; rows that already do are left alone.
+        pad: what to put before rows that need no lead-in where others do.
+    """
+    if not lead_in:
+        return input_ids, attention_mask
+    wanted = torch.tensor(lead_in, device=input_ids.device)
+    has = (input_ids[:, -len(lead_in) :] == wanted).all(dim=1, keepdim=True)
+    if bool(has.all()):
+        return input_ids, attention_mask
+    tail = wanted.expand(len(input_ids), -1)
+    appended = torch.cat((input_ids, tail), dim=1)
+    shifted = torch.cat((torch.full_like(tail, pad), input_ids), dim=1)
+    masks = torch.cat((attention_mask, torch.ones_like(tail)), dim=1)
+    shifted_masks = torch.cat((torch.zeros_like(tail), attention_mask), dim=1)
+    return torch.where(has, shifted, appended), torch.where(has, shifted_masks, masks)

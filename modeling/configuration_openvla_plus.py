@@ -1,0 +1,112 @@
+"""Configuration of OpenVLA+: two vision encoders, a projector, a Llama, and what the actions mean.
+
+Decides: the fields of config.json and their defaults, which are the full-size model's (7.5B parameters). Refuses to
+know: how any of it is computed.
+"""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+
+# Full size: the encoders and the language model of OpenVLA 7B.
+DINO_DEFAULTS = {
+    "model_type": "dinov2_with_registers",
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "mlp_ratio": 4,
+    "image_size": 224,
+    "patch_size": 14,
+    "num_register_tokens": 4,
+}
+SIGLIP_DEFAULTS = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "vision_use_head": False,
+}
+TEXT_DEFAULTS = {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000, "max_position_embeddings": 2048}
+FROZEN_CHOICES = ("siglip", "dino", None)
+
+
+class OpenVLAPlusConfig(PretrainedConfig):
+    """Configuration of `OpenVLAPlusForVision2Seq`.
+
+    Args:
+        dino_config: DINOv2 with registers (a dictionary or a config). Its last block is never built: the features are
+            those of the second-to-last block, as in OpenVLA.
+        siglip_config: SigLIP's vision encoder, likewise.
+        text_config: Llama.
+        frozen: the encoder that never moves: `"siglip"` (the recipe), `"dino"`, or `None` (without D).
+        image_token_id: id of the placeholder whose embeddings the projected patches replace.
+        action_config: the action format, see `action_grammar.py`; `None` for a model that only talks.
+        norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
+        prompt_template: the texts training used; the processor holds the same.
+    """
+
+    model_type = "openvla_plus"
+    sub_configs = {"dino_config": AutoConfig, "siglip_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self,
+        dino_config: Any = None,
+        siglip_config: Any = None,
+        text_config: Any = None,
+        frozen: str | None = "siglip",
+        image_token_id: int = 32001,
+        action_config: dict[str, Any] | None = None,
+        norm_stats: dict[str, Any] | None = None,
+        prompt_template: dict[str, str] | None = None,
+        tie_word_embeddings: bool = False,
+        auto_map: dict[str, str] | None = None,
+        **kwargs: Any,
+    ):
+        if frozen not in FROZEN_CHOICES:
+            raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(map(repr, FROZEN_CHOICES))}")
+        self.dino_config = as_config(dino_config, DINO_DEFAULTS)
+        self.siglip_config = as_config(siglip_config, SIGLIP_DEFAULTS)
+        self.text_config = as_config(text_config, TEXT_DEFAULTS)
+        patches = {name: (c.image_size // c.patch_size) ** 2 for name, c in self.encoder_configs.items()}
+        if len(set(patches.values())) != 1:
+            raise ValueError(f"got {patches} patches per encoder, expected the same number; they share a grid")
+        self.frozen = frozen
+        self.image_token_id = image_token_id
+        self.action_config = action_config
+        self.norm_stats = norm_stats or {}
+        self.prompt_template = prompt_template
+        # transformers 5 reads the flag here, transformers 4 reads the text configuration's.
+        self.text_config.tie_word_embeddings = tie_word_embeddings
+        # One repository serves every auto class a user may call; `register_for_auto_class` knows only one of them.
+        self.auto_map = auto_map or {
+            "AutoConfig": "configuration_openvla_plus.OpenVLAPlusConfig",
+            **dict.fromkeys(
+                ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq"),
+                "modeling_openvla_plus.OpenVLAPlusForVision2Seq",
+            ),
+        }
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    @property
+    def encoder_configs(self) -> dict[str, Any]:
+        """The vision encoders' configurations, in the order of their channels."""
+        return {"dino": self.dino_config, "siglip": self.siglip_config}
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, the tokens one picture takes."""
+        return (self.dino_config.image_size // self.dino_config.patch_size) ** 2
+
+
+def as_config(given: Any, defaults: dict[str, Any]) -> Any:
+    """A configuration object from an object, a dictionary, or nothing."""
+    if isinstance(given, PretrainedConfig):
+        return given
+    settings = dict(given) if given else dict(defaults)
+    model_type = settings.pop("model_type", defaults["model_type"])
+    return CONFIG_MAPPING[model_type](**settings)

@@ -1,0 +1,92 @@
+"""Two vision encoders side by side, of which at most one is frozen (the paper's D).
+
+Decides: which hidden states are the features, how they are joined, and what frozen means: no gradient, no autograd
+graph, evaluation mode whatever `train()` says. Refuses to know: language, actions, where the weights come from.
+
+Layout, for DINOv2 with 4 registers and SigLIP on 224 pixels (256 patches):
+
+    pixel_values [B, 6, 224, 224] = DINOv2's normalisation of the picture on channels 0-2, SigLIP's on 3-5
+    dino   [B, 1 + 4 + 256, 1024] -> drop CLS and registers -> [B, 256, 1024]
+    siglip [B, 256, 1152]                                    -> [B, 256, 1152]
+    features = concatenation on the last axis                 [B, 256, 2176]
+"""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+
+class DualVisionTower(nn.Module):
+    """Vision encoders whose patch features are concatenated on channels.
+
+    Args:
+        encoders: configuration by name, in the order of their channels.
+        frozen: the name of the encoder that never moves, or `None`.
+    """
+
+    def __init__(self, encoders: dict[str, Any], frozen: str | None):
+        super().__init__()
+        if frozen is not None and frozen not in encoders:
+            raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(encoders)} or None")
+        self.names = tuple(encoders)
+        self.frozen = frozen
+        self.prefix_tokens = {name: prefix_tokens(config) for name, config in encoders.items()}
+        self.width = sum(config.hidden_size for config in encoders.values())
+        for name, config in encoders.items():
+            self.add_module(name, second_to_last_block_encoder(config))
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Applies what `frozen` says; `train()` calls it again, since trainers switch modes and gradients wholesale."""
+        if self.frozen is not None:
+            self.get_submodule(self.frozen).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "DualVisionTower":
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixel values float [B, 3 x encoders, H, W] to features [B, N, sum of widths]."""
+        expected = 3 * len(self.names)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
+            raise ValueError(
+                f"got pixel_values of shape {list(pixel_values.shape)}, expected [B, {expected}, H, W]: three channels "
+                f"for each of {', '.join(self.names)}; use the processor that belongs to the model"
+            )
+        parts = [self.encode(name, part) for name, part in zip(self.names, pixel_values.split(3, dim=1))]
+        return torch.cat(parts, dim=-1)
+
+    def encode(self, name: str, pixels: torch.Tensor) -> torch.Tensor:
+        """One encoder's patch features [B, N, width] of its pixel values [B, 3, H, W]."""
+        encoder = self.get_submodule(name)
+        pixels = pixels.to(next(encoder.parameters()).dtype)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and name != self.frozen):
+            hidden = encoder(pixel_values=pixels).last_hidden_state
+        return hidden[:, self.prefix_tokens[name] :]
+
+
+def prefix_tokens(config: Any) -> int:
+    """Tokens before the patches: CLS and registers in DINOv2, none in SigLIP."""
+    if config.model_type == "siglip_vision_model":
+        return 0
+    return 1 + getattr(config, "num_register_tokens", 0)
+
+
+def second_to_last_block_encoder(config: Any) -> nn.Module:
+    """An encoder whose `last_hidden_state` is the output of the configured model's second-to-last block.
+
+    The last block is not built and the final norm is the identity, so no parameter is left without a gradient.
+    """
+    config = deepcopy(config)
+    config.num_hidden_layers -= 1
+    encoder = AutoModel.from_config(config)
+    encoder = getattr(encoder, "vision_model", encoder)  # transformers 4 nests SigLIP one level deeper
+    final_norm = "post_layernorm" if config.model_type == "siglip_vision_model" else "layernorm"
+    setattr(encoder, final_norm, nn.Identity())
+    if config.model_type == "dinov2_with_registers":
+        encoder.embeddings.mask_token.requires_grad_(False)  # only pretraining masks patches
+    return encoder

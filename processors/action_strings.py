@@ -1,0 +1,322 @@
+"""Robot actions as strings of digits: writes them, reads them, refuses everything else.
+
+Decides: how a normalised action in [-1, 1] is spelled (three styles), and which strings are spellings at all. One
+character automaton per style defines both: `decode` walks it, and the token grammar used for constrained decoding
+(`action_grammar.py`) is compiled from it, so that what can be generated is exactly what can be read.
+
+Refuses to know: units and data sets (`action_statistics.py`), token ids, prompts, models.
+
+Axes: T steps of an action chunk (the horizon), D action dimensions.
+
+    style     one step, D = 3, decimals = 4    two steps            tokens in the Llama and Gemma vocabularies
+    signed    +0.0312-0.1200+1.0000            joined by "\\n"       one per character: 7 per value
+    plain     0.0312\\n-0.1200\\n1.0000          joined by "\\n\\n"     one per character, the sign only when negative
+    legacy    0.0312,-0.12,1.0,                simply concatenated  ",-" is one token, decimals vary
+
+"plain" is the rendering the paper shows; "legacy" is what the checkpoint released by the paper's authors writes.
+"signed" is ours: fixed width, so that every value takes the same number of tokens.
+
+This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
+import it from beside themselves.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+
+STYLES = ("signed", "plain", "legacy")
+DIGITS = "0123456789"
+SEPARATORS = ",\n"
+
+# What stands between the prompt and the action, by style. A signed or plain answer starts on a new line, which keeps
+# its first character a token of its own; the legacy checkpoint continues the prompt's line after a space.
+LEAD_IN = {"signed": "\n", "plain": "\n", "legacy": " "}
+
+
+class ActionStringError(ValueError):
+    """A text is not the spelling of an action, or an action has no spelling.
+
+    Attributes:
+        position: index of the first character that does not fit, or `None` where no text is concerned.
+        expected: what could have stood there, in words.
+    """
+
+    def __init__(self, message: str, position: int | None = None, expected: str | None = None):
+        super().__init__(message)
+        self.position = position
+        self.expected = expected
+
+
+class ActionStringProcessor:
+    """Encodes normalised actions as strings and decodes them.
+
+    Args:
+        action_dim: D, the number of action dimensions.
+        horizon: T, the number of steps in one string.
+        decimals: digits after the point (at most 4 fit the 5e-5 round trip the tests promise).
+        style: `"signed"`, `"plain"` or `"legacy"`.
+        binary_dims: dimensions that are only ever 0 or 1 (a gripper); all others range over [-1, 1].
+
+    `clipped` counts, per dimension, the values `encode` had to clip to [-1, 1] since construction.
+    """
+
+    def __init__(
+        self,
+        action_dim: int = 7,
+        horizon: int = 1,
+        decimals: int = 4,
+        style: str = "signed",
+        binary_dims: Sequence[int] = (),
+    ):
+        if style not in STYLES:
+            raise ValueError(f"got style={style!r}, expected one of {', '.join(map(repr, STYLES))}")
+        for name, value in (("action_dim", action_dim), ("horizon", horizon), ("decimals", decimals)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"got {name}={value!r}, expected an integer of at least 1")
+        if any(not 0 <= dim < action_dim for dim in binary_dims):
+            raise ValueError(f"got binary_dims={list(binary_dims)}, expected dimensions from 0 to {action_dim - 1}")
+        self.action_dim = action_dim
+        self.horizon = horizon
+        self.decimals = decimals
+        self.style = style
+        self.binary_dims = tuple(sorted(set(binary_dims)))
+        self.clipped = np.zeros(action_dim, dtype=np.int64)
+        self.automaton = CharacterAutomaton(action_dim, horizon, decimals, style, self.binary_dims)
+
+    @classmethod
+    def from_action_config(cls, action_config: dict[str, Any]) -> "ActionStringProcessor":
+        """Builds the processor a saved `action_config` describes (see `action_grammar.make_action_config`)."""
+        keys = ("action_dim", "horizon", "decimals", "style", "binary_dims")
+        missing = [key for key in keys if key not in action_config]
+        if missing:
+            raise ValueError(
+                f"got an action_config without {', '.join(missing)}, expected {', '.join(keys)}; "
+                "write it with make_action_config or take it from the model's config.json"
+            )
+        return cls(**{key: action_config[key] for key in keys})
+
+    @property
+    def lead_in(self) -> str:
+        """The text between the prompt and the action string."""
+        return LEAD_IN[self.style]
+
+    def encode(self, actions: Any) -> str:
+        """Spells one action or one chunk of actions.
+
+        Args:
+            actions: float [D] (horizon 1) or [T, D], normalised to [-1, 1]; binary dimensions hold 0 or 1.
+
+        Returns:
+            The string, without the lead-in and without an end-of-sequence token.
+
+        Raises:
+            ActionStringError: on another shape, NaN, infinity, or a binary dimension that is neither 0 nor 1.
+                Values outside [-1, 1] are clipped and counted in `clipped`.
+        """
+        chunk = self._as_chunk(actions)
+        self.clipped += (np.abs(chunk) > 1.0).sum(axis=0)
+        # Adding 0.0 turns -0.0 into 0.0, so that zero has one spelling.
+        rounded = np.round(np.clip(chunk, -1.0, 1.0), self.decimals) + 0.0
+        steps = [[self._spell(value) for value in step] for step in rounded]
+        if self.style == "signed":
+            return "\n".join("".join(step) for step in steps)
+        if self.style == "plain":
+            return "\n\n".join("\n".join(step) for step in steps)
+        return "".join(value + "," for step in steps for value in step)
+
+    def decode(self, text: str) -> np.ndarray:
+        """Reads an action string.
+
+        Returns:
+            float32 [T, D] in [-1, 1].
+
+        Raises:
+            ActionStringError: with the position of the first character that does not fit and what was expected there.
+                Nothing is repaired: no stripping, no padding, no default action.
+        """
+        if not isinstance(text, str):
+            raise ActionStringError(f"got {type(text).__name__}, expected a string that spells an action")
+        spans = self.automaton.read(text)
+        values = np.array([float(span) for span in spans], dtype=np.float32) + np.float32(0.0)
+        return values.reshape(self.horizon, self.action_dim)
+
+    def logits_processor(self, tokenizer: Any, prompt_length: int) -> Any:
+        """A `LogitsProcessor` for plain `generate` that only lets action strings through.
+
+        Args:
+            tokenizer: the tokenizer of the model that generates.
+            prompt_length: tokens in `input_ids` before the action, padding and lead-in included.
+        """
+        from .action_grammar import ActionGrammar, ActionLogitsProcessor, make_action_config
+
+        grammar = ActionGrammar.from_action_config(make_action_config(self, tokenizer))
+        return ActionLogitsProcessor(grammar, prompt_length)
+
+    def _as_chunk(self, actions: Any) -> np.ndarray:
+        chunk = np.asarray(actions, dtype=np.float64)
+        if chunk.ndim == 1 and self.horizon == 1:
+            chunk = chunk[None]
+        if chunk.shape != (self.horizon, self.action_dim):
+            expected = f"[{self.horizon}, {self.action_dim}]"
+            if self.horizon == 1:
+                expected = f"[{self.action_dim}] or {expected}"
+            raise ActionStringError(f"got an action of shape {list(chunk.shape)}, expected {expected}")
+        if not np.isfinite(chunk).all():
+            step, dim = map(int, np.argwhere(~np.isfinite(chunk))[0])
+            raise ActionStringError(
+                f"got {chunk[step, dim]} in step {step}, dimension {dim}, expected a finite number; "
+                "drop or repair the row before encoding it"
+            )
+        for dim in self.binary_dims:
+            odd = ~np.isin(np.round(chunk[:, dim], self.decimals), (0.0, 1.0))
+            if odd.any():
+                raise ActionStringError(
+                    f"got {chunk[odd, dim][0]:g} in dimension {dim}, expected 0 or 1 because the dimension is binary; "
+                    "binarise it in the data transform or leave it out of binary_dims"
+                )
+        return chunk
+
+    def _spell(self, value: float) -> str:
+        if self.style == "signed":
+            return f"{value:+.{self.decimals}f}"
+        fixed = f"{value:.{self.decimals}f}"
+        if self.style == "plain":
+            return fixed
+        trimmed = fixed.rstrip("0")
+        return trimmed + "0" if trimmed.endswith(".") else trimmed
+
+
+class CharacterAutomaton:
+    """A deterministic, acyclic automaton over characters whose words are exactly the action strings of one style.
+
+    Attributes:
+        edges: per state, the characters that may follow and the state each leads to.
+        value_of: per state, the index t * D + d of the value that a sign, digit or point leaving it belongs to.
+        final: the state in which a word is complete; it has no edges.
+    """
+
+    def __init__(self, action_dim: int, horizon: int, decimals: int, style: str, binary_dims: Iterable[int]):
+        self.edges: list[dict[str, int]] = [{}]
+        self.value_of: list[int] = [0]
+        self.values = horizon * action_dim
+        binary = set(binary_dims)
+        here = 0
+        for step in range(horizon):
+            for dim in range(action_dim):
+                self.value_of[here] = step * action_dim + dim
+                write = self._legacy_value if style == "legacy" else self._fixed_value
+                here = write(here, decimals, style, dim in binary)
+                last_dim, last_step = dim == action_dim - 1, step == horizon - 1
+                if style == "signed" and last_dim and not last_step:
+                    here = self._separate(here, "\n")
+                elif style == "plain" and not (last_dim and last_step):
+                    here = self._separate(here, "\n\n" if last_dim else "\n")
+        self.final = here
+
+    def read(self, text: str) -> list[str]:
+        """Splits `text` into the spelled values; raises `ActionStringError` at the first character that does not fit."""
+        spans = [""] * self.values
+        state = 0
+        for position, character in enumerate(text):
+            following = self.edges[state].get(character)
+            if following is None:
+                raise self._error(text, position, repr(character), state)
+            if character not in SEPARATORS:
+                spans[self.value_of[state]] += character
+            state = following
+        if state != self.final:
+            raise self._error(text, len(text), "the end of the text", state)
+        return spans
+
+    def _error(self, text: str, position: int, got: str, state: int) -> ActionStringError:
+        allowed = self.edges[state]
+        expected = f"one of {' '.join(map(repr, sorted(allowed)))}" if allowed else "the end of the text"
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        return ActionStringError(
+            f"got {got} at position {position} of {shown!r}, expected {expected}; this is no action string of "
+            f"{self.values} values, so there is no action in it",
+            position=position,
+            expected=expected,
+        )
+
+    def _new(self, value: int) -> int:
+        self.edges.append({})
+        self.value_of.append(value)
+        return len(self.edges) - 1
+
+    def _chain(self, state: int, options: str) -> int:
+        """One new state behind `state`, reached by every character of `options`."""
+        target = self._new(self.value_of[state])
+        for character in options:
+            self.edges[state][character] = target
+        return target
+
+    def _separate(self, state: int, text: str) -> int:
+        for character in text:
+            state = self._chain(state, character)
+        return state
+
+    def _fixed_value(self, start: int, decimals: int, style: str, binary: bool) -> int:
+        """sign? integer point decimals; after an integer 1 every decimal is 0, so that no value exceeds 1."""
+        value = self.value_of[start]
+        if style == "signed":
+            start = self._chain(start, "+" if binary else "+-")
+        heads = [start]
+        if style == "plain" and not binary:
+            heads.append(self._chain(start, "-"))
+        zero, one, end = self._new(value), self._new(value), self._new(value)
+        for head in heads:
+            self.edges[head].update({"0": zero, "1": one})
+        for state, digits in ((zero, "0" if binary else DIGITS), (one, "0")):
+            state = self._chain(state, ".")
+            for _ in range(decimals - 1):
+                state = self._chain(state, digits)
+            for character in digits:
+                self.edges[state][character] = end
+        return end
+
+    def _legacy_value(self, start: int, decimals: int, style: str, binary: bool) -> int:
+        """-? integer point 1 to `decimals` digits without idle zeros, then a comma.
+
+        Two spellings are read although `encode` never writes them, because the released checkpoint may: "-0.0", and
+        "1e-04", which is how numpy prints that float32 and the only exponent four decimals can produce.
+        """
+        value = self.value_of[start]
+        zero, one, end = self._new(value), self._new(value), self._new(value)
+        heads = [start] if binary else [start, self._chain(start, "-")]
+        for head in heads:
+            self.edges[head].update({"0": zero, "1": one})
+        self._end_value(self._chain(self._chain(one, "."), "0"), end)
+        point = self._chain(zero, ".")
+        if binary:
+            self._end_value(self._chain(point, "0"), end)
+            return end
+        if decimals >= 4:
+            state = one
+            for character in "e-04":
+                state = self._chain(state, character)
+            self._end_value(state, end)
+        self._variable_decimals(point, decimals, end)
+        return end
+
+    def _variable_decimals(self, point: int, decimals: int, end: int) -> None:
+        """Digits after "0.": a lone 0 may end the value, any other trailing 0 may not."""
+        after_digit, after_zero = self._chain(point, DIGITS[1:]), self._chain(point, "0")
+        self._end_value(after_digit, end)
+        self._end_value(after_zero, end)
+        for place in range(1, decimals):
+            next_digit = self._new(self.value_of[point])
+            self._end_value(next_digit, end)
+            next_zero = self._new(self.value_of[point]) if place < decimals - 1 else None
+            for state in (after_digit, after_zero):
+                if state is None:
+                    continue
+                self.edges[state].update(dict.fromkeys(DIGITS[1:], next_digit))
+                if next_zero is not None:
+                    self.edges[state]["0"] = next_zero
+            after_digit, after_zero = next_digit, next_zero
+
+    def _end_value(self, state: int, end: int) -> None:
+        self.edges[state][","] = end

@@ -1,0 +1,111 @@
+"""Pictures to pixels for a dual vision tower: one naive resize, then one normalisation per encoder.
+
+Decides: RGB conversion, the optional centre crop, the bicubic resize straight to a square (no aspect ratio kept:
+OpenVLA's "resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, and their
+order on the channel axis. Refuses to know: text, cameras, models.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SIGLIP_MEAN = (0.5, 0.5, 0.5)
+SIGLIP_STD = (0.5, 0.5, 0.5)
+
+
+class OpenVLAPlusImageProcessor(BaseImageProcessor):
+    """Image processor of the family.
+
+    Args:
+        image_size: side of the square the encoders see, in pixels.
+        means: per encoder, the mean of the three channels in 0..1; DINOv2 first, SigLIP second.
+        stds: likewise, the standard deviations.
+        center_crop_area: share of the area kept by a centre crop before the resize, or `None` for no crop. OpenVLA
+            crops 0.9 for models that were trained with random resized crops.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012  # the base class's own declaration
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        means: Sequence[Sequence[float]] = (IMAGENET_MEAN, SIGLIP_MEAN),
+        stds: Sequence[Sequence[float]] = (IMAGENET_STD, SIGLIP_STD),
+        center_crop_area: float | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if center_crop_area is not None and not 0.0 < center_crop_area <= 1.0:
+            raise ValueError(f"got center_crop_area={center_crop_area}, expected a share in (0, 1] or None")
+        self.image_size = image_size
+        self.means = [list(mean) for mean in means]
+        self.stds = [list(std) for std in stds]
+        self.center_crop_area = center_crop_area
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """Turns pictures into pixel values.
+
+        Args:
+            images: a PIL image, a uint8 array [H, W, 3] or [H, W], or a (nested) list of them, flattened in order.
+            return_tensors: `"pt"`, `"np"` or `None`.
+
+        Returns:
+            `pixel_values`: float32 [B, 3 x encoders, image_size, image_size].
+
+        Raises:
+            TypeError: for anything else, such as a path, bytes, or a float array, naming what was got.
+        """
+        pictures = [to_rgb(image) for image in flatten_images(images)]
+        pixels = np.stack([self._pixel_values(picture) for picture in pictures])
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def _pixel_values(self, picture: Image.Image) -> np.ndarray:
+        if self.center_crop_area is not None:
+            picture = center_crop(picture, self.center_crop_area)
+        side = (self.image_size, self.image_size)
+        if picture.size != side:
+            picture = picture.resize(side, Image.Resampling.BICUBIC)
+        unit = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255.0)
+        channels = [
+            (unit - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
+            for mean, std in zip(self.means, self.stds, strict=True)
+        ]
+        return np.concatenate(channels)
+
+
+def flatten_images(images: Any) -> list[Any]:
+    """One picture, a list of them, or a list of lists (one per row of a batch) as a flat list."""
+    if isinstance(images, (list, tuple)):
+        return [picture for entry in images for picture in flatten_images(entry)]
+    return [images]
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """A PIL image in RGB; raises `TypeError` for what is no picture."""
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if hasattr(image, "__array__"):
+        array = np.asarray(image)
+        if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))):
+            return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).convert("RGB")
+        got = f"an array of dtype {array.dtype} and shape {list(array.shape)}"
+    else:
+        got = f"{type(image).__name__} {image!r}" if isinstance(image, str) else type(image).__name__
+    raise TypeError(
+        f"got {got} as an image, expected a PIL image or a uint8 array [H, W, 3] with values 0..255; "
+        "open a file with PIL.Image.open(path) first"
+    )
+
+
+def center_crop(picture: Image.Image, area: float) -> Image.Image:
+    """The centre of a picture with `area` of its surface, sides scaled by sqrt(area)."""
+    width, height = (round(side * area**0.5) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))

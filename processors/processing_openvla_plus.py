@@ -1,0 +1,276 @@
+"""Pictures and words to model inputs: prompts, one BOS, image tokens in their place, left padding.
+
+Decides: the layout of a row, which training and inference share:
+
+    <s> <image> x N  In: What action should the robot take to pick up the can?\\nOut: \\n | +0.0312-0.1200... </s>
+    <s> <image> x N  In: How many blocks are there?\\nOut:                               | two </s>
+    BOS image tokens  prompt                                                 lead-in       answer EOS
+
+Image tokens always follow BOS directly, wherever a text has its `<image>` placeholders: that is where OpenVLA puts the
+patches. A row without pictures has none. A BOS that a chat template already wrote is not written again.
+
+Refuses to know: how pictures become pixels (`image_processing_openvla_plus.py`), how actions are spelled
+(`action_strings.py`), units, the model.
+"""
+
+from typing import Any
+
+import transformers
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .action_strings import ActionStringProcessor
+from .image_processing_openvla_plus import flatten_images
+
+
+# OpenVLA's prompts; `answer` is what follows a question's prompt.
+PROMPT_TEMPLATE = {
+    "action": "In: What action should the robot take to {instruction}?\nOut:",
+    "question": "In: {question}\nOut:",
+    "answer": " {answer}",
+}
+
+
+class OpenVLAPlusProcessor(ProcessorMixin):
+    """Processor of the family: `action_inputs` for robots, `question_inputs` or a call for everything else.
+
+    Args:
+        image_processor: an `OpenVLAPlusImageProcessor`.
+        tokenizer: a fast tokenizer with BOS, EOS, PAD and `image_token` in its vocabulary.
+        num_image_tokens: N, the tokens one picture takes.
+        action_config: the action format (`action_grammar.make_action_config`), the same as in the model's config.
+        prompt_template: texts with `{instruction}`, `{question}` and `{answer}`.
+        image_token: the placeholder token.
+        chat_template: Jinja; by default derived from `prompt_template`.
+    """
+
+    if transformers.__version__.startswith("4."):  # transformers 5 reads the signature below and warns about these
+        attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+        image_processor_class = "AutoImageProcessor"
+        tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_tokens: int = 256,
+        action_config: dict[str, Any] | None = None,
+        prompt_template: dict[str, str] | None = None,
+        image_token: str = "<image>",
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ):
+        self.num_image_tokens = num_image_tokens
+        self.action_config = action_config
+        self.prompt_template = dict(prompt_template or PROMPT_TEMPLATE)
+        self.image_token = image_token
+        if tokenizer is not None:
+            self.image_token_id = token_id(tokenizer, image_token)
+        template = chat_template or chat_template_for(self.prompt_template)
+        super().__init__(image_processor, tokenizer, chat_template=template)
+
+    @property
+    def action_strings(self) -> ActionStringProcessor:
+        """A new `ActionStringProcessor` in the model's action format, its clip counters at zero."""
+        if not self.action_config:
+            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
+        return ActionStringProcessor.from_action_config(self.action_config)
+
+    def action_prompt(self, instruction: str) -> str:
+        """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
+        words = checked_text(instruction, "instruction").strip().lower()
+        lead_in = self.action_config["lead_in"] if self.action_config and self.action_config["lead_in_ids"] else ""
+        return self.prompt_template["action"].format(instruction=words) + lead_in
+
+    def question_prompt(self, question: str) -> str:
+        """The prompt that asks a question about a picture, or without one."""
+        return self.prompt_template["question"].format(question=checked_text(question, "question").strip())
+
+    def answer_text(self, answer: str) -> str:
+        """What the model should write after `question_prompt`, EOS excepted."""
+        return self.prompt_template["answer"].format(answer=checked_text(answer, "answer").strip())
+
+    def action_inputs(self, image: Any, instruction: Any, return_tensors: str | None = "pt") -> BatchFeature:
+        """Inputs for `predict_action` and `predict_actions`.
+
+        Args:
+            image: one picture (PIL or uint8 [H, W, 3]), or a list of B.
+            instruction: one text, or a list of B.
+
+        Returns:
+            `input_ids` and `attention_mask` int64 [B, L], left-padded; `pixel_values` float32 [B, C, H, W].
+
+        Raises:
+            ValueError: if the numbers of pictures and instructions differ, or an instruction is empty.
+            TypeError: if an image is not a picture or an instruction is not a text.
+        """
+        instructions = [instruction] if isinstance(instruction, str) else list(instruction)
+        return self._pair(image, [self.action_prompt(text) for text in instructions], "instructions", return_tensors)
+
+    def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
+        """Inputs for `generate` that ask B questions about B pictures (VQA); as `action_inputs` otherwise."""
+        questions = [question] if isinstance(question, str) else list(question)
+        return self._pair(image, [self.question_prompt(text) for text in questions], "questions", return_tensors)
+
+    def _pair(self, image: Any, prompts: list[str], noun: str, return_tensors: str | None) -> BatchFeature:
+        pictures = list(image) if isinstance(image, (list, tuple)) else [image]
+        if len(pictures) != len(prompts):
+            raise ValueError(f"got {len(pictures)} images and {len(prompts)} {noun}, expected one of each per row")
+        return self(images=[[picture] for picture in pictures], text=prompts, return_tensors=return_tensors)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        *,
+        return_tensors: str | None = "pt",
+        padding: bool | str = True,
+        padding_side: str = "left",
+        add_special_tokens: bool = True,
+        max_length: int | None = None,
+        truncation: Any = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenizes texts and processes pictures.
+
+        `images` and `text` may be given in either order, so that OpenVLA's `processor(prompt, image)` works.
+
+        Args:
+            images: one picture, one per text, a list of lists (one per text, empty for a text-only row), or `None`.
+            text: one text or a list of them. `<image>` placeholders are moved to the front of the row.
+            padding, padding_side, max_length, return_tensors: as for a tokenizer.
+            add_special_tokens: whether a row starts with BOS. Without it, and without a BOS at its beginning, a text
+                is taken for the continuation of another.
+            truncation: only to be told apart from `None`: nothing is ever cut, a longer row raises.
+
+        Raises:
+            ValueError: if pictures and placeholders do not match, or a row is longer than `max_length` allows.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("got videos or audio, expected pictures and text; this model family has no other inputs")
+        if is_text(images) and not is_text(text):
+            images, text = text, images
+        if text is None:
+            return self.image_processor(images, return_tensors=return_tensors)
+        texts = [text] if isinstance(text, str) else list(text)
+        counts = images_per_row(images, texts, self.image_token)
+        rows = [self._row(line, count, add_special_tokens) for line, count in zip(texts, counts, strict=True)]
+        limit = max_length if truncation or padding == "max_length" else None
+        longest = max(len(row) for row in rows)
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"got a row of {longest} tokens and max_length={limit}; nothing is cut, since that would lose image "
+                "tokens or the end of an action; shorten the text or raise max_length"
+            )
+        inputs = self._pad(rows, padding, padding_side, limit, return_tensors)
+        if sum(counts):
+            inputs.update(self.image_processor(images, return_tensors=return_tensors))
+        return inputs
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text at the beginning of a row, without BOS and without placeholders."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _row(self, text: str, images: int, add_special_tokens: bool) -> list[int]:
+        text = checked_text(text, "text", empty=True).replace(self.image_token, "")
+        bos = self.tokenizer.bos_token
+        starts_row = add_special_tokens or text.startswith(bos)
+        text = text.removeprefix(bos)
+        head = [self.tokenizer.bos_token_id] if starts_row else []
+        image_ids = [self.image_token_id] * (self.num_image_tokens * images)
+        if starts_row:
+            return head + image_ids + self.encode_text(text)
+        # Tokenizers like Llama's put a space before a text that stands alone; behind a newline they do not.
+        newline = self.encode_text("\n")
+        return image_ids + self.encode_text("\n" + text)[len(newline) :]
+
+    def _pad(
+        self, rows: list[list[int]], padding: bool | str, side: str, limit: int | None, return_tensors: str | None
+    ) -> BatchFeature:
+        width = limit if padding == "max_length" and limit else max(len(row) for row in rows)
+        if not padding or padding == "do_not_pad":
+            width = 0
+        pad = self.tokenizer.pad_token_id
+        input_ids, attention_mask = [], []
+        for row in rows:
+            gap = max(width - len(row), 0)
+            left, right = (gap, 0) if side == "left" else (0, gap)
+            input_ids.append([pad] * left + row + [pad] * right)
+            attention_mask.append([0] * left + [1] * len(row) + [0] * right)
+        return BatchFeature({"input_ids": input_ids, "attention_mask": attention_mask}, tensor_type=return_tensors)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors a call returns."""
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The settings for processor_config.json. The image token's id is the tokenizer's to know."""
+        settings = super().to_dict(*args, **kwargs)
+        settings.pop("image_token_id", None)
+        return settings
+
+
+def chat_template_for(prompt_template: dict[str, str]) -> str:
+    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then question and answer turns."""
+    before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
+    lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
+    words = "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}"
+    words = words.replace("{{ c.text }}", "{% if c.type == 'text' %}{{ c.text }}{% endif %}")
+    return (
+        "{{ bos_token }}"
+        "{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
+        "{% if c.type == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        f"{{{{ {lead} }}}}{words}{{{{ {tail} }}}}{{{{ eos_token }}}}"
+        f"{{% else %}}{{{{ {before} }}}}{words}{{{{ {after} }}}}{{% endif %}}{{% endfor %}}"
+    )
+
+
+def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]:
+    """How many pictures belong to each text; raises `ValueError` where that is not clear."""
+    placeholders = [text.count(image_token) if isinstance(text, str) else 0 for text in texts]
+    if images is None:
+        counts = [0] * len(texts)
+    elif isinstance(images, (list, tuple)) and all(isinstance(entry, (list, tuple)) for entry in images):
+        counts = [len(flatten_images(entry)) for entry in images]
+    elif any(placeholders):
+        counts = placeholders if sum(placeholders) == len(flatten_images(images)) else [-1]
+    else:
+        pictures = len(flatten_images(images))
+        counts = [pictures] if len(texts) == 1 else [1] * pictures
+    wrong = len(counts) != len(texts) or any(marks not in (0, count) for marks, count in zip(placeholders, counts))
+    if wrong or -1 in counts:
+        pictures = 0 if images is None else len(flatten_images(images))
+        raise ValueError(
+            f"got {pictures} images for {len(texts)} texts with {sum(placeholders)} {image_token} placeholders, "
+            "expected one image per text, or one per placeholder, or a list of images per text"
+        )
+    return counts
+
+
+def checked_text(value: Any, name: str, empty: bool = False) -> str:
+    """`value` if it is a text with something in it; the error names it otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"got {type(value).__name__} as {name}, expected a string")
+    if not empty and not value.strip():
+        raise ValueError(f"got an empty {name}, expected words; the model has nothing to act on without them")
+    return value
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text or a list of texts."""
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
+
+
+def token_id(tokenizer: Any, token: str) -> int:
+    """The id of a token that must exist."""
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ValueError(
+            f"got a tokenizer without {token!r}, expected it in the vocabulary; "
+            f"add it with tokenizer.add_special_tokens({{'additional_special_tokens': [{token!r}]}})"
+        )
+    return found
