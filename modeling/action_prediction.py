@@ -59,7 +59,8 @@ class ActionPredictionMixin:
         """
         if input_ids is not None and input_ids.shape[0] != 1:
             raise ValueError(
-                f"got {input_ids.shape[0]} observations, expected 1; predict_actions takes a batch and returns [B, T, D]"
+                f"got {input_ids.shape[0]} observations, expected 1; "
+                "predict_actions takes a batch and returns [B, T, D]"
             )
         actions = self.predict_actions(input_ids=input_ids, unnorm_key=unnorm_key, **kwargs).actions[0]
         return actions[0] if len(actions) == 1 else actions

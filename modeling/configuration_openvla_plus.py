@@ -51,7 +51,7 @@ class OpenVLAPlusConfig(PretrainedConfig):
     """
 
     model_type = "openvla_plus"
-    sub_configs = {"dino_config": AutoConfig, "siglip_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"dino_config": AutoConfig, "siglip_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  # pyright: ignore
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class OpenVLAPlusConfig(PretrainedConfig):
                 "modeling_openvla_plus.OpenVLAPlusForVision2Seq",
             ),
         }
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore
 
     @property
     def encoder_configs(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class DualVisionTower(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Applies what `frozen` says; `train()` calls it again, since trainers switch modes and gradients wholesale."""
+        """Applies what `frozen` says; `train()` does it again, since trainers switch modes wholesale."""
         if self.frozen is not None:
             self.get_submodule(self.frozen).requires_grad_(False).eval()
 
@@ -54,8 +54,8 @@ class DualVisionTower(nn.Module):
         expected = 3 * len(self.names)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
             raise ValueError(
-                f"got pixel_values of shape {list(pixel_values.shape)}, expected [B, {expected}, H, W]: three channels "
-                f"for each of {', '.join(self.names)}; use the processor that belongs to the model"
+                f"got pixel_values of shape {list(pixel_values.shape)}, expected [B, {expected}, H, W]: three "
+                f"channels for each of {', '.join(self.names)}; use the processor that belongs to the model"
             )
         parts = [self.encode(name, part) for name, part in zip(self.names, pixel_values.split(3, dim=1))]
         return torch.cat(parts, dim=-1)

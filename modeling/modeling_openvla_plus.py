@@ -76,12 +76,12 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -98,15 +98,14 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+        embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         if pixel_values is not None and not cached:
-            inputs_embeds = self._insert_image_features(input_ids, inputs_embeds, pixel_values)
+            embeds = self._insert_image_features(input_ids, embeds, pixel_values)
         if position_ids is None and not cached and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         return self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -124,9 +123,9 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
         tokens, available = int(places.sum()), features.shape[0] * features.shape[1]
         if tokens != available:
             raise ValueError(
-                f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and {available} "
-                f"features ({features.shape[0]} pictures of {features.shape[1]}); use the processor that belongs to "
-                "the model, and cut no row"
+                f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and "
+                f"{available} features ({features.shape[0]} pictures of {features.shape[1]}); use the processor "
+                "that belongs to the model, and cut no row"
             )
         return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
 
@@ -158,13 +157,13 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,

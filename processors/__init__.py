@@ -4,8 +4,6 @@
 loaded without this package.
 """
 
-from transformers import AutoImageProcessor, AutoProcessor
-
 from gen_vla.processors.action_grammar import ActionGrammar, ActionLogitsProcessor, make_action_config
 from gen_vla.processors.action_statistics import (
     compute_statistics,

@@ -138,7 +138,7 @@ def _ids_between_digits(tokenizer: Any, text: str) -> list[int]:
 
 def _pieces(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, int]:
     """The tokens an action of this style is made of: every single character, and every merge the vocabulary has."""
-    edges, start = _with_prefix(strings.automaton.edges, strings.lead_in if strings.style == "legacy" else "")
+    edges, _ = _with_prefix(strings.automaton.edges, strings.lead_in if strings.style == "legacy" else "")
     pieces: dict[str, int] = {}
     for character in sorted({character for state in edges for character in state}):
         if character in DIGITS:
@@ -147,8 +147,8 @@ def _pieces(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, int]:
             ids = _ids_between_digits(tokenizer, character)
         if len(ids) != 1:
             raise ValueError(
-                f"got {len(ids)} tokens for {character!r}, expected 1; style {strings.style!r} needs a vocabulary with "
-                "a token of its own for each of its characters, so choose another style or another tokenizer"
+                f"got {len(ids)} tokens for {character!r}, expected 1; style {strings.style!r} needs a "
+                "vocabulary with a token of its own for each of its characters, so choose another style or tokenizer"
             )
         pieces[character] = ids[0]
     for text in sorted(_runs_without_digits(edges)):

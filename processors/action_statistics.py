@@ -103,8 +103,7 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
         raise ValueError(
             f"got {actions[row, dim]} in row {row}, dimension {dim}, expected finite actions; drop the row"
         )
-    if mask is None:
-        mask = [True] * (actions.shape[1] - 1) + [False]
+    chosen = [True] * (actions.shape[1] - 1) + [False] if mask is None else [bool(entry) for entry in mask]
     low, high = np.quantile(actions, (0.01, 0.99), axis=0)
     columns = {
         "mean": actions.mean(axis=0),
@@ -115,7 +114,7 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
         "q99": high,
     }
     return {
-        "action": {**{name: column.tolist() for name, column in columns.items()}, "mask": [bool(m) for m in mask]},
+        "action": {**{name: column.tolist() for name, column in columns.items()}, "mask": chosen},
         "num_transitions": len(actions),
         "num_trajectories": int(num_trajectories),
     }

@@ -216,7 +216,7 @@ class CharacterAutomaton:
         self.final = here
 
     def read(self, text: str) -> list[str]:
-        """Splits `text` into the spelled values; raises `ActionStringError` at the first character that does not fit."""
+        """Splits `text` into the spelled values; raises `ActionStringError` at the first misfit."""
         spans = [""] * self.values
         state = 0
         for position, character in enumerate(text):

@@ -74,7 +74,7 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
             picture = picture.resize(side, Image.Resampling.BICUBIC)
         unit = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255.0)
         channels = [
-            (unit - np.float32(mean)[:, None, None]) / np.float32(std)[:, None, None]
+            (unit - np.asarray(mean, np.float32)[:, None, None]) / np.asarray(std, np.float32)[:, None, None]
             for mean, std in zip(self.means, self.stds, strict=True)
         ]
         return np.concatenate(channels)

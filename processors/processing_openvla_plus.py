@@ -45,7 +45,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     """
 
     if transformers.__version__.startswith("4."):  # transformers 5 reads the signature below and warns about these
-        attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+        attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
         tokenizer_class = "AutoTokenizer"
 
@@ -214,11 +214,13 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
 
 def chat_template_for(prompt_template: dict[str, str]) -> str:
-    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then question and answer turns."""
+    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns."""
     before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
     lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
-    words = "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}"
-    words = words.replace("{{ c.text }}", "{% if c.type == 'text' %}{{ c.text }}{% endif %}")
+    words = (
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
+    )
     return (
         "{{ bos_token }}"
         "{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
