@@ -16,11 +16,18 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 
 
-# Both are read when the libraries load, so they come before the imports below. A spinning OpenMP thread of one
+# All three are read when the libraries load, so they come before the imports below. A spinning OpenMP thread of one
 # process starves the other; software rendering with one thread per process is what scales over processes.
-os.environ.setdefault("MUJOCO_GL", "egl")
+if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
+    if "mujoco" in sys.modules:
+        raise ImportError(
+            "got mujoco imported before, with a window for its backend, expected to choose EGL first; "
+            "import gen_vla.evaluation.metaworld_drawers before mujoco and metaworld, or export MUJOCO_GL=egl"
+        )
+    os.environ["MUJOCO_GL"] = "egl"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("LP_NUM_THREADS", "1")
 
@@ -306,11 +313,14 @@ class DrawerEnv:
             raise ValueError(f"got seed {seed}, expected one in {TRAIN_SEEDS} or {EVALUATION_SEEDS}")
         self._env._freeze_rand_vec = False
         self._env.seed(seed)
-        self._env.reset()
         looks, start = (np.random.default_rng([seed, stream]) for stream in (1, 2))
-        if self.start == "half-open":
-            self._env.data.qpos[self._slide] = -DRAWER_TRAVEL * start.uniform(*HALF_OPEN_RANGE)
-        self._settle()
+        touching = True
+        while touching:  # a drawer that appears against the fingers slides shut by itself; 1 layout in 25
+            self._env.reset()
+            if self.start == "half-open":
+                self._env.data.qpos[self._slide] = -DRAWER_TRAVEL * start.uniform(*HALF_OPEN_RANGE)
+            self._settle()
+            touching = self._drawer_touches_hand()
         x, y, _ = self._env.model.body("drawer").pos
         self._paint(sample_appearance(looks, self.variation, (float(x), float(y))))
         return self._observation.copy()
@@ -331,6 +341,12 @@ class DrawerEnv:
         # After a reset drawer-open still holds the previous layout's positions, up to half a metre off.
         mujoco.mj_forward(self._env.model, self._env.data)
         self._observation = self._env._get_obs()
+
+    def _drawer_touches_hand(self) -> bool:
+        model, data = self._env.model, self._env.data
+        drawer = model.body("drawer_link").id
+        bodies = [model.geom_bodyid[[contact.geom1, contact.geom2]] for contact in data.contact]
+        return any(drawer in pair for pair in bodies)
 
     def _paint(self, appearance: Appearance) -> None:
         self.appearance = appearance

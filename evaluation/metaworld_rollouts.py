@@ -1,0 +1,527 @@
+"""Judge a policy on the Meta-World drawers: many episodes in lock step, controls, intervals, videos.
+
+Decides: how episodes are batched over processes, when one ends, what counts as success or as a refused action, which
+controls stand beside a score. Refuses to know: how a policy works. It is any function
+
+    policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> float32 [B, 7]
+
+with actions as in `gen_vla.evaluation.metaworld_drawers`. A `Moment` carries what only controls may use.
+
+    python -m gen_vla.evaluation.metaworld_rollouts --episodes 50 --json outputs/controls.json --video outputs/expert
+
+A policy step that cannot be carried out (NaN, a turned wrist) ends its episode as refused: counted, never replaced.
+Environments live in spawned processes: two reach 2.1 times the rate of one, two threads only 1.6 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from gen_vla.evaluation.metaworld_drawers import (
+    ACTION_REPEAT,
+    EVALUATION_SEEDS,
+    FRAMEBUFFER,
+    INSTRUCTIONS,
+    MAX_MOVE,
+    MAX_POLICY_STEPS,
+    TASKS,
+    ActionError,
+    DrawerEnv,
+    Start,
+    Task,
+    Variation,
+    opposite,
+)
+
+
+class Moment(NamedTuple):
+    """Where an episode stands. The experts' actions, float32 [7], are for the controls of the same names."""
+
+    task: Task
+    seed: int
+    step: int
+    expert: np.ndarray
+    blind_expert: np.ndarray
+
+
+Policy = Callable[[list[np.ndarray], list[str], list[Moment]], np.ndarray]
+
+
+# Controls: what a score has to be compared with.
+def zero_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The hand stays, the gripper closes."""
+    return np.zeros((len(moments), 7), dtype=np.float32)
+
+
+def random_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """Uniform moves, each held for one policy step; the same for the same seed and step, whatever the batch."""
+    actions = np.zeros((len(moments), 7), dtype=np.float32)
+    for action, moment in zip(actions, moments, strict=True):
+        rng = np.random.default_rng([moment.seed, moment.step, 5])
+        action[:3], action[6] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3), rng.integers(2)
+    return actions
+
+
+def expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The scripted expert, which reads the simulator's state: the ceiling."""
+    return np.stack([m.expert for m in moments])
+
+
+def blind_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The expert without the drawer's x: what skill without sight reaches."""
+    return np.stack([m.blind_expert for m in moments])
+
+
+CONTROLS: dict[str, Policy] = {
+    "expert": expert_policy,
+    "x-blind expert": blind_expert_policy,
+    "random actions": random_policy,
+    "zero action": zero_policy,
+}
+
+
+def blank_image(policy: Policy) -> Policy:
+    """`policy` shown a grey picture: what it does from the instruction alone."""
+
+    def blinded(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+        return policy([np.full_like(image, 128) for image in images], instructions, moments)
+
+    return blinded
+
+
+def swapped_instruction(policy: Policy) -> Policy:
+    """`policy` told the other task: a score that stays up means the words are not read."""
+
+    def misled(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+        return policy(images, [INSTRUCTIONS[opposite(m.task)] for m in moments], moments)
+
+    return misled
+
+
+class VLAPolicy:
+    """A model and its processor as a policy; of a predicted chunk the first action is carried out."""
+
+    def __init__(self, model: Any, processor: Any, unnorm_key: str):
+        self.model, self.processor, self.unnorm_key = model, processor, unnorm_key
+
+    def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+        import torch  # here, so that simulator processes do not load it
+
+        inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
+        inputs = inputs.to(self.model.device)
+        actions = self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key).actions[:, 0]
+        return torch.as_tensor(actions).float().cpu().numpy()
+
+
+# Environments, in this process or in others.
+class _Setting(NamedTuple):
+    image_size: int
+    variation: Variation
+    start: Start
+
+
+class _Reply(NamedTuple):
+    image: np.ndarray
+    expert: np.ndarray
+    blind_expert: np.ndarray
+    success: bool
+    refusal: str | None
+
+
+class _Bench:
+    """The environments of one process by slot: loaded on first use, reused by later episodes."""
+
+    def __init__(self, setting: _Setting):
+        self._setting = setting
+        self._environments: dict[tuple[int, Task], DrawerEnv] = {}
+        self._current: dict[int, DrawerEnv] = {}
+
+    def reset(self, slot: int, task: Task, seed: int) -> _Reply:
+        if (slot, task) not in self._environments:
+            self._environments[slot, task] = DrawerEnv(task, *self._setting)
+        env = self._current[slot] = self._environments[slot, task]
+        env.reset(seed)
+        return self._reply(env, success=False)
+
+    def step(self, slot: int, action: np.ndarray) -> _Reply:
+        env = self._current[slot]
+        try:
+            return self._reply(env, success=env.step(action))
+        except ActionError as error:
+            return self._reply(env, success=False, refusal=str(error))
+
+    def _reply(self, env: DrawerEnv, success: bool, refusal: str | None = None) -> _Reply:
+        return _Reply(env.render(), env.expert_action(), env.blind_expert_action(), success, refusal)
+
+
+def _serve(pipe: Any, setting: _Setting) -> None:
+    """Answer lists of (method, arguments) until the other end closes."""
+    bench = _Bench(setting)
+    while True:
+        try:
+            calls = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send([getattr(bench, method)(*arguments) for method, arguments in calls])
+        except Exception as error:
+            pipe.send(error)
+            return
+
+
+class _Simulators:
+    """Slots spread over worker processes; slot s lives in worker s modulo workers. `workers=1`: in this process."""
+
+    def __init__(self, workers: int, setting: _Setting):
+        if workers < 1:
+            raise ValueError(f"got workers {workers}, expected at least 1")
+        self._bench = _Bench(setting) if workers == 1 else None
+        self._pipes, self._processes = [], []
+        context = get_context("spawn")  # a forked OpenGL context does not work
+        for _ in range(workers if workers > 1 else 0):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, setting), daemon=True)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def call(self, method: str, arguments: Sequence[tuple]) -> list[_Reply]:
+        """`arguments` start with the slot; replies come in their order."""
+        if self._bench is not None:
+            return [getattr(self._bench, method)(*a) for a in arguments]
+        shares = [[a for a in arguments if a[0] % len(self._pipes) == w] for w in range(len(self._pipes))]
+        for pipe, share in zip(self._pipes, shares, strict=True):
+            pipe.send([(method, a) for a in share])
+        replies: dict[int, _Reply] = {}
+        for pipe, share in zip(self._pipes, shares, strict=True):
+            replies.update(zip([a[0] for a in share], self._receive(pipe), strict=True))
+        return [replies[a[0]] for a in arguments]
+
+    def _receive(self, pipe: Any) -> list[_Reply]:
+        try:
+            answer = pipe.recv()
+        except EOFError as error:
+            raise RuntimeError("a simulator process died, expected replies; try workers=1 to see why") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def __enter__(self) -> _Simulators:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One judged episode; `steps` are policy steps taken, `refusal` why the last action could not be carried out."""
+
+    task: Task
+    seed: int
+    success: bool
+    steps: int
+    refusal: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Successes of n episodes with Wilson's 95 % interval; `median_steps` of the successes."""
+
+    successes: int
+    n: int
+    interval: tuple[float, float]
+    refused: int
+    median_steps: float | None
+
+
+@dataclass
+class Report:
+    """What `evaluate_policy` found: scores by task, every episode, and under which settings."""
+
+    policy: str
+    scores: dict[str, Score]
+    episodes: list[Episode]
+    settings: dict[str, Any]
+    seconds: float
+    policy_seconds: float
+    policy_steps: int = field(default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def wilson_interval(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Bounds of a success rate after k of n successes; honest at 0 and at n, where k/n +- sd is not."""
+    if not 0 <= k <= n or n == 0:
+        raise ValueError(f"got {k} successes of {n}, expected 0 <= k <= n and n > 0")
+    centre = (k + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def evaluate_policy(
+    policy: Policy,
+    tasks: Sequence[Task] = TASKS,
+    seeds: Sequence[int] = EVALUATION_SEEDS[:50],
+    *,
+    name: str = "policy",
+    batch_size: int = 16,
+    workers: int = 2,
+    image_size: int = 96,
+    variation: Variation = "modest",
+    start: Start = "stock",
+    max_steps: int = MAX_POLICY_STEPS,
+    progress: bool = True,
+) -> Report:
+    """Every task on every seed, `batch_size` episodes at a time; the batch shrinks as episodes end."""
+    strangers = [seed for seed in seeds if seed not in EVALUATION_SEEDS]
+    if strangers or not len(seeds):
+        raise ValueError(f"got seeds {strangers[:5]}, expected at least one and all in {EVALUATION_SEEDS}")
+    jobs: list[tuple[Task, int]] = [(task, int(seed)) for task in tasks for seed in seeds]
+    episodes: list[Episode] = []
+    clock = _Clock()
+    setting = _Setting(image_size, variation, start)
+    with (
+        _Simulators(workers, setting) as simulators,
+        tqdm(total=len(jobs), unit="episode", disable=not progress) as bar,
+    ):
+        for first in range(0, len(jobs), batch_size):
+            episodes += _roll_out(policy, jobs[first : first + batch_size], simulators, max_steps, clock, bar)
+    settings = {**setting._asdict(), "seeds": [int(s) for s in seeds], "max_steps": max_steps}
+    settings.update(action_repeat=ACTION_REPEAT, batch_size=batch_size, workers=workers)
+    scores = {task: _score([e for e in episodes if e.task == task]) for task in tasks}
+    steps = sum(e.steps for e in episodes)
+    return Report(name, scores, episodes, settings, round(clock.seconds(), 2), round(clock.policy, 2), steps)
+
+
+class _Clock:
+    """Seconds since the start and those spent inside the policy."""
+
+    def __init__(self) -> None:
+        self._start, self.policy = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _roll_out(
+    policy: Policy, jobs: list[tuple[Task, int]], simulators: _Simulators, max_steps: int, clock: _Clock, bar: tqdm
+) -> list[Episode]:
+    """One batch from reset to its last end."""
+    replies = dict(enumerate(simulators.call("reset", [(slot, *job) for slot, job in enumerate(jobs)])))
+    ended: dict[int, Episode] = {}
+    for step in range(max_steps):
+        live = [slot for slot in range(len(jobs)) if slot not in ended]
+        if not live:
+            break
+        actions = _ask(policy, [(*jobs[slot], replies[slot]) for slot in live], step, clock)
+        answers = simulators.call("step", list(zip(live, actions, strict=True)))
+        for slot, reply in zip(live, answers, strict=True):
+            replies[slot] = reply
+            if reply.success or reply.refusal is not None or step + 1 == max_steps:
+                ended[slot] = Episode(*jobs[slot], reply.success, step + 1, reply.refusal)
+                bar.update()
+    return [ended[slot] for slot in range(len(jobs))]
+
+
+def _ask(policy: Policy, states: list[tuple[Task, int, _Reply]], step: int, clock: _Clock) -> np.ndarray:
+    """float32 [B, 7] for the episodes still running."""
+    moments = [Moment(task, seed, step, reply.expert, reply.blind_expert) for task, seed, reply in states]
+    began = time.perf_counter()
+    actions = np.asarray(policy([s[2].image for s in states], [INSTRUCTIONS[s[0]] for s in states], moments))
+    clock.policy += time.perf_counter() - began
+    if actions.shape != (len(states), 7):
+        raise ValueError(f"got actions of shape {actions.shape} from the policy, expected {(len(states), 7)}")
+    return actions.astype(np.float32)
+
+
+def _score(episodes: list[Episode]) -> Score:
+    steps = [e.steps for e in episodes if e.success]
+    interval = wilson_interval(len(steps), len(episodes))
+    refused = sum(e.refusal is not None for e in episodes)
+    median = float(np.median(steps)) if steps else None
+    return Score(len(steps), len(episodes), (round(interval[0], 4), round(interval[1], 4)), refused, median)
+
+
+def results_table(reports: Sequence[Report]) -> Table:
+    """A row per policy and task."""
+    table = Table(title="Meta-World drawers")
+    for column in ("policy", "task", "success", "95 % interval", "refused", "median steps"):
+        table.add_column(column, justify="left" if column in ("policy", "task") else "right", no_wrap=True)
+    for report in reports:
+        for task, s in report.scores.items():
+            interval = f"{100 * s.interval[0]:.0f}-{100 * s.interval[1]:.0f} %"
+            median = "-" if s.median_steps is None else f"{s.median_steps:g}"
+            table.add_row(report.policy, task, f"{s.successes}/{s.n}", interval, str(s.refused), median)
+    return table
+
+
+# Pictures for people.
+INK, PAPER, FAINT = (236, 239, 244), (27, 31, 40), (76, 86, 106)
+FORWARD, BACKWARD, DONE, FAILED = (136, 192, 208), (208, 135, 112), (163, 190, 140), (191, 97, 106)
+PANEL_HEIGHT = 76
+FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
+LAST_FRAME_REPEATS = 16
+
+
+def record_video(
+    policy: Policy,
+    task: Task,
+    seed: int,
+    path: str | Path,
+    *,
+    size: int = 256,
+    image_size: int = 96,
+    variation: Variation = "modest",
+    start: Start = "stock",
+    max_steps: int = MAX_POLICY_STEPS,
+) -> Episode:
+    """One episode as `path`.mp4 and `path`.gif: the scene, the instruction, and the action about to be carried out."""
+    if seed not in EVALUATION_SEEDS:
+        raise ValueError(f"got seed {seed}, expected one in {EVALUATION_SEEDS}")
+    env = DrawerEnv(task, image_size, variation, start)
+    env.reset(seed)
+    frames: list[Image.Image] = []
+    success, refusal, step = False, None, 0
+    while not success and refusal is None and step < max_steps:
+        moment = Moment(task, seed, step, env.expert_action(), env.blind_expert_action())
+        action = np.asarray(policy([env.render()], [env.instruction], [moment]))[0]
+        frames.append(draw_frame(_smooth_render(env, size), env.instruction, action, f"{step + 1}/{max_steps}"))
+        try:
+            success = env.step(action)
+        except ActionError as error:
+            refusal = str(error)
+        step += 1
+    ending = "done" if success else "refused" if refusal else "not done"
+    last = draw_frame(_smooth_render(env, size), env.instruction, None, ending, DONE if success else FAILED)
+    _write_video(frames + [last] * LAST_FRAME_REPEATS, Path(path))
+    return Episode(task, seed, success, step, refusal)
+
+
+def _smooth_render(env: DrawerEnv, size: int) -> Image.Image:
+    """Rendered large and reduced, since the policy's camera has no antialiasing."""
+    large = Image.fromarray(env.render(min(2 * size, FRAMEBUFFER)))
+    return large.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def draw_frame(
+    image: Image.Image,
+    instruction: str,
+    action: np.ndarray | None,
+    note: str,
+    note_colour: tuple[int, int, int] = FAINT,
+) -> Image.Image:
+    """The picture above a panel: instruction, note, a bar per moved axis (full width: 5 cm) and the gripper."""
+    width, height = image.size
+    frame = Image.new("RGB", (width, height + PANEL_HEIGHT), PAPER)
+    frame.paste(image, (0, 0))
+    draw, small = ImageDraw.Draw(frame), ImageFont.load_default(10)
+    draw.text((10, height + 8), instruction, fill=INK, font=ImageFont.load_default(15))
+    draw.text((width - 10, height + 12), note, fill=note_colour, font=small, anchor="ra")
+    column = (width - 20) / 4
+    for index, name in enumerate(("dx", "dy", "dz", "grip")):
+        left = 10 + index * column
+        value = "" if action is None else f" {action[6]:.0%}" if name == "grip" else f" {100 * action[index]:+.1f} cm"
+        draw.text((left, height + 36), name + value, fill=INK if value else FAINT, font=small)
+        right = left + column - 8
+        draw.rectangle((left, height + 56, right, height + 62), fill=FAINT)
+        if action is not None:
+            _draw_bar(draw, left, right, height + 56, action, index)
+    return frame
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, left: float, right: float, top: int, action: np.ndarray, index: int) -> None:
+    """Axes 0 to 2 grow from the middle, the gripper (3) from the left with its opening."""
+    middle = (left + right) / 2
+    if index == 3:
+        span = (left, left + (right - left) * float(np.clip(action[6], 0, 1)))
+        colour = FORWARD
+    else:
+        end = middle + (right - middle) * float(np.clip(action[index] / MAX_MOVE, -1, 1))
+        span, colour = (min(middle, end), max(middle, end)), FORWARD if end >= middle else BACKWARD
+    draw.rectangle((span[0], top, span[1], top + 6), fill=colour)
+
+
+def _write_video(frames: list[Image.Image], path: Path) -> None:
+    import av  # an extra that only videos need
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path.with_suffix(".mp4")), "w") as container:
+        stream = cast(Any, container.add_stream("libx264", rate=FRAMES_PER_SECOND))
+        stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
+        stream.options = {"crf": "18"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    reduced = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
+    duration = 1000 // FRAMES_PER_SECOND
+    reduced[0].save(path.with_suffix(".gif"), save_all=True, append_images=reduced[1:], duration=duration, loop=0)
+
+
+def contact_sheet(
+    images: Sequence[Image.Image], path: str | Path, captions: Sequence[str] | None = None, columns: int = 6
+) -> None:
+    """A PNG of equally large pictures in rows, each with its caption, wrapped to two lines, below."""
+    width, height = images[0].size
+    gap, text = 4, 30 if captions else 0
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text + gap) + gap), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for index, image in enumerate(images):
+        x, y = gap + index % columns * (width + gap), gap + index // columns * (height + text + gap)
+        sheet.paste(image, (x, y))
+        if captions:
+            lines = textwrap.wrap(captions[index], width=max(8, width // 6))[:2]
+            draw.multiline_text((x + 2, y + height + 2), "\n".join(lines), fill=INK, font=font, spacing=2)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Score the controls on the Meta-World drawers.")
+    parser.add_argument("--episodes", type=int, default=50, help="per task")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--start", choices=("stock", "half-open"), default="stock", help="how far open it starts")
+    parser.add_argument("--variation", choices=("none", "modest", "full"), default="modest", help="looks of scenes")
+    parser.add_argument("--json", type=Path, help="write all reports here")
+    parser.add_argument("--video", type=Path, help="record the expert: PATH-TASK.mp4 and .gif")
+    a = parser.parse_args(arguments)
+    looks = {"variation": a.variation, "start": a.start}
+    seeds = EVALUATION_SEEDS[: a.episodes]
+    reports = [evaluate_policy(p, seeds=seeds, name=n, workers=a.workers, **looks) for n, p in CONTROLS.items()]
+    Console().print(results_table(reports))
+    if a.json:
+        a.json.parent.mkdir(parents=True, exist_ok=True)
+        a.json.write_text(json.dumps([r.to_dict() for r in reports], indent=2) + "\n", encoding="utf-8")
+    if a.video:
+        for task in TASKS:
+            record_video(expert_policy, task, seeds[0], a.video.with_name(f"{a.video.name}-{task}"), **looks)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
