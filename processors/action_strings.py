@@ -73,7 +73,7 @@ class ActionStringProcessor:
         if style not in STYLES:
             raise ValueError(f"got style={style!r}, expected one of {', '.join(map(repr, STYLES))}")
         for name, value in (("action_dim", action_dim), ("horizon", horizon), ("decimals", decimals)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"got {name}={value!r}, expected an integer of at least 1")
         if any(not 0 <= dim < action_dim for dim in binary_dims):
             raise ValueError(f"got binary_dims={list(binary_dims)}, expected dimensions from 0 to {action_dim - 1}")
@@ -156,13 +156,14 @@ class ActionStringProcessor:
 
     def _as_chunk(self, actions: Any) -> np.ndarray:
         chunk = np.asarray(actions, dtype=np.float64)
+        shape = list(chunk.shape)
         if chunk.ndim == 1 and self.horizon == 1:
             chunk = chunk[None]
         if chunk.shape != (self.horizon, self.action_dim):
             expected = f"[{self.horizon}, {self.action_dim}]"
             if self.horizon == 1:
                 expected = f"[{self.action_dim}] or {expected}"
-            raise ActionStringError(f"got an action of shape {list(chunk.shape)}, expected {expected}")
+            raise ActionStringError(f"got an action of shape {shape}, expected {expected}")
         if not np.isfinite(chunk).all():
             step, dim = map(int, np.argwhere(~np.isfinite(chunk))[0])
             raise ActionStringError(
@@ -259,23 +260,31 @@ class CharacterAutomaton:
         return state
 
     def _fixed_value(self, start: int, decimals: int, style: str, binary: bool) -> int:
-        """sign? integer point decimals; after an integer 1 every decimal is 0, so that no value exceeds 1."""
+        """sign? integer point decimals; behind a 1 every decimal is 0, behind "-0." at least one of them is not."""
         value = self.value_of[start]
-        if style == "signed":
-            start = self._chain(start, "+" if binary else "+-")
-        heads = [start]
-        if style == "plain" and not binary:
-            heads.append(self._chain(start, "-"))
-        zero, one, end = self._new(value), self._new(value), self._new(value)
-        for head in heads:
-            self.edges[head].update({"0": zero, "1": one})
-        for state, digits in ((zero, "0" if binary else DIGITS), (one, "0")):
-            state = self._chain(state, ".")
-            for _ in range(decimals - 1):
-                state = self._chain(state, digits)
-            for character in digits:
-                self.edges[state][character] = end
+        end = self._new(value)
+        free = self._decimals(value, decimals, "0" if binary else DIGITS, end)
+        one = self._new(value)
+        self.edges[one]["."] = self._decimals(value, decimals, "0", end)[0]
+        positive = self._chain(start, "+") if style == "signed" else start
+        self.edges[positive]["1"] = one
+        self.edges[self._chain(positive, "0")]["."] = free[0]
+        if not binary:
+            negative = self._chain(start, "-")
+            self.edges[negative]["1"] = one
+            only_zeros = self._decimals(value, decimals, "0", end)
+            self.edges[self._chain(negative, "0")]["."] = only_zeros[0]
+            for here, nonzero in zip(only_zeros, [*free[1:], end], strict=True):
+                self.edges[here].update(dict.fromkeys(DIGITS[1:], nonzero))
+            del self.edges[only_zeros[-1]]["0"]  # -0.0000 is no spelling: zero is written without a minus
         return end
+
+    def _decimals(self, value: int, decimals: int, digits: str, end: int) -> list[int]:
+        """States behind the point and behind each decimal but the last, which leads to `end`."""
+        states = [self._new(value) for _ in range(decimals)]
+        for here, following in zip(states, [*states[1:], end], strict=True):
+            self.edges[here].update(dict.fromkeys(digits, following))
+        return states
 
     def _legacy_value(self, start: int, decimals: int, style: str, binary: bool) -> int:
         """-? integer point 1 to `decimals` digits without idle zeros, then a comma.

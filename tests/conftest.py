@@ -1,0 +1,84 @@
+"""Fixtures every test file shares: where the sample data lies, and the tokenizers.
+
+The Llama-2 and Gemma vocabularies are not ours to distribute, so tests that need them skip, with a reason that names
+the variable, where the data folder is missing; every such test also runs with the tiny tokenizers of `tiny_models.py`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_processor, tiny_tokenizer
+from transformers import AutoTokenizer
+
+from gen_vla.processors import ActionStringProcessor
+
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)  # matrices this small are only slowed down by more
+
+TOKENIZERS = ("llama_like", "gemma_like", "llama2", "gemma")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with sample data and real tokenizers; `GEN_VLA_DATA`, by default ../shared/data."""
+    root = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get("GEN_VLA_DATA", root / ".." / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no sample data at {folder}; set GEN_VLA_DATA to the folder that holds it")
+    return folder
+
+
+def _real_tokenizer(data_dir: Path, name: str, **missing: Any) -> Any:
+    folder = data_dir / "tokenizers" / name
+    if not folder.is_dir():
+        pytest.skip(f"no tokenizer at {folder}; set GEN_VLA_DATA to a folder with tokenizers/{name}")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({**missing, "additional_special_tokens": ["<image>"]})
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def llama2(data_dir: Path) -> Any:
+    """The Llama-2 vocabulary with `<PAD>` = 32000, as OpenVLA has it, and `<image>` = 32001."""
+    return _real_tokenizer(data_dir, "llama2", pad_token="<PAD>")
+
+
+@pytest.fixture(scope="session")
+def gemma(data_dir: Path) -> Any:
+    """The Gemma vocabulary with `<image>` added."""
+    return _real_tokenizer(data_dir, "gemma")
+
+
+@pytest.fixture(scope="session")
+def llama_like() -> Any:
+    """The tiny tokenizer that behaves like Llama's."""
+    return tiny_tokenizer("llama_like")
+
+
+@pytest.fixture(scope="session")
+def gemma_like() -> Any:
+    """The tiny tokenizer that behaves like Gemma's."""
+    return tiny_tokenizer("gemma_like")
+
+
+@pytest.fixture(scope="session", params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> Any:
+    """Each of the four tokenizers in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_strings() -> ActionStringProcessor:
+    """Three dimensions, two decimals: 15 characters per action."""
+    return ActionStringProcessor(action_dim=3, decimals=2)
+
+
+@pytest.fixture
+def tiny_openvla(llama_like: Any, tiny_strings: ActionStringProcessor) -> tuple[Any, Any]:
+    """A tiny `OpenVLAPlusForVision2Seq` and its processor, new for every test."""
+    return tiny_model(llama_like, tiny_strings), tiny_processor(llama_like, tiny_strings)

@@ -1,0 +1,140 @@
+"""What the tests build in milliseconds: two tokenizers, a processor and a model, all with made-up small numbers.
+
+The tokenizers merge what the real ones merge around actions and nothing else, so that a test that passes with them
+tests the awkward cases:
+
+    llama_like   a space before the first word, "\\n" is the byte token <0x0A>, merges ",-" "▁-" ":-" "e-"
+    gemma_like   no such space, "\\n" is a piece, merges these and "\\n\\n"
+
+In both, digits and the point are always tokens of their own, as in the Llama-2 and Gemma vocabularies.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+from gen_vla.processors import (
+    ActionStringProcessor,
+    OpenVLAPlusImageProcessor,
+    OpenVLAPlusProcessor,
+    make_action_config,
+)
+
+
+MERGES = [(",", "-"), ("▁", "-"), (":", "-"), ("e", "-"), ("O", "u"), ("Ou", "t"), ("I", "n"), ("▁", "two")]
+IMAGE_SIZE = 8
+IMAGE_TOKENS = 4  # patches of 4 pixels on 8 x 8
+
+
+def tiny_tokenizer(kind: str = "llama_like") -> PreTrainedTokenizerFast:
+    """A tokenizer with `<s>`, `</s>`, `<PAD>` and `<image>`; `kind` as in the docstring of this file."""
+    gemma = kind == "gemma_like"
+    merges = [*MERGES, ("t", "w"), ("tw", "o"), *([("\n", "\n")] if gemma else [])]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += ["▁", *map(chr, range(33, 127)), *(["\n"] if gemma else [])]
+    words += ["".join(pair) for pair in merges]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    merges.sort(key=lambda pair: pair == ("▁", "two"))  # a merge comes after those that make its parts
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if gemma:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")  # type: ignore[assignment]
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(  # type: ignore[assignment]
+            replacement="▁", prepend_scheme="first", split=False
+        )
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token=AddedToken("<s>", special=True, normalized=False),
+        eos_token=AddedToken("</s>", special=True, normalized=False),
+        pad_token=AddedToken("<PAD>", special=True, normalized=False),
+        additional_special_tokens=[AddedToken("<image>", special=True, normalized=False)],
+        model_input_names=["input_ids", "attention_mask"],
+        padding_side="left",
+    )
+
+
+def tiny_statistics(action_dim: int, scale: float = 1.0) -> dict[str, Any]:
+    """Statistics of a made-up data set: dimension d ranges over [-(d + 1), d + 1] * scale, the last is a gripper."""
+    width = [scale * (dim + 1) for dim in range(action_dim)]
+    low, high = [-value for value in width], width
+    mask = [True] * (action_dim - 1) + [False]
+    action = {"mean": [0.0] * action_dim, "std": [1.0] * action_dim, "min": low, "max": high, "mask": mask}
+    return {"action": {**action, "q01": low, "q99": high}, "num_transitions": 10, "num_trajectories": 2}
+
+
+def tiny_config(tokenizer: Any, strings: ActionStringProcessor | None = None, **settings: Any) -> OpenVLAPlusConfig:
+    """Two encoders of width 16, a Llama of width 32 with 2 layers each."""
+    size = {"image_size": IMAGE_SIZE, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2}
+    return OpenVLAPlusConfig(
+        **{
+            "dino_config": {
+                "model_type": "dinov2_with_registers",
+                **size,
+                **heads,
+                "mlp_ratio": 2,
+                "num_register_tokens": 2,
+            },
+            "siglip_config": {"model_type": "siglip_vision_model", **size, **heads, "intermediate_size": 32},
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 512,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+            "action_config": make_action_config(strings, tokenizer) if strings else None,
+            "norm_stats": {"tiny": tiny_statistics(strings.action_dim)} if strings else None,
+            **settings,
+        }
+    )
+
+
+def tiny_processor(
+    tokenizer: Any, strings: ActionStringProcessor | None = None, **settings: Any
+) -> OpenVLAPlusProcessor:
+    """The processor that belongs to `tiny_config`."""
+    return OpenVLAPlusProcessor(
+        image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE),
+        tokenizer=tokenizer,
+        num_image_tokens=IMAGE_TOKENS,
+        action_config=make_action_config(strings, tokenizer) if strings else None,
+        **settings,
+    )
+
+
+def tiny_model(
+    tokenizer: Any, strings: ActionStringProcessor | None = None, seed: int = 0, **settings: Any
+) -> OpenVLAPlusForVision2Seq:
+    """A float32 model in evaluation mode whose random weights are large enough for pictures and words to matter."""
+    torch.manual_seed(seed)
+    model = OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.2)
+    return model
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (12, 10)) -> Image.Image:
+    """A random RGB picture of `size` (width, height)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise)
