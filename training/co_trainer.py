@@ -1,0 +1,104 @@
+"""TRL's SFTTrainer for mixed robot and vision-language data.
+
+Decides: the order of rows (`HalfAndHalfSampler`), the loss from per-token log-probabilities, and the figures logged
+per source. Refuses to know: how rows become tokens, which model is trained, where results go.
+
+Logged beside the trainer's own figures, each over the supervised tokens of the step:
+
+    robot/loss, vision_language/loss                      mean negative log-likelihood, unweighted, in nats
+    robot/token_accuracy, vision_language/token_accuracy  share of tokens that are the most likely one
+    robot/exact, vision_language/exact                    share of rows with every token right
+    robot/sign_accuracy                                   share of signs that are right, zeros included
+"""
+
+from typing import Any
+
+import torch
+from trl import SFTTrainer
+
+from gen_vla.training.mixture import HalfAndHalfSampler
+
+
+class CoTrainer(SFTTrainer):
+    """SFTTrainer with a sampler that mixes and a loss that can be balanced.
+
+    Args:
+        sampler: the order of rows over the whole run.
+        balance: `"token"`, `"example"` or `"source"`, see `recipe.LossRecipe`.
+        sign_ids: token ids that are signs.
+        kwargs: as for `SFTTrainer`.
+    """
+
+    def __init__(self, *args: Any, sampler: HalfAndHalfSampler, balance: str, sign_ids: list[int], **kwargs: Any):
+        self.sampler = sampler
+        self.balance = balance
+        self.sign_ids = torch.tensor(sign_ids or [-1])
+        super().__init__(*args, **kwargs)
+        # The loss below is a mean over the micro-batch, so Trainer divides by the accumulation steps itself.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> HalfAndHalfSampler:
+        return self.sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if "source" not in self._signature_columns:
+            self._signature_columns.append("source")
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The weighted negative log-likelihood of the answers. `inputs` are those of `CoTrainingCollator`."""
+        if return_outputs:
+            raise ValueError("got return_outputs=True, expected False; set prediction_loss_only for evaluation")
+        weights = inputs.pop("token_weights")[:, 1:]
+        is_robot = inputs.pop("is_robot")
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        loss = balanced_loss(-outputs.log_probs, weights, is_robot, self.balance)
+        with torch.no_grad():
+            self._log_sources(outputs, inputs["labels"][:, 1:], is_robot)
+        return loss
+
+    def _log_sources(self, outputs: Any, labels: torch.Tensor, is_robot: torch.Tensor) -> None:
+        """Sums over all processes of this step, turned into the means of the docstring above."""
+        mode = "train" if self.model.training else "eval"
+        supervised = outputs.label_mask
+        right = outputs.is_top1.bool() & supervised
+        signs = torch.isin(labels, self.sign_ids.to(labels.device)) & supervised
+        sums = []
+        for rows in (is_robot, ~is_robot):
+            exact = (right == supervised).all(dim=1) & rows
+            for part in (-outputs.log_probs, right, supervised, signs & right, signs):
+                sums.append(part[rows].sum())
+            sums += [exact.sum(), rows.sum()]
+        totals = self.accelerator.reduce(torch.stack([entry.float() for entry in sums])).tolist()
+        for name, offset in (("robot", 0), ("vision_language", 7)):
+            loss, right_tokens, tokens, right_signs, sign_tokens, exact_rows, rows = totals[offset : offset + 7]
+            if not rows:
+                continue
+            figures = {"loss": loss / tokens, "token_accuracy": right_tokens / tokens, "exact": exact_rows / rows}
+            if name == "robot" and sign_tokens:
+                figures["sign_accuracy"] = right_signs / sign_tokens
+            for figure, value in figures.items():
+                self._metrics[mode][f"{name}/{figure}"].append(value)
+
+
+def balanced_loss(
+    token_losses: torch.Tensor, weights: torch.Tensor, is_robot: torch.Tensor, balance: str
+) -> torch.Tensor:
+    """One number from token losses.
+
+    Args:
+        token_losses: float [B, L], zero where nothing is supervised.
+        weights: float [B, L], zero there too.
+        is_robot: bool [B].
+        balance: `"token"`: weighted mean over all tokens; `"example"`: mean over rows of each row's weighted mean;
+            `"source"`: mean over the kinds present of each kind's weighted mean over its tokens.
+    """
+    weighted = token_losses * weights
+    if balance == "token":
+        return weighted.sum() / weights.sum().clamp(min=1e-8)
+    if balance == "example":
+        return (weighted.sum(dim=1) / weights.sum(dim=1).clamp(min=1e-8)).mean()
+    kinds = [rows for rows in (is_robot, ~is_robot) if bool(rows.any())]
+    return torch.stack([weighted[rows].sum() / weights[rows].sum().clamp(min=1e-8) for rows in kinds]).mean()

@@ -1,0 +1,64 @@
+"""What each token of an action weighs in the loss: signs and leading digits steer the robot, the last ones are noise.
+
+Decides: the weight of a token from the place value it writes. Refuses to know: models, batches, how the loss uses it.
+"""
+
+from gen_vla.processors import ActionGrammar
+
+
+POINT_WEIGHT = 0.0  # the point is forced: there is nothing to learn
+
+
+class ActionTokenWeights:
+    """Weights by place value.
+
+    Args:
+        grammar: the action format, with the token ids.
+        decimal_weights: weights of the decimals, the first one first; those missing weigh 1.
+        constant_dims: dimensions that never vary in the data, multiplied by `constant_weight`.
+        constant_weight: see there.
+
+    A call takes the token ids of one answer, EOS included, and returns as many weights. Signs, integers, separators
+    and EOS weigh 1. A token of several characters weighs as much as the heaviest of them.
+    """
+
+    def __init__(
+        self,
+        grammar: ActionGrammar,
+        decimal_weights: list[float],
+        constant_dims: list[int] | None = None,
+        constant_weight: float = 1.0,
+    ):
+        self.grammar = grammar
+        self.decimal_weights = decimal_weights
+        self.constant_dims = set(constant_dims or ())
+        self.constant_weight = constant_weight
+
+    def __call__(self, tokens: list[int]) -> list[float]:
+        text = "".join(self.grammar.text_of.get(token, "") for token in tokens)
+        prefix = len(text) - len(text.removeprefix(self.grammar.prefix))
+        characters = [1.0] * prefix + self._character_weights(text[prefix:])
+        weights, place = [], 0
+        for token in tokens:
+            length = len(self.grammar.text_of.get(token, ""))
+            weights.append(max(characters[place : place + length], default=1.0))
+            place += length
+        return weights
+
+    def _character_weights(self, text: str) -> list[float]:
+        automaton, state, value, decimal = self.grammar.strings.automaton, 0, -1, -1
+        weights = []
+        for character in text:
+            if automaton.value_of[state] != value:
+                value, decimal = automaton.value_of[state], -1
+            weight = 1.0
+            if character == ".":
+                weight, decimal = POINT_WEIGHT, 0
+            elif character.isdigit() and decimal >= 0:
+                weight = self.decimal_weights[decimal] if decimal < len(self.decimal_weights) else 1.0
+                decimal += 1
+            if value % self.grammar.strings.action_dim in self.constant_dims:
+                weight *= self.constant_weight
+            weights.append(weight)
+            state = automaton.edges[state][character]
+        return weights

@@ -1,0 +1,87 @@
+"""A small tokenizer with Llama's pre-tokenisation, trained on a recipe's own text.
+
+Decides: the vocabulary's layout, which is Llama's (unk, BOS, EOS, 256 byte pieces, then merges, then PAD and the
+image placeholder), and that no piece holds a digit together with anything else, so that action strings are written
+one character at a time. Refuses to know: models, prompts' words, where the text comes from.
+
+Full-size models bring the tokenizer of their language model instead.
+"""
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+ACTION_CHARACTERS = "0123456789+-.,"
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int = 1024, image_token: str = "<image>", model_max_length: int = 2048
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-pair tokenizer.
+
+    Args:
+        texts: what the model will read and write; a newline becomes Llama's byte piece `<0x0A>`.
+        vocab_size: pieces in all, the 256 bytes and the special tokens included; fewer if the texts hold no more.
+        image_token: the placeholder that stands for a patch.
+
+    Returns:
+        A fast tokenizer with `<s>`, `</s>`, `<unk>`, `<PAD>` and `image_token`, which adds BOS.
+
+    Raises:
+        ValueError: if `vocab_size` leaves no room for a piece per character.
+    """
+    reserved = len(SPECIAL) + 256 + 2
+    if vocab_size < reserved + 100:
+        raise ValueError(f"got vocab_size={vocab_size}, expected at least {reserved + 100}: {reserved} are reserved")
+    pieces, merges = _learn_merges(texts, vocab_size - reserved)
+    vocab = {token: index for index, token in enumerate((*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))))}
+    for piece in pieces:
+        vocab.setdefault(piece, len(vocab))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", vocab["<s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<PAD>",
+        additional_special_tokens=[image_token],
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+
+
+def _learn_merges(texts: Iterable[str], size: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Pieces in the order of their ids, and merges in the order they apply."""
+    learner = Tokenizer(models.BPE())
+    learner.normalizer = normalizers.Replace(Regex("\n+"), " ")  # newlines stay bytes, as in Llama
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first"),
+            pre_tokenizers.Split(Regex(r"[0-9+\-.,:?]"), "isolated"),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, show_progress=False, initial_alphabet=sorted({*ACTION_CHARACTERS, "▁", ":", "?"})
+    )
+    learner.train_from_iterator(texts, trainer)
+    vocab = learner.get_vocab()
+    merges = _merges_of(learner)
+    return sorted(vocab, key=lambda piece: vocab[piece]), merges
+
+
+def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    import json
+
+    return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]

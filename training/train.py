@@ -1,0 +1,290 @@
+"""Runs a recipe: data, tokenizer, model, TRL training, saved model.
+
+    gen-vla train mini_openvla_plus --work-dir outputs                  # the command line of this file
+    gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
+    gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
+
+Decides: the order of these steps and what lies where in the work folder:
+
+    WORK_DIR/<data sets>            as the recipe names them; recorded from the simulator where it says so
+    WORK_DIR/<recipe name>/         model, processor, recipe.yaml, dataset_statistics.json, training_log.json
+    WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/
+
+Refuses to know: what the loss is, how rows are mixed, how a repository is published.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+from gen_vla.processors import (
+    PROMPT_TEMPLATE,
+    ActionGrammar,
+    ActionStringProcessor,
+    OpenVLAPlusImageProcessor,
+    OpenVLAPlusProcessor,
+    make_action_config,
+)
+from gen_vla.training.co_trainer import CoTrainer
+from gen_vla.training.collator import CoTrainingCollator
+from gen_vla.training.mixture import (
+    ROBOT_COLUMNS,
+    HalfAndHalfSampler,
+    build_mixture,
+    load_columns,
+    robot_statistics,
+)
+from gen_vla.training.recipe import Recipe, as_settings
+from gen_vla.training.token_weights import ActionTokenWeights
+from gen_vla.training.tokenizer import train_tokenizer
+
+
+def run_recipe(
+    recipe: Recipe,
+    work_dir: str | Path,
+    resume: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Trains a recipe and saves the model.
+
+    Args:
+        recipe: what to run.
+        work_dir: where data sets lie and results go.
+        resume: continue from the newest checkpoint of this recipe, if there is one.
+        callbacks: further callbacks of the trainer.
+
+    Returns:
+        The folder of the saved model, loadable with `trust_remote_code=True`.
+    """
+    work_dir = Path(work_dir)
+    output_dir = work_dir / recipe.name
+    checkpoints = output_dir / "checkpoints"
+    record_missing_data(recipe, work_dir)
+    model, processor = build_model(recipe, work_dir)
+    rows, report = build_mixture(recipe, work_dir, processor, model.config.norm_stats)
+    trainer = build_trainer(recipe, model, processor, rows, report, checkpoints, callbacks, progress)
+    last = last_checkpoint(checkpoints) if resume else None
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.is_world_process_zero():
+        save_run(recipe, trainer, model, processor, report, output_dir)
+    trainer.accelerator.wait_for_everyone()
+    return output_dir
+
+
+def record_missing_data(recipe: Recipe, work_dir: Path) -> None:
+    """Records the data sets that are missing and that the recipe says how to record (main process only)."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        return
+    for source in recipe.data.robot:
+        if source.record_episodes_per_task and not (work_dir / source.path).exists():
+            from gen_vla.training.metaworld_recording import record_demonstrations
+
+            record_demonstrations(
+                work_dir / source.path,
+                source.record_episodes_per_task,
+                seed=source.record_seed,
+                image_size=recipe.data.image_size,
+            )
+    for source in recipe.data.vision_language:
+        if source.record_count and not (work_dir / source.path).exists():
+            from gen_vla.training.metaworld_recording import record_questions
+
+            record_questions(
+                work_dir / source.path,
+                source.record_count,
+                seed=source.record_seed,
+                image_size=recipe.data.image_size,
+            )
+
+
+def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor]:
+    """The model at the start of training, and its processor."""
+    norm_stats: dict[str, Any] = {}
+    for source in recipe.data.robot:
+        dataset = load_columns(work_dir / source.path, ROBOT_COLUMNS, "record or convert it first")
+        norm_stats |= robot_statistics(dataset, source.key)
+    torch.manual_seed(recipe.training.seed)
+    if recipe.model.initial_model:
+        return _continue_from(work_dir / recipe.model.initial_model, recipe, norm_stats)
+    tokenizer = train_tokenizer(recipe_texts(recipe, work_dir), recipe.tokenizer.vocab_size)
+    strings = ActionStringProcessor(**_action_settings(recipe))
+    size = {"image_size": recipe.data.image_size}
+    config = OpenVLAPlusConfig(
+        dino_config={"model_type": "dinov2_with_registers", **size, **recipe.model.dino},
+        siglip_config={"model_type": "siglip_vision_model", "vision_use_head": False, **size, **recipe.model.siglip},
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            **recipe.model.text,
+        },
+        frozen=recipe.model.frozen,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        action_config=make_action_config(strings, tokenizer),
+        norm_stats=norm_stats,
+        prompt_template=PROMPT_TEMPLATE,
+    )
+    processor = OpenVLAPlusProcessor(
+        OpenVLAPlusImageProcessor(image_size=recipe.data.image_size),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        action_config=config.action_config,
+        prompt_template=PROMPT_TEMPLATE,
+    )
+    return OpenVLAPlusForVision2Seq(config), processor
+
+
+def _continue_from(
+    folder: Path, recipe: Recipe, norm_stats: dict[str, Any]
+) -> tuple[OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor]:
+    """Another model's weights under this recipe's settings: which tower is frozen, what an action looks like."""
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"got initial_model {folder}, which holds no config.json; train the recipe it names first, "
+            "or give the folder of a saved model"
+        )
+    processor = OpenVLAPlusProcessor.from_pretrained(folder)
+    config = OpenVLAPlusConfig.from_pretrained(folder)
+    strings = ActionStringProcessor(**_action_settings(recipe))
+    config.frozen = recipe.model.frozen
+    config.norm_stats = norm_stats
+    config.action_config = processor.action_config = make_action_config(strings, processor.tokenizer)
+    model = OpenVLAPlusForVision2Seq.from_pretrained(folder, config=config, dtype=torch.float32)
+    return model, processor
+
+
+def _action_settings(recipe: Recipe) -> dict[str, Any]:
+    settings = {name: getattr(recipe.actions, name) for name in ("action_dim", "horizon", "decimals", "style")}
+    return {**settings, "binary_dims": recipe.actions.binary_dims}
+
+
+def recipe_texts(recipe: Recipe, work_dir: Path) -> list[str]:
+    """What the recipe's models will read and write, for training a tokenizer: every different prompt and answer."""
+    texts: set[str] = set()
+    for name in recipe.tokenizer.texts_from:
+        dataset = load_columns(work_dir / name, ("image",), "record or convert it first")
+        if "instruction" in dataset.column_names:
+            texts |= {PROMPT_TEMPLATE["action"].format(instruction=i.lower()) for i in set(dataset["instruction"])}
+        if "question" in dataset.column_names:
+            texts |= {PROMPT_TEMPLATE["question"].format(question=q) for q in set(dataset["question"])}
+            texts |= {PROMPT_TEMPLATE["answer"].format(answer=a) for a in set(dataset["answer"])}
+    if not texts:
+        raise ValueError("got no texts to train a tokenizer on, expected data sets in tokenizer.texts_from")
+    return sorted(texts)
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: OpenVLAPlusForVision2Seq,
+    processor: OpenVLAPlusProcessor,
+    rows: Any,
+    report: dict[str, Any],
+    checkpoints: Path,
+    callbacks: list[TrainerCallback] | None = None,
+    progress: bool = True,
+) -> CoTrainer:
+    """The TRL trainer of a recipe."""
+    settings = recipe.training
+    mixed = bool(report["robot"] and report["vision_language"])
+    if mixed and settings.batch_size % 2:
+        raise ValueError(f"got batch_size={settings.batch_size}, expected an even number: half of it is robot data")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    run_rows = settings.steps * settings.batch_size * settings.gradient_accumulation_steps * processes
+    sampler = HalfAndHalfSampler(report["robot"], report["vision_language"], run_rows, settings.seed)
+    arguments = SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.min_learning_rate_rate},
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        adam_beta2=settings.adam_beta2,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=settings.logging_steps,
+        disable_tqdm=not progress,
+        max_length=None,
+        report_to="none",
+        seed=settings.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    pieces = (model.config.action_config or {}).get("pieces", {})
+    return CoTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        processing_class=processor,
+        data_collator=CoTrainingCollator(
+            processor, action_weights(recipe, model.config), model.config.text_config.max_position_embeddings
+        ),
+        callbacks=callbacks,
+        sampler=sampler,
+        balance=recipe.loss.balance,
+        sign_ids=[pieces[sign] for sign in "+-" if sign in pieces],
+    )
+
+
+def action_weights(recipe: Recipe, config: OpenVLAPlusConfig) -> ActionTokenWeights | None:
+    """The loss weights of action tokens, or `None` without robot data."""
+    if not recipe.data.robot or not config.action_config:
+        return None
+    statistics = [entry["action"] for entry in config.norm_stats.values()]
+    constant = [
+        dim
+        for dim in range(recipe.actions.action_dim)
+        if all(entry["min"][dim] == entry["max"][dim] for entry in statistics)
+    ]
+    return ActionTokenWeights(
+        ActionGrammar.from_action_config(config.action_config),
+        recipe.loss.decimal_weights,
+        constant,
+        recipe.loss.constant_dimension_weight,
+    )
+
+
+def save_run(
+    recipe: Recipe, trainer: CoTrainer, model: Any, processor: Any, report: dict[str, Any], output_dir: Path
+) -> None:
+    """Writes the model, the processor, and what is needed to know where they came from."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    write_json(output_dir / "dataset_statistics.json", model.config.norm_stats)
+    write_json(output_dir / "training_log.json", {"data": report, "history": trainer.state.log_history})
+    (output_dir / "recipe.yaml").write_text(yaml.safe_dump(as_settings(recipe), sort_keys=False), encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with a final newline."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint: the trainer's state is what it writes last."""
+    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def run_in_processes(arguments: list[str], processes: int) -> int:
+    """Runs `gen-vla train` with these arguments in several processes of this machine; returns the exit code."""
+    threads = max((os.cpu_count() or 1) // processes, 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.call([*command, "-m", "gen_vla.training.cli", "train", *arguments], env=environment)
