@@ -102,8 +102,16 @@ class ActionGrammar:
 
     def text(self, tokens: Iterable[int]) -> str:
         """The action string that `tokens` spell, without a generated lead-in and without EOS."""
-        text = "".join(self.text_of[token] for token in tokens if token != self.eos_token_id)
-        return text.removeprefix(self.prefix)
+        pieces = []
+        for position, token in enumerate(tokens):
+            if token != self.eos_token_id and token not in self.text_of:
+                raise ActionStringError(
+                    f"got token {token} at position {position}, which no action is spelled with; generate under "
+                    "ActionLogitsProcessor and leave the prompt out",
+                    position=position,
+                )
+            pieces.append(self.text_of.get(token, ""))
+        return "".join(pieces).removeprefix(self.prefix)
 
 
 class ActionLogitsProcessor(LogitsProcessor):
@@ -138,6 +146,7 @@ def _ids_between_digits(tokenizer: Any, text: str) -> list[int]:
 
 def _pieces(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, int]:
     """The tokens an action of this style is made of: every single character, and every merge the vocabulary has."""
+    _check_single_digits(tokenizer)
     edges, _ = _with_prefix(strings.automaton.edges, strings.lead_in if strings.style == "legacy" else "")
     pieces: dict[str, int] = {}
     for character in sorted({character for state in edges for character in state}):
@@ -156,6 +165,18 @@ def _pieces(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, int]:
         if len(ids) == 1:
             pieces[text] = ids[0]
     return pieces
+
+
+def _check_single_digits(tokenizer: Any) -> None:
+    """Raises `ValueError` if digits merge with digits or points, as where they are grouped by threes."""
+    zero = tokenizer.encode("0", add_special_tokens=False)
+    text = "".join(f"{a}{b}" for a in DIGITS for b in DIGITS) + "".join(f".{digit}" for digit in DIGITS)
+    ids = tokenizer.encode("0" + text, add_special_tokens=False)[len(zero) :]
+    if len(ids) != len(text):
+        raise ValueError(
+            f"got {len(ids)} tokens for {len(text)} digits and points, expected one each; action strings need a "
+            "vocabulary that never merges digits, such as Llama-2's or Gemma's"
+        )
 
 
 def _runs_without_digits(edges: list[dict[str, int]]) -> set[str]:
@@ -219,7 +240,18 @@ def _compile(
     for (state, _), number in numbers.items():
         if state == final:
             transitions[number][eos_token_id] = finished
+    _cut_dead_ends(transitions)
     return transitions
+
+
+def _cut_dead_ends(transitions: list[dict[int, int]]) -> None:
+    """Removes every way into a state that cannot end: where "e-" is one piece, nothing may follow a lone "e"."""
+    cut: set[int] = set()
+    while dead := {state for state, following in enumerate(transitions) if not following} - cut:
+        cut |= dead
+        for following in transitions:
+            for token in [token for token, target in following.items() if target in dead]:
+                del following[token]
 
 
 def _longest_word(transitions: list[dict[int, int]], eos_token_id: int) -> int:

@@ -1,0 +1,276 @@
+"""The token grammar: it accepts what a tokenizer makes of action strings, all of it and nothing else.
+
+Checked with the real Llama-2 and Gemma vocabularies where they are at hand, and always with the tiny tokenizers.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_action_strings import edge_actions
+from tiny_models import tiny_model, tiny_tokenizer
+from tokenizers import Tokenizer, models
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
+
+from gen_vla.processors import (
+    PROMPT_TEMPLATE,
+    ActionGrammar,
+    ActionLogitsProcessor,
+    ActionStringError,
+    ActionStringProcessor,
+    make_action_config,
+)
+from gen_vla.processors.action_strings import STYLES
+
+
+PROMPT = PROMPT_TEMPLATE["action"].format(instruction="put the carrot on the plate")
+
+
+def grammar_of(strings: ActionStringProcessor, tokenizer: Any) -> ActionGrammar:
+    return ActionGrammar.from_action_config(make_action_config(strings, tokenizer))
+
+
+def words_of(grammar: ActionGrammar) -> set[tuple[int, ...]]:
+    """Every token sequence from the start to EOS, EOS left out."""
+    words, pending = set(), [((), 0)]
+    while pending:
+        tokens, state = pending.pop()
+        for token, target in grammar.transitions[state].items():
+            if token == grammar.eos_token_id:
+                words.add(tokens)
+            else:
+                pending.append(((*tokens, token), target))
+    return words
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_tokenized_actions_are_words_of_the_grammar(style: str, horizon: int, tokenizer: Any) -> None:
+    strings = ActionStringProcessor(action_dim=7, horizon=horizon, style=style)
+    config = make_action_config(strings, tokenizer)
+    grammar = ActionGrammar.from_action_config(config)
+    count = 10_000 if len(tokenizer) > 1000 and horizon == 1 else 1_000
+    actions = edge_actions(count * horizon, 7).reshape(count, horizon, 7)
+    texts = [strings.encode(action) for action in actions]
+    prompt_ids = encode(tokenizer, [PROMPT])[0] + config["lead_in_ids"]
+    rows = encode(tokenizer, [PROMPT + strings.lead_in + text for text in texts])
+    worst = 0.0
+    for row, text, action in zip(rows, texts, actions, strict=True):
+        assert row[: len(prompt_ids)] == prompt_ids
+        answer = row[len(prompt_ids) :]
+        final = grammar.advance([*answer, tokenizer.eos_token_id])
+        assert grammar.transitions[final] == {tokenizer.eos_token_id: final}
+        assert grammar.text(answer) == text
+        assert len(answer) <= grammar.max_tokens
+        if style == "signed":
+            assert len(answer) == len(text) == 50 * horizon - 1
+        worst = max(worst, np.abs(strings.decode(grammar.text(answer)) - action).max())
+    assert worst <= 5e-5 + 1e-7
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1), (1, 2, 1)])
+def test_the_words_are_the_tokenized_strings_and_no_others(
+    style: str, shape: tuple[int, int, int], tokenizer: Any
+) -> None:
+    action_dim, horizon, decimals = shape
+    strings = ActionStringProcessor(action_dim, horizon, decimals, style)
+    grammar = grammar_of(strings, tokenizer)
+    scale = 10**decimals
+    values = np.arange(-scale, scale + 1) / scale
+    grids = np.meshgrid(*[values] * (action_dim * horizon), indexing="ij")
+    chunks = np.stack([grid.ravel() for grid in grids], axis=-1).reshape(-1, horizon, action_dim)
+    texts = {strings.encode(chunk) for chunk in chunks}
+    if style == "legacy":  # reads a minus zero too, which encode never writes
+        for _ in range(action_dim * horizon):
+            texts |= {",".join(parts) for text in texts for parts in _with_a_minus_zero(text.split(","))}
+    prompt_ids = encode(tokenizer, [PROMPT])[0] + make_action_config(strings, tokenizer)["lead_in_ids"]
+    rows = encode(tokenizer, [PROMPT + strings.lead_in + text for text in sorted(texts)])
+    assert words_of(grammar) == {tuple(row[len(prompt_ids) :]) for row in rows}
+    assert grammar.max_tokens == max(map(len, words_of(grammar)))
+
+
+def _with_a_minus_zero(parts: list[str]) -> list[list[str]]:
+    return [[*parts[:place], "-0.0", *parts[place + 1 :]] for place, part in enumerate(parts) if part == "0.0"]
+
+
+def test_max_tokens_of_seven_dimensions(llama_like: Any, gemma_like: Any) -> None:
+    lengths = {
+        (style, horizon): grammar_of(ActionStringProcessor(7, horizon, style=style), llama_like).max_tokens
+        for style in STYLES
+        for horizon in (1, 2)
+    }
+    assert lengths[("signed", 1)] == 49
+    assert lengths[("signed", 2)] == 99
+    assert lengths[("plain", 1)] == 7 * 7 + 6  # -0.0000 and a newline between two
+    assert lengths[("plain", 2)] == 2 * 55 + 2
+    assert grammar_of(ActionStringProcessor(7, 2, style="plain"), gemma_like).max_tokens == 2 * 55 + 1  # "\n\n" is one
+    assert lengths[("legacy", 1)] == 1 + 7 * 6 + 7  # "▁-" or "▁", then 0.0000 seven times, a "," or ",-" behind each
+
+
+def test_action_config_of_the_llama_vocabulary(llama2: Any) -> None:
+    config = make_action_config(ActionStringProcessor(binary_dims=[6]), llama2)
+    assert config["lead_in_ids"] == [13]
+    assert config["eos_token_id"] == 2
+    assert config["pieces"]["+"] == 29974
+    assert config["pieces"]["0"] == 29900
+    assert config["pieces"]["."] == 29889
+    assert len(config["pieces"]) == 13
+    legacy = make_action_config(ActionStringProcessor(style="legacy"), llama2)
+    assert legacy["lead_in_ids"] == []
+    assert legacy["pieces"][",-"] == 6653
+    assert legacy["pieces"][" -"] == 448
+    assert legacy["pieces"][" "] == 29871
+
+
+def test_action_config_of_the_gemma_vocabulary(gemma: Any) -> None:
+    assert make_action_config(ActionStringProcessor(style="legacy"), gemma)["pieces"][",-"] == 8815
+    plain = make_action_config(ActionStringProcessor(style="plain", horizon=2), gemma)
+    assert plain["lead_in_ids"] == [108]
+    assert plain["pieces"]["\n\n"] == 109
+
+
+@pytest.mark.parametrize("kind", ["llama_like", "gemma_like"])
+def test_parts_of_a_merged_piece_never_follow_one_another(kind: str) -> None:
+    tokenizer = tiny_tokenizer(kind)
+    grammar = grammar_of(ActionStringProcessor(action_dim=2, decimals=1, style="legacy"), tokenizer)
+    ids = dict(zip(grammar.text_of.values(), grammar.text_of, strict=True))
+    start = [ids[piece] for piece in (" ", "0", ".", "5")]
+    assert grammar.text([*start, ids[",-"], ids["1"], ids["."], ids["0"], ids[","]]) == "0.5,-1.0,"
+    grammar.advance([*start, ids[",-"]])
+    with pytest.raises(ActionStringError, match="at position 5 of an action"):
+        grammar.advance([*start, ids[","], ids["-"]])
+    with pytest.raises(ActionStringError, match="at position 1 of an action"):
+        grammar.advance([ids[" "], ids["-"]])
+
+
+def test_random_walks_decode(tokenizer: Any) -> None:
+    rng = np.random.default_rng(3)
+    for style in STYLES:
+        strings = ActionStringProcessor(action_dim=4, horizon=2, style=style, binary_dims=(3,))
+        grammar = grammar_of(strings, tokenizer)
+        for _ in range(50):
+            tokens, state = [], 0
+            while not tokens or tokens[-1] != grammar.eos_token_id:
+                tokens.append(int(rng.choice(list(grammar.transitions[state]))))
+                state = grammar.transitions[state][tokens[-1]]
+            assert len(tokens) - 1 <= grammar.max_tokens
+            chunk = strings.decode(grammar.text(tokens))
+            assert np.isin(chunk[:, 3], (0.0, 1.0)).all()
+            assert grammar.advance([*tokens, tokens[-1], tokens[-1]]) == state  # behind EOS only EOS
+
+
+def test_the_mask_allows_each_row_its_own_characters(llama_like: Any) -> None:
+    strings = ActionStringProcessor(action_dim=1, decimals=1)
+    mask = strings.logits_processor(llama_like, prompt_length=2)
+    pieces = make_action_config(strings, llama_like)["pieces"]
+    plus, zero, one, point = (pieces[c] for c in "+01.")
+    eos, pad = llama_like.eos_token_id, llama_like.pad_token_id
+    rows = [[pad, 9, plus, one], [8, 9, plus, zero], [pad, pad, pieces["-"], zero]]
+    scores = torch.arange(3.0 * len(llama_like)).reshape(3, -1)
+    allowed = [row.isfinite().nonzero().flatten().tolist() for row in mask(torch.tensor(rows), scores)]
+    assert allowed == [[point], [point], [point]]
+    longer = torch.tensor([[*row, point] for row in rows])
+    masked = mask(longer, scores)
+    digits = sorted(pieces[c] for c in "0123456789")
+    allowed = [row.isfinite().nonzero().flatten().tolist() for row in masked]
+    assert allowed == [[zero], digits, [digit for digit in digits if digit != zero]]
+    assert masked[1, digits[3]] == scores[1, digits[3]]
+    finished = torch.tensor([[*longer[0].tolist(), zero], [*longer[1].tolist(), digits[4]]])
+    allowed = [row.isfinite().nonzero().flatten().tolist() for row in mask(finished, scores[:2])]
+    assert allowed == [[eos], [eos]]
+
+
+def test_a_wrong_prompt_length_is_named(llama_like: Any) -> None:
+    strings = ActionStringProcessor(action_dim=1, decimals=1)
+    ids = torch.tensor([llama_like.encode("Out:\n+0.5", add_special_tokens=False)])
+    scores = torch.zeros(1, len(llama_like))
+    strings.logits_processor(llama_like, prompt_length=ids.shape[1] - 4)(ids, scores)
+    with pytest.raises(
+        ActionStringError, match="prompt_length counts every token before the action, padding"
+    ) as caught:
+        strings.logits_processor(llama_like, prompt_length=ids.shape[1] - 5)(ids, scores)
+    assert caught.value.position == 0
+
+
+def generate(model: Any, tokenizer: Any, grammar: ActionGrammar, rows: int, **options: Any) -> list[str]:
+    """Action strings from plain `generate` under the grammar, on left-padded prompts of different lengths."""
+    prompts = [PROMPT[: 20 + row % 5] + "\n" for row in range(rows)]
+    inputs = tokenizer(prompts, padding=True, return_tensors="pt", add_special_tokens=False)
+    length = inputs["input_ids"].shape[1]
+    output = model.generate(
+        **inputs,
+        logits_processor=LogitsProcessorList([ActionLogitsProcessor(grammar, length)]),
+        **{"max_new_tokens": grammar.max_tokens, "pad_token_id": grammar.eos_token_id, **options},
+    )
+    return [grammar.text(row) for row in output[:, length:].tolist()]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_thousand_hot_samples_all_parse(style: str, llama_like: Any) -> None:
+    strings = ActionStringProcessor(action_dim=3, decimals=4, style=style)
+    grammar = grammar_of(strings, llama_like)
+    torch.manual_seed(0)
+    model = tiny_model(llama_like, strings)
+    texts = generate(model, llama_like, grammar, 1_000, do_sample=True, temperature=2.0, top_k=0, use_cache=True)
+    decoded = np.stack([strings.decode(text) for text in texts])
+    assert len(texts) == 1_000
+    assert len(set(texts)) > 500
+    assert np.abs(decoded).max() <= 1.0
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("beams", [2, 4])
+def test_beams_stay_in_the_grammar(style: str, beams: int, llama_like: Any) -> None:
+    strings = ActionStringProcessor(action_dim=2, decimals=2, style=style)
+    grammar = grammar_of(strings, llama_like)
+    for seed in range(4):
+        model = tiny_model(llama_like, strings, seed=seed)
+        for text in generate(model, llama_like, grammar, 3, num_beams=beams, do_sample=False):
+            assert strings.decode(text).shape == (1, 2)
+
+
+@pytest.mark.parametrize("merged", ["00", "57", "9.", ".3"])
+def test_a_vocabulary_that_merges_digits_is_refused(merged: str) -> None:
+    vocabulary = {word: number for number, word in enumerate([*"+-.0123456789\n", merged])}
+    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[(merged[0], merged[1])]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
+    with pytest.raises(ValueError, match="expected one each; action strings need a vocabulary that never merges"):
+        make_action_config(ActionStringProcessor(action_dim=1), tokenizer)
+
+
+def test_a_character_without_a_token_is_refused() -> None:
+    model = Tokenizer(models.BPE(vocab={word: number for number, word in enumerate("-.0123456789\n")}, merges=[]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
+    with pytest.raises(ValueError, match=r"got 0 tokens for '\+', expected 1; style 'signed' needs a"):
+        make_action_config(ActionStringProcessor(action_dim=1), tokenizer)
+    assert make_action_config(ActionStringProcessor(action_dim=1, style="plain"), tokenizer)["lead_in_ids"] == [12]
+
+
+def test_every_state_leads_to_the_end(tokenizer: Any) -> None:
+    for style in STYLES:
+        grammar = grammar_of(ActionStringProcessor(action_dim=2, horizon=2, style=style, binary_dims=[1]), tokenizer)
+        reachable, pending = set(), [0]
+        while pending:
+            state = pending.pop()
+            if state not in reachable:
+                reachable.add(state)
+                assert grammar.transitions[state]
+                pending += grammar.transitions[state].values()
+
+
+def test_a_tokenizer_without_eos_is_refused(llama_like: Any) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=llama_like.backend_tokenizer)
+    with pytest.raises(ValueError, match="without an end-of-sequence token"):
+        make_action_config(ActionStringProcessor(action_dim=1), tokenizer)
+
+
+def test_text_of_a_foreign_token_is_refused(llama_like: Any) -> None:
+    grammar = grammar_of(ActionStringProcessor(action_dim=1), llama_like)
+    with pytest.raises(ActionStringError, match="got token 99999 at position 0, which no action is spelled with"):
+        grammar.text([99999])
