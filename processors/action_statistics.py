@@ -55,6 +55,9 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dic
 def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     """Maps [q01, q99] to [-1, 1] and clips; constant dimensions become 0, unmasked ones stay as they are.
 
+    A dimension that is both constant and unmasked stays as it is. OpenVLA makes it 0, which `unnormalize_actions`
+    could not undo: a gripper that was open in every frame would be commanded to close.
+
     Args:
         actions: float [..., D] in the data set's units.
         statistics: the `"action"` entry of one data set.
@@ -66,7 +69,7 @@ def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     low, high, mask = _bounds(statistics, actions.shape[-1])
     scaled = np.clip(2.0 * (actions - low) / (high - low + EPSILON) - 1.0, -1.0, 1.0)
     constant = np.asarray(statistics["min"]) == np.asarray(statistics["max"])
-    return np.where(constant, 0.0, np.where(mask, scaled, actions)).astype(np.float32)
+    return np.where(mask, np.where(constant, 0.0, scaled), actions).astype(np.float32)
 
 
 def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
@@ -93,7 +96,7 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
         mask: which dimensions are normalised; by default all but the last, the gripper.
 
     Raises:
-        ValueError: on another shape, no rows, or values that are not finite.
+        ValueError: on another shape, no rows, values that are not finite, or a mask of another length.
     """
     actions = np.asarray(actions, dtype=np.float64)
     if actions.ndim != 2 or len(actions) == 0:
@@ -104,6 +107,8 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
             f"got {actions[row, dim]} in row {row}, dimension {dim}, expected finite actions; drop the row"
         )
     chosen = [True] * (actions.shape[1] - 1) + [False] if mask is None else [bool(entry) for entry in mask]
+    if len(chosen) != actions.shape[1]:
+        raise ValueError(f"got a mask of {len(chosen)} entries, expected {actions.shape[1]}, one per dimension")
     low, high = np.quantile(actions, (0.01, 0.99), axis=0)
     columns = {
         "mean": actions.mean(axis=0),
@@ -128,4 +133,9 @@ def _bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np
             f"got actions of {action_dim} dimensions and statistics of {low.size}, expected the same number; "
             "the statistics belong to another robot or data set"
         )
-    return low, high, np.asarray(statistics.get("mask", [True] * action_dim), dtype=bool)
+    mask = np.asarray(statistics.get("mask", [True] * action_dim), dtype=bool)
+    if mask.shape != (action_dim,):
+        raise ValueError(
+            f"got statistics with a mask of {mask.size} entries, expected {action_dim}, one per dimension"
+        )
+    return low, high, mask

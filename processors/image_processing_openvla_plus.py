@@ -18,6 +18,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGLIP_MEAN = (0.5, 0.5, 0.5)
 SIGLIP_STD = (0.5, 0.5, 0.5)
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits per channel
 
 
 class OpenVLAPlusImageProcessor(BaseImageProcessor):
@@ -44,6 +45,8 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         if center_crop_area is not None and not 0.0 < center_crop_area <= 1.0:
             raise ValueError(f"got center_crop_area={center_crop_area}, expected a share in (0, 1] or None")
+        if len(means) != len(stds):
+            raise ValueError(f"got {len(means)} means and {len(stds)} stds, expected one of each per encoder")
         self.image_size = image_size
         self.means = [list(mean) for mean in means]
         self.stds = [list(std) for std in stds]
@@ -61,8 +64,11 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
 
         Raises:
             TypeError: for anything else, such as a path, bytes, or a float array, naming what was got.
+            ValueError: if there is no picture at all.
         """
         pictures = [to_rgb(image) for image in flatten_images(images)]
+        if not pictures:
+            raise ValueError("got no images, expected at least one; leave pixel_values out for text alone")
         pixels = np.stack([self._pixel_values(picture) for picture in pictures])
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
@@ -88,13 +94,21 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """A PIL image in RGB; raises `TypeError` for what is no picture."""
+    """A PIL image in RGB; raises `TypeError` for what is no picture, or one Pillow cannot turn into 8 bits."""
     if isinstance(image, Image.Image):
+        if image.mode in DEEP_MODES:
+            raise TypeError(
+                f"got a picture of mode {image.mode!r}, expected 8 bits per channel; scale it to 0..255 first, since "
+                "a plain conversion would cut it off at 255"
+            )
         return image if image.mode == "RGB" else image.convert("RGB")
     if hasattr(image, "__array__"):
         array = np.asarray(image)
-        if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))):
-            return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).convert("RGB")
+        shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
+        if array.dtype == np.uint8 and shaped and array.size:
+            return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 and array.ndim == 3 else array).convert(
+                "RGB"
+            )
         got = f"an array of dtype {array.dtype} and shape {list(array.shape)}"
     else:
         got = f"{type(image).__name__} {image!r}" if isinstance(image, str) else type(image).__name__

@@ -1,0 +1,167 @@
+"""Normalisation by data set: OpenVLA's formula on its published numbers, masks, keys, statistics of tiny data."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gen_vla.processors import (
+    compute_statistics,
+    count_clipped,
+    normalize_actions,
+    select_statistics,
+    unnormalize_actions,
+)
+
+
+MASK = [True] * 6 + [False]
+# q01 and q99 as openvla/openvla-7b publishes them.
+FRACTAL = {
+    "q01": [
+        *(-0.22453527510166169, -0.14820013284683228, -0.231589707583189),
+        *(-0.3517994859814644, -0.4193011274933815, -0.43643461108207704, 0),
+    ],
+    "q99": [
+        *(0.17824687153100965, 0.14938379630446405, 0.21842354819178575),
+        *(0.5892666035890578, 0.35272657424211445, 0.44796681255102094, 1),
+    ],
+    "min": [-1.0] * 7,
+    "max": [1.0] * 7,
+    "mask": MASK,
+}
+BRIDGE = {
+    "q01": [
+        *(-0.02872725307941437, -0.04170349963009357, -0.026093858778476715),
+        *(-0.08092105075716972, -0.09288699507713317, -0.20718276381492615, 0),
+    ],
+    "q99": [
+        *(0.028309678435325586, 0.040855254605412394, 0.040161586627364146),
+        *(0.08192047759890528, 0.07792850524187081, 0.20382574498653397, 1),
+    ],
+    "min": [-1.0] * 7,
+    "max": [1.0] * 7,
+    "mask": MASK,
+}
+
+
+def stats(low: list[float], high: list[float], **more: Any) -> dict[str, Any]:
+    return {"q01": low, "q99": high, "min": low, "max": high, **more}
+
+
+def test_unnormalize_bridge_and_fractal_by_hand() -> None:
+    ends = unnormalize_actions(np.array([[-1.0] * 7, [1.0] * 7]), BRIDGE)
+    np.testing.assert_allclose(ends[0, :6], BRIDGE["q01"][:6], rtol=1e-6)
+    np.testing.assert_allclose(ends[1, :6], BRIDGE["q99"][:6], rtol=1e-6)
+    assert ends[:, 6].tolist() == [-1.0, 1.0]  # the gripper is not masked in: it stays as it is
+    assert ends.dtype == np.float32
+    # 0 is the middle: (-0.02872725 + 0.02830968) / 2 and (-0.22453528 + 0.17824687) / 2
+    assert unnormalize_actions(np.zeros(7), BRIDGE)[0] == pytest.approx(-0.0002087873, abs=1e-9)
+    assert unnormalize_actions(np.zeros(7), FRACTAL)[0] == pytest.approx(-0.0231442018, abs=1e-9)
+    # 0.5 * (0.5 + 1) * (0.0283096784 + 0.0287272531) - 0.0287272531
+    assert unnormalize_actions(np.full(7, 0.5), BRIDGE)[0] == pytest.approx(0.0140504456, abs=1e-9)
+
+
+def test_normalize_by_hand() -> None:
+    action = np.array([0.0, -0.04170349963009357, 0.040161586627364146, 9.0, -9.0, 0.0, 1.0])
+    normalized = normalize_actions(action, BRIDGE)
+    # 2 * 0.0287272531 / (0.0570369315 + 1e-8) - 1
+    assert normalized[0] == pytest.approx(0.0073207821, abs=1e-6)
+    assert normalized[1:5].tolist() == pytest.approx([-1.0, 1.0, 1.0, -1.0], abs=1e-6)
+    assert normalized[6] == 1.0
+    assert normalized.dtype == np.float32
+
+
+@pytest.mark.parametrize("statistics", [BRIDGE, FRACTAL])
+def test_round_trip_inside_the_range(statistics: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    low, high = np.array(statistics["q01"]), np.array(statistics["q99"])
+    actions = rng.uniform(low, high, (5, 3, 7))
+    back = unnormalize_actions(normalize_actions(actions, statistics), statistics)
+    assert back.shape == (5, 3, 7)
+    np.testing.assert_allclose(back, actions, atol=1e-6)
+
+
+def test_constant_dimensions() -> None:
+    statistics = stats([0.3, 0.0, 1.0], [0.3, 2.0, 1.0], mask=[True, True, False])
+    normalized = normalize_actions([[0.3, 1.0, 1.0]], statistics)
+    assert normalized[0].tolist() == pytest.approx(
+        [0.0, 0.0, 1.0], abs=1e-7
+    )  # masked in and constant: 0; not masked in: as it is
+    np.testing.assert_allclose(unnormalize_actions(normalized, statistics), [[0.3, 1.0, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(unnormalize_actions([[0.9, -1.0, 0.0]], statistics), [[0.3, 0.0, 0.0]], rtol=1e-6)
+
+
+def test_without_a_mask_every_dimension_is_normalised() -> None:
+    statistics = stats([0.0, 0.0], [2.0, 4.0])
+    assert normalize_actions([0.5, 3.0], statistics).tolist() == pytest.approx([-0.5, 0.5])
+    assert unnormalize_actions([-0.5, 0.5], statistics).tolist() == [0.5, 3.0]
+
+
+def test_count_clipped_counts_per_dimension() -> None:
+    statistics = stats([-1.0, 0.0, 0.0], [1.0, 2.0, 1.0], mask=[True, True, False])
+    actions = [[-1.5, 1.0, 7.0], [1.0, 2.5, -7.0], [1.1, -0.1, 0.0]]
+    assert count_clipped(actions, statistics).tolist() == [2, 2, 0]
+    assert count_clipped(np.reshape(actions, (3, 1, 3)), statistics).tolist() == [2, 2, 0]
+    assert count_clipped([0.0, 1.0, 9.0], statistics).tolist() == [0, 0, 0]
+
+
+def test_select_statistics() -> None:
+    one = {"bridge_orig": {"action": BRIDGE}}
+    two = {**one, "fractal20220817_data": {"action": FRACTAL}}
+    assert select_statistics(one, None) is BRIDGE
+    assert select_statistics(two, "fractal20220817_data") is FRACTAL
+    with pytest.raises(
+        ValueError, match=r"got no unnorm_key, but .* 2 data sets; .* bridge_orig, fractal20220817_data"
+    ):
+        select_statistics(two, None)
+    with pytest.raises(
+        ValueError, match=r"got unnorm_key='bridge_origs', .*did you mean 'bridge_orig'\? keys: bridge"
+    ):
+        select_statistics(two, "bridge_origs")
+    with pytest.raises(
+        ValueError, match=r"got unnorm_key='zzz', which this model has no statistics for; keys: bridge"
+    ):
+        select_statistics(two, "zzz")
+    for key in (None, "bridge_orig"):
+        with pytest.raises(ValueError, match="got a model without action statistics"):
+            select_statistics({}, key)
+
+
+def test_statistics_of_another_robot_are_refused() -> None:
+    for function in (normalize_actions, unnormalize_actions, count_clipped):
+        with pytest.raises(ValueError, match="got actions of 6 dimensions and statistics of 7"):
+            function(np.zeros(6), BRIDGE)
+        with pytest.raises(ValueError, match="got statistics with a mask of 1 entries, expected 2"):
+            function(np.zeros(2), stats([0.0, 0.0], [1.0, 1.0], mask=[True]))
+
+
+def test_compute_statistics_of_five_rows() -> None:
+    actions = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 0.0], [3.0, 0.0], [4.0, 1.0]])
+    result = compute_statistics(actions, num_trajectories=2)
+    assert result["num_transitions"] == 5
+    assert result["num_trajectories"] == 2
+    action = result["action"]
+    assert action["mean"] == pytest.approx([2.0, 0.6])
+    assert action["std"] == pytest.approx([2.0**0.5, 0.24**0.5])
+    assert action["min"] == [0.0, 0.0]
+    assert action["max"] == [4.0, 1.0]
+    assert action["q01"] == pytest.approx([0.04, 0.0])  # between the first and the second of five values
+    assert action["q99"] == pytest.approx([3.96, 1.0])
+    assert action["mask"] == [True, False]
+    assert compute_statistics(actions, 2, mask=[False, True])["action"]["mask"] == [False, True]
+    assert normalize_actions([0.04, 1.0], action).tolist() == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("actions", "mask", "message"),
+    [
+        (np.zeros((0, 2)), None, r"shape \[0, 2\], expected \[N, D\] with at least one row"),
+        (np.zeros(3), None, r"shape \[3\], expected \[N, D\]"),
+        ([[0.0, 1.0], [np.nan, 0.0]], None, "got nan in row 1, dimension 0, expected finite actions; drop the row"),
+        ([[0.0, np.inf]], None, "got inf in row 0, dimension 1"),
+        ([[0.0, 1.0]], [True], "got a mask of 1 entries, expected 2, one per dimension"),
+    ],
+)
+def test_compute_statistics_refuses(actions: Any, mask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compute_statistics(actions, 1, mask=mask)

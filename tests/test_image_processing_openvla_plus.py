@@ -1,0 +1,153 @@
+"""Pictures to pixels: the formula written out, the order of channels, what counts as a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import picture
+
+from gen_vla.processors import OpenVLAPlusImageProcessor
+
+
+def expected_pixels(image: Image.Image, side: int) -> np.ndarray:
+    """float64 [6, side, side], from the published constants: DINOv2 (ImageNet) first, SigLIP second."""
+    resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    values = np.asarray(resized).astype(np.float64) / 255.0
+    channels = []
+    for mean, std in (
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ):
+        channels += [(values[:, :, c] - mean[c]) / std[c] for c in range(3)]
+    return np.stack(channels)
+
+
+def test_one_red_pixel_by_hand() -> None:
+    image = Image.new("RGB", (2, 2), (255, 0, 51))
+    pixels = OpenVLAPlusImageProcessor(image_size=2)(image, return_tensors="np")["pixel_values"]
+    assert pixels.shape == (1, 6, 2, 2)
+    assert pixels.dtype == np.float32
+    dino = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    assert pixels[0, :, 1, 0].tolist() == pytest.approx([*dino, 1.0, -1.0, -0.6], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(320, 256), (100, 300), (224, 224), (7, 9)])
+def test_pixel_values_are_the_formula(size: tuple[int, int]) -> None:
+    image = picture(1, size)
+    pixels = OpenVLAPlusImageProcessor()(image, return_tensors="np")["pixel_values"][0]
+    assert pixels.shape == (6, 224, 224)
+    assert np.abs(pixels - expected_pixels(image, 224)).max() <= 1e-6
+
+
+def test_rows_and_columns_are_not_swapped() -> None:
+    array = np.zeros((4, 4, 3), dtype=np.uint8)
+    array[0, 3] = 255  # top right
+    pixels = OpenVLAPlusImageProcessor(image_size=4)(array, return_tensors="np")["pixel_values"][0, 3]
+    assert np.argwhere(pixels == 1.0).tolist() == [[0, 3]]
+
+
+def test_the_resize_keeps_no_aspect_ratio() -> None:
+    array = np.zeros((10, 30, 3), dtype=np.uint8)
+    array[:, 15:] = 255
+    pixels = OpenVLAPlusImageProcessor(image_size=8)(array, return_tensors="np")["pixel_values"][0, 3]
+    assert (pixels[:, :3] == -1.0).all()
+    assert (pixels[:, 5:] == 1.0).all()
+
+
+def test_other_modes_and_arrays_become_rgb() -> None:
+    processor = OpenVLAPlusImageProcessor(image_size=4)
+
+    def pixels(image: object) -> np.ndarray:
+        return processor(image, return_tensors="np")["pixel_values"]
+
+    rgb = picture(2, (6, 5))
+    array = np.asarray(rgb)
+    gray = rgb.convert("L")
+    np.testing.assert_array_equal(pixels(array), pixels(rgb))
+    np.testing.assert_array_equal(pixels(torch.tensor(array)), pixels(rgb))
+    alpha = np.random.default_rng(0).integers(0, 256, (5, 6, 1), dtype=np.uint8)
+    np.testing.assert_array_equal(pixels(np.concatenate([array, alpha], axis=-1)), pixels(rgb))
+    np.testing.assert_array_equal(pixels(rgb.convert("RGBA")), pixels(rgb))
+    np.testing.assert_array_equal(pixels(np.asarray(gray)), pixels(gray))
+    np.testing.assert_array_equal(pixels(np.asarray(gray)[:, :, None]), pixels(gray))
+    np.testing.assert_array_equal(pixels(gray)[0, 3], pixels(gray)[0, 5])
+    column = np.arange(5, dtype=np.uint8)[:, None]  # a gray picture of width 1 is not a picture of 1 channel
+    np.testing.assert_array_equal(pixels(column), pixels(Image.fromarray(column)))
+    palette = rgb.quantize(16)
+    np.testing.assert_array_equal(pixels(palette), pixels(palette.convert("RGB")))
+
+
+def test_lists_and_nested_lists_are_flattened_in_order() -> None:
+    processor = OpenVLAPlusImageProcessor(image_size=4)
+    images = [picture(seed) for seed in range(3)]
+    one_by_one = torch.cat([processor(image, return_tensors="pt")["pixel_values"] for image in images])
+    torch.testing.assert_close(processor(images, return_tensors="pt")["pixel_values"], one_by_one, rtol=0, atol=0)
+    nested = [[images[0], images[1]], [], [images[2]]]
+    torch.testing.assert_close(processor(nested, return_tensors="pt")["pixel_values"], one_by_one, rtol=0, atol=0)
+
+
+def test_center_crop_keeps_the_share_of_the_area() -> None:
+    array = np.zeros((10, 20, 3), dtype=np.uint8)
+    array[2:8, 4:16] = 255  # the middle 60 % of each side, 36 % of the area
+    cropped = OpenVLAPlusImageProcessor(image_size=4, center_crop_area=0.36)(array, return_tensors="np")
+    assert (cropped["pixel_values"][0, 3:] == 1.0).all()
+    plain = OpenVLAPlusImageProcessor(image_size=4)(array, return_tensors="np")["pixel_values"]
+    assert plain[0, 3, 0, 0] < 0
+    image = picture(3, (100, 80))
+    crop = OpenVLAPlusImageProcessor(center_crop_area=0.9)(image, return_tensors="np")["pixel_values"][0]
+    # sides of sqrt(0.9) = 0.9487: 95 x 76 pixels, 2 cut off left and top
+    assert np.abs(crop - expected_pixels(image.crop((2, 2, 97, 78)), 224)).max() <= 1e-6
+    for area in (0.0, 1.5, -1.0):
+        with pytest.raises(ValueError, match=f"got center_crop_area={area}, expected a share"):
+            OpenVLAPlusImageProcessor(center_crop_area=area)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("photo.png", "got str 'photo.png' as an image"),
+        (Path("photo.png"), "got PosixPath as an image"),
+        (b"\x89PNG", "got bytes as an image"),
+        (None, "got NoneType as an image"),
+        (3, "got int as an image"),
+        (np.zeros((4, 4, 3)), r"got an array of dtype float64 and shape \[4, 4, 3\] as an image"),
+        (np.zeros((3, 8, 8), np.uint8), r"got an array of dtype uint8 and shape \[3, 8, 8\] as an image"),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"dtype uint8 and shape \[1, 4, 4, 3\]"),
+        (torch.zeros(3, 4, 4), r"dtype float32 and shape \[3, 4, 4\]"),
+        (np.zeros((0, 4, 3), np.uint8), r"dtype uint8 and shape \[0, 4, 3\]"),
+    ],
+)
+def test_what_is_no_picture_is_named(wrong: object, message: str) -> None:
+    processor = OpenVLAPlusImageProcessor(image_size=4)
+    with pytest.raises(TypeError, match=message):
+        processor(wrong)
+    with pytest.raises(TypeError, match=message + ".*expected a PIL image or a uint8 array"):
+        processor([picture(), wrong])
+
+
+def test_no_pictures_at_all_is_named() -> None:
+    for nothing in ([], [[]], [[], []]):
+        with pytest.raises(ValueError, match="got no images, expected at least one"):
+            OpenVLAPlusImageProcessor(image_size=4)(nothing)
+
+
+def test_deep_pictures_are_refused() -> None:
+    deep = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
+    with pytest.raises(TypeError, match="got a picture of mode 'I;16'"):
+        OpenVLAPlusImageProcessor(image_size=4)(deep)
+
+
+def test_settings_are_checked_and_travel(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got 1 means and 2 stds, expected one of each per encoder"):
+        OpenVLAPlusImageProcessor(means=[[0.5, 0.5, 0.5]])
+    processor = OpenVLAPlusImageProcessor(
+        image_size=6, means=[[0.1, 0.2, 0.3]], stds=[[0.4, 0.5, 0.6]], center_crop_area=0.8
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = OpenVLAPlusImageProcessor.from_pretrained(tmp_path)
+    before, after = (p(picture(), return_tensors="np")["pixel_values"] for p in (processor, loaded))
+    assert before.shape == (1, 3, 6, 6)
+    np.testing.assert_array_equal(before, after)
+    assert loaded.center_crop_area == 0.8
