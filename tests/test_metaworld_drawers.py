@@ -192,3 +192,17 @@ def test_an_arranged_scene_is_what_was_anticipated():
     np.testing.assert_allclose(state["handle"], expected["handle"], atol=0.01)
     np.testing.assert_allclose(state["fingertips"], expected["fingertips"], atol=0.015)
     assert state["blocks"]["red"]["image"] == expected["blocks"]["red"]["image"]
+
+
+def test_the_hidden_parts_of_the_robot_are_never_in_view(open_env):
+    """Shown again, they change no pixel, wherever the hand goes."""
+    model = open_env._env.model
+    hidden = np.isin(model.geom_bodyid, [model.body(name).id for name in drawers.OUT_OF_VIEW])
+    for corner in ([0.05, 0.05, 0.05], [-0.05, 0.05, 0.05], [0.05, -0.05, 0.05], [-0.05, -0.05, -0.05]):
+        open_env.reset(SEED)
+        for _ in range(15):
+            open_env.step(np.array([*corner, 0, 0, 0, 1]))
+        picture = open_env.render()
+        model.geom_rgba[hidden, 3] = 1.0
+        np.testing.assert_array_equal(open_env.render(), picture)
+        model.geom_rgba[hidden, 3] = 0.0
