@@ -64,9 +64,10 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         self.action_config = action_config
         self.prompt_template = dict(prompt_template or PROMPT_TEMPLATE)
         self.image_token = image_token
+        check_prompt_template(self.prompt_template)
         if tokenizer is not None:
-            self.image_token_id = token_id(tokenizer, image_token)
-        template = chat_template or chat_template_for(self.prompt_template)
+            self.image_token_id = checked_token_id(tokenizer, image_token)
+        template = chat_template or chat_template_for(self.prompt_template, image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
 
     @property
@@ -104,13 +105,13 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             ValueError: if the numbers of pictures and instructions differ, or an instruction is empty.
             TypeError: if an image is not a picture or an instruction is not a text.
         """
-        instructions = [instruction] if isinstance(instruction, str) else list(instruction)
-        return self._pair(image, [self.action_prompt(text) for text in instructions], "instructions", return_tensors)
+        prompts = [self.action_prompt(text) for text in as_rows(instruction)]
+        return self._pair(image, prompts, "instructions", return_tensors)
 
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA); as `action_inputs` otherwise."""
-        questions = [question] if isinstance(question, str) else list(question)
-        return self._pair(image, [self.question_prompt(text) for text in questions], "questions", return_tensors)
+        prompts = [self.question_prompt(text) for text in as_rows(question)]
+        return self._pair(image, prompts, "questions", return_tensors)
 
     def _pair(self, image: Any, prompts: list[str], noun: str, return_tensors: str | None) -> BatchFeature:
         pictures = list(image) if isinstance(image, (list, tuple)) else [image]
@@ -142,11 +143,12 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             text: one text or a list of them. `<image>` placeholders are moved to the front of the row.
             padding, padding_side, max_length, return_tensors: as for a tokenizer.
             add_special_tokens: whether a row starts with BOS. Without it, and without a BOS at its beginning, a text
-                is taken for the continuation of another.
+                is taken for the continuation of another, and may have no pictures.
             truncation: only to be told apart from `None`: nothing is ever cut, a longer row raises.
 
         Raises:
-            ValueError: if pictures and placeholders do not match, or a row is longer than `max_length` allows.
+            ValueError: if pictures and placeholders do not match, a row with pictures has no BOS, or a row is longer
+                than `max_length` allows.
         """
         if videos is not None or audio is not None:
             raise ValueError("got videos or audio, expected pictures and text; this model family has no other inputs")
@@ -154,7 +156,9 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             images, text = text, images
         if text is None:
             return self.image_processor(images, return_tensors=return_tensors)
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = as_rows(text)
+        if not texts:
+            raise ValueError("got no texts, expected at least one")
         counts = images_per_row(images, texts, self.image_token)
         rows = [self._row(line, count, add_special_tokens) for line, count in zip(texts, counts, strict=True)]
         limit = max_length if truncation or padding == "max_length" else None
@@ -177,14 +181,20 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         text = checked_text(text, "text", empty=True).replace(self.image_token, "")
         bos = self.tokenizer.bos_token
         starts_row = add_special_tokens or text.startswith(bos)
-        text = text.removeprefix(bos)
-        head = [self.tokenizer.bos_token_id] if starts_row else []
-        image_ids = [self.image_token_id] * (self.num_image_tokens * images)
+        while text.startswith(bos):
+            text = text.removeprefix(bos)
         if starts_row:
-            return head + image_ids + self.encode_text(text)
-        # Tokenizers like Llama's put a space before a text that stands alone; behind a newline they do not.
-        newline = self.encode_text("\n")
-        return image_ids + self.encode_text("\n" + text)[len(newline) :]
+            image_ids = [self.image_token_id] * (self.num_image_tokens * images)
+            return [self.tokenizer.bos_token_id, *image_ids, *self.encode_text(text)]
+        if images:
+            raise ValueError(
+                f"got a text with {images} pictures that does not start with {bos!r} while add_special_tokens=False, "
+                "expected it there, since pictures follow it directly; write tokenizer.bos_token before the prompt"
+            )
+        # Tokenizers like Llama's put a space before a text that stands alone. Behind a digit they do not, and no piece
+        # joins a digit to what follows it.
+        digit = self.encode_text("0")
+        return self.encode_text("0" + text)[len(digit) :]
 
     def _pad(
         self, rows: list[list[int]], padding: bool | str, side: str, limit: int | None, return_tensors: str | None
@@ -213,7 +223,15 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return settings
 
 
-def chat_template_for(prompt_template: dict[str, str]) -> str:
+def check_prompt_template(prompt_template: dict[str, str]) -> None:
+    """Raises `ValueError` unless each prompt has its placeholder exactly once."""
+    for name, placeholder in (("action", "{instruction}"), ("question", "{question}"), ("answer", "{answer}")):
+        prompt = prompt_template.get(name)
+        if prompt is None or prompt.count(placeholder) != 1:
+            raise ValueError(f"got prompt_template[{name!r}]={prompt!r}, expected a text with {placeholder} once")
+
+
+def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
     """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns."""
     before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
     lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
@@ -224,7 +242,7 @@ def chat_template_for(prompt_template: dict[str, str]) -> str:
     return (
         "{{ bos_token }}"
         "{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
-        "{% if c.type == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+        f"{{% if c.type == 'image' %}}{{{{ {image_token!r} }}}}{{% endif %}}{{% endfor %}}{{% endif %}}{{% endfor %}}"
         "{% for m in messages %}{% if m.role == 'assistant' %}"
         f"{{{{ {lead} }}}}{words}{{{{ {tail} }}}}{{{{ eos_token }}}}"
         f"{{% else %}}{{{{ {before} }}}}{words}{{{{ {after} }}}}{{% endif %}}{{% endfor %}}"
@@ -267,8 +285,19 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
 
 
-def token_id(tokenizer: Any, token: str) -> int:
-    """The id of a token that must exist."""
+def as_rows(texts: Any) -> list[Any]:
+    """One text or several as a list; what is neither is left for `checked_text` to name."""
+    return list(texts) if isinstance(texts, (list, tuple)) else [texts]
+
+
+def checked_token_id(tokenizer: Any, token: str) -> int:
+    """The id of `token`, in a tokenizer that also has the special tokens every row needs."""
+    missing = [name for name in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, name) is None]
+    if missing:
+        raise ValueError(
+            f"got a tokenizer without {', '.join(missing)}, expected all three; "
+            f"add them with tokenizer.add_special_tokens({{{missing[0]!r}: ...}})"
+        )
     found = tokenizer.get_vocab().get(token)
     if found is None:
         raise ValueError(

@@ -1,0 +1,302 @@
+"""Rows of tokens: one BOS, image tokens behind it, prompts, padding, and the same ids however a text arrives."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import IMAGE_TOKENS, picture, tiny_processor
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor, OpenVLAPlusImageProcessor, OpenVLAPlusProcessor
+
+
+STRINGS = ActionStringProcessor(action_dim=3, decimals=2)
+PROMPT = "In: What action should the robot take to open the drawer?\nOut:"
+
+
+@pytest.fixture
+def processor(tokenizer: Any) -> OpenVLAPlusProcessor:
+    """The tiny processor with each tokenizer in turn."""
+    return tiny_processor(tokenizer, STRINGS)
+
+
+@pytest.fixture
+def tiny(llama_like: Any) -> OpenVLAPlusProcessor:
+    """The tiny processor with one tokenizer, where the vocabulary does not matter."""
+    return tiny_processor(llama_like, STRINGS)
+
+
+def row_of(processor: Any, text: str, pictures: int = 1) -> list[int]:
+    """The layout, written out: BOS, image tokens, the text."""
+    tokenizer = processor.tokenizer
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    text_ids = tokenizer.encode(text, add_special_tokens=False)
+    return [tokenizer.bos_token_id, *[image] * (IMAGE_TOKENS * pictures), *text_ids]
+
+
+def rows_of(inputs: Any) -> list[list[int]]:
+    """Rows without their padding."""
+    return [row[mask.bool()].tolist() for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+
+
+def test_action_inputs(processor: Any) -> None:
+    inputs = processor.action_inputs(picture(), "  Open the DRAWER ")
+    assert rows_of(inputs) == [row_of(processor, PROMPT + "\n")]
+    assert inputs["pixel_values"].shape == (1, 6, 8, 8)
+    assert inputs["input_ids"].dtype == inputs["attention_mask"].dtype == torch.int64
+    assert inputs["pixel_values"].dtype == torch.float32
+    legacy = tiny_processor(processor.tokenizer, ActionStringProcessor(style="legacy"))
+    assert rows_of(legacy.action_inputs(picture(), "open the drawer")) == [row_of(processor, PROMPT)]
+    assert legacy.action_strings.style == "legacy"
+
+
+def test_question_inputs_keep_the_case(processor: Any) -> None:
+    inputs = processor.question_inputs([picture(), picture(1)], ["Is it Open?", "Two?"])
+    assert rows_of(inputs) == [row_of(processor, "In: Is it Open?\nOut:"), row_of(processor, "In: Two?\nOut:")]
+    assert processor.answer_text("two ") == " two"
+    assert inputs["pixel_values"].shape == (2, 6, 8, 8)
+
+
+def test_batches_are_left_padded(tiny: Any) -> None:
+    images = [picture(), np.asarray(picture(1))]
+    inputs = tiny.action_inputs(images, ["open the drawer", "go"])
+    one_by_one = [tiny.action_inputs(images[0], "open the drawer"), tiny.action_inputs(images[1], "go")]
+    long, short = (rows_of(single)[0] for single in one_by_one)
+    gap = len(long) - len(short)
+    pad = tiny.tokenizer.pad_token_id
+    assert inputs["input_ids"].tolist() == [long, [pad] * gap + short]
+    assert inputs["attention_mask"].tolist() == [[1] * len(long), [0] * gap + [1] * len(short)]
+    pixels = torch.cat([single["pixel_values"] for single in one_by_one])
+    torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=0)
+
+
+def test_either_order_is_the_same_call(processor: Any) -> None:
+    calls = [
+        processor(PROMPT, picture()),
+        processor(images=picture(), text=PROMPT),
+        processor(picture(), PROMPT),
+        processor([PROMPT], [picture()]),
+        processor(text=PROMPT, images=[[picture()]]),
+    ]
+    for call in calls:
+        assert rows_of(call) == [row_of(processor, PROMPT)]
+        torch.testing.assert_close(call["pixel_values"], calls[0]["pixel_values"], rtol=0, atol=0)
+
+
+def test_one_bos_never_two(processor: Any) -> None:
+    bos = processor.tokenizer.bos_token
+    expected = [row_of(processor, "In: Go?\nOut:")]
+    texts = ["In: Go?\nOut:", "<image>In: Go?\nOut:", f"{bos}In: Go?\nOut:", f"{bos}<image>In: Go?\nOut:"]
+    texts += [f"<image>{bos}In: Go?\nOut:", f"{bos}{bos}In: Go?\nOut:"]
+    for text in texts:
+        assert rows_of(processor(images=picture(), text=text)) == expected
+    for text in (texts[3], texts[4]):
+        assert rows_of(processor(images=picture(), text=text, add_special_tokens=False)) == expected
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Go?"}]}]
+    rendered = processor.apply_chat_template(messages)
+    assert rendered == f"{bos}<image>In: Go?\nOut:"
+    for special in (True, False):
+        assert rows_of(processor(images=picture(), text=rendered, add_special_tokens=special)) == expected
+    messages[0]["content"][0] = {"type": "image", "image": picture()}
+    tokenized = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    assert rows_of(tokenized) == expected
+    assert tokenized["pixel_values"].shape == (1, 6, 8, 8)
+
+
+def test_the_chat_template_renders_turns_with_the_prompts(tiny: Any) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "How many?"}, {"type": "image"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
+        {"role": "user", "content": "Sure?"},
+    ]
+    rendered = "<s><image>In: How many?\nOut: two</s>In: Sure?\nOut:"
+    assert tiny.apply_chat_template(messages) == rendered
+    own = {"action": "{instruction}!", "question": "Q '{question}' \"?\"\n", "answer": "{answer}."}
+    other = tiny_processor(tiny.tokenizer, prompt_template=own)
+    assert other.apply_chat_template(messages) == "<s><image>Q 'How many?' \"?\"\ntwo.</s>Q 'Sure?' \"?\"\n"
+    assert other.question_prompt("How many?") == "Q 'How many?' \"?\"\n"
+
+
+def test_another_image_token(llama_like: Any) -> None:
+    processor = tiny_processor(llama_like, image_token="<PAD>")  # any token of the vocabulary will do
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Go?"}]}]
+    rendered = processor.apply_chat_template(messages)
+    assert rendered == "<s><PAD>In: Go?\nOut:"
+    ids = processor(images=picture(), text=rendered)["input_ids"][0].tolist()
+    assert ids[: IMAGE_TOKENS + 1] == [1] + [llama_like.pad_token_id] * IMAGE_TOKENS
+
+
+def test_text_alone_and_mixed_batches(processor: Any) -> None:
+    alone = processor(text="In: Go?\nOut:")
+    assert rows_of(alone) == [row_of(processor, "In: Go?\nOut:", pictures=0)]
+    assert "pixel_values" not in alone
+    assert "pixel_values" not in processor(images=[[], []], text=["a", "b"])
+    mixed = processor(images=[[picture()], [], [picture(1), picture(2)]], text=["one", "none", "two"])
+    expected = [row_of(processor, text, count) for text, count in (("one", 1), ("none", 0), ("two", 2))]
+    assert rows_of(mixed) == expected
+    assert mixed["pixel_values"].shape == (3, 6, 8, 8)
+    flat = processor(images=[picture(), picture(1), picture(2)], text=["<image>one", "none", "t<image>wo<image>"])
+    assert rows_of(flat) == expected
+    torch.testing.assert_close(flat["pixel_values"], mixed["pixel_values"], rtol=0, atol=0)
+    images_only = processor(images=[picture(), picture(1)])
+    assert list(images_only) == ["pixel_values"]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "texts"),
+    [
+        (1, ["a", "b"]),
+        (2, ["<image>a"]),
+        (0, ["<image>a"]),
+        (3, ["<image>a", "b<image>"]),
+        ([[1], [1, 2]], ["<image>a", "<image>b"]),
+        ([[1]], ["a", "b"]),
+        ([[], [1]], ["<image>a", "b"]),
+    ],
+)
+def test_pictures_that_do_not_match_raise(tiny: Any, pictures: Any, texts: list[str]) -> None:
+    images = [[picture(n) for n in row] for row in pictures] if isinstance(pictures, list) else None
+    if images is None and pictures:
+        images = [picture(n) for n in range(pictures)]
+    count = sum(map(len, pictures)) if isinstance(pictures, list) else pictures
+    marks = "".join(texts).count("<image>")
+    message = (
+        f"got {count} images for {len(texts)} texts with {marks} <image> placeholders, expected one image per text"
+    )
+    with pytest.raises(ValueError, match=message):
+        tiny(images=images, text=texts)
+
+
+def test_wrong_inputs_are_named(tiny: Any) -> None:
+    with pytest.raises(ValueError, match="got 1 images and 2 instructions, expected one of each per row"):
+        tiny.action_inputs(picture(), ["open", "close"])
+    with pytest.raises(ValueError, match="got 2 images and 1 questions"):
+        tiny.question_inputs([picture(), picture()], "what?")
+    with pytest.raises(ValueError, match="got an empty instruction, expected words"):
+        tiny.action_inputs(picture(), "  \n")
+    for wrong in (None, 5, [b"open"]):
+        with pytest.raises(TypeError, match="as instruction, expected a string"):
+            tiny.action_inputs(picture(), wrong)
+    with pytest.raises(TypeError, match=r"got str 'photo\.png' as an image"):
+        tiny.action_inputs("photo.png", "open")
+    with pytest.raises(TypeError, match="got int as text, expected a string"):
+        tiny(images=picture(), text=[3])
+    with pytest.raises(ValueError, match="got no texts"):
+        tiny.action_inputs([], [])
+    with pytest.raises(ValueError, match="got videos or audio"):
+        tiny(text="a", videos=[picture()])
+    with pytest.raises(ValueError, match=r"got a text with 1 pictures that does not start with '<s>'"):
+        tiny(images=picture(), text="In: Go?", add_special_tokens=False)
+    with pytest.raises(ValueError, match="got a processor without action_config"):
+        _ = tiny_processor(tiny.tokenizer).action_strings
+
+
+def test_padding_sides_and_lengths(tiny: Any) -> None:
+    texts = ["a", "a:a"]
+    short, long = ([*tiny.tokenizer.encode(text, add_special_tokens=False)] for text in texts)
+    bos, pad = tiny.tokenizer.bos_token_id, tiny.tokenizer.pad_token_id
+    assert tiny(text=texts)["input_ids"].tolist() == [[pad, pad, bos, *short], [bos, *long]]
+    right = tiny(text=texts, padding_side="right")
+    assert right["input_ids"].tolist() == [[bos, *short, pad, pad], [bos, *long]]
+    assert right["attention_mask"].tolist() == [[1, 1, 1, 0, 0], [1] * 5]
+    wide = tiny(text=texts, padding="max_length", max_length=7)
+    assert wide["input_ids"].tolist() == [[pad] * 4 + [bos, *short], [pad] * 2 + [bos, *long]]
+    ragged = tiny(text=texts, padding=False, return_tensors=None)
+    assert ragged["input_ids"] == [[bos, *short], [bos, *long]]
+
+
+def test_a_row_that_is_too_long_raises_and_is_never_cut(tiny: Any) -> None:
+    length = tiny(images=picture(), text="a")["input_ids"].shape[1]
+    fits = tiny(images=picture(), text="a", truncation=True, max_length=length)
+    assert fits["input_ids"].shape[1] == length
+    for options in ({"truncation": True}, {"padding": "max_length"}):
+        with pytest.raises(
+            ValueError, match=f"got a row of {length} tokens and max_length={length - 1}; nothing is cut"
+        ):
+            tiny(images=picture(), text="a", max_length=length - 1, **options)
+
+
+ROWS = [  # prompt and completion as training writes them; the pitfall is the space Llama puts before a lone text
+    (PROMPT + "\n", "+0.03-0.12+1.00"),
+    (PROMPT + "\n", "-0.03-0.12+1.00"),
+    (PROMPT + "\n", "0.03\n-0.12\n1.00"),
+    ("In: How many?\nOut:", " two"),
+    ("In: How many?\nOut:", "\ntwo\n\ntwo"),
+    ("In: How many?\nOut:", " 2"),
+    ("In: Where?\nOut:", "Out"),
+    ("In: Who?\nOut:", "\n\nIn"),
+]
+
+
+def test_trl_collator_gives_the_ids_of_the_whole_text(processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    examples = [
+        {
+            "images": [picture(number)] if number % 3 else [],
+            "prompt": tokenizer.bos_token + prompt,
+            "completion": completion + tokenizer.eos_token,
+        }
+        for number, (prompt, completion) in enumerate(ROWS)
+    ]
+    batch = collator(examples)
+    whole = [
+        [*row_of(processor, prompt + completion, 1 if number % 3 else 0), tokenizer.eos_token_id]
+        for number, (prompt, completion) in enumerate(ROWS)
+    ]
+    assert rows_of(batch) == whole
+    for labels, row, (prompt, _), number in zip(batch["labels"], whole, ROWS, range(len(ROWS)), strict=True):
+        start = len(row_of(processor, prompt, 1 if number % 3 else 0))
+        expected = [-100] * start + row[start:]
+        assert labels.tolist() == expected + [-100] * (len(labels) - len(expected))
+    assert batch["pixel_values"].shape[0] == sum(1 for number in range(len(ROWS)) if number % 3)
+
+
+def test_trl_collator_on_conversations(processor: Any) -> None:
+    collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    conversation = {
+        "images": [picture()],
+        "prompt": [{"role": "user", "content": "How many?"}],
+        "completion": [{"role": "assistant", "content": "two"}],
+    }
+    batch = collator([conversation])
+    whole = row_of(processor, processor.question_prompt("How many?") + processor.answer_text("two"))
+    assert rows_of(batch) == [[*whole, processor.tokenizer.eos_token_id]]
+    supervised = batch["labels"][0][batch["labels"][0] != -100].tolist()
+    assert processor.tokenizer.decode(supervised, skip_special_tokens=True).strip() == "two"
+
+
+def test_all_settings_survive_saving(llama_like: Any, tmp_path: Path) -> None:
+    template = {**PROMPT_TEMPLATE, "question": "Q: {question}\nA:"}
+    processor = OpenVLAPlusProcessor(
+        image_processor=OpenVLAPlusImageProcessor(image_size=8, center_crop_area=0.9),
+        tokenizer=llama_like,
+        num_image_tokens=5,
+        action_config=tiny_processor(llama_like, STRINGS).action_config,
+        prompt_template=template,
+        image_token="<image>",
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = OpenVLAPlusProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id"):
+        assert getattr(loaded, name) == getattr(processor, name), name
+    assert loaded.chat_template == processor.chat_template
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    before, after = (p.action_inputs(picture(), "go") for p in (processor, loaded))
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    assert before["input_ids"].tolist()[0].count(processor.image_token_id) == 5
+
+
+def test_a_processor_that_cannot_work_is_refused(llama_like: Any) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=llama_like.backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    with pytest.raises(ValueError, match="got a tokenizer without pad_token, expected all three"):
+        tiny_processor(bare)
+    with pytest.raises(ValueError, match="got a tokenizer without '<picture>', expected it in the vocabulary"):
+        tiny_processor(llama_like, image_token="<picture>")
+    with pytest.raises(ValueError, match=r"got prompt_template\['answer'\]=None, expected a text with {answer} once"):
+        tiny_processor(llama_like, prompt_template={"action": "{instruction}", "question": "{question}"})
