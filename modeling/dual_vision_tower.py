@@ -79,10 +79,12 @@ def prefix_tokens(config: Any) -> int:
 def second_to_last_block_encoder(config: Any) -> nn.Module:
     """An encoder whose `last_hidden_state` is the output of the configured model's second-to-last block.
 
-    The last block is not built and the final norm is the identity, so no parameter is left without a gradient.
+    The last block and SigLIP's pooling head are not built and the final norm is the identity, so no parameter is left
+    without a gradient.
     """
     config = deepcopy(config)
     config.num_hidden_layers -= 1
+    config.vision_use_head = False
     encoder = AutoModel.from_config(config)
     encoder = getattr(encoder, "vision_model", encoder)  # transformers 4 nests SigLIP one level deeper
     final_norm = "post_layernorm" if config.model_type == "siglip_vision_model" else "layernorm"

@@ -94,16 +94,18 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
             inputs_embeds: float [B, L, text width], instead of `input_ids`.
 
         Raises:
-            ValueError: if the numbers of image tokens and image features differ.
+            ValueError: if the numbers of image tokens and image features differ, or pictures are missing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
         embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if pixel_values is not None and not cached:
-            embeds = self._insert_image_features(input_ids, embeds, pixel_values)
-        if position_ids is None and not cached and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        if pixel_values is not None:
+            if is_empty(past_key_values):
+                embeds = self._insert_image_features(input_ids, embeds, pixel_values)
+        elif input_ids is not None and input_ids.shape[1] > 1 and is_empty(past_key_values):
+            self._check_no_image_tokens(input_ids)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -128,6 +130,14 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
                 "that belongs to the model, and cut no row"
             )
         return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
+
+    def _check_no_image_tokens(self, input_ids: torch.Tensor) -> None:
+        tokens = int((input_ids == self.config.image_token_id).sum())
+        if tokens:
+            raise ValueError(
+                f"got {tokens} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
+                "pass everything the processor returned"
+            )
 
 
 class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel, GenerationMixin):
@@ -170,7 +180,8 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
     ) -> CausalLMOutputWithPast:
         """As `OpenVLAPlusModel.forward`, with logits float [B, L, V] (the last `logits_to_keep` positions, 0 = all).
 
-        `labels` int64 [B, L], -100 where nothing is supervised, adds the mean cross-entropy of the next token.
+        `labels` int64 [B, L], -100 where nothing is supervised, adds the mean cross-entropy of the next token (the sum
+        over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -187,7 +198,8 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         logits = self.lm_head(hidden[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size)
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -195,3 +207,8 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def is_empty(cache: Any) -> bool:
+    """Whether a cache of keys and values, or none, holds no token yet."""
+    return cache is None or not cache.get_seq_length()

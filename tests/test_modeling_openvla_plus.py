@@ -1,0 +1,259 @@
+"""The model's wiring: pictures matter, batches equal single rows, caches equal no cache, losses by hand, errors."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import IMAGE_TOKENS, picture, tiny_config, tiny_model, tiny_processor
+
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+
+
+WORDS = ["In: Go?\nOut:", "In: How many Out?\nOut:", "In: x\nOut:"]
+
+
+@pytest.fixture(scope="module")
+def model(llama_like: Any) -> Any:
+    """One model for the tests that do not change it."""
+    return tiny_model(llama_like, pad_token_id=llama_like.pad_token_id)
+
+
+@pytest.fixture(scope="module")
+def processor(llama_like: Any) -> Any:
+    return tiny_processor(llama_like)
+
+
+@torch.no_grad()
+def logits_of(model: Any, inputs: Any, **options: Any) -> torch.Tensor:
+    return model(**inputs, **options).logits
+
+
+def batch(processor: Any, pictures: tuple[int, ...] = (1, 1, 1)) -> Any:
+    images = [[picture(10 * row + n) for n in range(count)] for row, count in enumerate(pictures)]
+    return processor(images=images, text=WORDS)
+
+
+def test_black_and_white_pictures_give_other_logits(model: Any, processor: Any) -> None:
+    black, white = (Image.new("RGB", (9, 9), (level,) * 3) for level in (0, 255))
+    dark, light = (logits_of(model, processor(images=image, text=WORDS[0])) for image in (black, white))
+    assert (dark[0, 0] - light[0, 0]).abs().max() == 0  # BOS stands before the picture
+    assert (dark[0, -1] - light[0, -1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("encoder", ["dino", "siglip"])
+def test_each_encoder_reads_its_own_channels(model: Any, processor: Any, encoder: str) -> None:
+    inputs = processor(images=picture(), text=WORDS[0])
+    other = inputs["pixel_values"].clone()
+    channels = slice(0, 3) if encoder == "dino" else slice(3, 6)
+    other[:, channels] += 1.0
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        before, after = tower(inputs["pixel_values"]), tower(other)
+    assert before.shape == (1, IMAGE_TOKENS, 32)
+    moved = (before - after).abs().amax(dim=(0, 1))
+    first, second = moved[:16].max(), moved[16:].max()
+    assert (first > 1e-3) == (encoder == "dino")
+    assert (second > 1e-3) == (encoder == "siglip")
+
+
+def test_features_are_those_of_the_second_to_last_block(llama_like: Any) -> None:
+    from transformers import AutoModel
+
+    config = tiny_config(llama_like)
+    tower = OpenVLAPlusForVision2Seq(config).eval().model.vision_tower
+    for name, prefix, blocks in (("dino", 3, "encoder.layer"), ("siglip", 0, "encoder.layers")):
+        whole = AutoModel.from_config(config.encoder_configs[name]).eval()
+        missing, unexpected = whole.load_state_dict(tower.get_submodule(name).state_dict(), strict=False)
+        assert not unexpected
+        assert all(key.startswith((f"{blocks}.1.", "layernorm.", "post_layernorm.", "head.")) for key in missing)
+        pixels = torch.randn(2, 3, 8, 8)
+        with torch.no_grad():
+            hidden = whole(pixel_values=pixels, output_hidden_states=True).hidden_states
+            torch.testing.assert_close(tower.encode(name, pixels), hidden[-2][:, prefix:], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pictures", [(1, 1, 1), (1, 0, 2), (0, 0, 0)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_equals_its_rows(model: Any, processor: Any, pictures: tuple[int, ...], side: str) -> None:
+    inputs = batch(processor, pictures)
+    if side == "right":
+        images = [[picture(10 * row + n) for n in range(count)] for row, count in enumerate(pictures)]
+        inputs = processor(images=images, text=WORDS, padding_side="right")
+    together = logits_of(model, inputs)
+    for row, (words, count) in enumerate(zip(WORDS, pictures, strict=True)):
+        single = processor(images=[[picture(10 * row + n) for n in range(count)]], text=[words])
+        alone = logits_of(model, single)[0]
+        torch.testing.assert_close(together[row][inputs["attention_mask"][row].bool()], alone, rtol=0, atol=1e-5)
+
+
+def test_steps_with_a_cache_equal_one_pass_without(model: Any, processor: Any) -> None:
+    inputs = batch(processor)
+    whole = logits_of(model, inputs)
+    split = inputs["input_ids"].shape[1] - 5
+    with torch.no_grad():
+        first = model(
+            input_ids=inputs["input_ids"][:, :split],
+            attention_mask=inputs["attention_mask"][:, :split],
+            pixel_values=inputs["pixel_values"],
+            use_cache=True,
+        )
+        cache = first.past_key_values
+        for end in (
+            split + 1,
+            split + 2,
+            split + 5,
+        ):  # one, one and three tokens at a time, positions worked out inside
+            start = cache.get_seq_length()
+            step = model(
+                input_ids=inputs["input_ids"][:, start:end],
+                attention_mask=inputs["attention_mask"][:, :end],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            torch.testing.assert_close(step.logits, whole[:, start:end], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def greedy_by_hand(model: Any, inputs: Any, steps: int) -> list[int]:
+    """Tokens from full forward passes over one row, no cache, no generate."""
+    ids = inputs["input_ids"]
+    for _ in range(steps):
+        logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
+    return ids[0, -steps:].tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
+def test_greedy_generation_equals_full_passes(model: Any, processor: Any, options: dict[str, Any]) -> None:
+    inputs = batch(processor)
+    output = model.generate(
+        **inputs, do_sample=False, max_new_tokens=8, min_new_tokens=8, eos_token_id=None, **options
+    )
+    for row, words in enumerate(WORDS):
+        single = processor(images=picture(10 * row), text=words)
+        assert output[row, -8:].tolist() == greedy_by_hand(model, single, 8)
+
+
+def test_sampling_is_seeded_and_beams_are_sorted(model: Any, processor: Any) -> None:
+    inputs = batch(processor)
+    options = {"do_sample": True, "max_new_tokens": 6, "temperature": 1.5}
+    samples = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        samples.append(model.generate(**inputs, **options).tolist())
+    assert samples[0] == samples[1] != samples[2]
+    beams = model.generate(
+        **inputs,
+        num_beams=3,
+        num_return_sequences=3,
+        do_sample=False,
+        max_new_tokens=4,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    scores = beams.sequences_scores.reshape(3, 3)
+    assert beams.sequences.shape[0] == 9
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    assert len({tuple(row) for row in beams.sequences[:3].tolist()}) == 3
+
+
+def test_text_alone_generates(model: Any, processor: Any, llama_like: Any) -> None:
+    inputs = processor(text=WORDS)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=3)
+    assert output.shape == (3, inputs["input_ids"].shape[1] + 3)
+    assert model.generation_config.eos_token_id == llama_like.eos_token_id
+
+
+def test_pictures_and_tokens_that_do_not_match_raise(model: Any, processor: Any) -> None:
+    inputs = processor(images=[picture(), picture(1)], text=WORDS[:2])
+    ids, mask, pixels = inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
+    with pytest.raises(ValueError, match="got 8 image tokens in input_ids and 4 features \\(1 pictures of 4\\)"):
+        model(input_ids=ids, attention_mask=mask, pixel_values=pixels[:1])
+    with pytest.raises(ValueError, match="got 0 image tokens in input_ids and 8 features"):
+        model(input_ids=ids[:, -3:], pixel_values=pixels)
+    with pytest.raises(ValueError, match="got 8 image tokens in input_ids and no pixel_values"):
+        model(input_ids=ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="got 8 image tokens in input_ids and no pixel_values"):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2)
+    with pytest.raises(
+        ValueError, match=r"shape \[2, 3, 8, 8\], expected \[B, 6, H, W\]: three channels for each of dino"
+    ):
+        model(input_ids=ids, attention_mask=mask, pixel_values=pixels[:, :3])
+    embeds = model.get_input_embeddings()(ids)
+    with pytest.raises(ValueError, match="got pixel_values with inputs_embeds"):
+        model(inputs_embeds=embeds, attention_mask=mask, pixel_values=pixels)
+    for both in ({}, {"input_ids": ids, "inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match="expected exactly one"):
+            model(**both)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_next_token(model: Any, processor: Any) -> None:
+    inputs = batch(processor)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100
+    with torch.no_grad():
+        output = model(**inputs, labels=labels)
+    chances = output.logits.double().softmax(-1)
+    length = labels.shape[1]
+    terms = [
+        -chances[row, place - 1, labels[row, place]].log() for row in range(3) for place in range(length - 4, length)
+    ]
+    assert float(output.loss) == pytest.approx(float(sum(terms)) / 12, rel=1e-5)
+    with torch.no_grad():  # a trainer that accumulates gradients over 24 supervised tokens
+        shared = model(**inputs, labels=labels, num_items_in_batch=torch.tensor(24)).loss
+    assert float(shared) == pytest.approx(float(sum(terms)) / 24, rel=1e-5)
+
+
+def test_logits_to_keep_and_the_backbone_agree_with_the_whole(model: Any, processor: Any) -> None:
+    inputs = batch(processor)
+    whole = logits_of(model, inputs)
+    torch.testing.assert_close(logits_of(model, inputs, logits_to_keep=2), whole[:, -2:], rtol=0, atol=1e-6)
+    places = torch.tensor([0, 3])
+    torch.testing.assert_close(logits_of(model, inputs, logits_to_keep=places), whole[:, places], rtol=0, atol=1e-6)
+    with torch.no_grad():  # TRL's fused loss calls base_model and applies the output layer itself
+        hidden = model.base_model(**inputs).last_hidden_state
+        torch.testing.assert_close(model.get_output_embeddings()(hidden), whole, rtol=0, atol=1e-6)
+
+
+def test_attention_implementations_agree(llama_like: Any, processor: Any) -> None:
+    inputs = batch(processor)
+    logits = {}
+    for name in ("sdpa", "eager"):
+        model = tiny_model(llama_like)
+        model.set_attn_implementation(name)
+        tower = model.model.vision_tower
+        assert {tower.dino.config._attn_implementation, model.model.language_model.config._attn_implementation} == {
+            name
+        }
+        logits[name] = logits_of(model, inputs)[inputs["attention_mask"].bool()]
+    torch.testing.assert_close(logits["eager"], logits["sdpa"], rtol=0, atol=1e-5)
+
+
+def test_new_tokens_can_be_added(llama_like: Any, processor: Any) -> None:
+    model = tiny_model(llama_like)
+    inputs = batch(processor)
+    before = logits_of(model, inputs)
+    model.resize_token_embeddings(len(llama_like) + 5)
+    output = model(**inputs, labels=inputs["input_ids"])
+    assert output.logits.shape[-1] == len(llama_like) + 5
+    assert output.loss.isfinite()
+    torch.testing.assert_close(output.logits[..., : len(llama_like)], before, rtol=0, atol=1e-6)
+
+
+def test_configuration_defaults_and_errors() -> None:
+    config = OpenVLAPlusConfig()
+    assert config.num_image_tokens == 256
+    assert config.frozen == "siglip"
+    assert (config.dino_config.hidden_size, config.siglip_config.hidden_size) == (1024, 1152)
+    assert (config.text_config.vocab_size, config.text_config.hidden_size) == (32064, 4096)
+    with pytest.raises(ValueError, match="got frozen='llama', expected one of 'siglip', 'dino', None"):
+        OpenVLAPlusConfig(frozen="llama")
+    with pytest.raises(ValueError, match=r"got {'dino': 4, 'siglip': 256} patches per encoder, expected the same"):
+        OpenVLAPlusConfig(dino_config={"image_size": 8, "patch_size": 4})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_word_embeddings_are_tied_as_configured(llama_like: Any, tied: bool) -> None:
+    model = OpenVLAPlusForVision2Seq(tiny_config(llama_like, tie_word_embeddings=tied))
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
