@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -154,6 +156,21 @@ def test_half_open_gives_both_tasks_the_same_scene():
         assert 0.3 < env.scene_state()["drawer_opening"] < 0.7
         pictures.append(env.render())
     np.testing.assert_array_equal(*pictures)
+
+
+def test_no_episode_starts_with_the_hand_on_the_drawer(close_env):
+    model, data = close_env._env.model, close_env._env.data
+    for seed in range(SEED, SEED + 60):
+        close_env.reset(seed)
+        touching = [model.geom_bodyid[[contact.geom1, contact.geom2]] for contact in data.contact]
+        assert not any(model.body("drawer_link").id in pair for pair in touching)
+
+
+def test_another_thread_draws_the_same_picture(open_env):
+    open_env.reset(SEED)
+    with ThreadPoolExecutor(1) as pool:
+        drawn_there = pool.submit(open_env.render).result()
+    np.testing.assert_array_equal(drawn_there, open_env.render())
 
 
 def test_modest_looks_keep_the_cabinet_green_and_few_blocks():
