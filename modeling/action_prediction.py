@@ -4,8 +4,9 @@ Decides: the lead-in between prompt and action, decoding under the action gramma
 data set. Refuses to know: how logits come about, what a picture is, prompts' words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -84,8 +85,10 @@ class ActionPredictionMixin:
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...).
 
         Raises:
-            ValueError: if the model has no action format or statistics, the key is unknown, or inputs are missing.
+            ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
+                padded on the right, or an option is none of `generate`'s.
         """
+        check_options(kwargs)
         grammar = self.action_grammar
         if input_ids is None:
             raise ValueError("got no input_ids, expected those of processor.action_inputs(image, instruction)")
@@ -94,16 +97,20 @@ class ActionPredictionMixin:
         if len(keys) != rows:
             raise ValueError(f"got {len(keys)} unnorm_keys for {rows} observations, expected one each or one for all")
         statistics = [select_statistics(self.config.norm_stats, key) for key in keys]
-        prompt, mask = append_lead_in(
-            input_ids,
-            torch.ones_like(input_ids) if attention_mask is None else attention_mask,
-            self.config.action_config["lead_in_ids"],
-            grammar.eos_token_id,
-        )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if not bool(mask[:, -1].all()):
+            raise ValueError(
+                "got a batch padded on the right, expected the left: an action continues the last token of its row; "
+                "use processor.action_inputs or padding_side='left'"
+            )
+        lead_in_ids = self.config.action_config["lead_in_ids"]
+        prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)
         token_ids, probabilities = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
-        actions = np.stack([unnormalize_actions(row, stats) for row, stats in zip(normalized, statistics)])
+        actions = np.stack(
+            [unnormalize_actions(row, stats) for row, stats in zip(normalized, statistics, strict=True)]
+        )
         return ActionPrediction(actions, normalized, text, token_ids, probabilities, token_ids.shape[1])
 
     @property
@@ -152,8 +159,10 @@ class ActionPredictionMixin:
         probabilities = []
         for step, scores in enumerate(output.scores[: token_ids.shape[1]]):
             chosen = scores if beams is None else scores[beams[:, step].clamp(min=0)]
-            chances = chosen.float().softmax(dim=-1)
-            probabilities.append(chances.gather(1, token_ids[:, step : step + 1]))
+            chances = chosen.float().softmax(dim=-1).gather(1, token_ids[:, step : step + 1])
+            if beams is not None:  # a beam that ended before this step has the index -1 and no scores
+                chances = chances.masked_fill(beams[:, step : step + 1] < 0, 1.0)
+            probabilities.append(chances)
         return token_ids.cpu().numpy(), torch.cat(probabilities, dim=1).cpu().numpy()
 
 
@@ -177,3 +186,16 @@ def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad:
     masks = torch.cat((attention_mask, torch.ones_like(tail)), dim=1)
     shifted_masks = torch.cat((torch.zeros_like(tail), attention_mask), dim=1)
     return torch.where(has, shifted, appended), torch.where(has, shifted_masks, masks)
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Raises `ValueError` for an option that `generate` does not have, or that gives a row several actions."""
+    known = vars(GenerationConfig())
+    for name in options:
+        if name not in known or name == "num_return_sequences":
+            near = get_close_matches(name, known, n=1) if name not in known else []
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"got the option {name!r}, expected options of generate that leave one action per observation; {hint}"
+                "call generate with ActionLogitsProcessor for anything else"
+            )
