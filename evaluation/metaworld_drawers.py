@@ -285,7 +285,9 @@ def _shut_eye() -> None:
 class DrawerEnv:
     """One drawer on one table: `reset`, then `render` and `step` until it returns True or the caller's limit.
 
-    `start="half-open"` begins both tasks in the same scenes, so that only the instruction tells what to do.
+    `start="half-open"` begins both tasks in the same scenes, so that only the instruction tells what to do. The stock
+    start gives the task away: a small network told to open an open drawer still closed it in 21 of 25 episodes, and
+    in none of 25 once trained and judged half-open.
     """
 
     def __init__(

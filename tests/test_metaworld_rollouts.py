@@ -174,3 +174,13 @@ def test_a_contact_sheet_holds_all_pictures(tmp_path):
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (2 * 24 + 4, 3 * 24 + 4, 3)
     assert (sheet == (255, 0, 0)).all(axis=-1).sum() == 5 * 400
+
+
+def test_the_command_line_scores_the_controls(tmp_path, capsys):
+    files = {name: tmp_path / name for name in ("controls.json", "scenes.png")}
+    command = ["--episodes", "1", "--workers", "1", "--json", str(files["controls.json"])]
+    assert rollouts.main([*command, "--sheet", str(files["scenes.png"])]) == 0
+    reports = json.loads(files["controls.json"].read_text())
+    assert [report["policy"] for report in reports] == list(rollouts.CONTROLS)
+    assert "expert" in capsys.readouterr().out
+    assert Image.open(files["scenes.png"]).size[0] == 6 * 164 + 4
