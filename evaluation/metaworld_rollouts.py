@@ -7,7 +7,7 @@ controls stand beside a score. Refuses to know: how a policy works. It is any fu
 
 with actions as in `gen_vla.evaluation.metaworld_drawers`. A `Moment` carries what only controls may use.
 
-    python -m gen_vla.evaluation.metaworld_rollouts --episodes 50 --json outputs/controls.json --sheet outputs/scenes.png
+    python -m gen_vla.evaluation.metaworld_rollouts --json outputs/controls.json --sheet outputs/scenes.png
 
 A policy step that cannot be carried out (NaN, a turned wrist) ends its episode as refused: counted, never replaced.
 Environments live in spawned processes: two reach 2.1 times the rate of one, two threads only 1.6 times.
@@ -522,7 +522,7 @@ def main(arguments: list[str] | None = None) -> int:
         for task in TASKS:
             record_video(expert_policy, task, seeds[0], a.video.with_name(f"{a.video.name}-{task}"), **looks)
     if a.sheet:
-        scenes = [(task, seed) for seed in EVALUATION_SEEDS[:6] for task in TASKS]
+        scenes: list[tuple[Task, int]] = [(task, seed) for seed in EVALUATION_SEEDS[:6] for task in TASKS]
         contact_sheet([_first_picture(task, seed, **looks) for task, seed in scenes], a.sheet, [t for t, _ in scenes])
     return 0
 
