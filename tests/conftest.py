@@ -14,12 +14,13 @@ from tiny_models import tiny_model, tiny_processor, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from gen_vla.processors import ActionStringProcessor
+from gen_vla.training.tokenizer import train_tokenizer
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # matrices this small are only slowed down by more
 
-TOKENIZERS = ("llama_like", "gemma_like", "llama2", "gemma")
+TOKENIZERS = ("llama_like", "gemma_like", "trained", "llama2", "gemma")
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +67,16 @@ def gemma_like() -> Any:
     return tiny_tokenizer("gemma_like")
 
 
+@pytest.fixture(scope="session")
+def trained() -> Any:
+    """The tokenizer a small recipe trains on its own text."""
+    texts = ["In: What action should the robot take to open the drawer?\nOut:\n+0.0312-0.1200", "Out: two, -0.5,-1.0"]
+    return train_tokenizer(texts * 20, vocab_size=400)
+
+
 @pytest.fixture(scope="session", params=TOKENIZERS)
 def tokenizer(request: pytest.FixtureRequest) -> Any:
-    """Each of the four tokenizers in turn."""
+    """Each of these tokenizers in turn."""
     return request.getfixturevalue(request.param)
 
 

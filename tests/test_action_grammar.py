@@ -33,7 +33,8 @@ def grammar_of(strings: ActionStringProcessor, tokenizer: Any) -> ActionGrammar:
 
 def words_of(grammar: ActionGrammar) -> set[tuple[int, ...]]:
     """Every token sequence from the start to EOS, EOS left out."""
-    words, pending = set(), [((), 0)]
+    words: set[tuple[int, ...]] = set()
+    pending: list[tuple[tuple[int, ...], int]] = [((), 0)]
     while pending:
         tokens, state = pending.pop()
         for token, target in grammar.transitions[state].items():

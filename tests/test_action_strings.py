@@ -1,5 +1,7 @@
 """Actions as strings: exact spellings, the round trip, and that nothing else is ever read as an action."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -247,8 +249,9 @@ def test_settings_are_checked_and_travel_in_the_action_config() -> None:
         ActionStringProcessor(style="sign")
     for name in ("action_dim", "horizon", "decimals"):
         for value in (0, -1, 2.0, True):
+            wrong: dict[str, Any] = {name: value}
             with pytest.raises(ValueError, match=f"got {name}={value}, expected an integer of at least 1"):
-                ActionStringProcessor(**{name: value})
+                ActionStringProcessor(**wrong)
     with pytest.raises(ValueError, match=r"got binary_dims=\[7\], expected dimensions from 0 to 6"):
         ActionStringProcessor(binary_dims=[7])
     saved = {"action_dim": 2, "horizon": 3, "decimals": 2, "style": "plain", "binary_dims": [1], "lead_in": "\n"}

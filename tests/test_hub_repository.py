@@ -133,7 +133,8 @@ def test_the_weights_are_whole(repository: tuple[Path, Any, Any]) -> None:
         assert set(file.keys()) == {name_in_the_file(name) for name in state}
         for name, tensor in state.items():
             assert torch.equal(file.get_tensor(name_in_the_file(name)), tensor), name
-    loaded, info = OpenVLAPlusForVision2Seq.from_pretrained(folder, output_loading_info=True)
+    whole: Any = OpenVLAPlusForVision2Seq.from_pretrained(folder, output_loading_info=True)
+    loaded, info = whole
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, state[name]), name
@@ -166,7 +167,13 @@ def test_loads_in_a_fresh_interpreter_without_the_package(repository: tuple[Path
     folder, model, processor = repository
     pictures = [picture(), picture(1)]
     source, target = tmp_path / "inputs.npz", tmp_path / "outputs.npz"
-    np.savez(source, first=pictures[0], second=pictures[1], instructions=INSTRUCTIONS, question=QUESTION)
+    np.savez(
+        source,
+        first=np.asarray(pictures[0]),
+        second=np.asarray(pictures[1]),
+        instructions=INSTRUCTIONS,
+        question=QUESTION,
+    )
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",

@@ -1,6 +1,7 @@
 """Pictures to pixels: the formula written out, the order of channels, what counts as a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_the_resize_keeps_no_aspect_ratio() -> None:
 def test_other_modes_and_arrays_become_rgb() -> None:
     processor = OpenVLAPlusImageProcessor(image_size=4)
 
-    def pixels(image: object) -> np.ndarray:
+    def pixels(image: Any) -> np.ndarray:
         return processor(image, return_tensors="np")["pixel_values"]
 
     rgb = picture(2, (6, 5))
@@ -119,7 +120,7 @@ def test_center_crop_keeps_the_share_of_the_area() -> None:
         (np.zeros((0, 4, 3), np.uint8), r"dtype uint8 and shape \[0, 4, 3\]"),
     ],
 )
-def test_what_is_no_picture_is_named(wrong: object, message: str) -> None:
+def test_what_is_no_picture_is_named(wrong: Any, message: str) -> None:
     processor = OpenVLAPlusImageProcessor(image_size=4)
     with pytest.raises(TypeError, match=message):
         processor(wrong)
@@ -128,7 +129,8 @@ def test_what_is_no_picture_is_named(wrong: object, message: str) -> None:
 
 
 def test_no_pictures_at_all_is_named() -> None:
-    for nothing in ([], [[]], [[], []]):
+    empty: list[Any] = [[], [[]], [[], []]]
+    for nothing in empty:
         with pytest.raises(ValueError, match="got no images, expected at least one"):
             OpenVLAPlusImageProcessor(image_size=4)(nothing)
 

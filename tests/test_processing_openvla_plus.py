@@ -157,10 +157,10 @@ def test_text_alone_and_mixed_batches(processor: Any) -> None:
     ],
 )
 def test_pictures_that_do_not_match_raise(tiny: Any, pictures: Any, texts: list[str]) -> None:
-    images = [[picture(n) for n in row] for row in pictures] if isinstance(pictures, list) else None
-    if images is None and pictures:
-        images = [picture(n) for n in range(pictures)]
-    count = sum(map(len, pictures)) if isinstance(pictures, list) else pictures
+    if isinstance(pictures, list):
+        count, images = sum(map(len, pictures)), [[picture(n) for n in row] for row in pictures]
+    else:
+        count, images = pictures, [picture(n) for n in range(pictures)] or None
     marks = "".join(texts).count("<image>")
     message = (
         f"got {count} images for {len(texts)} texts with {marks} <image> placeholders, expected one image per text"

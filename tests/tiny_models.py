@@ -108,9 +108,7 @@ def tiny_config(tokenizer: Any, strings: ActionStringProcessor | None = None, **
     )
 
 
-def tiny_processor(
-    tokenizer: Any, strings: ActionStringProcessor | None = None, **settings: Any
-) -> OpenVLAPlusProcessor:
+def tiny_processor(tokenizer: Any, strings: ActionStringProcessor | None = None, **settings: Any) -> Any:
     """The processor that belongs to `tiny_config`."""
     return OpenVLAPlusProcessor(
         image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE),
@@ -121,9 +119,7 @@ def tiny_processor(
     )
 
 
-def tiny_model(
-    tokenizer: Any, strings: ActionStringProcessor | None = None, seed: int = 0, **settings: Any
-) -> OpenVLAPlusForVision2Seq:
+def tiny_model(tokenizer: Any, strings: ActionStringProcessor | None = None, seed: int = 0, **settings: Any) -> Any:
     """A float32 model in evaluation mode whose random weights are large enough for pictures and words to matter."""
     torch.manual_seed(seed)
     model = OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)).eval()
