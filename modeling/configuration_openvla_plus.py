@@ -48,6 +48,8 @@ class OpenVLAPlusConfig(PretrainedConfig):
         action_config: the action format, see `action_grammar.py`; `None` for a model that only talks.
         norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
         prompt_template: the texts training used; the processor holds the same.
+        initializer_range: standard deviation of new weights in the projector and the output layer; about the inverse
+            square root of the widths, so a small model that starts from nothing needs more than the default.
     """
 
     model_type = "openvla_plus"
@@ -64,6 +66,7 @@ class OpenVLAPlusConfig(PretrainedConfig):
         norm_stats: dict[str, Any] | None = None,
         prompt_template: dict[str, str] | None = None,
         tie_word_embeddings: bool = False,
+        initializer_range: float = 0.02,
         auto_map: dict[str, str] | None = None,
         **kwargs: Any,
     ):
@@ -80,6 +83,7 @@ class OpenVLAPlusConfig(PretrainedConfig):
         self.action_config = action_config
         self.norm_stats = norm_stats or {}
         self.prompt_template = prompt_template
+        self.initializer_range = initializer_range
         # transformers 5 reads the flag here, transformers 4 reads the text configuration's.
         self.text_config.tie_word_embeddings = tie_word_embeddings
         # One repository serves every auto class a user may call; `register_for_auto_class` knows only one of them.

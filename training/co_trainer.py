@@ -53,22 +53,24 @@ class CoTrainer(SFTTrainer):
             raise ValueError("got return_outputs=True, expected False; set prediction_loss_only for evaluation")
         weights = inputs.pop("token_weights")[:, 1:]
         is_robot = inputs.pop("is_robot")
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        loss = balanced_loss(-outputs.log_probs, weights, is_robot, self.balance)
+        log_probs, is_top1 = score_answers(model, inputs)
+        loss = balanced_loss(-log_probs, weights, is_robot, self.balance)
         with torch.no_grad():
-            self._log_sources(outputs, inputs["labels"][:, 1:], is_robot)
+            self._log_sources(log_probs, is_top1, inputs["labels"][:, 1:], is_robot)
         return loss
 
-    def _log_sources(self, outputs: Any, labels: torch.Tensor, is_robot: torch.Tensor) -> None:
+    def _log_sources(
+        self, log_probs: torch.Tensor, is_top1: torch.Tensor, labels: torch.Tensor, is_robot: torch.Tensor
+    ) -> None:
         """Sums over all processes of this step, turned into the means of the docstring above."""
         mode = "train" if self.model.training else "eval"
-        supervised = outputs.label_mask
-        right = outputs.is_top1.bool() & supervised
+        supervised = labels != -100
+        right = is_top1 & supervised
         signs = torch.isin(labels, self.sign_ids.to(labels.device)) & supervised
         sums = []
         for rows in (is_robot, ~is_robot):
             exact = (right == supervised).all(dim=1) & rows
-            for part in (-outputs.log_probs, right, supervised, signs & right, signs):
+            for part in (-log_probs, right, supervised, signs & right, signs):
                 sums.append(part[rows].sum())
             sums += [exact.sum(), rows.sum()]
         totals = self.accelerator.reduce(torch.stack([entry.float() for entry in sums])).tolist()
@@ -81,6 +83,27 @@ class CoTrainer(SFTTrainer):
                 figures["sign_accuracy"] = right_signs / sign_tokens
             for figure, value in figures.items():
                 self._metrics[mode][f"{name}/{figure}"].append(value)
+
+
+def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities float [B, L - 1] of the next-token labels, and bool [B, L - 1] whether each is the likeliest.
+
+    Both are zero where nothing is supervised. On a GPU this is TRL's fused output layer, which never holds the logits
+    and scores supervised positions only. On a CPU that layer scores every position, and twice, so there the plain one
+    is asked for the columns in which any row is supervised: less than half the work.
+    """
+    labels = inputs["labels"][:, 1:]
+    if labels.device.type != "cpu":
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        return outputs.log_probs, outputs.is_top1.bool()
+    columns = (labels != -100).any(dim=0).nonzero().squeeze(1)
+    unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**unlabelled, use_cache=False, logits_to_keep=columns).logits.float()
+    kept = labels[:, columns]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), kept.flatten(), reduction="none")
+    log_probs = losses.new_zeros(labels.shape).index_copy(1, columns, -losses.view(kept.shape))
+    is_top1 = torch.zeros(labels.shape, dtype=torch.bool).index_copy(1, columns, logits.argmax(dim=-1) == kept)
+    return log_probs, is_top1
 
 
 def balanced_loss(

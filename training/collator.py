@@ -39,15 +39,10 @@ class CoTrainingCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
         images = [row["images"] for row in rows]
-        prompts = self.processor(
-            images=images, text=[row["prompt"] for row in rows], padding=False, return_tensors=None
-        )
-        batch: dict[str, list[list[float]]] = {
-            "input_ids": [],
-            "attention_mask": [],
-            "labels": [],
-            "token_weights": [],
-        }
+        texts = [row["prompt"] for row in rows]
+        prompts = self.processor(images=images, text=texts, padding=False, return_tensors=None)
+        fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100, "token_weights": 0.0}
+        batch: dict[str, list[list[float]]] = {name: [] for name in fill}
         for row, prompt in zip(rows, prompts["input_ids"], strict=True):
             answer = [*self._answer_ids(row), tokenizer.eos_token_id]
             weights = [1.0] * len(answer)
@@ -75,14 +70,14 @@ class CoTrainingCollator:
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             raise ValueError(
                 f"got prompt {row['prompt']!r} and answer {row['completion']!r}, expected the prompt's tokens to "
-                "be a beginning of the whole row's; end the prompt where no piece of the vocabulary crosses over, and give "
-                "every row an answer"
+                "be a beginning of the whole row's; end the prompt where no piece of the vocabulary crosses over, and "
+                "give every row an answer"
             )
         return whole[len(prompt) :]
 
     def _check_length(self, row: dict[str, Any], tokens: int) -> None:
         if tokens > self.max_tokens:
             raise ValueError(
-                f"got a row of {tokens} tokens (source {row['source']}, prompt {row['prompt'][:60]!r}...), expected at "
-                f"most {self.max_tokens}; nothing is cut, so drop the row or raise max_position_embeddings"
+                f"got a row of {tokens} tokens (source {row['source']}, prompt {row['prompt'][:60]!r}...), expected "
+                f"at most {self.max_tokens}; nothing is cut, so drop the row or raise max_position_embeddings"
             )

@@ -33,11 +33,13 @@ class ModelRecipe:
     Attributes:
         initial_model: folder of a model to start from, relative to the work folder; `None` for random weights.
         frozen: the encoder that never moves (D), or `None`.
-        dino, siglip, text: fields of the three sub-configurations; ignored with `initial_model`.
+        initializer_range: see `OpenVLAPlusConfig`; ignored with `initial_model`, like the next three.
+        dino, siglip, text: fields of the three sub-configurations.
     """
 
     initial_model: str | None = None
     frozen: Literal["siglip", "dino"] | None = "siglip"
+    initializer_range: float = 0.02
     dino: dict[str, Any] = field(default_factory=dict)
     siglip: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
@@ -69,30 +71,46 @@ class ActionRecipe:
 
 
 @dataclass(frozen=True)
+class DemonstrationRecording:
+    """Arguments of `metaworld_recording.record_demonstrations`."""
+
+    episodes_per_task: int
+    seed: int = 0
+    start: Literal["stock", "half-open"] = "half-open"
+    variation: Literal["none", "modest", "full"] = "modest"
+    paraphrase: bool = False
+
+
+@dataclass(frozen=True)
+class QuestionRecording:
+    """Arguments of `metaworld_recording.record_questions`."""
+
+    count: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class RobotSource:
     """A robot data set: columns image, instruction, action, episode_index.
 
     Attributes:
         path: folder of a `datasets` data set, relative to the work folder.
         key: its name in the statistics, and later the `unnorm_key`.
-        record_episodes_per_task: episodes to record from the simulator's experts if the folder is missing.
-        record_seed: the first seed of that recording.
+        record: how to record it from the simulator's experts if the folder is missing.
     """
 
     path: str
     key: str
-    record_episodes_per_task: int | None = None
-    record_seed: int = 0
+    record: DemonstrationRecording | None = None
 
 
 @dataclass(frozen=True)
 class VisionLanguageSource:
-    """A vision-language data set: columns image, question, answer; recorded from the simulator if it is missing."""
+    """A vision-language data set: columns image, question, answer; `record` as for a robot data set."""
 
     path: str
     name: str
-    record_count: int | None = None
-    record_seed: int = 0
+    record: QuestionRecording | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ Decides: the order of these steps and what lies where in the work folder:
 Refuses to know: what the loss is, how rows are mixed, how a repository is published.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -86,25 +87,17 @@ def record_missing_data(recipe: Recipe, work_dir: Path) -> None:
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         return
     for source in recipe.data.robot:
-        if source.record_episodes_per_task and not (work_dir / source.path).exists():
+        if source.record and not (work_dir / source.path).exists():
             from gen_vla.training.metaworld_recording import record_demonstrations
 
-            record_demonstrations(
-                work_dir / source.path,
-                source.record_episodes_per_task,
-                seed=source.record_seed,
-                image_size=recipe.data.image_size,
-            )
+            settings = dataclasses.asdict(source.record)
+            record_demonstrations(work_dir / source.path, image_size=recipe.data.image_size, **settings)
     for source in recipe.data.vision_language:
-        if source.record_count and not (work_dir / source.path).exists():
+        if source.record and not (work_dir / source.path).exists():
             from gen_vla.training.metaworld_recording import record_questions
 
-            record_questions(
-                work_dir / source.path,
-                source.record_count,
-                seed=source.record_seed,
-                image_size=recipe.data.image_size,
-            )
+            settings = dataclasses.asdict(source.record)
+            record_questions(work_dir / source.path, image_size=recipe.data.image_size, **settings)
 
 
 def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor]:
@@ -129,6 +122,7 @@ def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Se
             **recipe.model.text,
         },
         frozen=recipe.model.frozen,
+        initializer_range=recipe.model.initializer_range,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         action_config=make_action_config(strings, tokenizer),
         norm_stats=norm_stats,
@@ -153,7 +147,7 @@ def _continue_from(
             f"got initial_model {folder}, which holds no config.json; train the recipe it names first, "
             "or give the folder of a saved model"
         )
-    processor = OpenVLAPlusProcessor.from_pretrained(folder)
+    processor = OpenVLAPlusProcessor.from_pretrained(folder, trust_remote_code=True)
     config = OpenVLAPlusConfig.from_pretrained(folder)
     strings = ActionStringProcessor(**_action_settings(recipe))
     config.frozen = recipe.model.frozen
@@ -170,7 +164,7 @@ def _action_settings(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_texts(recipe: Recipe, work_dir: Path) -> list[str]:
     """What the recipe's models will read and write, for training a tokenizer: every different prompt and answer."""
-    texts: set[str] = set()
+    texts = {PROMPT_TEMPLATE["action"].format(instruction="")}
     for name in recipe.tokenizer.texts_from:
         dataset = load_columns(work_dir / name, ("image",), "record or convert it first")
         if "instruction" in dataset.column_names:
@@ -178,7 +172,7 @@ def recipe_texts(recipe: Recipe, work_dir: Path) -> list[str]:
         if "question" in dataset.column_names:
             texts |= {PROMPT_TEMPLATE["question"].format(question=q) for q in set(dataset["question"])}
             texts |= {PROMPT_TEMPLATE["answer"].format(answer=a) for a in set(dataset["answer"])}
-    if not texts:
+    if not recipe.tokenizer.texts_from:
         raise ValueError("got no texts to train a tokenizer on, expected data sets in tokenizer.texts_from")
     return sorted(texts)
 
