@@ -216,12 +216,6 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Names of the tensors a call returns."""
         return ["input_ids", "attention_mask", "pixel_values"]
 
-    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The settings for processor_config.json. The image token's id is the tokenizer's to know."""
-        settings = super().to_dict(*args, **kwargs)
-        settings.pop("image_token_id", None)
-        return settings
-
 
 def check_prompt_template(prompt_template: dict[str, str]) -> None:
     """Raises `ValueError` unless each prompt has its placeholder exactly once."""

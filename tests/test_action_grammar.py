@@ -74,6 +74,18 @@ def test_tokenized_actions_are_words_of_the_grammar(style: str, horizon: int, to
     assert worst <= 5e-5 + 1e-7
 
 
+def test_a_piece_of_three_characters() -> None:
+    tokenizer = tiny_tokenizer("gemma_like", more_merges=(("\n\n", "-"),))
+    strings = ActionStringProcessor(action_dim=1, horizon=2, decimals=1, style="plain")
+    config = make_action_config(strings, tokenizer)
+    assert "\n\n-" in config["pieces"]
+    values = np.arange(-10, 11) / 10
+    texts = [strings.encode([[first], [second]]) for first in values for second in values]
+    rows = encode(tokenizer, [PROMPT + "\n" + text for text in texts])
+    length = len(encode(tokenizer, [PROMPT + "\n"])[0])
+    assert words_of(ActionGrammar.from_action_config(config)) == {tuple(row[length:]) for row in rows}
+
+
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1), (1, 2, 1)])
 def test_the_words_are_the_tokenized_strings_and_no_others(

@@ -83,12 +83,18 @@ def test_round_trip_inside_the_range(statistics: dict[str, Any]) -> None:
 
 def test_constant_dimensions() -> None:
     statistics = stats([0.3, 0.0, 1.0], [0.3, 2.0, 1.0], mask=[True, True, False])
-    normalized = normalize_actions([[0.3, 1.0, 1.0]], statistics)
+    with np.errstate(all="raise"):  # no division by zero
+        normalized = normalize_actions([[0.3, 1.0, 1.0]], statistics)
     assert normalized[0].tolist() == pytest.approx(
         [0.0, 0.0, 1.0], abs=1e-7
     )  # masked in and constant: 0; not masked in: as it is
     np.testing.assert_allclose(unnormalize_actions(normalized, statistics), [[0.3, 1.0, 1.0]], rtol=1e-6)
     np.testing.assert_allclose(unnormalize_actions([[0.9, -1.0, 0.0]], statistics), [[0.3, 0.0, 0.0]], rtol=1e-6)
+
+
+def test_the_width_of_a_range_is_increased_by_openvlas_epsilon() -> None:
+    # 2 * 1e-8 / (1e-8 + 1e-8) - 1
+    assert normalize_actions([1e-8], stats([0.0], [1e-8])).tolist() == pytest.approx([0.0], abs=1e-6)
 
 
 def test_without_a_mask_every_dimension_is_normalised() -> None:

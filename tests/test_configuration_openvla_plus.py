@@ -36,6 +36,8 @@ def test_every_field_survives_saving(llama_like: Any, tmp_path: Path, frozen: st
     loaded = OpenVLAPlusConfig.from_pretrained(tmp_path)
     for name in ("frozen", "image_token_id", "action_config", "norm_stats", "prompt_template", "tie_word_embeddings"):
         assert getattr(loaded, name) == getattr(config, name), name
+    assert loaded.frozen == frozen
+    assert loaded.tie_word_embeddings is loaded.text_config.tie_word_embeddings is True
     assert loaded.num_image_tokens == 4
     for name in ("dino_config", "siglip_config", "text_config"):
         assert getattr(loaded, name).to_dict() == getattr(config, name).to_dict(), name

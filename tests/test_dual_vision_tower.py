@@ -66,6 +66,9 @@ def test_the_head_and_the_last_block_are_never_built(llama_like: Any) -> None:
 def test_modes_and_gradients(llama_like: Any, inputs: Any, frozen: str | None) -> None:
     model = tiny_model(llama_like, frozen=frozen)
     tower = model.model.vision_tower
+    model.requires_grad_(True)  # what a careless trainer does: there is still no graph through the frozen encoder
+    for name in ENCODERS:
+        assert (tower.encode(name, torch.randn(1, 3, 8, 8)).grad_fn is not None) == (name != frozen)
     for switch in (model.train, tower.train, lambda: model.train(True), lambda: model.requires_grad_(True).train()):
         switch()
         for name in ENCODERS:
@@ -84,6 +87,7 @@ def test_modes_and_gradients(llama_like: Any, inputs: Any, frozen: str | None) -
     assert not any(module.training for module in model.modules())
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # transformers 4 has no other name
 @pytest.mark.parametrize("frozen", FROZEN)
 @pytest.mark.parametrize("checkpointing", [None, True, False])
 def test_optimizer_steps_move_everything_but_the_frozen_encoder(

@@ -31,10 +31,10 @@ IMAGE_SIZE = 8
 IMAGE_TOKENS = 4  # patches of 4 pixels on 8 x 8
 
 
-def tiny_tokenizer(kind: str = "llama_like") -> PreTrainedTokenizerFast:
+def tiny_tokenizer(kind: str = "llama_like", more_merges: tuple[tuple[str, str], ...] = ()) -> PreTrainedTokenizerFast:
     """A tokenizer with `<s>`, `</s>`, `<PAD>` and `<image>`; `kind` as in the docstring of this file."""
     gemma = kind == "gemma_like"
-    merges = [*MERGES, ("t", "w"), ("tw", "o"), *([("\n", "\n")] if gemma else [])]
+    merges = [*MERGES, ("t", "w"), ("tw", "o"), *([("\n", "\n")] if gemma else []), *more_merges]
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words += ["▁", *map(chr, range(33, 127)), *(["\n"] if gemma else [])]
     words += ["".join(pair) for pair in merges]
