@@ -1,0 +1,1 @@
+"""Model cards: one template, one file of facts per variant."""

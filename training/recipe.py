@@ -47,10 +47,17 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """A tokenizer trained on the texts of the data sets named; unused with `model.initial_model`."""
+    """A tokenizer trained on the recipe's own text; unused with `model.initial_model`.
+
+    Attributes:
+        vocab_size: pieces at most.
+        texts_from: data sets whose prompts and answers are the text.
+        instructions: instructions that later runs will add.
+    """
 
     vocab_size: int = 1024
     texts_from: list[str] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Decides: the weight of a token from the place value it writes. Refuses to know: 
 from gen_vla.processors import ActionGrammar
 
 
-POINT_WEIGHT = 0.0  # the point is forced: there is nothing to learn
+POINT_WEIGHT = 0.1  # the grammar forces it; enough that the model writes it on its own, too
 
 
 class ActionTokenWeights:

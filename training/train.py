@@ -35,6 +35,7 @@ from gen_vla.processors import (
     OpenVLAPlusProcessor,
     make_action_config,
 )
+from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.co_trainer import CoTrainer
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.mixture import (
@@ -142,19 +143,13 @@ def _continue_from(
     folder: Path, recipe: Recipe, norm_stats: dict[str, Any]
 ) -> tuple[OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor]:
     """Another model's weights under this recipe's settings: which tower is frozen, what an action looks like."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"got initial_model {folder}, which holds no config.json; train the recipe it names first, "
-            "or give the folder of a saved model"
-        )
-    processor = OpenVLAPlusProcessor.from_pretrained(folder, trust_remote_code=True)
+    processor = load_processor(folder)
     config = OpenVLAPlusConfig.from_pretrained(folder)
     strings = ActionStringProcessor(**_action_settings(recipe))
     config.frozen = recipe.model.frozen
     config.norm_stats = norm_stats
     config.action_config = processor.action_config = make_action_config(strings, processor.tokenizer)
-    model = OpenVLAPlusForVision2Seq.from_pretrained(folder, config=config, dtype=torch.float32)
-    return model, processor
+    return load_model(folder, config), processor
 
 
 def _action_settings(recipe: Recipe) -> dict[str, Any]:
@@ -164,7 +159,7 @@ def _action_settings(recipe: Recipe) -> dict[str, Any]:
 
 def recipe_texts(recipe: Recipe, work_dir: Path) -> list[str]:
     """What the recipe's models will read and write, for training a tokenizer: every different prompt and answer."""
-    texts = {PROMPT_TEMPLATE["action"].format(instruction="")}
+    texts = {PROMPT_TEMPLATE["action"].format(instruction=text) for text in recipe.tokenizer.instructions}
     for name in recipe.tokenizer.texts_from:
         dataset = load_columns(work_dir / name, ("image",), "record or convert it first")
         if "instruction" in dataset.column_names:

@@ -1,0 +1,57 @@
+"""Reading a saved model folder back, for further training or publishing.
+
+Decides: which files make a folder complete, and that it is read with this package's own classes, not with the code
+beside the weights. Refuses to know: what the model is for.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+from gen_vla.processors import OpenVLAPlusImageProcessor, OpenVLAPlusProcessor
+
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder, if nothing is missing from it; `FileNotFoundError` names everything that is."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"got {folder}, expected the folder of a saved model; gen-vla train writes one")
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if (folder / WEIGHTS_INDEX).is_file():
+        shards = set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+    elif not (folder / WEIGHTS).is_file():
+        missing.append(WEIGHTS)
+    if missing:
+        raise FileNotFoundError(
+            f"got {folder} without {', '.join(missing)}, expected {', '.join(REQUIRED)} and {WEIGHTS} or its shards; "
+            "copy the whole folder, or save model and processor into it with save_pretrained"
+        )
+    return folder
+
+
+def load_model(folder: str | Path, config: OpenVLAPlusConfig | None = None) -> OpenVLAPlusForVision2Seq:
+    """The model of a complete folder, in float32 and evaluation mode; `config` replaces the saved one."""
+    folder = check_folder(folder)
+    config = config or OpenVLAPlusConfig.from_pretrained(folder)
+    return OpenVLAPlusForVision2Seq.from_pretrained(folder, config=config, dtype=torch.float32).eval()
+
+
+def load_processor(folder: str | Path) -> OpenVLAPlusProcessor:
+    """The processor of a complete folder."""
+    folder = check_folder(folder)
+    settings: dict[str, Any] = OpenVLAPlusProcessor.get_processor_dict(folder)[0]
+    kept = ("num_image_tokens", "action_config", "prompt_template", "image_token", "chat_template")
+    return OpenVLAPlusProcessor(
+        OpenVLAPlusImageProcessor.from_pretrained(folder),
+        PreTrainedTokenizerFast.from_pretrained(folder),
+        **{name: settings[name] for name in kept if name in settings},
+    )

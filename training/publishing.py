@@ -1,0 +1,158 @@
+"""From a trained folder to a Hub repository: assemble, verify, and put where `from_pretrained` finds it by name.
+
+Decides: what belongs into a repository, that nothing is published unverified, and the layout of the local cache.
+Refuses to know: how the model was trained, what its card says (`model_cards/`).
+
+A repository is what `save_pretrained` of the model and of the processor write into one folder, plus the card and the
+records of the run. Filling the cache of huggingface_hub makes the name loadable on this machine, offline:
+
+    CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
+    CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+from PIL import Image
+
+from gen_vla.model_cards.card import write_card
+from gen_vla.training.checkpoints import check_folder, load_model, load_processor
+
+
+RECORDS = ("dataset_statistics.json", "recipe.yaml", "training_log.json")
+EXPECTED_FILES = re.compile(
+    r"README\.md|config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|processor_config\.json|preprocessor_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
+    r"|chat_template\.jinja|" + "|".join(re.escape(name) for name in RECORDS)
+)
+
+
+class PublishingError(ValueError):
+    """A repository that must not be published; says what was found."""
+
+
+def publish_to_folder(
+    checkpoint: str | Path, repo_id: str, folder: str | Path, results: dict[str, Any] | None = None
+) -> Path:
+    """Assembles and verifies a repository.
+
+    Args:
+        checkpoint: folder of a trained model.
+        repo_id: its future name, `OWNER/NAME`.
+        folder: where the repository goes; replaced if it exists, and only after everything was verified.
+        results: measured figures for the card; what is missing stays visibly missing there.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is incomplete.
+        PublishingError: if the repository does not reproduce the checkpoint or holds a file nobody expects.
+    """
+    check_repo_id(repo_id)
+    checkpoint, folder = check_folder(checkpoint), Path(folder)
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="gen-vla-publish-") as temporary:
+        draft = Path(temporary) / repo_id.rpartition("/")[2].replace(".", "-")
+        model.save_pretrained(draft, save_original_format=False)
+        processor.save_pretrained(draft)
+        for name in RECORDS:
+            if (checkpoint / name).is_file():
+                shutil.copyfile(checkpoint / name, draft / name)
+        write_card(draft, repo_id, model, results)
+        check_files(draft)
+        verify(draft, model, processor)
+        if folder.exists():
+            shutil.rmtree(folder)
+        shutil.copytree(draft, folder)
+    return folder
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises `ValueError` unless `repo_id` is `OWNER/NAME`."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
+        raise ValueError(f"got repository id {repo_id!r}, expected OWNER/NAME, for example gen-vla/mini-openvla-plus")
+
+
+def check_files(folder: Path) -> None:
+    """Every file is one a repository should have, and every module the code imports from beside itself is there."""
+    check_folder(folder)
+    names = {path.name for path in folder.iterdir()}
+    modules = {name for name in names if name.endswith(".py")}
+    imported = {
+        f"{module}.py"
+        for name in modules
+        for module in re.findall(r"^\s*from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    strangers = sorted(name for name in names - modules if not EXPECTED_FILES.fullmatch(name))
+    if strangers or imported - modules:
+        raise PublishingError(
+            f"got unexpected files {strangers} and missing modules {sorted(imported - modules)} in the repository, "
+            "expected neither; remove or add them in training/publishing.py"
+        )
+
+
+def verify(folder: Path, model: Any, processor: Any) -> None:
+    """Runs `verify_repository.py` on the folder in a fresh interpreter without this package."""
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+    instructions = ["close the drawer", "pick up the red block and put it down"]
+    inputs = processor.action_inputs([Image.fromarray(picture) for picture in pictures], instructions)
+    with torch.no_grad():
+        expected = {"logits": model(**inputs).logits[:, -1].numpy()}
+    if model.config.norm_stats:
+        key = next(iter(model.config.norm_stats))
+        expected["actions"] = np.array(model.predict_actions(**inputs, unnorm_key=key).text)
+    with tempfile.TemporaryDirectory(prefix="gen-vla-verify-") as temporary:
+        expected_file = Path(temporary) / "expected.npz"
+        np.savez(expected_file, images=pictures, instructions=np.array(instructions), **expected)
+        script = Path(__file__).with_name("verify_repository.py")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(temporary) / "modules")}
+        run = subprocess.run(
+            [sys.executable, "-P", str(script), str(folder), str(expected_file)],
+            env=environment,
+            cwd=temporary,
+            capture_output=True,
+            text=True,
+        )
+    if run.returncode:
+        raise PublishingError(f"the repository does not stand on its own: {run.stderr.strip()[-2000:]}")
+
+
+def install_in_cache(folder: str | Path, repo_id: str, cache_dir: str | Path | None = None) -> Path:
+    """Makes `repo_id` loadable by name on this machine, as if it had been downloaded.
+
+    Args:
+        folder: a repository from `publish_to_folder`.
+        cache_dir: the cache of huggingface_hub; by default the one `from_pretrained` uses.
+
+    Returns:
+        The snapshot folder. Its revision is a hash of the files, so the same files give the same revision.
+    """
+    check_repo_id(repo_id)
+    folder = check_folder(folder)
+    root = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+    revision = content_hash(folder)
+    snapshot = root / "snapshots" / revision
+    if not snapshot.exists():
+        partial = root / "snapshots" / f".{revision}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial)
+        partial.rename(snapshot)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / "main").write_text(revision, encoding="ascii")
+    return snapshot
+
+
+def content_hash(folder: Path) -> str:
+    """40 hexadecimal digits over names and contents of all files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:40]

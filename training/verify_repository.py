@@ -1,0 +1,67 @@
+"""Checks a Hub repository folder the way a stranger's computer would: without this package.
+
+    python -P verify_repository.py FOLDER EXPECTED.npz
+
+Decides: what a repository must prove: that the auto classes load it with `trust_remote_code`, that its logits are
+those of the checkpoint it came from, and that it acts and answers. Refuses to know: how the folder was made. It is run
+as a script in an interpreter of its own, in which `gen_vla` cannot be imported; exit code 1 and a message on failure.
+
+EXPECTED.npz holds `images` uint8 [B, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last position, and,
+for a model that acts, `actions` [B] (the action strings).
+"""
+
+import sys
+from typing import Any
+
+
+sys.modules["gen_vla"] = None  # type: ignore[assignment]  # any import of it now fails
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+
+
+TOLERANCE = 1e-4  # float32 on one machine; a wrong or missing tensor is off by far more
+
+
+def main(folder: str, expected_file: str) -> int:
+    """Runs all checks."""
+    expected = np.load(expected_file)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor.action_inputs([Image.fromarray(i) for i in expected["images"]], list(expected["instructions"]))
+    for loader in (AutoModel, AutoModelForImageTextToText):
+        model = loader.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+        if not type(model).__module__.startswith("transformers_modules."):
+            return fail(f"{loader.__name__} gave {type(model)}, expected the class in the folder")
+        with torch.no_grad():
+            logits = model(**inputs).logits[:, -1].numpy()
+        worst = float(np.abs(logits - expected["logits"]).max())
+        if not worst <= TOLERANCE:
+            return fail(f"got logits that differ by {worst:.2e} from the checkpoint's, expected at most {TOLERANCE}")
+    return check_generation(model, processor, inputs, expected)  # type: ignore[reportPossiblyUnbound]
+
+
+def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> int:
+    """Acts and answers."""
+    question = processor.question_inputs(Image.fromarray(expected["images"][0]), "what is this?")
+    if model.generate(**question, max_new_tokens=2, do_sample=False).shape[0] != 1:
+        return fail("got no answer to a question")
+    if "actions" in expected:
+        key = next(iter(model.config.norm_stats))
+        texts = model.predict_actions(**inputs, unnorm_key=key).text
+        if texts != expected["actions"].tolist():
+            return fail(f"got actions {texts}, expected {expected['actions'].tolist()}")
+        for text in texts:
+            processor.action_strings.decode(text)
+    return 0
+
+
+def fail(message: str) -> int:
+    """Says what is wrong; the exit code."""
+    print(message, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))
