@@ -4,7 +4,7 @@ Decides: the lead-in between prompt and action, decoding under the action gramma
 data set. Refuses to know: how logits come about, what a picture is, prompts' words.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -188,8 +188,13 @@ def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad:
     return torch.where(has, shifted, appended), torch.where(has, shifted_masks, masks)
 
 
-def check_options(options: Iterable[str]) -> None:
-    """Raises `ValueError` for an option that `generate` does not have, or that gives a row several actions."""
+def check_options(options: dict[str, Any]) -> None:
+    """Raises `ValueError` for options that `generate` does not have or that do not give one legal action a row."""
+    if options.get("do_sample") and options.get("num_beams", 1) > 1:
+        raise ValueError(
+            f"got do_sample=True with num_beams={options['num_beams']}, expected one or the other: sampling beams draws "
+            "more continuations than the grammar allows"
+        )
     known = vars(GenerationConfig())
     for name in options:
         if name not in known or name == "num_return_sequences":

@@ -260,6 +260,8 @@ def test_errors(llama_like: Any) -> None:
         model.predict_actions(**inputs, temperatur=0.5)
     with pytest.raises(ValueError, match=r"got the option 'num_return_sequences', .* one action per observation"):
         model.predict_actions(**inputs, num_return_sequences=2)
+    with pytest.raises(ValueError, match="got do_sample=True with num_beams=3, expected one or the other"):
+        model.predict_actions(**inputs, num_beams=3, do_sample=True)
     with pytest.raises(ValueError, match="got the end of the text at position 4") as caught:
         model.predict_actions(**inputs, max_new_tokens=4)
     # modeling/ has its own copy of the class (the linked file), so this is not the ActionStringError of processors/.
