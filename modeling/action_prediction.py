@@ -192,8 +192,8 @@ def check_options(options: dict[str, Any]) -> None:
     """Raises `ValueError` for options that `generate` does not have or that do not give one legal action a row."""
     if options.get("do_sample") and options.get("num_beams", 1) > 1:
         raise ValueError(
-            f"got do_sample=True with num_beams={options['num_beams']}, expected one or the other: sampling beams draws "
-            "more continuations than the grammar allows"
+            f"got do_sample=True with num_beams={options['num_beams']}, expected one or the other: sampling beams "
+            "draws more continuations than the grammar allows"
         )
     known = vars(GenerationConfig())
     for name in options:
