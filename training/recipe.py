@@ -9,6 +9,7 @@ row of a table reads as its difference. Refuses to know: how any setting is carr
 """
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -164,10 +165,15 @@ class TrainingRecipe:
     logging_steps: int = 20
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "save_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"training: got {name}={getattr(self, name)}, expected at least 1")
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run."""
+    """One run. `name` is also its folder in the work folder."""
 
     name: str
     description: str
@@ -178,6 +184,25 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     loss: LossRecipe = field(default_factory=LossRecipe)
 
+    def __post_init__(self) -> None:
+        """Settings that contradict each other fail here, before anything is recorded or loaded."""
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise RecipeError(f"got name {self.name!r}, expected letters, digits, '.', '_' and '-': it names a folder")
+        if not self.data.robot and not self.data.vision_language:
+            raise RecipeError(f"{self.name}: got no data sets, expected some in data.robot or data.vision_language")
+        if self.data.robot and self.data.vision_language and self.training.batch_size % 2:
+            raise RecipeError(
+                f"{self.name}: got batch_size={self.training.batch_size}, expected an even number, since half of "
+                "every per-device batch is robot data"
+            )
+        keys = [source.key for source in self.data.robot]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise RecipeError(
+                    f"{self.name}: got the key {key!r} for {keys.count(key)} robot data sets, expected a key of its "
+                    "own for each, since statistics are kept by key"
+                )
+
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Reads a recipe.
@@ -187,15 +212,12 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         overrides: settings by dotted name, for example `{"training.steps": 10}`.
 
     Raises:
-        RecipeError: on a missing file, an unknown or missing key, or a value of the wrong type.
+        RecipeError: on a missing file, an unknown or missing key, a value of the wrong type, or settings that
+            contradict each other.
     """
     settings = _read(_find(name_or_path))
     for dotted, value in (overrides or {}).items():
-        *parents, last = dotted.split(".")
-        place = settings
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
+        _override(settings, dotted, value)
     return _build(Recipe, settings, where=str(name_or_path))
 
 
@@ -212,7 +234,7 @@ def as_settings(recipe: Recipe) -> dict[str, Any]:
 def _find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.is_file():
-        return path
+        return path.resolve()
     named = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
     if named.is_file():
         return named
@@ -221,10 +243,38 @@ def _find(name_or_path: str | Path) -> Path:
     raise RecipeError(f"got recipe {str(name_or_path)!r}, which is no file; {hint}known: {', '.join(recipe_names())}")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A recipe's settings as written, those it extends underneath."""
+def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets one setting in place; what lies on the way to it is made, unless something else is there."""
+    *parents, last = dotted.split(".")
+    place = settings
+    for depth, parent in enumerate(parents, start=1):
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise RecipeError(
+                f"got override {dotted!r}, but {'.'.join(parents[:depth])} is {place!r}, expected settings by name; "
+                "override it as a whole"
+            )
+    place[last] = value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key cannot be written twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.YAMLError(f"got key {key.value!r} twice, expected it once,{key.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's settings as written, those it extends underneath; `heirs` are the recipes that extend it."""
+    if path in heirs:
+        circle = ", ".join(file.name for file in (*heirs, path))
+        raise RecipeError(f"got recipes that extend one another: {circle}, expected no circle")
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"got {path}, which is not YAML: {error}") from error
     if not isinstance(settings, dict):
@@ -232,7 +282,10 @@ def _read(path: Path) -> dict[str, Any]:
     parent = settings.pop("extends", None)
     if parent is None:
         return settings
-    return _merge(_read(_find(path.parent / parent) if (path.parent / parent).is_file() else _find(parent)), settings)
+    if not isinstance(parent, str):
+        raise _wrong(f"{path}: extends", parent, "the name or the file of a recipe")
+    beside = (path.parent / parent).resolve()
+    return _merge(_read(beside if beside.is_file() else _find(parent), (*heirs, path)), settings)
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -278,9 +331,10 @@ def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in value:
         if key not in fields:
-            near = get_close_matches(str(key), fields, n=1)
+            known = [*fields, "extends"] if kind is Recipe else list(fields)
+            near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(f"{where}: got unknown key {key!r}; {hint}known: {', '.join(fields)}")
+            raise RecipeError(f"{where}: got unknown key {key!r}; {hint}known: {', '.join(known)}")
     required = [
         name
         for name, entry in fields.items()

@@ -184,9 +184,6 @@ def build_trainer(
 ) -> CoTrainer:
     """The TRL trainer of a recipe."""
     settings = recipe.training
-    mixed = bool(report["robot"] and report["vision_language"])
-    if mixed and settings.batch_size % 2:
-        raise ValueError(f"got batch_size={settings.batch_size}, expected an even number: half of it is robot data")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     run_rows = settings.steps * settings.batch_size * settings.gradient_accumulation_steps * processes
     sampler = HalfAndHalfSampler(report["robot"], report["vision_language"], run_rows, settings.seed)
