@@ -24,7 +24,8 @@ def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] |
     Args:
         repo_id: the repository's name, for the examples in the card.
         model: the model, for its size and settings.
-        results: `{"figures": [{"task", "dataset", "metric", "value", "n", "interval", "note"}], "environment": {...}}`.
+        results: `{"figures": [{"task", "dataset", "metric", "value", "n", "interval", "note", "control"}],
+            "environment": {...}}`; controls are shown in the table, but are no results of the model.
     """
     name = repo_id.rpartition("/")[2]
     facts = variant_facts(name)
@@ -35,7 +36,7 @@ def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] |
         pipeline_tag="robotics",
         tags=["vision-language-action", "robotics", model.config.model_type, *facts["tags"]],
         model_name=name,
-        eval_results=[as_eval_result(figure) for figure in figures] or None,
+        eval_results=[as_eval_result(figure) for figure in figures if not figure.get("control")] or None,
     )
     card = ModelCard.from_template(
         data,

@@ -1,18 +1,19 @@
 """The command line: `gen-vla COMMAND`.
 
-Decides: the arguments, what is printed, exit codes. Refuses to know: how anything is done; every command calls one
-function of the package and imports it only when asked, so that `gen-vla --help` answers at once.
+Decides: the arguments, what is printed, exit codes. Refuses to know: how anything is done; every command calls into
+the package and imports only when asked, so that `gen-vla --help` answers at once.
 """
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code, 2 for a mistake in the input."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         return options.run(options)
     except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
@@ -22,21 +23,78 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="gen-vla", description="Vision-language-action models: train, publish, run.")
+    parser = argparse.ArgumentParser(
+        prog="gen-vla", description="Vision-language-action models: train, evaluate, publish, run."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train a recipe")
-    train.add_argument("recipe", nargs="?", help="a name from --list, or a YAML file")
-    train.add_argument("--list", action="store_true", help="show the recipes that come with the package")
-    train.add_argument("--work-dir", default="outputs", help="where data sets lie and results go (default: outputs)")
-    train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
-    train.add_argument("--processes", type=int, default=1, help="processes on this machine (default: 1)")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    train.set_defaults(run=run_train)
+    for add in (add_train, add_evaluate, add_publish, add_predict, add_demo):
+        add(commands)
     return parser
 
 
+def add_train(commands: Any) -> None:
+    """`gen-vla train RECIPE`."""
+    command = commands.add_parser("train", help="train a recipe")
+    command.add_argument("recipe", nargs="?", help="a name from --list, or a YAML file")
+    command.add_argument("--list", action="store_true", help="show the recipes that come with the package")
+    command.add_argument("--work-dir", default="outputs", help="where data sets lie and results go (default: outputs)")
+    command.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
+    command.add_argument("--processes", type=int, default=1, help="processes on this machine (default: 1)")
+    add_overrides(command)
+    command.set_defaults(run=run_train)
+
+
+def add_evaluate(commands: Any) -> None:
+    """`gen-vla evaluate SUITE MODEL`."""
+    command = commands.add_parser("evaluate", help="measure a model")
+    command.add_argument("suite", choices=("drawers", "scene_questions"), help="what to measure")
+    command.add_argument("model", help="a folder, or a name on the Hub or in the cache")
+    command.add_argument("--episodes", type=int, default=50, help="rollouts per task (default: 50)")
+    command.add_argument("--questions", type=Path, help="a data set of held-out questions")
+    command.add_argument("--output", type=Path, help="write the results there as JSON")
+    command.set_defaults(run=run_evaluate)
+
+
+def add_publish(commands: Any) -> None:
+    """`gen-vla publish CHECKPOINT REPO_ID`."""
+    command = commands.add_parser("publish", help="assemble and verify a Hub repository")
+    command.add_argument("checkpoint", type=Path, help="folder of a trained model")
+    command.add_argument("repo_id", help="OWNER/NAME")
+    command.add_argument("--output", type=Path, required=True, help="folder the repository goes to")
+    command.add_argument("--cache", action="store_true", help="also put it where from_pretrained finds it by name")
+    command.add_argument("--cache-dir", type=Path, help="the cache to put it in (default: Hugging Face's own)")
+    command.set_defaults(run=run_publish)
+
+
+def add_predict(commands: Any) -> None:
+    """`gen-vla predict MODEL IMAGE INSTRUCTION`."""
+    command = commands.add_parser("predict", help="one action for one picture")
+    command.add_argument("model", help="a folder, or a name on the Hub or in the cache")
+    command.add_argument("image", type=Path, help="a picture file")
+    command.add_argument("instruction", help='for example "close the drawer"')
+    command.add_argument("--unnorm-key", help="the data set whose units are wanted")
+    command.add_argument("--picture", type=Path, help="draw the prediction into this PNG")
+    command.set_defaults(run=run_predict)
+
+
+def add_demo(commands: Any) -> None:
+    """`gen-vla demo`."""
+    command = commands.add_parser("demo", help="the whole path at toy size: record, train, publish, load, roll out")
+    command.add_argument("--output", default="demo_output", help="where everything goes (default: demo_output)")
+    command.add_argument("--episodes", type=int, default=50, help="rollouts per task (default: 50)")
+    add_overrides(command)
+    command.set_defaults(run=run_demo_command)
+
+
+def add_overrides(command: argparse.ArgumentParser) -> None:
+    """`--set KEY=VALUE`, for the commands that run recipes."""
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe's setting; may be repeated"
+    )
+
+
 def run_train(options: argparse.Namespace) -> int:
-    """`gen-vla train`."""
+    """Lists recipes, or trains one."""
     from gen_vla.training.recipe import load_recipe, recipe_names
 
     if options.list or not options.recipe:
@@ -45,8 +103,6 @@ def run_train(options: argparse.Namespace) -> int:
         return 0 if options.list else 2
     recipe = load_recipe(options.recipe, parse_overrides(options.set))
     if options.processes > 1:
-        from pathlib import Path
-
         from gen_vla.training.train import record_missing_data, run_in_processes
 
         record_missing_data(recipe, Path(options.work_dir))
@@ -57,6 +113,81 @@ def run_train(options: argparse.Namespace) -> int:
     folder = run_recipe(recipe, options.work_dir, resume=options.resume)
     print(f"Saved {recipe.name} in {folder}")
     return 0
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Runs a suite, prints its table, writes its JSON."""
+    from datasets import load_from_disk
+    from rich.console import Console
+
+    model, processor = load_any(options.model)
+    questions = load_from_disk(str(options.questions)) if options.questions else None
+    if options.suite == "drawers":
+        from gen_vla.evaluation.policy_suite import run_suite, summary_table
+
+        results = run_suite(model, processor, questions, episodes=options.episodes)  # type: ignore[arg-type]
+        Console().print(summary_table(results, options.model))
+        rollouts = [report.to_dict() for report in results["rollouts"]]
+        answers = results["questions"].to_dict() if results["questions"] else None
+        written = {"rollouts": rollouts, "questions": answers, "latency": results["latency"]}
+    else:
+        from gen_vla.evaluation.scene_questions import evaluate_questions, questions_table
+
+        if questions is None:
+            raise ValueError("got no --questions, expected a data set with columns image, question, answer, kind")
+        report = evaluate_questions(model, processor, questions)  # type: ignore[arg-type]
+        Console().print(questions_table(report))
+        written = report.to_dict()
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"model": options.model, **written}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def run_publish(options: argparse.Namespace) -> int:
+    """Assembles a repository and, if asked, installs it in the cache."""
+    from gen_vla.training.publishing import install_in_cache, publish_to_folder
+
+    folder = publish_to_folder(options.checkpoint, options.repo_id, options.output)
+    print(f"Verified repository in {folder}")
+    if options.cache or options.cache_dir:
+        print(f"In the cache as {install_in_cache(folder, options.repo_id, options.cache_dir)}")
+    return 0
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    """Prints one action as JSON."""
+    from PIL import Image
+
+    model, processor = load_any(options.model)
+    with Image.open(options.image) as image:
+        image = image.convert("RGB")
+    inputs = processor.action_inputs(image, options.instruction)
+    prediction = model.predict_actions(**inputs, unnorm_key=options.unnorm_key)
+    print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0]}))
+    if options.picture:
+        from gen_vla.evaluation.pictures import draw_prediction
+
+        draw_prediction(image, options.instruction, prediction, options.picture)
+    return 0
+
+
+def run_demo_command(options: argparse.Namespace) -> int:
+    """Runs the demo."""
+    from gen_vla.training.demo import run_demo
+
+    run_demo(options.output, episodes=options.episodes, overrides=parse_overrides(options.set))
+    return 0
+
+
+def load_any(name: str) -> tuple[Any, Any]:
+    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one."""
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def parse_overrides(entries: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ Logged beside the trainer's own figures, each over the supervised tokens of the 
 from typing import Any
 
 import torch
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from gen_vla.training.mixture import HalfAndHalfSampler
 
@@ -63,7 +63,7 @@ class CoTrainer(SFTTrainer):
         self, log_probs: torch.Tensor, is_top1: torch.Tensor, labels: torch.Tensor, is_robot: torch.Tensor
     ) -> None:
         """Sums over all processes of this step, turned into the means of the docstring above."""
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if self.model is not None and self.model.training else "eval"
         supervised = labels != -100
         right = is_top1 & supervised
         signs = torch.isin(labels, self.sign_ids.to(labels.device)) & supervised
@@ -73,7 +73,8 @@ class CoTrainer(SFTTrainer):
             for part in (-log_probs, right, supervised, signs & right, signs):
                 sums.append(part[rows].sum())
             sums += [exact.sum(), rows.sum()]
-        totals = self.accelerator.reduce(torch.stack([entry.float() for entry in sums])).tolist()
+        reduced: Any = self.accelerator.reduce(torch.stack([entry.float() for entry in sums]))
+        totals = reduced.tolist()
         for name, offset in (("robot", 0), ("vision_language", 7)):
             loss, right_tokens, tokens, right_signs, sign_tokens, exact_rows, rows = totals[offset : offset + 7]
             if not rows:

@@ -42,7 +42,7 @@ class CoTrainingCollator:
         texts = [row["prompt"] for row in rows]
         prompts = self.processor(images=images, text=texts, padding=False, return_tensors=None)
         fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100, "token_weights": 0.0}
-        batch: dict[str, list[list[float]]] = {name: [] for name in fill}
+        batch: dict[str, list[list[Any]]] = {name: [] for name in fill}
         for row, prompt in zip(rows, prompts["input_ids"], strict=True):
             answer = [*self._answer_ids(row), tokenizer.eos_token_id]
             weights = [1.0] * len(answer)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, Sequence, concatenate_datasets, load_from_disk
+from datasets import Dataset, Image, List, concatenate_datasets, load_from_disk
 from torch.utils.data import Sampler
 
 from gen_vla.processors import ActionStringProcessor, compute_statistics, count_clipped, normalize_actions
@@ -89,7 +89,7 @@ def _rows(dataset: Dataset, columns: dict[str, list[str]], source: str) -> Datas
     images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
     rows = Dataset.from_dict({**columns, "source": [source] * len(dataset)})
     rows = rows.add_column("images", [[image] for image in images["image"]])  # type: ignore[call-arg]
-    return rows.cast_column("images", Sequence(Image()))
+    return rows.cast_column("images", List(Image()))
 
 
 class HalfAndHalfSampler(Sampler[int]):

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainerCallback
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig
 
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.processors import (
@@ -124,7 +124,7 @@ def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Se
         },
         frozen=recipe.model.frozen,
         initializer_range=recipe.model.initializer_range,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=tokenizer.get_vocab()["<image>"],
         action_config=make_action_config(strings, tokenizer),
         norm_stats=norm_stats,
         prompt_template=PROMPT_TEMPLATE,

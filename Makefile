@@ -1,0 +1,57 @@
+# make demo   installs, then records, trains, publishes, loads by name and rolls out a small OpenVLA+ (CPU, ~15 minutes)
+# make test   installs, checks style and types, runs the tests
+# Both make their own .venv; PYTHON chooses the interpreter it is made from, DEMO_OPTIONS and PYTEST_OPTIONS pass options on.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch first and by its exact version: a bare `torch` asked for by another package may take another build.
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export OMP_WAIT_POLICY := passive
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint format clean system-packages
+
+demo: $(VENV)/installed-sim system-packages
+	$(BIN)/gen-vla demo $(DEMO_OPTIONS)
+
+test: lint system-packages
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/types/gen_vla
+	@for part in modeling processors training evaluation model_cards; do \
+	  ln -sfn ../../../$$part build/types/gen_vla/$$part; done
+	$(BIN)/pyright
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/installed-sim: $(VENV)/bin/python setup.cfg constraints.txt
+	@echo "Installing (a few minutes the first time)"
+	$(PIP) $(TORCH)
+	$(PIP) --editable ".[sim]"
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-sim
+	$(PIP) --editable ".[sim,dev]"
+	@touch $@
+
+# The simulator draws through EGL; Mesa's software renderer is enough.
+EGL := libegl1 libegl-mesa0 libgl1-mesa-dri
+system-packages:
+	@ldconfig -p | grep -q 'libEGL.so.1' && ls /usr/share/glvnd/egl_vendor.d/*.json >/dev/null 2>&1 || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing $(EGL)"; apt-get update -qq && apt-get install -y -qq $(EGL) >/dev/null; \
+	else echo "The simulator needs EGL: install $(EGL) (Debian's names)"; fi
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

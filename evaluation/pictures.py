@@ -1,0 +1,95 @@
+"""Pictures of a run and of a prediction, for people.
+
+Decides: what is drawn and how. Refuses to know: how figures came about.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+COLOURS = {"robot": "#d1495b", "vision_language": "#2e6f95"}
+LABELS = {"robot": "robot actions", "vision_language": "vision and language"}
+
+
+def plot_training(history: list[dict[str, Any]], path: str | Path, title: str) -> Path:
+    """Loss and accuracy per source over steps, from a trainer's log history, as a PNG."""
+    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for source, colour in COLOURS.items():
+        steps, loss = _series(history, f"{source}/loss")
+        losses.plot(steps, loss, color=colour, label=LABELS[source])
+        accuracies.plot(*_series(history, f"{source}/token_accuracy"), color=colour, label=f"{LABELS[source]}, tokens")
+    accuracies.plot(
+        *_series(history, "robot/sign_accuracy"), color=COLOURS["robot"], linestyle="--", label="robot actions, signs"
+    )
+    losses.set(xlabel="step", ylabel="nats per token", yscale="log", title="loss per source, unweighted")
+    accuracies.set(xlabel="step", ylabel="share right", ylim=(0, 1.02), title="accuracy")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    path = Path(path)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _series(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw_prediction(
+    image: Image.Image,
+    instruction: str,
+    prediction: Any,
+    path: str | Path,
+    note: str = "",
+    recorded: np.ndarray | None = None,
+) -> Path:
+    """A picture, what was asked, the action string with every character coloured by its probability, and the values.
+
+    Args:
+        prediction: an `ActionPrediction` of one observation in signed style, one token per character.
+        note: a line under it.
+        recorded: float [D], the action a data set holds for this picture, in the same units, drawn beside.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(1, 1.6))
+    left.imshow(image)
+    left.axis("off")
+    left.set_title(instruction, fontsize=10, wrap=True)
+    action = prediction.actions[0, 0]
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"][: len(action)]
+    places = np.arange(len(action))
+    right.bar(places - 0.2, action, width=0.4, color=COLOURS["robot"], label="predicted")
+    if recorded is not None:
+        right.bar(places + 0.2, recorded, width=0.4, color="#999999", label="recorded in the data set")
+    right.set_xticks(places, names)
+    right.axhline(0, color="black", linewidth=0.6)
+    right.set_ylabel("data set's units")
+    right.legend(frameon=False, fontsize=8)
+    right.spines[["top", "right"]].set_visible(False)
+    _write_coloured(right, prediction.text[0], prediction.digit_probabilities[0])
+    if note:
+        figure.supxlabel(note, fontsize=8, color="#555555")
+    path = Path(path)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _write_coloured(axes: Any, text: str, probabilities: np.ndarray) -> None:
+    """The action string above the axes, red where the model was unsure, black where it was sure or had no choice."""
+    shades = plt.get_cmap("RdYlGn")
+    for index, (character, probability) in enumerate(zip(text, probabilities)):
+        colour = "black" if probability > 0.999 else shades(0.9 * float(probability))
+        x = index / max(len(text), 1)
+        axes.text(x, 1.06, character, transform=axes.transAxes, family="monospace", fontsize=9, color=colour)
