@@ -29,15 +29,21 @@ HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 EXPECTED_SAMPLES_PER_SECOND = 150  # below this, the demo takes longer than its quarter of an hour
 
 
-def run_demo(
-    output: str | Path = "demo_output", *, episodes: int = 50, overrides: dict[str, Any] | None = None
-) -> dict[str, Any]:
+# What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
+QUICK = {
+    "mini_vlm": {"data.vision_language.0.record.count": 200, "training.steps": 20},
+    "mini_openvla_plus": {"data.robot.0.record.episodes_per_task": 4, "training.steps": 20},
+}
+QUICK_EPISODES = 2
+
+
+def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: bool = False) -> dict[str, Any]:
     """Runs all steps.
 
     Args:
         output: folder for everything.
         episodes: rollouts per task for the policy; controls that run the model get 40 % of it.
-        overrides: recipe settings, applied to both recipes (for a quick look: `{"training.steps": 20}`).
+        quick: a few minutes that show every part running, with a policy that has learnt nothing.
 
     Returns:
         The results, as they are written to `results.json`.
@@ -45,7 +51,9 @@ def run_demo(
     console, began = Console(), time.perf_counter()
     output = Path(output).resolve()
     use_own_cache(output / "huggingface")
-    recipes = [load_recipe(name, overrides) for name in RECIPES]
+    overrides = QUICK if quick else {}
+    episodes = QUICK_EPISODES if quick else episodes
+    recipes = [load_recipe(name, overrides.get(name)) for name in RECIPES]
     step = _Steps(console, 6)
 
     step("Recording demonstrations and questions in the simulator")
@@ -53,7 +61,7 @@ def run_demo(
     kinds = ("the vision-language model", "the policy: robot data and questions, half each")
     for recipe, words in zip(recipes, kinds):
         step(f"Training {words} ({recipe.name}, {recipe.training.steps} steps)")
-        train(recipe, output, overrides or {})
+        train(recipe, output, overrides.get(recipe.name.replace("-", "_"), {}))
     step(f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
     publish(output, results=None)
     model, processor = load_by_name()

@@ -209,7 +209,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
     Args:
         name_or_path: a file, or the name of one in `training/recipes`.
-        overrides: settings by dotted name, for example `{"training.steps": 10}`.
+        overrides: settings by dotted name, entries of lists by number:
+            `{"training.steps": 10, "data.robot.0.key": "x"}`.
 
     Raises:
         RecipeError: on a missing file, an unknown or missing key, a value of the wrong type, or settings that
@@ -246,15 +247,25 @@ def _find(name_or_path: str | Path) -> Path:
 def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:
     """Sets one setting in place; what lies on the way to it is made, unless something else is there."""
     *parents, last = dotted.split(".")
-    place = settings
+    place: Any = settings
     for depth, parent in enumerate(parents, start=1):
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else place[_entry(place, parent, dotted)]
+        if not isinstance(place, (dict, list)):
             raise RecipeError(
                 f"got override {dotted!r}, but {'.'.join(parents[:depth])} is {place!r}, expected settings by name; "
                 "override it as a whole"
             )
-    place[last] = value
+    place[last if isinstance(place, dict) else _entry(place, last, dotted)] = value
+
+
+def _entry(entries: list[Any], number: str, dotted: str) -> int:
+    """The number of an existing entry of a list."""
+    if not number.isdigit() or int(number) >= len(entries):
+        raise RecipeError(
+            f"got override {dotted!r} with entry {number!r} of a list of {len(entries)}, expected a number from 0 to "
+            f"{len(entries) - 1}; override the list as a whole to add to it"
+        )
+    return int(number)
 
 
 class _Loader(yaml.SafeLoader):
