@@ -45,7 +45,10 @@ def robot_statistics(dataset: Dataset, key: str) -> dict[str, Any]:
     """`norm_stats` of one robot data set."""
     actions = np.asarray(dataset.with_format("numpy")["action"][:], dtype=np.float64)
     episodes = len(set(dataset["episode_index"]))
-    return {key: compute_statistics(actions, num_trajectories=episodes)}
+    try:
+        return {key: compute_statistics(actions, num_trajectories=episodes)}
+    except ValueError as error:
+        raise ValueError(f"robot data set {key!r}: {error}") from error
 
 
 def robot_rows(
@@ -64,13 +67,20 @@ def robot_rows(
     """
     strings: ActionStringProcessor = processor.action_strings
     actions = np.asarray(dataset.with_format("numpy")["action"][:], dtype=np.float64)
+    if actions.shape[1] != strings.action_dim or strings.horizon != 1:
+        raise ValueError(
+            f"got actions of {actions.shape[1]} dimensions, expected actions.action_dim={strings.action_dim} with "
+            f"horizon 1 (here {strings.horizon}); correct the recipe or the data set"
+        )
     normalized = normalize_actions(actions, statistics).astype(np.float64)
     if label_decimals is not None:
         normalized = np.round(normalized, label_decimals)
     prompts = {text: processor.action_prompt(text) for text in set(dataset["instruction"])}
+    # Where the lead-in is no part of the prompt (legacy), the model has to write it.
+    lead_in = "" if processor.action_config["lead_in_ids"] else strings.lead_in
     columns = {
         "prompt": [prompts[text] for text in dataset["instruction"]],
-        "completion": [strings.encode(action) for action in normalized],
+        "completion": [lead_in + strings.encode(action) for action in normalized],
     }
     report = {"values": len(actions), "clipped": count_clipped(actions, statistics).tolist()}
     return _rows(dataset, columns, ROBOT), report
@@ -88,7 +98,8 @@ def vision_language_rows(dataset: Dataset, processor: Any, name: str) -> Dataset
 def _rows(dataset: Dataset, columns: dict[str, list[str]], source: str) -> Dataset:
     images = dataset.select_columns(["image"]).cast_column("image", Image(decode=False))
     rows = Dataset.from_dict({**columns, "source": [source] * len(dataset)})
-    rows = rows.add_column("images", [[image] for image in images["image"]])  # type: ignore[call-arg]
+    pictures = [[] if image is None else [image] for image in images["image"]]  # without one, a row is text only
+    rows = rows.add_column("images", pictures)  # type: ignore[call-arg]
     return rows.cast_column("images", List(Image()))
 
 

@@ -4,6 +4,7 @@ Decides: the weight of a token from the place value it writes. Refuses to know: 
 """
 
 from gen_vla.processors import ActionGrammar
+from gen_vla.processors.action_strings import SEPARATORS
 
 
 POINT_WEIGHT = 0.1  # the grammar forces it; enough that the model writes it on its own, too
@@ -57,7 +58,8 @@ class ActionTokenWeights:
             elif character.isdigit() and decimal >= 0:
                 weight = self.decimal_weights[decimal] if decimal < len(self.decimal_weights) else 1.0
                 decimal += 1
-            if value % self.grammar.strings.action_dim in self.constant_dims:
+            constant = value % self.grammar.strings.action_dim in self.constant_dims
+            if constant and character not in SEPARATORS:
                 weight *= self.constant_weight
             weights.append(weight)
             state = automaton.edges[state][character]

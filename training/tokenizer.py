@@ -7,6 +7,7 @@ one character at a time. Refuses to know: models, prompts' words, where the text
 Full-size models bring the tokenizer of their language model instead.
 """
 
+import json
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -37,6 +38,11 @@ def train_tokenizer(
     if vocab_size < reserved + 100:
         raise ValueError(f"got vocab_size={vocab_size}, expected at least {reserved + 100}: {reserved} are reserved")
     pieces, merges = _learn_merges(texts, vocab_size - reserved)
+    if len(pieces) > vocab_size - reserved:
+        raise ValueError(
+            f"got vocab_size={vocab_size} and texts with {len(pieces)} different characters, expected at least "
+            f"{reserved + len(pieces)}"
+        )
     vocab = {token: index for index, token in enumerate((*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))))}
     for piece in pieces:
         vocab.setdefault(piece, len(vocab))
@@ -77,11 +83,5 @@ def _learn_merges(texts: Iterable[str], size: int) -> tuple[list[str], list[tupl
     )
     learner.train_from_iterator(texts, trainer)
     vocab = learner.get_vocab()
-    merges = _merges_of(learner)
-    return sorted(vocab, key=lambda piece: vocab[piece]), merges
-
-
-def _merges_of(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
-    return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
+    merges = json.loads(learner.to_str())["model"]["merges"]
+    return sorted(vocab, key=lambda piece: vocab[piece]), [(left, right) for left, right in merges]

@@ -1,0 +1,139 @@
+"""Rows to a batch: exactly the answer and EOS are supervised, in every kind of row, and nothing is cut."""
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import IMAGE_TOKENS, picture, tiny_model, tiny_processor, tiny_tokenizer
+
+from gen_vla.processors import ActionGrammar, ActionStringProcessor
+from gen_vla.training.collator import CoTrainingCollator
+from gen_vla.training.token_weights import ActionTokenWeights
+
+
+def row(prompt: str, completion: str, source: str = "vision_language/scenes", pictures: int = 1) -> dict[str, Any]:
+    images = [picture(seed) for seed in range(pictures)]
+    return {"images": images, "prompt": prompt, "completion": completion, "source": source}
+
+
+ACTION = ("In: What action should the robot take to go?\nOut:\n", "+0.50-0.25+0.00")
+ROWS = [
+    row(*ACTION, source="robot"),
+    row("In: How many?\nOut:", " two"),
+    row("In: Only words?\nOut:", " yes", pictures=0),
+    row("In: Two pictures of the same drawer?\nOut:", " no", pictures=2),
+]
+
+
+@pytest.fixture(params=["llama_like", "gemma_like", "trained"])
+def processor(request: pytest.FixtureRequest, tiny_strings: ActionStringProcessor) -> Any:
+    return tiny_processor(request.getfixturevalue(request.param), tiny_strings)
+
+
+def supervised(labels: torch.Tensor) -> list[int]:
+    return labels[labels != -100].tolist()
+
+
+def test_exactly_the_answer_and_eos_are_supervised(processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    batch = CoTrainingCollator(processor)(ROWS)
+    for number, entry in enumerate(ROWS):
+        ids, labels = batch["input_ids"][number], batch["labels"][number]
+        length = int(batch["attention_mask"][number].sum())
+        answer = supervised(labels)
+        assert answer[-1] == tokenizer.eos_token_id
+        first = length - len(answer)
+        assert labels[:first].eq(-100).all()
+        assert labels[length:].eq(-100).all()
+        assert torch.equal(labels[first:length], ids[first:length])
+        assert tokenizer.decode(answer[:-1]).strip() == entry["completion"].strip()
+        assert ids[length:].eq(tokenizer.pad_token_id).all()
+        # nothing is cut: the whole row reads back
+        words = [token for token in ids[1 : length - 1].tolist() if token != processor.image_token_id]
+        assert tokenizer.decode(words) == entry["prompt"] + entry["completion"]
+
+
+def test_the_prompt_is_what_inference_feeds(processor: Any) -> None:
+    """Training and inference must agree on every token before the answer."""
+    batch = CoTrainingCollator(processor)(ROWS)
+    for number, inputs in enumerate(
+        [processor.action_inputs(picture(0), "go"), processor.question_inputs(picture(0), "How many?")]
+    ):
+        fed = inputs["input_ids"][0].tolist()
+        assert batch["input_ids"][number, : len(fed)].tolist() == fed
+        assert int(batch["labels"][number].ne(-100).nonzero()[0]) == len(fed)
+        assert torch.equal(inputs["pixel_values"][0], batch["pixel_values"][number])
+
+
+def test_pictures_come_in_the_order_of_their_tokens(processor: Any) -> None:
+    batch = CoTrainingCollator(processor)(ROWS)
+    tokens = (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist()
+    assert tokens == [IMAGE_TOKENS, IMAGE_TOKENS, 0, 2 * IMAGE_TOKENS]
+    assert batch["pixel_values"].shape == (4, 6, 8, 8)
+    assert batch["is_robot"].tolist() == [True, False, False, False]
+    alone = CoTrainingCollator(processor)([ROWS[3]])
+    assert torch.equal(alone["pixel_values"], batch["pixel_values"][2:])
+
+
+def test_a_batch_of_words_only_has_no_pixels(processor: Any) -> None:
+    batch = CoTrainingCollator(processor)([ROWS[2], ROWS[2]])
+    assert "pixel_values" not in batch
+    assert len(supervised(batch["labels"][0])) > 1
+
+
+def test_types_and_shapes(processor: Any) -> None:
+    batch = CoTrainingCollator(processor)(ROWS)
+    shape = batch["input_ids"].shape
+    for name in ("input_ids", "attention_mask", "labels", "token_weights"):
+        assert batch[name].shape == shape
+        assert batch[name].dtype == (torch.float32 if name == "token_weights" else torch.int64), name
+    assert (batch["is_robot"].dtype, batch["pixel_values"].dtype) == (torch.bool, torch.float32)
+
+
+def test_weights_belong_to_robot_answers_only(processor: Any) -> None:
+    grammar = ActionGrammar.from_action_config(processor.action_config)
+    weights = ActionTokenWeights(grammar, [0.5, 0.25])
+    batch = CoTrainingCollator(processor, weights)([*ROWS, row(ACTION[0], ACTION[1], source="vision_language/odd")])
+    mine = batch["token_weights"][0][batch["labels"][0] != -100]
+    torch.testing.assert_close(mine, torch.tensor([1.0, 1.0, 0.1, 0.5, 0.25] * 3 + [1.0]))
+    for number in range(1, 5):
+        kept = batch["labels"][number] != -100
+        assert batch["token_weights"][number][kept].eq(1.0).all()
+    assert batch["token_weights"][batch["labels"] == -100].eq(0.0).all()
+
+
+def test_a_row_beyond_the_context_raises_and_is_not_cut(processor: Any) -> None:
+    length = int(CoTrainingCollator(processor)([ROWS[1]])["attention_mask"].sum())
+    assert CoTrainingCollator(processor, max_tokens=length)([ROWS[1]])["input_ids"].shape == (1, length)
+    with pytest.raises(
+        ValueError, match=rf"got a row of {length} tokens .*/scenes, prompt 'In: How.*at most {length - 1};"
+    ):
+        CoTrainingCollator(processor, max_tokens=length - 1)([ROWS[1]])
+
+
+def test_an_answer_that_merges_with_its_prompt_raises() -> None:
+    processor = tiny_processor(tiny_tokenizer("gemma_like"))
+    with pytest.raises(ValueError, match=r"got prompt 'a:' and answer '-1', expected the prompt's tokens to be a beg"):
+        CoTrainingCollator(processor)([row("a:", "-1")])  # ":-" is one piece
+    assert len(supervised(CoTrainingCollator(processor)([row("a:", " 1")])["labels"])) == 3
+
+
+def test_a_row_without_an_answer_raises(processor: Any) -> None:
+    with pytest.raises(ValueError, match=r"and answer '', expected .* give every row an answer"):
+        CoTrainingCollator(processor)([row("In: a?\nOut:", "")])
+
+
+def test_padding_does_not_change_a_rows_loss(llama_like: Any, tiny_strings: ActionStringProcessor) -> None:
+    processor = tiny_processor(llama_like, tiny_strings)
+    model = tiny_model(llama_like, tiny_strings)
+    collate = CoTrainingCollator(processor)
+    together = collate(ROWS)
+    for name in ("token_weights", "is_robot"):
+        together.pop(name)
+    with torch.no_grad():
+        logits = model(**together).logits
+        for number, entry in enumerate(ROWS):
+            alone = collate([entry])
+            inputs = {k: v for k, v in alone.items() if k in ("input_ids", "attention_mask", "pixel_values")}
+            own = model(**inputs).logits[0]
+            torch.testing.assert_close(logits[number, : len(own)], own, rtol=0, atol=2e-5)
