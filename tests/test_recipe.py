@@ -186,6 +186,10 @@ def test_overrides_by_dotted_name(tmp_path: Path) -> None:
         load_recipe(path, {"training.stpes": 10})
     with pytest.raises(RecipeError, match=r"unknown key 'trainig'; did you mean 'training'\?"):
         load_recipe(path, {"trainig.steps": 10})
-    for wrong in ("name.first", "data.robot.0.path", "training.steps.more"):
+    robot = load_recipe(path, {"data.robot.0.path": "elsewhere"}).data.robot
+    assert robot[0].path == "elsewhere"
+    with pytest.raises(RecipeError, match=r"entry '7' of a list of \d, expected a number from 0"):
+        load_recipe(path, {"data.robot.7.path": "elsewhere"})
+    for wrong in ("name.first", "training.steps.more"):
         with pytest.raises(RecipeError, match=rf"got override '{wrong}'.*expected settings by name"):
             load_recipe(path, {wrong: "x"})
