@@ -40,7 +40,15 @@ class DualVisionTower(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Applies what `frozen` says; `train()` does it again, since trainers switch modes wholesale."""
+        """Applies what `frozen` says; `train()` does it again, since trainers switch modes wholesale.
+
+        It also takes the token that masks patches in DINOv2's pretraining out of training: nothing here uses it, and a
+        parameter without a gradient stops distributed training. `from_pretrained` would undo that if done only once.
+        """
+        for name in self.names:
+            mask_token = getattr(self.get_submodule(name).embeddings, "mask_token", None)
+            if mask_token is not None:
+                mask_token.requires_grad_(False)
         if self.frozen is not None:
             self.get_submodule(self.frozen).requires_grad_(False).eval()
 
@@ -89,6 +97,4 @@ def second_to_last_block_encoder(config: Any) -> nn.Module:
     encoder = getattr(encoder, "vision_model", encoder)  # transformers 4 nests SigLIP one level deeper
     final_norm = "post_layernorm" if config.model_type == "siglip_vision_model" else "layernorm"
     setattr(encoder, final_norm, nn.Identity())
-    if config.model_type == "dinov2_with_registers":
-        encoder.embeddings.mask_token.requires_grad_(False)  # only pretraining masks patches
     return encoder

@@ -119,13 +119,19 @@ def weights_hash(model: Any) -> str:
 
 
 class Witness(TrainerCallback):
-    """Sees a run from inside: the kinds of every batch whose loss is computed, and the state when training ends."""
+    """Sees a run from inside.
+
+    Attributes:
+        batches: which rows are robot data, for every batch whose loss was computed.
+        optimized, with_state: names of the parameters the optimizer holds, and holds moments of.
+        hash: `weights_hash` when training ends.
+    """
 
     def __init__(self) -> None:
         self.batches: list[list[bool]] = []
         self.hash = ""
-        self.optimizer_parameters: set[int] = set()
-        self.optimizer_states: set[int] = set()
+        self.optimized: set[str] = set()
+        self.with_state: set[str] = set()
 
     def watch(self, monkeypatch: Any = None) -> "Witness":
         """Looks at what `compute_loss` gets, for good or for as long as `monkeypatch` lasts."""
@@ -142,9 +148,12 @@ class Witness(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
         inner = getattr(optimizer, "optimizer", optimizer)
-        self.optimizer_parameters = {id(p) for group in inner.param_groups for p in group["params"]}
-        self.optimizer_states = {id(p) for p in inner.state}
-        self.hash = weights_hash(kwargs["model"])
+        groups = {id(parameter) for group in inner.param_groups for parameter in group["params"]}
+        states = {id(parameter) for parameter in inner.state}
+        model = getattr(kwargs["model"], "module", kwargs["model"])
+        self.optimized = {name for name, parameter in model.named_parameters() if id(parameter) in groups}
+        self.with_state = {name for name, parameter in model.named_parameters() if id(parameter) in states}
+        self.hash = weights_hash(model)
 
 
 class Pause(TrainerCallback):

@@ -124,5 +124,7 @@ def balanced_loss(
         return weighted.sum() / weights.sum().clamp(min=1e-8)
     if balance == "example":
         return (weighted.sum(dim=1) / weights.sum(dim=1).clamp(min=1e-8)).mean()
+    if balance != "source":
+        raise ValueError(f"got balance={balance!r}, expected 'token', 'example' or 'source'")
     kinds = [rows for rows in (is_robot, ~is_robot) if bool(rows.any())]
     return torch.stack([weighted[rows].sum() / weights[rows].sum().clamp(min=1e-8) for rows in kinds]).mean()
