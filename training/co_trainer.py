@@ -45,6 +45,19 @@ class CoTrainer(SFTTrainer):
         if "source" not in self._signature_columns:
             self._signature_columns.append("source")
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Reads a checkpoint's weights, every one of them.
+
+        `save_pretrained` writes DINOv2's attention under the names of transformers 4. `from_pretrained` translates
+        them back; Trainer's own way does not, and would go on with the weights of initialisation there.
+        """
+        if self.is_fsdp_enabled:  # its shards are written and read by accelerate, under the model's own names
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target = model or self.model
+        saved = type(target).from_pretrained(resume_from_checkpoint, config=target.config, dtype=target.dtype)
+        target.load_state_dict(saved.state_dict(), strict=True)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:

@@ -8,7 +8,7 @@ Decides: the order of these steps and what lies where in the work folder:
 
     WORK_DIR/<data sets>            as the recipe names them; recorded from the simulator where it says so
     WORK_DIR/<recipe name>/         model, processor, recipe.yaml, dataset_statistics.json, training_log.json
-    WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/
+    WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml, what a resumed run must agree with
 
 Refuses to know: what the loss is, how rows are mixed, how a repository is published.
 """
@@ -16,6 +16,7 @@ Refuses to know: what the loss is, how rows are mixed, how a repository is publi
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ from gen_vla.processors import (
     OpenVLAPlusProcessor,
     make_action_config,
 )
-from gen_vla.training.checkpoints import load_model, load_processor
+from gen_vla.training.checkpoints import check_folder, load_model, load_processor
 from gen_vla.training.co_trainer import CoTrainer
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.mixture import (
@@ -48,6 +49,9 @@ from gen_vla.training.mixture import (
 from gen_vla.training.recipe import Recipe, as_settings
 from gen_vla.training.token_weights import ActionTokenWeights
 from gen_vla.training.tokenizer import train_tokenizer
+
+
+FREE_TO_CHANGE = ("description", "training.save_steps", "training.logging_steps")  # in a resumed run
 
 
 def run_recipe(
@@ -67,20 +71,62 @@ def run_recipe(
 
     Returns:
         The folder of the saved model, loadable with `trust_remote_code=True`.
+
+    Raises:
+        FileExistsError: if there are checkpoints and `resume` is false.
+        FileNotFoundError: if the model to start from or a data set is missing.
+        ValueError: if there are checkpoints of another recipe.
     """
     work_dir = Path(work_dir)
     output_dir = work_dir / recipe.name
     checkpoints = output_dir / "checkpoints"
+    if recipe.model.initial_model:
+        check_folder(work_dir / recipe.model.initial_model)
+    last = claim_checkpoints(recipe, checkpoints, resume)
     record_missing_data(recipe, work_dir)
     model, processor = build_model(recipe, work_dir)
     rows, report = build_mixture(recipe, work_dir, processor, model.config.norm_stats)
     trainer = build_trainer(recipe, model, processor, rows, report, checkpoints, callbacks, progress)
-    last = last_checkpoint(checkpoints) if resume else None
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
         save_run(recipe, trainer, model, processor, report, output_dir)
     trainer.accelerator.wait_for_everyone()
     return output_dir
+
+
+def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path | None:
+    """The checkpoint to continue from, or `None`; raises where another run's checkpoints are in the way.
+
+    A run that starts anew must not find any: its own, of fewer steps, would be overlooked when it is resumed.
+    """
+    last, record = last_checkpoint(checkpoints), checkpoints / "recipe.yaml"
+    if last and not resume:
+        raise FileExistsError(
+            f"got {last} of an earlier run, expected none; resume it (--resume) or delete {checkpoints}"
+        )
+    if last and record.is_file():
+        earlier = flat(yaml.safe_load(record.read_text(encoding="utf-8")))
+        now = flat(as_settings(recipe))
+        changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
+        changed = [name for name in changed if name not in FREE_TO_CHANGE]
+        if changed:
+            settings = "; ".join(f"{name} was {earlier.get(name)!r} and is {now.get(name)!r}" for name in changed)
+            raise ValueError(
+                f"got another recipe than that of {last}: {settings}; a resumed run keeps its recipe: restore these "
+                f"settings, or start anew without {checkpoints}"
+            )
+    elif int(os.environ.get("RANK", "0")) == 0:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        write_recipe(record, recipe)
+    return last
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def record_missing_data(recipe: Recipe, work_dir: Path) -> None:
@@ -207,6 +253,7 @@ def build_trainer(
         logging_steps=settings.logging_steps,
         disable_tqdm=not progress,
         max_length=None,
+        use_cache=True,  # written into the saved configuration; the loss itself never asks for a cache
         report_to="none",
         seed=settings.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
@@ -254,7 +301,12 @@ def save_run(
     processor.save_pretrained(output_dir)
     write_json(output_dir / "dataset_statistics.json", model.config.norm_stats)
     write_json(output_dir / "training_log.json", {"data": report, "history": trainer.state.log_history})
-    (output_dir / "recipe.yaml").write_text(yaml.safe_dump(as_settings(recipe), sort_keys=False), encoding="utf-8")
+    write_recipe(output_dir / "recipe.yaml", recipe)
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """The complete recipe, defaults filled in, as `load_recipe` reads it."""
+    path.write_text(yaml.safe_dump(as_settings(recipe), sort_keys=False), encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -264,8 +316,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint: the trainer's state is what it writes last."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    states = {
+        path: re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob("*/trainer_state.json")
+    }
+    complete = {int(match[1]): path.parent for path, match in states.items() if match and path.stat().st_size}
+    return complete[max(complete)] if complete else None
 
 
 def run_in_processes(arguments: list[str], processes: int) -> int:

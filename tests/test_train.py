@@ -1,0 +1,290 @@
+"""A recipe from its data to its saved model: what is written, what a killed run comes back to, what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import load_from_disk
+from tiny_runs import Witness, noise, tiny_recipe, weights_hash, write_questions, write_robot_data
+
+from gen_vla.processors import compute_statistics
+from gen_vla.training import metaworld_recording
+from gen_vla.training.checkpoints import load_model, load_processor
+from gen_vla.training.recipe import load_recipe
+from gen_vla.training.train import action_weights, build_model, last_checkpoint, recipe_texts, run_recipe
+
+
+TESTS = Path(__file__).resolve().parent
+
+
+def train(work_dir: Path, resume: bool = False, callbacks: Any = None, **overrides: Any) -> Path:
+    """Runs the tiny recipe with these settings; the folder of the model."""
+    recipe = tiny_recipe(work_dir, **overrides)
+    return run_recipe(recipe, work_dir, resume=resume, callbacks=callbacks, progress=False)
+
+
+def hash_of(folder: Path) -> str:
+    return weights_hash(load_model(folder))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a run of 8 steps; copy its parent before changing anything in it."""
+    return train(tmp_path_factory.mktemp("finished"))
+
+
+# ---- what is written
+
+
+def test_a_run_writes_all_that_is_needed_to_use_and_to_know_the_model(finished: Path) -> None:
+    work_dir = finished.parent
+    written = {path.name for path in finished.iterdir()}
+    assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "checkpoints"} <= written
+    assert {"recipe.yaml", "dataset_statistics.json", "training_log.json"} <= written
+    recipe = load_recipe(finished / "recipe.yaml")
+    assert recipe == load_recipe(work_dir / "tiny.yaml")
+    actions = load_from_disk(str(work_dir / "robot")).with_format("numpy")["action"][:]
+    statistics = {"tiny": compute_statistics(actions, num_trajectories=2)}
+    assert json.loads((finished / "dataset_statistics.json").read_text()) == statistics
+    log = json.loads((finished / "training_log.json").read_text())
+    assert (log["data"]["robot"], log["data"]["vision_language"]) == ([6], [4])
+    assert [entry["step"] for entry in log["history"] if "loss" in entry] == [2, 4, 6, 8]
+    assert sorted(path.name for path in (finished / "checkpoints").glob("*-*")) == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_what_a_run_writes_acts_and_answers(finished: Path) -> None:
+    model, processor = load_model(finished), load_processor(finished)
+    assert model.config.frozen == "siglip"
+    assert list(model.config.norm_stats) == ["tiny"]
+    assert model.config.action_config == processor.action_config
+    assert model.config.prompt_template == processor.prompt_template
+    prediction = model.predict_actions(**processor.action_inputs([noise(0), noise(1)], ["open the drawer", "go"]))
+    assert prediction.actions.shape == (2, 1, 3)
+    for text in prediction.text:
+        processor.action_strings.decode(text)
+    question = processor.question_inputs(noise(2), "how many blocks are there?")
+    answer = model.generate(**question, max_new_tokens=4, do_sample=False)
+    assert answer.shape[1] > question["input_ids"].shape[1]
+    config = json.loads((finished / "config.json").read_text())
+    assert config.get("use_cache", True)
+    assert config["text_config"].get("use_cache", True), "decoding would be quadratic for everyone who loads it"
+    assert str(finished.parent) not in (finished / "config.json").read_text()
+
+
+def test_the_last_checkpoint_holds_the_saved_weights(finished: Path) -> None:
+    last = last_checkpoint(finished / "checkpoints")
+    assert last is not None
+    assert last.name == "checkpoint-8"
+    assert hash_of(last) == hash_of(finished)
+    assert load_processor(last).action_config == load_processor(finished).action_config
+
+
+def test_the_seed_decides_the_weights(finished: Path, tmp_path: Path) -> None:
+    again, other = train(tmp_path / "again"), train(tmp_path / "other", training__seed=1)
+    assert hash_of(again) == hash_of(finished)
+    assert hash_of(other) != hash_of(finished)
+
+
+@pytest.mark.parametrize("style", ["plain", "legacy"])
+def test_every_style_trains(style: str, tmp_path: Path) -> None:
+    folder = train(tmp_path, training__steps=2, actions__style=style)
+    model, processor = load_model(folder), load_processor(folder)
+    text = model.predict_actions(**processor.action_inputs(noise(0), "go")).text[0]
+    assert processor.action_strings.decode(text).shape == (1, 3)
+
+
+def test_half_precision_and_checkpointing_leave_the_frozen_tower_alone(tmp_path: Path) -> None:
+    settings = {"training__bf16": True, "training__gradient_checkpointing": True, "training__steps": 2}
+    before = build_model(tiny_recipe(tmp_path, **settings), tmp_path)[0].state_dict()
+    after = load_model(train(tmp_path, **settings)).state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if ".siglip." in name} <= same
+    assert not [name for name in same if "projector" in name or "layers" in name.partition("language_model")[2]]
+
+
+def test_a_vision_language_model_alone(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, data__robot=[], model__frozen=None, training__steps=2, training__batch_size=3)
+    folder = run_recipe(recipe, tmp_path, progress=False)
+    model = load_model(folder)
+    assert model.config.norm_stats == {}
+    assert action_weights(recipe, model.config) is None
+    history = json.loads((folder / "training_log.json").read_text())["history"]
+    assert "vision_language/loss" in history[0]
+    assert "robot/loss" not in history[0]
+
+
+# ---- a killed run
+
+
+def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    tiny_recipe(tmp_path)
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "output.txt").open("wb") as output:
+        command = [sys.executable, str(TESTS / "tiny_runs.py"), str(tmp_path), "6"]  # it pauses before step 7
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            deadline = time.monotonic() + 180
+            while last_checkpoint(checkpoints) is None and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.1)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            code = process.wait()
+    assert code == -signal.SIGKILL, (tmp_path / "output.txt").read_text()[-3000:]
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-4"
+    assert not (tmp_path / "tiny" / "model.safetensors").exists()
+    half_written = checkpoints / "checkpoint-6"
+    shutil.copytree(checkpoints / "checkpoint-4", half_written)
+    (half_written / "trainer_state.json").unlink()
+    witness = Witness()
+    with pytest.MonkeyPatch.context() as patch:
+        folder = train(tmp_path, resume=True, callbacks=[witness.watch(patch)])
+    assert len(witness.batches) == 4, "it began anew instead of continuing from step 4"
+    assert hash_of(folder) == hash_of(finished)
+    steps = json.loads((folder / "training_log.json").read_text())["history"]
+    assert [entry["step"] for entry in steps if "loss" in entry] == [2, 4, 6, 8]
+
+
+def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path / "copy")
+    witness = Witness()
+    with pytest.MonkeyPatch.context() as patch:
+        folder = train(tmp_path / "copy", resume=True, callbacks=[witness.watch(patch)])
+    assert witness.batches == []
+    assert hash_of(folder) == hash_of(finished)
+
+
+def test_resuming_without_checkpoints_starts(tmp_path: Path) -> None:
+    assert (train(tmp_path, resume=True, training__steps=1) / "model.safetensors").is_file()
+
+
+def test_a_new_run_does_not_mix_with_an_old_ones_checkpoints(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path / "copy")
+    with pytest.raises(
+        FileExistsError, match=r"got .*checkpoint-8 of an earlier run, expected none; resume it \(--res"
+    ):
+        train(tmp_path / "copy")
+    changes = {"training__learning_rate": 1e-3, "model__frozen": None}
+    with pytest.raises(
+        ValueError, match=r"model.frozen was 'siglip' and is None; training.learning_rate was 0.01 and"
+    ):
+        train(tmp_path / "copy", resume=True, **changes)
+    assert hash_of(tmp_path / "copy" / "tiny") == hash_of(finished)
+    train(tmp_path / "copy", resume=True, training__logging_steps=1)  # how often it reports is no part of a run
+
+
+def test_the_last_checkpoint_is_the_newest_complete_one(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "nowhere") is None
+    for name, state in (
+        ("checkpoint-2", "{}"),
+        ("checkpoint-10", "{}"),
+        ("checkpoint-best", "{}"),
+        ("other-90", "{}"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-30").mkdir()
+    (tmp_path / "checkpoint-40").mkdir()
+    (tmp_path / "checkpoint-40" / "trainer_state.json").write_text("")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+# ---- another model's weights
+
+
+def test_starting_from_a_model_keeps_its_weights_and_takes_the_new_settings(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path / "copy")
+    changes = {"name": "next", "model": {"initial_model": "tiny", "frozen": "dino"}, "training__steps": 2}
+    changes |= {"actions__decimals": 3, "actions__style": "plain"}
+    changes |= {"data__robot": [{"path": "robot", "key": "renamed"}]}
+    recipe = tiny_recipe(tmp_path / "copy", **changes)
+    start, processor = build_model(recipe, tmp_path / "copy")
+    before = load_model(finished)
+    assert weights_hash(start) == weights_hash(before)
+    assert processor.tokenizer.get_vocab() == load_processor(finished).tokenizer.get_vocab()
+    folder = run_recipe(recipe, tmp_path / "copy", progress=False)
+    model = load_model(folder)
+    assert (model.config.frozen, list(model.config.norm_stats)) == ("dino", ["renamed"])
+    assert (model.config.action_config["style"], model.config.action_config["decimals"]) == ("plain", 3)
+    assert load_processor(folder).action_config == model.config.action_config
+    old, new = before.state_dict(), model.state_dict()
+    unmoved = {name for name in old if torch.equal(old[name], new[name])}
+    assert {name for name in old if ".dino." in name} <= unmoved
+    assert "model.vision_tower.siglip.embeddings.patch_embedding.weight" not in unmoved
+
+
+def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gen_vla.training.train.record_missing_data", lambda *_: pytest.fail("recorded first"))
+    with pytest.raises(FileNotFoundError, match=r"got .*nowhere, expected the folder of a saved model"):
+        train(tmp_path, model={"initial_model": "nowhere"})
+
+
+# ---- data and texts
+
+
+def test_missing_data_is_recorded_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def demonstrations(folder: Path, **settings: Any) -> None:
+        calls.append(("demonstrations", settings))
+        write_robot_data(folder)
+
+    def questions(folder: Path, **settings: Any) -> None:
+        calls.append(("questions", settings))
+        write_questions(folder)
+
+    monkeypatch.setattr(metaworld_recording, "record_demonstrations", demonstrations)
+    monkeypatch.setattr(metaworld_recording, "record_questions", questions)
+    data = {
+        "data__robot": [{"path": "drawers", "key": "k", "record": {"episodes_per_task": 3, "start": "stock"}}],
+        "data__vision_language": [{"path": "scenes", "name": "s", "record": {"count": 5, "seed": 9}}],
+    }
+    train(tmp_path, training__steps=1, **data)
+    episodes = {"episodes_per_task": 3, "seed": 0, "start": "stock", "variation": "modest", "paraphrase": False}
+    assert calls == [
+        ("demonstrations", {"image_size": 16, **episodes}),
+        ("questions", {"image_size": 16, "count": 5, "seed": 9}),
+    ]
+    train(tmp_path, resume=True, training__steps=1, **data)
+    assert len(calls) == 2  # what is there stays
+
+
+def test_missing_data_without_a_recording_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"got no data set at .*elsewhere.*record or convert it first"):
+        train(tmp_path, data__robot=[{"path": "elsewhere", "key": "k"}])
+
+
+def test_the_tokenizer_learns_from_every_prompt_and_answer(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, tokenizer__instructions=["wave"])
+    texts = recipe_texts(recipe, tmp_path)
+    assert texts == sorted(set(texts))
+    action = "In: What action should the robot take to {}?\nOut:"
+    assert {action.format(words) for words in ("wave", "open the drawer", "close the drawer")} <= set(texts)
+    assert {"In: is the drawer open?\nOut:", " yes", " no", " one", " two"} <= set(texts)
+    assert len(texts) == 3 + 2 + 4
+    with pytest.raises(ValueError, match=r"expected data sets in tokenizer\.texts_from"):
+        recipe_texts(tiny_recipe(tmp_path, tokenizer__texts_from=[]), tmp_path)
+
+
+def test_dimensions_that_never_vary_are_found_and_weigh_less(tmp_path: Path) -> None:
+    actions = np.column_stack([np.linspace(-1, 1, 6), np.full(6, 0.25), np.arange(6) % 2])
+    write_robot_data(tmp_path / "robot", action=actions.tolist())
+    recipe = tiny_recipe(tmp_path, loss__constant_dimension_weight=0.125, loss__decimal_weights=[0.5])
+    model, processor = build_model(recipe, tmp_path)
+    weights = action_weights(recipe, model.config)
+    assert weights is not None
+    prompt, text = processor.encode_text("Out:\n"), "+0.25+0.00+1.00"
+    answer = processor.encode_text("Out:\n" + text)[len(prompt) :]
+    value = [1.0, 1.0, 0.1, 0.5, 1.0]
+    assert weights([*answer, 2]) == pytest.approx([*value, *(weight / 8 for weight in value), *value, 1.0])
