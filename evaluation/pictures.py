@@ -57,24 +57,28 @@ def draw_prediction(
 ) -> Path:
     """A picture, what was asked, the action string with every character coloured by its probability, and the values.
 
+    Bars show the normalised action, so that metres, radians and a gripper fit one axis; their labels are in units.
+
     Args:
         prediction: an `ActionPrediction` of one observation in signed style, one token per character.
         note: a line under it.
-        recorded: float [D], the action a data set holds for this picture, in the same units, drawn beside.
+        recorded: float [D], the normalised action a data set holds for this picture, drawn beside.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(1, 1.6))
     left.imshow(image)
     left.axis("off")
     left.set_title(instruction, fontsize=10, wrap=True)
-    action = prediction.actions[0, 0]
+    action, units = prediction.normalized[0, 0], prediction.actions[0, 0]
     names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"][: len(action)]
     places = np.arange(len(action))
-    right.bar(places - 0.2, action, width=0.4, color=COLOURS["robot"], label="predicted")
+    shift = 0.0 if recorded is None else 0.2
+    bars = right.bar(places - shift, action, width=0.4, color=COLOURS["robot"], label="predicted")
+    right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=8, padding=2)
     if recorded is not None:
-        right.bar(places + 0.2, recorded, width=0.4, color="#999999", label="recorded in the data set")
+        right.bar(places + shift, recorded, width=0.4, color="#999999", label="recorded in the data set")
     right.set_xticks(places, names)
     right.axhline(0, color="black", linewidth=0.6)
-    right.set_ylabel("data set's units")
+    right.set(ylim=(-1.15, 1.15), ylabel="normalised; labels in the data set's units")
     right.legend(frameon=False, fontsize=8)
     right.spines[["top", "right"]].set_visible(False)
     _write_coloured(right, prediction.text[0], prediction.digit_probabilities[0])

@@ -145,9 +145,12 @@ def load_by_name() -> tuple[Any, Any]:
 
 def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[str, Any]:
     """Success, controls, questions and speed."""
+    import torch
     from datasets import load_from_disk
 
     from gen_vla.evaluation.policy_suite import run_suite
+
+    torch.set_num_threads(1)  # matrices this small take longer when two threads share them
 
     questions = load_from_disk(str(output / "held_out_questions"))
     return run_suite(

@@ -66,16 +66,29 @@ class ActionRecipe:
     """How actions are written (S).
 
     Attributes:
+        representation: `"string"`, or `"bins"`, OpenVLA's one token per value (the baseline without S). For bins,
+            `style`, `decimals` and `binary_dims` mean nothing.
+        bin_tokens: which tokens the bins take: `"last"`, the last 256 of the vocabulary, as OpenVLA does; `"bytes"`,
+            the byte pieces, for a small vocabulary of which every other piece is in use.
         label_decimals: decimals of a training label that carry information; the rest are written as zeros. Fewer than
             `decimals` spares a small model from fitting noise. `None` means all.
     """
 
+    representation: Literal["string", "bins"] = "string"
+    bin_tokens: Literal["last", "bytes"] = "last"
     style: Literal["signed", "plain", "legacy"] = "signed"
     action_dim: int = 7
     horizon: int = 1
     decimals: int = 4
     binary_dims: list[int] = field(default_factory=lambda: [6])
     label_decimals: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.representation == "bins" and self.label_decimals is not None:
+            raise RecipeError(
+                f"actions: got label_decimals={self.label_decimals} with representation 'bins', expected none: a bin "
+                "has no decimals"
+            )
 
 
 @dataclass(frozen=True)
@@ -255,7 +268,8 @@ def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:
                 f"got override {dotted!r}, but {'.'.join(parents[:depth])} is {place!r}, expected settings by name; "
                 "override it as a whole"
             )
-    place[last if isinstance(place, dict) else _entry(place, last, dotted)] = value
+    name: Any = last if isinstance(place, dict) else _entry(place, last, dotted)
+    place[name] = value
 
 
 def _entry(entries: list[Any], number: str, dotted: str) -> int:
