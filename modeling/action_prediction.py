@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from .action_grammar import ActionGrammar, ActionLogitsProcessor
+from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
 from .action_statistics import select_statistics, unnormalize_actions
 
 
@@ -24,7 +24,7 @@ class ActionPrediction:
     Attributes:
         actions: float32 [B, T, D], in the units of each row's data set.
         normalized: float32 [B, T, D], in [-1, 1] as the model wrote them.
-        text: the B action strings.
+        text: the B action strings; for bins, the bin numbers.
         token_ids: int64 [B, L]; rows that ended early are filled with EOS.
         digit_probabilities: float32 [B, L], the probability of each token among those the grammar allowed there: 1
             where there was no choice. With sampling, at the sampling temperature.
@@ -114,16 +114,16 @@ class ActionPredictionMixin:
         return ActionPrediction(actions, normalized, text, token_ids, probabilities, token_ids.shape[1])
 
     @property
-    def action_grammar(self) -> ActionGrammar:
+    def action_grammar(self) -> ActionGrammar | BinGrammar:
         """The grammar of `config.action_config`, compiled on first use."""
         if not self.config.action_config:
             raise ValueError(
                 "got a model without config.action_config, expected one: it was not trained to act. "
-                "make_action_config(strings, tokenizer) in gen_vla.processors writes it"
+                "make_action_config(codec, tokenizer) in gen_vla.processors writes it"
             )
         cached = self.__dict__.get("_action_grammar")
         if cached is None or cached[0] != self.config.action_config:
-            cached = (dict(self.config.action_config), ActionGrammar.from_action_config(self.config.action_config))
+            cached = (dict(self.config.action_config), grammar_from_action_config(self.config.action_config))
             self.__dict__["_action_grammar"] = cached
         return cached[1]
 
@@ -136,7 +136,7 @@ class ActionPredictionMixin:
         return len(self.get_action_stats(unnorm_key)["q01"])
 
     def _generate_action(
-        self, grammar: ActionGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
+        self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Constrained decoding by `generate`: token ids int64 [B, L] and their probabilities float32 [B, L]."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])

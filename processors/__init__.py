@@ -4,7 +4,14 @@
 loaded without this package.
 """
 
-from gen_vla.processors.action_grammar import ActionGrammar, ActionLogitsProcessor, make_action_config
+from gen_vla.processors.action_bins import ActionBins, codec_from_action_config
+from gen_vla.processors.action_grammar import (
+    ActionGrammar,
+    ActionLogitsProcessor,
+    BinGrammar,
+    grammar_from_action_config,
+    make_action_config,
+)
 from gen_vla.processors.action_statistics import (
     compute_statistics,
     count_clipped,
@@ -22,14 +29,18 @@ OpenVLAPlusProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "PROMPT_TEMPLATE",
+    "ActionBins",
     "ActionGrammar",
     "ActionLogitsProcessor",
     "ActionStringError",
     "ActionStringProcessor",
+    "BinGrammar",
     "OpenVLAPlusImageProcessor",
     "OpenVLAPlusProcessor",
+    "codec_from_action_config",
     "compute_statistics",
     "count_clipped",
+    "grammar_from_action_config",
     "make_action_config",
     "normalize_actions",
     "select_statistics",

@@ -11,8 +11,12 @@ processor's configuration:
     {"representation": "string", "style": "signed", "action_dim": 7, "horizon": 1, "decimals": 4, "binary_dims": [6],
      "lead_in": "\\n", "lead_in_ids": [13], "pieces": {"+": 29974, ...}, "eos_token_id": 2}
 
+    {"representation": "bins", "action_dim": 7, "horizon": 1, "bins": 256, "bin_tokens_end": 32000,
+     "lead_in": " ", "lead_in_ids": [29871], "eos_token_id": 2}
+
 `lead_in_ids` is appended to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with a minus
-sign after it (`▁-` is one piece) and is therefore generated as a part of the answer.
+sign after it (`▁-` is one piece) and is therefore generated as a part of the answer. Bin b is written as the token
+`bin_tokens_end - 1 - b`: OpenVLA's bins are the last tokens of the vocabulary, counted from its end.
 
 This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
 import it from beside themselves.
@@ -24,66 +28,90 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
+from .action_bins import ActionBins
 from .action_strings import DIGITS, ActionStringError, ActionStringProcessor
 
 
 LONGEST_MERGE = 3  # characters; "\n\n-" is the longest run without a digit in any style
 
 
-def make_action_config(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, Any]:
+def make_action_config(
+    codec: ActionStringProcessor | ActionBins, tokenizer: Any, bin_tokens_end: int | None = None
+) -> dict[str, Any]:
     """Everything inference needs to know about the action format, as a dictionary for config.json.
 
+    Args:
+        codec: the representation, with its dimensions.
+        tokenizer: the tokenizer of the model.
+        bin_tokens_end: for bins, the first token id behind theirs; by default the end of the vocabulary, added tokens
+            not counted, as in OpenVLA.
+
     Raises:
-        ValueError: if the tokenizer has no token of its own for a character of the style.
+        ValueError: if the tokenizer has no token of its own for a character of the style, or too few for the bins.
     """
-    generated_lead_in = strings.style == "legacy"
-    lead_in_ids = [] if generated_lead_in else _ids_between_digits(tokenizer, strings.lead_in)
     if tokenizer.eos_token_id is None:
         raise ValueError("got a tokenizer without an end-of-sequence token, expected one; set tokenizer.eos_token")
+    if isinstance(codec, ActionBins):
+        return _bins_config(codec, tokenizer, tokenizer.vocab_size if bin_tokens_end is None else bin_tokens_end)
+    generated_lead_in = codec.style == "legacy"
     return {
         "representation": "string",
-        "style": strings.style,
-        "action_dim": strings.action_dim,
-        "horizon": strings.horizon,
-        "decimals": strings.decimals,
-        "binary_dims": list(strings.binary_dims),
-        "lead_in": strings.lead_in,
-        "lead_in_ids": lead_in_ids,
-        "pieces": _pieces(strings, tokenizer),
+        "style": codec.style,
+        "action_dim": codec.action_dim,
+        "horizon": codec.horizon,
+        "decimals": codec.decimals,
+        "binary_dims": list(codec.binary_dims),
+        "lead_in": codec.lead_in,
+        "lead_in_ids": [] if generated_lead_in else _ids_between_digits(tokenizer, codec.lead_in),
+        "pieces": _pieces(codec, tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
     }
 
 
-class ActionGrammar:
-    """A deterministic, acyclic automaton over token ids whose words are the tokenized action strings, then EOS.
+def _bins_config(codec: ActionBins, tokenizer: Any, end: int) -> dict[str, Any]:
+    ids = range(end - codec.bins, end)
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if ids[0] < 0 or end > len(tokenizer) or special.intersection(ids):
+        raise ValueError(
+            f"got a vocabulary of {len(tokenizer)} tokens and bin_tokens_end={end}, expected {codec.bins} tokens "
+            "below it, none of them BOS, EOS or padding; choose fewer bins or another place for them"
+        )
+    return {
+        "representation": "bins",
+        "action_dim": codec.action_dim,
+        "horizon": codec.horizon,
+        "bins": codec.bins,
+        "bin_tokens_end": end,
+        "lead_in": codec.lead_in,
+        "lead_in_ids": _ids_between_digits(tokenizer, codec.lead_in),
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
-    Args:
-        strings: the action format.
-        pieces: token id of every piece the tokenizer writes an action with.
-        eos_token_id: what follows a complete action.
-        prefix: a lead-in that is generated as a part of the answer.
+
+def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar | BinGrammar":
+    """The grammar of a saved `action_config`, whatever its representation."""
+    grammars: dict[str, Any] = {"string": ActionGrammar, "bins": BinGrammar}
+    representation = action_config.get("representation")
+    if representation not in grammars:
+        raise ValueError(f"got representation={representation!r}, expected one of {', '.join(map(repr, grammars))}")
+    return grammars[representation].from_action_config(action_config)
+
+
+class TokenGrammar:
+    """A deterministic automaton over token ids, acyclic but for EOS after EOS.
 
     Attributes:
         transitions: per state, the token ids that may follow and the state each leads to. State 0 is the start; behind
             EOS only EOS follows, so that finished rows of a batch stay legal.
+        text_of: the text of each token.
         max_tokens: tokens of the longest word, EOS not counted.
     """
 
-    def __init__(self, strings: ActionStringProcessor, pieces: dict[str, int], eos_token_id: int, prefix: str = ""):
-        self.strings = strings
-        self.prefix = prefix
+    def __init__(self, transitions: list[dict[int, int]], text_of: dict[int, str], eos_token_id: int):
+        self.transitions = transitions
+        self.text_of = text_of
         self.eos_token_id = eos_token_id
-        self.text_of = {token: piece for piece, token in pieces.items()}
-        edges, start = _with_prefix(strings.automaton.edges, prefix)
-        self.transitions = _compile(edges, start, strings.automaton.final, pieces, eos_token_id)
-        self.max_tokens = _longest_word(self.transitions, eos_token_id)
-
-    @classmethod
-    def from_action_config(cls, action_config: dict[str, Any]) -> "ActionGrammar":
-        """Compiles the grammar a saved `action_config` describes."""
-        prefix = "" if action_config["lead_in_ids"] else action_config["lead_in"]
-        strings = ActionStringProcessor.from_action_config(action_config)
-        return cls(strings, action_config["pieces"], action_config["eos_token_id"], prefix)
+        self.max_tokens = _longest_word(transitions, eos_token_id)
 
     def advance(self, tokens: Iterable[int], state: int = 0) -> int:
         """The state after `tokens`; raises `ActionStringError` at the first token the grammar does not allow."""
@@ -100,9 +128,9 @@ class ActionGrammar:
             state = following
         return state
 
-    def text(self, tokens: Iterable[int]) -> str:
-        """The action string that `tokens` spell, without a generated lead-in and without EOS."""
-        pieces = []
+    def _texts(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each token but EOS; raises `ActionStringError` at one that no action is written with."""
+        texts = []
         for position, token in enumerate(tokens):
             if token != self.eos_token_id and token not in self.text_of:
                 raise ActionStringError(
@@ -110,8 +138,75 @@ class ActionGrammar:
                     "ActionLogitsProcessor and leave the prompt out",
                     position=position,
                 )
-            pieces.append(self.text_of.get(token, ""))
-        return "".join(pieces).removeprefix(self.prefix)
+            if token != self.eos_token_id:
+                texts.append(self.text_of[token])
+        return texts
+
+
+class ActionGrammar(TokenGrammar):
+    """The grammar of action strings; its words are the tokenized strings, then EOS.
+
+    Args:
+        strings: the action format.
+        pieces: token id of every piece the tokenizer writes an action with.
+        eos_token_id: what follows a complete action.
+        prefix: a lead-in that is generated as a part of the answer.
+    """
+
+    def __init__(self, strings: ActionStringProcessor, pieces: dict[str, int], eos_token_id: int, prefix: str = ""):
+        self.strings = strings
+        self.prefix = prefix
+        edges, start = _with_prefix(strings.automaton.edges, prefix)
+        transitions = _compile(edges, start, strings.automaton.final, pieces, eos_token_id)
+        super().__init__(transitions, {token: piece for piece, token in pieces.items()}, eos_token_id)
+
+    @classmethod
+    def from_action_config(cls, action_config: dict[str, Any]) -> "ActionGrammar":
+        """Compiles the grammar a saved `action_config` describes."""
+        prefix = "" if action_config["lead_in_ids"] else action_config["lead_in"]
+        strings = ActionStringProcessor.from_action_config(action_config)
+        return cls(strings, action_config["pieces"], action_config["eos_token_id"], prefix)
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The action string that `tokens` spell, without a generated lead-in and without EOS."""
+        return "".join(self._texts(tokens)).removeprefix(self.prefix)
+
+
+class BinGrammar(TokenGrammar):
+    """The grammar of bins: T * D tokens, each one of the bins', then EOS.
+
+    Args:
+        bins: the action format.
+        bin_tokens_end: the first token id behind the bins'.
+        eos_token_id: what follows a complete action.
+    """
+
+    prefix = ""
+
+    def __init__(self, bins: ActionBins, bin_tokens_end: int, eos_token_id: int):
+        self.strings = bins
+        self.bin_tokens_end = bin_tokens_end
+        text_of = {bin_tokens_end - 1 - number: str(number) for number in range(bins.bins)}
+        values = bins.horizon * bins.action_dim
+        transitions = [dict.fromkeys(text_of, state + 1) for state in range(values)]
+        transitions += [{eos_token_id: values + 1}, {eos_token_id: values + 1}]
+        super().__init__(transitions, text_of, eos_token_id)
+
+    @classmethod
+    def from_action_config(cls, action_config: dict[str, Any]) -> "BinGrammar":
+        """The grammar a saved `action_config` describes."""
+        bins = ActionBins.from_action_config(action_config)
+        return cls(bins, action_config["bin_tokens_end"], action_config["eos_token_id"])
+
+    def text(self, tokens: Iterable[int]) -> str:
+        """The bin numbers of `tokens`, one line per step, EOS left out."""
+        numbers, width = self._texts(tokens), self.strings.action_dim
+        steps = [numbers[start : start + width] for start in range(0, len(numbers), width)]
+        return "\n".join(" ".join(step) for step in steps)
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of an action's text, EOS left out: what training supervises."""
+        return (self.bin_tokens_end - 1 - self.strings.read(text)).ravel().tolist()
 
 
 class ActionLogitsProcessor(LogitsProcessor):
@@ -125,7 +220,7 @@ class ActionLogitsProcessor(LogitsProcessor):
         prompt_length: tokens in `input_ids` before the action, padding and lead-in included.
     """
 
-    def __init__(self, grammar: ActionGrammar, prompt_length: int):
+    def __init__(self, grammar: TokenGrammar, prompt_length: int):
         self.grammar = grammar
         self.prompt_length = prompt_length
 

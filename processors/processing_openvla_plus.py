@@ -19,6 +19,7 @@ import transformers
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .action_bins import ActionBins, codec_from_action_config
 from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import flatten_images
 
@@ -71,11 +72,11 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=template)
 
     @property
-    def action_strings(self) -> ActionStringProcessor:
-        """A new `ActionStringProcessor` in the model's action format, its clip counters at zero."""
+    def action_strings(self) -> ActionStringProcessor | ActionBins:
+        """A new codec in the model's action format, its clip counters at zero."""
         if not self.action_config:
             raise ValueError("got a processor without action_config, expected one; it was not made for actions")
-        return ActionStringProcessor.from_action_config(self.action_config)
+        return codec_from_action_config(self.action_config)
 
     def action_prompt(self, instruction: str) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from gen_vla.processors import BinGrammar
 from gen_vla.training.mixture import ROBOT
-from gen_vla.training.token_weights import ActionTokenWeights
+from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights
 
 
 class CoTrainingCollator:
@@ -31,10 +32,15 @@ class CoTrainingCollator:
     `is_robot` bool [B]; `pixel_values` float32 [pictures, C, H, W] where there are pictures.
     """
 
-    def __init__(self, processor: Any, weights: ActionTokenWeights | None = None, max_tokens: int = 2048):
+    def __init__(
+        self, processor: Any, weights: ActionTokenWeights | BinTokenWeights | None = None, max_tokens: int = 2048
+    ):
         self.processor = processor
         self.weights = weights
         self.max_tokens = max_tokens
+        action_config = processor.action_config or {}
+        bins = action_config.get("representation") == "bins"
+        self.bins = BinGrammar.from_action_config(action_config) if bins else None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
@@ -65,6 +71,8 @@ class CoTrainingCollator:
 
     def _answer_ids(self, row: dict[str, Any]) -> list[int]:
         """The answer's tokens as they stand behind the prompt; raises `ValueError` if they cannot be told apart."""
+        if self.bins is not None and row["source"] == ROBOT:
+            return self.bins.token_ids(row["completion"])  # bins are tokens that no text need spell
         prompt = self.processor.encode_text(row["prompt"])
         whole = self.processor.encode_text(row["prompt"] + row["completion"])
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):

@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset, Image, List, concatenate_datasets, load_from_disk
 from torch.utils.data import Sampler
 
-from gen_vla.processors import ActionStringProcessor, compute_statistics, count_clipped, normalize_actions
+from gen_vla.processors import compute_statistics, count_clipped, normalize_actions
 from gen_vla.training.recipe import Recipe
 
 
@@ -65,7 +65,7 @@ def robot_rows(
     Returns:
         The rows, and `{"values": rows, "clipped": [D]}`.
     """
-    strings: ActionStringProcessor = processor.action_strings
+    strings = processor.action_strings
     actions = np.asarray(dataset.with_format("numpy")["action"][:], dtype=np.float64)
     if actions.shape[1] != strings.action_dim or strings.horizon != 1:
         raise ValueError(

@@ -64,3 +64,16 @@ class ActionTokenWeights:
             weights.append(weight)
             state = automaton.edges[state][character]
         return weights
+
+
+class BinTokenWeights:
+    """Weights of bins: 1, or `constant_weight` for dimensions that never vary; EOS weighs 1.
+
+    A call takes the token ids of one answer, EOS included, and returns as many weights.
+    """
+
+    def __init__(self, action_dim: int, constant_dims: list[int], constant_weight: float):
+        self.weights = [constant_weight if dim in constant_dims else 1.0 for dim in range(action_dim)]
+
+    def __call__(self, tokens: list[int]) -> list[float]:
+        return [self.weights[place % len(self.weights)] for place in range(len(tokens) - 1)] + [1.0]

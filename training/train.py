@@ -30,6 +30,7 @@ from trl.trainer.sft_config import SFTConfig
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.processors import (
     PROMPT_TEMPLATE,
+    ActionBins,
     ActionGrammar,
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
@@ -46,8 +47,8 @@ from gen_vla.training.mixture import (
     load_columns,
     robot_statistics,
 )
-from gen_vla.training.recipe import Recipe, as_settings
-from gen_vla.training.token_weights import ActionTokenWeights
+from gen_vla.training.recipe import ActionRecipe, Recipe, as_settings
+from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights
 from gen_vla.training.tokenizer import train_tokenizer
 
 
@@ -157,7 +158,6 @@ def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Se
     if recipe.model.initial_model:
         return _continue_from(work_dir / recipe.model.initial_model, recipe, norm_stats)
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir), recipe.tokenizer.vocab_size)
-    strings = ActionStringProcessor(**_action_settings(recipe))
     size = {"image_size": recipe.data.image_size}
     config = OpenVLAPlusConfig(
         dino_config={"model_type": "dinov2_with_registers", **size, **recipe.model.dino},
@@ -171,7 +171,7 @@ def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Se
         frozen=recipe.model.frozen,
         initializer_range=recipe.model.initializer_range,
         image_token_id=tokenizer.get_vocab()["<image>"],
-        action_config=make_action_config(strings, tokenizer),
+        action_config=make_recipe_action_config(recipe.actions, tokenizer),
         norm_stats=norm_stats,
         prompt_template=PROMPT_TEMPLATE,
     )
@@ -191,16 +191,33 @@ def _continue_from(
     """Another model's weights under this recipe's settings: which tower is frozen, what an action looks like."""
     processor = load_processor(folder)
     config = OpenVLAPlusConfig.from_pretrained(folder)
-    strings = ActionStringProcessor(**_action_settings(recipe))
     config.frozen = recipe.model.frozen
     config.norm_stats = norm_stats
-    config.action_config = processor.action_config = make_action_config(strings, processor.tokenizer)
+    config.action_config = make_recipe_action_config(recipe.actions, processor.tokenizer)
+    processor.action_config = config.action_config
     return load_model(folder, config), processor
 
 
-def _action_settings(recipe: Recipe) -> dict[str, Any]:
-    settings = {name: getattr(recipe.actions, name) for name in ("action_dim", "horizon", "decimals", "style")}
-    return {**settings, "binary_dims": recipe.actions.binary_dims}
+def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:
+    """The action format of a recipe, for this tokenizer."""
+    if actions.representation == "bins":
+        end = None
+        if actions.bin_tokens == "bytes":
+            first, last = (tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in (0, 255))
+            if first is None or last is None or last - first != 255:
+                raise ValueError(
+                    "got a tokenizer without 256 byte pieces in a row, expected them; set bin_tokens: last"
+                )
+            end = last + 1
+        return make_action_config(ActionBins(actions.action_dim, actions.horizon), tokenizer, end)
+    strings = ActionStringProcessor(
+        action_dim=actions.action_dim,
+        horizon=actions.horizon,
+        decimals=actions.decimals,
+        style=actions.style,
+        binary_dims=actions.binary_dims,
+    )
+    return make_action_config(strings, tokenizer)
 
 
 def recipe_texts(recipe: Recipe, work_dir: Path) -> list[str]:
@@ -274,7 +291,7 @@ def build_trainer(
     )
 
 
-def action_weights(recipe: Recipe, config: OpenVLAPlusConfig) -> ActionTokenWeights | None:
+def action_weights(recipe: Recipe, config: OpenVLAPlusConfig) -> ActionTokenWeights | BinTokenWeights | None:
     """The loss weights of action tokens, or `None` without robot data."""
     if not recipe.data.robot or not config.action_config:
         return None
@@ -284,6 +301,8 @@ def action_weights(recipe: Recipe, config: OpenVLAPlusConfig) -> ActionTokenWeig
         for dim in range(recipe.actions.action_dim)
         if all(entry["min"][dim] == entry["max"][dim] for entry in statistics)
     ]
+    if recipe.actions.representation == "bins":
+        return BinTokenWeights(recipe.actions.action_dim, constant, recipe.loss.constant_dimension_weight)
     return ActionTokenWeights(
         ActionGrammar.from_action_config(config.action_config),
         recipe.loss.decimal_weights,
