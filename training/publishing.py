@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from gen_vla.model_cards.card import write_card
@@ -49,15 +50,17 @@ def publish_to_folder(
     Args:
         checkpoint: folder of a trained model.
         repo_id: its future name, `OWNER/NAME`.
-        folder: where the repository goes; replaced if it exists, and only after everything was verified.
+        folder: where the repository goes; an earlier repository there is replaced, after everything was verified.
         results: measured figures for the card; what is missing stays visibly missing there.
 
     Raises:
         FileNotFoundError: if the checkpoint is incomplete.
+        FileExistsError: if `folder` holds anything but an earlier repository.
         PublishingError: if the repository does not reproduce the checkpoint or holds a file nobody expects.
     """
     check_repo_id(repo_id)
-    checkpoint, folder = check_folder(checkpoint), Path(folder)
+    checkpoint = check_folder(checkpoint).resolve()
+    folder = check_target(folder, checkpoint)
     model, processor = load_model(checkpoint), load_processor(checkpoint)
     with tempfile.TemporaryDirectory(prefix="gen-vla-publish-") as temporary:
         draft = Path(temporary) / repo_id.rpartition("/")[2].replace(".", "-")
@@ -69,16 +72,49 @@ def publish_to_folder(
         write_card(draft, repo_id, model, results)
         check_files(draft)
         verify(draft, model, processor)
-        if folder.exists():
-            shutil.rmtree(folder)
-        shutil.copytree(draft, folder)
+        replace_folder(draft, folder)
     return folder
 
 
+def check_target(folder: str | Path, checkpoint: Path) -> Path:
+    """The folder to write, in full, if writing it destroys nothing but an earlier repository."""
+    folder = Path(folder).resolve()
+    if folder == checkpoint or folder in checkpoint.parents:
+        raise FileExistsError(f"got {folder} as the target, which holds the checkpoint; choose another folder")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_repository(folder)):
+        raise FileExistsError(
+            f"got {folder} as the target, which is no earlier repository (config.json, README.md and repository files "
+            "only); it would be replaced as a whole, so choose a new or an empty folder"
+        )
+    return folder
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether all there is could have been written by `publish_to_folder`."""
+    names = {path.name for path in folder.iterdir()}
+    known = all(EXPECTED_FILES.fullmatch(name) or name.endswith(".py") for name in names)
+    return known and {"config.json", "README.md"} <= names
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """A copy of `source` as `target`; nobody ever finds half of it there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
+    shutil.copytree(source, partial)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def check_repo_id(repo_id: str) -> None:
-    """Raises `ValueError` unless `repo_id` is `OWNER/NAME`."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
+    """Raises `ValueError` unless `repo_id` is `OWNER/NAME` and the Hub would take it."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id, re.ASCII):
         raise ValueError(f"got repository id {repo_id!r}, expected OWNER/NAME, for example gen-vla/mini-openvla-plus")
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"got repository id {repo_id!r}, which the Hub does not take: {error}") from error
 
 
 def check_files(folder: Path) -> None:
@@ -104,8 +140,10 @@ def verify(folder: Path, model: Any, processor: Any) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
     instructions = ["close the drawer", "pick up the red block and put it down"]
     inputs = processor.action_inputs([Image.fromarray(picture) for picture in pictures], instructions)
+    question = processor.question_inputs(Image.fromarray(pictures[0]), "what is this?")
     with torch.no_grad():
         expected = {"logits": model(**inputs).logits[:, -1].numpy()}
+    expected["answer"] = model.generate(**question, max_new_tokens=4, do_sample=False).numpy()
     if model.config.norm_stats:
         key = next(iter(model.config.norm_stats))
         expected["actions"] = np.array(model.predict_actions(**inputs, unnorm_key=key).text)

@@ -6,8 +6,9 @@ Decides: what a repository must prove: that the auto classes load it with `trust
 those of the checkpoint it came from, and that it acts and answers. Refuses to know: how the folder was made. It is run
 as a script in an interpreter of its own, in which `gen_vla` cannot be imported; exit code 1 and a message on failure.
 
-EXPECTED.npz holds `images` uint8 [B, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last position, and,
-for a model that acts, `actions` [B] (the action strings).
+EXPECTED.npz holds `images` uint8 [B, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last position,
+`answer` int64 [1, L] (prompt and answer to "what is this?" about the first picture), and, for a model that acts,
+`actions` [B] (the action strings).
 """
 
 import sys
@@ -45,8 +46,9 @@ def main(folder: str, expected_file: str) -> int:
 def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> int:
     """Acts and answers."""
     question = processor.question_inputs(Image.fromarray(expected["images"][0]), "what is this?")
-    if model.generate(**question, max_new_tokens=2, do_sample=False).shape[0] != 1:
-        return fail("got no answer to a question")
+    answer = model.generate(**question, max_new_tokens=4, do_sample=False).tolist()
+    if answer != expected["answer"].tolist():
+        return fail(f"got the answer {answer}, expected {expected['answer'].tolist()}")
     if "actions" in expected:
         key = next(iter(model.config.norm_stats))
         texts = model.predict_actions(**inputs, unnorm_key=key).text
