@@ -40,7 +40,8 @@ def test_what_is_measured_is_in_the_table_and_in_the_model_index(tmp_path: Path,
     assert "| count, exact match | scenes | 0.5 | 400 | not measured | held out |" in text
     assert "- machine: 2 cores" in text
     assert "Success rates: not measured" not in text
-    results = ModelCard.load(tmp_path / "README.md").data.eval_results
+    data: Any = ModelCard.load(tmp_path / "README.md").data
+    results = data.eval_results
     assert [(r.dataset_name, r.metric_type, r.metric_value) for r in results] == [
         ("drawers", "success rate", 0.75),
         ("scenes", "exact match", 0.5),
@@ -96,7 +97,7 @@ def test_every_variant_is_described_in_full(path: Path, tmp_path: Path, model: A
     text = text_of(tmp_path, model, None, f"gen-vla/{path.stem}")
     for name in ("summary", "training", "limits", "licences"):
         assert facts[name].strip() in text
-    data = ModelCard.load(tmp_path / "README.md").data
+    data: Any = ModelCard.load(tmp_path / "README.md").data
     assert (data.pipeline_tag, data.library_name, data.license) == ("robotics", "transformers", facts["license"])
 
 

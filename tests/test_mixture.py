@@ -134,6 +134,7 @@ def test_what_a_robot_row_teaches_is_what_the_grammar_reads(style: str, tmp_path
     dataset = robot_data(tmp_path, [[-0.5, -1.0, 1.0], [0.25, 0.0, 0.0], [-0.1234, 2.0, 1.0]])
     rows, _ = robot_rows(dataset, processor, tiny_statistics(3)["action"], None)
     grammar = ActionGrammar.from_action_config(processor.action_config)
+    row: Any
     for row in rows:
         prompt = processor.encode_text(row["prompt"])
         whole = processor.encode_text(row["prompt"] + row["completion"])

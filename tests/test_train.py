@@ -246,7 +246,7 @@ def test_missing_data_is_recorded_as_the_recipe_says(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(metaworld_recording, "record_demonstrations", demonstrations)
     monkeypatch.setattr(metaworld_recording, "record_questions", questions)
-    data = {
+    data: dict[str, Any] = {
         "data__robot": [{"path": "drawers", "key": "k", "record": {"episodes_per_task": 3, "start": "stock"}}],
         "data__vision_language": [{"path": "scenes", "name": "s", "record": {"count": 5, "seed": 9}}],
     }

@@ -54,7 +54,7 @@ class CoTrainer(SFTTrainer):
         if self.is_fsdp_enabled:  # its shards are written and read by accelerate, under the model's own names
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        target = model or self.model
+        target: Any = model or self.model
         saved = type(target).from_pretrained(resume_from_checkpoint, config=target.config, dtype=target.dtype)
         target.load_state_dict(saved.state_dict(), strict=True)
 
