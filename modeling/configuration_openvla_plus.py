@@ -6,7 +6,9 @@ know: how any of it is computed.
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+from transformers import AutoConfig, PretrainedConfig
+
+from .nested_configuration import as_config, auto_map_for
 
 
 # Full size: the encoders and the language model of OpenVLA 7B.
@@ -86,14 +88,9 @@ class OpenVLAPlusConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         # transformers 5 reads the flag here, transformers 4 reads the text configuration's.
         self.text_config.tie_word_embeddings = tie_word_embeddings
-        # One repository serves every auto class a user may call; `register_for_auto_class` knows only one of them.
-        self.auto_map = auto_map or {
-            "AutoConfig": "configuration_openvla_plus.OpenVLAPlusConfig",
-            **dict.fromkeys(
-                ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq"),
-                "modeling_openvla_plus.OpenVLAPlusForVision2Seq",
-            ),
-        }
+        self.auto_map = auto_map or auto_map_for(
+            "configuration_openvla_plus.OpenVLAPlusConfig", "modeling_openvla_plus.OpenVLAPlusForVision2Seq"
+        )
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore
 
     @property
@@ -105,12 +102,3 @@ class OpenVLAPlusConfig(PretrainedConfig):
     def num_image_tokens(self) -> int:
         """N, the tokens one picture takes."""
         return (self.dino_config.image_size // self.dino_config.patch_size) ** 2
-
-
-def as_config(given: Any, defaults: dict[str, Any]) -> Any:
-    """A configuration object from an object, a dictionary, or nothing."""
-    if isinstance(given, PretrainedConfig):
-        return given
-    settings = dict(given) if given else dict(defaults)
-    model_type = settings.pop("model_type", defaults["model_type"])
-    return CONFIG_MAPPING[model_type](**settings)

@@ -19,6 +19,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from .action_prediction import ActionPredictionMixin
 from .configuration_openvla_plus import OpenVLAPlusConfig
 from .dual_vision_tower import DualVisionTower
+from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, positions_of
+
+
+# isort: split
+# What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
+from .action_grammar import ActionGrammar  # noqa: F401
+from .action_statistics import select_statistics  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .nested_configuration import as_config  # noqa: F401
 
 
 class FusedProjector(nn.Module):
@@ -54,7 +64,7 @@ class OpenVLAPlusPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
 
-class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
+class OpenVLAPlusModel(ImageLanguageModelMixin, OpenVLAPlusPreTrainedModel):
     """Everything up to the last hidden state."""
 
     def __init__(self, config: OpenVLAPlusConfig):
@@ -63,16 +73,6 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
         self.projector = FusedProjector(self.vision_tower.width, config.text_config.hidden_size)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixel values float [B, C, H, W] to embeddings [B, N, text width]."""
-        return self.projector(self.vision_tower(pixel_values))
 
     def forward(
         self,
@@ -96,16 +96,9 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
         Raises:
             ValueError: if the numbers of image tokens and image features differ, or pictures are missing.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
-        embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            if is_empty(past_key_values):
-                embeds = self._insert_image_features(input_ids, embeds, pixel_values)
-        elif input_ids is not None and input_ids.shape[1] > 1 and is_empty(past_key_values):
-            self._check_no_image_tokens(input_ids)
+        embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+            position_ids = positions_of(attention_mask, embeds.shape[1])
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -115,32 +108,10 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
             **kwargs,
         )
 
-    def _insert_image_features(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, pixel_values: torch.Tensor
-    ) -> torch.Tensor:
-        if input_ids is None:
-            raise ValueError("got pixel_values with inputs_embeds, expected input_ids: they say where pictures go")
-        features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)
-        places = input_ids == self.config.image_token_id
-        tokens, available = int(places.sum()), features.shape[0] * features.shape[1]
-        if tokens != available:
-            raise ValueError(
-                f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and "
-                f"{available} features ({features.shape[0]} pictures of {features.shape[1]}); use the processor "
-                "that belongs to the model, and cut no row"
-            )
-        return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
 
-    def _check_no_image_tokens(self, input_ids: torch.Tensor) -> None:
-        tokens = int((input_ids == self.config.image_token_id).sum())
-        if tokens:
-            raise ValueError(
-                f"got {tokens} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
-                "pass everything the processor returned"
-            )
-
-
-class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel, GenerationMixin):
+class OpenVLAPlusForVision2Seq(
+    ActionPredictionMixin, ImageLanguageHeadMixin, OpenVLAPlusPreTrainedModel, GenerationMixin
+):
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
     _tied_weights_keys = {  # noqa: RUF012
@@ -152,18 +123,6 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         self.model = OpenVLAPlusModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
 
     def forward(
         self,
@@ -178,11 +137,7 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As `OpenVLAPlusModel.forward`, with logits float [B, L, V] (the last `logits_to_keep` positions, 0 = all).
-
-        `labels` int64 [B, L], -100 where nothing is supervised, adds the mean cross-entropy of the next token (the sum
-        over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
-        """
+        """As `OpenVLAPlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`."""
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -193,22 +148,4 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
             use_cache=use_cache,
             **kwargs,
         )
-        hidden = outputs.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, kept])
-        loss = None
-        if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-
-def is_empty(cache: Any) -> bool:
-    """Whether a cache of keys and values, or none, holds no token yet."""
-    return cache is None or not cache.get_seq_length()
+        return self.logits_and_loss(outputs, labels, logits_to_keep, **kwargs)

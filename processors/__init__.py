@@ -22,12 +22,15 @@ from gen_vla.processors.action_statistics import (
 from gen_vla.processors.action_strings import ActionStringError, ActionStringProcessor
 from gen_vla.processors.image_processing_openvla_plus import OpenVLAPlusImageProcessor
 from gen_vla.processors.processing_openvla_plus import PROMPT_TEMPLATE, OpenVLAPlusProcessor
+from gen_vla.processors.processing_pi0_plus import PI0_PROMPT_TEMPLATE, Pi0PlusProcessor
 
 
 OpenVLAPlusImageProcessor.register_for_auto_class("AutoImageProcessor")
 OpenVLAPlusProcessor.register_for_auto_class("AutoProcessor")
+Pi0PlusProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
+    "PI0_PROMPT_TEMPLATE",
     "PROMPT_TEMPLATE",
     "ActionBins",
     "ActionGrammar",
@@ -37,6 +40,7 @@ __all__ = [
     "BinGrammar",
     "OpenVLAPlusImageProcessor",
     "OpenVLAPlusProcessor",
+    "Pi0PlusProcessor",
     "codec_from_action_config",
     "compute_statistics",
     "count_clipped",

@@ -13,6 +13,8 @@ Refuses to know: how pictures become pixels (`image_processing_openvla_plus.py`)
 (`action_strings.py`), units, the model.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -22,6 +24,11 @@ from transformers.processing_utils import ProcessorMixin
 from .action_bins import ActionBins, codec_from_action_config
 from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import flatten_images
+
+
+# isort: split
+# What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_grammar import ActionGrammar  # noqa: F401
 
 
 # OpenVLA's prompts; `answer` is what follows a question's prompt.
@@ -45,6 +52,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         chat_template: Jinja; by default derived from `prompt_template`.
     """
 
+    default_prompt_template = PROMPT_TEMPLATE
     if transformers.__version__.startswith("4."):  # transformers 5 reads the signature below and warns about these
         attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
@@ -63,7 +71,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     ):
         self.num_image_tokens = num_image_tokens
         self.action_config = action_config
-        self.prompt_template = dict(prompt_template or PROMPT_TEMPLATE)
+        self.prompt_template = dict(prompt_template or self.default_prompt_template)
         self.image_token = image_token
         check_prompt_template(self.prompt_template)
         if tokenizer is not None:
@@ -178,6 +186,10 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Token ids of a text at the beginning of a row, without BOS and without placeholders."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def row_start(self, images: int) -> list[int]:
+        """Token ids before the text of a row that has no other row before it: BOS and image tokens."""
+        return [self.tokenizer.bos_token_id, *[self.image_token_id] * (self.num_image_tokens * images)]
+
     def _row(self, text: str, images: int, add_special_tokens: bool) -> list[int]:
         text = checked_text(text, "text", empty=True).replace(self.image_token, "")
         bos = self.tokenizer.bos_token
@@ -185,8 +197,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         while text.startswith(bos):
             text = text.removeprefix(bos)
         if starts_row:
-            image_ids = [self.image_token_id] * (self.num_image_tokens * images)
-            return [self.tokenizer.bos_token_id, *image_ids, *self.encode_text(text)]
+            return [*self.row_start(images), *self.encode_text(text)]
         if images:
             raise ValueError(
                 f"got a text with {images} pictures that does not start with {bos!r} while add_special_tokens=False, "
@@ -203,19 +214,48 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         width = limit if padding == "max_length" and limit else max(len(row) for row in rows)
         if not padding or padding == "do_not_pad":
             width = 0
-        pad = self.tokenizer.pad_token_id
-        input_ids, attention_mask = [], []
+        padded: dict[str, list[list[int]]] = {}
         for row in rows:
             gap = max(width - len(row), 0)
             left, right = (gap, 0) if side == "left" else (0, gap)
-            input_ids.append([pad] * left + row + [pad] * right)
-            attention_mask.append([0] * left + [1] * len(row) + [0] * right)
-        return BatchFeature({"input_ids": input_ids, "attention_mask": attention_mask}, tensor_type=return_tensors)
+            for name, (values, fill) in self.token_inputs(row).items():
+                padded.setdefault(name, []).append([fill] * left + values + [fill] * right)
+        return BatchFeature(padded, tensor_type=return_tensors)
+
+    def token_inputs(self, row: list[int]) -> dict[str, tuple[list[int], int]]:
+        """Everything the model is told about the tokens of a row, by name: one value per token, and padding's value.
+
+        Training asks the same of a prompt and of an answer, which is a row without a beginning.
+        """
+        return {"input_ids": (row, self.tokenizer.pad_token_id), "attention_mask": ([1] * len(row), 0)}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with a tokenizer that both of its generations can load."""
+        written = super().save_pretrained(save_directory, **kwargs)
+        make_tokenizer_loadable(Path(save_directory))
+        if push_to_hub:  # which saves once more, so that what goes up is what lies here
+            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), token=kwargs.get("token"))
+        return written
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors a call returns."""
         return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def make_tokenizer_loadable(folder: Path) -> None:
+    """Rewrites tokenizer_config.json as transformers 4 and 5 both read it.
+
+    transformers 5 writes a class that 4 does not have, and a list of special tokens where 4 expects a dictionary.
+    """
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings.pop("backend", None)
+    special = settings.pop("extra_special_tokens", None)
+    if isinstance(special, list) and special:
+        settings["additional_special_tokens"] = special
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_prompt_template(prompt_template: dict[str, str]) -> None:

@@ -24,14 +24,17 @@ from gen_vla.processors import ActionStringProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {
+    "action_bins.py",
     "action_grammar.py",
     "action_prediction.py",
     "action_statistics.py",
     "action_strings.py",
     "configuration_openvla_plus.py",
     "dual_vision_tower.py",
+    "image_language_model.py",
     "image_processing_openvla_plus.py",
     "modeling_openvla_plus.py",
+    "nested_configuration.py",
     "processing_openvla_plus.py",
 }
 ALLOWED = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)

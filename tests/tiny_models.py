@@ -17,11 +17,12 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
 from gen_vla.processors import (
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
+    Pi0PlusProcessor,
     make_action_config,
 )
 
@@ -122,12 +123,70 @@ def tiny_processor(tokenizer: Any, strings: ActionStringProcessor | None = None,
 def tiny_model(tokenizer: Any, strings: ActionStringProcessor | None = None, seed: int = 0, **settings: Any) -> Any:
     """A float32 model in evaluation mode whose random weights are large enough for pictures and words to matter."""
     torch.manual_seed(seed)
-    model = OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)).eval()
+    return with_large_weights(OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)))
+
+
+def with_large_weights(model: Any) -> Any:
+    """The model in evaluation mode, its weights drawn again with a standard deviation of 0.2."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in model.eval().parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.2)
     return model
+
+
+def tiny_pi0_config(tokenizer: Any, strings: Any = None, **settings: Any) -> Pi0PlusConfig:
+    """A SigLIP of width 16, a Gemma of width 64 (whose square root is exact) with 2 layers each."""
+    return Pi0PlusConfig(
+        **{
+            "vision_config": {
+                "model_type": "siglip_vision_model",
+                "image_size": IMAGE_SIZE,
+                "patch_size": 4,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "vision_use_head": False,
+            },
+            "text_config": {
+                "model_type": "gemma",
+                "hidden_size": 64,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 1,
+                "head_dim": 8,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 512,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+            },
+            "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+            "action_config": make_action_config(strings, tokenizer) if strings else None,
+            "norm_stats": {"tiny": tiny_statistics(strings.action_dim)} if strings else None,
+            **settings,
+        }
+    )
+
+
+def tiny_pi0_model(tokenizer: Any, strings: Any = None, seed: int = 0, **settings: Any) -> Any:
+    """As `tiny_model`, for π0+."""
+    torch.manual_seed(seed)
+    return with_large_weights(Pi0PlusForVision2Seq(tiny_pi0_config(tokenizer, strings, **settings)))
+
+
+def tiny_pi0_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
+    """The processor that belongs to `tiny_pi0_config`."""
+    half = [[0.5, 0.5, 0.5]]
+    return Pi0PlusProcessor(
+        image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE, means=half, stds=half),
+        tokenizer=tokenizer,
+        num_image_tokens=IMAGE_TOKENS,
+        action_config=make_action_config(strings, tokenizer) if strings else None,
+        **settings,
+    )
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (12, 10)) -> Image.Image:

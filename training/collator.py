@@ -29,7 +29,8 @@ class CoTrainingCollator:
         max_tokens: the model's context; a longer row raises.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 [B, L]; `token_weights` float32 [B, L];
-    `is_robot` bool [B]; `pixel_values` float32 [pictures, C, H, W] where there are pictures.
+    `is_robot` bool [B]; `pixel_values` float32 [pictures, C, H, W] where there are pictures; `token_type_ids` int64
+    [B, L], 1 on the answer, where the processor returns any.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class CoTrainingCollator:
         texts = [row["prompt"] for row in rows]
         prompts = self.processor(images=images, text=texts, padding=False, return_tensors=None)
         fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100, "token_weights": 0.0}
+        if "token_type_ids" in prompts:  # the hook of models whose prompt sees itself in both directions (π0+)
+            fill["token_type_ids"] = 0
         batch: dict[str, list[list[Any]]] = {name: [] for name in fill}
         for row, prompt in zip(rows, prompts["input_ids"], strict=True):
             answer = [*self._answer_ids(row), tokenizer.eos_token_id]
@@ -58,6 +61,8 @@ class CoTrainingCollator:
             batch["attention_mask"].append([1] * (len(prompt) + len(answer)))
             batch["labels"].append([-100] * len(prompt) + answer)
             batch["token_weights"].append([0.0] * len(prompt) + weights)
+            if "token_type_ids" in batch:
+                batch["token_type_ids"].append([0] * len(prompt) + [1] * len(answer))
             self._check_length(row, len(prompt) + len(answer))
         width = max(map(len, batch["input_ids"]))
         tensors = {

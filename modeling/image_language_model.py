@@ -1,0 +1,130 @@
+"""What every model of the family does alike: pictures' features into a row of embeddings, hidden states into logits.
+
+Decides: which embeddings a picture's features replace, what happens when pictures and image tokens do not match, how
+positions follow from padding, logits and loss. Refuses to know: encoders, projectors, which language model it is, who
+may attend to whom.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class ImageLanguageModelMixin:
+    """For a backbone with `vision_tower`, `projector` and `language_model`."""
+
+    config: Any
+    vision_tower: Any
+    projector: Any
+    language_model: Any
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixel values float [B, C, H, W] to embeddings [B, N, text width]."""
+        return self.projector(self.vision_tower(pixel_values))
+
+    def embed(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        past_key_values: Any,
+    ) -> torch.Tensor:
+        """Embeddings float [B, L, text width] of words and pictures; pictures the cache already holds are ignored.
+
+        Raises:
+            ValueError: if the numbers of image tokens and image features differ, or pictures are missing.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
+        embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            if is_empty(past_key_values):
+                embeds = self._insert_image_features(input_ids, embeds, pixel_values)
+        elif input_ids is not None and input_ids.shape[1] > 1 and is_empty(past_key_values):
+            self._check_no_image_tokens(input_ids)
+        return embeds
+
+    def _insert_image_features(
+        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
+        if input_ids is None:
+            raise ValueError("got pixel_values with inputs_embeds, expected input_ids: they say where pictures go")
+        features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)
+        places = input_ids == self.config.image_token_id
+        tokens, available = int(places.sum()), features.shape[0] * features.shape[1]
+        if tokens != available:
+            raise ValueError(
+                f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and "
+                f"{available} features ({features.shape[0]} pictures of {features.shape[1]}); use the processor "
+                "that belongs to the model, and cut no row"
+            )
+        return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
+
+    def _check_no_image_tokens(self, input_ids: torch.Tensor) -> None:
+        tokens = int((input_ids == self.config.image_token_id).sum())
+        if tokens:
+            raise ValueError(
+                f"got {tokens} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
+                "pass everything the processor returned"
+            )
+
+
+class ImageLanguageHeadMixin:
+    """For a model with `model`, a backbone as above, and `lm_head`."""
+
+    config: Any
+    model: Any
+    lm_head: Any
+    loss_function: Any
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def logits_and_loss(
+        self, outputs: Any, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor, **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        """Logits float [B, L, V] of the last `logits_to_keep` positions (0 = all), or of those it names.
+
+        `labels` int64 [B, L], -100 where nothing is supervised, adds the mean cross-entropy of the next token (the sum
+        over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
+        """
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def is_empty(cache: Any) -> bool:
+    """Whether a cache of keys and values, or none, holds no token yet."""
+    return cache is None or not cache.get_seq_length()
+
+
+def positions_of(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions int64 [B, length] of the last tokens of rows padded on either side, counted from 0 without padding."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]

@@ -1,0 +1,319 @@
+"""π0+: pictures through SigLIP, frozen and trained side by side, and a linear projector into a Gemma.
+
+Decides: the wiring, which is PaliGemma's with its encoder doubled, and who may attend to whom. Refuses to know: how
+actions are decoded (`action_prediction.py`), prompts, pixels' normalisation.
+
+Attention within one row of two image tokens, a prompt of two and an answer of two; x = may look at:
+
+    token_type_ids       0  0  0  0  1  1
+                         i  i  p  p  a  a
+    i  image             x  x  x  x  .  .     image and prompt see each other: the prefix
+    i  image             x  x  x  x  .  .
+    p  prompt            x  x  x  x  .  .
+    p  prompt            x  x  x  x  .  .
+    a  answer            x  x  x  x  x  .     the answer sees what stands before it
+    a  answer            x  x  x  x  x  x
+
+`token_type_ids` says what is prefix (0) and what is answer (1). The processor and the training collator write it and
+`generate` takes a prompt without it for a prefix. A plain forward pass without it is causal throughout, so that an
+answer never shows in the logits that predict it; in training that would be the wrong attention and raises. Once a
+cache holds tokens, everything new is answer.
+
+Weights are PaliGemma's: `widen_paligemma_state_dict` doubles the encoder and makes the projector [W, W] / 2, after
+which every number the model computes is PaliGemma's, bit for bit.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .action_prediction import ActionPrediction, ActionPredictionMixin
+from .configuration_pi0_plus import Pi0PlusConfig
+from .dual_vision_tower import DualVisionTower
+from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, is_empty, positions_of
+
+
+# isort: split
+# What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
+from .action_grammar import ActionGrammar  # noqa: F401
+from .action_statistics import select_statistics  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .nested_configuration import as_config  # noqa: F401
+
+
+class ChannelProjector(nn.Linear):
+    """A linear layer over the concatenated features of several encoders, computed encoder by encoder.
+
+    x1 W1ᵀ + x2 W2ᵀ is [x1, x2] [W1, W2]ᵀ, but rounds differently: where x1 = x2 and W1 = W2 = W / 2, as in a widened
+    PaliGemma, each part is exactly half of x Wᵀ, and the sum is PaliGemma's output to the last bit, in any data type.
+    """
+
+    def __init__(self, vision_widths: list[int], text_width: int):
+        super().__init__(sum(vision_widths), text_width)
+        self.vision_widths = vision_widths
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Features [B, N, sum of widths] to embeddings [B, N, text width]."""
+        parts = zip(input.split(self.vision_widths, dim=-1), self.weight.split(self.vision_widths, dim=1))
+        bias = self.bias / len(self.vision_widths)
+        return torch.stack([nn.functional.linear(x.contiguous(), w.contiguous(), bias) for x, w in parts]).sum(dim=0)
+
+
+class Pi0PlusPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about the family."""
+
+    config_class = Pi0PlusConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SiglipEncoderLayer", "GemmaDecoderLayer"]  # noqa: RUF012  # transformers' own declaration
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flash_attn = False  # flash attention knows causal and full masks, not a prefix before an answer
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
+    """Everything up to the last hidden state."""
+
+    def __init__(self, config: Pi0PlusConfig):
+        super().__init__(config)
+        self.vision_tower = DualVisionTower(
+            config.encoder_configs, config.frozen, features="last_block", shared_pixels=True
+        )
+        self.projector = ChannelProjector(self.vision_tower.widths, config.text_config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixel values float [B, 3, H, W] to embeddings [B, N, text width], scaled as the language model expects.
+
+        Gemma multiplies word embeddings by the square root of its width, and PaliGemma spares pictures that.
+        transformers 5 scales in the embedding layer, transformers 4 scales words and pictures alike behind it.
+        """
+        features = super().get_image_features(pixel_values)
+        if hasattr(self.get_input_embeddings(), "embed_scale"):
+            return features
+        return features / self.config.text_config.hidden_size**0.5
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the language model over text and image features.
+
+        Args:
+            input_ids: int64 [B, L]; each picture takes N consecutive image tokens.
+            pixel_values: float [pictures, 3, H, W], in the order of their tokens; ignored once the cache holds them.
+            attention_mask: int64 [B, L + cached], 0 on padding; or a finished mask [B, 1, L, keys], used as it is.
+            position_ids: int64 [B, L], counted from 0 as everywhere in transformers; by default without padding.
+            token_type_ids: int64 [B, L], 0 on image and prompt, 1 on the answer.
+            inputs_embeds: float [B, L, text width], instead of `input_ids`.
+
+        Raises:
+            ValueError: if the numbers of image tokens and image features differ, pictures are missing, or
+                `token_type_ids` is missing in training.
+        """
+        embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
+        length = embeds.shape[1]
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        positions = position_ids
+        if positions is None and attention_mask is not None and attention_mask.ndim == 2:
+            positions = positions_of(attention_mask, length)
+        elif positions is None:
+            positions = torch.arange(length, device=embeds.device)[None] + past
+        if attention_mask is None or attention_mask.ndim == 2:
+            if self.training and token_type_ids is None and is_empty(past_key_values):
+                raise ValueError(
+                    "got no token_type_ids in training, expected 0 on image and prompt and 1 on the answer, [B, L]: "
+                    "without them the model cannot tell which tokens see each other; CoTrainingCollator and "
+                    "Pi0PlusProcessor write them"
+                )
+            first = length > 1 and is_empty(past_key_values)
+            allowed = prefix_attention(
+                token_type_ids if first else None, attention_mask, past, length, key_length(past_key_values, length)
+            )
+            attention_mask = additive(allowed.to(embeds.device), embeds.dtype)
+        return self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask,
+            position_ids=positions + 1,  # PaliGemma counts from 1
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0PlusPreTrainedModel, GenerationMixin):
+    """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
+
+    _tied_weights_keys = {  # noqa: RUF012
+        "lm_head.weight": "model.language_model.embed_tokens.weight"
+    }
+
+    def __init__(self, config: Pi0PlusConfig):
+        super().__init__(config)
+        self.model = Pi0PlusModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As `Pi0PlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`.
+
+        Where `labels` are given without `token_type_ids`, the answer begins at the first supervised token of a row.
+        """
+        if token_type_ids is None and labels is not None:
+            token_type_ids = (labels != -100).long().cummax(dim=1).values
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return self.logits_and_loss(outputs, labels, logits_to_keep, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; a prompt without `token_type_ids` is all prefix."""
+        given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+        prompt = next((value for value in given if value is not None), None)
+        if kwargs.get("token_type_ids") is None and prompt is not None:
+            kwargs["token_type_ids"] = torch.zeros(prompt.shape[:2], dtype=torch.long, device=prompt.device)
+        return super().generate(*args, **kwargs)
+
+    def predict_actions(self, *args: Any, token_type_ids: Any = None, **kwargs: Any) -> ActionPrediction:
+        """As `ActionPredictionMixin.predict_actions`; `token_type_ids` is taken from the processor and not needed.
+
+        What is given is a prompt, so all of it, and the lead-in appended to it, is prefix.
+        """
+        return super().predict_actions(*args, **kwargs)
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """A generated token is answer; transformers repeats the prompt's last type."""
+        before = model_kwargs.get("token_type_ids")
+        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        if before is not None:
+            updated["token_type_ids"][:, before.shape[1] :] = 1
+        return updated
+
+    @staticmethod
+    def create_masks_for_generate(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        """Leaves a padding mask alone for caches of fixed length, too: the forward pass makes the mask of it."""
+        return attention_mask
+
+
+def prefix_attention(
+    token_type_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past: Any,
+    queries: int,
+    keys: int,
+) -> torch.Tensor:
+    """Which key a query may look at: bool [B or 1, 1, queries, keys], the picture in this file's docstring.
+
+    Args:
+        token_type_ids: int64 [B, queries], 0 on the prefix; `None` where there is none.
+        attention_mask: int64 [B, past + queries], 0 on padding; `None` without padding.
+        past: tokens in the cache.
+        keys: places for keys: `past` and `queries`, or the length of a cache of fixed length.
+    """
+    given = token_type_ids if token_type_ids is not None else attention_mask
+    device = given.device if given is not None else None
+    key_places = torch.arange(keys, device=device)
+    query_places = torch.arange(queries, device=device) + (past.to(device) if torch.is_tensor(past) else past)
+    allowed = (key_places <= query_places[:, None])[None]
+    if token_type_ids is not None:
+        prefix = token_type_ids == 0
+        seen = nn.functional.pad(prefix, (0, keys - queries))
+        allowed = allowed | (prefix[:, :, None] & seen[:, None, :])
+    if attention_mask is not None:
+        real = nn.functional.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]))
+        allowed = allowed & real[:, None, :]
+    return allowed[:, None]
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask to add to attention scores. The least number, not minus infinity: a row of padding sees nothing."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def key_length(cache: Any, queries: int) -> int:
+    """Places for keys in the next step: what a cache of fixed length has, or what is in it and what comes."""
+    if cache is None:
+        return queries
+    return cache.layers[0].max_cache_len if cache.is_compileable else cache.get_seq_length() + queries
+
+
+def widen_paligemma_state_dict(
+    state_dict: dict[str, torch.Tensor], frozen: str | None = "siglip"
+) -> dict[str, torch.Tensor]:
+    """PaliGemma's weights under this model's names, the encoder doubled and the projector made [W, W] / 2.
+
+    Args:
+        state_dict: of `PaliGemmaForConditionalGeneration`, or of its files; both generations' names are known.
+        frozen: as in `Pi0PlusConfig`; with `None` nothing is doubled.
+
+    Raises:
+        ValueError: for a tensor that is none of PaliGemma's, with its name.
+    """
+    widened: dict[str, torch.Tensor] = {}
+    for name, tensor in state_dict.items():
+        widened |= widen_paligemma_tensor(name, tensor, frozen)
+    return widened
+
+
+def widen_paligemma_tensor(name: str, tensor: torch.Tensor, frozen: str | None = "siglip") -> dict[str, torch.Tensor]:
+    """One tensor of PaliGemma as the tensors it becomes; for those who read files tensor by tensor.
+
+    The names of transformers 5 (`model.vision_tower.encoder`), of transformers 4 (`model.vision_tower.vision_model`)
+    and of the published files (`vision_tower.vision_model`, `language_model.model`) are known.
+    """
+    short = name.removeprefix("model.")
+    if short in ("lm_head.weight", "language_model.lm_head.weight"):
+        return {"lm_head.weight": tensor}
+    part, _, rest = short.partition(".")
+    if part == "language_model":
+        return {f"model.language_model.{rest.removeprefix('model.')}": tensor}
+    if part == "vision_tower":
+        rest = rest.removeprefix("vision_model.")
+        copies = ("siglip", "siglip_copy") if frozen else ("siglip",)
+        return {f"model.vision_tower.{copy}.{rest}": tensor.clone() if copy != "siglip" else tensor for copy in copies}
+    if short == "multi_modal_projector.linear.weight":
+        return {"model.projector.weight": torch.cat([tensor, tensor], dim=1) / 2 if frozen else tensor}
+    if short == "multi_modal_projector.linear.bias":
+        return {"model.projector.bias": tensor}
+    raise ValueError(
+        f"got the tensor {name!r}, expected PaliGemma's: language_model, vision_tower or multi_modal_projector"
+    )

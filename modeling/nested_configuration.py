@@ -1,0 +1,27 @@
+"""Pieces every configuration of the family is made of: sub-configurations, and where a repository's classes are.
+
+Decides: how a sub-configuration is read and which auto classes a repository serves. Refuses to know: any field.
+"""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+
+def as_config(given: Any, defaults: dict[str, Any]) -> Any:
+    """A configuration object from an object, a dictionary, or nothing, which means `defaults`."""
+    if isinstance(given, PretrainedConfig):
+        return given
+    settings = dict(given) if given else dict(defaults)
+    model_type = settings.pop("model_type", defaults["model_type"])
+    return CONFIG_MAPPING[model_type](**settings)
+
+
+def auto_map_for(config_class: str, model_class: str) -> dict[str, str]:
+    """`auto_map` for every auto class a user may call; `register_for_auto_class` knows only one of them.
+
+    Args:
+        config_class, model_class: as `file.Class`.
+    """
+    model_classes = ("AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq")
+    return {"AutoConfig": config_class, **dict.fromkeys(model_classes, model_class)}
