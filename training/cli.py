@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="gen-vla", description="Vision-language-action models: train, evaluate, publish, run."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_train, add_evaluate, add_publish, add_predict, add_demo):
+    for add in (add_train, add_evaluate, add_convert, add_publish, add_predict, add_demo):
         add(commands)
     return parser
 
@@ -53,6 +53,31 @@ def add_evaluate(commands: Any) -> None:
     command.add_argument("--questions", type=Path, help="a data set of held-out questions")
     command.add_argument("--output", type=Path, help="write the results there as JSON")
     command.set_defaults(run=run_evaluate)
+
+
+def add_convert(commands: Any) -> None:
+    """`gen-vla convert SRC DST`."""
+    command = commands.add_parser(
+        "convert", help="turn a checkpoint of OpenVLA or Prismatic into a folder of this family"
+    )
+    command.add_argument("source", help="a folder, a .pt file of a training run, or a name on the Hub")
+    command.add_argument("destination", type=Path, help="the folder to write; must not exist yet")
+    command.add_argument(
+        "--actions",
+        choices=("bins", "legacy", "signed", "plain"),
+        help="how the model writes actions (default: as it was trained to)",
+    )
+    command.add_argument("--tokenizer", help="folder or Hub name of the tokenizer, for training runs, which hold none")
+    command.add_argument("--frozen", choices=("siglip", "dino"), help="the encoder further training leaves alone")
+    command.add_argument(
+        "--center-crop",
+        type=float,
+        metavar="AREA",
+        help="share of each picture's area to keep: 0.9 for models trained with random crops",
+    )
+    command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="(default: each weight's own)")
+    command.add_argument("--max-shard-gb", type=float, default=5.0, help="size of a weight file (default: 5)")
+    command.set_defaults(run=run_convert)
 
 
 def add_publish(commands: Any) -> None:
@@ -141,6 +166,26 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps({"model": options.model, **written}, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """Converts a checkpoint."""
+    import torch
+
+    from gen_vla.training.converting import convert
+
+    folder = convert(
+        options.source,
+        options.destination,
+        actions=options.actions,
+        tokenizer=options.tokenizer,
+        frozen=options.frozen,
+        center_crop_area=options.center_crop,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        max_shard_bytes=int(options.max_shard_gb * 1e9),
+    )
+    print(f"Converted into {folder}")
     return 0
 
 
