@@ -14,7 +14,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
+from .action_prior import ActionPrior
 from .action_statistics import select_statistics, unnormalize_actions
+from .action_uncertainty import standard_deviations
+from .tree_decoding import TreeDecoder
 
 
 @dataclass
@@ -28,6 +31,7 @@ class ActionPrediction:
         token_ids: int64 [B, L]; rows that ended early are filled with EOS.
         digit_probabilities: float32 [B, L], the probability of each token among those the grammar allowed there: 1
             where there was no choice. With sampling, at the sampling temperature.
+        deviations: float32 [B, T, D], the standard deviation of each normalised value (see `action_uncertainty.py`).
         forward_passes: passes through the language model, the prompt's included.
     """
 
@@ -36,15 +40,19 @@ class ActionPrediction:
     text: list[str]
     token_ids: np.ndarray
     digit_probabilities: np.ndarray
+    deviations: np.ndarray
     forward_passes: int
 
 
 class ActionPredictionMixin:
     """`predict_action` and `predict_actions` for a model with `generate` and an `action_config`."""
 
+    prompt_is_bidirectional = False  # whether the tokens of a prompt attend to those after them
+
     config: Any
     device: Any
     generate: Any
+    get_output_embeddings: Any
 
     def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
         """The action for one observation, OpenVLA's contract.
@@ -73,15 +81,24 @@ class ActionPredictionMixin:
         attention_mask: Any = None,
         pixel_values: Any = None,
         unnorm_key: str | Sequence[str] | None = None,
+        previous: Any = None,
+        tree_nodes: int | None = None,
         **kwargs: Any,
     ) -> ActionPrediction:
         """The actions for a batch of observations.
+
+        The result is that of choosing one allowed token after another. Unless an option asks for something only
+        `generate` has (beams, other caches...), it takes a fraction of the forward passes (`tree_decoding.py`).
 
         Args:
             input_ids: int64 [B, L], left-padded; the lead-in is appended where it is missing.
             attention_mask: int64 [B, L], 0 on padding.
             pixel_values: float [B, C, H, W].
             unnorm_key: one data set for all rows, or one per row.
+            previous: float [B, T, D], the normalised actions of the step before in the same episodes
+                (`prediction.normalized`). A hint: it saves passes and changes no token.
+            tree_nodes: continuations checked per pass and row; 0 decodes token by token with `generate`. By default
+                what suits the device.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...).
 
         Raises:
@@ -105,13 +122,29 @@ class ActionPredictionMixin:
             )
         lead_in_ids = self.config.action_config["lead_in_ids"]
         prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)
-        token_ids, probabilities = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
+        if self._decodes_by_tree(tree_nodes, kwargs):
+            nodes = tree_nodes or default_nodes(prompt.device.type, rows)
+            histograms = [entry.get("histogram") for entry in statistics]
+            token_ids, spreads, passes = self._decode_by_tree(
+                grammar, prompt, mask, pixel_values, kwargs, histograms, previous, nodes
+            )
+        else:
+            token_ids, spreads = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
+            passes = token_ids.shape[1]
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
         actions = np.stack(
             [unnormalize_actions(row, stats) for row, stats in zip(normalized, statistics, strict=True)]
         )
-        return ActionPrediction(actions, normalized, text, token_ids, probabilities, token_ids.shape[1])
+        deviations = np.stack(
+            [
+                standard_deviations(grammar, [t for t in tokens if t != grammar.eos_token_id], spread)
+                for tokens, spread in zip(token_ids.tolist(), spreads, strict=True)
+            ]
+        )
+        return ActionPrediction(
+            actions, normalized, text, token_ids, chosen_chances(token_ids, spreads), deviations, passes
+        )
 
     @property
     def action_grammar(self) -> ActionGrammar | BinGrammar:
@@ -137,8 +170,8 @@ class ActionPredictionMixin:
 
     def _generate_action(
         self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Constrained decoding by `generate`: token ids int64 [B, L] and their probabilities float32 [B, L]."""
+    ) -> tuple[np.ndarray, list[list[dict[int, float]]]]:
+        """Constrained decoding by `generate`: token ids int64 [B, L], and what each could have been."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
         settings = {
             "do_sample": False,
@@ -156,14 +189,68 @@ class ActionPredictionMixin:
         )
         token_ids = output.sequences[:, prompt.shape[1] :]
         beams = getattr(output, "beam_indices", None)
-        probabilities = []
+        spreads: list[list[dict[int, float]]] = [[] for _ in token_ids]
+        states = [0] * len(token_ids)
         for step, scores in enumerate(output.scores[: token_ids.shape[1]]):
             chosen = scores if beams is None else scores[beams[:, step].clamp(min=0)]
-            chances = chosen.float().softmax(dim=-1).gather(1, token_ids[:, step : step + 1])
-            if beams is not None:  # a beam that ended before this step has the index -1 and no scores
-                chances = chances.masked_fill(beams[:, step : step + 1] < 0, 1.0)
-            probabilities.append(chances)
-        return token_ids.cpu().numpy(), torch.cat(probabilities, dim=1).cpu().numpy()
+            chances = chosen.float().softmax(dim=-1)
+            for row, token in enumerate(token_ids[:, step].tolist()):
+                if token == grammar.eos_token_id:
+                    continue
+                allowed = list(grammar.transitions[states[row]])
+                spreads[row].append(dict(zip(allowed, chances[row, allowed].tolist(), strict=True)))
+                states[row] = grammar.transitions[states[row]][token]
+        return token_ids.cpu().numpy(), spreads
+
+    def _decodes_by_tree(self, tree_nodes: int | None, options: dict[str, Any]) -> bool:
+        """Whether tree decoding can do what is asked; raises `ValueError` where it was asked for and cannot."""
+        others = sorted(set(options) - {"do_sample", "temperature"})
+        if tree_nodes is not None and tree_nodes < 0:
+            raise ValueError(f"got tree_nodes={tree_nodes}, expected 0 for token by token, or a number of nodes")
+        if tree_nodes and others:
+            raise ValueError(
+                f"got tree_nodes={tree_nodes} with {', '.join(others)}, which only generate has; expected one or the "
+                "other: leave tree_nodes out"
+            )
+        return tree_nodes != 0 and not others and self.get_output_embeddings().weight.device.type != "meta"
+
+    def _decode_by_tree(
+        self,
+        grammar: ActionGrammar | BinGrammar,
+        prompt: Any,
+        mask: Any,
+        pixel_values: Any,
+        options: dict[str, Any],
+        histograms: list[Any],
+        previous: Any,
+        nodes: int,
+    ) -> tuple[np.ndarray, list[list[dict[int, float]]], int]:
+        """As `_generate_action`, with the number of forward passes."""
+        hints = [None] * len(prompt) if previous is None else list(np.asarray(previous))
+        if len(hints) != len(prompt):
+            raise ValueError(f"got {len(hints)} previous actions for {len(prompt)} observations, expected one each")
+        priors = [ActionPrior(grammar, counts, hint) for counts, hint in zip(histograms, hints, strict=True)]
+        temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
+        rows, passes = TreeDecoder(self, grammar, nodes, temperature).decode(prompt, mask, pixel_values, priors)
+        longest = max(len(row.tokens) for row in rows)
+        length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
+        tokens = [row.tokens + [grammar.eos_token_id] * (length - len(row.tokens)) for row in rows]
+        return np.array(tokens, dtype=np.int64), [row.spreads for row in rows], passes
+
+
+def default_nodes(device: str, rows: int) -> int:
+    """Tree nodes per pass and row: as many as a pass takes without becoming much slower."""
+    total = 64 if device == "cuda" else 24
+    return max(total // rows, 2)
+
+
+def chosen_chances(token_ids: np.ndarray, spreads: list[list[dict[int, float]]]) -> np.ndarray:
+    """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row."""
+    chances = np.ones(token_ids.shape, dtype=np.float32)
+    for row, (tokens, spread) in enumerate(zip(token_ids.tolist(), spreads, strict=True)):
+        for place, options in enumerate(spread):
+            chances[row, place] = options[tokens[place]]
+    return chances
 
 
 def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad: int) -> tuple[Any, Any]:

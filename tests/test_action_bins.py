@@ -155,7 +155,7 @@ def test_prediction_is_greedy_over_the_bins(tiny_bins: tuple[Any, Any]) -> None:
     assert prediction.token_ids[0].tolist() == ids[0, -7:].tolist()
     assert prediction.actions.shape == (1, 1, 7)
     assert prediction.text[0].count(" ") == 6
-    assert prediction.forward_passes == 7
+    assert prediction.forward_passes <= 7
     centres = ActionBins(bins=16).decode(prediction.text[0])[0]
     np.testing.assert_allclose(prediction.actions[0, 0], centres * [1, 2, 3, 4, 5, 6, 1], rtol=1e-6)
 

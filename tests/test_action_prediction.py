@@ -54,7 +54,10 @@ def test_shapes(llama_like: Any, style: str, horizon: int) -> None:
     assert prediction.actions.dtype == prediction.normalized.dtype == np.float32
     assert prediction.token_ids.shape == prediction.digit_probabilities.shape
     assert prediction.token_ids.shape[0] == len(prediction.text) == 3
-    assert prediction.forward_passes == prediction.token_ids.shape[1] <= model.action_grammar.max_tokens
+    assert prediction.forward_passes < prediction.token_ids.shape[1] <= model.action_grammar.max_tokens
+    slow = model.predict_actions(**observations(processor), tree_nodes=0)
+    assert slow.forward_passes == slow.token_ids.shape[1]
+    assert slow.text == prediction.text
     action = model.predict_action(**observations(processor, 1))
     assert action.shape == ((3,) if horizon == 1 else (horizon, 3))
     assert action.dtype == np.float32

@@ -25,7 +25,7 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     assert [report["policy"] for report in results["rollouts"]][:2] == ["policy", "policy, blank image"]
     assert results["rollouts"][0]["scores"]["drawer-open"]["n"] == 2
     assert results["questions"]["total"]["n"] == 160
-    assert results["latency"]["forward_passes"] == 49
+    assert 2 <= results["latency"]["forward_passes"] < 49
     assert "transformers_modules.gen" in run.stdout
     with Image.open(output / "pictures" / "drawer-open.gif") as episode:
         assert episode.n_frames > 5  # type: ignore[attr-defined]
