@@ -26,9 +26,12 @@ from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixi
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
+from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
+from .action_uncertainty import standard_deviations  # noqa: F401
 from .nested_configuration import as_config  # noqa: F401
+from .tree_decoding import TreeDecoder  # noqa: F401
 
 
 class FusedProjector(nn.Module):

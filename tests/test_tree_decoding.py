@@ -1,0 +1,194 @@
+"""Tree decoding against plain constrained decoding: the same tokens, in fewer passes, for every kind of action."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+
+from gen_vla.modeling.action_prior import ActionPrior, Place, grow_tree, step
+from gen_vla.modeling.tree_decoding import TreeCache, TreeDecoder, pack
+from gen_vla.processors import ActionBins, ActionGrammar, ActionStringProcessor, make_action_config
+
+
+INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
+
+
+def family(kind: str, tokenizer, strings, seed: int = 0):
+    if kind == "openvla":
+        return tiny_model(tokenizer, strings, seed=seed), tiny_processor(tokenizer, strings)
+    return tiny_pi0_model(tokenizer, strings, seed=seed), tiny_pi0_processor(tokenizer, strings)
+
+
+def inputs_of(processor, rows: int):
+    return processor.action_inputs([picture(row) for row in range(rows)], INSTRUCTIONS[:rows])
+
+
+@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+@pytest.mark.parametrize("style", ["signed", "plain", "legacy"])
+@pytest.mark.parametrize(("horizon", "rows"), [(1, 1), (1, 4), (3, 3)])
+def test_same_tokens_as_one_at_a_time(kind, style, horizon, rows, llama_like):
+    strings = ActionStringProcessor(3, horizon, 3, style, binary_dims=(2,))
+    for seed in range(2):
+        model, processor = family(kind, llama_like, strings, seed)
+        inputs = inputs_of(processor, rows)
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        for nodes in (1, 7, 30):
+            fast = model.predict_actions(**inputs, tree_nodes=nodes)
+            assert fast.token_ids.tolist() == slow.token_ids.tolist()
+            assert fast.text == slow.text
+            np.testing.assert_array_equal(fast.actions, slow.actions)
+            np.testing.assert_allclose(fast.digit_probabilities, slow.digit_probabilities, atol=2e-5)
+            np.testing.assert_allclose(fast.deviations, slow.deviations, atol=2e-5)
+            assert fast.forward_passes < slow.forward_passes
+
+
+def test_horizon_16_and_a_wrong_prior(llama_like):
+    """The worst prior, sure of the wrong end, costs passes and no token."""
+    strings = ActionStringProcessor(2, 16, 2, "signed")
+    model, processor = family("openvla", llama_like, strings)
+    inputs = inputs_of(processor, 2)
+    slow = model.predict_actions(**inputs, tree_nodes=0)
+    good = model.predict_actions(**inputs, tree_nodes=12, previous=slow.normalized)
+    bad = model.predict_actions(**inputs, tree_nodes=12, previous=-np.sign(slow.normalized))
+    assert good.text == bad.text == slow.text
+    assert good.forward_passes < bad.forward_passes < slow.forward_passes
+
+
+def test_bins_too(llama_like):
+    bins = ActionBins(3, 2, bins=16)
+    model = tiny_model(llama_like)
+    processor = tiny_processor(llama_like)
+    config = make_action_config(bins, llama_like)
+    model.config.action_config = processor.action_config = config
+    model.config.norm_stats = {"tiny": tiny_model(llama_like, ActionStringProcessor(3)).config.norm_stats["tiny"]}
+    inputs = inputs_of(processor, 3)
+    slow = model.predict_actions(**inputs, tree_nodes=0)
+    fast = model.predict_actions(**inputs, tree_nodes=20)
+    assert fast.token_ids.tolist() == slow.token_ids.tolist()
+    assert fast.forward_passes < slow.forward_passes == 6
+
+
+def test_bf16_agrees_with_itself_almost_always(llama_like):
+    """Half precision rounds a tree of another shape differently: near-ties may fall the other way, digits may not."""
+    strings = ActionStringProcessor(3, 1, 2)
+    same = rows = 0
+    for seed in range(6):
+        model, processor = family("openvla", llama_like, strings, seed)
+        model = model.to(torch.bfloat16)
+        inputs = inputs_of(processor, 4)
+        slow, fast = model.predict_actions(**inputs, tree_nodes=0), model.predict_actions(**inputs, tree_nodes=16)
+        same += sum(a == b for a, b in zip(slow.text, fast.text, strict=True))
+        rows += 4
+    assert same >= rows - 2
+
+
+def test_sampling_has_the_right_distribution(llama_like):
+    """The first dimension's sign and the gripper, sampled through trees, against the model's own probabilities."""
+    strings = ActionStringProcessor(2, 1, 1, binary_dims=(1,))
+    model, processor = family("openvla", llama_like, strings, seed=3)
+    inputs = inputs_of(processor, 1)
+    many = {name: value.repeat_interleave(400, dim=0) for name, value in inputs.items()}
+    torch.manual_seed(0)
+    temperature = 3.0
+    by_tree = Counter(model.predict_actions(**many, do_sample=True, temperature=temperature, tree_nodes=6).text)
+    torch.manual_seed(1)
+    plainly = Counter(model.predict_actions(**many, do_sample=True, temperature=temperature, tree_nodes=0).text)
+    assert len(by_tree) > 10
+    for position in range(len("+0.0+0.0")):
+        for character in "+-01359":
+            shares = [
+                sum(count for text, count in texts.items() if text[position] == character) / 400
+                for texts in (by_tree, plainly)
+            ]
+            assert abs(shares[0] - shares[1]) < 0.14  # four standard errors of a difference at 400 draws each
+
+
+def test_the_two_ways_cannot_be_mixed(tiny_openvla):
+    model, processor = tiny_openvla
+    inputs = inputs_of(processor, 1)
+    with pytest.raises(ValueError, match="num_beams, which only generate has"):
+        model.predict_actions(**inputs, tree_nodes=4, num_beams=2)
+    with pytest.raises(ValueError, match="got tree_nodes=-1"):
+        model.predict_actions(**inputs, tree_nodes=-1)
+    with pytest.raises(ValueError, match="got 2 previous actions for 1"):
+        model.predict_actions(**inputs, previous=np.zeros((2, 1, 3)))
+
+
+def test_a_tree_holds_the_best_continuations_and_is_as_large_as_asked(llama_like):
+    strings = ActionStringProcessor(1, 1, 2)
+    grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
+    prior = ActionPrior(grammar, previous=np.array([0.25]))
+    tree = grow_tree(grammar, prior, Place(), 20)
+    words = []
+    for node in range(20):
+        word, at = "", node
+        while at >= 0:
+            word, at = grammar.text_of[tree.tokens[at]] + word, tree.parents[at]
+        words.append(word)
+        assert tree.depths[node] == len(word)
+        assert tree.parents[node] < node
+    assert words[:3] == ["+", "+0", "+0."]
+    assert next(word for word in words if len(word) == 4) == "+0.2"
+    assert len(set(words)) == 20
+    assert len(grow_tree(grammar, prior, Place(), 10_000).tokens) < 10_000  # all there is
+
+
+def test_prior_masses_are_probabilities(llama_like):
+    strings = ActionStringProcessor(2, 1, 3)
+    grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
+    histogram = [[0, 0, 0, 9], [1, 1, 1, 1]]
+    prior = ActionPrior(grammar, histogram)
+    for value in range(2):
+        assert prior.mass(value, -1.0, 1.0) == pytest.approx(1.0)
+        assert prior.mass(value, -1.0, -0.0005) + prior.mass(value, -0.0005, 1.0) == pytest.approx(1.0)
+    assert prior.mass(0, 0.5, 1.0) > 0.6 > 0.3 > prior.mass(1, 0.5, 1.0)
+
+
+def test_places_follow_the_values(llama_like):
+    for style, text in (("signed", "+0.12-1.00"), ("plain", "0.12\n-1.00"), ("legacy", " 0.12,-1.0,")):
+        strings = ActionStringProcessor(2, 1, 2, style)
+        grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
+        ids = {piece: token for token, piece in grammar.text_of.items()}
+        place, seen = Place(), []
+        while text:
+            piece = max((p for p in ids if text.startswith(p)), key=len)
+            place, text = step(grammar, place, ids[piece]), text[len(piece) :]
+            seen.append((place.value, place.prefix))
+        assert seen[-1] == (2, "")
+        assert (1, "-") in seen
+
+
+def test_packing_shows_each_node_its_ancestors_only():
+    """Two pending tokens, then a tree of a, b (siblings) and c below b."""
+    ids, positions, sight = pack([([5, 6, 7, 8, 9], [3, 4, 5, 5, 6], [-1, 0, 1, 1, 3]), ([4], [9], [-1])], 5)
+    assert ids.tolist() == [[5, 6, 7, 8, 9], [4, 0, 0, 0, 0]]
+    assert positions[0].tolist() == [3, 4, 5, 5, 6]
+    assert sight[0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 0, 1, 0],
+        [1, 1, 0, 1, 1],
+    ]
+    assert sight[1].int().tolist() == np.eye(5, dtype=int).tolist()
+
+
+def test_cache_keeps_what_was_accepted_and_grows():
+    cache = TreeCache(3)
+    keys = torch.arange(4.0).view(1, 1, 4, 1)
+    cache.update(keys, -keys, 0)
+    cache.keep(1, torch.tensor([[3, 1]]))
+    assert cache.get_seq_length() == 3
+    kept, values = cache.update(torch.full((1, 1, 2, 1), 9.0), torch.zeros(1, 1, 2, 1), 0)
+    assert kept.flatten().tolist() == [0.0, 3.0, 1.0, 9.0, 9.0]
+    assert values.flatten().tolist() == [0.0, -3.0, -1.0, 0.0, 0.0]
+
+
+def test_decoder_reads_only_the_grammars_rows_of_the_output_layer(tiny_openvla):
+    model, _ = tiny_openvla
+    decoder = TreeDecoder(model, model.action_grammar, nodes=4)
+    tokens = {token for state in model.action_grammar.transitions for token in state}
+    assert decoder.head.shape == (len(tokens), model.lm_head.weight.shape[1])
+    assert len(tokens) < 20
