@@ -19,11 +19,12 @@ DINOv2's attention is written under the names of transformers 4, which 5 reads a
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from .conversion_plan import ConversionError, Piece, depth, refuse, require
 
 
 DINO, SIGLIP, TEXT = "vision_backbone.featurizer", "vision_backbone.fused_featurizer", "language_model.model"
@@ -38,26 +39,6 @@ WITHOUT_EFFECT = re.compile(
     r"vision_backbone\.(fused_)?featurizer\.(norm|fc_norm)\.|vision_backbone\.fused_featurizer\.attn_pool\."
     r"|language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 )
-
-
-class ConversionError(ValueError):
-    """A checkpoint that cannot be converted; says what was found and what was expected."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Where a tensor of the result comes from.
-
-    Attributes:
-        source: the tensor read, or `None` for zeros.
-        part, parts: the share of its rows.
-        change: what is done to it then.
-    """
-
-    source: str | None
-    part: int = 0
-    parts: int = 1
-    change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 
 
 def openvla_config(shapes: dict[str, tuple[int, ...]], timm_ids: list[str], text: dict[str, Any]) -> dict[str, Any]:
@@ -79,9 +60,7 @@ def openvla_config(shapes: dict[str, tuple[int, ...]], timm_ids: list[str], text
     names += [f"{encoder}.{name}" for encoder in (DINO, SIGLIP) for name in ("pos_embed", "patch_embed.proj.weight")]
     names += [f"{TEXT}.embed_tokens.weight", f"{TEXT}.layers.0.mlp.gate_proj.weight"]
     names += [f"{TEXT}.layers.0.self_attn.{name}_proj.weight" for name in ("q", "k")]
-    missing = [name for name in names if name not in shapes]
-    if missing:
-        raise ConversionError(f"got a checkpoint without {', '.join(missing)}, expected OpenVLA's tensors")
+    require(shapes, names, "OpenVLA")
     dino_hidden = shapes[f"{DINO}.blocks.0.mlp.fc1.weight"][0]
     dino_width = shapes[f"{DINO}.pos_embed"][-1]
     return {
@@ -120,7 +99,7 @@ def _encoder_sizes(shapes: dict[str, tuple[int, ...]], encoder: str, timm_id: st
         )
     return {
         "hidden_size": width,
-        "num_hidden_layers": _depth(shapes, f"{encoder}.blocks"),
+        "num_hidden_layers": depth(shapes, f"{encoder}.blocks"),
         "num_attention_heads": heads,
         "image_size": side * patch_size,
         "patch_size": patch_size,
@@ -142,7 +121,7 @@ def _text_config(shapes: dict[str, tuple[int, ...]], text: dict[str, Any]) -> di
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": shapes[f"{TEXT}.layers.0.mlp.gate_proj.weight"][0],
-        "num_hidden_layers": _depth(shapes, f"{TEXT}.layers"),
+        "num_hidden_layers": depth(shapes, f"{TEXT}.layers"),
         "num_attention_heads": heads,
         "num_key_value_heads": keys // (queries // heads),
         "head_dim": queries // heads,
@@ -150,12 +129,6 @@ def _text_config(shapes: dict[str, tuple[int, ...]], text: dict[str, Any]) -> di
         "eos_token_id": text.get("eos_token_id", 2),
         "pad_token_id": text.get("pad_token_id", 32000),
     }
-
-
-def _depth(shapes: Iterable[str], stem: str) -> int:
-    """The number of blocks, from the highest number in a tensor's name; gaps are found as missing tensors."""
-    numbers = re.compile(re.escape(stem) + r"\.(\d+)\.")
-    return 1 + max(int(match[1]) for name in shapes if (match := numbers.match(name)))
 
 
 def plan_openvla(config: Any) -> dict[str, Piece]:
@@ -238,15 +211,8 @@ def check_complete(plan: dict[str, Piece], shapes: Iterable[str], config: Any) -
         f"{DINO}.blocks.{config.dino_config.num_hidden_layers - 1}.",
         f"{SIGLIP}.blocks.{config.siglip_config.num_hidden_layers - 1}.",
     )
-    missing = sorted(needed - present)
-    unexpected = sorted(n for n in present - needed if not WITHOUT_EFFECT.match(n) and not n.startswith(last))
-    if missing or unexpected:
-        raise ConversionError(
-            f"got a checkpoint with {len(missing)} missing and {len(unexpected)} unexpected tensors\n"
-            + "".join(f"  missing:    {name}\n" for name in missing)
-            + "".join(f"  unexpected: {name}\n" for name in unexpected)
-            + "expected OpenVLA's tensors, each once; the download may be incomplete, or the architecture another"
-        )
+    unexpected = [n for n in present - needed if not WITHOUT_EFFECT.match(n) and not n.startswith(last)]
+    refuse(needed - present, unexpected, "OpenVLA")
 
 
 def hub_name(name: str) -> str:

@@ -47,18 +47,25 @@ def add_train(commands: Any) -> None:
 def add_evaluate(commands: Any) -> None:
     """`gen-vla evaluate SUITE MODEL`."""
     command = commands.add_parser("evaluate", help="measure a model")
-    command.add_argument("suite", choices=("drawers", "scene_questions"), help="what to measure")
-    command.add_argument("model", help="a folder, or a name on the Hub or in the cache")
+    command.add_argument("suite", choices=("drawers", "scene_questions", "decoding"), help="what to measure")
+    command.add_argument("model", nargs="?", help="a folder, or a name; decoding builds its own random models")
     command.add_argument("--episodes", type=int, default=50, help="rollouts per task (default: 50)")
     command.add_argument("--questions", type=Path, help="a data set of held-out questions")
     command.add_argument("--output", type=Path, help="write the results there as JSON")
+    decoding = command.add_argument_group("decoding")
+    decoding.add_argument("--sizes", default="mini,100m", help="of mini, 100m, 1b, 7b (default: mini,100m)")
+    decoding.add_argument("--batches", default="1,4,16", help="observations per call (default: 1,4,16)")
+    decoding.add_argument("--nodes", default="8,24,64", help="tree nodes per pass (default: 8,24,64)")
+    decoding.add_argument("--repeats", type=int, default=5, help="timed calls of each way (default: 5)")
+    decoding.add_argument("--bridge", type=Path, help="also count passes on this folder's recorded actions")
+    decoding.add_argument("--bf16", action="store_true", help="in half precision")
     command.set_defaults(run=run_evaluate)
 
 
 def add_convert(commands: Any) -> None:
     """`gen-vla convert SRC DST`."""
     command = commands.add_parser(
-        "convert", help="turn a checkpoint of OpenVLA or Prismatic into a folder of this family"
+        "convert", help="turn a checkpoint of OpenVLA, Prismatic or PaliGemma into a folder of this family"
     )
     command.add_argument("source", help="a folder, a .pt file of a training run, or a name on the Hub")
     command.add_argument("destination", type=Path, help="the folder to write; must not exist yet")
@@ -68,7 +75,14 @@ def add_convert(commands: Any) -> None:
         help="how the model writes actions (default: as it was trained to)",
     )
     command.add_argument("--tokenizer", help="folder or Hub name of the tokenizer, for training runs, which hold none")
-    command.add_argument("--frozen", choices=("siglip", "dino"), help="the encoder further training leaves alone")
+    command.add_argument(
+        "--frozen", choices=("siglip", "dino"), help="OpenVLA: the encoder that further training leaves alone"
+    )
+    command.add_argument(
+        "--dual",
+        action=argparse.BooleanOptionalAction,
+        help="PaliGemma: double the encoder and freeze one copy (default), or leave it as it is",
+    )
     command.add_argument(
         "--center-crop",
         type=float,
@@ -145,6 +159,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from datasets import load_from_disk
     from rich.console import Console
 
+    if options.suite == "decoding":
+        return run_decoding(options)
+    if options.model is None:
+        raise ValueError(f"got no MODEL, expected one for the suite {options.suite}")
     model, processor = load_any(options.model)
     questions = load_from_disk(str(options.questions)) if options.questions else None
     if options.suite == "drawers":
@@ -181,11 +199,42 @@ def run_convert(options: argparse.Namespace) -> int:
         actions=options.actions,
         tokenizer=options.tokenizer,
         frozen=options.frozen,
+        dual=options.dual,
         center_crop_area=options.center_crop,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         max_shard_bytes=int(options.max_shard_gb * 1e9),
     )
     print(f"Converted into {folder}")
+    return 0
+
+
+def run_decoding(options: argparse.Namespace) -> int:
+    """Times decoding and counts its passes."""
+    import torch
+    from rich.console import Console
+
+    from gen_vla.evaluation.decoding_benchmark import passes_table, run_benchmark, timings_table
+
+    def numbers(text: str) -> list[int]:
+        return [int(entry) for entry in text.split(",")]
+
+    results = run_benchmark(
+        [size for size in options.sizes.split(",") if size],
+        numbers(options.batches),
+        numbers(options.nodes),
+        options.repeats,
+        options.bridge,
+        "cuda" if torch.cuda.is_available() else "cpu",
+        torch.bfloat16 if options.bf16 else torch.float32,
+    )
+    console = Console()
+    if "passes_on_bridge" in results:
+        console.print(passes_table(results))
+    if results["timings"]:
+        console.print(timings_table(results))
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
