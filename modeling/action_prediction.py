@@ -123,7 +123,7 @@ class ActionPredictionMixin:
         lead_in_ids = self.config.action_config["lead_in_ids"]
         prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)
         if self._decodes_by_tree(tree_nodes, kwargs):
-            nodes = tree_nodes or default_nodes(prompt.device.type, rows)
+            nodes = tree_nodes or default_nodes(grammar, prompt.device.type, rows)
             histograms = [entry.get("histogram") for entry in statistics]
             token_ids, spreads, passes = self._decode_by_tree(
                 grammar, prompt, mask, pixel_values, kwargs, histograms, previous, nodes
@@ -229,7 +229,12 @@ class ActionPredictionMixin:
         hints = [None] * len(prompt) if previous is None else list(np.asarray(previous))
         if len(hints) != len(prompt):
             raise ValueError(f"got {len(hints)} previous actions for {len(prompt)} observations, expected one each")
-        priors = [ActionPrior(grammar, counts, hint) for counts, hint in zip(histograms, hints, strict=True)]
+        # Without a hint, all rows of a data set expect the same.
+        shared = {id(counts): ActionPrior(grammar, counts) for counts in histograms}
+        priors = [
+            shared[id(counts)] if hint is None else ActionPrior(grammar, counts, hint)
+            for counts, hint in zip(histograms, hints, strict=True)
+        ]
         temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
         rows, passes = TreeDecoder(self, grammar, nodes, temperature).decode(prompt, mask, pixel_values, priors)
         longest = max(len(row.tokens) for row in rows)
@@ -238,8 +243,13 @@ class ActionPredictionMixin:
         return np.array(tokens, dtype=np.int64), [row.spreads for row in rows], passes
 
 
-def default_nodes(device: str, rows: int) -> int:
-    """Tree nodes per pass and row: as many as a pass takes without becoming much slower."""
+def default_nodes(grammar: ActionGrammar | BinGrammar, device: str, rows: int) -> int:
+    """Tree nodes per pass and row: as many as a pass takes without becoming much slower.
+
+    One for bins: among 256 of them a guess is hardly ever right.
+    """
+    if isinstance(grammar, BinGrammar):
+        return 1
     total = 64 if device == "cuda" else 24
     return max(total // rows, 2)
 

@@ -25,8 +25,33 @@ PREVIOUS_SHARE = 0.6  # weight of the previous action's neighbourhood where ther
 NEIGHBOURHOOD = 0.15  # its scale, for a normalised action
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where in an action a token sequence ends.
+
+    Attributes:
+        state: of the token grammar.
+        value: how many values are complete.
+        prefix: the characters of the value that is being written.
+    """
+
+    state: int = 0
+    value: int = 0
+    prefix: str = ""
+
+
+@dataclass
+class TokenTree:
+    """Nodes in an order in which every parent comes before its children. Parent -1 is the end of what is known."""
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)  # (parent, token) -> node
+
+
 class ActionPrior:
-    """What is expected of the next action of one row.
+    """What is expected of the next action. Rows that expect the same may share one: it remembers the trees it grew.
 
     Args:
         grammar: the action format.
@@ -42,6 +67,7 @@ class ActionPrior:
     ):
         codec = grammar.strings
         self.grammar = grammar
+        self.trees: dict[tuple[Place, int], TokenTree] = {}
         self.dims, self.values = codec.action_dim, codec.action_dim * codec.horizon
         density = _density(self.dims, histograms)
         rows = np.broadcast_to(density, (codec.horizon, *density.shape)).reshape(self.values, -1)
@@ -88,31 +114,6 @@ def _neighbourhood(previous: np.ndarray) -> np.ndarray:
     return peak / peak.sum(axis=1, keepdims=True)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in an action a token sequence ends.
-
-    Attributes:
-        state: of the token grammar.
-        value: how many values are complete.
-        prefix: the characters of the value that is being written.
-    """
-
-    state: int = 0
-    value: int = 0
-    prefix: str = ""
-
-
-@dataclass
-class TokenTree:
-    """Nodes in an order in which every parent comes before its children. Parent -1 is the end of what is known."""
-
-    tokens: list[int] = field(default_factory=list)
-    parents: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    children: dict[tuple[int, int], int] = field(default_factory=dict)  # (parent, token) -> node
-
-
 def step(grammar: Any, place: Place, token: int) -> Place:
     """The place after one more token."""
     state = grammar.transitions[place.state][token]
@@ -136,7 +137,10 @@ def grow_tree(grammar: Any, prior: ActionPrior, start: Place, nodes: int) -> Tok
     A continuation is at most as probable as its beginning, so taking the best one at a time gives the tree from which
     the most tokens are expected to be read, of all trees of this size.
     """
-    tree = TokenTree()
+    known = prior.trees.get((start, nodes))
+    if known is not None:
+        return known
+    tree = prior.trees[start, nodes] = TokenTree()
     heap = [
         (-token_chance, index, -1, token, start) for index, (token, token_chance) in _options(grammar, prior, start)
     ]

@@ -6,7 +6,8 @@ Decides: the two formulas, the statistics computed over a data set, and what hap
 A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics.json` beside a checkpoint):
 
     {"bridge_orig": {"action": {"mean": [D], "std": [D], "min": [D], "max": [D], "q01": [D], "q99": [D],
-                                "mask": [D] (optional; False = the dimension is left as it is, a gripper 0..1)},
+                                "mask": [D] (optional; False = the dimension is left as it is, a gripper 0..1),
+                                "histogram": [D][40] (ours, optional; counts of normalised values)},
                      "proprio": {...} (optional), "num_transitions": int, "num_trajectories": int}}
 
 This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 
+HISTOGRAM_BINS = 40
 EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
 
@@ -72,6 +74,13 @@ def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     return np.where(mask, np.where(constant, 0.0, scaled), actions).astype(np.float32)
 
 
+def histogram(actions: Any, statistics: dict[str, Any]) -> list[list[int]]:
+    """Counts [D][HISTOGRAM_BINS] of the normalised values of float [N, D] over [-1, 1]: what decoding expects."""
+    normalized = normalize_actions(actions, statistics)
+    edges = np.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1)
+    return [np.histogram(column, edges)[0].tolist() for column in normalized.T]
+
+
 def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     """How many values of each dimension `normalize_actions` clips: int64 [D] for actions float [..., D]."""
     actions = np.asarray(actions, dtype=np.float64)
@@ -118,8 +127,10 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
         "q01": low,
         "q99": high,
     }
+    action = {**{name: column.tolist() for name, column in columns.items()}, "mask": chosen}
+    action["histogram"] = histogram(actions, action)
     return {
-        "action": {**{name: column.tolist() for name, column in columns.items()}, "mask": chosen},
+        "action": action,
         "num_transitions": len(actions),
         "num_trajectories": int(num_trajectories),
     }
