@@ -282,7 +282,8 @@ def save_architecture(folder: Path, converted: Converted, dtype: torch.dtype) ->
     with torch.device("meta"):
         model = converted.model_class(config)
     config.architectures = [converted.model_class.__name__]
-    config.dtype = str(dtype).removeprefix("torch.")
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = str(dtype).removeprefix("torch.")
     custom_object_save(model, str(folder), config=config)
     config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
