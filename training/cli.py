@@ -119,7 +119,7 @@ def add_predict(commands: Any) -> None:
 def add_demo(commands: Any) -> None:
     """`gen-vla demo`."""
     command = commands.add_parser("demo", help="the whole path at toy size: record, train, publish, load, roll out")
-    command.add_argument("--output", default="demo_output", help="where everything goes (default: demo_output)")
+    command.add_argument("--output", help="where everything goes (default: demo_output, demo_output_quick if quick)")
     command.add_argument("--episodes", type=int, default=50, help="rollouts per task (default: 50)")
     command.add_argument("--quick", action="store_true", help="every part in a few minutes; the policy learns nothing")
     command.set_defaults(run=run_demo_command)
@@ -270,7 +270,8 @@ def run_demo_command(options: argparse.Namespace) -> int:
     """Runs the demo."""
     from gen_vla.training.demo import run_demo
 
-    run_demo(options.output, episodes=options.episodes, quick=options.quick)
+    output = options.output or ("demo_output_quick" if options.quick else "demo_output")
+    run_demo(output, episodes=options.episodes, quick=options.quick)
     return 0
 
 

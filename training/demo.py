@@ -32,7 +32,11 @@ EXPECTED_SAMPLES_PER_SECOND = 150  # below this, the demo takes longer than its 
 # What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
 QUICK = {
     "mini_vlm": {"data.vision_language.0.record.count": 200, "training.steps": 20},
-    "mini_openvla_plus": {"data.robot.0.record.episodes_per_task": 4, "training.steps": 20},
+    "mini_openvla_plus": {
+        "data.robot.0.record.episodes_per_task": 4,
+        "data.vision_language.0.record.count": 200,
+        "training.steps": 20,
+    },
 }
 QUICK_EPISODES = 2
 
@@ -108,6 +112,7 @@ def record(recipes: list[Recipe], output: Path, questions: int) -> None:
 def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
     """One recipe in as many processes as there are cores, two at most: at this size more only wait for each other."""
     if (output / recipe.name / "training_log.json").is_file():
+        check_same_recipe(recipe, output / recipe.name)
         print(f"  {recipe.name} is trained already; delete {output / recipe.name} to train it again")
         return
     processes = min(os.cpu_count() or 1, 2)
@@ -121,6 +126,18 @@ def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
     slow = rate < EXPECTED_SAMPLES_PER_SECOND
     remark = f", below the {EXPECTED_SAMPLES_PER_SECOND} this demo is sized for: it takes longer here" if slow else ""
     print(f"  {rate:.0f} samples per second{remark}")
+
+
+def check_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raises `ValueError` if the model in the folder is of other settings than those asked for."""
+    import yaml
+
+    from gen_vla.training.recipe import as_settings
+
+    if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
+        raise ValueError(
+            f"got {folder} trained with other settings, expected those of {recipe.name}; delete it or use another output"
+        )
 
 
 def publish(output: Path, results: dict[str, Any] | None) -> Path:

@@ -64,7 +64,7 @@ def publish_to_folder(
     model, processor = load_model(checkpoint), load_processor(checkpoint)
     with tempfile.TemporaryDirectory(prefix="gen-vla-publish-") as temporary:
         draft = Path(temporary) / repo_id.rpartition("/")[2].replace(".", "-")
-        model.save_pretrained(draft, save_original_format=False)
+        model.save_pretrained(draft)
         processor.save_pretrained(draft)
         for name in RECORDS:
             if (checkpoint / name).is_file():

@@ -53,6 +53,7 @@ from gen_vla.training.tokenizer import train_tokenizer
 
 
 FREE_TO_CHANGE = ("description", "training.save_steps", "training.logging_steps")  # in a resumed run
+RECORDING_SETTINGS = "recording_settings.json"  # what a recorded data set was asked for, beside it
 
 
 def run_recipe(
@@ -131,21 +132,35 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def record_missing_data(recipe: Recipe, work_dir: Path) -> None:
-    """Records the data sets that are missing and that the recipe says how to record (main process only)."""
+    """Records the data sets that are missing and that the recipe says how to record (main process only).
+
+    Raises:
+        ValueError: if a data set is there that was recorded with other settings.
+    """
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         return
-    for source in recipe.data.robot:
-        if source.record and not (work_dir / source.path).exists():
-            from gen_vla.training.metaworld_recording import record_demonstrations
+    for source in [*recipe.data.robot, *recipe.data.vision_language]:
+        if source.record is None:
+            continue
+        folder = work_dir / source.path
+        settings = {**dataclasses.asdict(source.record), "image_size": recipe.data.image_size}
+        if folder.exists():
+            check_recording(folder, settings)
+            continue
+        from gen_vla.training import metaworld_recording as recording
 
-            settings = dataclasses.asdict(source.record)
-            record_demonstrations(work_dir / source.path, image_size=recipe.data.image_size, **settings)
-    for source in recipe.data.vision_language:
-        if source.record and not (work_dir / source.path).exists():
-            from gen_vla.training.metaworld_recording import record_questions
+        robot = isinstance(source, RobotSource)
+        (recording.record_demonstrations if robot else recording.record_questions)(folder, **settings)
+        write_json(folder / RECORDING_SETTINGS, settings)
 
-            settings = dataclasses.asdict(source.record)
-            record_questions(work_dir / source.path, image_size=recipe.data.image_size, **settings)
+
+def check_recording(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises `ValueError` if a folder says that it was recorded with other settings."""
+    path = folder / RECORDING_SETTINGS
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        raise ValueError(
+            f"got {folder} recorded with {found}, expected {settings}; delete the folder or use another work folder"
+        )
 
 
 def build_model(recipe: Recipe, work_dir: Path) -> tuple[OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor]:
