@@ -136,7 +136,8 @@ def check_same_recipe(recipe: Recipe, folder: Path) -> None:
 
     if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
         raise ValueError(
-            f"got {folder} trained with other settings, expected those of {recipe.name}; delete it or use another output"
+            f"got {folder} trained with other settings, expected those of {recipe.name}; delete it, or choose another "
+            "output"
         )
 
 

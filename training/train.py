@@ -47,7 +47,7 @@ from gen_vla.training.mixture import (
     load_columns,
     robot_statistics,
 )
-from gen_vla.training.recipe import ActionRecipe, Recipe, as_settings
+from gen_vla.training.recipe import ActionRecipe, Recipe, RobotSource, as_settings
 from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights
 from gen_vla.training.tokenizer import train_tokenizer
 
