@@ -1,6 +1,7 @@
 # make demo   installs, then records, trains, publishes, loads by name and rolls out a small OpenVLA+ (CPU, ~15 minutes)
 # make test   installs, checks style and types, runs the tests
-# Both make their own .venv; PYTHON chooses the interpreter it is made from, DEMO_OPTIONS and PYTEST_OPTIONS pass options on.
+# make test-transformers4   writes small repositories with transformers 5 and reads them with 4.57, in .venv-transformers4
+# All make their own .venv; PYTHON chooses the interpreter it is made from, DEMO_OPTIONS and PYTEST_OPTIONS pass options on.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,13 +12,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format clean system-packages
+.PHONY: demo test test-transformers4 lint format clean system-packages
 
 demo: $(VENV)/installed-sim system-packages
 	$(BIN)/gen-vla demo $(DEMO_OPTIONS)
 
 test: lint system-packages
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/test_transformers4.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -43,6 +47,13 @@ $(VENV)/installed-sim: $(VENV)/bin/python setup.cfg constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed-sim
 	$(PIP) --editable ".[sim,dev]"
+	@touch $@
+
+PIP4 := $(VENV)-transformers4/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-transformers4.txt
+$(VENV)-transformers4/installed: constraints-transformers4.txt
+	$(PYTHON) -m venv $(VENV)-transformers4
+	$(PIP4) $(TORCH)
+	$(PIP4) transformers huggingface_hub tokenizers safetensors accelerate numpy pillow
 	@touch $@
 
 # The simulator draws through EGL; Mesa's software renderer is enough.

@@ -85,6 +85,16 @@ class ImageLanguageHeadMixin:
     lm_head: Any
     loss_function: Any
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, with tensors under names that both of its generations read.
+
+        transformers 5 has names of its own for DINOv2's attention, reads those of 4 as well, and writes whichever it
+        has read. Without a memory of what it has read it writes those of 4.
+        """
+        if getattr(self, "hf_quantizer", None) is None:
+            self._weight_conversions = None
+        super().save_pretrained(*args, **kwargs)  # pyright: ignore
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

@@ -7,6 +7,7 @@ loads them by the auto classes and has to come to the same numbers.
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_models import picture, tiny_model, tiny_processor
+from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from transformers import AutoTokenizer
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq
 from gen_vla.processors import ActionStringProcessor
@@ -27,8 +29,10 @@ SHIPPED = {
     "action_bins.py",
     "action_grammar.py",
     "action_prediction.py",
+    "action_prior.py",
     "action_statistics.py",
     "action_strings.py",
+    "action_uncertainty.py",
     "configuration_openvla_plus.py",
     "dual_vision_tower.py",
     "image_language_model.py",
@@ -36,6 +40,7 @@ SHIPPED = {
     "modeling_openvla_plus.py",
     "nested_configuration.py",
     "processing_openvla_plus.py",
+    "tree_decoding.py",
 }
 ALLOWED = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)
 INSTRUCTIONS = ["open the drawer", "go"]
@@ -113,6 +118,29 @@ def test_shipped_files_import_only_what_every_user_has(folder: str) -> None:
                 assert node.level == 1, f"{path} imports from above its folder"
                 assert node.module, f"{path}: `from . import x` is not copied to the Hub"
                 assert (path.parent / f"{node.module}.py").is_file(), f"{path} imports .{node.module}"
+
+
+IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+ENTRANCES = ("configuration_*.py", "modeling_*.py", "processing_*.py", "image_processing_*.py")
+
+
+def entrances() -> list[Path]:
+    """The files of a repository that transformers opens by name."""
+    folders = [ROOT / "modeling", ROOT / "processors"]
+    return sorted(path for folder in folders for name in ENTRANCES for path in folder.glob(name))
+
+
+@pytest.mark.parametrize("entrance", entrances(), ids=lambda path: path.stem)
+def test_an_entrance_names_everything_it_needs(entrance: Path) -> None:
+    """transformers 4 copies from a local folder what the file it enters by imports, and nothing those import."""
+    direct = set(IMPORT.findall(entrance.read_text()))
+    needed, open_names = set(direct), set(direct)
+    while open_names:
+        found = set(IMPORT.findall((entrance.parent / f"{open_names.pop()}.py").read_text()))
+        open_names |= found - needed
+        needed |= found
+    needed -= {entrance.stem}
+    assert needed == direct, f"add imports of {sorted(needed - direct)} to {entrance.name}"
 
 
 def test_links_of_modeling_are_the_files_of_processors() -> None:
@@ -217,3 +245,67 @@ def test_the_saved_configs_say_how_to_act(repository: tuple[Path, Any, Any]) -> 
     assert config["norm_stats"] == model.config.norm_stats
     assert "image_token_id" not in saved
     assert str(folder) not in (folder / "config.json").read_text()
+
+
+def test_pi0_plus_loads_in_a_fresh_interpreter_too(gemma_like: Any, tmp_path: Path) -> None:
+    strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
+    model, processor = tiny_pi0_model(gemma_like, strings), tiny_pi0_processor(gemma_like, strings)
+    folder = tmp_path / "repo"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    renamed = {name.replace("openvla", "pi0") if name[:4] in ("mode", "conf") else name for name in SHIPPED}
+    assert {path.name for path in folder.glob("*.py")} == renamed | {"processing_pi0_plus.py"}
+    pictures = [picture(), picture(1)]
+    images = np.stack([np.asarray(image) for image in pictures])
+    np.savez(tmp_path / "inputs.npz", images=images, instructions=INSTRUCTIONS, question=QUESTION)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    reader = Path(__file__).with_name("repository_reader.py")  # in which gen_vla cannot be imported
+    finished = subprocess.run(
+        [sys.executable, "-P", str(reader), str(tmp_path / "inputs.npz"), str(tmp_path), str(folder)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    fresh = np.load(tmp_path / "0.npz")
+    inputs = processor.action_inputs(pictures, INSTRUCTIONS)
+    with torch.no_grad():
+        np.testing.assert_array_equal(fresh["logits AutoModel"], model(**inputs).logits.numpy())
+    prediction = model.predict_actions(**inputs)
+    assert fresh["texts"].tolist() == prediction.text
+    np.testing.assert_array_equal(fresh["actions"], prediction.actions)
+    answer = model.generate(**processor.question_inputs(pictures[0], QUESTION), do_sample=False, max_new_tokens=8)
+    assert fresh["answer None"].tolist() == fresh["answer static"].tolist() == answer.tolist()
+
+
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
+def test_saved_tokenizers_are_for_both_generations(
+    family: str, llama_like: Any, gemma_like: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = tiny_pi0_processor(gemma_like) if family == "pi0_plus" else tiny_processor(llama_like)
+    pushed: list[Any] = []
+    monkeypatch.setattr(type(processor), "push_to_hub", lambda self, repo_id, **options: pushed.append(repo_id))
+    processor.save_pretrained(tmp_path, push_to_hub=True, repo_id="gen-vla/tiny")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["additional_special_tokens"] == ["<image>"]
+    assert not {"backend", "extra_special_tokens"} & set(settings)
+    assert pushed == ["gen-vla/tiny"]
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    ids = processor.tokenizer.encode("<image>two</s>")
+    assert again.encode("<image>two</s>") == ids
+    assert again.decode(ids, skip_special_tokens=True) == "two"
+    assert again.padding_side == "left"
+
+
+def test_tensors_are_saved_under_names_of_both_generations(repository: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    folder, model, _ = repository
+    model.save_pretrained(tmp_path / "five", save_original_format=False)  # names that only transformers 5 knows
+    OpenVLAPlusForVision2Seq.from_pretrained(tmp_path / "five").save_pretrained(tmp_path / "again")
+    names = []
+    for place in (folder, tmp_path / "five", tmp_path / "again"):
+        with safe_open(place / "model.safetensors", "pt") as file:
+            names.append(set(file.keys()))
+    assert names[0] == names[2] != names[1]
