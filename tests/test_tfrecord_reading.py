@@ -52,7 +52,7 @@ def test_records_are_read_in_order(tmp_path):
 def test_a_file_cut_off_in_a_record_names_the_place(tmp_path, cut):
     path = tmp_path / "cut.tfrecord"
     path.write_bytes(record(b"first") + record(b"second")[:cut])
-    with pytest.raises(TFRecordError, match="byte 21.*cut off"):
+    with pytest.raises(TFRecordError, match=r"byte 21.*cut off"):
         list(read_records(path))
 
 
