@@ -17,8 +17,6 @@ from .modeling_pi0_plus import widen_paligemma_tensor
 
 
 TEXT, VISION = "model.language_model", "model.vision_tower.siglip"
-# The defaults of transformers, on which PaliGemma's config.json relies.
-TEXT_HEADS, VISION_HEADS = 8, 16
 TEXT_KEPT = ("rms_norm_eps", "rope_theta", "max_position_embeddings", "hidden_act", "hidden_activation")
 VISION_KEPT = ("layer_norm_eps", "hidden_act")
 
@@ -67,10 +65,19 @@ def paligemma_config(
     }
 
 
+def attention_heads(settings: dict[str, Any], owner: str) -> int:
+    """The number of heads; the published configurations name it, and no default would be safe."""
+    if "num_attention_heads" not in settings:
+        raise ConversionError(
+            f"got a {owner} without num_attention_heads, expected it in config.json, since no tensor tells it"
+        )
+    return settings["num_attention_heads"]
+
+
 def _vision_config(sizes: dict[str, tuple[int, ...]], vision: dict[str, Any]) -> dict[str, Any]:
     patches, width = sizes[f"{VISION}.embeddings.position_embedding.weight"]
     patch_size = sizes[f"{VISION}.embeddings.patch_embedding.weight"][-1]
-    heads, side = vision.get("num_attention_heads", VISION_HEADS), math.isqrt(patches)
+    heads, side = attention_heads(vision, "vision_config"), math.isqrt(patches)
     if side * side != patches or width % heads:
         raise ConversionError(
             f"got {patches} patches of width {width}, expected a square and a multiple of {heads} heads"
@@ -91,7 +98,7 @@ def _vision_config(sizes: dict[str, tuple[int, ...]], vision: dict[str, Any]) ->
 def _text_config(sizes: dict[str, tuple[int, ...]], text: dict[str, Any]) -> dict[str, Any]:
     vocab_size, hidden_size = sizes[f"{TEXT}.embed_tokens.weight"]
     queries, keys = (sizes[f"{TEXT}.layers.0.self_attn.{name}_proj.weight"][0] for name in ("q", "k"))
-    heads = text.get("num_attention_heads", TEXT_HEADS)
+    heads = attention_heads(text, "text_config")
     if queries % heads or keys % (queries // heads):
         raise ConversionError(f"got {queries} query and {keys} key rows, expected whole heads of {heads}")
     return {

@@ -1,6 +1,7 @@
 """`gen-vla convert` for OpenVLA: every layout, everything that can be wrong with one, and what a conversion leaves."""
 
 import json
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from foreign_checkpoints import (
     AUTHORS_TOKENS,
+    PARITY,
     parity_tensors,
     run_state,
     wide_tokenizer,
@@ -21,8 +23,9 @@ from safetensors import safe_open
 from tiny_models import picture
 from transformers import AutoModel, AutoProcessor
 
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
-from gen_vla.modeling.convert_openvla_weights import hub_name, openvla_config
+from gen_vla.modeling.convert_openvla_weights import check_complete, hub_name, openvla_config, plan_openvla
 from gen_vla.processors import ActionBins
 from gen_vla.training import converting
 from gen_vla.training.cli import main
@@ -62,6 +65,36 @@ def test_sizes_come_from_the_tensors(tensors: dict[str, torch.Tensor]) -> None:
     assert (dino["num_attention_heads"], siglip["num_attention_heads"]) == (16, 16)  # of the timm ids
     assert (text["num_attention_heads"], text["num_key_value_heads"], text["head_dim"]) == (32, 32, 2)
     assert text["rms_norm_eps"] == 1e-6
+
+
+def full_size_shapes() -> dict[str, tuple[int, ...]]:
+    """The shapes of openvla/openvla-7b's tensors, from the tiny model's names and the published widths."""
+    tiny = json.loads((PARITY / "shapes.json").read_text(encoding="utf-8"))
+    widths = {
+        DINO: ({32: 1024, 96: 3072, 128: 4096}, "blocks", 24),
+        SIGLIP: ({48: 1152, 96: 2304, 144: 3456, 179: 4304}, "blocks", 27),
+        "language_model": ({64: 4096, 96: 11008}, "layers", 32),
+        "projector": ({80: 2176, 320: 8704, 64: 4096}, "-", 0),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in tiny.items():
+        grown, blocks, depth = next(sizes for part, sizes in widths.items() if name.startswith(f"{part}."))
+        first = f".{blocks}.0."
+        names = [name.replace(first, f".{blocks}.{block}.") for block in range(depth)] if first in name else [name]
+        if f".{blocks}." not in name or first in name:
+            shapes |= dict.fromkeys(names, tuple(grown.get(size, size) for size in shape))
+    return shapes
+
+
+def test_the_full_size_is_the_default_configuration() -> None:
+    shapes = full_size_shapes()
+    assert sum(math.prod(shape) for shape in shapes.values()) == 7_541_237_184  # as published
+    config = OpenVLAPlusConfig(**openvla_config(shapes, IDS, {"pad_token_id": 32000}))
+    plan = plan_openvla(config)
+    check_complete(plan, shapes, config)
+    ours = converting.model_shapes(OpenVLAPlusForVision2Seq, OpenVLAPlusConfig())
+    assert converting.model_shapes(OpenVLAPlusForVision2Seq, config) == ours
+    assert plan.keys() == ours.keys()
 
 
 def test_an_unknown_encoder_has_an_unknown_number_of_heads(tensors: dict[str, torch.Tensor]) -> None:
