@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.latency import describe_machine
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_prior import ActionPrior, grow_tree
+from gen_vla.modeling.action_statistics import histogram, normalize_actions
+from gen_vla.modeling.action_strings import ActionStringProcessor
 from gen_vla.modeling.tree_decoding import Row
-from gen_vla.processors import ActionGrammar, ActionStringProcessor, normalize_actions
-from gen_vla.processors.action_statistics import histogram
 
 
 # OpenVLA's quantiles of Bridge, as its checkpoint holds them.

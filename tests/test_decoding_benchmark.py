@@ -7,8 +7,9 @@ from rich.console import Console
 
 from gen_vla.evaluation import decoding_benchmark as benchmark
 from gen_vla.evaluation.decoding_benchmark import passes_for, passes_table, replay_passes, run_benchmark, timings_table
+from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_prior import ActionPrior
-from gen_vla.processors import ActionGrammar, ActionStringProcessor
+from gen_vla.modeling.action_strings import ActionStringProcessor
 
 
 PIECES = {character: number for number, character in enumerate("0123456789+-.", start=3)}

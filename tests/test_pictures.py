@@ -33,7 +33,7 @@ def test_prediction_picture_changes_with_the_action(tmp_path):
     def prediction(x: float) -> ActionPrediction:
         actions = np.array([[[x, 0, 0, 0, 0, 0, 1]]], np.float32)
         text = "+0.5000" * 7
-        return ActionPrediction(actions, actions, [text], np.zeros((1, 49)), np.full((1, 49), 0.5), 49)
+        return ActionPrediction(actions, actions, [text], np.zeros((1, 49)), np.full((1, 49), 0.5), actions, 49)
 
     scene = Image.new("RGB", (32, 32), (0, 255, 0))
     first = pixels(draw_prediction(scene, "close the drawer", prediction(0.5), tmp_path / "a.png", note="a note"))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
 
+from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_prior import ActionPrior, Place, grow_tree, step
 from gen_vla.modeling.tree_decoding import TreeCache, TreeDecoder, pack
-from gen_vla.processors import ActionBins, ActionGrammar, ActionStringProcessor, make_action_config
+from gen_vla.processors import ActionBins, ActionStringProcessor, make_action_config
 
 
 INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
