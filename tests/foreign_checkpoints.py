@@ -48,6 +48,29 @@ def parity_tensors() -> dict[str, torch.Tensor]:
     return {name: parity_weight(name, tuple(shape)) for name, shape in shapes.items()}
 
 
+def full_size_shapes(layers: int = 32) -> dict[str, tuple[int, ...]]:
+    """The shapes of openvla/openvla-7b's tensors, from the tiny model's names and the published widths.
+
+    Args:
+        layers: of the language model; 32 as published.
+    """
+    tiny = json.loads((PARITY / "shapes.json").read_text(encoding="utf-8"))
+    widths = {
+        "vision_backbone.featurizer": ({32: 1024, 96: 3072, 128: 4096}, "blocks", 24),
+        "vision_backbone.fused_featurizer": ({48: 1152, 96: 2304, 144: 3456, 179: 4304}, "blocks", 27),
+        "language_model": ({64: 4096, 96: 11008}, "layers", layers),
+        "projector": ({80: 2176, 320: 8704, 64: 4096}, "-", 0),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in tiny.items():
+        grown, blocks, depth = next(sizes for part, sizes in widths.items() if name.startswith(f"{part}."))
+        first = f".{blocks}.0."
+        names = [name.replace(first, f".{blocks}.{block}.") for block in range(depth)] if first in name else [name]
+        if f".{blocks}." not in name or first in name:
+            shapes |= dict.fromkeys(names, tuple(grown.get(size, size) for size in shape))
+    return shapes
+
+
 def expected() -> dict[str, np.ndarray]:
     """What the original code made of the fixtures' pictures and prompts."""
     with np.load(PARITY / "expected.npz") as kept:

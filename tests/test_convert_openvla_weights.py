@@ -11,7 +11,7 @@ import pytest
 import torch
 from foreign_checkpoints import (
     AUTHORS_TOKENS,
-    PARITY,
+    full_size_shapes,
     parity_tensors,
     run_state,
     wide_tokenizer,
@@ -65,25 +65,6 @@ def test_sizes_come_from_the_tensors(tensors: dict[str, torch.Tensor]) -> None:
     assert (dino["num_attention_heads"], siglip["num_attention_heads"]) == (16, 16)  # of the timm ids
     assert (text["num_attention_heads"], text["num_key_value_heads"], text["head_dim"]) == (32, 32, 2)
     assert text["rms_norm_eps"] == 1e-6
-
-
-def full_size_shapes() -> dict[str, tuple[int, ...]]:
-    """The shapes of openvla/openvla-7b's tensors, from the tiny model's names and the published widths."""
-    tiny = json.loads((PARITY / "shapes.json").read_text(encoding="utf-8"))
-    widths = {
-        DINO: ({32: 1024, 96: 3072, 128: 4096}, "blocks", 24),
-        SIGLIP: ({48: 1152, 96: 2304, 144: 3456, 179: 4304}, "blocks", 27),
-        "language_model": ({64: 4096, 96: 11008}, "layers", 32),
-        "projector": ({80: 2176, 320: 8704, 64: 4096}, "-", 0),
-    }
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in tiny.items():
-        grown, blocks, depth = next(sizes for part, sizes in widths.items() if name.startswith(f"{part}."))
-        first = f".{blocks}.0."
-        names = [name.replace(first, f".{blocks}.{block}.") for block in range(depth)] if first in name else [name]
-        if f".{blocks}." not in name or first in name:
-            shapes |= dict.fromkeys(names, tuple(grown.get(size, size) for size in shape))
-    return shapes
 
 
 def test_the_full_size_is_the_default_configuration() -> None:

@@ -57,7 +57,7 @@ def stock() -> Any:
             "vision_use_head": False,
         },
         text_config={"model_type": "gemma", **TEXT, "num_attention_heads": 8, "vocab_size": size, "pad_token_id": 0},
-        image_token_index=gemma_tokenizer().token_to_id("<image>"),
+        image_token_index=gemma_tokenizer().token_to_id("<image>") or 0,
         projection_dim=64,
         hidden_size=64,
     )

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign_checkpoints import PARITY, expected, parity_tensors, wide_tokenizer, write_hub_folder, write_run_folder
+from foreign_checkpoints import (
+    PARITY,
+    expected,
+    parity_tensors,
+    run_state,
+    wide_tokenizer,
+    write_hub_folder,
+    write_run_folder,
+)
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoModel, AutoProcessor
@@ -159,10 +167,10 @@ def test_a_script_written_for_openvla(
         np.testing.assert_array_equal(again, action)
 
 
-def test_a_training_run_differs_by_its_constants_only(
+def test_a_training_run(
     original: dict[str, np.ndarray], tensors: dict[str, torch.Tensor], model: Any, processor: Any, tmp_path: Path
 ) -> None:
-    """Same weights from a `.pt`: same logits once eps and pixels are those of the Hub layout."""
+    """The classes of a run have other constants and another eps than the Hub layout, and the same weights."""
     wide_tokenizer().save(str(tmp_path / "tokenizer.json"))
     run = write_run_folder(tmp_path / "run", tensors)
     convert(run, tmp_path / "converted", tokenizer=tmp_path, progress=False)
@@ -171,5 +179,30 @@ def test_a_training_run_differs_by_its_constants_only(
     assert model.config.text_config.rms_norm_eps == 1e-6
     for (name, ours), (_, theirs) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
         assert torch.equal(ours, theirs), name
-    pixels = AutoProcessor.from_pretrained(tmp_path / "converted", trust_remote_code=True).image_processor
-    assert pixels.means == [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]]
+    inputs = inputs_of(original, AutoProcessor.from_pretrained(tmp_path / "converted", trust_remote_code=True), 0)
+    pixels = inputs["pixel_values"][0, :, PIXELS, PIXELS]
+    np.testing.assert_allclose(pixels, original["run_pixels"], rtol=0, atol=1e-6)
+    assert np.abs(pixels.numpy() - original["pixels_0"]).max() > 1e-3  # the Hub layout's constants are rounded
+    with torch.no_grad():
+        logits = other(**inputs).logits[0, :, COLUMNS]
+    np.testing.assert_allclose(logits, original["run_logits"], rtol=0, atol=1e-4)
+
+
+def test_names_of_a_run_are_the_originals(tensors: dict[str, torch.Tensor]) -> None:
+    """What `write_run_folder` writes for the tests is what the original's classes save."""
+    names = json.loads((PARITY / "run_shapes.json").read_text(encoding="utf-8"))
+    assert {section: set(state) for section, state in run_state(tensors).items()} == {
+        section: set(shapes) for section, shapes in names.items()
+    }
+
+
+def test_the_script_in_the_documentation(original: dict[str, np.ndarray], converted: Path) -> None:
+    """The lines a user has after the change, on this machine's CPU."""
+    page = (PARITY.parents[2] / "docs" / "coming_from_openvla.md").read_text(encoding="utf-8")
+    block = page.split("```diff\n")[1].split("```")[0]
+    assert sum(line.startswith("-") for line in block.splitlines()) == 2
+    script = "\n".join(line[1:] for line in block.splitlines() if not line.startswith("-"))
+    script = script.replace("cuda:0", "cpu").replace("openvla-7b-converted", str(converted))
+    scope = {"torch": torch, "image": Image.fromarray(original["image_0"])}
+    exec(script.replace("bfloat16", "float32"), scope)
+    assert scope["action"].shape == (7,)  # type: ignore[attr-defined]
