@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_models import picture, tiny_model, tiny_processor, tiny_statistics
+from tiny_runs import tiny_settings, write_questions, write_robot_data
 from transformers import AutoModel, AutoProcessor
 
 from gen_vla.processors import (
@@ -20,9 +22,10 @@ from gen_vla.processors import (
 )
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.mixture import ROBOT
-from gen_vla.training.recipe import ActionRecipe, RecipeError
+from gen_vla.training.publishing import publish_to_folder
+from gen_vla.training.recipe import ActionRecipe, RecipeError, load_recipe
 from gen_vla.training.token_weights import BinTokenWeights
-from gen_vla.training.train import make_recipe_action_config
+from gen_vla.training.train import make_recipe_action_config, run_recipe
 
 
 def test_text_and_values_of_exact_numbers() -> None:
@@ -221,3 +224,14 @@ def test_recipes_choose_the_representation(trained: Any, llama2: Any) -> None:
     assert make_recipe_action_config(ActionRecipe(), llama2)["representation"] == "string"
     with pytest.raises(RecipeError, match="a bin has no decimals"):
         ActionRecipe(representation="bins", label_decimals=2)
+
+
+def test_a_recipe_with_bins_trains_and_publishes(tmp_path: Any) -> None:
+    write_robot_data(tmp_path / "robot")
+    write_questions(tmp_path / "questions")
+    settings = tiny_settings(training__steps=2)
+    settings["actions"] = {"representation": "bins", "bin_tokens": "bytes", "action_dim": 3}
+    (tmp_path / "bins.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    folder = run_recipe(load_recipe(tmp_path / "bins.yaml"), tmp_path, progress=False)
+    published = publish_to_folder(folder, "gen-vla/tiny-bins", tmp_path / "published")
+    assert "| actions (S) | bins, 3 dimensions" in (published / "README.md").read_text(encoding="utf-8")
