@@ -25,10 +25,10 @@ from gen_vla.evaluation.metaworld_rollouts import (
     blind_expert_policy,
     evaluate_policy,
     random_policy,
-    record_video,
     swapped_instruction,
     zero_policy,
 )
+from gen_vla.evaluation.metaworld_videos import record_video
 from gen_vla.evaluation.scene_questions import QuestionReport, evaluate_questions
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 try:
     from gen_vla.evaluation import metaworld_rollouts as rollouts
+    from gen_vla.evaluation import metaworld_videos as videos
     from gen_vla.evaluation.metaworld_drawers import EVALUATION_SEEDS, DrawerEnv
 
     DrawerEnv("drawer-open", image_size=64).render()
@@ -156,21 +157,21 @@ def test_a_report_is_json_and_a_table(tmp_path):
 
 def test_a_video_shows_every_step_and_the_end(tmp_path):
     av = pytest.importorskip("av")
-    episode = rollouts.record_video(rollouts.expert_policy, "drawer-close", SEEDS[0], tmp_path / "clip", size=64)
+    episode = videos.record_video(rollouts.expert_policy, "drawer-close", SEEDS[0], tmp_path / "clip", size=64)
     assert episode.success
     with av.open(str(tmp_path / "clip.mp4")) as clip:
         frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)]
-    assert len(frames) == episode.steps + rollouts.LAST_FRAME_REPEATS
-    assert frames[0].shape == (64 + rollouts.PANEL_HEIGHT, 64, 3)
+    assert len(frames) == episode.steps + videos.LAST_FRAME_REPEATS
+    assert frames[0].shape == (64 + videos.PANEL_HEIGHT, 64, 3)
     with Image.open(tmp_path / "clip.gif") as gif:
         assert getattr(gif, "n_frames", 1) >= episode.steps
     with pytest.raises(ValueError, match="got seed 0"):
-        rollouts.record_video(rollouts.expert_policy, "drawer-close", 0, tmp_path / "clip")
+        videos.record_video(rollouts.expert_policy, "drawer-close", 0, tmp_path / "clip")
 
 
 def test_a_contact_sheet_holds_all_pictures(tmp_path):
     pictures = [Image.new("RGB", (20, 20), (255, 0, 0))] * 5
-    rollouts.contact_sheet(pictures, tmp_path / "sheet.png", columns=3)
+    videos.contact_sheet(pictures, tmp_path / "sheet.png", columns=3)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (2 * 24 + 4, 3 * 24 + 4, 3)
     assert (sheet == (255, 0, 0)).all(axis=-1).sum() == 5 * 400
