@@ -14,6 +14,7 @@ Logged beside the trainer's own figures, each over the supervised tokens of the 
 from typing import Any
 
 import torch
+from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
 from gen_vla.training.mixture import HalfAndHalfSampler
@@ -97,6 +98,25 @@ class CoTrainer(SFTTrainer):
                 figures["sign_accuracy"] = right_signs / sign_tokens
             for figure, value in figures.items():
                 self._metrics[mode][f"{name}/{figure}"].append(value)
+
+
+class SourceProgress(ProgressCallback):
+    """Trainer's progress bar with the latest figures at its end, instead of a line of all figures at every log.
+
+    Every figure is in the log history and goes to whatever `report_to` names.
+    """
+
+    SHOWN = {  # noqa: RUF012  # what stands behind the bar, under which name
+        "robot/loss": "robot",
+        "vision_language/loss": "vision-language",
+        "robot/sign_accuracy": "signs right",
+    }
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
 
 
 def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

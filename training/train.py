@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
@@ -38,7 +39,7 @@ from gen_vla.processors import (
     make_action_config,
 )
 from gen_vla.training.checkpoints import check_folder, load_model, load_processor
-from gen_vla.training.co_trainer import CoTrainer
+from gen_vla.training.co_trainer import CoTrainer, SourceProgress
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.mixture import (
     ROBOT_COLUMNS,
@@ -291,7 +292,7 @@ def build_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     pieces = (model.config.action_config or {}).get("pieces", {})
-    return CoTrainer(
+    trainer = CoTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
@@ -304,6 +305,10 @@ def build_trainer(
         balance=recipe.loss.balance,
         sign_ids=[pieces[sign] for sign in "+-" if sign in pieces],
     )
+    if progress:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(SourceProgress())
+    return trainer
 
 
 def action_weights(recipe: Recipe, config: OpenVLAPlusConfig) -> ActionTokenWeights | BinTokenWeights | None:
