@@ -4,7 +4,7 @@ Decides: how an answer is compared (exact match, case and outer space aside) and
 share one gets by always giving a kind's most frequent answer. Refuses to know: how the pictures came about, how the
 model was trained.
 
-    gen-vla evaluate scene_questions MODEL --data outputs/held_out_questions
+    gen-vla evaluate scene_questions MODEL --questions demo_output/held_out_questions
 """
 
 from collections import Counter, defaultdict
