@@ -1,12 +1,14 @@
 """The command line: what it prints, what it returns, what it refuses."""
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gen_vla.training.cli import main, parse_overrides
+from gen_vla.training.cli import build_parser, main, parse_overrides
 from gen_vla.training.recipe import recipe_names
 
 
@@ -50,6 +52,16 @@ def test_mistakes_give_a_message_and_exit_code_2(arguments, message, capsys, mon
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_command_of_the_readme_is_understood():
+    """The commands parse; what they do is tested where it is done."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in readme.splitlines() if line.startswith("gen-vla ")]
+    assert len(commands) >= 8
+    for command in commands:
+        options = build_parser().parse_args(shlex.split(command, comments=True)[1:])
+        assert callable(options.run)
 
 
 def test_overrides_are_yaml():
