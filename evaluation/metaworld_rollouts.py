@@ -400,7 +400,8 @@ def main(arguments: list[str] | None = None) -> int:
         a.json.write_text(json.dumps([r.to_dict() for r in reports], indent=2) + "\n", encoding="utf-8")
     if a.video:
         for task in TASKS:
-            record_video(expert_policy, task, seeds[0], a.video.with_name(f"{a.video.name}-{task}"), **looks)
+            path = a.video.with_name(f"{a.video.name}-{task}")
+            record_video(expert_policy, task, seeds[0], path, **looks)  # pyright: ignore  # knows this file by two names
     if a.sheet:
         scenes: list[tuple[Task, int]] = [(task, seed) for seed in EVALUATION_SEEDS[:6] for task in TASKS]
         contact_sheet([first_picture(task, seed, **looks) for task, seed in scenes], a.sheet, [t for t, _ in scenes])
