@@ -11,14 +11,20 @@ from PIL import Image
 from gen_vla.training.demo import use_own_cache
 
 
+try:
+    from gen_vla.evaluation.metaworld_drawers import DrawerEnv
+
+    DrawerEnv("drawer-open", image_size=64).render()
+except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
+    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-m", "gen_vla.training.cli", "demo", "--quick", "--output", str(tmp_path / "demo")]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    if "EGL" in run.stderr and run.returncode:
-        pytest.skip(f"no EGL to draw with: {run.stderr[-300:]}")
     assert run.returncode == 0, run.stderr[-3000:]
     output = tmp_path / "demo"
     results = json.loads((output / "results.json").read_text())
