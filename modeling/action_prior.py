@@ -11,7 +11,9 @@ prefix such as "-0.03" is the interval [-0.0399, -0.03], so its probability is a
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +24,11 @@ GRID = 1000  # steps per unit
 END_MASS = 0.01  # probability kept for each of -1 and 1, where clipping gathers values
 FLOOR = 0.1  # share of the uniform distribution in every prior
 PREVIOUS_SHARE = 0.6  # weight of the previous action's neighbourhood where there is one
+STEPS_KEPT = 2**15  # from place to place, some megabytes; trees of one action after another go the same ways
 NEIGHBOURHOOD = 0.15  # its scale, for a normalised action
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where in an action a token sequence ends.
 
     Attributes:
@@ -51,7 +53,7 @@ class TokenTree:
 
 
 class ActionPrior:
-    """What is expected of the next action. Rows that expect the same may share one: it remembers the trees it grew.
+    """What is expected of the next action. Rows that expect the same may share one: it remembers what it worked out.
 
     Args:
         grammar: the action format.
@@ -68,6 +70,7 @@ class ActionPrior:
         codec = grammar.strings
         self.grammar = grammar
         self.trees: dict[tuple[Place, int], TokenTree] = {}
+        self.options: dict[Place, list[tuple[int, float]]] = {}
         self.dims, self.values = codec.action_dim, codec.action_dim * codec.horizon
         density = _density(self.dims, histograms)
         rows = np.broadcast_to(density, (codec.horizon, *density.shape)).reshape(self.values, -1)
@@ -133,14 +136,15 @@ def _neighbourhood(previous: np.ndarray) -> np.ndarray:
     return peak / peak.sum(axis=1, keepdims=True)
 
 
+@lru_cache(maxsize=STEPS_KEPT)
 def step(grammar: Any, place: Place, token: int) -> Place:
     """The place after one more token."""
     state = grammar.transitions[place.state][token]
     if isinstance(grammar, BinGrammar):
         return Place(state, place.value + 1)
-    value, prefix = place.value, place.prefix
+    value, prefix, text = place.value, place.prefix, grammar.text_of.get(token, "")
     legacy, decimals = grammar.strings.style == "legacy", grammar.strings.decimals
-    for character in grammar.text_of.get(token, ""):
+    for character in text:
         if character in ", \n":
             value, prefix = value + (legacy and character == ","), ""
             continue
@@ -160,49 +164,82 @@ def grow_tree(grammar: Any, prior: ActionPrior, start: Place, nodes: int) -> Tok
     if known is not None:
         return known
     tree = prior.trees[start, nodes] = TokenTree()
-    heap = [
-        (-token_chance, index, -1, token, start) for index, (token, token_chance) in _options(grammar, prior, start)
-    ]
-    heapq.heapify(heap)
-    order = len(heap)  # breaks ties: first come, first served
-    while heap and len(tree.tokens) < nodes:
-        chance, _, parent, token, before = heapq.heappop(heap)
-        node = len(tree.tokens)
-        tree.tokens.append(token)
-        tree.parents.append(parent)
-        tree.depths.append(1 if parent < 0 else tree.depths[parent] + 1)
-        tree.children[parent, token] = node
-        here = step(grammar, before, token)
-        for _, (following, conditional) in _options(grammar, prior, here):
-            order += 1
-            heapq.heappush(heap, (chance * conditional, order, node, following, here))
+    tokens, parents, depths, children = tree.tokens, tree.parents, tree.depths, tree.children
+    # Of each parent's continuations the best one not taken yet: -probability, parent, which it is, -the parent's
+    # probability, the parent's place, all continuations.
+    options = _ordered_options(grammar, prior, start)
+    heap = [(-options[0][1], -1, 0, -1.0, start, options)] if options else []
+    while heap and len(tokens) < nodes:
+        chance, parent, which, above, before, options = heap[0]
+        token, node = options[which][0], len(tokens)
+        tokens.append(token)
+        parents.append(parent)
+        depths.append(1 if parent < 0 else depths[parent] + 1)
+        children[parent, token] = node
+        which += 1
+        if which < len(options):
+            heapq.heapreplace(heap, (above * options[which][1], parent, which, above, before, options))
+        else:
+            heapq.heappop(heap)
+        place = step(grammar, before, token)
+        if options := _ordered_options(grammar, prior, place):
+            heapq.heappush(heap, (chance * options[0][1], node, 0, chance, place, options))
     return tree
 
 
-def _options(grammar: Any, prior: ActionPrior, place: Place) -> list[tuple[int, tuple[int, float]]]:
-    """Tokens that may follow, EOS excepted, with their probabilities given the place, numbered."""
-    allowed = [token for token in grammar.transitions[place.state] if token != grammar.eos_token_id]
-    if len(allowed) <= 1:
-        return [(0, (token, 1.0)) for token in allowed]
+def _ordered_options(grammar: Any, prior: ActionPrior, place: Place) -> list[tuple[int, float]]:
+    """As `_options`, most probable first; kept, since many ways lead to the same place."""
+    options = prior.options.get(place)
+    if options is None:
+        options = sorted(_options(grammar, prior, place), key=itemgetter(1), reverse=True)
+        prior.options[place] = options
+    return options
+
+
+def _options(grammar: Any, prior: ActionPrior, place: Place) -> list[tuple[int, float]]:
+    """Tokens that may follow, EOS excepted, with their probabilities given the place."""
+    allowed = _allowed(grammar, place.state)
+    if len(allowed.tokens) <= 1:
+        return allowed.equally
     if isinstance(grammar, BinGrammar):
-        masses = [_bin_mass(grammar, prior, place.value, token) for token in allowed]
-    elif place.value < prior.values and place.prefix.lstrip("+-").startswith("0.") and "e" not in place.prefix:
-        masses = _decimal_masses(grammar, prior, place, allowed)
+        masses = [_bin_mass(grammar, prior, place.value, token) for token in allowed.tokens]
+    elif place.value < prior.values and "." in place.prefix and "0." in place.prefix[:3] and "e" not in place.prefix:
+        decimals = place.prefix.partition(".")[2]
+        if len(decimals) > 2 and None not in allowed.digits:
+            return allowed.equally  # finer than the grid
+        by_digit = prior.decimal_masses(place.value, place.prefix[0] == "-", decimals)
+        masses = [
+            _text_mass(grammar, prior, place, text) if digit is None else by_digit[digit]
+            for text, digit in zip(allowed.texts, allowed.digits)
+        ]
     else:
-        masses = [_text_mass(grammar, prior, place, grammar.text_of[token]) for token in allowed]
+        masses = [_text_mass(grammar, prior, place, text) for text in allowed.texts]
     total = sum(masses) or 1.0
-    return [(i, (token, mass / total)) for i, (token, mass) in enumerate(zip(allowed, masses)) if mass > 0]
+    return [(token, mass / total) for token, mass in zip(allowed.tokens, masses) if mass > 0]
 
 
-def _decimal_masses(grammar: ActionGrammar, prior: ActionPrior, place: Place, allowed: list[int]) -> list[float]:
-    """The masses of tokens that may follow a point or a decimal: of each digit by table, of others by their text."""
-    fraction = place.prefix.partition(".")[2]
-    digits = prior.decimal_masses(place.value, place.prefix[0] == "-", fraction)
-    texts = [grammar.text_of[token] for token in allowed]
-    return [
-        digits[int(text)] if len(text) == 1 and text.isdigit() else _text_mass(grammar, prior, place, text)
-        for text in texts
-    ]
+@dataclass(frozen=True)
+class Allowed:
+    """Tokens that may follow in a state, EOS excepted.
+
+    Attributes:
+        texts, digits: of each token; the digit is `None` where it is no token of its own.
+        equally: each token with the same probability.
+    """
+
+    tokens: list[int]
+    texts: list[str]
+    digits: list[int | None]
+    equally: list[tuple[int, float]]
+
+
+@lru_cache(maxsize=STEPS_KEPT)
+def _allowed(grammar: Any, state: int) -> Allowed:
+    """What may follow in a state."""
+    tokens = [token for token in grammar.transitions[state] if token != grammar.eos_token_id]
+    texts = [grammar.text_of[token] for token in tokens]
+    digits = [int(text) if len(text) == 1 and text.isdigit() else None for text in texts]
+    return Allowed(tokens, texts, digits, [(token, 1 / len(tokens)) for token in tokens])
 
 
 def _bin_mass(grammar: BinGrammar, prior: ActionPrior, value: int, token: int) -> float:

@@ -216,12 +216,16 @@ def pack(
     """
     ids = np.zeros((len(fed), width), dtype=np.int64)
     positions = np.zeros((len(fed), width), dtype=np.int64)
-    sight = np.zeros((len(fed), width, width), dtype=bool)
-    sight[:] = np.eye(width, dtype=bool)
+    size = -(-width // 8)
+    seen = bytearray()  # of each token whom it sees, one bit each, the first token's lowest
     for row, (tokens, places, parents) in enumerate(fed):
         ids[row, : len(tokens)] = tokens
         positions[row, : len(tokens)] = places
-        for index, parent in enumerate(parents):
-            if parent >= 0:
-                sight[row, index] |= sight[row, parent]
+        sights: list[int] = []
+        for index in range(width):
+            parent = parents[index] if index < len(parents) else -1
+            sights.append(1 << index | (sights[parent] if parent >= 0 else 0))
+        seen += b"".join(sight.to_bytes(size, "little") for sight in sights)
+    bits = np.frombuffer(bytes(seen), dtype=np.uint8).reshape(len(fed), width, size)
+    sight = np.unpackbits(bits, axis=2, count=width, bitorder="little").view(bool)
     return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(sight)
