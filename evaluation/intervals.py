@@ -1,16 +1,147 @@
-"""Intervals of measured shares.
+"""Intervals of measured shares, and of the difference between two.
 
-Decides: the formula. Refuses to know: what was counted. It imports no simulator: the environment of one lacks the
+Decides: the formulas. Refuses to know: what was counted. It imports no simulator: the environment of one lacks the
 packages of another.
+
+Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike, so that they tell
+less than as many layouts would. `clustered_share` estimates how many independent trials they are worth, and takes
+Wilson's interval of so many. A difference takes its interval from those of the two shares and from how much they go
+along with each other (Newcombe, 1998, methods 10 of both papers; Zou, 2007):
+
+    paired    both policies ran the same trials: correlated by layout
+    unpaired  they did not, or it is not known: no correlation
 """
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 
-def wilson_interval(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+class Scored(NamedTuple):
+    """A judged trial: trials of a `layout` may end alike; a share is the mean over parts of the mean in each."""
+
+    layout: str
+    part: str
+    score: float
+
+
+class ClusteredShare(NamedTuple):
+    """A share over n trials of so many layouts, worth `effective` independent ones; bounds at 95 %."""
+
+    share: float
+    n: int
+    layouts: int
+    effective: float
+    interval: tuple[float, float]
+
+
+def wilson_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Bounds of a success rate after k of n successes; honest at 0 and at n, where k/n +- sd is not."""
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"got {k} successes of {n}, expected 0 <= k <= n and n > 0")
     centre = (k + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * math.sqrt(k * (n - k) / n + z * z / 4)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = None) -> ClusteredShare:
+    """The share of successes with an interval that knows that trials of one layout are no strangers.
+
+    The design effect is estimated with two layouts added, one that always succeeds and one that never does, so that a
+    policy that never fails is not taken for one whose trials are independent. Where every layout has one trial, and
+    every part as many, the interval is Wilson's.
+
+    Args:
+        weights: of each trial in the share, adding up to 1, where it is another than the mean over parts.
+
+    Raises:
+        ValueError: without a trial.
+    """
+    if not trials:
+        raise ValueError("got no trials, expected at least one")
+    weights = weights or _weights(trials)
+    sums = _layout_sums(trials, weights)
+    share = min(1.0, math.fsum(w * trial.score for w, trial in zip(weights, trials, strict=True)))
+    count, squares = len(sums), math.fsum(w * w for w in weights)
+    weight = 1 / count  # of an average layout, of which two are added
+    smoothed = (share + weight) / (1 + 2 * weight)
+    added = weight * weight * ((1 - smoothed) ** 2 + smoothed**2)
+    spread = added + math.fsum((s - smoothed * w) ** 2 for w, s in sums.values())
+    independent = smoothed * (1 - smoothed) * (squares + 2 * weight * weight * count / len(trials))
+    effective = 1 / squares / max(1.0, spread / independent)
+    return ClusteredShare(share, len(trials), count, effective, wilson_interval(share * effective, effective))
+
+
+def _weights(trials: Sequence[Scored]) -> list[float]:
+    """Of each trial in the mean over parts of the mean within each; they add up to 1."""
+    sizes: dict[str, int] = defaultdict(int)
+    for trial in trials:
+        sizes[trial.part] += 1
+    return [1 / (len(sizes) * sizes[trial.part]) for trial in trials]
+
+
+def _layout_sums(trials: Sequence[Scored], weights: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """Weight and weighted score of each layout."""
+    sums: dict[str, tuple[float, float]] = {}
+    for weight, trial in zip(weights, trials, strict=True):
+        before, score = sums.get(trial.layout, (0.0, 0.0))
+        sums[trial.layout] = before + weight, score + weight * trial.score
+    return sums
+
+
+def difference_interval(
+    first: float,
+    first_interval: tuple[float, float],
+    second: float,
+    second_interval: tuple[float, float],
+    correlation: float = 0.0,
+) -> tuple[float, float]:
+    """Bounds of first - second, from the bounds of both and the correlation of the two estimates."""
+    below, above = first - first_interval[0], first_interval[1] - first
+    under, over = second - second_interval[0], second_interval[1] - second
+    low = math.sqrt(max(0.0, below * below - 2 * correlation * below * over + over * over))
+    high = math.sqrt(max(0.0, above * above - 2 * correlation * above * under + under * under))
+    return max(-1.0, first - second - low), min(1.0, first - second + high)
+
+
+def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]) -> float:
+    """How much two shares go along with each other, over the trials that both ran, by layout.
+
+    With Newcombe's correction for continuity, which takes a little of a positive correlation away. Trials that only
+    one of them ran lower it.
+
+    Args:
+        first, second: trials by name; the same name is the same trial.
+    """
+    shared = [name for name in first if name in second]
+    if not shared:
+        return 0.0
+    pairs = [[policy[name] for name in shared] for policy in (first, second)]
+    sums = [_layout_sums(trials, _weights(trials)) for trials in pairs]
+    shares = [math.fsum(score for _, score in of.values()) for of in sums]
+    moves = [[s - share * w for w, s in of.values()] for of, share in zip(sums, shares, strict=True)]
+    spread = math.sqrt(math.fsum(m * m for m in moves[0]) * math.fsum(m * m for m in moves[1]))
+    variance = math.sqrt(math.prod(max(0.0, share * (1 - share)) for share in shares))
+    if spread < 1e-12 or variance < 1e-12:
+        return 0.0
+    found = math.fsum(a * b for a, b in zip(*moves, strict=True)) / spread
+    if found > 0:
+        found = max(0.0, found - 1 / (2 * len(shared) * variance))
+    return found * len(shared) / math.sqrt(len(first) * len(second))
+
+
+def sign_flip_p(differences: Sequence[int]) -> float:
+    """Two-sided p of "it makes no difference": layouts' differences in successes, each as likely the other way round.
+
+    Exact. Where every difference is -1, 0 or 1 it is McNemar's exact test.
+    """
+    observed = abs(sum(differences))
+    chances = {0: 1.0}
+    for size in (abs(difference) for difference in differences if difference):
+        flipped: dict[int, float] = defaultdict(float)
+        for total, chance in chances.items():
+            flipped[total + size] += chance / 2
+            flipped[total - size] += chance / 2
+        chances = flipped
+    return min(1.0, math.fsum(chance for total, chance in chances.items() if abs(total) >= observed))

@@ -15,16 +15,16 @@ of `tools/calc_metrics_evaluation_videos.py` beside it.
                   paraphrase  the matching trials, each told one of the held-out paraphrases in turn. The paper's own
                               paraphrases are not public either
 
-A score is the mean over parts and variants of the mean within each.
+A score is the mean over parts and variants of the mean within each. The same layouts come in every variant and robot
+colour, so that its interval is that of fewer trials (`intervals.py`).
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gen_vla.evaluation.intervals import wilson_interval
+from gen_vla.evaluation.intervals import Scored, clustered_share
 
 
 MODES = ("matching", "variants", "masked", "paraphrase")
@@ -296,7 +296,8 @@ class TaskScore:
 
     Attributes:
         score: the mean over parts and variants of the share of successes within each; `None` without a judged trial.
-        successes, n: over all judged trials; the interval is Wilson's, at 95 %, of these two.
+        successes, n: over all judged trials.
+        interval: the score's, at 95 %; it knows that trials of one layout are no strangers.
         malformed: failures in which the policy wrote no action; they are among the n.
         crashed: trials the simulator did not finish, twice; they are not among the n.
         expected: trials of the full protocol.
@@ -315,28 +316,29 @@ class TaskScore:
     variants: dict[str, tuple[float, int]]
 
 
+def scored_trial(entry: dict[str, Any]) -> Scored:
+    """What a share is made of, of a line of `trials.jsonl`."""
+    _, task, part, variant, robot, start = entry["trial"].split("/")
+    return Scored(f"{task}/{part}/{robot}/{start}", f"{task}/{part}/{variant}", float(entry["outcome"] == "success"))
+
+
 def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> TaskScore:
-    """Outcomes are dictionaries with `part`, `variant`, `counted` and `outcome`, as `simpler_suite.py` writes them."""
+    """Outcomes are dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler_suite.py` writes them."""
     judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
     counted = [entry for entry in judged if entry["counted"]]
-    groups: dict[tuple[str, str], list[bool]] = {}
     variants: dict[str, list[bool]] = {}
     for entry in judged:
-        success = entry["outcome"] == "success"
-        variants.setdefault(entry["variant"], []).append(success)
-        if entry["counted"]:
-            groups.setdefault((entry["part"], entry["variant"]), []).append(success)
-    successes = sum(entry["outcome"] == "success" for entry in counted)
-    interval = wilson_interval(successes, len(counted)) if counted else None
+        variants.setdefault(entry["variant"], []).append(entry["outcome"] == "success")
+    found = clustered_share([scored_trial(entry) for entry in counted]) if counted else None
     return TaskScore(
         mode=mode,
         task=task,
-        score=round(math.fsum(sum(g) / len(g) for g in groups.values()) / len(groups), 6) if groups else None,
-        successes=successes,
+        score=round(found.share, 6) if found else None,
+        successes=sum(entry["outcome"] == "success" for entry in counted),
         n=len(counted),
-        interval=(round(interval[0], 4), round(interval[1], 4)) if interval else None,
+        interval=(round(found.interval[0], 4), round(found.interval[1], 4)) if found else None,
         malformed=sum(entry["outcome"] == "malformed" for entry in counted),
         crashed=sum(entry["outcome"] == "crashed" and entry["counted"] for entry in outcomes),
         expected=expected,
-        variants={name: (round(sum(found) / len(found), 4), len(found)) for name, found in variants.items()},
+        variants={name: (round(sum(seen) / len(seen), 4), len(seen)) for name, seen in variants.items()},
     )

@@ -4,12 +4,13 @@ Decides: what counts, how rates are averaged, intervals. Refuses to know: how ep
 
     a rate           successes of the episodes that ran; malformed ones are failures, crashed ones are left out
     a variant's mean the mean over tasks of their rates
-    a family's mean  the mean over its variants, `variants` the mean over families, as SimplerEnv's scripts average.
-                     They run camera poses but do not count them, so the mean without them stands beside ours
-    intervals        Wilson's, 95 %; of a mean over variants, which share their layouts, a bootstrap over layouts
+    a family's mean  the mean over its variants, `variants` the mean over families, each of which has as many variants.
+                     SimplerEnv's scripts run camera poses but do not count them: the mean without stands beside
+    intervals        Wilson's, 95 %, of as many trials as these are worth: tasks and variants share their layouts
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -17,30 +18,37 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gen_vla.evaluation.intervals import wilson_interval
+from gen_vla.evaluation.intervals import Scored, clustered_share
 from gen_vla.evaluation.tabletop_episodes import Episode
 from gen_vla.evaluation.tabletop_layouts import TASKS
 from gen_vla.evaluation.tabletop_variants import FAMILIES, variant_of
 
 
-BOOTSTRAP_DRAWS = 1000
 NOT_COUNTED_BY_SIMPLER = "camera"
 
 
 def rate(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Successes, n, rate, Wilson interval, malformed, crashed, median steps of the successes; rate None without n."""
+    """Successes, n, rate, interval, malformed, crashed, median steps of the successes; rate None without n."""
     ran = [e for e in episodes if e.outcome != "crashed"]
     steps = [e.steps for e in ran if e.outcome == "success"]
-    low, high = wilson_interval(len(steps), len(ran)) if ran else (0.0, 1.0)
     return {
         "successes": len(steps),
         "n": len(ran),
         "rate": round(len(steps) / len(ran), 4) if ran else None,
-        "interval": [round(low, 4), round(high, 4)],
+        "interval": _interval([scored_episode(e) for e in ran]),
         "malformed": sum(e.outcome == "malformed" for e in ran),
         "crashed": len(episodes) - len(ran),
         "median_steps": float(np.median(steps)) if steps else None,
     }
+
+
+def scored_episode(episode: Episode, part: str = "") -> Scored:
+    """What a share is made of, of an episode that ran."""
+    return Scored(str(episode.seed), part, float(episode.outcome == "success"))
+
+
+def _interval(trials: Sequence[Scored], weights: Sequence[float] | None = None) -> list[float]:
+    return [round(bound, 4) for bound in clustered_share(trials, weights).interval] if trials else [0.0, 1.0]
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -54,7 +62,9 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 def _summarise_tasks(episodes: Sequence[Episode]) -> dict[str, Any]:
     tasks = {task: rate([e for e in episodes if e.task == task]) for task in _tasks_of(episodes)}
-    return {"tasks": tasks, "all": rate(episodes), "mean": _mean([cell["rate"] for cell in tasks.values()])}
+    mean = _mean([cell["rate"] for cell in tasks.values()])
+    by_task = [scored_episode(e, e.task) for e in episodes if e.outcome != "crashed"]
+    return {"tasks": tasks, "all": rate(episodes), "mean": mean, "interval": _interval(by_task)}
 
 
 def _summarise_variants(episodes: Sequence[Episode]) -> dict[str, Any]:
@@ -68,41 +78,23 @@ def _summarise_variants(episodes: Sequence[Episode]) -> dict[str, Any]:
         if variants:
             families[family] = {"variants": variants, "mean": _mean([v["mean"] for v in variants.values()])}
     counted = [families[f]["mean"] for f in families if f != NOT_COUNTED_BY_SIMPLER]
+    ran = [e for e in episodes if e.outcome != "crashed"]
     return {
         **_summarise_tasks(episodes),
         "families": families,
         "mean": _mean([family["mean"] for family in families.values()]),
         "mean_without_camera": _mean(counted),
-        "interval": _bootstrap(episodes, mean_over_families),
+        "interval": _interval([scored_episode(e) for e in ran], family_weights(ran)),
     }
 
 
-def mean_over_families(wins: dict[tuple[str, str], float]) -> float | None:
-    """The mean over families of the mean over variants of the mean over tasks, of a rate per (variant, task)."""
-    variants: dict[str, list[float]] = {}
-    for (variant, _task), value in wins.items():
-        variants.setdefault(variant, []).append(value)
-    families: dict[str, list[float]] = {}
-    for variant, values in variants.items():
-        families.setdefault(variant_of(variant).family, []).append(fmean(values))
-    return _mean([fmean(values) for values in families.values()])
-
-
-def _bootstrap(episodes: Sequence[Episode], statistic: Callable[[dict], float | None]) -> list[float]:
-    """95 % of `statistic` when layouts are drawn anew, with replacement: all episodes of a layout come together."""
-    cells = list(dict.fromkeys((e.variant, e.task) for e in episodes))
-    seeds = list(dict.fromkeys(e.seed for e in episodes))
-    wins = np.zeros((len(seeds), len(cells), 2))  # successes, episodes
-    places = {seed: i for i, seed in enumerate(seeds)}, {cell: i for i, cell in enumerate(cells)}
-    for e in episodes:
-        if e.outcome != "crashed":
-            wins[places[0][e.seed], places[1][e.variant, e.task]] += e.outcome == "success", 1.0
-    rng, found = np.random.default_rng(0), []
-    for _ in range(BOOTSTRAP_DRAWS):
-        won, ran = wins[rng.integers(len(seeds), size=len(seeds))].sum(axis=0).T
-        drawn = statistic({cell: w / n for cell, w, n in zip(cells, won, ran, strict=True) if n})
-        found += [] if drawn is None else [drawn]
-    return [round(float(q), 4) for q in np.quantile(found, (0.025, 0.975))] if found else [0.0, 1.0]
+def family_weights(episodes: Sequence[Episode]) -> list[float]:
+    """Of each episode in the mean over families of the mean over variants of the mean over tasks of the rates."""
+    cells = Counter((e.variant, e.task) for e in episodes)
+    tasks = Counter(variant for variant, _ in cells)
+    variants = Counter(variant_of(variant).family for variant in tasks)
+    shares = {v: 1 / (len(variants) * variants[variant_of(v).family] * tasks[v]) for v in tasks}
+    return [shares[e.variant] / cells[e.variant, e.task] for e in episodes]
 
 
 def _tasks_of(episodes: Sequence[Episode]) -> list[str]:

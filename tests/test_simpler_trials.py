@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from gen_vla.evaluation.simpler_trials import COLOURS, first_trials, score_task, trials_of
+from gen_vla.evaluation.simpler_trials import COLOURS, first_trials, score_task, scored_trial, trials_of
 
 
 def test_visual_matching_enumerates_robot_colours():
@@ -81,26 +81,46 @@ def test_a_few_episodes_of_every_variant():
         first_trials(trials, 0)
 
 
-def outcome(part, variant, result, counted=True):
-    return {"part": part, "variant": variant, "outcome": result, "counted": counted}
+def outcome(part, variant, result, counted=True, layout=0):
+    name = f"variants/open_drawer/{part}/{variant}/robot=0.65,0,0/episode_id={layout}"
+    return {"trial": name, "variant": variant, "outcome": result, "counted": counted}
 
 
 def test_the_score_averages_within_a_variant_first():
     outcomes = [
-        outcome("top", "base", "success"),
-        outcome("top", "base", "failure"),
-        outcome("top", "base", "malformed"),
-        outcome("top", "base", "success"),
-        outcome("top", "dark", "success"),
-        outcome("top", "dark", "crashed"),
+        outcome("top", "base", "success", layout=0),
+        outcome("top", "base", "failure", layout=1),
+        outcome("top", "base", "malformed", layout=2),
+        outcome("top", "base", "success", layout=3),
+        outcome("top", "dark", "success", layout=4),
+        outcome("top", "dark", "crashed", layout=5),
         outcome("top", "camera 1", "failure", counted=False),
     ]
     score = score_task("variants", "open_drawer", outcomes, 189)
     assert score.score == 0.75  # (2 / 4 + 1 / 1) / 2, not 3 / 5
     assert (score.successes, score.n, score.malformed, score.crashed) == (3, 5, 1, 1)
-    assert score.interval == (0.2307, 0.8824)  # Wilson, 3 of 5
+    assert score.interval is not None
+    assert score.interval[0] < 0.3 < 0.95 < score.interval[1]  # one trial is half of it: hardly anything is known
     assert score.variants == {"base": (0.5, 4), "dark": (1.0, 1), "camera 1": (0.0, 1)}
     assert score.expected == 189
+
+
+def test_the_same_layouts_in_four_colours_are_no_four_times_as_many():
+    """25 layouts, 15 solved: in one colour Wilson's 15 of 25, in four colours alike the same, and not 60 of 100."""
+    one = [outcome("", "colour 0", "success" if i < 15 else "failure", layout=i) for i in range(25)]
+    alike = [
+        outcome("", f"colour {c}", "success" if i < 15 else "failure", layout=i) for i in range(25) for c in range(4)
+    ]
+    assert score_task("matching", "move_near", one, 25).interval == (0.4074, 0.766)
+    found = score_task("matching", "move_near", alike, 100)
+    assert (found.score, found.n, found.interval) == (0.6, 100, (0.4074, 0.766))
+
+
+def test_every_trial_has_a_layout_that_its_variants_share():
+    trials = [{"trial": trial.name, "outcome": "success"} for trial in trials_of("google_robot", "matching")]
+    layouts = Counter(scored_trial(trial).layout for trial in trials)
+    assert set(layouts.values()) == {4}  # robot colours
+    assert len({scored_trial(trial).part for trial in trials}) == (3 + 1 + 3 + 3) * 4
 
 
 def test_crashes_alone_give_no_score():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 try:
-    from gen_vla.evaluation.tabletop_scores import mean_over_families, rate, results_table, summarise, variants_table
+    from gen_vla.evaluation.tabletop_scores import family_weights, rate, results_table, summarise, variants_table
 except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
     pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
 
@@ -60,17 +60,30 @@ def test_variants_are_averaged_within_their_family_then_over_families():
     assert summary["mean_without_camera"] == 0.75
     assert summary["families"]["lighting"]["variants"]["bright"]["tasks"]["pick_object"]["successes"] == 1
     low, high = summary["interval"]
-    assert 0.4 < low <= 0.5 <= high < 0.6  # one layout solves everything but warm light and the camera
+    assert low < 0.2 < 0.8 < high  # ten episodes, but only two layouts
 
 
 def test_the_mean_over_families_weighs_families_alike():
-    rates = {
-        ("lighting/dim", "a"): 1.0,
-        ("lighting/dim", "b"): 0.0,
-        ("lighting/warm", "a"): 0.0,
-        ("camera/left", "a"): 1.0,
-    }
-    assert mean_over_families(rates) == 0.625
+    found = [
+        *episodes("sf", "variants", "lighting/dim"),
+        *episodes("f", "variants", "lighting/dim", task="open_drawer"),
+        *episodes("f", "variants", "lighting/warm"),
+        *episodes("s", "variants", "camera/left"),
+    ]
+    weights = family_weights(found)
+    assert weights == [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    won = [e.outcome == "success" for e in found]
+    mean = summarise(found)["variants"]["mean"]
+    assert sum(w * s for w, s in zip(weights, won, strict=True)) == mean == pytest.approx(0.5625, abs=1e-4)
+
+
+def test_twenty_looks_of_the_same_layouts_are_not_twenty_times_as_many():
+    """50 layouts, 40 solved in every look: the interval is that of 40 of 50, 2.8 times as wide as 320 of 400's."""
+    outcomes = "s" * 40 + "f" * 10
+    looks = ["background/brick", "background/planks", "lighting/dim", "lighting/warm"]
+    found = summarise([e for look in looks for e in episodes(outcomes, "variants", look)])["variants"]
+    assert found["tasks"]["pick_object"]["n"] == 200
+    assert found["tasks"]["pick_object"]["interval"] == found["interval"] == [0.6696, 0.8876]
 
 
 def test_tables_show_malformed_and_crashed_in_columns_of_their_own():
