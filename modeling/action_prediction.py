@@ -104,8 +104,8 @@ class ActionPredictionMixin:
             attention_mask: int64 [B, L], 0 on padding.
             pixel_values: float [B, C, H, W].
             unnorm_key: one data set for all rows, or one per row.
-            previous: float [B, T, D], the normalised actions of the step before in the same episodes
-                (`prediction.normalized`). A hint: it saves passes and changes no token.
+            previous: what this method returned for the step before of the same episodes, or the normalised actions
+                in it, float [B, T, D]. A hint: it saves passes and changes no token. `None` at the first step.
             tree_nodes: continuations checked per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). With
@@ -113,12 +113,13 @@ class ActionPredictionMixin:
 
         Raises:
             ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
-                padded on the right, or an option is none of `generate`'s.
+                padded on the right, or an option is none of `generate`'s or leaves no whole action.
         """
-        check_options(kwargs)
         grammar = self.action_grammar
-        if input_ids is None:
-            raise ValueError("got no input_ids, expected those of processor.action_inputs(image, instruction)")
+        kwargs = checked_options(kwargs, grammar.max_tokens)
+        if input_ids is None or pixel_values is None:
+            missing = "input_ids" if input_ids is None else "pixel_values"
+            raise ValueError(f"got no {missing}, expected those of processor.action_inputs(image, instruction)")
         rows = input_ids.shape[0]
         keys = [unnorm_key] * rows if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
         if len(keys) != rows:
@@ -221,14 +222,6 @@ class ActionPredictionMixin:
             self.__dict__["_action_grammar"] = cached
         return cached[1]
 
-    def get_action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
-        """The action statistics of a data set (OpenVLA's method)."""
-        return select_statistics(self.config.norm_stats, unnorm_key)
-
-    def get_action_dim(self, unnorm_key: str | None = None) -> int:
-        """D, the dimensions of an action in a data set (OpenVLA's method)."""
-        return len(self.get_action_stats(unnorm_key)["q01"])
-
     def _generate_action(
         self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
     ) -> tuple[np.ndarray, list[list[dict[int, float]]]]:
@@ -304,7 +297,8 @@ def expectations(
     grammar: ActionGrammar | BinGrammar, histograms: list[Any], previous: Any, nodes: int
 ) -> list[ActionPrior | None]:
     """What each row's trees are grown from; rows that expect the same share it."""
-    hints = [None] * len(histograms) if previous is None else list(np.asarray(previous))
+    values = previous.normalized if isinstance(previous, ActionPrediction) else previous
+    hints = [None] * len(histograms) if values is None else list(np.asarray(values))
     if len(hints) != len(histograms):
         raise ValueError(f"got {len(hints)} previous actions for {len(histograms)} observations, expected one each")
     if isinstance(grammar, BinGrammar) and nodes == 1:  # one guess among 256 is not worth making
@@ -347,12 +341,25 @@ def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad:
     return torch.where(has, shifted, appended), torch.where(has, shifted_masks, masks)
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Raises `ValueError` for options that `generate` does not have or that do not give one legal action a row."""
-    if options.get("do_sample") and options.get("num_beams", 1) > 1:
+def checked_options(options: dict[str, Any], most_tokens: int) -> dict[str, Any]:
+    """Those of `generate`'s options that change anything.
+
+    Args:
+        options: what the caller wants.
+        most_tokens: of an action.
+
+    Raises:
+        ValueError: for options that `generate` does not have or that do not give one legal action a row.
+    """
+    if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
         raise ValueError(
             f"got do_sample=True with num_beams={options['num_beams']}, expected one or the other: sampling beams "
             "draws more continuations than the grammar allows"
+        )
+    if (limit := options.get("max_new_tokens")) is not None and limit < most_tokens:
+        raise ValueError(
+            f"got max_new_tokens={limit}, expected none: an action of this model takes up to {most_tokens} tokens, "
+            "and the grammar ends it"
         )
     known = vars(GenerationConfig())
     for name in options:
@@ -363,3 +370,5 @@ def check_options(options: dict[str, Any]) -> None:
                 f"got the option {name!r}, expected options of generate that leave one action per observation; {hint}"
                 "call generate with ActionLogitsProcessor for anything else"
             )
+    as_it_is = {"use_cache": True, "num_beams": 1, "max_new_tokens": limit}
+    return {name: value for name, value in options.items() if value is not None and value != as_it_is.get(name)}

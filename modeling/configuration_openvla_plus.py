@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from .nested_configuration import as_config, auto_map_for
+from .transformers_version import OLDEST  # noqa: F401
 
 
 # Full size: the encoders and the language model of OpenVLA 7B.

@@ -20,6 +20,7 @@ from .action_prediction import ActionPredictionMixin
 from .configuration_openvla_plus import OpenVLAPlusConfig
 from .dual_vision_tower import DualVisionTower
 from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, positions_of
+from .openvla_contract import OpenVLAContractMixin
 
 
 # isort: split
@@ -31,6 +32,7 @@ from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .action_uncertainty import standard_deviations  # noqa: F401
 from .nested_configuration import as_config  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .tree_passes import TreeCache  # noqa: F401
 
@@ -50,7 +52,7 @@ class FusedProjector(nn.Module):
         return self.fc3(nn.functional.gelu(self.fc2(hidden)))
 
 
-class OpenVLAPlusPreTrainedModel(PreTrainedModel):
+class OpenVLAPlusPreTrainedModel(OpenVLAContractMixin, PreTrainedModel):
     """What transformers needs to know about the family."""
 
     config_class = OpenVLAPlusConfig
@@ -63,7 +65,7 @@ class OpenVLAPlusPreTrainedModel(PreTrainedModel):
     ]
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
-    _supports_flash_attn = True
+    _supports_flash_attn = False  # see openvla_contract.py
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 

@@ -34,6 +34,7 @@ from .action_prediction import ActionPrediction, ActionPredictionMixin
 from .configuration_pi0_plus import Pi0PlusConfig
 from .dual_vision_tower import DualVisionTower
 from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, is_empty, positions_of
+from .openvla_contract import OpenVLAContractMixin
 
 
 # isort: split
@@ -45,6 +46,7 @@ from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .action_uncertainty import standard_deviations  # noqa: F401
 from .nested_configuration import as_config  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .tree_passes import TreeCache  # noqa: F401
 
@@ -67,7 +69,7 @@ class ChannelProjector(nn.Linear):
         return torch.stack([nn.functional.linear(x.contiguous(), w.contiguous(), bias) for x, w in parts]).sum(dim=0)
 
 
-class Pi0PlusPreTrainedModel(PreTrainedModel):
+class Pi0PlusPreTrainedModel(OpenVLAContractMixin, PreTrainedModel):
     """What transformers needs to know about the family."""
 
     config_class = Pi0PlusConfig
@@ -76,7 +78,7 @@ class Pi0PlusPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["SiglipEncoderLayer", "GemmaDecoderLayer"]  # noqa: RUF012  # transformers' own declaration
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
-    _supports_flash_attn = False  # flash attention knows causal and full masks, not a prefix before an answer
+    _supports_flash_attn = False  # see openvla_contract.py
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 

@@ -29,6 +29,7 @@ from .image_processing_openvla_plus import flatten_images
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_grammar import ActionGrammar  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
 
 
 # OpenVLA's prompts; `answer` is what follows a question's prompt.

@@ -39,7 +39,9 @@ SHIPPED = {
     "image_processing_openvla_plus.py",
     "modeling_openvla_plus.py",
     "nested_configuration.py",
+    "openvla_contract.py",
     "processing_openvla_plus.py",
+    "transformers_version.py",
     "tree_decoding.py",
     "tree_passes.py",
 }
@@ -145,7 +147,7 @@ def test_an_entrance_names_everything_it_needs(entrance: Path) -> None:
 
 
 def test_links_of_modeling_are_the_files_of_processors() -> None:
-    for name in ("action_strings.py", "action_grammar.py", "action_statistics.py"):
+    for name in ("action_strings.py", "action_grammar.py", "action_statistics.py", "transformers_version.py"):
         assert (ROOT / "modeling" / name).samefile(ROOT / "processors" / name)
 
 

@@ -1,0 +1,83 @@
+"""What scripts written for OpenVLA do to a model before they ask for actions, and why it works here, too.
+
+Decides: which arguments of OpenVLA's loading code are taken, and what stands in for flash attention; that `norm_stats`
+may be read and replaced on the model. Refuses to know: how an action comes about (`action_prediction.py`).
+
+    load_in_8bit, load_in_4bit    gone from transformers 5; here on both generations, as a `quantization_config`
+    attn_implementation="flash_attention_2"    becomes "sdpa", with a warning: flash attention knows causal and full
+        masks, not a tree of continuations (`tree_decoding.py`) or a prefix. On a GPU, PyTorch's own sdpa runs the same
+        algorithm where there is no mask, as in the encoders.
+    model.norm_stats = {...}      OpenVLA's way to add the statistics of a fine-tuning; here it is `config.norm_stats`
+"""
+
+from typing import Any
+
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging
+
+from .action_statistics import select_statistics
+
+
+logger = logging.get_logger(__name__)
+
+
+class OpenVLAContractMixin:
+    """For a `PreTrainedModel`, before it in the list of bases."""
+
+    config: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        replace_flash_attention(config)
+        super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, load_in_8bit: bool = False, load_in_4bit: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with OpenVLA's two switches for quantised weights (they need `bitsandbytes`).
+
+        Raises:
+            ValueError: if both are on, or one of them beside a `quantization_config`.
+        """
+        if load_in_8bit or load_in_4bit:
+            if load_in_8bit and load_in_4bit:
+                raise ValueError("got load_in_8bit and load_in_4bit, expected one of them")
+            if kwargs.get("quantization_config") is not None:
+                raise ValueError("got load_in_8bit or load_in_4bit beside a quantization_config, expected one of them")
+            kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
+        return super().from_pretrained(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def norm_stats(self) -> dict[str, Any]:
+        """`config.norm_stats`: statistics by data set, see `action_statistics.py`."""
+        return self.config.norm_stats
+
+    @norm_stats.setter
+    def norm_stats(self, value: dict[str, Any]) -> None:
+        wrong = [key for key, entry in value.items() if not isinstance(entry, dict) or "action" not in entry]
+        if wrong:
+            raise ValueError(
+                f"got norm_stats whose entry {wrong[0]!r} has no 'action', expected {{data set: {{'action': "
+                "{'q01': [...], 'q99': [...], ...}}}, as in OpenVLA's dataset_statistics.json"
+            )
+        self.config.norm_stats = value
+
+    def get_action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
+        """The action statistics of a data set (OpenVLA's method)."""
+        return select_statistics(self.config.norm_stats, unnorm_key)
+
+    def get_action_dim(self, unnorm_key: str | None = None) -> int:
+        """D, the dimensions of an action in a data set (OpenVLA's method)."""
+        return len(self.get_action_stats(unnorm_key)["q01"])
+
+
+def replace_flash_attention(config: Any) -> None:
+    """Sets "sdpa" wherever a configuration or one of its parts asks for flash attention, and says so once."""
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    asking = [part for part in parts if part is not None and "flash" in (part._attn_implementation or "")]
+    if not asking:
+        return
+    logger.warning_once(
+        f"got attn_implementation={asking[0]._attn_implementation!r}, using 'sdpa': flash attention cannot take the "
+        "mask of a tree of continuations, which saves more than it does"
+    )
+    for part in asking:
+        part._attn_implementation = "sdpa"

@@ -1,0 +1,1 @@
+../processors/transformers_version.py

@@ -1,0 +1,151 @@
+"""OpenVLA's loading code and its ways with statistics, on folders read through `AutoModel` with the code they ship."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor, tiny_statistics
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq, openvla_contract
+from gen_vla.processors import ActionStringProcessor
+
+
+FAMILIES = {"openvla_plus": OpenVLAPlusForVision2Seq, "pi0_plus": Pi0PlusForVision2Seq}
+PROMPT = "In: What action should the robot take to pick up the can?\nOut:"
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def folder(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any, tmp_path_factory: Any) -> Path:
+    """A small model of each family that knows two data sets, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    strings = ActionStringProcessor(action_dim=3, decimals=2)
+    statistics = {"bridge_orig": tiny_statistics(3), "libero_spatial_no_noops": tiny_statistics(3, scale=0.5)}
+    if request.param == "pi0_plus":
+        model, processor = tiny_pi0_model(gemma_like, strings), tiny_pi0_processor(gemma_like, strings)
+    else:
+        model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    model.config.norm_stats = statistics
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+def act(vla: Any, folder: Path, unnorm_key: str | None = "bridge_orig") -> np.ndarray:
+    """What `get_vla_action` of OpenVLA's experiments does."""
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(PROMPT, picture()).to("cpu", dtype=torch.bfloat16)
+    return vla.predict_action(**inputs, unnorm_key=unnorm_key, do_sample=False)
+
+
+def test_openvlas_loading_code_runs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`get_vla`, argument for argument, where flash-attn may be missing."""
+    plain = load(folder, dtype=torch.bfloat16)
+    with caplog.at_level(logging.WARNING):
+        vla = load(
+            folder,
+            attn_implementation="flash_attention_2",
+            torch_dtype=torch.bfloat16,
+            load_in_8bit=False,
+            load_in_4bit=False,
+            low_cpu_mem_usage=True,
+        )
+    assert "got attn_implementation='flash_attention_2', using 'sdpa'" in caplog.text
+    assert {parameter.dtype for parameter in vla.parameters()} == {torch.bfloat16}
+    used = {m.config._attn_implementation for m in vla.modules() if hasattr(m, "config")}
+    assert used == {"sdpa"}
+    action = act(vla, folder)
+    np.testing.assert_array_equal(action, act(plain, folder))
+    assert action.shape == (3,)
+    action[..., -1] = np.sign(2 * action[..., -1] - 1) * -1.0  # what the LIBERO script does to the gripper
+    assert action.tolist()[-1] in (-1.0, 1.0)
+
+
+@pytest.mark.parametrize("asked", ["eager", "sdpa", None])
+def test_other_ways_of_attention_stay(folder: Path, asked: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        model = load(folder, **({"attn_implementation": asked} if asked else {}))
+    assert model.config._attn_implementation == (asked or "sdpa")
+    assert "using 'sdpa'" not in caplog.text
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_part_that_asks_for_flash_attention_does_not_get_it(family: str, llama_like: Any, gemma_like: Any) -> None:
+    model = tiny_pi0_model(gemma_like) if family == "pi0_plus" else tiny_model(llama_like)
+    config = model.config
+    config._attn_implementation = {"": "eager", "text_config": "kernels-community/flash-attn2"}
+    again = type(model)(config)
+    assert config._attn_implementation == "eager"
+    assert again.model.language_model.config._attn_implementation == "sdpa"
+    with pytest.raises(ValueError, match="does not support Flash Attention"):
+        model.set_attn_implementation("flash_attention_2")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_switches_for_quantised_weights(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they become; bitsandbytes itself does not run in these tests."""
+    passed: dict[str, Any] = {}
+
+    class Base:
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            passed.update(kwargs)
+
+    class Model(openvla_contract.OpenVLAContractMixin, Base):
+        pass
+
+    monkeypatch.setattr(openvla_contract, "BitsAndBytesConfig", dict)
+    Model.from_pretrained("name", **{f"load_in_{bits}bit": True}, low_cpu_mem_usage=True)
+    expected = {"load_in_8bit": bits == 8, "load_in_4bit": bits == 4}
+    assert passed == {"quantization_config": expected, "low_cpu_mem_usage": True}
+
+
+def test_switches_that_do_not_go_together_raise() -> None:
+    with pytest.raises(ValueError, match="got load_in_8bit and load_in_4bit, expected one of them"):
+        OpenVLAPlusForVision2Seq.from_pretrained("name", load_in_8bit=True, load_in_4bit=True)
+    with pytest.raises(ValueError, match="beside a quantization_config"):
+        OpenVLAPlusForVision2Seq.from_pretrained("name", load_in_8bit=True, quantization_config=BitsAndBytesConfig())
+
+
+def test_statistics_are_read_on_the_model(folder: Path) -> None:
+    """The LIBERO script's search for its key."""
+    vla, key = load(folder), "libero_spatial"
+    if key not in vla.norm_stats and f"{key}_no_noops" in vla.norm_stats:
+        key = f"{key}_no_noops"
+    assert key == "libero_spatial_no_noops"
+    np.testing.assert_allclose(act(vla, folder, key)[:2], act(vla, folder)[:2] * 0.5, rtol=1e-5)
+    assert vla.get_action_dim(key) == 3
+    assert vla.get_action_stats(key)["q99"] == [0.5, 1.0, 1.5]
+    with pytest.raises(ValueError, match=r"got unnorm_key='libero_spatial', .*did you mean 'libero_spatial_no_noops'"):
+        act(vla, folder, "libero_spatial")
+
+
+def test_statistics_are_replaced_on_the_model(folder: Path, tmp_path: Path) -> None:
+    """`vla.norm_stats = json.load(...)`, after which actions are in those units, also once saved and loaded."""
+    vla = load(folder)
+    before = act(vla, folder)
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps({"mine": tiny_statistics(3, scale=100.0)}))
+    vla.norm_stats = json.loads((tmp_path / "dataset_statistics.json").read_text())
+    for key in ("mine", None):
+        np.testing.assert_allclose(act(vla, folder, key)[:2], before[:2] * 100.0, rtol=1e-5)
+    vla.norm_stats["second"] = tiny_statistics(3)
+    np.testing.assert_array_equal(act(vla, folder, "second"), before)
+    vla.save_pretrained(tmp_path / "saved")
+    assert list(load(tmp_path / "saved").norm_stats) == ["mine", "second"]
+
+
+def test_statistics_of_one_data_set_are_not_taken_for_all(folder: Path) -> None:
+    vla = load(folder)
+    with pytest.raises(ValueError, match=r"whose entry 'num_transitions' has no 'action', expected \{data set:"):
+        vla.norm_stats = {"num_transitions": 10}
+    with pytest.raises(ValueError, match="whose entry 'bridge_orig' has no 'action'"):
+        vla.norm_stats = {"bridge_orig": tiny_statistics(3)["action"]}
+    assert "bridge_orig" in vla.norm_stats
