@@ -23,12 +23,20 @@ FPS = 5
 
 @dataclass
 class Episode:
-    """instruction; actions, states float32 [S, D]; pictures uint8 [S, H, W, 3] by camera."""
+    """instruction; actions, states float32 [S, D]; pictures uint8 [S, H, W, 3] by camera.
+
+    `columns`, where given, are what a LeRobot data set stores in place of "observation.state" and "action".
+    """
 
     instruction: str
     actions: np.ndarray
     states: np.ndarray
     pictures: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray] | None = None
+
+    def stored(self) -> dict[str, np.ndarray]:
+        """What a LeRobot data set stores, float32 [S, D] by name."""
+        return self.columns or {"observation.state": self.states, "action": self.actions}
 
 
 def make_episodes(
@@ -80,6 +88,11 @@ def write_lerobot(
     return folder
 
 
+def camera_feature(camera: str) -> str:
+    """The name of a camera's feature: "image_0" is lerobot's "observation.images.image_0", "video.image" stays."""
+    return camera if "." in camera else f"observation.images.{camera}"
+
+
 def _info(episodes: list[Episode], tasks: list[str], version: str, kind: str, codec: str) -> dict[str, Any]:
     total = sum(len(episode.actions) for episode in episodes)
     features: dict[str, Any] = {}
@@ -90,9 +103,9 @@ def _info(episodes: list[Episode], tasks: list[str], version: str, kind: str, co
             about = {"video.fps": float(FPS), "video.height": shape[0], "video.width": shape[1], "video.channels": 3}
             about |= {"video.codec": "h264" if codec == "libx264" else "av1", "video.pix_fmt": "yuv420p"}
             feature["info"] = {**about, "video.is_depth_map": False, "has_audio": False}
-        features[f"observation.images.{camera}"] = feature
-    features["observation.state"] = {"dtype": "float32", "shape": [7], "names": None}
-    features["action"] = {"dtype": "float32", "shape": [7], "names": None}
+        features[camera_feature(camera)] = feature
+    for name, values in episodes[0].stored().items():
+        features[name] = {"dtype": "float32", "shape": [values.shape[1]], "names": None}
     for name in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
         features[name] = {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
     info = {
@@ -122,10 +135,11 @@ def _tables(episodes: list[Episode], tasks: list[str], kind: str) -> list[pa.Tab
     tables, index = [], 0
     for number, episode in enumerate(episodes):
         length = len(episode.actions)
-        fixed = pa.list_(pa.float32(), 7)
         columns: dict[str, Any] = {
-            "observation.state": pa.array(episode.states.tolist(), fixed),
-            "action": pa.array(episode.actions.tolist(), fixed),
+            name: pa.array(values.tolist(), pa.list_(pa.float32(), values.shape[1]))
+            for name, values in episode.stored().items()
+        }
+        columns |= {
             "timestamp": pa.array(np.arange(length) / FPS, pa.float32()),
             "frame_index": pa.array(range(length), pa.int64()),
             "episode_index": pa.array([number] * length, pa.int64()),
@@ -136,7 +150,7 @@ def _tables(episodes: list[Episode], tasks: list[str], kind: str) -> list[pa.Tab
             for camera, pictures in episode.pictures.items():
                 values = [{"bytes": encode(p, "PNG"), "path": f"frame-{i:06d}.png"} for i, p in enumerate(pictures)]
                 column = pa.array(values, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
-                columns = {f"observation.images.{camera}": column, **columns}
+                columns = {camera_feature(camera): column, **columns}
         table = pa.table(columns)
         tables.append(table.replace_schema_metadata({"huggingface": _features_of(table)}))
         index += length
@@ -171,7 +185,7 @@ def _write_v2(
     for number, (episode, table) in enumerate(zip(episodes, tables, strict=True)):
         pq.write_table(table, folder / "data" / "chunk-000" / f"episode_{number:06d}.parquet")
         for camera, pictures in episode.pictures.items() if kind == "video" else ():
-            target = folder / "videos" / "chunk-000" / f"observation.images.{camera}" / f"episode_{number:06d}.mp4"
+            target = folder / "videos" / "chunk-000" / camera_feature(camera) / f"episode_{number:06d}.mp4"
             write_video(target, pictures, codec)
     lines = [{"episode_index": n, "tasks": [e.instruction], "length": len(e.actions)} for n, e in enumerate(episodes)]
     _write_lines(folder / "meta" / "episodes.jsonl", lines)
@@ -197,7 +211,7 @@ def _write_v3(
         row |= {"data/chunk_index": 0, "data/file_index": file}
         row |= {"dataset_from_index": index, "dataset_to_index": index + length}
         for camera in episode.pictures if kind == "video" else ():
-            key = f"videos/observation.images.{camera}"
+            key = f"videos/{camera_feature(camera)}"
             row |= {f"{key}/chunk_index": 0, f"{key}/file_index": file}
             row |= {f"{key}/from_timestamp": starts[file], f"{key}/to_timestamp": starts[file] + length / FPS}
         rows.append({**row, "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
@@ -216,17 +230,17 @@ def _write_v3(
                 writer.write_table(tables[number])
         for camera in episodes[0].pictures if kind == "video" else ():
             pictures = np.concatenate([episodes[number].pictures[camera] for number in members])
-            target = folder / "videos" / f"observation.images.{camera}" / "chunk-000" / f"file-{file:03d}.mp4"
+            target = folder / "videos" / camera_feature(camera) / "chunk-000" / f"file-{file:03d}.mp4"
             write_video(target, pictures, codec)
 
 
 def _stats(episode: Episode) -> dict[str, Any]:
-    columns = {"action": episode.actions, "observation.state": episode.states}
+    columns = episode.stored()
     kinds = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
     stats = {n: {k: f(v, axis=0).tolist() for k, f in kinds.items()} | {"count": [len(v)]} for n, v in columns.items()}
     for camera, pictures in episode.pictures.items():
         scaled = pictures / 255.0
-        stats[f"observation.images.{camera}"] = {
+        stats[camera_feature(camera)] = {
             **{k: f(scaled, axis=(0, 1, 2)).reshape(3, 1, 1).tolist() for k, f in kinds.items()},
             "count": [len(pictures)],
         }

@@ -83,7 +83,7 @@ def test_the_transform_is_chosen_by_the_data_sets_name(tmp_path):
     fractal = open_robot_source(write_rlds(tmp_path, episodes, name="fractal20220817_data"), key="x")
     assert fractal.transform.name == "fractal"
     assert fractal.cameras == ["observation/image"]
-    assert open_robot_source(write_lerobot(tmp_path / "bridge_orig", episodes), key="x").transform.name == "identity"
+    assert open_robot_source(write_lerobot(tmp_path / "set", episodes), key="x").transform.name == "identity"
 
 
 def test_a_data_set_without_a_plain_action_needs_its_transform(tmp_path):
@@ -98,7 +98,9 @@ def test_an_action_under_another_name(tmp_path):
     row = next(source.rows(source.shards()))
     assert np.array_equal(row["action"][0], episodes[0].states[0])
     with pytest.raises(RobotDataError, match="expected arm"):
-        open_robot_source(tmp_path / "set", key="x", action="arm")
+        open_robot_source(tmp_path / "set", key="x", action=["action", "arm"])
+    both = open_robot_source(tmp_path / "set", key="x", action=["action", "observation.state"])
+    assert next(both.rows(both.shards()))["action"].shape == (1, 14)
 
 
 @pytest.mark.parametrize("form", ["rlds", "v2.1", "v3.0", "recording"])

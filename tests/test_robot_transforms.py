@@ -8,6 +8,7 @@ from gen_vla.training.robot_transforms import (
     FRACTAL,
     absolute_gripper,
     binarize_gripper,
+    bridge_transform,
     choose_transform,
     identity_transform,
 )
@@ -93,13 +94,28 @@ def test_vectorised_grippers_equal_a_loop():
 
 
 def test_identity_takes_any_name_and_flattens():
-    transform = identity_transform("command", "joints")
+    transform = identity_transform(("command",), ("joints",))
     result = transform.apply({"command": np.ones((2, 2, 3)), "joints": np.zeros((2, 4))})
     assert result.actions.shape == (2, 6)
     assert result.actions.dtype == np.float32
     assert result.proprio is not None
     assert result.proprio.shape == (2, 4)
     assert transform.apply({"command": np.ones((2, 6))}).proprio is None
+
+
+def test_features_are_put_side_by_side_in_the_order_named():
+    transform = bridge_transform(("move", "hand"), ("pose", "hand"))
+    move, pose = np.zeros((4, 6)), np.arange(24.0).reshape(4, 6)
+    result = transform.apply({"hand": np.array([0.0, 1.0, 1.0, 0.0]), "move": move, "pose": pose})
+    assert result.actions.tolist() == [[6.0] * 6 + [1.0]] * 2
+    assert result.proprio is not None
+    assert result.proprio[0].tolist() == [6, 7, 8, 9, 10, 11, 1]
+    assert transform.features == ("move", "hand", "pose", "hand")
+    assert identity_transform(("move",), ("pose",)).optional == ("pose",)
+
+
+def choose(wanted, dataset, raw, features=("action",)):
+    return choose_transform(wanted, dataset, stored_raw=raw, features=features, action=("action",), state=("state",))
 
 
 @pytest.mark.parametrize(
@@ -115,10 +131,19 @@ def test_identity_takes_any_name_and_flattens():
     ],
 )
 def test_transforms_are_chosen_by_name(wanted, dataset, raw, chosen):
-    transform = choose_transform(wanted, dataset, stored_raw=raw, action="action", state="observation/state")
-    assert transform.name == chosen
+    assert choose(wanted, dataset, raw).name == chosen
+
+
+@pytest.mark.parametrize("point", [".", "/"])
+def test_rt1s_action_may_be_in_parts(point):
+    names = [f"action{point}{name}" for name in ("world_vector", "rotation_delta", "gripper_closedness_action")]
+    parts = choose("fractal", "x", False, [*names, "action.else"])
+    assert parts.action == tuple(names)
+    assert parts.state == (f"observation{point}base_pose_tool_reached", f"observation{point}gripper_closed")
+    whole = choose("fractal", "x", False, [*names, "action"])
+    assert (whole.action, whole.state) == (("action",), ("state",))
 
 
 def test_an_unknown_transform_is_refused():
     with pytest.raises(ValueError, match="transform='bridgev2', expected \"bridge\""):
-        choose_transform("bridgev2", "x", stored_raw=True, action="action", state="state")
+        choose("bridgev2", "x", True)

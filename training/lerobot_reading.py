@@ -26,12 +26,14 @@ from gen_vla.training.video_frames import VideoFrames
 logger = logging.getLogger(__name__)
 
 PRIMARY_CAMERAS = ("observation.images.image_0", "observation.images.image", "observation.image")
+PRIMARY_NAMES = ("image_0", "image", "primary")  # the last part, where no camera has one of those names
+ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")  # lerobot's own names, and openpi's
 # Episodes of one shard of v3.0, whose files hold hundreds: enough to pay for opening a file, few enough to shuffle.
 EPISODES_PER_SHARD = 16
 
 
 class LeRobotReader:
-    """The episodes of one split; see `EpisodeReader`. Actions are taken to be stored as policies learn them.
+    """The episodes of one split; see `EpisodeReader`. Actions are stored as whoever converted them saw fit.
 
     Args:
         folder: with meta/info.json.
@@ -42,7 +44,6 @@ class LeRobotReader:
     """
 
     stored_raw = False
-    action, state = "action", "observation.state"
 
     def __init__(self, folder: DataFolder, split: str):
         self.folder = folder
@@ -51,11 +52,13 @@ class LeRobotReader:
         self.fps = metadata.fps
         self._tasks = metadata.tasks
         self._kinds = metadata.cameras
-        self.cameras = sorted(metadata.cameras, key=lambda name: name not in PRIMARY_CAMERAS)
+        self.cameras = sorted(metadata.cameras, key=_camera_rank)
         self._shards = _divide(metadata.episodes)
         self._check_files(metadata.episodes)
         stored = self._stored_columns(metadata.episodes[0].data)
         self.features = [name for name in metadata.features if name in stored and name not in self._kinds]
+        self.action = next((name for name in ACTIONS if name in self.features), ACTIONS[0])
+        self.state = next((name for name in STATES if name in self.features), STATES[0])
         absent = [name for name in ("task_index", "timestamp") if name not in stored]
         if absent:
             raise RobotDataError(
@@ -214,6 +217,10 @@ def _pictures(column: pa.ChunkedArray, camera: str) -> list[dict[str, Any]]:
         if not picture or not picture.get("bytes"):
             raise RobotDataError(f"got step {step} without a picture in {camera}, expected its bytes")
     return pictures
+
+
+def _camera_rank(name: str) -> int:
+    return 0 if name in PRIMARY_CAMERAS else 1 if name.rpartition(".")[2] in PRIMARY_NAMES else 2
 
 
 def _divide(episodes: list[EpisodePlace]) -> dict[str, list[EpisodePlace]]:

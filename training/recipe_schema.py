@@ -151,6 +151,7 @@ class RobotSource:
         cameras: names of the pictures a row shows, in this order; by default the data set's main camera.
         transform: what turns its actions into the family's: `"bridge"`, `"fractal"`, `None` for none, or `"auto"`, by
             the data set's own name.
+        action, state: names of the features that hold them; several are put side by side.
         split: which part of an RLDS data set.
         weight: how often its rows come beside those of the other robot data sets.
         record: how to record it from the simulator's experts if the folder is missing.
@@ -160,6 +161,8 @@ class RobotSource:
     key: str
     cameras: list[str] | None = None
     transform: Literal["auto", "bridge", "fractal"] | None = "auto"
+    action: list[str] | None = None
+    state: list[str] | None = None
     split: str = "train"
     weight: float = 1.0
     record: DemonstrationRecording | None = None

@@ -125,6 +125,8 @@ def _open_robot_files(source: RobotSource, place: str, recipe: Recipe, work_dir:
         key=source.key,
         cameras=source.cameras,
         transform=source.transform or "identity",
+        action=source.action,
+        state=source.state,
         split=source.split,
         horizon=horizon,
         problems=problems,

@@ -9,7 +9,7 @@ before the first step. Refuses to know: the formats themselves, normalisation, p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from gen_vla.training.robot_episodes import (
     RobotEpisode,
     episode_rows,
 )
+from gen_vla.training.robot_layouts import check_layout
 from gen_vla.training.robot_transforms import RobotTransform, Trajectory, choose_transform
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.video_frames import VideoError
@@ -114,8 +115,8 @@ def open_robot_source(
     split: str = "train",
     horizon: int = 1,
     problems: RowProblems | None = None,
-    action: str | None = None,
-    state: str | None = None,
+    action: str | Sequence[str] | None = None,
+    state: str | Sequence[str] | None = None,
 ) -> RobotSource:
     """Opens a robot data set and checks what can be checked without reading it.
 
@@ -128,11 +129,11 @@ def open_robot_source(
         split: a split of the data set.
         horizon: T, the steps of a row's action chunk.
         problems: the counter to use; by default a new one.
-        action, state: the stored features of the identity transform, where they have other names.
+        action, state: the stored features that hold them, where they have other names; several are put side by side.
 
     Raises:
-        RobotDataError: on an unknown format, missing files, columns, cameras; `EmptyRobotDataError` without a step
-            that has an instruction.
+        RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that what is stored does
+            not fit (`robot_layouts`); `EmptyRobotDataError` without a step that has an instruction.
         TFRecordError: on a shard that is cut off.
     """
     if horizon < 1:
@@ -142,19 +143,22 @@ def open_robot_source(
         transform,
         reader.dataset,
         stored_raw=reader.stored_raw,
-        action=action or reader.action,
-        state=state or reader.state,
+        features=reader.features,
+        action=_names(action or reader.action),
+        state=_names(state or reader.state),
     )
-    absent = [name for name in (*chosen.features, *([state] if state else [])) if name not in reader.features]
+    absent = [name for name in (*chosen.features, *(_names(state) if state else ())) if name not in reader.features]
     if absent:
         raise RobotDataError(
             f"got {path} with the features {', '.join(reader.features) or 'none'}, expected {', '.join(absent)} for "
-            f"the {chosen.name} transform; choose another transform, or name the feature with `action`"
+            f"the {chosen.name} transform; choose another transform, or name the features with `action` and `state`"
         )
     named = [_find_camera(camera, reader.cameras, path) for camera in cameras or reader.cameras[:1]]
     if not named:
         raise RobotDataError(f"got {path} without a camera, expected at least one")
     source = RobotSource(key, reader, chosen, named, horizon, problems or RowProblems(name=key))
+    if not reader.stored_raw:
+        check_layout(chosen, _stored_steps(source), reader.dataset, str(path), named=transform != "auto")
     _check_not_empty(source, path, split)
     return source
 
@@ -178,6 +182,18 @@ def _find_camera(wanted: str, cameras: list[str], path: str | Path) -> str:
     if len(matches) != 1:
         raise RobotDataError(f"got camera {wanted!r}, expected one of {', '.join(cameras) or 'none'} in {path}")
     return matches[0]
+
+
+def _names(features: str | Sequence[str]) -> tuple[str, ...]:
+    return (features,) if isinstance(features, str) else tuple(features)
+
+
+def _stored_steps(source: RobotSource) -> Iterator[Mapping[str, np.ndarray]]:
+    """What is stored of every episode, unlabelled ones too; bad ones are passed over."""
+    problems = RowProblems(limit_share=1.0, name=source.name)
+    for shard in source.shards():
+        for episode in source.reader.episodes(shard, source.features, (), problems):
+            yield episode.steps
 
 
 def _check_not_empty(source: RobotSource, path: str | Path, split: str) -> None:

@@ -1,19 +1,19 @@
 """From the actions a robot data set stores to the actions a policy learns, for one episode at a time.
 
 Decides: OpenVLA's transforms of Bridge and of RT-1 (fractal), and which stored features each needs. Refuses to know:
-files, pictures, normalisation.
+files, pictures, normalisation; whether the stored actions were transformed already (`robot_layouts`).
 
     bridge    step 0 goes; the move of step t is state[t+1] - state[t], so the last step goes, too; the gripper is made
               absolute and binary, looking backwards
     fractal   world vector, rotation delta, and the gripper from relative (+ closes) to absolute (1 = open)
     identity  the action as it is
 
-A gripper is 1 when open, 0 when closed.
+A gripper is 1 when open, 0 when closed. Actions and states may be spread over several features, which are put side by
+side: action/world_vector [S, 3], action/rotation_delta [S, 3], action/gripper_closedness_action [S, 1] -> [S, 7].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -43,37 +43,66 @@ class Trajectory:
 class RobotTransform:
     """A transform and the stored features it reads, which are arrays [S, ...] by name ("observation/state").
 
-    `optional` features are read where the data set has them.
+    Attributes:
+        name: "bridge", "fractal" or "identity".
+        action: the features that are the action, side by side.
+        state: those that are the state.
+        needs_state: whether there is no action without them; else they are read where the data set has all of them.
+        learn: (actions float32 [S, D], states float32 [S, P] or `None`) -> trajectory.
     """
 
     name: str
-    features: tuple[str, ...]
-    optional: tuple[str, ...]
-    apply: Callable[[Mapping[str, np.ndarray]], Trajectory]
+    action: tuple[str, ...]
+    state: tuple[str, ...]
+    needs_state: bool
+    learn: Callable[[np.ndarray, np.ndarray | None], Trajectory]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it cannot do without."""
+        return (*self.action, *self.state) if self.needs_state else self.action
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """What it reads where the data set has it."""
+        return () if self.needs_state else self.state
+
+    def stored(self, steps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+        """Actions float32 [S, D] and states float32 [S, P], `None` where there is none, as they are stored."""
+        has_state = bool(self.state) and all(name in steps for name in self.state)
+        return side_by_side(steps, self.action), side_by_side(steps, self.state) if has_state else None
+
+    def apply(self, steps: Mapping[str, np.ndarray]) -> Trajectory:
+        """The episode as a policy learns it."""
+        return self.learn(*self.stored(steps))
 
 
-def bridge(steps: Mapping[str, np.ndarray]) -> Trajectory:
-    """action [S, 7] and observation/state [S, 7] -> actions [S - 2, 7], proprio [S - 2, 7]."""
-    action, state = steps["action"][1:], steps["observation/state"][1:]
-    moves = state[1:, :6] - state[:-1, :6]
-    gripper = binarize_gripper(action[:, -1])[:-1]
-    actions = np.concatenate((moves, gripper[:, None]), axis=1, dtype=np.float32)
-    return Trajectory(actions, state[:-1].astype(np.float32), slice(1, 1 + len(actions)))
+def side_by_side(steps: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
+    """Features [S, ...] flattened per step and put side by side: float32 [S, D]."""
+    length = len(steps[names[0]])
+    return np.concatenate([steps[name].reshape(length, -1) for name in names], axis=1, dtype=np.float32)
 
 
-def fractal(steps: Mapping[str, np.ndarray]) -> Trajectory:
-    """world_vector [S, 3], rotation_delta [S, 3], gripper_closedness_action [S, 1] -> actions [S, 7].
+def bridge(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
+    """Actions [S, 7], states [S, P] that begin with position and angles -> actions [S - 2, 7], proprio [S - 2, P]."""
+    assert states is not None
+    actions, states = actions[1:], states[1:]
+    moves = states[1:, :6] - states[:-1, :6]
+    gripper = binarize_gripper(actions[:, -1])[:-1]
+    learned = np.concatenate((moves, gripper[:, None]), axis=1, dtype=np.float32)
+    return Trajectory(learned, states[:-1], slice(1, 1 + len(learned)))
 
-    Proprio is position and quaternion of the tool and how far the gripper is closed, [S, 8], where they are there.
-    """
-    gripper = absolute_gripper(steps["action/gripper_closedness_action"].reshape(-1))
-    moves = steps["action/world_vector"], steps["action/rotation_delta"]
-    actions = np.concatenate((*moves, gripper[:, None]), axis=1, dtype=np.float32)
-    proprio = None
-    if all(name in steps for name in FRACTAL.optional):
-        pose, closed = (steps[name].reshape(len(actions), -1) for name in FRACTAL.optional)
-        proprio = np.concatenate((pose, closed), axis=1, dtype=np.float32)
-    return Trajectory(actions, proprio, slice(0, len(actions)))
+
+def fractal(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
+    """World vector, rotation delta and relative gripper [S, 7] -> actions [S, 7]; the state is proprio."""
+    gripper = absolute_gripper(actions[:, -1])
+    learned = np.concatenate((actions[:, :6], gripper[:, None]), axis=1, dtype=np.float32)
+    return Trajectory(learned, states, slice(0, len(learned)))
+
+
+def identity(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
+    """Both as they are."""
+    return Trajectory(actions, states, slice(0, len(actions)))
 
 
 def binarize_gripper(positions: np.ndarray) -> np.ndarray:
@@ -101,43 +130,63 @@ def absolute_gripper(commands: np.ndarray) -> np.ndarray:
     return (states / 2 + 0.5).astype(np.float32)
 
 
-BRIDGE = RobotTransform("bridge", ("action", "observation/state"), (), bridge)
-FRACTAL = RobotTransform(
-    "fractal",
-    ("action/world_vector", "action/rotation_delta", "action/gripper_closedness_action"),
-    ("observation/base_pose_tool_reached", "observation/gripper_closed"),
-    fractal,
+FRACTAL_ACTION = ("world_vector", "rotation_delta", "gripper_closedness_action")
+FRACTAL_STATE = ("base_pose_tool_reached", "gripper_closed")  # position and quaternion, how far the gripper is closed
+
+
+def bridge_transform(action: tuple[str, ...], state: tuple[str, ...]) -> RobotTransform:
+    """Bridge's, of features with any names."""
+    return RobotTransform("bridge", action, state, True, bridge)
+
+
+def fractal_transform(action: tuple[str, ...], state: tuple[str, ...]) -> RobotTransform:
+    """RT-1's, of features with any names."""
+    return RobotTransform("fractal", action, state, False, fractal)
+
+
+def identity_transform(
+    action: tuple[str, ...] = ("action",), state: tuple[str, ...] = ("observation/state",)
+) -> RobotTransform:
+    """Actions as they are stored, under any names; the state is proprio where there is one."""
+    return RobotTransform("identity", action, state, False, identity)
+
+
+BRIDGE = bridge_transform(("action",), ("observation/state",))
+FRACTAL = fractal_transform(
+    tuple(f"action/{name}" for name in FRACTAL_ACTION), tuple(f"observation/{name}" for name in FRACTAL_STATE)
 )
 
 
-def identity(steps: Mapping[str, np.ndarray], action: str, state: str) -> Trajectory:
-    """The features named `action` [S, ...] and, where there is one, `state` [S, ...], flattened to [S, D]."""
-    actions = steps[action].reshape(len(steps[action]), -1).astype(np.float32)
-    proprio = steps[state].reshape(len(actions), -1).astype(np.float32) if state in steps else None
-    return Trajectory(actions, proprio, slice(0, len(actions)))
-
-
-def identity_transform(action: str = "action", state: str = "observation/state") -> RobotTransform:
-    """Actions as they are stored, under any name; the state is proprio where there is one."""
-    return RobotTransform("identity", (action,), (state,), partial(identity, action=action, state=state))
-
-
-def choose_transform(wanted: str | None, dataset: str, *, stored_raw: bool, action: str, state: str) -> RobotTransform:
+def choose_transform(
+    wanted: str | None,
+    dataset: str,
+    *,
+    stored_raw: bool,
+    features: Collection[str],
+    action: tuple[str, ...],
+    state: tuple[str, ...],
+) -> RobotTransform:
     """A transform by name.
 
     Args:
         wanted: "bridge", "fractal", `None` for identity, or "auto": by the data set's name where its format stores
-            what was recorded (RLDS); data sets in the other formats were transformed when they were converted.
+            what was recorded (RLDS); data sets in the other formats were transformed when they were converted, or
+            have to be named.
         dataset: the name in the data set's own metadata.
         stored_raw: whether the format stores what was recorded.
-        action, state: the features that identity reads.
+        features: those the data set has.
+        action, state: those that hold action and state. Where there is no such action, RT-1's transform takes the
+            three parts that RT-1 stores it in, and its state.
     """
     if wanted == "auto":
         raw_bridge, raw_fractal = stored_raw and dataset in BRIDGE_NAMES, stored_raw and dataset in FRACTAL_NAMES
         wanted = "bridge" if raw_bridge else "fractal" if raw_fractal else None
-    if wanted in (None, "identity"):
-        return identity_transform(action, state)
-    named = {"bridge": BRIDGE, "fractal": FRACTAL}
-    if wanted not in named:
+    if wanted == "fractal" and not any(name in features for name in action):
+        point = "." if "action.world_vector" in features else "/"
+        action = tuple(f"action{point}{name}" for name in FRACTAL_ACTION)
+        state = tuple(f"observation{point}{name}" for name in FRACTAL_STATE)
+    known = {None: identity_transform, "identity": identity_transform}
+    known |= {"bridge": bridge_transform, "fractal": fractal_transform}
+    if wanted not in known:
         raise ValueError(f'got transform={wanted!r}, expected "bridge", "fractal", "identity", None or "auto"')
-    return named[wanted]
+    return known[wanted](action, state)
