@@ -6,6 +6,7 @@ order on the channel axis. Refuses to know: text, cameras, models.
 """
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGLIP_MEAN = (0.5, 0.5, 0.5)
 SIGLIP_STD = (0.5, 0.5, 0.5)
+# What callers of transformers' image processors may ask for, where it is what happens anyhow.
+ALWAYS_DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits per channel
 
 
@@ -63,9 +66,11 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
             `pixel_values`: float32 [B, 3 x encoders, image_size, image_size].
 
         Raises:
-            TypeError: for anything else, such as a path, bytes, or a float array, naming what was got.
+            TypeError: for anything else, such as a path, bytes, or a float array, naming what was got; for arguments
+                that ask for something else (sizes and constants are those the model was trained with).
             ValueError: if there is no picture at all.
         """
+        refuse_arguments(kwargs, ("images", "return_tensors"), ALWAYS_DONE)
         pictures = [to_rgb(image) for image in flatten_images(images)]
         if not pictures:
             raise ValueError("got no images, expected at least one; leave pixel_values out for text alone")
@@ -84,6 +89,24 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
             for mean, std in zip(self.means, self.stds, strict=True)
         ]
         return np.concatenate(channels)
+
+
+def refuse_arguments(given: dict[str, Any], known: Sequence[str], already: dict[str, Any]) -> None:
+    """Raises `TypeError` for arguments that would otherwise vanish.
+
+    Args:
+        given: arguments by name that a call has no parameter for; those that are `None` ask for nothing.
+        known: names to suggest where one looks like a typing error.
+        already: what may be asked for, since it happens anyhow.
+    """
+    for name, value in given.items():
+        if value is None or (name in already and value == already[name]):
+            continue
+        if name in already:
+            raise TypeError(f"got {name}={value!r}, expected {already[name]!r} or nothing: it cannot be changed here")
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"got the argument {name!r}, expected one of {', '.join(known)}{hint}")
 
 
 def flatten_images(images: Any) -> list[Any]:
@@ -110,11 +133,17 @@ def to_rgb(image: Any) -> Image.Image:
                 "RGB"
             )
         got = f"an array of dtype {array.dtype} and shape {list(array.shape)}"
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4) and not shaped:
+            remedy = "move the channels last with image.transpose(1, 2, 0)"
+        elif shaped and array.dtype != np.uint8:
+            remedy = "scale it, from 0..1 with (255 * image).round().astype('uint8')"
+        else:
+            remedy = "pass one picture per row"
     else:
         got = f"{type(image).__name__} {image!r}" if isinstance(image, str) else type(image).__name__
+        remedy = "open a file with PIL.Image.open(path) first"
     raise TypeError(
-        f"got {got} as an image, expected a PIL image or a uint8 array [H, W, 3] with values 0..255; "
-        "open a file with PIL.Image.open(path) first"
+        f"got {got} as an image, expected a PIL image or a uint8 array [H, W, 3] with values 0..255; {remedy}"
     )
 
 

@@ -23,7 +23,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .action_bins import ActionBins, codec_from_action_config
 from .action_strings import ActionStringProcessor
-from .image_processing_openvla_plus import flatten_images
+from .image_processing_openvla_plus import ALWAYS_DONE, flatten_images, refuse_arguments
 
 
 # isort: split
@@ -38,6 +38,18 @@ PROMPT_TEMPLATE = {
     "question": "In: {question}\nOut:",
     "answer": " {answer}",
 }
+
+
+CALL_ARGUMENTS = (
+    "images",
+    "text",
+    "return_tensors",
+    "padding",
+    "padding_side",
+    "add_special_tokens",
+    "max_length",
+    "truncation",
+)
 
 
 class OpenVLAPlusProcessor(ProcessorMixin):
@@ -155,11 +167,14 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             add_special_tokens: whether a row starts with BOS. Without it, and without a BOS at its beginning, a text
                 is taken for the continuation of another, and may have no pictures.
             truncation: only to be told apart from `None`: nothing is ever cut, a longer row raises.
+            kwargs: arguments of other processors of transformers, as long as they ask for what happens anyhow.
 
         Raises:
             ValueError: if pictures and placeholders do not match, a row with pictures has no BOS, or a row is longer
                 than `max_length` allows.
+            TypeError: for an argument that this processor does not have, so that none is silently without effect.
         """
+        refuse_arguments(kwargs, CALL_ARGUMENTS, self.already_done)
         if videos is not None or audio is not None:
             raise ValueError("got videos or audio, expected pictures and text; this model family has no other inputs")
         if is_text(images) and not is_text(text):
@@ -182,6 +197,13 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         if sum(counts):
             inputs.update(self.image_processor(images, return_tensors=return_tensors))
         return inputs
+
+    @property
+    def already_done(self) -> dict[str, Any]:
+        """Arguments of other processors that may be given, with the value that describes what happens here."""
+        kinds = {f"return_{name}": name in self.model_input_names for name in ("attention_mask", "token_type_ids")}
+        nothing = {"text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
+        return {**ALWAYS_DONE, **kinds, **nothing}
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text at the beginning of a row, without BOS and without placeholders."""
@@ -212,6 +234,11 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     def _pad(
         self, rows: list[list[int]], padding: bool | str, side: str, limit: int | None, return_tensors: str | None
     ) -> BatchFeature:
+        if padding not in (True, False, None, "longest", "max_length", "do_not_pad") or side not in ("left", "right"):
+            raise ValueError(
+                f"got padding={padding!r}, padding_side={side!r}, expected True, 'longest', 'max_length' or False, "
+                "and 'left' or 'right'"
+            )
         width = limit if padding == "max_length" and limit else max(len(row) for row in rows)
         if not padding or padding == "do_not_pad":
             width = 0

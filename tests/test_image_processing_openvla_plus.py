@@ -153,3 +153,28 @@ def test_settings_are_checked_and_travel(tmp_path: Path) -> None:
     assert before.shape == (1, 3, 6, 6)
     np.testing.assert_array_equal(before, after)
     assert loaded.center_crop_area == 0.8
+
+
+def test_no_argument_vanishes() -> None:
+    processor = OpenVLAPlusImageProcessor(image_size=8)
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    same = processor(image, do_resize=True, do_rescale=True, data_format=None)["pixel_values"]
+    np.testing.assert_array_equal(same, processor(image)["pixel_values"])
+    with pytest.raises(TypeError, match="got do_rescale=False, expected True or nothing: it cannot be changed here"):
+        processor(image, do_rescale=False)
+    with pytest.raises(TypeError, match=r"got the argument 'size', expected one of images, return_tensors$"):
+        processor(image, size=16)
+
+
+@pytest.mark.parametrize(
+    ("image", "remedy"),
+    [
+        (np.zeros((3, 8, 8), dtype=np.uint8), r"move the channels last with image\.transpose\(1, 2, 0\)"),
+        (np.zeros((8, 8, 3), dtype=np.float32), r"scale it, from 0\.\.1 with \(255 \* image\)"),
+        (np.zeros((2, 8, 8, 3), dtype=np.uint8), "pass one picture per row"),
+        ("camera.png", r"open a file with PIL\.Image\.open\(path\) first"),
+    ],
+)
+def test_an_error_says_what_to_do_with_the_picture(image: Any, remedy: str) -> None:
+    with pytest.raises(TypeError, match=rf"as an image, expected a PIL image or a uint8 array .*; {remedy}"):
+        OpenVLAPlusImageProcessor(image_size=8)(image)

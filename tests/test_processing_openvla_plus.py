@@ -193,6 +193,37 @@ def test_wrong_inputs_are_named(tiny: Any) -> None:
         _ = tiny_processor(tiny.tokenizer).action_strings
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": 1}, r"got the argument 'image', expected one of images, text, .*; did you mean 'images'\?"),
+        ({"retrun_tensors": "np"}, r"got the argument 'retrun_tensors', .*; did you mean 'return_tensors'\?"),
+        ({"maxlength": 3}, r"did you mean 'max_length'\?"),
+        ({"crop": True}, r"got the argument 'crop', expected one of [\w, ]+$"),
+        ({"do_resize": False}, "got do_resize=False, expected True or nothing"),
+        ({"images_kwargs": {"size": 8}}, r"got images_kwargs=\{'size': 8\}, expected \{\} or nothing"),
+        ({"return_attention_mask": False}, "got return_attention_mask=False, expected True or nothing"),
+    ],
+)
+def test_no_argument_vanishes(processor: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        processor(text=PROMPT, images=picture(), **arguments)
+
+
+def test_arguments_that_ask_for_what_happens_anyhow(processor: Any) -> None:
+    kinds = {f"return_{name}": name in processor.model_input_names for name in ("attention_mask", "token_type_ids")}
+    asked = processor(text=PROMPT, images=picture(), do_rescale=True, suffix=None, text_kwargs={}, **kinds)
+    plain = processor(text=PROMPT, images=picture())
+    assert rows_of(asked) == rows_of(plain)
+    assert set(asked) == set(plain)
+
+
+def test_values_that_mean_nothing_are_named(tiny: Any) -> None:
+    for wrong in ({"padding": "longset"}, {"padding_side": "lefft"}):
+        with pytest.raises(ValueError, match=r"got padding=.*, padding_side=.*, expected True, 'longest'"):
+            tiny(text=["a", "a:a"], **wrong)
+
+
 def test_padding_sides_and_lengths(tiny: Any) -> None:
     texts = ["a", "a:a"]
     short, long = ([*tiny.tokenizer.encode(text, add_special_tokens=False)] for text in texts)
