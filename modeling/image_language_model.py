@@ -49,7 +49,7 @@ class ImageLanguageModelMixin:
             if is_empty(past_key_values):
                 embeds = self._insert_image_features(input_ids, embeds, pixel_values)
         elif input_ids is not None and input_ids.shape[1] > 1 and is_empty(past_key_values):
-            self._check_no_image_tokens(input_ids)
+            self.check_pictures(input_ids, None)
         return embeds
 
     def _insert_image_features(
@@ -57,23 +57,25 @@ class ImageLanguageModelMixin:
     ) -> torch.Tensor:
         if input_ids is None:
             raise ValueError("got pixel_values with inputs_embeds, expected input_ids: they say where pictures go")
+        self.check_pictures(input_ids, pixel_values)
         features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)
         places = input_ids == self.config.image_token_id
-        tokens, available = int(places.sum()), features.shape[0] * features.shape[1]
-        if tokens != available:
-            raise ValueError(
-                f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and "
-                f"{available} features ({features.shape[0]} pictures of {features.shape[1]}); use the processor "
-                "that belongs to the model, and cut no row"
-            )
         return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
 
-    def _check_no_image_tokens(self, input_ids: torch.Tensor) -> None:
+    def check_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
+        """Raises `ValueError` if the numbers of image tokens and image features differ, or pictures are missing."""
         tokens = int((input_ids == self.config.image_token_id).sum())
-        if tokens:
+        if pixel_values is None and tokens:
             raise ValueError(
                 f"got {tokens} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
                 "pass everything the processor returned"
+            )
+        pictures, each = 0 if pixel_values is None else len(pixel_values), self.config.num_image_tokens
+        if tokens != pictures * each:
+            raise ValueError(
+                f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and "
+                f"{pictures * each} features ({pictures} pictures of {each}); use the processor that belongs to the "
+                "model, and cut no row"
             )
 
 

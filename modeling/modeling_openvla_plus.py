@@ -32,6 +32,7 @@ from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .action_uncertainty import standard_deviations  # noqa: F401
 from .nested_configuration import as_config  # noqa: F401
+from .static_passes import StaticPasses  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .tree_passes import TreeCache  # noqa: F401

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from .action_prior import ActionPrior, Place, TokenTree, grow_tree, step
-from .tree_passes import WIDTH_STEP, Fed, GrowingPasses, Prompt, StaticPasses, rounded_up, static_plan
+from .static_passes import PROMPT_STEP, WIDTH_STEP, StaticPasses, rounded_up, static_plan
+from .tree_passes import Fed, GrowingPasses, Prompt
 
 
 @dataclass
@@ -81,7 +82,7 @@ class TreeDecoder:
         grammar: of its actions.
         nodes: tree nodes per pass and row; at least 1.
         temperature: sample at this temperature; `None` takes the most probable token.
-        static: passes of shapes that repeat, for a GPU (`StaticPasses`).
+        static: passes of shapes that repeat, for a GPU (`static_passes.py`).
     """
 
     def __init__(self, model: Any, grammar: Any, nodes: int, temperature: float | None = None, static: bool = False):
@@ -123,9 +124,9 @@ class TreeDecoder:
         if not self.static:
             return GrowingPasses(self.model, self.head, prompt, room=2 * (self.grammar.max_tokens + self.nodes))
         widest = self.nodes + 1 + longest_forced_run(self.grammar)
-        needed = length + self.grammar.max_tokens + rounded_up(widest, WIDTH_STEP)
+        needed = rounded_up(length, PROMPT_STEP) + self.grammar.max_tokens + rounded_up(widest, WIDTH_STEP)
         plan = static_plan(self.model, self.head, tuple(self.token_ids), batch, needed)
-        return StaticPasses(self.model, self.head, prompt, plan)
+        return StaticPasses(self.model, prompt, plan)
 
     def _step(self, rows: list[Row], passes: GrowingPasses | StaticPasses, offset: int, cost: "DecodingCost") -> None:
         """One forward pass and its walk; in the first one, logits begin one place earlier (`offset` 1)."""

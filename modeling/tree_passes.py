@@ -6,26 +6,17 @@ tree, which tokens are accepted (`tree_decoding.py`), grammars.
 Two ways, the same results:
 
     GrowingPasses   every pass as wide as its trees, caches as long as what they hold; nothing is wasted
-    StaticPasses    widths and caches in steps of a fixed size, so that shapes repeat from pass to pass and from call
-                    to call: on a GPU each pass is then one CUDA graph, recorded once and replayed
+    StaticPasses    prompts, widths and caches in steps of a fixed size, so that shapes repeat from pass to pass and
+                    from call to call: on a GPU each pass is then one CUDA graph (`static_plans.py`)
 
 A pass's tokens come packed: ids and positions int64 [B, W], `sight` bool [B, W, W], who sees whom among them. The
 first pass also holds the prompt.
 """
 
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-
-WIDTH_STEP = 16  # static widths are multiples of this
-CAPACITY_STEP = 128  # and static caches of this
-CAPTURE_AFTER = 2  # runs that a GPU needs to settle before they can be recorded
-# Per model, since a recorded graph can be neither copied nor pickled with it.
-_PLANS: "weakref.WeakKeyDictionary[Any, dict[Any, StaticPlan]]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -163,190 +154,33 @@ class GrowingPasses:
 
     def _allowed(self, sight: torch.Tensor) -> torch.Tensor:
         """Who may see whom, bool [B, fed, cached + fed]."""
-        batch, width = sight.shape[:2]
-        start = self.start
-        cached = 0 if start else self.seen.shape[1]
-        allowed = torch.zeros(batch, start + width, cached + start + width, dtype=torch.bool, device=sight.device)
-        allowed[:, start:, : cached + start] = self.seen[:, None]
-        allowed[:, start:, cached + start :] = sight
-        if start:
-            prompt = self.seen[:, None].expand(-1, start, -1)
-            if not self.model.prompt_is_bidirectional:
-                prompt = prompt & torch.ones(start, start, dtype=torch.bool, device=sight.device).tril()
-            allowed[:, :start, :start] = prompt
-        return allowed
-
-
-class StaticPasses:
-    """Passes whose shapes repeat. The prompt's own pass is a growing one; it is as long as the prompt.
-
-    Args:
-        plan: what stays from call to call, for this batch size and capacity; see `static_plan`.
-    """
-
-    def __init__(self, model: Any, head: torch.Tensor, prompt: Prompt, plan: "StaticPlan"):
-        self.plan, self.prompt_mask = plan, prompt.mask.bool()
-        self.first: GrowingPasses | None = GrowingPasses(model, head, prompt, room=0)
-        self.first.cache = plan.cache
-        plan.cache.length, plan.cache.slots = 0, None
-        self.device = head.device
-        self.starts = torch.full((len(prompt.ids), 1), prompt.ids.shape[1])  # int64 [B, 1]: slots each row keeps
-        self.source: torch.Tensor | None = None  # int64 [B, K]: kept slots of the last pass, not yet moved together
-        self.target: torch.Tensor | None = None
-
-    def width(self, widest: int) -> int:
-        """How wide a pass is in which the widest row feeds so many tokens."""
-        if self.first is not None:
-            return widest
-        moving = 0 if self.source is None else self.source.shape[1]
-        return rounded_up(max(widest, moving), WIDTH_STEP)
-
-    def run(self, fed: Fed) -> torch.Tensor:
-        """As `GrowingPasses.run`."""
-        if self.first is not None:
-            return self.first.run(fed)
-        batch, width = fed.ids.shape
-        columns = torch.arange(width)
-        slots = self.starts + columns
-        if int(slots.max()) >= self.plan.cache.capacity:
-            raise RuntimeError(f"got slot {int(slots.max())}, expected at most {self.plan.cache.capacity - 1}")
-        # What the last pass accepted moves together at the beginning of this one, in as many slots as a pass is wide.
-        source, target = slots.clone(), slots.clone()
-        if self.source is not None and self.target is not None:
-            source = torch.cat((self.source, slots), dim=1)[:, :width]
-            target = torch.cat((self.target, slots), dim=1)[:, :width]
-        allowed = torch.zeros(batch, width, self.plan.cache.capacity, dtype=torch.bool)
-        places = torch.arange(self.plan.cache.capacity)
-        allowed[:] = (places < self.starts)[:, None]
-        allowed[:, :, : self.prompt_mask.shape[1]] &= self.prompt_mask.cpu()[:, None]
-        allowed.scatter_(2, slots[:, None].expand(-1, width, -1), fed.sight)
-        return self.plan.run(fed.ids, fed.positions, slots, source, target, allowed)
-
-    def keep(self, paths: list[list[int]]) -> None:
-        """As `GrowingPasses.keep`; every row keeps only its own."""
-        kept, real = padded(paths)
-        if self.first is not None:
-            # The prompt's slots stay, what was accepted follows them; from here on rows have lengths of their own.
-            begin = self.starts
-            self.plan.cache.move((begin + kept).to(self.device), (begin + torch.arange(kept.shape[1])).to(self.device))
-            self.plan.cache.length = int(begin[0])
-            self.first = None
-        else:
-            # Places a row has no use for stay where they are: behind its end, to be overwritten.
-            columns = self.starts + torch.arange(kept.shape[1])
-            self.source = torch.where(real, self.starts + kept, columns)
-            self.target = columns
-        self.starts = self.starts + real.sum(dim=1, keepdim=True)
-
-
-class StaticPlan:
-    """Buffers of one batch size and capacity, kept for a model between calls, and the recorded passes over them.
-
-    Args:
-        graphs: record each width as a CUDA graph.
-    """
-
-    def __init__(self, model: Any, head: torch.Tensor, capacity: int, graphs: bool):
-        self.model = weakref.ref(model)
-        self.head = head.clone()
-        self.cache = TreeCache(capacity)
-        self.graphs = graphs
-        self.recorded: dict[int, CapturedPass] = {}
-
-    def run(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """One pass; inputs as for `_forward`, on the CPU."""
-        if not self.graphs:
-            return self._forward(*(tensor.to(self.head.device) for tensor in inputs))
-        width = inputs[0].shape[1]
-        if width not in self.recorded:
-            self._record(width, inputs)
-        return self.recorded[width](*inputs)
-
-    def _record(self, width: int, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Records a width; runs that this takes overwrite slots which the first real one still has to move."""
-        buffers = (*self.cache.keys, *self.cache.values)
-        saved = [buffer.clone() for buffer in buffers]
-        self.recorded[width] = CapturedPass(self._forward, inputs)
-        for buffer, content in zip(buffers, saved, strict=True):
-            buffer.copy_(content)
-
-    @torch.no_grad()
-    def _forward(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        slots: torch.Tensor,
-        source: torch.Tensor,
-        target: torch.Tensor,
-        allowed: torch.Tensor,
-    ) -> torch.Tensor:
-        """Moves slots `source` to `target` int64 [B, W], then feeds `ids` at `slots`; `allowed` bool [B, W, slots]."""
-        self.cache.move(source, target)
-        self.cache.slots = slots
-        model = self.model()
-        assert model is not None  # it is what called
-        hidden = model.model(
-            input_ids=ids,
-            pixel_values=None,
-            attention_mask=additive(allowed, self.head.dtype),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return (hidden @ self.head.T).float()
-
-
-class CapturedPass:
-    """A function of tensors of fixed shapes, recorded as a CUDA graph.
-
-    Args:
-        function: what to record.
-        examples: arguments; the function is run with them a few times.
-    """
-
-    def __init__(self, function: Callable[..., torch.Tensor], examples: tuple[torch.Tensor, ...]):
-        self.inputs = [tensor.to("cuda", copy=True) for tensor in examples]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(CAPTURE_AFTER):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.output = function(*self.inputs)
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the function returns; overwritten by the next call."""
-        for place, tensor in zip(self.inputs, inputs, strict=True):
-            place.copy_(tensor, non_blocking=True)
-        self.graph.replay()
-        return self.output
-
-
-def static_plan(model: Any, head: torch.Tensor, token_ids: tuple[int, ...], batch: int, needed: int) -> StaticPlan:
-    """The plan for a batch size and at least `needed` slots; made once per model and kept while its weights stay put.
-
-    A capacity is rounded up, so that prompts of different lengths share a plan.
-
-    Args:
-        head, token_ids: the wanted rows of the output layer and which they are.
-    """
-    weight = model.get_output_embeddings().weight
-    place = (weight.data_ptr(), weight.dtype, weight.device)
-    plans = _PLANS.setdefault(model, {})
-    for key in [key for key in plans if key[0] != place]:
-        del plans[key]
-    key = (place, token_ids, batch, rounded_up(needed, CAPACITY_STEP))
-    if key not in plans:
-        plans[key] = StaticPlan(model, head, key[-1], graphs=head.device.type == "cuda")
-    plans[key].head.copy_(head)  # a recorded pass reads it where it lies
-    return plans[key]
+        if self.start:
+            return with_prompt(self.seen, sight, self.model.prompt_is_bidirectional)
+        cached = self.seen[:, None].expand(-1, sight.shape[1], -1)
+        return torch.cat((cached, sight), dim=2)
 
 
 def prompt_positions(prompt: Prompt) -> torch.Tensor:
     """Int64 [B, L], counted from the first token that is no padding."""
     return (prompt.mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def with_prompt(seen: torch.Tensor, sight: torch.Tensor, bidirectional: bool) -> torch.Tensor:
+    """Who may see whom where a prompt is fed with a tree behind it, bool [B, L + W, L + W].
+
+    Args:
+        seen: bool [B, L], which of the prompt is no padding.
+        sight: bool [B, W, W], among the tree.
+        bidirectional: whether the tokens of the prompt see those after them.
+    """
+    length, width = seen.shape[1], sight.shape[1]
+    prompt = seen[:, None].expand(-1, length, -1)
+    if not bidirectional:
+        prompt = prompt & torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
+    nothing = torch.zeros(len(seen), length, width, dtype=torch.bool, device=seen.device)
+    upper = torch.cat((prompt, nothing), dim=2)
+    lower = torch.cat((seen[:, None].expand(-1, width, -1), sight), dim=2)
+    return torch.cat((upper, lower), dim=1)
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -375,8 +209,3 @@ def enlarged(buffer: torch.Tensor, needed: int) -> torch.Tensor:
     """A copy of [B, heads, slots, width] with at least `needed` slots."""
     more = max(needed, 2 * buffer.shape[2]) - buffer.shape[2]
     return torch.cat((buffer, buffer.new_zeros(*buffer.shape[:2], more, buffer.shape[3])), dim=2)
-
-
-def rounded_up(number: int, step: int) -> int:
-    """The smallest multiple of `step` that is no less than `number`."""
-    return -(-number // step) * step

@@ -41,6 +41,7 @@ SHIPPED = {
     "nested_configuration.py",
     "openvla_contract.py",
     "processing_openvla_plus.py",
+    "static_passes.py",
     "transformers_version.py",
     "tree_decoding.py",
     "tree_passes.py",
