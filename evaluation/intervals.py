@@ -90,6 +90,17 @@ def _layout_sums(trials: Sequence[Scored], weights: Sequence[float]) -> dict[str
     return sums
 
 
+def mean_interval(shares: Sequence[tuple[float, Sequence[float] | None]]) -> tuple[float, float] | None:
+    """Bounds of the mean of independent shares, from each one and its bounds; `None` where one has none."""
+    if not shares or any(bounds is None for _, bounds in shares):
+        return None
+    known = [(share, bounds) for share, bounds in shares if bounds is not None]
+    mean = math.fsum(share for share, _ in known) / len(known)
+    below = math.sqrt(math.fsum((share - bounds[0]) ** 2 for share, bounds in known)) / len(known)
+    above = math.sqrt(math.fsum((bounds[1] - share) ** 2 for share, bounds in known)) / len(known)
+    return max(0.0, mean - below), min(1.0, mean + above)
+
+
 def difference_interval(
     first: float,
     first_interval: tuple[float, float],

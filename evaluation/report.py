@@ -1,13 +1,16 @@
 """The paper's tables with our figures in them.
 
 Decides: which of our figures belongs into which cell of the paper's tables, and how a report is written (Markdown,
-JSON for model cards). Refuses to know: result files (`report_figures.py`), bars (`report_pictures.py`).
+JSON for model cards). Refuses to know: result files (`report_figures.py`), how two policies are compared
+(`report_comparisons.py`), bars (`report_pictures.py`).
 
 The paper's figures (`paper_tables.yaml`) stand in a column of their own that names the size of the paper's model. Ours
 stand in one column per benchmark, empty where nothing was run: neither is ever filled in from the other.
 
 A model of ours belongs to a row of the paper if its name is that row's (`openvla-plus`, `openvla-sc`, ... in the
-YAML), with or without `mini-`; `rows` says so for others. Models without a row get rows of their own.
+YAML), with or without `mini-` and the data set (`openvla-rt1-sc`); `rows` says so for others. Models without a row get
+rows of their own. A row's figures stand beside their differences from the rows that the paper compares it with, if the
+training data are the same.
 """
 
 import json
@@ -20,12 +23,15 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from gen_vla.evaluation.intervals import mean_interval
+from gen_vla.evaluation.report_comparisons import EXPLANATION, TrialFiles, comparable, compare, difference_text
 from gen_vla.evaluation.report_figures import SUCCESS_RATE, Figure, read_results
 from gen_vla.model_cards.card import as_eval_result
 
 
 BENCHMARKS = ("tabletop", "SimplerEnv")
 TASK_NAMES = {"pick_object": "pick", "pick_coke_can": "pick"}  # ours by what the paper's column asks for
+TRAINED_ON = ("rt1", "bridge", "tabletop")  # parts of a model's name that say what, and not which row
 MAIN_METRICS = ("soft_accuracy", "exact_match", "accuracy", SUCCESS_RATE, "median seconds")
 
 
@@ -35,19 +41,22 @@ def load_paper() -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def make_report(paths: Sequence[Path], rows: dict[str, str] | None = None) -> dict[str, Any]:
+def make_report(
+    paths: Sequence[Path], rows: dict[str, str] | None = None, against: str | None = None
+) -> dict[str, Any]:
     """Everything a report holds.
 
     Args:
         paths: result files of the suites.
         rows: the paper's row, by its short name, for models whose names do not say it.
+        against: a model in the files, which all models without a row are compared with.
 
     Returns:
-        `{"figures": [...], "tables": [{"name", "title", "benchmark", "unit", "rows": [{"model", "task", "paper",
-        "paper_size", "ours": {model: ..., benchmark: figure}}]}]}`.
+        `{"figures": [...], "tables": [{"name", "title", "benchmark", "unit", "decimals", "notes", "rows": [{"model",
+        "task", "paper", "paper_size", "ours": [figure, ...], "differences": [difference, ...]}]}]}`.
 
     Raises:
-        ValueError: if a file or a row is unknown.
+        ValueError: if a file, a row or the model to compare with is unknown.
     """
     paper = load_paper()
     slugs = {facts["slug"]: name for name, facts in paper["models"].items()}
@@ -59,13 +68,27 @@ def make_report(paths: Sequence[Path], rows: dict[str, str] | None = None) -> di
     figures = [figure for path in paths for figure in read_results(path)]
     figures += averages(figures)
     for figure in figures:
-        figure["row"] = slugs.get((rows or {}).get(figure["model"]) or short_name(figure["model"]))
-    return {"figures": figures, "tables": [fill_table(table, paper["models"], figures) for table in paper["tables"]]}
+        figure["row"] = slugs.get((rows or {}).get(figure["model"]) or row_name(figure["model"])[0])
+    known = dict.fromkeys(figure["model"] for figure in figures)
+    if against is not None and against not in known:
+        raise ValueError(f"got the model {against!r} to compare with, expected one of {', '.join(known)}")
+    tables = [fill_table(table, paper["models"], figures) for table in paper["tables"]]
+    files = TrialFiles(paths)
+    for table in tables:
+        add_differences(table, paper["models"], figures, files, against)
+    return {"figures": figures, "tables": tables}
 
 
 def short_name(model: str) -> str:
     """The last part of a model's name or folder, without `mini-` and with `-` for `_`."""
     return re.sub(r"[\s_]+", "-", model.rstrip("/").rpartition("/")[2].lower()).removeprefix("mini-")
+
+
+def row_name(model: str) -> tuple[str, str]:
+    """The short name without the data it was trained on, and these: `openvla-sc` and `rt1` of `openvla-rt1-sc`."""
+    parts = short_name(model).split("-")
+    named = [part for part in parts if part not in TRAINED_ON]
+    return "-".join(named), "-".join(part for part in parts if part in TRAINED_ON)
 
 
 def averages(figures: Sequence[Figure]) -> list[Figure]:
@@ -78,9 +101,10 @@ def averages(figures: Sequence[Figure]) -> list[Figure]:
     for group in groups.values():
         tasks = {TASK_NAMES.get(figure["task"], figure["task"]) for figure in group}
         if len(group) == len(tasks) and tasks == {"pick", "open_drawer", "close_drawer", "move_near"}:
-            mean = {"task": "average", "value": round(sum(f["value"] for f in group) / 4, 6), "interval": None}
+            mean = {"task": "average", "value": round(sum(f["value"] for f in group) / 4, 6)}
             sums = {key: sum(figure[key] or 0 for figure in group) for key in ("n", "malformed", "crashed")}
-            found.append({**group[0], **mean, **sums, "note": "mean of four tasks"})
+            interval = mean_interval([(f["value"], f["interval"]) for f in group])
+            found.append({**group[0], **mean, **sums, "interval": interval, "note": "mean of four tasks"})
     return found
 
 
@@ -93,14 +117,34 @@ def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[
         for column, value in zip(table["columns"], values, strict=True):
             ours = [figure for figure in figures if figure["row"] == name and fits(figure, column)]
             rows.append(_row(name, column, value, models[name]["size"], ours))
-    known = set(table["rows"])
-    for model in dict.fromkeys(figure["model"] for figure in figures if figure["row"] not in known):
+    strangers = [] if table.get("closed") else [figure for figure in figures if figure["row"] not in table["rows"]]
+    for model in dict.fromkeys(figure["model"] for figure in strangers):
         for column in table["columns"]:
             ours = [figure for figure in figures if figure["model"] == model and fits(figure, column)]
             if ours:
                 rows.append(_row(short_name(model), column, None, None, ours))
     shown = {key: table[key] for key in ("name", "title", "benchmark")}
-    return {**shown, "unit": table.get("unit", "%"), "rows": rows}
+    missing = [f"{name}: {models[name]['missing']}." for name in table["rows"] if "missing" in models[name]]
+    notes = [*([table["note"]] if "note" in table else []), *missing]
+    return {**shown, "unit": table.get("unit", "%"), "decimals": table["decimals"], "notes": notes, "rows": rows}
+
+
+def add_differences(
+    table: dict[str, Any],
+    models: dict[str, Any],
+    figures: Sequence[Figure],
+    files: TrialFiles,
+    against: str | None = None,
+) -> None:
+    """Every row's `differences` from those it is compared with; times have none."""
+    for row in table["rows"]:
+        for figure in row["ours"] if table["unit"] == "%" else ():
+            names = models.get(figure["row"], {}).get("against", [])
+            for other in (f for f in figures if not f["control"] and comparable(figure, f)):
+                alike = row_name(figure["model"])[1] == row_name(other["model"])[1]
+                if (alike and other["row"] in names) or (figure["row"] is None and other["model"] == against):
+                    found = {"model": figure["model"], "row": other["row"], **compare(figure, other, files)}
+                    row["differences"].append(found)
 
 
 def fits(figure: Figure, column: dict[str, Any]) -> bool:
@@ -113,7 +157,8 @@ def fits(figure: Figure, column: dict[str, Any]) -> bool:
 def _row(
     name: str, column: dict[str, Any], paper: float | None, size: str | None, ours: list[Figure]
 ) -> dict[str, Any]:
-    return {"model": name, "task": column["label"], "paper": paper, "paper_size": size, "ours": ours}
+    shown = {"model": name, "task": column["label"], "paper": paper, "paper_size": size}
+    return {**shown, "ours": ours, "differences": []}
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -121,6 +166,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# Results", "", "Ours as measured, n and 95 % intervals beside them; empty where nothing was run.", ""]
     for table in report["tables"]:
         lines += [f"## {table['name']}: {table['title']}", "", *_table_lines(table), ""]
+        lines += [line for note in table["notes"] for line in (note, "")]
+    if any(row["differences"] for table in report["tables"] for row in table["rows"]):
+        lines += [EXPLANATION, ""]
     placed = [figure for table in report["tables"] for row in table["rows"] for figure in row["ours"]]
     others = [figure for figure in report["figures"] if not any(figure is other for other in placed)]
     if others:
@@ -136,16 +184,18 @@ def _table_lines(table: dict[str, Any]) -> list[str]:
     benchmarks = [*robots, *sorted(measured - set(BENCHMARKS))] or ["ours"]
     sizes = sorted({row["paper_size"] for row in table["rows"] if row["paper_size"]}, reverse=True)
     paper = f"paper, {' and '.join(sizes)} ({table['benchmark']})"
+    compared = ["difference"] if any(row["differences"] for row in table["rows"]) else []
     lines = [
-        _line("model", "task", *(f"ours: {name}" for name in benchmarks), paper),
-        _line(*["---"] * (len(benchmarks) + 3)),
+        _line("model", "task", *(f"ours: {name}" for name in benchmarks), *compared, paper),
+        _line(*["---"] * (len(benchmarks) + len(compared) + 3)),
     ]
     for row in table["rows"]:
         ours = [
             "; ".join(cell(f, table["unit"]) for f in row["ours"] if f["benchmark"] == name) for name in benchmarks
         ]
-        printed = "" if row["paper"] is None else f"{row['paper']:.2f}, {row['paper_size']}"
-        lines.append(_line(row["model"], row["task"], *ours, printed))
+        printed = "" if row["paper"] is None else f"{row['paper']:.{table['decimals']}f}, {row['paper_size']}"
+        found = [difference_text(d, d["row"] or short_name(d["against"])) for d in row["differences"]]
+        lines.append(_line(row["model"], row["task"], *ours, *["; ".join(found)] * len(compared), printed))
     return lines
 
 

@@ -91,10 +91,17 @@ def _vqa(results: dict[str, Any], path: Path) -> Iterator[Figure]:
 
 
 def _representations(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    """Probes, of the models before and beside it once as comparisons of this model's, once as their own."""
+    names = {**(results.get("models") or {}), "after": results.get("model") or path.stem}
     for entry in results["tasks"]:
-        keys = ("task", "metric", "value", "n", "interval")
-        figure = {**_common(results, path), "benchmark": f"linear probe on {results['data']}"}
-        yield {**figure, "control": entry["role"] != "after", **{key: entry[key] for key in keys}}
+        keys = ("metric", "value", "n", "interval")
+        measured = {**_common(results, path), **{key: entry[key] for key in keys}}
+        measured["benchmark"] = f"linear probe on {results['data']}"
+        if entry["role"] != "after":
+            yield {**measured, "task": entry["task"], "control": True}
+        if names.get(entry["role"]):
+            tower = f"{results['data']}, {entry['tower']}"
+            yield {**measured, "model": names[entry["role"]], "mode": "probe", "task": tower}
 
 
 def _latency(results: dict[str, Any], path: Path) -> Iterator[Figure]:

@@ -256,6 +256,7 @@ def add_report(suites: Any) -> None:
     command.add_argument(
         "--row", action="append", default=[], metavar="MODEL=ROW", help="a model's row of the paper, like openvla-sc"
     )
+    command.add_argument("--against", metavar="MODEL", help="compare the models without a row with this one")
     command.add_argument("--output", type=Path, required=True, help="a folder for Markdown, JSON and PNG files")
     command.set_defaults(run=run_report)
 
@@ -268,7 +269,7 @@ def run_report(options: argparse.Namespace) -> int:
     rows = dict(entry.rpartition("=")[::2] for entry in options.row)
     if "" in rows:
         raise ValueError(f"got --row {' --row '.join(options.row)}, expected MODEL=ROW")
-    report = make_report(options.results, rows)
+    report = make_report(options.results, rows, options.against)
     for path in (*write_report(report, options.output), *draw_tables(report, options.output)):
         print(path)
     return 0
