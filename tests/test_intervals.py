@@ -8,6 +8,7 @@ from gen_vla.evaluation.intervals import (
     Scored,
     clustered_share,
     difference_interval,
+    mean_interval,
     paired_correlation,
     sign_flip_p,
     wilson_interval,
@@ -48,6 +49,26 @@ def test_layouts_whose_trials_are_independent_count_almost_as_often_as_they_were
     rng = random.Random(0)
     found = clustered_share([Scored(str(i), str(t), float(rng.random() < 0.6)) for i in range(200) for t in range(4)])
     assert 600 < found.effective <= 800
+
+
+def test_it_holds_the_truth_where_looks_repeat_layouts_and_wilsons_does_not():
+    """50 layouts in 20 looks, each layout with a rate of its own around 0.8; correlation 0.3 within a layout."""
+    rng = random.Random(0)
+    held, naive = 0, 0
+    for _ in range(100):
+        rates = [rng.betavariate(0.8 * 7 / 3, 0.2 * 7 / 3) for _ in range(50)]
+        drawn = [Scored(str(i), str(t), float(rng.random() < p)) for i, p in enumerate(rates) for t in range(20)]
+        low, high = clustered_share(drawn).interval
+        held += low <= 0.8 <= high
+        low, high = wilson_interval(sum(trial.score for trial in drawn), 1000)
+        naive += low <= 0.8 <= high
+    assert held >= 92 > 65 >= naive
+
+
+def test_a_mean_of_independent_shares():
+    found = mean_interval([(0.5, (0.4, 0.6)), (0.9, (0.6, 1.0))])
+    assert found == pytest.approx((0.7 - 0.1**0.5 / 2, 0.7 + 0.02**0.5 / 2))
+    assert mean_interval([(0.5, (0.4, 0.6)), (0.9, None)]) is None
 
 
 def test_a_share_is_the_mean_over_parts():

@@ -1,6 +1,7 @@
 """The report: the paper's figures as printed, ours from real and written result files, in their own columns."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_every_model_that_no_recipe_trains_says_so():
         assert set(facts.get("against", [])) <= set(models), name
     page = as_markdown(make_report([RESULTS / "mini_openvla_plus_demo.json"]))
     assert page.count("π0 w/ Inst. Aug.: no recipe trains it; its flow-matching head is not implemented here.") >= 4
+
+
+def test_the_page_goes_through_every_table_and_names_recipes_there_are():
+    page = (RESULTS.parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = [line for line in page.partition("## The paper, table by table")[2].splitlines() if line[:1] == "|"]
+    for printed in load_paper()["tables"]:
+        assert any(line.startswith(f"| {printed['name']},") for line in rows), printed["name"]
+    named = set(re.findall(r"`((?:openvla|pi0)_\w+)`", "\n".join(rows)))
+    assert named
+    for name in named - {"openvla_plus_rt1_only_"}:
+        load_recipe(name)
 
 
 def test_recipes_names_lead_to_their_rows():
