@@ -115,6 +115,18 @@ def test_switches_that_do_not_go_together_raise() -> None:
         OpenVLAPlusForVision2Seq.from_pretrained("name", load_in_8bit=True, quantization_config=BitsAndBytesConfig())
 
 
+def test_the_model_brings_its_own_prompt(folder: Path) -> None:
+    """The two lines of docs/coming_from_openvla.md that cannot go wrong, against what its words warn of."""
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor.action_inputs(picture(), "Pick up the can ")
+    same = processor(processor.action_prompt("Pick up the can "), picture())
+    assert same["input_ids"].tolist() == inputs["input_ids"].tolist()
+    own = inputs["input_ids"][0].tolist()
+    for prompt, right in ((PROMPT, "openvla" in folder.name), (PROMPT + " ", False), ("pick up the can", False)):
+        ids = processor(prompt, picture())["input_ids"][0].tolist()
+        assert (ids + processor.action_config["lead_in_ids"] == own) == right
+
+
 def test_statistics_are_read_on_the_model(folder: Path) -> None:
     """The LIBERO script's search for its key."""
     vla, key = load(folder), "libero_spatial"

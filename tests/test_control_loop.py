@@ -1,0 +1,93 @@
+"""The loop of docs/control_loop.md runs as it is printed: what reaches the robot, and that it is always stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_docs import ROOT, blocks
+from tiny_models import picture, tiny_model, tiny_processor
+
+from gen_vla.processors import ActionStringProcessor
+
+
+class Robot:
+    """A robot that shows pictures and writes down what it is told."""
+
+    def __init__(self, broken_after: int | None = None):
+        self.broken_after, self.seen, self.told, self.stops = broken_after, 0, [], 0
+
+    def picture(self) -> np.ndarray:
+        if self.seen == self.broken_after:
+            raise OSError("the camera is gone")
+        self.seen += 1
+        return self.shown(self.seen)
+
+    @staticmethod
+    def shown(number: int) -> np.ndarray:
+        return np.asarray(picture(number // 3))  # the same scene for three steps
+
+    def send(self, action: np.ndarray) -> None:
+        self.told.append(action)
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def loop(folder: Path, horizon: int, llama_like: Any) -> dict[str, Any]:
+    """The names that the page's code defines, for a small model in `folder`."""
+    strings = ActionStringProcessor(action_dim=3, decimals=2, horizon=horizon)
+    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    [code] = blocks(ROOT / "docs" / "control_loop.md", "python")
+    assert '"gen-vla/openvla-plus", "bridge_orig"' in code
+    code = code.replace('"gen-vla/openvla-plus", "bridge_orig"', f'{str(folder)!r}, "tiny"')
+    names: dict[str, Any] = {}
+    exec(compile(code, "control_loop.md", "exec"), names)
+    names["calibrated"] = []
+    names["model"].calibrate_tree_nodes = lambda **inputs: names["calibrated"].append(inputs)  # it measures time
+    return names
+
+
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_the_robot_is_told_what_the_model_predicts(horizon: int, llama_like: Any, tmp_path: Path) -> None:
+    names = loop(tmp_path, horizon, llama_like)
+    robot = Robot()
+    late = names["run_episode"](robot, "open the drawer", steps=6, hertz=1000.0)
+    assert (len(robot.told), robot.stops) == (6, 1)
+    assert 0 <= late <= 5
+    assert [set(inputs) for inputs in names["calibrated"]] == [
+        {"input_ids", "attention_mask", "pixel_values", "unnorm_key"}
+    ]
+    expected = []
+    for number in range(2, 2 + 6 // horizon):  # the first picture went to the calibration
+        image = Image.fromarray(Robot.shown(number))
+        inputs = names["processor"].action_inputs(image, "open the drawer")
+        expected += list(names["model"].predict_actions(**inputs, unnorm_key="tiny", tree_nodes=0).actions[0])
+    np.testing.assert_array_equal(np.stack(robot.told), np.stack(expected))
+    assert robot.told[0].dtype == np.float32
+
+
+def test_each_prediction_is_the_hint_for_the_next(llama_like: Any, tmp_path: Path) -> None:
+    names = loop(tmp_path, 1, llama_like)
+    predict, calls = names["model"].predict_actions, []
+
+    def recorded(**arguments: Any) -> Any:
+        calls.append((arguments["previous"], predict(**arguments)))
+        return calls[-1][1]
+
+    names["model"].predict_actions = recorded
+    names["run_episode"](Robot(), "open the drawer", steps=4, hertz=1000.0)
+    assert [hint for hint, _ in calls] == [None, *(prediction for _, prediction in calls[:-1])]
+    passes = [prediction.forward_passes for _, prediction in calls]
+    assert calls[1][1].text == calls[2][1].text  # the same scene
+    assert passes[2] < passes[0]
+
+
+def test_a_robot_is_stopped_when_something_breaks(llama_like: Any, tmp_path: Path) -> None:
+    names, robot = loop(tmp_path, 1, llama_like), Robot(broken_after=3)
+    with pytest.raises(OSError, match="the camera is gone"):
+        names["run_episode"](robot, "open the drawer", hertz=1000.0)
+    assert (len(robot.told), robot.stops) == (2, 1)
