@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gen_vla.training.benchmark_commands import add_decoding, add_latency, add_loader, add_training_step
+from gen_vla.training.benchmark_commands import add_agreement, add_decoding, add_latency, add_loader, add_training_step
 from gen_vla.training.suite_options import add_model, add_output, load_any, write_results
 
 
@@ -280,6 +280,7 @@ SUITES = (
     add_drawers,
     add_scene_questions,
     add_decoding,
+    add_agreement,
     add_training_step,
     add_simpler,
     add_vqa,
