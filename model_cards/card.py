@@ -14,7 +14,13 @@ from gen_vla.training.recipe import load_recipe
 
 
 NOT_MEASURED = "not measured"
-SUCCESS_RATE = "success rate"  # the metric of rollouts; every other one is about answers
+SUCCESS_RATE = "success rate"  # the metric of rollouts
+ANSWERING = "visual-question-answering"
+TASK_TYPES = {  # as the Hub calls them, by metric; everything else is about acting: its speed, its decoding
+    **dict.fromkeys(("soft_accuracy", "exact_match", "exact match", "accuracy"), ANSWERING),
+    **dict.fromkeys(("precision", "recall", "f1", "yes_ratio"), ANSWERING),
+}
+PROBE = "linear probe"  # a data set of figures about features begins with this
 
 
 def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] | None) -> Path:
@@ -98,15 +104,23 @@ def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:
 
 def unmeasured_kinds(measured: list[dict[str, Any]]) -> list[str]:
     """What a card must say nobody has measured."""
-    about_actions = {figure["metric"] == SUCCESS_RATE for figure in measured}
-    kinds = {True: "Success rates", False: "Question answering"}
-    return [words for kind, words in kinds.items() if kind not in about_actions]
+    known = {figure["metric"] for figure in measured}
+    answered = any(task_type(figure) == ANSWERING for figure in measured)
+    missing = {"Success rates": SUCCESS_RATE not in known, "Question answering": not answered}
+    return [words for words, is_missing in missing.items() if is_missing]
+
+
+def task_type(figure: dict[str, Any]) -> str:
+    """What the Hub calls the task that a figure is about."""
+    if figure["dataset"].startswith(PROBE):
+        return "image-feature-extraction"
+    return TASK_TYPES.get(figure["metric"], "robotics")
 
 
 def as_eval_result(figure: dict[str, Any]) -> EvalResult:
     """One measured figure as an entry of the Hub's model-index."""
     return EvalResult(
-        task_type="robotics" if figure["metric"] == SUCCESS_RATE else "visual-question-answering",
+        task_type=task_type(figure),
         dataset_type=figure["dataset"],
         dataset_name=figure["dataset"],
         metric_type=figure["metric"],

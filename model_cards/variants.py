@@ -123,7 +123,7 @@ def method(recipe: Recipe) -> dict[str, Any]:
         "S": recipe.actions.representation if recipe.data.robot else None,
         "C": [source.name for source in recipe.data.questions],
         "robot data": [source.key for source in recipe.data.robot],
-        "paraphrased": recipe.data.instruction_augmentation is not None,
+        "paraphrased": recipe.data.instruction_augmentation is not None or records_paraphrases(recipe),
     }
 
 
@@ -131,6 +131,11 @@ def method_of_model(config: Any) -> dict[str, Any]:
     """As much of that as a model itself tells."""
     actions = config.action_config
     return {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
+
+
+def records_paraphrases(recipe: Recipe) -> bool:
+    """Whether a data set of it is recorded with its instructions in other words."""
+    return any(source.record is not None and source.record.paraphrase for source in recipe.data.robot)
 
 
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
@@ -149,15 +154,19 @@ def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
         co_training = f"none: questions only, {', '.join(questions)}"
     else:
         co_training = f"half of every batch: {', '.join(questions)}" if questions else "none: robot data only"
-    augmented = "instructions in other words for half of the rows" if recipe.data.instruction_augmentation else ""
-    augmented = ", ".join(filter(None, [augmented, "pictures" if recipe.data.image_augmentation else ""]))
+    words = recipe.data.instruction_augmentation
+    augmented = [
+        f"instructions in other words for {words.probability:.0%} of the rows" if words else "",
+        "instructions in other words, drawn for each demonstration" if records_paraphrases(recipe) else "",
+        "pictures" if recipe.data.image_augmentation else "",
+    ]
     return [
         ("starts from", f"`{recipe.model.initial_model}`" if recipe.model.initial_model else "random weights"),
         ("dual encoder (D)", dual),
         ("actions as strings (S)", spelling(recipe)),
         ("co-training (C)", co_training),
         ("robot data", ", ".join(robots) or "none"),
-        *([("augmentation", augmented)] if augmented else []),
+        *([("augmentation", ", ".join(filter(None, augmented)))] if any(augmented) else []),
     ]
 
 

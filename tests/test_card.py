@@ -55,6 +55,15 @@ def test_one_kind_measured_leaves_the_other_visible(tmp_path: Path, model: Any) 
     assert "Question answering: not measured" not in text
 
 
+def test_speed_and_features_are_neither_actions_done_nor_questions_answered(tmp_path: Path, model: Any) -> None:
+    speed = {"task": "seconds per action", "dataset": "latency", "metric": "median seconds", "value": 0.02, "n": 50}
+    probe = {"task": "all", "dataset": "linear probe on cifar10", "metric": "accuracy", "value": 0.8, "n": 2000}
+    text = text_of(tmp_path, model, [speed, probe])
+    assert "- Success rates: not measured\n- Question answering: not measured\n" in text
+    data: Any = ModelCard.load(tmp_path / "README.md").data
+    assert [r.task_type for r in data.eval_results] == ["robotics", "image-feature-extraction"]
+
+
 def test_a_control_is_shown_and_is_no_result_of_the_model(tmp_path: Path, model: Any) -> None:
     text = text_of(tmp_path, model, [{**SUCCESS, "control": True, "note": "random actions"}])
     assert "| open, success rate | drawers | 0.75 | 8 | 41-93 | random actions |" in text
