@@ -1,0 +1,108 @@
+"""What only a GPU can show: recorded passes, half precision there, a training run. Skipped without one, and says so.
+
+make test PYTEST_OPTIONS="tests/test_on_a_gpu.py tests/test_half_precision.py"
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_runs import tiny_pi0_model as pi0_settings
+from tiny_runs import tiny_recipe
+
+from gen_vla.modeling import static_passes
+from gen_vla.modeling.tree_passes import Fed, GrowingPasses, Prompt
+from gen_vla.processors import ActionBins, ActionStringProcessor
+from gen_vla.training.train import run_recipe
+
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: CUDA graphs, and training on one, cannot run here"
+)
+INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
+
+
+@pytest.fixture(params=["openvla", "pi0"])
+def family(request, llama_like):
+    """How to build a model on the GPU for an action format, and its processor."""
+
+    def build(codec, seed=0, dtype=torch.float32):
+        model, processor = (
+            (tiny_model, tiny_processor)
+            if request.param == "openvla"
+            else (
+                tiny_pi0_model,
+                tiny_pi0_processor,
+            )
+        )
+        return model(llama_like, codec, seed=seed).to(DEVICE, dtype), processor(llama_like, codec)
+
+    return build
+
+
+def inputs_of(processor, rows, seed=0):
+    pictures = [picture(seed + row) for row in range(rows)]
+    return processor.action_inputs(pictures, INSTRUCTIONS[:rows]).to(DEVICE)
+
+
+@pytest.mark.parametrize("codec", [ActionStringProcessor(3, 2, 3), ActionStringProcessor(2, 1, 2, "legacy"), "bins"])
+@pytest.mark.filterwarnings("error:CUDA graphs are not used")
+def test_recorded_passes_write_what_generate_writes(family, codec):
+    """Other pictures, words and batches, over recordings made for the first ones."""
+    model, processor = family(ActionBins(3, 1, 16) if codec == "bins" else codec)
+    for seed, rows in enumerate((1, 3, 1, 4, 3)):
+        inputs = inputs_of(processor, rows, 10 * seed)
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        for nodes in (2, 30):
+            fast = model.predict_actions(**inputs, tree_nodes=nodes, cache_implementation="static")
+            growing = model.predict_actions(**inputs, tree_nodes=nodes)
+            assert fast.text == slow.text == growing.text
+            np.testing.assert_allclose(fast.digit_probabilities, slow.digit_probabilities, atol=1e-4)
+    plans = static_passes._PLANS[model].values()
+    assert all(plan.graphs for plan in plans)
+    assert sum(len(plan.recorded) for plan in plans) >= 2 * len(plans)
+
+
+@pytest.mark.filterwarnings("error:CUDA graphs are not used")
+def test_recordings_follow_the_weights(family):
+    model, processor = family(ActionStringProcessor(3, 1, 3))
+    inputs = inputs_of(processor, 2)
+    before = model.predict_actions(**inputs, cache_implementation="static")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)  # in place
+        model.model.projector = torch.nn.Sequential(model.model.projector)  # the same weights in another module
+    slow = model.predict_actions(**inputs, tree_nodes=0)
+    assert model.predict_actions(**inputs, cache_implementation="static").text == slow.text != before.text
+    model.to("cpu").to(DEVICE)
+    assert model.predict_actions(**inputs, cache_implementation="static").text == slow.text
+
+
+def test_recorded_logits_in_half_precision(family):
+    """The same pass, recorded and plain, over a prompt padded further: close, as bf16 goes."""
+    model, processor = family(ActionStringProcessor(3, 1, 3), dtype=torch.bfloat16)
+    inputs = inputs_of(processor, 4)
+    head = model.get_output_embeddings().weight[:20]
+    prompt = Prompt(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
+    ids, positions = torch.arange(16).repeat(4, 1), torch.arange(40, 56).repeat(4, 1)
+    fed = Fed(ids, positions, torch.ones(4, 16, 16, dtype=torch.bool).tril())
+    with torch.no_grad():
+        plain = GrowingPasses(model, head, prompt, room=64).run(fed)
+        plan = static_passes.static_plan(model, head, tuple(range(20)), 4, 200)
+        recorded = static_passes.StaticPasses(model, prompt, plan).run(fed)
+    assert plan.graphs
+    assert plan.recorded
+    assert float((plain - recorded).square().mean().sqrt() / plain.std()) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_trains(kind, bf16, tmp_path):
+    settings = {"model": pi0_settings()} if kind == "pi0" else {}
+    recipe = tiny_recipe(tmp_path, training__logging_steps=1, training__bf16=bf16, **settings)
+    folder = run_recipe(recipe, tmp_path, progress=False)
+    steps = [e for e in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in e]
+    assert all(np.isfinite(entry["loss"]) for entry in steps)
+    assert steps[-1]["robot/loss"] < steps[0]["robot/loss"]
