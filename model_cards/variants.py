@@ -7,6 +7,11 @@ are used only for a model trained like the recipe they were written for. Refuses
     <REPOSITORY>.yaml   words of one variant, by the name of its repository
     _origins.yaml       of every base and data set: where it comes from, its terms, what it limits
 
+A variant's repository may have a short name instead, `short_name` in its words. Those of the three families,
+`openvla-plus`, `pi0-plus` and the baseline `openvla`, belong to the models trained on Bridge: OpenVLA's users and
+their scripts ask for actions in the units of `bridge_orig`, its arm can be bought, and the paper's robot ran models
+trained on it. RT-1's, which the paper's tables in simulation are about, say so: `openvla-plus-rt1`.
+
 The recipe is the one in the model's folder, `recipe.yaml`, which the run wrote. Without one the card says that there
 is no record of the run, and tells the recipe that the words were written for.
 """
@@ -23,7 +28,7 @@ from gen_vla.training.recipe_schema import Recipe
 
 
 CARDS = Path(__file__).resolve().parent
-WORDS = ("recipe", "summary", "training", "limits", "license", "tags")
+WORDS = ("recipe", "summary", "training", "limits", "license", "tags", "short_name")
 UNWRITTEN = "No description has been written for this model."
 NO_LIMITS = "Nobody has written down what this model can and cannot do. Do not run it on a robot."
 ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
@@ -94,8 +99,8 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
 
 
 def written_words(name: str) -> dict[str, Any]:
-    """The words about a variant; empty where there are none."""
-    path = CARDS / f"{name}.yaml"
+    """The words about a variant by the name of its repository; empty where there are none."""
+    path = CARDS / f"{full_name(name)}.yaml"
     if name.startswith("_") or not path.is_file():
         return {}
     words = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -105,6 +110,16 @@ def written_words(name: str) -> dict[str, Any]:
         wrong = f"unknown key {unknown}" if unknown else f"no {missing}"
         raise ValueError(f"{path}: got {wrong}; known: {', '.join(WORDS)}; recipe and summary are required")
     return words
+
+
+def full_name(name: str) -> str:
+    """The variant's name that a short name stands for; any other name as it is."""
+    if (CARDS / f"{name}.yaml").is_file():
+        return name
+    for path in sorted(CARDS.glob("[!_]*.yaml")):
+        if yaml.safe_load(path.read_text(encoding="utf-8")).get("short_name") == name:
+            return path.stem
+    return name
 
 
 def unlike(made: dict[str, Any], words: dict[str, Any]) -> str:

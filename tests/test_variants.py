@@ -1,5 +1,6 @@
 """Every published recipe has a card, and no card says anything that its recipe does not."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,44 @@ def test_a_name_that_promises_another_model_is_refused(tmp_path: Path, llama_lik
     with pytest.raises(ValueError, match="family: 'openvla_plus', not 'pi0_plus'"):
         card_text(tmp_path, "pi0-plus-bridge", model)
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [("openvla-plus", "openvla-plus-bridge"), ("openvla", "openvla-bridge"), ("pi0-plus", "pi0-plus-bridge")],
+)
+def test_a_familys_short_name_is_that_of_the_model_trained_on_bridge(
+    short: str, full: str, tmp_path: Path, llama_like: Any, gemma_like: Any
+) -> None:
+    recipe = load_recipe(full.replace("-", "_"))
+    model = model_like(recipe, llama_like, gemma_like)
+    text = card_text(tmp_path, short, model, recipe)
+    assert written_words(short) == written_words(full)
+    assert f"# {short}\n\n{written_words(full)['summary']}" in text
+    assert f'from_pretrained("gen-vla/{short}"' in text
+    other = load_recipe(full.replace("-", "_").replace("bridge", "rt1"))
+    with pytest.raises(
+        ValueError, match=rf"'{short}' .*\(robot data: \['fractal20220817_data'\], not \['bridge_orig'\]\)"
+    ):
+        card_text(tmp_path, short, model, other)
+
+
+def test_every_short_name_is_one_models() -> None:
+    words = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CARDS.glob("[!_]*.yaml")]
+    short = [entry["short_name"] for entry in words if "short_name" in entry]
+    assert sorted(short) == ["openvla", "openvla-plus", "pi0-plus"]
+    assert not {path.stem for path in CARDS.glob("*.yaml")} & set(short)
+
+
+def test_names_that_are_shown_are_of_models_with_a_card() -> None:
+    """Every `gen-vla/...` in what users read is a variant, or one of the Spaces."""
+    root = CARDS.parent
+    pages = [root / "README.md", *root.glob("docs/*.md"), *root.glob("spaces/*/README.md")]
+    pages += [*root.glob("evaluation/**/*.md"), *root.glob("spaces/*/*.py"), *root.glob("training/*.py")]
+    spaces = {"openvla-plus-demo", *(path.name for path in root.glob("spaces/*/"))}
+    shown = {name for page in pages for name in re.findall(r"\bgen-vla/([a-z0-9_-]+)", page.read_text("utf-8"))}
+    assert {"openvla-plus", "openvla", "mini-openvla-plus"} <= shown
+    assert {name for name in shown - spaces if not written_words(name)} <= {"benchmark"}
 
 
 def test_another_name_keeps_the_words_of_the_recipe(llama_like: Any, gemma_like: Any) -> None:
