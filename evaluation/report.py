@@ -116,13 +116,13 @@ def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[
             raise ValueError(f"{table['name']}, {name}: got {len(values)} values, expected {len(table['columns'])}")
         for column, value in zip(table["columns"], values, strict=True):
             ours = [figure for figure in figures if figure["row"] == name and fits(figure, column)]
-            rows.append(_row(name, column, value, models[name]["size"], ours))
+            rows.append(_row(name, column, ours, value, models[name]["size"]))
     strangers = [] if table.get("closed") else [figure for figure in figures if figure["row"] not in table["rows"]]
     for model in dict.fromkeys(figure["model"] for figure in strangers):
         for column in table["columns"]:
             ours = [figure for figure in figures if figure["model"] == model and fits(figure, column)]
             if ours:
-                rows.append(_row(short_name(model), column, None, None, ours))
+                rows.append(_row(short_name(model), column, ours))
     shown = {key: table[key] for key in ("name", "title", "benchmark")}
     missing = [f"{name}: {models[name]['missing']}." for name in table["rows"] if "missing" in models[name]]
     notes = [*([table["note"]] if "note" in table else []), *missing]
@@ -136,15 +136,22 @@ def add_differences(
     files: TrialFiles,
     against: str | None = None,
 ) -> None:
-    """Every row's `differences` from those it is compared with; times have none."""
+    """Every row's `differences` from those it is compared with, and from itself before a change; times have none."""
     for row in table["rows"]:
         for figure in row["ours"] if table["unit"] == "%" else ():
             names = models.get(figure["row"], {}).get("against", [])
-            for other in (f for f in figures if not f["control"] and comparable(figure, f)):
-                alike = row_name(figure["model"])[1] == row_name(other["model"])[1]
-                if (alike and other["row"] in names) or (figure["row"] is None and other["model"] == against):
-                    found = {"model": figure["model"], "row": other["row"], **compare(figure, other, files)}
+            for other in (f for f in figures if not f["control"] and comparable(figure, f, row["drop_from"])):
+                itself = other["model"] == figure["model"]
+                named = other["row"] in names and trained_alike(figure, other)
+                if itself or (named if figure["row"] else other["model"] == against):
+                    label = f"its own {other['mode']}" if itself else other["row"] or short_name(other["model"])
+                    found = {"model": figure["model"], "label": label, **compare(figure, other, files)}
                     row["differences"].append(found)
+
+
+def trained_alike(figure: Figure, other: Figure) -> bool:
+    """Whether two models' names say the same training data."""
+    return row_name(figure["model"])[1] == row_name(other["model"])[1]
 
 
 def fits(figure: Figure, column: dict[str, Any]) -> bool:
@@ -155,10 +162,10 @@ def fits(figure: Figure, column: dict[str, Any]) -> bool:
 
 
 def _row(
-    name: str, column: dict[str, Any], paper: float | None, size: str | None, ours: list[Figure]
+    name: str, column: dict[str, Any], ours: list[Figure], paper: float | None = None, size: str | None = None
 ) -> dict[str, Any]:
     shown = {"model": name, "task": column["label"], "paper": paper, "paper_size": size}
-    return {**shown, "ours": ours, "differences": []}
+    return {**shown, "ours": ours, "drop_from": column.get("drop_from"), "differences": []}
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -194,7 +201,7 @@ def _table_lines(table: dict[str, Any]) -> list[str]:
             "; ".join(cell(f, table["unit"]) for f in row["ours"] if f["benchmark"] == name) for name in benchmarks
         ]
         printed = "" if row["paper"] is None else f"{row['paper']:.{table['decimals']}f}, {row['paper_size']}"
-        found = [difference_text(d, d["row"] or short_name(d["against"])) for d in row["differences"]]
+        found = [difference_text(difference) for difference in row["differences"]]
         lines.append(_line(row["model"], row["task"], *ours, *["; ".join(found)] * len(compared), printed))
     return lines
 

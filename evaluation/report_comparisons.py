@@ -1,9 +1,9 @@
 """Is one policy better than another? Differences of figures, with intervals, and a test where trials are paired.
 
-Decides: which figures are compared (same benchmark, same training data, the same cell of a table), and what a
-comparison says. Refuses to know: the formulas (`intervals.py`), where trials are kept (`report_trials.py`), tables.
+Decides: which figures may be compared (of two models in the same mode, of one model in two), and what a comparison
+says. Refuses to know: the formulas (`intervals.py`), where trials are kept (`report_trials.py`), tables.
 
-    difference   ours minus the other's, of the figures as they are shown
+    difference   one minus the other, of the figures as they are shown
     interval     95 %: of a pair where both ran the same trials, else of strangers
     p            of a pair: exact, over layouts; with one trial a layout it is McNemar's test
 
@@ -23,8 +23,8 @@ from gen_vla.evaluation.report_trials import Cell, Trials, read_trials
 Difference = dict[str, Any]
 ROUNDED = 2e-3  # figures are written with four decimals, means of them with fewer
 EXPLANATION = (
-    "Differences are in percentage points, ours minus the other's, with 95 % intervals: of pairs where both ran the "
-    "same trials (p is exact, over layouts: McNemar's test where a layout has one trial), otherwise of strangers. "
+    "Differences are in percentage points, this row's minus the other's, with 95 % intervals: of pairs where both ran "
+    "the same trials (p is exact, over layouts: McNemar's test where a layout has one trial), otherwise of strangers. "
     "They are about trials, not about training runs, of which there is one each, and about one cell at a time: where "
     "nothing differs, one cell in twenty looks as if something did."
 )
@@ -49,11 +49,12 @@ class TrialFiles:
         return trials if same else {}
 
 
-def comparable(figure: Figure, other: Figure) -> bool:
-    """Whether two figures of one cell may be subtracted: shares, of other models, measured alike."""
-    alike = all(figure[key] == other[key] for key in ("benchmark", "metric", "mode", "task"))
+def comparable(figure: Figure, other: Figure, drop_from: str | None = None) -> bool:
+    """Whether two figures may be subtracted: of other models in the same mode, or of one model in `drop_from`."""
+    alike = all(figure[key] == other[key] for key in ("benchmark", "metric", "task"))
     measured = figure["value"] is not None and other["value"] is not None
-    return alike and measured and figure["model"] != other["model"]
+    mode = drop_from if figure["model"] == other["model"] else figure["mode"]
+    return alike and measured and other["mode"] == mode
 
 
 def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
@@ -93,12 +94,12 @@ def paired_p(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | Non
     return round(sign_flip_p(list(gains.values())), 6) if gains else None
 
 
-def difference_text(difference: Difference, against: str) -> str:
+def difference_text(difference: Difference) -> str:
     """`+18.5 (+10.2 to +26.4) from OpenVLA, p 0.0031, 300 pairs in 75 layouts`."""
     text = f"{100 * difference['difference']:+.1f}"
     if difference["interval"] is not None:
         text += " ({:+.1f} to {:+.1f})".format(*(100 * bound for bound in difference["interval"]))
-    text += f" from {against}"
+    text += f" from {difference['label']}"
     if not difference["pairs"]:
         return f"{text}, unpaired"
     if difference["p"] is not None:

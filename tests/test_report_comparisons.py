@@ -29,7 +29,7 @@ def runs(tmp_path):
 def test_an_ablation_stands_beside_its_difference_from_the_baseline(runs):
     report = make_report(runs)
     (found,) = differences(report, "Table II", "OpenVLA+D", "Move Near")
-    assert (found["against"], found["row"]) == ("runs/openvla-rt1", "OpenVLA")  # not the one on Bridge
+    assert (found["against"], found["label"]) == ("runs/openvla-rt1", "OpenVLA")  # not the one on Bridge
     assert found["difference"] == pytest.approx(22 / 238, abs=5e-3)  # means over colours, of which one lacks two
     assert (found["pairs"], found["layouts"]) == (238, 60)
     assert found["p"] < 1e-4  # it never does worse
@@ -50,7 +50,7 @@ def test_without_the_trials_they_are_strangers(runs):
     assert (found["pairs"], found["p"]) == (0, None)
     assert found["difference"] == paired["difference"]
     assert found["interval"][0] < paired["interval"][0] < paired["interval"][1] < found["interval"][1]
-    assert difference_text(found, "OpenVLA").endswith("from OpenVLA, unpaired")
+    assert difference_text(found).endswith("from OpenVLA, unpaired")
 
 
 def test_trials_of_another_run_are_not_taken_for_this_ones(runs):
@@ -68,6 +68,21 @@ def test_the_average_is_compared_over_all_tasks(tmp_path):
     assert (found["pairs"], found["layouts"]) == (754, 75 + 60 + 27 + 27)
     assert found["interval"][0] < found["difference"] < found["interval"][1]
     assert found["p"] < 1e-4
+
+
+def test_other_words_are_compared_with_the_usual_ones_trial_by_trial(tmp_path):
+    """The same trials told otherwise: what the words cost one model, and what they leave of the lead of another."""
+    usual = run_of_simpler(tmp_path / "a", "openvla-rt1", lambda i: i % 2 == 0)
+    other = run_of_simpler(tmp_path / "b", "openvla-rt1", lambda i: i % 4 == 0, mode="paraphrase")
+    plus = run_of_simpler(tmp_path / "c", "openvla-plus-rt1", lambda i: i % 2 == 0, mode="paraphrase")
+    report = make_report([usual, other, plus])
+    (drop,) = differences(report, "Table IV", "OpenVLA", "paraphrased: Move Near")
+    assert (drop["label"], drop["pairs"], drop["layouts"]) == ("its own matching", 238, 60)
+    assert drop["difference"] == pytest.approx(-0.25, abs=5e-3)
+    assert drop["interval"][1] < 0
+    assert differences(report, "Table IV", "OpenVLA", "original: Move Near") == []
+    (lead,) = differences(report, "Table IV", "OpenVLA⁺", "paraphrased: Move Near")
+    assert (lead["label"], lead["difference"]) == ("OpenVLA", -drop["difference"])
 
 
 def test_a_model_of_ones_own_is_compared_with_the_one_named(tmp_path, capsys):
@@ -134,5 +149,5 @@ def test_seconds_have_no_difference_in_points(tmp_path):
     ],
 )
 def test_what_a_difference_looks_like(changes, text):
-    difference = {"difference": 0.185, "interval": [0.102, 0.264], "p": 0.0031, "pairs": 300, "layouts": 75}
-    assert difference_text({**difference, **changes}, "OpenVLA") == text
+    difference = {"label": "OpenVLA", "difference": 0.185, "interval": [0.102, 0.264], "p": 0.0031}
+    assert difference_text({**difference, "pairs": 300, "layouts": 75, **changes}) == text
