@@ -113,6 +113,15 @@ def test_a_missing_tensor_that_tells_a_size_is_named(
         convert(tmp_path / "source", tmp_path / "converted", progress=False)
 
 
+@pytest.mark.parametrize("name", ["action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"])
+def test_a_checkpoint_that_acts_by_another_head_is_refused(source: Path, tmp_path: Path, name: str) -> None:
+    """OpenVLA-OFT: the same tensors and configuration, whose tokens mean nothing."""
+    (source / name).touch()
+    with pytest.raises(ConversionError, match=f"got source with {name}, which is a checkpoint of OpenVLA-OFT"):
+        convert(source, tmp_path / "converted", progress=False)
+    assert not (tmp_path / "converted").exists()
+
+
 def test_a_tensor_of_another_shape_stops_the_conversion(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     write_hub_folder(tmp_path / "source", {**tensors, "projector.fc2.bias": torch.zeros(63)}, wide_tokenizer())
     with pytest.raises(TensorFileError, match=r"got model.projector.fc2.bias of shape \[63\], expected \[64\]"):

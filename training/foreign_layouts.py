@@ -86,11 +86,13 @@ def download(name: str) -> Path:
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"got {name}, which is no folder and no name on the Hub such as openvla/openvla-7b")
-    return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+    wanted = ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"]  # the last tells OpenVLA-OFT
+    return Path(snapshot_download(name, allow_patterns=wanted))
 
 
 def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint:
     """OpenVLA's repository: everything lies in it."""
+    check_no_other_head(folder)
     text = dict(settings.get("text_config") or {})
     if any(settings.get("timm_override_act_layers") or []):
         raise ConversionError(
@@ -111,6 +113,17 @@ def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint
         bins=settings.get("n_action_bins", 256),
         bin_tokens_end=bin_tokens_end,
     )
+
+
+def check_no_other_head(folder: Path) -> None:
+    """Raises `ConversionError` for OpenVLA-OFT, which has OpenVLA's layout and acts by networks that lie beside it."""
+    beside = [path.name for word in ("action_head", "proprio_projector") for path in folder.glob(f"{word}*")]
+    if beside:
+        raise ConversionError(
+            f"got {folder.name} with {', '.join(sorted(beside))}, which is a checkpoint of OpenVLA-OFT: its actions "
+            "come from a head that this family does not have, and its language model was not trained to write them; "
+            "expected a checkpoint of OpenVLA"
+        )
 
 
 def read_paligemma(folder: Path, settings: dict[str, Any]) -> PaliGemmaCheckpoint:
