@@ -13,9 +13,11 @@ from rlds_data_sets import write_rlds
 from robot_data_sets import Episode, make_episodes, write_lerobot, write_recording
 
 from gen_vla.training.data_source import DataSource
+from gen_vla.training.encoded_pictures import decode_picture
 from gen_vla.training.robot_episodes import EmptyRobotDataError, RobotDataError
-from gen_vla.training.robot_source import open_robot_source
+from gen_vla.training.robot_source import UndecodedRows, open_robot_source
 from gen_vla.training.row_problems import RowProblems, TooManyBadRows
+from gen_vla.training.video_frames import VideoPicture
 
 
 FORMATS = ("rlds", "v2.0", "v2.1", "v3.0", "recording")
@@ -65,6 +67,23 @@ def test_shards_divide_the_rows_and_sources_travel_to_workers(tmp_path, form):
     copy = pickle.loads(pickle.dumps(source))
     assert [row["identity"] for shard in shards for row in copy.rows([shard])] == whole
     assert copy.problems.report()["seen"] == 2 * len(whole)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_undecoded_rows_are_the_same_rows(tmp_path, form):
+    source = open_robot_source(write(tmp_path, form, make_episodes(3, 4)), key="mine")
+    undecoded: DataSource = UndecodedRows(source)
+    assert (undecoded.name, undecoded.shards(), undecoded.count_rows()) == (
+        "mine",
+        source.shards(),
+        source.count_rows(),
+    )
+    rows, others = list(source.rows(source.shards())), list(undecoded.rows(undecoded.shards()))
+    assert undecoded.problems.report()["seen"] == 2 * len(rows)
+    for row, other in zip(rows, others, strict=True):
+        assert isinstance(other["images"][0], VideoPicture) == (form in ("v2.0", "v2.1", "v3.0"))
+        assert row["identity"] == other["identity"]
+        assert grey(row["images"][0]) == grey(decode_picture(other["images"][0], "x"))
 
 
 def test_cameras_are_named_and_come_in_the_order_asked(tmp_path):

@@ -1,6 +1,7 @@
 """Bad rows: counts, reasons, and when a share is too large."""
 
 import logging
+import os
 import pickle
 
 import pytest
@@ -84,3 +85,40 @@ def test_a_copy_counts_for_itself():
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match="expected"):
         RowProblems(**settings)
+
+
+def test_news_are_what_was_not_taken_yet():
+    problems = RowProblems(limit_share=1.0)
+    problems.seen(2)
+    problems.skip("x row 2", "no picture")
+    expected = {"seen": 2, "skipped": 1, "by_reason": {"no picture": 1}, "examples": ["x row 2: no picture"]}
+    assert problems.take() == expected == problems.report()
+    problems.seen()
+    assert problems.take() == {"seen": 1, "skipped": 0, "by_reason": {}, "examples": []}
+    assert problems.report()["seen"] == 3
+
+
+def test_what_another_process_counted_is_added_and_judged():
+    problems, worker = RowProblems(limit_share=0.1, minimum_rows=10), RowProblems(limit_share=1.0)
+    worker.seen(7)
+    problems.receive(worker.take())
+    worker.skip("x row 7", "no picture")
+    problems.receive(worker.take())
+    assert problems.report() == worker.report()
+    assert problems.take()["seen"] == 0  # they are no news of its own
+    worker.skip("x row 8", "too long", 2)
+    with pytest.raises(TooManyBadRows, match=r"got 3 bad rows among 10, expected .*too long \(2\); no picture \(1\)"):
+        problems.receive(worker.take())
+
+
+def test_a_forked_copy_has_only_its_own_news():
+    problems = RowProblems(limit_share=1.0)
+    problems.seen(5)
+    reader, writer = os.pipe()
+    if os.fork() == 0:  # the copy of a loader's worker
+        problems.seen(2)
+        os.write(writer, str(problems.take()["seen"]).encode())
+        os._exit(0)
+    os.wait()
+    assert os.read(reader, 9) == b"2"
+    assert problems.take()["seen"] == 5

@@ -10,16 +10,20 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import counting_filesystem
 import numpy as np
 import pytest
+from robot_data_sets import make_episodes, write_lerobot
 from table_data import mini_recipe, write_table_data
-from tiny_models import tiny_processor
+from tiny_models import tiny_processor, tiny_statistics
 from tiny_runs import Witness, noise, weights_hash
 from torch.utils.data import DataLoader
 
+from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.prepared_rows import RowPreparer
-from gen_vla.training.row_problems import TooManyBadRows
+from gen_vla.training.robot_source import UndecodedRows, open_robot_source
+from gen_vla.training.row_problems import RowProblems, TooManyBadRows
 from gen_vla.training.streaming_mixture import Reader, RowStream, StreamingMixture
 from gen_vla.training.train import run_recipe
 
@@ -33,6 +37,7 @@ class Files:
     def __init__(self, name: str, files: int, rows_per_file: int, broken: tuple[int, ...] = ()):
         self.name, self.files, self.rows_per_file, self.broken = name, files, rows_per_file, broken
         self.opened: list[str] = []
+        self.problems = RowProblems()
 
     def shards(self) -> list[str]:
         return [str(number) for number in range(self.files)]
@@ -193,6 +198,67 @@ def test_few_files_are_said_once(llama_like: Any, caplog: pytest.LogCaptureFixtu
     assert not caplog.text
 
 
+# ---- videos
+
+
+def write_videos(folder: Path, version: str) -> Path:
+    """Twelve episodes of 4 steps; the video with the third one lacks its last frames."""
+    episodes = make_episodes(12, 4, size=64)
+    whole = write_lerobot(folder / "whole", episodes, version)
+    episodes[2].pictures["image_0"] = episodes[2].pictures["image_0"][:3]
+    short = write_lerobot(folder / "short", episodes, version)
+    if version == "v2.1":
+        name = "videos/chunk-000/observation.images.image_0/episode_000002.mp4"
+        (whole / name).write_bytes((short / name).read_bytes())
+    return whole
+
+
+def video_mixture(llama_like: Any, path: str, **settings: Any) -> StreamingMixture:
+    problems = RowProblems(limit_share=1.0)
+    source = UndecodedRows(open_robot_source(path, key="mine", problems=problems))
+    processor = tiny_processor(llama_like, ActionStringProcessor(action_dim=7, decimals=4))
+    prepare = RowPreparer(processor, {"mine": tiny_statistics(7)})
+    settings = {"batch_size": 3, "buffer": 6, "max_bad_share": 1.0, **settings}
+    return StreamingMixture({"robot/mine": source}, [1.0], prepare, **settings)
+
+
+def prepared(rows: StreamingMixture, count: int) -> list[tuple[str, str, bool, bytes]]:
+    """Everything of each prepared row, pixels included."""
+    whole = [(r["identity"], r["completion"], r["replaced"], r["images"][0].tobytes()) for r in islice(rows, count)]
+    return [(identity.rpartition("/")[2], *rest) for identity, *rest in whole]
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize(("start", "buffer"), [(1, 6), (5, 1), (9, 6), (40, 11)])  # 114 rows a pass
+def test_a_resumed_stream_of_videos_gives_the_same_pixels(
+    llama_like: Any, tmp_path: Path, version: str, start: int, buffer: int
+) -> None:
+    path = str(write_videos(tmp_path, version))
+    whole = prepared(video_mixture(llama_like, path, buffer=buffer), 3 * (start + 6))
+    rest = prepared(video_mixture(llama_like, path, buffer=buffer, start=start), 3 * 6)
+    assert rest == whole[3 * start :]
+
+
+def test_frames_that_are_skipped_are_not_decoded(llama_like: Any, tmp_path: Path) -> None:
+    filesystem = counting_filesystem.register()
+    rows = video_mixture(llama_like, f"counted://{write_videos(tmp_path, 'v2.1')}", start=36)
+    filesystem.fetched.clear()
+    (first,) = prepared(rows, 1)
+    videos = {name for name in filesystem.fetched if name.endswith(".mp4")}
+    assert len(filesystem.fetched) - len(videos) == 12  # the tables of nearly a whole pass were read
+    assert len(videos) <= 2  # and the videos of what lies in the buffer
+    assert first[0].partition(".")[0] + ".mp4" in videos
+
+
+def test_a_frame_that_a_video_lacks_is_replaced_counted_and_named(llama_like: Any, tmp_path: Path) -> None:
+    rows = video_mixture(llama_like, str(write_videos(tmp_path, "v2.1")))
+    got = prepared(rows, 114)
+    assert sum(replaced for _, _, replaced, _ in got) == 3  # 6 steps, of which the video has 3
+    report = rows.problems["robot/mine"].report()
+    assert (report["seen"], report["by_reason"]) == (111, {"frame that a video lacks": 3})
+    assert all("episode_000002.parquet episode 2 step" in example for example in report["examples"])
+
+
 # ---- in a run
 
 
@@ -244,3 +310,5 @@ def test_two_processes_stream_disjoint_rows_in_exact_halves(tmp_path: Path) -> N
     assert all(rows)
     assert not rows[0] & rows[1]
     assert np.all([len(one["rows"]) == 3 * 8 for one in seen])
+    data = json.loads(next(tmp_path.glob("*/training_log.json")).read_text())["data"]
+    assert sum(report["seen"] for report in data["undecodable"].values()) == 2 * 3 * 8  # of both processes

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from robot_data_sets import write_video
 
-from gen_vla.training.video_frames import VideoError, VideoFrames
+from gen_vla.training.video_frames import VideoError, VideoFrames, VideoPicture
 
 
 @pytest.fixture(scope="module", params=["libx264", "libsvtav1"])
@@ -60,3 +60,22 @@ def test_a_file_that_is_no_video(tmp_path, video):
     with pytest.raises(VideoError, match=r"none.mp4 that cannot be decoded"):
         frame_numbers(frames, tmp_path / "none.mp4", [0.0])
     assert frame_numbers(frames, video, [0.2]) == [1]
+
+
+def test_a_picture_is_decoded_once_and_when_it_is_needed(video):
+    opened = []
+    frames = VideoFrames(lambda name: opened.append(name) or name, 5)
+    late, early = VideoPicture(frames, str(video), 8.0), VideoPicture(frames, str(video), 0.4)
+    assert not opened
+    assert [round(np.asarray(picture.decode()).mean() / 4) for picture in (late, early)] == [40, 2]
+    assert late.decode() is late.decode()
+    late.load()
+    assert opened == [str(video)]
+
+
+def test_a_picture_that_is_not_there_says_so_every_time(video):
+    missing = VideoPicture(VideoFrames(str, 5), str(video), 12.0)
+    missing.load()
+    for _ in range(2):
+        with pytest.raises(VideoError, match=r"ends before 12.000 s"):
+            missing.decode()

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from trl.trainer.sft_trainer import SFTTrainer
 
+from gen_vla.training.counted_batches import receive_counts
 from gen_vla.training.mixture import MixedTables
 from gen_vla.training.streaming_mixture import StreamingMixture
 from gen_vla.training.training_metrics import SourceMetrics
@@ -112,11 +113,12 @@ class CoTrainer(SFTTrainer):
         """This micro-batch's part of the step's weighted negative log-likelihood, times the number of processes.
 
         Args:
-            inputs: those of `CoTrainingCollator`.
+            inputs: those of `CoTrainingCollator`, with a worker's counts.
             num_items_in_batch: float [4], `step_totals` of the step; by default the micro-batch is the step.
         """
         if return_outputs:
             raise ValueError("got return_outputs=True, expected False; set prediction_loss_only for evaluation")
+        receive_counts(self.mixture, inputs)
         weights = inputs.pop("token_weights")[:, 1:]
         is_robot, source_id, replaced = (inputs.pop(name) for name in ("is_robot", "source_id", "replaced"))
         log_probs, likeliest = score_answers(model, inputs)

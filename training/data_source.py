@@ -8,7 +8,7 @@ formats, prompts, tokens, batches.
     vision-language row  images, turns [{"question": str, "answer": str}], identity str
 
     images               one entry per camera or picture, in order: {"bytes": bytes, "path": str | None} (an encoded
-                         picture, decoded by the collator) or a PIL image (a video frame)
+                         picture), a PIL image, or a `VideoPicture` (a frame, decoded when it is asked for)
     action, past the end of an episode: the last action again, and action_is_pad says where
     identity             names the row in reports: file and number
 """
@@ -16,11 +16,18 @@ formats, prompts, tokens, batches.
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from gen_vla.training.row_problems import RowProblems
+
 
 class DataSource(Protocol):
-    """One data set. Sources can be pickled: a loader's worker processes get copies."""
+    """One data set. Sources can be pickled: a loader's worker processes get copies.
+
+    Attributes:
+        problems: counts the rows that were read, and those that could not be.
+    """
 
     name: str
+    problems: RowProblems
 
     def shards(self) -> list[str]:
         """The smallest units that processes can divide among themselves: files, or ranges of rows of files."""

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from gen_vla.processors.image_processing_openvla_plus import DEEP_MODES
+from gen_vla.training.video_frames import VideoError, VideoPicture
 
 
 NO_PICTURE = "bytes that are no picture"
@@ -59,12 +60,17 @@ def decode_picture(picture: Any, identity: str) -> Image.Image:
     """An entry of a row's `images` as an RGB picture, its pixels read.
 
     Args:
-        picture: `{"bytes": bytes, "path": str | None}`, or a PIL image.
+        picture: `{"bytes": bytes, "path": str | None}`, a PIL image, or a `VideoPicture`.
         identity: of the row, for the error.
 
     Raises:
-        PictureError: naming the row, if the bytes do not decode.
+        PictureError: naming the row, if the bytes do not decode or the video has no such frame.
     """
+    if isinstance(picture, VideoPicture):
+        try:
+            picture = picture.decode()
+        except VideoError as error:
+            raise PictureError(f"{identity}: {error}") from error
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     data = picture.get("bytes") if isinstance(picture, dict) else None

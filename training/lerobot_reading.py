@@ -7,7 +7,7 @@ of the metadata (`lerobot_metadata`), decoding (`video_frames`), transforms.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,7 @@ from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.lerobot_metadata import INFO, EpisodePlace, read_metadata
 from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode
 from gen_vla.training.row_problems import RowProblems
-from gen_vla.training.video_frames import VideoFrames
+from gen_vla.training.video_frames import VideoFrames, VideoPicture
 
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class LeRobotReader:
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
-        """The episodes of a shard: one read of the columns asked for, one decoder per camera."""
+        """The episodes of a shard: one read of the columns asked for, one decoder per camera, no frame decoded."""
         pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
         rows = _ParquetRows(self.folder, [*features, *pictures, "timestamp", "task_index"])
         decoders = {
@@ -100,8 +100,6 @@ class LeRobotReader:
             except (RobotDataError, pa.ArrowException, OSError) as error:
                 logger.debug("%s: %s", identity, error)
                 problems.skip(identity, "episode that cannot be read from its parquet file", place.length)
-        for decoder in decoders.values():
-            decoder.close()
 
     def _episode(
         self,
@@ -115,15 +113,14 @@ class LeRobotReader:
         texts = [self._tasks.get(task, "") for task in table["task_index"].to_pylist()]
         steps = {name: column_array(table[name], name) for name in features}
         times = table["timestamp"].to_numpy().astype(np.float64).reshape(-1)
-        columns: list[Iterable[Any]] = []
+        columns: list[list[Any]] = []
         for camera in cameras:
             if camera in decoders:
                 name, start = place.videos[camera]
-                columns.append(decoders[camera].read(name, start + times))
+                columns.append([VideoPicture(decoders[camera], name, time) for time in (start + times).tolist()])
             else:
                 columns.append(_pictures(table[camera], camera))
-        images: Iterable[list[Any]] = map(list, zip(*columns)) if columns else ()
-        return RobotEpisode(place.index, identity, texts, steps, images)
+        return RobotEpisode(place.index, identity, texts, steps, [list(row) for row in zip(*columns)])
 
     def _open_video(self, name: str) -> str | BinaryIO:
         path = self.folder.local_path(name)

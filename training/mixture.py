@@ -26,6 +26,7 @@ from gen_vla.training.encoded_pictures import PictureError
 from gen_vla.training.prepared_rows import RowPreparer, RowTooLong
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.row_tables import RowTable
+from gen_vla.training.video_frames import MISSING_FRAME, VideoError
 
 
 def weighted_turns(weights: list[float]) -> Iterator[int]:
@@ -135,6 +136,10 @@ class MixedTables(torch.utils.data.Dataset):
         self.prepare = prepare
         self.problems = {name: RowProblems(max_bad_share, name=name) for name in tables}
 
+    def counters(self) -> dict[str, RowProblems]:
+        """What counts bad rows, by name."""
+        return dict(self.problems)
+
     def __len__(self) -> int:
         return int(self.ends[-1])
 
@@ -163,8 +168,9 @@ def first_readable(
             prepared = {**prepare(row, source, place), "replaced": replaced}
         except (PictureError, RowTooLong) as error:
             if not replaced:
-                too_long = isinstance(error, RowTooLong)
-                problems.skip(row["identity"], "too long" if too_long else "picture that does not decode")
+                video = isinstance(error.__cause__, VideoError)
+                undecodable = MISSING_FRAME if video else "picture that does not decode"
+                problems.skip(row["identity"], "too long" if isinstance(error, RowTooLong) else undecodable)
             replaced = True
             continue
         if not replaced:

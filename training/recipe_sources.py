@@ -16,7 +16,7 @@ from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.training.data_source import DataSource
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.recipe_schema import Recipe, RobotSource, VisionLanguageSource
-from gen_vla.training.robot_source import open_robot_source
+from gen_vla.training.robot_source import UndecodedRows, open_robot_source
 from gen_vla.training.robot_statistics import robot_statistics
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.row_tables import (
@@ -135,7 +135,7 @@ def _open_robot_files(source: RobotSource, place: str, recipe: Recipe, work_dir:
     opened.norm_stats[source.key] = statistics.entry
     opened.clipping[source.key] = {"values": statistics.entry["num_transitions"], "clipped": statistics.clipped}
     if recipe.data.streaming:
-        opened.streams[name] = reader
+        opened.streams[name] = UndecodedRows(reader)
     else:
         settings = {**asdict(source), "place": place, "horizon": horizon}
         opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)

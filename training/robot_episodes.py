@@ -4,7 +4,7 @@ Decides: the reader's interface, and how a row's action chunk ends with its epis
 transforms.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,15 +31,15 @@ class RobotEpisode:
         identity: file and number, for reports.
         instructions: [S] texts; an empty one where a step has none.
         steps: arrays [S, ...] of the features asked for, by name ("action", "observation/state").
-        images: [S] lists of one picture per camera asked for: {"bytes", "path"} or a PIL image. May be read once only;
-            empty where no camera was asked for.
+        images: [S] lists of one picture per camera asked for: {"bytes", "path"} or a `VideoPicture`; empty where no
+            camera was asked for.
     """
 
     index: int
     identity: str
     instructions: Sequence[str]
     steps: Mapping[str, np.ndarray]
-    images: Iterable[list[Any]]
+    images: Sequence[list[Any]]
 
 
 class EpisodeReader(Protocol):

@@ -30,7 +30,7 @@ from gen_vla.training.robot_episodes import (
 from gen_vla.training.robot_layouts import check_layout
 from gen_vla.training.robot_transforms import RobotTransform, Trajectory, choose_transform
 from gen_vla.training.row_problems import RowProblems
-from gen_vla.training.video_frames import VideoError
+from gen_vla.training.video_frames import MISSING_FRAME, VideoError, VideoPicture
 
 
 class RobotSource:
@@ -71,23 +71,26 @@ class RobotSource:
         return self.reader.count_steps() if self.transform.name == "identity" else None
 
     def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
-        """Robot rows in the order of the files; episodes without any instruction are passed over.
+        """Robot rows in the order of the files, frames decoded; episodes without any instruction are passed over.
 
         Raises:
             TooManyBadRows: when more rows are bad than `problems` allows.
             TFRecordError: on a shard that cannot be followed further.
         """
-        for episode, trajectory in self._trajectories(shards, self.cameras, self.problems):
-            if not any(text.strip() for text in episode.instructions):
-                continue
-            given, expected = 0, len(trajectory.actions)
+        for row in self.undecoded_rows(shards):
             try:
-                for row in episode_rows(episode, trajectory, self.horizon):
-                    self.problems.seen()
-                    given += 1
-                    yield row
+                images = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
             except VideoError as error:
-                self.problems.skip(f"{episode.identity}: {error}", "frame that a video lacks", expected - given)
+                self.problems.skip(f"{row['identity']}: {error}", MISSING_FRAME)
+                continue
+            self.problems.seen()
+            yield {**row, "images": images}
+
+    def undecoded_rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        """The same with frames still to decode, and also rows whose frames cannot be; good rows are not counted."""
+        for episode, trajectory in self._trajectories(shards, self.cameras, self.problems):
+            if any(text.strip() for text in episode.instructions):
+                yield from episode_rows(episode, trajectory, self.horizon)
 
     def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
         """Actions and proprio of every episode, unlabelled ones too; no picture is read. Bad ones go to `problems`."""
@@ -104,6 +107,32 @@ class RobotSource:
                 else:
                     steps = len(episode.instructions)
                     problems.skip(episode.identity, "episode with an action that is not finite", steps)
+
+
+class UndecodedRows:
+    """A robot data set for streams, which skip most of their rows after a resume: frames are left to decode.
+
+    Which rows there are does then not depend on whether their frames decode, as with pictures in any other format.
+    """
+
+    def __init__(self, source: RobotSource):
+        self.source = source
+        self.name = source.name
+        self.problems = source.problems
+
+    def shards(self) -> list[str]:
+        """As of the data set."""
+        return self.source.shards()
+
+    def count_rows(self) -> int | None:
+        """As of the data set."""
+        return self.source.count_rows()
+
+    def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        """As of the data set, frames undecoded."""
+        for row in self.source.undecoded_rows(shards):
+            self.problems.seen()
+            yield row
 
 
 def open_robot_source(

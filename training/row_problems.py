@@ -1,11 +1,13 @@
 """Bad rows: skipped, counted and named, and too many of them stop a run.
 
-Decides: what is logged and when the share of bad rows is too large. Refuses to know: what a row is and what is wrong
-with it.
+Decides: what is logged, when the share of bad rows is too large, and how counts of several processes become one.
+Refuses to know: what a row is and what is wrong with it; how counts travel (`counted_batches`).
 """
 
 import logging
+import os
 from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,6 +18,28 @@ NAMED = 20  # problems that are logged and reported by name; the others are only
 
 class TooManyBadRows(ValueError):
     """More rows were skipped than the limit allows; the message names some of them and the reasons."""
+
+
+@dataclass
+class Counts:
+    """Rows seen and skipped, the reasons, and some of the skipped ones by name."""
+
+    seen: int = 0
+    skipped: int = 0
+    by_reason: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Adds what `report` gave elsewhere."""
+        self.seen += report["seen"]
+        self.skipped += report["skipped"]
+        self.by_reason.update(report["by_reason"])
+        self.examples += report["examples"][: NAMED - len(self.examples)]
+
+    def report(self) -> dict[str, Any]:
+        """`{"seen": n, "skipped": n, "by_reason": {reason: n}, "examples": ["identity: reason", ...]}`."""
+        reasons, examples = dict(self.by_reason.most_common()), list(self.examples)
+        return {"seen": self.seen, "skipped": self.skipped, "by_reason": reasons, "examples": examples}
 
 
 class RowProblems:
@@ -35,14 +59,13 @@ class RowProblems:
         self.limit_share = limit_share
         self.minimum_rows = minimum_rows
         self.name = name
-        self._seen = 0
-        self._skipped = 0
-        self._reasons: Counter[str] = Counter()
-        self._examples: list[str] = []
+        self._all = Counts()
+        self._news = Counts()  # what `take` has not given yet
+        self._process = os.getpid()
 
     def seen(self, rows: int = 1) -> None:
         """Counts good rows."""
-        self._seen += rows
+        self._add({"seen": rows, "skipped": 0, "by_reason": {}, "examples": []})
 
     def skip(self, identity: str, reason: str, rows: int = 1) -> None:
         """Counts a bad row, or the rows of a bad episode or file.
@@ -55,12 +78,22 @@ class RowProblems:
         Raises:
             TooManyBadRows: when that passes the limit, once `minimum_rows` rows were counted.
         """
-        self._skipped += rows
-        self._reasons[reason] += rows
-        if len(self._examples) < NAMED:
-            self._examples.append(f"{identity}: {reason}")
+        if len(self._all.examples) < NAMED:
             logger.warning("%s: skipped %s: %s", self.name, identity, reason)
-        if self._seen + self._skipped >= self.minimum_rows:
+        self._add({"seen": 0, "skipped": rows, "by_reason": {reason: rows}, "examples": [f"{identity}: {reason}"]})
+        if self._all.seen + self._all.skipped >= self.minimum_rows:
+            self._check()
+
+    def take(self) -> dict[str, Any]:
+        """A report of what was counted since the last call; a copy in another process begins with what it counts."""
+        self._start_anew_elsewhere()
+        news, self._news = self._news, Counts()
+        return news.report()
+
+    def receive(self, report: dict[str, Any]) -> None:
+        """Counts what a copy in another process counted; raises `TooManyBadRows` as `skip` does."""
+        self._all.add(report)
+        if self._all.seen + self._all.skipped >= self.minimum_rows:
             self._check()
 
     def finish(self) -> None:
@@ -68,20 +101,24 @@ class RowProblems:
         self._check()
 
     def report(self) -> dict[str, Any]:
-        """`{"seen": n, "skipped": n, "by_reason": {reason: n}, "examples": ["identity: reason", ...]}`."""
-        return {
-            "seen": self._seen,
-            "skipped": self._skipped,
-            "by_reason": dict(self._reasons.most_common()),
-            "examples": list(self._examples),
-        }
+        """What was counted, see `Counts.report`."""
+        return self._all.report()
+
+    def _add(self, report: dict[str, Any]) -> None:
+        self._start_anew_elsewhere()
+        self._all.add(report)
+        self._news.add(report)
+
+    def _start_anew_elsewhere(self) -> None:
+        if self._process != os.getpid():
+            self._process, self._news = os.getpid(), Counts()
 
     def _check(self) -> None:
-        rows = self._seen + self._skipped
-        if self._skipped <= self.limit_share * rows:
+        rows = self._all.seen + self._all.skipped
+        if self._all.skipped <= self.limit_share * rows:
             return
-        reasons = "; ".join(f"{reason} ({count})" for reason, count in self._reasons.most_common(5))
+        reasons = "; ".join(f"{reason} ({count})" for reason, count in self._all.by_reason.most_common(5))
         raise TooManyBadRows(
-            f"{self.name}: got {self._skipped} bad rows among {rows}, expected at most {self.limit_share:.2%}: "
-            f"{reasons}; for example {'; '.join(self._examples[:3])}. Repair the data or raise the limit"
+            f"{self.name}: got {self._all.skipped} bad rows among {rows}, expected at most {self.limit_share:.2%}: "
+            f"{reasons}; for example {'; '.join(self._all.examples[:3])}. Repair the data or raise the limit"
         )

@@ -13,6 +13,7 @@ With fewer shards than readers every reader goes through all of them and keeps i
 divide the rows again: the loader is not handed to accelerate, which would.
 
 A resumed run advances its streams past the rows of its earlier steps, which are read and neither decoded nor prepared.
+Otherwise frames of videos are decoded as they come in, in the order of the file, before the buffer shuffles them.
 """
 
 import logging
@@ -30,6 +31,7 @@ from gen_vla.training.data_source import DataSource
 from gen_vla.training.mixture import alternate, first_readable
 from gen_vla.training.prepared_rows import RowPreparer
 from gen_vla.training.row_problems import RowProblems
+from gen_vla.training.video_frames import VideoPicture
 
 
 logger = logging.getLogger(__name__)
@@ -53,9 +55,10 @@ class RowStream:
         reader: whose rows these are; the rows of all readers together are the set's, each once per pass.
         seed: of the order of shards (the same for all readers) and rows.
         buffer: rows among which the next one is drawn; 1 leaves the order of the files.
+        skipping: leave frames of videos undecoded until `stop_skipping`.
     """
 
-    def __init__(self, source: DataSource, reader: Reader, seed: list[int], buffer: int):
+    def __init__(self, source: DataSource, reader: Reader, seed: list[int], buffer: int, skipping: bool = False):
         self.source = source
         self.reader = reader
         self.seed = seed
@@ -63,7 +66,10 @@ class RowStream:
         self.strided = len(shards) < reader.total
         self.shards = shards if self.strided else shards[reader.number :: reader.total]
         self.buffer = buffer
+        self.skipping = skipping
         self.rows = self._passes()
+        self.arrivals = count()
+        self.kept: list[dict[str, Any]] = []
         self.pending: deque[dict[str, Any]] = deque()
 
     def take(self) -> dict[str, Any]:
@@ -76,6 +82,12 @@ class RowStream:
             if place == len(self.pending):
                 self.pending.append(next(self.rows))
             yield self.pending[place]
+
+    def stop_skipping(self) -> None:
+        """Decodes what lies in the buffer, as it came in, and from now on what comes in."""
+        self.skipping = False
+        for row in sorted(self.kept, key=lambda row: row["arrival"]):
+            load_frames(row)
 
     def _passes(self) -> Iterator[dict[str, Any]]:
         for number in count():
@@ -92,21 +104,31 @@ class RowStream:
     def _one_pass(self, number: int) -> Iterator[dict[str, Any]]:
         order = np.random.default_rng([*self.seed, number]).permutation(len(self.shards))
         rows = self.source.rows([self.shards[index] for index in order])
-        return islice(rows, self.reader.number, None, self.reader.total) if self.strided else iter(rows)
+        for row in islice(rows, self.reader.number, None, self.reader.total) if self.strided else rows:
+            if not self.skipping:
+                load_frames(row)
+            yield {**row, "arrival": next(self.arrivals)}
 
     def _shuffled(self, rows: Iterator[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
         """Each row once, drawn from a buffer that is kept full as long as there are rows."""
         draw = np.random.default_rng([*self.seed, number, self.reader.number])
-        kept = list(islice(rows, self.buffer - 1))
+        self.kept = list(islice(rows, self.buffer - 1))
         for row in rows:
-            chosen = int(draw.integers(len(kept) + 1))
-            if chosen == len(kept):
-                yield row
-            else:
-                yield kept[chosen]
-                kept[chosen] = row
-        draw.shuffle(kept)  # type: ignore[arg-type]
-        yield from kept
+            chosen = int(draw.integers(len(self.kept) + 1))
+            if chosen < len(self.kept):
+                row, self.kept[chosen] = self.kept[chosen], row
+            yield row
+        draw.shuffle(self.kept)  # type: ignore[arg-type]
+        self.kept.reverse()
+        while self.kept:
+            yield self.kept.pop()
+
+
+def load_frames(row: dict[str, Any]) -> None:
+    """Decodes a row's frames of videos, if it has any."""
+    for picture in row["images"]:
+        if isinstance(picture, VideoPicture):
+            picture.load()
 
 
 @dataclass
@@ -162,6 +184,11 @@ class StreamingMixture(torch.utils.data.IterableDataset):
                     self.workers,
                 )
 
+    def counters(self) -> dict[str, RowProblems]:
+        """What counts bad rows, by name: those that cannot be read, and those that cannot be prepared."""
+        reading = {f"reading {name}": source.problems for name, source in self.sources.items()}
+        return {**reading, **{f"preparing {name}": problems for name, problems in self.problems.items()}}
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The rows of this worker's micro-batches, in order."""
         worker = get_worker_info()
@@ -169,7 +196,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         turn = (worker_id + self.start) % workers  # the loader asks worker 0 first, wherever the run goes on
         reader = Reader(self.rank * workers + turn, self.processes * workers)
         streams = [
-            RowStream(source, reader, [self.seed, number], self.buffer)
+            RowStream(source, reader, [self.seed, number], self.buffer, skipping=self.start > 0)
             for number, source in enumerate(self.sources.values())
         ]
         order = alternate(self.weights, len(self.sources) - len(self.weights))
@@ -178,6 +205,10 @@ class StreamingMixture(torch.utils.data.IterableDataset):
             own, rank = divmod(batch, self.processes)
             if rank != self.rank or own % workers != turn:
                 continue
+            if own >= self.start:
+                for stream in streams:
+                    if stream.skipping:
+                        stream.stop_skipping()
             for offset, number in enumerate(sets):
                 row = streams[number].take()
                 if own >= self.start:

@@ -34,6 +34,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from gen_vla.training.co_trainer import CoTrainer, SourceProgress
 from gen_vla.training.collator import CoTrainingCollator
+from gen_vla.training.counted_batches import CountedBatches, sum_over_processes
 from gen_vla.training.image_augmentation import ImageAugmenter
 from gen_vla.training.instruction_augmentation import InstructionAugmenter
 from gen_vla.training.lora_training import ADAPTER_FOLDER, lora_config, save_adapter
@@ -94,9 +95,9 @@ def run_recipe(
         trainer.load_finished(str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    state = whole_state(trainer)
+    state, report = whole_state(trainer), data_report(opened, mixture)
     if trainer.is_world_process_zero():
-        save_run(recipe, trainer, state, processor, data_report(opened, mixture), output_dir)
+        save_run(recipe, trainer, state, processor, report, output_dir)
     trainer.accelerator.wait_for_everyone()
     return output_dir
 
@@ -247,7 +248,7 @@ def build_trainer(
         args=training_arguments(recipe, checkpoints, progress),
         peft_config=lora_config(recipe, model),
         processing_class=processor,
-        data_collator=collator,
+        data_collator=CountedBatches(collator),
         callbacks=callbacks,
         mixture=mixture,
         sampler=sampler,
@@ -295,14 +296,19 @@ def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFT
 
 
 def data_report(opened: OpenedData, mixture: MixedTables | StreamingMixture) -> dict[str, Any]:
-    """What the log says about the data: rows per set where that is known, clipping, bad rows."""
+    """What the log says about the data: rows per set where that is known, clipping, bad rows of all processes."""
     tables = {name: len(table) for name, table in opened.tables.items()}
     sizes = tables | {name: stream.count_rows() for name, stream in opened.streams.items()}
     report: dict[str, Any] = {"clipping": opened.clipping}
     for kind in (ROBOT, VISION_LANGUAGE):
         report[kind] = [size for name, size in sizes.items() if name.partition("/")[0] == kind]
-    report["problems"] = {name: problems.report() for name, problems in opened.problems.items()}
-    report["undecodable"] = {name: problems.report() for name, problems in mixture.problems.items()}
+    problems, undecodable = (
+        {name: counter.report() for name, counter in counters.items()}
+        for counters in (opened.problems, mixture.problems)
+    )
+    # A stream is read by all processes, a table written by one of them.
+    report["problems"] = sum_over_processes(problems) if opened.streams else problems
+    report["undecodable"] = sum_over_processes(undecodable)
     return report
 
 

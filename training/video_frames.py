@@ -1,7 +1,7 @@
 """Frames of a video at given times.
 
-Decides: when to go on decoding and when to seek, and how far a frame's time may be off. Refuses to know: where videos
-lie, what they show.
+Decides: when to go on decoding and when to seek, how far a frame's time may be off, and how a frame is named before it
+is decoded. Refuses to know: where videos lie, what they show.
 
 One thread decodes: loaders have worker processes for the other cores.
 """
@@ -13,6 +13,9 @@ import av
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from PIL import Image
+
+
+MISSING_FRAME = "frame that a video lacks"
 
 
 class VideoError(ValueError):
@@ -40,10 +43,14 @@ class VideoFrames:
 
     def read(self, name: str, times: Iterable[float]) -> Iterator[Image.Image]:
         """RGB pictures of the frames at ascending times in seconds; raises `VideoError`."""
+        for time in times:
+            yield self.picture(name, time)
+
+    def picture(self, name: str, time: float) -> Image.Image:
+        """The RGB picture of the frame at a time in seconds; raises `VideoError`."""
         try:
-            for time in times:
-                picture = self._reformatter.reformat(self._find(name, time), format="rgb24", threads=1)
-                yield Image.fromarray(picture.to_ndarray())
+            frame = self._reformatter.reformat(self._find(name, time), format="rgb24", threads=1)
+            return Image.fromarray(frame.to_ndarray())
         except (FFmpegError, OSError) as error:
             self.close()
             raise VideoError(f"got {name} that cannot be decoded ({error}); fetch it again") from error
@@ -82,3 +89,33 @@ class VideoFrames:
                 self._container.seek(int(max(time - self._tolerance, 0.0) / stream.time_base), stream=stream)
             self._frames = self._container.decode(stream)
             self._frame = None
+
+
+class VideoPicture:
+    """A frame that is decoded when it is needed: a row that nobody wants costs nothing.
+
+    Rows whose frames are decoded in the order of the file take one pass over it; in another order every one is sought.
+    """
+
+    def __init__(self, frames: VideoFrames, name: str, time: float):
+        self._place: tuple[VideoFrames, str, float] | None = (frames, name, time)
+        self._decoded: Image.Image | VideoError | None = None
+
+    def load(self) -> None:
+        """Decodes it, once; what goes wrong is for `decode` to raise."""
+        if self._place is None:
+            return
+        frames, name, time = self._place
+        try:
+            self._decoded = frames.picture(name, time)
+        except VideoError as error:
+            self._decoded = error
+        self._place = None  # a video is closed with the last frame that is wanted of it
+
+    def decode(self) -> Image.Image:
+        """The RGB picture; raises `VideoError`."""
+        self.load()
+        if isinstance(self._decoded, VideoError):
+            raise self._decoded
+        assert self._decoded is not None
+        return self._decoded
