@@ -128,7 +128,7 @@ def record_videos(
 
 
 def plot_variants(scores: dict[str, Any], path: str | Path, title: str) -> None:
-    """A PNG with a bar per variant, coloured by family, Wilson's interval on each, the matching score as a line."""
+    """A PNG with a bar per variant, coloured by family, its interval on each, the matching score as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
