@@ -85,6 +85,32 @@ def test_other_words_are_compared_with_the_usual_ones_trial_by_trial(tmp_path):
     assert (lead["label"], lead["difference"]) == ("OpenVLA", -drop["difference"])
 
 
+def test_the_tabletops_own_scores_are_paired(tmp_path):
+    """Scores and episodes as its suite writes them: every figure, the averages too, finds its episodes again."""
+    try:
+        from gen_vla.evaluation import tabletop_episodes as episodes
+        from gen_vla.evaluation import tabletop_scores as scores
+    except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
+        pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'")
+    jobs = episodes.plan_jobs(("masked", "variants"), episodes=6)
+    paths = []
+    for name, every in (("openvla", 3), ("openvla-plus", 2)):
+        log = episodes.EpisodeLog(tmp_path / name / "episodes" / "policy.jsonl", {"model": name})
+        for job in jobs:
+            won: episodes.Outcome = "success" if job.seed % every == 0 else "failure"
+            log.add(episodes.Episode(job.mode, job.variant, job.task, job.seed, job.instruction, "", won, 1, 1))
+        policies = {"policy": {"identity": {"model": name}, "scores": scores.summarise(log.of(jobs))}}
+        settings = {"benchmark": 1, "max_steps": {}, "seeds": [1_000_000, 1_000_005], "machine": "none"}
+        paths.append(tmp_path / name / "results.json")
+        paths[-1].write_text(json.dumps({"settings": settings, "policies": policies}))
+    report = make_report(paths)
+    found = [differences(report, "Table III", "OpenVLA⁺", f"{mode}: Avg")[0] for mode in ("masked", "variants")]
+    assert [(d["pairs"], d["layouts"]) for d in found] == [(24, 6), (480, 6)]
+    assert [d["difference"] for d in found] == pytest.approx([1 / 6, 1 / 6], abs=1e-3)
+    (one,) = differences(report, "Table III", "OpenVLA⁺", "variants: Open Drawer")
+    assert (one["pairs"], one["layouts"]) == (120, 6)
+
+
 def test_a_model_of_ones_own_is_compared_with_the_one_named(tmp_path, capsys):
     base = run_of_simpler(tmp_path / "a", "runs/old", lambda i: i % 3 == 0)
     mine = run_of_simpler(tmp_path / "b", "runs/new", lambda i: i % 2 == 0)
