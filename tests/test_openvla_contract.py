@@ -161,3 +161,13 @@ def test_statistics_of_one_data_set_are_not_taken_for_all(folder: Path) -> None:
     with pytest.raises(ValueError, match="whose entry 'bridge_orig' has no 'action'"):
         vla.norm_stats = {"bridge_orig": tiny_statistics(3)["action"]}
     assert "bridge_orig" in vla.norm_stats
+
+
+def test_statistics_lie_beside_saved_weights(folder: Path, llama_like: Any, tmp_path: Path) -> None:
+    """Where OpenVLA's deploy.py looks for them; a model that was never trained to act has none."""
+    statistics = json.loads((folder / "dataset_statistics.json").read_text())
+    assert statistics == json.loads((folder / "config.json").read_text())["norm_stats"]
+    assert list(statistics) == ["bridge_orig", "libero_spatial_no_noops"]
+    tiny_model(llama_like).save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").exists()
+    assert not (tmp_path / "dataset_statistics.json").exists()

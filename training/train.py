@@ -336,7 +336,6 @@ def save_run(
     model: Any = save_adapter(trainer.accelerator.unwrap_model(trainer.model), output_dir / ADAPTER_FOLDER)
     model.save_pretrained(output_dir, state_dict=state)
     processor.save_pretrained(output_dir)
-    write_json(output_dir / "dataset_statistics.json", model.config.norm_stats)
     write_json(output_dir / "training_log.json", {"data": report, "history": trainer.state.log_history})
     write_recipe(output_dir / "recipe.yaml", recipe)
     plot_curves(trainer.state.log_history, output_dir / "training_curves.png", f"{recipe.name}, by source")
