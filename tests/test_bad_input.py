@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from published_sets import write_llava
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import SETS, write_table_data
@@ -15,6 +16,8 @@ from tiny_runs import tiny_recipe, write_robot_data
 
 from gen_vla.training.cli import main
 from gen_vla.training.co_trainer import CoTrainer
+from gen_vla.training.hub_requests import HTTP_ERROR
+from gen_vla.training.recipe_sources import open_data
 
 
 SOURCES = [f"--set=data.vision_language.{number}.path={path}" for number, path in enumerate(SETS)]
@@ -57,7 +60,9 @@ def tiny(capsys: pytest.CaptureFixture[str], work_dir: Path, **overrides: Any) -
         ("data.max_bad_share=2.0", "got max_bad_share=2.0, expected a share from 0 to 1"),
         ("data.robot.0.weight=0.0", "got weight=0.0, expected a number above 0"),
         ("model.frozen=clip", "frozen: got 'clip' (str), expected one of"),
-        ("actions.action_dim=6", "got actions of 7 dimensions in robot/bridge_orig, expected actions.action_dim=6"),
+        ("actions.action_dim=8", "got actions of 7 dimensions in robot/bridge_orig, expected actions.action_dim=8"),
+        ("actions.action_dim=6", "got binary_dims=[6] with action_dim=6, expected dimensions from 0 to 5"),
+        ("actions.binary_dims=[5, 6]", "dimension 5, expected 0 and 1 alone, since actions.binary_dims names it"),
         ("data.robot.0.split=validation", "validation"),
         ("data.robot.0.cameras=[image_7]", "got camera 'image_7', expected one of"),
         ("data.robot.0.path=nowhere", "got no folder at"),
@@ -72,9 +77,7 @@ def test_settings_that_cannot_work(setting: str, message: str, tables: Path, cap
 def test_an_unknown_recipe_and_a_missing_model(tables: Path, capsys: Any) -> None:
     assert "did you mean 'openvla_plus_bridge'?" in refused(capsys, "openvla_plus_brigde", tables)
     assert "got " in refused(capsys, "openvla_plus_bridge", tables)
-    assert "prismatic-dinosiglip-224px-7b, expected the folder of a saved model" in refused(
-        capsys, "openvla_plus_bridge", tables
-    )
+    assert "gen-vla convert makes it" in refused(capsys, "openvla_plus_bridge", tables)
 
 
 def test_a_truncated_tfrecord(tables: Path, tmp_path: Path, capsys: Any) -> None:
@@ -124,6 +127,40 @@ def test_an_empty_set(tmp_path: Path, tables: Path, capsys: Any) -> None:
     shutil.rmtree(tmp_path / "copy" / "llava")
     write_llava(tmp_path / "copy" / "llava", [], {}, zipped=True)
     assert "llava" in mini(capsys, tmp_path / "copy")
+
+
+def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path: Path, capsys: Any) -> None:
+    widths = [[0.0, 0.0, width] for width in (0, 0.02, 0.04, 0.06, 0.08, 1)]
+    write_robot_data(tmp_path / "robot", action=widths)
+    message = tiny(capsys, tmp_path)
+    assert "got values from 0 to 1 in dimension 2, expected 0 and 1 alone" in message
+    assert "actions.binary_dims: []" in message
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 3, "decimals": 2, "binary_dims": []})
+    statistics = open_data(recipe, tmp_path).norm_stats["tiny"]["action"]
+    assert statistics["mask"] == [True, True, True]
+
+
+def test_a_run_without_a_connection(
+    tmp_path: Path, tables: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: Any, **__: Any) -> None:
+        raise HTTP_ERROR("name or service not known")
+
+    monkeypatch.setattr("gen_vla.training.train.open_data", no_answer)
+    message = mini(capsys, tables)
+    assert "the Hub could not be asked" in message
+    assert "--set data.co_training=[]" in message
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./owner/name", "owner/name/more"])
+def test_what_no_model_is_loaded_from(name: str, tmp_path: Path, capsys: Any) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "camera.png")
+    assert main(["predict", name, str(tmp_path / "camera.png"), "go"]) == 2
+    assert "is no folder here" in capsys.readouterr().err
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert main(["predict", str(tmp_path / "adapter"), str(tmp_path / "camera.png"), "go"]) == 2
+    assert "which is a LoRA adapter, expected a whole model" in capsys.readouterr().err
 
 
 def test_a_service_that_is_not_installed(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

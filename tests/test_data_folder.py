@@ -1,5 +1,7 @@
 """Folders on this machine and elsewhere."""
 
+import os
+
 import counting_filesystem
 import pytest
 
@@ -47,3 +49,14 @@ def test_only_local_files_have_a_path(folder):
 def test_a_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="hf://datasets"):
         DataFolder(tmp_path / "nothing")
+
+
+def test_when_files_were_changed(folder, tmp_path):
+    changed = folder.changed()
+    if not folder.is_local:
+        assert changed == {}
+        return
+    assert list(changed) == sorted(folder.sizes())
+    os.utime(tmp_path / "meta" / "info.json", ns=(5, 5))
+    assert folder.changed(["meta/info.json"]) == {"meta/info.json": 5}
+    assert folder.changed() == changed | {"meta/info.json": 5}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 from rlds_data_sets import write_rlds
-from robot_data_sets import make_episodes, write_lerobot
+from robot_data_sets import Episode, make_episodes, write_lerobot
 
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.cli import build_parser, main
@@ -123,6 +123,7 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.yaml").write_text(block, encoding="utf-8")
     write_lerobot(folder / "my_lerobot_data", make_episodes(2, 5, size=32), "v3.0")
     write_rlds(folder, make_episodes(2, 5, size=32), "my_rlds_data")
+    write_lerobot(folder / "my_bimanual_data", two_arms(make_episodes(2, 5, ("cam_high", "cam_low"), 32)), "v2.1")
     Image.new("RGB", (20, 20), "red").save(folder / "cup.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -130,7 +131,16 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["my_robot", "my_robot_rlds"])
+def two_arms(episodes: list[Episode]) -> list[Episode]:
+    """Actions of 14 dimensions whose grippers, dimensions 6 and 13, have a width of 0 to 0.08."""
+    for episode in episodes:
+        episode.actions = np.concatenate([episode.actions, episode.actions], axis=1)
+        episode.actions[:, [6, 13]] = np.linspace(0, 0.08, len(episode.actions))[:, None]
+        episode.states = np.concatenate([episode.states, episode.states], axis=1)
+    return episodes
+
+
+@pytest.mark.parametrize("recipe", ["my_robot", "my_robot_rlds", "my_two_arms"])
 def test_a_recipe_of_your_own_trains_as_the_page_says(
     recipe: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,14 +150,29 @@ def test_a_recipe_of_your_own_trains_as_the_page_says(
     assert main(shlex.split(shown[0])[1:]) == 0, capsys.readouterr().err
     folder = work_dir / f"mini-{recipe.replace('_', '-')}"
     history = json.loads((folder / "training_log.json").read_text())["history"]
-    losses = [entry["robot/my_robot/loss"] for entry in history if "robot/my_robot/loss" in entry]
+    key = recipe.removesuffix("_rlds")
+    losses = [entry[f"robot/{key}/loss"] for entry in history if f"robot/{key}/loss" in entry]
     assert len(losses) == 2
     assert np.isfinite(losses).all()
     co_trained = any("vision_language/my_questions/loss" in entry for entry in history)
     assert co_trained == (recipe == "my_robot_rlds")
     model = load_model(folder)
-    assert list(model.config.norm_stats) == ["my_robot"]
+    assert list(model.config.norm_stats) == [key]
+    assert (folder / "adapter" / "config.json").is_file() == (recipe == "my_two_arms")
     assert model.config.frozen == "siglip"
+
+
+def test_a_mini_run_can_be_repeated_with_another_recipe(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Looking whether data reads takes several attempts."""
+    monkeypatch.chdir(work_dir)
+    command = ["train", "my_robot.yaml", "--work-dir", "again", "--mini", "--set=data.co_training=[]"]
+    command += [f"--set=data.robot.0.path={work_dir / 'my_lerobot_data'}"]
+    assert main([*command, "--set=training.steps=1"]) == 0
+    assert main(command) == 0, capsys.readouterr().err
+    assert main([*command, "--set=training.steps=3", "--resume"]) == 2
+    assert "training.steps was 2 and is 3" in capsys.readouterr().err
 
 
 def test_the_recipe_of_the_readme_is_the_one_of_the_page(work_dir: Path) -> None:

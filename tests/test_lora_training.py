@@ -1,5 +1,6 @@
 """LoRA in training: what gets adapters, what trains in full, what is saved; a stopped run goes on as if it had not."""
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from tiny_runs import tiny_pi0_model, tiny_recipe
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.lora_merging import load_checkpoint
 from gen_vla.training.lora_training import lora_config
+from gen_vla.training.recipe import load_recipe
 from gen_vla.training.recipe_schema import RecipeError
 from gen_vla.training.train import run_recipe
 
@@ -79,6 +81,29 @@ def test_adapters_in_the_tower_too_where_asked_for(runs):
     assert config is not None
     assert config.modules_to_save is None
     assert "vision_tower" in str(config.target_modules)
+
+
+def test_the_adapter_alone_knows_the_statistics_it_was_trained_with(runs, tmp_path):
+    _, folder, recipe = runs
+    base = json.loads((folder / "tiny" / "config.json").read_text())
+    base["norm_stats"] = None  # as those of a vision-language model
+    shutil.copytree(folder / "tiny", tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(base))
+    shutil.copytree(folder / "adapted" / "adapter", tmp_path / "adapter")
+    adapter = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    adapter["base_model_name_or_path"] = str(tmp_path / "base")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    model, processor = load_checkpoint(tmp_path / "adapter")
+    assert model.config.norm_stats == load_model(folder / "adapted").config.norm_stats
+    assert processor.action_config == model.config.action_config
+    assert load_recipe(tmp_path / "adapter" / "recipe.yaml") == recipe
+
+
+def test_a_mini_recipe_with_lora_runs_from_random_weights(tmp_path):
+    recipe = tiny_recipe(tmp_path, name="mini-tiny", training__lora=LORA, training__steps=1)
+    folder = run_recipe(recipe, tmp_path, progress=False)
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert load_model(folder).config.norm_stats.keys() == {"tiny"}
 
 
 def test_random_weights_are_not_adapted(tmp_path):

@@ -83,5 +83,23 @@ def test_figures_are_kept_until_the_files_change(tmp_path, monkeypatch):
     assert robot_statistics(reread, cache, progress=False) == first
     other = open_robot_source(path, key="x", transform="bridge")
     assert robot_statistics(other, cache, progress=False).entry["num_transitions"] == 12
+    negated = make_episodes(3, 5, size=16)
+    for episode in negated:
+        episode.actions = -episode.actions  # as many bytes as before
+    again = open_robot_source(write_rlds(tmp_path, negated), key="x", transform=None)
+    assert again.reader.files() == source.reader.files()
+    low = robot_statistics(again, cache, progress=False).entry["action"]["min"]
+    np.testing.assert_allclose(low, [-value for value in first.entry["action"]["max"]])
     changed = open_robot_source(write_rlds(tmp_path, make_episodes(4, 5, size=16)), key="x", transform=None)
     assert robot_statistics(changed, cache, progress=False).entry["num_trajectories"] == 4
+
+
+def test_dimensions_that_stay_as_they_are(tmp_path):
+    source = open_robot_source(write_rlds(tmp_path, make_episodes(2, 5, size=16)), key="x", transform=None)
+    cache = tmp_path / "run"
+    assert robot_statistics(source, cache, progress=False).entry["action"]["mask"] == [True] * 6 + [False]
+    statistics = robot_statistics(source, cache, unscaled=[0, 6], progress=False)
+    assert statistics.entry["action"]["mask"] == [False, True, True, True, True, True, False]
+    assert statistics.clipped[0] == 0
+    all_scaled = robot_statistics(source, cache, unscaled=[], progress=False)
+    assert all_scaled.entry["action"]["mask"] == [True] * 7

@@ -1,5 +1,6 @@
 """Tables: recorded data sets by row number with their chunks, and rows of other sources written down once."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
-from tiny_runs import noise, write_questions, write_robot_data
+from robot_data_sets import make_episodes, write_lerobot
+from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
 
+from gen_vla.training.recipe_sources import open_data
 from gen_vla.training.row_tables import (
     QUESTION_FEATURES,
     ROBOT_COLUMNS,
@@ -133,3 +136,24 @@ def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: 
     with pytest.raises(ValueError, match="the file ends here"):
         write_table(Failing([row]), ROBOT_FEATURES, tmp_path, {}, progress=False)
     assert not list((tmp_path / "rows").iterdir())
+
+
+def test_a_table_is_written_anew_when_the_files_change(tmp_path: Path) -> None:
+    """Converted again with other numbers, a data set has the same files of the same sizes."""
+    recipe = tiny_recipe(
+        tmp_path,
+        actions={"action_dim": 7},
+        data={"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16},
+    )
+    firsts = []
+    for sign in (1, -1):
+        episodes = make_episodes(2, 5, size=16)
+        for episode in episodes:
+            episode.actions[:, :6] *= sign
+        write_lerobot(tmp_path / "lerobot", episodes, "v2.1", "image")
+        opened = open_data(recipe, tmp_path)
+        firsts.append(opened.tables["robot/own"][0]["action"][0])
+        np.testing.assert_array_equal(firsts[-1], episodes[0].actions[0])
+        assert open_data(recipe, tmp_path).tables["robot/own"][0]["action"][0].tolist() == firsts[-1].tolist()
+        shutil.rmtree(tmp_path / "lerobot")
+    assert len(list((tmp_path / "rows").glob("own-*.arrow"))) == 2

@@ -211,7 +211,7 @@ def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gen_vla.training.train.record_missing_data", lambda *_: pytest.fail("recorded first"))
-    with pytest.raises(FileNotFoundError, match=r"got .*nowhere, expected the folder of a saved model"):
+    with pytest.raises(FileNotFoundError, match=r"initial_model='nowhere' and no folder .*expected a saved model"):
         train(tmp_path, model={"initial_model": "nowhere"})
 
 

@@ -22,7 +22,17 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options)
     except (ValueError, TypeError, OSError) as error:
         print(f"gen-vla: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        from gen_vla.training.hub_requests import NO_ANSWER, reason
+
+        if not isinstance(error, NO_ANSWER):
+            raise
+        print(
+            f"gen-vla: the Hub could not be asked: {reason(error)}; or name folders of this machine instead of hf://, "
+            "and leave out co-training sets that are not here (--set data.co_training=[])",
+            file=sys.stderr,
+        )
+    return 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -158,14 +168,18 @@ def run_train(options: argparse.Namespace) -> int:
     if options.plan:
         return run_plan(recipe, Path(options.work_dir))
     if options.processes > 1:
-        from gen_vla.training.train import record_missing_data, run_in_processes
+        from gen_vla.training.train import discard_checkpoints, record_missing_data, run_in_processes
 
+        if options.mini and not options.resume:
+            discard_checkpoints(recipe, Path(options.work_dir))
         record_missing_data(recipe, Path(options.work_dir))
         passed = [options.recipe, "--work-dir", options.work_dir, *(["--resume"] if options.resume else [])]
         passed += ["--mini"] if options.mini else []
         return run_in_processes([*passed, *(f"--set={entry}" for entry in options.set)], options.processes)
-    from gen_vla.training.train import run_recipe
+    from gen_vla.training.train import discard_checkpoints, run_recipe
 
+    if options.mini and not options.resume:
+        discard_checkpoints(recipe, Path(options.work_dir))
     folder = run_recipe(recipe, options.work_dir, resume=options.resume)
     print(f"Saved {recipe.name} in {folder}")
     return 0
@@ -223,11 +237,10 @@ def run_publish(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Prints one action as JSON."""
-    from PIL import Image
+    from gen_vla.training.picture_files import read_picture
 
+    image = read_picture(options.image)
     model, processor = load_any(options.model)
-    with Image.open(options.image) as image:
-        image = image.convert("RGB")
     inputs = processor.action_inputs(image, options.instruction)
     prediction = model.predict_actions(**inputs, unnorm_key=options.unnorm_key)
     print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0]}))

@@ -113,6 +113,11 @@ def without_center_crop(processor: Any) -> Any:
 def initial_model_folder(name: str, work_dir: Path) -> Path:
     """The folder of the model to start from, fetched from the Hub where its name begins with `hf://`."""
     if not name.startswith(HUB_PREFIX):
+        if not (work_dir / name).is_dir():
+            raise FileNotFoundError(
+                f"got model.initial_model={name!r} and no folder {work_dir / name}, expected a saved model there; "
+                "gen-vla convert makes it of a published checkpoint (docs/training.md), gen-vla train of a recipe"
+            )
         return check_folder(work_dir / name)
     from huggingface_hub import snapshot_download
 

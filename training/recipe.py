@@ -23,6 +23,7 @@ from gen_vla.training.recipe_schema import Recipe, RecipeError
 
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
+MINI = "mini-"  # begins the name of a recipe at a small size
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None, mini: bool = False) -> Recipe:
@@ -72,14 +73,17 @@ def _find(name_or_path: str | Path) -> Path:
         return named
     near = get_close_matches(path.stem, recipe_names(), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise RecipeError(f"got recipe {str(name_or_path)!r}, which is no file; {hint}known: {', '.join(recipe_names())}")
+    raise RecipeError(
+        f"got recipe {str(name_or_path)!r}, which is no file; {hint}known: {', '.join(recipe_names())}, and "
+        f"files, seen from {Path.cwd()}"
+    )
 
 
 def _shrink(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings under another name and with a small model of the same family, from random weights."""
     family = settings.get("model", {}).get("family", "openvla_plus")
     overlay = _read(RECIPES / f"_mini_{family}.yaml")
-    return _merge(settings, {**overlay, "name": f"mini-{settings.get('name')}"})
+    return _merge(settings, {**overlay, "name": f"{MINI}{settings.get('name')}"})
 
 
 def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:

@@ -68,9 +68,12 @@ class ActionRecipe:
 
     Attributes:
         representation: `"string"`, or `"bins"`, OpenVLA's one token per value (the baseline without S). For bins,
-            `style`, `decimals` and `binary_dims` mean nothing.
+            `style` and `decimals` mean nothing.
         bin_tokens: which tokens the bins take: `"last"`, the last 256 of the vocabulary, as OpenVLA does; `"bytes"`,
             the byte pieces, for a small vocabulary of which every other piece is in use.
+        action_dim: values of one step, as the data sets hold them.
+        binary_dims: dimensions that are only ever 0 or 1, such as the gripper of an OpenVLA action; they stay as they
+            are, all others are scaled. `[]` for none, as where a gripper has a width or an angle.
         horizon: steps of a chunk; behind an episode's end its last action is repeated.
         label_decimals: decimals of a training label that carry information; the rest are written as zeros. Fewer than
             `decimals` spares a small model from fitting noise. `None` means all.
@@ -87,6 +90,11 @@ class ActionRecipe:
 
     def __post_init__(self) -> None:
         at_least_one("actions", self, ("action_dim", "horizon"))
+        if any(not 0 <= dim < self.action_dim for dim in self.binary_dims):
+            raise RecipeError(
+                f"actions: got binary_dims={self.binary_dims} with action_dim={self.action_dim}, expected dimensions "
+                f"from 0 to {self.action_dim - 1}: those that are only ever 0 or 1, [] where none is"
+            )
         if self.representation == "bins" and self.label_decimals is not None:
             raise RecipeError(
                 f"actions: got label_decimals={self.label_decimals} with representation 'bins', expected none: a bin "

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from gen_vla.processors import compute_statistics, count_clipped
+from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.data_source import DataSource
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.recipe_schema import Recipe, RobotSource, VisionLanguageSource
 from gen_vla.training.robot_source import UndecodedRows, open_robot_source
-from gen_vla.training.robot_statistics import robot_statistics
+from gen_vla.training.robot_statistics import robot_statistics, scaled_mask
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.row_tables import (
     QUESTION_FEATURES,
@@ -96,7 +97,7 @@ def _open_robot(source: RobotSource, recipe: Recipe, work_dir: Path, opened: Ope
         dataset = load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
         table = RecordedDemonstrations(dataset, horizon, name)
         opened.tables[name] = table
-        _add_statistics(opened, source.key, table.actions, len(set(dataset["episode_index"])))
+        _add_statistics(opened, source.key, table.actions, len(set(dataset["episode_index"])), recipe)
     else:
         _open_robot_files(source, place, recipe, work_dir, opened)
     width = len(opened.norm_stats[source.key]["action"]["q01"])
@@ -105,11 +106,27 @@ def _open_robot(source: RobotSource, recipe: Recipe, work_dir: Path, opened: Ope
             f"got actions of {width} dimensions in {name}, expected actions.action_dim={recipe.actions.action_dim}; "
             "correct the recipe or the data set"
         )
+    _check_binary(opened.norm_stats[source.key]["action"], source.key, recipe.actions.binary_dims)
 
 
-def _add_statistics(opened: OpenedData, key: str, actions: np.ndarray, episodes: int) -> None:
+def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) -> None:
+    """Raises `ValueError` for a dimension that is named as binary and holds other values than 0 and 1."""
+    for dim in binary_dims:
+        low, high, mean, std = (statistics[measure][dim] for measure in ("min", "max", "mean", "std"))
+        # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
+        if not {low, high} <= {0.0, 1.0} or abs(std**2 + mean**2 - mean) > 1e-9:
+            others = [other for other in binary_dims if other != dim]
+            raise ValueError(
+                f"robot data set {key!r}: got values from {low:g} to {high:g} in dimension {dim}, expected 0 and 1 "
+                f"alone, since actions.binary_dims names it; leave it out (actions.binary_dims: {others}), and it is "
+                "scaled like the other dimensions"
+            )
+
+
+def _add_statistics(opened: OpenedData, key: str, actions: np.ndarray, episodes: int, recipe: Recipe) -> None:
+    mask = scaled_mask(actions.shape[1], recipe.actions.binary_dims) if actions.ndim == 2 else None
     try:
-        statistics = compute_statistics(actions, num_trajectories=episodes)
+        statistics = compute_statistics(actions, episodes, mask)
     except ValueError as error:
         raise ValueError(f"robot data set {key!r}: {error}") from error
     opened.norm_stats[key] = statistics
@@ -131,13 +148,13 @@ def _open_robot_files(source: RobotSource, place: str, recipe: Recipe, work_dir:
         horizon=horizon,
         problems=problems,
     )
-    statistics = robot_statistics(reader, work_dir / "statistics")
+    statistics = robot_statistics(reader, work_dir / "statistics", unscaled=recipe.actions.binary_dims)
     opened.norm_stats[source.key] = statistics.entry
     opened.clipping[source.key] = {"values": statistics.entry["num_transitions"], "clipped": statistics.clipped}
     if recipe.data.streaming:
         opened.streams[name] = UndecodedRows(reader)
     else:
-        settings = {**asdict(source), "place": place, "horizon": horizon}
+        settings = {**asdict(source), "place": place, "horizon": horizon, "changed": reader.reader.folder.changed()}
         opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)
 
 
@@ -156,5 +173,12 @@ def _open_questions(source: VisionLanguageSource, recipe: Recipe, work_dir: Path
     if recipe.data.streaming:
         opened.streams[name] = reader
     else:
-        settings = {"format": source.format, "configs": source.configs, "path": place}
+        settings = {"format": source.format, "configs": source.configs, "path": place, "changed": _changed(place)}
         opened.tables[name] = write_table(reader, QUESTION_FEATURES, work_dir, settings)
+
+
+def _changed(place: str) -> dict[str, int]:
+    """When the files of a data set of this machine were last changed; `{}` for one elsewhere."""
+    if (path := Path(place)).is_file():
+        return {path.name: path.stat().st_mtime_ns}
+    return DataFolder(place).changed()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.robot_transforms import Trajectory
 from gen_vla.training.row_problems import RowProblems
 
@@ -50,6 +51,7 @@ class EpisodeReader(Protocol):
         stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
         cameras: names of the cameras there are, the primary one first.
         features: names of the stored per-step features.
+        folder: where its files lie.
         action, state: the features that hold action and state, unless the caller says otherwise.
     """
 
@@ -57,6 +59,7 @@ class EpisodeReader(Protocol):
     stored_raw: bool
     cameras: list[str]
     features: list[str]
+    folder: DataFolder
     action: str
     state: str
 

@@ -10,6 +10,7 @@ No picture is read. All actions are held at once for the quantiles: 28 bytes a s
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,24 +45,31 @@ class RobotStatistics:
     problems: dict[str, Any]
 
 
-def robot_statistics(source: RobotSource, cache: Path | None = None, *, progress: bool = True) -> RobotStatistics:
+def robot_statistics(
+    source: RobotSource,
+    cache: Path | None = None,
+    *,
+    unscaled: Sequence[int] | None = None,
+    progress: bool = True,
+) -> RobotStatistics:
     """Statistics of a data set: from the cache where its files are the same, else by a pass over it.
 
     Args:
         source: an opened data set.
         cache: a folder to keep them in, beside the run; `None` for none.
+        unscaled: the dimensions that normalisation leaves as they are; `None` for the last one, as OpenVLA does.
 
     Raises:
         TooManyBadRows: when more steps were skipped than the source tolerates.
         EmptyRobotDataError: without a step that has an instruction.
     """
     file = cache / f"robot_statistics_{source.name}.json" if cache else None
-    fingerprint = _fingerprint(source)
+    fingerprint = _fingerprint(source, unscaled)
     if file and file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept.pop("fingerprint") == fingerprint:
             return RobotStatistics(**kept)
-    statistics = _pass_over(source, progress)
+    statistics = _pass_over(source, unscaled, progress)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # every process of a run may write it
@@ -71,7 +79,7 @@ def robot_statistics(source: RobotSource, cache: Path | None = None, *, progress
     return statistics
 
 
-def _pass_over(source: RobotSource, progress: bool) -> RobotStatistics:
+def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bool) -> RobotStatistics:
     problems = RowProblems(source.problems.limit_share, source.problems.minimum_rows, source.name)
     actions, proprio, rows = [], [], 0
     episodes = tqdm(
@@ -93,7 +101,7 @@ def _pass_over(source: RobotSource, progress: bool) -> RobotStatistics:
     if not rows:
         raise EmptyRobotDataError(f"got data set {source.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
-    entry = compute_statistics(together, num_trajectories=len(actions))
+    entry = compute_statistics(together, len(actions), scaled_mask(together.shape[1], unscaled))
     if sum(map(len, proprio)):
         figures = compute_statistics(np.concatenate(proprio), num_trajectories=len(proprio))["action"]
         entry["proprio"] = {measure: figures[measure] for measure in MEASURES}
@@ -101,7 +109,15 @@ def _pass_over(source: RobotSource, progress: bool) -> RobotStatistics:
     return RobotStatistics(entry, rows, clipped, problems.report())
 
 
-def _fingerprint(source: RobotSource) -> str:
-    """Of everything the figures depend on: the files' names and sizes, what is read of them, what is made of it."""
-    parts = {"files": source.reader.files(), "transform": source.transform.name, "features": source.features}
+def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] | None:
+    """The mask [D] of `compute_statistics`: every dimension but the unscaled ones; `None` for its default."""
+    return None if unscaled is None else [dim not in unscaled for dim in range(action_dim)]
+
+
+def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
+    """Of all that the figures depend on: which files these are, what is read of them, what is made of it."""
+    files = source.reader.files()
+    parts: dict[str, Any] = {"files": files, "changed": source.reader.folder.changed(files)}
+    parts |= {"transform": source.transform.name, "features": source.features}
+    parts |= {"unscaled": None if unscaled is None else sorted(unscaled)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

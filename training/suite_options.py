@@ -27,10 +27,35 @@ def write_results(results: dict[str, Any], output: Path | None) -> int:
 
 
 def load_any(name: str) -> tuple[Any, Any]:
-    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one."""
+    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: for what is neither a folder nor a name, or a folder in which something is missing.
+    """
     import torch
     from transformers import AutoModel, AutoProcessor
 
+    check_model_name(name)
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def check_model_name(name: str) -> None:
+    """Raises `FileNotFoundError` for what no model is loaded from, before the Hub is asked for it."""
+    from gen_vla.training.checkpoints import check_folder
+    from gen_vla.training.lora_merging import is_adapter
+
+    if Path(name).is_dir():
+        if is_adapter(name):
+            raise FileNotFoundError(
+                f"got {name}, which is a LoRA adapter, expected a whole model: the folder above it holds it with the "
+                "adapter merged, and gen-vla publish ADAPTER OWNER/NAME --output FOLDER --dry-run merges one"
+            )
+        if not (Path(name) / "config.json").is_file():
+            check_folder(name)  # names what is missing
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"got model {name!r}, which is no folder here ({Path(name).absolute()}) and no OWNER/NAME of the Hub; "
+            "correct the path"
+        )

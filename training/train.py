@@ -19,6 +19,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,12 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_recipe(record, recipe)
     return last
+
+
+def discard_checkpoints(recipe: Recipe, work_dir: Path) -> None:
+    """Removes what an earlier mini run left to resume, so that a look at the data can be repeated."""
+    if "RANK" not in os.environ:  # the processes of a launcher would remove each other's
+        shutil.rmtree(work_dir / recipe.name / "checkpoints", ignore_errors=True)
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -333,7 +340,12 @@ def save_run(
         state: the weights, where the model itself holds only a part of them.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    model: Any = save_adapter(trainer.accelerator.unwrap_model(trainer.model), output_dir / ADAPTER_FOLDER)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    model: Any = save_adapter(trained, output_dir / ADAPTER_FOLDER)
+    if model is not trained:  # statistics and action format are this run's, not those of the model it started from
+        model.config.save_pretrained(output_dir / ADAPTER_FOLDER)
+        processor.save_pretrained(output_dir / ADAPTER_FOLDER)
+        write_recipe(output_dir / ADAPTER_FOLDER / "recipe.yaml", recipe)
     model.save_pretrained(output_dir, state_dict=state)
     processor.save_pretrained(output_dir)
     write_json(output_dir / "training_log.json", {"data": report, "history": trainer.state.log_history})
