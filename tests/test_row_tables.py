@@ -55,6 +55,14 @@ def test_chunks_end_with_their_episode_and_repeat_its_last_action(tmp_path: Path
         [3, 4, 4],
         [4, 4, 4],
     ]
+    no, yes = False, True
+    assert [table[row]["action_is_pad"].tolist() for row in range(5)] == [
+        [no, no, no],
+        [no, no, yes],
+        [no, yes, yes],
+        [no, no, yes],
+        [no, yes, yes],
+    ]
 
 
 def test_recorded_questions_and_rows_without_a_picture(tmp_path: Path) -> None:
@@ -103,6 +111,8 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
         {"images": [frame, packed], "instruction": "go", "action": actions[0], "identity": "0", "step_index": 4},
         {"images": [], "instruction": "stop", "action": actions[1], "identity": "1", "step_index": 5},
     ]
+    for number, row in enumerate(rows):
+        row["action_is_pad"] = np.array([False, number == 1])
     source = Listed(rows)
     for _ in range(2):
         table = write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 2}, progress=False)
@@ -112,6 +122,7 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
     assert first["images"][1]["bytes"] == b"any bytes"
     assert first["images"][0]["bytes"].startswith(b"\x89PNG")
     assert np.array_equal(first["action"], actions[0])
+    assert [table[number]["action_is_pad"].tolist() for number in range(2)] == [[False, False], [False, True]]
     assert (first["instruction"], first["identity"], table[1]["images"]) == ("go", "0", [])
     write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 3}, progress=False)
     assert source.readings == 2, "other settings are another table"
@@ -133,6 +144,7 @@ def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: 
             raise ValueError("the file ends here")
 
     row = {"images": [], "instruction": "go", "action": np.zeros((1, 3), np.float32), "identity": "0"}
+    row["action_is_pad"] = np.zeros(1, bool)
     with pytest.raises(ValueError, match="the file ends here"):
         write_table(Failing([row]), ROBOT_FEATURES, tmp_path, {}, progress=False)
     assert not list((tmp_path / "rows").iterdir())

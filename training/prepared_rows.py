@@ -81,24 +81,29 @@ class RowPreparer:
             self.check(prepared)
         return prepared
 
-    def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, str]:
-        instruction = row["instruction"]
-        if self.augment_instruction is not None:
-            instruction = self.augment_instruction(instruction, place)
+    def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
+        """Prompt and completion; what else a batch needs of a robot row in a family that writes no tokens."""
         strings = self.processor.action_strings
         # Where the lead-in is no part of the prompt (legacy), the model has to write it.
         lead_in = "" if self.processor.action_config["lead_in_ids"] else strings.lead_in
         answer = lead_in + strings.encode(self.normalized(row, key))
-        return {"prompt": self.processor.action_prompt(instruction), "completion": answer}
+        return {"prompt": self.prompt(row, place), "completion": answer}
+
+    def prompt(self, row: dict[str, Any], place: int) -> str:
+        """What asks for a robot row's action, its instruction augmented."""
+        instruction = row["instruction"]
+        if self.augment_instruction is not None:
+            instruction = self.augment_instruction(instruction, place)
+        return self.processor.action_prompt(instruction)
 
     def normalized(self, row: dict[str, Any], key: str) -> np.ndarray:
         """The action chunk in [-1, 1], float64 [T, D], rounded as the labels are."""
         actions = np.asarray(row["action"], dtype=np.float64)
-        strings = self.processor.action_strings
-        if actions.shape != (strings.horizon, strings.action_dim):
+        horizon, action_dim = (self.processor.action_config[name] for name in ("horizon", "action_dim"))
+        if actions.shape != (horizon, action_dim):
             raise ValueError(
                 f"{row['identity']}: got an action of shape {list(actions.shape)}, expected actions.horizon="
-                f"{strings.horizon} by actions.action_dim={strings.action_dim}; correct the recipe or the data set"
+                f"{horizon} by actions.action_dim={action_dim}; correct the recipe or the data set"
             )
         values = normalize_actions(actions, self.norm_stats[key]["action"]).astype(np.float64)
         return values if self.label_decimals is None else np.round(values, self.label_decimals)

@@ -6,7 +6,7 @@ get into such a table. Refuses to know: published file formats, prompts, the ord
 A table gives rows as `data_source.py` describes them, by number. Recorded data sets are tables already. The rows of
 others are written once, under WORK_DIR/rows/, pictures as they are encoded (video frames as PNG):
 
-    WORK_DIR/rows/<name>-<digest of the source's settings and shards>.arrow
+    WORK_DIR/rows/<name>-<digest of the source's settings, shards and columns>.arrow
 """
 
 import hashlib
@@ -31,6 +31,7 @@ ROBOT_FEATURES = Features(
         "images": PICTURES,
         "instruction": Value("string"),
         "action": List(List(Value("float32"))),
+        "action_is_pad": List(Value("bool")),
         "identity": Value("string"),
     }
 )
@@ -93,12 +94,13 @@ class RecordedDemonstrations:
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         row = self.rows[number]
-        steps = np.minimum(np.arange(number, number + self.horizon), self.last[number])
+        steps = np.arange(number, number + self.horizon)
         images = [] if row["image"] is None else [row["image"]]
         return {
             "images": images,
             "instruction": row["instruction"],
-            "action": self.actions[steps],
+            "action": self.actions[np.minimum(steps, self.last[number])],
+            "action_is_pad": steps > self.last[number],
             "identity": f"{self.name} row {number}",
         }
 
@@ -134,6 +136,7 @@ class WrittenRows:
         row = dict(self.rows[number])
         if "action" in row:
             row["action"] = np.asarray(row["action"], dtype=np.float32)
+            row["action_is_pad"] = np.asarray(row["action_is_pad"], dtype=bool)
         return row
 
 
@@ -150,7 +153,8 @@ def write_table(
         ValueError: if the source has no rows.
     """
     shards = source.shards()
-    digest = hashlib.sha256(json.dumps([settings, shards], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    described = json.dumps([settings, shards, list(features)], sort_keys=True, default=str)
+    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = work_dir / "rows" / f"{source.name.replace('/', '-')}-{digest}.arrow"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
