@@ -4,6 +4,8 @@
 loaded without this package.
 """
 
+from typing import Any
+
 from gen_vla.modeling.action_prediction import ActionPrediction
 from gen_vla.modeling.configuration_openvla_plus import OpenVLAPlusConfig
 from gen_vla.modeling.configuration_pi0_plus import Pi0PlusConfig
@@ -11,6 +13,21 @@ from gen_vla.modeling.dual_vision_tower import DualVisionTower
 from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq, OpenVLAPlusModel
 from gen_vla.modeling.modeling_pi0_plus import Pi0PlusForVision2Seq, Pi0PlusModel, widen_paligemma_state_dict
 
+
+try:
+    from gen_vla.modeling.configuration_pi0_flow import Pi0FlowConfig
+    from gen_vla.modeling.modeling_pi0_flow import FlowPrediction, Pi0FlowForActionPrediction
+except ImportError as error:
+    too_old = str(error)
+
+    def __getattr__(name: str) -> Any:
+        """What needs a newer transformers says so when it is asked for; the other families do without."""
+        if "Flow" in name:
+            raise ImportError(too_old)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+else:
+    Pi0FlowConfig.register_for_auto_class()
+    Pi0FlowForActionPrediction.register_for_auto_class("AutoModelForImageTextToText")
 
 OpenVLAPlusConfig.register_for_auto_class()
 OpenVLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
@@ -20,9 +37,12 @@ Pi0PlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
 __all__ = [
     "ActionPrediction",
     "DualVisionTower",
+    "FlowPrediction",
     "OpenVLAPlusConfig",
     "OpenVLAPlusForVision2Seq",
     "OpenVLAPlusModel",
+    "Pi0FlowConfig",
+    "Pi0FlowForActionPrediction",
     "Pi0PlusConfig",
     "Pi0PlusForVision2Seq",
     "Pi0PlusModel",

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
 from .action_prior import ActionPrior
-from .action_statistics import select_statistics, unnormalize_actions
+from .action_statistics import statistics_per_row, unnormalize_actions
 from .action_uncertainty import standard_deviations
 from .tree_decoding import DecodingCost, TreeDecoder
 
@@ -54,7 +54,7 @@ class ActionPrediction:
 
 
 class ActionPredictionMixin:
-    """`predict_action` and `predict_actions` for a model with `generate` and an `action_config`."""
+    """`predict_actions` for a model with `generate` and an `action_config`."""
 
     prompt_is_bidirectional = False  # whether the tokens of a prompt attend to those after them
 
@@ -62,26 +62,6 @@ class ActionPredictionMixin:
     device: Any
     generate: Any
     get_output_embeddings: Any
-
-    def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
-        """The action for one observation, OpenVLA's contract.
-
-        Args:
-            input_ids, attention_mask, pixel_values: from `processor.action_inputs(image, instruction)` or from
-                `processor(prompt, image)`.
-            unnorm_key: the data set whose units are wanted; may be left out where the model knows only one.
-            kwargs: as for `predict_actions`.
-
-        Returns:
-            float32 [D] for a horizon of 1, else [T, D], in the data set's units.
-        """
-        if input_ids is not None and input_ids.shape[0] != 1:
-            raise ValueError(
-                f"got {input_ids.shape[0]} observations, expected 1; "
-                "predict_actions takes a batch and returns [B, T, D]"
-            )
-        actions = self.predict_actions(input_ids=input_ids, unnorm_key=unnorm_key, **kwargs).actions[0]
-        return actions[0] if len(actions) == 1 else actions
 
     @torch.no_grad()
     def predict_actions(
@@ -121,10 +101,7 @@ class ActionPredictionMixin:
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise ValueError(f"got no {missing}, expected those of processor.action_inputs(image, instruction)")
         rows = input_ids.shape[0]
-        keys = [unnorm_key] * rows if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
-        if len(keys) != rows:
-            raise ValueError(f"got {len(keys)} unnorm_keys for {rows} observations, expected one each or one for all")
-        action_statistics = [select_statistics(self.config.norm_stats, key) for key in keys]
+        action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not bool(mask[:, -1].all()):
             raise ValueError(

@@ -5,8 +5,6 @@ positions follow from padding, logits and loss. Refuses to know: encoders, proje
 may attend to whom.
 """
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,18 +88,14 @@ class ImageLanguageHeadMixin:
     loss_function: Any
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As in transformers, with tensors under names that both of its generations read, and OpenVLA's statistics.
+        """As in transformers, with tensors under names that both of its generations read.
 
         transformers 5 has names of its own for DINOv2's attention, reads those of 4 as well, and writes whichever it
-        has read. Without a memory of what it has read it writes those of 4. Scripts of OpenVLA's users look for
-        `dataset_statistics.json` beside the weights.
+        has read. Without a memory of what it has read it writes those of 4.
         """
         if getattr(self, "hf_quantizer", None) is None:
             self._weight_conversions = None
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
-        if is_main_process and self.config.norm_stats:
-            text = json.dumps(self.config.norm_stats, indent=2) + "\n"
-            (Path(save_directory) / "dataset_statistics.json").write_text(text, encoding="utf-8")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()

@@ -1,7 +1,8 @@
 """What scripts written for OpenVLA do to a model before they ask for actions, and why it works here, too.
 
 Decides: which arguments of OpenVLA's loading code are taken, and what stands in for flash attention; that `norm_stats`
-may be read and replaced on the model. Refuses to know: how an action comes about (`action_prediction.py`).
+may be read and replaced on the model, and is saved beside it; the shape of one observation's action. Refuses to know:
+how an action comes about (`action_prediction.py`, `modeling_pi0_flow.py`).
 
     load_in_8bit, load_in_4bit    gone from transformers 5; here on both generations, as a `quantization_config`
     attn_implementation="flash_attention_2"    becomes "sdpa", with a warning: flash attention knows causal and full
@@ -10,8 +11,11 @@ may be read and replaced on the model. Refuses to know: how an action comes abou
     model.norm_stats = {...}      OpenVLA's way to add the statistics of a fine-tuning; here it is `config.norm_stats`
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -25,6 +29,7 @@ class OpenVLAContractMixin:
     """For a `PreTrainedModel`, before it in the list of bases."""
 
     config: Any
+    predict_actions: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         replace_flash_attention(config)
@@ -44,6 +49,36 @@ class OpenVLAContractMixin:
                 raise ValueError("got load_in_8bit or load_in_4bit beside a quantization_config, expected one of them")
             kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
         return super().from_pretrained(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
+        """The action for one observation, OpenVLA's contract.
+
+        Args:
+            input_ids, attention_mask, pixel_values: from `processor.action_inputs(image, instruction)` or from
+                `processor(prompt, image)`.
+            unnorm_key: the data set whose units are wanted; may be left out where the model knows only one.
+            kwargs: as for `predict_actions`.
+
+        Returns:
+            float32 [D] for a horizon of 1, else [T, D], in the data set's units.
+        """
+        if input_ids is not None and input_ids.shape[0] != 1:
+            raise ValueError(
+                f"got {input_ids.shape[0]} observations, expected 1; "
+                "predict_actions takes a batch and returns [B, T, D]"
+            )
+        actions = self.predict_actions(input_ids=input_ids, unnorm_key=unnorm_key, **kwargs).actions[0]
+        return actions[0] if len(actions) == 1 else actions
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers, with OpenVLA's statistics.
+
+        Scripts of OpenVLA's users look for `dataset_statistics.json` beside the weights.
+        """
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
+        if is_main_process and self.config.norm_stats:
+            text = json.dumps(self.config.norm_stats, indent=2) + "\n"
+            (Path(save_directory) / "dataset_statistics.json").write_text(text, encoding="utf-8")
 
     @property
     def norm_stats(self) -> dict[str, Any]:

@@ -20,16 +20,20 @@ from gen_vla.processors.action_statistics import (
     unnormalize_actions,
 )
 from gen_vla.processors.action_strings import ActionStringError, ActionStringProcessor
+from gen_vla.processors.flow_actions import make_flow_action_config
 from gen_vla.processors.image_processing_openvla_plus import OpenVLAPlusImageProcessor
 from gen_vla.processors.processing_openvla_plus import PROMPT_TEMPLATE, OpenVLAPlusProcessor
+from gen_vla.processors.processing_pi0_flow import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor
 from gen_vla.processors.processing_pi0_plus import PI0_PROMPT_TEMPLATE, Pi0PlusProcessor
 
 
 OpenVLAPlusImageProcessor.register_for_auto_class("AutoImageProcessor")
 OpenVLAPlusProcessor.register_for_auto_class("AutoProcessor")
+Pi0FlowProcessor.register_for_auto_class("AutoProcessor")
 Pi0PlusProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
+    "PI0_FLOW_PROMPT_TEMPLATE",
     "PI0_PROMPT_TEMPLATE",
     "PROMPT_TEMPLATE",
     "ActionBins",
@@ -40,12 +44,14 @@ __all__ = [
     "BinGrammar",
     "OpenVLAPlusImageProcessor",
     "OpenVLAPlusProcessor",
+    "Pi0FlowProcessor",
     "Pi0PlusProcessor",
     "codec_from_action_config",
     "compute_statistics",
     "count_clipped",
     "grammar_from_action_config",
     "make_action_config",
+    "make_flow_action_config",
     "normalize_actions",
     "select_statistics",
     "unnormalize_actions",

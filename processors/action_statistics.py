@@ -54,6 +54,16 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dic
     return norm_stats[unnorm_key]["action"]
 
 
+def statistics_per_row(
+    norm_stats: dict[str, Any], unnorm_key: str | Sequence[str] | None, rows: int
+) -> list[dict[str, Any]]:
+    """The action statistics of each row of a batch, for one key for all or one per row; as `select_statistics`."""
+    keys = [unnorm_key] * rows if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
+    if len(keys) != rows:
+        raise ValueError(f"got {len(keys)} unnorm_keys for {rows} observations, expected one each or one for all")
+    return [select_statistics(norm_stats, key) for key in keys]
+
+
 def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     """Maps [q01, q99] to [-1, 1] and clips; constant dimensions become 0, unmasked ones stay as they are.
 

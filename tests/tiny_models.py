@@ -17,13 +17,22 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
+from gen_vla.modeling import (
+    OpenVLAPlusConfig,
+    OpenVLAPlusForVision2Seq,
+    Pi0FlowConfig,
+    Pi0FlowForActionPrediction,
+    Pi0PlusConfig,
+    Pi0PlusForVision2Seq,
+)
 from gen_vla.processors import (
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
+    Pi0FlowProcessor,
     Pi0PlusProcessor,
     make_action_config,
+    make_flow_action_config,
 )
 
 
@@ -185,6 +194,51 @@ def tiny_pi0_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> 
         tokenizer=tokenizer,
         num_image_tokens=IMAGE_TOKENS,
         action_config=make_action_config(strings, tokenizer) if strings else None,
+        **settings,
+    )
+
+
+def tiny_pi0_flow_config(tokenizer: Any, action_dim: int = 3, horizon: int = 4, **settings: Any) -> Pi0FlowConfig:
+    """The SigLIP and the Gemma of `tiny_pi0_config`, an action expert of width 32, room for 8 dimensions; the last of
+    `action_dim` is a gripper.
+    """
+    plus = tiny_pi0_config(tokenizer)
+    vlm = {"vision_config": plus.vision_config.to_dict(), "text_config": plus.text_config.to_dict()}
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8}
+    return Pi0FlowConfig(
+        **{
+            "vlm_config": {
+                "model_type": "paligemma",
+                **vlm,
+                "projection_dim": plus.text_config.hidden_size,
+                "image_token_id": plus.image_token_id,
+            },
+            "dit_config": {"model_type": "gemma", "hidden_size": 32, "intermediate_size": 64, **sizes},
+            "chunk_size": horizon,
+            "max_action_dim": 8,
+            "max_state_dim": 8,
+            "action_config": make_flow_action_config(action_dim, horizon, binary_dims=[action_dim - 1]),
+            "norm_stats": {"tiny": tiny_statistics(action_dim)},
+            **settings,
+        }
+    )
+
+
+def tiny_pi0_flow_model(tokenizer: Any, action_dim: int = 3, horizon: int = 4, seed: int = 0, **settings: Any) -> Any:
+    """As `tiny_model`, for the flow-matching π0; `settings` are fields of its configuration."""
+    torch.manual_seed(seed)
+    config = tiny_pi0_flow_config(tokenizer, action_dim, horizon, **settings)
+    return with_large_weights(Pi0FlowForActionPrediction(config))
+
+
+def tiny_pi0_flow_processor(tokenizer: Any, action_dim: int = 3, horizon: int = 4, **settings: Any) -> Any:
+    """The processor that belongs to `tiny_pi0_flow_config`."""
+    half = [[0.5, 0.5, 0.5]]
+    return Pi0FlowProcessor(
+        image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE, means=half, stds=half),
+        tokenizer=tokenizer,
+        num_image_tokens=IMAGE_TOKENS,
+        action_config=make_flow_action_config(action_dim, horizon, binary_dims=[action_dim - 1]),
         **settings,
     )
 

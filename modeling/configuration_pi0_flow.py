@@ -1,0 +1,93 @@
+"""Configuration of the flow-matching π0: transformers' own, and what the actions mean.
+
+Decides: the fields of config.json that `PI0Config` lacks. Refuses to know: sizes, which are `PI0Config`'s, and how any
+of it is computed.
+"""
+
+from typing import Any
+
+from .nested_configuration import auto_map_for
+from .pi0_version import PI0Config
+from .transformers_version import OLDEST  # noqa: F401
+
+
+class Pi0FlowConfig(PI0Config):
+    """Configuration of `Pi0FlowForActionPrediction`; the fields of `PI0Config`, and:
+
+    Args:
+        action_config: the action format, `make_flow_action_config(...)`; its horizon is `chunk_size`, its dimensions
+            are at most `max_action_dim`. `None` for a model that was not trained to act on a robot yet.
+        norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
+        prompt_template: the texts training used; the processor holds the same.
+    """
+
+    model_type = "pi0_flow"
+
+    action_config: dict[str, Any] | None = None
+    norm_stats: dict[str, Any] | None = None
+    prompt_template: dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.norm_stats = self.norm_stats or {}
+        if not getattr(self, "auto_map", None):
+            self.auto_map = auto_map_for(
+                "configuration_pi0_flow.Pi0FlowConfig", "modeling_pi0_flow.Pi0FlowForActionPrediction"
+            )
+        check_action_config(self.action_config, self.chunk_size, self.max_action_dim)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; the configuration of a PI0 becomes one of this family, not one that calls itself PI0."""
+        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
+
+    @property
+    def frozen(self) -> None:
+        """The encoder that never moves: none, this family has no D."""
+        return None
+
+    @property
+    def _vlm(self) -> Any:
+        return self.vlm_config
+
+    @property
+    def text_config(self) -> Any:
+        """The Gemma of the vision-language model."""
+        return self._vlm.text_config
+
+    @property
+    def vision_config(self) -> Any:
+        """The one SigLIP."""
+        return self._vlm.vision_config
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder whose embeddings the patches replace."""
+        return self._vlm.image_token_id
+
+    @image_token_id.setter
+    def image_token_id(self, value: int) -> None:
+        self._vlm.image_token_id = value
+
+    @property
+    def num_image_tokens(self) -> int:
+        """N, the tokens one picture takes."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+
+def check_action_config(action_config: dict[str, Any] | None, chunk_size: int, max_action_dim: int) -> None:
+    """Raises `ValueError` for an action format that the sizes of the model do not fit."""
+    if action_config is None:
+        return
+    if action_config.get("representation") != "flow":
+        raise ValueError(
+            f"got an action_config with representation={action_config.get('representation')!r}, expected 'flow': this "
+            "family writes no tokens; make_flow_action_config in gen_vla.processors makes one"
+        )
+    horizon, dims = action_config["horizon"], action_config["action_dim"]
+    if horizon != chunk_size:
+        raise ValueError(f"got an action_config with horizon={horizon}, expected chunk_size, which is {chunk_size}")
+    if dims > max_action_dim:
+        raise ValueError(
+            f"got an action_config with action_dim={dims}, expected at most max_action_dim, which is {max_action_dim}"
+        )

@@ -1,0 +1,359 @@
+"""π0 with flow matching: transformers' PI0, told about robots' actions. The paper's baseline, not its recipe.
+
+Decides: which of the dimensions and steps the loss counts, what a prediction is made of, which weights never learn,
+and which names of tensors are read. Refuses to know: the architecture and the flow (transformers.models.pi0), prompts,
+pixels' normalisation.
+
+A row of the prefix and what follows it, for a horizon of T; x = may look at:
+
+                      i  p  s  a1..aT
+    i  image          x  x  .  .        PaliGemma's prefix, computed once
+    p  prompt         x  x  .  .
+    s  state          x  x  x  .        the action expert: one token of state, one per step of the actions
+    a1..aT            x  x  x  x
+
+x_t = t * noise + (1 - t) * actions; the expert predicts the velocity noise - actions at time t in (0, 1]. Actions of D
+dimensions fill the first D of `max_action_dim`. The rest is no part of the flow: noise, velocity and loss are zero
+there, in training and in inference.
+
+The family sees no proprioception, as OpenVLA does not: without `state`, the state token is that of zeros.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .action_statistics import statistics_per_row, unnormalize_actions
+from .configuration_pi0_flow import Pi0FlowConfig
+from .openvla_contract import OpenVLAContractMixin
+from .pi0_version import PI0ForConditionalGeneration
+
+
+# isort: split
+# What those files import: transformers copies from a local folder only what this file names itself.
+from .nested_configuration import as_config  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
+
+
+# Names in files of transformers' PI0 and of openpi's and LeRobot's PyTorch weights (`lerobot/pi0_base`), and ours.
+FOREIGN_NAMES = {
+    r"^(model\.)?paligemma_with_expert\.gemma_expert\.model\.": "model.dit.",
+    r"^(model\.)?paligemma_with_expert\.paligemma\.lm_head\.": "model.vlm.language_model.embed_tokens.",
+    r"^(model\.)?paligemma_with_expert\.paligemma\.model\.": "model.vlm.",
+    **{
+        rf"^(model\.)?{name}\.": f"embed_action_time.{name}."
+        for name in ("state_proj", "action_in_proj", "action_time_mlp_in", "action_time_mlp_out")
+    },
+    r"^model\.action_out_proj\.": "action_out_proj.",
+}
+
+
+@dataclass
+class FlowPrediction:
+    """What `predict_actions` returns; the fields of `ActionPrediction`. B observations, T steps, D dimensions.
+
+    Attributes:
+        actions: float32 [B, T, D], in the units of each row's data set.
+        normalized: float32 [B, T, D], clipped to [-1, 1], binary dimensions rounded to 0 or 1.
+        text: B times the normalised values, four decimals, one line per step: for people, the model writes no text.
+        token_ids: int64 [B, 0]: no tokens.
+        digit_probabilities: float32 [B, 0]: one sample of a flow has no probabilities,
+        deviations: `None`: nor a standard deviation.
+        forward_passes: one through the vision-language model, and one through the action expert per step.
+        tree_nodes: 0.
+    """
+
+    actions: np.ndarray
+    normalized: np.ndarray
+    text: list[str]
+    token_ids: np.ndarray
+    digit_probabilities: np.ndarray
+    deviations: None
+    forward_passes: int
+    tree_nodes: int = 0
+
+
+class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGeneration):
+    """The model; `forward` computes velocities and the loss, `predict_actions` actions.
+
+    No gradient reaches some weights of PaliGemma, since of its last layer only keys and values are used; they are
+    frozen. The action expert has no embedding of words, since it never reads any.
+    """
+
+    config_class = Pi0FlowConfig
+    config: Any
+    model: Any
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False  # the loss is a mean over this batch; trainers that accumulate gradients divide it
+    _supports_flash_attn = False  # see openvla_contract.py
+    _keys_to_ignore_on_load_unexpected = [r"gemma_expert\.lm_head", r"^model\.dit\.embed_tokens"]  # noqa: RUF012
+
+    def __init__(self, config: Pi0FlowConfig):
+        super().__init__(config)
+        self.model.dit.embed_tokens = None
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Excludes what no gradient reaches; `train()` does it again, since loading makes parameters anew."""
+        for part in unreached(self.model.vlm.language_model):
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Any:
+        """As in torch."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; files of transformers' PI0 and of `lerobot/pi0_base` are read, too."""
+        kwargs["key_mapping"] = {**FOREIGN_NAMES, **(kwargs.get("key_mapping") or {})}
+        return super().from_pretrained(*args, **kwargs)
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As in transformers, with tensors under the model's own names whatever file they came from."""
+        super().save_pretrained(save_directory, is_main_process, **{"save_original_format": False, **kwargs})
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        actions: Any = None,
+        action_is_pad: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        pixel_attention_mask: Any = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The velocity at a point of the flow and, for `actions`, the loss.
+
+        Args:
+            input_ids, attention_mask: int64 [B, L], padded on either side.
+            pixel_values: float [B, 3, H, W], or [B, cameras, 3, H, W].
+            actions: float [B, T, D] normalised to [-1, 1]; or with zeros behind them, [B, T, max_action_dim].
+            action_is_pad: bool [B, T], steps behind the end of an episode, which do not count.
+            state: float [B, S], S up to `max_state_dim`, filled with zeros; `None` is zeros.
+            noise: float [B, T, D or max_action_dim], by default normal. Without `actions` it is x_t itself.
+            timestep: float [B], t; by default drawn as in π0 (`time_sampling_*` of the configuration).
+            token_type_ids: taken from the processor and not needed: a prompt is all prefix.
+
+        Returns:
+            `logits`: the velocity, float [B, T, max_action_dim]; `loss`: its squared error, a mean over D dimensions
+            and the steps that count.
+        """
+        given = [value for value in (input_ids, noise, actions) if value is not None]
+        if not given:
+            raise ValueError("got none of input_ids, noise and actions, expected at least one: they tell the batch")
+        rows, kind = len(given[0]), self.action_out_proj.weight.dtype
+        if noise is None:
+            noise = self.draw_noise(rows)
+        noise = self._in_flow(self._widened(noise, "noise", rows))
+        target: Any = None if actions is None else self._in_flow(self._widened(actions, "actions", rows))
+        if pixel_values is not None:
+            pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask)
+            if input_ids is not None:
+                self._check_pictures(input_ids, pixel_attention_mask)
+        outputs: Any = super().forward(
+            state=self._state(state, rows),
+            noise=noise.to(kind),
+            timestep=timestep,
+            input_ids=input_ids,
+            pixel_values=None if pixel_values is None else pixel_values.to(kind),
+            pixel_attention_mask=pixel_attention_mask,
+            attention_mask=attention_mask,
+            actions=None if target is None else target.to(kind),
+            **kwargs,
+        )
+        outputs.logits = self._in_flow(outputs.logits)
+        if target is not None:
+            outputs.loss = self._loss(outputs.logits, noise - target, action_is_pad)
+        return outputs
+
+    @torch.no_grad()
+    def predict_actions(
+        self,
+        input_ids: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        unnorm_key: str | Sequence[str] | None = None,
+        *,
+        state: torch.Tensor | None = None,
+        num_steps: int | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        pixel_attention_mask: Any = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> FlowPrediction:
+        """The actions for a batch of observations: noise, and `num_steps` steps of the flow from it.
+
+        Args:
+            input_ids, attention_mask, pixel_values, state, pixel_attention_mask, token_type_ids: as for `forward`.
+            unnorm_key: one data set for all rows, or one per row.
+            num_steps: steps of the flow; by default `config.num_inference_steps`, 10.
+            noise: float [B, T, D or max_action_dim], where the flow begins; by default drawn.
+            generator: what draws it, on the CPU; by default torch's own, so that `torch.manual_seed` decides.
+            kwargs: options of other families' decoding, as long as they ask for nothing.
+
+        Raises:
+            ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing, an
+                option is one of token decoding, or a prediction is not finite.
+        """
+        refuse_options(kwargs)
+        action_config = self._action_config()
+        if input_ids is None or pixel_values is None:
+            missing = "input_ids" if input_ids is None else "pixel_values"
+            raise ValueError(f"got no {missing}, expected those of processor.action_inputs(image, instruction)")
+        steps = self.config.num_inference_steps if num_steps is None else num_steps
+        if steps < 1:
+            raise ValueError(f"got num_steps={num_steps}, expected at least 1")
+        rows = len(input_ids)
+        action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
+        pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask)
+        self._check_pictures(input_ids, pixel_attention_mask)
+        noise = self.draw_noise(rows, generator) if noise is None else noise
+        flow = self.sample_actions(
+            state=self._state(state, rows),
+            input_ids=input_ids,
+            pixel_values=pixel_values.to(self.action_out_proj.weight.dtype),
+            noise=self._in_flow(self._widened(noise, "noise", rows)),
+            attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            pixel_attention_mask=pixel_attention_mask,
+            num_steps=steps,
+        )
+        normalized = self._normalized(flow, action_config)
+        actions = [unnormalize_actions(*row) for row in zip(normalized, action_statistics, strict=True)]
+        return FlowPrediction(
+            actions=np.stack(actions),
+            normalized=normalized,
+            text=["\n".join(" ".join(f"{value:+.4f}" for value in step) for step in row) for row in normalized],
+            token_ids=np.zeros((rows, 0), np.int64),
+            digit_probabilities=np.zeros((rows, 0), np.float32),
+            deviations=None,
+            forward_passes=1 + steps,
+        )
+
+    def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Normal noise float32 [rows, T, D], drawn on the CPU and row by row: the same on every device and in every
+        batch.
+        """
+        shape = (self.config.chunk_size, self._action_dim)
+        drawn = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in range(rows)]
+        return torch.stack(drawn).to(self.device)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises `ValueError`: this model writes no tokens."""
+        raise ValueError(
+            "got a call of generate, expected predict_action or predict_actions: the flow-matching π0 has no output "
+            "layer for words and answers no questions"
+        )
+
+    @property
+    def _action_dim(self) -> int:
+        """D; all of `max_action_dim` as long as there is no action format."""
+        return (self.config.action_config or {}).get("action_dim", self.config.max_action_dim)
+
+    def _action_config(self) -> dict[str, Any]:
+        if not self.config.action_config:
+            raise ValueError(
+                "got a model without config.action_config, expected one: it was not trained to act on a robot. "
+                "make_flow_action_config(action_dim, horizon) in gen_vla.processors writes it"
+            )
+        return self.config.action_config
+
+    def _in_flow(self, values: Any) -> torch.Tensor:
+        """Float [B, T, max_action_dim], zero behind the first D dimensions."""
+        width, dims = self.config.max_action_dim, self._action_dim
+        return values if dims == width else nn.functional.pad(values[..., :dims], (0, width - dims))
+
+    def _widened(self, values: torch.Tensor, name: str, rows: int) -> torch.Tensor:
+        """Float [B, T, D or max_action_dim] with zeros behind, on the model's device; another shape raises."""
+        width, dims, horizon = self.config.max_action_dim, self._action_dim, self.config.chunk_size
+        if values.ndim != 3 or values.shape[:2] != (rows, horizon) or values.shape[2] not in (dims, width):
+            raise ValueError(
+                f"got {name} of shape {list(values.shape)}, expected [{rows}, {horizon}, {dims}]: batch, horizon "
+                "(config.chunk_size) and action dimensions"
+            )
+        return nn.functional.pad(values, (0, width - values.shape[2])).to(self.device)
+
+    def _state(self, state: torch.Tensor | None, rows: int) -> torch.Tensor:
+        """Float [B, max_state_dim]: the state with zeros behind it, or zeros."""
+        width, weight = self.config.max_state_dim, self.action_out_proj.weight
+        if state is None:
+            return torch.zeros(rows, width, dtype=weight.dtype, device=weight.device)
+        if state.ndim != 2 or len(state) != rows or state.shape[1] > width:
+            raise ValueError(f"got state of shape {list(state.shape)}, expected [{rows}, at most {width}]")
+        return nn.functional.pad(state, (0, width - state.shape[1])).to(weight)
+
+    def _check_pictures(self, input_ids: torch.Tensor, pixel_attention_mask: torch.Tensor) -> None:
+        """Raises `ValueError` unless every row has the image tokens of its pictures; PI0 itself would not notice."""
+        each = self.config.num_image_tokens
+        tokens = (input_ids == self.config.image_token_id).sum(1).tolist()
+        features = (pixel_attention_mask.sum(1) * each).tolist()
+        if tokens != features:
+            raise ValueError(
+                f"Image features and image tokens do not match: got {tokens} image tokens in the rows of input_ids "
+                f"and {features} features ({each} per picture); use the processor that belongs to the model, and cut "
+                "no row"
+            )
+
+    def _loss(self, velocity: torch.Tensor, target: torch.Tensor, action_is_pad: torch.Tensor | None) -> torch.Tensor:
+        """The mean squared error over the first D dimensions of steps that are no padding, float32."""
+        dims = self._action_dim
+        errors = (velocity[..., :dims].float() - target[..., :dims].float()).square().mean(dim=-1)
+        if action_is_pad is None:
+            return errors.mean()
+        counts = ~action_is_pad.to(errors.device).bool()
+        return (errors * counts).sum() / counts.sum().clamp(min=1)
+
+    def _normalized(self, flow: torch.Tensor, action_config: dict[str, Any]) -> np.ndarray:
+        """What the end of the flow means: float32 [B, T, D] in [-1, 1], 0 or 1 in binary dimensions."""
+        values = flow[..., : self._action_dim].float().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise ValueError(
+                "got actions that are not finite numbers, expected finite ones; weights or pictures are broken, or "
+                "float16 overflowed: load the model with dtype=torch.bfloat16 or float32"
+            )
+        values = values.clip(-1.0, 1.0)
+        binary = list(action_config.get("binary_dims", ()))
+        values[..., binary] = values[..., binary] > 0.5
+        return values
+
+    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
+        """Of the vision encoder only: a checkpointed layer of Gemma drops the cache, which is what actions look at."""
+        self.model.vlm.vision_tower._set_gradient_checkpointing(enable, **kwargs)
+
+
+def unreached(language_model: nn.Module) -> list[nn.Module]:
+    """What computes no key and no value: the end of the last layer, and the norm behind it."""
+    last: Any = language_model.layers[-1]  # pyright: ignore
+    attention = last.self_attn
+    return [attention.q_proj, attention.o_proj, last.mlp, last.post_attention_layernorm, language_model.norm]  # pyright: ignore
+
+
+def as_cameras(pixel_values: torch.Tensor, pixel_attention_mask: Any) -> tuple[torch.Tensor, Any]:
+    """Pictures float [B, cameras, 3, H, W] and which of them there are, bool [B, cameras]; from one camera, too."""
+    if pixel_values.ndim == 4:
+        pixel_values = pixel_values[:, None]
+    if pixel_attention_mask is None:
+        pixel_attention_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
+    return pixel_values, pixel_attention_mask
+
+
+def refuse_options(options: dict[str, Any]) -> None:
+    """Raises `ValueError` for options of token decoding, unless they ask for nothing, as OpenVLA's scripts do."""
+    nothing = {"do_sample": False, "use_cache": True, "num_beams": 1}
+    asked = sorted(name for name, value in options.items() if value is not None and value != nothing.get(name))
+    if asked:
+        raise ValueError(
+            f"got {', '.join(asked)}, expected state, num_steps, noise or generator: the flow-matching π0 decodes no "
+            "tokens, so that trees, previous actions, sampling and caches mean nothing to it"
+        )

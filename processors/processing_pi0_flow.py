@@ -1,0 +1,44 @@
+"""Pictures and words to the inputs of the flow-matching π0: π0's own prompt, which is the instruction and a newline.
+
+    <image> x N <bos>  pick up the can \\n
+
+Decides: that prompt, and that nobody asks this model questions. Everything else is the family's processor; refuses to
+know what that refuses to know.
+"""
+
+from typing import Any
+
+from .processing_pi0_plus import Pi0PlusProcessor
+
+
+# isort: split
+# What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
+from .action_grammar import ActionGrammar  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .image_processing_openvla_plus import flatten_images  # noqa: F401
+from .processing_openvla_plus import OpenVLAPlusProcessor  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
+
+
+PI0_FLOW_PROMPT_TEMPLATE = {"action": "{instruction}\n", "question": "{question}\n", "answer": "{answer}"}
+NO_WORDS = (
+    "the flow-matching π0 writes no words: it has no output layer for them; openvla_plus and pi0_plus answer questions"
+)
+
+
+class Pi0FlowProcessor(Pi0PlusProcessor):
+    """Processor of the flow-matching π0; arguments and calls are those of `OpenVLAPlusProcessor`."""
+
+    default_prompt_template = PI0_FLOW_PROMPT_TEMPLATE
+
+    def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> Any:
+        """Raises `ValueError`: this model answers no questions."""
+        raise ValueError(f"got a question, expected an instruction for action_inputs: {NO_WORDS}")
+
+    @property
+    def action_strings(self) -> Any:
+        """Raises `ValueError`: the actions of this model are vectors."""
+        raise ValueError(
+            f"got a request for an action's text, expected its vector (predict_actions(...).normalized): {NO_WORDS}"
+        )
