@@ -12,6 +12,7 @@ from robot_data_sets import make_episodes, write_lerobot
 from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
 
 from gen_vla.training.recipe_sources import open_data
+from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.row_tables import (
     QUESTION_FEATURES,
     ROBOT_COLUMNS,
@@ -92,6 +93,7 @@ class Listed:
         self.name = "robot/mine"
         self.given = rows
         self.readings = 0
+        self.problems = RowProblems(0.5, name=self.name)
 
     def shards(self) -> list[str]:
         return ["all"]
@@ -126,6 +128,45 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
     assert (first["instruction"], first["identity"], table[1]["images"]) == ("go", "0", [])
     write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 3}, progress=False)
     assert source.readings == 2, "other settings are another table"
+
+
+def test_a_table_that_is_used_again_keeps_its_counts(tmp_path: Path) -> None:
+    class Damaged(Listed):
+        def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+            for row in super().rows(shards):
+                self.problems.seen()
+                yield row
+            self.problems.skip("2", "cut off")
+
+    row = {"images": [], "turns": [{"question": "a?", "answer": "b"}], "identity": "0"}
+    first, again = (Damaged([row, row]) for _ in range(2))
+    for source in (first, again):
+        assert len(write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)) == 2
+    assert (first.readings, again.readings) == (1, 0)
+    expected = {"seen": 2, "skipped": 1, "by_reason": {"cut off": 1}, "examples": ["2: cut off"]}
+    assert first.problems.report() == again.problems.report() == expected
+
+
+def test_a_missing_folder_is_refused_before_tables_are_written(tmp_path: Path) -> None:
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
+    data["vision_language"] = [{"path": "nowhere", "name": "scenes"}]
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
+    with pytest.raises(FileNotFoundError, match="got no vision-language data set at .*nowhere"):
+        open_data(recipe, tmp_path)
+    assert not (tmp_path / "rows").exists()
+    assert not (tmp_path / "statistics").exists()
+
+
+def test_without_tables_a_data_set_is_a_stream(tmp_path: Path) -> None:
+    """For a look at the first rows of a data set that would take hours to write."""
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
+    opened = open_data(recipe, tmp_path, write_tables=False)
+    assert (list(opened.streams), list(opened.tables)) == (["robot/own"], [])
+    assert not (tmp_path / "rows").exists()
+    assert opened.readings["robot/own"].rows == 11
 
 
 def test_conversations_are_written(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class LeRobotReader:
         self.folder = folder
         metadata = read_metadata(folder, split)
         self.dataset = Path(folder.path).name
+        self.format = f"LeRobot {metadata.version}"
         self.fps = metadata.fps
         self._tasks = metadata.tasks
         self._kinds = metadata.cameras

@@ -5,18 +5,21 @@ has rows and the columns of its kind, and finite actions of the recipe's width. 
 order of rows, tokens.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset, Image
 
 from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.training.data_folder import DataFolder
+from gen_vla.training.data_reading import DataReading
 from gen_vla.training.data_source import DataSource
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.recipe_schema import Recipe, RobotSource, VisionLanguageSource
+from gen_vla.training.robot_source import RobotSource as RobotReader
 from gen_vla.training.robot_source import UndecodedRows, open_robot_source
 from gen_vla.training.robot_statistics import robot_statistics, scaled_mask
 from gen_vla.training.row_problems import RowProblems
@@ -32,7 +35,7 @@ from gen_vla.training.row_tables import (
     load_columns,
     write_table,
 )
-from gen_vla.training.vision_language_source import open_vision_language_source
+from gen_vla.training.vision_language_source import find_format, open_vision_language_source
 
 
 REMEDY = "record or convert it first"
@@ -48,6 +51,7 @@ class OpenedData:
         norm_stats: statistics of the robot data sets by key, OpenVLA's dictionary.
         clipping: by key `{"values": actions, "clipped": [D]}`, what normalising will clip.
         problems: bad rows the readers met.
+        readings: what there is to tell about each.
     """
 
     tables: dict[str, RowTable] = field(default_factory=dict)
@@ -55,6 +59,7 @@ class OpenedData:
     norm_stats: dict[str, Any] = field(default_factory=dict)
     clipping: dict[str, Any] = field(default_factory=dict)
     problems: dict[str, RowProblems] = field(default_factory=dict)
+    readings: dict[str, DataReading] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -70,18 +75,25 @@ class OpenedData:
         return list(islice(source.rows(source.shards()), count))
 
 
-def open_data(recipe: Recipe, work_dir: Path) -> OpenedData:
-    """Opens what a recipe names.
+def open_data(recipe: Recipe, work_dir: Path, write_tables: bool = True) -> OpenedData:
+    """Opens what a recipe names: all of it first, before the first pass over any.
+
+    Args:
+        write_tables: whether data sets in other formats than recordings are written into tables, for a recipe that
+            does not stream; otherwise they are streams, for a look at the first rows.
 
     Raises:
         FileNotFoundError: for a data set that is not there.
         ValueError: for one without rows or columns, with damaged files, or with actions of another width.
     """
-    opened = OpenedData()
-    for source in recipe.data.robot:
-        _open_robot(source, recipe, work_dir, opened)
-    for source in recipe.data.questions:
-        _open_questions(source, recipe, work_dir, opened)
+    opened, data = OpenedData(), recipe.data
+    robots = [(source, _robot_reader(source, recipe, work_dir, opened)) for source in data.robot]
+    questions = [(source, _question_reader(source, recipe, work_dir, opened)) for source in data.questions]
+    tables = write_tables and not data.streaming
+    for source, reader in robots:
+        _read_robot(source, reader, recipe, work_dir, opened, tables)
+    for source, reader in questions:
+        _read_questions(source, reader, work_dir, opened, tables)
     return opened
 
 
@@ -90,16 +102,39 @@ def location(path: str, work_dir: Path) -> str:
     return path if "://" in path else str(work_dir / path)
 
 
-def _open_robot(source: RobotSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> None:
-    name, horizon = f"{ROBOT}/{source.key}", recipe.actions.horizon
-    place = location(source.path, work_dir)
+def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> Dataset | RobotReader:
+    """The opened data set: rows of a recording, unless they are streamed, or a reader."""
+    name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
     if not recipe.data.streaming and is_recorded(Path(place)):
-        dataset = load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
-        table = RecordedDemonstrations(dataset, horizon, name)
-        opened.tables[name] = table
-        _add_statistics(opened, source.key, table.actions, len(set(dataset["episode_index"])), recipe)
+        return load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
+    problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
+    return open_robot_source(
+        place,
+        key=source.key,
+        cameras=source.cameras,
+        transform=source.transform or "identity",
+        action=source.action,
+        state=source.state,
+        split=source.split,
+        horizon=recipe.actions.horizon,
+        problems=problems,
+    )
+
+
+def _read_robot(
+    source: RobotSource,
+    reader: Dataset | RobotReader,
+    recipe: Recipe,
+    work_dir: Path,
+    opened: OpenedData,
+    tables: bool,
+) -> None:
+    """Statistics and rows of a data set that is open."""
+    name = f"{ROBOT}/{source.key}"
+    if isinstance(reader, Dataset):
+        _read_recording(source.key, reader, recipe, opened)
     else:
-        _open_robot_files(source, place, recipe, work_dir, opened)
+        _read_robot_files(source, reader, recipe, work_dir, opened, tables)
     width = len(opened.norm_stats[source.key]["action"]["q01"])
     if width != recipe.actions.action_dim:
         raise ValueError(
@@ -107,6 +142,25 @@ def _open_robot(source: RobotSource, recipe: Recipe, work_dir: Path, opened: Ope
             "correct the recipe or the data set"
         )
     _check_binary(opened.norm_stats[source.key]["action"], source.key, recipe.actions.binary_dims)
+
+
+def _read_recording(key: str, dataset: Dataset, recipe: Recipe, opened: OpenedData) -> None:
+    name, texts = f"{ROBOT}/{key}", [(text or "").strip() for text in dataset["instruction"]]
+    table = RecordedDemonstrations(dataset, recipe.actions.horizon, name)
+    opened.tables[name] = table
+    episodes = len(set(dataset["episode_index"]))
+    _add_statistics(opened, key, table.actions, episodes, recipe)
+    others = [column for column, kind in dataset.features.items() if isinstance(kind, Image) and column != "image"]
+    opened.readings[name] = DataReading(
+        "recorded",
+        len(table),
+        episodes,
+        ["image"],
+        others,
+        instructions=len({*texts} - {""}),
+        without_instruction=texts.count(""),
+        stops_without=True,
+    )
 
 
 def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) -> None:
@@ -134,47 +188,61 @@ def _add_statistics(opened: OpenedData, key: str, actions: np.ndarray, episodes:
     opened.clipping[key] = {"values": len(actions), "clipped": clipped}
 
 
-def _open_robot_files(source: RobotSource, place: str, recipe: Recipe, work_dir: Path, opened: OpenedData) -> None:
-    name, horizon = f"{ROBOT}/{source.key}", recipe.actions.horizon
-    problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
-    reader = open_robot_source(
-        place,
-        key=source.key,
-        cameras=source.cameras,
-        transform=source.transform or "identity",
-        action=source.action,
-        state=source.state,
-        split=source.split,
-        horizon=horizon,
-        problems=problems,
-    )
+def _read_robot_files(
+    source: RobotSource, reader: RobotReader, recipe: Recipe, work_dir: Path, opened: OpenedData, tables: bool
+) -> None:
+    name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
     statistics = robot_statistics(reader, work_dir / "statistics", unscaled=recipe.actions.binary_dims)
     opened.norm_stats[source.key] = statistics.entry
-    opened.clipping[source.key] = {"values": statistics.entry["num_transitions"], "clipped": statistics.clipped}
-    if recipe.data.streaming:
-        opened.streams[name] = UndecodedRows(reader)
-    else:
-        settings = {**asdict(source), "place": place, "horizon": horizon, "changed": reader.reader.folder.changed()}
-        opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)
-
-
-def _open_questions(source: VisionLanguageSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> None:
-    name = f"{VISION_LANGUAGE}/{source.name}"
-    place = location(source.path, work_dir)
-    if not recipe.data.streaming and is_recorded(Path(place)):
-        dataset = load_columns(Path(place), VISION_LANGUAGE_COLUMNS, REMEDY)
-        opened.tables[name] = RecordedQuestions(dataset, name)
-        return
-    problems = RowProblems(recipe.data.max_bad_share, name=name)
-    reader = open_vision_language_source(
-        place, name=name, format=source.format, configs=source.configs, problems=problems
+    steps = statistics.entry["num_transitions"]
+    opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
+    opened.readings[name] = DataReading(
+        reader.reader.format,
+        statistics.rows,
+        statistics.entry["num_trajectories"],
+        reader.cameras,
+        [camera for camera in reader.reader.cameras if camera not in reader.cameras],
+        source.cameras is not None,
+        statistics.instructions,
+        steps - statistics.rows,
+        skipped=statistics.problems,
     )
-    opened.problems[name] = problems
-    if recipe.data.streaming:
-        opened.streams[name] = reader
+    if tables:
+        settings = {**asdict(source), "place": place, "horizon": reader.horizon}
+        settings["changed"] = reader.reader.folder.changed()
+        opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)
     else:
+        opened.streams[name] = UndecodedRows(reader)
+
+
+def _question_reader(
+    source: VisionLanguageSource, recipe: Recipe, work_dir: Path, opened: OpenedData
+) -> Dataset | DataSource:
+    """The opened data set, as `_robot_reader`."""
+    name, place = f"{VISION_LANGUAGE}/{source.name}", location(source.path, work_dir)
+    if not recipe.data.streaming and is_recorded(Path(place)):
+        return load_columns(Path(place), VISION_LANGUAGE_COLUMNS, REMEDY)
+    problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
+    layout = find_format(place, source.format)
+    opened.readings[name] = DataReading(layout, None)
+    return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)
+
+
+def _read_questions(
+    source: VisionLanguageSource, reader: Dataset | DataSource, work_dir: Path, opened: OpenedData, tables: bool
+) -> None:
+    name, place = f"{VISION_LANGUAGE}/{source.name}", location(source.path, work_dir)
+    if isinstance(reader, Dataset):
+        opened.tables[name] = RecordedQuestions(reader, name)
+        opened.readings[name] = DataReading("recorded", len(reader))
+        return
+    if tables:
         settings = {"format": source.format, "configs": source.configs, "path": place, "changed": _changed(place)}
         opened.tables[name] = write_table(reader, QUESTION_FEATURES, work_dir, settings)
+    else:
+        opened.streams[name] = reader
+    rows = len(opened.tables[name]) if tables else reader.count_rows()
+    opened.readings[name] = replace(opened.readings[name], rows=rows)
 
 
 def _changed(place: str) -> dict[str, int]:

@@ -28,6 +28,7 @@ COLUMNS = ("image", "instruction", "action", "episode_index")
 class RecordedReader:
     """All episodes; see `EpisodeReader`. There is one split, "train"; `cameras` are the columns of pictures."""
 
+    format = "recorded"
     stored_raw = False
     action, state = "action", "state"
 

@@ -78,6 +78,7 @@ class RLDSReader:
         TFRecordError: on a shard that is cut off.
     """
 
+    format = "RLDS"
     stored_raw = True
     action, state = "action", "observation/state"
 

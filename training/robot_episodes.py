@@ -48,6 +48,7 @@ class EpisodeReader(Protocol):
 
     Attributes:
         dataset: the data set's own name.
+        format: what people call its format.
         stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
         cameras: names of the cameras there are, the primary one first.
         features: names of the stored per-step features.
@@ -56,6 +57,7 @@ class EpisodeReader(Protocol):
     """
 
     dataset: str
+    format: str
     stored_raw: bool
     cameras: list[str]
     features: list[str]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class RobotStatistics:
         rows: steps with an instruction, which is what a run sees.
         clipped: how many values of each action dimension normalisation clips.
         problems: report of the episodes that were skipped.
+        instructions: how many different ones there are.
     """
 
     entry: dict[str, Any]
     rows: int
     clipped: list[int]
     problems: dict[str, Any]
+    instructions: int
 
 
 def robot_statistics(
@@ -81,7 +83,7 @@ def robot_statistics(
 
 def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bool) -> RobotStatistics:
     problems = RowProblems(source.problems.limit_share, source.problems.minimum_rows, source.name)
-    actions, proprio, rows = [], [], 0
+    actions, proprio, rows, texts = [], [], 0, set()
     episodes = tqdm(
         source.trajectories(problems),
         total=source.reader.count_episodes(),
@@ -94,7 +96,9 @@ def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bo
             continue
         problems.seen(len(trajectory.actions))
         actions.append(trajectory.actions)
-        rows += sum(bool(text.strip()) for text in episode.instructions[trajectory.steps])
+        told = [text.strip() for text in episode.instructions[trajectory.steps] if text.strip()]
+        rows += len(told)
+        texts.update(told)
         if trajectory.proprio is not None:
             proprio.append(trajectory.proprio[np.isfinite(trajectory.proprio).all(axis=1)])
     problems.finish()
@@ -106,7 +110,7 @@ def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bo
         figures = compute_statistics(np.concatenate(proprio), num_trajectories=len(proprio))["action"]
         entry["proprio"] = {measure: figures[measure] for measure in MEASURES}
     clipped = count_clipped(together, entry["action"]).tolist()
-    return RobotStatistics(entry, rows, clipped, problems.report())
+    return RobotStatistics(entry, rows, clipped, problems.report(), len(texts))
 
 
 def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] | None:
@@ -119,5 +123,6 @@ def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
     files = source.reader.files()
     parts: dict[str, Any] = {"files": files, "changed": source.reader.folder.changed(files)}
     parts |= {"transform": source.transform.name, "features": source.features}
+    parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     parts |= {"unscaled": None if unscaled is None else sorted(unscaled)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

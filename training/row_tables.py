@@ -7,6 +7,7 @@ A table gives rows as `data_source.py` describes them, by number. Recorded data 
 others are written once, under WORK_DIR/rows/, pictures as they are encoded (video frames as PNG):
 
     WORK_DIR/rows/<name>-<digest of the source's settings, shards and columns>.arrow
+    WORK_DIR/rows/<the same>.skipped.json      what was skipped while it was written, for the runs that use it again
 """
 
 import hashlib
@@ -156,12 +157,17 @@ def write_table(
     described = json.dumps([settings, shards, list(features)], sort_keys=True, default=str)
     digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     path = work_dir / "rows" / f"{source.name.replace('/', '-')}-{digest}.arrow"
-    if not path.is_file():
+    skipped = path.with_suffix(".skipped.json")
+    if path.is_file():
+        if skipped.is_file():
+            source.problems.receive(json.loads(skipped.read_text(encoding="utf-8")))
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
             if not _write_rows(source, shards, features, partial, progress):
                 raise ValueError(f"got the data set {source.name} without a usable row, expected at least one")
+            skipped.write_text(json.dumps(source.problems.report(), indent=2) + "\n", encoding="utf-8")
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -60,16 +60,10 @@ def open_vision_language_source(
         ValueError: if the files are not in that layout, are damaged, or hold no row. Bad rows are skipped and counted.
         FileNotFoundError: if there is nothing at `path`.
     """
-    if format not in FORMATS:
-        near = get_close_matches(str(format), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"got format {format!r}; {hint}expected one of {', '.join(FORMATS)}")
+    found = find_format(path, format)
     filesystem, root = url_to_fs(str(path))
-    if not filesystem.exists(root):
-        raise FileNotFoundError(f"got no vision-language data set at {path}, expected a folder in a published layout")
     root = root.rstrip("/")
     problems = problems or RowProblems(name=name)
-    found = _detect(filesystem, root) if format == "auto" else format
     if configs is not None and found not in ("onevision", "robopoint"):
         raise ValueError(
             f"{name!r}: got configs {configs} for format {found!r}, expected them for onevision, robopoint"
@@ -80,6 +74,23 @@ def open_vision_language_source(
         return _open_llava(filesystem, root, name, found, configs, problems)
     layout: Layout = "vqasynth" if found == "vqasynth" else "onevision"
     return TableSource(name, filesystem, _parquet_files(filesystem, root, name, configs), layout, problems)
+
+
+def find_format(path: str | Path, format: Format = "auto") -> Format:
+    """The layout of the data set at `path`: the one that was asked for, or what its files say.
+
+    Raises:
+        ValueError: for an unknown layout, or files in none.
+        FileNotFoundError: if there is nothing at `path`.
+    """
+    if format not in FORMATS:
+        near = get_close_matches(str(format), FORMATS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"got format {format!r}; {hint}expected one of {', '.join(FORMATS)}")
+    filesystem, root = url_to_fs(str(path))
+    if not filesystem.exists(root):
+        raise FileNotFoundError(f"got no vision-language data set at {path}, expected a folder in a published layout")
+    return _detect(filesystem, root.rstrip("/")) if format == "auto" else format
 
 
 def _detect(filesystem: AbstractFileSystem, root: str) -> Format:

@@ -1,0 +1,35 @@
+"""What opening a data set told about it, for people.
+
+Decides: which facts are kept. Refuses to know: how they are shown (`data_check_tables.py`), how anything is read.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataReading:
+    """One data set.
+
+    Attributes:
+        format: what people call its format.
+        rows: what a run sees, or `None` where only reading everything would tell.
+        episodes: of robot data.
+        cameras, unused_cameras: of robot data: those whose pictures a row shows, in order, and the others.
+        camera_named: whether the recipe names its cameras; otherwise it is the main one.
+        instructions: how many different ones there are in robot data.
+        without_instruction: steps of robot data that have none.
+        stops_without: whether such a step stops a run instead of being passed over.
+        skipped: report of the episodes that the statistics left out (`RowProblems.report`).
+    """
+
+    format: str
+    rows: int | None
+    episodes: int | None = None
+    cameras: list[str] = field(default_factory=list)
+    unused_cameras: list[str] = field(default_factory=list)
+    camera_named: bool = True
+    instructions: int | None = None
+    without_instruction: int = 0
+    stops_without: bool = False
+    skipped: dict[str, Any] | None = None
