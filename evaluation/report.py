@@ -124,8 +124,7 @@ def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[
             if ours:
                 rows.append(_row(short_name(model), column, ours))
     shown = {key: table[key] for key in ("name", "title", "benchmark")}
-    missing = [f"{name}: {models[name]['missing']}." for name in table["rows"] if "missing" in models[name]]
-    notes = [*([table["note"]] if "note" in table else []), *missing]
+    notes = [table["note"]] if "note" in table else []
     return {**shown, "unit": table.get("unit", "%"), "decimals": table["decimals"], "notes": notes, "rows": rows}
 
 

@@ -68,6 +68,7 @@ def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] |
         frozen=count_parameters(model.model.vision_tower.get_submodule(frozen)) if frozen else 0,
         action_config=model.config.action_config or {},
         keys=list(model.config.norm_stats),
+        answers=model.config.model_type != "pi0_flow",
     )
     path = folder / "README.md"
     card.save(path)
@@ -85,7 +86,8 @@ def model_facts(config: Any) -> list[tuple[str, str]]:
     if not actions:
         spelled = "none: it does not act"
     else:
-        kind = f"{actions['style']} strings, {actions['decimals']} decimals" if actions.get("style") else "bins"
+        kind = {"bins": "bins", "flow": "none: numbers out of noise, by flow matching"}.get(actions["representation"])
+        kind = kind or f"{actions['style']} strings, {actions['decimals']} decimals"
         spelled = f"{kind}, {actions['action_dim']} dimensions, horizon {actions['horizon']}"
     return [
         ("dual encoder (D)", f"{config.frozen} never moves" if config.frozen else "none: every encoder trains"),

@@ -193,6 +193,8 @@ def spelling(recipe: Recipe) -> str:
     size = f"{actions.action_dim} dimensions, horizon {actions.horizon}"
     if actions.representation == "bins":
         return f"none: one of 256 bins per value, {size}"
+    if actions.representation == "flow":
+        return f"none: numbers out of noise, by flow matching, {size}"
     return f"{actions.style} strings, {actions.decimals} decimals, {size}"
 
 

@@ -23,7 +23,7 @@ TIMES = {
 
 
 def draw(seed: int = 0) -> FlowNoise:
-    return FlowNoise.from_config(SimpleNamespace(chunk_size=2, max_action_dim=5, **TIMES), seed)
+    return FlowNoise.from_config(SimpleNamespace(action_config={"horizon": 2, "action_dim": 3}, **TIMES), seed)
 
 
 class Words:
@@ -77,7 +77,7 @@ def test_noise_and_time_belong_to_a_place_of_the_run() -> None:
     assert first["timestep"] == again["timestep"]
     assert not np.array_equal(first["noise"], other["noise"])
     assert draw(seed=1)(3)["timestep"] != first["timestep"]
-    assert (first["noise"].shape, first["noise"].dtype) == ((2, 5), np.float32)
+    assert (first["noise"].shape, first["noise"].dtype) == ((2, 3), np.float32)
 
 
 def test_times_are_those_the_model_would_draw() -> None:
@@ -98,7 +98,7 @@ def test_a_batch() -> None:
         "pixel_values": (2, 3, 16, 16),
         "actions": (2, 2, 3),
         "action_is_pad": (2, 2),
-        "noise": (2, 2, 5),
+        "noise": (2, 2, 3),
         "timestep": (2,),
         "is_robot": (2,),
         "replaced": (2,),

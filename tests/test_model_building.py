@@ -134,7 +134,7 @@ def test_a_model_of_another_architecture_is_refused_before_anything_else(
         check_initial_model(recipe, tmp_path / "copy")
     (tmp_path / "copy" / "tiny" / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(
-        ValueError, match=r"with model_type 'llava', expected one of openvla_plus, pi0_plus; gen-vla c"
+        ValueError, match=r"with model_type 'llava', expected one of openvla_plus, pi0_plus, pi0_flow; gen"
     ):
         check_initial_model(recipe, tmp_path / "copy")
 

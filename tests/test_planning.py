@@ -1,10 +1,11 @@
 """What a run needs: counted exactly where it can be, by hand where it is estimated."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny_pi0_model, tiny_recipe
+from tiny_runs import tiny_flow_settings, tiny_pi0_model, tiny_recipe
 
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.cli import main
@@ -46,6 +47,29 @@ def test_parameters_are_those_of_the_trained_model(family, tmp_path):
         if name != "step"
     )
     assert plans[0].optimizer == moments == 2 * plans[0].gradients
+
+
+def test_the_flow_matching_pi0_is_counted_too(tmp_path):
+    recipe = tiny_recipe(tmp_path, **tiny_flow_settings(), training__steps=1)
+    model = load_model(run_recipe(recipe, tmp_path, progress=False)).train()
+    settings = {**tiny_flow_settings(), "model": {"family": "pi0_flow", "initial_model": "tiny", "frozen": None}}
+    parts, _ = plan_recipe(tiny_recipe(tmp_path, name="more", **settings), tmp_path)
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
+    assert sum(part.trainable for part in parts) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert {part.name: part.tokens for part in parts} == {
+        "vision_tower": 4,
+        "projector": 4,
+        "language_model": 4 + 25,
+        "action_expert": 4,
+        "action_layers": 4,
+    }
+    assert [part.name for part in parts if not part.checkpointed] == ["language_model", "action_expert"]
+
+
+def test_what_checkpointing_does_not_reach_is_kept_and_not_computed_again():
+    cached = replace(PART, checkpointed=False)
+    assert work(cached, checkpointing=True) == work(PART, checkpointing=False)
+    assert activations([cached], batch=3, checkpointing=True) == activations([PART], batch=3, checkpointing=False)
 
 
 def test_rows_are_as_long_as_their_pictures_prompts_and_answers(tmp_path):
@@ -90,5 +114,8 @@ def test_full_size_plans(capsys):
     text = capsys.readouterr().out
     assert "397,200,544" in text  # the frozen SigLIP
     assert "too much" in text
+    parts, plans = plan_recipe(load_recipe("pi0_bridge"), Path("nowhere"))
+    assert sum(part.parameters for part in parts) == 3_238_048_528
+    assert {way.strategy: way.fits for way in plans if way.gpus == 8}["FSDP2"]
     parts, _ = plan_recipe(load_recipe("mini_openvla_plus"), Path("nowhere"))
     assert sum(part.parameters for part in parts) < 3_000_000  # the size of mini_vlm, which it starts from

@@ -1,6 +1,7 @@
 """Every row of the paper's tables: its settings, and two steps of its mini counterpart on data in the real formats."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,17 @@ ROWS = {
     "openvla_{}_inst_aug": ("prismatic-dinosiglip-224px-7b", False, False, False, True),
     "pi0_plus_{}": ("paligemma-3b-pt-224-dual", True, True, True, False),
     "pi0_{}_sc": ("paligemma-3b-pt-224-single", False, True, True, False),
+    "pi0_{}": ("paligemma-3b-pt-224-flow", False, False, False, True),
 }
+FLOWS = ("pi0_rt1", "pi0_bridge")
 TABLE = {name.format(data): (data, *row) for name, row in ROWS.items() for data in DATA}
 ABLATION = {f"openvla_plus_rt1_{kind}_{name}": (kind, name) for kind in ("only", "without") for name in SETS}
 
 
 def test_all_rows_are_there() -> None:
     minis = {"mini_vlm", "mini_openvla_plus", "mini_tabletop_vlm", "mini_openvla_plus_tabletop"}
-    assert set(recipe_names()) == {*TABLE, *ABLATION, *minis}
+    steps_of_figure_3 = {"openvla_rt1_sc_vqa", "openvla_rt1_sc_vqa_spatial"}
+    assert set(recipe_names()) == {*TABLE, *ABLATION, *steps_of_figure_3, *minis}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -43,22 +47,25 @@ def test_a_row_is_what_its_name_says(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.model.initial_model == base
     assert recipe.model.frozen == ("siglip" if d else None)
-    assert recipe.actions.representation == ("string" if s else "bins")
+    assert recipe.actions.representation == ("string" if s else "flow" if name in FLOWS else "bins")
     assert [source.name for source in recipe.data.questions] == (list(SETS) if c else [])
     assert [source.key for source in recipe.data.robot] == [DATA[data]]
     assert (recipe.data.instruction_augmentation is not None) == paraphrased
     training = recipe.training
-    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (2e-5, 0.0, 1.0)
+    rate = 5e-5 if name in FLOWS else 2e-5
+    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (rate, 0.0, 1.0)
     assert training.batch_size * training.gradient_accumulation_steps * 8 == 256
-    assert (recipe.actions.decimals, recipe.actions.horizon, recipe.loss.balance) == (4, 1, "token")
+    horizon = 4 if name in FLOWS else 1
+    assert (recipe.actions.decimals, recipe.actions.horizon, recipe.loss.balance) == (4, horizon, "token")
 
 
 def test_rows_differ_from_openvla_plus_in_their_switches_only() -> None:
     whole = load_recipe("openvla_plus_rt1")
     for name in [*TABLE, *ABLATION]:
         recipe = load_recipe(name)
+        flow = {"learning_rate": 5e-5, "warmup_steps": 200} if name in FLOWS else {}
         assert (recipe.training, recipe.loss, recipe.data.vision_language) == (
-            whole.training,
+            replace(whole.training, **flow),
             whole.loss,
             whole.data.vision_language,
         )
@@ -96,7 +103,8 @@ def test_a_row_trains(name: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch
     folder = run_recipe(recipe, work_dir, callbacks=[witness], progress=False)
     co_trained = bool(recipe.data.questions)
     assert witness.batches == [[True, False] * 4 if co_trained else [True] * 8] * 2
-    frozen = {entry for entry in witness.optimized if ".siglip." in entry}
+    encoder = ".vlm.vision_tower." if name in FLOWS else ".siglip."
+    frozen = {entry for entry in witness.optimized if encoder in entry}
     assert bool(frozen) == (recipe.model.frozen is None)
     log = json.loads((folder / "training_log.json").read_text())
     logged = {key for entry in log["history"] for key in entry}
@@ -106,5 +114,5 @@ def test_a_row_trains(name: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch
     assert model.config.action_config["representation"] == recipe.actions.representation
     key = recipe.data.robot[0].key
     action: Any = model.predict_action(**processor.action_inputs(noise(0), INSTRUCTIONS[0]), unnorm_key=key)
-    assert action.shape == (7,)
+    assert action.shape == ((4, 7) if name in FLOWS else (7,))
     assert np.isfinite(action).all()

@@ -13,6 +13,7 @@ def test_d_s_c_data_and_size_of_some_rows() -> None:
         "openvla_bridge_c": ("··●", "bridge_orig", "llava, vqasynth, onevision, robopoint", "7.5B"),
         "openvla_bridge_inst_aug": ("···", "bridge_orig, paraphrased", "·", "7.5B"),
         "pi0_plus_bridge": ("●●●", "bridge_orig", "llava, vqasynth, onevision, robopoint", "3.3B"),
+        "pi0_rt1": ("···", "fractal20220817_data, paraphrased", "·", "3.2B"),
         "pi0_rt1_sc": ("·●●", "fractal20220817_data", "llava, vqasynth, onevision, robopoint", "2.9B"),
         "openvla_plus_rt1_only_llava": ("●●●", "fractal20220817_data", "llava", "7.5B"),
         "mini_vlm": ("···", "·", "scenes", "mini"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
-from tiny_models import tiny_model, tiny_pi0_model
+from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_model
 from tiny_runs import tiny_recipe
 
 from gen_vla.model_cards import variants
@@ -31,6 +31,8 @@ def model_like(recipe: Recipe, llama_like: Any, gemma_like: Any) -> Any:
     strings = STRINGS if recipe.data.robot else None
     if recipe.model.family == "pi0_plus":
         return tiny_pi0_model(gemma_like, strings, frozen=frozen)
+    if recipe.model.family == "pi0_flow":
+        return tiny_pi0_flow_model(gemma_like, action_dim=7)
     model = tiny_model(llama_like, strings, frozen=frozen)
     if recipe.actions.representation == "bins":
         model.config.action_config = {"representation": "bins", "action_dim": 7, "horizon": 1}
@@ -97,6 +99,22 @@ def test_the_card_of_openvla_plus_tells_its_parts(tmp_path: Path, llama_like: An
     assert "| co-training (C) | half of every batch: `llava`, `vqasynth`, `onevision`, `robopoint` |" in text
     assert "Llama 2 Community License" in text
     assert "LLaVA-OneVision](https://huggingface.co/datasets/lmms-lab/LLaVA-OneVision-Data): Apache 2.0" in text
+
+
+def test_the_card_of_the_flow_matching_baseline_promises_no_answers(
+    tmp_path: Path, llama_like: Any, gemma_like: Any
+) -> None:
+    recipe = load_recipe("pi0_bridge")
+    text = card_text(tmp_path, "pi0-bridge", model_like(recipe, llama_like, gemma_like), recipe)
+    assert "| starts from | `paligemma-3b-pt-224-flow` |" in text
+    assert "| actions as strings (S) | none: numbers out of noise, by flow matching, 7 dimensions, horizon 4 |" in text
+    assert "| augmentation | instructions in other words for 50% of the rows |" in text
+    assert "the action expert from random weights" in text
+    assert "question_inputs" not in text
+    assert "# float32 [4, 7], in the data set's units" in text
+    (tmp_path / "recipe.yaml").unlink()
+    text = card_text(tmp_path, "mine", model_like(recipe, llama_like, gemma_like))
+    assert "| actions as strings (S) | none: numbers out of noise, by flow matching, 7 dimensions, horizon 4 |" in text
 
 
 def test_a_run_is_told_as_it_was_not_as_the_recipe_asks(tmp_path: Path, llama_like: Any, gemma_like: Any) -> None:

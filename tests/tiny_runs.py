@@ -110,6 +110,17 @@ def tiny_pi0_model() -> dict[str, Any]:
     }
 
 
+def tiny_flow_settings() -> dict[str, Any]:
+    """What makes `tiny_settings` a flow-matching π0 with a chunk of three steps, as overrides."""
+    model = tiny_pi0_model()
+    return {
+        "model": {**model, "family": "pi0_flow", "frozen": None, "expert": {**model["text"], "hidden_size": 32}},
+        "actions__representation": "flow",
+        "actions__horizon": 3,
+        "data__co_training": [],
+    }
+
+
 def tiny_recipe(work_dir: Path, **overrides: Any) -> Recipe:
     """The recipe, read from a file in `work_dir`, its data sets written beside it if they are not there."""
     work_dir.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ Decides: which files make a folder complete, and that it is read with this packa
 beside the weights. Refuses to know: what the model is for.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
-from gen_vla.processors import OpenVLAPlusImageProcessor, OpenVLAPlusProcessor, Pi0PlusProcessor
+from gen_vla.processors import OpenVLAPlusImageProcessor, OpenVLAPlusProcessor, Pi0FlowProcessor, Pi0PlusProcessor
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ FAMILIES = {  # by `model_type`
     "openvla_plus": Family(OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor),
     "pi0_plus": Family(Pi0PlusConfig, Pi0PlusForVision2Seq, Pi0PlusProcessor),
 }
+with contextlib.suppress(ImportError):  # of transformers without π0: `family_named` says so
+    from gen_vla.modeling import Pi0FlowConfig, Pi0FlowForActionPrediction
+
+    FAMILIES["pi0_flow"] = Family(Pi0FlowConfig, Pi0FlowForActionPrediction, Pi0FlowProcessor)
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -55,11 +60,18 @@ def check_folder(folder: str | Path) -> Path:
 def family_of(folder: Path) -> Family:
     """The classes a saved folder is read with; `ValueError` for a model of no family of this package."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in FAMILIES:
+    if kind not in {*FAMILIES, "pi0_flow"}:
         raise ValueError(
             f"got {folder} with model_type {kind!r}, expected one of {', '.join(FAMILIES)}; gen-vla convert makes one "
             "of them from other projects' checkpoints"
         )
+    return family_named(kind)
+
+
+def family_named(kind: str) -> Family:
+    """The classes of a `model_type`; `ImportError` where this transformers lacks the architecture."""
+    if kind == "pi0_flow" and kind not in FAMILIES:
+        from gen_vla.modeling import Pi0FlowConfig  # noqa: F401  # raises, with the version it takes
     return FAMILIES[kind]
 
 
@@ -69,7 +81,7 @@ def load_config(folder: str | Path) -> Any:
     return family_of(folder).config.from_pretrained(folder)
 
 
-def load_model(folder: str | Path, config: OpenVLAPlusConfig | Pi0PlusConfig | None = None) -> Any:
+def load_model(folder: str | Path, config: Any = None) -> Any:
     """The model of a complete folder, in float32 and evaluation mode; `config` replaces the saved one."""
     folder = check_folder(folder)
     config = config or load_config(folder)

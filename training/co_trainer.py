@@ -24,7 +24,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 from gen_vla.training.counted_batches import receive_counts
 from gen_vla.training.mixture import MixedTables
 from gen_vla.training.streaming_mixture import StreamingMixture
-from gen_vla.training.training_metrics import SourceMetrics
 
 
 SCORED_AT_ONCE = 1024  # positions whose logits a GPU holds at a time, for figures only
@@ -37,7 +36,7 @@ class CoTrainer(SFTTrainer):
         mixture: the rows of this process.
         sampler: the order of rows over the whole run, for tables.
         balance: `"token"`, `"example"` or `"source"`, see `recipe_schema.LossRecipe`.
-        metrics: figures per source.
+        metrics: figures per source, a `SourceMetrics` or what stands in its place.
         kwargs: as for `SFTTrainer`.
     """
 
@@ -47,7 +46,7 @@ class CoTrainer(SFTTrainer):
         mixture: MixedTables | StreamingMixture,
         sampler: Sampler[Any] | None,
         balance: str,
-        metrics: SourceMetrics,
+        metrics: Any,
         **kwargs: Any,
     ):
         self.mixture = mixture
@@ -100,32 +99,44 @@ class CoTrainer(SFTTrainer):
         self.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        """`step_totals` over the micro-batches of a step on all processes."""
-        local = sum(
-            (step_totals(batch["token_weights"], batch["is_robot"]) for batch in batch_samples), torch.zeros(4)
-        )
+        """`batch_totals` over the micro-batches of a step on all processes."""
+        local = torch.stack([self.batch_totals(batch) for batch in batch_samples]).sum(dim=0)
         reduced: Any = self.accelerator.reduce(local.to(device))
         return reduced
+
+    def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the loss of a step is divided by, of one of its micro-batches: `step_totals`."""
+        return step_totals(batch["token_weights"], batch["is_robot"])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """This micro-batch's part of the step's weighted negative log-likelihood, times the number of processes.
+        """`partial_loss` of this micro-batch, times the number of processes.
 
         Args:
-            inputs: those of `CoTrainingCollator`, with a worker's counts.
-            num_items_in_batch: float [4], `step_totals` of the step; by default the micro-batch is the step.
+            inputs: those of the collator, with a worker's counts.
+            num_items_in_batch: the sum of the step's `batch_totals`; by default the micro-batch is the step.
         """
         if return_outputs:
             raise ValueError("got return_outputs=True, expected False; set prediction_loss_only for evaluation")
         receive_counts(self.mixture, inputs)
+        loss = self.partial_loss(model, inputs, num_items_in_batch)
+        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+
+    def partial_loss(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor | None) -> torch.Tensor:
+        """This micro-batch's part of the step's weighted negative log-likelihood.
+
+        Args:
+            inputs: those of `CoTrainingCollator`.
+            totals: float [4], `step_totals` of the step; by default of this micro-batch.
+        """
         weights = inputs.pop("token_weights")[:, 1:]
         is_robot, source_id, replaced = (inputs.pop(name) for name in ("is_robot", "source_id", "replaced"))
         log_probs, likeliest = score_answers(model, inputs)
-        loss = balanced_loss(-log_probs, weights, is_robot, self.balance, num_items_in_batch)
+        loss = balanced_loss(-log_probs, weights, is_robot, self.balance, totals)
         with torch.no_grad():
             self.source_metrics.add(log_probs, likeliest, inputs["labels"][:, 1:], source_id, replaced)
-        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the figures per source since the last log."""

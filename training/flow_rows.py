@@ -1,10 +1,10 @@
 """Rows and batches of a policy that makes its actions by flow matching (`model.family: pi0_flow`).
 
-Decides: that a robot row keeps its action as numbers, which noise and time it is mixed with, and how such rows become a
-batch. Refuses to know: the model, the loss (`flow_trainer.py`), which rows come together.
+Decides: that a robot row keeps its action as numbers, which noise and time it is mixed with, and how such rows become
+a batch. Refuses to know: the model, the loss (`flow_trainer.py`), which rows come together.
 
     robot row   prompt "close the drawer\\n"     actions float32 [T, D] in [-1, 1]     action_is_pad bool [T]
-                noise float32 [T, W], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
+                noise float32 [T, D], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
 
 Noise and time are drawn from the row's place in the run, like its augmentation: the same on any number of processes,
 in a resumed run, and for every worker of a loader. Drawn from a process's own generator, rows of all processes would
@@ -28,13 +28,13 @@ class FlowNoise:
 
     Attributes:
         seed: of the run.
-        horizon, width: T and W, the action's dimensions as the model pads them.
+        horizon, action_dim: T and D.
         alpha, beta, scale, offset: a time is a draw from Beta(alpha, beta), times scale, plus offset; 1 is all noise.
     """
 
     seed: int
     horizon: int
-    width: int
+    action_dim: int
     alpha: float
     beta: float
     scale: float
@@ -42,11 +42,11 @@ class FlowNoise:
 
     @classmethod
     def from_config(cls, config: Any, seed: int) -> "FlowNoise":
-        """The one a model's configuration (`PI0Config`) describes."""
+        """The one a model's configuration (`Pi0FlowConfig`) describes."""
         return cls(
             seed=seed,
-            horizon=config.chunk_size,
-            width=config.max_action_dim,
+            horizon=config.action_config["horizon"],
+            action_dim=config.action_config["action_dim"],
             alpha=config.time_sampling_beta_alpha,
             beta=config.time_sampling_beta_beta,
             scale=config.time_sampling_scale,
@@ -54,9 +54,9 @@ class FlowNoise:
         )
 
     def __call__(self, place: int) -> dict[str, Any]:
-        """`noise` float32 [T, W] and `timestep`, a float, of the row at this place of the run."""
+        """`noise` float32 [T, D] and `timestep`, a float, of the row at this place of the run."""
         random = row_generator(self.seed, "flow", place)
-        noise = random.standard_normal((self.horizon, self.width), dtype=np.float32)
+        noise = random.standard_normal((self.horizon, self.action_dim), dtype=np.float32)
         return {"noise": noise, "timestep": float(random.beta(self.alpha, self.beta) * self.scale + self.offset)}
 
 
@@ -90,7 +90,7 @@ class FlowCollator:
         sources: names of all sources, which `source_id` counts.
 
     Returns (from a call): `input_ids`, `attention_mask` int64 [B, L], left-padded as in acting; `pixel_values` float32
-    [B, 3, H, W]; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32 [B, T, W]; `timestep`
+    [B, 3, H, W]; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32 [B, T, D]; `timestep`
     float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in `CoTrainingCollator`.
     """
 

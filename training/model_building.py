@@ -18,9 +18,10 @@ from gen_vla.processors import (
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     make_action_config,
+    make_flow_action_config,
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
-from gen_vla.training.checkpoints import FAMILIES, check_folder, load_config, load_model, load_processor
+from gen_vla.training.checkpoints import check_folder, family_named, load_config, load_model, load_processor
 from gen_vla.training.recipe_schema import ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipe_sources import OpenedData
 from gen_vla.training.row_tables import load_columns
@@ -45,16 +46,8 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     if recipe.model.initial_model:
         return _continue_from(initial_model_folder(recipe.model.initial_model, work_dir), recipe, opened.norm_stats)
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
-    family = FAMILIES[recipe.model.family]
-    config = family.config(
-        **model_sizes(recipe.model, recipe.data.image_size, len(tokenizer), special_ids(tokenizer)),
-        frozen=recipe.model.frozen,
-        initializer_range=recipe.model.initializer_range,
-        image_token_id=tokenizer.get_vocab()["<image>"],
-        action_config=make_recipe_action_config(recipe.actions, tokenizer),
-        norm_stats=opened.norm_stats,
-        prompt_template=family.processor.default_prompt_template,
-    )
+    family = family_named(recipe.model.family)
+    config = new_config(recipe, tokenizer, opened.norm_stats)
     processor = family.processor(
         _image_processor(recipe),
         tokenizer,
@@ -69,6 +62,24 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     return model, processor
 
 
+def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> Any:
+    """The configuration of a model from random weights."""
+    family, settings = family_named(recipe.model.family), recipe.model
+    if settings.family == "pi0_flow":
+        own = {"chunk_size": recipe.actions.horizon}
+    else:
+        own = {"frozen": settings.frozen, "initializer_range": settings.initializer_range}
+    config = family.config(
+        **model_sizes(settings, recipe.data.image_size, len(tokenizer), special_ids(tokenizer)),
+        **own,
+        action_config=make_recipe_action_config(recipe.actions, tokenizer),
+        norm_stats=norm_stats,
+        prompt_template=family.processor.default_prompt_template,
+    )
+    config.image_token_id = tokenizer.get_vocab()["<image>"]
+    return config
+
+
 def special_ids(tokenizer: Any) -> dict[str, int]:
     """What a language model's configuration says of BOS, EOS and padding."""
     return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -80,6 +91,16 @@ def model_sizes(
     """The sub-configurations of a model from random weights."""
     siglip = {"model_type": "siglip_vision_model", "vision_use_head": False, "image_size": image_size}
     text = {"vocab_size": vocab_size, **(special or {}), **settings.text}
+    if settings.family == "pi0_flow":
+        spread = {"initializer_range": settings.initializer_range}
+        vlm = {
+            "vision_config": {**siglip, **spread, **settings.siglip},
+            "text_config": {"model_type": "gemma", **spread, **text},
+        }
+        if "hidden_size" in text:
+            vlm["projection_dim"] = text["hidden_size"]
+        expert = {"model_type": "gemma", **spread, **settings.expert}
+        return {"vlm_config": {"model_type": "paligemma", **vlm}, "dit_config": expert}
     if settings.family == "pi0_plus":
         return {"vision_config": {**siglip, **settings.siglip}, "text_config": {"model_type": "gemma", **text}}
     return {
@@ -91,7 +112,7 @@ def model_sizes(
 
 def _image_processor(recipe: Recipe) -> OpenVLAPlusImageProcessor:
     crop = center_crop_area(recipe)
-    if recipe.model.family == "pi0_plus":
+    if recipe.model.family != "openvla_plus":
         return OpenVLAPlusImageProcessor(recipe.data.image_size, (SIGLIP_MEAN,), (SIGLIP_STD,), crop)
     return OpenVLAPlusImageProcessor(recipe.data.image_size, center_crop_area=crop)
 
@@ -150,7 +171,10 @@ def _continue_from(folder: Path, recipe: Recipe, norm_stats: dict[str, Any]) -> 
     """Another model's weights under this recipe's settings: which tower is frozen, what an action looks like."""
     processor, config = load_processor(folder), load_config(folder)
     _check_architecture(config, recipe.model, str(folder))
-    config.frozen = recipe.model.frozen
+    if recipe.model.family == "pi0_flow":
+        config.chunk_size = recipe.actions.horizon  # no weight depends on it
+    else:
+        config.frozen = recipe.model.frozen
     config.norm_stats = norm_stats
     config.action_config = make_recipe_action_config(recipe.actions, processor.tokenizer)
     processor.action_config = config.action_config
@@ -160,6 +184,8 @@ def _continue_from(folder: Path, recipe: Recipe, norm_stats: dict[str, Any]) -> 
 
 def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:
     """The action format of a recipe, for this tokenizer."""
+    if actions.representation == "flow":
+        return make_flow_action_config(actions.action_dim, actions.horizon, actions.binary_dims)
     if actions.representation == "bins":
         end = None
         if actions.bin_tokens == "bytes":
@@ -182,7 +208,7 @@ def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str
 
 def recipe_texts(recipe: Recipe, work_dir: Path, opened: OpenedData) -> list[str]:
     """What the recipe's models will read and write, for training a tokenizer: every different prompt and answer."""
-    template = FAMILIES[recipe.model.family].processor.default_prompt_template
+    template = family_named(recipe.model.family).processor.default_prompt_template
     instructions, questions, answers = set(recipe.tokenizer.instructions), set(), set()
     for name in recipe.tokenizer.texts_from:
         dataset = load_columns(work_dir / name, ("image",), "record or convert it first")

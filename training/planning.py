@@ -15,7 +15,7 @@ and times are estimates:
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ import torch
 from peft import get_peft_model
 from rich.table import Table
 
-from gen_vla.training.checkpoints import FAMILIES
+from gen_vla.training.checkpoints import family_named
+from gen_vla.training.flow_recipe import is_flow
 from gen_vla.training.lora_training import lora_config
 from gen_vla.training.model_building import model_sizes
 from gen_vla.training.recipe import load_recipe, recipe_names
@@ -50,6 +51,7 @@ class PartSize:
         layers, width, inner: depth, residual width, and width inside a block's MLP; 0 where there are no blocks.
         tokens: of one row that pass through it.
         largest_block: parameters of its largest block, which a sharded run gathers whole.
+        checkpointed: whether gradient checkpointing reaches it, where a recipe asks for that.
     """
 
     name: str
@@ -60,6 +62,7 @@ class PartSize:
     inner: int
     tokens: int
     largest_block: int
+    checkpointed: bool = True
 
     @property
     def parameters(self) -> int:
@@ -118,14 +121,15 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     That of the model to start from, where it is there or another shipped recipe makes it, else the family's full size;
     a recipe that starts from random weights has its own.
     """
-    family, start = FAMILIES[recipe.model.family], recipe.model.initial_model
+    family, start = family_named(recipe.model.family), recipe.model.initial_model
     if start is not None and (saved := work_dir / start / "config.json").is_file():
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
     else:
         maker = recipe if start is None else recipe_that_makes(start)
         settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
         config = family.config(**(settings or {}))
-    config.frozen = recipe.model.frozen
+    if not is_flow(recipe):
+        config.frozen = recipe.model.frozen
     return config
 
 
@@ -138,12 +142,14 @@ def recipe_that_makes(name: str) -> Recipe | None:
 def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
     """The parts of the model, counted on the meta device."""
     with torch.device("meta"):
-        model: Any = FAMILIES[recipe.model.family].model(config)
+        model: Any = family_named(recipe.model.family).model(config)
         adapters = lora_config(recipe, model)
         if adapters is not None:
             model = get_peft_model(model, adapters).get_base_model()
     model.train()
     row = row_tokens(recipe, config)
+    if is_flow(recipe):
+        return flow_part_sizes(recipe, model, row)
     pictures = config.num_image_tokens
     tower = model.model.vision_tower
     parts = [
@@ -155,6 +161,19 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
     if not tied:
         parts.append(blocks_size("lm_head", model.lm_head, 0))
     return parts
+
+
+def flow_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
+    """The parts of the flow-matching π0; what a cache is read from cannot be checkpointed (see its model's file)."""
+    vlm, chunk = model.model.vlm, recipe.actions.horizon + 1  # the state's token and the actions'
+    sizes = [
+        blocks_size("vision_tower", vlm.vision_tower, model.config.num_image_tokens),
+        blocks_size("projector", vlm.multi_modal_projector, model.config.num_image_tokens),
+        replace(blocks_size("language_model", vlm.language_model, row), checkpointed=False),
+        replace(blocks_size("action_expert", model.model.dit, chunk), checkpointed=False),
+    ]
+    ends = (model.embed_action_time, model.action_out_proj)
+    return [*sizes, blocks_size("action_layers", torch.nn.ModuleDict(dict(zip(("first", "last"), ends))), chunk)]
 
 
 def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
@@ -178,8 +197,10 @@ def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
 
 
 def row_tokens(recipe: Recipe, config: Any) -> int:
-    """Tokens of an average row: the picture, the prompt, the answer, EOS."""
+    """Tokens of an average row: the picture, the prompt, the answer, EOS; a flow's actions are no part of it."""
     actions = recipe.actions
+    if is_flow(recipe):
+        return config.num_image_tokens + PROMPT_TOKENS
     per_value = 1 if actions.representation == "bins" else actions.decimals + 3
     robot = actions.horizon * (actions.action_dim * per_value + 1) - 1
     kinds = [robot] * bool(recipe.data.robot) + [ANSWER_TOKENS] * bool(recipe.data.questions)
@@ -217,7 +238,7 @@ def work(part: PartSize, checkpointing: bool) -> float:
         forward = 2.0 * part.layers * part.largest_block * part.tokens
     if not part.trainable and part.layers:
         return forward
-    return forward * (2 + part.trainable / part.parameters + checkpointing)
+    return forward * (2 + part.trainable / part.parameters + (checkpointing and part.checkpointed))
 
 
 def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float:
@@ -227,7 +248,7 @@ def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float
         block = batch * part.tokens * (16 * part.width + 4 * part.inner) * BFLOAT16
         if not part.trainable:
             at_work = max(at_work, block)
-        elif checkpointing:
+        elif checkpointing and part.checkpointed:
             kept += part.layers * batch * part.tokens * part.width * FLOAT32
             at_work = max(at_work, 2 * block)
         else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from gen_vla.training.flow_recipe import flow_contradiction
 from gen_vla.training.image_augmentation import ImageAugmentation
 
 
@@ -22,27 +23,34 @@ class ModelRecipe:
     """The architecture, or the model to start from.
 
     Attributes:
-        family: `"openvla_plus"` (DINOv2, SigLIP, Llama) or `"pi0_plus"` (SigLIP, once or twice, Gemma).
+        family: `"openvla_plus"` (DINOv2, SigLIP, Llama), `"pi0_plus"` (SigLIP, once or twice, Gemma) or `"pi0_flow"`
+            (SigLIP, Gemma and an action expert: the flow-matching π0, a baseline; see `flow_recipe.py`).
         initial_model: folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`;
             `None` for random weights.
         frozen: the encoder that never moves (D), or `None`.
         initializer_range: see `OpenVLAPlusConfig`; ignored with `initial_model`, like the next three.
         dino, siglip, text: fields of the sub-configurations; π0+ has no DINOv2.
+        expert: fields of the flow-matching π0's action expert, a Gemma as deep as `text`, with the same heads.
     """
 
-    family: Literal["openvla_plus", "pi0_plus"] = "openvla_plus"
+    family: Literal["openvla_plus", "pi0_plus", "pi0_flow"] = "openvla_plus"
     initial_model: str | None = None
     frozen: Literal["siglip", "dino"] | None = "siglip"
     initializer_range: float = 0.02
     dino: dict[str, Any] = field(default_factory=dict)
     siglip: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
+    expert: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.family == "pi0_plus" and self.frozen == "dino":
             raise RecipeError("model: got frozen='dino' for pi0_plus, expected 'siglip' or null: it has no DINOv2")
-        if self.family == "pi0_plus" and self.dino:
-            raise RecipeError(f"model: got dino={self.dino} for pi0_plus, expected none: it has no DINOv2")
+        if self.family != "openvla_plus" and self.dino:
+            raise RecipeError(f"model: got dino={self.dino} for {self.family}, expected none: it has no DINOv2")
+        if self.family != "pi0_flow" and self.expert:
+            raise RecipeError(
+                f"model: got expert={self.expert} for {self.family}, expected none: only pi0_flow has one"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ class ActionRecipe:
     """How actions are written (S).
 
     Attributes:
-        representation: `"string"`, or `"bins"`, OpenVLA's one token per value (the baseline without S). For bins,
+        representation: `"string"`; `"bins"`, OpenVLA's one token per value (the baseline without S); or `"flow"`,
+            numbers that the flow-matching π0 makes out of noise, for which all but dimensions and horizon means
+            nothing, and a chunk's steps behind an episode's end do not count. For bins,
             `style` and `decimals` mean nothing.
         bin_tokens: which tokens the bins take: `"last"`, the last 256 of the vocabulary, as OpenVLA does; `"bytes"`,
             the byte pieces, for a small vocabulary of which every other piece is in use.
@@ -79,7 +89,7 @@ class ActionRecipe:
             `decimals` spares a small model from fitting noise. `None` means all.
     """
 
-    representation: Literal["string", "bins"] = "string"
+    representation: Literal["string", "bins", "flow"] = "string"
     bin_tokens: Literal["last", "bytes"] = "last"
     style: Literal["signed", "plain", "legacy"] = "signed"
     action_dim: int = 7
@@ -95,10 +105,10 @@ class ActionRecipe:
                 f"actions: got binary_dims={self.binary_dims} with action_dim={self.action_dim}, expected dimensions "
                 f"from 0 to {self.action_dim - 1}: those that are only ever 0 or 1, [] where none is"
             )
-        if self.representation == "bins" and self.label_decimals is not None:
+        if self.representation != "string" and self.label_decimals is not None:
             raise RecipeError(
-                f"actions: got label_decimals={self.label_decimals} with representation 'bins', expected none: a bin "
-                "has no decimals"
+                f"actions: got label_decimals={self.label_decimals} with representation {self.representation!r}, "
+                "expected none: only strings have decimals"
             )
 
 
@@ -357,6 +367,8 @@ class Recipe:
                 f"{self.name}: got batch_size={self.training.batch_size}, expected an even number, since half of "
                 "every per-device batch is robot data"
             )
+        if contradiction := flow_contradiction(self):
+            raise RecipeError(f"{self.name}: {contradiction}")
 
 
 def at_least_one(where: str, settings: Any, names: Iterable[str]) -> None:

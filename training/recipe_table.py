@@ -9,8 +9,8 @@ from gen_vla.training.recipe import load_recipe, recipe_names
 from gen_vla.training.recipe_schema import Recipe
 
 
-# Parameters of the full-size models by family and number of encoders: (with D, without). Counted in test_full_size.py.
-SIZES = {"openvla_plus": ("7.5B", "7.5B"), "pi0_plus": ("3.3B", "2.9B")}
+# Parameters of the full-size models by family and number of encoders: (with D, without). Counted in tests.
+SIZES = {"openvla_plus": ("7.5B", "7.5B"), "pi0_plus": ("3.3B", "2.9B"), "pi0_flow": ("", "3.2B")}
 YES, NO = "●", "·"
 
 

@@ -36,6 +36,9 @@ from trl.trainer.sft_config import SFTConfig
 from gen_vla.training.co_trainer import CoTrainer, SourceProgress
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.counted_batches import CountedBatches, sum_over_processes
+from gen_vla.training.flow_recipe import is_flow
+from gen_vla.training.flow_rows import FlowCollator, FlowNoise, FlowRowPreparer
+from gen_vla.training.flow_trainer import FlowMetrics, FlowTrainer
 from gen_vla.training.image_augmentation import ImageAugmenter
 from gen_vla.training.instruction_augmentation import InstructionAugmenter
 from gen_vla.training.lora_training import ADAPTER_FOLDER, lora_config, save_adapter
@@ -89,7 +92,7 @@ def run_recipe(
         opened = open_data(recipe, work_dir)
     model, processor = build_model(recipe, work_dir, opened)
     collator = build_collator(recipe, model.config, processor, opened.names)
-    prepare = build_preparer(recipe, processor, opened.norm_stats, collator)
+    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
     mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last))
     trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
@@ -217,16 +220,24 @@ def build_mixture(
     return MixedTables(opened.tables, prepare, data.max_bad_share), NumberedSampler(order)
 
 
-def build_collator(recipe: Recipe, config: Any, processor: Any, sources: list[str]) -> CoTrainingCollator:
+def build_collator(
+    recipe: Recipe, config: Any, processor: Any, sources: list[str]
+) -> CoTrainingCollator | FlowCollator:
     """What makes batches of a recipe's prepared rows."""
+    if is_flow(recipe):
+        return FlowCollator(without_center_crop(processor), sources)
     context = config.text_config.max_position_embeddings
     return CoTrainingCollator(without_center_crop(processor), action_weights(recipe, config), context, sources)
 
 
 def build_preparer(
-    recipe: Recipe, processor: Any, norm_stats: dict[str, Any], collator: CoTrainingCollator
+    recipe: Recipe,
+    processor: Any,
+    norm_stats: dict[str, Any],
+    collator: CoTrainingCollator | FlowCollator,
+    config: Any,
 ) -> RowPreparer:
-    """What makes prompts and answers of a recipe's rows, with its augmentations."""
+    """What makes prompts and answers, or numbers, of a recipe's rows, with its augmentations."""
     data, seed = recipe.data, recipe.training.seed
     augment_picture = augment_instruction = None
     if data.image_augmentation:
@@ -234,15 +245,17 @@ def build_preparer(
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability
         augment_instruction = InstructionAugmenter("train", probability=probability, seed=seed)
-    decimals = recipe.actions.label_decimals
-    return RowPreparer(processor, norm_stats, decimals, augment_instruction, augment_picture, collator.check)
+    shared: dict[str, Any] = {"augment_instruction": augment_instruction, "augment_picture": augment_picture}
+    if isinstance(collator, FlowCollator):
+        return FlowRowPreparer(processor, norm_stats, draw_noise=FlowNoise.from_config(config, seed), **shared)
+    return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, check=collator.check, **shared)
 
 
 def build_trainer(
     recipe: Recipe,
     model: Any,
     processor: Any,
-    collator: CoTrainingCollator,
+    collator: CoTrainingCollator | FlowCollator,
     mixture: MixedTables | StreamingMixture,
     sampler: NumberedSampler | None,
     checkpoints: Path,
@@ -250,7 +263,12 @@ def build_trainer(
     progress: bool = True,
 ) -> CoTrainer:
     """The TRL trainer of a recipe."""
-    trainer = CoTrainer(
+    statistics = model.config.norm_stats
+    if is_flow(recipe):
+        kind, metrics = FlowTrainer, FlowMetrics(mixture.names, statistics)
+    else:
+        kind, metrics = CoTrainer, SourceMetrics(mixture.names, model.config.action_config, statistics)
+    trainer = kind(
         model=model,
         args=training_arguments(recipe, checkpoints, progress),
         peft_config=lora_config(recipe, model),
@@ -260,7 +278,7 @@ def build_trainer(
         mixture=mixture,
         sampler=sampler,
         balance=recipe.loss.balance,
-        metrics=SourceMetrics(mixture.names, model.config.action_config, model.config.norm_stats),
+        metrics=metrics,
     )
     if progress:
         trainer.remove_callback(ProgressCallback)
