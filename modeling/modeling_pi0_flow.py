@@ -156,11 +156,13 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         if noise is None:
             noise = self.draw_noise(rows)
         noise = self._in_flow(self._widened(noise, "noise", rows))
-        target: Any = None if actions is None else self._in_flow(self._widened(actions, "actions", rows))
+        target = None if actions is None else self._in_flow(self._widened(actions, "actions", rows))
         if pixel_values is not None:
             pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask)
             if input_ids is not None:
                 self._check_pictures(input_ids, pixel_attention_mask)
+        if target is not None:
+            kwargs["actions"] = target.to(kind)
         outputs: Any = super().forward(
             state=self._state(state, rows),
             noise=noise.to(kind),
@@ -169,7 +171,6 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             pixel_values=None if pixel_values is None else pixel_values.to(kind),
             pixel_attention_mask=pixel_attention_mask,
             attention_mask=attention_mask,
-            actions=None if target is None else target.to(kind),
             **kwargs,
         )
         outputs.logits = self._in_flow(outputs.logits)
@@ -351,7 +352,8 @@ def as_cameras(pixel_values: torch.Tensor, pixel_attention_mask: Any) -> tuple[t
 def refuse_options(options: dict[str, Any]) -> None:
     """Raises `ValueError` for options of token decoding, unless they ask for nothing, as OpenVLA's scripts do."""
     nothing = {"do_sample": False, "use_cache": True, "num_beams": 1}
-    asked = sorted(name for name, value in options.items() if value is not None and value != nothing.get(name))
+    given = {name: value for name, value in options.items() if value is not None}
+    asked = sorted(name for name, value in given.items() if name not in nothing or value != nothing[name])
     if asked:
         raise ValueError(
             f"got {', '.join(asked)}, expected state, num_steps, noise or generator: the flow-matching π0 decodes no "
