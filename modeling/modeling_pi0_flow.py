@@ -90,6 +90,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
     model: Any
     main_input_name = "input_ids"
     accepts_loss_kwargs = False  # the loss is a mean over this batch; trainers that accumulate gradients divide it
+    _no_split_modules = ["SiglipEncoderLayer", "GemmaDecoderLayer"]  # noqa: RUF012  # transformers' own declaration
     _supports_flash_attn = False  # see openvla_contract.py
     _keys_to_ignore_on_load_unexpected = [r"gemma_expert\.lm_head", r"^model\.dit\.embed_tokens"]  # noqa: RUF012
 
@@ -137,7 +138,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
 
         Args:
             input_ids, attention_mask: int64 [B, L], padded on either side.
-            pixel_values: float [B, 3, H, W], or [B, cameras, 3, H, W].
+            pixel_values: float [B * cameras, 3, H, W] with the same cameras in each row, or [B, cameras, 3, H, W].
             actions: float [B, T, D] normalised to [-1, 1]; or with zeros behind them, [B, T, max_action_dim].
             action_is_pad: bool [B, T], steps behind the end of an episode, which do not count.
             state: float [B, S], S up to `max_state_dim`, filled with zeros; `None` is zeros.
@@ -158,7 +159,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         noise = self._in_flow(self._widened(noise, "noise", rows))
         target = None if actions is None else self._in_flow(self._widened(actions, "actions", rows))
         if pixel_values is not None:
-            pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask)
+            pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
             if input_ids is not None:
                 self._check_pictures(input_ids, pixel_attention_mask)
         if target is not None:
@@ -218,7 +219,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             raise ValueError(f"got num_steps={num_steps}, expected at least 1")
         rows = len(input_ids)
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
-        pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask)
+        pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
         self._check_pictures(input_ids, pixel_attention_mask)
         noise = self.draw_noise(rows, generator) if noise is None else noise
         flow = self.sample_actions(
@@ -340,10 +341,15 @@ def unreached(language_model: nn.Module) -> list[nn.Module]:
     return [attention.q_proj, attention.o_proj, last.mlp, last.post_attention_layernorm, language_model.norm]  # pyright: ignore
 
 
-def as_cameras(pixel_values: torch.Tensor, pixel_attention_mask: Any) -> tuple[torch.Tensor, Any]:
-    """Pictures float [B, cameras, 3, H, W] and which of them there are, bool [B, cameras]; from one camera, too."""
+def as_cameras(pixel_values: torch.Tensor, pixel_attention_mask: Any, rows: int) -> tuple[torch.Tensor, Any]:
+    """Pictures float [B, cameras, 3, H, W] and which of them there are, bool [B, cameras].
+
+    Pictures float [B * cameras, 3, H, W], row after row as the processor returns them, are put into rows.
+    """
     if pixel_values.ndim == 4:
-        pixel_values = pixel_values[:, None]
+        if len(pixel_values) % rows:
+            raise ValueError(f"got {len(pixel_values)} pictures for {rows} rows, expected as many for each row")
+        pixel_values = pixel_values.unflatten(0, (rows, -1))
     if pixel_attention_mask is None:
         pixel_attention_mask = torch.ones(pixel_values.shape[:2], dtype=torch.bool, device=pixel_values.device)
     return pixel_values, pixel_attention_mask

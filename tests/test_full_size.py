@@ -13,11 +13,13 @@ import pytest
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
 from tiny_models import tiny_pi0_config
-from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PI0Config, PI0ForConditionalGeneration
 
 from gen_vla.modeling import (
     OpenVLAPlusConfig,
     OpenVLAPlusForVision2Seq,
+    Pi0FlowConfig,
+    Pi0FlowForActionPrediction,
     Pi0PlusConfig,
     Pi0PlusForVision2Seq,
     widen_paligemma_state_dict,
@@ -28,6 +30,7 @@ FULL_SIZE = Path(__file__).resolve().parents[1] / "modeling" / "full_size"
 FAMILIES = {
     "openvla-plus": (OpenVLAPlusConfig, OpenVLAPlusForVision2Seq),
     "pi0-plus": (Pi0PlusConfig, Pi0PlusForVision2Seq),
+    "pi0-flow": (Pi0FlowConfig, Pi0FlowForActionPrediction),
 }
 
 
@@ -81,6 +84,15 @@ def test_pi0_plus_has_3_3_billion_parameters() -> None:
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
+def test_the_flow_matching_pi0_has_3_2_billion_parameters() -> None:
+    model = full_size("pi0-flow")
+    parts = {name: count(part) for name, part in model.model.named_children()}
+    assert parts == {"dit": 311_464_960, "vlm": 2_923_335_408}  # PaliGemma's, but for 64 rows of the vocabulary
+    assert count(model) == 3_238_048_528
+    with torch.device("meta"):
+        assert count(PI0ForConditionalGeneration(PI0Config())) == 3_238_048_528 + 257_152 * 1024
+
+
 @pytest.mark.parametrize("frozen", ["siglip", None])
 def test_a_full_size_paligemma_fits_tensor_by_tensor(frozen: str | None) -> None:
     config = Pi0PlusConfig(frozen=frozen)
@@ -107,7 +119,7 @@ def layers_of(model: Any) -> set[str]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layers_are_never_split_between_devices(name: str) -> None:
     model = full_size(name)
-    assert set(model._no_split_modules) == layers_of(model)
+    assert set(type(model)._no_split_modules) == layers_of(model)
     unsplittable = [path for path, part in model.named_modules() if type(part).__name__ in model._no_split_modules]
     device_map = infer_auto_device_map(
         model,

@@ -151,6 +151,15 @@ def test_state_cameras_and_padding(model: Any, inputs: Any) -> None:
     cameras = {**inputs, "pixel_values": inputs["pixel_values"][:, None]}
     np.testing.assert_array_equal(model.predict_actions(**cameras, noise=noise).normalized, plain)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    image = torch.full((2, IMAGE_TOKENS), model.config.image_token_id)
+    two = {
+        "input_ids": torch.cat([image, ids], 1),
+        "pixel_values": inputs["pixel_values"].repeat_interleave(2, dim=0),
+        "attention_mask": torch.cat([torch.ones_like(image), mask], 1),
+    }
+    assert np.abs(model.predict_actions(**two, noise=noise).normalized - plain).max() > 1e-3
+    with pytest.raises(ValueError, match="got 3 pictures for 2 rows"):
+        model.predict_actions(**{**two, "pixel_values": two["pixel_values"][:3]})
     length = int(mask[1].sum())
     right = {
         **inputs,
@@ -311,7 +320,7 @@ def test_a_constant_velocity_by_hand(gemma_like: Any, inputs: Any) -> None:
         np.testing.assert_allclose(prediction.normalized[..., :2], (noise - velocity)[..., :2].numpy(), atol=1e-6)
         assert (prediction.normalized[..., 2] == 1.0).all()
     assert model(**inputs, noise=noise, actions=noise - velocity).loss < 1e-12
-    assert abs(float(model(**inputs, noise=noise, actions=noise - velocity + 1.0).loss) - 1.0) < 1e-5
+    assert abs(model(**inputs, noise=noise, actions=noise - velocity + 1.0).loss.item() - 1.0) < 1e-5
 
 
 def test_it_learns(gemma_like: Any, inputs: Any) -> None:
@@ -377,7 +386,7 @@ def test_weights_of_other_projects_are_read(whole: Any, inputs: Any, tmp_path: P
 
 
 def test_the_configuration(gemma_like: Any) -> None:
-    config = tiny_pi0_flow_config(gemma_like)
+    config: Any = tiny_pi0_flow_config(gemma_like)
     assert config.frozen is None
     assert config.num_image_tokens == IMAGE_TOKENS
     assert config.image_token_id == gemma_like.convert_tokens_to_ids("<image>")
