@@ -30,25 +30,41 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.intervals import wilson_interval
 from gen_vla.evaluation.latency import describe_machine
+from gen_vla.evaluation.model_cameras import camera_names, pictures_per_action
 from gen_vla.training.robot_source import open_robot_source
 
 
-Observation = tuple[Image.Image, str]
+Observation = tuple[list[Image.Image], str]
 
 
-def read_observations(path: str | Path, count: int, camera: str | None = None) -> list[Observation]:
-    """Pictures and instructions of steps that lie evenly over a robot data set.
+def model_views(processor: Any, named: Sequence[str] | None) -> Sequence[str] | None:
+    """The cameras of a data set to read: those named, else those the model knows by name, `None` for the primary one.
+
+    Raises:
+        ValueError: if they are more or fewer than the model's.
+    """
+    wanted, known = pictures_per_action(processor), camera_names(processor)
+    if named and len(named) != wanted:
+        raise ValueError(
+            f"got {len(named)} cameras ({', '.join(named)}), expected {wanted}, as the model was trained with"
+            + (f": one for each of {', '.join(known)}, in this order" if known else "")
+        )
+    return named or (known if wanted > 1 else None)
+
+
+def read_observations(path: str | Path, count: int, cameras: Sequence[str] | None = None) -> list[Observation]:
+    """Pictures of the cameras and instructions of steps that lie evenly over a robot data set.
 
     Args:
         path: as for a recipe's robot data.
         count: how many; fewer where the data set has fewer steps.
-        camera: by default the primary one.
+        cameras: by default the primary one.
     """
-    source = open_robot_source(path, key="agreement", cameras=[camera] if camera else None, transform=None)
+    source = open_robot_source(path, key="agreement", cameras=cameras, transform=None)
     steps = source.count_rows()
     stride = max(1, (steps or count) // count)
     rows = islice(source.rows(source.shards()), 0, None, stride)
-    return [(decoded(row["images"][0]), row["instruction"]) for row in islice(rows, count)]
+    return [([decoded(image) for image in row["images"]], row["instruction"]) for row in islice(rows, count)]
 
 
 def decoded(picture: Any) -> Image.Image:

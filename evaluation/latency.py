@@ -28,6 +28,8 @@ from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.model_cameras import pictures_per_action
+
 
 PARTS = ("processing", "vision", "prefill", "decode passes", "rest")
 INSTRUCTION = "close the drawer"
@@ -36,7 +38,7 @@ INSTRUCTION = "close the drawer"
 def measure_latency(
     model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
 ) -> dict[str, Any]:
-    """Times `processor.action_inputs` and `model.predict_actions` on random pictures.
+    """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera.
 
     Returns:
         Median and 95th percentile in milliseconds, passes through the model per action, n, and the machine.
@@ -44,9 +46,9 @@ def measure_latency(
     generator = np.random.default_rng(0)
     milliseconds, passes = [], 0
     for repeat in tqdm(range(warmup + repeats), unit="action", disable=not progress):
-        picture = random_picture(generator)
+        pictures = random_pictures(generator, processor)
         began = time.perf_counter()
-        prediction = _predict(model, processor, picture)
+        prediction = _predict(model, processor, pictures)
         passes = prediction.forward_passes
         if repeat >= warmup:
             milliseconds.append(1000 * (time.perf_counter() - began))
@@ -72,7 +74,7 @@ def measure_parts(
     generator = np.random.default_rng(1)
     calls = []
     for repeat in tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress):
-        call = _timed_call(model, processor, random_picture(generator))
+        call = _timed_call(model, processor, random_pictures(generator, processor))
         if repeat >= warmup:
             calls.append(call)
     means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
@@ -88,10 +90,10 @@ def measure_parts(
     }
 
 
-def _timed_call(model: Any, processor: Any, picture: Image.Image) -> dict[str, float]:
+def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict[str, float]:
     """Milliseconds of each part of one call, their total, passes made and passes timed."""
     began = time.perf_counter()
-    inputs = processor.action_inputs(picture, INSTRUCTION).to(model.device)
+    inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
     _synchronize(model)
     processed = time.perf_counter()
     backbone = model.model
@@ -147,14 +149,15 @@ def _synchronize(model: Any) -> None:
         torch.cuda.synchronize()
 
 
-def _predict(model: Any, processor: Any, picture: Image.Image) -> Any:
-    inputs = processor.action_inputs(picture, INSTRUCTION).to(model.device)
+def _predict(model: Any, processor: Any, pictures: list[Image.Image]) -> Any:
+    inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
     return model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
 
 
-def random_picture(generator: np.random.Generator) -> Image.Image:
-    """96 x 96 pixels of noise."""
-    return Image.fromarray(generator.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+def random_pictures(generator: np.random.Generator, processor: Any) -> list[Image.Image]:
+    """96 x 96 pixels of noise for each camera."""
+    noise = generator.integers(0, 256, (pictures_per_action(processor), 96, 96, 3), dtype=np.uint8)
+    return [Image.fromarray(picture) for picture in noise]
 
 
 def latency_table(results: dict[str, Any], title: str) -> Table:

@@ -3,6 +3,7 @@
 Decides: what is drawn and how. Refuses to know: how figures came about.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def draw_prediction(
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row, all as high as the first."""
+    height = pictures[0].height
+    scaled = [picture.resize((max(1, picture.width * height // picture.height), height)) for picture in pictures]
+    strip = Image.new("RGB", (sum(picture.width for picture in scaled), height))
+    left = 0
+    for picture in scaled:
+        strip.paste(picture, (left, 0))
+        left += picture.width
+    return strip
 
 
 def _write_coloured(axes: Any, text: str, probabilities: np.ndarray) -> None:

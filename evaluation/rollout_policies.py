@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from gen_vla.evaluation.metaworld_drawers import INSTRUCTIONS, MAX_MOVE, Task, opposite
+from gen_vla.evaluation.model_cameras import check_one_camera
 
 
 class Moment(NamedTuple):
@@ -85,9 +86,14 @@ def swapped_instruction(policy: Policy) -> Policy:
 
 
 class VLAPolicy:
-    """A model and its processor as a policy; of a predicted chunk the first action is carried out."""
+    """A model and its processor as a policy; of a predicted chunk the first action is carried out.
+
+    Raises:
+        ValueError: for a model of several cameras.
+    """
 
     def __init__(self, model: Any, processor: Any, unnorm_key: str):
+        check_one_camera(processor, "the simulation")
         self.model, self.processor, self.unnorm_key = model, processor, unnorm_key
 
     def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:

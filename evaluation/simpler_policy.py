@@ -19,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from gen_vla.evaluation.model_cameras import check_one_camera
+
 
 Robot = Literal["google_robot", "widowx"]
 Predict = Callable[[np.ndarray, str], np.ndarray]  # uint8 [H, W, 3] and an instruction to float [T, 7], in units
@@ -176,10 +178,12 @@ class ModelPrediction:
         unnorm_key: the data set whose units the robot understands; by default the one its real twin was recorded in.
 
     Raises:
-        ValueError: if the model has no statistics of that data set, or its actions have other than 7 dimensions.
+        ValueError: if the model has no statistics of that data set, several cameras, or actions of other than 7
+            dimensions.
     """
 
     def __init__(self, model: Any, processor: Any, robot: Robot, unnorm_key: str | None = None):
+        check_one_camera(processor, "SimplerEnv")
         self.unnorm_key = unnorm_key or UNNORM_KEYS[robot]
         known = model.config.norm_stats or {}
         if self.unnorm_key not in known:

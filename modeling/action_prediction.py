@@ -82,7 +82,7 @@ class ActionPredictionMixin:
         Args:
             input_ids: int64 [B, L], left-padded; the lead-in is appended where it is missing.
             attention_mask: int64 [B, L], 0 on padding.
-            pixel_values: float [B, C, H, W].
+            pixel_values: float [pictures, C, H, W], as many for each row as its image tokens.
             unnorm_key: one data set for all rows, or one per row.
             previous: what this method returned for the step before of the same episodes, or the normalised actions
                 in it, float [B, T, D]. A hint: it saves passes and changes no token. `None` at the first step.

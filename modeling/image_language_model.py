@@ -109,6 +109,22 @@ class ImageLanguageHeadMixin:
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """As in transformers, where a beam gets each picture of its row once, in order, instead of each one twice."""
+        pixels, pictures = kwargs.get("pixel_values"), []
+        if expand_size > 1 and pixels is not None and input_ids is not None:
+            image_tokens = (input_ids == self.config.image_token_id).sum(dim=1)
+            pictures = (image_tokens // self.config.num_image_tokens).tolist()
+        expanded = super()._expand_inputs_for_generation(  # pyright: ignore
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        if pixels is not None and sum(pictures) == len(pixels):
+            rows = pixels.split(pictures)
+            expanded[1]["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
+        return expanded
+
     def logits_and_loss(
         self, outputs: Any, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor, **kwargs: Any
     ) -> CausalLMOutputWithPast:

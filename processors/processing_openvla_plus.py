@@ -7,13 +7,15 @@ Decides: the layout of a row, which training and inference share:
     BOS image tokens  prompt                                                 lead-in       answer EOS
 
 Image tokens always follow BOS directly, wherever a text has its `<image>` placeholders: that is where OpenVLA puts the
-patches. A row without pictures has none. A BOS that a chat template already wrote is not written again.
+patches. A row without pictures has none, one of several cameras has theirs one behind the other, in the order of
+`cameras`. A BOS that a chat template already wrote is not written again.
 
 Refuses to know: how pictures become pixels (`image_processing_openvla_plus.py`), how actions are spelled
 (`action_strings.py`), units, the model.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         prompt_template: texts with `{instruction}`, `{question}` and `{answer}`.
         image_token: the placeholder token.
         chat_template: Jinja; by default derived from `prompt_template`.
+        cameras: names of the cameras whose pictures ask for an action, in the order of training; `None` for one of any
+            name.
     """
 
     default_prompt_template = PROMPT_TEMPLATE
@@ -80,8 +84,10 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         prompt_template: dict[str, str] | None = None,
         image_token: str = "<image>",
         chat_template: str | None = None,
+        cameras: list[str] | None = None,
         **kwargs: Any,
     ):
+        self.cameras = checked_cameras(cameras)
         self.num_image_tokens = num_image_tokens
         self.action_config = action_config
         self.prompt_template = dict(prompt_template or self.default_prompt_template)
@@ -117,28 +123,34 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Inputs for `predict_action` and `predict_actions`.
 
         Args:
-            image: one picture (PIL or uint8 [H, W, 3]), or a list of B.
+            image: what the cameras show for one instruction, or a list of B of that for a list of instructions: a
+                picture (PIL or uint8 [H, W, 3]); of several `cameras`, a dictionary by their names, or a list in their
+                order.
             instruction: one text, or a list of B.
 
         Returns:
-            `input_ids` and `attention_mask` int64 [B, L], left-padded; `pixel_values` float32 [B, C, H, W].
+            `input_ids` and `attention_mask` int64 [B, L], left-padded; `pixel_values` float32 [pictures, C, H, W], row
+            by row.
 
         Raises:
-            ValueError: if the numbers of pictures and instructions differ, or an instruction is empty.
+            ValueError: if rows and instructions differ in number, a row has pictures of other cameras than those of
+                training, or more or fewer, or an instruction is empty.
             TypeError: if an image is not a picture or an instruction is not a text.
         """
         prompts = [self.action_prompt(text) for text in as_rows(instruction)]
-        return self._pair(image, prompts, "instructions", return_tensors)
+        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
+        rows = [image] if alone else as_rows(image)
+        if len(rows) != len(prompts):
+            raise ValueError(f"got {len(rows)} images and {len(prompts)} instructions, expected one of each per row")
+        pictures = [pictures_in_order(row, self.cameras) for row in rows]
+        return self(images=pictures, text=prompts, return_tensors=return_tensors)
 
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
-        """Inputs for `generate` that ask B questions about B pictures (VQA); as `action_inputs` otherwise."""
+        """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
         prompts = [self.question_prompt(text) for text in as_rows(question)]
-        return self._pair(image, prompts, "questions", return_tensors)
-
-    def _pair(self, image: Any, prompts: list[str], noun: str, return_tensors: str | None) -> BatchFeature:
-        pictures = list(image) if isinstance(image, (list, tuple)) else [image]
+        pictures = as_rows(image)
         if len(pictures) != len(prompts):
-            raise ValueError(f"got {len(pictures)} images and {len(prompts)} {noun}, expected one of each per row")
+            raise ValueError(f"got {len(pictures)} images and {len(prompts)} questions, expected one of each per row")
         return self(images=[[picture] for picture in pictures], text=prompts, return_tensors=return_tensors)
 
     def __call__(
@@ -158,7 +170,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Tokenizes texts and processes pictures.
 
-        `images` and `text` may be given in either order, so that OpenVLA's `processor(prompt, image)` works.
+        `images` and `text` may be given in either order, so that OpenVLA's `processor(prompt, image)` works; where a
+        prompt asks for an action so, the pictures have to be those of `cameras`.
 
         Args:
             images: one picture, one per text, a list of lists (one per text, empty for a text-only row), or `None`.
@@ -179,6 +192,9 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             raise ValueError("got videos or audio, expected pictures and text; this model family has no other inputs")
         if is_text(images) and not is_text(text):
             images, text = text, images
+            beginning = self.prompt_template["action"].partition("{instruction}")[0]
+            if self.cameras and images is not None and isinstance(text, str) and text.startswith(beginning):
+                images = [pictures_in_order(images, self.cameras)]
         if text is None:
             return self.image_processor(images, return_tensors=return_tensors)
         texts = as_rows(text)
@@ -334,6 +350,42 @@ def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]
     return counts
 
 
+def checked_cameras(cameras: Any) -> list[str] | None:
+    """Names of cameras, each once, or `None`."""
+    if cameras is None:
+        return None
+    names = list(cameras)
+    if not names or isinstance(cameras, str) or len(set(names)) != len(names):
+        raise ValueError(f"got cameras={cameras!r}, expected a list of different names, or None for one picture")
+    return names
+
+
+def is_batch(image: Any) -> bool:
+    """Whether `image` is a list of rows, each with the pictures of its cameras, and not one row's list of pictures."""
+    return isinstance(image, (list, tuple)) and any(isinstance(row, (list, tuple, Mapping)) for row in image)
+
+
+def pictures_in_order(row: Any, cameras: list[str] | None) -> list[Any]:
+    """The pictures of one instruction in the order of training; raises `ValueError` for other ones than `cameras`."""
+    wanted = f"one per camera ({', '.join(cameras)}, in this order)" if cameras else "one"
+    if isinstance(row, Mapping):
+        if len(row) == 1 and cameras is None:
+            return list(row.values())
+        if set(row) != set(cameras or ()):
+            raise ValueError(
+                f"got pictures of {', '.join(map(str, row)) or 'no camera'} for an action, expected {wanted}: those "
+                "that the model was trained with"
+            )
+        return [row[camera] for camera in cameras or ()]
+    pictures = as_rows(row)
+    if len(pictures) != len(cameras or [None]):
+        raise ValueError(
+            f"got {len(pictures)} pictures for an action, expected {wanted}: as many as the model was trained with; "
+            "pass a list of them, or a dictionary by camera"
+        )
+    return pictures
+
+
 def checked_text(value: Any, name: str, empty: bool = False) -> str:
     """`value` if it is a text with something in it; the error names it otherwise."""
     if not isinstance(value, str):
@@ -348,9 +400,9 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
 
 
-def as_rows(texts: Any) -> list[Any]:
-    """One text or several as a list; what is neither is left for `checked_text` to name."""
-    return list(texts) if isinstance(texts, (list, tuple)) else [texts]
+def as_rows(given: Any) -> list[Any]:
+    """One text or picture, or several, as a list; what is neither is left for others to name."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def checked_token_id(tokenizer: Any, token: str) -> int:

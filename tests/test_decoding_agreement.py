@@ -24,7 +24,7 @@ def test_observations_lie_evenly_over_the_data(recording):
     assert len(pictures) == 4
     assert len(everything) > 12
     stride = len(everything) // 4
-    for (picture, instruction), (expected, text) in zip(pictures, everything[::stride], strict=False):
+    for ([picture], instruction), ([expected], text) in zip(pictures, everything[::stride], strict=False):
         assert (picture.tobytes(), instruction) == (expected.tobytes(), text)
 
 

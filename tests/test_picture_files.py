@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_vla.training.picture_files import read_picture
+from gen_vla.training.picture_files import read_picture, read_pictures
 
 
 PIXELS = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]]], np.uint8)  # one row of red, green, blue
@@ -58,3 +58,16 @@ def test_a_picture_too_large_to_open_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="exceeds limit"):
         read_picture(tmp_path / "a.png")
+
+
+def test_files_are_of_cameras_all_or_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "x=b.png"):
+        Image.fromarray(PIXELS).save(name)
+    assert len(read_pictures(["a.png", "x=b.png"])) == 2  # a file whose name has the sign
+    named = read_pictures(["wrist=x=b.png", "top=a.png"])
+    assert isinstance(named, dict)
+    assert list(named) == ["wrist", "top"]
+    for wrong in (["top=a.png", "a.png"], ["top=a.png", "top=x=b.png"]):
+        with pytest.raises(ValueError, match="expected FILE or CAMERA=FILE for all of them, each camera once"):
+            read_pictures(wrong)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from gen_vla.evaluation.pictures import draw_prediction, plot_training
+from gen_vla.evaluation.pictures import draw_prediction, plot_training, side_by_side
 from gen_vla.modeling import ActionPrediction
 
 
@@ -42,3 +42,10 @@ def test_prediction_picture_changes_with_the_action(tmp_path):
     )
     assert has_colour(first, (0, 255, 0))
     assert not np.array_equal(first, second)
+
+
+def test_pictures_side_by_side_are_as_high_as_the_first():
+    strip = np.asarray(side_by_side([Image.new("RGB", (6, 4), "red"), Image.new("RGB", (10, 8), "blue")]))
+    assert strip.shape == (4, 6 + 5, 3)
+    assert (strip[:, :6] == (255, 0, 0)).all()
+    assert (strip[:, 6:] == (0, 0, 255)).all()

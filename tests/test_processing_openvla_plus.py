@@ -72,6 +72,66 @@ def test_batches_are_left_padded(tiny: Any) -> None:
     torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=0)
 
 
+def test_pictures_of_several_cameras_come_in_the_order_of_training(tokenizer: Any) -> None:
+    processor = tiny_processor(tokenizer, STRINGS, cameras=["top", "wrist"])
+    top, wrist, other = picture(0), picture(1), picture(2)
+    expected = processor(images=[[top, wrist]], text=[PROMPT + "\n"])
+    assert rows_of(expected) == [row_of(processor, PROMPT + "\n", pictures=2)]
+    for given in ([top, wrist], (top, wrist), {"wrist": wrist, "top": top}, [{"top": top, "wrist": wrist}]):
+        inputs = processor.action_inputs(given, "open the drawer")
+        for name in expected:
+            torch.testing.assert_close(inputs[name], expected[name], rtol=0, atol=0)
+    inputs = processor.action_inputs([[top, wrist], {"wrist": other, "top": top}], ["go", "open the drawer"])
+    alone = [
+        processor.action_inputs([top, wrist], "go"),
+        processor.action_inputs([top, other], "open the drawer"),
+    ]
+    assert rows_of(inputs) == [rows_of(single)[0] for single in alone]
+    pixels = torch.cat([single["pixel_values"] for single in alone])
+    torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=0)
+    called = processor(PROMPT + "\n", [top, wrist])  # as OpenVLA's scripts do
+    assert rows_of(called) == rows_of(expected)
+    assert len(processor.question_inputs(top, "How many?")["pixel_values"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (picture(), r"got 1 pictures for an action, expected one per camera \(top, wrist, in this order\)"),
+        ([picture()] * 3, "got 3 pictures for an action"),
+        ({"top": picture()}, "got pictures of top for an action, expected one per camera"),
+        ({"top": picture(), "front": picture()}, "got pictures of top, front for an action"),
+        ({"top": picture(), "wrist": picture(), "front": picture()}, "got pictures of top, wrist, front"),
+        ([[picture()]], "got 1 pictures for an action"),
+        ({}, "got pictures of no camera"),
+    ],
+)
+def test_other_pictures_than_those_of_training_are_refused(pictures: Any, message: str, llama_like: Any) -> None:
+    processor = tiny_processor(llama_like, STRINGS, cameras=["top", "wrist"])
+    with pytest.raises(ValueError, match=message):
+        processor.action_inputs(pictures, "go")
+    if isinstance(pictures, dict) or not isinstance(pictures, list):
+        with pytest.raises(ValueError, match=message):
+            processor(PROMPT, pictures)
+
+
+def test_one_camera_needs_no_name(tiny: Any) -> None:
+    """A model without names, as all were before there were any, takes one picture under any name."""
+    named = tiny_processor(tiny.tokenizer, STRINGS, cameras=["top"])
+    expected = rows_of(tiny.action_inputs(picture(), "go"))
+    assert rows_of(tiny.action_inputs({"any": picture()}, "go")) == expected
+    for given in (picture(), [picture()], {"top": picture()}):
+        assert rows_of(named.action_inputs(given, "go")) == expected
+    with pytest.raises(ValueError, match=r"got pictures of wrist for an action, expected one per camera \(top"):
+        named.action_inputs({"wrist": picture()}, "go")
+    for both in ([picture(), picture()], {"a": picture(), "b": picture()}):
+        with pytest.raises(ValueError, match="for an action, expected one: "):
+            tiny.action_inputs(both, "go")
+    for wrong in ([], "top", ["top", "top"]):
+        with pytest.raises(ValueError, match="expected a list of different names"):
+            tiny_processor(tiny.tokenizer, STRINGS, cameras=wrong)
+
+
 def test_either_order_is_the_same_call(processor: Any) -> None:
     calls = [
         processor(PROMPT, picture()),
@@ -308,17 +368,18 @@ def test_all_settings_survive_saving(llama_like: Any, tmp_path: Path) -> None:
         action_config=tiny_processor(llama_like, STRINGS).action_config,
         prompt_template=template,
         image_token="<image>",
+        cameras=["top", "wrist"],
     )
     processor.save_pretrained(tmp_path)
     loaded = OpenVLAPlusProcessor.from_pretrained(tmp_path, trust_remote_code=True)
-    for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id"):
+    for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id", "cameras"):
         assert getattr(loaded, name) == getattr(processor, name), name
     assert loaded.chat_template == processor.chat_template
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
-    before, after = (p.action_inputs(picture(), "go") for p in (processor, loaded))
+    before, after = (p.action_inputs([picture(), picture(1)], "go") for p in (processor, loaded))
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
-    assert before["input_ids"].tolist()[0].count(processor.image_token_id) == 5
+    assert before["input_ids"].tolist()[0].count(processor.image_token_id) == 10
 
 
 def test_a_processor_that_cannot_work_is_refused(llama_like: Any) -> None:

@@ -42,6 +42,14 @@ def test_an_action_is_the_model_s(arm: tuple[Policy, Any, Any]) -> None:
     assert action.forward_passes == expected.forward_passes < 49
 
 
+def test_a_model_of_several_cameras_is_refused(tmp_path: Path) -> None:
+    _, processor = save_arm_model(tiny_tokenizer("llama_like"), tmp_path)
+    processor.cameras = ["top", "wrist"]
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a model of 2 cameras \(top, wrist\), expected one of a single camera"):
+        Policy(str(tmp_path))
+
+
 def test_bins_are_shown_as_numbers(tmp_path: Path) -> None:
     tokenizer, bins = tiny_tokenizer("llama_like"), ActionBins(7)
     model = tiny_model(tokenizer, bins)  # type: ignore[arg-type]

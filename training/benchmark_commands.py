@@ -137,7 +137,12 @@ def add_agreement(suites: Any) -> None:
     command = suites.add_parser("agreement", help="how often fast decoding writes another action, in half precision")
     add_model(command)
     command.add_argument("data", help="a robot data set whose pictures and instructions are used")
-    command.add_argument("--camera", help="of the data set (default: its primary camera)")
+    command.add_argument(
+        "--camera",
+        action="append",
+        help="of the data set (default: its primary camera, or for a model of several those it was trained with); "
+        "repeat it for a model of several",
+    )
     command.add_argument("--pictures", type=int, default=200, help="steps of the data set (default: 200)")
     command.add_argument("--rows", type=int, default=1, help="observations per call (default: 1)")
     command.add_argument("--nodes", type=int, help="tree nodes per pass (default: the model's)")
@@ -150,10 +155,17 @@ def run_agreement(options: argparse.Namespace) -> int:
     """Compares tree decoding, and batches, with one token and one observation at a time."""
     from rich.console import Console
 
-    from gen_vla.evaluation.decoding_agreement import agreement_table, cast, measure_agreement, read_observations
+    from gen_vla.evaluation.decoding_agreement import (
+        agreement_table,
+        cast,
+        measure_agreement,
+        model_views,
+        read_observations,
+    )
 
     model, processor = load_any(options.model)
-    observations = read_observations(options.data, options.pictures, options.camera)
+    cameras = model_views(processor, options.camera)
+    observations = read_observations(options.data, options.pictures, cameras)
     results = measure_agreement(cast(model, options.bf16), processor, observations, options.rows, options.nodes)
     Console().print(agreement_table(results))
     return write_results({"model": options.model, "data": options.data, **results}, options.output)

@@ -93,7 +93,7 @@ def load_processor(folder: str | Path) -> Any:
     folder = check_folder(folder)
     family = family_of(folder)
     settings: dict[str, Any] = family.processor.get_processor_dict(folder)[0]
-    kept = ("num_image_tokens", "action_config", "prompt_template", "image_token", "chat_template")
+    kept = ("num_image_tokens", "action_config", "prompt_template", "image_token", "chat_template", "cameras")
     return family.processor(
         OpenVLAPlusImageProcessor.from_pretrained(folder),
         PreTrainedTokenizerFast.from_pretrained(folder),

@@ -118,10 +118,14 @@ def add_publish(commands: Any) -> None:
 
 
 def add_predict(commands: Any) -> None:
-    """`gen-vla predict MODEL IMAGE INSTRUCTION`."""
-    command = commands.add_parser("predict", help="one action for one picture")
+    """`gen-vla predict MODEL IMAGE... INSTRUCTION`."""
+    command = commands.add_parser("predict", help="one action for one picture, or one per camera")
     command.add_argument("model", help="a folder, or a name on the Hub or in the cache")
-    command.add_argument("image", type=Path, help="a picture file")
+    command.add_argument(
+        "image",
+        nargs="+",
+        help="a picture file; of a model of several cameras one each, in the order of training or as CAMERA=FILE",
+    )
     command.add_argument("instruction", help='for example "close the drawer"')
     command.add_argument("--unnorm-key", help="the data set whose units are wanted")
     command.add_argument("--picture", type=Path, help="draw the prediction into this PNG")
@@ -237,17 +241,18 @@ def run_publish(options: argparse.Namespace) -> int:
 
 def run_predict(options: argparse.Namespace) -> int:
     """Prints one action as JSON."""
-    from gen_vla.training.picture_files import read_picture
+    from gen_vla.training.picture_files import read_pictures
 
-    image = read_picture(options.image)
+    pictures = read_pictures(options.image)
     model, processor = load_any(options.model)
-    inputs = processor.action_inputs(image, options.instruction)
+    inputs = processor.action_inputs(pictures, options.instruction)
     prediction = model.predict_actions(**inputs, unnorm_key=options.unnorm_key)
     print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0]}))
     if options.picture:
-        from gen_vla.evaluation.pictures import draw_prediction
+        from gen_vla.evaluation.pictures import draw_prediction, side_by_side
 
-        draw_prediction(image, options.instruction, prediction, options.picture)
+        shown = side_by_side(list(pictures.values()) if isinstance(pictures, dict) else pictures)
+        draw_prediction(shown, options.instruction, prediction, options.picture)
     return 0
 
 

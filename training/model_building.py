@@ -44,7 +44,7 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     """
     torch.manual_seed(recipe.training.seed)
     if recipe.model.initial_model:
-        return _continue_from(initial_model_folder(recipe.model.initial_model, work_dir), recipe, opened.norm_stats)
+        return _continue_from(initial_model_folder(recipe.model.initial_model, work_dir), recipe, opened)
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
     family = family_named(recipe.model.family)
     config = new_config(recipe, tokenizer, opened.norm_stats)
@@ -54,6 +54,7 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
         num_image_tokens=config.num_image_tokens,
         action_config=config.action_config,
         prompt_template=config.prompt_template,
+        cameras=opened.cameras,
     )
     model = family.model(config)
     if recipe.model.family == "pi0_plus" and recipe.model.frozen:  # two copies of one encoder, as after conversion
@@ -167,7 +168,7 @@ def _check_architecture(config: OpenVLAPlusConfig | Pi0PlusConfig, settings: Mod
         )
 
 
-def _continue_from(folder: Path, recipe: Recipe, norm_stats: dict[str, Any]) -> tuple[Any, Any]:
+def _continue_from(folder: Path, recipe: Recipe, opened: OpenedData) -> tuple[Any, Any]:
     """Another model's weights under this recipe's settings: which tower is frozen, what an action looks like."""
     processor, config = load_processor(folder), load_config(folder)
     _check_architecture(config, recipe.model, str(folder))
@@ -175,9 +176,9 @@ def _continue_from(folder: Path, recipe: Recipe, norm_stats: dict[str, Any]) -> 
         config.chunk_size = recipe.actions.horizon  # no weight depends on it
     else:
         config.frozen = recipe.model.frozen
-    config.norm_stats = norm_stats
+    config.norm_stats = opened.norm_stats
     config.action_config = make_recipe_action_config(recipe.actions, processor.tokenizer)
-    processor.action_config = config.action_config
+    processor.action_config, processor.cameras = config.action_config, opened.cameras
     processor.image_processor.center_crop_area = center_crop_area(recipe)
     return load_model(folder, config), processor
 

@@ -1,15 +1,34 @@
 """A picture file as a person names it on the command line.
 
-Decides: that it is turned as its camera says, put on white where it is transparent, and refused where it cannot be
-shown in 8 bits. Refuses to know: what a model does with it.
+Decides: how the camera of a file is named, that a picture is turned as its camera says, put on white where it is
+transparent, and refused where it cannot be shown in 8 bits. Refuses to know: what a model does with it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from gen_vla.processors.image_processing_openvla_plus import DEEP_MODES
 from gen_vla.training.encoded_pictures import DECODING_ERRORS
+
+
+def read_pictures(files: Sequence[str]) -> list[Image.Image] | dict[str, Image.Image]:
+    """The pictures of all cameras: in the order of the files, or by camera where they are written CAMERA=FILE.
+
+    Raises:
+        FileNotFoundError: as `read_picture`.
+        ValueError: as `read_picture`, and if only some files have a camera, or two have the same.
+    """
+    named = [file.split("=", 1) for file in files if "=" in file and not Path(file).is_file()]
+    if not named:
+        return [read_picture(Path(file)) for file in files]
+    cameras = [camera for camera, _ in named]
+    if len(named) < len(files) or len(set(cameras)) < len(cameras):
+        raise ValueError(
+            f"got the pictures {' '.join(files)}, expected FILE or CAMERA=FILE for all of them, each camera once"
+        )
+    return {camera: read_picture(Path(file)) for camera, file in named}
 
 
 def read_picture(path: Path) -> Image.Image:

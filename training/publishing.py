@@ -158,10 +158,11 @@ def check_files(folder: Path) -> None:
 
 def verify(folder: Path, model: Any, processor: Any) -> None:
     """Runs `verify_repository.py` on the folder in a fresh interpreter without this package."""
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+    cameras = len(processor.cameras or [None])
+    pictures = np.random.default_rng(0).integers(0, 256, (2, cameras, 48, 64, 3), dtype=np.uint8)
     instructions = ["close the drawer", "pick up the red block and put it down"]
-    inputs = processor.action_inputs([Image.fromarray(picture) for picture in pictures], instructions)
-    question = processor.question_inputs(Image.fromarray(pictures[0]), "what is this?")
+    inputs = processor.action_inputs([[Image.fromarray(image) for image in row] for row in pictures], instructions)
+    question = processor.question_inputs(Image.fromarray(pictures[0, 0]), "what is this?")
     with torch.no_grad():
         expected = {"logits": model(**inputs).logits[:, -1].numpy()}
     expected["answer"] = model.generate(**question, max_new_tokens=4, do_sample=False).numpy()

@@ -18,6 +18,7 @@ from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.data_reading import DataReading
 from gen_vla.training.data_source import DataSource
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE
+from gen_vla.training.recipe_cameras import model_cameras
 from gen_vla.training.recipe_schema import Recipe, RobotSource, VisionLanguageSource
 from gen_vla.training.robot_source import RobotSource as RobotReader
 from gen_vla.training.robot_source import UndecodedRows, open_robot_source
@@ -39,6 +40,7 @@ from gen_vla.training.vision_language_source import find_format, open_vision_lan
 
 
 REMEDY = "record or convert it first"
+RECORDED_CAMERA = "image"  # the column of pictures that `RecordedDemonstrations` shows
 
 
 @dataclass
@@ -52,6 +54,7 @@ class OpenedData:
         clipping: by key `{"values": actions, "clipped": [D]}`, what normalising will clip.
         problems: bad rows the readers met.
         readings: what there is to tell about each.
+        cameras: names of the cameras an action is asked for with (`recipe_cameras.py`).
     """
 
     tables: dict[str, RowTable] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class OpenedData:
     clipping: dict[str, Any] = field(default_factory=dict)
     problems: dict[str, RowProblems] = field(default_factory=dict)
     readings: dict[str, DataReading] = field(default_factory=dict)
+    cameras: list[str] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -84,11 +88,14 @@ def open_data(recipe: Recipe, work_dir: Path, write_tables: bool = True) -> Open
 
     Raises:
         FileNotFoundError: for a data set that is not there.
-        ValueError: for one without rows or columns, with damaged files, or with actions of another width.
+        ValueError: for one without rows or columns, with damaged files, with actions of another width, or with more
+            cameras than another.
     """
     opened, data = OpenedData(), recipe.data
     robots = [(source, _robot_reader(source, recipe, work_dir, opened)) for source in data.robot]
     questions = [(source, _question_reader(source, recipe, work_dir, opened)) for source in data.questions]
+    shown = {source.key: [RECORDED_CAMERA] if isinstance(r, Dataset) else r.cameras for source, r in robots}
+    opened.cameras = model_cameras(shown)
     tables = write_tables and not data.streaming
     for source, reader in robots:
         _read_robot(source, reader, recipe, work_dir, opened, tables)
@@ -105,7 +112,8 @@ def location(path: str, work_dir: Path) -> str:
 def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> Dataset | RobotReader:
     """The opened data set: rows of a recording, unless they are streamed, or a reader."""
     name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
-    if not recipe.data.streaming and is_recorded(Path(place)):
+    others = set(source.cameras or ()) - {RECORDED_CAMERA}
+    if not recipe.data.streaming and not others and is_recorded(Path(place)):
         return load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
     problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
     return open_robot_source(

@@ -7,9 +7,9 @@ it, that its logits are those of the checkpoint it came from, and that it acts a
 folder was made. It is run as a script in an interpreter of its own, in which `gen_vla` cannot be imported; exit code 1
 and a message on failure.
 
-EXPECTED.npz holds `images` uint8 [B, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last position,
-`answer` int64 [1, L] (prompt and answer to "what is this?" about the first picture), and, for a model that acts,
-`actions` [B] (the action strings).
+EXPECTED.npz holds `images` uint8 [B, cameras, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last
+position, `answer` int64 [1, L] (prompt and answer to "what is this?" about the first picture), and, for a model that
+acts, `actions` [B] (the action strings).
 """
 
 import sys
@@ -31,7 +31,8 @@ def main(folder: str, expected_file: str) -> int:
     """Runs all checks."""
     expected = np.load(expected_file)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    inputs = processor.action_inputs([Image.fromarray(i) for i in expected["images"]], list(expected["instructions"]))
+    pictures = [[Image.fromarray(image) for image in row] for row in expected["images"]]
+    inputs = processor.action_inputs(pictures, list(expected["instructions"]))
     settings: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.float32, "output_loading_info": True}
     for loader in (AutoModel, AutoModelForImageTextToText):
         model: Any = None  # the one before goes first: two large ones may not fit into memory
@@ -53,7 +54,7 @@ def main(folder: str, expected_file: str) -> int:
 
 def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> int:
     """Acts and answers."""
-    question = processor.question_inputs(Image.fromarray(expected["images"][0]), "what is this?")
+    question = processor.question_inputs(Image.fromarray(expected["images"][0, 0]), "what is this?")
     answer = model.generate(**question, max_new_tokens=4, do_sample=False).tolist()
     if answer != expected["answer"].tolist():
         return fail(f"got the answer {answer}, expected {expected['answer'].tolist()}")

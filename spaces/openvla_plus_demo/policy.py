@@ -68,7 +68,7 @@ class Policy:
 
         Raises:
             OSError: if there is no such model.
-            ValueError: if its actions are not those of one arm.
+            ValueError: if its actions are not those of one arm, or it needs pictures of several cameras.
         """
         self.name = name
         self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -79,6 +79,12 @@ class Policy:
             raise ValueError(
                 f"got {name} with action_dim={dimensions}, expected {len(DIMENSIONS)} ({', '.join(DIMENSIONS)}); "
                 "this Space shows the actions of one arm"
+            )
+        cameras = getattr(self.processor, "cameras", None) or ()
+        if len(cameras) > 1:
+            raise ValueError(
+                f"got {name}, a model of {len(cameras)} cameras ({', '.join(cameras)}), expected one of a single "
+                "camera: this Space has one picture; gen-vla predict takes several"
             )
         self.data_sets: list[str] = list(self.model.config.norm_stats)
         self.act(Image.new("RGB", (64, 64)), "stay", self.data_sets[0])

@@ -1,0 +1,26 @@
+"""Which cameras' pictures a model is shown for an action, and who can show it only one.
+
+Decides: how that is read from a processor, and what is said of a model of several cameras where there is one picture.
+Refuses to know: pictures, data sets, how a prompt holds them (`processing_openvla_plus.py`).
+"""
+
+from typing import Any
+
+
+def camera_names(processor: Any) -> list[str] | None:
+    """The cameras of an action's pictures, in order; `None` for one of any name."""
+    return getattr(processor, "cameras", None)  # repositories bring their own code, older ones without the attribute
+
+
+def pictures_per_action(processor: Any) -> int:
+    """How many pictures an action is asked for with."""
+    return len(camera_names(processor) or [None])
+
+
+def check_one_camera(processor: Any, place: str) -> None:
+    """Raises `ValueError` for a model of several cameras; `place` is what has one picture, as in "the simulation"."""
+    if pictures_per_action(processor) > 1:
+        raise ValueError(
+            f"got a model of {pictures_per_action(processor)} cameras ({', '.join(camera_names(processor) or [])}), "
+            f"expected one of a single camera: {place} shows one picture"
+        )
