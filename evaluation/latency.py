@@ -6,7 +6,7 @@ it is divided and summed up. Refuses to know: what the action is for.
     processing     picture and words to tensors on the device
     vision         the encoders and the projector
     prefill        the language model's pass over the prompt
-    decode passes  its further passes
+    decode passes  its further passes; those of the action expert of the flow-matching π0
     rest           the grammar, the tree, the output layer, numbers and units
 
 Parts are timed from hooks that wait for the device, in calls of their own, so that waiting does not slow the total. A
@@ -28,6 +28,7 @@ from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.flow_policies import FLOW
 from gen_vla.evaluation.model_cameras import pictures_per_action
 
 
@@ -96,9 +97,7 @@ def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict
     inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
     _synchronize(model)
     processed = time.perf_counter()
-    backbone = model.model
-    modules = {"vision": backbone.vision_tower, "projector": backbone.projector, "language": backbone.language_model}
-    with hooked(model, modules) as spans:
+    with hooked(model, timed_modules(model)) as spans:
         prediction = model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
         _synchronize(model)
     total = 1000 * (time.perf_counter() - began)
@@ -106,10 +105,22 @@ def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict
         "processing": 1000 * (processed - began),
         "vision": sum(spans["vision"]) + sum(spans["projector"]),
         "prefill": spans["language"][0],
-        "decode passes": sum(spans["language"][1:]),
+        "decode passes": sum(spans["language"][1:]) + sum(spans["expert"]),
     }
-    counts = {"passes": prediction.forward_passes, "passes_timed": len(spans["language"])}
+    timed = len(spans["language"]) + len(spans["expert"])
+    counts = {"passes": prediction.forward_passes, "passes_timed": timed}
     return {**parts, "rest": total - sum(parts.values()), "total": total, **counts}
+
+
+def timed_modules(model: Any) -> dict[str, Any]:
+    """The parts of a model, by what their calls are added up under."""
+    backbone = model.model
+    if model.config.model_type == FLOW:
+        vlm = backbone.vlm
+        parts = {"vision": vlm.vision_tower, "projector": vlm.multi_modal_projector, "language": vlm.language_model}
+        return {**parts, "expert": backbone.dit}
+    parts = {"vision": backbone.vision_tower, "projector": backbone.projector, "language": backbone.language_model}
+    return {**parts, "expert": torch.nn.Identity()}  # never called
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 from datasets import Dataset
 from rich.table import Table
 
+from gen_vla.evaluation.flow_policies import check_answers
 from gen_vla.evaluation.latency import measure_latency
 from gen_vla.evaluation.metaworld_drawers import EVALUATION_SEEDS, TASKS, Start
 from gen_vla.evaluation.metaworld_rollouts import Report, evaluate_policy
@@ -53,7 +54,12 @@ def run_suite(
 
     Returns:
         `{"rollouts": [Report], "questions": QuestionReport or None, "latency": {...}}`.
+
+    Raises:
+        ValueError: for questions to a model that writes no words, before anything is run.
     """
+    if questions is not None:
+        check_answers(model.config)
     image_size = processor.image_processor.image_size
     policy = VLAPolicy(model, processor, next(iter(model.config.norm_stats)))
     plan = [

@@ -12,7 +12,7 @@ patches; `joined` are those of all towers side by side, as the projector sees th
     cosine drift  mean of 1 - cos(before, after), 0 where nothing moved
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.flow_policies import FLOW
 from gen_vla.evaluation.intervals import wilson_interval
 from gen_vla.evaluation.representation_data import LabelledPictures
 
@@ -52,16 +53,30 @@ def tower_features(
     model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64, progress: bool = True
 ) -> dict[str, np.ndarray]:
     """Features by tower, float32 [n, width], and `joined`, float32 [n, sum of widths]."""
-    tower = model.model.vision_tower
-    found: dict[str, list[np.ndarray]] = {name: [] for name in tower.names}
+    encoders = encoders_of(model)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features", disable=not progress):
         batch = list(images[first : first + batch_size])
         pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(model.device)
-        parts = [pixels] * len(tower.names) if tower.shared_pixels else pixels.split(3, dim=1)
-        for name, part in zip(tower.names, parts, strict=True):
-            found[name].append(tower.encode(name, part).float().mean(dim=1).cpu().numpy())
+        for name, encode in encoders.items():
+            found[name].append(encode(pixels).float().mean(dim=1).cpu().numpy())
     features = {name: np.concatenate(batches) for name, batches in found.items()}
     return {**features, JOINED: np.concatenate(list(features.values()), axis=1)}
+
+
+def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """By name, what makes features float [B, N, width] of the image processor's pixels."""
+    if model.config.model_type == FLOW:
+        siglip = model.model.vlm.vision_tower
+        return {"siglip": lambda pixels: siglip(pixels.to(siglip.dtype)).last_hidden_state}
+    tower = model.model.vision_tower
+
+    def encoder(number: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        if tower.shared_pixels:
+            return lambda pixels: tower.encode(name, pixels)
+        return lambda pixels: tower.encode(name, pixels.split(3, dim=1)[number])
+
+    return {name: encoder(number, name) for number, name in enumerate(tower.names)}
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> Probe:

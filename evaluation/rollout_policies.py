@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image
 
+from gen_vla.evaluation.flow_policies import starting_noise
 from gen_vla.evaluation.metaworld_drawers import INSTRUCTIONS, MAX_MOVE, Task, opposite
 from gen_vla.evaluation.model_cameras import check_one_camera
 
@@ -101,5 +102,6 @@ class VLAPolicy:
 
         inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
         inputs = inputs.to(self.model.device)
-        actions = self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key).actions[:, 0]
+        begin = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
+        actions = self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[:, 0]
         return torch.as_tensor(actions).float().cpu().numpy()

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from gen_vla.evaluation.flow_policies import starting_noise
 from gen_vla.evaluation.model_cameras import check_one_camera
 
 
@@ -196,10 +197,14 @@ class ModelPrediction:
         self.model, self.processor = model, processor
 
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        """Float32 [T, 7]; text that is no action, where nothing constrains the decoding, is malformed."""
+        """Float32 [T, 7]; text that is no action, where nothing constrains the decoding, is malformed.
+
+        What begins with noise (`flow_policies.py`) begins with the same for the same picture and words.
+        """
         inputs = self.processor.action_inputs(Image.fromarray(image), instruction).to(self.model.device)
         try:
-            return self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key).actions[0]
+            begin = starting_noise(self.model, [f"{instruction} {image.tobytes().hex()}"])
+            return self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[0]
         except ValueError as error:
             if type(error).__name__ == "ActionStringError":  # the class a repository brings along is not ours
                 raise MalformedActionError(str(error)) from error

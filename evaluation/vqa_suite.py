@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
+from gen_vla.evaluation.flow_policies import check_answers
 from gen_vla.evaluation.latency import describe_machine
 from gen_vla.evaluation.vqa_results import task_figures
 
@@ -46,7 +48,8 @@ def run_vqa(
         The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score"}`.
 
     Raises:
-        ValueError: for an unknown task or a number below 1, or without lm-eval; before any data is read.
+        ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
+            that writes no words.
         FileNotFoundError: if a task's data is not to be had; before the model is loaded.
     """
     check_arguments(tasks, limit, batch_size)
@@ -54,6 +57,7 @@ def run_vqa(
     where = {"local": str(local)} if local else {}
     manager = manager_class(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=where)
     loaded = manager.load([f"gen_vla_{task}" for task in tasks])["tasks"]
+    check_answers(AutoConfig.from_pretrained(model, trust_remote_code=True))
     evaluated = simple_evaluate(
         model="hf-multimodal",
         model_args={"pretrained": model, "trust_remote_code": True, "dtype": "auto"},

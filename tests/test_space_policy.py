@@ -13,7 +13,14 @@ import yaml
 from policy import MAX_CHARACTERS, Policy, checked_words, front_matter, model_names, units_per_step
 from space_browser import ROOT, SPACE
 from space_models import BRIDGE_HIGH, BRIDGE_LOW, save_arm_model, save_pi0_arm_model
-from tiny_models import picture, tiny_model, tiny_processor, tiny_tokenizer
+from tiny_models import (
+    picture,
+    tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
+    tiny_processor,
+    tiny_tokenizer,
+)
 
 from gen_vla.processors import ActionBins, ActionStringProcessor
 
@@ -47,6 +54,14 @@ def test_a_model_of_several_cameras_is_refused(tmp_path: Path) -> None:
     processor.cameras = ["top", "wrist"]
     processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"a model of 2 cameras \(top, wrist\), expected one of a single camera"):
+        Policy(str(tmp_path))
+
+
+def test_a_model_that_writes_nothing_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("gemma_like")
+    tiny_pi0_flow_model(tokenizer, action_dim=7).save_pretrained(tmp_path)
+    tiny_pi0_flow_processor(tokenizer, action_dim=7).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a flow-matching π0, expected a model that writes actions and answers"):
         Policy(str(tmp_path))
 
 

@@ -74,6 +74,11 @@ class Policy:
         self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=True)
         self.model: Any = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto").eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        if self.model.config.model_type == "pi0_flow":
+            raise ValueError(
+                f"got {name}, a flow-matching π0, expected a model that writes actions and answers: this Space shows "
+                "the probabilities of what is written; gen-vla predict shows this model's actions"
+            )
         dimensions = (self.model.config.action_config or {}).get("action_dim")
         if dimensions != len(DIMENSIONS):
             raise ValueError(

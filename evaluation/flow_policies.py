@@ -1,0 +1,34 @@
+"""What evaluation has to know of the flow-matching π0: it begins with noise, and writes no words.
+
+Decides: which noise an action of an episode begins with, and what is said where answers are asked for. Refuses to
+know: suites, how the noise becomes an action.
+
+Noise belongs to a step of an episode, not to a batch: a suite that goes on after a stop, or runs other episodes beside
+it, gives the same actions.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+
+FLOW = "pi0_flow"  # its `model_type`
+
+
+def starting_noise(model: Any, steps: Sequence[str]) -> dict[str, Any]:
+    """What `predict_actions` is to begin with, a row per name of a step: `noise`, or nothing for other families."""
+    if model.config.model_type != FLOW:
+        return {}
+    import torch  # here, so that simulator processes do not load it
+
+    seeds = [int.from_bytes(hashlib.blake2b(step.encode(), digest_size=7).digest(), "little") for step in steps]
+    return {"noise": torch.cat([model.draw_noise(1, torch.Generator().manual_seed(seed)) for seed in seeds])}
+
+
+def check_answers(config: Any) -> None:
+    """Raises `ValueError` for the configuration of a model that writes no words."""
+    if config.model_type == FLOW:
+        raise ValueError(
+            "got a flow-matching π0, expected a model that answers questions: it has no output layer for words. Ask "
+            "the vision-language model it comes from, or evaluate pi0-plus"
+        )
