@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "evaluation" / "results"
 DEMO = "mini_openvla_plus_demo.json"
+MINI = "mini-openvla-plus-tabletop"
 CONTROLS = {  # policies of the demo's results, as the table calls them
     "policy": "the policy",
     "policy, blank image": "shown a blank image",
@@ -183,17 +184,51 @@ def loader() -> str:
 
 
 def tabletop() -> str:
-    """Success per task of every policy that was run in distribution."""
-    results = load("tabletop_controls.json")
+    """Success per task of every policy in every mode it was run in."""
+    results = load("tabletop_mini_openvla_plus.json")
     tasks = results["settings"]["tasks"]
 
     def rows() -> Iterator[str]:
         for name, found in results["policies"].items():
-            scores = found["scores"]["matching"]
-            cells = [share(scores["tasks"][task], interval=False) for task in tasks]
-            yield line(name, *cells, share(scores["all"], interval=True))
+            for mode, scores in found["scores"].items():
+                cells = [share(scores["tasks"][task], interval=False) for task in tasks]
+                yield line(MINI if name == "policy" else name, mode, *cells, share(scores["all"], interval=True))
 
-    return table(["policy", *tasks, "all"], rows())
+    return table(["policy", "mode", *tasks, "all"], rows())
+
+
+def tabletop_questions() -> str:
+    """Questions about held-out scenes: the vision-language model, and the policy made of it."""
+    before, after = load("tabletop_questions_before.json"), load("tabletop_questions_after.json")
+
+    def rows() -> Iterator[str]:
+        for kind in (*before["kinds"], "all"):
+            found = [results["total"] if kind == "all" else results["kinds"][kind] for results in (before, after)]
+            scores = [share(score, interval=True) for score in found]
+            yield line(kind.replace("_", " "), *scores, f"{100 * found[0]['majority']:.0f} %")
+
+    return table(["question", "before robot data", "after", "always the most frequent answer"], rows())
+
+
+def agreement() -> str:
+    """Actions that are the same as by `generate`, in bf16."""
+    names = {"tree": "a tree", "static": "a tree, shapes that repeat", "batch": "`generate`, each observation alone"}
+
+    def rows() -> Iterator[str]:
+        for results in (load("agreement_bf16_1.json"), load("agreement_bf16_4.json")):
+            for name, found in results["comparisons"].items():
+                low, high = (round(100 * bound) for bound in found["interval"])
+                yield line(
+                    str(results["rows"]),
+                    names[name],
+                    f"{found['same']}/{found['n']} ({low}-{high} %)",
+                    f"{found['largest_gap_of_probabilities']:.3f}",
+                    f"{found['median_difference']:.2f}",
+                    f"{found['largest_difference']:.2f}",
+                )
+
+    head = ["observations", "compared with `generate`", "same action", "largest gap", "median difference", "largest"]
+    return table(head, rows())
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -206,6 +241,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "passes": passes,
     "loader": loader,
     "tabletop": tabletop,
+    "tabletop_questions": tabletop_questions,
+    "agreement": agreement,
 }
 MARKED = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
 
