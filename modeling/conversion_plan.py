@@ -20,15 +20,17 @@ class Piece:
     """Where a tensor of the result comes from.
 
     Attributes:
-        source: the tensor read, or `None` for zeros.
+        source: the tensor read, or `None` for one that the checkpoint does not have.
         part, parts: the share of its rows.
         change: what is done to it then.
+        made: gives a tensor without a source; by default it is zeros.
     """
 
     source: str | None
     part: int = 0
     parts: int = 1
     change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    made: Callable[[], torch.Tensor] | None = None
 
 
 def depth(names: Iterable[str], stem: str) -> int:

@@ -85,6 +85,12 @@ def add_convert(commands: Any) -> None:
         help="PaliGemma: double the encoder and freeze one copy (default), or leave it as it is",
     )
     command.add_argument(
+        "--family",
+        choices=("pi0_plus", "pi0_flow"),
+        help="PaliGemma: what it becomes, the family of this package (default), or π0 with an action expert of random "
+        "weights, the flow-matching baseline",
+    )
+    command.add_argument(
         "--center-crop",
         type=float,
         metavar="AREA",
@@ -215,6 +221,7 @@ def run_convert(options: argparse.Namespace) -> int:
         tokenizer=options.tokenizer,
         frozen=options.frozen,
         dual=options.dual,
+        family=options.family,
         center_crop_area=options.center_crop,
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         max_shard_bytes=int(options.max_shard_gb * 1e9),

@@ -31,6 +31,7 @@ from gen_vla.processors import (
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
+    Pi0FlowProcessor,
     Pi0PlusProcessor,
     make_action_config,
 )
@@ -42,6 +43,7 @@ IMAGE_TOKEN = "<image>"
 LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
 GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
+FAMILIES = ("pi0_plus", "pi0_flow")  # what PaliGemma becomes
 REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
 
 
@@ -54,6 +56,9 @@ class ConversionSettings:
         tokenizer: folder or Hub name of the tokenizer, where the source has none.
         frozen: the encoder of OpenVLA that further training leaves alone.
         dual: whether PaliGemma's encoder is doubled and one copy frozen; by default it is.
+        family: what PaliGemma becomes: `"pi0_plus"` (by default), or `"pi0_flow"`, π0 with an action expert of random
+            weights.
+        expert: `hidden_size` and `intermediate_size` of that expert; by default π0's.
         center_crop_area: share of each picture's area to keep, 0.9 for models trained with random crops.
         dtype: of the weights; by default each keeps its own.
         max_shard_bytes: the size of a weight file.
@@ -64,6 +69,8 @@ class ConversionSettings:
     tokenizer: str | Path | None = None
     frozen: str | None = None
     dual: bool | None = None
+    family: str | None = None
+    expert: dict[str, int] | None = None
     center_crop_area: float | None = None
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
@@ -73,6 +80,8 @@ class ConversionSettings:
         if self.actions is not None and self.actions not in REPRESENTATIONS:
             known = ", ".join(map(repr, REPRESENTATIONS))
             raise ConversionError(f"got actions={self.actions!r}, expected one of {known}")
+        if self.family not in (None, *FAMILIES):
+            raise ConversionError(f"got family={self.family!r}, expected one of {', '.join(map(repr, FAMILIES))}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
         raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
     found = read_source(source)
     if isinstance(found, PaliGemmaCheckpoint):
-        converted = convert_paligemma(found, options)
+        converted = (convert_to_flow if options.family == "pi0_flow" else convert_paligemma)(found, options)
     else:
         converted = convert_openvla(found, options)
     converted.config.image_token_id = converted.processor.image_token_id
@@ -121,6 +130,8 @@ def convert_openvla(found: OpenVLACheckpoint, options: ConversionSettings) -> Co
     """OpenVLA+ from OpenVLA."""
     if options.dual is not None:
         raise ConversionError("got --dual or --no-dual, which are for PaliGemma; OpenVLA has two encoders as it is")
+    if options.family is not None:
+        raise ConversionError(f"got --family {options.family}, which is for PaliGemma; OpenVLA becomes openvla_plus")
     sizes = openvla_config(found.tensors.shapes, found.timm_ids, found.text)
     config = OpenVLAPlusConfig(**sizes, norm_stats=found.norm_stats, frozen=options.frozen)
     plan = plan_openvla(config)
@@ -160,6 +171,33 @@ def convert_paligemma(found: PaliGemmaCheckpoint, options: ConversionSettings) -
     frozen = None if options.dual is False else "siglip"
     config = Pi0PlusConfig(**paligemma_config(found.tensors.shapes, found.settings, frozen))
     plan = plan_paligemma(found.tensors.shapes, model_shapes(Pi0PlusForVision2Seq, config), frozen)
+    processor = paligemma_processor(Pi0PlusProcessor, found, config, options)
+    return Converted(Pi0PlusForVision2Seq, config, plan, processor)
+
+
+def convert_to_flow(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
+    """The flow-matching π0 from PaliGemma, as the paper's baseline begins; neither does this act yet."""
+    # Not at the top: the other families run with a transformers that lacks this one.
+    from gen_vla.modeling.convert_paligemma_flow import flow_config, plan_flow
+    from gen_vla.modeling.modeling_pi0_flow import Pi0FlowForActionPrediction
+
+    unused = [name for name in ("actions", "frozen", "dual") if getattr(options, name) is not None]
+    if unused:
+        raise ConversionError(
+            f"got {', '.join(unused)} for the flow-matching π0, expected none of them: it has one encoder, all of it "
+            "trains, and its actions are no text"
+        )
+    config = flow_config(found.tensors.shapes, found.settings, options.expert)
+    plan = plan_flow(found.tensors.shapes, model_shapes(Pi0FlowForActionPrediction, config), config)
+    return Converted(
+        Pi0FlowForActionPrediction, config, plan, paligemma_processor(Pi0FlowProcessor, found, config, options)
+    )
+
+
+def paligemma_processor(
+    processor_class: Any, found: PaliGemmaCheckpoint, config: Any, options: ConversionSettings
+) -> Any:
+    """The processor that goes with a checkpoint of PaliGemma; it knows no action format yet."""
     tokenizer = load_tokenizer(options.tokenizer or found.tokenizer_folder, GEMMA_TOKENS, config.text_config)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if image_token_id != config.image_token_id:
@@ -168,12 +206,11 @@ def convert_paligemma(found: PaliGemmaCheckpoint, options: ConversionSettings) -
             "it belongs to another model"
         )
     size = config.vision_config.image_size
-    processor = Pi0PlusProcessor(
+    return processor_class(
         OpenVLAPlusImageProcessor(image_size=size, center_crop_area=options.center_crop_area, **found.pixels),
         tokenizer,
         num_image_tokens=config.num_image_tokens,
     )
-    return Converted(Pi0PlusForVision2Seq, config, plan, processor)
 
 
 def action_codec(actions: str, norm_stats: dict[str, Any], bins: int) -> ActionBins | ActionStringProcessor:
@@ -257,7 +294,7 @@ def plan_outputs(tensors: Any, converted: Converted, dtype: torch.dtype | None) 
 def reader(tensors: Any, piece: Piece, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
     """Reads a tensor when its turn comes."""
     if piece.source is None:
-        return lambda: torch.zeros(shape)
+        return piece.made or (lambda: torch.zeros(shape))
     return lambda: piece.change(tensors.read(piece.source, piece.part, piece.parts))
 
 
@@ -286,4 +323,5 @@ def save_architecture(folder: Path, converted: Converted, dtype: torch.dtype) ->
         part.dtype = str(dtype).removeprefix("torch.")
     custom_object_save(model, str(folder), config=config)
     config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
