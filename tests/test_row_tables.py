@@ -152,7 +152,7 @@ def test_a_missing_folder_is_refused_before_tables_are_written(tmp_path: Path) -
     data["vision_language"] = [{"path": "nowhere", "name": "scenes"}]
     recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
     write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
-    with pytest.raises(FileNotFoundError, match="got no vision-language data set at .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"got no vision-language data set at .*nowhere"):
         open_data(recipe, tmp_path)
     assert not (tmp_path / "rows").exists()
     assert not (tmp_path / "statistics").exists()

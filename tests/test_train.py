@@ -67,6 +67,20 @@ def test_a_run_writes_all_that_is_needed_to_use_and_to_know_the_model(finished: 
     assert sorted(path.name for path in (finished / "checkpoints").glob("*-*")) == ["checkpoint-4", "checkpoint-8"]
 
 
+def test_a_look_at_the_data_before_the_first_step_changes_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(tmp_path)
+    folder = run_recipe(recipe, tmp_path, progress=False, show=True)
+    printed = capsys.readouterr().out
+    assert "robot/tiny" in printed
+    assert "to open the drawer?\\nOut:\\n«" in printed
+    assert (folder / "first_rows.png").is_file()
+    assert hash_of(folder) == hash_of(finished)
+    logs = [json.loads((run / "training_log.json").read_text())["data"] for run in (folder, finished)]
+    assert logs[0] == logs[1]
+
+
 def test_what_a_run_writes_acts_and_answers(finished: Path) -> None:
     model, processor = load_model(finished), load_processor(finished)
     assert model.config.frozen == "siglip"

@@ -57,6 +57,11 @@ def check_folder(folder: str | Path) -> Path:
     return folder
 
 
+def has_processor(folder: Path) -> bool:
+    """Whether all but the weights is there."""
+    return all((folder / name).is_file() for name in REQUIRED)
+
+
 def family_of(folder: Path) -> Family:
     """The classes a saved folder is read with; `ValueError` for a model of no family of this package."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -77,7 +82,11 @@ def family_named(kind: str) -> Family:
 
 def load_config(folder: str | Path) -> Any:
     """The configuration of a complete folder."""
-    folder = check_folder(folder)
+    return read_config(check_folder(folder))
+
+
+def read_config(folder: Path) -> Any:
+    """The same of a folder whose weights may be missing."""
     return family_of(folder).config.from_pretrained(folder)
 
 
@@ -90,7 +99,11 @@ def load_model(folder: str | Path, config: Any = None) -> Any:
 
 def load_processor(folder: str | Path) -> Any:
     """The processor of a complete folder."""
-    folder = check_folder(folder)
+    return read_processor(check_folder(folder))
+
+
+def read_processor(folder: Path) -> Any:
+    """The same of a folder whose weights may be missing; see `has_processor`."""
     family = family_of(folder)
     settings: dict[str, Any] = family.processor.get_processor_dict(folder)[0]
     kept = ("num_image_tokens", "action_config", "prompt_template", "image_token", "chat_template", "cameras")

@@ -53,7 +53,9 @@ def add_train(commands: Any) -> None:
     command.add_argument("--list", action="store_true", help="show the recipes that come with the package")
     command.add_argument("--work-dir", default="outputs", help="where data sets lie and results go (default: outputs)")
     command.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
-    command.add_argument("--plan", action="store_true", help="memory and hours on 1, 8 and 64 GPUs; trains nothing")
+    look = command.add_mutually_exclusive_group()
+    look.add_argument("--plan", action="store_true", help="memory and hours on 1, 8 and 64 GPUs; trains nothing")
+    look.add_argument("--check", action="store_true", help="show the data as the model sees it; trains nothing")
     command.add_argument("--mini", action="store_true", help="at a size for a CPU and a minute, from random weights")
     command.add_argument(
         "--report-to", choices=("none", "trackio", "wandb", "tensorboard"), help="where figures go besides the log"
@@ -177,6 +179,11 @@ def run_train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, parse_overrides(options.set), mini=options.mini)
     if options.plan:
         return run_plan(recipe, Path(options.work_dir))
+    if options.check:
+        from gen_vla.training.check_command import run_check
+
+        run_check(recipe, options.work_dir)
+        return 0
     if options.processes > 1:
         from gen_vla.training.train import discard_checkpoints, record_missing_data, run_in_processes
 
@@ -186,12 +193,13 @@ def run_train(options: argparse.Namespace) -> int:
         passed = [options.recipe, "--work-dir", options.work_dir, *(["--resume"] if options.resume else [])]
         passed += ["--mini"] if options.mini else []
         return run_in_processes([*passed, *(f"--set={entry}" for entry in options.set)], options.processes)
-    from gen_vla.training.train import discard_checkpoints, run_recipe
+    from gen_vla.training.train import discard_checkpoints, is_first_process, run_recipe
 
     if options.mini and not options.resume:
         discard_checkpoints(recipe, Path(options.work_dir))
-    folder = run_recipe(recipe, options.work_dir, resume=options.resume)
-    print(f"Saved {recipe.name} in {folder}")
+    folder = run_recipe(recipe, options.work_dir, resume=options.resume, show=True)
+    if is_first_process():
+        print(f"Saved {recipe.name} in {folder}")
     return 0
 
 

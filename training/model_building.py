@@ -21,7 +21,14 @@ from gen_vla.processors import (
     make_flow_action_config,
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
-from gen_vla.training.checkpoints import check_folder, family_named, load_config, load_model, load_processor
+from gen_vla.training.checkpoints import (
+    check_folder,
+    family_named,
+    load_config,
+    load_model,
+    read_config,
+    read_processor,
+)
 from gen_vla.training.recipe_schema import ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipe_sources import OpenedData
 from gen_vla.training.row_tables import load_columns
@@ -46,17 +53,9 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     if recipe.model.initial_model:
         return _continue_from(initial_model_folder(recipe.model.initial_model, work_dir), recipe, opened)
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
-    family = family_named(recipe.model.family)
     config = new_config(recipe, tokenizer, opened.norm_stats)
-    processor = family.processor(
-        _image_processor(recipe),
-        tokenizer,
-        num_image_tokens=config.num_image_tokens,
-        action_config=config.action_config,
-        prompt_template=config.prompt_template,
-        cameras=opened.cameras,
-    )
-    model = family.model(config)
+    processor = new_processor(recipe, tokenizer, config, opened)
+    model = family_named(recipe.model.family).model(config)
     if recipe.model.family == "pi0_plus" and recipe.model.frozen:  # two copies of one encoder, as after conversion
         tower = model.model.vision_tower
         tower.siglip_copy.load_state_dict(tower.siglip.state_dict())
@@ -79,6 +78,18 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
     )
     config.image_token_id = tokenizer.get_vocab()["<image>"]
     return config
+
+
+def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedData) -> Any:
+    """The processor of a model with this configuration."""
+    return family_named(recipe.model.family).processor(
+        _image_processor(recipe),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        action_config=config.action_config,
+        prompt_template=config.prompt_template,
+        cameras=opened.cameras,
+    )
 
 
 def special_ids(tokenizer: Any) -> dict[str, int]:
@@ -169,9 +180,24 @@ def _check_architecture(config: OpenVLAPlusConfig | Pi0PlusConfig, settings: Mod
 
 
 def _continue_from(folder: Path, recipe: Recipe, opened: OpenedData) -> tuple[Any, Any]:
-    """Another model's weights under this recipe's settings: which tower is frozen, what an action looks like."""
-    processor, config = load_processor(folder), load_config(folder)
-    _check_architecture(config, recipe.model, str(folder))
+    """Another model's weights under this recipe's settings."""
+    processor, config = read_start(check_folder(folder), recipe, str(folder))
+    begin_with(processor, config, recipe, opened)
+    return load_model(folder, config), processor
+
+
+def read_start(folder: Path, recipe: Recipe, name: str) -> tuple[Any, Any]:
+    """Processor and configuration of the model to start from, whose weights may be elsewhere."""
+    processor, config = read_processor(folder), read_config(folder)
+    _check_architecture(config, recipe.model, name)
+    return processor, config
+
+
+def begin_with(processor: Any, config: Any, recipe: Recipe, opened: OpenedData) -> None:
+    """Puts another model's processor and configuration under this recipe's settings, in place.
+
+    Which tower is frozen, what an action looks like and in which units.
+    """
     if recipe.model.family == "pi0_flow":
         config.chunk_size = recipe.actions.horizon  # no weight depends on it
     else:
@@ -180,7 +206,6 @@ def _continue_from(folder: Path, recipe: Recipe, opened: OpenedData) -> tuple[An
     config.action_config = make_recipe_action_config(recipe.actions, processor.tokenizer)
     processor.action_config, processor.cameras = config.action_config, opened.cameras
     processor.image_processor.center_crop_area = center_crop_area(recipe)
-    return load_model(folder, config), processor
 
 
 def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:

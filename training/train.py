@@ -10,6 +10,7 @@ Decides: the order of these steps and what lies where in the work folder:
     WORK_DIR/<recipe name>/         model, processor, recipe.yaml, dataset_statistics.json, training_log.json,
                                     training_curves.png
     WORK_DIR/<recipe name>/adapter/ with LoRA, the adapter; the model beside it has it merged in
+    WORK_DIR/<recipe name>/first_rows.png      some rows as the model sees them
     WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml, what a resumed run must agree with
 
 Refuses to know: what the loss is, how rows are mixed, how a repository is published.
@@ -36,6 +37,8 @@ from trl.trainer.sft_config import SFTConfig
 from gen_vla.training.co_trainer import CoTrainer, SourceProgress
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.counted_batches import CountedBatches, sum_over_processes
+from gen_vla.training.data_check import check_data
+from gen_vla.training.data_check_tables import show_data
 from gen_vla.training.flow_recipe import is_flow
 from gen_vla.training.flow_rows import FlowCollator, FlowNoise, FlowRowPreparer
 from gen_vla.training.flow_trainer import FlowMetrics, FlowTrainer
@@ -64,6 +67,7 @@ def run_recipe(
     resume: bool = False,
     callbacks: list[TrainerCallback] | None = None,
     progress: bool = True,
+    show: bool = False,
 ) -> Path:
     """Trains a recipe and saves the model.
 
@@ -72,6 +76,7 @@ def run_recipe(
         work_dir: where data sets lie and results go.
         resume: continue from the newest checkpoint of this recipe, if there is one.
         callbacks: further callbacks of the trainer.
+        show: print what was read and draw the first rows, before the first step.
 
     Returns:
         The folder of the saved model, loadable with `trust_remote_code=True`.
@@ -93,6 +98,8 @@ def run_recipe(
     model, processor = build_model(recipe, work_dir, opened)
     collator = build_collator(recipe, model.config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
+    if show and is_first_process():
+        show_data(check_data(opened, prepare, collator), output_dir, recipe.name)
     mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last))
     trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
@@ -104,6 +111,11 @@ def run_recipe(
         save_run(recipe, trainer, state, processor, report, output_dir)
     trainer.accelerator.wait_for_everyone()
     return output_dir
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for a run; also before the processes know of each other."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_reporting(service: str) -> None:
@@ -135,7 +147,7 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
                 f"got another recipe than that of {last}: {settings}; a resumed run keeps its recipe: restore these "
                 f"settings, or start anew without {checkpoints}"
             )
-    elif int(os.environ.get("RANK", "0")) == 0:
+    elif is_first_process():
         checkpoints.mkdir(parents=True, exist_ok=True)
         write_recipe(record, recipe)
     return last

@@ -1,0 +1,109 @@
+"""`gen-vla train RECIPE --check`: a look at the data of any recipe, with and without the model it starts from."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from robot_data_sets import make_episodes, write_lerobot
+from table_data import SETS, write_table_data
+from tiny_runs import tiny_recipe, tiny_settings
+
+from gen_vla.training.cli import main
+from gen_vla.training.co_trainer import CoTrainer
+from gen_vla.training.model_building import build_model
+from gen_vla.training.recipe_sources import open_data
+
+
+SENTENCE = "are those of a small tokenizer made for this look"
+
+
+@pytest.fixture(autouse=True)
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CoTrainer, "compute_loss", lambda *_, **__: pytest.fail("a step was taken"))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table_data(tmp_path_factory.mktemp("tables"))
+
+
+def checked(capsys: pytest.CaptureFixture[str], recipe: Path | str, work_dir: Path, *options: str) -> str:
+    code = main(["train", str(recipe), "--work-dir", str(work_dir), "--check", *options])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def start_model(work_dir: Path, name: str = "start") -> Path:
+    """A saved tiny model."""
+    recipe = tiny_recipe(work_dir)
+    model, processor = build_model(recipe, work_dir, open_data(recipe, work_dir))
+    model.save_pretrained(work_dir / name)
+    processor.save_pretrained(work_dir / name)
+    return work_dir / name
+
+
+def test_a_recipe_from_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_recipe(tmp_path)
+    text = checked(capsys, tmp_path / "tiny.yaml", tmp_path)
+    assert "to open the drawer?\\nOut:\\n«" in text
+    assert SENTENCE not in text
+    assert [file.name for file in (tmp_path / "tiny").iterdir()] == ["first_rows.png"]
+
+
+@pytest.mark.parametrize("name", ["openvla_plus_bridge", "openvla_bridge", "pi0_plus_bridge", "pi0_bridge"])
+def test_a_full_size_recipe_without_its_model(name: str, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = [f"--set=data.vision_language.{number}.path={path}" for number, path in enumerate(SETS)]
+    text = checked(capsys, name, tables, *sources)
+    assert SENTENCE in text
+    assert "<image> x 256" in text
+    assert (tables / name.replace("_", "-") / "first_rows.png").is_file()
+
+
+def test_the_tokenizer_of_the_model_is_used_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = start_model(tmp_path)
+    (folder / "model.safetensors").unlink()
+    tiny_recipe(tmp_path, name="further", model={"initial_model": "start", "frozen": None})
+    text = checked(capsys, tmp_path / "further.yaml", tmp_path)
+    assert SENTENCE not in text
+    assert "<s><image> x 4  In: What action" in text
+    (folder / "tokenizer.json").unlink()
+    assert SENTENCE in checked(capsys, tmp_path / "further.yaml", tmp_path)
+
+
+def test_a_model_of_another_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start_model(tmp_path)
+    tiny_recipe(tmp_path, name="further", model={"family": "pi0_plus", "initial_model": "start"})
+    assert main(["train", str(tmp_path / "further.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
+    assert "expected pi0_plus; correct model.family" in capsys.readouterr().err
+
+
+def test_no_table_is_written_and_cameras_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
+    tokenizer = {"vocab_size": 400, "texts_from_rows": 5}
+    tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data, tokenizer=tokenizer)
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, ("top", "wrist"), size=16), "v2.1", "image")
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
+    assert "LeRobot v2.1" in text
+    assert "observation.images.top (the first)" in text
+    assert "of 2 cameras only the first is used, observation.images.top; not observation.images.wrist" in text
+    assert not (tmp_path / "rows").exists()
+    named = "--set=data.robot.0.cameras=[top,wrist]"
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path, named).split())
+    assert "only the first is used" not in text
+    assert "<image> x 8" in text
+
+
+def test_data_that_cannot_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_recipe(tmp_path)
+    shutil.rmtree(tmp_path / "questions")
+    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
+    assert "got no vision-language data set at" in capsys.readouterr().err
+
+
+def test_plan_and_check_are_two_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings()))
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "tiny.yaml"), "--plan", "--check"])
+    assert "not allowed with" in capsys.readouterr().err
