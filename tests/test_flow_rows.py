@@ -27,7 +27,7 @@ def draw(seed: int = 0) -> FlowNoise:
 
 
 class Words:
-    """As much of a processor as rows and batches need: one token per character, one picture a row."""
+    """As much of a processor as rows and batches need: one token per character."""
 
     action_config = {"horizon": 2, "action_dim": 3}  # noqa: RUF012
 
@@ -36,7 +36,7 @@ class Words:
 
     def __call__(self, images: list[Any], text: list[str]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor([ord(letter) for letter in line]) for line in text]
-        pixels = torch.stack([torch.tensor(np.asarray(row[0])).float() for row in images])
+        pixels = torch.stack([torch.tensor(np.asarray(picture)).float() for row in images for picture in row])
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         return {"input_ids": padded, "attention_mask": (padded > 0).long(), "pixel_values": pixels.movedim(-1, 1)}
 
@@ -108,5 +108,10 @@ def test_a_batch() -> None:
     assert batch["timestep"].tolist() == pytest.approx([rows[0]["timestep"], rows[1]["timestep"]])
     assert (batch["replaced"].tolist(), batch["source_id"].tolist()) == ([False, True], [1, 1])
     assert batch["is_robot"].all()
-    with pytest.raises(ValueError, match=r"another number of pictures than one \(file row 1: 2\); name one camera"):
-        FlowCollator(Words())([prepare(row(CHUNK, pictures=2), "robot/mine", 0)])
+
+
+def test_every_camera_of_a_row_is_shown() -> None:
+    rows = [FlowRowPreparer(Words(), STATS, draw_noise=draw())(row(CHUNK, pictures=2), "robot/mine", 0)] * 3
+    pixels = FlowCollator(Words())(rows)["pixel_values"]
+    assert pixels.shape == (6, 3, 16, 16)
+    assert np.array_equal(pixels[3].movedim(0, -1).numpy(), np.asarray(noise(1)))

@@ -90,8 +90,9 @@ class FlowCollator:
         sources: names of all sources, which `source_id` counts.
 
     Returns (from a call): `input_ids`, `attention_mask` int64 [B, L], left-padded as in acting; `pixel_values` float32
-    [B, 3, H, W]; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32 [B, T, D]; `timestep`
-    float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in `CoTrainingCollator`.
+    [B * cameras, 3, H, W], row after row; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32
+    [B, T, D]; `timestep` float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in
+    `CoTrainingCollator`.
     """
 
     def __init__(self, processor: Any, sources: Sequence[str] = ()):
@@ -99,13 +100,7 @@ class FlowCollator:
         self.sources = {name: number for number, name in enumerate(sources)}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pictures = [row["images"] for row in rows]
-        if any(len(images) != 1 for images in pictures):
-            counts = ", ".join(f"{row['identity']}: {len(row['images'])}" for row in rows if len(row["images"]) != 1)
-            raise ValueError(
-                f"got rows with another number of pictures than one ({counts}); name one camera a data set"
-            )
-        inputs = self.processor(images=pictures, text=[row["prompt"] for row in rows])
+        inputs = self.processor(images=[row["images"] for row in rows], text=[row["prompt"] for row in rows])
         batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         for name in ("actions", "action_is_pad", "noise"):
             batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
