@@ -4,6 +4,7 @@ Decides: what a card says and in which order (`template.md`), and that a figure 
 as not measured. Refuses to know: how anything was measured, what is known about a variant (`variants.py`).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ TASK_TYPES = {  # as the Hub calls them, by metric; everything else is about act
 PROBE = "linear probe"  # a data set of figures about features begins with this
 
 
-def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] | None) -> Path:
+def write_card(
+    folder: Path, repo_id: str, model: Any, results: dict[str, Any] | None, cameras: Sequence[str] | None = None
+) -> Path:
     """Writes `folder/README.md`.
 
     Args:
@@ -33,6 +36,7 @@ def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] |
         results: `{"figures": [{"task", "dataset", "metric", "value", "n", "interval", "note", "control"}],
             "environment": {...}}`; controls are shown in the table, but are no results of the model. The last four may
             be missing, and a value may be `None`, which is shown as not measured.
+        cameras: those whose pictures an action is asked for with (the processor's), `None` for one of any name.
 
     Raises:
         ValueError: if a figure does not say what it is, or the model is not the variant that the name promises.
@@ -59,7 +63,8 @@ def write_card(folder: Path, repo_id: str, model: Any, results: dict[str, Any] |
         repo_id=repo_id,
         name=name,
         variant=variant,
-        facts=variant.facts or model_facts(model.config),
+        facts=[*(variant.facts or model_facts(model.config)), *camera_facts(cameras)],
+        cameras=list(cameras or ()),
         figures=figures,
         environment=(results or {}).get("environment", {}),
         not_measured=NOT_MEASURED,
@@ -94,6 +99,14 @@ def model_facts(config: Any) -> list[tuple[str, str]]:
         ("actions as strings (S)", spelled),
         ("co-training (C)", "not known: there is no record of the training"),
     ]
+
+
+def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
+    """The row of the table that says which pictures an action needs."""
+    if not cameras:
+        return []
+    names = ", ".join(f"`{camera}`" for camera in cameras)
+    return [("cameras", names if len(cameras) == 1 else f"{names}: a picture of each per action, in this order")]
 
 
 def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:

@@ -140,3 +140,16 @@ def test_the_code_on_the_card_runs(
     names: dict[str, Any] = {}
     exec(compile(code, "card", "exec"), names)
     assert names["action"].shape == (3,)
+
+
+def test_the_cameras_are_named_and_the_example_shows_a_picture_of_each(tmp_path: Path, model: Any) -> None:
+    plain = write_card(tmp_path, "gen-vla/tiny", model, None).read_text()
+    one = write_card(tmp_path, "gen-vla/tiny", model, None, ["top"]).read_text()
+    two = write_card(tmp_path, "gen-vla/tiny", model, None, ["top", "wrist"]).read_text()
+    assert "| cameras |" not in plain
+    assert one == plain.replace("| `unnorm_key` |", "| cameras | `top` |\n| `unnorm_key` |")
+    assert "| cameras | `top`, `wrist`: a picture of each per action, in this order |" in two
+    for text, example in ((plain, 'Image.open("camera.png")'), (two, '{"top": Image.open("top.png"), "wrist": Image')):
+        assert f"trust_remote_code=True)\nimage = {example}" in text
+    assert 'processor.question_inputs(image["top"], "what is this?")' in two
+    compile(two.split("```python\n")[1].split("```")[0], "card", "exec")

@@ -79,6 +79,12 @@ def test_rows_are_as_long_as_their_pictures_prompts_and_answers(tmp_path):
     assert row_tokens(recipe, config) == 4 + 25 + (15 + 60) // 2 + 1
     robots_only = tiny_recipe(tmp_path, data__co_training=[], actions__horizon=2)
     assert row_tokens(robots_only, config) == 4 + 25 + 2 * 15 + 1 + 1
+    robot = [{"path": "robot", "key": "tiny", "cameras": ["top", "wrist", "front"]}]
+    of_three = tiny_recipe(tmp_path, data__robot=robot)
+    assert row_tokens(of_three, config) == (3 + 1) * 4 // 2 + 25 + (15 + 60) // 2 + 1
+    tokens = {part.name: part.tokens for part in plan_recipe(of_three, tmp_path)[0]}
+    assert (tokens["projector"], tokens["siglip"]) == (8, 8)
+    assert row_tokens(tiny_recipe(tmp_path, data__robot=robot, data__co_training=[]), config) == 3 * 4 + 25 + 15 + 1
 
 
 def test_work_and_activations_by_hand():

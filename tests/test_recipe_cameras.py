@@ -17,6 +17,7 @@ from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.cli import main
 from gen_vla.training.encoded_pictures import decode_picture
 from gen_vla.training.model_building import build_model
+from gen_vla.training.publishing import publish_to_folder
 from gen_vla.training.recipe import Recipe
 from gen_vla.training.recipe_cameras import model_cameras, short_names
 from gen_vla.training.recipe_schema import RobotSource
@@ -149,6 +150,13 @@ def test_measurements_show_every_camera(trained: Path, tmp_path: Path, capsys: p
     assert json.loads(output.read_text())["comparisons"]["tree"]["same"] == 2
     assert main([*command, "--camera", "top"]) == 2
     assert "got 1 cameras (top), expected 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_repository_of_two_cameras_stands_on_its_own(trained: Path, tmp_path: Path) -> None:
+    folder = publish_to_folder(trained, "gen-vla/two", tmp_path / "repository")
+    assert load_processor(folder).cameras == CAMERAS
+    assert "| cameras | `wrist`, `top`: a picture of each per action" in (folder / "README.md").read_text()
 
 
 def test_batches_and_beams_keep_the_pictures_of_a_row(trained: Path) -> None:

@@ -150,12 +150,12 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
     row = row_tokens(recipe, config)
     if is_flow(recipe):
         return flow_part_sizes(recipe, model, row)
-    pictures = config.num_image_tokens
-    tower = model.model.vision_tower
+    each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
-        blocks_size(name, tower.get_submodule(name), pictures + tower.prefix_tokens[name]) for name in tower.names
+        blocks_size(name, tower.get_submodule(name), over_pictures(recipe, each + tower.prefix_tokens[name]))
+        for name in tower.names
     ]
-    parts.append(blocks_size("projector", model.model.projector, pictures))
+    parts.append(blocks_size("projector", model.model.projector, over_pictures(recipe, each)))
     parts.append(blocks_size("language_model", model.model.language_model, row))
     tied = model.lm_head.weight is model.model.get_input_embeddings().weight
     if not tied:
@@ -166,9 +166,10 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
 def flow_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
     """The parts of the flow-matching π0; what a cache is read from cannot be checkpointed (see its model's file)."""
     vlm, chunk = model.model.vlm, recipe.actions.horizon + 1  # the state's token and the actions'
+    pictures = over_pictures(recipe, model.config.num_image_tokens)
     sizes = [
-        blocks_size("vision_tower", vlm.vision_tower, model.config.num_image_tokens),
-        blocks_size("projector", vlm.multi_modal_projector, model.config.num_image_tokens),
+        blocks_size("vision_tower", vlm.vision_tower, pictures),
+        blocks_size("projector", vlm.multi_modal_projector, pictures),
         replace(blocks_size("language_model", vlm.language_model, row), checkpointed=False),
         replace(blocks_size("action_expert", model.model.dit, chunk), checkpointed=False),
     ]
@@ -197,14 +198,20 @@ def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
 
 
 def row_tokens(recipe: Recipe, config: Any) -> int:
-    """Tokens of an average row: the picture, the prompt, the answer, EOS; a flow's actions are no part of it."""
-    actions = recipe.actions
+    """Tokens of an average row: its pictures, the prompt, the answer, EOS; a flow's actions are no part of it."""
+    actions, pictures = recipe.actions, over_pictures(recipe, config.num_image_tokens)
     if is_flow(recipe):
-        return config.num_image_tokens + PROMPT_TOKENS
+        return pictures + PROMPT_TOKENS
     per_value = 1 if actions.representation == "bins" else actions.decimals + 3
     robot = actions.horizon * (actions.action_dim * per_value + 1) - 1
     kinds = [robot] * bool(recipe.data.robot) + [ANSWER_TOKENS] * bool(recipe.data.questions)
-    return config.num_image_tokens + PROMPT_TOKENS + sum(kinds) // len(kinds) + 1
+    return pictures + PROMPT_TOKENS + sum(kinds) // len(kinds) + 1
+
+
+def over_pictures(recipe: Recipe, tokens: int) -> int:
+    """Tokens of an average row's pictures: a robot row has one per camera, any other row one."""
+    cameras = max((len(source.cameras or [None]) for source in recipe.data.robot), default=1)
+    return round(tokens * ((cameras + 1) / 2 if recipe.data.questions else cameras))
 
 
 def plan(recipe: Recipe, parts: list[PartSize], gpus: int, strategy: str) -> Plan:

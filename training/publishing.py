@@ -71,7 +71,7 @@ def publish_to_folder(
         for name in RECORDS:
             if (checkpoint / name).is_file():
                 shutil.copyfile(checkpoint / name, draft / name)
-        write_card(draft, repo_id, model, results)  # first, since it may refuse the name
+        write_card(draft, repo_id, model, results, processor.cameras)  # first, since it may refuse the name
         cast_weights(model, saved_dtype(checkpoint))
         model.save_pretrained(draft, max_shard_size=MAX_SHARD_SIZE)
         processor.save_pretrained(draft)
