@@ -185,12 +185,14 @@ def loader() -> str:
 
 def tabletop() -> str:
     """Success per task of every policy in every mode it was run in."""
-    results = load("tabletop_mini_openvla_plus.json")
+    results, variants = load("tabletop_mini_openvla_plus.json"), load("tabletop_mini_variants.json")
     tasks = results["settings"]["tasks"]
+    found = {name: dict(entry["scores"]) for name, entry in results["policies"].items()}
+    found["policy"]["variants"] = variants["policies"]["policy"]["scores"]["variants"]
 
     def rows() -> Iterator[str]:
-        for name, found in results["policies"].items():
-            for mode, scores in found["scores"].items():
+        for name, modes in found.items():
+            for mode, scores in modes.items():
                 cells = [share(scores["tasks"][task], interval=False) for task in tasks]
                 yield line(MINI if name == "policy" else name, mode, *cells, share(scores["all"], interval=True))
 
