@@ -41,6 +41,8 @@ def test_data_sets_share_a_model_place_by_place() -> None:
     assert model_cameras({"a": ["x/top", "x/wrist"], "b": ["front", "hand"]}) == ["top", "wrist"]
     with pytest.raises(ValueError, match=r"different numbers of cameras \(a: x/top, x/wrist; b: front\)"):
         model_cameras({"a": ["x/top", "x/wrist"], "b": ["front"]})
+    with pytest.raises(ValueError, match="got the cameras x/top, x/top of a, expected each once"):
+        model_cameras({"a": ["x/top", "x/top"]})
 
 
 def two_cameras(work_dir: Path, kind: str, family: str, **overrides: Any) -> Recipe:

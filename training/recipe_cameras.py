@@ -22,10 +22,13 @@ def model_cameras(data_sets: Mapping[str, Sequence[str]]) -> list[str] | None:
         `None` without data sets, and for one picture that they call differently.
 
     Raises:
-        ValueError: if one data set shows more cameras than another.
+        ValueError: if one data set shows more cameras than another, or one camera twice.
     """
     if not data_sets:
         return None
+    for key, cameras in data_sets.items():
+        if len(set(cameras)) < len(cameras):
+            raise ValueError(f"got the cameras {', '.join(cameras)} of {key}, expected each once; correct `cameras`")
     if len({len(cameras) for cameras in data_sets.values()}) > 1:
         found = "; ".join(f"{key}: {', '.join(cameras)}" for key, cameras in data_sets.items())
         raise ValueError(
