@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.training.evaluate_commands import add_evaluate
+from gen_vla.training.storage_problems import make_work_dir, storage_problem
 from gen_vla.training.suite_options import load_any
 
 
@@ -21,17 +22,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, TypeError, OSError) as error:
-        print(f"gen-vla: {error}", file=sys.stderr)
+        told = storage_problem(error) or str(error)
     except Exception as error:
         from gen_vla.training.hub_requests import NO_ANSWER, reason
 
-        if not isinstance(error, NO_ANSWER):
+        problem = storage_problem(error)
+        if not problem and not isinstance(error, NO_ANSWER):
             raise
-        print(
-            f"gen-vla: the Hub could not be asked: {reason(error)}; or name folders of this machine instead of hf://, "
-            "and leave out co-training sets that are not here (--set data.co_training=[])",
-            file=sys.stderr,
+        told = problem or (
+            f"the Hub could not be asked: {reason(error)}; or name folders of this machine instead of hf://, "
+            "and leave out co-training sets that are not here (--set data.co_training=[])"
         )
+    print(f"gen-vla: {told}", file=sys.stderr)
     return 2
 
 
@@ -179,6 +181,7 @@ def run_train(options: argparse.Namespace) -> int:
     recipe = load_recipe(options.recipe, parse_overrides(options.set), mini=options.mini)
     if options.plan:
         return run_plan(recipe, Path(options.work_dir))
+    make_work_dir(options.work_dir)
     if options.check:
         from gen_vla.training.check_command import run_check
 
