@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_models import (
+    picture,
+    tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
+    tiny_pi0_model,
+    tiny_pi0_processor,
+    tiny_processor,
+)
 from transformers import AutoTokenizer
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq
@@ -45,6 +53,22 @@ SHIPPED = {
     "transformers_version.py",
     "tree_decoding.py",
     "tree_passes.py",
+}
+SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors import
+    "action_bins.py",
+    "action_grammar.py",
+    "action_statistics.py",
+    "action_strings.py",
+    "configuration_pi0_flow.py",
+    "image_processing_openvla_plus.py",
+    "modeling_pi0_flow.py",
+    "nested_configuration.py",
+    "openvla_contract.py",
+    "pi0_version.py",
+    "processing_openvla_plus.py",
+    "processing_pi0_flow.py",
+    "processing_pi0_plus.py",
+    "transformers_version.py",
 }
 ALLOWED = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)
 INSTRUCTIONS = ["open the drawer", "go"]
@@ -282,6 +306,59 @@ def test_pi0_plus_loads_in_a_fresh_interpreter_too(gemma_like: Any, tmp_path: Pa
     np.testing.assert_array_equal(fresh["actions"], prediction.actions)
     answer = model.generate(**processor.question_inputs(pictures[0], QUESTION), do_sample=False, max_new_tokens=8)
     assert fresh["answer None"].tolist() == fresh["answer static"].tolist() == answer.tolist()
+
+
+FRESH_FLOW = """
+import sys
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+folder, source, target = sys.argv[1:]
+data = np.load(source)
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+inputs = processor.action_inputs([Image.fromarray(image) for image in data["images"]], list(data["instructions"]))
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "pi0_flow"
+model, info = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+assert not any(info.values()), info
+assert type(model).__name__ == type(other).__name__ == "Pi0FlowForActionPrediction"
+assert type(model).__module__.startswith("transformers_modules.")
+predictions = [network.predict_actions(**inputs, noise=torch.from_numpy(data["noise"])) for network in (model, other)]
+torch.manual_seed(3)
+one = model.predict_action(**{name: value[:1] for name, value in inputs.items()}, unnorm_key="tiny", do_sample=False)
+np.savez(target, actions=predictions[0].actions, other=predictions[1].actions, one=one)
+"""
+
+
+def test_a_flow_loads_in_a_fresh_interpreter_too(gemma_like: Any, tmp_path: Path) -> None:
+    model, processor = tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
+    folder = tmp_path / "repo"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert {path.name for path in folder.glob("*.py")} == SHIPPED_WITH_A_FLOW
+    pictures = [picture(), picture(1)]
+    noise = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    images = np.stack([np.asarray(image) for image in pictures])
+    np.savez(tmp_path / "inputs.npz", images=images, instructions=INSTRUCTIONS, noise=noise.numpy())
+    arguments = [str(folder), str(tmp_path / "inputs.npz"), str(tmp_path / "outputs.npz")]
+    finished = subprocess.run(
+        [sys.executable, "-P", "-c", f"{NO_PACKAGE}; import torch; torch.set_num_threads(1){FRESH_FLOW}", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    fresh = np.load(tmp_path / "outputs.npz")
+    inputs = processor.action_inputs(pictures, INSTRUCTIONS)
+    expected = model.predict_actions(**inputs, noise=noise).actions
+    np.testing.assert_allclose(fresh["actions"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(fresh["other"], expected, rtol=0, atol=1e-6)
+    torch.manual_seed(3)
+    one = model.predict_action(**{name: value[:1] for name, value in inputs.items()})
+    np.testing.assert_allclose(fresh["one"], one, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import picture, tiny_model, tiny_processor
+from tiny_models import picture, tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training import publishing
@@ -163,6 +163,24 @@ def test_another_content_is_another_revision(repository: Path, tmp_path: Path) -
     assert (tmp_path / "hub" / "models--gen-vla--tiny-model" / "refs" / "main").read_text() == second.name
     (changed / "README.md").rename(changed / "READYOU.md")
     assert content_hash(changed) != second.name
+
+
+def test_a_flow_matching_model_is_verified_by_its_velocities_and_actions(
+    gemma_like: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pi0_flow_model(gemma_like).save_pretrained(tmp_path / "flow")
+    tiny_pi0_flow_processor(gemma_like).save_pretrained(tmp_path / "flow")
+    folder = publish_to_folder(tmp_path / "flow", "gen-vla/tiny-flow", tmp_path / "published")
+    assert (folder / "pi0_version.py").is_file()
+
+    def change(draft: Path) -> None:
+        weights = load_file(draft / "model.safetensors")
+        weights["action_out_proj.bias"] += 0.1
+        save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+
+    spoil(monkeypatch, change, after_check=True)
+    with pytest.raises(PublishingError, match=r"got logits that differ by 1.00e-01"):
+        publish_to_folder(tmp_path / "flow", "gen-vla/tiny-flow", tmp_path / "other")
 
 
 # ---- what is not

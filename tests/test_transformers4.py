@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_models import (
+    picture,
+    tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
+    tiny_pi0_model,
+    tiny_pi0_processor,
+    tiny_processor,
+)
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.publishing import install_in_cache
@@ -93,3 +101,22 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
         np.testing.assert_array_equal(four[name], five[name], err_msg=name)
     assert five["logits AutoModel"].std() > 0.1
     assert five["tokens"].shape == (2, 18)
+
+
+def test_a_flow_matching_model_says_which_transformers_it_needs(gemma_like: Any, tmp_path: Path) -> None:
+    tiny_pi0_flow_model(gemma_like).save_pretrained(tmp_path / "repo")
+    tiny_pi0_flow_processor(gemma_like).save_pretrained(tmp_path / "repo")
+    script = """
+import sys, transformers
+for loader in (transformers.AutoConfig, transformers.AutoModel, transformers.AutoModelForVision2Seq):
+    try:
+        loader.from_pretrained(sys.argv[1], trust_remote_code=True)
+    except ImportError as error:
+        print(error)
+"""
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    settings.pop("PYTHONPATH", None)
+    command = [str(OTHER), "-P", "-c", script, str(tmp_path / "repo")]
+    run = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    sentence = "got transformers 4.57.6, expected 5.17 or newer for the flow-matching π0"
+    assert run.stdout.count(sentence) == 3, run.stderr[-2000:]
