@@ -14,7 +14,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq
+from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0FlowForActionPrediction, Pi0PlusForVision2Seq
 
 
 CONFIGS = Path(__file__).resolve().parents[1] / "training" / "accelerate_configs"
@@ -42,7 +42,8 @@ def test_fsdp_takes_its_units_from_the_models():
         "SiglipEncoderLayer",
         "LlamaDecoderLayer",
     }
-    assert set(Pi0PlusForVision2Seq._no_split_modules or ()) == {"SiglipEncoderLayer", "GemmaDecoderLayer"}
+    for pi0 in (Pi0PlusForVision2Seq, Pi0FlowForActionPrediction):
+        assert set(pi0._no_split_modules or ()) == {"SiglipEncoderLayer", "GemmaDecoderLayer"}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from gen_vla.processors import unnormalize_actions
 from gen_vla.training.co_trainer import CoTrainer
@@ -26,7 +27,15 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "actions", "actio
 
 
 class FlowTrainer(CoTrainer):
-    """`CoTrainer` whose rows hold actions as numbers: batches are those of `FlowCollator`, metrics a `FlowMetrics`."""
+    """`CoTrainer` whose rows hold actions as numbers: batches are those of `FlowCollator`, metrics a `FlowMetrics`.
+
+    Raises:
+        ValueError: where weights are to be spread over processes; see `check_whole`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        check_whole(self.is_fsdp_enabled, is_deepspeed_zero3_enabled())
 
     def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the loss is divided by: float [1], the steps that are not padding."""
@@ -40,6 +49,20 @@ class FlowTrainer(CoTrainer):
         if totals is None:
             return outputs.loss
         return outputs.loss * self.batch_totals(inputs)[0] / totals[0].clamp(min=1)
+
+
+def check_whole(fsdp: bool, zero3: bool) -> None:
+    """Raises `ValueError` where weights are spread over processes.
+
+    FSDP and ZeRO-3 gather a layer's weights again when a gradient reaches the layer's output. Of PaliGemma's last
+    layer only keys and values are used, by the action expert: no gradient reaches its output.
+    """
+    if fsdp or zero3:
+        raise ValueError(
+            f"got {'FSDP' if fsdp else 'DeepSpeed ZeRO-3'} for the flow-matching π0, expected whole weights in every "
+            "process: its action expert reads inside of PaliGemma's layers, which are not gathered for that; use "
+            "training/accelerate_configs/ddp.yaml"
+        )
 
 
 class FlowMetrics:
