@@ -162,6 +162,19 @@ def test_a_recipe_of_your_own_trains_as_the_page_says(
     assert model.config.frozen == "siglip"
 
 
+def test_a_look_at_the_data_as_the_pages_show_it(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = (ROOT / "docs" / "training.md", ROOT / "README.md")
+    shown = [c for page in pages for c in commands(page) if " my_robot.yaml " in c and " --check" in c]
+    assert len(shown) == 2
+    monkeypatch.chdir(work_dir)
+    for command in shown:
+        assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
+        assert "robot/my_robot" in capsys.readouterr().out
+    assert (work_dir / "my-robot" / "first_rows.png").is_file()
+
+
 def test_a_mini_run_can_be_repeated_with_another_recipe(
     work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
