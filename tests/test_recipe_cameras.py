@@ -11,7 +11,7 @@ import torch
 from datasets import Image, load_from_disk
 from rlds_data_sets import write_rlds
 from robot_data_sets import encode, make_episodes, write_lerobot
-from tiny_runs import noise, tiny_pi0_model, tiny_recipe, write_robot_data
+from tiny_runs import noise, tiny_flow_settings, tiny_pi0_model, tiny_recipe, write_robot_data
 
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.cli import main
@@ -52,18 +52,18 @@ def two_cameras(work_dir: Path, kind: str, family: str, **overrides: Any) -> Rec
         path = write_rlds(work_dir, episodes, "arm").relative_to(work_dir)
     else:
         path = write_lerobot(work_dir / "arm", episodes, "v3.0", "image").relative_to(work_dir)
+    families = {"openvla_plus": {}, "pi0_plus": {"model": tiny_pi0_model()}, "pi0_flow": tiny_flow_settings()}
+    settings = {"data__co_training": [], **families[family], **overrides}
     return tiny_recipe(
         work_dir,
-        **({"model": tiny_pi0_model()} if family == "pi0_plus" else {}),
+        **settings,
         data__robot=[{"path": str(path), "key": "arm", "cameras": CAMERAS, "transform": None}],
-        data__co_training=[],
         data__streaming=kind == "rlds",
         actions__action_dim=7,
         actions__binary_dims=[6],
         tokenizer={"vocab_size": 400, "texts_from_rows": 8},
         training__steps=1,
         training__save_steps=1,
-        **overrides,
     )
 
 
@@ -73,7 +73,7 @@ def first_picture(path: Path, camera: str) -> Any:
     return decode_picture(row["images"][0], "first")
 
 
-@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])
 @pytest.mark.parametrize("kind", ["rlds", "lerobot"])
 def test_training_and_acting_show_the_same(kind: str, family: str, tmp_path: Path) -> None:
     recipe = two_cameras(tmp_path, kind, family)
@@ -85,7 +85,8 @@ def test_training_and_acting_show_the_same(kind: str, family: str, tmp_path: Pat
     row = opened.first_rows("robot/arm", 1)[0]
     images = [image.decode() if hasattr(image, "decode") else image for image in row["images"]]
     batch = collator([prepare({**row, "images": images}, "robot/arm", 0)])
-    prompt = batch["input_ids"][0][batch["labels"][0] == -100]
+    labels = batch.get("labels", torch.full_like(batch["input_ids"], -100))  # the flow-matching π0 writes no tokens
+    prompt = batch["input_ids"][0][labels[0] == -100]
 
     path = tmp_path / recipe.data.robot[0].path
     pictures = {camera: first_picture(path, camera) for camera in ("top", "wrist")}
@@ -94,7 +95,7 @@ def test_training_and_acting_show_the_same(kind: str, family: str, tmp_path: Pat
     assert inputs["input_ids"].tolist() == [prompt.tolist()]
     image_tokens = [processor.image_token_id] * (2 * processor.num_image_tokens)
     bos = processor.tokenizer.bos_token_id
-    start = [*image_tokens, bos] if family == "pi0_plus" else [bos, *image_tokens]
+    start = [*image_tokens, bos] if family != "openvla_plus" else [bos, *image_tokens]
     assert prompt.tolist()[: len(start)] == start
     assert batch["pixel_values"].shape[0] == 2
     torch.testing.assert_close(inputs["pixel_values"], batch["pixel_values"], rtol=0, atol=0)
