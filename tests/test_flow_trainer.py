@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
+from test_convert_paligemma_weights import published, stock, write_paligemma  # noqa: F401  # a fixture
 from test_training_metrics import OneProcess
 from tiny_models import tiny_statistics
 from tiny_runs import Witness, noise, tiny_flow_settings, tiny_recipe, weights_hash
 
 from gen_vla.training.checkpoints import load_model, load_processor
+from gen_vla.training.converting import convert
 from gen_vla.training.flow_rows import FlowCollator, FlowNoise, FlowRowPreparer
 from gen_vla.training.flow_trainer import FlowMetrics, check_whole
 from gen_vla.training.mixture import HalfAndHalfSampler
@@ -187,6 +189,18 @@ def test_starting_from_a_model_takes_its_weights_and_another_horizon(finished: P
     model, processor = load_model(folder), load_processor(folder)
     assert (model.config.chunk_size, processor.action_config["horizon"]) == (2, 2)
     assert model.predict_action(**processor.action_inputs(noise(0), "go")).shape == (2, 3)
+
+
+def test_a_converted_paligemma_trains(stock: Any, tmp_path: Path) -> None:  # noqa: F811
+    source = write_paligemma(tmp_path / "source", published(stock))
+    expert = {"hidden_size": 32, "intermediate_size": 48}
+    convert(source, tmp_path / "start", family="pi0_flow", expert=expert, progress=False)
+    folder = run_flow(
+        tmp_path, training__steps=1, model={"family": "pi0_flow", "initial_model": "start", "frozen": None}
+    )
+    model, processor = load_model(folder), load_processor(folder)
+    assert model.config.action_config["horizon"] == model.config.chunk_size == 3
+    assert model.predict_action(**processor.action_inputs(noise(0), "go")).shape == (3, 3)
 
 
 @pytest.mark.slow
