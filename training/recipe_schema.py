@@ -166,8 +166,8 @@ class RobotSource:
     Attributes:
         path: its folder, relative to the work folder, or `hf://datasets/OWNER/NAME[@REVISION]/...`.
         key: its name in the statistics, and later the `unnorm_key`.
-        cameras: names of the pictures a row shows, in this order; by default the data set's main camera. All robot data
-            sets show as many, and the model keeps the names of the first (`recipe_cameras.py`).
+        cameras: names of the pictures a row shows, in this order; by default the data set's main camera. All robot
+            data sets show as many, and the model keeps the names of the first (`recipe_cameras.py`).
         transform: what turns its actions into the family's: `"bridge"`, `"fractal"`, `None` for none, or `"auto"`, by
             the data set's own name.
         action, state: names of the features that hold them; several are put side by side.
