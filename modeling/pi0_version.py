@@ -1,18 +1,31 @@
 """Stops an import under a transformers that lacks π0's architecture, in words.
 
-Decides: what the flow-matching family needs, and how its absence is told. Refuses to know: everything else. The other
-families run with less (`transformers_version.py`).
+Decides: the oldest version the flow-matching family runs with, which is the oldest it was tested with. Refuses to
+know: everything else. The other families run with older ones (`transformers_version.py`).
 """
+
+import re
 
 import transformers
 
 
-try:
-    from transformers import PI0Config, PI0ForConditionalGeneration
-except ImportError as error:
-    raise ImportError(
-        f"got transformers {transformers.__version__}, expected 5.17 or newer for the flow-matching π0, whose "
-        "architecture it brings: pip install 'transformers>=5.17'; the other model families run with older ones"
-    ) from error
+OLDEST_WITH_PI0 = (5, 17)
+
+
+def check_pi0(version: str) -> None:
+    """Raises `ImportError` for a version older than `OLDEST_WITH_PI0`."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_WITH_PI0:
+        oldest = ".".join(map(str, OLDEST_WITH_PI0))
+        raise ImportError(
+            f"got transformers {version}, expected {oldest} or newer for the flow-matching π0, whose architecture it "
+            f"brings: pip install 'transformers>={oldest}'; the other model families run with older ones"
+        )
+
+
+check_pi0(transformers.__version__)
+
+from transformers import PI0Config, PI0ForConditionalGeneration  # noqa: E402
+
 
 __all__ = ["PI0Config", "PI0ForConditionalGeneration"]

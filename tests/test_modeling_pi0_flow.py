@@ -402,10 +402,11 @@ def test_the_configuration(gemma_like: Any) -> None:
             tiny_pi0_flow_config(gemma_like, **settings)
 
 
-def test_without_the_architecture_only_this_family_is_missing() -> None:
-    script = """
-import sys, transformers
-sys.modules["transformers.models.pi0"] = None
+@pytest.mark.parametrize("version", ["4.57.6", "5.16.1"])
+def test_without_the_architecture_only_this_family_is_missing(version: str) -> None:
+    script = f"""
+import transformers
+transformers.__version__ = "{version}"
 import gen_vla.modeling as modeling
 modeling.Pi0PlusConfig
 try:
@@ -418,5 +419,5 @@ except AttributeError as error:
     print(error)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
-    assert "expected 5.17 or newer for the flow-matching π0" in run.stdout
+    assert f"got transformers {version}, expected 5.17 or newer for the flow-matching π0" in run.stdout
     assert "has no attribute 'Pi0Config'" in run.stdout
