@@ -8,7 +8,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_models import (
+    picture,
+    tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
+    tiny_pi0_model,
+    tiny_pi0_processor,
+    tiny_processor,
+)
 from tiny_runs import tiny_pi0_model as pi0_settings
 from tiny_runs import tiny_recipe
 
@@ -106,3 +114,17 @@ def test_a_run_trains(kind, bf16, tmp_path):
     steps = [e for e in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in e]
     assert all(np.isfinite(entry["loss"]) for entry in steps)
     assert steps[-1]["robot/loss"] < steps[0]["robot/loss"]
+
+
+def test_a_flow_begins_with_the_same_noise_as_on_the_cpu(gemma_like):
+    model, processor = tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
+    inputs = processor.action_inputs([picture(), picture(1)], ["in", "out two"])
+    expected = model.predict_actions(**inputs, generator=torch.Generator().manual_seed(0), num_steps=3)
+    inputs = inputs.to(DEVICE)
+    model.to(DEVICE)
+    found = model.predict_actions(**inputs, generator=torch.Generator().manual_seed(0), num_steps=3)
+    np.testing.assert_allclose(found.normalized, expected.normalized, atol=1e-3)
+    padding = torch.tensor([[False] * 4, [False, True, True, True]])
+    loss = model.train()(**inputs, actions=torch.zeros(2, 4, 3), action_is_pad=padding).loss
+    loss.backward()
+    assert bool(loss.isfinite())
