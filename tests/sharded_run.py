@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from tiny_models import (
     picture,
     tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
     tiny_pi0_model,
     tiny_pi0_processor,
     tiny_processor,
@@ -28,10 +30,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from gen_vla.processors import ActionStringProcessor
+from gen_vla.training.flow_trainer import reach_last_layer
 
 
 ROWS, STEPS = 4, 3
-FAMILIES = ("openvla_plus", "pi0_plus")
+FAMILIES = ("openvla_plus", "pi0_plus", "pi0_flow")
 
 
 def main(output: Path) -> None:
@@ -40,6 +43,8 @@ def main(output: Path) -> None:
     mesh = init_device_mesh("cpu", (world,))
     for family in FAMILIES:
         model, inputs = build(family)
+        if family == "pi0_flow":
+            reach_last_layer(model)
         units = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules)]
         for unit in units:
             fully_shard(unit, mesh=mesh)
@@ -73,7 +78,9 @@ def train(model: Any, inputs: dict[str, torch.Tensor]) -> Iterator[torch.Tensor]
 
 
 def build(family: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A tiny model in training mode, and a batch whose rows have as many supervised tokens each."""
+    """A tiny model in training mode, and a batch whose rows have as many supervised tokens, or numbers, each."""
+    if family == "pi0_flow":
+        return build_flow()
     pi0 = family == "pi0_plus"
     tokenizer = tiny_tokenizer("gemma_like" if pi0 else "llama_like")
     strings = ActionStringProcessor(3, 1, 2)
@@ -84,6 +91,18 @@ def build(family: str) -> tuple[Any, dict[str, torch.Tensor]]:
     labels[:, :-4] = -100
     types = {"token_type_ids": (labels != -100).long()} if pi0 else {}
     return model, {**inputs, "labels": labels, **types}
+
+
+def build_flow() -> tuple[Any, dict[str, torch.Tensor]]:
+    """As `build`, for the flow-matching π0."""
+    tokenizer = tiny_tokenizer("gemma_like")
+    model = tiny_pi0_flow_model(tokenizer, seed=0).train()
+    processor = tiny_pi0_flow_processor(tokenizer)
+    inputs = dict(processor.action_inputs([picture(row) for row in range(ROWS)], ["in"] * ROWS))
+    random = torch.Generator().manual_seed(1)
+    noise, actions = torch.randn(2, ROWS, 4, 3, generator=random)
+    times = torch.linspace(0.2, 0.8, ROWS)
+    return model, {**inputs, "noise": noise, "actions": actions.clamp(-1, 1), "timestep": times}
 
 
 if __name__ == "__main__":

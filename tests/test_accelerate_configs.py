@@ -81,5 +81,5 @@ def test_sharded_over_two_processes_is_the_same_as_plain_training(family, sharde
     for name, value in model.named_parameters():
         torch.testing.assert_close(weights[name], value.detach(), atol=1e-5, rtol=0)
     frozen = [name for name, value in model.named_parameters() if not value.requires_grad]
-    assert len(frozen) > 10
+    assert len(frozen) > 5
     assert all(torch.equal(weights[name], start[name]) for name in frozen)

@@ -122,10 +122,6 @@ def test_full_size_plans(capsys):
     assert "too much" in text
     parts, plans = plan_recipe(load_recipe("pi0_bridge"), Path("nowhere"))
     assert sum(part.parameters for part in parts) == 3_238_048_528
-    assert [(way.gpus, way.strategy, way.fits) for way in plans] == [
-        (1, "whole", True),
-        (8, "DDP", True),
-        (64, "DDP", True),
-    ]
+    assert all(way.fits for way in plans)
     parts, _ = plan_recipe(load_recipe("mini_openvla_plus"), Path("nowhere"))
     assert sum(part.parameters for part in parts) < 3_000_000  # the size of mini_vlm, which it starts from

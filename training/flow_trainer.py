@@ -23,6 +23,11 @@ from gen_vla.training.prepared_rows import ROBOT
 
 
 SUMS = ("squares", "values", "error", "rows", "replaced")
+NO_ZERO3 = (
+    "got DeepSpeed ZeRO-3 for the flow-matching π0, expected whole weights in every process, or FSDP: its action "
+    "expert reads inside of PaliGemma's layers, which ZeRO-3 has not been seen to gather for that; use "
+    "training/accelerate_configs/ddp.yaml or fsdp2.yaml"
+)
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "actions", "action_is_pad", "noise", "timestep")
 
 
@@ -30,12 +35,15 @@ class FlowTrainer(CoTrainer):
     """`CoTrainer` whose rows hold actions as numbers: batches are those of `FlowCollator`, metrics a `FlowMetrics`.
 
     Raises:
-        ValueError: where weights are to be spread over processes; see `check_whole`.
+        ValueError: for DeepSpeed ZeRO-3.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        check_whole(self.is_fsdp_enabled, is_deepspeed_zero3_enabled())
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(NO_ZERO3)
+        if self.is_fsdp_enabled:
+            reach_last_layer(self.model)
 
     def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the loss is divided by: float [1], the steps that are not padding."""
@@ -51,18 +59,19 @@ class FlowTrainer(CoTrainer):
         return outputs.loss * self.batch_totals(inputs)[0] / totals[0].clamp(min=1)
 
 
-def check_whole(fsdp: bool, zero3: bool) -> None:
-    """Raises `ValueError` where weights are spread over processes.
+def reach_last_layer(model: Any) -> None:
+    """Lets FSDP gather PaliGemma's last layer for the backward pass; changes no number.
 
-    FSDP and ZeRO-3 gather a layer's weights again when a gradient reaches the layer's output. Of PaliGemma's last
-    layer only keys and values are used, by the action expert: no gradient reaches its output.
+    FSDP gathers a layer's weights again when a gradient reaches the layer's output. Of the last layer the action
+    expert uses keys and values only, so that no gradient would: here the keys get the output, times zero.
     """
-    if fsdp or zero3:
-        raise ValueError(
-            f"got {'FSDP' if fsdp else 'DeepSpeed ZeRO-3'} for the flow-matching π0, expected whole weights in every "
-            "process: its action expert reads inside of PaliGemma's layers, which are not gathered for that; use "
-            "training/accelerate_configs/ddp.yaml"
-        )
+
+    def add_nothing(module: Any, arguments: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and output.past_key_values is not None:
+            layer = output.past_key_values.layers[-1]
+            layer.keys = layer.keys + 0.0 * output.last_hidden_state[..., :1].sum()
+
+    model.model.vlm.register_forward_hook(add_nothing)
 
 
 class FlowMetrics:

@@ -112,7 +112,7 @@ def strategies(recipe: Recipe, gpus: int) -> list[str]:
     """What is worth comparing on so many GPUs."""
     if gpus == 1:
         return ["whole"]
-    return ["DDP"] if recipe.training.lora or is_flow(recipe) else ["DDP", "FSDP2"]
+    return ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
 
 
 def planned_config(recipe: Recipe, work_dir: Path) -> Any:
