@@ -29,16 +29,17 @@ def test_observations_lie_evenly_over_the_data(recording):
 
 
 def test_float32_agrees(tiny_openvla, recording):
+    model, processor = tiny_openvla
     observations = [(picture, "two") for picture, _ in read_observations(recording, 6)]
-    results = measure_agreement(*tiny_openvla, observations, rows=3)
+    results = measure_agreement(model, processor, observations, rows=3)
     assert list(results["comparisons"]) == ["tree", "static", "batch"]
     for found in results["comparisons"].values():
         assert (found["same"], found["n"], found["largest_difference"]) == (6, 6, None)
-    alone = measure_agreement(*tiny_openvla, observations, rows=1, nodes=5)
+    alone = measure_agreement(model, processor, observations, rows=1, nodes=5)
     assert list(alone["comparisons"]) == ["tree", "static"]
     assert alone["nodes"] == 5
     with pytest.raises(ValueError, match="got 6 observations for batches of 7"):
-        measure_agreement(*tiny_openvla, observations, rows=7)
+        measure_agreement(model, processor, observations, rows=7)
 
 
 def test_differences_are_counted_and_measured():
