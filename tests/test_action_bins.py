@@ -219,12 +219,12 @@ def test_training_rows_hold_the_tokens_inference_generates(tiny_bins: tuple[Any,
 
 
 def test_recipes_choose_the_representation(trained: Any, llama2: Any) -> None:
-    recipe = ActionRecipe(representation="bins", action_dim=4, bin_tokens="bytes")
+    recipe = ActionRecipe(representation="bins", action_dim=4, binary_dims=[], bin_tokens="bytes")
     config = make_recipe_action_config(recipe, trained)
     assert (config["bin_tokens_end"], config["action_dim"]) == (259, 4)
     assert make_recipe_action_config(ActionRecipe(representation="bins"), llama2)["bin_tokens_end"] == 32000
     assert make_recipe_action_config(ActionRecipe(), llama2)["representation"] == "string"
-    with pytest.raises(RecipeError, match="a bin has no decimals"):
+    with pytest.raises(RecipeError, match="expected none: only strings have decimals"):
         ActionRecipe(representation="bins", label_decimals=2)
 
 
@@ -232,7 +232,7 @@ def test_a_recipe_with_bins_trains_and_publishes(tmp_path: Any) -> None:
     write_robot_data(tmp_path / "robot")
     write_questions(tmp_path / "questions")
     settings = tiny_settings(training__steps=2)
-    settings["actions"] = {"representation": "bins", "bin_tokens": "bytes", "action_dim": 3}
+    settings["actions"] = {"representation": "bins", "bin_tokens": "bytes", "action_dim": 3, "binary_dims": []}
     (tmp_path / "bins.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     folder = run_recipe(load_recipe(tmp_path / "bins.yaml"), tmp_path, progress=False)
     published = publish_to_folder(folder, "gen-vla/tiny-bins", tmp_path / "published")

@@ -127,6 +127,7 @@ def test_the_adapter_executes_the_first_action_of_each_chunk():
 
     class Model:
         device = "cpu"
+        config = SimpleNamespace(model_type="openvla_plus")
 
         def predict_actions(self, instructions, device, unnorm_key):
             assert (instructions, device, unnorm_key) == (["close the drawer", "open the drawer"], "cpu", "drawers")

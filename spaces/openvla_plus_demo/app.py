@@ -10,6 +10,7 @@ Decides: the page, its words, what runs at the same time, what programs can call
 The page opens with a finished example, so that what it shows needs no explaining.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -368,4 +369,5 @@ def theme() -> Base:
 
 
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl+C while the page is still being opened
+        main()
