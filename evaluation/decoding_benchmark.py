@@ -33,6 +33,7 @@ import torch
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.decoding_agreement import compared
 from gen_vla.evaluation.decoding_passes import passes_of, read_bridge
 from gen_vla.evaluation.latency import describe_machine
 from gen_vla.evaluation.random_models import BRIDGE, PIECES, build_random, random_inputs
@@ -236,17 +237,18 @@ def compare_choices(model: Any, nodes: int, pictures: int) -> dict[str, Any]:
     In float32 it does. In half precision a sum's rounding depends on the shape of the batch, so that near-ties can
     fall either way: how many actions differ, and how probable the two choices were where they first did.
     """
-    same, gaps = 0, []
+    pairs = []
     for seed in range(pictures):
         inputs = random_inputs(model, 1, seed)
         plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
         tree = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=nodes)
-        if plain.text == tree.text:
-            same += 1
-            continue
-        first = int(np.argmax(plain.token_ids[0] != tree.token_ids[0]))
-        gaps.append(abs(float(plain.digit_probabilities[0, first] - tree.digit_probabilities[0, first])))
-    return {"pictures": pictures, "same_actions": same, "largest_gap_where_different": max(gaps, default=None)}
+        pairs.append((plain, 0, tree, 0))
+    found = compared(pairs)
+    return {
+        "pictures": pictures,
+        "same_actions": found["same"],
+        "largest_gap_where_different": found["largest_gap_of_probabilities"],
+    }
 
 
 def run_benchmark(
