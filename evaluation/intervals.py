@@ -60,7 +60,7 @@ def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = 
     """
     if not trials:
         raise ValueError("got no trials, expected at least one")
-    weights = weights or _weights(trials)
+    weights = weights or mean_weights(trials)
     sums = _layout_sums(trials, weights)
     share = min(1.0, math.fsum(w * trial.score for w, trial in zip(weights, trials, strict=True)))
     count, squares = len(sums), math.fsum(w * w for w in weights)
@@ -73,7 +73,7 @@ def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = 
     return ClusteredShare(share, len(trials), count, effective, wilson_interval(share * effective, effective))
 
 
-def _weights(trials: Sequence[Scored]) -> list[float]:
+def mean_weights(trials: Sequence[Scored]) -> list[float]:
     """Of each trial in the mean over parts of the mean within each; they add up to 1."""
     sizes: dict[str, int] = defaultdict(int)
     for trial in trials:
@@ -129,7 +129,7 @@ def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]
     if not shared:
         return 0.0
     pairs = [[policy[name] for name in shared] for policy in (first, second)]
-    sums = [_layout_sums(trials, _weights(trials)) for trials in pairs]
+    sums = [_layout_sums(trials, mean_weights(trials)) for trials in pairs]
     shares = [math.fsum(score for _, score in of.values()) for of in sums]
     moves = [[s - share * w for w, s in of.values()] for of, share in zip(sums, shares, strict=True)]
     spread = math.sqrt(math.fsum(m * m for m in moves[0]) * math.fsum(m * m for m in moves[1]))

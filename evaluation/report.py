@@ -2,7 +2,7 @@
 
 Decides: which of our figures belongs into which cell of the paper's tables, and how a report is written (Markdown,
 JSON for model cards). Refuses to know: result files (`report_figures.py`), how two policies are compared
-(`report_comparisons.py`), bars (`report_pictures.py`).
+(`report_comparisons.py`), which are runs of one recipe (`report_seeds.py`), bars (`report_pictures.py`).
 
 The paper's figures (`paper_tables.yaml`) stand in a column of their own that names the size of the paper's model. Ours
 stand in one column per benchmark, empty where nothing was run: neither is ever filled in from the other.
@@ -15,7 +15,7 @@ training data are the same.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,15 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from gen_vla.evaluation.intervals import mean_interval
 from gen_vla.evaluation.report_comparisons import EXPLANATION, TrialFiles, comparable, compare, difference_text
 from gen_vla.evaluation.report_figures import SUCCESS_RATE, Figure, read_results
+from gen_vla.evaluation.report_seeds import (
+    ON_SEEDS,
+    Policy,
+    find_groups,
+    policy_of,
+    seed_figures,
+    seed_note,
+    seed_text,
+)
 from gen_vla.model_cards.card import as_eval_result
 
 
@@ -42,18 +51,23 @@ def load_paper() -> dict[str, Any]:
 
 
 def make_report(
-    paths: Sequence[Path], rows: dict[str, str] | None = None, against: str | None = None
+    paths: Sequence[Path],
+    rows: dict[str, str] | None = None,
+    against: str | None = None,
+    seeds: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Everything a report holds.
 
     Args:
         paths: result files of the suites.
         rows: the paper's row, by its short name, for models whose names do not say it.
-        against: a model in the files, which all models without a row are compared with.
+        against: a model in the files, or a mean over seeds, which all models without a row are compared with.
+        seeds: models that differ by their training seed only, by a name for their mean. Those whose files say so are
+            put together without being named.
 
     Returns:
         `{"figures": [...], "tables": [{"name", "title", "benchmark", "unit", "decimals", "notes", "rows": [{"model",
-        "task", "paper", "paper_size", "ours": [figure, ...], "differences": [difference, ...]}]}]}`.
+        "task", "paper", "paper_size", "ours": [figure, ...], "differences": [difference, ...]}]}], "notes": [...]}`.
 
     Raises:
         ValueError: if a file, a row or the model to compare with is unknown.
@@ -67,16 +81,29 @@ def make_report(
             raise ValueError(f"got the paper's row {slug!r}, expected one of {', '.join(slugs)}{hint}")
     figures = [figure for path in paths for figure in read_results(path)]
     figures += averages(figures)
+    files = TrialFiles(paths)
+    groups, notes = find_groups(figures, seeds or {})
+    means, more = seed_figures(figures, groups, files)
+    figures += means
     for figure in figures:
-        figure["row"] = slugs.get((rows or {}).get(figure["model"]) or row_name(figure["model"])[0])
+        figure["row"] = _row_of(figure, rows or {}, slugs)
     known = dict.fromkeys(figure["model"] for figure in figures)
     if against is not None and against not in known:
         raise ValueError(f"got the model {against!r} to compare with, expected one of {', '.join(known)}")
     tables = [fill_table(table, paper["models"], figures) for table in paper["tables"]]
-    files = TrialFiles(paths)
     for table in tables:
         add_differences(table, paper["models"], figures, files, against)
-    return {"figures": figures, "tables": tables}
+    return {"figures": figures, "tables": tables, "notes": notes + more}
+
+
+def _row_of(figure: Figure, rows: Mapping[str, str], slugs: Mapping[str, str]) -> str | None:
+    """The paper's row, as told or by the name; a mean's is that of its runs, where its own name has none."""
+
+    def named(model: str) -> str | None:
+        return slugs.get(rows.get(model) or row_name(model)[0])
+
+    runs = {named(run["model"]) for run in figure.get("seeds", ())}
+    return named(figure["model"]) or (runs.pop() if len(runs) == 1 else None)
 
 
 def short_name(model: str) -> str:
@@ -93,10 +120,10 @@ def row_name(model: str) -> tuple[str, str]:
 
 def averages(figures: Sequence[Figure]) -> list[Figure]:
     """The mean over the four tasks, wherever SimplerEnv has all four of a model and mode, as the paper's Avg."""
-    groups: dict[tuple[str, str], list[Figure]] = {}
+    groups: dict[tuple[Any, str], list[Figure]] = {}
     for figure in figures:
         if figure["benchmark"] == "SimplerEnv" and figure["value"] is not None:
-            groups.setdefault((figure["model"], figure["mode"]), []).append(figure)
+            groups.setdefault((policy_of(figure), figure["mode"]), []).append(figure)
     found = []
     for group in groups.values():
         tasks = {TASK_NAMES.get(figure["task"], figure["task"]) for figure in group}
@@ -139,7 +166,8 @@ def add_differences(
     for row in table["rows"]:
         for figure in row["ours"] if table["unit"] == "%" else ():
             names = models.get(figure["row"], {}).get("against", [])
-            for other in (f for f in figures if not f["control"] and comparable(figure, f, row["drop_from"])):
+            others = (f for f in figures if not f["control"] and not f["mean"])
+            for other in (f for f in others if comparable(figure, f, row["drop_from"])):
                 itself = other["model"] == figure["model"]
                 named = other["row"] in names and trained_alike(figure, other)
                 if itself or (named if figure["row"] else other["model"] == against):
@@ -150,14 +178,20 @@ def add_differences(
 
 def trained_alike(figure: Figure, other: Figure) -> bool:
     """Whether two models' names say the same training data."""
-    return row_name(figure["model"])[1] == row_name(other["model"])[1]
+    return _trained_on(figure) == _trained_on(other)
+
+
+def _trained_on(figure: Figure) -> str:
+    """By the model's name; a mean over seeds whose own name says nothing is named by its runs."""
+    runs = {row_name(run["model"])[1] for run in figure.get("seeds", ())}
+    return row_name(figure["model"])[1] or (runs.pop() if len(runs) == 1 else "")
 
 
 def fits(figure: Figure, column: dict[str, Any]) -> bool:
-    """Whether a figure of ours answers what a column of the paper asks."""
+    """Whether a figure of ours answers what a column of the paper asks; runs that a mean is made of leave it that."""
     task = TASK_NAMES.get(figure["task"], figure["task"])
     same = (figure["mode"], task) == (column["mode"], column["task"])
-    return same and not figure["control"] and figure["metric"] in MAIN_METRICS
+    return same and not figure["control"] and not figure["mean"] and figure["metric"] in MAIN_METRICS
 
 
 def _row(
@@ -175,6 +209,9 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += [line for note in table["notes"] for line in (note, "")]
     if any(row["differences"] for table in report["tables"] for row in table["rows"]):
         lines += [EXPLANATION, ""]
+    if any("seeds" in figure for figure in report["figures"]):
+        lines += [ON_SEEDS, ""]
+    lines += [line for note in report["notes"] for line in (note, "")]
     placed = [figure for table in report["tables"] for row in table["rows"] for figure in row["ours"]]
     others = [figure for figure in report["figures"] if not any(figure is other for other in placed)]
     if others:
@@ -213,6 +250,7 @@ def cell(figure: Figure, unit: str = "%") -> str:
     text = f"{scale * figure['value']:.{digits}f}"
     if figure["interval"] is not None:
         text += " ({:.{d}f}-{:.{d}f})".format(*(scale * bound for bound in figure["interval"]), d=digits)
+    text += f", {seed_text(figure, scale, digits)}" if "seeds" in figure else ""
     text += "" if figure["n"] is None else f", n {figure['n']}"
     for name in ("malformed", "crashed"):
         text += f", {figure[name]} {name}" if figure[name] else ""
@@ -225,7 +263,8 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
         value = "" if f["value"] is None else f"{f['value']:g}"
         interval = "" if f["interval"] is None else "{:g}-{:g}".format(*f["interval"])
         benchmark = f"{f['benchmark']}, {f['mode']}" if f["mode"] else f["benchmark"]
-        note = ", ".join(part for part in (f["note"], "for comparison" if f["control"] else "") if part)
+        notes = (f["note"], seed_note(f), "for comparison" if f["control"] else "")
+        note = ", ".join(part for part in notes if part)
         n = "" if f["n"] is None else str(f["n"])
         lines.append(_line(short_name(f["model"]), benchmark, f["task"], f["metric"], value, interval, n, note))
     return lines
@@ -234,7 +273,7 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
 def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
     lines = [_line("model", "parameters", "measured on", "file"), _line(*["---"] * 4)]
     for model, parameters, hardware, source in dict.fromkeys(
-        (f["model"], f["parameters"], f["hardware"], f["source"]) for f in figures
+        (f["model"], f["parameters"], f["hardware"], f["source"]) for f in figures if "seeds" not in f
     ):
         lines.append(_line(short_name(model), f"{parameters:,}" if parameters else "", hardware, Path(source).name))
     return lines
@@ -245,18 +284,34 @@ def _line(*cells: str) -> str:
 
 
 def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each model what `write_card` and `gen-vla publish --results` take, and its `model-index` besides."""
+    """For each model what `write_card` and `gen-vla publish --results` take, and its `model-index` besides.
+
+    A card is about one run: means over seeds are on none.
+    """
     cards = {}
-    for model in dict.fromkeys(figure["model"] for figure in report["figures"]):
-        own = [figure for figure in report["figures"] if figure["model"] == model]
+    runs = [figure for figure in report["figures"] if "seeds" not in figure]
+    for policy, name in _card_names([policy_of(figure) for figure in runs]).items():
+        own = [figure for figure in runs if policy_of(figure) == policy]
         entries = [_card_figure(figure) for figure in own]
         measured = [entry for entry in entries if entry["value"] is not None and not entry["control"]]
         if not measured:
             continue
-        index = eval_results_to_model_index(short_name(model), [as_eval_result(entry) for entry in measured])
+        index = eval_results_to_model_index(short_name(policy[0]), [as_eval_result(entry) for entry in measured])
         hardware = ", ".join(dict.fromkeys(figure["hardware"] for figure in own if figure["hardware"]))
-        cards[short_name(model)] = {"figures": entries, "environment": {"hardware": hardware}, "model-index": index}
+        cards[name] = {"figures": entries, "environment": {"hardware": hardware}, "model-index": index}
     return cards
+
+
+def _card_names(policies: Sequence[Policy]) -> dict[Policy, str]:
+    """Short names; where two policies would share one, the whole of their models' names, and their seeds."""
+    short = {policy: short_name(policy[0]) for policy in dict.fromkeys(policies)}
+    names = {}
+    for policy, name in short.items():
+        if list(short.values()).count(name) > 1:
+            name = re.sub(r"[^\w.]+", "-", policy[0]).strip("-.")
+            name += "" if policy[1] is None else f"-seed{policy[1]}"
+        names[policy] = name
+    return names
 
 
 def _card_figure(figure: Figure) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Decides: which file comes from which suite, and what of it is a figure. Refuses 
 
 A figure is a dictionary: `model`, `benchmark`, `mode`, `task`, `metric`, `value`, `n`, `interval` (two bounds or
 None), `malformed`, `crashed`, `note`, `control` (measured without the model, or on purpose against it), `hardware`,
-`parameters`, `source` (the file).
+`parameters`, `source` (the file), `trained` (`training_record.py`), `mean` (the mean over seeds that it is part of).
 """
 
 import json
@@ -25,6 +25,8 @@ DEFAULTS: Figure = {
     "control": False,
     "hardware": "",
     "parameters": None,
+    "trained": None,
+    "mean": None,
 }
 SUCCESS_RATE = "success rate"
 
@@ -71,7 +73,8 @@ def hardware_of(environment: Any) -> str:
 def _common(results: dict[str, Any], path: Path) -> Figure:
     environment = results.get("environment") or results.get("machine") or {}
     size = results.get("parameters") or (environment.get("parameters") if isinstance(environment, dict) else None)
-    return {"model": results.get("model") or path.stem, "hardware": hardware_of(environment), "parameters": size}
+    common = {"model": results.get("model") or path.stem, "trained": results.get("trained")}
+    return {**common, "hardware": hardware_of(environment), "parameters": size}
 
 
 def _simpler(results: dict[str, Any], path: Path) -> Iterator[Figure]:
@@ -100,6 +103,7 @@ def _representations(results: dict[str, Any], path: Path) -> Iterator[Figure]:
         if entry["role"] != "after":
             yield {**measured, "task": entry["task"], "control": True}
         if names.get(entry["role"]):
+            measured["trained"] = measured["trained"] if entry["role"] == "after" else None
             tower = f"{results['data']}, {entry['tower']}"
             yield {**measured, "model": names[entry["role"]], "mode": "probe", "task": tower}
 
@@ -126,6 +130,7 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
             "benchmark": "tabletop",
             "hardware": hardware_of(machine),
             "metric": SUCCESS_RATE,
+            "trained": policy.get("trained"),
             "control": "model" not in identity,
             "note": "" if "model" in identity else name,
         }
@@ -156,7 +161,8 @@ def _drawers(results: dict[str, Any], path: Path) -> Iterator[Figure]:
             }
     if results.get("questions"):
         machine = results.get("latency", {}).get("machine")
-        yield from _scene_questions({**results["questions"], "model": common["model"], "machine": machine}, path)
+        asked = {"model": common["model"], "trained": common["trained"], "machine": machine}
+        yield from _scene_questions({**results["questions"], **asked}, path)
     if results.get("latency"):
         yield from _speed(results["latency"], common)
 

@@ -33,16 +33,17 @@ def draw_tables(report: dict[str, Any], folder: Path) -> list[Path]:
 def draw_table(table: dict[str, Any], path: Path) -> Path:
     """One table as bars."""
     columns = list(dict.fromkeys(row["task"] for row in table["rows"] if row["ours"]))
-    series: dict[str, dict[str, tuple[float, Any, Any]]] = {}
+    series: dict[str, dict[str, tuple[Any, Any]]] = {}
     for row in table["rows"]:
         for figure in row["ours"]:
             if figure["value"] is not None:
-                name = f"{short_name(figure['model'])}, {figure['benchmark']}"
-                series.setdefault(name, {})[row["task"]] = (figure["value"], figure["interval"], row)
+                seeds = ", mean over seeds" if "seeds" in figure else ""
+                name = f"{short_name(figure['model'])}, {figure['benchmark']}{seeds}"
+                series.setdefault(name, {})[row["task"]] = (figure, row)
     scale = 100 if table["unit"] == "%" else 1
     figure, axes = plt.subplots(figsize=(max(6.0, 1.5 + 1.3 * len(columns)), 4.4), layout="constrained")
     width = 0.8 / len(series)
-    tallest = max(bar[0] for cells in series.values() for bar in cells.values())
+    tallest = max(bar[0]["value"] for cells in series.values() for bar in cells.values())
     axes.set_ylim(0, 105 if table["unit"] == "%" else 1.15 * tallest)
     for index, (name, cells) in enumerate(series.items()):
         places = np.array([columns.index(task) for task in cells]) + (index - (len(series) - 1) / 2) * width
@@ -60,7 +61,8 @@ def draw_table(table: dict[str, Any], path: Path) -> Path:
     if printed:
         label = f"printed in the paper: {', '.join(sorted(printed))} ({table['benchmark']})"
         axes.plot([], [], color="black", linestyle=(0, (2, 1)), linewidth=2, label=label)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    long = any(len(label) > 45 for label in axes.get_legend_handles_labels()[1])  # two of those are cut off
+    figure.legend(loc="outside lower center", ncols=1 if long else 2, frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
@@ -69,15 +71,19 @@ def draw_table(table: dict[str, Any], path: Path) -> Path:
 def _draw_series(
     axes: Any, places: np.ndarray, cells: list[Any], scale: float, width: float, colour: str, name: str
 ) -> None:
-    """A model's bars with their values, their intervals, and a dashed line at what the paper prints for its row."""
-    heights = np.array([scale * value for value, _, _ in cells])
+    """A model's bars with their values, their intervals, a dot for each seed of a mean, and a dashed line at what the
+    paper prints for its row.
+    """
+    heights = np.array([scale * measured["value"] for measured, _ in cells])
     axes.bar(places, heights, 0.92 * width, color=colour, label=name)
-    for place, height, (_, interval, row) in zip(places, heights, cells, strict=True):
+    for place, height, (measured, row) in zip(places, heights, cells, strict=True):
         inside = height > 0.08 * axes.get_ylim()[1]
         ink = {"color": "white" if inside else colour, "fontsize": 8, "ha": "center", "va": "bottom"}
         axes.annotate(f"{height:.3g}", (place, 0 if inside else height), (0, 3), textcoords="offset points", **ink)
-        if interval is not None:
-            low, high = (scale * bound for bound in interval)
+        seeds = [scale * run["value"] for run in measured.get("seeds", ())]
+        axes.scatter(np.linspace(place - width / 4, place + width / 4, len(seeds)), seeds, 9, "#111111", zorder=3)
+        if measured["interval"] is not None:
+            low, high = (scale * bound for bound in measured["interval"])
             spread = [[max(0.0, height - low)], [max(0.0, high - height)]]
             axes.errorbar(place, height, yerr=spread, color="#333333", capsize=3, linewidth=1)
         if row["paper"] is not None:

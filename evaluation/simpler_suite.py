@@ -35,6 +35,7 @@ from gen_vla.evaluation.simpler_environment import (
 )
 from gen_vla.evaluation.simpler_policy import MalformedActionError, ModelPrediction, Robot, SimplerPolicy
 from gen_vla.evaluation.simpler_trials import TaskScore, Trial, first_trials, score_task, trials_of
+from gen_vla.evaluation.training_record import with_record
 
 
 ATTEMPTS = 2
@@ -350,6 +351,7 @@ def evaluate_simpler(
     results = results_of(
         log, name, settings.robot, measured, {**describe_machine(), "parameters": model.num_parameters()}
     )
+    results = with_record(results, name)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 

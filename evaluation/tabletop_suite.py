@@ -44,6 +44,7 @@ from gen_vla.evaluation.tabletop_policies import (
 from gen_vla.evaluation.tabletop_rollouts import run_jobs
 from gen_vla.evaluation.tabletop_scores import summarise
 from gen_vla.evaluation.tabletop_simulators import Simulators
+from gen_vla.evaluation.training_record import with_record
 from gen_vla.training.instruction_augmentation import held_out_paraphrases
 
 
@@ -121,7 +122,8 @@ def run_suite(
             options = {"batch_size": settings.batch_size, "name": c.name, "progress": progress}
             pace = run_jobs(c.policy, jobs, log, simulators, **options)
             scores = summarise(log.of(jobs))
-            results["policies"][c.name] = {"identity": c.identity, "scores": scores, "pace": pace.to_dict()}
+            scored = {"identity": c.identity, "scores": scores, "pace": pace.to_dict()}
+            results["policies"][c.name] = with_record(scored, c.identity.get("model"))
     if output is not None:
         (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results

@@ -172,8 +172,12 @@ def test_seconds_have_no_difference_in_points(tmp_path):
         ({}, "+18.5 (+10.2 to +26.4) from OpenVLA, p 0.0031, 300 pairs in 75 layouts"),
         ({"p": 1.0, "layouts": 300}, "+18.5 (+10.2 to +26.4) from OpenVLA, p 1, 300 pairs"),
         ({"interval": None, "p": None, "pairs": 0}, "+18.5 from OpenVLA, unpaired"),
+        (
+            {"seeds": [3, 1]},
+            "+18.5 (+10.2 to +26.4) from OpenVLA, p 0.0031, 3 seeds against 1, 300 pairs in 75 layouts",
+        ),
     ],
 )
 def test_what_a_difference_looks_like(changes, text):
     difference = {"label": "OpenVLA", "difference": 0.185, "interval": [0.102, 0.264], "p": 0.0031}
-    assert difference_text({**difference, "pairs": 300, "layouts": 75, **changes}) == text
+    assert difference_text({**difference, "pairs": 300, "layouts": 75, "seeds": [1, 1], **changes}) == text

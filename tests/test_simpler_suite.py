@@ -197,6 +197,15 @@ def test_two_processes_share_a_folder(simulator, bridge_model, tmp_path):
         SimplerSettings("widowx", shard=(2, 2)).trials()
 
 
+def test_results_say_how_a_model_was_trained(simulator, bridge_model, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: mine\ntraining: {seed: 3, steps: 5}\n")
+    settings = SimplerSettings("widowx", tasks=("stack_cube",), episodes=1)
+    model, processor = bridge_model
+    evaluate_simpler(model, processor, str(tmp_path), settings, tmp_path / "run", progress=False)
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())["trained"]
+    assert (trained["recipe"], trained["seed"]) == ("mine", 3)
+
+
 def test_the_command_writes_results_and_a_table(simulator, bridge_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     model, processor = bridge_model

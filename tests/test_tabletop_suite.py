@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -74,6 +75,16 @@ def test_a_model_acts_through_its_processor(tiny_openvla):
     assert scores["matching"]["all"]["malformed"] + scores["matching"]["all"]["successes"] <= 1
     with pytest.raises(ValueError, match="got unnorm_key 'mars', expected one of"):
         choose_unnorm_key(model, "mars")
+
+
+def test_results_say_how_a_model_was_trained(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("name: mine\ntraining: {seed: 3, steps: 5}\n")
+    (zero,) = control_contestants(["zero"], ("matching",))
+    played = replace(zero, name="policy", identity={"model": str(tmp_path)})
+    settings = SuiteSettings(("matching",), ("close_drawer",), 1, workers=1, image_size=32)
+    policies = run_suite([played, zero], settings, progress=False)["policies"]
+    assert (policies["policy"]["trained"]["recipe"], policies["policy"]["trained"]["seed"]) == ("mine", 3)
+    assert "trained" not in policies["zero"]
 
 
 def test_fingerprints_tell_weights_apart(tiny_openvla):

@@ -257,6 +257,13 @@ def add_report(suites: Any) -> None:
         "--row", action="append", default=[], metavar="MODEL=ROW", help="a model's row of the paper, like openvla-sc"
     )
     command.add_argument("--against", metavar="MODEL", help="compare the models without a row with this one")
+    command.add_argument(
+        "--seeds",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL,MODEL,...",
+        help="models that differ by their training seed only; those whose files say so need no naming",
+    )
     command.add_argument("--output", type=Path, required=True, help="a folder for Markdown, JSON and PNG files")
     command.set_defaults(run=run_report)
 
@@ -269,7 +276,11 @@ def run_report(options: argparse.Namespace) -> int:
     rows = dict(entry.rpartition("=")[::2] for entry in options.row)
     if "" in rows:
         raise ValueError(f"got --row {' --row '.join(options.row)}, expected MODEL=ROW")
-    report = make_report(options.results, rows, options.against)
+    seeds = [entry.partition("=")[::2] for entry in options.seeds]
+    if any(not name or not models for name, models in seeds) or len(dict(seeds)) < len(seeds):
+        raise ValueError(f"got --seeds {' --seeds '.join(options.seeds)}, expected NAME=MODEL,MODEL, each name once")
+    groups = {name: [model for model in models.split(",") if model] for name, models in seeds}
+    report = make_report(options.results, rows, options.against, groups)
     for path in (*write_report(report, options.output), *draw_tables(report, options.output)):
         print(path)
     return 0

@@ -19,10 +19,12 @@ def add_output(command: Any) -> None:
 
 
 def write_results(results: dict[str, Any], output: Path | None) -> int:
-    """Writes JSON where asked for; returns exit code 0."""
+    """Writes JSON where asked for, with how the model was trained; returns exit code 0."""
+    from gen_vla.evaluation.training_record import with_record
+
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(with_record(results, results.get("model")), indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -1,0 +1,75 @@
+"""What a result file says about training: the same of runs that differ by their seed only, from real recipes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import constants
+
+from gen_vla.evaluation.training_record import trained_as, with_record
+from gen_vla.training.recipe import load_recipe
+from gen_vla.training.suite_options import write_results
+from gen_vla.training.train import write_recipe
+
+
+def record_of(folder):
+    found = trained_as(folder)
+    assert found is not None
+    return found
+
+
+def trained(folder, name="openvla_rt1_d", **training):
+    """A model's folder as a run leaves it, as far as its recipe goes."""
+    recipe = load_recipe(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_recipe(folder / "recipe.yaml", replace(recipe, training=replace(recipe.training, **training)))
+    return str(folder)
+
+
+def test_runs_that_differ_by_seed_have_the_same_settings(tmp_path):
+    records = [record_of(trained(tmp_path / str(seed), seed=seed)) for seed in (0, 3)]
+    assert [(record["recipe"], record["seed"]) for record in records] == [("openvla-rt1-d", 0), ("openvla-rt1-d", 3)]
+    assert records[0]["settings"] == records[1]["settings"]
+
+
+def test_other_settings_are_another_recipe_but_not_another_name_or_tracker(tmp_path):
+    usual = record_of(trained(tmp_path / "usual"))
+    longer = record_of(trained(tmp_path / "longer", steps=7))
+    tracked = record_of(trained(tmp_path / "tracked", report_to="tensorboard"))
+    folder = tmp_path / "named"
+    folder.mkdir()
+    write_recipe(folder / "recipe.yaml", replace(load_recipe("openvla_rt1_d"), name="mine", description="other words"))
+    named = record_of(str(folder))
+    assert usual["settings"] == tracked["settings"] == named["settings"] != longer["settings"]
+    assert named["recipe"] == "mine"
+
+
+def test_a_repository_in_the_cache_is_read_and_nothing_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    repository = tmp_path / "models--me--mine"
+    trained(repository / "snapshots" / "abc", seed=2)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert record_of("me/mine")["seed"] == 2
+    assert trained_as("me/other") is None
+
+
+@pytest.mark.parametrize("text", ["[", "- 1", "name: a", "name: a\ntraining: {seed: x}"])
+def test_what_is_no_recipe_says_nothing(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert trained_as(str(tmp_path)) is None
+
+
+def test_results_have_the_record_where_there_is_one(tmp_path):
+    assert with_record({"n": 1}, trained(tmp_path / "a", seed=4))["trained"]["seed"] == 4
+    assert with_record({"n": 1}, str(tmp_path / "nothing/at all")) == {"n": 1}
+    assert with_record({"n": 1}, None) == {"n": 1}
+
+
+def test_every_suites_file_has_it(tmp_path):
+    output = tmp_path / "results.json"
+    write_results({"model": trained(tmp_path / "a", seed=4), "n": 1}, output)
+    assert json.loads(output.read_text())["trained"]["seed"] == 4
+    write_results({"suite": "loader"}, output)
+    assert json.loads(output.read_text()) == {"suite": "loader"}
