@@ -126,8 +126,8 @@ class ActionPredictionMixin:
         )
         deviations = np.stack(
             [
-                standard_deviations(grammar, [t for t in tokens if t != grammar.eos_token_id], spread)
-                for tokens, spread in zip(token_ids.tolist(), spreads, strict=True)
+                standard_deviations(grammar, [t for t in tokens if t != grammar.eos_token_id], spread, values)
+                for tokens, spread, values in zip(token_ids.tolist(), spreads, normalized, strict=True)
             ]
         )
         return ActionPrediction(
@@ -280,7 +280,8 @@ def expectations(
         raise ValueError(f"got {len(hints)} previous actions for {len(histograms)} observations, expected one each")
     if isinstance(grammar, BinGrammar) and nodes == 1:  # one guess among 256 is not worth making
         return [None] * len(histograms)
-    shared = {id(counts): ActionPrior(grammar, counts) for counts in histograms}  # without a hint
+    unhinted = {id(counts): counts for counts, hint in zip(histograms, hints, strict=True) if hint is None}
+    shared = {key: ActionPrior(grammar, counts) for key, counts in unhinted.items()}
     return [
         shared[id(counts)] if hint is None else ActionPrior(grammar, counts, hint)
         for counts, hint in zip(histograms, hints, strict=True)

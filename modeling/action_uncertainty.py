@@ -10,6 +10,7 @@ extra forward pass.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,41 @@ from .action_grammar import BinGrammar
 from .action_prior import Place, step
 
 
-def standard_deviations(grammar: Any, tokens: Sequence[int], spreads: Sequence[dict[int, float]]) -> np.ndarray:
+GRAMMARS_KEPT = 16
+
+
+def standard_deviations(
+    grammar: Any, tokens: Sequence[int], spreads: Sequence[dict[int, float]], values: np.ndarray
+) -> np.ndarray:
     """Float32 [T, D], in normalised units.
 
     Args:
         grammar: of the action.
         tokens: of one action, EOS left out.
         spreads: per token, the probability of every token that was allowed there.
+        values: float [T, D], the normalised action that the tokens spell.
     """
-    codec = grammar.strings
-    values = grammar.strings.decode(grammar.text(tokens)).reshape(-1)
-    variances = np.zeros(codec.horizon * codec.action_dim)
+    # Of each token in doubt: its value, what a digit counts there, how many tokens it could have been; then of these.
+    owners, units, counts = [], [], []
+    options: list[int] = []
+    chances: list[float] = []
     place = Place()
     for token, spread in zip(tokens, spreads, strict=True):
         if len(spread) > 1:
-            value = value_of(grammar, place, token)
-            variances[value] += _variance(grammar, place, spread, abs(values[value]))
+            owners.append(value_of(grammar, place, token))
+            units.append(_unit(place.prefix))
+            counts.append(len(spread))
+            options += spread
+            chances += spread.values()
         place = step(grammar, place, token)
-    return np.sqrt(variances).astype(np.float32).reshape(codec.horizon, codec.action_dim)
+    if not owners:
+        return np.zeros(values.shape, dtype=np.float32)
+    signs, numbers = _meanings(grammar)
+    magnitudes = np.abs(values, dtype=np.float64).reshape(-1)[owners]
+    worths = np.array([signs[option] for option in options]) * np.repeat(magnitudes, counts)
+    worths += np.array([numbers[option] for option in options]) * np.repeat(units, counts)
+    variances = np.bincount(owners, weights=_variances(np.array(chances), worths, counts), minlength=values.size)
+    return np.sqrt(variances).astype(np.float32).reshape(values.shape)
 
 
 def value_of(grammar: Any, place: Place, token: int) -> int:
@@ -47,23 +65,29 @@ def value_of(grammar: Any, place: Place, token: int) -> int:
     return min(place.value + reaches_over, codec.horizon * codec.action_dim - 1)
 
 
-def _variance(grammar: Any, place: Place, spread: dict[int, float], magnitude: float) -> float:
-    """The variance of what the tokens of one place stand for."""
-    if isinstance(grammar, BinGrammar):
-        worth: Any = grammar.strings.to_values([int(grammar.text_of[token]) for token in spread])
-    else:
-        worth = [_worth(place.prefix, grammar.text_of.get(token, ""), magnitude) for token in spread]
-    chances = np.array(list(spread.values()))
-    mean = float((chances * worth).sum())
-    return float((chances * (np.array(worth) - mean) ** 2).sum())
-
-
-def _worth(prefix: str, piece: str, magnitude: float) -> float:
-    """What a piece adds to the value: a sign turns the whole value over, a digit adds its place."""
-    piece = piece.lstrip(", \n")
-    if piece in ("+", "-"):
-        return magnitude if piece == "+" else -magnitude
-    if not piece.isdigit():
-        return 0.0
+def _unit(prefix: str) -> float:
+    """What the digit behind a prefix counts."""
     _, point, fraction = prefix.partition(".")
-    return int(piece) * 10.0 ** (-(len(fraction) + 1) if point else 0)
+    return 10.0 ** -(len(fraction) + 1) if point else 1.0
+
+
+@lru_cache(maxsize=GRAMMARS_KEPT)
+def _meanings(grammar: Any) -> tuple[dict[int, float], dict[int, float]]:
+    """What a token says about a value: its sign, which turns the whole value over, and a digit or a bin's centre; 0
+    where it says nothing."""
+    signs, numbers = {grammar.eos_token_id: 0.0}, {grammar.eos_token_id: 0.0}
+    for token, text in grammar.text_of.items():
+        piece = text.lstrip(", \n")
+        signs[token] = {"+": 1.0, "-": -1.0}.get(piece, 0.0)
+        if isinstance(grammar, BinGrammar):
+            numbers[token] = float(grammar.strings.to_values(int(piece)))
+        else:
+            numbers[token] = float(piece) if piece.isdigit() else 0.0
+    return signs, numbers
+
+
+def _variances(chances: np.ndarray, worths: np.ndarray, counts: list[int]) -> np.ndarray:
+    """Float64 [groups]: the variance in each of the groups of `counts` options that follow one another."""
+    starts = np.cumsum([0, *counts[:-1]])
+    means = np.add.reduceat(chances * worths, starts)
+    return np.add.reduceat(chances * (worths - np.repeat(means, counts)) ** 2, starts)

@@ -16,6 +16,7 @@ pass. What is accepted is at every step what constrained decoding one token at a
 logits, so the result is the same for any tree. Tokens the grammar forces need no logits at all.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,7 +42,7 @@ class Row:
     """One observation while its action is being written.
 
     Attributes:
-        tokens, chances: accepted so far, and the probability of each among those allowed.
+        tokens: accepted so far.
         spreads: per accepted token, the probability of every token that was allowed there.
         place: behind the last accepted token.
         prior: what its trees are grown from; without one it has none.
@@ -52,7 +53,6 @@ class Row:
     position: int
     prior: ActionPrior | None
     tokens: list[int] = field(default_factory=list)
-    chances: list[float] = field(default_factory=list)
     spreads: list[dict[int, float]] = field(default_factory=list)
     place: Place = field(default_factory=Place)
     pending: list[int] = field(default_factory=list)
@@ -61,10 +61,10 @@ class Row:
     def accept(self, grammar: Any, token: int, spread: dict[int, float]) -> None:
         """Adds a token; a row is done where only EOS can follow."""
         self.tokens.append(token)
-        self.chances.append(spread[token])
         self.spreads.append(spread)
         self.place = step(grammar, self.place, token)
-        self.done = set(grammar.transitions[self.place.state]) == {grammar.eos_token_id}
+        following = grammar.transitions[self.place.state]
+        self.done = len(following) == 1 and grammar.eos_token_id in following
 
     def accept_forced(self, grammar: Any) -> None:
         """Adds every token that has no alternative to the pending ones."""
@@ -153,9 +153,11 @@ class TreeDecoder:
         pending = [] if row.done else row.pending
         count = len(pending)
         tokens = [*pending, *tree.tokens]
-        depths = [*range(count), *(count - 1 + depth for depth in tree.depths)]
-        parents = [*range(-1, count - 1), *(count + parent if parent >= 0 else count - 1 for parent in tree.parents)]
-        return tokens, [row.position + depth for depth in depths], parents
+        # Of a first node the parent is the last of the pending tokens, which stands one place before it.
+        first = row.position + count - 1
+        positions = [*range(row.position, first + 1), *[first + depth for depth in tree.depths]]
+        parents = [*range(-1, count - 1), *[count + parent for parent in tree.parents]]
+        return tokens, positions, parents
 
     def _walk(self, row: Row, tree: TokenTree, logits: np.ndarray, offset: int) -> list[int]:
         """Accepts tokens along the tree; returns which fed slots the row keeps."""
@@ -180,12 +182,13 @@ class TreeDecoder:
 
     def _spread(self, row: Row, logits: np.ndarray) -> dict[int, float]:
         """The probabilities of the tokens allowed next."""
-        allowed = list(self.grammar.transitions[row.place.state])
-        if len(allowed) == 1:
-            return {allowed[0]: 1.0}
-        scores = logits[[self.column[token] for token in allowed]] / (self.temperature or 1.0)
-        chances = np.exp(scores - scores.max())
-        return dict(zip(allowed, (chances / chances.sum()).tolist()))
+        allowed = self.grammar.transitions[row.place.state]
+        temperature = self.temperature or 1.0
+        scores = logits.tolist()  # of a dozen numbers: faster than with arrays
+        highest = max(scores[self.column[token]] for token in allowed)
+        weights = [math.exp((scores[self.column[token]] - highest) / temperature) for token in allowed]
+        total = sum(weights)
+        return {token: weight / total for token, weight in zip(allowed, weights, strict=True)}
 
     def _pick(self, row: Row, spread: dict[int, float]) -> int:
         if self.temperature is None:
@@ -218,15 +221,15 @@ def pack(
     ids = np.zeros((len(fed), width), dtype=np.int64)
     positions = np.zeros((len(fed), width), dtype=np.int64)
     size = -(-width // 8)
-    seen = bytearray()  # of each token whom it sees, one bit each, the first token's lowest
+    seen: list[bytes] = []  # of each token whom it sees, one bit each, the first token's lowest
     for row, (tokens, places, parents) in enumerate(fed):
         ids[row, : len(tokens)] = tokens
         positions[row, : len(tokens)] = places
         sights: list[int] = []
-        for index in range(width):
-            parent = parents[index] if index < len(parents) else -1
+        for index, parent in enumerate(parents):
             sights.append(1 << index | (sights[parent] if parent >= 0 else 0))
-        seen += b"".join(sight.to_bytes(size, "little") for sight in sights)
-    bits = np.frombuffer(bytes(seen), dtype=np.uint8).reshape(len(fed), width, size)
+        sights += [1 << index for index in range(len(parents), width)]
+        seen += [sight.to_bytes(size, "little") for sight in sights]
+    bits = np.frombuffer(b"".join(seen), dtype=np.uint8).reshape(len(fed), width, size)
     sight = np.unpackbits(bits, axis=2, count=width, bitorder="little").view(bool)
     return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(sight)

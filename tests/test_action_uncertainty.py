@@ -19,7 +19,7 @@ def test_each_token_adds_the_variance_of_its_place():
     spreads = [{token: 1.0} for token in tokens]
     spreads[3] = {PIECES["3"]: 0.5, PIECES["5"]: 0.5}
     spreads[4] = {PIECES["-"]: 0.75, PIECES["+"]: 0.25}
-    deviations = standard_deviations(grammar, tokens, spreads)
+    deviations = standard_deviations(grammar, tokens, spreads, np.array([[0.3, -0.5]]))
     assert deviations.shape == (1, 2)
     assert deviations.dtype == np.float32
     assert deviations[0, 0] == pytest.approx(0.1)  # digits 0.2 apart
@@ -29,18 +29,37 @@ def test_each_token_adds_the_variance_of_its_place():
 def test_no_doubt_is_zero_and_later_places_weigh_less():
     grammar = ActionGrammar(ActionStringProcessor(1, 1, 3), PIECES, eos_token_id=2)
     tokens = [PIECES[character] for character in "+0.123"]
-    sure = [{token: 1.0} for token in tokens]
-    assert standard_deviations(grammar, tokens, sure).tolist() == [[0.0]]
+    sure, values = [{token: 1.0} for token in tokens], np.array([[0.123]])
+    assert standard_deviations(grammar, tokens, sure, values).tolist() == [[0.0]]
     found = []
     for place, (chosen, other) in zip((3, 4, 5), ("13", "24", "35"), strict=True):
         spreads = [*sure]
         spreads[place] = {PIECES[chosen]: 0.5, PIECES[other]: 0.5}
-        found.append(float(standard_deviations(grammar, tokens, spreads)[0, 0]))
+        found.append(float(standard_deviations(grammar, tokens, spreads, values)[0, 0]))
     np.testing.assert_allclose(found, [0.1, 0.01, 0.001], rtol=1e-5)
 
 
 def test_bins_use_their_centres():
     grammar = BinGrammar(ActionBins(1, 1, bins=5), bin_tokens_end=20, eos_token_id=2)
     low, high = grammar.token_ids("0")[0], grammar.token_ids("3")[0]
-    deviation = standard_deviations(grammar, [low], [{low: 0.5, high: 0.5}])
+    deviation = standard_deviations(grammar, [low], [{low: 0.5, high: 0.5}], np.array([[-0.75]]))
     assert deviation[0, 0] == pytest.approx(0.75)  # centres -0.75 and 0.75
+
+
+def test_all_tokens_at_once_are_as_one_by_one():
+    """Every token of four values in doubt, at random chances: 6 tokens each: a sign, an integer, a point, decimals."""
+    grammar, random = ActionGrammar(ActionStringProcessor(4, 1, 3), PIECES, eos_token_id=2), np.random.default_rng(0)
+    text = "+0.125-0.300-0.041+0.999"
+    values, variances = np.array([[0.125, -0.3, -0.041, 0.999]]), np.zeros(4)
+    spreads = []
+    for place, character in enumerate(text):
+        value, kind = divmod(place, 6)
+        options = {"+": "+-", "-": "+-", ".": "."}.get(character, "0123456789")
+        chances = random.dirichlet(np.ones(len(options)))
+        spreads.append({PIECES[option]: chance for option, chance in zip(options, chances, strict=True)})
+        size = abs(values.flat[value])
+        digits = np.arange(10) / 10 ** max(kind - 2, 0)
+        worths = np.array([size, -size]) if kind == 0 else digits[: len(options)]
+        variances[value] += np.sum(chances * (worths - np.sum(chances * worths)) ** 2)
+    found = standard_deviations(grammar, [PIECES[character] for character in text], spreads, values)
+    np.testing.assert_allclose(found.reshape(-1), np.sqrt(variances), rtol=1e-6)
