@@ -1,11 +1,11 @@
 """Pictures to pixels for a dual vision tower: one naive resize, then one normalisation per encoder.
 
 Decides: RGB conversion, the optional centre crop, the bicubic resize straight to a square (no aspect ratio kept:
-OpenVLA's "resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, and their
-order on the channel axis. Refuses to know: text, cameras, models.
+OpenVLA's "resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, their order
+on the channel axis, and which pictures of several cameras an action is asked for with. Refuses to know: text, models.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -152,3 +152,52 @@ def center_crop(picture: Image.Image, area: float) -> Image.Image:
     width, height = (round(side * area**0.5) for side in picture.size)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
+
+
+def checked_cameras(cameras: Any) -> list[str] | None:
+    """Names of cameras, each once, or `None`."""
+    if cameras is None:
+        return None
+    names = list(cameras)
+    if not names or isinstance(cameras, str) or len(set(names)) != len(names):
+        raise ValueError(f"got cameras={cameras!r}, expected a list of different names, or None for one picture")
+    return names
+
+
+def is_batch(image: Any) -> bool:
+    """Whether `image` is a list of rows, each with the pictures of its cameras, and not one row's list of pictures."""
+    return isinstance(image, (list, tuple)) and any(isinstance(row, (list, tuple, Mapping)) for row in image)
+
+
+def pictures_in_order(row: Any, cameras: list[str] | None) -> list[Any]:
+    """The pictures of one instruction in the order of training; raises `ValueError` for other ones than `cameras`."""
+    if isinstance(row, Mapping):
+        if len(row) == 1 and cameras is None:
+            return list(row.values())
+        if set(row) != set(cameras or ()):
+            raise ValueError(
+                f"got pictures of {', '.join(map(str, row)) or 'no camera'} for an action, expected "
+                f"{_wanted_pictures(cameras)}: those that the model was trained with"
+            )
+        return [row[camera] for camera in cameras or ()]
+    pictures = as_rows(row)
+    check_camera_count(len(pictures), cameras)
+    return pictures
+
+
+def check_camera_count(count: int, cameras: list[str] | None) -> None:
+    """Raises `ValueError` unless an action is asked for with as many pictures as there are cameras."""
+    if count != len(cameras or [None]):
+        raise ValueError(
+            f"got {count} pictures for an action, expected {_wanted_pictures(cameras)}: as many as the model was "
+            "trained with; pass a list of them, or a dictionary by camera"
+        )
+
+
+def _wanted_pictures(cameras: list[str] | None) -> str:
+    return f"one per camera ({', '.join(cameras)}, in this order)" if cameras else "one"
+
+
+def as_rows(given: Any) -> list[Any]:
+    """One text or picture, or several, as a list; what is neither is left for others to name."""
+    return list(given) if isinstance(given, (list, tuple)) else [given]

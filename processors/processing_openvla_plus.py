@@ -15,7 +15,7 @@ Refuses to know: how pictures become pixels (`image_processing_openvla_plus.py`)
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,16 @@ from transformers.processing_utils import ProcessorMixin
 
 from .action_bins import ActionBins, codec_from_action_config
 from .action_strings import ActionStringProcessor
-from .image_processing_openvla_plus import ALWAYS_DONE, flatten_images, refuse_arguments
+from .image_processing_openvla_plus import (
+    ALWAYS_DONE,
+    as_rows,
+    check_camera_count,
+    checked_cameras,
+    flatten_images,
+    is_batch,
+    pictures_in_order,
+    refuse_arguments,
+)
 
 
 # isort: split
@@ -170,12 +179,14 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Tokenizes texts and processes pictures.
 
-        `images` and `text` may be given in either order, so that OpenVLA's `processor(prompt, image)` works; where a
-        prompt asks for an action so, the pictures have to be those of `cameras`.
+        `images` and `text` may be given in either order, so that OpenVLA's `processor(prompt, image)` works. A prompt
+        that asks for an action needs the pictures of `cameras`, however it is given.
 
         Args:
-            images: one picture, one per text, a list of lists (one per text, empty for a text-only row), or `None`.
-            text: one text or a list of them. `<image>` placeholders are moved to the front of the row.
+            images: one picture, one per text, a list of lists (one per text, empty for a text-only row), or `None`;
+                for a prompt that asks for an action, a dictionary by camera as well.
+            text: one text or a list of them. `<image>` placeholders are moved to the front of the row, and blanks that
+                no prompt of training has are taken off (`tidied`).
             padding, padding_side, max_length, return_tensors: as for a tokenizer.
             add_special_tokens: whether a row starts with BOS. Without it, and without a BOS at its beginning, a text
                 is taken for the continuation of another, and may have no pictures.
@@ -183,8 +194,9 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             kwargs: arguments of other processors of transformers, as long as they ask for what happens anyhow.
 
         Raises:
-            ValueError: if pictures and placeholders do not match, a row with pictures has no BOS, or a row is longer
-                than `max_length` allows.
+            ValueError: if pictures and placeholders do not match, tensors are asked for in which an action has more
+                or fewer pictures than in training, a row with pictures has no BOS, or a row is longer than
+                `max_length` allows.
             TypeError: for an argument that this processor does not have, so that none is silently without effect.
         """
         refuse_arguments(kwargs, CALL_ARGUMENTS, self.already_done)
@@ -192,15 +204,12 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             raise ValueError("got videos or audio, expected pictures and text; this model family has no other inputs")
         if is_text(images) and not is_text(text):
             images, text = text, images
-            beginning = self.prompt_template["action"].partition("{instruction}")[0]
-            if self.cameras and images is not None and isinstance(text, str) and text.startswith(beginning):
-                images = [pictures_in_order(images, self.cameras)]
         if text is None:
             return self.image_processor(images, return_tensors=return_tensors)
         texts = as_rows(text)
         if not texts:
             raise ValueError("got no texts, expected at least one")
-        counts = images_per_row(images, texts, self.image_token)
+        images, counts = self._pictures(images, texts, check=return_tensors is not None)
         rows = [self._row(line, count, add_special_tokens) for line, count in zip(texts, counts, strict=True)]
         limit = max_length if truncation or padding == "max_length" else None
         longest = max(len(row) for row in rows)
@@ -229,6 +238,45 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Token ids before the text of a row that has no other row before it: BOS and image tokens."""
         return [self.tokenizer.bos_token_id, *[self.image_token_id] * (self.num_image_tokens * images)]
 
+    def tidied(self, prompt: str) -> str:
+        """A prompt without blanks around its words and behind it, where no prompt of training has any.
+
+        A space behind `Out:`, typed by hand, would be a token that the model never saw there. What is written like
+        none of `prompt_template` stays as it is, and so does the lead-in of an action.
+        """
+        (before, after), asked = (_around(self.prompt_template, name) for name in ("action", "question"))
+        lead_in = self.action_config["lead_in"] if self.action_config and self.action_config["lead_in_ids"] else ""
+        bare, tail = prompt.strip(), prompt[len(prompt.rstrip()) :]
+        found = []
+        for start, end in ((before, after + lead_in), (before, after), asked):
+            words = bare.removeprefix(start.lstrip()).removesuffix(end.rstrip())
+            whole = len(words) == len(bare) - len(start.lstrip()) - len(end.rstrip())
+            if whole and words.strip() and end[len(end.rstrip()) :] in tail:
+                found.append(start + words.strip() + end)
+        return prompt if prompt in found or not found else found[0]
+
+    def _pictures(self, images: Any, texts: list[str], check: bool) -> tuple[Any, list[int]]:
+        """Pictures in the order of `cameras`, and how many belong to each text.
+
+        Args:
+            check: whether actions need the pictures of training, unless they are explicitly given none. Training
+                itself asks for no tensors and is not checked: its questions may be worded like an action's prompt.
+        """
+        beginning = _around(self.prompt_template, "action")[0]
+        marks = (self.image_token, self.tokenizer.bos_token)
+        acting = [bool(self.action_config) and without(text, marks).lstrip().startswith(beginning) for text in texts]
+        rows = [images] if isinstance(images, Mapping) else images
+        if is_batch(rows) and len(rows) == len(texts):
+            images = [
+                pictures_in_order(row, self.cameras) if acts and isinstance(row, Mapping) else row
+                for row, acts in zip(rows, acting, strict=True)
+            ]
+        counts = images_per_row(images, texts, self.image_token)
+        if check and images is not None:
+            for count in (count for count, acts in zip(counts, acting, strict=True) if acts and count):
+                check_camera_count(count, self.cameras)
+        return images, counts
+
     def _row(self, text: str, images: int, add_special_tokens: bool) -> list[int]:
         text = checked_text(text, "text", empty=True).replace(self.image_token, "")
         bos = self.tokenizer.bos_token
@@ -236,7 +284,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         while text.startswith(bos):
             text = text.removeprefix(bos)
         if starts_row:
-            return [*self.row_start(images), *self.encode_text(text)]
+            return [*self.row_start(images), *self.encode_text(self.tidied(text))]
         if images:
             raise ValueError(
                 f"got a text with {images} pictures that does not start with {bos!r} while add_special_tokens=False, "
@@ -310,6 +358,20 @@ def check_prompt_template(prompt_template: dict[str, str]) -> None:
             raise ValueError(f"got prompt_template[{name!r}]={prompt!r}, expected a text with {placeholder} once")
 
 
+def _around(prompt_template: dict[str, str], name: str) -> tuple[str, str]:
+    """What a prompt has before and behind its words."""
+    before, _, after = prompt_template[name].partition("{instruction}" if name == "action" else "{question}")
+    return before, after
+
+
+def without(text: Any, marks: Sequence[str]) -> str:
+    """A text without those; what is no text, which is refused elsewhere, is taken for an empty one."""
+    words = text if isinstance(text, str) else ""
+    for mark in marks:
+        words = words.replace(mark, "")
+    return words
+
+
 def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
     """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns."""
     before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
@@ -350,42 +412,6 @@ def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]
     return counts
 
 
-def checked_cameras(cameras: Any) -> list[str] | None:
-    """Names of cameras, each once, or `None`."""
-    if cameras is None:
-        return None
-    names = list(cameras)
-    if not names or isinstance(cameras, str) or len(set(names)) != len(names):
-        raise ValueError(f"got cameras={cameras!r}, expected a list of different names, or None for one picture")
-    return names
-
-
-def is_batch(image: Any) -> bool:
-    """Whether `image` is a list of rows, each with the pictures of its cameras, and not one row's list of pictures."""
-    return isinstance(image, (list, tuple)) and any(isinstance(row, (list, tuple, Mapping)) for row in image)
-
-
-def pictures_in_order(row: Any, cameras: list[str] | None) -> list[Any]:
-    """The pictures of one instruction in the order of training; raises `ValueError` for other ones than `cameras`."""
-    wanted = f"one per camera ({', '.join(cameras)}, in this order)" if cameras else "one"
-    if isinstance(row, Mapping):
-        if len(row) == 1 and cameras is None:
-            return list(row.values())
-        if set(row) != set(cameras or ()):
-            raise ValueError(
-                f"got pictures of {', '.join(map(str, row)) or 'no camera'} for an action, expected {wanted}: those "
-                "that the model was trained with"
-            )
-        return [row[camera] for camera in cameras or ()]
-    pictures = as_rows(row)
-    if len(pictures) != len(cameras or [None]):
-        raise ValueError(
-            f"got {len(pictures)} pictures for an action, expected {wanted}: as many as the model was trained with; "
-            "pass a list of them, or a dictionary by camera"
-        )
-    return pictures
-
-
 def checked_text(value: Any, name: str, empty: bool = False) -> str:
     """`value` if it is a text with something in it; the error names it otherwise."""
     if not isinstance(value, str):
@@ -398,11 +424,6 @@ def checked_text(value: Any, name: str, empty: bool = False) -> str:
 def is_text(value: Any) -> bool:
     """Whether `value` is a text or a list of texts."""
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
-
-
-def as_rows(given: Any) -> list[Any]:
-    """One text or picture, or several, as a list; what is neither is left for others to name."""
-    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def checked_token_id(tokenizer: Any, token: str) -> int:

@@ -115,6 +115,99 @@ def test_other_pictures_than_those_of_training_are_refused(pictures: Any, messag
             processor(PROMPT, pictures)
 
 
+def test_pictures_of_an_action_are_counted_however_they_are_given(llama_like: Any) -> None:
+    processor = tiny_processor(llama_like, STRINGS, cameras=["top", "wrist"])
+    top, wrist = picture(0), picture(1)
+    expected = processor.action_inputs([top, wrist], "open the drawer")
+    for given in ([top, wrist], [[top, wrist]], {"wrist": wrist, "top": top}, [{"wrist": wrist, "top": top}]):
+        for text in (PROMPT + "\n", [PROMPT + "\n"], f"<s>{PROMPT}\n", f"<image><image>{PROMPT}\n"):
+            inputs = processor(images=given, text=text)
+            assert rows_of(inputs) == rows_of(expected)
+            torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+    twice = [PROMPT] * 2
+    for given, texts in ((top, PROMPT), ([top], [PROMPT]), ([top, top], twice), ([[top, wrist], [top]], twice)):
+        with pytest.raises(ValueError, match=r"got 1 pictures for an action, expected one per camera \(top, wrist"):
+            processor(images=given, text=texts)
+    with pytest.raises(ValueError, match="got pictures of front for an action"):
+        processor(images=[{"top": top, "wrist": wrist}, {"front": top}], text=[PROMPT] * 2)
+    question = "In: How many?\nOut:"
+    mixed = processor(images=[[top], [top, wrist]], text=[question, PROMPT])
+    assert rows_of(mixed) == [row_of(processor, question, 1), row_of(processor, PROMPT, 2)]
+
+
+def test_one_camera_is_not_asked_with_two_pictures(processor: Any) -> None:
+    for given in ([picture(), picture(1)], [[picture(), picture(1)]]):
+        with pytest.raises(ValueError, match="got 2 pictures for an action, expected one: as many"):
+            processor(images=given, text=PROMPT)
+        with pytest.raises(ValueError, match="got 2 pictures for an action"):
+            processor(PROMPT, given)
+    question = processor(images=[picture(), picture(1)], text="In: Which is red?\nOut:")
+    assert rows_of(question) == [row_of(processor, "In: Which is red?\nOut:", pictures=2)]
+
+
+def test_questions_of_training_may_be_worded_like_an_action(llama_like: Any) -> None:
+    """The collator asks for no tensors; a data set may ask what a robot should do, about one picture or none."""
+    processor = tiny_processor(llama_like, STRINGS, cameras=["top", "wrist"])
+    rows = processor(images=[[picture()], []], text=[PROMPT, PROMPT], padding=False, return_tensors=None)
+    assert rows["input_ids"] == [row_of(processor, PROMPT, 1), row_of(processor, PROMPT, 0)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (PROMPT + " ", PROMPT),
+        (PROMPT + " \n ", PROMPT + "\n"),  # the lead-in of an action stays
+        (PROMPT + "\n\n", PROMPT + "\n"),
+        ("<image> " + PROMPT, PROMPT),
+        ("In: What action should the robot take to  open the drawer ?\nOut:\n", PROMPT + "\n"),
+        ("In: How many? \nOut: ", "In: How many?\nOut:"),
+        ("In: How many?\nOut:\n", "In: How many?\nOut:"),  # an answer begins there, no action
+        ("In: How many?\nOut: two</s>In: Sure?\nOut: ", "In: How many?\nOut: two</s>In: Sure?\nOut:"),
+        ("In: How many?\nOut: two ", "In: How many?\nOut: two "),
+        ("open the drawer ", "open the drawer "),
+        ("In: \nOut: ", "In: \nOut: "),
+    ],
+)
+def test_blanks_that_no_prompt_of_training_has_are_taken_off(processor: Any, typed: str, read: str) -> None:
+    assert rows_of(processor(images=picture(), text=typed)) == [row_of(processor, read)]
+
+
+def test_blanks_stay_in_what_continues_another_text(processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    ids = processor(text="In: a\nOut: ", add_special_tokens=False)["input_ids"][0].tolist()
+    assert tokenizer.decode(ids).endswith("Out: ")
+
+
+@pytest.mark.parametrize(
+    ("template", "style"),
+    [
+        ({}, "signed"),
+        ({}, "legacy"),
+        ({"action": "{instruction}", "question": "Q {question} "}, "signed"),
+        ({"action": "do {instruction}\n", "question": "{question}\n"}, "plain"),
+    ],
+)
+def test_prompts_of_training_are_never_changed(llama_like: Any, template: dict[str, str], style: Any) -> None:
+    templates = {**PROMPT_TEMPLATE, **template}
+    processor = tiny_processor(llama_like, ActionStringProcessor(style=style), prompt_template=templates)
+    for words in ("open the drawer", "a\nOut: b", "x?", "In: y"):
+        for prompt in (processor.action_prompt(words), processor.question_prompt(words)):
+            assert processor.tidied(prompt) == prompt
+    assert processor.tidied(processor.action_prompt("go") + " ") == processor.action_prompt("go")
+
+
+BINS = {"representation": "bins", "action_dim": 7, "horizon": 1, "bins": 256, "lead_in": " "}
+
+
+def test_the_space_of_bins_is_a_lead_in(llama_like: Any) -> None:
+    """OpenVLA's piece 29871: one space behind `Out:` stays, two are one."""
+    processor = tiny_processor(llama_like)
+    processor.action_config = {**BINS, "lead_in_ids": llama_like.encode(" ", add_special_tokens=False)}
+    for blanks in (" ", "  ", " \n"):
+        assert processor.tidied(PROMPT + blanks) == PROMPT + " "
+    assert processor.tidied(PROMPT + "\n") == PROMPT
+
+
 def test_one_camera_needs_no_name(tiny: Any) -> None:
     """A model without names, as all were before there were any, takes one picture under any name."""
     named = tiny_processor(tiny.tokenizer, STRINGS, cameras=["top"])

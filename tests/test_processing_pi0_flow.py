@@ -30,7 +30,9 @@ def test_rows_are_those_of_transformers(name: str, request: pytest.FixtureReques
 
 def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
     processor = tiny_pi0_flow_processor(gemma_like)
-    assert processor.action_prompt("Go") == "go\n"
+    assert processor.action_prompt("Go") == processor.tidied(" go \n ") == "go\n"
+    with pytest.raises(ValueError, match="got 2 pictures for an action, expected one"):
+        processor(images=[picture(), picture()], text="go\n")
     with pytest.raises(ValueError, match="got a question, expected an instruction"):
         processor.question_inputs(picture(), "What?")
     with pytest.raises(ValueError, match="writes no words"):

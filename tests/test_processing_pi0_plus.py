@@ -168,3 +168,18 @@ def test_all_settings_survive_saving(gemma_like: Any, tmp_path: Path) -> None:
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
     assert tiny_pi0_processor(gemma_like).prompt_template == PI0_PROMPT_TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("How many? \n", "How many?\n"),
+        (" How many?\n ", "How many?\n"),
+        (PROMPT + " ", PROMPT),
+        (PROMPT.removesuffix("\n") + " ", PROMPT.removesuffix("\n")),
+        ("how many? ", "how many? "),  # without the newline it is none of the prompts of training
+        ("a\nb", "a\nb"),
+    ],
+)
+def test_blanks_around_a_prompt_are_taken_off_and_its_newline_stays(processor: Any, typed: str, read: str) -> None:
+    assert rows_of(processor(images=picture(), text=typed)) == [row_of(processor, read)]
