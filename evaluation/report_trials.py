@@ -86,7 +86,9 @@ def _drawers(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, S
 def _vqa(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
     for index, entry in enumerate(_lines(path.with_name(f"{path.stem}_answers.jsonl"))):
         name = f"{index}: {entry['question']}"
-        yield Cell("questions", entry["task"]), name, Scored(name, "", float(entry["score"]))
+        picture = entry.get("picture")  # questions about one picture go along with each other
+        layout = name if picture is None else f"picture {picture}"
+        yield Cell("questions", entry["task"]), name, Scored(layout, "", float(entry["score"]))
 
 
 Reader = Callable[[dict[str, Any], Path], Iterator[tuple[Cell, str, Scored]]]

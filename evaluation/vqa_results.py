@@ -1,16 +1,18 @@
 """Answers to visual questions summed up: figures with their n and 95 % intervals, a table, a picture.
 
 Decides: which figures a task has, which interval belongs to each (Wilson's where answers are right or wrong, a
-bootstrap for soft accuracy and F1), and how they are shown. Refuses to know: how answers came about (`vqa_suite.py`),
-when one is right (`lm_eval_tasks/`).
+bootstrap for soft accuracy and F1; by picture where the data set names it, since questions about one picture tend to
+be answered alike), and how they are shown. Refuses to know: how answers came about (`vqa_suite.py`), when one is right
+(`lm_eval_tasks/`).
 
 A figure is a row of the results file:
 
     {"task": "pope/adversarial", "metric": "recall", "value": 0.81, "n": 1500, "interval": [0.79, 0.83],
-     "unparsable": 3 or null, "majority": 0.5 or null}
+     "unparsable": 3 or null, "majority": 0.5 or null, "pictures": 500 or null}
 
 `n` counts what the figure is a share of; `unparsable` the answers of the task that were neither yes nor no; `majority`
-is what always giving the most frequent right answer (of a category, where there are some) would score.
+is what always giving the most frequent right answer (of a category, where there are some) would score; `pictures` is
+how many the interval is clustered by, null where they are not named and questions are taken for independent.
 """
 
 from collections import Counter
@@ -22,6 +24,7 @@ import matplotlib
 import numpy as np
 from rich.table import Table
 
+from gen_vla.evaluation.intervals import Scored, clustered_share
 from gen_vla.evaluation.lm_eval_tasks import yes_no
 from gen_vla.evaluation.lm_eval_tasks.exact_match import plain
 from gen_vla.evaluation.lm_eval_tasks.yes_no import Judgement
@@ -33,7 +36,10 @@ import matplotlib.pyplot as plt
 
 Figure = dict[str, Any]
 
+Pictures = Sequence[str] | None  # one per question, or not known
+
 RESAMPLES = 2000
+PICTURE_COLUMNS = ("imageId", "image_id", "image_source", "image_link")  # of GQA, TextVQA, POPE, VSR as published
 HEADLINES = ("soft_accuracy", "exact_match", "accuracy")  # the metric a task is compared by
 COLOURS = {"soft_accuracy": "#2e6f95", "exact_match": "#3a7d44", "accuracy": "#d1495b"}
 NAMES = {"textvqa": "TextVQA", "pope": "POPE", "gqa": "GQA", "vizwiz": "VizWiz", "vsr": "VSR"}
@@ -69,48 +75,66 @@ def task_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
     return figures + parts
 
 
+def picture_of(doc: dict[str, Any]) -> str | None:
+    """The name of the picture that a row asks about, where the data set has one."""
+    return next((str(doc[column]) for column in PICTURE_COLUMNS if doc.get(column) is not None), None)
+
+
 def _group_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
     first = samples[0]
+    named = [picture_of(sample["doc"]) for sample in samples]
+    pictures = [name for name in named if name is not None] if None not in named else None
     if "soft_accuracy" in first:
-        scores = [sample["soft_accuracy"] for sample in samples]
-        return [_figure(task, "soft_accuracy", float(np.mean(scores)), len(scores), bootstrap_mean(scores))]
+        scores = [float(sample["soft_accuracy"]) for sample in samples]
+        interval = bootstrap_mean(scores, pictures)
+        return [_figure(task, "soft_accuracy", float(np.mean(scores)), len(scores), interval, pictures)]
     if "exact_match" in first:
-        right = int(sum(sample["exact_match"] for sample in samples))
+        right = [float(sample["exact_match"]) for sample in samples]
         majority = Counter(plain(sample["target"]) for sample in samples).most_common(1)[0][1] / len(samples)
-        return [_share(task, "exact_match", right, len(samples), majority=majority)]
+        return [_share(task, "exact_match", right, pictures, majority=majority)]
     if "accuracy" in first:
         metrics = [name for name in yes_no.METRICS if name in first and name != "unparsable"]
-        return yes_no_figures(task, [Judgement(*sample["accuracy"]) for sample in samples], metrics)
+        return yes_no_figures(task, [Judgement(*sample["accuracy"]) for sample in samples], metrics, pictures)
     raise ValueError(f"got samples of task {task} with {sorted(first)}, expected one of {', '.join(HEADLINES)}")
 
 
-def yes_no_figures(task: str, judgements: Sequence[Judgement], metrics: Sequence[str]) -> list[Figure]:
+def yes_no_figures(
+    task: str, judgements: Sequence[Judgement], metrics: Sequence[str], pictures: Pictures = None
+) -> list[Figure]:
     """Figures of a yes-or-no task; each is a share of its own n."""
-    n = len(judgements)
-    truths = sum(truth for truth, _ in judgements)
-    said_yes = sum(said is True for _, said in judgements)
-    right_yes = sum(truth and said is True for truth, said in judgements)
-    right = sum(truth == said for truth, said in judgements)
-    shares = {
-        "accuracy": (right, n),
-        "precision": (right_yes, said_yes),
-        "recall": (right_yes, truths),
-        "yes_ratio": (said_yes, n),
+    n, truths = len(judgements), sum(truth for truth, _ in judgements)
+    shares = {  # which questions count, and which of them in favour
+        "accuracy": ([True] * n, [truth == said for truth, said in judgements]),
+        "precision": ([said is True for _, said in judgements], [truth for truth, _ in judgements]),
+        "recall": ([truth for truth, _ in judgements], [said is True for _, said in judgements]),
+        "yes_ratio": ([True] * n, [said is True for _, said in judgements]),
     }
     common = {"unparsable": sum(said is None for _, said in judgements)}
     figures = []
     for metric in metrics:
         if metric == "f1":
-            interval = bootstrap_f1(right_yes, said_yes - right_yes, truths - right_yes, n)
-            figures.append(_figure(task, "f1", yes_no.f1(judgements), n, interval, **common))
+            interval = bootstrap_f1(judgements, pictures)
+            figures.append(_figure(task, "f1", yes_no.f1(judgements), n, interval, pictures, **common))
         else:
             majority = max(truths, n - truths) / n if metric == "accuracy" else None
-            figures.append(_share(task, metric, *shares[metric], majority=majority, **common))
+            counts, favour = shares[metric]
+            chosen = [float(hit) for hit, counted in zip(favour, counts, strict=True) if counted]
+            of_those = pictures and [name for name, counted in zip(pictures, counts, strict=True) if counted]
+            figures.append(_share(task, metric, chosen, of_those, majority=majority, **common))
     return figures
 
 
-def _share(task: str, metric: str, count: int, n: int, **more: Any) -> Figure:
-    return _figure(task, metric, count / n if n else 0.0, n, wilson(count, n) if n else None, **more)
+def _share(task: str, metric: str, right: Sequence[float], pictures: Pictures, **more: Any) -> Figure:
+    n = len(right)
+    interval = share_interval(right, pictures) if n else None
+    return _figure(task, metric, sum(right) / n if n else 0.0, n, interval, pictures, **more)
+
+
+def share_interval(right: Sequence[float], pictures: Pictures = None) -> tuple[float, float]:
+    """Wilson's interval of a share, of as many questions as they are worth where pictures are named."""
+    if pictures is None:
+        return wilson(int(sum(right)), len(right))
+    return clustered_share([Scored(name, "", r) for name, r in zip(pictures, right, strict=True)]).interval
 
 
 def _figure(
@@ -119,13 +143,15 @@ def _figure(
     value: float,
     n: int,
     interval: tuple[float, float] | None,
+    pictures: Pictures,
     unparsable: int | None = None,
     majority: float | None = None,
 ) -> Figure:
     bounds = None if interval is None else [round(bound, 4) for bound in interval]
     share = None if majority is None else round(majority, 4)
     figure = {"task": task, "metric": metric, "value": round(value, 4), "n": n, "interval": bounds}
-    return {**figure, "unparsable": unparsable, "majority": share}
+    counted = None if pictures is None else len(set(pictures))
+    return {**figure, "unparsable": unparsable, "majority": share, "pictures": counted}
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
@@ -136,25 +162,40 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def bootstrap_mean(scores: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap of a mean; scores take few values, so their counts are drawn, not the scores."""
-    values, counts = np.unique(np.asarray(scores, dtype=float), return_counts=True)
-    return _bootstrap(counts, lambda drawn: drawn @ values / len(scores))
+def bootstrap_mean(scores: Sequence[float], pictures: Pictures = None) -> tuple[float, float]:
+    """95 % percentile bootstrap of a mean over questions, drawn by picture where these are named."""
+    rows = np.stack((np.asarray(scores, dtype=float), np.ones(len(scores))), axis=1)
+    return _bootstrap(rows, pictures, lambda drawn: drawn[:, 0] / drawn[:, 1])
 
 
-def bootstrap_f1(right_yes: int, wrong_yes: int, missed: int, n: int) -> tuple[float, float]:
-    """95 % percentile bootstrap of F1 = 2 r / (2 r + w + m) over the n questions."""
+def bootstrap_f1(judgements: Sequence[Judgement], pictures: Pictures = None) -> tuple[float, float]:
+    """95 % percentile bootstrap of F1 = 2 r / (2 r + w + m) over questions: right yes, wrong yes, missed yes."""
+    rows = np.array(
+        [
+            (truth and said is True, not truth and said is True, truth and said is not True)
+            for truth, said in judgements
+        ],
+        dtype=float,
+    )
 
-    def statistic(drawn: np.ndarray) -> np.ndarray:
-        below = 2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2]
-        return 2 * drawn[:, 0] / np.maximum(below, 1)
+    def f1(drawn: np.ndarray) -> np.ndarray:
+        return 2 * drawn[:, 0] / np.maximum(2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2], 1)
 
-    return _bootstrap(np.array([right_yes, wrong_yes, missed, n - right_yes - wrong_yes - missed]), statistic)
+    return _bootstrap(rows, pictures, f1)
 
 
-def _bootstrap(counts: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
+def _bootstrap(
+    rows: np.ndarray, pictures: Pictures, statistic: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float]:
+    """Of a statistic of sums over questions, or pictures; many of these are alike, so their counts are drawn."""
+    if pictures is not None:
+        names, place = np.unique(np.asarray(pictures), return_inverse=True)
+        sums = np.zeros((len(names), rows.shape[1]))
+        np.add.at(sums, place, rows)
+        rows = sums
+    kinds, counts = np.unique(rows.round(9), axis=0, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
-    low, high = np.quantile(statistic(drawn), (0.025, 0.975))
+    low, high = np.quantile(statistic(drawn @ kinds), (0.025, 0.975))
     return float(low), float(high)
 
 
@@ -166,13 +207,16 @@ def headlines(figures: Sequence[Figure]) -> list[Figure]:
 def results_table(figures: Sequence[Figure], title: str) -> Table:
     """A row per task and category: the score with its interval, n, and the majority answer's score."""
     table = Table(title=title)
-    for column in ("task", "%", "95 %", "n", "majority", "scored by"):
+    if any(head["pictures"] is None for head in headlines(figures)):
+        table.caption = "Without named pictures, questions are taken for independent: several about one are not."
+    for column in ("task", "%", "95 %", "n", "pictures", "majority", "scored by"):
         table.add_column(column, justify="left" if column in ("task", "scored by") else "right", no_wrap=True)
     for head in headlines(figures):
         low, high = head["interval"]
         score, interval = f"{100 * head['value']:.1f}", f"{100 * low:.1f}-{100 * high:.1f}"
         scored_by = head["metric"].replace("_", " ")
-        table.add_row(head["task"], score, interval, str(head["n"]), _percent(head["majority"]), scored_by)
+        pictures = "not named" if head["pictures"] is None else str(head["pictures"])
+        table.add_row(head["task"], score, interval, str(head["n"]), pictures, _percent(head["majority"]), scored_by)
     return table
 
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig
 
 from gen_vla.evaluation.flow_policies import check_answers
 from gen_vla.evaluation.latency import describe_machine
-from gen_vla.evaluation.vqa_results import task_figures
+from gen_vla.evaluation.vqa_results import picture_of, task_figures
 
 
 TASKS_FOLDER = Path(__file__).with_name("lm_eval_tasks")
@@ -45,7 +45,8 @@ def run_vqa(
         batch_size: questions per call of `generate`.
 
     Returns:
-        The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score"}`.
+        The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score",
+        "picture"}`, the last one `None` where the data set does not name it.
 
     Raises:
         ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
@@ -135,6 +136,7 @@ def list_answers(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[
             "expected": doc.get("answers") or sample["target"],
             "answer": sample["filtered_resps"][0],
             "score": float(score[0] == score[1]) if isinstance(score, tuple) else score,
+            "picture": picture_of(doc),
         }
 
 

@@ -89,6 +89,10 @@ def test_trials_of_drawers_and_questions(tmp_path):
     answers = [{"task": "vizwiz", "question": "colour?", "score": 0.3}]
     (tmp_path / "vqa_answers.jsonl").write_text("\n".join(json.dumps(answer) for answer in answers))
     assert read_trials(questions) == {Cell("questions", "vizwiz"): {"0: colour?": Scored("0: colour?", "", 0.3)}}
+    answers = [{"task": "gqa", "question": name, "score": 1.0, "picture": "n1"} for name in ("what?", "where?")]
+    (tmp_path / "vqa_answers.jsonl").write_text("\n".join(json.dumps(answer) for answer in answers))
+    trials = read_trials(questions)[Cell("questions", "gqa")]
+    assert {trial.layout for trial in trials.values()} == {"picture n1"}
 
 
 def test_files_without_trials(tmp_path):

@@ -88,10 +88,55 @@ def test_bootstrap_agrees_with_the_normal_approximation_where_that_holds():
     half = 1.96 * (0.6 * 0.4 / 1000) ** 0.5
     assert (low, high) == pytest.approx((0.6 - half, 0.6 + half), abs=0.004)
     assert bootstrap_mean([0.3] * 5) == pytest.approx((0.3, 0.3))
-    low, high = bootstrap_f1(400, 100, 100, 1000)
+    answers = [Judgement(True, True)] * 400 + [Judgement(False, True)] * 100 + [Judgement(True, None)] * 100
+    low, high = bootstrap_f1([*answers, *[Judgement(False, False)] * 400])
     assert low < 0.8 < high
     assert high - low < 0.08
-    assert bootstrap_f1(0, 0, 0, 5) == (0.0, 0.0)
+    assert bootstrap_f1([Judgement(False, False)] * 5) == (0.0, 0.0)
+
+
+def asked(pictures: int, times: int, metric: str, column: str | None) -> list[dict]:
+    """So many questions about each picture, all answered alike: rightly about two of three pictures."""
+    samples = []
+    for index in range(pictures * times):
+        doc = {column: f"picture {index % pictures}"} if column else {}
+        right = index % pictures % 3 > 0
+        judged = Judgement(True, right) if metric == "accuracy" else float(right)
+        samples.append({"doc": doc, "target": "x", **({"f1": judged} if metric == "accuracy" else {}), metric: judged})
+    return samples
+
+
+@pytest.mark.parametrize(
+    ("metric", "column"), [("exact_match", "imageId"), ("accuracy", "image_source"), ("soft_accuracy", "image_id")]
+)
+def test_questions_about_one_picture_that_are_answered_alike_count_once(metric, column):
+    alone = task_figures("task", asked(30, 1, metric, None))
+    named = task_figures("task", asked(30, 6, metric, column))
+    blind = task_figures("task", asked(30, 6, metric, None))
+    for one, by_picture, each in zip(alone, named, blind, strict=True):
+        assert (one["pictures"], by_picture["pictures"], each["pictures"]) == (None, 30, None)
+        assert one["value"] == by_picture["value"] == each["value"]
+        assert by_picture["interval"] == pytest.approx(one["interval"], abs=0.04)  # as of 30 questions, not of 180
+        widths = [found["interval"][1] - found["interval"][0] for found in (each, by_picture)]
+        assert widths[0] < 0.55 * widths[1]
+
+
+def test_one_question_a_picture_is_as_if_none_were_named():
+    for metric in ("exact_match", "accuracy", "soft_accuracy"):
+        named, blind = (task_figures("task", asked(30, 1, metric, column)) for column in ("image_link", None))
+        for one, other in zip(named, blind, strict=True):
+            assert one["interval"] == pytest.approx(other["interval"], abs=2e-4)
+
+
+def test_a_picture_without_a_name_leaves_all_questions_independent_and_the_table_says_so():
+    samples = asked(30, 6, "exact_match", "imageId")
+    assert results_table(task_figures("gqa", samples), "model").caption is None
+    del samples[0]["doc"]["imageId"]
+    figures = task_figures("gqa", samples)
+    table = results_table(figures, "model")
+    assert figures[0]["pictures"] is None
+    assert list(table.columns[4].cells) == ["not named"]
+    assert table.caption == "Without named pictures, questions are taken for independent: several about one are not."
 
 
 def test_tables_have_a_row_per_task_and_category():

@@ -124,6 +124,8 @@ def test_the_command_writes_figures_answers_and_a_picture(folder, questions, tmp
     assert (gqa["metric"], gqa["n"], gqa["value"], gqa["majority"]) == ("exact_match", 3, 0.0, 1.0)
     answers = [json.loads(line) for line in (tmp_path / "vqa_answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(answers) == 6  # three of each task
+    assert [answer["picture"] for answer in answers] == [None] * 3 + ["n0", "n1", "n0"]
+    assert gqa["pictures"] == 2
     assert (tmp_path / "vqa.png").stat().st_size > 5000
 
 
