@@ -2,6 +2,7 @@
 # make space  installs, then opens the Space in the browser with the model that make demo left (SPACE_OPTIONS: --quick, --model)
 # make test   installs, checks style and types, runs the tests
 # make test-transformers4   writes small repositories with transformers 5 and reads them with 4.57, in .venv-transformers4
+# make test-kernels   runs the GPU's kernels in Triton's interpreter on a CPU, with Triton in .venv-triton
 # All make their own .venv; PYTHON chooses the interpreter it is made from, DEMO_OPTIONS and PYTEST_OPTIONS pass options on.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo space test test-transformers4 lint format clean system-packages browser
+.PHONY: demo space test test-transformers4 test-kernels lint format clean system-packages browser
 
 demo: $(VENV)/installed-sim system-packages
 	$(BIN)/gen-vla demo $(DEMO_OPTIONS)
@@ -26,6 +27,10 @@ test: lint system-packages browser
 
 test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/test_transformers4.py
+
+# Where there is a GPU, Triton comes with PyTorch, and `make test` runs the same tests on it.
+test-kernels: $(VENV)/installed-dev $(VENV)-triton/installed
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)-triton $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/test_lean_layers.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -62,6 +67,11 @@ $(VENV)-transformers4/installed: constraints-transformers4.txt
 	$(PYTHON) -m venv $(VENV)-transformers4
 	$(PIP4) $(TORCH)
 	$(PIP4) transformers huggingface_hub tokenizers safetensors accelerate numpy pillow
+	@touch $@
+
+TRITON := triton==3.6.0
+$(VENV)-triton/installed: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-triton $(TRITON)
 	@touch $@
 
 # The simulator draws through EGL; Mesa's software renderer is enough.

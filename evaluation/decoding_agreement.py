@@ -91,7 +91,7 @@ def measure_agreement(
     for number in tqdm(range(batches), unit="batch"):
         batch = observations[number * rows : (number + 1) * rows]
         plain = decode(model, processor, batch, key, tree_nodes=0)
-        tree = decode(model, processor, batch, key, tree_nodes=nodes)
+        tree = decode(model, processor, batch, key, tree_nodes=nodes, cache_implementation="dynamic")
         static = decode(model, processor, batch, key, tree_nodes=nodes, cache_implementation="static")
         for row, observation in enumerate(batch):
             pairs["tree"].append((plain, row, tree, row))

@@ -159,7 +159,7 @@ def time_ways(
 def timed(model: Any, inputs: dict[str, Any], way: Way, before: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
     """One call of `predict_actions`, the device idle before and after."""
     targets = [target_ids(model.action_grammar, action) for action in actions]
-    options = {"cache_implementation": "static"} if way.static else {}
+    options = {"cache_implementation": "static" if way.static else "dynamic"} if way.nodes else {}
     synchronize(model)
     with replaying(targets) as passes:
         began = time.perf_counter()
@@ -241,7 +241,7 @@ def compare_choices(model: Any, nodes: int, pictures: int) -> dict[str, Any]:
     for seed in range(pictures):
         inputs = random_inputs(model, 1, seed)
         plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
-        tree = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=nodes)
+        tree = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=nodes)  # static where it is the default
         pairs.append((plain, 0, tree, 0))
     found = compared(pairs)
     return {
@@ -290,7 +290,8 @@ def run_benchmark(
                     "horizon": horizon,
                 }
                 for count in rows if horizon == horizons[0] else rows[:1]:
-                    ways = ways_of(representation, nodes, device)
+                    # A batch does best with fewer nodes per row: those of the default.
+                    ways = ways_of(representation, nodes if count == 1 else [model.default_tree_nodes(count)], device)
                     for entry in time_ways(model, episodes, count, ways, repeats, bandwidth):
                         results["timings"].append({**labels, **entry, "peak_memory_gb": peak_memory(device)})
                         print(json.dumps(results["timings"][-1]), flush=True)

@@ -19,11 +19,14 @@ from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, gr
 from .action_prior import ActionPrior
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .action_uncertainty import standard_deviations
-from .tree_decoding import DecodingCost, TreeDecoder
+from .static_passes import WIDTH_STEP
+from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
 
 
-# Tree nodes per pass that were fastest for one row (`gen-vla evaluate decoding`); batches do best with fewer per row.
-DEFAULT_NODES = {"cpu": 8, "cuda": 64}
+# What was fastest for one row (`gen-vla evaluate decoding`): tree nodes per pass on a CPU; on a GPU tokens, of which
+# the accepted ones are a part. Batches do best with fewer per row.
+DEFAULT_NODES = 8
+DEFAULT_WIDTH = 64
 LEAST_NODES = 4
 
 
@@ -57,6 +60,7 @@ class ActionPredictionMixin:
     """`predict_actions` for a model with `generate` and an `action_config`."""
 
     prompt_is_bidirectional = False  # whether the tokens of a prompt attend to those after them
+    first_position = 0  # of a row's first token, as the language model counts
 
     config: Any
     device: Any
@@ -89,7 +93,8 @@ class ActionPredictionMixin:
             tree_nodes: continuations checked per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). With
-                `cache_implementation="static"` passes have shapes that repeat and, on a GPU, run as CUDA graphs.
+                `cache_implementation="static"` passes have shapes that repeat and, on a GPU, run as CUDA graphs: what
+                is done without being asked where a GPU holds the whole model, and `"dynamic"` keeps from doing.
 
         Raises:
             ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
@@ -103,6 +108,9 @@ class ActionPredictionMixin:
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        by_tree = self._decodes_by_tree(tree_nodes, kwargs)
+        if by_tree:  # which looks at tokens on the CPU: better once than time and again
+            input_ids, mask = input_ids.cpu(), mask.cpu()
         if not bool(mask[:, -1].all()):
             raise ValueError(
                 "got a batch padded on the right, expected the left: an action continues the last token of its row; "
@@ -110,7 +118,7 @@ class ActionPredictionMixin:
             )
         lead_in_ids = self.config.action_config["lead_in_ids"]
         prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)
-        if self._decodes_by_tree(tree_nodes, kwargs):
+        if by_tree:
             nodes = tree_nodes or self.default_tree_nodes(rows)
             histograms = [entry.get("histogram") for entry in action_statistics]
             token_ids, spreads, cost = self._decode_by_tree(
@@ -151,8 +159,11 @@ class ActionPredictionMixin:
             return calibrated
         if isinstance(self.action_grammar, BinGrammar):
             return 1
-        base = DEFAULT_NODES.get(self.device.type, DEFAULT_NODES["cpu"])
-        return max(round(base / rows**0.5), LEAST_NODES)
+        share = 1 / rows**0.5
+        if self.device.type != "cuda":
+            return max(round(DEFAULT_NODES * share), LEAST_NODES)
+        width = WIDTH_STEP * max(round(DEFAULT_WIDTH * share / WIDTH_STEP), 1)
+        return max(width - 1 - longest_forced_run(self.action_grammar), LEAST_NODES)
 
     def calibrate_tree_nodes(
         self,
@@ -261,7 +272,8 @@ class ActionPredictionMixin:
         """As `_generate_action`, with what it cost."""
         priors = expectations(grammar, histograms, previous, nodes)
         temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
-        static = options.get("cache_implementation") == "static"
+        wanted = options.get("cache_implementation")
+        static = None if wanted is None else wanted == "static"
         decoder = TreeDecoder(self, grammar, nodes, temperature, static)
         rows, cost = decoder.decode(prompt, mask, pixel_values, priors)
         longest = max(len(row.tokens) for row in rows)

@@ -17,11 +17,14 @@ Layout of pi0+, one SigLIP twice, features behind the last block and its norm:
 """
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModel
+
+from .parallel_streams import in_parallel
 
 
 class DualVisionTower(nn.Module):
@@ -84,7 +87,8 @@ class DualVisionTower(nn.Module):
                 f"channels {owner} {', '.join(self.names)}; use the processor that belongs to the model"
             )
         pixels = [pixel_values] * len(self.names) if self.shared_pixels else pixel_values.split(3, dim=1)
-        return torch.cat([self.encode(name, part) for name, part in zip(self.names, pixels)], dim=-1)
+        calls = [partial(self.encode, name, part) for name, part in zip(self.names, pixels)]
+        return torch.cat(in_parallel(pixel_values.device, *calls), dim=-1)
 
     def encode(self, name: str, pixels: torch.Tensor) -> torch.Tensor:
         """One encoder's patch features [B, N, width] of its pixel values [B, 3, H, W]."""

@@ -9,7 +9,7 @@ Layout of a row with N image tokens, left-padded; features replace the embedding
     <pad> <pad> <s> <image> x N  In : ▁What ▁action ...
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -31,11 +31,20 @@ from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .action_uncertainty import standard_deviations  # noqa: F401
+from .decoder_operations import PlainOperations  # noqa: F401
+from .lean_layers import run_layers  # noqa: F401
+from .model_fingerprint import ModelFingerprint  # noqa: F401
 from .nested_configuration import as_config  # noqa: F401
+from .parallel_streams import in_parallel  # noqa: F401
+from .slot_cache import SlotCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .tree_passes import TreeCache  # noqa: F401
+
+
+if TYPE_CHECKING:  # imported where there is a GPU
+    from .triton_operations import TritonOperations  # noqa: F401
 
 
 class FusedProjector(nn.Module):

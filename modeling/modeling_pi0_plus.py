@@ -23,7 +23,7 @@ Weights are PaliGemma's: `widen_paligemma_state_dict` doubles the encoder and ma
 which every number the model computes is PaliGemma's, bit for bit.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -45,11 +45,22 @@ from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .action_uncertainty import standard_deviations  # noqa: F401
+from .decoder_operations import PlainOperations  # noqa: F401
+from .lean_layers import run_layers  # noqa: F401
+from .model_fingerprint import ModelFingerprint  # noqa: F401
 from .nested_configuration import as_config  # noqa: F401
+from .parallel_streams import in_parallel  # noqa: F401
+from .slot_cache import SlotCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .tree_passes import TreeCache  # noqa: F401
+
+
+if TYPE_CHECKING:  # imported where there is a GPU
+    from .triton_operations import TritonOperations  # noqa: F401
+
+FIRST_POSITION = 1  # PaliGemma counts from 1
 
 
 class ChannelProjector(nn.Linear):
@@ -156,7 +167,7 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            position_ids=positions + 1,  # PaliGemma counts from 1
+            position_ids=positions + FIRST_POSITION,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
@@ -170,6 +181,7 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         "lm_head.weight": "model.language_model.embed_tokens.weight"
     }
     prompt_is_bidirectional = True
+    first_position = FIRST_POSITION
 
     def __init__(self, config: Pi0PlusConfig):
         super().__init__(config)

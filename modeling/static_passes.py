@@ -1,34 +1,44 @@
 """Passes of tree decoding whose shapes repeat, recorded as CUDA graphs on a GPU.
 
 Decides: to which sizes prompts, widths and caches are rounded up, what a recorded pass computes on the device itself,
-when a recording is used. Refuses to know: what is in a tree, which tokens are accepted (`tree_decoding.py`).
+when a recording is used. Refuses to know: what is in a tree, which tokens are accepted (`tree_decoding.py`), how a
+decoder layer is computed (`lean_layers.py`).
 
-A decode pass is a few hundred small kernels. Launched one by one they keep a GPU waiting for the CPU; a CUDA graph
-launches them at once, but always with the same shapes at the same addresses:
+A decode pass is more than a thousand small kernels. Launched one by one they keep a GPU waiting for the CPU; a CUDA
+graph launches them at once, but always with the same shapes at the same addresses:
 
-    prompt pass     [B, L + W]  left-padded to a multiple of 16, W tokens of trees behind it
-    decode pass     [B, W]      W a multiple of 16, over caches of a multiple of 128 slots
+    prompt pass     [B, L + W]  left-padded to a multiple of 32, W tokens of trees behind it
+    decode pass     [B, W]      W a multiple of 16, the same in every pass, over caches of a multiple of 64 slots
 
-One plan holds the buffers of a batch size and capacity, and its recordings. Each is compared with the plain pass when
-it is made. Where recording fails or gives something else, a warning says so and plain passes go on.
+One plan holds the buffers of a batch size, a width and a capacity, and its recordings. Each is compared with the
+model's own pass when it is made. Where recording fails or gives something else, a warning says so, and plain passes
+go on.
 """
 
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
-from .tree_passes import Fed, Prompt, TreeCache, additive, padded, prompt_positions, with_prompt
+from .decoder_operations import PlainOperations
+from .lean_layers import can_be_lean, input_scale, run_layers
+from .model_fingerprint import ModelFingerprint
+from .slot_cache import SlotCache
+from .tree_passes import Fed, Prompt, additive, prompt_positions, with_prompt
 
 
-PROMPT_STEP = 16  # static prompts are as long as multiples of this
+PROMPT_STEP = 32  # static prompts are as long as multiples of this
 WIDTH_STEP = 16  # static widths are multiples of this
-CAPACITY_STEP = 128  # and static caches of this
-CLOSE = 0.02  # how far a recorded pass may be from the plain one, as a share of the largest logit
-# Per model, since a recorded graph can be neither copied nor pickled with it.
-_PLANS: "weakref.WeakKeyDictionary[Any, dict[Any, StaticPlan]]" = weakref.WeakKeyDictionary()
+CAPACITY_STEP = 64  # and static caches of this
+PLANS_KEPT = 8  # per model; each has a cache of its own
+MEMORY_SHARE = 1 / 16  # of a GPU's memory, what they may take together before the oldest are dropped
+# How far a recorded pass may be from the model's own: root mean square, as a share of the logits' deviation.
+CLOSE = {torch.float32: 1e-3}
+CLOSE_IN_HALF_PRECISION = 0.06
 
 
 class StaticPasses:
@@ -36,36 +46,33 @@ class StaticPasses:
 
     Args:
         prompt: of one call.
-        plan: what stays from call to call, for this batch size and capacity; see `static_plan`.
+        plan: what stays from call to call, for this batch size; see `static_plan`.
     """
 
     def __init__(self, model: Any, prompt: Prompt, plan: "StaticPlan"):
         self.model, self.plan = model, plan
         self.prompt: Prompt | None = lengthened(prompt, model.config.image_token_id)  # until it has been fed
-        self.starts = torch.full((len(prompt.ids), 1), self.prompt.ids.shape[1])  # int64 [B, 1]: slots each row keeps
-        self.source: torch.Tensor | None = None  # int64 [B, K]: kept slots of the last pass, not yet moved together
-        self.target: torch.Tensor | None = None
+        rows, scratch = len(prompt.ids), plan.cache.scratch
+        # Int64 [B, 4 W + 1]: what a decode pass is told, see there. The last column is where a row's kept slots end.
+        self.numbers = np.zeros((rows, 4 * scratch + 1), dtype=np.int64)
+        self.numbers[:, -1] = scratch + self.prompt.ids.shape[1]
 
     def width(self, widest: int) -> int:
         """How wide a pass is in which the widest row feeds so many tokens."""
-        moving = 0 if self.source is None else self.source.shape[1]
-        return rounded_up(max(widest, moving), WIDTH_STEP)
+        if widest > self.plan.cache.scratch:
+            raise RuntimeError(f"got {widest} tokens to feed, expected {self.plan.cache.scratch} at most")
+        return self.plan.cache.scratch
 
     def run(self, fed: Fed) -> torch.Tensor:
         """Logits float32 [B, W, G]; in the first pass [B, 1 + W, G], behind the prompt's last token, too."""
-        width = fed.ids.shape[1]
-        if int(self.starts.max()) + width > self.plan.cache.capacity:
-            raise RuntimeError(f"got {self.starts.max()} + {width} slots, expected {self.plan.cache.capacity} at most")
         if self.prompt is not None:
             return self._run_prompt(self.prompt, fed)
-        slots = self.starts + torch.arange(width)
-        # What the last pass accepted moves together at the beginning of this one, in as many slots as a pass is wide.
-        source, target = slots, slots
-        if self.source is not None and self.target is not None:
-            source = torch.cat((self.source, slots), dim=1)[:, :width]
-            target = torch.cat((self.target, slots), dim=1)[:, :width]
-        numbers = torch.stack((fed.ids, fed.positions, slots, source, target))
-        return self.plan.run(self.plan.decode_pass, (numbers, fed.sight))
+        width, most = self.plan.cache.scratch, self.numbers[:, -1].max()
+        if most > self.plan.cache.slots:
+            raise RuntimeError(f"got {most} slots, expected {self.plan.cache.slots} at most")
+        self.numbers[:, :width] = fed.ids
+        self.numbers[:, width : 2 * width] = fed.positions
+        return self.plan.run(self.plan.decode_pass, (torch.from_numpy(self.numbers), fed.sight))
 
     def _run_prompt(self, prompt: Prompt, fed: Fed) -> torch.Tensor:
         self.model.model.check_pictures(prompt.ids, prompt.pixel_values)
@@ -79,34 +86,48 @@ class StaticPasses:
 
     def keep(self, paths: list[list[int]]) -> None:
         """Keeps the prompt of the first pass, and of what was fed the places each row names."""
-        kept, real = padded(paths)
-        columns = self.starts + torch.arange(kept.shape[1])
-        # Places a row has no use for stay where they are: behind its end, to be overwritten.
-        self.source = torch.where(real, self.starts + kept, columns)
-        self.target = columns
-        self.starts = self.starts + real.sum(dim=1, keepdim=True)
+        width = self.plan.cache.scratch
+        self.numbers[:, 2 * width : 4 * width] = 0  # the same slot twice is no move
+        for row, path in enumerate(paths):
+            end = self.numbers[row, -1]
+            self.numbers[row, 2 * width : 2 * width + len(path)] = path
+            self.numbers[row, 3 * width : 3 * width + len(path)] = range(end, end + len(path))
+        self.numbers[:, -1] += [len(path) for path in paths]
         self.prompt = None
+
+    def close(self) -> None:
+        """Leaves the plan to the next call."""
+        self.plan.lock.release()
 
 
 class StaticPlan:
     """Buffers of one batch size and capacity, kept for a model between calls, and the recorded passes over them.
 
     Args:
-        head: float [G, width], the rows of the output layer that are wanted.
+        token_ids: the wanted rows of the output layer, G of them.
+        width: W, tokens of a row in each pass.
         capacity: slots per row.
         graphs: record each shape of a pass as a CUDA graph.
 
     Attributes:
+        head: float [G, width], those rows; read anew in each prompt's pass.
         cache: keys and values.
         real: bool [B, slots], false where the prompt is padded.
+        lock: held by the call that uses the plan.
+        operations: what layers are computed with; `None` for the model's own forward pass.
     """
 
-    def __init__(self, model: Any, head: torch.Tensor, batch: int, capacity: int, graphs: bool):
+    def __init__(self, model: Any, token_ids: tuple[int, ...], batch: int, width: int, capacity: int, graphs: bool):
         self.model = weakref.ref(model)
-        self.head = head.clone()
-        self.cache = TreeCache(capacity)
-        self.real = torch.ones(batch, capacity, dtype=torch.bool, device=head.device)
+        weight = model.get_output_embeddings().weight
+        self.wanted = torch.tensor(token_ids, device=weight.device)
+        self.head = weight.new_empty(len(token_ids), weight.shape[1], requires_grad=False)
+        shape = cache_shape(model.config.text_config, batch, capacity)
+        self.cache = SlotCache(shape, width, weight.dtype, weight.device)
+        self.real = torch.ones(batch, capacity, dtype=torch.bool, device=weight.device)
         self.graphs = graphs
+        self.lock = threading.Lock()
+        self.operations: PlainOperations | None = None
         self.recorded: dict[Any, CapturedPass] = {}
         self.pool: Any = None  # memory that all recordings share; one runs at a time
 
@@ -128,7 +149,7 @@ class StaticPlan:
         places: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Feeds a prompt of L tokens and a tree, into the first slots.
+        """Feeds a prompt of L tokens and a tree.
 
         Args:
             numbers: int64 [2, B, L + W], ids and positions.
@@ -138,44 +159,50 @@ class StaticPlan:
             pixel_values: float [pictures, C, H, W].
         """
         ids, positions = numbers.unbind()
-        model, length = self._model(), seen.shape[1]
+        model, length, width = self._model(), seen.shape[1], self.cache.scratch
+        torch.index_select(model.get_output_embeddings().weight, 0, self.wanted, out=self.head)
         self.real.fill_(True)
-        self.real[:, :length] = seen
-        self.cache.length, self.cache.slots = 0, None
+        self.real[:, width : width + length] = seen
         embeds = model.get_input_embeddings()(ids)
         if places is not None:
             features = model.model.get_image_features(pixel_values).to(embeds.dtype)
             embeds = embeds.flatten(0, 1).index_copy(0, places, features.flatten(0, 1)).view_as(embeds)
-        allowed = with_prompt(seen, sight, model.prompt_is_bidirectional)
+        self.cache.feed_prompt(length)
+        # Slots begin with the tree, tokens with the prompt.
+        allowed = with_prompt(seen, sight, model.prompt_is_bidirectional).roll(width, dims=2)
         return self._logits(model, embeds, positions, allowed)[:, length - 1 :]
 
     @torch.no_grad()
     def decode_pass(self, numbers: torch.Tensor, sight: torch.Tensor) -> torch.Tensor:
-        """Moves what was accepted together, then feeds a tree.
+        """Moves what was accepted behind what is kept, then feeds a tree.
 
         Args:
-            numbers: int64 [5, B, W]: ids, positions, the slots they go to, slots to be moved, and where to.
+            numbers: int64 [B, 4 W + 1]: ids, positions, slots to be moved, where to, and where kept slots end.
             sight: bool [B, W, W].
         """
-        ids, positions, slots, source, target = numbers.unbind()
-        model = self._model()
-        self.cache.move(source, target)
-        self.cache.slots = slots
-        before = torch.arange(self.cache.capacity, device=slots.device) < slots[:, :1]
-        allowed = (before & self.real)[:, None].repeat(1, slots.shape[1], 1)
-        allowed.scatter_(2, slots[:, None].expand(-1, slots.shape[1], -1), sight)
+        model, width = self._model(), self.cache.scratch
+        ids, positions, source, target, starts = numbers.split((width, width, width, width, 1), dim=1)
+        (self.operations or PlainOperations()).move(self.cache, source, target)
+        self.cache.feed_tree()
+        allowed = self.cache.allowed(sight, starts, self.real)
         return self._logits(model, model.get_input_embeddings()(ids), positions, allowed)
 
     def _logits(
         self, model: Any, embeds: torch.Tensor, positions: torch.Tensor, allowed: torch.Tensor
     ) -> torch.Tensor:
-        hidden = model.model(
-            inputs_embeds=embeds,
-            attention_mask=additive(allowed, self.head.dtype),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        if self.operations is not None:
+            language_model = model.model.language_model
+            embeds = embeds * input_scale(language_model, embeds.dtype)
+            positions = positions + model.first_position
+            hidden = run_layers(language_model, self.operations, embeds, positions, allowed, self.cache)
+        else:
+            hidden = model.model(
+                inputs_embeds=embeds,
+                attention_mask=additive(allowed, self.head.dtype),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).last_hidden_state
         return (hidden @ self.head.T).float()
 
     def _model(self) -> Any:
@@ -184,26 +211,30 @@ class StaticPlan:
         return model
 
     def _record(self, key: Any, function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> None:
-        """Records a pass and compares it with the plain one; slots are afterwards as they were before."""
-        saved = [(buffer, buffer.clone()) for buffer in (*self.cache.keys, *self.cache.values)]
-
-        def restore() -> None:
-            for buffer, content in saved:
-                buffer.copy_(content)
-
-        plain = function(*(tensor.to(self.head.device) for tensor in inputs)).clone()
-        restore()
-        try:
-            captured = CapturedPass(function, inputs, self)
-            difference = float((captured(*inputs) - plain).abs().max()) if plain.numel() else 0.0
-            if not difference <= CLOSE * float(plain.abs().max()):
-                raise RuntimeError(f"a recorded pass differs from the plain one by {difference:.3g}")
-            self.recorded[key] = captured
-        except RuntimeError as error:
+        """Records a pass and compares it with the model's own; slots are afterwards as they were before."""
+        saved, on_device = self.cache.buffer.clone(), [tensor.to(self.head.device) for tensor in inputs]
+        expected = function(*on_device).clone()
+        failures = []
+        for operations in possible_operations(self._model(), self.head.device):
+            self.operations = operations
+            self.cache.buffer.copy_(saved)
+            try:
+                function(*on_device)  # compiles what needs it
+                self.cache.buffer.copy_(saved)
+                captured = CapturedPass(function, inputs, self)
+                check_close(captured(*inputs), expected, self.head.dtype)
+                self.recorded[key] = captured
+                break
+            except Exception as error:  # whatever a compiler, a driver or an unknown layer may raise
+                failures.append(f"{type(error).__name__}: {error}")
+        self.operations = None
+        self.cache.buffer.copy_(saved)
+        if key not in self.recorded:
             self.graphs = False
             self.recorded.clear()
-            warnings.warn(f"CUDA graphs are not used for decoding: {error}", RuntimeWarning, stacklevel=2)
-        restore()
+        if failures:
+            used = "CUDA graphs are" if not self.graphs else "Fused kernels are"
+            warnings.warn(f"{used} not used for decoding: {'; then '.join(failures)}", RuntimeWarning, stacklevel=2)
 
 
 class CapturedPass:
@@ -213,42 +244,90 @@ class CapturedPass:
         function: what to record; it has run before, on other tensors of these shapes.
         examples: arguments.
         plan: whose memory and device it uses.
+
+    Attributes:
+        operations: what layers are computed with; `None` for the model's own forward pass.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], examples: tuple[torch.Tensor, ...], plan: StaticPlan):
         plan.pool = plan.pool or torch.cuda.graph_pool_handle()
-        self.inputs = [tensor.to(plan.head.device, copy=True) for tensor in examples]
+        self.operations = plan.operations
+        # What comes from the CPU waits there in one stretch of memory, and arrives by one copy.
+        sizes = [0 if tensor.is_cuda else rounded_up(tensor.nbytes, 16) for tensor in examples]
+        self.waiting = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+        self.arrived = torch.empty(sum(sizes), dtype=torch.uint8, device=plan.head.device)
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        self.places = [
+            tensor.clone() if tensor.is_cuda else viewed(self.waiting, start, tensor)
+            for tensor, start in zip(examples, starts)
+        ]
+        inputs = [
+            place if place.is_cuda else viewed(self.arrived, start, place) for place, start in zip(self.places, starts)
+        ]
+        self._send(examples)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=plan.pool):
-            self.output = function(*self.inputs)
+        # Other threads may go on using the GPU meanwhile.
+        with torch.cuda.graph(self.graph, pool=plan.pool, capture_error_mode="thread_local"):
+            self.output = function(*inputs)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the function returns; overwritten by the next call."""
-        for place, tensor in zip(self.inputs, inputs, strict=True):
-            place.copy_(tensor if tensor.is_cuda else tensor.pin_memory(), non_blocking=True)
+        self._send(inputs)
         self.graph.replay()
         return self.output
 
+    def _send(self, inputs: tuple[torch.Tensor, ...]) -> None:
+        for place, tensor in zip(self.places, inputs, strict=True):
+            place.copy_(tensor)
+        self.arrived.copy_(self.waiting, non_blocking=True)  # read by the time a pass is over: before it is written to
 
-def static_plan(model: Any, head: torch.Tensor, token_ids: tuple[int, ...], batch: int, needed: int) -> StaticPlan:
-    """The plan for a batch size and at least `needed` slots; kept while the model's weights stay where they are.
 
-    A capacity is rounded up, so that prompts of different lengths share a plan.
+class Recordings:
+    """The plans of a model, and what it was like when they were made."""
+
+    def __init__(self, model: Any):
+        self.fingerprint = ModelFingerprint(model)
+        self.plans: dict[Any, StaticPlan] = {}  # the one used last comes last
+
+
+# Kept per model and beside it, since a recorded graph can be neither copied nor pickled with it.
+_RECORDINGS: "weakref.WeakKeyDictionary[Any, Recordings]" = weakref.WeakKeyDictionary()
+
+
+def recordings_of(model: Any) -> Recordings:
+    """What was recorded of a model as it is now; nothing, where its weights have moved or an adapter has changed."""
+    known = _RECORDINGS.get(model)
+    if known is None or not known.fingerprint.holds():
+        known = _RECORDINGS[model] = Recordings(model)
+    return known
+
+
+def static_passes(
+    model: Any, token_ids: tuple[int, ...], prompt: Prompt, widest: int, more: int, asked: bool = True
+) -> StaticPasses | None:
+    """Passes for a call, or `None` where they do not suit or another call, of another thread, uses the plan.
+
+    Widths and capacities are rounded up, so that prompts of different lengths share a plan.
 
     Args:
-        head, token_ids: the wanted rows of the output layer and which they are.
+        token_ids: the wanted rows of the output layer.
+        widest: the most tokens a row will feed in a pass.
+        more: the most tokens that will be accepted.
+        asked: whether the caller wants them in any case.
     """
-    graphs = records_graphs(head.device)
-    # A recording reads weights where they lay: what is moved, or replaced as by an adapter, is recorded anew.
-    place = (addresses(model) if graphs else head.device, head.dtype, model.training)
-    plans = _PLANS.setdefault(model, {})
-    for key in [key for key in plans if key[0] != place]:
-        del plans[key]
-    key = (place, token_ids, batch, rounded_up(needed, CAPACITY_STEP))
-    if key not in plans:
-        plans[key] = StaticPlan(model, head, batch, key[-1], graphs)
-    plans[key].head.copy_(head)
-    return plans[key]
+    weight = model.get_output_embeddings().weight
+    if not asked and not suits_static_passes(model, weight.device):
+        return None
+    recordings = recordings_of(model)
+    width = rounded_up(widest, WIDTH_STEP)
+    capacity = rounded_up(width + rounded_up(prompt.ids.shape[1], PROMPT_STEP) + more, CAPACITY_STEP)
+    plans = recordings.plans
+    key = (token_ids, len(prompt.ids), width, capacity, weight.dtype, weight.device, model.training)
+    plan = plans.pop(key, None) or StaticPlan(*(model, *key[:4]), graphs=records_graphs(weight.device))
+    plans[key] = plan
+    while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > memory_of(weight.device) * MEMORY_SHARE):
+        del plans[next(iter(plans))]
+    return StaticPasses(model, prompt, plan) if plan.lock.acquire(blocking=False) else None
 
 
 def records_graphs(device: torch.device) -> bool:
@@ -256,14 +335,62 @@ def records_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def addresses(model: Any) -> int:
-    """A number that changes when a weight is moved, added or replaced; `parameters()` takes several times as long."""
-    modules, found = [model], []
-    while modules:
-        module = modules.pop()
-        found.extend(weight.data_ptr() for weight in module._parameters.values() if weight is not None)
-        modules.extend(part for part in module._modules.values() if part is not None)
-    return hash(tuple(found))
+def suits_static_passes(model: Any, device: torch.device) -> bool:
+    """Whether static passes are the better way without being asked for: on a GPU that holds the whole model, as it is.
+
+    Quantised layers and hooks, which a graph does not call, are left to plain passes, and a model for which recording
+    has failed.
+    """
+    if not records_graphs(device) or model.training or getattr(model, "hf_quantizer", None) is not None:
+        return False
+    if len(set(getattr(model, "hf_device_map", {"": device}).values())) > 1:
+        return False
+    if model not in _RECORDINGS:
+        _RECORDINGS[model] = Recordings(model)
+    known = _RECORDINGS[model]  # looked at again before it is used
+    return not known.fingerprint.has_hooks() and all(plan.graphs for plan in list(known.plans.values()))
+
+
+def held(plans: dict[Any, StaticPlan]) -> int:
+    """Bytes of the caches of plans."""
+    return sum(plan.cache.buffer.nbytes for plan in plans.values())
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a GPU's memory; a CPU's are not counted."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
+
+
+def possible_operations(model: Any, device: torch.device) -> list[PlainOperations | None]:
+    """What layers may be computed with, best first; `None` is the model's own forward pass."""
+    if not can_be_lean(model.model.language_model):
+        return [None]
+    if device.type == "cuda":
+        try:
+            from .triton_operations import TritonOperations
+
+            return [TritonOperations(), None]
+        except ImportError:
+            pass
+    return [PlainOperations(), None]
+
+
+def check_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raises `RuntimeError` if logits of a recorded pass are not those of the model's own."""
+    difference = float((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6))
+    if not difference <= CLOSE.get(dtype, CLOSE_IN_HALF_PRECISION):
+        raise RuntimeError(f"a recorded pass differs from the plain one by {difference:.3g} of the logits' deviation")
+
+
+def cache_shape(text_config: Any, batch: int, capacity: int) -> tuple[int, int, int, int, int]:
+    """Layers, rows, heads of keys, slots, width of a head."""
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return text_config.num_hidden_layers, batch, text_config.num_key_value_heads, capacity, width
+
+
+def viewed(stretch: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
+    """A part of uint8 [bytes] as a tensor like another one."""
+    return stretch[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
 def lengthened(prompt: Prompt, image_token_id: int) -> Prompt:

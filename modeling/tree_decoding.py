@@ -19,14 +19,18 @@ logits, so the result is the same for any tree. Tokens the grammar forces need n
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from .action_prior import ActionPrior, Place, TokenTree, grow_tree, step
-from .static_passes import PROMPT_STEP, WIDTH_STEP, StaticPasses, rounded_up, static_plan
+from .static_passes import StaticPasses, static_passes
 from .tree_passes import Fed, GrowingPasses, Prompt
+
+
+GRAMMARS_KEPT = 16
 
 
 @dataclass
@@ -82,17 +86,21 @@ class TreeDecoder:
         grammar: of its actions.
         nodes: tree nodes per pass and row; at least 1.
         temperature: sample at this temperature; `None` takes the most probable token.
-        static: passes of shapes that repeat, for a GPU (`static_passes.py`).
+        static: passes of shapes that repeat, for a GPU (`static_passes.py`); `None` for them where they suit.
     """
 
-    def __init__(self, model: Any, grammar: Any, nodes: int, temperature: float | None = None, static: bool = False):
+    def __init__(
+        self, model: Any, grammar: Any, nodes: int, temperature: float | None = None, static: bool | None = False
+    ):
         self.model, self.grammar, self.nodes, self.temperature = model, grammar, nodes, temperature
         self.static = static
-        head = model.get_output_embeddings()
-        self.token_ids = sorted({token for state in grammar.transitions for token in state})
-        self.column = {token: index for index, token in enumerate(self.token_ids)}
-        # Of the output layer only the rows an action can be written with.
-        self.head = head.weight[torch.tensor(self.token_ids, device=head.weight.device)]
+        self.token_ids, self.column = written_tokens(grammar)
+
+    @property
+    def head(self) -> torch.Tensor:
+        """Of the output layer the rows an action can be written with, float [G, width]."""
+        weight = self.model.get_output_embeddings().weight
+        return weight[torch.tensor(self.token_ids, device=weight.device)]
 
     @torch.no_grad()
     def decode(
@@ -115,18 +123,20 @@ class TreeDecoder:
             row.accept_forced(self.grammar)
         passes = self._passes(Prompt(input_ids, attention_mask, pixel_values))
         cost = DecodingCost()
-        while not all(row.done for row in rows):
-            self._step(rows, passes, offset=int(cost.passes == 0), cost=cost)
+        try:
+            while not all(row.done for row in rows):
+                self._step(rows, passes, offset=int(cost.passes == 0), cost=cost)
+        finally:
+            passes.close()
         return rows, cost
 
     def _passes(self, prompt: Prompt) -> GrowingPasses | StaticPasses:
-        batch, length = prompt.ids.shape
-        if not self.static:
-            return GrowingPasses(self.model, self.head, prompt, room=2 * (self.grammar.max_tokens + self.nodes))
-        widest = self.nodes + 1 + longest_forced_run(self.grammar)
-        needed = rounded_up(length, PROMPT_STEP) + self.grammar.max_tokens + rounded_up(widest, WIDTH_STEP)
-        plan = static_plan(self.model, self.head, tuple(self.token_ids), batch, needed)
-        return StaticPasses(self.model, prompt, plan)
+        most = self.grammar.max_tokens
+        if self.static is not False:
+            widest = self.nodes + 1 + longest_forced_run(self.grammar)
+            if passes := static_passes(self.model, self.token_ids, prompt, widest, most, asked=bool(self.static)):
+                return passes
+        return GrowingPasses(self.model, self.head, prompt, room=2 * (most + self.nodes))
 
     def _step(self, rows: list[Row], passes: GrowingPasses | StaticPasses, offset: int, cost: "DecodingCost") -> None:
         """One forward pass and its walk; in the first one, logits begin one place earlier (`offset` 1)."""
@@ -198,6 +208,14 @@ class TreeDecoder:
         return tokens[int(torch.multinomial(chances, 1))]
 
 
+@lru_cache(maxsize=GRAMMARS_KEPT)
+def written_tokens(grammar: Any) -> tuple[tuple[int, ...], dict[int, int]]:
+    """The tokens an action can be written with, and the place of each among them."""
+    token_ids = tuple(sorted({token for state in grammar.transitions for token in state}))
+    return token_ids, {token: index for index, token in enumerate(token_ids)}
+
+
+@lru_cache(maxsize=GRAMMARS_KEPT)
 def longest_forced_run(grammar: Any) -> int:
     """The most tokens in a row that have no alternative."""
     longest = 0

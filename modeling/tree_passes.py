@@ -7,7 +7,7 @@ Two ways, the same results:
 
     GrowingPasses   every pass as wide as its trees, caches as long as what they hold; nothing is wasted
     StaticPasses    prompts, widths and caches in steps of a fixed size, so that shapes repeat from pass to pass and
-                    from call to call: on a GPU each pass is then one CUDA graph (`static_plans.py`)
+                    from call to call: on a GPU each pass is then one CUDA graph (`static_passes.py`)
 
 A pass's tokens come packed: ids and positions int64 [B, W], `sight` bool [B, W, W], who sees whom among them. The
 first pass also holds the prompt.
@@ -54,16 +54,11 @@ class TreeCache:
         capacity: slots per row to begin with.
 
     It has what transformers' attention layers and models use of a cache when the mask and the positions are given.
-
-    Attributes:
-        slots: int64 [B, W], where the next keys go, row by row; `None` puts them behind what is kept, in every row
-            alike. With slots, attention gets the whole buffers.
     """
 
     def __init__(self, capacity: int):
         self.capacity = capacity
         self.length = 0
-        self.slots: torch.Tensor | None = None
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -74,10 +69,6 @@ class TreeCache:
             # Zeros, since a masked slot still takes part in a product, and 0 times nothing sensible could be NaN.
             self.keys.append(keys.new_zeros(shape))
             self.values.append(values.new_zeros((*shape[:3], values.shape[3])))
-        if self.slots is not None:
-            for buffer, new in ((self.keys[layer_idx], keys), (self.values[layer_idx], values)):
-                buffer.scatter_(2, spread(self.slots, new), new)
-            return self.keys[layer_idx], self.values[layer_idx]
         end = self.length + keys.shape[2]
         if end > self.keys[layer_idx].shape[2]:
             self.keys[layer_idx] = enlarged(self.keys[layer_idx], end)
@@ -92,18 +83,11 @@ class TreeCache:
 
     def keep(self, prompt: int, accepted: torch.Tensor) -> None:
         """Keeps, of what the last pass wrote, the first `prompt` slots and those named by `accepted` int64 [B, K]."""
-        self.length += prompt
-        self.move(self.length - prompt + accepted, slice(self.length, self.length + accepted.shape[1]))
-        self.length += accepted.shape[1]
-
-    def move(self, source: torch.Tensor, target: slice | torch.Tensor) -> None:
-        """Copies slots `source` int64 [B, K] of each row to `target`, a slice for all rows or int64 [B, K]."""
+        start = self.length + prompt
         for buffer in (*self.keys, *self.values):
-            moved = buffer.gather(2, spread(source, buffer))
-            if isinstance(target, slice):
-                buffer[:, :, target] = moved
-            else:
-                buffer.scatter_(2, spread(target, buffer), moved)
+            moved = buffer.gather(2, spread(self.length + accepted, buffer))
+            buffer[:, :, start : start + accepted.shape[1]] = moved
+        self.length = start + accepted.shape[1]
 
 
 class GrowingPasses:
@@ -151,6 +135,9 @@ class GrowingPasses:
         self.cache.keep(self.start, (kept + self.start).to(self.head.device))
         self.seen = torch.cat((self.seen, real.to(self.head.device)), dim=1)
         self.start = 0
+
+    def close(self) -> None:
+        """Nothing is shared with other calls."""
 
     def _allowed(self, sight: torch.Tensor) -> torch.Tensor:
         """Who may see whom, bool [B, fed, cached + fed]."""

@@ -42,17 +42,23 @@ SHIPPED = {
     "action_strings.py",
     "action_uncertainty.py",
     "configuration_openvla_plus.py",
+    "decoder_operations.py",
     "dual_vision_tower.py",
     "image_language_model.py",
     "image_processing_openvla_plus.py",
+    "lean_layers.py",
+    "model_fingerprint.py",
     "modeling_openvla_plus.py",
     "nested_configuration.py",
     "openvla_contract.py",
+    "parallel_streams.py",
     "processing_openvla_plus.py",
+    "slot_cache.py",
     "static_passes.py",
     "transformers_version.py",
     "tree_decoding.py",
     "tree_passes.py",
+    "triton_operations.py",
 }
 SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors import
     "action_bins.py",
@@ -137,7 +143,12 @@ def test_shipped_files_import_only_what_every_user_has(folder: str) -> None:
     files = [path for path in files if not path.name.startswith("convert_")]
     assert len(files) >= 5
     for path in files:
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        # What is tried for and done without: Triton, which PyTorch brings along for GPUs.
+        tried = [node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in block.body]
+        for node in ast.walk(tree):
+            if node in tried:
+                continue
             if isinstance(node, ast.Import):
                 assert {name.name.split(".")[0] for name in node.names} <= ALLOWED, path
             elif isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -1,16 +1,12 @@
 """Tree decoding against plain constrained decoding: the same tokens, in fewer passes, for every kind of action."""
 
-import copy
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from gen_vla.modeling import static_passes
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_prior import ActionPrior, Place, grow_tree, step
 from gen_vla.modeling.tree_decoding import TreeDecoder, longest_forced_run, pack
@@ -112,142 +108,6 @@ def test_near_ties_in_float32(llama_like):
             a == b for a, b in zip(slow.text, model.predict_actions(**inputs, tree_nodes=20).text, strict=True)
         )
     assert same == 40
-
-
-class RepeatedPass:
-    """What `CapturedPass` does, without a GPU: arguments in fixed places, results in one that is overwritten."""
-
-    def __init__(self, function, examples, plan):
-        self.function, self.inputs = function, [tensor.clone() for tensor in examples]
-        self.output = None  # recording runs nothing
-
-    def __call__(self, *inputs):
-        for place, tensor in zip(self.inputs, inputs, strict=True):
-            place.copy_(tensor)
-        result = self.function(*self.inputs)
-        self.output = result if self.output is None else self.output.copy_(result)
-        return self.output
-
-
-class DifferentPass(RepeatedPass):
-    """A recording that gives something else."""
-
-    def __call__(self, *inputs):
-        return super().__call__(*inputs).neg_()
-
-
-class RefusedPass:
-    """A device that cannot record."""
-
-    def __init__(self, *_):
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-
-@pytest.mark.parametrize("kind", ["openvla", "pi0"])
-def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
-    """Recording a pass runs it before its time, replaying it reads its arguments from fixed places."""
-    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    strings = ActionStringProcessor(3, 2, 3, "plain")
-    model, processor = family(kind, llama_like, strings)
-    recorded = []
-    for rows in (4, 1, 4, 1):
-        inputs = inputs_of(processor, rows)
-        slow = model.predict_actions(**inputs, tree_nodes=0)
-        for nodes in (3, 30, 3):
-            fast = model.predict_actions(**inputs, tree_nodes=nodes, cache_implementation="static")
-            assert fast.text == slow.text
-        plans = static_passes._PLANS[model].values()
-        recorded.append(sum(len(plan.recorded) for plan in plans))
-    # A few widths of decode passes, and the prompt's with one or two of them; each recorded once.
-    assert 2 * len(plans) <= recorded[1] == recorded[3] <= 5 * len(plans)
-
-
-@pytest.mark.parametrize(
-    ("recording", "reason"), [(DifferentPass, "differs from the plain one"), (RefusedPass, "not")]
-)
-def test_recordings_that_fail_are_not_used(recording, reason, llama_like, monkeypatch):
-    monkeypatch.setattr(static_passes, "CapturedPass", recording)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    model, processor = family("openvla", llama_like, strings := ActionStringProcessor(3, 2, 3))
-    inputs = inputs_of(processor, 3)
-    slow = model.predict_actions(**inputs, tree_nodes=0)
-    with pytest.warns(RuntimeWarning, match=f"not used for decoding: .*{reason}"):
-        fast = model.predict_actions(**inputs, tree_nodes=9, cache_implementation="static")
-    assert fast.text == slow.text
-    assert model.predict_actions(**inputs, tree_nodes=9, cache_implementation="static").text == slow.text
-    assert strings.decode(fast.text[0]).shape == (2, 3)
-
-
-def test_a_recording_is_made_anew_for_other_weights(llama_like, monkeypatch):
-    """An adapter or a move puts other weights in a recording's place; a change in place does not."""
-    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
-    inputs = inputs_of(processor, 2)
-    model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
-    (plan,) = static_passes._PLANS[model].values()
-    with torch.no_grad():
-        model.model.projector.fc3.weight.mul_(-1)
-    model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
-    assert list(static_passes._PLANS[model].values()) == [plan]
-    model.model.projector.fc3 = copy.deepcopy(model.model.projector.fc3)
-    model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
-    (other,) = static_passes._PLANS[model].values()
-    assert other is not plan
-
-
-class OnTheDevice(TorchDispatchMode):
-    """Refuses what a CUDA graph cannot hold. The meta device stands in for the GPU: it has no values to look at, so
-    reading one (`item`, `nonzero`) fails by itself; this sees copies from and to the CPU."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
-        devices = {tensor.device.type for tensor in tensors if tensor.ndim}
-        assert devices <= {"meta"}, f"{func} has tensors on {devices}"
-        return result
-
-
-@pytest.mark.parametrize("kind", ["openvla", "pi0"])
-def test_passes_stay_on_the_device(kind, llama_like):
-    """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
-    model, _ = family(kind, llama_like, ActionStringProcessor(3, 1, 3))
-    model.to("meta")
-    head = model.get_output_embeddings().weight[:14]
-    plan = static_passes.StaticPlan(model, head, batch=2, capacity=128, graphs=False)
-    length, width, channels = 32, 16, 6 if kind == "openvla" else 3
-
-    def empty(*shape, dtype=torch.long):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    seen, sight = empty(2, length, dtype=torch.bool), empty(2, width, width, dtype=torch.bool)
-    pictures = (empty(2 * 4), empty(2, channels, 8, 8, dtype=torch.float32))
-    with OnTheDevice():
-        first = plan.prompt_pass(empty(2, 2, length + width), seen, sight, *pictures)
-        words = plan.prompt_pass(empty(2, 2, length + width), seen, sight)
-        then = plan.decode_pass(empty(5, 2, width), sight)
-    assert first.shape == words.shape == (2, 1 + width, 14)
-    assert then.shape == (2, width, 14)
-    with pytest.raises(AssertionError, match="cpu"), OnTheDevice():
-        empty(3).copy_(torch.zeros(3, dtype=torch.long))
-
-
-def test_static_plans_are_shared_and_follow_the_weights(llama_like):
-    strings = ActionStringProcessor(3, 1, 3)
-    model, processor = family("openvla", llama_like, strings)
-    call = {"tree_nodes": 5, "cache_implementation": "static"}
-    before = model.predict_actions(**inputs_of(processor, 2), **call)
-    model.predict_actions(**inputs_of(processor, 2), **call)
-    assert len(static_passes._PLANS[model]) == 1
-    with torch.no_grad():
-        model.lm_head.weight.mul_(-1)  # in place: the same buffers, other logits
-    after = model.predict_actions(**inputs_of(processor, 2), **call)
-    assert after.text == model.predict_actions(**inputs_of(processor, 2), tree_nodes=0).text != before.text
-    model.lm_head.weight.data = model.lm_head.weight.data.clone()
-    model.predict_actions(**inputs_of(processor, 2), **call)
-    assert len(static_passes._PLANS[model]) == 1
-    copy.deepcopy(model)
 
 
 @pytest.mark.parametrize(("style", "run"), [("signed", 5), ("plain", 5), ("legacy", 3)])

@@ -1,0 +1,42 @@
+"""Independent work side by side on a GPU.
+
+Decides: when it is worth a stream of its own (while a CUDA graph is recorded: replayed, the branches cost no launches)
+and that later work waits for all of it. Refuses to know: what is computed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+_STREAMS: dict[tuple[int, int], Any] = {}  # by device and number
+
+
+def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+    """What calls without an effect on each other return, in their order.
+
+    Args:
+        device: they all compute on.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return [call() for call in calls]
+    main = torch.cuda.current_stream(device)
+    begun = main.record_event()
+    results = []
+    for number, call in enumerate(calls[1:]):
+        stream = _side_stream(device, number)
+        stream.wait_event(begun)
+        with torch.cuda.stream(stream):
+            results.append(call())
+    results.insert(0, calls[0]())
+    for number in range(len(calls) - 1):
+        main.wait_stream(_side_stream(device, number))
+    return results
+
+
+def _side_stream(device: torch.device, number: int) -> Any:
+    key = (device.index or 0, number)
+    if key not in _STREAMS:
+        _STREAMS[key] = torch.cuda.Stream(device)
+    return _STREAMS[key]

@@ -1,0 +1,271 @@
+"""Static passes without a GPU: stand-ins record and replay, and the meta device stands for one that has no values."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_tree_decoding import family, inputs_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gen_vla.modeling import static_passes
+from gen_vla.modeling.decoder_operations import PlainOperations
+from gen_vla.modeling.model_fingerprint import ModelFingerprint
+from gen_vla.processors import ActionStringProcessor
+
+
+class RepeatedPass:
+    """What `CapturedPass` does, without a GPU: arguments in fixed places, results in one that is overwritten."""
+
+    def __init__(self, function, examples, plan):
+        self.function, self.inputs = function, [tensor.clone() for tensor in examples]
+        self.plan, self.operations = plan, plan.operations
+        self.output = None  # recording runs nothing
+
+    def __call__(self, *inputs):
+        for place, tensor in zip(self.inputs, inputs, strict=True):
+            place.copy_(tensor)
+        before, self.plan.operations = self.plan.operations, self.operations
+        result = self.function(*self.inputs)
+        self.plan.operations = before
+        self.output = result if self.output is None else self.output.copy_(result)
+        return self.output
+
+
+class DifferentPass(RepeatedPass):
+    """A recording that gives something else."""
+
+    def __call__(self, *inputs):
+        return super().__call__(*inputs).neg_()
+
+
+class RefusedPass:
+    """A device that cannot record."""
+
+    def __init__(self, *_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
+    """Recording a pass runs it before its time, replaying it reads its arguments from fixed places."""
+    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
+    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
+    strings = ActionStringProcessor(3, 2, 3, "plain")
+    model, processor = family(kind, llama_like, strings)
+    recorded = []
+    for rows in (4, 1, 4, 1):
+        inputs = inputs_of(processor, rows)
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        for nodes in (3, 30, 3):
+            fast = model.predict_actions(**inputs, tree_nodes=nodes, cache_implementation="static")
+            assert fast.text == slow.text
+        plans = static_passes._RECORDINGS[model].plans.values()
+        recorded.append(sum(len(plan.recorded) for plan in plans))
+    assert recorded[1] == recorded[3] == 2 * len(plans)  # the prompt's pass and the others; each recorded once
+    assert all(type(entry.operations) is PlainOperations for plan in plans for entry in plan.recorded.values())
+
+
+@pytest.mark.parametrize(
+    ("recording", "reason"), [(DifferentPass, "differs from the plain one"), (RefusedPass, "not")]
+)
+def test_recordings_that_fail_are_not_used(recording, reason, llama_like, monkeypatch):
+    monkeypatch.setattr(static_passes, "CapturedPass", recording)
+    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
+    model, processor = family("openvla", llama_like, strings := ActionStringProcessor(3, 2, 3))
+    inputs = inputs_of(processor, 3)
+    slow = model.predict_actions(**inputs, tree_nodes=0)
+    with pytest.warns(RuntimeWarning, match=f"not used for decoding: .*{reason}"):
+        fast = model.predict_actions(**inputs, tree_nodes=9, cache_implementation="static")
+    assert fast.text == slow.text
+    assert model.predict_actions(**inputs, tree_nodes=9, cache_implementation="static").text == slow.text
+    assert strings.decode(fast.text[0]).shape == (2, 3)
+
+
+def test_a_recording_is_made_anew_for_other_weights(llama_like, monkeypatch):
+    """An adapter or a move puts other weights in a recording's place; a change in place does not."""
+    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
+    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs = inputs_of(processor, 2)
+    model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
+    (plan,) = static_passes._RECORDINGS[model].plans.values()
+    with torch.no_grad():
+        model.model.projector.fc3.weight.mul_(-1)
+    model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
+    assert list(static_passes._RECORDINGS[model].plans.values()) == [plan]
+    model.model.projector.fc3 = copy.deepcopy(model.model.projector.fc3)
+    model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
+    (other,) = static_passes._RECORDINGS[model].plans.values()
+    assert other is not plan
+
+
+class OnTheDevice(TorchDispatchMode):
+    """Refuses what a CUDA graph cannot hold. The meta device stands in for the GPU: it has no values to look at, so
+    reading one (`item`, `nonzero`) fails by itself; this sees copies from and to the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.ndim}
+        assert devices <= {"meta"}, f"{func} has tensors on {devices}"
+        return result
+
+
+@pytest.mark.parametrize("operations", [None, PlainOperations()])
+@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+def test_passes_stay_on_the_device(kind, operations, llama_like):
+    """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
+    model, _ = family(kind, llama_like, ActionStringProcessor(3, 1, 3))
+    model.to("meta")
+    plan = static_passes.StaticPlan(model, tuple(range(14)), batch=2, width=16, capacity=128, graphs=False)
+    length, width, channels = 32, 16, 6 if kind == "openvla" else 3
+
+    def empty(*shape, dtype=torch.long):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    seen, sight = empty(2, length, dtype=torch.bool), empty(2, width, width, dtype=torch.bool)
+    pictures = (empty(2 * 4), empty(2, channels, 8, 8, dtype=torch.float32))
+    plan.operations = operations
+    with OnTheDevice():
+        first = plan.prompt_pass(empty(2, 2, length + width), seen, sight, *pictures)
+        words = plan.prompt_pass(empty(2, 2, length + width), seen, sight)
+        then = plan.decode_pass(empty(2, 4 * width + 1), sight)
+    assert first.shape == words.shape == (2, 1 + width, 14)
+    assert then.shape == (2, width, 14)
+    with pytest.raises(AssertionError, match="cpu"), OnTheDevice():
+        empty(3).copy_(torch.zeros(3, dtype=torch.long))
+
+
+def test_static_plans_are_shared_and_follow_the_weights(llama_like):
+    strings = ActionStringProcessor(3, 1, 3)
+    model, processor = family("openvla", llama_like, strings)
+    call = {"tree_nodes": 5, "cache_implementation": "static"}
+    before = model.predict_actions(**inputs_of(processor, 2), **call)
+    model.predict_actions(**inputs_of(processor, 2), **call)
+    assert len(static_passes._RECORDINGS[model].plans) == 1
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)  # in place: the same buffers, other logits
+    after = model.predict_actions(**inputs_of(processor, 2), **call)
+    assert after.text == model.predict_actions(**inputs_of(processor, 2), tree_nodes=0).text != before.text
+    model.lm_head.weight.data = model.lm_head.weight.data.clone()
+    model.predict_actions(**inputs_of(processor, 2), **call)
+    assert len(static_passes._RECORDINGS[model].plans) == 1
+    copy.deepcopy(model)
+
+
+@pytest.fixture
+def recording_device(monkeypatch):
+    """A device on which passes seem to be recorded."""
+    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
+    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
+
+
+def plans_of(model):
+    known = static_passes._RECORDINGS.get(model)
+    return list(known.plans.values()) if known else []
+
+
+def test_where_passes_are_recorded_without_being_asked(recording_device, llama_like):
+    """Not with hooks, which a graph does not call, not in training, not for quantised layers or several devices."""
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs, called = inputs_of(processor, 2), []
+    expected = model.predict_actions(**inputs, cache_implementation="dynamic").text
+    assert not plans_of(model)
+    handle = model.model.language_model.register_forward_hook(lambda *_: called.append(1))
+    assert model.predict_actions(**inputs).text == expected
+    assert called
+    assert not plans_of(model)
+    handle.remove()
+    for name, value in (("hf_quantizer", object()), ("hf_device_map", {"model": 0, "lm_head": 1})):
+        setattr(model, name, value)
+        assert model.predict_actions(**inputs).text == expected
+        assert not plans_of(model)
+        delattr(model, name)
+    model.train()
+    model.predict_actions(**inputs)
+    assert not plans_of(model)
+    model.eval()
+    assert model.predict_actions(**inputs).text == expected
+    assert [len(plan.recorded) for plan in plans_of(model)] == [2]
+
+
+def test_a_model_that_cannot_be_recorded_is_not_tried_again(monkeypatch, llama_like):
+    monkeypatch.setattr(static_passes, "CapturedPass", RefusedPass)
+    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs = inputs_of(processor, 2)
+    with pytest.warns(RuntimeWarning, match="CUDA graphs are not used"):
+        first = model.predict_actions(**inputs)
+    (plan,) = plans_of(model)
+    assert plan.lock.acquire(blocking=False)  # whoever comes now cannot use it, and need not
+    assert model.predict_actions(**inputs).text == first.text
+
+
+def test_calls_of_several_threads_do_not_share_a_plan(recording_device, llama_like):
+    model, processor = family("pi0", llama_like, ActionStringProcessor(3, 2, 3))
+    calls = [inputs_of(processor, 1) for _ in range(6)]
+    for number, inputs in enumerate(calls):
+        inputs["pixel_values"] = inputs["pixel_values"] * (1 - number / 3)
+    expected = [model.predict_actions(**inputs, cache_implementation="dynamic").text for inputs in calls]
+    assert len({*map(tuple, expected)}) > 1
+    model.predict_actions(**calls[0])
+    found = [None] * len(calls)
+
+    def act(number):
+        for _ in range(3):
+            found[number] = model.predict_actions(**calls[number]).text
+
+    threads = [threading.Thread(target=act, args=(number,)) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected
+    (plan,) = plans_of(model)
+    assert plan.lock.acquire(blocking=False)
+
+
+def test_a_plan_is_free_again_after_an_error(recording_device, llama_like, monkeypatch):
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs = inputs_of(processor, 1)
+    model.predict_actions(**inputs)
+    with pytest.raises(ValueError, match="do not match"):
+        model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
+    (plan,) = plans_of(model)
+    assert plan.lock.acquire(blocking=False)
+
+
+def test_few_plans_are_kept(recording_device, llama_like, monkeypatch):
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    monkeypatch.setattr(static_passes, "PLANS_KEPT", 2)
+    for rows in (1, 2, 3, 1):
+        model.predict_actions(**inputs_of(processor, rows))
+    assert [len(plan.real) for plan in plans_of(model)] == [3, 1]
+    monkeypatch.setattr(static_passes, "memory_of", lambda device: 1.0)
+    model.predict_actions(**inputs_of(processor, 3))
+    assert [len(plan.real) for plan in plans_of(model)] == [3]
+
+
+def test_switching_an_adapter_is_seen(llama_like):
+    """It changes what layers compute, and neither a module nor a weight."""
+    model, _ = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    before = ModelFingerprint(model)
+    assert before.holds()
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    assert not before.holds()
+    seen = ModelFingerprint(model)
+    assert seen.holds()
+    with adapted.disable_adapter():
+        assert not seen.holds()
+    assert seen.holds()
+    adapted.merge_adapter()
+    assert not seen.holds()
+    adapted.unmerge_adapter()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    assert seen.holds()
+    model.lm_head.weight.data = model.lm_head.weight.data.clone()
+    assert not seen.holds()
