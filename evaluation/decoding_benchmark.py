@@ -14,7 +14,8 @@ Compared, in turns within one run, on random weights, which are as fast as any:
 
 How many passes a tree saves depends on what is written, and random weights write strings no robot would. While it is
 timed, tree decoding therefore follows recorded actions (the model computes all it would, its choice is overruled),
-with the step before as a hint. That both ways choose the same tokens is checked apart, with nothing overruled.
+with the step before as a hint. Of two calls in a row, on other actions, the second is timed: a control loop makes
+many. That both ways choose the same tokens is checked apart, with nothing overruled.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.decoding_agreement import compared
+from gen_vla.evaluation.decoding_limits import measure_limits
 from gen_vla.evaluation.decoding_passes import passes_of, read_bridge
 from gen_vla.evaluation.latency import describe_machine
 from gen_vla.evaluation.random_models import BRIDGE, PIECES, build_random, random_inputs
@@ -148,6 +150,8 @@ def time_ways(
     for repeat in tqdm(range(repeats + 1), desc=f"{rows} x {horizon}", unit="round", leave=False):
         before, actions = actions_to_write(episodes, horizon, rows, repeat)
         for way in ways:
+            if way.nodes:  # a control loop calls the same way again and again
+                timed(model, inputs, way, *actions_to_write(episodes, horizon, rows, repeat + 1))
             run = timed(model, inputs, way, before, actions)
             if repeat:  # the first round warms up
                 runs[way].append(run)
@@ -298,15 +302,25 @@ def run_benchmark(
                 if representation == "string" and horizon == horizons[0]:
                     choices = compare_choices(model, nodes[0], 20 if size == "mini" else 5)
                     results.setdefault("choices", []).append({"size": size, **choices})
+                    if device == "cuda":
+                        results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
                 del model
     return results
 
 
+def limits_of(model: Any, copy_bandwidth: float) -> dict[str, Any]:
+    """What a recorded decode pass spends its time on."""
+    inputs = random_inputs(model, 1)
+    moved = bytes_per_pass(model, 1, inputs["input_ids"].shape[1])
+    return measure_limits(model, inputs, floor_ms=1e3 * moved / copy_bandwidth)
+
+
 def ways_of(representation: str, nodes: list[int], device: str) -> list[Way]:
-    """What is compared; static passes only where they can be recorded."""
-    trees = [Way(count) for count in (nodes if representation == "string" else [1])]
-    static = [Way(way.nodes, static=True) for way in trees] if device == "cuda" else []
-    return [Way(0), *trees, *static]
+    """What is compared; static passes only where they can be recorded, and plain ones beside them once."""
+    counts = nodes if representation == "string" else [1]
+    if device != "cuda":
+        return [Way(0), *(Way(count) for count in counts)]
+    return [Way(0), Way(counts[len(counts) // 2]), *(Way(count, static=True) for count in counts)]
 
 
 def peak_memory(device: str) -> float:

@@ -23,7 +23,7 @@ except ImportError as error:
     raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_passes.py does without") from error
 
 BLOCK_ROWS = 64  # queries of a block of attention
-BLOCK_SLOTS = 64  # keys it looks at at a time
+BLOCK_NUMBERS = 8192  # of the keys it looks at at a time: 64 keys of width 128
 PARTS = 4  # blocks that share a head's keys
 HEADS = 8  # of a token that a block turns
 NOTHING = tl.constexpr(-1e30)  # the score of a key that is not seen
@@ -79,17 +79,18 @@ class TritonOperations(PlainOperations):
         few = group * tokens <= 8 * BLOCK_ROWS and tokens <= 2 * BLOCK_ROWS
         if not few or width not in (64, 128, 256) or query.dtype == torch.float32:
             return super().attend(query, keys, values, mask, scale)
-        blocks = triton.cdiv(group * tokens, BLOCK_ROWS)
+        blocks, together = triton.cdiv(group * tokens, BLOCK_ROWS), BLOCK_NUMBERS // width
         mixed = query.new_empty((PARTS, rows * heads * tokens, width), dtype=torch.float32)
         most, sums = mixed.new_empty(2, PARTS, rows * heads * tokens)
         attend_kernel[(blocks, rows * key_heads, PARTS)](
             *(query, keys, values, mask, mixed, most, sums, scale),
             *(group * tokens, tokens, slots, key_heads, keys.stride(0), keys.stride(1), rows * heads * tokens),
-            TILES=triton.cdiv(slots, PARTS * BLOCK_SLOTS),
+            TILES=triton.cdiv(slots, PARTS * together),
             WIDTH=width,
             ROWS=BLOCK_ROWS,
-            SLOTS=BLOCK_SLOTS,
+            SLOTS=together,
             num_warps=4,
+            num_stages=2,
         )
         joined = query.new_empty(rows, tokens, heads * width)
         join_kernel[(rows * heads * tokens,)](
@@ -313,6 +314,6 @@ def join_kernel(mixed, most, sums, joined, heads, tokens, lines, PARTS: tl.const
     share = tl.exp(highest - tl.max(highest, axis=0))
     total = tl.sum(share * tl.load(sums + at), axis=0)
     content = tl.load(mixed + at[:, None] * WIDTH + column[None, :])
-    result = tl.sum(share[:, None] * content, axis=0) / total
+    result = tl.sum(share[:, None] * content, axis=0) / tl.where(total > 0.0, total, 1.0)  # padding sees nothing
     target = joined + ((row * tokens + place) * heads + head).to(tl.int64) * WIDTH
     tl.store(target + column, result.to(joined.dtype.element_ty))

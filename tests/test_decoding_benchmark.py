@@ -95,6 +95,18 @@ def test_replaying_writes_the_given_actions_and_takes_their_passes(monkeypatch):
     assert not np.allclose(model.predict_actions(**inputs, unnorm_key="random").normalized, actions, atol=0.1)
 
 
+def test_both_families_are_measured(monkeypatch):
+    monkeypatch.setitem(
+        random_models.SIZES, "pi0-tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)}
+    )
+    monkeypatch.setitem(random_models.VOCABULARY, "pi0_plus", 257153)
+    model = random_models.build_random("pi0-tiny", "cpu", torch.float32)
+    assert model.config.model_type == "pi0_plus"
+    inputs = random_models.random_inputs(model, 2)
+    plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
+    assert model.predict_actions(**inputs, unnorm_key="random").text == plain.text
+
+
 def test_bytes_of_a_pass_by_hand(monkeypatch):
     monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
     model = random_models.build_random("tiny", "cpu", torch.float32)

@@ -165,11 +165,12 @@ def test_operations_round_as_pytorch(name, dtype, operations):
         assert caches[0].buffer[[0, 2]].abs().max() == 0
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("group", [1, 4])
-def test_attention_over_parts_of_the_slots(group, operations):
+def test_attention_over_parts_of_the_slots(group, width, operations):
     """Long caches, rows that see little, and a part of the slots that nobody sees."""
     generator = torch.Generator().manual_seed(2)
-    slots, width = 300, 128
+    slots = 300
 
     def random(*shape):
         return torch.randn(shape, generator=generator).to(DEVICE, HALF)
@@ -181,13 +182,15 @@ def test_attention_over_parts_of_the_slots(group, operations):
     )
     allowed = torch.rand(ROWS, 33, slots, generator=generator) < 0.3
     allowed[0, :, 64:200] = False
-    allowed[1, 5] = False
+    allowed[1, 5:7] = False  # the second one is padding and sees nothing
     allowed[1, 5, 7] = True
     mask = additive(allowed.to(DEVICE), HALF)
-    found = operations.attend(query, keys, values, mask, 0.1)
+    found = operations.attend(query, keys, values, mask, 0.1).float()
     exact = PlainOperations().attend(query.float(), keys.float(), values.float(), mask.float(), 0.1)
-    torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
-    torch.testing.assert_close(found[1, 5, :width].float(), values[1, 0, 7].float())
+    assert bool(found.isfinite().all())
+    found[1, 6] = exact[1, 6]
+    torch.testing.assert_close(found, exact, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(found[1, 5, :width], values[1, 0, 7].float())
 
 
 def test_what_cannot_be_lean():

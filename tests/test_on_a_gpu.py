@@ -20,6 +20,8 @@ from tiny_models import (
 from tiny_runs import tiny_pi0_model as pi0_settings
 from tiny_runs import tiny_recipe
 
+from gen_vla.evaluation import random_models
+from gen_vla.evaluation.decoding_benchmark import limits_of
 from gen_vla.modeling import static_passes
 from gen_vla.modeling.tree_passes import Fed, GrowingPasses, Prompt
 from gen_vla.processors import ActionBins, ActionStringProcessor
@@ -131,3 +133,39 @@ def test_a_flow_begins_with_the_same_noise_as_on_the_cpu(gemma_like):
     loss = model.train()(**inputs, actions=torch.zeros(2, 4, 3), action_is_pad=padding).loss
     loss.backward()
     assert bool(loss.isfinite())
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_benchmark_says_what_a_recorded_pass_spends_its_time_on(monkeypatch):
+    shape = {"vision": (64, 2, 2), "image": (32, 16), "text": (256, 512, 4, 4)}
+    monkeypatch.setitem(random_models.SIZES, "tiny", shape)
+    model = random_models.build_random("tiny", DEVICE, torch.bfloat16)
+    assert [model.default_tree_nodes(rows) for rows in (1, 4, 16)] == [57, 25, 9]
+    found = limits_of(model, copy_bandwidth=1e12)
+    assert found["width"] == 64
+    assert 0 < found["products_ms"] < found["pass_on_the_gpu_ms"] < 5
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_larger_models_recordings_write_what_plain_passes_write(monkeypatch):
+    """Heads as wide as the kernels for attention take, in both families, in half precision."""
+    monkeypatch.setitem(
+        random_models.SIZES, "small", {"vision": (64, 2, 2), "image": (32, 16), "text": (512, 512, 2, 4)}
+    )
+    monkeypatch.setitem(
+        random_models.SIZES, "pi0-small", {"vision": (64, 2, 2), "image": (32, 16), "text": (512, 512, 2, 4)}
+    )
+    for size in ("small", "pi0-small"):
+        model = random_models.build_random(size, DEVICE, torch.bfloat16)
+        for rows in (1, 5):
+            inputs = random_models.random_inputs(model, rows)
+            both = [
+                model.predict_actions(**inputs, unnorm_key="random", cache_implementation=kind)
+                for kind in ("static", "dynamic")
+            ]
+            same = [one == other for one, other in zip(both[0].text, both[1].text, strict=True)]
+            first = np.abs(both[0].digit_probabilities[:, :4] - both[1].digit_probabilities[:, :4]).max()
+            assert first < 0.05
+            assert sum(same) >= rows - 1  # a near-tie may fall either way
+        plans = static_passes._RECORDINGS[model].plans.values()
+        assert {type(e.operations).__name__ for plan in plans for e in plan.recorded.values()} == {"TritonOperations"}
