@@ -71,20 +71,76 @@ def drawers() -> str:
 
 
 def decoding() -> str:
-    """What an action costs at 7B, one observation."""
+    """What an action costs at 7B on a GPU, one observation."""
 
     def rows() -> Iterator[str]:
-        for timing in load("decoding_h100_bf16.json")["timings"]:
-            if (timing["size"], timing["rows"]) != ("7b", 1):
+        for t in gpu_timings():
+            if (t["size"], t["rows"], t["horizon"]) != ("7b", 1, 1) or t["way"] == "tree, 1 node":
                 continue
-            bins, one_by_one = timing["representation"] == "bins", timing["way"] == "generate"
-            if bins and not one_by_one:
-                continue
-            way = "one token at a time (`generate`)" if one_by_one else f"tree of {timing['way'].split()[1]} nodes"
-            way = "OpenVLA's 7 bins (`generate`)" if bins else way
-            yield line(way, str(timing["forward_passes"]), f"{timing['median_ms']:.0f}")
+            bins, one_by_one = t["representation"] == "bins", t["way"] == "generate"
+            name = "one token at a time (`generate`)" if one_by_one else f"tree of {t['way'].split()[1]} nodes"
+            if bins:
+                name = "OpenVLA's 7 bins (`generate`)" if one_by_one else "7 bins, recorded passes"
+            elif not one_by_one:
+                name += ", recorded passes" if "static" in t["way"] else ", plain passes"
+            yield line(name, f"{t['forward_passes']:g}", f"{t['median_ms']:.0f}")
 
     return table(["", "passes per action", "milliseconds per action"], rows())
+
+
+def decoding_gpu() -> str:
+    """Every way of decoding on a GPU, one observation and one step."""
+
+    def rows() -> Iterator[str]:
+        for t in gpu_timings():
+            if (t["rows"], t["horizon"]) == (1, 1):
+                names = ("share_of_copy_bandwidth", "share_outside_passes")
+                shares = (f"{100 * t[name]:.0f} %" if name in t else "" for name in names)
+                yield line(t["size"], gpu_way(t), f"{t['forward_passes']:g}", *times(t), *shares)
+
+    head = ["model", "way", "passes", "ms (median)", "p95", "times faster than `generate`", "of copy bandwidth"]
+    return table([*head, "outside passes"], rows())
+
+
+def decoding_gpu_sizes() -> str:
+    """Longer chunks, and batches, on a GPU: recorded passes of the default tree beside `generate` and bins."""
+
+    def rows() -> Iterator[str]:
+        found: dict[tuple[Any, ...], dict[tuple[str, str], float]] = {}
+        for t in gpu_timings():
+            words = t["way"].split()
+            if (t["rows"], t["horizon"]) == (1, 1) or (
+                words != ["generate"] and (words[-1] != "static" or words[1] not in ("57", "25", "9", "1"))
+            ):
+                continue
+            key = (t["size"], t["rows"], t["horizon"])
+            found.setdefault(key, {})[t["representation"], words[-1]] = t["median_ms"]
+        for (name, batch, horizon), ms in found.items():
+            keys = [(what, way) for what in ("string", "bins") for way in ("generate", "static")]
+            cells = (f"{ms[key]:.0f}" if key in ms else "" for key in keys)
+            yield line(name, str(batch), str(horizon), *cells)
+
+    head = ["model", "observations", "horizon", "digits, `generate`", "digits, recorded", "7 bins, `generate`"]
+    return table([*head, "7 bins, recorded"], rows())
+
+
+def decoding_limits() -> str:
+    """What a recorded decode pass spends its time on."""
+
+    def rows() -> Iterator[str]:
+        for run in gpu_runs():
+            for limits in run.get("limits", []):
+                names = ("weights_once_ms", "products_ms", "pass_on_the_gpu_ms")
+                entry = next(
+                    t
+                    for t in run["timings"]
+                    if t["way"] == "tree, 57 nodes, static" and t["rows"] == t["horizon"] == 1
+                )
+                yield line(
+                    limits["size"], *(f"{limits[name]:.2f}" for name in names), f"{entry['decode_pass_ms']:.2f}"
+                )
+
+    return table(["model", "weights once", "matrix products", "whole pass on the GPU", "as a call sees it"], rows())
 
 
 def decoding_cpu() -> str:
@@ -143,6 +199,26 @@ def cpu_timings() -> list[dict[str, Any]]:
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("decoding_cpu_*.json")]
     timings = [timing for run in runs for timing in run["timings"]]
     return sorted(timings, key=lambda timing: timing["parameters"] // 10**6)
+
+
+def gpu_runs() -> list[dict[str, Any]]:
+    """Runs of decoding on a GPU, large models first."""
+    names = ("7b", "7b_horizons", "pi0_3b", "1b", "100m")
+    return [load(f"decoding_h200_{name}.json") for name in names]
+
+
+def gpu_timings() -> list[dict[str, Any]]:
+    """Every timing of these."""
+    return [timing for run in gpu_runs() for timing in run["timings"]]
+
+
+def gpu_way(timing: dict[str, Any]) -> str:
+    """What is decoded and how: passes are plain, or recorded as CUDA graphs."""
+    name = timing["way"].removesuffix(", static")
+    if name != "generate":
+        name = "" if timing["representation"] == "bins" else f"{name}, "
+        name += "recorded" if timing["way"].endswith("static") else "plain"
+    return ("digits, " if timing["representation"] == "string" else "7 bins, ") + name
 
 
 def size(entry: dict[str, Any]) -> str:
@@ -217,25 +293,27 @@ def agreement() -> str:
     names = {"tree": "a tree", "static": "a tree, shapes that repeat", "batch": "`generate`, each observation alone"}
 
     def rows() -> Iterator[str]:
-        for results in (load("agreement_bf16_1.json"), load("agreement_bf16_4.json")):
+        for run in ("bf16_1", "bf16_4", "h200_bf16_1", "h200_bf16_4"):
+            results = load(f"agreement_{run}.json")
+            device = results["machine"]["device"] if "h200" in run else "CPU"
             for name, found in results["comparisons"].items():
                 low, high = (round(100 * bound) for bound in found["interval"])
+                kinds = ("largest_gap_of_probabilities", "median_difference", "largest_difference")
+                gaps = ("" if found[kind] is None else f"{found[kind]:.3f}" for kind in kinds)
                 yield line(
-                    str(results["rows"]),
-                    names[name],
-                    f"{found['same']}/{found['n']} ({low}-{high} %)",
-                    f"{found['largest_gap_of_probabilities']:.3f}",
-                    f"{found['median_difference']:.2f}",
-                    f"{found['largest_difference']:.2f}",
+                    device, str(results["rows"]), names[name], f"{found['same']}/{found['n']} ({low}-{high} %)", *gaps
                 )
 
-    head = ["observations", "compared with `generate`", "same action", "largest gap", "median difference", "largest"]
-    return table(head, rows())
+    head = ["device", "observations", "compared with `generate`", "same action", "largest gap", "median difference"]
+    return table([*head, "largest"], rows())
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "drawers": drawers,
     "decoding": decoding,
+    "decoding_gpu": decoding_gpu,
+    "decoding_gpu_sizes": decoding_gpu_sizes,
+    "decoding_limits": decoding_limits,
     "decoding_cpu": decoding_cpu,
     "decoding_sizes": decoding_sizes,
     "decoding_bandwidth": decoding_bandwidth,

@@ -354,8 +354,12 @@ def draw_timings(runs: list[dict[str, Any]], path: Path) -> None:
     """Bars: milliseconds per action of each way, one panel per size; batch 1, horizon 1, runs of one machine."""
     entries = [entry for run in runs for entry in run["timings"] if (entry["rows"], entry["horizon"]) == (1, 1)]
     sizes = sorted({(round(entry["parameters"] / 1e6), entry["size"]) for entry in entries})
-    figure, axes = plt.subplots(1, len(sizes), figsize=(5.2 * len(sizes), 3.4), squeeze=False, layout="constrained")
-    for axis, (millions, size) in zip(axes[0], sizes, strict=True):
+    columns = 2 if len(sizes) == 4 else len(sizes)
+    lines = len(sizes) // columns
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(5.2 * columns, 3.2 * lines + 0.2), squeeze=False, layout="constrained"
+    )
+    for axis, (millions, size) in zip(axes.flat, sizes, strict=True):
         draw_size(axis, [entry for entry in entries if entry["size"] == size][::-1])
         axis.set_title(f"{millions:,} million parameters, random weights", fontsize=10)
     dtype = runs[0]["dtype"].removeprefix("torch.")
@@ -368,9 +372,7 @@ def draw_timings(runs: list[dict[str, Any]], path: Path) -> None:
 def draw_size(axis: Any, entries: list[dict[str, Any]]) -> None:
     """One panel."""
     for entry in entries:
-        digits = entry["representation"] == "string"
-        way = entry["way"] if digits or entry["way"] == "generate" else "this engine"
-        name = f"{'digits' if digits else '7 bins'}: {way}"
+        digits, name = entry["representation"] == "string", way_drawn(entry)
         color = "#8c8c8c" if entry["way"] == "generate" else "#2a7f9e"
         axis.barh(name, entry["median_ms"], color=color, alpha=1.0 if digits else 0.55)
         words = f" {entry['median_ms']:,.0f} ms, {entry['forward_passes']:g} passes"
@@ -379,3 +381,13 @@ def draw_size(axis: Any, entries: list[dict[str, Any]]) -> None:
     axis.set_xlabel("ms per action (median)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
+
+
+def way_drawn(entry: dict[str, Any]) -> str:
+    """A way as a picture calls it; on a GPU passes are plain, or recorded as CUDA graphs."""
+    way = entry["way"]
+    if way != "generate":
+        engine = way.removesuffix(", static") if entry["representation"] == "string" else "this engine"
+        recorded = ", CUDA graphs" if way.endswith("static") else ""
+        way = engine + recorded
+    return f"{'digits' if entry['representation'] == 'string' else '7 bins'}: {way}"

@@ -7,8 +7,6 @@ know: recordings. Weights changed in place change nothing: a recording reads the
 from itertools import chain
 from typing import Any
 
-import torch
-
 
 class ModelFingerprint:
     """What was seen of a model.
@@ -18,10 +16,11 @@ class ModelFingerprint:
     """
 
     def __init__(self, model: Any):
-        self.modules = list(model.modules())  # kept, so that nothing new gets an address that was seen
-        self.parts = [module._modules for module in self.modules if module._modules]
-        self.weights = [module._parameters for module in self.modules if module._parameters]
-        hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in self.modules]
+        every = list(model.modules())
+        self.modules = every[1:]  # kept, so that nothing new gets an address that was seen; the model itself may go
+        self.parts = [module._modules for module in every if module._modules]
+        self.weights = [module._parameters for module in every if module._parameters]
+        hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in every]
         self.hooks = list(chain.from_iterable(hooks))
         # PEFT's layers; transformers' models have some of the same names, as methods.
         self.adapters = [module for module in self.modules if isinstance(getattr(module, "merged_adapters", 0), list)]
@@ -37,14 +36,9 @@ class ModelFingerprint:
 
     def _look(self) -> tuple[Any, ...]:
         parts = map(id, chain.from_iterable(map(dict.values, self.parts)))
-        weights = filter(is_tensor, chain.from_iterable(map(dict.values, self.weights)))
-        adapters = [adapter_state(module) for module in self.adapters]
-        return list(parts), list(map(torch.Tensor.data_ptr, weights)), adapters, sum(map(len, self.hooks))
-
-
-def is_tensor(value: Any) -> bool:
-    """Whether a parameter is there."""
-    return value is not None
+        weights = chain.from_iterable(map(dict.values, self.weights))
+        places = [weight.data_ptr() for weight in weights if weight is not None]
+        return list(parts), places, [adapter_state(module) for module in self.adapters]
 
 
 def adapter_state(module: Any) -> tuple[Any, ...]:

@@ -115,6 +115,7 @@ class StaticPlan:
         real: bool [B, slots], false where the prompt is padded.
         lock: held by the call that uses the plan.
         operations: what layers are computed with; `None` for the model's own forward pass.
+        failed: whether recording was tried in vain.
     """
 
     def __init__(self, model: Any, token_ids: tuple[int, ...], batch: int, width: int, capacity: int, graphs: bool):
@@ -125,7 +126,7 @@ class StaticPlan:
         shape = cache_shape(model.config.text_config, batch, capacity)
         self.cache = SlotCache(shape, width, weight.dtype, weight.device)
         self.real = torch.ones(batch, capacity, dtype=torch.bool, device=weight.device)
-        self.graphs = graphs
+        self.graphs, self.failed = graphs, False
         self.lock = threading.Lock()
         self.operations: PlainOperations | None = None
         self.recorded: dict[Any, CapturedPass] = {}
@@ -230,7 +231,7 @@ class StaticPlan:
         self.operations = None
         self.cache.buffer.copy_(saved)
         if key not in self.recorded:
-            self.graphs = False
+            self.graphs, self.failed = False, True
             self.recorded.clear()
         if failures:
             used = "CUDA graphs are" if not self.graphs else "Fused kernels are"
@@ -315,17 +316,21 @@ def static_passes(
         more: the most tokens that will be accepted.
         asked: whether the caller wants them in any case.
     """
-    weight = model.get_output_embeddings().weight
-    if not asked and not suits_static_passes(model, weight.device):
+    device = model.get_output_embeddings().weight.device
+    if not asked and not suits_static_passes(model, device):
         return None
     recordings = recordings_of(model)
+    hooked = recordings.fingerprint.has_hooks()
+    if not asked and (hooked or any(plan.failed for plan in recordings.plans.values())):
+        return None
     width = rounded_up(widest, WIDTH_STEP)
     capacity = rounded_up(width + rounded_up(prompt.ids.shape[1], PROMPT_STEP) + more, CAPACITY_STEP)
     plans = recordings.plans
-    key = (token_ids, len(prompt.ids), width, capacity, weight.dtype, weight.device, model.training)
-    plan = plans.pop(key, None) or StaticPlan(*(model, *key[:4]), graphs=records_graphs(weight.device))
+    graphs = records_graphs(device) and not hooked  # a graph calls no hook
+    key = (token_ids, len(prompt.ids), width, capacity, graphs, model.training)
+    plan = plans.pop(key, None) or StaticPlan(model, *key[:5])
     plans[key] = plan
-    while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > memory_of(weight.device) * MEMORY_SHARE):
+    while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > memory_of(device) * MEMORY_SHARE):
         del plans[next(iter(plans))]
     return StaticPasses(model, prompt, plan) if plan.lock.acquire(blocking=False) else None
 
@@ -338,17 +343,11 @@ def records_graphs(device: torch.device) -> bool:
 def suits_static_passes(model: Any, device: torch.device) -> bool:
     """Whether static passes are the better way without being asked for: on a GPU that holds the whole model, as it is.
 
-    Quantised layers and hooks, which a graph does not call, are left to plain passes, and a model for which recording
-    has failed.
+    Quantised layers are left to plain passes, and, in `static_passes`, hooks and models that could not be recorded.
     """
     if not records_graphs(device) or model.training or getattr(model, "hf_quantizer", None) is not None:
         return False
-    if len(set(getattr(model, "hf_device_map", {"": device}).values())) > 1:
-        return False
-    if model not in _RECORDINGS:
-        _RECORDINGS[model] = Recordings(model)
-    known = _RECORDINGS[model]  # looked at again before it is used
-    return not known.fingerprint.has_hooks() and all(plan.graphs for plan in list(known.plans.values()))
+    return len(set(getattr(model, "hf_device_map", {"": device}).values())) <= 1
 
 
 def held(plans: dict[Any, StaticPlan]) -> int:

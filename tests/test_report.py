@@ -167,7 +167,7 @@ def test_results_in_the_repository_are_read():
     written = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text(encoding="utf-8"))
     assert drawers[-1]["value"] == pytest.approx(written["latency"]["median_ms"] / 1000)  # seconds
     assert read_results(RESULTS / "decoding_passes_bridge.json")[0]["value"] == 15.58
-    assert read_results(RESULTS / "decoding_h100_bf16.json")[0]["metric"] == "median ms"
+    assert read_results(RESULTS / "decoding_h200_7b.json")[0]["metric"] == "median ms"
 
 
 def test_questions_go_to_figure_5(tmp_path):

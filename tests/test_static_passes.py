@@ -1,7 +1,9 @@
 """Static passes without a GPU: stand-ins record and replay, and the meta device stands for one that has no values."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -269,3 +271,30 @@ def test_switching_an_adapter_is_seen(llama_like):
     assert seen.holds()
     model.lm_head.weight.data = model.lm_head.weight.data.clone()
     assert not seen.holds()
+
+
+def test_recordings_go_with_their_model(recording_device, llama_like):
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    model.predict_actions(**inputs_of(processor, 1))
+    assert plans_of(model)
+    gone, plan = weakref.ref(model), weakref.ref(plans_of(model)[0])
+    del model
+    gc.collect()
+    assert gone() is None
+    assert plan() is None
+
+
+def test_hooks_are_called_where_static_passes_are_asked_for(recording_device, llama_like):
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs, called = inputs_of(processor, 2), []
+    expected = model.predict_actions(**inputs)
+    assert len(plans_of(model)) == 1
+    with torch.no_grad():
+        handle = model.model.language_model.register_forward_hook(lambda *_: called.append(1))
+    prediction = model.predict_actions(**inputs, cache_implementation="static")
+    assert prediction.text == expected.text
+    assert len(called) == prediction.forward_passes
+    handle.remove()
+    assert model.predict_actions(**inputs).text == expected.text
+    assert len(called) == prediction.forward_passes
+    assert [bool(plan.recorded) for plan in plans_of(model)] == [False, True]

@@ -15,7 +15,7 @@ from gen_vla.training.suite_options import add_model, add_output, load_any, writ
 def add_decoding(suites: Any) -> None:
     """`gen-vla evaluate decoding`, which builds its own random models."""
     command = suites.add_parser("decoding", help="speed and passes of decoding, on random weights")
-    command.add_argument("--sizes", default="mini,100m", help="of mini, 100m, 1b, 7b (default: mini,100m)")
+    command.add_argument("--sizes", default="mini,100m", help="of mini, 100m, 1b, 7b, pi0-3b (default: mini,100m)")
     command.add_argument("--batches", default="1,4,16", help="observations per call (default: 1,4,16)")
     command.add_argument("--horizons", default="1", help="steps per action, all at batch 1 (default: 1)")
     command.add_argument("--nodes", default="8,24,64", help="tree nodes per pass (default: 8,24,64)")
@@ -56,9 +56,9 @@ def run_decoding(options: argparse.Namespace) -> int:
         console.print(passes_table(results))
     if results["timings"]:
         console.print(timings_table(results))
-        if options.picture:
-            earlier = [json.loads(path.read_text(encoding="utf-8")) for path in options.beside]
-            draw_timings([*earlier, results], options.picture)
+    if options.picture:
+        runs = [*(json.loads(path.read_text(encoding="utf-8")) for path in options.beside), results]
+        draw_timings([run for run in runs if run["timings"]], options.picture)
     return write_results(results, options.output)
 
 
