@@ -98,7 +98,8 @@ class ActionPredictionMixin:
 
         Raises:
             ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
-                padded on the right, or an option is none of `generate`'s or leaves no whole action.
+                padded on the right, an observation has no picture, or an option is none of `generate`'s or leaves no
+                whole action.
         """
         grammar = self.action_grammar
         kwargs = checked_options(kwargs, grammar.max_tokens)
@@ -115,6 +116,12 @@ class ActionPredictionMixin:
             raise ValueError(
                 "got a batch padded on the right, expected the left: an action continues the last token of its row; "
                 "use processor.action_inputs or padding_side='left'"
+            )
+        blind = (input_ids != self.config.image_token_id).all(dim=1).nonzero()[:, 0].tolist()
+        if blind:
+            raise ValueError(
+                f"got no image token in row {blind[0]} of {rows}, expected a picture for every observation; use "
+                "processor.action_inputs(images, instructions)"
             )
         lead_in_ids = self.config.action_config["lead_in_ids"]
         prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)

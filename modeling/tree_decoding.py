@@ -31,6 +31,8 @@ from .tree_passes import Fed, GrowingPasses, Prompt
 
 
 GRAMMARS_KEPT = 16
+STATES_KEPT = 4096
+FEW = 40  # choices that are faster one by one than as an array; bins have 256
 
 
 @dataclass
@@ -194,6 +196,10 @@ class TreeDecoder:
         """The probabilities of the tokens allowed next."""
         allowed = self.grammar.transitions[row.place.state]
         temperature = self.temperature or 1.0
+        if len(allowed) > FEW:
+            chances = logits[columns_of(self.grammar, row.place.state)]
+            chances = np.exp((chances - chances.max()) / temperature)
+            return dict(zip(allowed, (chances / chances.sum()).tolist(), strict=True))
         scores = logits.tolist()  # of a dozen numbers: faster than with arrays
         highest = max(scores[self.column[token]] for token in allowed)
         weights = [math.exp((scores[self.column[token]] - highest) / temperature) for token in allowed]
@@ -213,6 +219,13 @@ def written_tokens(grammar: Any) -> tuple[tuple[int, ...], dict[int, int]]:
     """The tokens an action can be written with, and the place of each among them."""
     token_ids = tuple(sorted({token for state in grammar.transitions for token in state}))
     return token_ids, {token: index for index, token in enumerate(token_ids)}
+
+
+@lru_cache(maxsize=STATES_KEPT)
+def columns_of(grammar: Any, state: int) -> np.ndarray:
+    """Which of the tokens an action can be written with may follow in a state, int64."""
+    _, column = written_tokens(grammar)
+    return np.array([column[token] for token in grammar.transitions[state]])
 
 
 @lru_cache(maxsize=GRAMMARS_KEPT)
