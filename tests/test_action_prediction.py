@@ -284,6 +284,10 @@ def test_errors(llama_like: Any) -> None:
         model.predict_actions(**without)
     with pytest.raises(ValueError, match=r"got no pixel_values"):  # words alone ask for no action
         model.predict_actions(**processor(OPENVLA_PROMPT, None))
+    blind = {**inputs, "input_ids": inputs["input_ids"].clone()}
+    blind["input_ids"][1][blind["input_ids"][1] == model.config.image_token_id] = 5
+    with pytest.raises(ValueError, match=r"got no image token in row 1 of 3, expected a picture for every observation"):
+        model.predict_actions(**blind)
     right = processor(images=[picture(), picture()], text=["In: a\nOut:", "In: a a\nOut:"], padding_side="right")
     with pytest.raises(ValueError, match="got a batch padded on the right, expected the left"):
         model.predict_actions(**right)
