@@ -234,7 +234,7 @@ class StaticPlan:
             self.graphs, self.failed = False, True
             self.recorded.clear()
         if failures:
-            used = "CUDA graphs are" if not self.graphs else "Fused kernels are"
+            used = "CUDA graphs are" if not self.graphs else "Some fused kernels are"
             warnings.warn(f"{used} not used for decoding: {'; then '.join(failures)}", RuntimeWarning, stacklevel=2)
 
 
@@ -368,7 +368,7 @@ def possible_operations(model: Any, device: torch.device) -> list[PlainOperation
         try:
             from .triton_operations import TritonOperations
 
-            return [TritonOperations(), None]
+            return [TritonOperations(), TritonOperations(attends=False), None]
         except ImportError:
             pass
     return [PlainOperations(), None]

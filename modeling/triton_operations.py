@@ -30,7 +30,14 @@ NOTHING = tl.constexpr(-1e30)  # the score of a key that is not seen
 
 
 class TritonOperations(PlainOperations):
-    """As `PlainOperations`, on a GPU."""
+    """As `PlainOperations`, on a GPU.
+
+    Args:
+        attends: whether attention is one of the kernels; it asks for more memory on the chip than small GPUs have.
+    """
+
+    def __init__(self, attends: bool = True):
+        self.attends = attends
 
     def add_norm(self, hidden: torch.Tensor, more: torch.Tensor | None, norm: Any) -> torch.Tensor:
         width, normed = hidden.shape[-1], torch.empty_like(hidden)
@@ -77,7 +84,7 @@ class TritonOperations(PlainOperations):
         key_heads, slots = keys.shape[1], keys.shape[2]
         group = heads // key_heads
         few = group * tokens <= 8 * BLOCK_ROWS and tokens <= 2 * BLOCK_ROWS
-        if not few or width not in (64, 128, 256) or query.dtype == torch.float32:
+        if not self.attends or not few or width not in (64, 128, 256) or query.dtype == torch.float32:
             return super().attend(query, keys, values, mask, scale)
         blocks, together = triton.cdiv(group * tokens, BLOCK_ROWS), BLOCK_NUMBERS // width
         mixed = query.new_empty((PARTS, rows * heads * tokens, width), dtype=torch.float32)
