@@ -98,8 +98,8 @@ class ActionPredictionMixin:
 
         Raises:
             ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
-                padded on the right, an observation has no picture, or an option is none of `generate`'s or leaves no
-                whole action.
+                padded on the right, an observation has no picture, the model computes no numbers, or an option is
+                none of `generate`'s or leaves no whole action.
         """
         grammar = self.action_grammar
         kwargs = checked_options(kwargs, grammar.max_tokens)
@@ -134,6 +134,7 @@ class ActionPredictionMixin:
         else:
             token_ids, spreads = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
             cost = DecodingCost(passes=token_ids.shape[1])
+        chances = chosen_chances(token_ids, spreads)
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
         actions = np.stack(
@@ -150,7 +151,7 @@ class ActionPredictionMixin:
             normalized,
             text,
             token_ids,
-            chosen_chances(token_ids, spreads),
+            chances,
             deviations,
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
@@ -308,11 +309,21 @@ def expectations(
 
 
 def chosen_chances(token_ids: np.ndarray, spreads: list[list[dict[int, float]]]) -> np.ndarray:
-    """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row."""
+    """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row.
+
+    Raises:
+        ValueError: where one is no number: what was chosen by it is no action.
+    """
     chances = np.ones(token_ids.shape, dtype=np.float32)
     for row, (tokens, spread) in enumerate(zip(token_ids.tolist(), spreads, strict=True)):
         for place, options in enumerate(spread):
             chances[row, place] = options[tokens[place]]
+    wrong = np.flatnonzero(np.isnan(chances).any(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"got probabilities that are no numbers in row {wrong[0]} of {len(chances)}, expected numbers: "
+            "pixel_values or weights hold NaN or infinity, or the model overflows; for float16, try bfloat16"
+        )
     return chances
 
 

@@ -39,10 +39,14 @@ class SlotCache:
         self.visible = self.slots
 
     def feed_prompt(self, length: int) -> None:
-        """The next pass writes a prompt of `length` tokens and a tree behind it, and sees no more than these."""
+        """The next pass writes a prompt of `length` tokens and a tree behind it, and sees no more than these.
+
+        What an earlier call left behind them is cleared: were it NaN, it would be so in every later product.
+        """
         slots = torch.arange(self.scratch + length, device=self.buffer.device)
         self.written = slots.roll(-self.scratch)
         self.visible = self.scratch + length
+        self.buffer[:, :, :, :, self.visible :].zero_()
 
     def feed_tree(self) -> None:
         """The next pass writes a tree and sees all slots."""

@@ -286,7 +286,7 @@ def test_errors(llama_like: Any) -> None:
         model.predict_actions(**processor(OPENVLA_PROMPT, None))
     blind = {**inputs, "input_ids": inputs["input_ids"].clone()}
     blind["input_ids"][1][blind["input_ids"][1] == model.config.image_token_id] = 5
-    with pytest.raises(ValueError, match=r"got no image token in row 1 of 3, expected a picture for every observation"):
+    with pytest.raises(ValueError, match=r"got no image token in row 1 of 3, expected a picture for every"):
         model.predict_actions(**blind)
     right = processor(images=[picture(), picture()], text=["In: a\nOut:", "In: a a\nOut:"], padding_side="right")
     with pytest.raises(ValueError, match="got a batch padded on the right, expected the left"):
@@ -308,3 +308,18 @@ def test_errors(llama_like: Any) -> None:
     model.config.norm_stats = {"other": tiny_statistics(7)}
     with pytest.raises(ValueError, match="got actions of 3 dimensions and statistics of 7"):
         model.predict_actions(**inputs)
+
+
+@pytest.mark.parametrize("options", [{"tree_nodes": 0}, {"tree_nodes": 6}, {"cache_implementation": "static"}])
+def test_what_is_no_number_is_no_action(options: dict[str, Any], llama_like: Any) -> None:
+    """A row of NaN is an error, and leaves nothing behind in buffers that stay from call to call."""
+    strings = ActionStringProcessor(3)
+    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    inputs = processor.action_inputs([picture(0), picture(1)], ["in", "out two"])
+    before = model.predict_actions(**inputs, **options)
+    broken = inputs["pixel_values"].clone()
+    broken[1, 0, 2, 2] = float("nan")
+    with pytest.raises(ValueError, match="no numbers in row 1 of 2"):
+        model.predict_actions(**{**inputs, "pixel_values": broken}, **options)
+    after = model.predict_actions(**inputs, **options)
+    np.testing.assert_array_equal(after.digit_probabilities, before.digit_probabilities)
