@@ -30,7 +30,7 @@ def can_be_lean(language_model: Any) -> bool:
         if {LAYERS.get(type(layer).__name__)} != {type(norm).__name__ for norm in norms}:
             return False
         parts = (layer, layer.self_attn, layer.mlp, *norms)
-        if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+        if any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts):
             return False
     return len(layers) > 0
 

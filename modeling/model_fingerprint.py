@@ -1,11 +1,15 @@
 """Whether a model is still the one that a CUDA graph was recorded from.
 
-Decides: what makes a recording stale: weights that lie elsewhere, modules exchanged, adapters switched. Refuses to
-know: recordings. Weights changed in place change nothing: a recording reads them where they are.
+Decides: what makes a recording stale: weights and buffers that lie elsewhere or are of another type, modules or their
+`forward` exchanged, adapters switched. Refuses to know: recordings. Weights changed in place change nothing: a
+recording reads them where they are.
 """
 
 from itertools import chain
 from typing import Any
+
+import torch
+from torch.nn.modules import module as every_module
 
 
 class ModelFingerprint:
@@ -18,8 +22,10 @@ class ModelFingerprint:
     def __init__(self, model: Any):
         every = list(model.modules())
         self.modules = every[1:]  # kept, so that nothing new gets an address that was seen; the model itself may go
+        self.own = [module.__dict__ for module in self.modules]
         self.parts = [module._modules for module in every if module._modules]
-        self.weights = [module._parameters for module in every if module._parameters]
+        tensors = [(module._parameters, module._buffers) for module in every]
+        self.tensors = [those for those in chain.from_iterable(tensors) if those]
         hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in every]
         self.hooks = list(chain.from_iterable(hooks))
         # PEFT's layers; transformers' models have some of the same names, as methods.
@@ -32,13 +38,21 @@ class ModelFingerprint:
 
     def has_hooks(self) -> bool:
         """Whether something waits for a module to be called, which a graph does not do."""
-        return any(map(len, self.hooks))
+        everywhere = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
+        return any(map(len, (*everywhere, *self.hooks)))
 
     def _look(self) -> tuple[Any, ...]:
         parts = map(id, chain.from_iterable(map(dict.values, self.parts)))
-        weights = chain.from_iterable(map(dict.values, self.weights))
-        places = [weight.data_ptr() for weight in weights if weight is not None]
-        return list(parts), places, [adapter_state(module) for module in self.adapters]
+        tensors = chain.from_iterable(map(dict.values, self.tensors))
+        places = [(place_of(tensor), tensor.dtype) for tensor in tensors if tensor is not None]
+        # Of the module itself, in place of its class's. Not kept: it might keep the model.
+        forwards = [(place, id(own["forward"])) for place, own in enumerate(self.own) if "forward" in own]
+        return list(parts), places, forwards, [adapter_state(module) for module in self.adapters]
+
+
+def place_of(tensor: torch.Tensor) -> int:
+    """Where a tensor lies; what wraps other tensors lies nowhere."""
+    return tensor.data_ptr() or id(tensor)
 
 
 def adapter_state(module: Any) -> tuple[Any, ...]:

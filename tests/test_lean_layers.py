@@ -202,6 +202,10 @@ def test_what_cannot_be_lean():
     handle = model.layers[1].mlp.register_forward_hook(lambda *_: None)
     assert not can_be_lean(model)
     handle.remove()
+    model.layers[1].mlp.forward = lambda hidden: hidden  # of its own, where lean layers have the class's
+    assert not can_be_lean(model)
+    del model.layers[1].mlp.forward
+    assert can_be_lean(model)
     model.layers[1].input_layernorm = torch.nn.LayerNorm(48)
     assert not can_be_lean(model)
     assert not can_be_lean(torch.nn.Linear(2, 2))

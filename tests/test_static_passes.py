@@ -273,6 +273,30 @@ def test_switching_an_adapter_is_seen(llama_like):
     assert not seen.holds()
 
 
+def test_what_else_makes_a_recording_stale(llama_like):
+    """Buffers, types where addresses are the same by chance, and a module's own `forward`."""
+    model, _ = family("pi0", llama_like, ActionStringProcessor(3, 1, 3))
+    rotation, mlp = model.model.language_model.rotary_emb, model.model.language_model.layers[0].mlp
+    seen = ModelFingerprint(model)
+    rotation.inv_freq = rotation.inv_freq / 2
+    assert not seen.holds()
+    weight = mlp.bfloat16().up_proj.weight
+    seen = ModelFingerprint(model)
+    before, weight.data = weight.data, weight.data.view(torch.float16)
+    assert weight.data_ptr() == before.data_ptr()
+    assert not seen.holds()
+    weight.data = before
+    assert seen.holds()
+    mlp.forward = lambda hidden: hidden
+    assert not seen.holds()
+    del mlp.forward
+    assert seen.holds()
+    assert not seen.has_hooks()
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert seen.has_hooks()
+    handle.remove()
+
+
 def test_recordings_go_with_their_model(recording_device, llama_like):
     model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
     model.predict_actions(**inputs_of(processor, 1))
