@@ -4,7 +4,7 @@ Decides: which models can be run so, and in which order their parts are. Refuses
 computed (`decoder_operations.py`, `triton_operations.py`), where keys and values lie, what is recorded.
 
 transformers' layers launch about 45 kernels each, most of them over a few thousand numbers. Here a layer is its seven
-matrix products, called as the modules they are so that adapters and quantised layers take part, and seven kernels
+matrix products, called as the modules they are so that adapters and quantised layers take part, and six kernels
 between them. Matrix products of the same input run side by side.
 """
 
