@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-_STREAMS: dict[tuple[int, int], Any] = {}  # by device and number
+_STREAMS: dict[tuple[int, int], Any] = {}  # by device and number; -1 is the one that records
 
 
 def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
@@ -19,7 +19,7 @@ def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> lis
     Args:
         device: they all compute on.
     """
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or torch.compiler.is_compiling() or not torch.cuda.is_current_stream_capturing():
         return [call() for call in calls]
     main = torch.cuda.current_stream(device)
     begun = main.record_event()
@@ -33,6 +33,11 @@ def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> lis
     for number in range(len(calls) - 1):
         main.wait_stream(_side_stream(device, number))
     return results
+
+
+def recording_stream(device: torch.device) -> Any:
+    """The stream on which a device records: PyTorch's own for this lies on whatever device was the first to record."""
+    return _side_stream(device, -1)
 
 
 def _side_stream(device: torch.device, number: int) -> Any:

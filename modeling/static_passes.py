@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .captured_pass import CapturedPass, rounded_up
 from .decoder_operations import PlainOperations
 from .lean_layers import can_be_lean, input_scale, run_layers
 from .model_fingerprint import ModelFingerprint
@@ -39,6 +40,7 @@ MEMORY_SHARE = 1 / 16  # of a GPU's memory, what they may take together before t
 # How far a recorded pass may be from the model's own: root mean square, as a share of the logits' deviation.
 CLOSE = {torch.float32: 1e-3}
 CLOSE_IN_HALF_PRECISION = 0.06
+_ONE_RECORDS = threading.Lock()  # a process can record one graph at a time
 
 
 class StaticPasses:
@@ -134,12 +136,15 @@ class StaticPlan:
 
     def run(self, function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """One pass of this plan; what it returns may be overwritten by the next one."""
-        key = (function.__name__, *(tensor.shape for tensor in inputs))
-        if self.graphs and key not in self.recorded:
-            self._record(key, function, inputs)
-        if key in self.recorded:
-            return self.recorded[key](*inputs)
-        return function(*(tensor.to(self.head.device) for tensor in inputs))
+        key = (function.__name__, *((tensor.shape, tensor.dtype) for tensor in inputs))
+        # What is kept may be written to in any mode later, and kernels are launched on the device that is current.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device_of(self.head):
+            if self.graphs and key not in self.recorded:
+                with _ONE_RECORDS:
+                    self._record(key, function, inputs)
+            if key in self.recorded:
+                return self.recorded[key](*inputs)
+            return function(*(tensor.to(self.head.device) for tensor in inputs))
 
     @torch.no_grad()
     def prompt_pass(
@@ -215,72 +220,31 @@ class StaticPlan:
         """Records a pass and compares it with the model's own; slots are afterwards as they were before."""
         saved, on_device = self.cache.buffer.clone(), [tensor.to(self.head.device) for tensor in inputs]
         expected = function(*on_device).clone()
+        # Recorded with other numbers than it is compared with: what is computed once and not recorded is found out.
+        others = tuple(torch.zeros_like(tensor) for tensor in inputs)
         failures = []
-        for operations in possible_operations(self._model(), self.head.device):
-            self.operations = operations
-            self.cache.buffer.copy_(saved)
-            try:
-                function(*on_device)  # compiles what needs it
+        try:
+            for operations in possible_operations(self._model(), self.head.device):
+                self.operations = operations
                 self.cache.buffer.copy_(saved)
-                captured = CapturedPass(function, inputs, self)
-                check_close(captured(*inputs), expected, self.head.dtype)
-                self.recorded[key] = captured
-                break
-            except Exception as error:  # whatever a compiler, a driver or an unknown layer may raise
-                failures.append(f"{type(error).__name__}: {error}")
-        self.operations = None
-        self.cache.buffer.copy_(saved)
+                try:
+                    function(*on_device)  # compiles what needs it
+                    captured = CapturedPass(function, others, self)
+                    self.cache.buffer.copy_(saved)
+                    check_close(captured(*inputs), expected, self.head.dtype)
+                    self.recorded[key] = captured
+                    break
+                except Exception as error:  # whatever a compiler, a driver or an unknown layer may raise
+                    failures.append(f"{type(error).__name__}: {error}")
+        finally:
+            self.operations = None
+            self.cache.buffer.copy_(saved)
         if key not in self.recorded:
             self.graphs, self.failed = False, True
             self.recorded.clear()
         if failures:
-            used = "CUDA graphs are" if not self.graphs else "Some fused kernels are"
+            used = "CUDA graphs are" if not self.graphs else "Fused kernels are"
             warnings.warn(f"{used} not used for decoding: {'; then '.join(failures)}", RuntimeWarning, stacklevel=2)
-
-
-class CapturedPass:
-    """A function of tensors of fixed shapes, recorded as a CUDA graph.
-
-    Args:
-        function: what to record; it has run before, on other tensors of these shapes.
-        examples: arguments.
-        plan: whose memory and device it uses.
-
-    Attributes:
-        operations: what layers are computed with; `None` for the model's own forward pass.
-    """
-
-    def __init__(self, function: Callable[..., torch.Tensor], examples: tuple[torch.Tensor, ...], plan: StaticPlan):
-        plan.pool = plan.pool or torch.cuda.graph_pool_handle()
-        self.operations = plan.operations
-        # What comes from the CPU waits there in one stretch of memory, and arrives by one copy.
-        sizes = [0 if tensor.is_cuda else rounded_up(tensor.nbytes, 16) for tensor in examples]
-        self.waiting = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
-        self.arrived = torch.empty(sum(sizes), dtype=torch.uint8, device=plan.head.device)
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        self.places = [
-            tensor.clone() if tensor.is_cuda else viewed(self.waiting, start, tensor)
-            for tensor, start in zip(examples, starts)
-        ]
-        inputs = [
-            place if place.is_cuda else viewed(self.arrived, start, place) for place, start in zip(self.places, starts)
-        ]
-        self._send(examples)
-        self.graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU meanwhile.
-        with torch.cuda.graph(self.graph, pool=plan.pool, capture_error_mode="thread_local"):
-            self.output = function(*inputs)
-
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the function returns; overwritten by the next call."""
-        self._send(inputs)
-        self.graph.replay()
-        return self.output
-
-    def _send(self, inputs: tuple[torch.Tensor, ...]) -> None:
-        for place, tensor in zip(self.places, inputs, strict=True):
-            place.copy_(tensor)
-        self.arrived.copy_(self.waiting, non_blocking=True)  # read by the time a pass is over: before it is written to
 
 
 class Recordings:
@@ -293,6 +257,7 @@ class Recordings:
 
 # Kept per model and beside it, since a recorded graph can be neither copied nor pickled with it.
 _RECORDINGS: "weakref.WeakKeyDictionary[Any, Recordings]" = weakref.WeakKeyDictionary()
+_BOOKS = threading.Lock()  # held by whoever looks into the recordings or the plans of a model, and no longer
 
 
 def recordings_of(model: Any) -> Recordings:
@@ -308,7 +273,8 @@ def static_passes(
 ) -> StaticPasses | None:
     """Passes for a call, or `None` where they do not suit or another call, of another thread, uses the plan.
 
-    Widths and capacities are rounded up, so that prompts of different lengths share a plan.
+    Widths and capacities are rounded up, so that prompts of different lengths share a plan. Under autocast they never
+    suit: what it computes in is decided anew in each call, and a graph would read weights that it has cast and let go.
 
     Args:
         token_ids: the wanted rows of the output layer.
@@ -317,22 +283,35 @@ def static_passes(
         asked: whether the caller wants them in any case.
     """
     device = model.get_output_embeddings().weight.device
-    if not asked and not suits_static_passes(model, device):
-        return None
-    recordings = recordings_of(model)
-    hooked = recordings.fingerprint.has_hooks()
-    if not asked and (hooked or any(plan.failed for plan in recordings.plans.values())):
+    if torch.is_autocast_enabled(device.type) or not (asked or suits_static_passes(model, device)):
         return None
     width = rounded_up(widest, WIDTH_STEP)
     capacity = rounded_up(width + rounded_up(prompt.ids.shape[1], PROMPT_STEP) + more, CAPACITY_STEP)
-    plans = recordings.plans
+    with _BOOKS, torch.inference_mode(False):
+        plan = kept_plan(model, (token_ids, len(prompt.ids), width, capacity), device, asked)
+    if plan is None:
+        return None
+    passes = StaticPasses(model, prompt, plan)
+    return passes if plan.lock.acquire(blocking=False) else None
+
+
+def kept_plan(model: Any, sizes: tuple[Any, ...], device: torch.device, asked: bool) -> StaticPlan | None:
+    """The plan for a call, made where there is none; the oldest ones go.
+
+    Args:
+        sizes: arguments of a `StaticPlan`: tokens, rows, width, capacity.
+    """
+    recordings = recordings_of(model)
+    hooked, plans = recordings.fingerprint.has_hooks(), recordings.plans
+    if not asked and (hooked or any(plan.failed for plan in plans.values())):
+        return None
     graphs = records_graphs(device) and not hooked  # a graph calls no hook
-    key = (token_ids, len(prompt.ids), width, capacity, graphs, model.training)
-    plan = plans.pop(key, None) or StaticPlan(model, *key[:5])
+    key = (*sizes, graphs, model.training)
+    plan = plans.pop(key, None) or StaticPlan(model, *sizes, graphs)
     plans[key] = plan
     while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > memory_of(device) * MEMORY_SHARE):
         del plans[next(iter(plans))]
-    return StaticPasses(model, prompt, plan) if plan.lock.acquire(blocking=False) else None
+    return plan
 
 
 def records_graphs(device: torch.device) -> bool:
@@ -387,19 +366,9 @@ def cache_shape(text_config: Any, batch: int, capacity: int) -> tuple[int, int, 
     return text_config.num_hidden_layers, batch, text_config.num_key_value_heads, capacity, width
 
 
-def viewed(stretch: torch.Tensor, start: int, like: torch.Tensor) -> torch.Tensor:
-    """A part of uint8 [bytes] as a tensor like another one."""
-    return stretch[start : start + like.nbytes].view(like.dtype).view(like.shape)
-
-
 def lengthened(prompt: Prompt, image_token_id: int) -> Prompt:
     """A prompt on the CPU, padded on the left to a length that repeats; pictures stay where they are."""
     ids, mask = prompt.ids.cpu(), prompt.mask.cpu()
     more = rounded_up(ids.shape[1], PROMPT_STEP) - ids.shape[1]
     ids = torch.nn.functional.pad(ids, (more, 0), value=int(image_token_id == 0))  # any token but the image's
     return Prompt(ids, torch.nn.functional.pad(mask, (more, 0)), prompt.pixel_values)
-
-
-def rounded_up(number: int, step: int) -> int:
-    """The smallest multiple of `step` that is no less than `number`."""
-    return -(-number // step) * step

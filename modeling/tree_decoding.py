@@ -123,8 +123,8 @@ class TreeDecoder:
         rows = [Row(int(length), prior) for length, prior in zip(lengths, priors, strict=True)]
         for row in rows:
             row.accept_forced(self.grammar)
-        passes = self._passes(Prompt(input_ids, attention_mask, pixel_values))
         cost = DecodingCost()
+        passes = self._passes(Prompt(input_ids, attention_mask, pixel_values))
         try:
             while not all(row.done for row in rows):
                 self._step(rows, passes, offset=int(cost.passes == 0), cost=cost)

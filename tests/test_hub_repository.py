@@ -41,6 +41,7 @@ SHIPPED = {
     "action_statistics.py",
     "action_strings.py",
     "action_uncertainty.py",
+    "captured_pass.py",
     "configuration_openvla_plus.py",
     "decoder_operations.py",
     "dual_vision_tower.py",
