@@ -257,6 +257,8 @@ class ActionPredictionMixin:
         others = sorted(set(options) - {"do_sample", "temperature", "cache_implementation"})
         if options.get("cache_implementation") not in (None, "dynamic", "static"):
             others.append("cache_implementation")
+        if adapted(self.get_output_embeddings()):
+            others.append("an adapter on the output layer")
         if tree_nodes is not None and tree_nodes < 0:
             raise ValueError(f"got tree_nodes={tree_nodes}, expected 0 for token by token, or a number of nodes")
         if tree_nodes and others:
@@ -288,6 +290,13 @@ class ActionPredictionMixin:
         length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
         tokens = [row.tokens + [grammar.eos_token_id] * (length - len(row.tokens)) for row in rows]
         return np.array(tokens, dtype=np.int64), [row.spreads for row in rows], cost
+
+
+def adapted(output_layer: Any) -> bool:
+    """Whether an adapter of PEFT adds to what an output layer's weight says; tree decoding reads that alone."""
+    if "base_layer" not in output_layer._modules or output_layer.disable_adapters:
+        return False
+    return bool(set(output_layer.active_adapters) - set(output_layer.merged_adapters))
 
 
 def expectations(

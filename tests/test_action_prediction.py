@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import picture, tiny_model, tiny_processor, tiny_statistics
 
 from gen_vla.modeling import ActionPrediction
@@ -323,3 +324,23 @@ def test_what_is_no_number_is_no_action(options: dict[str, Any], llama_like: Any
         model.predict_actions(**{**inputs, "pixel_values": broken}, **options)
     after = model.predict_actions(**inputs, **options)
     np.testing.assert_array_equal(after.digit_probabilities, before.digit_probabilities)
+
+
+def test_an_adapter_on_the_output_layer_takes_part(llama_like: Any) -> None:
+    """Tree decoding reads rows of a weight that such an adapter does not change; merged, it does."""
+    strings = ActionStringProcessor(3)
+    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    inputs = processor.action_inputs([picture(0), picture(1)], ["in", "out two"])
+    plain = model.predict_actions(**inputs)
+    torch.manual_seed(0)
+    adapter = get_peft_model(model, LoraConfig(target_modules=["lm_head"], r=4, init_lora_weights=False)).eval()
+    model.lm_head.lora_B["default"].weight.data.mul_(30)
+    slow, found = model.predict_actions(**inputs, tree_nodes=0), model.predict_actions(**inputs)
+    assert found.text == slow.text != plain.text
+    np.testing.assert_allclose(found.digit_probabilities, slow.digit_probabilities, atol=1e-5)
+    with pytest.raises(ValueError, match="got tree_nodes=4 with an adapter on the output layer, which only generate"):
+        model.predict_actions(**inputs, tree_nodes=4)
+    with adapter.disable_adapter():
+        assert model.predict_actions(**inputs, tree_nodes=4).text == plain.text
+    adapter.merge_adapter()
+    assert model.predict_actions(**inputs, tree_nodes=4).text == slow.text
