@@ -37,6 +37,7 @@ WIDTH_STEP = 16  # static widths are multiples of this
 CAPACITY_STEP = 64  # and static caches of this
 PLANS_KEPT = 8  # per model; each has a cache of its own
 MEMORY_SHARE = 1 / 16  # of a GPU's memory, what they may take together before the oldest are dropped
+PlanSizes = tuple[tuple[int, ...], int, int, int]  # the wanted tokens, rows, width, capacity
 # How far a recorded pass may be from the model's own: root mean square, as a share of the logits' deviation.
 CLOSE = {torch.float32: 1e-3}
 CLOSE_IN_HALF_PRECISION = 0.06
@@ -295,12 +296,8 @@ def static_passes(
     return passes if plan.lock.acquire(blocking=False) else None
 
 
-def kept_plan(model: Any, sizes: tuple[Any, ...], device: torch.device, asked: bool) -> StaticPlan | None:
-    """The plan for a call, made where there is none; the oldest ones go.
-
-    Args:
-        sizes: arguments of a `StaticPlan`: tokens, rows, width, capacity.
-    """
+def kept_plan(model: Any, sizes: PlanSizes, device: torch.device, asked: bool) -> StaticPlan | None:
+    """The plan for a call, made where there is none; the oldest ones go."""
     recordings = recordings_of(model)
     hooked, plans = recordings.fingerprint.has_hooks(), recordings.plans
     if not asked and (hooked or any(plan.failed for plan in plans.values())):
