@@ -15,6 +15,7 @@ model's own pass when it is made. Where recording fails or gives something else,
 go on.
 """
 
+import math
 import threading
 import warnings
 import weakref
@@ -36,7 +37,9 @@ PROMPT_STEP = 32  # static prompts are as long as multiples of this
 WIDTH_STEP = 16  # static widths are multiples of this
 CAPACITY_STEP = 64  # and static caches of this
 PLANS_KEPT = 8  # per model; each has a cache of its own
-MEMORY_SHARE = 1 / 16  # of a GPU's memory, what they may take together before the oldest are dropped
+# Of a GPU's memory, what they may take together before the oldest are dropped; nor is a plan that would take more by
+# itself made without being asked for, since it stays when the call is over, and recording it takes as much again.
+MEMORY_SHARE = 1 / 16
 PlanSizes = tuple[tuple[int, ...], int, int, int]  # the wanted tokens, rows, width, capacity
 # How far a recorded pass may be from the model's own: root mean square, as a share of the logits' deviation.
 CLOSE = {torch.float32: 1e-3}
@@ -300,13 +303,14 @@ def kept_plan(model: Any, sizes: PlanSizes, device: torch.device, asked: bool) -
     """The plan for a call, made where there is none; the oldest ones go."""
     recordings = recordings_of(model)
     hooked, plans = recordings.fingerprint.has_hooks(), recordings.plans
-    if not asked and (hooked or any(plan.failed for plan in plans.values())):
+    most = memory_of(device) * MEMORY_SHARE
+    if not asked and (hooked or any(plan.failed for plan in plans.values()) or cache_bytes(model, sizes) > most):
         return None
     graphs = records_graphs(device) and not hooked  # a graph calls no hook
     key = (*sizes, graphs, model.training)
     plan = plans.pop(key, None) or StaticPlan(model, *sizes, graphs)
     plans[key] = plan
-    while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > memory_of(device) * MEMORY_SHARE):
+    while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > most):
         del plans[next(iter(plans))]
     return plan
 
@@ -329,6 +333,13 @@ def suits_static_passes(model: Any, device: torch.device) -> bool:
 def held(plans: dict[Any, StaticPlan]) -> int:
     """Bytes of the caches of plans."""
     return sum(plan.cache.buffer.nbytes for plan in plans.values())
+
+
+def cache_bytes(model: Any, sizes: PlanSizes) -> int:
+    """Bytes that the cache of a plan takes."""
+    _, rows, _, capacity = sizes
+    numbers = 2 * math.prod(cache_shape(model.config.text_config, rows, capacity))
+    return numbers * model.get_output_embeddings().weight.element_size()
 
 
 def memory_of(device: torch.device) -> float:

@@ -246,9 +246,17 @@ def test_few_plans_are_kept(recording_device, llama_like, monkeypatch):
     for rows in (1, 2, 3, 1):
         model.predict_actions(**inputs_of(processor, rows))
     assert [len(plan.real) for plan in plans_of(model)] == [3, 1]
-    monkeypatch.setattr(static_passes, "memory_of", lambda device: 1.0)
+    first = plans_of(model)[0]
+    size = first.cache.buffer.nbytes
+    assert static_passes.cache_bytes(model, ((), 3, first.cache.scratch, first.cache.slots)) == size
+    monkeypatch.setattr(static_passes, "memory_of", lambda device: size / static_passes.MEMORY_SHARE)
     model.predict_actions(**inputs_of(processor, 3))
     assert [len(plan.real) for plan in plans_of(model)] == [3]
+    expected = model.predict_actions(**inputs_of(processor, 4), cache_implementation="dynamic")
+    assert model.predict_actions(**inputs_of(processor, 4)).text == expected.text
+    assert [len(plan.real) for plan in plans_of(model)] == [3]  # another one would be too large, but for whoever asks
+    model.predict_actions(**inputs_of(processor, 4), cache_implementation="static")
+    assert [len(plan.real) for plan in plans_of(model)] == [4]
 
 
 def test_switching_an_adapter_is_seen(llama_like):
