@@ -19,17 +19,19 @@ from .slot_cache import SlotCache
 from .tree_passes import additive
 
 
-LAYERS = {"LlamaDecoderLayer": "LlamaRMSNorm", "GemmaDecoderLayer": "GemmaRMSNorm"}  # known, with their norms
+FAMILIES = ("Llama", "Gemma")  # whose layers are known
+KINDS = ("DecoderLayer", "Attention", "MLP", "RMSNorm", "RMSNorm", "RMSNorm")  # of a layer, and the last norm
 
 
 def can_be_lean(language_model: Any) -> bool:
     """Whether a language model is one of those known, with nothing attached to its layers that would be left out."""
     layers = getattr(language_model, "layers", ())
     for layer in layers:
-        norms = (layer.input_layernorm, layer.post_attention_layernorm, language_model.norm)
-        if {LAYERS.get(type(layer).__name__)} != {type(norm).__name__ for norm in norms}:
+        names = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+        parts = (layer, *(getattr(layer, name, None) for name in names), language_model.norm)
+        kinds = [type(part).__name__ for part in parts]
+        if kinds not in [[family + kind for kind in KINDS] for family in FAMILIES]:
             return False
-        parts = (layer, layer.self_attn, layer.mlp, *norms)
         if any(part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__ for part in parts):
             return False
     return len(layers) > 0
@@ -71,5 +73,5 @@ def input_scale(language_model: Any, dtype: torch.dtype) -> float:
     looks words up."""
     gemma = type(language_model).__name__ == "GemmaModel"
     if gemma and not hasattr(language_model.get_input_embeddings(), "embed_scale"):
-        return float(torch.tensor(language_model.config.hidden_size**0.5, dtype=dtype))
+        return float(torch.tensor(language_model.config.hidden_size**0.5, dtype=dtype, device="cpu"))
     return 1.0

@@ -193,6 +193,17 @@ def test_attention_over_parts_of_the_slots(group, width, operations):
     torch.testing.assert_close(found[1, 5, :width], values[1, 0, 7].float())
 
 
+class AdaptedAttention(torch.nn.Module):
+    """Adds to an attention, and passes on what is asked of it."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def __getattr__(self, name):
+        return self._modules["attention"] if name == "attention" else getattr(self._modules["attention"], name)
+
+
 def test_what_cannot_be_lean():
     model = language_model("llama")
     assert can_be_lean(model)
@@ -206,6 +217,14 @@ def test_what_cannot_be_lean():
     assert not can_be_lean(model)
     del model.layers[1].mlp.forward
     assert can_be_lean(model)
+    attention = model.layers[1].self_attn
+    model.layers[1].self_attn = AdaptedAttention(attention)
+    assert model.layers[1].self_attn.q_proj is attention.q_proj
+    assert not can_be_lean(model)
+    model.layers[1].self_attn = attention
+    assert can_be_lean(model)
     model.layers[1].input_layernorm = torch.nn.LayerNorm(48)
+    assert not can_be_lean(model)
+    del model.layers[1].input_layernorm  # as where a layer has other parts
     assert not can_be_lean(model)
     assert not can_be_lean(torch.nn.Linear(2, 2))
