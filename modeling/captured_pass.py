@@ -29,7 +29,7 @@ class CapturedPass:
         self.operations, device = plan.operations, plan.head.device
         # What comes from the CPU waits there in one stretch of memory, and arrives by one copy.
         sizes = [0 if tensor.is_cuda else rounded_up(tensor.nbytes, 16) for tensor in examples]
-        self.waiting = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+        self.waiting = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True, device="cpu")
         self.arrived = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self.places = [

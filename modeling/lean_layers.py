@@ -28,7 +28,7 @@ def can_be_lean(language_model: Any) -> bool:
     layers = getattr(language_model, "layers", ())
     for layer in layers:
         names = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
-        parts = (layer, *(getattr(layer, name, None) for name in names), language_model.norm)
+        parts: list[Any] = [layer, *(getattr(layer, name, None) for name in names), language_model.norm]
         kinds = [type(part).__name__ for part in parts]
         if kinds not in [[family + kind for kind in KINDS] for family in FAMILIES]:
             return False
