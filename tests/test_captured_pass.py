@@ -132,6 +132,18 @@ def test_a_recording_that_holds_no_work_is_found_out(record_with, llama_like):
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_first_call_without_numbers_is_no_reason_not_to_record(record_with, llama_like):
+    record_with(RepeatedPass)
+    model, processor = family("openvla", llama_like, STRINGS)
+    inputs = inputs_of(processor, 2)
+    expected = model.predict_actions(**inputs, cache_implementation="dynamic")
+    with pytest.raises(ValueError, match="no numbers"):
+        model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"] * float("nan")})
+    assert model.predict_actions(**inputs).text == expected.text
+    assert [len(plan.recorded) for plan in plans_of(model)] == [2]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_one_thread_records_at_a_time(record_with, llama_like):
     record_with(LonelyPass)
     model, processor = family("openvla", llama_like, STRINGS)

@@ -92,6 +92,26 @@ def test_recordings_follow_the_weights(family):
     assert model.predict_actions(**inputs, cache_implementation="static").text == slow.text
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_recordings_in_other_modes_streams_and_devices(family):
+    """Made in inference mode on a stream of the caller's, replayed without; on a GPU that is not the current one."""
+    model, processor = family(ActionStringProcessor(3, 1, 3))
+    for device in range(torch.cuda.device_count()):
+        model.to(f"cuda:{device}")
+        inputs = inputs_of(processor, 2).to(f"cuda:{device}")
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        torch.cuda.synchronize(device)
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream(device)):
+            assert model.predict_actions(**inputs).text == slow.text
+        torch.cuda.synchronize(device)
+        for seed in (0, 10):
+            inputs = inputs_of(processor, 2, seed).to(f"cuda:{device}")
+            expected = model.predict_actions(**inputs, cache_implementation="dynamic")
+            assert model.predict_actions(**inputs).text == expected.text
+        (plan,) = static_passes._RECORDINGS[model].plans.values()
+        assert len(plan.recorded) == 2
+
+
 def test_recorded_logits_in_half_precision(family):
     """The same pass, recorded and plain, over a prompt padded further: close, as bf16 goes."""
     model, processor = family(ActionStringProcessor(3, 1, 3), dtype=torch.bfloat16)
