@@ -41,6 +41,7 @@ from gen_vla.evaluation.latency import describe_machine
 from gen_vla.evaluation.random_models import BRIDGE, PIECES, build_random, random_inputs
 from gen_vla.modeling import action_prediction
 from gen_vla.modeling.action_statistics import histogram
+from gen_vla.modeling.static_passes import recordings_of
 from gen_vla.modeling.tree_decoding import Row, TreeDecoder
 
 
@@ -302,7 +303,7 @@ def run_benchmark(
                 if representation == "string" and horizon == horizons[0]:
                     choices = compare_choices(model, nodes[0], 20 if size == "mini" else 5)
                     results.setdefault("choices", []).append({"size": size, **choices})
-                    if device == "cuda":
+                    if device == "cuda" and all(plan.recorded for plan in recordings_of(model).plans.values()):
                         results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
                 del model
     return results

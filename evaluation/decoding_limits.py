@@ -26,10 +26,15 @@ def measure_limits(model: Any, inputs: dict[str, Any], floor_ms: float, repeats:
     Args:
         inputs: of `predict_actions`, without its `unnorm_key`.
         floor_ms: of the first part.
+
+    Raises:
+        RuntimeError: where passes cannot be recorded.
     """
     model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)), cache_implementation="static")
     plan = list(static_passes.recordings_of(model).plans.values())[-1]
-    recorded = next(entry for key, entry in plan.recorded.items() if key[0] == "decode_pass")
+    recorded = next((entry for key, entry in plan.recorded.items() if key[0] == "decode_pass"), None)
+    if recorded is None:
+        raise RuntimeError("got no recorded decode pass, expected one: the warning above says why there is none")
     products = recorded_products(model, plan.cache.scratch)
     return {
         "width": plan.cache.scratch,
