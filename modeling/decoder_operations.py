@@ -6,7 +6,7 @@ Decides: in which order and precision numbers are rounded: as transformers does.
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
 from .slot_cache import SlotCache
 
@@ -83,6 +83,6 @@ def turned(part: torch.Tensor) -> torch.Tensor:
 def activation_name(function: Any) -> str | None:
     """ "silu" or "gelu_tanh" for a module that is one of these, else `None`."""
     name = type(function).__name__
-    if name in ("SiLU", "SiLUActivation") or function is silu:
+    if name in ("SiLU", "SiLUActivation"):
         return "silu"
     return "gelu_tanh" if name in ("GELUTanh", "PytorchGELUTanh") else None

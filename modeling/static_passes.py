@@ -52,7 +52,7 @@ class StaticPasses:
 
     Args:
         prompt: of one call.
-        plan: what stays from call to call, for this batch size; see `static_plan`.
+        plan: what stays from call to call, for this batch size; see `kept_plan`.
     """
 
     def __init__(self, model: Any, prompt: Prompt, plan: "StaticPlan"):
@@ -250,7 +250,7 @@ class StaticPlan:
             self.graphs, self.failed = False, True
             self.recorded.clear()
         if failures:
-            used = "CUDA graphs are" if not self.graphs else "Fused kernels are"
+            used = "CUDA graphs are" if not self.graphs else "Some fused kernels are"
             warnings.warn(f"{used} not used for decoding: {'; then '.join(failures)}", RuntimeWarning, stacklevel=2)
 
 

@@ -10,12 +10,12 @@ Image tokens always follow BOS directly, wherever a text has its `<image>` place
 patches. A row without pictures has none, one of several cameras has theirs one behind the other, in the order of
 `cameras`. A BOS that a chat template already wrote is not written again.
 
-Refuses to know: how pictures become pixels (`image_processing_openvla_plus.py`), how actions are spelled
-(`action_strings.py`), units, the model.
+Refuses to know: how prompts are worded (`prompt_texts.py`), how pictures become pixels
+(`image_processing_openvla_plus.py`), how actions are spelled (`action_strings.py`), units, the model.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,22 @@ from .image_processing_openvla_plus import (
     pictures_in_order,
     refuse_arguments,
 )
+from .prompt_texts import (
+    PROMPT_TEMPLATE,
+    around_words,
+    chat_template_for,
+    check_prompt_template,
+    checked_text,
+    is_text,
+    tidied,
+    without,
+)
 
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_grammar import ActionGrammar  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
-
-
-# OpenVLA's prompts; `answer` is what follows a question's prompt.
-PROMPT_TEMPLATE = {
-    "action": "In: What action should the robot take to {instruction}?\nOut:",
-    "question": "In: {question}\nOut:",
-    "answer": " {answer}",
-}
 
 
 CALL_ARGUMENTS = (
@@ -239,21 +241,9 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return [self.tokenizer.bos_token_id, *[self.image_token_id] * (self.num_image_tokens * images)]
 
     def tidied(self, prompt: str) -> str:
-        """A prompt without blanks around its words and behind it, where no prompt of training has any.
-
-        A space behind `Out:`, typed by hand, would be a token that the model never saw there. What is written like
-        none of `prompt_template` stays as it is, and so does the lead-in of an action.
-        """
-        (before, after), asked = (_around(self.prompt_template, name) for name in ("action", "question"))
+        """A prompt as training has it, without stray blanks; see `prompt_texts.py`."""
         lead_in = self.action_config["lead_in"] if self.action_config and self.action_config["lead_in_ids"] else ""
-        bare, tail = prompt.strip(), prompt[len(prompt.rstrip()) :]
-        found = []
-        for start, end in ((before, after + lead_in), (before, after), asked):
-            words = bare.removeprefix(start.lstrip()).removesuffix(end.rstrip())
-            whole = len(words) == len(bare) - len(start.lstrip()) - len(end.rstrip())
-            if whole and words.strip() and end[len(end.rstrip()) :] in tail:
-                found.append(start + words.strip() + end)
-        return prompt if prompt in found or not found else found[0]
+        return tidied(prompt, self.prompt_template, lead_in)
 
     def _pictures(self, images: Any, texts: list[str], check: bool) -> tuple[Any, list[int]]:
         """Pictures in the order of `cameras`, and how many belong to each text.
@@ -262,7 +252,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             check: whether actions need the pictures of training, unless they are explicitly given none. Training
                 itself asks for no tensors and is not checked: its questions may be worded like an action's prompt.
         """
-        beginning = _around(self.prompt_template, "action")[0]
+        beginning = around_words(self.prompt_template, "action")[0]
         marks = (self.image_token, self.tokenizer.bos_token)
         acting = [bool(self.action_config) and without(text, marks).lstrip().startswith(beginning) for text in texts]
         rows = [images] if isinstance(images, Mapping) else images
@@ -350,46 +340,6 @@ def make_tokenizer_loadable(folder: Path) -> None:
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def check_prompt_template(prompt_template: dict[str, str]) -> None:
-    """Raises `ValueError` unless each prompt has its placeholder exactly once."""
-    for name, placeholder in (("action", "{instruction}"), ("question", "{question}"), ("answer", "{answer}")):
-        prompt = prompt_template.get(name)
-        if prompt is None or prompt.count(placeholder) != 1:
-            raise ValueError(f"got prompt_template[{name!r}]={prompt!r}, expected a text with {placeholder} once")
-
-
-def _around(prompt_template: dict[str, str], name: str) -> tuple[str, str]:
-    """What a prompt has before and behind its words."""
-    before, _, after = prompt_template[name].partition("{instruction}" if name == "action" else "{question}")
-    return before, after
-
-
-def without(text: Any, marks: Sequence[str]) -> str:
-    """A text without those; what is no text, which is refused elsewhere, is taken for an empty one."""
-    words = text if isinstance(text, str) else ""
-    for mark in marks:
-        words = words.replace(mark, "")
-    return words
-
-
-def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
-    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns."""
-    before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
-    lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
-    words = (
-        "{% if m.content is string %}{{ m.content }}{% else %}"
-        "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
-    )
-    return (
-        "{{ bos_token }}"
-        "{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
-        f"{{% if c.type == 'image' %}}{{{{ {image_token!r} }}}}{{% endif %}}{{% endfor %}}{{% endif %}}{{% endfor %}}"
-        "{% for m in messages %}{% if m.role == 'assistant' %}"
-        f"{{{{ {lead} }}}}{words}{{{{ {tail} }}}}{{{{ eos_token }}}}"
-        f"{{% else %}}{{{{ {before} }}}}{words}{{{{ {after} }}}}{{% endif %}}{{% endfor %}}"
-    )
-
-
 def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]:
     """How many pictures belong to each text; raises `ValueError` where that is not clear."""
     placeholders = [text.count(image_token) if isinstance(text, str) else 0 for text in texts]
@@ -410,20 +360,6 @@ def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]
             "expected one image per text, or one per placeholder, or a list of images per text"
         )
     return counts
-
-
-def checked_text(value: Any, name: str, empty: bool = False) -> str:
-    """`value` if it is a text with something in it; the error names it otherwise."""
-    if not isinstance(value, str):
-        raise TypeError(f"got {type(value).__name__} as {name}, expected a string")
-    if not empty and not value.strip():
-        raise ValueError(f"got an empty {name}, expected words; the model has nothing to act on without them")
-    return value
-
-
-def is_text(value: Any) -> bool:
-    """Whether `value` is a text or a list of texts."""
-    return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
 
 
 def checked_token_id(tokenizer: Any, token: str) -> int:

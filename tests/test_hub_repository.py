@@ -54,6 +54,7 @@ SHIPPED = {
     "openvla_contract.py",
     "parallel_streams.py",
     "processing_openvla_plus.py",
+    "prompt_texts.py",
     "slot_cache.py",
     "static_passes.py",
     "transformers_version.py",
@@ -75,6 +76,7 @@ SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors i
     "processing_openvla_plus.py",
     "processing_pi0_flow.py",
     "processing_pi0_plus.py",
+    "prompt_texts.py",
     "transformers_version.py",
 }
 ALLOWED = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)

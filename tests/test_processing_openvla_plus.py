@@ -152,62 +152,6 @@ def test_questions_of_training_may_be_worded_like_an_action(llama_like: Any) -> 
     assert rows["input_ids"] == [row_of(processor, PROMPT, 1), row_of(processor, PROMPT, 0)]
 
 
-@pytest.mark.parametrize(
-    ("typed", "read"),
-    [
-        (PROMPT + " ", PROMPT),
-        (PROMPT + " \n ", PROMPT + "\n"),  # the lead-in of an action stays
-        (PROMPT + "\n\n", PROMPT + "\n"),
-        ("<image> " + PROMPT, PROMPT),
-        ("In: What action should the robot take to  open the drawer ?\nOut:\n", PROMPT + "\n"),
-        ("In: How many? \nOut: ", "In: How many?\nOut:"),
-        ("In: How many?\nOut:\n", "In: How many?\nOut:"),  # an answer begins there, no action
-        ("In: How many?\nOut: two</s>In: Sure?\nOut: ", "In: How many?\nOut: two</s>In: Sure?\nOut:"),
-        ("In: How many?\nOut: two ", "In: How many?\nOut: two "),
-        ("open the drawer ", "open the drawer "),
-        ("In: \nOut: ", "In: \nOut: "),
-    ],
-)
-def test_blanks_that_no_prompt_of_training_has_are_taken_off(processor: Any, typed: str, read: str) -> None:
-    assert rows_of(processor(images=picture(), text=typed)) == [row_of(processor, read)]
-
-
-def test_blanks_stay_in_what_continues_another_text(processor: Any) -> None:
-    tokenizer = processor.tokenizer
-    ids = processor(text="In: a\nOut: ", add_special_tokens=False)["input_ids"][0].tolist()
-    assert tokenizer.decode(ids).endswith("Out: ")
-
-
-@pytest.mark.parametrize(
-    ("template", "style"),
-    [
-        ({}, "signed"),
-        ({}, "legacy"),
-        ({"action": "{instruction}", "question": "Q {question} "}, "signed"),
-        ({"action": "do {instruction}\n", "question": "{question}\n"}, "plain"),
-    ],
-)
-def test_prompts_of_training_are_never_changed(llama_like: Any, template: dict[str, str], style: Any) -> None:
-    templates = {**PROMPT_TEMPLATE, **template}
-    processor = tiny_processor(llama_like, ActionStringProcessor(style=style), prompt_template=templates)
-    for words in ("open the drawer", "a\nOut: b", "x?", "In: y"):
-        for prompt in (processor.action_prompt(words), processor.question_prompt(words)):
-            assert processor.tidied(prompt) == prompt
-    assert processor.tidied(processor.action_prompt("go") + " ") == processor.action_prompt("go")
-
-
-BINS = {"representation": "bins", "action_dim": 7, "horizon": 1, "bins": 256, "lead_in": " "}
-
-
-def test_the_space_of_bins_is_a_lead_in(llama_like: Any) -> None:
-    """OpenVLA's piece 29871: one space behind `Out:` stays, two are one."""
-    processor = tiny_processor(llama_like)
-    processor.action_config = {**BINS, "lead_in_ids": llama_like.encode(" ", add_special_tokens=False)}
-    for blanks in (" ", "  ", " \n"):
-        assert processor.tidied(PROMPT + blanks) == PROMPT + " "
-    assert processor.tidied(PROMPT + "\n") == PROMPT
-
-
 def test_one_camera_needs_no_name(tiny: Any) -> None:
     """A model without names, as all were before there were any, takes one picture under any name."""
     named = tiny_processor(tiny.tokenizer, STRINGS, cameras=["top"])

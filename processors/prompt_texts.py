@@ -1,0 +1,87 @@
+"""The words around an instruction or a question, and what may be typed instead of them.
+
+Decides: OpenVLA's prompts, what a template of prompts has to have, which blanks of a prompt are taken off, how a
+conversation is rendered. Refuses to know: tokens, pictures, actions (`processing_openvla_plus.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+# OpenVLA's prompts; `answer` is what follows a question's prompt.
+PROMPT_TEMPLATE = {
+    "action": "In: What action should the robot take to {instruction}?\nOut:",
+    "question": "In: {question}\nOut:",
+    "answer": " {answer}",
+}
+
+
+def check_prompt_template(prompt_template: dict[str, str]) -> None:
+    """Raises `ValueError` unless each prompt has its placeholder exactly once."""
+    for name, placeholder in (("action", "{instruction}"), ("question", "{question}"), ("answer", "{answer}")):
+        prompt = prompt_template.get(name)
+        if prompt is None or prompt.count(placeholder) != 1:
+            raise ValueError(f"got prompt_template[{name!r}]={prompt!r}, expected a text with {placeholder} once")
+
+
+def tidied(prompt: str, prompt_template: dict[str, str], lead_in: str) -> str:
+    """A prompt without blanks around its words and behind it, where no prompt of training has any.
+
+    A space behind `Out:`, typed by hand, would be a token that the model never saw there. What is written like
+    none of `prompt_template` stays as it is, and so does the lead-in of an action.
+    """
+    (before, after), asked = (around_words(prompt_template, name) for name in ("action", "question"))
+    bare, tail = prompt.strip(), prompt[len(prompt.rstrip()) :]
+    found = []
+    for start, end in ((before, after + lead_in), (before, after), asked):
+        words = bare.removeprefix(start.lstrip()).removesuffix(end.rstrip())
+        whole = len(words) == len(bare) - len(start.lstrip()) - len(end.rstrip())
+        if whole and words.strip() and end[len(end.rstrip()) :] in tail:
+            found.append(start + words.strip() + end)
+    return prompt if prompt in found or not found else found[0]
+
+
+def around_words(prompt_template: dict[str, str], name: str) -> tuple[str, str]:
+    """What a prompt has before and behind its words."""
+    before, _, after = prompt_template[name].partition("{instruction}" if name == "action" else "{question}")
+    return before, after
+
+
+def without(text: Any, marks: Sequence[str]) -> str:
+    """A text without those; what is no text, which is refused elsewhere, is taken for an empty one."""
+    words = text if isinstance(text, str) else ""
+    for mark in marks:
+        words = words.replace(mark, "")
+    return words
+
+
+def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
+    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns."""
+    before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
+    lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
+    words = (
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
+    )
+    return (
+        "{{ bos_token }}"
+        "{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
+        f"{{% if c.type == 'image' %}}{{{{ {image_token!r} }}}}{{% endif %}}{{% endfor %}}{{% endif %}}{{% endfor %}}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}"
+        f"{{{{ {lead} }}}}{words}{{{{ {tail} }}}}{{{{ eos_token }}}}"
+        f"{{% else %}}{{{{ {before} }}}}{words}{{{{ {after} }}}}{{% endif %}}{{% endfor %}}"
+    )
+
+
+def checked_text(value: Any, name: str, empty: bool = False) -> str:
+    """`value` if it is a text with something in it; the error names it otherwise."""
+    if not isinstance(value, str):
+        raise TypeError(f"got {type(value).__name__} as {name}, expected a string")
+    if not empty and not value.strip():
+        raise ValueError(f"got an empty {name}, expected words; the model has nothing to act on without them")
+    return value
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a text or a list of texts."""
+    return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
