@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from gen_vla.evaluation.intervals import Scored, clustered_share, mean_weights, wilson_interval
 
@@ -125,21 +126,10 @@ def _mean_variance(values: Sequence[float]) -> Part:
 
 
 def students_p(t: float, degrees: float) -> float:
-    """The chance of more than +-t under Student's t with so many degrees of freedom, at least 1."""
-    degrees = min(degrees, 1e6)
-    angles = np.linspace(0.0, math.atan(t / math.sqrt(degrees)), 2001)
-    heights = np.cos(angles) ** (degrees - 1)
-    area = angles[1] / 3 * (heights[0] + 4 * heights[1::2].sum() + 2 * heights[2:-1:2].sum() + heights[-1])
-    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
-    return max(0.0, 1.0 - scale * float(area))
+    """The chance of more than +-t under Student's t with so many degrees of freedom."""
+    return float(2 * stats.t.sf(t, degrees))
 
 
 def students_t(degrees: float, p: float = 0.05) -> float:
-    """What Student's t exceeds to both sides with the chance `p`, by halving."""
-    low, high = 0.0, 1.0
-    while students_p(high, degrees) > p:
-        low, high = high, 2 * high
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if students_p(middle, degrees) > p else (low, middle)
-    return (low + high) / 2
+    """What Student's t exceeds to both sides with the chance `p`."""
+    return float(stats.t.isf(p / 2, degrees))

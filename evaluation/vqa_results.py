@@ -24,7 +24,7 @@ import matplotlib
 import numpy as np
 from rich.table import Table
 
-from gen_vla.evaluation.intervals import Scored, clustered_share
+from gen_vla.evaluation.intervals import Scored, clustered_share, wilson_interval
 from gen_vla.evaluation.lm_eval_tasks import yes_no
 from gen_vla.evaluation.lm_eval_tasks.exact_match import plain
 from gen_vla.evaluation.lm_eval_tasks.yes_no import Judgement
@@ -133,7 +133,7 @@ def _share(task: str, metric: str, right: Sequence[float], pictures: Pictures, *
 def share_interval(right: Sequence[float], pictures: Pictures = None) -> tuple[float, float]:
     """Wilson's interval of a share, of as many questions as they are worth where pictures are named."""
     if pictures is None:
-        return wilson(int(sum(right)), len(right))
+        return wilson_interval(int(sum(right)), len(right))
     return clustered_share([Scored(name, "", r) for name, r in zip(pictures, right, strict=True)]).interval
 
 
@@ -152,14 +152,6 @@ def _figure(
     figure = {"task": task, "metric": metric, "value": round(value, 4), "n": n, "interval": bounds}
     counted = None if pictures is None else len(set(pictures))
     return {**figure, "unparsable": unparsable, "majority": share, "pictures": counted}
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of `count` out of `n`."""
-    from scipy.stats import binomtest  # comes with lm-eval
-
-    interval = binomtest(count, n).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def bootstrap_mean(scores: Sequence[float], pictures: Pictures = None) -> tuple[float, float]:

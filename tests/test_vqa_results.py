@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from gen_vla.evaluation.intervals import wilson_interval
 from gen_vla.evaluation.lm_eval_tasks.yes_no import METRICS, Judgement
 from gen_vla.evaluation.vqa_results import (
     bootstrap_f1,
@@ -10,7 +11,6 @@ from gen_vla.evaluation.vqa_results import (
     plot_results,
     results_table,
     task_figures,
-    wilson,
     yes_no_table,
 )
 
@@ -78,8 +78,8 @@ def test_no_answers_and_unknown_answers():
 
 
 def test_wilson_is_the_textbooks():
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
 
 
 def test_bootstrap_agrees_with_the_normal_approximation_where_that_holds():
