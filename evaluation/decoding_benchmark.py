@@ -18,12 +18,10 @@ with the step before as a hint. Of two calls in a row, on other actions, the sec
 many. That both ways choose the same tokens is checked apart, with nothing overruled.
 """
 
-import contextlib
 import json
 import resource
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +34,12 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.decoding_agreement import compared
 from gen_vla.evaluation.decoding_limits import measure_limits
-from gen_vla.evaluation.decoding_passes import passes_of, read_bridge
+from gen_vla.evaluation.decoding_passes import passes_of
+from gen_vla.evaluation.decoding_replay import actions_to_write, recorded_actions, replaying, target_ids
 from gen_vla.evaluation.latency import describe_machine
-from gen_vla.evaluation.random_models import BRIDGE, PIECES, build_random, random_inputs
-from gen_vla.modeling import action_prediction
+from gen_vla.evaluation.random_models import BRIDGE, build_random, random_inputs
 from gen_vla.modeling.action_statistics import histogram
 from gen_vla.modeling.static_passes import recordings_of
-from gen_vla.modeling.tree_decoding import Row, TreeDecoder
 
 
 matplotlib.use("Agg")
@@ -63,82 +60,10 @@ class Way:
         return f"tree, {self.nodes} node{'s' * (self.nodes > 1)}{', static' * self.static}"
 
 
-class ReplayingDecoder(TreeDecoder):
-    """Writes given tokens, at the cost of choosing them, and takes the time of every pass.
-
-    Attributes:
-        targets: token ids per row.
-        milliseconds: of each pass.
-    """
-
-    targets: list[list[int]]
-    milliseconds: list[float]
-
-    def _passes(self, prompt: Any) -> Any:
-        passes = super()._passes(prompt)
-        plain, self.order = passes.run, {}
-
-        def timed_run(fed: Any) -> torch.Tensor:
-            began = time.perf_counter()
-            logits = plain(fed)
-            synchronize(self.model)
-            self.milliseconds.append(1000 * (time.perf_counter() - began))
-            return logits
-
-        passes.run = timed_run
-        return passes
-
-    def _pick(self, row: Row, spread: dict[int, float]) -> int:
-        index = self.order.setdefault(
-            id(row), len(self.order)
-        )  # rows are walked in their order from the first pass on
-        return self.targets[index][len(row.tokens)]
-
-
-@contextlib.contextmanager
-def replaying(targets: list[list[int]]) -> Iterator[list[float]]:
-    """While it lasts, tree decoding writes `targets`; yields the list that pass times go to."""
-    milliseconds: list[float] = []
-    decoder = type("Replaying", (ReplayingDecoder,), {"targets": targets, "milliseconds": milliseconds})
-    plain, action_prediction.TreeDecoder = action_prediction.TreeDecoder, decoder
-    try:
-        yield milliseconds
-    finally:
-        action_prediction.TreeDecoder = plain
-
-
 def synchronize(model: Any) -> None:
     """Waits until the model's device is idle."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def recorded_actions(bridge: Path | None) -> np.ndarray:
-    """Normalised actions float [episodes, steps, 7] to write: recorded ones, or smooth random walks without any."""
-    if bridge is not None:
-        return read_bridge(bridge)
-    random = np.random.default_rng(0)
-    walks = np.clip(random.normal(0, 0.3, (20, 10, 7)).cumsum(axis=1) * 0.4, -1, 1)
-    walks[..., 6] = walks[..., 6] > 0
-    return walks
-
-
-def actions_to_write(episodes: np.ndarray, horizon: int, rows: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
-    """The chunk before and the chunk to write, float [rows, horizon, 7] each, other steps for every repeat."""
-    steps = episodes.reshape(-1, 7)
-    starts = [(repeat * 31 + row * 7) % (len(steps) - 2 * horizon) for row in range(rows)]
-    return (
-        np.stack([steps[start : start + horizon] for start in starts]),
-        np.stack([steps[start + horizon : start + 2 * horizon] for start in starts]),
-    )
-
-
-def target_ids(grammar: Any, action: np.ndarray) -> list[int]:
-    """The tokens of an action."""
-    text = grammar.strings.encode(action)
-    if grammar.strings.__class__.__name__ == "ActionBins":
-        return grammar.token_ids(text)
-    return [PIECES[character] for character in text]
 
 
 def time_ways(
@@ -166,13 +91,14 @@ def timed(model: Any, inputs: dict[str, Any], way: Way, before: np.ndarray, acti
     targets = [target_ids(model.action_grammar, action) for action in actions]
     options = {"cache_implementation": "static" if way.static else "dynamic"} if way.nodes else {}
     synchronize(model)
-    with replaying(targets) as passes:
+    with replaying(targets) as stopwatch:
         began = time.perf_counter()
         prediction = model.predict_actions(
             **inputs, unnorm_key="random", tree_nodes=way.nodes, previous=before if way.nodes else None, **options
         )
         synchronize(model)
         milliseconds = 1000 * (time.perf_counter() - began)
+    passes = stopwatch.milliseconds()
     return {
         "ms": milliseconds,
         "passes": prediction.forward_passes,
@@ -180,6 +106,7 @@ def timed(model: Any, inputs: dict[str, Any], way: Way, before: np.ndarray, acti
         "prefill": passes[0] if passes else None,
         "decode": passes[1:],
         "outside": 1 - sum(passes) / milliseconds if passes else None,
+        "choosing": stopwatch.choosing / milliseconds,
     }
 
 
@@ -203,6 +130,7 @@ def summary(
             "prefill_ms": round(statistics.median(run["prefill"] for run in runs), 2),
             "decode_pass_ms": round(statistics.median(decode), 2),
             "share_outside_passes": round(statistics.median(run["outside"] for run in runs), 4),
+            "share_grammar_and_trees": round(statistics.median(run["choosing"] for run in runs), 4),
             "gigabytes_per_decode_pass": round(moved / 1e9, 4),
             "share_of_copy_bandwidth": round(moved / statistics.median(decode) * 1e3 / copy_bandwidth, 3),
         }
@@ -332,12 +260,14 @@ def peak_memory(device: str) -> float:
 
 
 def timings_table(results: dict[str, Any]) -> Table:
-    """Milliseconds per call, side by side; the share outside the passes, and of the copy bandwidth used by them."""
+    """Milliseconds per call, side by side; the share outside the passes and, of it, that of grammar and trees; the
+    share of the copy bandwidth that passes use."""
     table = Table(title=f"Decoding, {results['machine']['device']}, {results['dtype']}, {results['actions']}")
-    for column in ("model", "rows x T", "way", "ms", "p95", "faster", "passes", "outside", "bandwidth"):
+    for column in ("model", "rows x T", "way", "ms", "p95", "faster", "passes", "outside", "trees", "bandwidth"):
         table.add_column(column, justify="left" if column == "way" else "right", no_wrap=column == "way")
     for entry in results["timings"]:
-        shares = [entry.get(name) for name in ("share_outside_passes", "share_of_copy_bandwidth")]
+        names = ("share_outside_passes", "share_grammar_and_trees", "share_of_copy_bandwidth")
+        shares = [entry.get(name) for name in names]
         table.add_row(
             entry["size"],
             f"{entry['rows']} x {entry['horizon']}",

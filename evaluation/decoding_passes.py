@@ -1,7 +1,7 @@
 """Forward passes that recorded robot actions take, counted without a model.
 
 Decides: how recorded actions are read and replayed through tree decoding. Refuses to know: milliseconds
-(`decoding_benchmark.py`), how trees are grown (`modeling/action_prior.py`).
+(`decoding_benchmark.py`), how trees are grown (`modeling/token_trees.py`).
 
 Passes depend on what is written, and random weights write strings that no robot would; recorded actions of the Bridge
 sample are the test: 25 episodes of 10 steps, each step but an episode's first with the step before as a hint.
@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.random_models import BRIDGE, PIECES
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior, grow_tree
+from gen_vla.modeling.action_prior import ActionPrior
 from gen_vla.modeling.action_statistics import histogram, normalize_actions
 from gen_vla.modeling.action_strings import ActionStringProcessor
+from gen_vla.modeling.token_trees import grow_tree
 from gen_vla.modeling.tree_decoding import Row
 
 
@@ -64,8 +65,8 @@ def passes_for(grammar: ActionGrammar, prior: ActionPrior, target: list[int], no
         passes += 1
         while not row.done and node is not None:
             token = target[len(row.tokens)]
-            row.accept(grammar, token, {token: 1.0})
-            node = tree.children.get((node, token))
+            row.accept(grammar, token)
+            node = tree.child(node, token)
         row.accept_forced(grammar)
     return passes
 

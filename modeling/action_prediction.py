@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
+from .action_choices import token_chances, written_tokens
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
 from .action_prior import ActionPrior
 from .action_statistics import statistics_per_row, unnormalize_actions
@@ -128,13 +129,12 @@ class ActionPredictionMixin:
         if by_tree:
             nodes = tree_nodes or self.default_tree_nodes(rows)
             histograms = [entry.get("histogram") for entry in action_statistics]
-            token_ids, spreads, cost = self._decode_by_tree(
+            token_ids, chances, cost = self._decode_by_tree(
                 grammar, prompt, mask, pixel_values, kwargs, histograms, previous, nodes
             )
         else:
-            token_ids, spreads = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
+            token_ids, chances = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
             cost = DecodingCost(passes=token_ids.shape[1])
-        chances = chosen_chances(token_ids, spreads)
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
         actions = np.stack(
@@ -142,8 +142,8 @@ class ActionPredictionMixin:
         )
         deviations = np.stack(
             [
-                standard_deviations(grammar, [t for t in tokens if t != grammar.eos_token_id], spread, values)
-                for tokens, spread, values in zip(token_ids.tolist(), spreads, normalized, strict=True)
+                standard_deviations(grammar, tokens[: len(each)], each, values)
+                for tokens, each, values in zip(token_ids.tolist(), chances, normalized, strict=True)
             ]
         )
         return ActionPrediction(
@@ -151,7 +151,7 @@ class ActionPredictionMixin:
             normalized,
             text,
             token_ids,
-            chances,
+            chosen_chances(grammar, token_ids, chances),
             deviations,
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
@@ -220,8 +220,9 @@ class ActionPredictionMixin:
 
     def _generate_action(
         self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
-    ) -> tuple[np.ndarray, list[list[dict[int, float]]]]:
-        """Constrained decoding by `generate`: token ids int64 [B, L], and what each could have been."""
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Constrained decoding by `generate`: token ids int64 [B, L], and per row what each could have been, float64
+        [tokens of the row, G] (`action_choices.py`)."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
         settings = {
             "do_sample": False,
@@ -239,18 +240,18 @@ class ActionPredictionMixin:
         )
         token_ids = output.sequences[:, prompt.shape[1] :]
         beams = getattr(output, "beam_indices", None)
-        spreads: list[list[dict[int, float]]] = [[] for _ in token_ids]
-        states = [0] * len(token_ids)
-        for step, scores in enumerate(output.scores[: token_ids.shape[1]]):
-            chosen = scores if beams is None else scores[beams[:, step].clamp(min=0)]
-            chances = chosen.float().softmax(dim=-1)
-            for row, token in enumerate(token_ids[:, step].tolist()):
-                if token == grammar.eos_token_id:
-                    continue
-                allowed = list(grammar.transitions[states[row]])
-                spreads[row].append(dict(zip(allowed, chances[row, allowed].tolist(), strict=True)))
-                states[row] = grammar.transitions[states[row]][token]
-        return token_ids.cpu().numpy(), spreads
+        columns = torch.tensor(written_tokens(grammar)[0], device=token_ids.device)
+        steps = [
+            (scores if beams is None else scores[beams[:, step].clamp(min=0)])[:, columns]
+            for step, scores in enumerate(output.scores[: token_ids.shape[1]])
+        ]
+        logits, token_ids = torch.stack(steps, dim=1).float().cpu().numpy(), token_ids.cpu().numpy()
+        lengths = (token_ids != grammar.eos_token_id).sum(axis=1)
+        chances = [
+            token_chances(grammar, row[:length].tolist(), logits[index, :length])
+            for index, (row, length) in enumerate(zip(token_ids, lengths, strict=True))
+        ]
+        return token_ids, chances
 
     def _decodes_by_tree(self, tree_nodes: int | None, options: dict[str, Any]) -> bool:
         """Whether tree decoding can do what is asked; raises `ValueError` where it was asked for and cannot."""
@@ -278,18 +279,19 @@ class ActionPredictionMixin:
         histograms: list[Any],
         previous: Any,
         nodes: int,
-    ) -> tuple[np.ndarray, list[list[dict[int, float]]], DecodingCost]:
+    ) -> tuple[np.ndarray, list[np.ndarray], DecodingCost]:
         """As `_generate_action`, with what it cost."""
-        priors = expectations(grammar, histograms, previous, nodes)
         temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
         wanted = options.get("cache_implementation")
         static = None if wanted is None else wanted == "static"
         decoder = TreeDecoder(self, grammar, nodes, temperature, static)
-        rows, cost = decoder.decode(prompt, mask, pixel_values, priors)
+        rows, cost = decoder.decode(
+            prompt, mask, pixel_values, priors=lambda: expectations(grammar, histograms, previous, nodes)
+        )
         longest = max(len(row.tokens) for row in rows)
         length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
         tokens = [row.tokens + [grammar.eos_token_id] * (length - len(row.tokens)) for row in rows]
-        return np.array(tokens, dtype=np.int64), [row.spreads for row in rows], cost
+        return np.array(tokens, dtype=np.int64), [row.chances(grammar, temperature) for row in rows], cost
 
 
 def adapted(output_layer: Any) -> bool:
@@ -317,23 +319,30 @@ def expectations(
     ]
 
 
-def chosen_chances(token_ids: np.ndarray, spreads: list[list[dict[int, float]]]) -> np.ndarray:
+def chosen_chances(
+    grammar: ActionGrammar | BinGrammar, token_ids: np.ndarray, chances: list[np.ndarray]
+) -> np.ndarray:
     """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row.
+
+    Args:
+        token_ids: int64 [B, L].
+        chances: per row, float64 [tokens of the row, G].
 
     Raises:
         ValueError: where one is no number: what was chosen by it is no action.
     """
-    chances = np.ones(token_ids.shape, dtype=np.float32)
-    for row, (tokens, spread) in enumerate(zip(token_ids.tolist(), spreads, strict=True)):
-        for place, options in enumerate(spread):
-            chances[row, place] = options[tokens[place]]
-    wrong = np.flatnonzero(np.isnan(chances).any(axis=1))
+    chosen = np.ones(token_ids.shape, dtype=np.float32)
+    ascending = written_tokens(grammar)[0]
+    for row, each in enumerate(chances):
+        count = len(each)
+        chosen[row, :count] = each[range(count), np.searchsorted(ascending, token_ids[row, :count])]
+    wrong = np.flatnonzero(np.isnan(chosen).any(axis=1))
     if len(wrong):
         raise ValueError(
-            f"got probabilities that are no numbers in row {wrong[0]} of {len(chances)}, expected numbers: "
+            f"got probabilities that are no numbers in row {wrong[0]} of {len(chosen)}, expected numbers: "
             "pixel_values or weights hold NaN or infinity, or the model overflows; for float16, try bfloat16"
         )
-    return chances
+    return chosen
 
 
 def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad: int) -> tuple[Any, Any]:

@@ -15,45 +15,36 @@ from typing import Any
 
 import numpy as np
 
+from .action_choices import written_tokens
 from .action_grammar import BinGrammar
-from .action_prior import Place, step
+from .action_prior import STEPS_KEPT, Place, step
 
 
 GRAMMARS_KEPT = 16
 
 
-def standard_deviations(
-    grammar: Any, tokens: Sequence[int], spreads: Sequence[dict[int, float]], values: np.ndarray
-) -> np.ndarray:
+def standard_deviations(grammar: Any, tokens: Sequence[int], chances: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Float32 [T, D], in normalised units.
 
     Args:
         grammar: of the action.
-        tokens: of one action, EOS left out.
-        spreads: per token, the probability of every token that was allowed there.
+        tokens: L of one action, EOS left out.
+        chances: float64 [L, G], the probability of every token in the place of each (`action_choices.py`).
         values: float [T, D], the normalised action that the tokens spell.
     """
-    # Of each token in doubt: its value, what a digit counts there, how many tokens it could have been; then of these.
-    owners, units, counts = [], [], []
-    options: list[int] = []
-    chances: list[float] = []
+    owners, units = [], []
     place = Place()
-    for token, spread in zip(tokens, spreads, strict=True):
-        if len(spread) > 1:
-            owners.append(value_of(grammar, place, token))
-            units.append(_unit(place.prefix))
-            counts.append(len(spread))
-            options += spread
-            chances += spread.values()
-        place = step(grammar, place, token)
-    if not owners:
-        return np.zeros(values.shape, dtype=np.float32)
+    for token in tokens:
+        owner, unit, place = _told(grammar, place, token)
+        owners.append(owner)
+        units.append(unit)
     signs, numbers = _meanings(grammar)
     magnitudes = np.abs(values, dtype=np.float64).reshape(-1)[owners]
-    worths = np.array([signs[option] for option in options]) * np.repeat(magnitudes, counts)
-    worths += np.array([numbers[option] for option in options]) * np.repeat(units, counts)
-    variances = np.bincount(owners, weights=_variances(np.array(chances), worths, counts), minlength=values.size)
-    return np.sqrt(variances).astype(np.float32).reshape(values.shape)
+    worths = signs * magnitudes[:, None] + numbers * np.array(units)[:, None]
+    means = np.einsum("lg,lg->l", chances, worths)
+    variances = np.einsum("lg,lg->l", chances, (worths - means[:, None]) ** 2)
+    total = np.bincount(owners, weights=variances, minlength=values.size)
+    return np.sqrt(total).astype(np.float32).reshape(values.shape)
 
 
 def value_of(grammar: Any, place: Place, token: int) -> int:
@@ -65,29 +56,23 @@ def value_of(grammar: Any, place: Place, token: int) -> int:
     return min(place.value + reaches_over, codec.horizon * codec.action_dim - 1)
 
 
-def _unit(prefix: str) -> float:
-    """What the digit behind a prefix counts."""
-    _, point, fraction = prefix.partition(".")
-    return 10.0 ** -(len(fraction) + 1) if point else 1.0
+@lru_cache(maxsize=STEPS_KEPT)
+def _told(grammar: Any, place: Place, token: int) -> tuple[int, float, Place]:
+    """Which value a token decides about, what a digit in its place counts there, and the place behind it."""
+    _, point, fraction = place.prefix.partition(".")
+    unit = 10.0 ** -(len(fraction) + 1) if point else 1.0
+    return value_of(grammar, place, token), unit, step(grammar, place, token)
 
 
 @lru_cache(maxsize=GRAMMARS_KEPT)
-def _meanings(grammar: Any) -> tuple[dict[int, float], dict[int, float]]:
-    """What a token says about a value: its sign, which turns the whole value over, and a digit or a bin's centre; 0
-    where it says nothing."""
-    signs, numbers = {grammar.eos_token_id: 0.0}, {grammar.eos_token_id: 0.0}
-    for token, text in grammar.text_of.items():
-        piece = text.lstrip(", \n")
-        signs[token] = {"+": 1.0, "-": -1.0}.get(piece, 0.0)
-        if isinstance(grammar, BinGrammar):
-            numbers[token] = float(grammar.strings.to_values(int(piece)))
-        else:
-            numbers[token] = float(piece) if piece.isdigit() else 0.0
-    return signs, numbers
-
-
-def _variances(chances: np.ndarray, worths: np.ndarray, counts: list[int]) -> np.ndarray:
-    """Float64 [groups]: the variance in each of the groups of `counts` options that follow one another."""
-    starts = np.cumsum([0, *counts[:-1]])
-    means = np.add.reduceat(chances * worths, starts)
-    return np.add.reduceat(chances * (worths - np.repeat(means, counts)) ** 2, starts)
+def _meanings(grammar: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What each of the G tokens says about a value, float64 [G] each: its sign, which turns the whole value over, and
+    a digit or a bin's centre; 0 where it says nothing."""
+    token_ids, _ = written_tokens(grammar)
+    pieces = [grammar.text_of.get(token, "").lstrip(", \n") for token in token_ids]
+    signs = [{"+": 1.0, "-": -1.0}.get(piece, 0.0) for piece in pieces]
+    if isinstance(grammar, BinGrammar):
+        numbers = [float(grammar.strings.to_values(int(piece))) if piece else 0.0 for piece in pieces]
+    else:
+        numbers = [float(piece) if piece.isdigit() else 0.0 for piece in pieces]
+    return np.array(signs), np.array(numbers)

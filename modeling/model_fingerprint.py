@@ -6,6 +6,7 @@ recording reads them where they are.
 """
 
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,16 +44,17 @@ class ModelFingerprint:
 
     def _look(self) -> tuple[Any, ...]:
         parts = map(id, chain.from_iterable(map(dict.values, self.parts)))
-        tensors = chain.from_iterable(map(dict.values, self.tensors))
-        places = [(place_of(tensor), tensor.dtype) for tensor in tensors if tensor is not None]
+        tensors = [tensor for tensor in chain.from_iterable(map(dict.values, self.tensors)) if tensor is not None]
+        dtypes = list(map(attrgetter("dtype"), tensors))
         # Of the module itself, in place of its class's. Not kept: it might keep the model.
         forwards = [(place, id(own["forward"])) for place, own in enumerate(self.own) if "forward" in own]
-        return list(parts), places, forwards, [adapter_state(module) for module in self.adapters]
+        return list(parts), places_of(tensors), dtypes, forwards, [adapter_state(module) for module in self.adapters]
 
 
-def place_of(tensor: torch.Tensor) -> int:
-    """Where a tensor lies; what wraps other tensors lies nowhere."""
-    return tensor.data_ptr() or id(tensor)
+def places_of(tensors: list[torch.Tensor]) -> list[int]:
+    """Where tensors lie; what wraps other tensors lies nowhere, and is told by itself."""
+    places = list(map(torch.Tensor.data_ptr, tensors))
+    return places if all(places) else [place or id(tensor) for place, tensor in zip(places, tensors)]
 
 
 def adapter_state(module: Any) -> tuple[Any, ...]:

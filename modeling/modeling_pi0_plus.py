@@ -40,6 +40,7 @@ from .openvla_contract import OpenVLAContractMixin
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
+from .action_choices import token_chances  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
 from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
@@ -53,6 +54,7 @@ from .nested_configuration import as_config  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .slot_cache import SlotCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
+from .token_trees import TokenTree  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .tree_passes import TreeCache  # noqa: F401

@@ -7,6 +7,7 @@ decoder layer is computed (`lean_layers.py`).
 A decode pass is more than a thousand small kernels. Launched one by one they keep a GPU waiting for the CPU; a CUDA
 graph launches them at once, but always with the same shapes at the same addresses:
 
+    vision pass     all pictures of a batch; by itself, so that the encoders begin while the first trees are grown
     prompt pass     [B, L + W]  left-padded to a multiple of 32, W tokens of trees behind it
     decode pass     [B, W]      W a multiple of 16, the same in every pass, over caches of a multiple of 64 slots
 
@@ -41,7 +42,7 @@ PLANS_KEPT = 8  # per model; each has a cache of its own
 # itself made without being asked for, since it stays when the call is over, and recording it takes as much again.
 MEMORY_SHARE = 1 / 16
 PlanSizes = tuple[tuple[int, ...], int, int, int]  # the wanted tokens, rows, width, capacity
-# How far a recorded pass may be from the model's own: root mean square, as a share of the logits' deviation.
+# How far a recorded pass may be from the model's own: root mean square, as a share of the deviation of what it gives.
 CLOSE = {torch.float32: 1e-3}
 CLOSE_IN_HALF_PRECISION = 0.06
 _ONE_RECORDS = threading.Lock()  # a process can record one graph at a time
@@ -58,10 +59,18 @@ class StaticPasses:
     def __init__(self, model: Any, prompt: Prompt, plan: "StaticPlan"):
         self.model, self.plan = model, plan
         self.prompt: Prompt | None = lengthened(prompt, model.config.image_token_id)  # until it has been fed
+        self.features: torch.Tensor | None = None  # of its pictures
         rows, scratch = len(prompt.ids), plan.cache.scratch
         # Int64 [B, 4 W + 1]: what a decode pass is told, see there. The last column is where a row's kept slots end.
         self.numbers = np.zeros((rows, 4 * scratch + 1), dtype=np.int64)
         self.numbers[:, -1] = scratch + self.prompt.ids.shape[1]
+
+    def encode_pictures(self) -> None:
+        """Sets the encoders to work, on a GPU without waiting for them; what the first pass would do otherwise."""
+        if self.prompt is not None:
+            self.model.model.check_pictures(self.prompt.ids, self.prompt.pixel_values)
+            if self.prompt.pixel_values is not None:
+                self.features = self.plan.run(self.plan.vision_pass, (self.prompt.pixel_values,))
 
     def width(self, widest: int) -> int:
         """How wide a pass is in which the widest row feeds so many tokens."""
@@ -81,13 +90,14 @@ class StaticPasses:
         return self.plan.run(self.plan.decode_pass, (torch.from_numpy(self.numbers), fed.sight))
 
     def _run_prompt(self, prompt: Prompt, fed: Fed) -> torch.Tensor:
-        self.model.model.check_pictures(prompt.ids, prompt.pixel_values)
+        if self.features is None:
+            self.encode_pictures()
         ids = torch.cat((prompt.ids, fed.ids), dim=1)
         positions = torch.cat((prompt_positions(prompt), fed.positions), dim=1)
         inputs = (torch.stack((ids, positions)), prompt.mask.bool(), fed.sight)
-        if prompt.pixel_values is not None:
+        if self.features is not None:
             places = (ids == self.model.config.image_token_id).flatten().nonzero()[:, 0]
-            inputs = (*inputs, places, prompt.pixel_values)
+            inputs = (*inputs, places, self.features)
         return self.plan.run(self.plan.prompt_pass, inputs)
 
     def keep(self, paths: list[list[int]]) -> None:
@@ -151,13 +161,18 @@ class StaticPlan:
             return function(*(tensor.to(self.head.device) for tensor in inputs))
 
     @torch.no_grad()
+    def vision_pass(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Image features [pictures, N, width of the language model] of float [pictures, C, H, W]."""
+        return self._model().model.get_image_features(pixel_values)
+
+    @torch.no_grad()
     def prompt_pass(
         self,
         numbers: torch.Tensor,
         seen: torch.Tensor,
         sight: torch.Tensor,
         places: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Feeds a prompt of L tokens and a tree.
 
@@ -166,7 +181,7 @@ class StaticPlan:
             seen: bool [B, L], false on padding.
             sight: bool [B, W, W].
             places: int64 [image tokens of all rows], among the B (L + W) tokens.
-            pixel_values: float [pictures, C, H, W].
+            features: of the pictures, as of `vision_pass`.
         """
         ids, positions = numbers.unbind()
         model, length, width = self._model(), seen.shape[1], self.cache.scratch
@@ -175,8 +190,9 @@ class StaticPlan:
         self.real[:, width : width + length] = seen
         embeds = model.get_input_embeddings()(ids)
         if places is not None:
-            features = model.model.get_image_features(pixel_values).to(embeds.dtype)
-            embeds = embeds.flatten(0, 1).index_copy(0, places, features.flatten(0, 1)).view_as(embeds)
+            assert features is not None
+            features = features.to(embeds.dtype).flatten(0, 1)
+            embeds = embeds.flatten(0, 1).index_copy(0, places, features).view_as(embeds)
         self.cache.feed_prompt(length)
         # Slots begin with the tree, tokens with the prompt.
         allowed = with_prompt(seen, sight, model.prompt_is_bidirectional).roll(width, dims=2)
@@ -365,10 +381,11 @@ def possible_operations(model: Any, device: torch.device) -> list[PlainOperation
 
 
 def check_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raises `RuntimeError` if logits of a recorded pass are not those of the model's own."""
+    """Raises `RuntimeError` if what a recorded pass gives is not what the model's own does."""
+    found, expected = found.float(), expected.float()
     difference = float((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6))
     if not difference <= CLOSE.get(dtype, CLOSE_IN_HALF_PRECISION):
-        raise RuntimeError(f"a recorded pass differs from the plain one by {difference:.3g} of the logits' deviation")
+        raise RuntimeError(f"a recorded pass differs from the plain one by {difference:.3g} of the deviation")
 
 
 def cache_shape(text_config: Any, batch: int, capacity: int) -> tuple[int, int, int, int, int]:

@@ -1,7 +1,8 @@
 """Exact fast decoding: one forward pass checks a tree of possible continuations of an action.
 
-Decides: what is fed in a pass and which tokens are accepted. Refuses to know: which continuations are likely
-(`action_prior.py`), how a pass is computed and what it keeps (`tree_passes.py`), what tokens mean, units.
+Decides: what is fed in a pass, which tokens are accepted, what is done while a GPU computes. Refuses to know: which
+continuations are likely (`token_trees.py`), how a pass is computed and what it keeps (`tree_passes.py`), what tokens
+mean, units.
 
 A pass feeds, per row, the accepted tokens that the cache does not hold yet and the nodes of a tree. Every node attends
 to the cached row, to the accepted tokens and to its own ancestors, at the position it would have if it were true:
@@ -14,25 +15,30 @@ Then the walk: the logits behind the last accepted token say which token comes n
 own logits say which comes after it, and so on. The first token that is no node is accepted, too, and fed in the next
 pass. What is accepted is at every step what constrained decoding one token at a time would choose from the same
 logits, so the result is the same for any tree. Tokens the grammar forces need no logits at all.
+
+A GPU computes a pass while Python goes on. It uses the time to grow the trees that the next pass will probably need:
+where a walk leaves a tree is a guess, but most places it may be left at lead to one of a few trees.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
-from .action_prior import ActionPrior, Place, TokenTree, grow_tree, step
+from .action_choices import allowed_in, token_chances, written_tokens
+from .action_prior import ActionPrior, Place, step
 from .static_passes import StaticPasses, static_passes
+from .token_trees import TokenTree, grow_tree, likely_ends
 from .tree_passes import Fed, GrowingPasses, Prompt
 
 
 GRAMMARS_KEPT = 16
-STATES_KEPT = 4096
-FEW = 40  # choices that are faster one by one than as an array; bins have 256
+WIDTHS_KEPT = 256
+FORESEEN = 2  # trees grown per row and pass at most: the rest is hardly ever needed, and takes memory
 
 
 @dataclass
@@ -48,36 +54,44 @@ class Row:
     """One observation while its action is being written.
 
     Attributes:
-        tokens: accepted so far.
-        spreads: per accepted token, the probability of every token that was allowed there.
-        place: behind the last accepted token.
-        prior: what its trees are grown from; without one it has none.
-        pending: accepted tokens the cache does not hold.
         position: of the next token to be fed.
+        prior: what its trees are grown from; without one it has none.
+        tokens: accepted so far.
+        logits: float32 [G], behind what each of them was chosen from; `None` where it had no alternative.
+        place: behind the last accepted token.
+        pending: accepted tokens the cache does not hold and that will be fed.
     """
 
     position: int
     prior: ActionPrior | None
     tokens: list[int] = field(default_factory=list)
-    spreads: list[dict[int, float]] = field(default_factory=list)
+    logits: list[np.ndarray | None] = field(default_factory=list)
     place: Place = field(default_factory=Place)
     pending: list[int] = field(default_factory=list)
     done: bool = False
 
-    def accept(self, grammar: Any, token: int, spread: dict[int, float]) -> None:
+    def accept(self, grammar: Any, token: int, logits: np.ndarray | None = None) -> None:
         """Adds a token; a row is done where only EOS can follow."""
         self.tokens.append(token)
-        self.spreads.append(spread)
+        self.logits.append(logits)
         self.place = step(grammar, self.place, token)
         following = grammar.transitions[self.place.state]
         self.done = len(following) == 1 and grammar.eos_token_id in following
 
     def accept_forced(self, grammar: Any) -> None:
-        """Adds every token that has no alternative to the pending ones."""
+        """Adds every token that has no alternative to the pending ones, of which a row that is done has none."""
         while not self.done and len(grammar.transitions[self.place.state]) == 1:
             token = next(iter(grammar.transitions[self.place.state]))
-            self.accept(grammar, token, {token: 1.0})
+            self.accept(grammar, token)
             self.pending.append(token)
+        if self.done:
+            self.pending = []
+
+    def chances(self, grammar: Any, temperature: float | None) -> np.ndarray:
+        """Float64 [L, G], see `token_chances`."""
+        unasked = np.zeros(len(written_tokens(grammar)[0]), dtype=np.float32)
+        logits = np.stack([unasked if each is None else each for each in self.logits])
+        return token_chances(grammar, self.tokens, logits, temperature or 1.0)
 
 
 class TreeDecoder:
@@ -96,7 +110,7 @@ class TreeDecoder:
     ):
         self.model, self.grammar, self.nodes, self.temperature = model, grammar, nodes, temperature
         self.static = static
-        self.token_ids, self.column = written_tokens(grammar)
+        self.token_ids, _ = written_tokens(grammar)
 
     @property
     def head(self) -> torch.Tensor:
@@ -110,22 +124,24 @@ class TreeDecoder:
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         pixel_values: Any,
-        priors: Sequence[ActionPrior | None],
+        priors: Callable[[], Sequence[ActionPrior | None]],
     ) -> tuple[list[Row], "DecodingCost"]:
         """Rows with their tokens, and what they cost.
 
         Args:
             input_ids, attention_mask: int64 [B, L], left-padded, lead-in included.
             pixel_values: float [pictures, C, H, W] or `None`.
-            priors: one per row; `None` for rows to be decoded without a tree.
+            priors: gives one per row, and is asked when the encoders are at work; `None` for rows to be decoded
+                without a tree.
         """
         lengths = attention_mask.sum(dim=1).tolist()
-        rows = [Row(int(length), prior) for length, prior in zip(lengths, priors, strict=True)]
-        for row in rows:
-            row.accept_forced(self.grammar)
         cost = DecodingCost()
         passes = self._passes(Prompt(input_ids, attention_mask, pixel_values))
         try:
+            passes.encode_pictures()
+            rows = [Row(int(length), prior) for length, prior in zip(lengths, priors(), strict=True)]
+            for row in rows:
+                row.accept_forced(self.grammar)
             while not all(row.done for row in rows):
                 self._step(rows, passes, offset=int(cost.passes == 0), cost=cost)
         finally:
@@ -142,34 +158,54 @@ class TreeDecoder:
 
     def _step(self, rows: list[Row], passes: GrowingPasses | StaticPasses, offset: int, cost: "DecodingCost") -> None:
         """One forward pass and its walk; in the first one, logits begin one place earlier (`offset` 1)."""
-        trees = [self._tree(row) for row in rows]
-        fed = [self._layout(row, tree) for row, tree in zip(rows, trees, strict=True)]
-        width = passes.width(max(len(tokens) for tokens, _, _ in fed))
-        logits = passes.run(Fed(*pack(fed, width))).cpu().numpy().astype(np.float64)
-        passes.keep(
-            [
-                self._walk(row, tree, logits[index], offset)
-                for index, (row, tree) in enumerate(zip(rows, trees, strict=True))
-            ]
-        )
+        trees, fed = self._next(rows, passes)
+        computed = passes.run(fed)
+        self._foresee(rows, trees, under_way(computed.device))
+        logits = computed.to("cpu", copy=True).numpy()  # kept, and the next pass may write where this one did
+        self._accept(rows, trees, logits, passes, offset)
         cost.passes += 1
         cost.nodes += sum(len(tree.tokens) for tree in trees)
+
+    def _next(self, rows: list[Row], passes: GrowingPasses | StaticPasses) -> tuple[list[TokenTree], Fed]:
+        """The rows' trees, and what is fed with them."""
+        trees = [self._tree(row) for row in rows]
+        fed = [(row.position, row.pending, tree) for row, tree in zip(rows, trees, strict=True)]
+        width = passes.width(max(len(pending) + len(tree.tokens) for _, pending, tree in fed))
+        return trees, Fed(*pack(fed, width))
+
+    def _accept(
+        self,
+        rows: list[Row],
+        trees: list[TokenTree],
+        logits: np.ndarray,
+        passes: GrowingPasses | StaticPasses,
+        offset: int,
+    ) -> None:
+        """Walks every row's tree; `logits` float32 [B, W, G]."""
+        passes.keep(
+            [self._walk(row, tree, logits[index], offset) for index, (row, tree) in enumerate(zip(rows, trees))]
+        )
 
     def _tree(self, row: Row) -> TokenTree:
         if row.done or row.prior is None:
             return TokenTree()
         return grow_tree(self.grammar, row.prior, row.place, self.nodes)
 
-    def _layout(self, row: Row, tree: TokenTree) -> tuple[list[int], list[int], list[int]]:
-        """Tokens to feed, their positions, and each one's parent among them (-1 for none)."""
-        pending = [] if row.done else row.pending
-        count = len(pending)
-        tokens = [*pending, *tree.tokens]
-        # Of a first node the parent is the last of the pending tokens, which stands one place before it.
-        first = row.position + count - 1
-        positions = [*range(row.position, first + 1), *[first + depth for depth in tree.depths]]
-        parents = [*range(-1, count - 1), *[count + parent for parent in tree.parents]]
-        return tokens, positions, parents
+    def _foresee(self, rows: list[Row], trees: list[TokenTree], waiting: Callable[[], bool]) -> None:
+        """Grows the trees that rows will probably need next, the most probable first, as long as there is time."""
+        ends: list[tuple[float, int, Place]] = []
+        for index, (row, tree) in enumerate(zip(rows, trees, strict=True)):
+            if not waiting():
+                return
+            if row.prior is not None:
+                found = likely_ends(self.grammar, row.prior, tree)[:FORESEEN]
+                ends += [(chance, index, place) for chance, place in found]
+        for _, index, place in sorted(ends, key=itemgetter(0), reverse=True):
+            if not waiting():
+                return
+            prior = rows[index].prior
+            assert prior is not None
+            _ = grow_tree(self.grammar, prior, place, self.nodes).arrays  # kept, the tree by its prior
 
     def _walk(self, row: Row, tree: TokenTree, logits: np.ndarray, offset: int) -> list[int]:
         """Accepts tokens along the tree; returns which fed slots the row keeps."""
@@ -179,10 +215,10 @@ class TreeDecoder:
         path = list(range(count))
         node = -1
         while not row.done:
-            spread = self._spread(row, logits[offset + count + node])
-            token = self._pick(row, spread)
-            row.accept(self.grammar, token, spread)
-            following = tree.children.get((node, token))
+            here = logits[offset + count + node]
+            token = self._pick(row, here)
+            row.accept(self.grammar, token, here)
+            following = tree.child(node, token)
             if following is None:
                 row.pending = [token]
                 break
@@ -192,40 +228,22 @@ class TreeDecoder:
         row.accept_forced(self.grammar)
         return path
 
-    def _spread(self, row: Row, logits: np.ndarray) -> dict[int, float]:
-        """The probabilities of the tokens allowed next."""
-        allowed = self.grammar.transitions[row.place.state]
-        temperature = self.temperature or 1.0
-        if len(allowed) > FEW:
-            chances = logits[columns_of(self.grammar, row.place.state)]
-            chances = np.exp((chances - chances.max()) / temperature)
-            return dict(zip(allowed, (chances / chances.sum()).tolist(), strict=True))
-        scores = logits.tolist()  # of a dozen numbers: faster than with arrays
-        highest = max(scores[self.column[token]] for token in allowed)
-        weights = [math.exp((scores[self.column[token]] - highest) / temperature) for token in allowed]
-        total = sum(weights)
-        return {token: weight / total for token, weight in zip(allowed, weights, strict=True)}
-
-    def _pick(self, row: Row, spread: dict[int, float]) -> int:
+    def _pick(self, row: Row, logits: np.ndarray) -> int:
+        """One of the tokens allowed next; `logits` float32 [G]."""
+        columns, tokens = allowed_in(self.grammar, row.place.state)
+        scores = logits[columns]
         if self.temperature is None:
-            return max(spread, key=spread.__getitem__)
-        tokens = list(spread)
-        chances = torch.tensor([spread[token] for token in tokens], dtype=torch.float64)
+            return tokens[int(scores.argmax())]
+        chances = torch.from_numpy(scores).double().div(self.temperature).softmax(dim=0)
         return tokens[int(torch.multinomial(chances, 1))]
 
 
-@lru_cache(maxsize=GRAMMARS_KEPT)
-def written_tokens(grammar: Any) -> tuple[tuple[int, ...], dict[int, int]]:
-    """The tokens an action can be written with, and the place of each among them."""
-    token_ids = tuple(sorted({token for state in grammar.transitions for token in state}))
-    return token_ids, {token: index for index, token in enumerate(token_ids)}
-
-
-@lru_cache(maxsize=STATES_KEPT)
-def columns_of(grammar: Any, state: int) -> np.ndarray:
-    """Which of the tokens an action can be written with may follow in a state, int64."""
-    _, column = written_tokens(grammar)
-    return np.array([column[token] for token in grammar.transitions[state]])
+def under_way(device: torch.device) -> Callable[[], bool]:
+    """Whether a device is still busy with what it was told before this; a CPU never is, since it computes at once."""
+    if device.type != "cuda":
+        return lambda: False
+    told = torch.cuda.current_stream(device).record_event()
+    return lambda: not told.query()
 
 
 @lru_cache(maxsize=GRAMMARS_KEPT)
@@ -240,27 +258,40 @@ def longest_forced_run(grammar: Any) -> int:
     return longest
 
 
+@lru_cache(maxsize=WIDTHS_KEPT)
+def sights(width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Who sees whom, bool [W, W], where each token sees itself, and where it sees all before it, too."""
+    return np.eye(width, dtype=bool), np.tri(width, dtype=bool)
+
+
 def pack(
-    fed: list[tuple[list[int], list[int], list[int]]], width: int
+    fed: Sequence[tuple[int, list[int], TokenTree]], width: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows of tokens, positions and parents as tensors, padded on the right.
+    """What rows feed as tensors, padded on the right.
+
+    Args:
+        fed: per row the position of its next token, the accepted tokens to be fed, and a tree behind them.
+        width: W.
 
     Returns:
-        ids int64 [B, width], positions int64 [B, width], and who sees whom, bool [B, width, width]: each token itself
-        and its ancestors. Padding sees only itself.
+        ids int64 [B, W], positions int64 [B, W], and who sees whom, bool [B, W, W]: each token itself, the accepted
+        ones before it and its ancestors in the tree. Padding sees only itself.
     """
     ids = np.zeros((len(fed), width), dtype=np.int64)
     positions = np.zeros((len(fed), width), dtype=np.int64)
-    size = -(-width // 8)
-    seen: list[bytes] = []  # of each token whom it sees, one bit each, the first token's lowest
-    for row, (tokens, places, parents) in enumerate(fed):
-        ids[row, : len(tokens)] = tokens
-        positions[row, : len(tokens)] = places
-        sights: list[int] = []
-        for index, parent in enumerate(parents):
-            sights.append(1 << index | (sights[parent] if parent >= 0 else 0))
-        sights += [1 << index for index in range(len(parents), width)]
-        seen += [sight.to_bytes(size, "little") for sight in sights]
-    bits = np.frombuffer(b"".join(seen), dtype=np.uint8).reshape(len(fed), width, size)
-    sight = np.unpackbits(bits, axis=2, count=width, bitorder="little").view(bool)
+    own, earlier = sights(width)
+    sight = np.repeat(own[None], len(fed), axis=0)
+    for row, (position, pending, tree) in enumerate(fed):
+        count, end = len(pending), len(pending) + len(tree.tokens)
+        ids[row, :count] = pending
+        positions[row, :count] = range(position, position + count)
+        sight[row, :count, :count] = earlier[:count, :count]
+        if end > count:
+            tokens, depths, among_nodes = tree.arrays
+            ids[row, count:end] = tokens
+            positions[row, count:end] = depths + (
+                position + count - 1
+            )  # the first nodes come behind the pending tokens
+            sight[row, count:end, :count] = True
+            sight[row, count:end, count:end] = among_nodes
     return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(sight)

@@ -105,6 +105,9 @@ class GrowingPasses:
         self.cache = TreeCache(prompt.ids.shape[1] + room)
         self.start = prompt.ids.shape[1]  # prompt tokens in the pass that is to come
 
+    def encode_pictures(self) -> None:
+        """Nothing: plain passes keep the CPU busy, so that there would be nothing to gain."""
+
     def width(self, widest: int) -> int:
         """How wide a pass is in which the widest row feeds so many tokens."""
         return widest

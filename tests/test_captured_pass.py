@@ -91,7 +91,7 @@ def test_calls_in_and_out_of_inference_mode(inference, record_with, llama_like):
     for mode in inference:
         with torch.inference_mode(mode):
             assert model.predict_actions(**inputs).text == expected.text
-    assert [len(plan.recorded) for plan in plans_of(model)] == [2]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [3]
 
 
 def test_autocast_takes_plain_passes(record_with, llama_like):
@@ -140,7 +140,7 @@ def test_a_first_call_without_numbers_is_no_reason_not_to_record(record_with, ll
     with pytest.raises(ValueError, match="no numbers"):
         model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"] * float("nan")})
     assert model.predict_actions(**inputs).text == expected.text
-    assert [len(plan.recorded) for plan in plans_of(model)] == [2]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [3]
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -152,7 +152,7 @@ def test_one_thread_records_at_a_time(record_with, llama_like):
         model.predict_actions(**inputs_of(processor, rows))
 
     assert errors_of(act, [1, 2, 3, 4]) == []
-    assert [len(plan.recorded) for plan in plans_of(model)] == [2] * 4
+    assert [len(plan.recorded) for plan in plans_of(model)] == [3] * 4
 
 
 def test_one_thread_drops_plans_at_a_time(record_with, llama_like, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from rich.console import Console
 
 from gen_vla.evaluation import decoding_benchmark as benchmark
+from gen_vla.evaluation import decoding_replay as replay
 from gen_vla.evaluation import random_models
 from gen_vla.evaluation.decoding_benchmark import Way, draw_timings, run_benchmark, timings_table
 from gen_vla.evaluation.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
@@ -67,7 +68,7 @@ def test_every_way_is_timed_and_chooses_the_same_actions(monkeypatch, tmp_path):
         assert entry["p95_ms"] >= entry["median_ms"] > 0
         if entry["way"].startswith("tree, 6"):
             assert entry["forward_passes"] < 49 * entry["horizon"] / 2
-            assert 0 < entry["share_outside_passes"] < 1
+            assert 0 < entry["share_grammar_and_trees"] < entry["share_outside_passes"] < 1
             assert entry["decode_pass_ms"] * (entry["forward_passes"] - 1) < entry["p95_ms"] * 1.5
     (choices,) = results["choices"]
     assert choices["same_actions"] == choices["pictures"]
@@ -85,13 +86,16 @@ def test_every_way_is_timed_and_chooses_the_same_actions(monkeypatch, tmp_path):
 def test_replaying_writes_the_given_actions_and_takes_their_passes(monkeypatch):
     monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
     model = random_models.build_random("tiny", "cpu", torch.float32, horizon=2)
-    before, actions = benchmark.actions_to_write(benchmark.recorded_actions(None), 2, 3, repeat=1)
-    targets = [benchmark.target_ids(model.action_grammar, action) for action in actions]
+    before, actions = replay.actions_to_write(replay.recorded_actions(None), 2, 3, repeat=1)
+    targets = [replay.target_ids(model.action_grammar, action) for action in actions]
     inputs = random_models.random_inputs(model, 3)
-    with benchmark.replaying(targets) as passes:
+    with replay.replaying(targets) as stopwatch:
         prediction = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=9, previous=before)
     np.testing.assert_allclose(prediction.normalized, actions, atol=5.1e-5)
+    passes = stopwatch.milliseconds()
     assert len(passes) == prediction.forward_passes
+    assert min(passes) > 0
+    assert stopwatch.choosing > 0
     assert not np.allclose(model.predict_actions(**inputs, unnorm_key="random").normalized, actions, atol=0.1)
 
 

@@ -35,6 +35,7 @@ from gen_vla.processors import ActionStringProcessor
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {
     "action_bins.py",
+    "action_choices.py",
     "action_grammar.py",
     "action_prediction.py",
     "action_prior.py",
@@ -57,6 +58,7 @@ SHIPPED = {
     "prompt_texts.py",
     "slot_cache.py",
     "static_passes.py",
+    "token_trees.py",
     "transformers_version.py",
     "tree_decoding.py",
     "tree_passes.py",

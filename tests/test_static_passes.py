@@ -66,7 +66,7 @@ def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
             assert fast.text == slow.text
         plans = static_passes._RECORDINGS[model].plans.values()
         recorded.append(sum(len(plan.recorded) for plan in plans))
-    assert recorded[1] == recorded[3] == 2 * len(plans)  # the prompt's pass and the others; each recorded once
+    assert recorded[1] == recorded[3] == 3 * len(plans)  # of pictures, of the prompt, the others; each recorded once
     assert all(type(entry.operations) is PlainOperations for plan in plans for entry in plan.recorded.values())
 
 
@@ -129,10 +129,11 @@ def test_passes_stay_on_the_device(kind, operations, llama_like):
         return torch.empty(shape, dtype=dtype, device="meta")
 
     seen, sight = empty(2, length, dtype=torch.bool), empty(2, width, width, dtype=torch.bool)
-    pictures = (empty(2 * 4), empty(2, channels, 8, 8, dtype=torch.float32))
+    pictures = empty(2, channels, 8, 8, dtype=torch.float32)
     plan.operations = operations
     with OnTheDevice():
-        first = plan.prompt_pass(empty(2, 2, length + width), seen, sight, *pictures)
+        features = plan.vision_pass(pictures)
+        first = plan.prompt_pass(empty(2, 2, length + width), seen, sight, empty(2 * 4), features)
         words = plan.prompt_pass(empty(2, 2, length + width), seen, sight)
         then = plan.decode_pass(empty(2, 4 * width + 1), sight)
     assert first.shape == words.shape == (2, 1 + width, 14)
@@ -191,7 +192,7 @@ def test_where_passes_are_recorded_without_being_asked(recording_device, llama_l
     assert not plans_of(model)
     model.eval()
     assert model.predict_actions(**inputs).text == expected
-    assert [len(plan.recorded) for plan in plans_of(model)] == [2]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [3]
 
 
 def test_a_model_that_cannot_be_recorded_is_not_tried_again(monkeypatch, llama_like):

@@ -1,14 +1,17 @@
 """Tree decoding against plain constrained decoding: the same tokens, in fewer passes, for every kind of action."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
 
+from gen_vla.modeling import tree_decoding
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior, Place, grow_tree, step
+from gen_vla.modeling.action_prior import ActionPrior, Place, step
+from gen_vla.modeling.token_trees import TokenTree, grow_tree
 from gen_vla.modeling.tree_decoding import TreeDecoder, longest_forced_run, pack
 from gen_vla.modeling.tree_passes import TreeCache
 from gen_vla.processors import ActionBins, ActionStringProcessor, make_action_config
@@ -236,9 +239,35 @@ def test_places_follow_the_values(llama_like):
         assert (1, "-") in seen
 
 
+@pytest.mark.parametrize("style", ["signed", "plain", "legacy", "bins"])
+def test_trees_grown_while_a_gpu_computes_change_nothing(style, llama_like, monkeypatch):
+    """With all the time there is, with none, and with some; other trees than are needed are not used."""
+    codec = ActionBins(3, 2, bins=16) if style == "bins" else ActionStringProcessor(3, 2, 4, style, binary_dims=(2,))
+    model, processor = tiny_model(llama_like, ActionStringProcessor(3)), tiny_processor(llama_like)
+    model.config.action_config = processor.action_config = make_action_config(codec, llama_like)
+    inputs = inputs_of(processor, 3)
+    previous = np.linspace(-0.9, 0.9, 18).reshape(3, 2, 3)
+    found, grown = [], []
+    for moments in (0, 10_000, 2):
+        time_left, trees = iter([True] * moments), []
+        waiting = partial(next, time_left, False)
+        monkeypatch.setattr(tree_decoding, "under_way", lambda device, waiting=waiting: waiting)
+        monkeypatch.setattr(tree_decoding, "grow_tree", lambda *args, t=trees: t.append(args) or grow_tree(*args))
+        found.append(model.predict_actions(**inputs, tree_nodes=9, previous=previous))
+        grown.append(len(trees))
+    for other in found[1:]:
+        assert other.text == found[0].text
+        assert (other.forward_passes, other.tree_nodes) == (found[0].forward_passes, found[0].tree_nodes)
+        np.testing.assert_array_equal(other.digit_probabilities, found[0].digit_probabilities)
+    asked_for, *beforehand = grown
+    assert asked_for < beforehand[0] <= asked_for * (1 + tree_decoding.FORESEEN)
+    assert beforehand[1] == asked_for  # the two moments went into looking where the first trees may be left
+
+
 def test_packing_shows_each_node_its_ancestors_only():
     """Two pending tokens, then a tree of a, b (siblings) and c below b."""
-    ids, positions, sight = pack([([5, 6, 7, 8, 9], [3, 4, 5, 5, 6], [-1, 0, 1, 1, 3]), ([4], [9], [-1])], 5)
+    tree = TokenTree(tokens=[7, 8, 9], parents=[-1, -1, 1], depths=[1, 1, 2])
+    ids, positions, sight = pack([(3, [5, 6], tree), (9, [4], TokenTree())], 5)
     assert ids.tolist() == [[5, 6, 7, 8, 9], [4, 0, 0, 0, 0]]
     assert positions[0].tolist() == [3, 4, 5, 5, 6]
     assert sight[0].int().tolist() == [

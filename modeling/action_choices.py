@@ -1,0 +1,62 @@
+"""The tokens an action can be written with, and how probable a model found each of them.
+
+Decides: which rows of the output layer an action needs, in which order; probabilities among what the grammar allows.
+Refuses to know: the model, which token is chosen, what a token means (`action_uncertainty.py`).
+
+S states of a grammar, G tokens that an action can be written with, L tokens of one action.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+
+GRAMMARS_KEPT = 16
+STATES_KEPT = 4096
+
+
+@lru_cache(maxsize=GRAMMARS_KEPT)
+def written_tokens(grammar: Any) -> tuple[tuple[int, ...], dict[int, int]]:
+    """The G tokens an action can be written with, ascending, and the column of each."""
+    token_ids = tuple(sorted({token for state in grammar.transitions for token in state}))
+    return token_ids, {token: index for index, token in enumerate(token_ids)}
+
+
+@lru_cache(maxsize=STATES_KEPT)
+def allowed_in(grammar: Any, state: int) -> tuple[np.ndarray, list[int]]:
+    """What may follow in a state, ascending, so that of equals the first is chosen as `generate` does: columns int64
+    [N], tokens."""
+    _, column = written_tokens(grammar)
+    tokens = sorted(grammar.transitions[state])
+    return np.array([column[token] for token in tokens]), tokens
+
+
+@lru_cache(maxsize=GRAMMARS_KEPT)
+def _allowed(grammar: Any) -> np.ndarray:
+    """Bool [S, G]."""
+    _, column = written_tokens(grammar)
+    allowed = np.zeros((len(grammar.transitions), len(column)), dtype=bool)
+    for state, following in enumerate(grammar.transitions):
+        allowed[state, [column[token] for token in following]] = True
+    return allowed
+
+
+def token_chances(grammar: Any, tokens: Sequence[int], logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Float64 [L, G]: the probability of every token in the place of each of `tokens`; 0 where it was not allowed.
+
+    Args:
+        tokens: of one action, legal, EOS left out.
+        logits: float [L, G]; any numbers where there was no choice.
+        temperature: that tokens were sampled at.
+    """
+    allowed, states = _allowed(grammar), []
+    state = 0
+    for token in tokens:
+        states.append(state)
+        state = grammar.transitions[state][token]
+    scores = np.where(allowed[states], logits.astype(np.float64) / temperature, -np.inf)
+    with np.errstate(invalid="ignore"):  # what is no number stays none
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
