@@ -16,8 +16,6 @@ An episode and a question depend on their own seed alone, so any number of worke
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -45,6 +43,7 @@ from gen_vla.evaluation.metaworld_drawers import (
 )
 from gen_vla.training.drawer_questions import KINDS, LEAST_SHARE
 from gen_vla.training.instruction_augmentation import paraphrases
+from gen_vla.training.recording_commands import record_and_print, recording_parser
 from gen_vla.training.simulated_rows import (
     QuestionJob,
     Rows,
@@ -207,28 +206,16 @@ def record_questions(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Record Meta-World drawer demonstrations or questions about them.")
-    parser.add_argument("content", choices=("demonstrations", "questions"))
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--episodes-per-task", type=int, default=160, help="demonstrations: successes to keep")
-    parser.add_argument("--count", type=int, default=4000, help="questions: how many")
-    parser.add_argument("--seed", type=int, default=0, help="first seed; questions from 1000000 on are held out")
-    parser.add_argument("--workers", type=int, default=2, help="processes (the data do not depend on it)")
-    parser.add_argument("--image-size", type=int, default=96, help="pixels a side")
-    parser.add_argument("--clean", action="store_true", help="demonstrations: do not disturb the expert")
-    parser.add_argument("--paraphrase", action="store_true", help="demonstrations: several wordings per task")
+    """Records one data set and prints its metadata."""
+    parser = recording_parser(
+        "Record Meta-World drawer demonstrations or questions about them.", episodes=160, image_size=96
+    )
     parser.add_argument("--variation", choices=("none", "modest", "full"), default="modest", help="looks of scenes")
     parser.add_argument("--start", choices=("stock", "half-open"), default="stock", help="how far open it starts")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished data set")
-    a = parser.parse_args(arguments)
-    shared = {"seed": a.seed, "workers": a.workers, "image_size": a.image_size, "overwrite": a.overwrite}
-    if a.content == "questions":
-        metadata = record_questions(a.output_dir, a.count, **shared)
-    else:
-        looks = {"paraphrase": a.paraphrase, "variation": a.variation, "start": a.start}
-        metadata = record_demonstrations(a.output_dir, a.episodes_per_task, noise=not a.clean, **looks, **shared)
-    print(json.dumps(metadata, indent=2))
-    return 0
+    chosen = parser.parse_args(arguments)
+    return record_and_print(
+        chosen, record_demonstrations, record_questions, variation=chosen.variation, start=chosen.start
+    )
 
 
 if __name__ == "__main__":

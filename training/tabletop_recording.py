@@ -18,8 +18,6 @@ demonstrations, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses to
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -51,6 +49,7 @@ from gen_vla.evaluation.tabletop_layouts import (
 from gen_vla.evaluation.tabletop_scene import GRASP_HEIGHT
 from gen_vla.evaluation.tabletop_variants import CAMERA
 from gen_vla.training.instruction_augmentation import paraphrases
+from gen_vla.training.recording_commands import record_and_print, recording_parser
 from gen_vla.training.simulated_rows import (
     QuestionJob,
     Rows,
@@ -217,26 +216,10 @@ def record_questions(
 
 def main(arguments: list[str] | None = None) -> int:
     """Records one data set and prints its metadata."""
-    parser = argparse.ArgumentParser(description="Record tabletop demonstrations or questions about its scenes.")
-    parser.add_argument("content", choices=("demonstrations", "questions"))
-    parser.add_argument("output_dir", type=Path)
-    parser.add_argument("--episodes-per-task", type=int, default=200, help="demonstrations: successes to keep")
-    parser.add_argument("--count", type=int, default=4000, help="questions: how many")
-    parser.add_argument("--seed", type=int, default=0, help="first seed; questions from 1000000 on are held out")
-    parser.add_argument("--workers", type=int, default=2, help="processes (the data do not depend on it)")
-    parser.add_argument("--image-size", type=int, default=112, help="pixels a side")
-    parser.add_argument("--clean", action="store_true", help="demonstrations: do not disturb the expert")
-    parser.add_argument("--paraphrase", action="store_true", help="demonstrations: the training list's wordings, too")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished data set")
-    a = parser.parse_args(arguments)
-    shared = {"seed": a.seed, "workers": a.workers, "image_size": a.image_size, "overwrite": a.overwrite}
-    if a.content == "questions":
-        metadata = record_questions(a.output_dir, a.count, **shared)
-    else:
-        options = {"noise": not a.clean, "paraphrase": a.paraphrase, **shared}
-        metadata = record_demonstrations(a.output_dir, a.episodes_per_task, **options)
-    print(json.dumps({key: value for key, value in metadata.items() if key != "layouts"}, indent=2))
-    return 0
+    parser = recording_parser(
+        "Record tabletop demonstrations or questions about its scenes.", episodes=200, image_size=112
+    )
+    return record_and_print(parser.parse_args(arguments), record_demonstrations, record_questions)
 
 
 if __name__ == "__main__":
