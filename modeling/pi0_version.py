@@ -4,9 +4,9 @@ Decides: the oldest version the flow-matching family runs with, which is the old
 know: everything else. The other families run with older ones (`transformers_version.py`).
 """
 
-import re
-
 import transformers
+
+from .transformers_version import check_version
 
 
 OLDEST_WITH_PI0 = (5, 17)
@@ -14,13 +14,12 @@ OLDEST_WITH_PI0 = (5, 17)
 
 def check_pi0(version: str) -> None:
     """Raises `ImportError` for a version older than `OLDEST_WITH_PI0`."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < OLDEST_WITH_PI0:
-        oldest = ".".join(map(str, OLDEST_WITH_PI0))
-        raise ImportError(
-            f"got transformers {version}, expected {oldest} or newer for the flow-matching π0, whose architecture it "
-            f"brings: pip install 'transformers>={oldest}'; the other model families run with older ones"
-        )
+    check_version(
+        version,
+        OLDEST_WITH_PI0,
+        "the flow-matching π0",
+        "That version brings its architecture; the other model families run with older ones",
+    )
 
 
 check_pi0(transformers.__version__)

@@ -16,12 +16,22 @@ OLDEST = (4, 57)
 
 def check_transformers(version: str) -> None:
     """Raises `ImportError` for a version older than `OLDEST`."""
+    check_version(
+        version,
+        OLDEST,
+        "this model",
+        "OpenVLA's own code needs an older one, and this model does not need it: use a new environment",
+    )
+
+
+def check_version(version: str, oldest: tuple[int, int], what: str, advice: str) -> None:
+    """Raises `ImportError` for a version older than `oldest`, which `what` needs; `advice` ends its message."""
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if numbers < oldest:
+        wanted = ".".join(map(str, oldest))
         raise ImportError(
-            f"got transformers {version}, expected {oldest} or newer: pip install 'transformers>={oldest}'. OpenVLA's "
-            "own code needs an older one, and this model does not need that code: use a new environment"
+            f"got transformers {version}, expected {wanted} or newer for {what}: "
+            f"pip install 'transformers>={wanted}'. {advice}"
         )
 
 

@@ -13,6 +13,6 @@ def test_versions_that_do(version: str) -> None:
 
 @pytest.mark.parametrize("version", ["4.40.1", "4.56.2", "4.56.0.dev0", "3.5.1"])
 def test_versions_that_do_not(version: str) -> None:
-    message = rf"got transformers {version}, expected 4\.57 or newer: pip install 'transformers>=4\.57'"
+    message = rf"got transformers {version}, expected 4\.57 or newer for this model: pip install 'transformers>=4\.57'"
     with pytest.raises(ImportError, match=message):
         check_transformers(version)
