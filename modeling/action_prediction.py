@@ -382,6 +382,12 @@ def checked_options(options: dict[str, Any], most_tokens: int) -> dict[str, Any]
             f"got do_sample=True with num_beams={options['num_beams']}, expected one or the other: sampling beams "
             "draws more continuations than the grammar allows"
         )
+    temperature = options.get("temperature")
+    if options.get("do_sample") and temperature is not None and not temperature > 0:
+        raise ValueError(
+            f"got temperature={temperature} with do_sample=True, expected a number above 0; leave both out for the "
+            "most probable action"
+        )
     if (limit := options.get("max_new_tokens")) is not None and limit < most_tokens:
         raise ValueError(
             f"got max_new_tokens={limit}, expected none: an action of this model takes up to {most_tokens} tokens, "

@@ -57,7 +57,7 @@ class Row:
         position: of the next token to be fed.
         prior: what its trees are grown from; without one it has none.
         tokens: accepted so far.
-        logits: float32 [G], behind what each of them was chosen from; `None` where it had no alternative.
+        logits: float32 [G], what each of them was chosen from; `None` where none were looked at, since it was forced.
         place: behind the last accepted token.
         pending: accepted tokens the cache does not hold and that will be fed.
     """
@@ -235,6 +235,8 @@ class TreeDecoder:
         if self.temperature is None:
             return tokens[int(scores.argmax())]
         chances = torch.from_numpy(scores).double().div(self.temperature).softmax(dim=0)
+        if bool(chances.isnan().any()):  # nothing can be drawn; whoever asks for its probability learns why
+            return tokens[0]
         return tokens[int(torch.multinomial(chances, 1))]
 
 
@@ -289,9 +291,7 @@ def pack(
         if end > count:
             tokens, depths, among_nodes = tree.arrays
             ids[row, count:end] = tokens
-            positions[row, count:end] = depths + (
-                position + count - 1
-            )  # the first nodes come behind the pending tokens
+            positions[row, count:end] = position + count - 1 + depths  # the first nodes behind the pending tokens
             sight[row, count:end, :count] = True
             sight[row, count:end, count:end] = among_nodes
     return torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(sight)

@@ -298,6 +298,9 @@ def test_errors(llama_like: Any) -> None:
         model.predict_actions(**inputs, num_return_sequences=2)
     with pytest.raises(ValueError, match="got do_sample=True with num_beams=3, expected one or the other"):
         model.predict_actions(**inputs, num_beams=3, do_sample=True)
+    for temperature in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"got temperature={temperature} with do_sample=True, expected a number"):
+            model.predict_actions(**inputs, do_sample=True, temperature=temperature)
     with pytest.raises(ValueError, match=r"got max_new_tokens=14, expected none: .* takes up to 15 tokens"):
         model.predict_actions(**inputs, max_new_tokens=14)
     talker = tiny_model(llama_like)
@@ -324,6 +327,9 @@ def test_what_is_no_number_is_no_action(options: dict[str, Any], llama_like: Any
         model.predict_actions(**{**inputs, "pixel_values": broken}, **options)
     after = model.predict_actions(**inputs, **options)
     np.testing.assert_array_equal(after.digit_probabilities, before.digit_probabilities)
+    if "tree_nodes" not in options or options["tree_nodes"]:  # `generate` has words of its own for it
+        with pytest.raises(ValueError, match="no numbers in row 1 of 2"):
+            model.predict_actions(**{**inputs, "pixel_values": broken}, **options, do_sample=True)
 
 
 def test_an_adapter_on_the_output_layer_takes_part(llama_like: Any) -> None:
