@@ -112,8 +112,12 @@ class StaticPasses:
         self.prompt = None
 
     def close(self) -> None:
-        """Leaves the plan to the next call."""
-        self.plan.lock.release()
+        """Leaves the plan to the next call, perhaps on another stream: when nothing is under way, errors or not."""
+        try:
+            if self.plan.head.is_cuda:
+                torch.cuda.current_stream(self.plan.head.device).synchronize()
+        finally:
+            self.plan.lock.release()
 
 
 class StaticPlan:

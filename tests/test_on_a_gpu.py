@@ -112,6 +112,18 @@ def test_recordings_in_other_modes_streams_and_devices(family):
         assert len(plan.recorded) == 3
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_call_that_fails_leaves_nothing_under_way(family):
+    """The next one may use the same recordings on another stream."""
+    model, processor = family(ActionStringProcessor(3, 1, 3))
+    inputs = processor.action_inputs([picture(0)], ["in"])  # on the CPU, so that no call waits to read them
+    model.predict_actions(**inputs)
+    torch.cuda._sleep(200_000_000)  # cycles; the pictures wait behind it
+    with pytest.raises(ValueError, match="got 2 previous actions for 1 observations"):
+        model.predict_actions(**inputs, previous=np.zeros((2, 1, 3)))
+    assert torch.cuda.current_stream().query()
+
+
 def test_recorded_logits_in_half_precision(family):
     """The same pass, recorded and plain, over a prompt padded further: close, as bf16 goes."""
     model, processor = family(ActionStringProcessor(3, 1, 3), dtype=torch.bfloat16)
