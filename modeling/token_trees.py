@@ -200,8 +200,8 @@ class Fork:
     equally: list[tuple[int, float]] | None = None
     decimals: str | None = None
     row: int | None = None
-    following: dict[int, "Fork"] = field(default_factory=dict)
-    settled: dict[int, "Fork | None"] = field(default_factory=dict)
+    following: dict[int, "Fork"] = field(default_factory=dict, repr=False)
+    settled: dict[int, "Fork | None"] = field(default_factory=dict, repr=False)
 
 
 def fork_at(grammar: Any, place: Place) -> Fork:

@@ -81,6 +81,15 @@ def test_trees_do_not_depend_on_what_is_kept(monkeypatch):
     assert kept[1][1] <= 3 < kept[0][1]
 
 
+def test_a_fork_shows_itself_and_not_all_that_follows():
+    """Ways to a place are many more than places: shown with all that follows, a fork would never end."""
+    grammar = grammar_of(4)
+    fork = token_trees.fork_at(grammar, Place())
+    grow_tree(grammar, ActionPrior(grammar, HISTOGRAM), Place(), 500)
+    assert fork.following
+    assert len(repr(fork)) < 1000
+
+
 @given(
     style=st.sampled_from(["signed", "plain"]),
     numbers=st.tuples(st.integers(1, 999), st.integers(1, 999)),  # -0.00000 is none, so that -0.000 is special
