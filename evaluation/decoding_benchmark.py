@@ -260,7 +260,7 @@ def peak_memory(device: str) -> float:
 
 
 def timings_table(results: dict[str, Any]) -> Table:
-    """Milliseconds per call, side by side; the share outside the passes and, of it, that of grammar and trees; the
+    """Milliseconds per call, side by side; which share of them is outside passes, and which is grammar and trees; the
     share of the copy bandwidth that passes use."""
     table = Table(title=f"Decoding, {results['machine']['device']}, {results['dtype']}, {results['actions']}")
     for column in ("model", "rows x T", "way", "ms", "p95", "faster", "passes", "outside", "trees", "bandwidth"):

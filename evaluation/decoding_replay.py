@@ -23,8 +23,8 @@ class Stopwatch:
     """Takes the time of passes on the device that computes them, without making the caller wait for them.
 
     Attributes:
-        choosing: milliseconds between passes: the grammar, growing and packing of trees. What is done while a GPU
-            computes is no part of it.
+        choosing: milliseconds of the grammar, growing and packing of trees: between passes, the first trees while a
+            GPU is at the pictures. Trees grown while it computes a pass are no part of it.
     """
 
     def __init__(self) -> None:
@@ -94,9 +94,7 @@ class ReplayingDecoder(TreeDecoder):
 
     def _pick(self, row: Row, logits: np.ndarray) -> int:
         super()._pick(row, logits)
-        index = self.order.setdefault(
-            id(row), len(self.order)
-        )  # rows are walked in their order from the first pass on
+        index = self.order.setdefault(id(row), len(self.order))  # in the first pass all rows are walked, in order
         return self.targets[index][len(row.tokens)]
 
 
