@@ -60,3 +60,27 @@ def token_chances(grammar: Any, tokens: Sequence[int], logits: np.ndarray, tempe
     with np.errstate(invalid="ignore"):  # what is no number stays none
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def chosen_chances(grammar: Any, token_ids: np.ndarray, chances: list[np.ndarray]) -> np.ndarray:
+    """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row.
+
+    Args:
+        token_ids: int64 [B, L].
+        chances: per row, float64 [tokens of the row, G].
+
+    Raises:
+        ValueError: where one is no number: what was chosen by it is no action.
+    """
+    chosen = np.ones(token_ids.shape, dtype=np.float32)
+    ascending = written_tokens(grammar)[0]
+    for row, each in enumerate(chances):
+        count = len(each)
+        chosen[row, :count] = each[range(count), np.searchsorted(ascending, token_ids[row, :count])]
+    wrong = np.flatnonzero(np.isnan(chosen).any(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"got probabilities that are no numbers in row {wrong[0]} of {len(chosen)}, expected numbers: "
+            "pixel_values or weights hold NaN or infinity, or the model overflows; for float16, try bfloat16"
+        )
+    return chosen

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from .action_choices import token_chances, written_tokens
+from .action_choices import chosen_chances, token_chances, written_tokens
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
-from .action_prior import ActionPrior
+from .action_prior import hints_of, priors_for
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .action_uncertainty import standard_deviations
 from .static_passes import WIDTH_STEP
@@ -90,7 +90,8 @@ class ActionPredictionMixin:
             pixel_values: float [pictures, C, H, W], as many for each row as its image tokens.
             unnorm_key: one data set for all rows, or one per row.
             previous: what this method returned for the step before of the same episodes, or the normalised actions
-                in it, float [B, T, D]. A hint: it saves passes and changes no token. `None` at the first step.
+                in it, float [B, T, D]; a row that has none is `None`. A hint: it saves passes and changes no token.
+                `None` at the first step.
             tree_nodes: continuations checked per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). With
@@ -281,12 +282,18 @@ class ActionPredictionMixin:
         nodes: int,
     ) -> tuple[np.ndarray, list[np.ndarray], DecodingCost]:
         """As `_generate_action`, with what it cost."""
+        told = previous.normalized if isinstance(previous, ActionPrediction) else previous
+        hints = hints_of(grammar, told, rows=len(histograms))
         temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
         wanted = options.get("cache_implementation")
         static = None if wanted is None else wanted == "static"
         decoder = TreeDecoder(self, grammar, nodes, temperature, static)
+        guesses = nodes > 1 or not isinstance(grammar, BinGrammar)  # one guess among 256 is not worth making
         rows, cost = decoder.decode(
-            prompt, mask, pixel_values, priors=lambda: expectations(grammar, histograms, previous, nodes)
+            prompt,
+            mask,
+            pixel_values,
+            priors=lambda: priors_for(grammar, histograms, hints) if guesses else [None] * len(hints),
         )
         longest = max(len(row.tokens) for row in rows)
         length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
@@ -299,50 +306,6 @@ def adapted(output_layer: Any) -> bool:
     if "base_layer" not in output_layer._modules or output_layer.disable_adapters:
         return False
     return bool(set(output_layer.active_adapters) - set(output_layer.merged_adapters))
-
-
-def expectations(
-    grammar: ActionGrammar | BinGrammar, histograms: list[Any], previous: Any, nodes: int
-) -> list[ActionPrior | None]:
-    """What each row's trees are grown from; rows that expect the same share it."""
-    values = previous.normalized if isinstance(previous, ActionPrediction) else previous
-    hints = [None] * len(histograms) if values is None else list(np.asarray(values))
-    if len(hints) != len(histograms):
-        raise ValueError(f"got {len(hints)} previous actions for {len(histograms)} observations, expected one each")
-    if isinstance(grammar, BinGrammar) and nodes == 1:  # one guess among 256 is not worth making
-        return [None] * len(histograms)
-    unhinted = {id(counts): counts for counts, hint in zip(histograms, hints, strict=True) if hint is None}
-    shared = {key: ActionPrior(grammar, counts) for key, counts in unhinted.items()}
-    return [
-        shared[id(counts)] if hint is None else ActionPrior(grammar, counts, hint)
-        for counts, hint in zip(histograms, hints, strict=True)
-    ]
-
-
-def chosen_chances(
-    grammar: ActionGrammar | BinGrammar, token_ids: np.ndarray, chances: list[np.ndarray]
-) -> np.ndarray:
-    """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row.
-
-    Args:
-        token_ids: int64 [B, L].
-        chances: per row, float64 [tokens of the row, G].
-
-    Raises:
-        ValueError: where one is no number: what was chosen by it is no action.
-    """
-    chosen = np.ones(token_ids.shape, dtype=np.float32)
-    ascending = written_tokens(grammar)[0]
-    for row, each in enumerate(chances):
-        count = len(each)
-        chosen[row, :count] = each[range(count), np.searchsorted(ascending, token_ids[row, :count])]
-    wrong = np.flatnonzero(np.isnan(chosen).any(axis=1))
-    if len(wrong):
-        raise ValueError(
-            f"got probabilities that are no numbers in row {wrong[0]} of {len(chosen)}, expected numbers: "
-            "pixel_values or weights hold NaN or infinity, or the model overflows; for float16, try bfloat16"
-        )
-    return chosen
 
 
 def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad: int) -> tuple[Any, Any]:

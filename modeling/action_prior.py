@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from .action_grammar import ActionGrammar, BinGrammar
 
@@ -118,6 +119,45 @@ class ActionPrior:
         place = (bound + 1.0) * GRID
         whole = int(place)
         return line[whole + 1] + (place - whole) * (line[whole + 2] - line[whole + 1])
+
+
+def hints_of(grammar: Any, previous: Any, rows: int) -> list[np.ndarray | None]:
+    """Per row the previous normalised action, float64 [T, D], or `None`.
+
+    Args:
+        previous: float [B, T, D], [B, D] for actions of one step, a sequence of such rows or `None`, or `None`.
+
+    Raises:
+        ValueError: for another number of rows or another shape.
+    """
+    if previous is None:
+        return [None] * rows
+    if len(previous) != rows:
+        raise ValueError(f"got {len(previous)} previous actions for {rows} observations, expected one each")
+    shape = (grammar.strings.horizon, grammar.strings.action_dim)
+    hints: list[np.ndarray | None] = []
+    for row, each in enumerate(previous):
+        values = each.float().cpu() if isinstance(each, torch.Tensor) else each
+        hint = None if values is None else np.asarray(values, dtype=np.float64)
+        if hint is not None and hint.shape not in (shape, shape[1:] if shape[0] == 1 else shape):
+            raise ValueError(
+                f"got a previous action of shape {list(hint.shape)} in row {row}, expected {list(shape)}: what "
+                "predict_actions returned for the step before, its `normalized`, or None"
+            )
+        hints.append(None if hint is None else hint.reshape(shape))
+    return hints
+
+
+def priors_for(
+    grammar: ActionGrammar | BinGrammar, histograms: list[Any], hints: list[np.ndarray | None]
+) -> list[ActionPrior]:
+    """What each row's trees are grown from; rows that expect the same share it."""
+    unhinted = {id(counts): counts for counts, hint in zip(histograms, hints, strict=True) if hint is None}
+    shared = {key: ActionPrior(grammar, counts) for key, counts in unhinted.items()}
+    return [
+        shared[id(counts)] if hint is None else ActionPrior(grammar, counts, hint)
+        for counts, hint in zip(histograms, hints, strict=True)
+    ]
 
 
 def _density(dims: int, histograms: Sequence[Sequence[float]] | None) -> np.ndarray:

@@ -37,7 +37,7 @@ from .tree_passes import Fed, GrowingPasses, Prompt
 
 
 GRAMMARS_KEPT = 16
-WIDTHS_KEPT = 256
+WIDTHS_KEPT = 16
 FORESEEN = 2  # trees grown per row and pass at most: the rest is hardly ever needed, and takes memory
 
 
@@ -261,9 +261,9 @@ def longest_forced_run(grammar: Any) -> int:
 
 
 @lru_cache(maxsize=WIDTHS_KEPT)
-def sights(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Who sees whom, bool [W, W], where each token sees itself, and where it sees all before it, too."""
-    return np.eye(width, dtype=bool), np.tri(width, dtype=bool)
+def own_sight(width: int) -> np.ndarray:
+    """Bool [W, W]: each token sees itself."""
+    return np.eye(width, dtype=bool)
 
 
 def pack(
@@ -281,13 +281,12 @@ def pack(
     """
     ids = np.zeros((len(fed), width), dtype=np.int64)
     positions = np.zeros((len(fed), width), dtype=np.int64)
-    own, earlier = sights(width)
-    sight = np.repeat(own[None], len(fed), axis=0)
+    sight = np.repeat(own_sight(width)[None], len(fed), axis=0)
     for row, (position, pending, tree) in enumerate(fed):
         count, end = len(pending), len(pending) + len(tree.tokens)
         ids[row, :count] = pending
         positions[row, :count] = range(position, position + count)
-        sight[row, :count, :count] = earlier[:count, :count]
+        sight[row, :count, :count] = np.tri(count, dtype=bool)
         if end > count:
             tokens, depths, among_nodes = tree.arrays
             ids[row, count:end] = tokens

@@ -4,10 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from gen_vla.modeling.action_bins import ActionBins
 from gen_vla.modeling.action_grammar import ActionGrammar, BinGrammar
-from gen_vla.modeling.action_prior import END_MASS, GRID, ActionPrior
+from gen_vla.modeling.action_prior import END_MASS, GRID, ActionPrior, hints_of, priors_for
 from gen_vla.modeling.action_strings import ActionStringProcessor
 
 
@@ -54,3 +55,26 @@ def test_the_previous_action_is_where_the_next_is_expected(previous):
 
 def test_a_previous_action_that_is_no_number_is_no_error():
     assert ActionPrior(grammar_of(3), None, np.array([[np.nan]])).mass(0, -1.0, 1.0) == pytest.approx(1.0)
+
+
+def test_hints_of_a_batch_where_an_episode_begins():
+    grammar = ActionGrammar(ActionStringProcessor(3, 2, 2), PIECES, eos_token_id=2)
+    told = np.linspace(-1, 1, 12).reshape(2, 2, 3)
+    for previous in (told, list(told), torch.tensor(told), torch.tensor(told, dtype=torch.bfloat16)):
+        hints = [hint for hint in hints_of(grammar, previous, rows=2) if hint is not None]
+        np.testing.assert_allclose(np.stack(hints), told, atol=1e-2)
+    first, second = hints_of(grammar, [None, told[1]], rows=2)
+    assert first is None
+    assert second is not None
+    assert hints_of(grammar, None, rows=3) == [None] * 3
+    one, other, third = priors_for(grammar, [HISTOGRAM * 3, HISTOGRAM * 3, None], [None, told[0], None])
+    assert len({id(one), id(other), id(third)}) == 3
+    same = HISTOGRAM * 3
+    assert len({id(prior) for prior in priors_for(grammar, [same, same], [None, None])}) == 1
+
+
+@pytest.mark.parametrize(("shape", "horizon"), [((1, 3), 2), ((1, 2), 1), ((1, 1, 1, 3), 1), ((1,), 1), ((1, 0), 1)])
+def test_a_hint_of_another_shape_is_an_error(shape, horizon):
+    grammar = ActionGrammar(ActionStringProcessor(3, horizon, 2), PIECES, eos_token_id=2)
+    with pytest.raises(ValueError, match=rf"in row 0, expected \[{horizon}, 3\]: what predict_actions returned"):
+        hints_of(grammar, np.zeros(shape), rows=1)
