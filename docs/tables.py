@@ -177,11 +177,13 @@ def decoding_bandwidth() -> str:
     def rows() -> Iterator[str]:
         for t in cpu_timings():
             if (t["rows"], t["horizon"]) == (1, 1) and "decode_pass_ms" in t:
-                shares = (f"{100 * t[name]:.1f} %" for name in ("share_of_copy_bandwidth", "share_outside_passes"))
+                names = ("share_of_copy_bandwidth", "share_outside_passes", "share_grammar_and_trees")
+                shares = (f"{100 * t[name]:.1f} %" for name in names)
                 moved = f"{1000 * t['gigabytes_per_decode_pass']:.0f} MB"
                 yield line(size(t), way(t), f"{t['decode_pass_ms']:.1f}", moved, *shares)
 
-    return table(["model", "way", "ms per decode pass", "read by it", "of copy bandwidth", "outside passes"], rows())
+    head = ["model", "way", "ms per decode pass", "read by it", "of copy bandwidth", "outside passes"]
+    return table([*head, "grammar and trees"], rows())
 
 
 def training_step() -> str:

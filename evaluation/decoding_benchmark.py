@@ -260,24 +260,30 @@ def peak_memory(device: str) -> float:
 
 
 def timings_table(results: dict[str, Any]) -> Table:
-    """Milliseconds per call, side by side; which share of them is outside passes, and which is grammar and trees; the
-    share of the copy bandwidth that passes use."""
-    table = Table(title=f"Decoding, {results['machine']['device']}, {results['dtype']}, {results['actions']}")
-    for column in ("model", "rows x T", "way", "ms", "p95", "faster", "passes", "outside", "trees", "bandwidth"):
-        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=column == "way")
+    """Milliseconds per call, the ways of a size and batch side by side, in 80 columns; in percent, what of a call is
+    outside passes, what is grammar and trees, and what of the copy bandwidth passes use."""
+    title = f"Decoding, {results['machine']['device']}, {results['dtype']}, {results['actions']}"
+    caption = "out, tree, copy: % outside passes, % grammar and trees, % of a copy's bandwidth"
+    table = Table(title=title, box=None, padding=(0, 0, 0, 2), caption=caption)
+    for column in ("way", "ms", "p95", "times", "passes", "out", "tree", "copy"):
+        table.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for entry in results["timings"]:
-        names = ("share_outside_passes", "share_grammar_and_trees", "share_of_copy_bandwidth")
-        shares = [entry.get(name) for name in names]
-        table.add_row(
-            entry["size"],
-            f"{entry['rows']} x {entry['horizon']}",
-            ("" if entry["representation"] == "string" else "bins, ") + entry["way"],
-            f"{entry['median_ms']:.0f}",
-            f"{entry['p95_ms']:.0f}",
-            f"{entry['times_faster_than_generate']:.2f}",
-            f"{entry['forward_passes']:.1f}",
-            *("" if share is None else f"{100 * share:.1f} %" for share in shares),
-        )
+        groups.setdefault((entry["size"], entry["horizon"], entry["rows"]), []).append(entry)
+    for (size, horizon, rows), entries in groups.items():
+        if table.row_count:
+            table.add_row()
+        table.add_row(f"[bold]{size}, batch {rows}, horizon {horizon}")
+        for entry in entries:
+            names = ("share_outside_passes", "share_grammar_and_trees", "share_of_copy_bandwidth")
+            table.add_row(
+                ("" if entry["representation"] == "string" else "bins, ") + entry["way"],
+                f"{entry['median_ms']:.0f}",
+                f"{entry['p95_ms']:.0f}",
+                f"{entry['times_faster_than_generate']:.1f}",
+                f"{entry['forward_passes']:.1f}",
+                *("" if entry.get(name) is None else f"{100 * entry[name]:.1f}" for name in names),
+            )
     return table
 
 
