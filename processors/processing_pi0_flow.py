@@ -2,13 +2,14 @@
 
     <image> x N <bos>  pick up the can \\n
 
-Decides: that prompt, and that nobody asks this model questions. Everything else is the family's processor; refuses to
-know what that refuses to know.
+Decides: that prompt, whoever writes it, and that nobody asks this model questions. Everything else is the family's
+processor; refuses to know what that refuses to know.
 """
 
 from typing import Any
 
 from .processing_pi0_plus import Pi0PlusProcessor
+from .prompt_texts import around_words
 
 
 # isort: split
@@ -18,7 +19,6 @@ from .action_grammar import ActionGrammar  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
 from .processing_openvla_plus import OpenVLAPlusProcessor  # noqa: F401
-from .prompt_texts import PROMPT_TEMPLATE  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -32,6 +32,12 @@ class Pi0FlowProcessor(Pi0PlusProcessor):
     """Processor of the flow-matching π0; arguments and calls are those of `OpenVLAPlusProcessor`."""
 
     default_prompt_template = PI0_FLOW_PROMPT_TEMPLATE
+
+    def tidied(self, prompt: str) -> str:
+        """A prompt as training has it; a newline that was not typed is added, since every prompt of this model has
+        one behind its words."""
+        tidy, (_, after) = super().tidied(prompt), around_words(self.prompt_template, "action")
+        return tidy if tidy.endswith(after) or not tidy.strip() else tidy.rstrip() + after
 
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> Any:
         """Raises `ValueError`: this model answers no questions."""

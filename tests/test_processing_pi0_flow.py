@@ -28,6 +28,15 @@ def test_rows_are_those_of_transformers(name: str, request: pytest.FixtureReques
     torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"][:, 0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("typed", ["go", " go\n", "go \n ", "go\n\n"])
+def test_whoever_writes_the_prompt_a_newline_ends_it(typed: str, gemma_like: Any) -> None:
+    processor = tiny_pi0_flow_processor(gemma_like)
+    wanted = processor.action_inputs(picture(), "go")["input_ids"].tolist()
+    assert processor(typed, picture())["input_ids"].tolist() == wanted
+    assert processor(images=picture(), text=[typed])["input_ids"].tolist() == wanted
+    assert processor.tidied("") == ""
+
+
 def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
     processor = tiny_pi0_flow_processor(gemma_like)
     assert processor.action_prompt("Go") == processor.tidied(" go \n ") == "go\n"
