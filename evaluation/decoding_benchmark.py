@@ -67,7 +67,7 @@ def synchronize(model: Any) -> None:
 
 
 def time_ways(
-    model: Any, episodes: np.ndarray, rows: int, ways: list[Way], repeats: int, copy_bandwidth: float
+    model: Any, episodes: list[np.ndarray], rows: int, ways: list[Way], repeats: int, copy_bandwidth: float
 ) -> list[dict[str, Any]]:
     """Each way of decoding in turns, so that whatever else the machine does falls on all alike."""
     inputs = random_inputs(model, rows)
@@ -214,7 +214,7 @@ def run_benchmark(
     for size in sizes:
         for horizon in horizons:
             for representation in ("string", "bins"):
-                counts = histogram(episodes.reshape(-1, 7), {**BRIDGE, "q01": [-1.0] * 7, "q99": [1.0] * 7})
+                counts = histogram(np.concatenate(episodes), {**BRIDGE, "q01": [-1.0] * 7, "q99": [1.0] * 7})
                 model = build_random(size, device, dtype, representation, horizon, counts)
                 labels = {
                     "size": size,

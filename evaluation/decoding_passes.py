@@ -25,20 +25,24 @@ from gen_vla.modeling.token_trees import grow_tree
 from gen_vla.modeling.tree_decoding import Row
 
 
-def read_bridge(folder: Path) -> np.ndarray:
-    """Normalised actions float [episodes, steps, 7] of the Bridge sample; grippers rounded to 0 or 1."""
+def read_bridge(folder: Path) -> list[np.ndarray]:
+    """Normalised actions float [steps, 7] of each episode in the first train shard of Bridge, or of its sample;
+    grippers rounded to 0 or 1."""
     from gen_vla.training.tfrecord_reading import read_examples
 
     shard = next(iter(sorted(folder.glob("**/*-train.tfrecord-*"))), None)
     if shard is None:
         raise FileNotFoundError(f"got {folder}, expected a folder with bridge_dataset's train shard below it")
-    actions = np.stack([np.asarray(e["steps/action"]).reshape(-1, 7) for e in read_examples(shard)])
-    normalized = normalize_actions(actions, BRIDGE).astype(np.float64)
-    normalized[..., 6] = normalized[..., 6].round()
-    return normalized
+    episodes = []
+    for example in read_examples(shard):
+        actions = np.asarray(example["steps/action"]).reshape(-1, 7)
+        normalized = normalize_actions(actions, BRIDGE).astype(np.float64)
+        normalized[:, 6] = normalized[:, 6].round()
+        episodes.append(normalized)
+    return episodes
 
 
-def replay_passes(episodes: np.ndarray, nodes: int, with_prior: bool = True) -> list[int]:
+def replay_passes(episodes: list[np.ndarray], nodes: int, with_prior: bool = True) -> list[int]:
     """Passes for each step but an episode's first, if the model wrote exactly what was recorded.
 
     The prior knows the step before and the histogram of the other episodes, as it would in use.
@@ -47,7 +51,7 @@ def replay_passes(episodes: np.ndarray, nodes: int, with_prior: bool = True) -> 
     grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
     passes = []
     for number, episode in enumerate(tqdm(episodes, unit="episode", desc=f"{nodes} nodes")):
-        others = np.delete(episodes, number, axis=0).reshape(-1, 7)
+        others = np.concatenate([np.zeros((0, 7)), *episodes[:number], *episodes[number + 1 :]])
         counts = histogram(others, {**BRIDGE, "q01": [-1.0] * 7, "q99": [1.0] * 7}) if with_prior else None
         for before, action in itertools.pairwise(episode):
             prior = ActionPrior(grammar, counts, before if with_prior else None)
@@ -71,7 +75,7 @@ def passes_for(grammar: ActionGrammar, prior: ActionPrior, target: list[int], no
     return passes
 
 
-def passes_of(episodes: np.ndarray, nodes: int) -> Iterator[dict[str, Any]]:
+def passes_of(episodes: list[np.ndarray], nodes: int) -> Iterator[dict[str, Any]]:
     """Passes with and without a prior."""
     for with_prior in (True, False):
         counts = replay_passes(episodes, nodes, with_prior)

@@ -110,19 +110,21 @@ def replaying(targets: list[list[int]]) -> Iterator[Stopwatch]:
         action_prediction.TreeDecoder = plain
 
 
-def recorded_actions(bridge: Path | None) -> np.ndarray:
-    """Normalised actions float [episodes, steps, 7] to write: recorded ones, or smooth random walks without any."""
+def recorded_actions(bridge: Path | None) -> list[np.ndarray]:
+    """Normalised actions float [steps, 7] per episode to write: recorded ones, or smooth random walks without any."""
     if bridge is not None:
         return read_bridge(bridge)
     random = np.random.default_rng(0)
     walks = np.clip(random.normal(0, 0.3, (20, 10, 7)).cumsum(axis=1) * 0.4, -1, 1)
     walks[..., 6] = walks[..., 6] > 0
-    return walks
+    return list(walks)
 
 
-def actions_to_write(episodes: np.ndarray, horizon: int, rows: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
+def actions_to_write(
+    episodes: list[np.ndarray], horizon: int, rows: int, repeat: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The chunk before and the chunk to write, float [rows, horizon, 7] each, other steps for every repeat."""
-    steps = episodes.reshape(-1, 7)
+    steps = np.concatenate(episodes)
     starts = [(repeat * 31 + row * 7) % (len(steps) - 2 * horizon) for row in range(rows)]
     return (
         np.stack([steps[start : start + horizon] for start in starts]),

@@ -41,7 +41,7 @@ def test_passes_of_a_single_value(nodes, passes):
 def test_promised_passes_on_real_actions(data_dir):
     """At 40 nodes 12 in the mean and 14 at worst, at 128 nodes 10 in the mean; on a part, to be quick."""
     episodes = read_bridge(data_dir / "octo_bridge_debug")
-    assert episodes.shape == (25, 10, 7)
+    assert [episode.shape for episode in episodes] == [(10, 7)] * 25
     some = episodes[::3]
     forty = replay_passes(some, 40)
     assert len(forty) == 9 * len(some)
@@ -49,6 +49,17 @@ def test_promised_passes_on_real_actions(data_dir):
     assert max(forty) <= 14
     assert np.mean(replay_passes(some, 128)) <= 10
     assert np.mean(replay_passes(some, 40, with_prior=False)) > np.mean(forty)
+
+
+def test_episodes_of_any_length_are_replayed():
+    random = np.random.default_rng(0)
+    episodes = [random.uniform(-1, 1, (steps, 7)).round(4) for steps in (2, 5, 1)]
+    for episode in episodes:
+        episode[:, 6] = 1.0
+    assert len(replay_passes(episodes, 40)) == 1 + 4 + 0
+    assert len(replay_passes(episodes[:1], 40)) == 1
+    before, actions = replay.actions_to_write(episodes, horizon=2, rows=3, repeat=1)
+    assert before.shape == actions.shape == (3, 2, 7)
 
 
 def test_a_folder_without_bridge_is_named(tmp_path):
