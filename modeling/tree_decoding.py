@@ -38,7 +38,7 @@ from .tree_passes import Fed, GrowingPasses, Prompt
 
 GRAMMARS_KEPT = 16
 WIDTHS_KEPT = 16
-FORESEEN = 2  # trees grown per row and pass at most: the rest is hardly ever needed, and takes memory
+FORESEEN = 2  # trees grown per row and pass at most: one more is needed in one pass of twenty, and takes memory
 
 
 @dataclass
