@@ -1,6 +1,7 @@
 """Keys and values in buffers whose shapes never change.
 
-Decides: where a row's keys and values lie. Refuses to know: what is in a tree, what is recorded (`static_passes.py`).
+Decides: how large they are, where a row's keys and values lie. Refuses to know: what is in a tree, what is recorded
+(`static_passes.py`).
 
     slots    0 ... W - 1          the tree of the pass under way, in every row alike
              W ... W + L - 1      the prompt, left-padded
@@ -79,3 +80,9 @@ class SlotCache:
         kept = (torch.arange(self.slots, device=starts.device) < starts) & real
         kept = kept[:, None, self.scratch :].expand(-1, sight.shape[1], -1)
         return torch.cat((sight, kept), dim=2)
+
+
+def cache_shape(text_config: Any, batch: int, capacity: int) -> tuple[int, int, int, int, int]:
+    """Layers, rows, heads of keys, slots, width of a head."""
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return text_config.num_hidden_layers, batch, text_config.num_key_value_heads, capacity, width

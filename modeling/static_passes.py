@@ -30,7 +30,7 @@ from .captured_pass import CapturedPass, rounded_up
 from .decoder_operations import PlainOperations
 from .lean_layers import can_be_lean, input_scale, run_layers
 from .model_fingerprint import ModelFingerprint
-from .slot_cache import SlotCache
+from .slot_cache import SlotCache, cache_shape
 from .tree_passes import Fed, Prompt, additive, prompt_positions, with_prompt
 
 
@@ -390,12 +390,6 @@ def check_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype)
     difference = float((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-6))
     if not difference <= CLOSE.get(dtype, CLOSE_IN_HALF_PRECISION):
         raise RuntimeError(f"a recorded pass differs from the plain one by {difference:.3g} of the deviation")
-
-
-def cache_shape(text_config: Any, batch: int, capacity: int) -> tuple[int, int, int, int, int]:
-    """Layers, rows, heads of keys, slots, width of a head."""
-    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-    return text_config.num_hidden_layers, batch, text_config.num_key_value_heads, capacity, width
 
 
 def lengthened(prompt: Prompt, image_token_id: int) -> Prompt:
