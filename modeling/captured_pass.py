@@ -1,7 +1,7 @@
 """A pass recorded as a CUDA graph.
 
 Decides: where its arguments lie and how they get there, on which device and stream it is recorded. Refuses to know:
-what it computes, when it is stale, whether it gives what it should (`static_passes.py`).
+what it computes, when it is stale, whether it gives what it should (`static_plan.py`).
 """
 
 from collections.abc import Callable

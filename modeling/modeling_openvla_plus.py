@@ -40,6 +40,7 @@ from .nested_configuration import as_config  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .slot_cache import SlotCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
+from .static_plan import StaticPlan  # noqa: F401
 from .token_trees import TokenTree  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401

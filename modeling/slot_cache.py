@@ -1,7 +1,7 @@
 """Keys and values in buffers whose shapes never change.
 
 Decides: how large they are, where a row's keys and values lie. Refuses to know: what is in a tree, what is recorded
-(`static_passes.py`).
+(`static_plan.py`).
 
     slots    0 ... W - 1          the tree of the pass under way, in every row alike
              W ... W + L - 1      the prompt, left-padded

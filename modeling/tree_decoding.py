@@ -266,6 +266,12 @@ def own_sight(width: int) -> np.ndarray:
     return np.eye(width, dtype=bool)
 
 
+@lru_cache(maxsize=WIDTHS_KEPT)
+def ordered_sight(count: int) -> np.ndarray:
+    """Bool [count, count]: each token sees itself and those before it."""
+    return np.tri(count, dtype=bool)
+
+
 def pack(
     fed: Sequence[tuple[int, list[int], TokenTree]], width: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -286,7 +292,7 @@ def pack(
         count, end = len(pending), len(pending) + len(tree.tokens)
         ids[row, :count] = pending
         positions[row, :count] = range(position, position + count)
-        sight[row, :count, :count] = np.tri(count, dtype=bool)
+        sight[row, :count, :count] = ordered_sight(count)
         if end > count:
             tokens, depths, among_nodes = tree.arrays
             ids[row, count:end] = tokens

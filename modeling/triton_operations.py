@@ -1,6 +1,6 @@
 """The operations of a decoder layer as Triton kernels, for GPUs; a CPU never gets here.
 
-Decides: how each operation is split among blocks of threads. Refuses to know: when it is used (`static_passes.py`
+Decides: how each operation is split among blocks of threads. Refuses to know: when it is used (`static_plan.py`
 compares every recording with transformers' own forward pass).
 
 Sums are formed in float32 and rounded where transformers rounds, so that the difference to it is the order of sums.
@@ -20,7 +20,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_passes.py does without") from error
+    raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_plan.py does without") from error
 
 BLOCK_ROWS = 64  # queries of a block of attention
 BLOCK_NUMBERS = 8192  # of the keys it looks at at a time: 64 keys of width 128

@@ -8,9 +8,9 @@ import pytest
 import torch
 from test_static_passes import RepeatedPass, plans_of
 from test_tree_decoding import family, inputs_of
+from tiny_models import layer_operations
 
-from gen_vla.modeling import static_passes
-from gen_vla.modeling.decoder_operations import PlainOperations
+from gen_vla.modeling import static_passes, static_plan
 from gen_vla.processors import ActionStringProcessor
 
 
@@ -21,7 +21,7 @@ STRINGS = ActionStringProcessor(3, 1, 3)
 def record_with(monkeypatch):
     """Has passes recorded by a stand-in."""
     monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    return lambda stand_in: monkeypatch.setattr(static_passes, "CapturedPass", stand_in)
+    return lambda stand_in: monkeypatch.setattr(static_plan, "CapturedPass", stand_in)
 
 
 class EmptyPass(RepeatedPass):
@@ -190,7 +190,7 @@ def test_a_plan_is_as_before_after_an_interruption(broken, record_with, llama_li
     assert plan.operations is None
     assert not plan.lock.locked()
     assert model.predict_actions(**inputs).text == expected.text
-    assert {type(entry.operations) for entry in plan.recorded.values()} == {PlainOperations}
+    assert layer_operations([plan]) == {"PlainOperations"}
 
 
 def interrupted(*_):

@@ -58,6 +58,7 @@ SHIPPED = {
     "prompt_texts.py",
     "slot_cache.py",
     "static_passes.py",
+    "static_plan.py",
     "token_trees.py",
     "transformers_version.py",
     "tree_decoding.py",

@@ -9,10 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from test_tree_decoding import family, inputs_of
+from tiny_models import layer_operations
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gen_vla.modeling import static_passes
+from gen_vla.modeling import static_passes, static_plan
 from gen_vla.modeling.decoder_operations import PlainOperations
 from gen_vla.modeling.model_fingerprint import ModelFingerprint
 from gen_vla.processors import ActionStringProcessor
@@ -53,7 +54,7 @@ class RefusedPass:
 @pytest.mark.parametrize("kind", ["openvla", "pi0"])
 def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
     """Recording a pass runs it before its time, replaying it reads its arguments from fixed places."""
-    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
+    monkeypatch.setattr(static_plan, "CapturedPass", RepeatedPass)
     monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
     strings = ActionStringProcessor(3, 2, 3, "plain")
     model, processor = family(kind, llama_like, strings)
@@ -67,14 +68,14 @@ def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
         plans = static_passes._RECORDINGS[model].plans.values()
         recorded.append(sum(len(plan.recorded) for plan in plans))
     assert recorded[1] == recorded[3] == 3 * len(plans)  # of pictures, of the prompt, the others; each recorded once
-    assert all(type(entry.operations) is PlainOperations for plan in plans for entry in plan.recorded.values())
+    assert layer_operations(plans) == {"PlainOperations"}
 
 
 @pytest.mark.parametrize(
     ("recording", "reason"), [(DifferentPass, "differs from the plain one"), (RefusedPass, "not")]
 )
 def test_recordings_that_fail_are_not_used(recording, reason, llama_like, monkeypatch):
-    monkeypatch.setattr(static_passes, "CapturedPass", recording)
+    monkeypatch.setattr(static_plan, "CapturedPass", recording)
     monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
     model, processor = family("openvla", llama_like, strings := ActionStringProcessor(3, 2, 3))
     inputs = inputs_of(processor, 3)
@@ -88,7 +89,7 @@ def test_recordings_that_fail_are_not_used(recording, reason, llama_like, monkey
 
 def test_a_recording_is_made_anew_for_other_weights(llama_like, monkeypatch):
     """An adapter or a move puts other weights in a recording's place; a change in place does not."""
-    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
+    monkeypatch.setattr(static_plan, "CapturedPass", RepeatedPass)
     monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
     model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
@@ -122,7 +123,7 @@ def test_passes_stay_on_the_device(kind, operations, llama_like):
     """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
     model, _ = family(kind, llama_like, ActionStringProcessor(3, 1, 3))
     model.to("meta")
-    plan = static_passes.StaticPlan(model, tuple(range(14)), batch=2, width=16, capacity=128, graphs=False)
+    plan = static_plan.StaticPlan(model, tuple(range(14)), batch=2, width=16, capacity=128, graphs=False)
     length, width, channels = 32, 16, 6 if kind == "openvla" else 3
 
     def empty(*shape, dtype=torch.long):
@@ -162,7 +163,7 @@ def test_static_plans_are_shared_and_follow_the_weights(llama_like):
 @pytest.fixture
 def recording_device(monkeypatch):
     """A device on which passes seem to be recorded."""
-    monkeypatch.setattr(static_passes, "CapturedPass", RepeatedPass)
+    monkeypatch.setattr(static_plan, "CapturedPass", RepeatedPass)
     monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
 
 
@@ -196,7 +197,7 @@ def test_where_passes_are_recorded_without_being_asked(recording_device, llama_l
 
 
 def test_a_model_that_cannot_be_recorded_is_not_tried_again(monkeypatch, llama_like):
-    monkeypatch.setattr(static_passes, "CapturedPass", RefusedPass)
+    monkeypatch.setattr(static_plan, "CapturedPass", RefusedPass)
     monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
     model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
@@ -205,6 +206,50 @@ def test_a_model_that_cannot_be_recorded_is_not_tried_again(monkeypatch, llama_l
     (plan,) = plans_of(model)
     assert plan.lock.acquire(blocking=False)  # whoever comes now cannot use it, and need not
     assert model.predict_actions(**inputs).text == first.text
+
+
+class WithoutMemory(TorchDispatchMode):
+    """A device that has no room for a second cache: what keeps slots as they were while a pass is recorded."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.clone.default and args[0].numel() == self.size:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return func(*args, **(kwargs or {}))
+
+
+def test_without_memory_to_record_passes_are_plain(recording_device, llama_like):
+    model, processor = family("pi0", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs = inputs_of(processor, 2)
+    expected = model.predict_actions(**inputs, cache_implementation="dynamic").text
+    model.predict_actions(**inputs)
+    (plan,) = plans_of(model)
+    size = plan.cache.buffer.numel()
+    plan.recorded.clear()
+    with WithoutMemory(size), pytest.warns(RuntimeWarning, match="not used for decoding: OutOfMemoryError: CUDA out"):
+        assert model.predict_actions(**inputs).text == expected
+    assert plan.failed
+    assert not plan.recorded
+
+
+def test_encoders_are_recorded_once_or_not_at_all(monkeypatch, llama_like):
+    """What computes a decoder's layers makes no difference to them."""
+    tried = []
+
+    class Refused(RefusedPass):
+        def __init__(self, function, *_):
+            tried.append(function.__name__)
+            super().__init__()
+
+    monkeypatch.setattr(static_plan, "CapturedPass", Refused)
+    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
+    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    with pytest.warns(RuntimeWarning, match="CUDA graphs are not used"):
+        model.predict_actions(**inputs_of(processor, 1))
+    assert tried == ["vision_pass"]
 
 
 def test_calls_of_several_threads_do_not_share_a_plan(recording_device, llama_like):

@@ -247,3 +247,13 @@ def picture(seed: int = 0, size: tuple[int, int] = (12, 10)) -> Image.Image:
     """A random RGB picture of `size` (width, height)."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise)
+
+
+def layer_operations(plans):
+    """The names of what the recordings of plans compute a decoder's layers with; encoders have none."""
+    return {
+        type(entry.operations).__name__
+        for plan in plans
+        for (name, *_), entry in plan.recorded.items()
+        if name != "vision_pass"
+    }
