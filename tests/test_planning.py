@@ -87,6 +87,23 @@ def test_rows_are_as_long_as_their_pictures_prompts_and_answers(tmp_path):
     assert row_tokens(tiny_recipe(tmp_path, data__robot=robot, data__co_training=[]), config) == 3 * 4 + 25 + 15 + 1
 
 
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])
+def test_a_mini_model_takes_the_chunks_of_two_arms(family, tmp_path):
+    robot = [{"path": "arms", "key": "arms", "cameras": ["top", "left_wrist", "right_wrist"]}]
+    changes = {"actions.action_dim": 14, "actions.horizon": 50, "data.robot": robot, "data.co_training": []}
+    name = "pi0_bridge" if family == "pi0_flow" else f"{family}_bridge"
+    recipe = load_recipe(name, changes, mini=True)
+    config = planned_config(recipe, tmp_path)
+    texts = config.text_config if hasattr(config, "text_config") else config.vlm_config.text_config
+    assert row_tokens(recipe, config) <= texts.max_position_embeddings
+
+
+def test_context_of_a_model_that_is_still_to_be_converted(tmp_path):
+    plus = planned_config(load_recipe("openvla_plus_bridge"), tmp_path)
+    assert plus.text_config.max_position_embeddings == 4096, "Llama 2's, which converting Prismatic writes"
+    assert planned_config(load_recipe("mini_openvla_plus"), tmp_path).text_config.max_position_embeddings == 256
+
+
 def test_work_and_activations_by_hand():
     forward = 2 * 2 * 400 * 5
     assert work(PART, checkpointing=False) == 3 * forward

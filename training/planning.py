@@ -25,6 +25,7 @@ from rich.table import Table
 
 from gen_vla.training.checkpoints import family_named
 from gen_vla.training.flow_recipe import is_flow
+from gen_vla.training.foreign_layouts import LLAMA2
 from gen_vla.training.lora_training import lora_config
 from gen_vla.training.model_building import model_sizes
 from gen_vla.training.recipe import load_recipe, recipe_names
@@ -128,6 +129,8 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         maker = recipe if start is None else recipe_that_makes(start)
         settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
         config = family.config(**(settings or {}))
+        if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
+            config.text_config.max_position_embeddings = LLAMA2["max_position_embeddings"]
     if not is_flow(recipe):
         config.frozen = recipe.model.frozen
     return config
