@@ -1,5 +1,6 @@
 """What is gathered of a run's data before it trains: rows as the model sees them, dimensions, warnings."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,16 @@ def test_a_row_that_cannot_be_used_is_a_warning(tmp_path: Path) -> None:
     opened.tables["robot/tiny"] = OneBroken()
     check = looked_at(recipe, tmp_path, opened)["robot/tiny"]
     assert len(check.rows) == 3
-    assert any("robot/tiny row 0: got a picture of 10 bytes that does not decode" in text for text in check.warnings)
+    told = "1 of 4 rows cannot be used: robot/tiny row 0: got a picture of 10 bytes that does not decode"
+    assert any(text.startswith(told) for text in check.warnings)
+
+
+def test_actions_too_long_for_the_model_are_told_once(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, actions__horizon=8)
+    warnings = looked_at(recipe, tmp_path)["robot/tiny"].warnings
+    (told,) = [warning for warning in warnings if "cannot be used" in warning]
+    assert re.match(r"4 of 4 rows cannot be used: got a row of \d+ tokens .*at most 128; ", told)
+    assert "lower actions.horizon or actions.decimals, or show fewer cameras" in told
 
 
 def test_dimensions_tell_what_the_statistics_say() -> None:

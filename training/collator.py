@@ -100,9 +100,13 @@ class CoTrainingCollator:
             labels += [-100] * len(asked) + told
             weights += [0.0] * len(asked) + [1.0] * len(told)
         if len(ids) > self.max_tokens:
+            remedy = (
+                "lower actions.horizon or actions.decimals, or show fewer cameras" if is_robot(row) else "drop the row"
+            )
             raise RowTooLong(
                 f"got a row of {len(ids)} tokens (source {row['source']}, prompt {row['prompt'][:60]!r}...), expected "
-                f"at most {self.max_tokens}; nothing is cut, so drop the row or raise max_position_embeddings"
+                f"at most {self.max_tokens}; nothing is cut: {remedy}, or train a model of a larger context "
+                "(max_position_embeddings)"
             )
         types = [0] * len(prompt) + [1] * (len(ids) - len(prompt))
         return {

@@ -106,7 +106,7 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
             try:
                 shown.append(shown_row(row, prepare(row, name, place), collator))
             except (PictureError, RowTooLong) as error:
-                unusable.append(f"a row cannot be used: {error}")
+                unusable.append(str(error))
         dimensions = []
         if name.partition("/")[0] == ROBOT:
             key = name.partition("/")[2]
@@ -115,7 +115,7 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
             *reading_warnings(reading, shown),
             *dimension_warnings(dimensions),
             *picture_warnings(shown),
-            *unusable,
+            *unusable_warnings(unusable, len(shown)),
         ]
         checks.append(SourceCheck(name, reading, shown, dimensions, warnings))
     return checks
@@ -253,6 +253,11 @@ def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
         most = f"up to {max(clipped.values()):.0%} of the values of a dimension"
         warnings.append(f"{most} are clipped (dimensions {', '.join(clipped)})")
     return warnings
+
+
+def unusable_warnings(errors: list[str], usable: int) -> list[str]:
+    """Rows that could not be shown, the first one's error for all: rows of a data set tend to fail alike."""
+    return [f"{len(errors)} of {len(errors) + usable} rows cannot be used: {errors[0]}"] if errors else []
 
 
 def picture_warnings(shown: list[ShownRow]) -> list[str]:
