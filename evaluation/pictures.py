@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 
 COLOURS = {"robot": "#d1495b", "vision_language": "#2e6f95"}
 LABELS = {"robot": "robot actions", "vision_language": "vision and language"}
+CHARACTERS = 56  # that fit beside each other in the usual size
+ONE_ARM = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # what most data sets' seven values are
 
 
 def plot_training(history: list[dict[str, Any]], path: str | Path, title: str) -> Path:
@@ -58,7 +60,9 @@ def draw_prediction(
 ) -> Path:
     """A picture, what was asked, the action string with every character coloured by its probability, and the values.
 
-    Bars show the normalised action, so that metres, radians and a gripper fit one axis; their labels are in units.
+    Bars show the normalised action, so that metres, radians and a gripper fit one axis; their labels are in units. Of
+    a chunk they show the first step, and so do the characters. Seven values are called those of one arm, others by
+    their number.
 
     Args:
         prediction: an `ActionPrediction` of one observation in signed style, one token per character.
@@ -70,11 +74,12 @@ def draw_prediction(
     left.axis("off")
     left.set_title(instruction, fontsize=10, wrap=True)
     action, units = prediction.normalized[0, 0], prediction.actions[0, 0]
-    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"][: len(action)]
+    names = ONE_ARM if len(action) == len(ONE_ARM) else [str(number) for number in range(len(action))]
+    size = 8 if len(action) <= len(ONE_ARM) else 5
     places = np.arange(len(action))
     shift = 0.0 if recorded is None else 0.2
     bars = right.bar(places - shift, action, width=0.4, color=COLOURS["robot"], label="predicted")
-    right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=8, padding=2)
+    right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=size, padding=2)
     if recorded is not None:
         right.bar(places + shift, recorded, width=0.4, color="#999999", label="recorded in the data set")
     right.set_xticks(places, names)
@@ -82,7 +87,8 @@ def draw_prediction(
     right.set(ylim=(-1.15, 1.15), ylabel="normalised; labels in the data set's units")
     right.legend(frameon=False, fontsize=8)
     right.spines[["top", "right"]].set_visible(False)
-    _write_coloured(right, prediction.text[0], prediction.digit_probabilities[0])
+    text = prediction.text[0] if len(prediction.actions[0]) == 1 else prediction.text[0].split("\n")[0]
+    _write_coloured(right, text, prediction.digit_probabilities[0])
     if note:
         figure.supxlabel(note, fontsize=8, color="#555555")
     path = Path(path)
@@ -105,8 +111,8 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def _write_coloured(axes: Any, text: str, probabilities: np.ndarray) -> None:
     """The action string above the axes, red where the model was unsure, black where it was sure or had no choice."""
-    shades = plt.get_cmap("RdYlGn")
+    shades, size = plt.get_cmap("RdYlGn"), min(9.0, 9.0 * CHARACTERS / max(len(text), 1))
     for index, (character, probability) in enumerate(zip(text, probabilities)):
         colour = "black" if probability > 0.999 else shades(0.9 * float(probability))
         x = index / max(len(text), 1)
-        axes.text(x, 1.06, character, transform=axes.transAxes, family="monospace", fontsize=9, color=colour)
+        axes.text(x, 1.06, character, transform=axes.transAxes, family="monospace", fontsize=size, color=colour)

@@ -44,6 +44,22 @@ def test_prediction_picture_changes_with_the_action(tmp_path):
     assert not np.array_equal(first, second)
 
 
+def test_a_chunk_of_two_arms_is_drawn_by_its_first_step(tmp_path):
+    def prediction(*steps: float) -> ActionPrediction:
+        actions = np.array([[[step] * 14 for step in steps]], np.float32)
+        text = "\n".join(f"{step:+.4f}" * 14 for step in steps)
+        shape = (1, len(text))
+        return ActionPrediction(actions, actions, [text], np.zeros(shape), np.full(shape, 0.5), actions, len(text))
+
+    scene = Image.new("RGB", (32, 32), (0, 255, 0))
+    drawn = [
+        pixels(draw_prediction(scene, "hand over the cube", prediction(*steps), tmp_path / f"{number}.png"))
+        for number, steps in enumerate([(0.5, -0.25), (0.5, 0.75), (0.25, -0.25)])
+    ]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
 def test_pictures_side_by_side_are_as_high_as_the_first():
     strip = np.asarray(side_by_side([Image.new("RGB", (6, 4), "red"), Image.new("RGB", (10, 8), "blue")]))
     assert strip.shape == (4, 6 + 5, 3)
