@@ -88,6 +88,7 @@ def test_data_of_another_episode_are_not_taken(tmp_path):
     problems = RowProblems(limit_share=1.0)
     assert [episode.index for episode in read_all(open_reader(folder), problems=problems)] == [2]
     assert problems.report()["skipped"] == 9
+    assert "info.json and the data do not belong together" in problems.report()["examples"][0]
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

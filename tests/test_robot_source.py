@@ -132,7 +132,7 @@ def test_an_episode_with_nan_is_skipped_and_named(tmp_path, form):
     report = problems.report()
     assert report["seen"] == 10
     assert report["by_reason"] == {"episode with an action that is not finite": 5}
-    assert "episode" in report["examples"][0]
+    assert "episode 1 (nan in dimension 0 at step 2): episode with" in report["examples"][0]
     strict = open_robot_source(source.reader.folder.path, key="mine", problems=RowProblems(0.01, minimum_rows=5))  # type: ignore[attr-defined]
     with pytest.raises(TooManyBadRows, match="not finite"):
         list(strict.rows(strict.shards()))

@@ -6,7 +6,6 @@ of the metadata (`lerobot_metadata`), decoding (`video_frames`), transforms.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,8 +21,6 @@ from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.video_frames import VideoFrames, VideoPicture
 
-
-logger = logging.getLogger(__name__)
 
 PRIMARY_CAMERAS = ("observation.images.image_0", "observation.images.image", "observation.image")
 PRIMARY_NAMES = ("image_0", "image", "primary")  # the last part, where no camera has one of those names
@@ -99,8 +96,8 @@ class LeRobotReader:
                 table = rows.read(place)
                 yield self._episode(table, place, identity, features, cameras, decoders)
             except (RobotDataError, pa.ArrowException, OSError) as error:
-                logger.debug("%s: %s", identity, error)
-                problems.skip(identity, "episode that cannot be read from its parquet file", place.length)
+                reason = "episode that cannot be read from its parquet file"
+                problems.skip(f"{identity} ({error})", reason, place.length)
 
     def _episode(
         self,

@@ -105,8 +105,10 @@ class RobotSource:
                 if np.isfinite(trajectory.actions).all():
                     yield episode, trajectory
                 else:
-                    steps = len(episode.instructions)
-                    problems.skip(episode.identity, "episode with an action that is not finite", steps)
+                    step, dim = map(int, np.argwhere(~np.isfinite(trajectory.actions))[0])
+                    where = f"{episode.identity} ({trajectory.actions[step, dim]} in dimension {dim}"
+                    where += f" at step {trajectory.steps.start + step})"
+                    problems.skip(where, "episode with an action that is not finite", len(episode.instructions))
 
 
 class UndecodedRows:

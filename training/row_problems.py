@@ -120,5 +120,6 @@ class RowProblems:
         reasons = "; ".join(f"{reason} ({count})" for reason, count in self._all.by_reason.most_common(5))
         raise TooManyBadRows(
             f"{self.name}: got {self._all.skipped} bad rows among {rows}, expected at most {self.limit_share:.2%}: "
-            f"{reasons}; for example {'; '.join(self._all.examples[:3])}. Repair the data or raise the limit"
+            f"{reasons}; for example {'; '.join(self._all.examples[:3])}. Repair the data or raise the limit "
+            "(a recipe's data.max_bad_share)"
         )
