@@ -154,6 +154,9 @@ def test_dimensions_tell_what_the_statistics_say() -> None:
     assert [dim.constant for dim in (moving, still, looks, binary)] == [False, True, False, False]
     assert [dim.binary for dim in (moving, still, looks, binary)] == [False, False, False, True]
     assert [dim.looks_binary for dim in (moving, looks)] == [False, True]
+    assert [dim.name for dim in (moving, still, looks, binary)] == ["0", "1", "2", "3"]
+    named = action_dimensions(statistics, clipping, ["waist", "elbow", "wrist", "gripper"])
+    assert [dim.name for dim in named] == ["0 waist", "1 elbow", "2 wrist", "3 gripper"]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,16 @@ def test_warnings_about_a_dimension(changes: dict[str, Any], warning: str | None
     found = dimension_warnings([replace(fine, **changes)])
     assert len(found) == (warning is not None)
     assert all(str(warning) in text for text in found)
+
+
+def test_a_joint_that_hardly_moves_beside_others() -> None:
+    moving = [Dimension(-2.0, -width, width, 2.0, 2, 0.02, False, False) for width in (0.05, 1.0, 1.5)]
+    assert dimension_warnings(moving) == []
+    still = Dimension(-2.0, 0.5, 0.508, 2.0, 2, 0.02, False, False, "5 wrist")
+    assert dimension_warnings([*moving, still]) == [
+        "dimension 5 wrist hardly moves: 98 % of its values lie within 0.008, where others take 1.1; its noise is "
+        "scaled to [-1, 1] and learned like a motion"
+    ]
 
 
 def test_warnings_about_what_was_read(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ def make_check(**changes: object) -> SourceCheck:
         "rows": [row],
         "dimensions": [
             Dimension(-0.25, -0.125, 0.125, 0.5, 24, 0.02, False, False),
-            Dimension(0.0, 0.0, 1.0, 1.0, 0, 0.0, True, True),
-            Dimension(3.0, 3.0, 3.0, 3.0, 0, 0.0, False, False),
+            Dimension(0.0, 0.0, 1.0, 1.0, 0, 0.0, True, True, "1 left_gripper"),
+            Dimension(3.0, 3.0, 3.0, 3.0, 0, 0.0, False, False, "2"),
         ],
         "warnings": ["dimension 2 never changes: it is always 3"],
     }
@@ -37,7 +37,7 @@ def test_a_robot_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "robot/mine LeRobot v2.1 67 12,345 top, wrist [bold]go[/bold]" in lines
     assert "not used: side 640 x 480, 320 x 240" in lines
     assert "0 -0.25 -0.125 0.125 0.5 24 (2.0%)" in lines
-    assert "1 0 0 1 1 0 (0.0%) 0 or 1" in lines
+    assert "1 left_gripper 0 0 1 1 0 (0.0%) 0 or 1" in lines
     assert "2 3 3 3 3 0 (0.0%) never changes" in lines
     assert "look at robot/mine: dimension 2 never changes: it is always 3" in lines
     assert (tmp_path / "first_rows.png").is_file()

@@ -1,5 +1,7 @@
 """LeRobot data: what is checked at opening, damaged files, and columns of any type."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,6 +91,20 @@ def test_data_of_another_episode_are_not_taken(tmp_path):
     assert [episode.index for episode in read_all(open_reader(folder), problems=problems)] == [2]
     assert problems.report()["skipped"] == 9
     assert "info.json and the data do not belong together" in problems.report()["examples"][0]
+
+
+def test_values_are_called_what_the_data_set_calls_them(tmp_path):
+    joints = ["waist", "shoulder", "elbow", "roll", "angle", "rotate", "gripper"]
+    folder = write_lerobot(tmp_path / "set", make_episodes(1, 4, size=16))
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    for names, found in ((joints, joints), ({"motors": joints}, joints), (joints[:6], []), (None, []), ([joints], [])):
+        info["features"]["action"]["names"] = names
+        (folder / "meta" / "info.json").write_text(json.dumps(info))
+        assert open_robot_source(folder, key="x").action_names == found
+    info["features"]["action"]["names"] = joints
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    assert open_robot_source(folder, key="x", transform="bridge").action_names == [], "which makes moves of them"
+    assert open_robot_source(folder, key="x", action=["action", "observation.state"]).action_names == []
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

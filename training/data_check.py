@@ -9,7 +9,7 @@ into colours. Both come out of the run's own preparer and collator, augmentation
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -27,6 +27,7 @@ from gen_vla.training.recipe_sources import OpenedData
 SHOWN_ROWS = 4  # of each data set
 BYTE_PIECES = re.compile("(?:<0x[0-9A-F]{2}>)+")
 MUCH_CLIPPED = 0.05  # share of a dimension's values
+HARDLY_MOVES = 0.01  # of what dimensions range over in the median
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Dimension:
         clipped, share: how many of its values normalisation clips, and which share that is.
         binary: whether it stays as it is, 0 or 1.
         looks_binary: whether it holds 0 and 1 alone.
+        name: its number, and what the data set calls it.
     """
 
     low: float
@@ -70,6 +72,7 @@ class Dimension:
     share: float
     binary: bool
     looks_binary: bool
+    name: str = "0"
 
     @property
     def constant(self) -> bool:
@@ -110,7 +113,8 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
         dimensions = []
         if name.partition("/")[0] == ROBOT:
             key = name.partition("/")[2]
-            dimensions = action_dimensions(opened.norm_stats[key]["action"], opened.clipping[key])
+            statistics = opened.norm_stats[key]["action"]
+            dimensions = action_dimensions(statistics, opened.clipping[key], reading.action_names)
         warnings = [
             *reading_warnings(reading, shown),
             *dimension_warnings(dimensions),
@@ -201,8 +205,12 @@ def seen_pictures(images: list[Image.Image], image_processor: Any) -> list[Image
     return [Image.fromarray(picture) for picture in colours.transpose(0, 2, 3, 1)]
 
 
-def action_dimensions(statistics: dict[str, Any], clipping: dict[str, Any]) -> list[Dimension]:
+def action_dimensions(
+    statistics: dict[str, Any], clipping: dict[str, Any], names: Sequence[str] = ()
+) -> list[Dimension]:
     """What the statistics of a data set (`norm_stats[key]["action"]`) and its counts say of every dimension."""
+    numbers = [str(dim) for dim in range(len(clipping["clipped"]))]
+    called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
     found = []
     for dim, clipped in enumerate(clipping["clipped"]):
         low, q01, q99, high, mean, std = (
@@ -211,7 +219,7 @@ def action_dimensions(statistics: dict[str, Any], clipping: dict[str, Any]) -> l
         # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
         zero_or_one = {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) < 1e-9
         binary, share = not statistics["mask"][dim], clipped / clipping["values"]
-        found.append(Dimension(low, q01, q99, high, clipped, share, binary, zero_or_one))
+        found.append(Dimension(low, q01, q99, high, clipped, share, binary, zero_or_one, called[dim]))
     return found
 
 
@@ -238,17 +246,24 @@ def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
 def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
     """Dimensions that are other than a policy needs them."""
     warnings = []
-    for number, dim in enumerate(dimensions):
+    ranges = [dim.q99 - dim.q01 for dim in dimensions if not dim.binary and dim.q01 < dim.q99]
+    usual = float(np.median(ranges)) if ranges else 0.0
+    for dim in dimensions:
         if dim.constant:
-            warnings.append(f"dimension {number} never changes: it is always {dim.low:g}")
+            warnings.append(f"dimension {dim.name} never changes: it is always {dim.low:g}")
         elif not dim.binary and dim.q01 == dim.q99:
             warnings.append(
-                f"dimension {number} is {dim.q01:g} in 98 % of the steps: all else becomes -1 or 1; if it is 0 or 1 "
+                f"dimension {dim.name} is {dim.q01:g} in 98 % of the steps: all else becomes -1 or 1; if it is 0 or 1 "
                 "alone, name it in actions.binary_dims"
             )
         elif not dim.binary and dim.looks_binary:
-            warnings.append(f"dimension {number} is 0 or 1 alone, and scaled: actions.binary_dims does not name it")
-    clipped = {str(number): dim.share for number, dim in enumerate(dimensions) if dim.share > MUCH_CLIPPED}
+            warnings.append(f"dimension {dim.name} is 0 or 1 alone, and scaled: actions.binary_dims does not name it")
+        elif not dim.binary and dim.q99 - dim.q01 < HARDLY_MOVES * usual:
+            warnings.append(
+                f"dimension {dim.name} hardly moves: 98 % of its values lie within {dim.q99 - dim.q01:.2g}, where "
+                f"others take {usual:.2g}; its noise is scaled to [-1, 1] and learned like a motion"
+            )
+    clipped = {dim.name: dim.share for dim in dimensions if dim.share > MUCH_CLIPPED}
     if clipped:
         most = f"up to {max(clipped.values()):.0%} of the values of a dimension"
         warnings.append(f"{most} are clipped (dimensions {', '.join(clipped)})")

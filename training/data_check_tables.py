@@ -69,12 +69,12 @@ def dimensions_table(check: SourceCheck) -> Table:
     """The action's dimensions: range, quantiles, clipped values."""
     table = Table(title=f"{check.name}: actions, in the data set's units", title_justify="left")
     for column in ("dimension", "min", "1 %", "99 %", "max", "clipped"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="left" if column == "dimension" else "right")
     table.add_column("")
-    for number, dim in enumerate(check.dimensions):
+    for dim in check.dimensions:
         values = (f"{value:.4g}" for value in (dim.low, dim.q01, dim.q99, dim.high))
         marks = ["0 or 1"] * dim.binary + ["never changes"] * dim.constant
-        table.add_row(str(number), *values, f"{dim.clipped:,} ({dim.share:.1%})", ", ".join(marks))
+        table.add_row(Text(dim.name), *values, f"{dim.clipped:,} ({dim.share:.1%})", ", ".join(marks))
     return table
 
 

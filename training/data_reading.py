@@ -20,6 +20,7 @@ class DataReading:
         instructions: how many different ones there are in robot data.
         without_instruction: steps of robot data that have none.
         stops_without: whether such a step stops a run instead of being passed over.
+        action_names: what the values of an action are called, where robot data says it.
         skipped: report of the episodes that the statistics left out (`RowProblems.report`).
     """
 
@@ -32,4 +33,5 @@ class DataReading:
     instructions: int | None = None
     without_instruction: int = 0
     stops_without: bool = False
+    action_names: list[str] = field(default_factory=list)
     skipped: dict[str, Any] | None = None

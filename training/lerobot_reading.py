@@ -6,7 +6,7 @@ of the metadata (`lerobot_metadata`), decoding (`video_frames`), transforms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,6 +48,8 @@ class LeRobotReader:
         self.dataset = Path(folder.path).name
         self.format = f"LeRobot {metadata.version}"
         self.fps = metadata.fps
+        called = {name: value_names(feature) for name, feature in metadata.features.items()}
+        self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
         self._tasks = metadata.tasks
         self._kinds = metadata.cameras
         self.cameras = sorted(metadata.cameras, key=_camera_rank)
@@ -188,6 +190,15 @@ class _ParquetRows:
         sizes = [self._parquet.metadata.row_group(group).num_rows for group in range(self._parquet.num_row_groups)]
         self._first_rows = np.cumsum([0, *sizes]).tolist()
         self._name, self._table, self._groups = name, None, []
+
+
+def value_names(feature: dict[str, Any]) -> list[str]:
+    """What info.json calls the values of a feature: a list, or one under a word such as "motors"; else `[]`."""
+    names = feature.get("names")
+    if isinstance(names, dict) and len(names) == 1:
+        (names,) = names.values()
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return list(names) if named and [len(names)] == list(feature["shape"]) else []
 
 
 def column_array(column: pa.ChunkedArray, name: str) -> np.ndarray:

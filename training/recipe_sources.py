@@ -213,6 +213,7 @@ def _read_robot_files(
         source.cameras is not None,
         statistics.instructions,
         steps - statistics.rows,
+        action_names=reader.action_names,
         skipped=statistics.problems,
     )
     if tables:

@@ -8,7 +8,7 @@ them, transforms.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -34,6 +34,7 @@ class RecordedReader:
 
     def __init__(self, folder: DataFolder, split: str):
         self.folder = folder
+        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know
         if split != "train":
             raise RobotDataError(f"got split={split!r} of {folder.path}, expected 'train': a recording has no other")
         if not folder.is_local:

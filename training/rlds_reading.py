@@ -13,7 +13,7 @@ episode. Refuses to know: protocol buffers (`tfrecord_reading`), transforms, row
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,7 @@ class RLDSReader:
 
     def __init__(self, folder: DataFolder, split: str):
         self.folder = folder
+        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know
         info = folder.read_json(INFO)
         self.dataset = str(info["name"])
         self._step_features = read_features(folder)

@@ -54,6 +54,7 @@ class EpisodeReader(Protocol):
         features: names of the stored per-step features.
         folder: where its files lie.
         action, state: the features that hold action and state, unless the caller says otherwise.
+        value_names: what each value of a feature is called, by feature, where the data set says it.
     """
 
     dataset: str
@@ -64,6 +65,7 @@ class EpisodeReader(Protocol):
     folder: DataFolder
     action: str
     state: str
+    value_names: Mapping[str, Sequence[str]]
 
     def shards(self) -> list[str]:
         """Units that can be read apart from each other."""

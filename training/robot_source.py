@@ -62,6 +62,12 @@ class RobotSource:
         present = [feature for feature in transform.optional if feature in reader.features]
         self.features = [*transform.features, *present]
 
+    @property
+    def action_names(self) -> list[str]:
+        """What the values of an action are called, [D]; `[]` where not all are, or a transform changes them."""
+        named = [self.reader.value_names.get(feature, ()) for feature in self.transform.action]
+        return [name for names in named for name in names] if self.transform.name == "identity" and all(named) else []
+
     def shards(self) -> list[str]:
         """Files, or parts of files, with whole episodes in them."""
         return self.reader.shards()
