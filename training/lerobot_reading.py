@@ -197,8 +197,9 @@ def value_names(feature: dict[str, Any]) -> list[str]:
     names = feature.get("names")
     if isinstance(names, dict) and len(names) == 1:
         (names,) = names.values()
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return list(names) if named and [len(names)] == list(feature["shape"]) else []
+    if not isinstance(names, list) or [len(names)] != list(feature["shape"]):
+        return []
+    return names if all(isinstance(name, str) for name in names) else []
 
 
 def column_array(column: pa.ChunkedArray, name: str) -> np.ndarray:
