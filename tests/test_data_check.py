@@ -107,9 +107,17 @@ def test_a_stream_is_looked_at_without_counting(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "lerobot", make_episodes(3, 5, size=16), "v2.1")
     opened = open_data(recipe, tmp_path)
     rows = sample_rows(opened, "robot/own", 4)
-    assert [(row["episode_index"], row["step_index"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (2, 0)]
+    assert [(row["episode_index"], row["step_index"]) for row in rows] == [(0, 0), (0, 1), (1, 3), (2, 6)]
     assert opened.problems["robot/own"].report()["seen"] == 0
     assert len(looked_at(recipe, tmp_path)["robot/own"].rows) == 4
+
+
+def test_rows_of_a_stream_with_few_shards_lie_apart(tmp_path: Path) -> None:
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16, "streaming": True}
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
+    write_lerobot(tmp_path / "lerobot", make_episodes(4, 5, size=16), "v3.0")  # three episodes in one file
+    rows = sample_rows(open_data(recipe, tmp_path), "robot/own", 4)
+    assert [(row["episode_index"], row["step_index"]) for row in rows] == [(0, 0), (1, 1), (3, 5), (3, 7)]
 
 
 def test_a_row_that_cannot_be_used_is_a_warning(tmp_path: Path) -> None:

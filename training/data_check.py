@@ -25,6 +25,7 @@ from gen_vla.training.recipe_sources import OpenedData
 
 
 SHOWN_ROWS = 4  # of each data set
+LOOKED_THROUGH = 500  # rows of a shard of robot data, to show some that differ; their frames are not decoded
 BYTE_PIECES = re.compile("(?:<0x[0-9A-F]{2}>)+")
 MUCH_CLIPPED = 0.05  # share of a dimension's values
 HARDLY_MOVES = 0.01  # of what dimensions range over in the median
@@ -126,21 +127,31 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
 
 
 def sample_rows(opened: OpenedData, name: str, count: int) -> list[dict[str, Any]]:
-    """The first row of a data set and some others, spread over it: over its rows, or over the shards of a stream."""
+    """The first row of a data set and some others, spread over it: over its rows, or a stream's shards and theirs."""
     if name in opened.tables:
         table = opened.tables[name]
         return [table[number] for number in spread(len(table), count)]
     source = copy.deepcopy(opened.streams[name])
-    rows = list(_from_shards(source, count))
+    rows = list(_from_shards(source, count, LOOKED_THROUGH if name.partition("/")[0] == ROBOT else 1))
     return rows or list(islice(source.rows(source.shards()), count))
 
 
-def _from_shards(source: DataSource, count: int) -> Iterator[dict[str, Any]]:
+def _from_shards(source: DataSource, count: int, depth: int) -> Iterator[dict[str, Any]]:
+    """Rows of shards that lie evenly among all: of the first its first row, of the last one deep in it.
+
+    Neighbours in robot data hardly differ, and a shard may be a whole data set. As many rows of a shard are looked
+    through as `depth`, and at least as many as it gives.
+    """
     shards = source.shards()
-    chosen = spread(len(shards), count)
+    chosen, begun = spread(len(shards), count), 0
     for place, number in enumerate(chosen):
         each = count // len(chosen) + (place < count % len(chosen))
-        yield from islice(source.rows([shards[number]]), each)
+        rows = list(islice(source.rows([shards[number]]), max(depth, each)))
+        if len(rows) > each:
+            wanted = [round(shown * (len(rows) - 1) / max(count - 1, 1)) for shown in range(begun, begun + each)]
+            rows = [rows[number] for number in dict.fromkeys(wanted)]
+        yield from rows
+        begun += each
 
 
 def spread(total: int, count: int) -> list[int]:
