@@ -27,6 +27,15 @@ from transformers import AutoModel
 from .parallel_streams import in_parallel
 
 
+# DINOv2's attention, by its names in files and in transformers 4.
+ATTENTION_IN_TRANSFORMERS_5 = {
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+}
+
+
 class DualVisionTower(nn.Module):
     """Vision encoders whose patch features are concatenated on channels.
 
@@ -77,6 +86,14 @@ class DualVisionTower(nn.Module):
         self.freeze()
         return self
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """As in torch, for files' names of tensors as well: Trainer reads its checkpoints with `load_state_dict`."""
+        own = {prefix + name for name in self.state_dict()}
+        for name in [name for name in state_dict if name.startswith(prefix) and name not in own]:
+            if (renamed := name_in_transformers_5(name)) in own:
+                state_dict[renamed] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values float [B, channels, H, W] to features [B, N, sum of widths]; see the layouts above."""
         expected = 3 if self.shared_pixels else 3 * len(self.names)
@@ -97,6 +114,13 @@ class DualVisionTower(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and name != self.frozen):
             hidden = encoder(pixel_values=pixels).last_hidden_state
         return hidden[:, self.prefix_tokens[name] :]
+
+
+def name_in_transformers_5(name: str) -> str:
+    """What transformers 5 calls a tensor of DINOv2 in memory; in files it has the name of transformers 4."""
+    for old, new in ATTENTION_IN_TRANSFORMERS_5.items():
+        name = name.replace(old, new)
+    return name
 
 
 def prefix_tokens(config: Any) -> int:

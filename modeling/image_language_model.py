@@ -64,13 +64,17 @@ class ImageLanguageModelMixin:
 
     def check_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
         """Raises `ValueError` if the numbers of image tokens and image features differ, or pictures are missing."""
-        tokens = int((input_ids == self.config.image_token_id).sum())
+        found = (input_ids == self.config.image_token_id).sum()
+        pictures, each = 0 if pixel_values is None else len(pixel_values), self.config.num_image_tokens
+        if torch.compiler.is_compiling():  # where nothing may depend on what a tensor holds
+            torch.ops.aten._assert_async.msg(found == pictures * each, "Image features and image tokens do not match")
+            return
+        tokens = int(found)
         if pixel_values is None and tokens:
             raise ValueError(
                 f"got {tokens} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
                 "pass everything the processor returned"
             )
-        pictures, each = 0 if pixel_values is None else len(pixel_values), self.config.num_image_tokens
         if tokens != pictures * each:
             raise ValueError(
                 f"Image features and image tokens do not match: got {tokens} image tokens in input_ids and "
@@ -86,6 +90,11 @@ class ImageLanguageHeadMixin:
     model: Any
     lm_head: Any
     loss_function: Any
+    loss_type: str
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+        self.loss_type = "ForCausalLM"  # what transformers falls back on, with a warning, for names like our classes'
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in transformers, with tensors under names that both of its generations read.
@@ -126,9 +135,15 @@ class ImageLanguageHeadMixin:
         return expanded
 
     def logits_and_loss(
-        self, outputs: Any, labels: torch.Tensor | None, logits_to_keep: int | torch.Tensor, **kwargs: Any
-    ) -> CausalLMOutputWithPast:
-        """Logits float [B, L, V] of the last `logits_to_keep` positions (0 = all), or of those it names.
+        self,
+        outputs: Any,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits float [B, L, V] of the last `logits_to_keep` positions (0 = all), or of those it names, as
+        `CausalLMOutputWithPast`, or as a tuple of what it holds where `return_dict` is false.
 
         `labels` int64 [B, L], -100 where nothing is supervised, adds the mean cross-entropy of the next token (the sum
         over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
@@ -139,13 +154,14 @@ class ImageLanguageHeadMixin:
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+        output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+        return output.to_tuple() if return_dict is False else output
 
 
 def is_empty(cache: Any) -> bool:

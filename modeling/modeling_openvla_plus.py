@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .action_prediction import ActionPredictionMixin
 from .configuration_openvla_plus import OpenVLAPlusConfig
@@ -155,8 +155,9 @@ class OpenVLAPlusForVision2Seq(
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> Any:
         """As `OpenVLAPlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`."""
         outputs = self.model(
             input_ids=input_ids,
@@ -168,4 +169,4 @@ class OpenVLAPlusForVision2Seq(
             use_cache=use_cache,
             **kwargs,
         )
-        return self.logits_and_loss(outputs, labels, logits_to_keep, **kwargs)
+        return self.logits_and_loss(outputs, labels, logits_to_keep, return_dict, **kwargs)

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .configuration_pi0_flow import Pi0FlowConfig
@@ -132,8 +131,9 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         timestep: torch.Tensor | None = None,
         pixel_attention_mask: Any = None,
         token_type_ids: torch.Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> Any:
         """The velocity at a point of the flow and, for `actions`, the loss.
 
         Args:
@@ -147,8 +147,8 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             token_type_ids: taken from the processor and not needed: a prompt is all prefix.
 
         Returns:
-            `logits`: the velocity, float [B, T, max_action_dim]; `loss`: its squared error, a mean over D dimensions
-            and the steps that count.
+            `CausalLMOutputWithPast`, or a tuple where `return_dict` is false. `logits`: the velocity, float [B, T,
+            max_action_dim]; `loss`: its squared error, a mean over D dimensions and the steps that count.
         """
         given = [value for value in (input_ids, noise, actions) if value is not None]
         if not given:
@@ -156,8 +156,9 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         rows, kind = len(given[0]), self.action_out_proj.weight.dtype
         if noise is None:
             noise = self.draw_noise(rows)
-        noise = self._in_flow(self._widened(noise, "noise", rows))
-        target = None if actions is None else self._in_flow(self._widened(actions, "actions", rows))
+        device = self._device_for(given[0])
+        noise = self._in_flow(self._widened(noise, "noise", rows, device))
+        target = None if actions is None else self._in_flow(self._widened(actions, "actions", rows, device))
         if pixel_values is not None:
             pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
             if input_ids is not None:
@@ -165,7 +166,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         if target is not None:
             kwargs["actions"] = target.to(kind)
         outputs: Any = super().forward(
-            state=self._state(state, rows),
+            state=self._state(state, rows, device),
             noise=noise.to(kind),
             timestep=timestep,
             input_ids=input_ids,
@@ -177,7 +178,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         outputs.logits = self._in_flow(outputs.logits)
         if target is not None:
             outputs.loss = self._loss(outputs.logits, noise - target, action_is_pad)
-        return outputs
+        return outputs.to_tuple() if return_dict is False else outputs
 
     @torch.no_grad()
     def predict_actions(
@@ -222,11 +223,12 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
         self._check_pictures(input_ids, pixel_attention_mask)
         noise = self.draw_noise(rows, generator) if noise is None else noise
+        device = self._device_for(input_ids)
         flow = self.sample_actions(
-            state=self._state(state, rows),
+            state=self._state(state, rows, device),
             input_ids=input_ids,
             pixel_values=pixel_values.to(self.action_out_proj.weight.dtype),
-            noise=self._in_flow(self._widened(noise, "noise", rows)),
+            noise=self._in_flow(self._widened(noise, "noise", rows, device)),
             attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             pixel_attention_mask=pixel_attention_mask,
             num_steps=steps,
@@ -249,7 +251,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         """
         shape = (self.config.chunk_size, self._action_dim)
         drawn = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in range(rows)]
-        return torch.stack(drawn).to(self.device)
+        return torch.stack(drawn) if self.device.type == "meta" else torch.stack(drawn).to(self.device)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Raises `ValueError`: this model writes no tokens."""
@@ -276,30 +278,38 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         width, dims = self.config.max_action_dim, self._action_dim
         return values if dims == width else nn.functional.pad(values[..., :dims], (0, width - dims))
 
-    def _widened(self, values: torch.Tensor, name: str, rows: int) -> torch.Tensor:
-        """Float [B, T, D or max_action_dim] with zeros behind, on the model's device; another shape raises."""
+    def _widened(self, values: torch.Tensor, name: str, rows: int, device: torch.device) -> torch.Tensor:
+        """Float [B, T, D or max_action_dim] with zeros behind, on a device; another shape raises."""
         width, dims, horizon = self.config.max_action_dim, self._action_dim, self.config.chunk_size
         if values.ndim != 3 or values.shape[:2] != (rows, horizon) or values.shape[2] not in (dims, width):
             raise ValueError(
                 f"got {name} of shape {list(values.shape)}, expected [{rows}, {horizon}, {dims}]: batch, horizon "
                 "(config.chunk_size) and action dimensions"
             )
-        return nn.functional.pad(values, (0, width - values.shape[2])).to(self.device)
+        return nn.functional.pad(values, (0, width - values.shape[2])).to(device)
 
-    def _state(self, state: torch.Tensor | None, rows: int) -> torch.Tensor:
+    def _device_for(self, given: torch.Tensor) -> torch.device:
+        """Where the model computes; where its weights are offloaded and lie nowhere, where its inputs are."""
+        return given.device if self.device.type == "meta" else self.device
+
+    def _state(self, state: torch.Tensor | None, rows: int, device: torch.device) -> torch.Tensor:
         """Float [B, max_state_dim]: the state with zeros behind it, or zeros."""
-        width, weight = self.config.max_state_dim, self.action_out_proj.weight
+        width, kind = self.config.max_state_dim, self.action_out_proj.weight.dtype
         if state is None:
-            return torch.zeros(rows, width, dtype=weight.dtype, device=weight.device)
+            return torch.zeros(rows, width, dtype=kind, device=device)
         if state.ndim != 2 or len(state) != rows or state.shape[1] > width:
             raise ValueError(f"got state of shape {list(state.shape)}, expected [{rows}, at most {width}]")
-        return nn.functional.pad(state, (0, width - state.shape[1])).to(weight)
+        return nn.functional.pad(state, (0, width - state.shape[1])).to(device, kind)
 
     def _check_pictures(self, input_ids: torch.Tensor, pixel_attention_mask: torch.Tensor) -> None:
         """Raises `ValueError` unless every row has the image tokens of its pictures; PI0 itself would not notice."""
         each = self.config.num_image_tokens
-        tokens = (input_ids == self.config.image_token_id).sum(1).tolist()
-        features = (pixel_attention_mask.sum(1) * each).tolist()
+        found = (input_ids == self.config.image_token_id).sum(1)
+        wanted = pixel_attention_mask.sum(1) * each
+        if torch.compiler.is_compiling():  # where nothing may depend on what a tensor holds
+            torch.ops.aten._assert_async.msg((found == wanted).all(), "Image features and image tokens do not match")
+            return
+        tokens, features = found.tolist(), wanted.tolist()
         if tokens != features:
             raise ValueError(
                 f"Image features and image tokens do not match: got {tokens} image tokens in the rows of input_ids "

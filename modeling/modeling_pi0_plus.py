@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .action_prediction import ActionPrediction, ActionPredictionMixin
 from .configuration_pi0_plus import Pi0PlusConfig
@@ -205,8 +205,9 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> Any:
         """As `Pi0PlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`.
 
         Where `labels` are given without `token_type_ids`, the answer begins at the first supervised token of a row.
@@ -224,7 +225,7 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
             use_cache=use_cache,
             **kwargs,
         )
-        return self.logits_and_loss(outputs, labels, logits_to_keep, **kwargs)
+        return self.logits_and_loss(outputs, labels, logits_to_keep, return_dict, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; a prompt without `token_type_ids` is all prefix."""

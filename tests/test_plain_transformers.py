@@ -1,0 +1,177 @@
+"""What users of transformers do with a model without anything else of this package: Trainer, export, offloading."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import cpu_offload
+from safetensors.torch import load_file
+from tiny_models import (
+    picture,
+    tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
+    tiny_pi0_model,
+    tiny_pi0_processor,
+    tiny_processor,
+)
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+
+FAMILIES = ("openvla_plus", "pi0_plus", "pi0_flow")
+PAD = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
+
+
+def make(family: str, llama_like: Any, gemma_like: Any, strings: Any, seed: int = 0) -> tuple[Any, Any]:
+    """A model and its processor."""
+    if family == "openvla_plus":
+        return tiny_model(llama_like, strings, seed=seed), tiny_processor(llama_like, strings)
+    if family == "pi0_plus":
+        return tiny_pi0_model(gemma_like, strings, seed=seed), tiny_pi0_processor(gemma_like, strings)
+    return tiny_pi0_flow_model(gemma_like, seed=seed), tiny_pi0_flow_processor(gemma_like)
+
+
+@pytest.fixture(params=FAMILIES)
+def maker(request: Any, llama_like: Any, gemma_like: Any, tiny_strings: Any) -> Callable[..., tuple[Any, Any]]:
+    """Makes a model and a processor of one family; called with a `seed`, with other weights."""
+    return lambda seed=0: make(request.param, llama_like, gemma_like, tiny_strings, seed)
+
+
+def training_rows(processor: Any) -> list[dict[str, torch.Tensor]]:
+    """Four demonstrations as a user would write them: prompt and action, the prompt without labels."""
+    rows = []
+    for number in range(4):
+        prompt = processor.action_prompt("go now"[: 2 + number])
+        if processor.action_config["representation"] == "flow":
+            actions = torch.full((4, 3), 0.1 * number)
+            rows.append({**only(processor.action_inputs(picture(number), "go")), "actions": actions})
+            continue
+        action = processor.action_strings.encode(np.full(3, 0.1 * number, np.float32))
+        row = only(processor(images=[[picture(number)]], text=[prompt + action]))
+        start = processor(images=[[picture(number)]], text=[prompt])["input_ids"].shape[1]
+        labels = row["input_ids"].clone()
+        labels[:start] = -100
+        rows.append({**row, "labels": labels})
+    return rows
+
+
+def only(batch: Any) -> dict[str, torch.Tensor]:
+    return {name: value[0] for name, value in batch.items()}
+
+
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name: str, value: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(value, (longest - len(value), 0), value=PAD[name]) if name in PAD else value
+
+    return {name: torch.stack([padded(name, row[name]) for row in rows]) for name in rows[0]}
+
+
+def plain_trainer(model: Any, processor: Any, folder: Path, **settings: Any) -> Trainer:
+    arguments = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=2,
+        max_steps=2,
+        learning_rate=0.01,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **settings,
+    )
+    rows: Any = training_rows(processor)
+    return Trainer(model, arguments, train_dataset=rows, data_collator=collate)
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What transformers has logged as a warning."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    transformers_logging.warning_once.cache_clear()
+    caplog.set_level(logging.WARNING)
+    return lambda: "\n".join(record.getMessage() for record in caplog.records)
+
+
+def test_a_plain_trainer_goes_on_from_a_checkpoint(
+    maker: Callable[..., tuple[Any, Any]], tmp_path: Path, messages: Callable[[], str]
+) -> None:
+    model, processor = maker()
+    torch.manual_seed(0)
+    plain_trainer(model, processor, tmp_path, save_steps=1).train()
+    resumed, _ = maker(seed=1)
+    for parameter in resumed.parameters():
+        parameter.data.zero_()  # what is not read from the checkpoint shows
+    plain_trainer(resumed, processor, tmp_path / "again").train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trained = model.state_dict()
+    for name, tensor in resumed.state_dict().items():
+        torch.testing.assert_close(tensor, trained[name], rtol=0, atol=1e-6, msg=name)
+    assert "unexpected keys" not in messages()
+    assert "vision_tower" not in messages()
+    assert "loss_type" not in messages()
+
+
+def test_saved_weights_are_a_state_dict(llama_like: Any, tmp_path: Path) -> None:
+    model, other = tiny_model(llama_like), tiny_model(llama_like, seed=1)
+    model.save_pretrained(tmp_path)
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))  # strict: names and shapes are all there
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+    tower = other.model.vision_tower
+    tower.load_state_dict(tower.state_dict())
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        tower.load_state_dict({**tower.state_dict(), "dino.attention.nothing": torch.zeros(1)})
+
+
+def test_outputs_come_as_tuples_where_asked(maker: Callable[..., tuple[Any, Any]]) -> None:
+    model, processor = maker()
+    inputs = {**processor.action_inputs(picture(), "go")}
+    if hasattr(model.config, "chunk_size"):
+        inputs |= {"noise": torch.zeros(1, 4, 3), "timestep": torch.ones(1)}
+    with torch.no_grad():
+        expected, found = model(**inputs).logits, model(**inputs, return_dict=False)
+    assert isinstance(found, tuple)
+    assert torch.equal(found[0], expected)
+
+
+class Logits(torch.nn.Module):
+    """A model without its cache, which is nothing that can be exported."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs).logits
+
+
+def test_a_forward_pass_is_exported_with_its_check(maker: Callable[..., tuple[Any, Any]]) -> None:
+    model, processor = maker()
+    inputs = {**processor.action_inputs(picture(), "go")}
+    if hasattr(model.config, "chunk_size"):
+        inputs |= {"noise": torch.zeros(1, 4, 3), "timestep": torch.ones(1)}
+    with torch.no_grad():
+        program: Any = torch.export.export(Logits(model), (), inputs, strict=False).module()
+        torch.testing.assert_close(program(**inputs), model(**inputs).logits, rtol=0, atol=1e-5)
+        wordless = {**inputs, "input_ids": torch.ones_like(inputs["input_ids"])}
+        with pytest.raises(RuntimeError, match="Image features and image tokens do not match"):
+            program(**wordless)
+
+
+def test_an_offloaded_model_acts(maker: Callable[..., tuple[Any, Any]]) -> None:
+    model, processor = maker()
+    inputs = {**processor.action_inputs(picture(), "go")}
+    if hasattr(model.config, "chunk_size"):
+        inputs["noise"] = torch.zeros(1, 4, 3)
+    expected = model.predict_action(**inputs)
+    offloaded: Any = cpu_offload(model, torch.device("cpu"))  # weights lie on the meta device between uses
+    assert offloaded.device.type == "meta"
+    np.testing.assert_allclose(offloaded.predict_action(**inputs), expected, rtol=0, atol=1e-6)
+    if "noise" in inputs:
+        assert offloaded.draw_noise(2).shape == (2, 4, 3)
+        torch.manual_seed(0)
+        assert np.isfinite(offloaded.predict_action(**processor.action_inputs(picture(), "go"))).all()
