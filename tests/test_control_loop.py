@@ -41,7 +41,7 @@ def loop(folder: Path, horizon: int, llama_like: Any) -> dict[str, Any]:
     model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    [code] = blocks(ROOT / "docs" / "control_loop.md", "python")
+    code, _ = blocks(ROOT / "docs" / "control_loop.md", "python")
     assert '"gen-vla/openvla-plus", "bridge_orig"' in code
     code = code.replace('"gen-vla/openvla-plus", "bridge_orig"', f'{str(folder)!r}, "tiny"')
     names: dict[str, Any] = {}
@@ -91,3 +91,15 @@ def test_a_robot_is_stopped_when_something_breaks(llama_like: Any, tmp_path: Pat
     with pytest.raises(OSError, match="the camera is gone"):
         names["run_episode"](robot, "open the drawer", hertz=1000.0)
     assert (len(robot.told), robot.stops) == (2, 1)
+
+
+def test_overlapping_chunks_are_averaged() -> None:
+    _, code = blocks(ROOT / "docs" / "control_loop.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "control_loop.md", "exec"), names)
+    chunks = {number: np.array([[number, step] for step in range(number, number + 4)], np.float32) for number in (0, 2)}
+    np.testing.assert_array_equal(names["ensembled"](chunks, 1), [0, 1])  # only the first reaches it
+    np.testing.assert_array_equal(names["ensembled"](chunks, 3, decay=0.0), [1, 3])
+    np.testing.assert_allclose(names["ensembled"](chunks, 3, decay=np.log(3)), [0.5, 3])  # 3 to 1 for the older
+    np.testing.assert_array_equal(names["ensembled"](chunks, 5), [2, 5])
+    assert names["ensembled"](chunks, 3).dtype == np.float32

@@ -8,8 +8,8 @@ Decides: what a model reads and writes for a row. Refuses to know: where rows co
     vision-language row   prompt "In: How many drawers are there?\\nOut:"
                           completion " two", more_turns for a conversation          source "vision_language/onevision"
 
-A chunk's steps behind the end of an episode repeat its last action and are supervised as such: the robot then stays
-where it is.
+A chunk's steps behind the end of an episode repeat its last action and are supervised as such: of absolute positions
+the robot then stays where it is; a displacement goes on.
 """
 
 from collections.abc import Callable

@@ -171,7 +171,7 @@ class RobotSource:
         transform: what turns its actions into the family's: `"bridge"`, `"fractal"`, `None` for none, or `"auto"`, by
             the data set's own name.
         action, state: names of the features that hold them; several are put side by side.
-        split: which part of an RLDS data set.
+        split: which part of an RLDS or LeRobot data set, by the name it has there.
         weight: how often its rows come beside those of the other robot data sets.
         record: how to record it from the simulator's experts if the folder is missing.
     """
