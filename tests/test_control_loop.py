@@ -97,7 +97,9 @@ def test_overlapping_chunks_are_averaged() -> None:
     _, code = blocks(ROOT / "docs" / "control_loop.md", "python")
     names: dict[str, Any] = {}
     exec(compile(code, "control_loop.md", "exec"), names)
-    chunks = {number: np.array([[number, step] for step in range(number, number + 4)], np.float32) for number in (0, 2)}
+    chunks = {
+        number: np.array([[number, step] for step in range(number, number + 4)], np.float32) for number in (0, 2)
+    }
     np.testing.assert_array_equal(names["ensembled"](chunks, 1), [0, 1])  # only the first reaches it
     np.testing.assert_array_equal(names["ensembled"](chunks, 3, decay=0.0), [1, 3])
     np.testing.assert_allclose(names["ensembled"](chunks, 3, decay=np.log(3)), [0.5, 3])  # 3 to 1 for the older
