@@ -16,7 +16,6 @@ were where they first differed.
 """
 
 import io
-import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,8 +28,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.intervals import wilson_interval
-from gen_vla.evaluation.latency import describe_machine
 from gen_vla.evaluation.model_cameras import camera_names, pictures_per_action
+from gen_vla.evaluation.provenance import describe_machine
 from gen_vla.training.robot_source import open_robot_source
 
 
@@ -107,7 +106,6 @@ def measure_agreement(
         "nodes": nodes or model.default_tree_nodes(rows),
         "comparisons": {name: compared(found) for name, found in pairs.items() if found},
         "machine": describe_machine(),
-        "date": time.strftime("%Y-%m-%d"),
     }
 
 

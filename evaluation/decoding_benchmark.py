@@ -36,7 +36,7 @@ from gen_vla.evaluation.decoding_agreement import compared
 from gen_vla.evaluation.decoding_limits import measure_limits
 from gen_vla.evaluation.decoding_passes import passes_of
 from gen_vla.evaluation.decoding_replay import actions_to_write, recorded_actions, replaying, target_ids
-from gen_vla.evaluation.latency import describe_machine
+from gen_vla.evaluation.provenance import describe_machine
 from gen_vla.evaluation.random_models import BRIDGE, build_random, random_inputs
 from gen_vla.modeling.action_statistics import histogram
 from gen_vla.modeling.static_passes import recordings_of
@@ -199,7 +199,6 @@ def run_benchmark(
     episodes = recorded_actions(bridge)
     results: dict[str, Any] = {
         "machine": describe_machine(),
-        "date": time.strftime("%Y-%m-%d"),
         "device": device,
         "dtype": str(dtype),
         "weights": "random",

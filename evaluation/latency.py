@@ -15,8 +15,6 @@ measured without hooks.
 """
 
 import contextlib
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.flow_policies import FLOW
 from gen_vla.evaluation.model_cameras import pictures_per_action
+from gen_vla.evaluation.provenance import describe_machine
 
 
 PARTS = ("processing", "vision", "prefill", "decode passes", "rest")
@@ -187,24 +185,3 @@ def latency_table(results: dict[str, Any], title: str) -> Table:
     table.add_row("without (median)", f"{results['median_ms']:.2f}", f"p95 {results['p95_ms']:.2f}")
     table.add_row("forward passes", f"{parts['passes']:g}", "")
     return table
-
-
-def describe_machine() -> dict[str, Any]:
-    """Hardware and versions a figure was measured with."""
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else _processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def _processor_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -30,7 +30,7 @@ from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
-from gen_vla.evaluation.latency import describe_machine
+from gen_vla.evaluation.provenance import describe_machine
 from gen_vla.training.lerobot_metadata import INFO as LEROBOT_INFO
 from gen_vla.training.lerobot_reading import LeRobotReader
 from gen_vla.training.rlds_reading import RLDSReader

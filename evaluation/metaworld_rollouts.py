@@ -287,6 +287,7 @@ def results_table(reports: Sequence[Report]) -> Table:
 def main(arguments: list[str] | None = None) -> int:
     """Scores the controls, with pictures if asked."""
     from gen_vla.evaluation.metaworld_videos import contact_sheet, first_picture, record_video  # it imports this file
+    from gen_vla.evaluation.provenance import provenance, with_provenance
 
     parser = argparse.ArgumentParser(description="Score the controls on the Meta-World drawers.")
     parser.add_argument("--episodes", type=int, default=50, help="per task")
@@ -303,7 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
     Console().print(results_table(reports))
     if a.json:
         a.json.parent.mkdir(parents=True, exist_ok=True)
-        a.json.write_text(json.dumps([r.to_dict() for r in reports], indent=2) + "\n", encoding="utf-8")
+        written = with_provenance({"controls": [report.to_dict() for report in reports]}, provenance())
+        a.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if a.video:
         for task in TASKS:
             path = a.video.with_name(f"{a.video.name}-{task}")

@@ -24,11 +24,14 @@ import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from gen_vla.evaluation.intervals import mean_interval
+from gen_vla.evaluation.private_paths import shortened
+from gen_vla.evaluation.provenance import provenance, with_provenance
 from gen_vla.evaluation.report_comparisons import EXPLANATION, TrialFiles, comparable, compare, difference_text
 from gen_vla.evaluation.report_figures import SUCCESS_RATE, Figure, read_results
 from gen_vla.evaluation.report_seeds import (
     ON_SEEDS,
     Policy,
+    add_missing_records,
     find_groups,
     policy_of,
     seed_figures,
@@ -79,21 +82,23 @@ def make_report(
             near = get_close_matches(slug, slugs, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"got the paper's row {slug!r}, expected one of {', '.join(slugs)}{hint}")
+    rows, against = {shortened(model): row for model, row in (rows or {}).items()}, shortened(against)
     figures = [figure for path in paths for figure in read_results(path)]
+    unknown = add_missing_records(figures)
     figures += averages(figures)
     files = TrialFiles(paths)
-    groups, notes = find_groups(figures, seeds or {})
+    groups, notes = find_groups(figures, shortened(dict(seeds or {})))
     means, more = seed_figures(figures, groups, files)
     figures += means
     for figure in figures:
-        figure["row"] = _row_of(figure, rows or {}, slugs)
+        figure["row"] = _row_of(figure, rows, slugs)
     known = dict.fromkeys(figure["model"] for figure in figures)
     if against is not None and against not in known:
         raise ValueError(f"got the model {against!r} to compare with, expected one of {', '.join(known)}")
     tables = [fill_table(table, paper["models"], figures) for table in paper["tables"]]
     for table in tables:
         add_differences(table, paper["models"], figures, files, against)
-    return {"figures": figures, "tables": tables, "notes": notes + more}
+    return {"figures": figures, "tables": tables, "notes": unknown + notes + more}
 
 
 def _row_of(figure: Figure, rows: Mapping[str, str], slugs: Mapping[str, str]) -> str | None:
@@ -271,11 +276,14 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
 
 
 def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
-    lines = [_line("model", "parameters", "measured on", "file"), _line(*["---"] * 4)]
-    for model, parameters, hardware, source in dict.fromkeys(
-        (f["model"], f["parameters"], f["hardware"], f["source"]) for f in figures if "seeds" not in f
+    """A line per model and file: on what, when and by which command its figures were measured."""
+    lines = [_line("model", "parameters", "measured on", "file", "date", "code", "command"), _line(*["---"] * 7)]
+    keys = ("model", "parameters", "hardware", "source", "date", "commit", "command")
+    for model, parameters, hardware, source, date, commit, command in dict.fromkeys(
+        tuple(figure[key] for key in keys) for figure in figures if "seeds" not in figure
     ):
-        lines.append(_line(short_name(model), f"{parameters:,}" if parameters else "", hardware, Path(source).name))
+        size, typed = f"{parameters:,}" if parameters else "", f"`{command}`" if command else ""
+        lines.append(_line(short_name(model), size, hardware, Path(source).name, date, commit, typed))
     return lines
 
 
@@ -298,8 +306,20 @@ def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         index = eval_results_to_model_index(short_name(policy[0]), [as_eval_result(entry) for entry in measured])
         hardware = ", ".join(dict.fromkeys(figure["hardware"] for figure in own if figure["hardware"]))
-        cards[name] = {"figures": entries, "environment": {"hardware": hardware}, "model-index": index}
+        cards[name] = {
+            "figures": entries,
+            "environment": {"hardware": hardware},
+            "commands": commands_of(own),
+            "model-index": index,
+        }
     return cards
+
+
+def commands_of(figures: Sequence[Figure]) -> list[dict[str, str]]:
+    """What was typed for some figures, as far as their files say it, each once."""
+    keys = ("command", "date", "commit")
+    found = dict.fromkeys(tuple(figure[key] for key in keys) for figure in figures if figure["command"])
+    return [dict(zip(keys, entry)) for entry in found]
 
 
 def _card_names(policies: Sequence[Policy]) -> dict[Policy, str]:
@@ -330,7 +350,8 @@ def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
     """`report.md`, `report.json` and `cards/MODEL.json`; returns their paths."""
     cards = folder / "cards"
     cards.mkdir(parents=True, exist_ok=True)
-    written = {folder / "report.md": as_markdown(report), folder / "report.json": _json(report)}
+    recorded = with_provenance(report, provenance())
+    written = {folder / "report.md": as_markdown(report), folder / "report.json": _json(recorded)}
     written |= {cards / f"{name}.json": _json(card) for name, card in card_results(report).items()}
     for path, text in written.items():
         path.write_text(text.rstrip() + "\n", encoding="utf-8")

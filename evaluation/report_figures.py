@@ -5,13 +5,17 @@ Decides: which file comes from which suite, and what of it is a figure. Refuses 
 
 A figure is a dictionary: `model`, `benchmark`, `mode`, `task`, `metric`, `value`, `n`, `interval` (two bounds or
 None), `malformed`, `crashed`, `note`, `control` (measured without the model, or on purpose against it), `hardware`,
-`parameters`, `source` (the file), `trained` (`training_record.py`), `mean` (the mean over seeds that it is part of).
+`parameters`, `source` (the file), `trained` (`training_record.py`), `mean` (the mean over seeds that it is part of),
+`command`, `date`, `commit` and `revision` (of the file and of its model, `provenance.py`).
 """
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from gen_vla.evaluation.private_paths import shortened
+from gen_vla.evaluation.provenance import origin
 
 
 Figure = dict[str, Any]
@@ -48,7 +52,14 @@ def read_results(path: Path) -> list[Figure]:
             f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, drawers, "
             "scene_questions, simpler, vqa, representations, latency or decoding"
         )
-    return [{**DEFAULTS, "source": str(path), **figure} for figure in reader(results, path)]
+    shared = {**DEFAULTS, "source": str(path), **origin(results)}
+    figures = [{**shared, **figure} for figure in reader(results, path)]
+    measured = (results.get("provenance") or {}).get("model") or {}
+    for figure in figures:
+        figure["model"] = shortened(figure["model"])
+        if figure["model"] != measured.get("name"):  # of another model in this file
+            figure["revision"] = None
+    return figures
 
 
 def reader_of(results: Any) -> Callable[[dict[str, Any], Path], Iterator[Figure]] | None:
@@ -70,8 +81,12 @@ def hardware_of(environment: Any) -> str:
     return f"{environment['device']}{threads}" if "device" in environment else ""
 
 
+def _recorded_machine(results: dict[str, Any]) -> dict[str, Any] | None:
+    return (results.get("provenance") or {}).get("machine")
+
+
 def _common(results: dict[str, Any], path: Path) -> Figure:
-    environment = results.get("environment") or results.get("machine") or {}
+    environment = results.get("environment") or results.get("machine") or _recorded_machine(results) or {}
     size = results.get("parameters") or (environment.get("parameters") if isinstance(environment, dict) else None)
     common = {"model": results.get("model") or path.stem, "trained": results.get("trained")}
     return {**common, "hardware": hardware_of(environment), "parameters": size}
@@ -121,7 +136,7 @@ def _speed(latency: dict[str, Any], common: Figure) -> Iterator[Figure]:
 
 
 def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    machine = results["settings"].get("machine", "")
+    machine = _recorded_machine(results) or results["settings"].get("machine", "")
     models = [policy["identity"]["model"] for policy in results["policies"].values() if "model" in policy["identity"]]
     for name, policy in results["policies"].items():
         identity = policy["identity"]

@@ -12,8 +12,11 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
+from gen_vla.evaluation.provenance import origin
 from gen_vla.evaluation.report_comparisons import TrialFiles, seed_mean_of
 from gen_vla.evaluation.report_figures import Figure
+from gen_vla.evaluation.training_record import recipe_file, recipe_record
+from gen_vla.training.hub_requests import HubError
 
 
 Policy = tuple[str, int | None]
@@ -29,6 +32,26 @@ ON_SEEDS = (
 def policy_of(figure: Figure) -> Policy:
     """Whose figure it is."""
     return figure["model"], (figure["trained"] or {}).get("seed")
+
+
+def add_missing_records(figures: Sequence[Figure]) -> list[str]:
+    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes.
+
+    Only the recipe of the commit that was measured counts: the repository may hold another run's by now.
+    """
+    notes, known = [], {}
+    for figure in figures:
+        model, revision = figure["model"], figure["revision"]
+        if figure["trained"] or figure["control"] or not revision:
+            continue
+        if (model, revision) not in known:
+            known[model, revision] = None
+            try:
+                known[model, revision] = recipe_record(recipe_file(model, revision))
+            except HubError as error:
+                notes.append(f"It is not known how {model} was trained: {error}. Or name its runs by --seeds.")
+        figure["trained"] = known[model, revision]
+    return notes
 
 
 def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -> tuple[Groups, list[str]]:
@@ -118,7 +141,8 @@ def _mean_figure(name: str, runs: Sequence[Figure], files: TrialFiles) -> Figure
     seeds = [{key: run[key] for key in RUN_KEYS} | {"seed": policy_of(run)[1]} for run in runs]
     machines = ", ".join(dict.fromkeys(run["hardware"] for run in runs if run["hardware"]))
     value = round(sum(run["value"] for run in runs) / len(runs), 6)
-    found = {**runs[0], **sums, "model": name, "value": value, "seeds": seeds, "hardware": machines, "source": ""}
+    unsaid = {"source": "", **origin(None)}
+    found = {**runs[0], **sums, **unsaid, "model": name, "value": value, "seeds": seeds, "hardware": machines}
     mean = seed_mean_of(found, files)
     found["interval"] = None if mean is None else [round(bound, 4) for bound in mean.interval]
     found["note"] = f"mean of {seed_text(found)}"

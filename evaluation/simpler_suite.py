@@ -9,8 +9,8 @@ and how they are averaged (`simpler_trials.py`), how the simulator is built (`si
     crashed    the simulator raised, or took the process down, twice: no judgement on the policy
 
 In the output folder `settings.json` says what is measured, `trials*.jsonl` gets a line when a trial begins and one
-when it ends, `results.json` the scores. Run the same command again to go on where it stopped. With `shard=(i, n)` n
-processes share the trials of a folder.
+when it ends, `runs.jsonl` how each run came about (`provenance.py`), `results.json` the scores. Run the same command
+again to go on where it stopped. With `shard=(i, n)` n processes share the trials of a folder.
 """
 
 import json
@@ -25,7 +25,14 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
-from gen_vla.evaluation.latency import describe_machine
+from gen_vla.evaluation.private_paths import shortened
+from gen_vla.evaluation.provenance import (
+    describe_machine,
+    note_run,
+    provenance,
+    with_other_runs,
+    with_provenance,
+)
 from gen_vla.evaluation.simpler_environment import (
     camera_image,
     check_assets,
@@ -176,9 +183,9 @@ class TrialLog:
     def __init__(self, folder: Path, settings: dict[str, Any], shard: tuple[int, int] = (0, 1)):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "settings.json"
-        settings = json.loads(json.dumps(settings))
+        settings = shortened(json.loads(json.dumps(settings)))
         if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = shortened(json.loads(path.read_text(encoding="utf-8")))
             other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
             if other:
                 raise ValueError(
@@ -344,6 +351,8 @@ def evaluate_simpler(
         key: value for key, value in asdict(settings).items() if key not in ("modes", "tasks", "episodes", "shard")
     }
     log = TrialLog(folder, {"model": name, **measured}, settings.shard)
+    record = provenance(name)
+    note_run(folder, record)
     run_trials(
         policy, trials, log, partial(make_environment, assets=assets, shader=settings.shader), paraphrase, progress
     )
@@ -351,7 +360,7 @@ def evaluate_simpler(
     results = results_of(
         log, name, settings.robot, measured, {**describe_machine(), "parameters": model.num_parameters()}
     )
-    results = with_record(results, name)
+    results = with_provenance(with_record(results, name), with_other_runs(record, folder))
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gen_vla.evaluation.private_paths import shortened
 from gen_vla.evaluation.tabletop_layouts import EVALUATION_SEEDS, TASKS, Task, goal_of, sample_layout
 from gen_vla.evaluation.tabletop_variants import ORDINARY, VARIANTS
 from gen_vla.training.instruction_augmentation import held_out_paraphrases
@@ -126,13 +127,13 @@ class EpisodeLog:
             self._load(path, settings)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"settings": shortened(settings)}) + "\n", encoding="utf-8")
 
     def _load(self, path: Path, settings: dict[str, Any]) -> None:
         whole = path.read_bytes()
         finished = whole[: whole.rfind(b"\n") + 1]  # an interruption may have cut the last line
         header, *lines = finished.decode("utf-8").splitlines() or ["{}"]
-        before = json.loads(header).get("settings") or {}
+        before, settings = (shortened(entry) for entry in (json.loads(header).get("settings") or {}, settings))
         if before != json.loads(json.dumps(settings)):
             keys = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
             changed = "; ".join(f"{key} {before.get(key)!r}, now {settings.get(key)!r}" for key in keys)

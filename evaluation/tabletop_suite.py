@@ -3,6 +3,7 @@
 Decides: which policies run in which modes, what the folder holds. Refuses to know: how episodes are run or scored.
 
     FOLDER/episodes/POLICY.jsonl   every finished episode, as it ended; running again continues there
+    FOLDER/runs.jsonl              how each run came about that wrote episodes here (`provenance.py`)
     FOLDER/results.json            scores, settings, speed
     FOLDER/variants.png            a picture per variant (with the mode `variants`)
     FOLDER/success.png             success per variant (with the mode `variants`)
@@ -15,7 +16,6 @@ Without a model, the controls run in every mode.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.metaworld_drawers import ACTION_REPEAT
+from gen_vla.evaluation.provenance import note_run, provenance, with_other_runs, with_provenance
 from gen_vla.evaluation.tabletop_environment import TabletopEnv
 from gen_vla.evaluation.tabletop_episodes import EpisodeLog, Mode, Paraphrase, plan_jobs
 from gen_vla.evaluation.tabletop_layouts import (
@@ -116,6 +117,7 @@ def run_suite(
     logs = {c.name: EpisodeLog(_log_path(output, c), _identity(c, settings)) for c in contestants}
     environment(settings.image_size).reset("pick_object", EVALUATION_SEEDS[0])  # fails here where nothing can simulate
     results: dict[str, Any] = {"settings": _describe(settings), "policies": {}}
+    record = None if output is None else _begin(contestants, settings, output)
     with Simulators(settings.workers, settings.image_size, environment) as simulators:
         for c in contestants:
             jobs, log = plans[c.name], logs[c.name]
@@ -124,8 +126,9 @@ def run_suite(
             scores = summarise(log.of(jobs))
             scored = {"identity": c.identity, "scores": scores, "pace": pace.to_dict()}
             results["policies"][c.name] = with_record(scored, c.identity.get("model"))
-    if output is not None:
-        (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if output is not None and record is not None:
+        written = with_provenance(results, with_other_runs(record, output))
+        (output / "results.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return results
 
 
@@ -149,6 +152,14 @@ def draw_results(
     return paths
 
 
+def _begin(contestants: Sequence[Contestant], settings: SuiteSettings, output: Path) -> dict[str, Any]:
+    """The record of this run, which the folder's list of runs has from now on."""
+    models = [c.identity["model"] for c in contestants if "model" in c.identity]
+    record = provenance(next(iter(models), None), [settings.trained_on], models[1:])
+    note_run(output, record)
+    return record
+
+
 def _log_path(output: Path | None, contestant: Contestant) -> Path | None:
     return None if output is None else output / "episodes" / f"{contestant.name}.jsonl"
 
@@ -166,7 +177,6 @@ def _identity(contestant: Contestant, settings: SuiteSettings) -> dict[str, Any]
 
 
 def _describe(settings: SuiteSettings) -> dict[str, Any]:
-    packages = ("mujoco", "metaworld", "torch", "transformers", "gen-vla")
     seeds = EVALUATION_SEEDS[: settings.episodes]
     return {
         "benchmark": BENCHMARK_VERSION,
@@ -180,8 +190,6 @@ def _describe(settings: SuiteSettings) -> dict[str, Any]:
         "workers": settings.workers,
         "batch_size": settings.batch_size,
         "trained_on": str(settings.trained_on) if settings.trained_on else None,
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: version(name) for name in packages},
     }
 
 

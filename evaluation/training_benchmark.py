@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from gen_vla.evaluation.latency import describe_machine
+from gen_vla.evaluation.provenance import describe_machine
 from gen_vla.evaluation.random_models import build_random, random_inputs
 from gen_vla.training.co_trainer import score_answers
 
@@ -98,7 +98,7 @@ def memory_bytes(name: str) -> int:
 
 def run_benchmark(sizes: list[str], batches: list[int], repeats: int) -> dict[str, Any]:
     """Every size, batch and way, one process each."""
-    results: dict[str, Any] = {"machine": describe_machine(), "date": time.strftime("%Y-%m-%d"), "steps": []}
+    results: dict[str, Any] = {"machine": describe_machine(), "steps": []}
     fresh = multiprocessing.get_context("spawn")
     for size in sizes:
         for rows in batches:

@@ -9,19 +9,64 @@ Decides: what counts as the same recipe. Refuses to know: what a recipe means.
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.utils import HFValidationError
+
+from gen_vla.evaluation.provenance import cached_revision
+from gen_vla.training.hub_requests import HubError, ask
+
+
+RECIPE = "recipe.yaml"
+NOT_THERE = (401, 403, 404)  # a repository or a commit that is not on the Hub, or not for this token
 
 
 def trained_as(model: str) -> dict[str, Any] | None:
-    """Of a model's folder, or of a repository in the cache; `None` without a recipe there. Asks no network."""
-    path = Path(model) / "recipe.yaml"
-    if not path.is_file():
-        path = _cached(model)
+    """Of a model's folder, or of a repository that was loaded; `None` without a recipe there.
+
+    Raises:
+        HubError: if a repository's recipe is not in the cache, as after loading a model, and the Hub does not answer.
+    """
+    path = Path(model) / RECIPE
+    if Path(model).is_dir():
+        return recipe_record(path if path.is_file() else None)
+    revision = cached_revision(model)
+    return recipe_record(recipe_file(model, revision)) if revision else None
+
+
+def recipe_file(repository: str, revision: str) -> Path | None:
+    """A repository's recipe at a commit, from the cache or from the Hub; `None` where there is none.
+
+    Raises:
+        HubError: if it is not in the cache and the Hub does not answer.
+    """
+    try:
+        cached = try_to_load_from_cache(repository, RECIPE, revision=revision)
+    except HFValidationError:  # a folder's path is no repository's name
+        return None
+    if cached is not None:  # a path, or a mark that the repository has no such file
+        return Path(cached) if isinstance(cached, str) else None
+    what = f"read {RECIPE} of {repository}, which says how it was trained"
+    try:
+        return Path(ask(what, lambda: hf_hub_download(repository, RECIPE, revision=revision), tries=1))
+    except LocalEntryNotFoundError as error:
+        why = "the variable HF_HUB_OFFLINE forbids asking the Hub" if constants.HF_HUB_OFFLINE else "no answer"
+        raise HubError(f"could not {what}: it is not in the cache, and {why}; run it again online") from error
+    except EntryNotFoundError:
+        return None
+    except HubError as error:
+        if error.status in NOT_THERE:
+            return None
+        raise
+
+
+def recipe_record(path: Path | None) -> dict[str, Any] | None:
+    """What a recipe says that was written by a run; `None` for other files."""
     if path is None:
         return None
     try:
@@ -38,13 +83,9 @@ def trained_as(model: str) -> dict[str, Any] | None:
 
 def with_record(results: dict[str, Any], model: str | None) -> dict[str, Any]:
     """Results of a model with `trained` in them, where it is known."""
-    record = trained_as(model) if model else None
-    return {**results, "trained": record} if record else results
-
-
-def _cached(repository: str) -> Path | None:
     try:
-        found = try_to_load_from_cache(repository, "recipe.yaml")
-    except HFValidationError:  # a folder's path is no repository's name
-        return None
-    return Path(found) if isinstance(found, str) else None
+        record = trained_as(model) if model else None
+    except HubError as error:  # not worth losing the results
+        print(f"{error}; the results go without it, and gen-vla evaluate report asks again", file=sys.stderr)
+        record = None
+    return {**results, "trained": record} if record else results

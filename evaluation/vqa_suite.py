@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig
 
 from gen_vla.evaluation.flow_policies import check_answers
-from gen_vla.evaluation.latency import describe_machine
+from gen_vla.evaluation.provenance import describe_machine
 from gen_vla.evaluation.vqa_results import picture_of, task_figures
 
 

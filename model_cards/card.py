@@ -34,8 +34,9 @@ def write_card(
         repo_id: the repository's name, for the examples in the card and to find the words about the variant.
         model: the model, for its size and settings.
         results: `{"figures": [{"task", "dataset", "metric", "value", "n", "interval", "note", "control"}],
-            "environment": {...}}`; controls are shown in the table, but are no results of the model. The last four may
-            be missing, and a value may be `None`, which is shown as not measured.
+            "environment": {...}, "commands": [{"command", "date", "commit"}]}`; controls are shown in the table, but
+            are no results of the model. The last four of a figure and the last two of all may be missing, and a value
+            may be `None`, which is shown as not measured.
         cameras: those whose pictures an action is asked for with (the processor's), `None` for one of any name.
 
     Raises:
@@ -67,6 +68,7 @@ def write_card(
         cameras=list(cameras or ()),
         figures=figures,
         environment=(results or {}).get("environment", {}),
+        commands=[command_text(entry) for entry in (results or {}).get("commands", [])],
         not_measured=NOT_MEASURED,
         unmeasured=unmeasured_kinds(measured),
         parameters=count_parameters(model),
@@ -78,6 +80,13 @@ def write_card(
     path = folder / "README.md"
     card.save(path)
     return path
+
+
+def command_text(entry: dict[str, Any]) -> str:
+    """What was typed, with a remark when, and with which commit of this package."""
+    commit = entry.get("commit")
+    remark = ", ".join(part for part in (entry.get("date"), f"gen-vla {commit}" if commit else "") if part)
+    return f"{entry['command']}  # {remark}" if remark else entry["command"]
 
 
 def count_parameters(module: Any) -> int:

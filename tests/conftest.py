@@ -113,6 +113,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, waits: Waits, tmp_path: Path) -> Iterat
     with HubStandIn() as hub:
         hub.storage.accounts["hf_ada"] = Account("ada", {"gen-vla": "admin"})
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        address = f"{hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token-here"))
         monkeypatch.setenv("HF_TOKEN", "hf_ada")

@@ -48,6 +48,23 @@ def test_what_is_measured_is_in_the_table_and_in_the_model_index(tmp_path: Path,
     assert [r.task_type for r in results] == ["robotics", "visual-question-answering"]
 
 
+def test_commands_stand_below_the_figures_with_what_is_known_of_them(tmp_path: Path, model: Any) -> None:
+    commands = [
+        {"command": "gen-vla evaluate vqa 'my robot'", "date": "2026-11-23", "commit": "3cfdda4, modified"},
+        {"command": "make demo", "date": "2026-11-22", "commit": ""},
+        {"command": "make demo"},
+    ]
+    text = text_of(tmp_path, model, [SUCCESS], commands=commands)
+    block = text.partition("| open, success rate |")[2].partition("```\n")[2].partition("```")[0]
+    assert block.splitlines() == [
+        "gen-vla evaluate vqa 'my robot'  # 2026-11-23, gen-vla 3cfdda4, modified",
+        "make demo  # 2026-11-22",
+        "make demo",
+    ]
+    assert "came out of" not in text_of(tmp_path, model, [SUCCESS])
+    assert "\n\n\n" not in text.partition("## Measured")[2].partition("## Licences")[0]
+
+
 def test_one_kind_measured_leaves_the_other_visible(tmp_path: Path, model: Any) -> None:
     assert "- Question answering: not measured" in text_of(tmp_path, model, [SUCCESS])
     text = text_of(tmp_path, model, [ANSWERS])

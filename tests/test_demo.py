@@ -38,8 +38,15 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     card = (output / "repository" / "README.md").read_text()
     assert "zero actions" in card
     assert "# mini-openvla-plus" in card
+    typed = "gen-vla demo --quick --output demo"
+    assert f"```\n{typed}  # " in card
+    assert results["provenance"]["command"] == typed
+    assert (results["model"], results["trained"]["recipe"]) == ("gen-vla/mini-openvla-plus", "mini-openvla-plus")
+    assert str(tmp_path) not in json.dumps(results) + card
     trained = json.loads((output / "mini-openvla-plus" / "training_log.json").read_text())
     assert trained["data"]["robot"] == [len_of(output / "demonstrations")]
+    assert trained["provenance"]["model"]["name"] == "demo/mini-vlm"
+    assert str(tmp_path) not in (output / "repository" / "training_log.json").read_text()
     check_second_call_keeps_what_is_there(command, environment, output)
 
 

@@ -127,7 +127,9 @@ def test_questions_are_balanced_short_and_described(tmp_path):
     assert max(metadata["majority_baseline"].values()) <= 0.6
     assert metadata["majority_baseline"]["block_colour"] == 0.2
     assert metadata["split"] == "train"
-    assert json.loads((tmp_path / "q" / simulated_rows.METADATA_FILE).read_text())["questions"] == 100
+    written = json.loads((tmp_path / "q" / simulated_rows.METADATA_FILE).read_text())
+    assert written["questions"] == 100
+    assert written["provenance"]["versions"]["metaworld"]
 
 
 def centre(mask: np.ndarray) -> float:

@@ -183,7 +183,8 @@ def test_the_command_line_scores_the_controls(tmp_path, capsys):
     files = {name: tmp_path / name for name in ("controls.json", "scenes.png")}
     command = ["--episodes", "1", "--workers", "1", "--json", str(files["controls.json"])]
     assert rollouts.main([*command, "--sheet", str(files["scenes.png"])]) == 0
-    reports = json.loads(files["controls.json"].read_text())
-    assert [report["policy"] for report in reports] == list(policies.CONTROLS)
+    written = json.loads(files["controls.json"].read_text())
+    assert written["provenance"]["versions"]["mujoco"]
+    assert [report["policy"] for report in written["controls"]] == list(policies.CONTROLS)
     assert "expert" in capsys.readouterr().out
     assert Image.open(files["scenes.png"]).size[0] == 6 * 164 + 4

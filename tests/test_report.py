@@ -34,6 +34,11 @@ def simpler(tmp_path):
         tasks.append({**entry, "interval": [value - 0.1, value + 0.1], "malformed": 0, "crashed": 0})
     tasks[0].update(malformed=1, crashed=2, n=98)
     results = {"suite": "simpler", "model": "gen-vla/openvla-sc", "environment": MACHINE, "tasks": tasks}
+    results["provenance"] = {
+        "command": "gen-vla evaluate simpler gen-vla/openvla-sc",
+        "date": "2026-11-23T10:39:52+00:00",
+        "code": {"commit": "3cfdda4" + 33 * "0", "modified": []},
+    }
     return write(tmp_path / "simpler.json", results)
 
 
@@ -222,11 +227,36 @@ def test_the_command_writes_a_page_cards_and_pictures(simpler, tabletop, tmp_pat
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     cards = {"cards/openvla-sc.json", "cards/openvla-plus.json"}
     assert names == {"report.md", "report.json", "table-ii.png", "table-iv.png", "figure-3.png", *cards}
-    assert "| openvla-sc | 57,680 | a card, 4 threads | simpler.json |" in (folder / "report.md").read_text()
+    page = (folder / "report.md").read_text()
+    typed = "gen-vla evaluate simpler gen-vla/openvla-sc"
+    assert f"| openvla-sc | 57,680 | a card, 4 threads | simpler.json | 2026-11-23 | 3cfdda4 | `{typed}` |" in page
+    assert "| openvla-plus |  | Linux x86_64 | tabletop.json |  |  |  |" in page  # a file without such a record
+    command = {"command": typed, "date": "2026-11-23", "commit": "3cfdda4"}
+    assert json.loads((folder / "cards" / "openvla-sc.json").read_text())["commands"] == [command]
+    assert json.loads((folder / "cards" / "openvla-plus.json").read_text())["commands"] == []
+    report = json.loads((folder / "report.json").read_text())
+    assert report["provenance"]["command"].startswith("gen-vla evaluate report ")
     with Image.open(folder / "table-ii.png") as picture:
         assert picture.width > 700
     assert main(["evaluate", "report", str(simpler), "--row", "openvla", "--output", str(folder)]) == 2
     assert "expected MODEL=ROW" in capsys.readouterr().err
+
+
+def test_models_in_folders_of_the_user_are_found_as_they_are_typed_and_written(tmp_path, monkeypatch, simpler):
+    monkeypatch.chdir(tmp_path)
+    results = json.loads(simpler.read_text())
+    for written in ("outputs/mine", f"{tmp_path}/outputs/mine"):  # as files have it, and as old files do
+        write(simpler, {**results, "model": written})
+        for typed in ("outputs/mine", f"{tmp_path}/outputs/mine"):
+            report = make_report([simpler], {typed: "openvla-sc"})
+            assert row(report, "Table II", "OpenVLA+SC", "Move Near")["ours"][0]["model"] == "outputs/mine"
+
+
+def test_questions_alone_say_the_machine_of_their_record(tmp_path):
+    total = {"right": 1, "n": 2, "interval": [0.1, 0.9], "majority": 0.5}
+    record = {"machine": {"device": "a card", "threads": 2}}
+    path = write(tmp_path / "q.json", {"provenance": record, "model": "me/mine", "total": total, "kinds": {}})
+    assert read_results(path)[0]["hardware"] == "a card, 2 threads"
 
 
 def test_the_tables_are_a_file_that_is_installed():

@@ -1,8 +1,10 @@
 """Runs that differ by their training seed: found by their records or named, their mean in the tables, comparisons."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from huggingface_hub import constants
 from test_report_comparisons import differences
 from test_report_trials import run_of_simpler
 
@@ -10,6 +12,10 @@ from gen_vla.evaluation.report import as_markdown, card_results, make_report
 from gen_vla.evaluation.report_seeds import ON_SEEDS, group_name
 from gen_vla.evaluation.seed_intervals import students_t
 from gen_vla.training.cli import main
+from gen_vla.training.hub_publishing import upload
+from gen_vla.training.hub_state import Destination
+from gen_vla.training.recipe import load_recipe
+from gen_vla.training.train import write_recipe
 
 
 def seed_runs(folder, recipe, solved, seeds=(0, 1, 2), settings="aaaa11112222", **options):
@@ -35,6 +41,32 @@ def forget_records(paths):
 def ours(report, table, model, task):
     (found,) = (entry for entry in report["tables"] if entry["name"] == table)
     return next(r["ours"] for r in found["rows"] if (r["model"], r["task"]) == (model, task))
+
+
+def test_seeds_that_no_file_says_are_those_of_the_commits_on_the_hub(base, hub, tmp_path, monkeypatch):
+    """As files look that were written without a connection: a name and a commit, and nothing about training."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for seed, path in enumerate(forget_records(base)):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        recipe = load_recipe("openvla_rt1")
+        write_recipe(folder / "recipe.yaml", replace(recipe, training=replace(recipe.training, seed=seed)))
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        name = f"gen-vla/openvla-rt1-{seed}"
+        results = json.loads(path.read_text())
+        revision = upload(folder, Destination(name)).commit
+        results |= {"model": name, "provenance": {"model": {"name": name, "revision": revision}}}
+        path.write_text(json.dumps(results))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    alone = make_report(base)
+    assert not [figure for figure in alone["figures"] if "seeds" in figure]
+    assert len(alone["notes"]) == 3
+    assert "It is not known how gen-vla/openvla-rt1-0 was trained: could not read recipe.yaml" in alone["notes"][0]
+    assert "--seeds" in as_markdown(alone)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (mean,) = ours(make_report(base), "Table II", "OpenVLA", "Move Near")
+    assert [run["seed"] for run in mean["seeds"]] == [0, 1, 2]
+    assert mean["revision"] is None
 
 
 @pytest.fixture

@@ -193,6 +193,8 @@ def test_two_processes_share_a_folder(simulator, bridge_model, tmp_path):
         "trials-1-of-2.jsonl",
     ]
     assert (results["tasks"][0]["n"], results["tasks"][0]["expected"]) == (3, 24)
+    assert len((tmp_path / "run" / "runs.jsonl").read_text().splitlines()) == 2
+    assert "provenance" in results
     with pytest.raises(ValueError, match="got shard 2/2"):
         SimplerSettings("widowx", shard=(2, 2)).trials()
 
@@ -219,6 +221,8 @@ def test_the_command_writes_results_and_a_table(simulator, bridge_model, tmp_pat
     results = json.loads((output / "results.json").read_text())
     assert [(t["mode"], t["n"], t["value"]) for t in results["tasks"]] == [("matching", 1, 0.0), ("masked", 1, 0.0)]
     assert (results["suite"], results["seeds"]) == ("simpler", [3274329834])
+    assert results["provenance"]["command"].startswith("gen-vla evaluate simpler ")
+    assert "model.safetensors" in results["provenance"]["model"]["sha256"]
     assert results_table(results["tasks"], "again").row_count == 2
     arguments[arguments.index("widowx")] = "google_robot"
     assert main(arguments) == 2

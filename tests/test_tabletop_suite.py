@@ -33,6 +33,9 @@ def test_the_command_writes_results_videos_and_continues(tmp_path, capsys):
     assert main([*command, "--episodes", "2"]) == 0
     assert (tmp_path / "episodes" / "expert.jsonl").read_text().splitlines()[: len(lines)] == lines
     results = json.loads((tmp_path / "results.json").read_text())
+    assert "--episodes 2" in results["provenance"]["command"]
+    assert ["--episodes 1" in run["command"] for run in results["provenance"]["other_runs"]] == [True]
+    assert results["provenance"]["versions"]["mujoco"]
     scores = {name: found["scores"] for name, found in results["policies"].items()}
     assert scores["expert"]["matching"]["tasks"]["pick_object"]["successes"] == 2
     assert scores["zero"]["paraphrase"]["tasks"]["pick_object"]["successes"] == 0

@@ -100,6 +100,26 @@ def test_what_a_run_writes_acts_and_answers(finished: Path) -> None:
     assert str(finished.parent) not in (finished / "config.json").read_text()
 
 
+def test_the_log_says_how_the_run_came_about(finished: Path) -> None:
+    text = (finished / "training_log.json").read_text()
+    record = json.loads(text)["provenance"]
+    assert record["command"]
+    assert record["versions"]["trl"]
+    assert "other_runs" not in record
+    assert json.loads((finished / "checkpoints" / "runs.jsonl").read_text()) == record
+
+
+def test_a_resumed_run_names_those_before_it_and_a_new_one_does_not(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished.parent, tmp_path, dirs_exist_ok=True)
+    folder = train(tmp_path, resume=True, training__logging_steps=4)
+    before = json.loads((finished / "training_log.json").read_text())["provenance"]
+    assert json.loads((folder / "training_log.json").read_text())["provenance"]["other_runs"] == [before]
+    for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    train(tmp_path, training__steps=2)
+    assert "other_runs" not in json.loads((folder / "training_log.json").read_text())["provenance"]
+
+
 def test_the_last_checkpoint_holds_the_saved_weights(finished: Path) -> None:
     last = last_checkpoint(finished / "checkpoints")
     assert last is not None

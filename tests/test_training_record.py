@@ -4,9 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from huggingface_hub import constants
+from hub_stand_in import Fault
+from huggingface_hub import constants, hf_hub_download
 
-from gen_vla.evaluation.training_record import trained_as, with_record
+from gen_vla.evaluation.training_record import recipe_file, trained_as, with_record
+from gen_vla.training.hub_publishing import upload
+from gen_vla.training.hub_state import Destination
 from gen_vla.training.recipe import load_recipe
 from gen_vla.training.suite_options import write_results
 from gen_vla.training.train import write_recipe
@@ -53,6 +56,7 @@ def test_a_repository_in_the_cache_is_read_and_nothing_is_asked_for(tmp_path, mo
     (repository / "refs" / "main").write_text("abc")
     assert record_of("me/mine")["seed"] == 2
     assert trained_as("me/other") is None
+    assert trained_as(str(tmp_path / "nothing" / "here")) is None
 
 
 @pytest.mark.parametrize("text", ["[", "- 1", "name: a", "name: a\ntraining: {seed: x}"])
@@ -72,4 +76,52 @@ def test_every_suites_file_has_it(tmp_path):
     write_results({"model": trained(tmp_path / "a", seed=4), "n": 1}, output)
     assert json.loads(output.read_text())["trained"]["seed"] == 4
     write_results({"suite": "loader"}, output)
-    assert json.loads(output.read_text()) == {"suite": "loader"}
+    assert "trained" not in json.loads(output.read_text())
+
+
+@pytest.fixture
+def loaded(hub, tmp_path, monkeypatch):
+    """A repository on the Hub whose configuration has been loaded, but not its recipe; the commit of that time."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "mine"
+    trained(folder, seed=2)
+    for name in ("config.json", "README.md"):
+        (folder / name).write_text("---\nlicense: mit\n---\n" if name == "README.md" else "{}")
+    revision = upload(folder, Destination("gen-vla/mine")).commit
+    hf_hub_download("gen-vla/mine", "config.json")
+    return revision
+
+
+def test_the_recipe_of_a_repository_that_was_loaded_comes_from_the_hub(loaded, hub, tmp_path):
+    trained(tmp_path / "mine", seed=5)  # published later, under the same name, another run
+    upload(tmp_path / "mine", Destination("gen-vla/mine"))
+    assert record_of("gen-vla/mine")["seed"] == 2
+    asked = hub.requests("GET", "/recipe.yaml")
+    assert record_of("gen-vla/mine")["seed"] == 2
+    assert hub.requests("GET", "/recipe.yaml") == asked  # it is in the cache now
+
+
+def test_a_repository_without_a_recipe_is_asked_once(loaded, hub, tmp_path):
+    (tmp_path / "mine" / "recipe.yaml").unlink()
+    upload(tmp_path / "mine", Destination("gen-vla/mine"))
+    hf_hub_download("gen-vla/mine", "config.json")
+    before = hub.requests("GET", "/recipe.yaml")
+    assert trained_as("gen-vla/mine") is None
+    assert trained_as("gen-vla/mine") is None
+    assert hub.requests("GET", "/recipe.yaml") == before + 1
+    assert recipe_file("gen-vla/nowhere", "0" * 40) is None
+    assert recipe_file("gen-vla/mine", "0" * 40) is None
+
+
+def test_offline_results_are_written_and_say_why_nothing_is_known(loaded, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert with_record({"n": 1}, "gen-vla/mine") == {"n": 1}
+    told = capsys.readouterr().err
+    assert "could not read recipe.yaml of gen-vla/mine, which says how it was trained" in told
+    assert "HF_HUB_OFFLINE forbids asking the Hub; run it again online" in told
+
+
+def test_a_hub_that_does_not_answer_costs_no_results(loaded, hub, capsys):
+    hub.faults.append(Fault("GET", "recipe.yaml"))
+    assert with_record({"n": 1}, "gen-vla/mine") == {"n": 1}
+    assert "could not read recipe.yaml" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def run_decoding(options: argparse.Namespace) -> int:
     if options.picture:
         runs = [*(json.loads(path.read_text(encoding="utf-8")) for path in options.beside), results]
         draw_timings([run for run in runs if run["timings"]], options.picture)
-    return write_results(results, options.output)
+    return write_results(results, options.output, [options.bridge])
 
 
 def add_training_step(suites: Any) -> None:
@@ -104,7 +104,7 @@ def run_loader(options: argparse.Namespace) -> int:
     settings = {"frames": options.frames, "repeats": options.repeats, "split": options.split}
     results = run_loader_benchmark(options.paths, **settings)
     Console().print(loader_table(results))
-    return write_results({"suite": "loader", **results}, options.output)
+    return write_results({"suite": "loader", **results}, options.output, options.paths)
 
 
 def add_latency(suites: Any) -> None:
@@ -168,4 +168,4 @@ def run_agreement(options: argparse.Namespace) -> int:
     observations = read_observations(options.data, options.pictures, cameras)
     results = measure_agreement(cast(model, options.bf16), processor, observations, options.rows, options.nodes)
     Console().print(agreement_table(results))
-    return write_results({"model": options.model, "data": options.data, **results}, options.output)
+    return write_results({"model": options.model, "data": options.data, **results}, options.output, [options.data])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gen_vla.evaluation.provenance import called_as
 from gen_vla.training.evaluate_commands import add_evaluate
 from gen_vla.training.storage_problems import make_work_dir, storage_problem
 from gen_vla.training.suite_options import load_any
@@ -18,9 +19,11 @@ from gen_vla.training.suite_options import load_any
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit code, 2 for a mistake in the input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with called_as("gen-vla", *arguments):
+            return options.run(options)
     except (ValueError, TypeError, OSError) as error:
         told = storage_problem(error) or str(error)
     except Exception as error:

@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from gen_vla.evaluation.provenance import origin, provenance, with_provenance
 from gen_vla.training.recipe import Recipe, load_recipe
 
 
@@ -71,9 +72,10 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: b
     model, processor = load_by_name()
     step("Rolling out on layouts never seen in training, with controls")
     results = evaluate(model, processor, output, episodes)
+    made = provenance(output / "repository", [output / "held_out_questions"])
     step("Drawing")
     files = draw(model, processor, recipes[1], output)
-    return finish(console, results, files, recipes[1], output, time.perf_counter() - began)
+    return finish(console, results, made, files, recipes[1], output, time.perf_counter() - began)
 
 
 class _Steps:
@@ -220,20 +222,28 @@ def draw_bridge_prediction(model: Any, processor: Any, path: Path) -> Path | Non
 
 
 def finish(
-    console: Console, results: dict[str, Any], files: dict[str, Path], recipe: Recipe, output: Path, seconds: float
+    console: Console,
+    results: dict[str, Any],
+    made: dict[str, Any],
+    files: dict[str, Path],
+    recipe: Recipe,
+    output: Path,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Results as JSON and on the model card, the table, and where everything is."""
+    """Results as JSON and on the model card, the table, and where everything is; `made` says how they came about."""
     from gen_vla.evaluation.policy_suite import as_card_results, summary_table
+    from gen_vla.evaluation.training_record import with_record
     from gen_vla.training.train import write_json
 
-    card = as_card_results(results)
-    publish(output, card)
+    publish(output, {**as_card_results(results), "commands": [origin({"provenance": made})]})
     written = {
+        "model": REPO_ID,
         "rollouts": [report.to_dict() for report in results["rollouts"]],
         "questions": results["questions"].to_dict() if results["questions"] else None,
         "latency": results["latency"],
         "seconds": round(seconds),
     }
+    written = with_provenance(with_record(written, str(output / "repository")), made)
     write_json(output / "results.json", written)
     console.rule("[bold]Done", align="left")
     console.print(summary_table(results, f"{REPO_ID}, {recipe.training.steps} steps, seed {recipe.training.seed}"))

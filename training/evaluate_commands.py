@@ -47,7 +47,7 @@ def run_drawers(options: argparse.Namespace) -> int:
     rollouts = [report.to_dict() for report in results["rollouts"]]
     answers = results["questions"].to_dict() if results["questions"] else None
     written = {"model": options.model, "rollouts": rollouts, "questions": answers, "latency": results["latency"]}
-    return write_results(written, options.output)
+    return write_results(written, options.output, [options.questions])
 
 
 def add_scene_questions(suites: Any) -> None:
@@ -69,7 +69,7 @@ def run_scene_questions(options: argparse.Namespace) -> int:
     model, processor = load_any(options.model)
     report = evaluate_questions(model, processor, load_from_disk(str(options.questions)))  # type: ignore[arg-type]
     Console().print(questions_table(report))
-    return write_results({"model": options.model, **report.to_dict()}, options.output)
+    return write_results({"model": options.model, **report.to_dict()}, options.output, [options.questions])
 
 
 def add_vqa(suites: Any) -> None:
@@ -102,7 +102,7 @@ def run_vqa_command(options: argparse.Namespace) -> int:
     for table in (results_table(results["tasks"], options.model), yes_no_table(results["tasks"])):
         if table is not None:
             Console().print(table)
-    write_results(results, options.output)
+    write_results(results, options.output, dict.fromkeys(results["data"].values()))
     if options.output:
         write_answers(answers, options.output.with_name(f"{options.output.stem}_answers.jsonl"))
         plot_results(results["tasks"], options.output.with_suffix(".png"), Path(options.model).name)
@@ -228,8 +228,8 @@ def run_representations(options: argparse.Namespace) -> int:
     """Probes the towers of one to three models with the same pictures."""
     from rich.console import Console
 
-    from gen_vla.evaluation.latency import describe_machine
-    from gen_vla.evaluation.representation_data import load_pictures
+    from gen_vla.evaluation.provenance import describe_machine
+    from gen_vla.evaluation.representation_data import CIFAR10, load_pictures
     from gen_vla.evaluation.representation_pictures import draw_panels
     from gen_vla.evaluation.representations import compare_representations, representations_table, tower_features
 
@@ -246,7 +246,8 @@ def run_representations(options: argparse.Namespace) -> int:
     if options.picture:
         draw_panels(features, pictures.labels, pictures.classes, results, options.picture)
     named = {"suite": "representations", "model": options.model, "models": names, "environment": describe_machine()}
-    return write_results({**named, **results}, options.output)
+    data = CIFAR10 if options.data == "cifar10" else options.data
+    return write_results({**named, **results}, options.output, [data])
 
 
 def add_report(suites: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 
-NOT_PRINTED = ("layouts",)  # of the metadata: hundreds of digests
+NOT_PRINTED = ("layouts", "provenance")  # of the metadata: hundreds of digests, and what is known on the spot
 
 
 def recording_parser(description: str, *, episodes: int, image_size: int) -> argparse.ArgumentParser:

@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -243,14 +242,15 @@ def save_rows(
     output: Path, rows: list[dict[str, Any]], features: dict[str, Any], metadata: dict, began: float
 ) -> dict:
     """Write beside, then rename: a folder with METADATA_FILE in it is always complete."""
-    from datasets import Dataset, Features  # here, so that recording workers start a second sooner
+    # here, so that recording workers start a second sooner
+    from datasets import Dataset, Features
+
+    from gen_vla.evaluation.provenance import provenance, with_provenance
 
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     data = {name: [row[name] for row in rows] for name in features}
     Dataset.from_dict(data, features=Features(features)).save_to_disk(str(unfinished))
-    packages = ("metaworld", "mujoco", "numpy", "datasets", "gen-vla")
-    metadata = {**metadata, "seconds": round(time.perf_counter() - began, 1)}
-    metadata["versions"] = {name: version(name) for name in packages}
+    metadata = with_provenance({**metadata, "seconds": round(time.perf_counter() - began, 1)}, provenance())
     (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     if output.exists():
         shutil.rmtree(output)

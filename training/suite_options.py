@@ -4,6 +4,7 @@ Decides: how a model is named and loaded, where results go. Refuses to know: any
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,23 @@ def add_output(command: Any) -> None:
     command.add_argument("--output", type=Path, help="write the results there as JSON")
 
 
-def write_results(results: dict[str, Any], output: Path | None) -> int:
-    """Writes JSON where asked for, with how the model was trained; returns exit code 0."""
+def write_results(results: dict[str, Any], output: Path | None, data: Iterable[str | Path | None] = ()) -> int:
+    """Writes JSON where asked for, with how it came about and how the model was trained; returns exit code 0.
+
+    Args:
+        results: of a suite; `model` in them is the one that was measured, a folder or a name, and `models` names those
+            it was compared with by their roles.
+        data: the data sets that were read, folders or names; `None` is left out.
+    """
+    from gen_vla.evaluation.provenance import provenance, with_provenance
     from gen_vla.evaluation.training_record import with_record
 
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(with_record(results, results.get("model")), indent=2) + "\n", encoding="utf-8")
+        model = results.get("model")
+        compared = [name for name in results.get("models", {}).values() if name != model]
+        written = with_provenance(with_record(results, model), provenance(model, data, compared))
+        output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -34,6 +34,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
+from gen_vla.evaluation.provenance import RUNS, note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.co_trainer import CoTrainer, SourceProgress
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.counted_batches import CountedBatches, sum_over_processes
@@ -46,7 +47,13 @@ from gen_vla.training.image_augmentation import ImageAugmenter
 from gen_vla.training.instruction_augmentation import InstructionAugmenter
 from gen_vla.training.lora_training import ADAPTER_FOLDER, lora_config, save_adapter
 from gen_vla.training.mixture import HalfAndHalfSampler, MixedTables, NumberedSampler
-from gen_vla.training.model_building import action_weights, build_model, check_initial_model, without_center_crop
+from gen_vla.training.model_building import (
+    HUB_PREFIX,
+    action_weights,
+    build_model,
+    check_initial_model,
+    without_center_crop,
+)
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
 from gen_vla.training.recipe import as_settings
 from gen_vla.training.recipe_schema import Recipe, RobotSource
@@ -102,13 +109,16 @@ def run_recipe(
         show_data(check_data(opened, prepare, collator), output_dir, recipe.name)
     mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last))
     trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
+    record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
         trainer.load_finished(str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     state, report = whole_state(trainer), data_report(opened, mixture)
     if trainer.is_world_process_zero():
-        save_run(recipe, trainer, state, processor, report, output_dir)
+        log = {"data": report, "history": trainer.state.log_history}
+        log = with_provenance(log, with_other_runs(record, checkpoints))
+        save_run(recipe, trainer, state, processor, log, output_dir)
     trainer.accelerator.wait_for_everyone()
     return output_dir
 
@@ -149,8 +159,20 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
             )
     elif is_first_process():
         checkpoints.mkdir(parents=True, exist_ok=True)
+        if last is None:
+            (checkpoints / RUNS).unlink(missing_ok=True)
         write_recipe(record, recipe)
     return last
+
+
+def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path) -> dict[str, Any]:
+    """How this run came about, noted for those that continue it; its model is the one it starts from."""
+    name = recipe.model.initial_model
+    if name:
+        name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else work_dir / name
+    record = provenance(name)
+    note_run(checkpoints, record)
+    return record
 
 
 def discard_checkpoints(recipe: Recipe, work_dir: Path) -> None:
@@ -361,13 +383,14 @@ def save_run(
     trainer: CoTrainer,
     state: dict[str, Any] | None,
     processor: Any,
-    report: dict[str, Any],
+    log: dict[str, Any],
     output_dir: Path,
 ) -> None:
     """Writes the model, the processor, and what is needed to know where they came from.
 
     Args:
         state: the weights, where the model itself holds only a part of them.
+        log: what `training_log.json` holds.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
@@ -378,7 +401,7 @@ def save_run(
         write_recipe(output_dir / ADAPTER_FOLDER / "recipe.yaml", recipe)
     model.save_pretrained(output_dir, state_dict=state)
     processor.save_pretrained(output_dir)
-    write_json(output_dir / "training_log.json", {"data": report, "history": trainer.state.log_history})
+    write_json(output_dir / "training_log.json", log)
     write_recipe(output_dir / "recipe.yaml", recipe)
     plot_curves(trainer.state.log_history, output_dir / "training_curves.png", f"{recipe.name}, by source")
 

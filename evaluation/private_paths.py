@@ -1,0 +1,75 @@
+"""Paths of this machine as they may be published: in files of results, on model cards.
+
+Decides: what is private in a path. Refuses to know: which texts hold paths.
+
+    /home/ada/robots/outputs/mine    outputs/mine       where the working folder is /home/ada/robots
+    /home/ada/robots-data/bridge     ../robots-data/... beside it
+    /home/ada/data/bridge            ~/data/bridge
+    /scratch/ada/bridge              /scratch/USER/bridge
+    /data/bridge                     as it is: it says where the data lay, and about nobody
+
+Two paths never become the same one, so that models and data are still told apart by their names.
+"""
+
+import functools
+import getpass
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+BEGINS = r"(?<![\w./~-])"  # no part of a longer path, of a relative one, or of an address like hf://owner/name
+ABSOLUTE = re.compile(BEGINS + r"/(?!/)[^\s\"',;:\[\]{}]*")
+SHARED = ("", "root", "user", "ubuntu")  # accounts that name nobody
+
+
+def shortened(value: Any) -> Any:
+    """A text, or all texts of lists and dictionaries, without what is private in the absolute paths in them."""
+    if isinstance(value, dict):
+        return {key: shortened(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [shortened(entry) for entry in value]
+    if isinstance(value, Path):
+        return shortened(str(value))
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    for replace in _replacements(os.getcwd(), str(Path.home()), os.environ.get("PWD", ""), _account()):
+        value = replace(value)
+    return value
+
+
+@functools.lru_cache(maxsize=8)
+def _replacements(folder: str, home: str, typed_folder: str, account: str) -> list[Callable[[str], str]]:
+    """What is done to a text, in this order."""
+    folders = [folder]  # as it is typed it may hold links
+    if typed_folder and typed_folder != folder and os.path.realpath(typed_folder) == folder:
+        folders.append(typed_folder)
+    homes = list(dict.fromkeys((home, os.path.realpath(home))))
+    places = [(place, ".", "") for place in folders]
+    beside = [os.path.dirname(place) for place in folders]
+    places += [(place, "..", "../") for place in beside if not any(_lies_in(own, place) for own in homes)]
+    places += [(place, "~", "~/") for place in homes]
+    found = [_replacement(*place) for place in places if place[0] != "/"]
+    if account not in SHARED:
+        component = re.compile(rf"(?<=/){re.escape(account)}(?=/|$)")
+        found.append(lambda text: ABSOLUTE.sub(lambda path: component.sub("USER", path[0]), text))
+    return found
+
+
+def _replacement(place: str, alone: str, before: str) -> Callable[[str], str]:
+    """Writes `alone` for a folder, and `before` for it and the slash behind it."""
+    pattern = re.compile(rf"{BEGINS}{re.escape(place)}(?:(/)(?=[\w.~@%+-])|/?(?![\w./~@%+-]))")
+    return lambda text: pattern.sub(lambda found: before if found[1] else alone, text)
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return Path(path).is_relative_to(folder)
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name, as in some containers
+        return Path.home().name

@@ -1,0 +1,85 @@
+"""What of a path may be published: it still says where to look, and about nobody."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gen_vla.evaluation import private_paths
+from gen_vla.evaluation.private_paths import shortened
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """Ada works in ~/robots; what begins with @ in the tests lies in her home folder."""
+    home = tmp_path / "home" / "ada"
+    (home / "robots").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / "robots")
+    monkeypatch.setattr(private_paths.getpass, "getuser", lambda: "ada")
+    return str(home)
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("@/robots/outputs/mine", "outputs/mine"),
+        ("@/robots", "."),
+        ("@/robots/", "."),
+        ("@/robots-2/data", "~/robots-2/data"),
+        ("@", "~"),
+        ("--output=@/robots/a.json", "--output=a.json"),
+        (
+            "data.robot=[{path: @/data/bridge, key: a}, {path: '@/robots/b'}]",
+            "data.robot=[{path: ~/data/bridge, key: a}, {path: 'b'}]",
+        ),
+        ("mine=@/robots/a,@/b", "mine=a,~/b"),
+        ("/scratch/ada/bridge", "/scratch/USER/bridge"),
+        ("--local=/scratch/ada", "--local=/scratch/USER"),
+        ("/data/adamant/ada.json", "/data/adamant/ada.json"),
+        ("outputs/ada/mine", "outputs/ada/mine"),
+        ("hf://ada/bridge", "hf://ada/bridge"),
+        ("ada/bridge", "ada/bridge"),
+        ("../shared/data", "../shared/data"),
+        ("close the drawer", "close the drawer"),
+    ],
+)
+def test_a_text_without_what_is_private(at_home, typed, shown):
+    assert shortened(typed.replace("@", at_home)) == shown
+
+
+def test_a_folder_beside_the_working_folder_below_home_or_elsewhere(at_home, tmp_path, monkeypatch):
+    (Path(at_home) / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(Path(at_home) / "a" / "b")
+    assert shortened(f"{at_home}/a/data") == "../data"
+    (tmp_path / "scratch" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "scratch" / "x")
+    assert shortened(f"{tmp_path}/scratch/data/1.0.0") == "../data/1.0.0"
+    monkeypatch.chdir(at_home)  # the folder above holds the homes of others, and is not named by `..`
+    assert shortened(f"{tmp_path}/home/bob/x") == f"{tmp_path}/home/bob/x"
+
+
+def test_a_folder_reached_through_a_link_is_the_working_folder(at_home, tmp_path, monkeypatch):
+    link = tmp_path / "link"
+    link.symlink_to(Path(at_home) / "robots")
+    monkeypatch.setenv("PWD", str(link))
+    assert shortened(f"{link}/outputs") == "outputs"
+    monkeypatch.setenv("PWD", str(tmp_path))  # of another folder, it says nothing
+    assert shortened(f"{link}/outputs") == f"{link}/outputs"
+
+
+def test_all_texts_of_a_structure_and_nothing_else(at_home):
+    given = {"model": f"{at_home}/robots/a", "n": 3, "list": [f"{at_home}/b", None, (1.5, Path(at_home) / "c")]}
+    assert shortened(given) == {"model": "a", "n": 3, "list": ["~/b", None, [1.5, "~/c"]]}
+    assert given["model"] == f"{at_home}/robots/a"
+
+
+def test_a_container_without_home_or_account_hides_nothing_it_should_not(monkeypatch):
+    def nameless():
+        raise KeyError("uid 4242")
+
+    monkeypatch.setattr(private_paths.getpass, "getuser", nameless)
+    monkeypatch.setenv("HOME", "/")
+    monkeypatch.setenv("PWD", "/")
+    monkeypatch.setattr(os, "getcwd", lambda: "/")
+    assert shortened("/data/bridge") == "/data/bridge"
