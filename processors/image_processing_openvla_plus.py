@@ -2,17 +2,20 @@
 
 Decides: RGB conversion, the optional centre crop, the bicubic resize straight to a square (no aspect ratio kept:
 OpenVLA's "resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, their order
-on the channel axis, and which pictures of several cameras an action is asked for with. Refuses to know: text, models.
+on the channel axis, which way up a picture is, which pictures of several cameras an action is asked for with, and what
+a message may name a picture by. Refuses to know: text, models.
 """
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import load_image
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -117,13 +120,18 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """A PIL image in RGB; raises `TypeError` for what is no picture, or one Pillow cannot turn into 8 bits."""
+    """A PIL image in RGB, the way up that its camera noted, as viewers and transformers' own loading have it.
+
+    Raises `TypeError` for what is no picture, or one Pillow cannot turn into 8 bits.
+    """
     if isinstance(image, Image.Image):
         if image.mode in DEEP_MODES:
             raise TypeError(
                 f"got a picture of mode {image.mode!r}, expected 8 bits per channel; scale it to 0..255 first, since "
                 "a plain conversion would cut it off at 255"
             )
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         return image if image.mode == "RGB" else image.convert("RGB")
     if hasattr(image, "__array__"):
         array = np.asarray(image)
@@ -134,7 +142,10 @@ def to_rgb(image: Any) -> Image.Image:
             )
         got = f"an array of dtype {array.dtype} and shape {list(array.shape)}"
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and not shaped:
-            remedy = "move the channels last with image.transpose(1, 2, 0)"
+            torch_like = hasattr(image, "permute")
+            remedy = f"move the channels last with image.{'permute' if torch_like else 'transpose'}(1, 2, 0)"
+        elif shaped and array.dtype.kind in "iu" and array.dtype != np.uint8:
+            remedy = "make it uint8 if its values are 0..255"
         elif shaped and array.dtype != np.uint8:
             remedy = "scale it, from 0..1 with (255 * image).round().astype('uint8')"
         else:
@@ -145,6 +156,32 @@ def to_rgb(image: Any) -> Image.Image:
     raise TypeError(
         f"got {got} as an image, expected a PIL image or a uint8 array [H, W, 3] with values 0..255; {remedy}"
     )
+
+
+def with_open_pictures(conversation: Any) -> Any:
+    """Messages, or a batch of conversations, as transformers 4 and 5 both read them.
+
+    A picture given by a path, a URL or base64 is opened, which transformers leaves to image processors; words alone
+    become a list of one part.
+    """
+    if isinstance(conversation, (list, tuple)):
+        return [with_open_pictures(each) for each in conversation]
+    content = conversation.get("content") if isinstance(conversation, Mapping) else None
+    if isinstance(content, str):
+        return {**conversation, "content": [{"type": "text", "text": content}]}
+    if not isinstance(content, (list, tuple)):
+        return conversation
+    return {**conversation, "content": [_open_part(part) for part in content]}
+
+
+def _open_part(part: Any) -> Any:
+    """One part of a message; a picture's place is under the key that says what it is."""
+    if not isinstance(part, Mapping) or part.get("type") != "image":
+        return part
+    for place in (part.get(key) for key in ("image", "url", "path", "base64")):
+        if isinstance(place, (str, PathLike)):
+            return {"type": "image", "image": load_image(fspath(place))}
+    return part
 
 
 def center_crop(picture: Image.Image, area: float) -> Image.Image:

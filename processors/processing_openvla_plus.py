@@ -34,12 +34,14 @@ from .image_processing_openvla_plus import (
     is_batch,
     pictures_in_order,
     refuse_arguments,
+    with_open_pictures,
 )
 from .prompt_texts import (
     PROMPT_TEMPLATE,
     around_words,
     chat_template_for,
     check_prompt_template,
+    checked_instruction,
     checked_text,
     is_text,
     tidied,
@@ -118,7 +120,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
     def action_prompt(self, instruction: str) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
-        words = checked_text(instruction, "instruction").strip().lower()
+        words = checked_instruction(instruction, self.prompt_template)
         lead_in = self.action_config["lead_in"] if self.action_config and self.action_config["lead_in_ids"] else ""
         return self.prompt_template["action"].format(instruction=words) + lead_in
 
@@ -224,6 +226,11 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         if sum(counts):
             inputs.update(self.image_processor(images, return_tensors=return_tensors))
         return inputs
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; messages are words or lists of parts, and pictures may be paths, URLs or base64."""
+        given = with_open_pictures(conversation) if kwargs.get("tokenize") else conversation
+        return super().apply_chat_template(given, *args, **kwargs)
 
     @property
     def already_done(self) -> dict[str, Any]:

@@ -82,6 +82,18 @@ def checked_text(value: Any, name: str, empty: bool = False) -> str:
     return value
 
 
+def checked_instruction(value: Any, prompt_template: dict[str, str]) -> str:
+    """An instruction as prompts have it, in lower case; one that is a whole prompt already raises `ValueError`."""
+    words = checked_text(value, "instruction").strip().lower()
+    before = around_words(prompt_template, "action")[0].strip().lower()
+    if before and words.startswith(before):
+        raise ValueError(
+            f"got the instruction {value!r}, which is a whole prompt, expected its words alone; "
+            "a prompt is for processor(prompt, image)"
+        )
+    return words
+
+
 def is_text(value: Any) -> bool:
     """Whether `value` is a text or a list of texts."""
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))

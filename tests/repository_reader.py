@@ -54,6 +54,11 @@ def read(repository: str, data: dict[str, Any]) -> dict[str, Any]:
         answer = model.generate(**question, do_sample=False, max_new_tokens=8, **options)
         outputs[f"answer {cache}"] = answer.numpy()
     outputs["text"] = np.array(processor.batch_decode(outputs["answer None"], skip_special_tokens=True))
+    parts = [{"type": "image", "image": images[0]}, {"type": "text", "text": "How many?"}]
+    for name, content in (("parts", parts), ("words alone", "How many?")):
+        messages = [{"role": "user", "content": content}]
+        asked = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+        outputs[f"messages of {name}"] = asked["input_ids"].numpy()
     text_only = processor(text=[processor.question_prompt("How many?"), processor.question_prompt("Go?")])
     outputs["words"] = model.generate(**text_only, do_sample=False, max_new_tokens=4).numpy()
     outputs["version"] = np.array(transformers.__version__)

@@ -1,15 +1,17 @@
 """Pictures to pixels: the formula written out, the order of channels, what counts as a picture."""
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tiny_models import picture
 
 from gen_vla.processors import OpenVLAPlusImageProcessor
+from gen_vla.processors.image_processing_openvla_plus import with_open_pictures
 
 
 def expected_pixels(image: Image.Image, side: int) -> np.ndarray:
@@ -135,6 +137,42 @@ def test_no_pictures_at_all_is_named() -> None:
             OpenVLAPlusImageProcessor(image_size=4)(nothing)
 
 
+@pytest.mark.parametrize(("orientation", "turned"), [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)])
+def test_a_photograph_is_the_way_up_its_camera_noted(orientation: int, turned: Any, tmp_path: Path) -> None:
+    processor, upright = OpenVLAPlusImageProcessor(image_size=4), picture(2, (6, 5))
+    notes = upright.getexif()
+    notes[ExifTags.Base.Orientation] = orientation
+    upright.save(tmp_path / "photograph.png", exif=notes)
+    photograph = Image.open(tmp_path / "photograph.png")
+    expected = processor(upright.transpose(turned), return_tensors="np")["pixel_values"]
+    for opened in (photograph, photograph.convert("RGB"), ImageOps.exif_transpose(photograph)):
+        np.testing.assert_array_equal(processor(opened, return_tensors="np")["pixel_values"], expected)
+
+
+def test_pictures_of_messages_are_opened(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "camera.png")
+    encoded = b64encode((tmp_path / "camera.png").read_bytes()).decode()
+    words = {"type": "text", "text": "How many?"}
+    for part in (
+        {"type": "image", "path": str(tmp_path / "camera.png")},
+        {"type": "image", "url": tmp_path / "camera.png"},
+        {"type": "image", "image": f"data:image/png;base64,{encoded}"},
+        {"type": "image", "base64": encoded},
+        {"type": "image", "image": picture(1)},
+    ):
+        opened = with_open_pictures([[{"role": "user", "content": [part, words]}]])[0][0]
+        assert opened["role"] == "user"
+        assert opened["content"][1] == words
+        np.testing.assert_array_equal(np.asarray(opened["content"][0]["image"]), np.asarray(picture(1)))
+    assert with_open_pictures([{"role": "user", "content": "Go?"}])[0]["content"] == [{"type": "text", "text": "Go?"}]
+    assert with_open_pictures([{"role": "assistant", "content": None}, "x"]) == [
+        {"role": "assistant", "content": None},
+        "x",
+    ]
+    with pytest.raises(ValueError, match=r"no-such\.png"):
+        with_open_pictures([{"role": "user", "content": [{"type": "image", "path": "no-such.png"}]}])
+
+
 def test_deep_pictures_are_refused() -> None:
     deep = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
     with pytest.raises(TypeError, match="got a picture of mode 'I;16'"):
@@ -171,6 +209,8 @@ def test_no_argument_vanishes() -> None:
     [
         (np.zeros((3, 8, 8), dtype=np.uint8), r"move the channels last with image\.transpose\(1, 2, 0\)"),
         (np.zeros((8, 8, 3), dtype=np.float32), r"scale it, from 0\.\.1 with \(255 \* image\)"),
+        (torch.zeros((3, 8, 8), dtype=torch.uint8), r"move the channels last with image\.permute\(1, 2, 0\)"),
+        (np.zeros((8, 8, 3), dtype=np.int64), r"make it uint8 if its values are 0\.\.255"),
         (np.zeros((2, 8, 8, 3), dtype=np.uint8), "pass one picture per row"),
         ("camera.png", r"open a file with PIL\.Image\.open\(path\) first"),
     ],

@@ -19,7 +19,7 @@ from tiny_models import (
     tiny_pi0_processor,
     tiny_processor,
 )
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, pipeline
 from transformers.utils import logging as transformers_logging
 
 
@@ -175,3 +175,18 @@ def test_an_offloaded_model_acts(maker: Callable[..., tuple[Any, Any]]) -> None:
         assert offloaded.draw_noise(2).shape == (2, 4, 3)
         torch.manual_seed(0)
         assert np.isfinite(offloaded.predict_action(**processor.action_inputs(picture(), "go"))).all()
+
+
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
+def test_a_pipeline_opens_the_pictures_of_messages(
+    family: str, llama_like: Any, gemma_like: Any, tiny_strings: Any, tmp_path: Path
+) -> None:
+    model, processor = make(family, llama_like, gemma_like, tiny_strings)
+    picture().save(tmp_path / "camera.png")
+    inputs = processor.question_inputs(picture(), "How many?")
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    asked: Any = pipeline("image-text-to-text", model=model, processor=processor)
+    for place in ({"path": str(tmp_path / "camera.png")}, {"image": picture()}):
+        content = [{"type": "image", **place}, {"type": "text", "text": "How many?"}]
+        found = asked(text=[{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False)
+        assert found[0]["generated_text"] == processor.decode(answer[0], skip_special_tokens=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from test_processing_openvla_plus import PROMPT, STRINGS, row_of, rows_of
-from tiny_models import picture, tiny_processor
+from tiny_models import picture, tiny_pi0_flow_processor, tiny_pi0_processor, tiny_processor
 
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor, OpenVLAPlusProcessor
 
@@ -69,3 +69,15 @@ def test_the_space_of_bins_is_a_lead_in(llama_like: Any) -> None:
     for blanks in (" ", "  ", " \n"):
         assert processor.tidied(PROMPT + blanks) == PROMPT + " "
     assert processor.tidied(PROMPT + "\n") == PROMPT
+
+
+def test_a_whole_prompt_is_no_instruction(llama_like: Any, gemma_like: Any) -> None:
+    """It would be put into another prompt, which the model never saw."""
+    for processor in (tiny_processor(llama_like, STRINGS), tiny_pi0_processor(gemma_like, STRINGS)):
+        prompt = processor.action_prompt("open the drawer")
+        for instruction in (prompt, "  " + prompt.upper()):
+            with pytest.raises(ValueError, match="which is a whole prompt, expected its words alone"):
+                processor.action_inputs(picture(), instruction)
+        processor.action_inputs(picture(), "in the box: what action?")
+    flow = tiny_pi0_flow_processor(gemma_like)  # whose prompt has nothing before the words
+    assert flow.action_prompt("In: what") == "in: what\n"
