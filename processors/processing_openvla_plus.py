@@ -66,6 +66,8 @@ CALL_ARGUMENTS = (
     "truncation",
 )
 
+UPLOAD_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
 
 class OpenVLAPlusProcessor(ProcessorMixin):
     """Processor of the family: `action_inputs` for robots, `question_inputs` or a call for everything else.
@@ -320,10 +322,12 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As in transformers, with a tokenizer that both of its generations can load."""
+        upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
+        repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
         written = super().save_pretrained(save_directory, **kwargs)
         make_tokenizer_loadable(Path(save_directory))
         if push_to_hub:  # which saves once more, so that what goes up is what lies here
-            self.push_to_hub(kwargs.get("repo_id", Path(save_directory).name), token=kwargs.get("token"))
+            self.push_to_hub(repo_id, **upload)
         return written
 
     @property

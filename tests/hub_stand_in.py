@@ -255,8 +255,12 @@ class Handler(BaseHTTPRequestHandler):
         if not self.account.writes_to(owner):
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner!r}")
         private = asked.get("private", asked.get("visibility") == "private")
-        self.storage.create(f"{owner}/{asked['name']}", private)
-        return {"url": f"{self.hub.endpoint}/{owner}/{asked['name']}"}
+        name = f"{owner}/{asked['name']}"
+        address = {"url": f"{self.hub.endpoint}/{name}"}
+        if name in self.storage.repositories:  # the Hub tells where it is
+            return 409, json.dumps({"error": "You already created this model repo", **address}).encode(), {}
+        self.storage.create(name, private)
+        return address
 
     def model_info(self, repo: str, revision: str = "main") -> Any:
         repository = self.readable(repo)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
+from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
 from tiny_models import (
     picture,
@@ -190,3 +191,18 @@ def test_a_pipeline_opens_the_pictures_of_messages(
         content = [{"type": "image", **place}, {"type": "text", "text": "How many?"}]
         found = asked(text=[{"role": "user", "content": content}], max_new_tokens=4, return_full_text=False)
         assert found[0]["generated_text"] == processor.decode(answer[0], skip_special_tokens=True)
+
+
+def test_pushing_goes_where_it_was_told(hub: HubStandIn, tiny_openvla: tuple[Any, Any], tmp_path: Path) -> None:
+    model, processor = tiny_openvla
+    model.push_to_hub("gen-vla/tiny", private=True)
+    told = {"repo_id": "gen-vla/tiny", "private": True, "commit_message": "A processor"}
+    processor.save_pretrained(tmp_path / "first", push_to_hub=True, **told)
+    processor.save_pretrained(tmp_path / "alone", push_to_hub=True, **{**told, "repo_id": "gen-vla/alone"})
+    assert hub.storage.repositories["gen-vla/tiny"].private
+    assert hub.storage.repositories["gen-vla/alone"].private
+    assert hub.storage.repositories["gen-vla/tiny"].history()[0] == "A processor"
+    tree = hub.storage.repositories["gen-vla/tiny"].tree("main")
+    assert {"config.json", "model.safetensors", "dataset_statistics.json", "processor_config.json"} <= set(tree)
+    written = (tmp_path / "first" / "tokenizer_config.json").read_bytes()
+    assert tree["tokenizer_config.json"].content == written
