@@ -1,5 +1,6 @@
 """What of a path may be published: it still says where to look, and about nobody."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from gen_vla.evaluation import private_paths
 from gen_vla.evaluation.private_paths import shortened
+from gen_vla.evaluation.simpler_suite import TrialLog
+from gen_vla.evaluation.tabletop_episodes import EpisodeLog
 
 
 @pytest.fixture
@@ -83,3 +86,22 @@ def test_a_container_without_home_or_account_hides_nothing_it_should_not(monkeyp
     monkeypatch.setenv("PWD", "/")
     monkeypatch.setattr(os, "getcwd", lambda: "/")
     assert shortened("/data/bridge") == "/data/bridge"
+
+
+def test_logs_that_runs_continue_hold_no_such_path_and_those_that_did_are_continued(at_home):
+    typed, other = {"model": f"{at_home}/robots/mine"}, {"model": f"{at_home}/robots/other"}
+    folder = Path(at_home) / "run"
+    EpisodeLog(folder / "policy.jsonl", typed)
+    TrialLog(folder, typed)
+    for name in ("policy.jsonl", "settings.json"):
+        assert at_home not in (folder / name).read_text()
+        assert '"mine"' in (folder / name).read_text()
+    (folder / "policy.jsonl").write_text(json.dumps({"settings": typed}) + "\n")  # as they used to be
+    (folder / "settings.json").write_text(json.dumps(typed))
+    for settings in (typed, {"model": "mine"}):
+        EpisodeLog(folder / "policy.jsonl", settings)
+        TrialLog(folder, settings)
+    with pytest.raises(ValueError, match="model 'mine', now 'other'"):
+        EpisodeLog(folder / "policy.jsonl", other)
+    with pytest.raises(ValueError, match="got other settings"):
+        TrialLog(folder, other)
