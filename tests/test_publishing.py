@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny_models import picture, tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
 
@@ -22,6 +23,7 @@ from gen_vla.training.publishing import (
     check_files,
     check_repo_id,
     content_hash,
+    copy_record,
     install_in_cache,
     publish_to_folder,
 )
@@ -110,6 +112,19 @@ def test_the_repository_is_the_model_its_code_its_records_and_its_card(repositor
     card = (repository / "README.md").read_text()
     assert f'from_pretrained("{REPO}"' in card
     assert "0.75" in card
+
+
+def test_the_recipe_goes_out_without_private_paths(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "ada"))
+    record = tmp_path / "recipe.yaml"
+    robot = [{"path": f"{tmp_path}/home/ada/data/bridge", "key": "a"}, {"path": "bridge", "key": "b"}]
+    record.write_text(yaml.safe_dump({"name": "mine", "data": {"robot": robot}}))
+    copy_record(record, tmp_path / "public.yaml")
+    public = yaml.safe_load((tmp_path / "public.yaml").read_text())
+    assert [source["path"] for source in public["data"]["robot"]] == ["~/data/bridge", "bridge"]
+    assert public["name"] == "mine"
+    copy_record(checkpoint / "recipe.yaml", tmp_path / "same.yaml")
+    assert (tmp_path / "same.yaml").read_bytes() == (checkpoint / "recipe.yaml").read_bytes()
 
 
 LOAD_BY_NAME = f"""

@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
+from gen_vla.evaluation.private_paths import shortened
 from gen_vla.model_cards.card import write_card
 from gen_vla.training.checkpoints import WEIGHTS, WEIGHTS_INDEX, check_folder
 from gen_vla.training.lora_merging import check_checkpoint, load_checkpoint, saved_dtype
@@ -70,7 +72,7 @@ def publish_to_folder(
         draft.mkdir()
         for name in RECORDS:
             if (checkpoint / name).is_file():
-                shutil.copyfile(checkpoint / name, draft / name)
+                copy_record(checkpoint / name, draft / name)
         write_card(draft, repo_id, model, results, processor.cameras)  # first, since it may refuse the name
         cast_weights(model, saved_dtype(checkpoint))
         model.save_pretrained(draft, max_shard_size=MAX_SHARD_SIZE)
@@ -80,6 +82,19 @@ def publish_to_folder(
         verify(draft, model, processor)
         replace_folder(draft, folder)
     return folder
+
+
+def copy_record(record: Path, target: Path) -> None:
+    """Copies a YAML or JSON file; what is private in its paths stays here (`private_paths.py`)."""
+    text = record.read_text(encoding="utf-8")
+    content = yaml.safe_load(text) if record.suffix == ".yaml" else json.loads(text)
+    public = shortened(content)
+    if public == content:
+        shutil.copyfile(record, target)
+    elif record.suffix == ".yaml":
+        target.write_text(yaml.safe_dump(public, sort_keys=False), encoding="utf-8")
+    else:
+        target.write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:
