@@ -19,6 +19,7 @@ class ImageLanguageModelMixin:
     vision_tower: Any
     projector: Any
     language_model: Any
+    training: bool
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -40,10 +41,16 @@ class ImageLanguageModelMixin:
         """Embeddings float [B, L, text width] of words and pictures; pictures the cache already holds are ignored.
 
         Raises:
-            ValueError: if the numbers of image tokens and image features differ, or pictures are missing.
+            ValueError: if the numbers of image tokens and image features differ, pictures are missing, or a cache is
+                to be filled that layers would not keep.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
+        if past_key_values is not None and self.training and drops_caches(self.language_model):
+            raise ValueError(
+                "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
+                "checkpointed layers keep no cache, so that all but the first token would be wrong; call model.eval()"
+            )
         embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             if is_empty(past_key_values):
@@ -167,6 +174,11 @@ class ImageLanguageHeadMixin:
 def is_empty(cache: Any) -> bool:
     """Whether a cache of keys and values, or none, holds no token yet."""
     return cache is None or not cache.get_seq_length()
+
+
+def drops_caches(language_model: Any) -> bool:
+    """Whether layers are checkpointed, which then ignore a cache they are given."""
+    return any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in language_model.layers)
 
 
 def positions_of(attention_mask: torch.Tensor, length: int) -> torch.Tensor:

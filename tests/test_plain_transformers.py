@@ -117,6 +117,29 @@ def test_a_plain_trainer_goes_on_from_a_checkpoint(
     assert "loss_type" not in messages()
 
 
+def test_checkpointed_layers_are_not_asked_for_actions(maker: Callable[..., tuple[Any, Any]]) -> None:
+    """They would drop the cache and go on, and every token but the first would be another one."""
+    model, processor = maker()
+    inputs = {**processor.action_inputs(picture(), "go")}
+    if hasattr(model.config, "chunk_size"):
+        inputs["noise"] = torch.zeros(1, 4, 3)
+    expected = model.predict_action(**inputs)
+    np.testing.assert_array_equal(model.train().predict_action(**inputs), expected)
+    model.gradient_checkpointing_enable()
+    if "noise" in inputs:  # whose language model is not checkpointed
+        np.testing.assert_array_equal(model.predict_action(**inputs), expected)
+        return
+    for ask in (
+        lambda: model.predict_action(**inputs),
+        lambda: model.predict_action(**inputs, tree_nodes=0),
+        lambda: model.generate(**processor.question_inputs(picture(), "How many?"), max_new_tokens=3),
+    ):
+        with pytest.raises(ValueError, match=r"training mode with gradient checkpointing.*call model\.eval\(\)"):
+            ask()
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    np.testing.assert_array_equal(model.eval().predict_action(**inputs), expected)
+
+
 def test_saved_weights_are_a_state_dict(llama_like: Any, tmp_path: Path) -> None:
     model, other = tiny_model(llama_like), tiny_model(llama_like, seed=1)
     model.save_pretrained(tmp_path)
