@@ -4,6 +4,7 @@ The Space runs as `python app.py` in its folder, in a process that cannot import
 but to this machine; the browser resolves no name at all. What either asked of the outside is kept for tests to see.
 """
 
+import io
 import os
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 from urllib.parse import urlsplit
+
+from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,19 +118,19 @@ class Visitor:
         """Opens a tab."""
         self.page.get_by_role("tab", name=name).click()
 
-    def upload(self, tab: str, path: Path) -> None:
-        """Replaces the picture of a tab, and waits until the server has it."""
-        self.clear_picture(tab)
+    def upload(self, tab: str, path: Path, camera: int | None = None) -> None:
+        """Replaces the picture of a tab, that of one camera if there are several; waits until the server has it."""
+        field = self.clear_picture(tab, camera)
         with self.page.expect_response(lambda response: "/upload" in response.url):
-            self.page.locator(f"#{tab}-picture input[type=file]").first.set_input_files(str(path))
-        self.page.locator(f"#{tab}-picture img").wait_for()
+            field.locator("input[type=file]").first.set_input_files(str(path))
+        field.locator("img").wait_for()
 
-    def clear_picture(self, tab: str) -> None:
-        """Takes the picture of a tab away."""
-        self.page.locator(f"#{tab}-picture").get_by_label("Remove").or_(
-            self.page.locator(f"#{tab}-picture").get_by_label("Clear")
-        ).first.click()
-        self.page.locator(f"#{tab}-picture img").wait_for(state="detached")
+    def clear_picture(self, tab: str, camera: int | None = None) -> Any:
+        """Takes the picture of a tab, or that of one of its cameras, away; returns its field."""
+        field = self.page.locator(f"#{tab}-picture" if camera is None else f"#{tab}-picture-{camera}")
+        remove_button(field).click()
+        field.locator("img").wait_for(state="detached")
+        return field
 
     def write(self, field_id: str, text: str) -> None:
         """Fills a text field."""
@@ -149,10 +152,47 @@ class Visitor:
         self.page.screenshot(path=str(SCREENSHOTS / f"{name}.png"), full_page=True)
 
 
+def remove_button(field: Any) -> Any:
+    """What takes the picture of a field away."""
+    return field.get_by_label("Remove").or_(field.get_by_label("Clear")).first
+
+
+def shown_string(person: Visitor) -> Any:
+    """Where the page shows the action that the model wrote."""
+    return person.page.locator("#act-words").get_by_test_id("action-string")
+
+
+def shown_picture(person: Visitor, elem_id: str) -> Image.Image:
+    """A picture of the page, as the browser got it."""
+    address = person.page.locator(f"#{elem_id} img").get_attribute("src")
+    return Image.open(io.BytesIO(urllib.request.urlopen(address).read()))
+
+
+def save(image: Image.Image, path: Path, **options: Any) -> Path:
+    """Writes a picture and returns where."""
+    image.save(path, **options)
+    return path
+
+
 @contextmanager
-def visitor(browser: Any, url: str, width: int = 1280, height: int = 900) -> Iterator[Visitor]:
+def chromium() -> Iterator[Any]:
+    """Chromium without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visitor(browser: Any, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Visitor]:
     """Someone who has just opened the page."""
-    context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        reduced_motion="reduce",
+        color_scheme="dark" if dark else "light",
+    )
     context.set_default_timeout(30_000)
     page = context.new_page()
     person = Visitor(page)

@@ -20,12 +20,12 @@ def bridge_statistics() -> dict[str, Any]:
     return entry
 
 
-def save_arm_model(tokenizer: Any, folder: Path, seed: int = 0) -> tuple[Any, Any]:
+def save_arm_model(tokenizer: Any, folder: Path, seed: int = 0, cameras: list[str] | None = None) -> tuple[Any, Any]:
     """A model of an arm and its processor, saved as a repository; its data sets are bridge_orig and tiny."""
     strings = ActionStringProcessor(action_dim=7, binary_dims=[6])
     norm_stats = {"bridge_orig": bridge_statistics(), "tiny": tiny_statistics(7, scale=0.01)}
     model = tiny_model(tokenizer, strings, seed=seed, norm_stats=norm_stats)
-    processor = tiny_processor(tokenizer, strings)
+    processor = tiny_processor(tokenizer, strings, cameras=cameras)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor

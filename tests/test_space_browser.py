@@ -4,10 +4,8 @@ The expected actions come from the same models in this process, so a page that s
 are kept in build/screenshots.
 """
 
-import io
 import re
 import struct
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,19 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from space_browser import CHROMIUM, FLAGS, OUTSIDE, SPACE, RunningSpace, Visitor, running_space, visitor
+from space_browser import (
+    CHROMIUM,
+    OUTSIDE,
+    SPACE,
+    RunningSpace,
+    Visitor,
+    chromium,
+    running_space,
+    save,
+    shown_picture,
+    shown_string,
+    visitor,
+)
 from space_models import save_arm_model
 from tiny_models import picture, tiny_tokenizer
 
@@ -49,10 +59,8 @@ def space(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium without a window."""
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -70,11 +78,6 @@ def camera(tmp_path: Path) -> Path:
     return save(picture(3, (48, 32)), tmp_path / "camera.png")
 
 
-def save(image: Image.Image, path: Path, **options: Any) -> Path:
-    image.save(path, **options)
-    return path
-
-
 def expected(models: dict[str, Any], image: Image.Image, instruction: str, role: str = "model") -> Any:
     """The prediction of a model in this process."""
     _, model, processor = models[role]
@@ -82,13 +85,12 @@ def expected(models: dict[str, Any], image: Image.Image, instruction: str, role:
     return model.predict_actions(**inputs, unnorm_key="bridge_orig")
 
 
-def shown_string(person: Visitor) -> Any:
-    return person.page.locator("#act-words").get_by_test_id("action-string")
-
-
-def shown_picture(person: Visitor, elem_id: str) -> Image.Image:
-    address = person.page.locator(f"#{elem_id} img").get_attribute("src")
-    return Image.open(io.BytesIO(urllib.request.urlopen(address).read()))
+def answered(models: dict[str, Any], image: Image.Image, question: str) -> str:
+    """The answer of the model in this process."""
+    _, model, processor = models["model"]
+    inputs = processor.question_inputs(image, question)
+    output = model.generate(**inputs, max_new_tokens=48, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    return processor.batch_decode(output, skip_special_tokens=True)[0].strip()
 
 
 def test_page_opens_with_a_finished_example(person: Visitor, models: dict[str, Any]) -> None:
@@ -128,10 +130,7 @@ def test_pointing_at_a_digit_tells_its_probability(person: Visitor, models: dict
 
 
 def test_ask(person: Visitor, models: dict[str, Any], camera: Path) -> None:
-    _, model, processor = models["model"]
-    inputs = processor.question_inputs(Image.open(camera), "How many?")
-    output = model.generate(**inputs, max_new_tokens=48, do_sample=False)[:, inputs["input_ids"].shape[1] :]
-    answer = processor.batch_decode(output, skip_special_tokens=True)[0].strip()
+    answer = answered(models, Image.open(camera), "How many?")
     person.choose_tab("Ask")
     person.upload("ask", camera)
     person.write("ask-question", "How many?")
@@ -195,6 +194,54 @@ def test_empty_instruction_and_no_picture_get_a_message(person: Visitor) -> None
     person.press("act-button")
     playwright.expect(person.page.get_by_test_id("toast-body").last).to_contain_text("Choose a picture first")
     person.screenshot("no_picture")
+
+
+def test_an_example_fills_the_fields_and_can_be_sent(person: Visitor, models: dict[str, Any]) -> None:
+    prediction = expected(models, Image.open(SPACE / "examples" / "drawer_and_blocks.png"), "open the drawer")
+    person.page.locator("#act-picture-examples tbody tr").nth(1).click()
+    shown = re.compile("drawer_and_blocks")
+    playwright.expect(person.page.locator("#act-picture img")).to_have_attribute("src", shown)
+    playwright.expect(person.page.locator("#act-instruction textarea")).to_have_value("open the drawer")
+    person.press("act-button")
+    playwright.expect(shown_string(person)).to_have_text(prediction.text[0])
+    person.choose_tab("Ask")
+    person.page.locator("#ask-picture-examples tbody tr").nth(2).click()
+    playwright.expect(person.page.locator("#ask-question textarea")).to_have_value("Is the gripper open or closed?")
+    person.press("ask-button")
+    playwright.expect(person.page.locator("#ask-answer textarea")).to_have_value(
+        answered(models, Image.open(SPACE / "examples" / "can_and_ball.png"), "Is the gripper open or closed?")
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "result"),
+    [("Öffne bitte die obere Schublade! 请打开抽屉 🦾", None), ("x" * 2000, "has 2000 characters; at most 200 fit")],
+    ids=["other_languages", "long"],
+)
+def test_words_of_all_kinds(person: Visitor, models: dict[str, Any], words: str, result: str | None) -> None:
+    """Nothing that was pasted is cut off unseen: it is taken whole, or refused."""
+    person.write("act-instruction", words)
+    person.press("act-button")
+    if result:
+        assert result in person.message()
+        field = person.page.locator("#act-instruction textarea").bounding_box()
+        assert field["height"] < 150  # it scrolls inside
+        playwright.expect(person.page.locator("#act-sentence .error")).to_be_hidden()  # not across the words
+        playwright.expect(person.page.locator("#act-words .card")).to_have_css("opacity", "0.35")  # of another order
+        person.screenshot("long_words")
+        return
+    prediction = expected(models, Image.open(SPACE / "examples" / "drawer_half_open.png"), words)
+    playwright.expect(shown_string(person)).to_have_text(prediction.text[0])
+
+
+def test_a_double_click_asks_once(person: Visitor) -> None:
+    asked: list[str] = []
+    person.page.on("request", lambda request: asked.append(request.url) if "/queue/join" in request.url else None)
+    person.write("act-instruction", "wipe the table")
+    before = shown_string(person).text_content()
+    person.page.locator("#act-button").dblclick()
+    playwright.expect(shown_string(person)).not_to_have_text(before)
+    assert len(asked) == 1
 
 
 def test_two_visitors_at_once_each_get_their_own(
@@ -276,4 +323,5 @@ def test_a_camera_s_rotation_is_respected(
     lying = save(upright.transpose(Image.Transpose.ROTATE_90), tmp_path / "lying.png", exif=exif)
     values = Client(space.url, verbose=False).predict(handle_file(lying), "go", "bridge_orig", api_name="/act")[0]
     assert values["text"] == expected(models, upright, "go").text[0]
-    assert values["text"] != expected(models, Image.open(lying), "go").text[0]
+    as_stored = upright.transpose(Image.Transpose.ROTATE_90)
+    assert values["text"] != expected(models, as_stored, "go").text[0]

@@ -21,6 +21,7 @@ from tiny_models import (
     tiny_processor,
     tiny_tokenizer,
 )
+from transformers import LlavaConfig
 
 from gen_vla.processors import ActionBins, ActionStringProcessor
 
@@ -35,7 +36,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Any, Any]:
 
 def test_an_action_is_the_model_s(arm: tuple[Policy, Any, Any]) -> None:
     policy, model, processor = arm
-    action = policy.act(picture(1), " Open the drawer ", "bridge_orig")
+    action = policy.act([picture(1)], " Open the drawer ", "bridge_orig")
     inputs = processor.action_inputs(picture(1), "open the drawer")
     expected = model.predict_actions(**inputs, unnorm_key="bridge_orig")
     assert action.text == expected.text[0] == "".join(piece.text for piece in action.pieces)
@@ -49,11 +50,37 @@ def test_an_action_is_the_model_s(arm: tuple[Policy, Any, Any]) -> None:
     assert action.forward_passes == expected.forward_passes < 49
 
 
-def test_a_model_of_several_cameras_is_refused(tmp_path: Path) -> None:
-    _, processor = save_arm_model(tiny_tokenizer("llama_like"), tmp_path)
-    processor.cameras = ["top", "wrist"]
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"a model of 2 cameras \(top, wrist\), expected one of a single camera"):
+def test_a_model_of_one_named_camera_takes_one_picture(tmp_path: Path) -> None:
+    model, processor = save_arm_model(tiny_tokenizer("llama_like"), tmp_path, cameras=["top"])
+    policy = Policy(str(tmp_path))
+    prediction = model.predict_actions(**processor.action_inputs(picture(1), "go"), unnorm_key="bridge_orig")
+    assert policy.cameras == ()
+    assert policy.act([picture(1)], "go", "bridge_orig").text == prediction.text[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm_stats": {}}, r"without statistics \(norm_stats in config.json\), expected those of a data set"),
+        ({"norm_stats": None}, "without statistics"),
+        ({"action_config": None}, "of type openvla_plus without action_config, expected a policy"),
+    ],
+    ids=["no_statistics", "none", "a_vision_language_model"],
+)
+def test_models_that_cannot_act_are_refused_before_their_weights_are_loaded(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    model, _ = save_arm_model(tiny_tokenizer("llama_like"), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.config.update(settings)
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        Policy(str(tmp_path))
+
+
+def test_models_of_other_families_are_refused(tmp_path: Path) -> None:
+    LlavaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a model of type llava without action_config"):
         Policy(str(tmp_path))
 
 
@@ -70,7 +97,7 @@ def test_bins_are_shown_as_numbers(tmp_path: Path) -> None:
     model = tiny_model(tokenizer, bins)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
     tiny_processor(tokenizer, bins).save_pretrained(tmp_path)  # type: ignore[arg-type]
-    action = Policy(str(tmp_path)).act(picture(1), "go", "tiny")
+    action = Policy(str(tmp_path)).act([picture(1)], "go", "tiny")
     assert " ".join(piece.text for piece in action.pieces) == action.text
     assert len(action.pieces) == 7
 
@@ -78,7 +105,7 @@ def test_bins_are_shown_as_numbers(tmp_path: Path) -> None:
 def test_the_other_family_acts_and_answers(tmp_path: Path) -> None:
     save_pi0_arm_model(tiny_tokenizer("gemma_like"), tmp_path)
     policy = Policy(str(tmp_path))
-    action = policy.act(picture(1), "go", "bridge_orig")
+    action = policy.act([picture(1)], "go", "bridge_orig")
     assert re.fullmatch(r"([+-][01]\.\d{4}){7}", action.text)
     assert action.text == "".join(piece.text for piece in action.pieces)
     assert isinstance(policy.ask(picture(1), "How many?")[0], str)
@@ -89,7 +116,7 @@ def test_a_model_runs_in_the_type_it_was_saved_in(tmp_path: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     policy = Policy(str(tmp_path))
     assert policy.model.dtype == torch.bfloat16
-    assert len(policy.act(picture(1), "go", "bridge_orig").text) == 49
+    assert len(policy.act([picture(1)], "go", "bridge_orig").text) == 49
     assert policy.ask(picture(1), "How many?")[1] > 0
 
 

@@ -3,45 +3,40 @@
     python app.py                                            # the model named in the front matter of README.md
     GEN_VLA_MODEL=FOLDER GEN_VLA_BASELINE=FOLDER python app.py      # local models
 
-Decides: the page, its words, what runs at the same time, what programs can call. Refuses to know: how models work
-(`policy.py`), what pictures are accepted (`picture_input.py`), how a result is drawn (`action_html.py`,
-`motion_pictures.py`).
+Decides: the page, its words, what runs at the same time, what programs can call. Refuses to know: what is in an answer
+(`answers.py`), how models work (`policy.py`), how several cameras are shown (`camera_fields.py`), what pictures
+are accepted (`picture_input.py`).
 
 The page opens with a finished example, so that what it shows needs no explaining.
 """
 
 import contextlib
-import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio loads
 # isort: split
 
 import gradio as gr
-from action_html import Compared, action_card, comparison, headline, seconds
-from changed_pictures import CHANGES, RECOLOUR, changed
+from answers import Answers
+from camera_fields import camera_fields, one_field_each, scene_pictures
+from changed_pictures import CHANGES, RECOLOUR
 from gradio.themes import Base
-from motion_pictures import ORANGE, TEAL, Arrow, draw_arrows, draw_in_space
-from picture_input import MAX_FILE_SIZE, MAX_PIXELS, is_squeezed, megapixels, picture_input, read_picture
-from policy import DIMENSIONS, MAX_CHARACTERS, Policy, PredictedAction, model_names
-from robot_frames import frame_of
+from picture_input import MAX_FILE_SIZE, MAX_PIXELS, megapixels, picture_input, read_picture
+from policy import Policy, model_names
 
 
 FOLDER = Path(__file__).resolve().parent
 EXAMPLES = [
-    ("drawer_half_open.png", "close the drawer", "What colour is the cabinet?"),
-    ("drawer_and_blocks.png", "open the drawer", "How many blocks are on the table?"),
-    ("can_and_ball.png", "pick up the blue can", "Is the gripper open or closed?"),
+    ("drawer_half_open", "close the drawer", "What colour is the cabinet?"),
+    ("drawer_and_blocks", "open the drawer", "How many blocks are on the table?"),
+    ("can_and_ball", "pick up the blue can", "Is the gripper open or closed?"),
 ]
-FIRST_EXAMPLE = str(FOLDER / "examples" / EXAMPLES[0][0])
-UNITS = ("m", "m", "m", "rad", "rad", "rad", "0 closed .. 1 open")
+FIRST_SCENE = EXAMPLES[0][0]
 VISITORS_WAITING = 32  # more are told that the queue is full
 KEPT_SECONDS = 3600  # uploads and results
 TITLE = "From a picture and an order to a movement"
@@ -66,113 +61,10 @@ SCROLL_TO = """() => {
   if (place.top < 0 || place.bottom > window.innerHeight) result.scrollIntoView({behavior: "smooth"});
 }"""
 ARROW_NOTE = (
-    "The arrow starts in the middle, since the model does not say where the hand is, and assumes the camera that is "
-    "usual for this data set; at full length it is the longest movement in the data. The gripper in space is not to "
-    "scale."
+    "The arrow {where}starts in the middle, since the model does not say where the hand is, and assumes the camera "
+    "that is usual for this data set; at full length it is the longest movement in the data. The gripper in space is "
+    "not to scale."
 )
-
-
-def for_visitors(answer: Callable[..., Any]) -> Callable[..., Any]:
-    """What is wrong with a visitor's input becomes a message on the page; it is written to be read."""
-
-    @functools.wraps(answer)
-    def answered(*arguments: Any) -> Any:
-        try:
-            return answer(*arguments)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    return answered
-
-
-class Answers:
-    """What each tab of the page does."""
-
-    def __init__(self, policy: Policy, baseline: Policy | None):
-        self.policy, self.baseline = policy, baseline
-
-    @for_visitors
-    def act(self, picture: Any, instruction: str, data_set: str) -> tuple[dict[str, Any], str, Any, Any, str]:
-        """An action: as plain values, as a sentence, as an arrow on the picture, in space, digit by digit."""
-        check_picture(picture)
-        action = self.policy.act(picture, instruction, data_set)
-        frame = frame_of(data_set)
-        on_picture = draw_arrows(picture, [Arrow(path_of(action), TEAL)], frame, self._longest(action))
-        in_space = draw_in_space(action.steps, frame)
-        return plain_values(action), headline(action), on_picture, in_space, action_card(action)
-
-    @for_visitors
-    def ask(self, picture: Any, question: str) -> tuple[str, str]:
-        """An answer, and what it cost."""
-        check_picture(picture)
-        answer, milliseconds = self.policy.ask(picture, question)
-        return answer or "(the model wrote nothing)", f"Answered in {seconds(milliseconds)}."
-
-    @for_visitors
-    def compare(
-        self, picture: Any, instruction: str, data_set: str, change: str, strength: float
-    ) -> tuple[dict[str, Any], Any, Any, str]:
-        """Two models on a picture and on a changed copy: as plain values, as two pictures, as a table."""
-        assert self.baseline is not None, "the tab is only there with a second model"
-        check_picture(picture)
-        copy = changed(picture, change, strength)
-        models = [
-            Compared(name, colour, *(policy.act(image, instruction, data_set) for image in (picture, copy)))
-            for name, colour, policy in zip(self.names(), (TEAL, ORANGE), (self.policy, self.baseline))
-        ]
-        frame, longest = frame_of(data_set), self._longest(models[0].original)
-        originals = [Arrow(path_of(model.original), model.colour, model.name) for model in models]
-        copies = [Arrow(path_of(model.changed), model.colour, model.name) for model in models]
-        plain = [
-            {"name": m.name, "picture": plain_values(m.original), "changed_copy": plain_values(m.changed)}
-            for m in models
-        ]
-        return (
-            {"models": plain},
-            draw_arrows(picture, originals, frame, longest),
-            draw_arrows(copy, copies, frame, longest),
-            comparison(models),
-        )
-
-    def names(self) -> list[str]:
-        """What the models are called on the page: the last part of their names, told apart if need be."""
-        short = [Path(policy.name).name for policy in (self.policy, self.baseline) if policy]
-        return short if len(set(short)) == len(short) else [f"{name} ({i})" for i, name in enumerate(short, start=1)]
-
-    def _longest(self, action: PredictedAction) -> float:
-        """Metres that the longest arrow stands for: the longest movement of the data set, for each step."""
-        statistics = self.policy.model.get_action_stats(action.data_set)
-        ends = np.maximum(np.abs(statistics["q01"][:3]), np.abs(statistics["q99"][:3]))
-        return max(float(np.linalg.norm(ends)), 1e-6) * len(action.steps)
-
-
-def check_picture(picture: Any) -> None:
-    """Says what is missing, or what will be hard to see."""
-    if picture is None:
-        raise gr.Error("Choose a picture first: upload one, take one, or tap an example.", print_exception=False)
-    if is_squeezed(picture):
-        gr.Warning("This picture is much longer than it is wide. The model sees it squeezed to a square.")
-
-
-def path_of(action: PredictedAction) -> np.ndarray:
-    """Where the hand is after each step, float [T, 3] in metres from where it was."""
-    return np.cumsum(action.steps[:, :3], axis=0)
-
-
-def plain_values(action: PredictedAction) -> dict[str, Any]:
-    """An action for programs."""
-    return {
-        "text": action.text,
-        "action": np.round(action.steps.astype(float), 6).tolist(),
-        "standard_deviation": np.round(action.deviations.astype(float), 6).tolist(),
-        "names": list(DIMENSIONS),
-        "units": list(UNITS),
-        "data_set": action.data_set,
-        "tokens": [piece.text for piece in action.pieces],
-        "probabilities": [round(piece.probability, 4) for piece in action.pieces],
-        "milliseconds": round(action.milliseconds, 1),
-        "forward_passes": action.forward_passes,
-    }
 
 
 def build_page(answers: Answers) -> gr.Blocks:
@@ -192,25 +84,26 @@ def build_page(answers: Answers) -> gr.Blocks:
 
 def add_act_tab(answers: Answers) -> None:
     """A picture and an order in; a movement out."""
-    opening = answers.act(read_picture(FIRST_EXAMPLE), EXAMPLES[0][1], answers.policy.data_sets[0])
+    act = one_field_each(answers.act, answers.cameras)
+    opening = act(*opening_pictures(answers), EXAMPLES[0][1], answers.policy.data_sets[0])
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            picture, instruction, data_set = observation_fields(answers, "act")
+            pictures, instruction, data_set = observation_fields(answers, "act", answers.policy.data_sets)
             button = gr.Button("Predict the movement", variant="primary", elem_id="act-button")
-            add_examples([picture, instruction], 1)
+            add_examples(pictures, instruction, answers.cameras, 1)
         with gr.Column(scale=6, min_width=280):
             sentence = gr.HTML(opening[1], elem_id="act-sentence")
             with gr.Row(elem_classes="pictures"):
                 arrow = result_picture(opening[2], "On the picture", "act-arrow")
                 space = result_picture(opening[3], "In space", "act-space")
-            gr.Markdown(ARROW_NOTE, elem_classes="note")
+            gr.Markdown(arrow_note(answers), elem_classes="note")
             words = gr.HTML(opening[4], elem_id="act-words")
             with gr.Accordion("The same for programs", open=False):
                 plain = gr.JSON(opening[0], elem_id="act-json", show_label=False)
     ask_model(
         [button.click, instruction.submit],
-        answers.act,
-        [picture, instruction, data_set],
+        act,
+        [*pictures, instruction, data_set],
         [plain, sentence, arrow, space, words],
         "act-sentence",
     )
@@ -218,16 +111,16 @@ def add_act_tab(answers: Answers) -> None:
 
 def add_ask_tab(answers: Answers) -> None:
     """A picture and a question in; words out."""
-    answer, cost = answers.ask(read_picture(FIRST_EXAMPLE), EXAMPLES[0][2])
-    gr.Markdown("The model that moves the robot can still talk about what it sees. Ask it something.")
+    (path,) = scene_pictures(FIRST_SCENE, ())
+    answer, cost = answers.ask(read_picture(path), EXAMPLES[0][2])
+    about = " Questions are about one picture, of any camera." if answers.cameras else ""
+    gr.Markdown(f"The model that moves the robot can still talk about what it sees. Ask it something.{about}")
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            picture = picture_input("Picture", "ask-picture", FIRST_EXAMPLE)
-            question = gr.Textbox(
-                EXAMPLES[0][2], label="Question", max_length=MAX_CHARACTERS, elem_id="ask-question", lines=1
-            )
+            picture = picture_input("Picture", "ask-picture", path)
+            question = gr.Textbox(EXAMPLES[0][2], label="Question", elem_id="ask-question", lines=1, max_lines=4)
             button = gr.Button("Ask", variant="primary", elem_id="ask-button")
-            add_examples([picture, question], 2)
+            add_examples([picture], question, (), 2)
         with gr.Column(scale=6, min_width=280):
             words = gr.Textbox(answer, label="Answer", elem_id="ask-answer", interactive=False, lines=2)
             took = gr.Markdown(cost, elem_classes="note")
@@ -239,30 +132,34 @@ def add_compare_tab(answers: Answers) -> None:
     if answers.baseline is None:
         gr.Markdown(NO_BASELINE, elem_id="no-baseline")
         return
-    settings = (EXAMPLES[0][1], answers.policy.data_sets[0], RECOLOUR, 0.3)
-    values, original_picture, changed_picture, table = answers.compare(read_picture(FIRST_EXAMPLE), *settings)
+    compare = one_field_each(answers.compare, answers.cameras)
+    settings = (EXAMPLES[0][1], answers.shared_data_sets[0], RECOLOUR, 0.3)
+    values, original_picture, changed_picture, table = compare(*opening_pictures(answers), *settings)
     gr.Markdown(
         f"Two models, `{'` and `'.join(answers.names())}`, on one scene in two looks. A robust policy keeps its "
         "movement when only the looks change; one that has learnt the looks by heart does not."
     )
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            picture, instruction, data_set = observation_fields(answers, "compare")
+            pictures, instruction, data_set = observation_fields(answers, "compare", answers.shared_data_sets)
             change = gr.Radio(list(CHANGES), value=RECOLOUR, label="Change", elem_id="compare-change")
             strength = gr.Slider(0, 1, value=0.3, step=0.05, label="How much")
             button = gr.Button("Compare", variant="primary", elem_id="compare-button")
-            add_examples([picture, instruction], 1)
+            add_examples(pictures, instruction, answers.cameras, 1)
         with gr.Column(scale=6, min_width=280):
             with gr.Row(elem_classes="pictures"):
-                original = result_picture(original_picture, "The picture", "compare-original")
-                copy = result_picture(changed_picture, "The changed copy", "compare-changed")
+                labels = (
+                    ("The pictures", "The changed copies") if answers.cameras else ("The picture", "The changed copy")
+                )
+                original = result_picture(original_picture, labels[0], "compare-original")
+                copy = result_picture(changed_picture, labels[1], "compare-changed")
             words = gr.HTML(table, elem_id="compare-words")
             with gr.Accordion("The same for programs", open=False):
                 plain = gr.JSON(values, show_label=False)
     ask_model(
         [button.click, instruction.submit],
-        answers.compare,
-        [picture, instruction, data_set, change, strength],
+        compare,
+        [*pictures, instruction, data_set, change, strength],
         [plain, original, copy, words],
         "compare-original",
     )
@@ -288,20 +185,33 @@ def ask_model(triggers: list[Any], answer: Any, inputs: list[Any], outputs: list
     event.success(None, js=SCROLL_TO % result, api_visibility="private")
 
 
-def observation_fields(answers: Answers, tab: str) -> tuple[gr.Image, gr.Textbox, gr.Dropdown]:
-    """What a policy needs to know: picture, order, whose units."""
-    picture = picture_input("What the robot's camera sees", f"{tab}-picture", FIRST_EXAMPLE)
+def opening_pictures(answers: Answers) -> list[Any]:
+    """What the cameras show in the example that the page opens with."""
+    return [read_picture(path) for path in scene_pictures(FIRST_SCENE, answers.cameras)]
+
+
+def observation_fields(
+    answers: Answers, tab: str, data_sets: list[str]
+) -> tuple[list[gr.Image], gr.Textbox, gr.Dropdown]:
+    """What a policy needs to know: pictures, order, whose units."""
+    pictures = camera_fields(answers.cameras, tab, FIRST_SCENE)
     instruction = gr.Textbox(
-        EXAMPLES[0][1], label="What should be done", max_length=MAX_CHARACTERS, elem_id=f"{tab}-instruction", lines=1
+        EXAMPLES[0][1], label="What should be done", elem_id=f"{tab}-instruction", lines=1, max_lines=4
     )
     data_set = gr.Dropdown(
-        answers.policy.data_sets,
-        value=answers.policy.data_sets[0],
+        data_sets,
+        value=data_sets[0],
         label="Robot and data set",
         info="The model writes numbers between -1 and 1; this decides how many millimetres and degrees they are.",
         elem_id=f"{tab}-data-set",
     )
-    return picture, instruction, data_set
+    return pictures, instruction, data_set
+
+
+def arrow_note(answers: Answers) -> str:
+    """What an arrow means, and on which camera's picture it is."""
+    where = f"is on the picture of `{answers.cameras[answers.arrow_at]}`, " if answers.cameras else ""
+    return ARROW_NOTE.format(where=where)
 
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
@@ -316,10 +226,23 @@ def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
     )
 
 
-def add_examples(inputs: list[Any], column: int) -> None:
-    """Pictures that come with the Space; choosing one fills the fields in."""
-    rows = [[str(FOLDER / "examples" / row[0]), row[column]] for row in EXAMPLES]
-    gr.Examples(rows, inputs, label="Examples", cache_examples=False, elem_id=f"{inputs[0].elem_id}-examples")
+def add_examples(pictures: list[gr.Image], words: gr.Textbox, cameras: Sequence[str], column: int) -> None:
+    """Scenes that come with the Space; choosing one fills the fields in.
+
+    `gr.Examples` would make the fields anew for this visitor, without what `picture_input` changed in them.
+    """
+    scenes = [(scene_pictures(row[0], cameras), row[column]) for row in EXAMPLES]
+    rows = [[*paths, text] for paths, text in scenes if all(map(os.path.isfile, paths))]  # not all have every view
+    examples = gr.Dataset(
+        label="Examples",
+        components=[*pictures, words],
+        samples=rows,
+        elem_id=f"{pictures[0].elem_id}-examples",
+        elem_classes="several-examples" if cameras else None,
+    )
+    examples.click(
+        lambda row: row, examples, [*pictures, words], show_progress="hidden", queue=False, api_visibility="private"
+    )
 
 
 def footer(answers: Answers) -> str:

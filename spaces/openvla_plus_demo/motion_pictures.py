@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from robot_frames import RobotFrame, rotation_matrix
 
 
@@ -22,6 +22,7 @@ TEAL, ORANGE, GREY = "#0f766e", "#c2410c", "#7b8aa0"
 SIDE = 640  # pixels of the longer side of what is drawn
 FINE = 2  # drawn this much larger, then reduced, for smooth edges
 REACH = 0.42  # of the shorter side: the longest arrow
+GAP = 8  # pixels between pictures on one sheet
 LEAST_EXTENT = 0.01  # metres: the gripper is half as large as the motion, or as this
 HALF_OPEN = 0.5  # how the gripper is drawn before: the model does not say
 
@@ -54,6 +55,31 @@ def draw_arrows(picture: Image.Image, arrows: Sequence[Arrow], frame: RobotFrame
     draw.ellipse([*(middle - hub), *(middle + hub)], fill="white", outline="#1f2937", width=max(stroke // 2, 1))
     draw_legend(draw, arrows, canvas.size[1])
     return canvas.resize(size, Image.Resampling.LANCZOS)
+
+
+def with_others(drawn: Image.Image, others: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """A picture with smaller ones of other cameras below it, each under its name; alone, it stays as it is."""
+    if not others:
+        return drawn
+    side = (drawn.width - GAP) // 2
+    rows = (len(others) + 1) // 2
+    text, line = ImageFont.load_default(size=26), 40
+    sheet = Image.new("RGB", (drawn.width, drawn.height + rows * (GAP + line + side)), "white")
+    sheet.paste(drawn)
+    draw = ImageDraw.Draw(sheet)
+    for index, (name, picture) in enumerate(others):
+        left, top = (index % 2) * (side + GAP), drawn.height + GAP + (index // 2) * (GAP + line + side)
+        draw.text((left + GAP, top), shortened(name, side - 2 * GAP, text), fill="#1f2937", font=text)
+        sheet.paste(ImageOps.pad(picture, (side, side), color="white", centering=(0.0, 0.0)), (left, top + line))
+    return sheet
+
+
+def shortened(name: str, width: float, text: Any) -> str:
+    """A name that is no wider than `width` pixels in a font."""
+    short = name
+    while short and text.getlength(short if short == name else f"{short}…") > width:
+        short = short[:-1]
+    return short if short == name else f"{short}…"
 
 
 def draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, colour: str, stroke: float) -> None:

@@ -6,6 +6,7 @@ Refuses to know: models, what a picture is used for. The size of files is limite
 A picture's header is read before its pixels: a small file can claim more pixels than there is memory for.
 """
 
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -24,31 +25,42 @@ class PictureError(ValueError):
     """A file that is no picture for this Space; the message is for the visitor."""
 
 
-def picture_input(label: str, elem_id: str, path: str) -> gr.Image:
-    """An image field that opens with a file, and whose value is a checked RGB picture or `None`."""
+def picture_input(
+    label: str, elem_id: str, path: str, height: int = 300, min_width: int = 160, camera: str = ""
+) -> gr.Image:
+    """An image field that opens with a file, and whose value is a checked RGB picture or `None`.
+
+    Args:
+        height, min_width: in pixels.
+        camera: whose picture this is where there are several, for messages.
+    """
     field = gr.Image(
         path,
         label=label,
         elem_id=elem_id,
         sources=["upload", "webcam", "clipboard"],
-        buttons=["fullscreen"],
-        height=300,
+        buttons=[] if camera else ["fullscreen"],  # beside small ones there is room for a name alone
+        height=height,
+        min_width=min_width,
         placeholder="Drop a picture here, or tap to choose one",
     )
-    field.preprocess = read_upload  # Gradio's own opens any file, and its errors say nothing to a visitor
+    field.preprocess = partial(
+        read_upload, camera=camera
+    )  # Gradio's own opens any file, and its errors say nothing to a visitor
     return field
 
 
-def read_upload(payload: Any) -> Image.Image | None:
-    """The picture behind an upload; what is wrong with it becomes a message on the page."""
+def read_upload(payload: Any, camera: str = "") -> Image.Image | None:
+    """The picture behind an upload; what is wrong with it becomes a message on the page that names the camera."""
     if payload is None:
         return None
+    which = f"{camera}: " if camera else ""
     if not payload.path:
-        raise gr.Error("This picture did not arrive as a file. Upload it again.", print_exception=False)
+        raise gr.Error(f"{which}This picture did not arrive as a file. Upload it again.", print_exception=False)
     try:
         return read_picture(payload.path)
     except PictureError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(f"{which}{error}", print_exception=False) from error
 
 
 def read_picture(path: str) -> Image.Image:

@@ -9,6 +9,7 @@ Nothing but the model's own repository is needed: `processor.action_inputs` and 
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 
 DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -61,48 +62,43 @@ class PredictedAction:
 
 
 class Policy:
-    """A model and its processor, on the GPU if there is one."""
+    """A model and its processor, on the GPU if there is one.
+
+    Attributes:
+        cameras: whose pictures an action needs, in the order of training; empty for one picture of any camera.
+        data_sets: those whose units the model knows.
+    """
 
     def __init__(self, name: str):
         """Loads a folder or a name on the Hub, and acts once, so that a model that cannot act fails here.
 
         Raises:
             OSError: if there is no such model.
-            ValueError: if its actions are not those of one arm, or it needs pictures of several cameras.
+            ValueError: if it does not write actions, those of one arm, or knows no data set's units.
         """
         self.name = name
+        check_config(name, AutoConfig.from_pretrained(name, trust_remote_code=True))  # before weights are loaded
         self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=True)
         self.model: Any = AutoModel.from_pretrained(name, trust_remote_code=True, dtype="auto").eval()
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        if self.model.config.model_type == "pi0_flow":
-            raise ValueError(
-                f"got {name}, a flow-matching π0, expected a model that writes actions and answers: this Space shows "
-                "the probabilities of what is written; gen-vla predict shows this model's actions"
-            )
-        dimensions = (self.model.config.action_config or {}).get("action_dim")
-        if dimensions != len(DIMENSIONS):
-            raise ValueError(
-                f"got {name} with action_dim={dimensions}, expected {len(DIMENSIONS)} ({', '.join(DIMENSIONS)}); "
-                "this Space shows the actions of one arm"
-            )
-        cameras = getattr(self.processor, "cameras", None) or ()
-        if len(cameras) > 1:
-            raise ValueError(
-                f"got {name}, a model of {len(cameras)} cameras ({', '.join(cameras)}), expected one of a single "
-                "camera: this Space has one picture; gen-vla predict takes several"
-            )
+        cameras = tuple(getattr(self.processor, "cameras", None) or ())
+        self.cameras: tuple[str, ...] = cameras if len(cameras) > 1 else ()
         self.data_sets: list[str] = list(self.model.config.norm_stats)
-        self.act(Image.new("RGB", (64, 64)), "stay", self.data_sets[0])
+        self.act([Image.new("RGB", (64, 64))] * max(len(cameras), 1), "stay", self.data_sets[0])
 
-    def act(self, picture: Image.Image, instruction: str, data_set: str) -> PredictedAction:
-        """The action for what the camera shows and what is asked, in the units of a data set.
+    def act(self, pictures: Sequence[Image.Image], instruction: str, data_set: str) -> PredictedAction:
+        """The action for what the cameras show and what is asked, in the units of a data set.
+
+        Args:
+            pictures: one of each of `cameras`.
 
         Raises:
             ValueError: on an instruction that is empty or too long, or an unknown data set.
         """
         words = checked_words(instruction, "instruction")
         began = time.perf_counter()
-        inputs = self.processor.action_inputs(picture, words).to(self.model.device)
+        shown = dict(zip(self.cameras, pictures, strict=True)) if self.cameras else pictures[0]
+        inputs = self.processor.action_inputs(shown, words).to(self.model.device)
         prediction = self.model.predict_actions(**inputs, unnorm_key=data_set)
         milliseconds = 1000 * (time.perf_counter() - began)
         return PredictedAction(
@@ -141,6 +137,35 @@ class Policy:
             pieces.append(Piece(grammar.text_of[token], probability, len(allowed) > 1))
             state = allowed[token]
         return tuple(pieces)
+
+
+def check_config(name: str, config: Any) -> None:
+    """Raises `ValueError` for a model whose actions this Space cannot show.
+
+    Args:
+        config: the model's configuration.
+    """
+    if config.model_type == "pi0_flow":
+        raise ValueError(
+            f"got {name}, a flow-matching π0, expected a model that writes actions and answers: this Space shows "
+            "the probabilities of what is written; gen-vla predict shows this model's actions"
+        )
+    action_config = getattr(config, "action_config", None)
+    if not action_config:
+        raise ValueError(
+            f"got {name}, a model of type {config.model_type} without action_config, expected a policy: this model "
+            "answers questions at most; train a policy from it, or name one"
+        )
+    if action_config.get("action_dim") != len(DIMENSIONS):
+        raise ValueError(
+            f"got {name} with action_dim={action_config.get('action_dim')}, expected {len(DIMENSIONS)} "
+            f"({', '.join(DIMENSIONS)}); this Space shows the actions of one arm"
+        )
+    if not getattr(config, "norm_stats", None):
+        raise ValueError(
+            f"got {name} without statistics (norm_stats in config.json), expected those of a data set at least: they "
+            "say how many millimetres and degrees the model's numbers are; name a model that was trained on robot data"
+        )
 
 
 def units_per_step(statistics: dict[str, Any]) -> np.ndarray:

@@ -8,6 +8,8 @@ the viewer, y to the left, z up; that is also the guess for data sets not listed
 their own (`evaluation/metaworld_drawers.py`, `evaluation/tabletop_variants.py`).
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 
 STILL_METRES, STILL_RADIANS = 0.001, 0.01  # below this a part of a motion is not worth a word
 CLOSED, OPEN = 0.3, 0.7  # of the gripper's 0..1
+HAND_CAMERA = re.compile(r"wrist|hand|gripper|palm", re.IGNORECASE)  # in the name of a camera that moves with the hand
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,16 @@ ROBOT_FRAMES = {
 def frame_of(data_set: str) -> RobotFrame:
     """The frame of a data set."""
     return ROBOT_FRAMES.get(data_set, RobotFrame())
+
+
+def is_on_the_hand(camera: str) -> bool:
+    """Whether a camera moves with the hand, by its name."""
+    return HAND_CAMERA.search(camera) is not None
+
+
+def place_of_arrow(cameras: Sequence[str]) -> int:
+    """Which camera's picture a motion is drawn on: the first that stands still, since frames are those of such."""
+    return next((index for index, camera in enumerate(cameras) if not is_on_the_hand(camera)), 0)
 
 
 def in_words(action: np.ndarray, frame: RobotFrame) -> str:
