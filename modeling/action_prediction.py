@@ -102,12 +102,16 @@ class ActionPredictionMixin:
             ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
                 padded on the right, an observation has no picture, the model computes no numbers, or an option is
                 none of `generate`'s or leaves no whole action.
+            TypeError: if inputs are no tensors.
         """
         grammar = self.action_grammar
         kwargs = checked_options(kwargs, grammar.max_tokens)
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise ValueError(f"got no {missing}, expected those of processor.action_inputs(image, instruction)")
+        for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
+            if not isinstance(given, torch.Tensor):
+                raise TypeError(f"got {name} of type {type(given).__name__}, expected a tensor: return_tensors='pt'")
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

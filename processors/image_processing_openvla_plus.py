@@ -62,7 +62,8 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         """Turns pictures into pixel values.
 
         Args:
-            images: a PIL image, a uint8 array [H, W, 3] or [H, W], or a (nested) list of them, flattened in order.
+            images: a PIL image, a uint8 array [H, W, 3] or [H, W], a stack of them [B, H, W, 3], or a (nested) list,
+                flattened in order.
             return_tensors: `"pt"`, `"np"` or `None`.
 
         Returns:
@@ -113,8 +114,8 @@ def refuse_arguments(given: dict[str, Any], known: Sequence[str], already: dict[
 
 
 def flatten_images(images: Any) -> list[Any]:
-    """One picture, a list of them, or a list of lists (one per row of a batch) as a flat list."""
-    if isinstance(images, (list, tuple)):
+    """One picture, a list or stack of them, or a list of lists (one per row of a batch) as a flat list."""
+    if are_several(images):
         return [picture for entry in images for picture in flatten_images(entry)]
     return [images]
 
@@ -237,4 +238,10 @@ def _wanted_pictures(cameras: list[str] | None) -> str:
 
 def as_rows(given: Any) -> list[Any]:
     """One text or picture, or several, as a list; what is neither is left for others to name."""
-    return list(given) if isinstance(given, (list, tuple)) else [given]
+    return list(given) if are_several(given) else [given]
+
+
+def are_several(given: Any) -> bool:
+    """Whether `given` is a list, or pictures of one size stacked in an array [B, H, W, 3], as vectorised
+    environments have them."""
+    return isinstance(given, (list, tuple)) or (hasattr(given, "__array__") and getattr(given, "ndim", 0) == 4)

@@ -140,7 +140,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         Args:
             image: what the cameras show for one instruction, or a list of B of that for a list of instructions: a
                 picture (PIL or uint8 [H, W, 3]); of several `cameras`, a dictionary by their names, or a list in their
-                order.
+                order. Pictures of one camera may be a stack [B, H, W, 3].
             instruction: one text, or a list of B.
 
         Returns:

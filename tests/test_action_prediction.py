@@ -285,6 +285,8 @@ def test_errors(llama_like: Any) -> None:
         model.predict_actions(**without)
     with pytest.raises(ValueError, match=r"got no pixel_values"):  # words alone ask for no action
         model.predict_actions(**processor(OPENVLA_PROMPT, None))
+    with pytest.raises(TypeError, match="got input_ids of type ndarray, expected a tensor: return_tensors='pt'"):
+        model.predict_actions(**processor.action_inputs(picture(), "go", return_tensors="np"))
     blind = {**inputs, "input_ids": inputs["input_ids"].clone()}
     blind["input_ids"][1][blind["input_ids"][1] == model.config.image_token_id] = 5
     with pytest.raises(ValueError, match=r"got no image token in row 1 of 3, expected a picture for every"):

@@ -117,7 +117,7 @@ def test_center_crop_keeps_the_share_of_the_area() -> None:
         (3, "got int as an image"),
         (np.zeros((4, 4, 3)), r"got an array of dtype float64 and shape \[4, 4, 3\] as an image"),
         (np.zeros((3, 8, 8), np.uint8), r"got an array of dtype uint8 and shape \[3, 8, 8\] as an image"),
-        (np.zeros((1, 4, 4, 3), np.uint8), r"dtype uint8 and shape \[1, 4, 4, 3\]"),
+        (np.zeros((1, 1, 4, 4, 3), np.uint8), r"dtype uint8 and shape \[1, 1, 4, 4, 3\]"),
         (torch.zeros(3, 4, 4), r"dtype float32 and shape \[3, 4, 4\]"),
         (np.zeros((0, 4, 3), np.uint8), r"dtype uint8 and shape \[0, 4, 3\]"),
     ],
@@ -211,7 +211,7 @@ def test_no_argument_vanishes() -> None:
         (np.zeros((8, 8, 3), dtype=np.float32), r"scale it, from 0\.\.1 with \(255 \* image\)"),
         (torch.zeros((3, 8, 8), dtype=torch.uint8), r"move the channels last with image\.permute\(1, 2, 0\)"),
         (np.zeros((8, 8, 3), dtype=np.int64), r"make it uint8 if its values are 0\.\.255"),
-        (np.zeros((2, 8, 8, 3), dtype=np.uint8), "pass one picture per row"),
+        (np.zeros((2, 1, 8, 8, 3), dtype=np.uint8), "pass one picture per row"),
         ("camera.png", r"open a file with PIL\.Image\.open\(path\) first"),
     ],
 )
