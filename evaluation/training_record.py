@@ -32,11 +32,16 @@ def trained_as(model: str) -> dict[str, Any] | None:
     Raises:
         HubError: if a repository's recipe is not in the cache, as after loading a model, and the Hub does not answer.
     """
+    return recipe_record(recipe_path(model))
+
+
+def recipe_path(model: str) -> Path | None:
+    """The recipe of a model's folder, or of a repository that was loaded; raises `HubError` as `trained_as` does."""
     path = Path(model) / RECIPE
     if Path(model).is_dir():
-        return recipe_record(path if path.is_file() else None)
+        return path if path.is_file() else None
     revision = cached_revision(model)
-    return recipe_record(recipe_file(model, revision)) if revision else None
+    return recipe_file(model, revision) if revision else None
 
 
 def recipe_file(repository: str, revision: str) -> Path | None:

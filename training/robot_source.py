@@ -94,9 +94,14 @@ class RobotSource:
 
     def undecoded_rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
         """The same with frames still to decode, and also rows whose frames cannot be; good rows are not counted."""
+        for episode, trajectory in self.labelled_episodes(shards):
+            yield from episode_rows(episode, trajectory, self.horizon)
+
+    def labelled_episodes(self, shards: list[str]) -> Iterator[tuple[RobotEpisode, Trajectory]]:
+        """The whole episodes that these rows are of, frames undecoded."""
         for episode, trajectory in self._trajectories(shards, self.cameras, self.problems):
             if any(text.strip() for text in episode.instructions):
-                yield from episode_rows(episode, trajectory, self.horizon)
+                yield episode, trajectory
 
     def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
         """Actions and proprio of every episode, unlabelled ones too; no picture is read. Bad ones go to `problems`."""
