@@ -4,11 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import IMAGE_TOKENS, picture, tiny_model, tiny_pi0_processor, tiny_processor, tiny_tokenizer
+from tiny_models import (
+    IMAGE_TOKENS,
+    picture,
+    tiny_model,
+    tiny_pi0_model,
+    tiny_pi0_processor,
+    tiny_processor,
+    tiny_tokenizer,
+)
 
-from gen_vla.processors import ActionGrammar, ActionStringProcessor
+from gen_vla.processors import ActionBins, ActionGrammar, ActionStringProcessor, make_action_config
+from gen_vla.training.co_trainer import balanced_loss, score_answers
 from gen_vla.training.collator import CoTrainingCollator
-from gen_vla.training.token_weights import ActionTokenWeights
+from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights
 
 
 def row(prompt: str, completion: str, source: str = "vision_language/scenes", pictures: int = 1) -> dict[str, Any]:
@@ -196,3 +205,76 @@ def test_source_ids_and_stand_ins(processor: Any) -> None:
     assert batch["source_id"].tolist() == [1, 0]
     assert batch["replaced"].tolist() == [False, True]
     assert "source_id" not in CoTrainingCollator(processor)(ROWS)
+
+
+CHUNK = "+0.50-0.25+0.00\n+0.10+0.20+0.30\n+0.10+0.20+0.30"
+
+
+def chunk_row(padding: list[bool], completion: str = CHUNK, prompt: str = ACTION[0]) -> dict[str, Any]:
+    return {**row(prompt, completion, source="robot/tiny"), "action_is_pad": padding}
+
+
+def test_steps_behind_an_episode_carry_no_loss(request: pytest.FixtureRequest) -> None:
+    strings = ActionStringProcessor(action_dim=3, horizon=3, decimals=2)
+    for kind in ("llama_like", "gemma_like", "trained"):
+        processor = tiny_processor(request.getfixturevalue(kind), strings)
+        weights = ActionTokenWeights(ActionGrammar.from_action_config(processor.action_config), [0.5, 0.25])
+        batch = CoTrainingCollator(processor, weights)(
+            [chunk_row([False, False, False]), chunk_row([False, False, True]), chunk_row([False, True, True])]
+        )
+        whole = supervised(batch["labels"][0])
+        assert whole[-1] == processor.tokenizer.eos_token_id
+        assert [len(supervised(labels)) for labels in batch["labels"]] == [
+            len(whole),
+            31,
+            15,
+        ]  # 15 a step, a line's end
+        for number in (1, 2):
+            kept = batch["labels"][number] != -100
+            assert supervised(batch["labels"][number]) == whole[: int(kept.sum())]
+            assert torch.equal(batch["input_ids"][number], batch["input_ids"][0]), "what is read stays whole"
+            assert torch.equal(batch["token_weights"][number][kept], batch["token_weights"][0][kept])
+            assert batch["token_weights"][number][~kept].eq(0.0).all()
+
+
+def test_bins_behind_an_episode_carry_no_loss(llama_like: Any) -> None:
+    bins = ActionBins(action_dim=3, horizon=2, bins=16)
+    processor = tiny_processor(llama_like)
+    processor.action_config = make_action_config(bins, llama_like)
+    text = bins.encode([[-1, 0, 1], [0.5, 0.5, 0.5]])
+    collate = CoTrainingCollator(processor, BinTokenWeights(3, [1], 0.5))
+    prompt = "In: What action should the robot take to go?\nOut:"
+    batch = collate([chunk_row(padding, text, prompt) for padding in ([False, False], [False, True])])
+    whole, part = (supervised(labels) for labels in batch["labels"])
+    assert (len(whole), part) == (7, whole[:3])
+    assert batch["token_weights"][1][batch["labels"][1] != -100].tolist() == [1.0, 0.5, 1.0]
+    assert batch["token_weights"][1].sum() == 2.5
+
+
+def test_a_horizon_of_one_gives_the_batches_it_gave(processor: Any) -> None:
+    alike = [ROWS[0], {**ROWS[0], "action_is_pad": [False]}]
+    plain, told = (CoTrainingCollator(processor)([entry, *ROWS[1:]]) for entry in alike)
+    assert plain.keys() == told.keys()
+    for name, tensor in plain.items():
+        assert torch.equal(tensor, told[name]), name
+
+
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
+def test_what_stands_behind_an_episode_does_not_change_the_loss(family: str, llama_like: Any, gemma_like: Any) -> None:
+    strings = ActionStringProcessor(action_dim=3, horizon=3, decimals=2)
+    if family == "pi0_plus":
+        model, processor = tiny_pi0_model(gemma_like, strings), tiny_pi0_processor(gemma_like, strings)
+    else:
+        model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    other = CHUNK[:-15] + "-0.90-0.80-0.70"
+    losses = []
+    for padding in ([False, False, True], [False, False, False]):
+        for text in (CHUNK, other):
+            batch = CoTrainingCollator(processor)([chunk_row(padding, text, processor.action_prompt("go"))])
+            weights, is_robot = batch.pop("token_weights")[:, 1:], batch.pop("is_robot")
+            batch.pop("replaced")
+            with torch.no_grad():
+                log_probs, _ = score_answers(model, batch)
+            losses.append(float(balanced_loss(-log_probs, weights, is_robot, "token")))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[2] != pytest.approx(losses[3], abs=1e-3)

@@ -25,7 +25,8 @@ def encoded(seed: int) -> dict[str, Any]:
 
 def robot_row(action: Any, instruction: str = "Open the drawer") -> dict[str, Any]:
     action = np.atleast_2d(np.asarray(action, dtype=np.float32))
-    return {"images": [encoded(1)], "instruction": instruction, "action": action, "identity": "file row 1"}
+    row = {"images": [encoded(1)], "instruction": instruction, "action": action, "identity": "file row 1"}
+    return {**row, "action_is_pad": np.arange(len(action)) > 1}
 
 
 def preparer(tokenizer: Any, strings: ActionStringProcessor, **settings: Any) -> RowPreparer:
@@ -47,6 +48,7 @@ def test_chunks_are_spelled_step_by_step(llama_like: Any) -> None:
     prepare = preparer(llama_like, ActionStringProcessor(action_dim=3, horizon=2, decimals=2, binary_dims=[2]))
     row = prepare(robot_row([[0.5, -1, 1], [0.25, 0, 0]]), "robot/mine", 0)
     assert row["completion"] == "+0.50-0.50+1.00\n+0.25+0.00+0.00"
+    assert row["action_is_pad"].tolist() == [False, False]
     with pytest.raises(
         ValueError, match=r"file row 1: got an action of shape \[1, 3\], expected actions.horizon=2 by"
     ):

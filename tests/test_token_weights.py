@@ -6,15 +6,15 @@ import pytest
 from tiny_models import tiny_tokenizer
 
 from gen_vla.processors import ActionGrammar, ActionStringProcessor, make_action_config
-from gen_vla.training.token_weights import POINT_WEIGHT, ActionTokenWeights
+from gen_vla.training.token_weights import POINT_WEIGHT, ActionTokenWeights, tokens_of_steps
 
 
 DECIMALS = [0.9, 0.5, 0.2]
 P = POINT_WEIGHT
 
 
-def weigh(text: str, constant_dims: list[int] | None = None, kind: str = "llama_like", **settings: Any) -> list[float]:
-    """The weights of an answer's tokens and EOS; `settings` are those of the action format."""
+def spelled(text: str, kind: str = "llama_like", **settings: Any) -> tuple[ActionGrammar, list[int], Any]:
+    """The grammar, an answer's tokens and EOS, and the tokenizer; `settings` are those of the action format."""
     tokenizer: Any = tiny_tokenizer(kind)
     strings = ActionStringProcessor(**{"action_dim": 2, "decimals": 4, **settings})
     grammar = ActionGrammar.from_action_config(make_action_config(strings, tokenizer))
@@ -23,6 +23,12 @@ def weigh(text: str, constant_dims: list[int] | None = None, kind: str = "llama_
     assert whole[: len(prompt)] == prompt
     answer = [*whole[len(prompt) :], tokenizer.eos_token_id]
     grammar.advance(answer)
+    return grammar, answer, tokenizer
+
+
+def weigh(text: str, constant_dims: list[int] | None = None, kind: str = "llama_like", **settings: Any) -> list[float]:
+    """The weights of an answer's tokens and EOS."""
+    grammar, answer, _ = spelled(text, kind, **settings)
     weights = ActionTokenWeights(grammar, DECIMALS, constant_dims, 0.5)(answer)
     assert len(weights) == len(answer)
     return weights
@@ -76,3 +82,24 @@ def test_decimals_without_a_weight_count_fully() -> None:
     weights = ActionTokenWeights(ActionGrammar.from_action_config(config), [])
     answer = [config["pieces"][character] for character in "+0.125"] + [tokenizer.eos_token_id]
     assert weights(answer) == [1.0, 1.0, P, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["llama_like", "gemma_like"])
+@pytest.mark.parametrize(
+    ("style", "text", "first"),
+    [
+        ("signed", "+0.5000-0.2500\n-0.1000+1.0000\n-0.1000+1.0000", "+0.5000-0.2500"),
+        ("plain", "0.5000\n-0.2500\n\n-0.1000\n1.0000\n\n-0.1000\n1.0000", "0.5000\n-0.2500"),
+        ("legacy", " 0.5,-0.25,-0.1,1.0,-0.1,1.0,", " 0.5,-0.25"),  # what ends it, ",-", begins the next step
+        ("legacy", " -0.5,0.25,0.1,1.0,-0.1,1.0,", " -0.5,0.25,"),
+    ],
+)
+def test_tokens_of_the_first_steps_end_before_what_separates_them(
+    kind: str, style: str, text: str, first: str
+) -> None:
+    grammar, answer, tokenizer = spelled(text, kind, style=style, horizon=3)
+    counts = [tokens_of_steps(grammar, answer, steps) for steps in (1, 2, 3)]
+    digit = tokenizer.encode("0", add_special_tokens=False)
+    written = tokenizer.decode([*digit, *answer[: counts[0]]])
+    assert written.removeprefix("0").lstrip() == first.lstrip()
+    assert counts[0] < counts[1] < counts[2] == len(answer), "all steps count what ends the answer, too"

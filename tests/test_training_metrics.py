@@ -113,3 +113,14 @@ def test_a_model_that_only_talks_has_figures() -> None:
     labels = torch.tensor([[-100, 7, 2]])
     found = figures(meter, torch.tensor([[0, 7, 2]]), labels, [0], [False])
     assert found["vision_language/scenes/exact"] == 1.0
+
+
+def test_rows_that_are_supervised_in_part_have_no_action(llama_like: Any) -> None:
+    """Of a chunk that reaches behind its episode only recorded steps are labels, and no EOS."""
+    meter = metrics(llama_like, ActionStringProcessor(action_dim=1, horizon=2, decimals=2))
+    likeliest, labels = batch(llama_like, [("+0.50", "+0.50"), ("+0.5x", "+0.50")])
+    labels[labels == llama_like.eos_token_id] = -100
+    found = figures(meter, likeliest, labels, [0, 0], [False, False])
+    assert found["robot/near/token_accuracy"] == pytest.approx(9 / 10)
+    assert found["robot/near/exact"] == 0.5
+    assert not {"robot/near/malformed", "robot/near/action_error"} & found.keys()

@@ -13,6 +13,11 @@ A conversation goes on behind EOS, and every answer in it is supervised with its
     -100 ................... -100 two </s> -100 ...... -100 red </s>      labels
     0 ........................ 0  1 ................................     token_type_ids, where a model has them
 
+Of a chunk that reaches behind the end of its episode, the steps that were recorded are supervised alone (T = 3):
+
+    prompt                         +0.5000\n+0.2500\n+0.2500</s>
+    -100 .................... -100 +0.5000 -100 ........... -100          labels, action_is_pad [F T T]
+
 TRL's own collator tokenizes prompt and completion apart, which puts a space in front of a Llama answer, and it can cut
 a row at `max_length`, which costs an action its tail; hence this one.
 """
@@ -22,9 +27,10 @@ from typing import Any
 
 import torch
 
-from gen_vla.processors import BinGrammar
+from gen_vla.processors import ActionGrammar, BinGrammar
+from gen_vla.processors.action_grammar import grammar_from_action_config
 from gen_vla.training.prepared_rows import ROBOT, RowTooLong
-from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights
+from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights, tokens_of_steps
 
 
 class CoTrainingCollator:
@@ -53,9 +59,9 @@ class CoTrainingCollator:
         self.weights = weights
         self.max_tokens = max_tokens
         self.sources = {name: number for number, name in enumerate(sources)}
-        action_config = processor.action_config or {}
-        bins = action_config.get("representation") == "bins"
-        self.bins = BinGrammar.from_action_config(action_config) if bins else None
+        self.grammar: ActionGrammar | BinGrammar | None = None
+        if processor.action_config:
+            self.grammar = grammar_from_action_config(processor.action_config)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
@@ -93,7 +99,10 @@ class CoTrainingCollator:
         weights = [1.0] * len(answer)
         if self.weights is not None and is_robot(row):
             weights = self.weights(answer)
-        ids, labels, weights = prompt + answer, [-100] * len(prompt) + answer, [0.0] * len(prompt) + weights
+        learned = self._learned(row, answer)
+        ids, unlearned = prompt + answer, len(answer) - learned
+        labels = [-100] * len(prompt) + answer[:learned] + [-100] * unlearned
+        weights = [0.0] * len(prompt) + weights[:learned] + [0.0] * unlearned
         for turn in row.get("more_turns") or ():
             asked, told = self._later_turn(turn)
             ids += asked + told
@@ -119,11 +128,18 @@ class CoTrainingCollator:
 
     def _answer_ids(self, row: dict[str, Any]) -> list[int]:
         """The first answer's tokens as they stand behind the prompt, and EOS."""
-        if self.bins is not None and is_robot(row):
-            answer = self.bins.token_ids(row["completion"])  # bins are tokens that no text need spell
+        if isinstance(self.grammar, BinGrammar) and is_robot(row):
+            answer = self.grammar.token_ids(row["completion"])  # bins are tokens that no text need spell
         else:
             answer = self._behind(row, self.processor.encode_text)
         return [*answer, self.processor.tokenizer.eos_token_id]
+
+    def _learned(self, row: dict[str, Any], answer: list[int]) -> int:
+        """How many of the first answer's tokens are supervised: those of recorded steps."""
+        padding = row.get("action_is_pad")
+        if self.grammar is None or padding is None or not any(padding):
+            return len(answer)
+        return tokens_of_steps(self.grammar, answer, len(padding) - sum(map(bool, padding)))
 
     def _later_turn(self, turn: dict[str, str]) -> tuple[list[int], list[int]]:
         """Prompt and answer of a turn behind another; no space is put before them, and no BOS."""

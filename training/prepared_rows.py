@@ -8,8 +8,8 @@ Decides: what a model reads and writes for a row. Refuses to know: where rows co
     vision-language row   prompt "In: How many drawers are there?\\nOut:"
                           completion " two", more_turns for a conversation          source "vision_language/onevision"
 
-A chunk's steps behind the end of an episode repeat its last action and are supervised as such: of absolute positions
-the robot then stays where it is; a displacement goes on.
+A chunk's steps behind the end of an episode repeat its last action, so that every chunk is spelled alike, and are not
+supervised: nobody recorded them, and a displacement that is repeated goes on.
 """
 
 from collections.abc import Callable
@@ -60,7 +60,8 @@ class RowPreparer:
             place: the row's number in the run, which seeds its augmentation.
 
         Returns:
-            `images` (PIL, RGB), `prompt`, `completion`, `more_turns`, `source`, `identity`.
+            `images` (PIL, RGB), `prompt`, `completion`, `more_turns`, `source`, `identity`; of a robot row
+            `action_is_pad` bool [T], the steps behind the end of its episode.
 
         Raises:
             PictureError: naming the row, if a picture does not decode.
@@ -87,7 +88,8 @@ class RowPreparer:
         # Where the lead-in is no part of the prompt (legacy), the model has to write it.
         lead_in = "" if self.processor.action_config["lead_in_ids"] else strings.lead_in
         answer = lead_in + strings.encode(self.normalized(row, key))
-        return {"prompt": self.prompt(row, place), "completion": answer}
+        padding = np.asarray(row["action_is_pad"], dtype=bool)
+        return {"prompt": self.prompt(row, place), "completion": answer, "action_is_pad": padding}
 
     def prompt(self, row: dict[str, Any], place: int) -> str:
         """What asks for a robot row's action, its instruction augmented."""

@@ -77,14 +77,13 @@ class ActionRecipe:
     Attributes:
         representation: `"string"`; `"bins"`, OpenVLA's one token per value (the baseline without S); or `"flow"`,
             numbers that the flow-matching π0 makes out of noise, for which all but dimensions and horizon means
-            nothing, and a chunk's steps behind an episode's end do not count. For bins,
-            `style` and `decimals` mean nothing.
+            nothing. For bins, `style` and `decimals` mean nothing.
         bin_tokens: which tokens the bins take: `"last"`, the last 256 of the vocabulary, as OpenVLA does; `"bytes"`,
             the byte pieces, for a small vocabulary of which every other piece is in use.
         action_dim: values of one step, as the data sets hold them.
         binary_dims: dimensions that are only ever 0 or 1, such as the gripper of an OpenVLA action; they stay as they
             are, all others are scaled. `[]` for none, as where a gripper has a width or an angle.
-        horizon: steps of a chunk; behind an episode's end its last action is repeated.
+        horizon: steps of a chunk; those behind an episode's end are not learned.
         label_decimals: decimals of a training label that carry information; the rest are written as zeros. Fewer than
             `decimals` spares a small model from fitting noise. `None` means all.
     """

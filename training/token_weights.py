@@ -1,9 +1,12 @@
 """What each token of an action weighs in the loss: signs and leading digits steer the robot, the last ones are noise.
 
-Decides: the weight of a token from the place value it writes. Refuses to know: models, batches, how the loss uses it.
+Decides: the weight of a token from the place value it writes, and which tokens write the steps of a chunk that were
+recorded. Refuses to know: models, batches, how the loss uses it.
 """
 
-from gen_vla.processors import ActionGrammar
+import numpy as np
+
+from gen_vla.processors import ActionGrammar, BinGrammar
 from gen_vla.processors.action_strings import SEPARATORS
 
 
@@ -77,3 +80,30 @@ class BinTokenWeights:
 
     def __call__(self, tokens: list[int]) -> list[float]:
         return [self.weights[place % len(self.weights)] for place in range(len(tokens) - 1)] + [1.0]
+
+
+def tokens_of_steps(grammar: ActionGrammar | BinGrammar, tokens: list[int], steps: int) -> int:
+    """How many of an action's first tokens write nothing but its first steps.
+
+    Steps behind the end of an episode come last in a chunk. What separates them from the steps before, and EOS behind
+    them, belongs to them; so does a token that ends a step and begins one of them, such as legacy's ",-".
+
+    Args:
+        grammar: the action format.
+        tokens: ids of one answer, EOS included.
+        steps: how many count; all of them count EOS, too.
+    """
+    if steps >= grammar.strings.horizon:
+        return len(tokens)
+    if isinstance(grammar, BinGrammar):
+        return steps * grammar.strings.action_dim
+    strings = grammar.strings
+    pieces = [grammar.text_of[token] for token in tokens[:-1]]
+    text = "".join(pieces)
+    end, state = len(text) - len(text.removeprefix(grammar.prefix)), 0
+    while strings.automaton.value_of[state] < steps * strings.action_dim:
+        state = strings.automaton.edges[state][text[end]]
+        end += 1
+    end = len(text[:end].rstrip("\n"))
+    written = np.cumsum([len(piece) for piece in pieces])
+    return int((written <= end).sum())

@@ -17,6 +17,8 @@ and for robot data besides:
     action_error     mean absolute error of the action, in the data set's units, over dimensions and steps of the rows
                      whose likeliest tokens spell an action; for sources only: kinds mix units
     malformed        share of rows whose likeliest tokens spell none
+
+These two leave out the rows whose chunk reaches behind the end of an episode: only a part of it is supervised.
 """
 
 from typing import Any
@@ -96,8 +98,10 @@ class SourceMetrics:
                 self._add_error(number, key, likeliest[row][kept].tolist(), labels[row][kept].tolist())
 
     def _add_error(self, number: int, key: str, predicted: list[int], expected: list[int]) -> None:
-        """The error of one action; the last token of both is EOS, or stands in its place."""
+        """The error of one action; the last token of both is EOS, or stands in its place, unless a part is missing."""
         assert self.grammar is not None
+        if expected[-1] != self.grammar.eos_token_id:
+            return
         try:
             action = self.grammar.strings.decode(self.grammar.text(predicted[:-1]))
         except ActionStringError:
@@ -138,8 +142,8 @@ def _figures(name: str, totals: np.ndarray, units: bool) -> dict[str, float]:
     if name.partition("/")[0] == ROBOT:
         if sums["signs"]:
             figures["sign_accuracy"] = sums["right_signs"] / sums["signs"]
-        if sums["spelled"] + sums["malformed"]:
-            figures["malformed"] = sums["malformed"] / sums["rows"]
+        if whole := sums["spelled"] + sums["malformed"]:
+            figures["malformed"] = sums["malformed"] / whole
         if units and sums["spelled"]:
             figures["action_error"] = sums["error"] / sums["spelled"]
     return {f"{name}/{figure}": value for figure, value in figures.items()}
