@@ -15,7 +15,7 @@ from gen_vla.training.cli import main
 from gen_vla.training.hub_publishing import upload
 from gen_vla.training.hub_state import Destination
 from gen_vla.training.recipe import load_recipe
-from gen_vla.training.train import write_recipe
+from gen_vla.training.run_folder import write_recipe
 
 
 def seed_runs(folder, recipe, solved, seeds=(0, 1, 2), settings="aaaa11112222", **options):

@@ -21,7 +21,8 @@ from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.model_building import action_weights, build_model
 from gen_vla.training.recipe import load_recipe
 from gen_vla.training.recipe_sources import open_data
-from gen_vla.training.train import last_checkpoint, run_recipe
+from gen_vla.training.run_folder import last_checkpoint
+from gen_vla.training.train import run_recipe
 
 
 TESTS = Path(__file__).resolve().parent

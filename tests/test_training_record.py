@@ -11,8 +11,8 @@ from gen_vla.evaluation.training_record import recipe_file, trained_as, with_rec
 from gen_vla.training.hub_publishing import upload
 from gen_vla.training.hub_state import Destination
 from gen_vla.training.recipe import load_recipe
+from gen_vla.training.run_folder import write_recipe
 from gen_vla.training.suite_options import write_results
-from gen_vla.training.train import write_recipe
 
 
 def record_of(folder):

@@ -18,7 +18,7 @@ from gen_vla.model_cards.variants import CARDS, describe_variant, origins, writt
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.recipe import load_recipe, recipe_names
 from gen_vla.training.recipe_schema import Recipe
-from gen_vla.training.train import write_recipe
+from gen_vla.training.run_folder import write_recipe
 
 
 STRINGS = ActionStringProcessor(action_dim=7, decimals=2, binary_dims=[6])

@@ -191,7 +191,8 @@ def run_train(options: argparse.Namespace) -> int:
         run_check(recipe, options.work_dir)
         return 0
     if options.processes > 1:
-        from gen_vla.training.train import discard_checkpoints, record_missing_data, run_in_processes
+        from gen_vla.training.run_folder import discard_checkpoints
+        from gen_vla.training.train import record_missing_data, run_in_processes
 
         if options.mini and not options.resume:
             discard_checkpoints(recipe, Path(options.work_dir))
@@ -199,7 +200,8 @@ def run_train(options: argparse.Namespace) -> int:
         passed = [options.recipe, "--work-dir", options.work_dir, *(["--resume"] if options.resume else [])]
         passed += ["--mini"] if options.mini else []
         return run_in_processes([*passed, *(f"--set={entry}" for entry in options.set)], options.processes)
-    from gen_vla.training.train import discard_checkpoints, is_first_process, run_recipe
+    from gen_vla.training.run_folder import discard_checkpoints, is_first_process
+    from gen_vla.training.train import run_recipe
 
     if options.mini and not options.resume:
         discard_checkpoints(recipe, Path(options.work_dir))

@@ -233,7 +233,7 @@ def finish(
     """Results as JSON and on the model card, the table, and where everything is; `made` says how they came about."""
     from gen_vla.evaluation.policy_suite import as_card_results, summary_table
     from gen_vla.evaluation.training_record import with_record
-    from gen_vla.training.train import write_json
+    from gen_vla.training.run_folder import write_json
 
     publish(output, {**as_card_results(results), "commands": [origin({"provenance": made})]})
     written = {

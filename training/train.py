@@ -4,37 +4,26 @@
     gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
     gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
 
-Decides: the order of these steps and what lies where in the work folder:
-
-    WORK_DIR/<data sets>            as the recipe names them; recorded from the simulator where it says so
-    WORK_DIR/<recipe name>/         model, processor, recipe.yaml, dataset_statistics.json, training_log.json,
-                                    training_curves.png
-    WORK_DIR/<recipe name>/adapter/ with LoRA, the adapter; the model beside it has it merged in
-    WORK_DIR/<recipe name>/first_rows.png      some rows as the model sees them
-    WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml, what a resumed run must agree with
-
-Refuses to know: what the loss is, how rows are mixed, how a repository is published.
+Decides: the order of these steps. Refuses to know: what lies where in a run's folder (`run_folder.py`), what the loss
+is, how rows are mixed, how a repository is published.
 """
 
 import importlib
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
-from gen_vla.evaluation.provenance import RUNS, note_run, provenance, with_other_runs, with_provenance
+from gen_vla.evaluation.provenance import with_other_runs, with_provenance
 from gen_vla.training.co_trainer import CoTrainer, SourceProgress
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.counted_batches import CountedBatches, sum_over_processes
@@ -45,26 +34,29 @@ from gen_vla.training.flow_rows import FlowCollator, FlowNoise, FlowRowPreparer
 from gen_vla.training.flow_trainer import FlowMetrics, FlowTrainer
 from gen_vla.training.image_augmentation import ImageAugmenter
 from gen_vla.training.instruction_augmentation import InstructionAugmenter
-from gen_vla.training.lora_training import ADAPTER_FOLDER, lora_config, save_adapter
+from gen_vla.training.lora_training import lora_config
 from gen_vla.training.mixture import HalfAndHalfSampler, MixedTables, NumberedSampler
 from gen_vla.training.model_building import (
-    HUB_PREFIX,
     action_weights,
     build_model,
     check_initial_model,
     without_center_crop,
 )
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
-from gen_vla.training.recipe import as_settings
 from gen_vla.training.recipe_schema import Recipe, RobotSource
 from gen_vla.training.recipe_sources import OpenedData, open_data
+from gen_vla.training.run_folder import (
+    begin_record,
+    claim_checkpoints,
+    is_first_process,
+    save_run,
+    steps_taken,
+    write_json,
+)
 from gen_vla.training.streaming_mixture import StreamingMixture
-from gen_vla.training.training_curves import plot_curves
 from gen_vla.training.training_metrics import SourceMetrics
 
 
-# in a resumed run
-FREE_TO_CHANGE = ("description", "training.save_steps", "training.logging_steps", "training.report_to")
 RECORDING_SETTINGS = "recording_settings.json"  # what a recorded data set was asked for, beside it
 
 
@@ -123,70 +115,12 @@ def run_recipe(
     return output_dir
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for a run; also before the processes know of each other."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def check_reporting(service: str) -> None:
     """Raises `ValueError` where figures are to go to a service whose package is not installed."""
     if service != "none" and service not in get_available_reporting_integrations():
         raise ValueError(
             f"got report_to={service!r}, whose package is missing; pip install {service}, or set it to none"
         )
-
-
-def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path | None:
-    """The checkpoint to continue from, or `None`; raises where another run's checkpoints are in the way.
-
-    A run that starts anew must not find any: its own, of fewer steps, would be overlooked when it is resumed.
-    """
-    last, record = last_checkpoint(checkpoints), checkpoints / "recipe.yaml"
-    if last and not resume:
-        raise FileExistsError(
-            f"got {last} of an earlier run, expected none; resume it (--resume) or delete {checkpoints}"
-        )
-    if last and record.is_file():
-        earlier = flat(yaml.safe_load(record.read_text(encoding="utf-8")))
-        now = flat(as_settings(recipe))
-        changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
-        changed = [name for name in changed if name not in FREE_TO_CHANGE]
-        if changed:
-            settings = "; ".join(f"{name} was {earlier.get(name)!r} and is {now.get(name)!r}" for name in changed)
-            raise ValueError(
-                f"got another recipe than that of {last}: {settings}; a resumed run keeps its recipe: restore these "
-                f"settings, or start anew without {checkpoints}"
-            )
-    elif is_first_process():
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        if last is None:
-            (checkpoints / RUNS).unlink(missing_ok=True)
-        write_recipe(record, recipe)
-    return last
-
-
-def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path) -> dict[str, Any]:
-    """How this run came about, noted for those that continue it; its model is the one it starts from."""
-    name = recipe.model.initial_model
-    if name:
-        name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else work_dir / name
-    record = provenance(name)
-    note_run(checkpoints, record)
-    return record
-
-
-def discard_checkpoints(recipe: Recipe, work_dir: Path) -> None:
-    """Removes what an earlier mini run left to resume, so that a look at the data can be repeated."""
-    if "RANK" not in os.environ:  # the processes of a launcher would remove each other's
-        shutil.rmtree(work_dir / recipe.name / "checkpoints", ignore_errors=True)
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
 
 
 def record_missing_data(recipe: Recipe, work_dir: Path) -> None:
@@ -376,60 +310,6 @@ def whole_state(trainer: CoTrainer) -> dict[str, Any] | None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return None
-
-
-def save_run(
-    recipe: Recipe,
-    trainer: CoTrainer,
-    state: dict[str, Any] | None,
-    processor: Any,
-    log: dict[str, Any],
-    output_dir: Path,
-) -> None:
-    """Writes the model, the processor, and what is needed to know where they came from.
-
-    Args:
-        state: the weights, where the model itself holds only a part of them.
-        log: what `training_log.json` holds.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    model: Any = save_adapter(trained, output_dir / ADAPTER_FOLDER)
-    if model is not trained:  # statistics and action format are this run's, not those of the model it started from
-        model.config.save_pretrained(output_dir / ADAPTER_FOLDER)
-        processor.save_pretrained(output_dir / ADAPTER_FOLDER)
-        write_recipe(output_dir / ADAPTER_FOLDER / "recipe.yaml", recipe)
-    model.save_pretrained(output_dir, state_dict=state)
-    processor.save_pretrained(output_dir)
-    write_json(output_dir / "training_log.json", log)
-    write_recipe(output_dir / "recipe.yaml", recipe)
-    plot_curves(trainer.state.log_history, output_dir / "training_curves.png", f"{recipe.name}, by source")
-
-
-def write_recipe(path: Path, recipe: Recipe) -> None:
-    """The complete recipe, defaults filled in, as `load_recipe` reads it."""
-    path.write_text(yaml.safe_dump(as_settings(recipe), sort_keys=False), encoding="utf-8")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with a final newline."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def steps_taken(checkpoint: Path | None) -> int:
-    """Optimizer steps behind a checkpoint."""
-    if checkpoint is None:
-        return 0
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint: the trainer's state is what it writes last."""
-    states = {
-        path: re.fullmatch(r"checkpoint-(\d+)", path.parent.name) for path in folder.glob("*/trainer_state.json")
-    }
-    complete = {int(match[1]): path.parent for path, match in states.items() if match and path.stat().st_size}
-    return complete[max(complete)] if complete else None
 
 
 def run_in_processes(arguments: list[str], processes: int) -> int:
