@@ -1,5 +1,6 @@
 """The loop of docs/control_loop.md runs as it is printed: what reaches the robot, and that it is always stopped."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def loop(folder: Path, horizon: int, llama_like: Any) -> dict[str, Any]:
     model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    code, _ = blocks(ROOT / "docs" / "control_loop.md", "python")
+    first, _, moving = blocks(ROOT / "docs" / "control_loop.md", "python")
+    code = f"{first}\n\n{moving}"
     assert '"gen-vla/openvla-plus", "bridge_orig"' in code
     code = code.replace('"gen-vla/openvla-plus", "bridge_orig"', f'{str(folder)!r}, "tiny"')
     names: dict[str, Any] = {}
@@ -94,7 +96,7 @@ def test_a_robot_is_stopped_when_something_breaks(llama_like: Any, tmp_path: Pat
 
 
 def test_overlapping_chunks_are_averaged() -> None:
-    _, code = blocks(ROOT / "docs" / "control_loop.md", "python")
+    _, code, _ = blocks(ROOT / "docs" / "control_loop.md", "python")
     names: dict[str, Any] = {}
     exec(compile(code, "control_loop.md", "exec"), names)
     chunks = {
@@ -105,3 +107,41 @@ def test_overlapping_chunks_are_averaged() -> None:
     np.testing.assert_allclose(names["ensembled"](chunks, 3, decay=np.log(3)), [0.5, 3])  # 3 to 1 for the older
     np.testing.assert_array_equal(names["ensembled"](chunks, 5), [2, 5])
     assert names["ensembled"](chunks, 3).dtype == np.float32
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.03, 0.2])
+def test_chunks_are_written_while_the_robot_moves(seconds: float, llama_like: Any, tmp_path: Path) -> None:
+    """Every action is the step of the chunk that was asked for so many steps ago, however long writing takes."""
+    names, horizon, robot = loop(tmp_path, 4, llama_like), 4, Robot()
+    predict, chunks = names["model"].predict_actions, []
+
+    def slow(**arguments: Any) -> Any:
+        time.sleep(seconds)
+        return predict(**arguments)
+
+    def look(robot: Robot, instruction: str) -> Any:
+        inputs = look_as_printed(robot, instruction)
+        chunks.append((len(robot.told), predict(**inputs, unnorm_key="tiny").actions[0]))
+        return inputs
+
+    look_as_printed, names["look"], names["model"].predict_actions = names["look"], look, slow
+    names["run_moving"](robot, "open the drawer", steps=12, hertz=100.0)
+    assert len(robot.told) >= 12
+    assert robot.stops == 1
+    used = 1  # the first look was for the calibration
+    for number, action in enumerate(robot.told):
+        fits = [
+            which
+            for which, (asked, chunk) in enumerate(chunks)
+            if which >= used and 0 <= number - asked < horizon and np.array_equal(chunk[number - asked], action)
+        ]
+        assert fits, f"action {number} is of no chunk that reaches it"
+        used = fits[0]
+    assert used > 12 // horizon  # chunks are replaced before their end, or the robot stood
+
+
+def test_a_moving_robot_is_stopped_when_something_breaks(llama_like: Any, tmp_path: Path) -> None:
+    names, robot = loop(tmp_path, 2, llama_like), Robot(broken_after=3)
+    with pytest.raises(OSError, match="the camera is gone"):
+        names["run_moving"](robot, "open the drawer", hertz=1000.0)
+    assert robot.stops == 1
