@@ -251,15 +251,15 @@ def _write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def write_video(path: Path, pictures: np.ndarray, codec: str = "libx264", fps: int = FPS) -> None:
-    """Pictures uint8 [S, H, W, 3] as an mp4 with a key frame every two frames, as lerobot writes them."""
+def write_video(path: Path, pictures: np.ndarray, codec: str = "libx264", fps: int = FPS, group: int = 2) -> None:
+    """Pictures uint8 [S, H, W, 3] as an mp4 with a key frame every two frames, as lerobot writes them, or `group`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"g": "2", "crf": "18"}
+        stream.options = {"g": str(group), "crf": "18"}
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gen_vla.training.data_check import SourceCheck
+from gen_vla.training.data_reading import DataReading
 from gen_vla.training.first_rows import draw_first_rows
 
 
@@ -45,8 +46,16 @@ def read_table(checks: list[SourceCheck]) -> Table:
         reading = check.reading
         episodes = "" if reading.episodes is None else f"{reading.episodes:,}"
         rows = NOT_KNOWN if reading.rows is None else f"{reading.rows:,}"
-        table.add_row(*map(Text, (check.name, reading.format, episodes, rows, cameras(check), first_row(check))))
+        kind = "\n".join((reading.format, *rate(reading)))
+        table.add_row(*map(Text, (check.name, kind, episodes, rows, cameras(check), first_row(check))))
     return table
+
+
+def rate(reading: DataReading) -> list[str]:
+    """Rows a second, and of how many steps one is a row; a line each."""
+    stored = f" of {reading.hertz * reading.every:g} Hz" if reading.hertz else ""
+    lines = [f"{reading.hertz:g} Hz"] if reading.hertz else []
+    return [*lines, f"1 step in {reading.every}{stored}"] if reading.every > 1 else lines
 
 
 def cameras(check: SourceCheck) -> str:

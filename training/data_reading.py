@@ -21,6 +21,8 @@ class DataReading:
         without_instruction: steps of robot data that have none.
         stops_without: whether such a step stops a run instead of being passed over.
         action_names: what the values of an action are called, where robot data says it.
+        hertz: rows a second of robot data, where it says it.
+        every: of so many stored steps of robot data one is a row.
         skipped: report of the episodes that the statistics left out (`RowProblems.report`).
     """
 
@@ -34,4 +36,6 @@ class DataReading:
     without_instruction: int = 0
     stops_without: bool = False
     action_names: list[str] = field(default_factory=list)
+    hertz: float | None = None
+    every: int = 1
     skipped: dict[str, Any] | None = None

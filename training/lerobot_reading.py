@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.lerobot_metadata import INFO, EpisodePlace, read_metadata
-from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode
+from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, rows_of
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.video_frames import VideoFrames, VideoPicture
 
@@ -35,6 +35,7 @@ class LeRobotReader:
     Args:
         folder: with meta/info.json.
         split: its name there.
+        every: of so many steps of an episode one becomes a row; all steps are given, rows are counted.
 
     Raises:
         RobotDataError: on metadata that lacks something, or a file of episodes that is missing.
@@ -42,12 +43,14 @@ class LeRobotReader:
 
     stored_raw = False
 
-    def __init__(self, folder: DataFolder, split: str):
+    def __init__(self, folder: DataFolder, split: str, every: int = 1):
         self.folder = folder
+        self.every = every
         metadata = read_metadata(folder, split)
         self.dataset = Path(folder.path).name
         self.format = f"LeRobot {metadata.version}"
-        self.fps = metadata.fps
+        self.fps: float | None = metadata.fps
+        self._fps = metadata.fps
         called = {name: value_names(feature) for name, feature in metadata.features.items()}
         self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
         self._tasks = metadata.tasks
@@ -71,8 +74,9 @@ class LeRobotReader:
         return list(self._shards)
 
     def count_steps(self) -> int:
-        """Steps of the episodes that have a task text."""
-        return sum(place.length for places in self._shards.values() for place in places if place.labelled)
+        """Rows of the episodes that have a task text."""
+        labelled = [place for places in self._shards.values() for place in places if place.labelled]
+        return sum(rows_of(place.length, self.every) for place in labelled)
 
     def count_episodes(self) -> int:
         """Episodes of the split."""
@@ -90,7 +94,7 @@ class LeRobotReader:
         pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
         rows = _ParquetRows(self.folder, [*features, *pictures, "timestamp", "task_index"])
         decoders = {
-            camera: VideoFrames(self._open_video, self.fps) for camera in cameras if self._kinds[camera] == "video"
+            camera: VideoFrames(self._open_video, self._fps) for camera in cameras if self._kinds[camera] == "video"
         }
         for place in self._shards[shard]:
             identity = f"{self.folder.describe(place.data)} episode {place.index}"
@@ -99,7 +103,7 @@ class LeRobotReader:
                 yield self._episode(table, place, identity, features, cameras, decoders)
             except (RobotDataError, pa.ArrowException, OSError) as error:
                 reason = "episode that cannot be read from its parquet file"
-                problems.skip(f"{identity} ({error})", reason, place.length)
+                problems.skip(f"{identity} ({error})", reason, rows_of(place.length, self.every))
 
     def _episode(
         self,

@@ -171,6 +171,10 @@ class RobotSource:
             the data set's own name.
         action, state: names of the features that hold them; several are put side by side.
         split: which part of an RLDS or LeRobot data set, by the name it has there.
+        every: of so many steps of an episode one is a row, for data faster than a policy can act; 5 makes 10 Hz of 50.
+            Its action leads from there to the next row (`robot_transforms.thinned`), and chunks are of such steps.
+        displacements: dimensions of an action that say how far to move, not where to be: with `every` they are summed,
+            while all others are as in the last step. `[]` for none; the transforms know theirs.
         weight: how often its rows come beside those of the other robot data sets.
         record: how to record it from the simulator's experts if the folder is missing.
     """
@@ -182,10 +186,13 @@ class RobotSource:
     action: list[str] | None = None
     state: list[str] | None = None
     split: str = "train"
+    every: int = 1
+    displacements: list[int] | None = None
     weight: float = 1.0
     record: DemonstrationRecording | None = None
 
     def __post_init__(self) -> None:
+        at_least_one(f"data: robot {self.key!r}", self, ("every",))
         if not 0 < self.weight < float("inf"):
             raise RecipeError(f"data: robot {self.key!r}: got weight={self.weight}, expected a number above 0")
 
@@ -367,8 +374,19 @@ class Recipe:
                 f"{self.name}: got batch_size={self.training.batch_size}, expected an even number, since half of "
                 "every per-device batch is robot data"
             )
+        for source in self.data.robot:
+            wrong = [dim for dim in source.displacements or () if not self.may_be_displacement(dim)]
+            if wrong:
+                raise RecipeError(
+                    f"{self.name}: data: robot {source.key!r}: got displacements with {wrong}, expected dimensions "
+                    f"from 0 to {self.actions.action_dim - 1} that actions.binary_dims does not name"
+                )
         if contradiction := flow_contradiction(self):
             raise RecipeError(f"{self.name}: {contradiction}")
+
+    def may_be_displacement(self, dim: int) -> bool:
+        """Whether a dimension of an action is there and has more values than 0 and 1."""
+        return 0 <= dim < self.actions.action_dim and dim not in self.actions.binary_dims
 
 
 def at_least_one(where: str, settings: Any, names: Iterable[str]) -> None:

@@ -113,7 +113,7 @@ def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: O
     """The opened data set: rows of a recording, unless they are streamed, or a reader."""
     name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
     others = set(source.cameras or ()) - {RECORDED_CAMERA}
-    if not recipe.data.streaming and not others and is_recorded(Path(place)):
+    if not recipe.data.streaming and not others and source.every == 1 and is_recorded(Path(place)):
         return load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
     problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
     return open_robot_source(
@@ -124,6 +124,8 @@ def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: O
         action=source.action,
         state=source.state,
         split=source.split,
+        every=source.every,
+        displacements=source.displacements,
         horizon=recipe.actions.horizon,
         problems=problems,
     )
@@ -214,6 +216,8 @@ def _read_robot_files(
         statistics.instructions,
         steps - statistics.rows,
         action_names=reader.action_names,
+        hertz=reader.hertz,
+        every=reader.every,
         skipped=statistics.problems,
     )
     if tables:

@@ -17,7 +17,7 @@ from datasets import Dataset, Image, load_from_disk
 
 from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.lerobot_reading import column_array
-from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode
+from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, rows_of
 from gen_vla.training.row_problems import RowProblems
 
 
@@ -26,14 +26,19 @@ COLUMNS = ("image", "instruction", "action", "episode_index")
 
 
 class RecordedReader:
-    """All episodes; see `EpisodeReader`. There is one split, "train"; `cameras` are the columns of pictures."""
+    """All episodes; see `EpisodeReader`. There is one split, "train"; `cameras` are the columns of pictures.
+
+    `every` as for `LeRobotReader`.
+    """
 
     format = "recorded"
     stored_raw = False
     action, state = "action", "state"
 
-    def __init__(self, folder: DataFolder, split: str):
+    def __init__(self, folder: DataFolder, split: str, every: int = 1):
         self.folder = folder
+        self.every = every
+        self.fps: float | None = None
         self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know
         if split != "train":
             raise RobotDataError(f"got split={split!r} of {folder.path}, expected 'train': a recording has no other")
@@ -60,8 +65,8 @@ class RecordedReader:
         return list(self._shards)
 
     def count_steps(self) -> int:
-        """All rows."""
-        return len(self._rows)
+        """All rows that are kept."""
+        return sum(rows_of(last - first, self.every) for first, last in self._shards.values())
 
     def count_episodes(self) -> int:
         """All episodes."""
@@ -85,7 +90,7 @@ class RecordedReader:
         if all(picture and picture["bytes"] for row in images for picture in row):
             yield RobotEpisode(index, identity, texts, steps, images)
         else:
-            problems.skip(identity, "episode with a step without a picture", last - first)
+            problems.skip(identity, "episode with a step without a picture", rows_of(last - first, self.every))
 
     def _find_episodes(self) -> dict[str, tuple[int, int]]:
         if not len(self._rows):

@@ -84,7 +84,8 @@ class RLDSReader:
 
     def __init__(self, folder: DataFolder, split: str):
         self.folder = folder
-        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know
+        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know, nor the rate
+        self.fps: float | None = None
         info = folder.read_json(INFO)
         self.dataset = str(info["name"])
         self._step_features = read_features(folder)

@@ -55,6 +55,7 @@ class EpisodeReader(Protocol):
         folder: where its files lie.
         action, state: the features that hold action and state, unless the caller says otherwise.
         value_names: what each value of a feature is called, by feature, where the data set says it.
+        fps: steps a second as they are stored, where the data set says it.
     """
 
     dataset: str
@@ -66,6 +67,7 @@ class EpisodeReader(Protocol):
     action: str
     state: str
     value_names: Mapping[str, Sequence[str]]
+    fps: float | None
 
     def shards(self) -> list[str]:
         """Units that can be read apart from each other."""
@@ -78,7 +80,7 @@ class EpisodeReader(Protocol):
         ...
 
     def count_steps(self) -> int | None:
-        """Steps of all episodes, stored and with an instruction, where metadata says it."""
+        """Rows of all episodes: steps that have an instruction and are kept, where metadata says it."""
         ...
 
     def count_episodes(self) -> int:
@@ -88,6 +90,11 @@ class EpisodeReader(Protocol):
     def files(self) -> dict[str, int]:
         """Bytes of the files that actions are read from, by name; what cached statistics are valid for."""
         ...
+
+
+def rows_of(steps: int, every: int) -> int:
+    """Rows of so many steps of which every so many one is kept, the first among them."""
+    return -(-steps // every)
 
 
 def action_chunks(actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
@@ -102,19 +109,15 @@ def action_chunks(actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.nda
 
 def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:
     """Robot rows of the steps that a transform kept and that have an instruction (see `training/data_source.py`)."""
-    chunks, past = action_chunks(trajectory.actions, horizon)
-    first = trajectory.steps.start
-    for step, images in enumerate(episode.images):
-        place = step - first
-        if place >= len(chunks):
-            return
-        if place < 0 or not episode.instructions[step].strip():
+    kept = range(len(episode.images))[trajectory.steps]
+    for step, action, past in zip(kept, *action_chunks(trajectory.actions, horizon)):
+        if not episode.instructions[step].strip():
             continue
         yield {
-            "images": images,
+            "images": episode.images[step],
             "instruction": episode.instructions[step],
-            "action": chunks[place],
-            "action_is_pad": past[place],
+            "action": action,
+            "action_is_pad": past,
             "episode_index": episode.index,
             "step_index": step,
             "identity": f"{episode.identity} step {step}",

@@ -26,9 +26,10 @@ from gen_vla.training.robot_episodes import (
     RobotDataError,
     RobotEpisode,
     episode_rows,
+    rows_of,
 )
 from gen_vla.training.robot_layouts import check_layout
-from gen_vla.training.robot_transforms import RobotTransform, Trajectory, choose_transform
+from gen_vla.training.robot_transforms import RobotTransform, Trajectory, choose_transform, thinned
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.video_frames import MISSING_FRAME, VideoError, VideoPicture
 
@@ -42,6 +43,8 @@ class RobotSource:
         transform: what makes actions of what is stored.
         features: the stored features it reads.
         problems: counts what was skipped.
+        every: of so many steps of an episode one is a row, see `robot_transforms.thinned`.
+        displacements: dimensions of an action that say how far to move; `None` where nobody said.
     """
 
     def __init__(
@@ -52,6 +55,8 @@ class RobotSource:
         cameras: Sequence[str],
         horizon: int,
         problems: RowProblems,
+        every: int = 1,
+        displacements: Sequence[int] | None = None,
     ):
         self.name = name
         self.reader = reader
@@ -59,8 +64,15 @@ class RobotSource:
         self.cameras = list(cameras)
         self.horizon = horizon
         self.problems = problems
+        self.every = every
+        self.displacements = None if displacements is None else list(displacements)
         present = [feature for feature in transform.optional if feature in reader.features]
         self.features = [*transform.features, *present]
+
+    @property
+    def hertz(self) -> float | None:
+        """Steps a second of what a policy learns, where the data set says it."""
+        return self.reader.fps / self.every if self.reader.fps else None
 
     @property
     def action_names(self) -> list[str]:
@@ -112,14 +124,15 @@ class RobotSource:
     ) -> Iterator[tuple[RobotEpisode, Trajectory]]:
         for shard in shards:
             for episode in self.reader.episodes(shard, self.features, cameras, problems):
-                trajectory = self.transform.apply(episode.steps)
+                trajectory = thinned(self.transform.apply(episode.steps), self.every, self.displacements or ())
                 if np.isfinite(trajectory.actions).all():
                     yield episode, trajectory
                 else:
                     step, dim = map(int, np.argwhere(~np.isfinite(trajectory.actions))[0])
                     where = f"{episode.identity} ({trajectory.actions[step, dim]} in dimension {dim}"
-                    where += f" at step {trajectory.steps.start + step})"
-                    problems.skip(where, "episode with an action that is not finite", len(episode.instructions))
+                    where += f" at step {trajectory.steps.start + step * self.every})"
+                    rows = rows_of(len(episode.instructions), self.every)
+                    problems.skip(where, "episode with an action that is not finite", rows)
 
 
 class UndecodedRows:
@@ -159,6 +172,8 @@ def open_robot_source(
     problems: RowProblems | None = None,
     action: str | Sequence[str] | None = None,
     state: str | Sequence[str] | None = None,
+    every: int = 1,
+    displacements: Sequence[int] | None = None,
 ) -> RobotSource:
     """Opens a robot data set and checks what can be checked without reading it.
 
@@ -172,15 +187,18 @@ def open_robot_source(
         horizon: T, the steps of a row's action chunk.
         problems: the counter to use; by default a new one.
         action, state: the stored features that hold them, where they have other names; several are put side by side.
+        every: of so many steps of an episode one is kept, see `robot_transforms.thinned`.
+        displacements: dimensions of an action that say how far to move, not where to be; the transforms know theirs.
 
     Raises:
         RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that what is stored does
             not fit (`robot_layouts`); `EmptyRobotDataError` without a step that has an instruction.
         TFRecordError: on a shard that is cut off.
     """
-    if horizon < 1:
-        raise ValueError(f"got horizon={horizon}, expected at least 1")
-    reader = _open_reader(DataFolder(path), split)
+    for word, value in (("horizon", horizon), ("every", every)):
+        if value < 1:
+            raise ValueError(f"got {word}={value}, expected at least 1")
+    reader = _open_reader(DataFolder(path), split, every)
     chosen = choose_transform(
         transform,
         reader.dataset,
@@ -198,18 +216,19 @@ def open_robot_source(
     named = [_find_camera(camera, reader.cameras, path) for camera in cameras or reader.cameras[:1]]
     if not named:
         raise RobotDataError(f"got {path} without a camera, expected at least one")
-    source = RobotSource(key, reader, chosen, named, horizon, problems or RowProblems(name=key))
+    moved = _displacements(displacements, chosen, every, path)
+    source = RobotSource(key, reader, chosen, named, horizon, problems or RowProblems(name=key), every, moved)
     if not reader.stored_raw:
         check_layout(chosen, _stored_steps(source), reader.dataset, str(path), named=transform != "auto")
     _check_not_empty(source, path, split)
     return source
 
 
-def _open_reader(folder: DataFolder, split: str) -> EpisodeReader:
+def _open_reader(folder: DataFolder, split: str, every: int) -> EpisodeReader:
     if folder.exists(LEROBOT_INFO):
-        return LeRobotReader(folder, split)
+        return LeRobotReader(folder, split, every)
     if folder.exists(STATE):
-        return RecordedReader(folder, split)
+        return RecordedReader(folder, split, every)
     found = find_rlds(folder)
     if found is None:
         raise RobotDataError(
@@ -224,6 +243,26 @@ def _find_camera(wanted: str, cameras: list[str], path: str | Path) -> str:
     if len(matches) != 1:
         raise RobotDataError(f"got camera {wanted!r}, expected one of {', '.join(cameras) or 'none'} in {path}")
     return matches[0]
+
+
+def _displacements(
+    told: Sequence[int] | None, transform: RobotTransform, every: int, path: str | Path
+) -> Sequence[int] | None:
+    """The dimensions that are displacements, from who opens the data set or from its transform."""
+    known = transform.displacements
+    if told is not None and known is not None and sorted(told) != list(known):
+        raise RobotDataError(
+            f"got displacements={list(told)} for {path}, expected {list(known)}, which the {transform.name} transform "
+            "makes; leave them out"
+        )
+    told = known if told is None else told
+    if every > 1 and told is None:
+        raise RobotDataError(
+            f"got every={every} for {path}, expected to be told which dimensions of its actions are displacements, "
+            "which are summed over the steps that are left out; give `displacements`: [] where all are positions to "
+            "be at, [0, 1, 2, 3, 4, 5] for a hand's moves and turns before its gripper"
+        )
+    return told
 
 
 def _names(features: str | Sequence[str]) -> tuple[str, ...]:

@@ -125,4 +125,6 @@ def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
     parts |= {"transform": source.transform.name, "features": source.features}
     parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     parts |= {"unscaled": None if unscaled is None else sorted(unscaled)}
+    if source.every > 1:
+        parts |= {"every": source.every, "displacements": sorted(source.displacements or ())}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -8,11 +8,14 @@ files, pictures, normalisation; whether the stored actions were transformed alre
     fractal   world vector, rotation delta, and the gripper from relative (+ closes) to absolute (1 = open)
     identity  the action as it is
 
+Of a data set too fast for a policy, every so many steps one is kept (`thinned`), with the action that leads to the
+next kept one: of positions the last that was commanded on the way there, of displacements their sum.
+
 A gripper is 1 when open, 0 when closed. Actions and states may be spread over several features, which are put side by
 side: action/world_vector [S, 3], action/rotation_delta [S, 3], action/gripper_closedness_action [S, 1] -> [S, 7].
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +25,7 @@ BRIDGE_NAMES = ("bridge_orig", "bridge_dataset")
 FRACTAL_NAMES = ("fractal20220817_data",)
 OPEN_ABOVE, CLOSED_BELOW = 0.95, 0.05  # of Bridge's gripper, 0..1
 RELATIVE_DEAD_ZONE = 0.1  # of RT-1's gripper command, -1..1
+MOVES = (0, 1, 2, 3, 4, 5)  # Bridge's and RT-1's dimensions that are displacements; the gripper is absolute
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class RobotTransform:
         state: those that are the state.
         needs_state: whether there is no action without them; else they are read where the data set has all of them.
         learn: (actions float32 [S, D], states float32 [S, P] or `None`) -> trajectory.
+        displacements: dimensions of its actions that say how far to move, not where to be; `None` where only those
+            who recorded them know.
     """
 
     name: str
@@ -56,6 +62,7 @@ class RobotTransform:
     state: tuple[str, ...]
     needs_state: bool
     learn: Callable[[np.ndarray, np.ndarray | None], Trajectory]
+    displacements: tuple[int, ...] | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -105,6 +112,32 @@ def identity(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
     return Trajectory(actions, states, slice(0, len(actions)))
 
 
+def thinned(trajectory: Trajectory, every: int, displacements: Sequence[int]) -> Trajectory:
+    """Every so many steps one, the first among them, with the action from there to the next one that is kept.
+
+    At a kept step the picture shows the robot before the first of the steps it stands for, and until the next picture
+    all of them are carried out. So a position is that of the last one, where the robot is told to be when it is looked
+    at again; that of the first one would have it stop early and wait. Displacements add up. Angles among them are
+    added like lengths, which is right for small ones: turns about several axes do not add, by half the product of two
+    angles. The last kept step may stand for fewer.
+
+    Args:
+        trajectory: actions [S, D] -> [ceil(S / every), D].
+        every: 1 keeps all.
+        displacements: the dimensions that are summed; of all others, grippers among them, the last value counts.
+    """
+    if every == 1:
+        return trajectory
+    starts = np.arange(0, len(trajectory.actions), every)
+    actions = trajectory.actions[np.minimum(starts + every, len(trajectory.actions)) - 1]
+    summed = list(displacements)
+    if len(starts) and summed:
+        moves = trajectory.actions[:, summed].astype(np.float64)
+        actions[:, summed] = np.add.reduceat(moves, starts, axis=0)
+    proprio = None if trajectory.proprio is None else trajectory.proprio[::every]
+    return Trajectory(actions, proprio, slice(trajectory.steps.start, trajectory.steps.stop, every))
+
+
 def binarize_gripper(positions: np.ndarray) -> np.ndarray:
     """Positions [S] in 0..1 -> 0 or 1: between the thresholds, the value of the next step that is clear counts.
 
@@ -136,12 +169,12 @@ FRACTAL_STATE = ("base_pose_tool_reached", "gripper_closed")  # position and qua
 
 def bridge_transform(action: tuple[str, ...], state: tuple[str, ...]) -> RobotTransform:
     """Bridge's, of features with any names."""
-    return RobotTransform("bridge", action, state, True, bridge)
+    return RobotTransform("bridge", action, state, True, bridge, MOVES)
 
 
 def fractal_transform(action: tuple[str, ...], state: tuple[str, ...]) -> RobotTransform:
     """RT-1's, of features with any names."""
-    return RobotTransform("fractal", action, state, False, fractal)
+    return RobotTransform("fractal", action, state, False, fractal, MOVES)
 
 
 def identity_transform(
