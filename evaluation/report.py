@@ -335,13 +335,13 @@ def _card_names(policies: Sequence[Policy]) -> dict[Policy, str]:
 
 
 def _card_figure(figure: Figure) -> dict[str, Any]:
-    interval = figure["interval"]
+    interval, spell = figure["interval"], "{:.2f}-{:.2f}" if figure["share"] else "{:.3g}-{:.3g}"
     note = [figure["note"], *(f"{figure[key]} {key}" for key in ("malformed", "crashed") if figure[key])]
     return {
         "task": f"{figure['task']}, {figure['mode']}" if figure["mode"] else figure["task"],
         "dataset": figure["benchmark"],
         **{key: figure[key] for key in ("metric", "value", "n", "control")},
-        "interval": None if interval is None else "{:.2f}-{:.2f}".format(*interval),
+        "interval": None if interval is None else spell.format(*interval),
         "note": ", ".join(part for part in note if part),
     }
 

@@ -72,12 +72,14 @@ def averaged(runs: Sequence[Trials]) -> Trials:
 
 
 def seed_mean_of(figure: Figure, files: TrialFiles) -> SeedMean | None:
-    """The mean over the seeds of a figure, or the one run that it is; `None` if nothing says how sure a run's is."""
+    """The mean over the seeds of a figure, or the one run that it is; `None` for what is no share, and if nothing says
+    how sure a run's is.
+    """
     runs = figure.get("seeds") or [figure]
     trials = [files.of(run) for run in runs]
     if all(trials):
         return mean_over_seeds([list(run.values()) for run in trials])
-    if any(run["interval"] is None for run in runs):
+    if not figure["share"] or any(run["interval"] is None for run in runs):
         return None
     return mean_without_trials([run["value"] for run in runs], [tuple(run["interval"]) for run in runs])
 

@@ -4,9 +4,10 @@ Decides: which file comes from which suite, and what of it is a figure. Refuses 
 (`report.py`), how they were measured.
 
 A figure is a dictionary: `model`, `benchmark`, `mode`, `task`, `metric`, `value`, `n`, `interval` (two bounds or
-None), `malformed`, `crashed`, `note`, `control` (measured without the model, or on purpose against it), `hardware`,
-`parameters`, `source` (the file), `trained` (`training_record.py`), `mean` (the mean over seeds that it is part of),
-`command`, `date`, `commit` and `revision` (of the file and of its model, `provenance.py`).
+None), `share` (whether these are of a share, or else of an error), `malformed`, `crashed`, `note`, `control` (measured
+without the model, or on purpose against it), `hardware`, `parameters`, `source` (the file), `trained`
+(`training_record.py`), `mean` (the mean over seeds that it is part of), `command`, `date`, `commit` and `revision` (of
+the file and of its model, `provenance.py`).
 """
 
 import json
@@ -23,6 +24,7 @@ DEFAULTS: Figure = {
     "mode": "",
     "n": None,
     "interval": None,
+    "share": True,
     "malformed": None,
     "crashed": None,
     "note": "",
@@ -50,7 +52,7 @@ def read_results(path: Path) -> list[Figure]:
         found = ", ".join(sorted(results)) if isinstance(results, dict) else type(results).__name__
         raise ValueError(
             f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, drawers, "
-            "scene_questions, simpler, vqa, representations, latency or decoding"
+            "scene_questions, simpler, open_loop, vqa, representations, latency or decoding"
         )
     shared = {**DEFAULTS, "source": str(path), **origin(results)}
     figures = [{**shared, **figure} for figure in reader(results, path)]
@@ -67,6 +69,7 @@ def reader_of(results: Any) -> Callable[[dict[str, Any], Path], Iterator[Figure]
     if not isinstance(results, dict):
         return None
     named = {"simpler": _simpler, "vqa": _vqa, "representations": _representations, "latency": _latency}
+    named["open_loop"] = _open_loop
     if results.get("suite") in named:
         return named[results["suite"]]
     shapes = {"policies": _tabletop, "rollouts": _drawers, "timings": _decoding, "kinds": _scene_questions}
@@ -97,6 +100,23 @@ def _simpler(results: dict[str, Any], path: Path) -> Iterator[Figure]:
         keys = ("mode", "task", "metric", "value", "n", "interval", "malformed", "crashed")
         note = "" if entry["n"] == entry["expected"] else f"{entry['n']} of the protocol's {entry['expected']} trials"
         yield {**_common(results, path), "benchmark": "SimplerEnv", "note": note, **{key: entry[key] for key in keys}}
+
+
+def _open_loop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    """The policy's errors, those of the baselines in a note beside them."""
+    size = {"n": results["n"], "malformed": results["malformed"]}
+    common = {**_common(results, path), **size, "share": False, "benchmark": f"open loop on {results['data']}"}
+    seen = ["trained on this data"] if results["trained_on"] else []
+    together = {name: of["l1"] for name, of in results["normalized"].items()}
+    groups = [("all dimensions", "normalized L1", together)] if together else []
+    for entry in results["dimensions"]:
+        metric = "share right" if entry["measure"] == "accuracy" else "mean absolute error"
+        groups.append((entry["name"], metric, {name: of for name, of in entry.items() if isinstance(of, dict)}))
+    for task, metric, figures in groups:
+        value, interval = (figures["policy"][key] for key in ("value", "interval"))
+        others = [f"{name} {of['value']:.4g}" for name, of in figures.items() if name != "policy"]
+        rounded = {"value": round(value, 6), "interval": interval and [round(bound, 6) for bound in interval]}
+        yield {**common, "task": task, "metric": metric, **rounded, "note": ", ".join([*others, *seen])}
 
 
 def _vqa(results: dict[str, Any], path: Path) -> Iterator[Figure]:

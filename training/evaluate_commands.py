@@ -209,6 +209,50 @@ def run_tabletop(options: argparse.Namespace) -> int:
     return 0
 
 
+def add_open_loop(suites: Any) -> None:
+    """`gen-vla evaluate open_loop MODEL DATA`."""
+    command = suites.add_parser("open_loop", help="its actions beside those of recorded episodes, without a simulator")
+    add_model(command)
+    command.add_argument("data", help="a robot data set it was not trained on: a folder, or hf://datasets/OWNER/NAME")
+    command.add_argument("--unnorm-key", help="whose units the actions have (default: the model's only one)")
+    command.add_argument("--split", default="train", help="of the data set (default: train)")
+    command.add_argument(
+        "--camera",
+        action="append",
+        help="of the data set (default: those of the model's recipe); repeat it for a model of several",
+    )
+    command.add_argument("--every", type=int, default=10, help="ask at every N-th step of an episode (default: 10)")
+    command.add_argument("--episodes", type=int, default=50, help="from all over the data set, at most (default: 50)")
+    command.add_argument("--batch-size", type=int, default=8, help="observations per call (default: 8)")
+    command.add_argument("--picture", type=Path, help="draw an episode and the errors into this PNG")
+    add_output(command)
+    command.set_defaults(run=run_open_loop)
+
+
+def run_open_loop(options: argparse.Namespace) -> int:
+    """Compares a policy with recorded actions."""
+    from rich.console import Console
+
+    from gen_vla.evaluation.open_loop import OpenLoopSettings, evaluate_open_loop, open_loop_notes, open_loop_tables
+
+    names = ("unnorm_key", "split", "every", "episodes")
+    shared = {name: getattr(options, name) for name in names}
+    settings = OpenLoopSettings(cameras=options.camera, rows=options.batch_size, **shared)
+    model, processor = load_any(options.model)
+    results, found, episodes = evaluate_open_loop(model, processor, options.model, options.data, settings)
+    console = Console()
+    for table in open_loop_tables(results):
+        console.print(table)
+    for note in open_loop_notes(results):
+        console.print(note)
+    if options.picture:
+        from gen_vla.evaluation.open_loop_pictures import draw_open_loop
+
+        statistics = model.config.norm_stats[results["unnorm_key"]]["action"]
+        draw_open_loop(results, found, episodes, statistics, options.picture)
+    return write_results(results, options.output, [options.data])
+
+
 def add_representations(suites: Any) -> None:
     """`gen-vla evaluate representations MODEL`."""
     command = suites.add_parser("representations", help="linear probes, drift and t-SNE of the vision towers")
@@ -290,6 +334,7 @@ def run_report(options: argparse.Namespace) -> int:
 SUITES = (
     add_tabletop,
     add_drawers,
+    add_open_loop,
     add_scene_questions,
     add_decoding,
     add_agreement,
