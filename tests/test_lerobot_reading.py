@@ -134,9 +134,11 @@ def test_pictures_in_the_parquet_file_may_be_missing(tmp_path):
     field = table.schema.field(place)
     pq.write_table(table.set_column(place, field, pa.array(column, field.type)), path)
     problems = RowProblems(limit_share=1.0)
-    reader = open_reader(folder)
-    assert [episode.index for episode in read_all(reader, reader.cameras, problems)] == [0]
-    assert problems.report()["skipped"] == 5
+    source = open_robot_source(folder, key="x", problems=problems)
+    rows = [(row["episode_index"], row["step_index"]) for row in source.rows(source.shards())]
+    assert rows == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 3), (1, 4)]
+    assert problems.report()["by_reason"] == {"step without a picture": 1}
+    assert "episode_000001.parquet episode 1 step 2: step without" in problems.report()["examples"][0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from robot_data_sets import make_episodes, write_recording
 from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.recorded_reading import RecordedReader
 from gen_vla.training.robot_episodes import RobotDataError
+from gen_vla.training.robot_source import open_robot_source
 from gen_vla.training.row_problems import RowProblems
 
 
@@ -54,7 +55,7 @@ def test_a_step_without_a_picture(tmp_path):
     emptied = rows.map(lambda row, number: {"image": None if number == 1 else row["image"]}, with_indices=True)
     emptied.save_to_disk(str(tmp_path / "emptied"))
     problems = RowProblems(limit_share=1.0)
-    reader = open_reader(tmp_path / "emptied")
-    found = [e.index for shard in reader.shards() for e in reader.episodes(shard, ["action"], ["image"], problems)]
-    assert found == [1]
-    assert problems.report()["by_reason"] == {"episode with a step without a picture": 4}
+    source = open_robot_source(tmp_path / "emptied", key="x", problems=problems)
+    found = [(row["episode_index"], row["step_index"]) for row in source.rows(source.shards())]
+    assert found == [(0, 0), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (1, 4)]
+    assert problems.report()["by_reason"] == {"step without a picture": 1}

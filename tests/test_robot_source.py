@@ -123,19 +123,40 @@ def test_an_action_under_another_name(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["rlds", "v2.1", "v3.0", "recording"])
-def test_an_episode_with_nan_is_skipped_and_named(tmp_path, form):
+def test_chunks_with_nan_are_skipped_and_named(tmp_path, form):
     episodes = make_episodes(3, 4)
     episodes[1].actions[2, 0] = np.nan
     problems = RowProblems(limit_share=0.5)
-    source = open_robot_source(write(tmp_path, form, episodes), key="mine", problems=problems)
-    assert {row["episode_index"] for row in source.rows(source.shards())} == {0, 2}
+    source = open_robot_source(write(tmp_path, form, episodes), key="mine", horizon=2, problems=problems)
+    rows = list(source.rows(source.shards()))
+    assert [row["step_index"] for row in rows if row["episode_index"] == 1] == [0, 3, 4]
+    assert np.isfinite([row["action"] for row in rows]).all()
     report = problems.report()
-    assert report["seen"] == 10
-    assert report["by_reason"] == {"episode with an action that is not finite": 5}
-    assert "episode 1 (nan in dimension 0 at step 2): episode with" in report["examples"][0]
+    assert report["seen"] == len(rows) == 13
+    assert report["by_reason"] == {"action that is not finite": 2}
+    assert "episode 1 (nan in dimension 0 at step 2): action that is" in report["examples"][0]
     strict = open_robot_source(source.reader.folder.path, key="mine", problems=RowProblems(0.01, minimum_rows=5))  # type: ignore[attr-defined]
     with pytest.raises(TooManyBadRows, match="not finite"):
         list(strict.rows(strict.shards()))
+
+
+def test_a_last_action_that_is_not_finite_fills_no_chunk(tmp_path):
+    episodes = make_episodes(1, 5)
+    episodes[0].actions[4, 6] = np.nan
+    source = open_robot_source(write_lerobot(tmp_path / "set", episodes), key="x", horizon=3)
+    source.problems = RowProblems(limit_share=1.0)
+    assert [row["step_index"] for row in source.undecoded_rows(source.shards())] == [0, 1]
+    assert source.problems.report()["skipped"] == 3
+
+
+def test_a_transform_that_looks_at_neighbours_leaves_out_the_episode(tmp_path):
+    episodes = make_episodes(3, 4)
+    episodes[1].states[2, 0] = np.nan
+    problems = RowProblems(limit_share=0.5)
+    source = open_robot_source(write_rlds(tmp_path, episodes), key="x", transform="bridge", problems=problems)
+    assert {row["episode_index"] for row in source.rows(source.shards())} == {0, 2}
+    assert problems.report()["by_reason"] == {"episode with an action that is not finite": 5}
+    assert "episode 1 (nan in dimension 0 at step 1): episode with" in problems.report()["examples"][0]
 
 
 def test_unlabelled_episodes_are_passed_over(tmp_path):

@@ -64,12 +64,27 @@ def test_skipped_episodes_are_reported_and_too_many_stop(tmp_path):
     episodes[1].actions[0] = np.inf
     path = write_rlds(tmp_path, episodes)
     with pytest.raises(TooManyBadRows, match="x: got 6 bad rows"):
-        robot_statistics(open_robot_source(path, key="x", transform=None), progress=False)
-    tolerant = open_robot_source(path, key="x", transform=None, problems=RowProblems(limit_share=0.5))
+        robot_statistics(open_robot_source(path, key="x", transform="fractal"), progress=False)
+    tolerant = open_robot_source(path, key="x", transform="fractal", problems=RowProblems(limit_share=0.5))
     statistics = robot_statistics(tolerant, progress=False)
     assert statistics.entry["num_trajectories"] == 2
     assert statistics.problems["skipped"] == 6
     assert tolerant.problems.report()["skipped"] == 0  # training counts for itself
+
+
+def test_steps_that_are_not_finite_are_left_out(tmp_path):
+    episodes = make_episodes(3, 5, size=16)
+    episodes[1].actions[0, 2] = np.inf
+    episodes[2].actions[:] = np.nan
+    path = write_rlds(tmp_path, episodes)
+    with pytest.raises(TooManyBadRows, match=r"x: got 8 bad rows among 18, .*inf in dimension 2 at step 0"):
+        robot_statistics(open_robot_source(path, key="x", transform=None), progress=False)
+    tolerant = open_robot_source(path, key="x", transform=None, problems=RowProblems(limit_share=0.5))
+    statistics = robot_statistics(tolerant, progress=False)
+    expected = compute_statistics(np.concatenate([episodes[0].actions, episodes[1].actions[1:]]), num_trajectories=2)
+    assert {name: statistics.entry[name] for name in expected} == expected
+    assert statistics.rows == 10
+    assert statistics.problems["by_reason"] == {"step with an action that is not finite": 8}
 
 
 def test_figures_are_kept_until_the_files_change(tmp_path, monkeypatch):

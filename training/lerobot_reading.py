@@ -123,7 +123,7 @@ class LeRobotReader:
                 name, start = place.videos[camera]
                 columns.append([VideoPicture(decoders[camera], name, time) for time in (start + times).tolist()])
             else:
-                columns.append(_pictures(table[camera], camera))
+                columns.append(table[camera].to_pylist())
         return RobotEpisode(place.index, identity, texts, steps, [list(row) for row in zip(*columns)])
 
     def _open_video(self, name: str) -> str | BinaryIO:
@@ -220,14 +220,6 @@ def column_array(column: pa.ChunkedArray, name: str) -> np.ndarray:
     if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
         raise RobotDataError(f"got {name} of {array.type}, expected numbers")
     return array.to_numpy(zero_copy_only=False).reshape(rows, *shape)
-
-
-def _pictures(column: pa.ChunkedArray, camera: str) -> list[dict[str, Any]]:
-    pictures = column.to_pylist()
-    for step, picture in enumerate(pictures):
-        if not picture or not picture.get("bytes"):
-            raise RobotDataError(f"got step {step} without a picture in {camera}, expected its bytes")
-    return pictures
 
 
 def _camera_rank(name: str) -> int:

@@ -87,10 +87,7 @@ class RecordedReader:
         steps = {name: column_array(table[name], name) for name in features}
         texts = [text or "" for text in table["instruction"].to_pylist()]
         images = [list(row) for row in zip(*(table[camera].to_pylist() for camera in cameras))]
-        if all(picture and picture["bytes"] for row in images for picture in row):
-            yield RobotEpisode(index, identity, texts, steps, images)
-        else:
-            problems.skip(identity, "episode with a step without a picture", rows_of(last - first, self.every))
+        yield RobotEpisode(index, identity, texts, steps, images)
 
     def _find_episodes(self) -> dict[str, tuple[int, int]]:
         if not len(self._rows):

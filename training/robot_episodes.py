@@ -32,8 +32,8 @@ class RobotEpisode:
         identity: file and number, for reports.
         instructions: [S] texts; an empty one where a step has none.
         steps: arrays [S, ...] of the features asked for, by name ("action", "observation/state").
-        images: [S] lists of one picture per camera asked for: {"bytes", "path"} or a `VideoPicture`; empty where no
-            camera was asked for.
+        images: [S] lists of one picture per camera asked for: {"bytes", "path"} or a `VideoPicture`; `None` or no
+            bytes where a step lacks one; empty where no camera was asked for.
     """
 
     index: int
@@ -107,11 +107,21 @@ def action_chunks(actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.nda
     return actions[np.minimum(steps, len(actions) - 1)].astype(np.float32), past
 
 
+def finite_chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
+    """Of which steps the chunk float [T, D] that starts there holds finite numbers alone: bool [S]."""
+    chunks, _ = action_chunks(actions, horizon)
+    return np.asarray(np.isfinite(chunks).all(axis=(1, 2)))
+
+
 def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:
-    """Robot rows of the steps that a transform kept and that have an instruction (see `training/data_source.py`)."""
+    """Robot rows of the steps that a transform kept, whose chunk is finite and that have an instruction.
+
+    Their fields: `training/data_source.py`.
+    """
     kept = range(len(episode.images))[trajectory.steps]
-    for step, action, past in zip(kept, *action_chunks(trajectory.actions, horizon)):
-        if not episode.instructions[step].strip():
+    finite = finite_chunks(trajectory.actions, horizon)
+    for step, whole, action, past in zip(kept, finite, *action_chunks(trajectory.actions, horizon)):
+        if not whole or not episode.instructions[step].strip():
             continue
         yield {
             "images": episode.images[step],

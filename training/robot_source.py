@@ -26,12 +26,16 @@ from gen_vla.training.robot_episodes import (
     RobotDataError,
     RobotEpisode,
     episode_rows,
+    finite_chunks,
     rows_of,
 )
 from gen_vla.training.robot_layouts import check_layout
 from gen_vla.training.robot_transforms import RobotTransform, Trajectory, choose_transform, thinned
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.video_frames import MISSING_FRAME, VideoError, VideoPicture
+
+
+NOT_FINITE = "action that is not finite"
 
 
 class RobotSource:
@@ -96,6 +100,9 @@ class RobotSource:
             TFRecordError: on a shard that cannot be followed further.
         """
         for row in self.undecoded_rows(shards):
+            if any(not isinstance(entry, VideoPicture) and not (entry or {}).get("bytes") for entry in row["images"]):
+                self.problems.skip(row["identity"], "step without a picture")
+                continue
             try:
                 images = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
             except VideoError as error:
@@ -110,13 +117,21 @@ class RobotSource:
             yield from episode_rows(episode, trajectory, self.horizon)
 
     def labelled_episodes(self, shards: list[str]) -> Iterator[tuple[RobotEpisode, Trajectory]]:
-        """The whole episodes that these rows are of, frames undecoded."""
+        """The whole episodes that these rows are of, frames undecoded; steps that make no row are counted as bad."""
         for episode, trajectory in self._trajectories(shards, self.cameras, self.problems):
             if any(text.strip() for text in episode.instructions):
+                finite = finite_chunks(trajectory.actions, self.horizon)
+                texts = episode.instructions[trajectory.steps]
+                lost = sum(bool(text.strip()) for text, whole in zip(texts, finite) if not whole)
+                if lost:
+                    self.problems.skip(self.not_finite(episode, trajectory), NOT_FINITE, lost)
                 yield episode, trajectory
 
     def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
-        """Actions and proprio of every episode, unlabelled ones too; no picture is read. Bad ones go to `problems`."""
+        """Actions and proprio of every episode, unlabelled ones too, float32 [S, D]; no picture is read.
+
+        Steps of them may hold what is not finite, which counts for nothing here. Bad episodes go to `problems`.
+        """
         yield from self._trajectories(self.shards(), (), problems)
 
     def _trajectories(
@@ -125,14 +140,17 @@ class RobotSource:
         for shard in shards:
             for episode in self.reader.episodes(shard, self.features, cameras, problems):
                 trajectory = thinned(self.transform.apply(episode.steps), self.every, self.displacements or ())
-                if np.isfinite(trajectory.actions).all():
+                if self.transform.name == "identity" or np.isfinite(trajectory.actions).all():
                     yield episode, trajectory
-                else:
-                    step, dim = map(int, np.argwhere(~np.isfinite(trajectory.actions))[0])
-                    where = f"{episode.identity} ({trajectory.actions[step, dim]} in dimension {dim}"
-                    where += f" at step {trajectory.steps.start + step * self.every})"
+                else:  # which steps it spoiled, only a look at the transform would tell
                     rows = rows_of(len(episode.instructions), self.every)
-                    problems.skip(where, "episode with an action that is not finite", rows)
+                    problems.skip(self.not_finite(episode, trajectory), f"episode with an {NOT_FINITE}", rows)
+
+    def not_finite(self, episode: RobotEpisode, trajectory: Trajectory) -> str:
+        """Names an episode and the first value of it that is not finite."""
+        place, dim = map(int, np.argwhere(~np.isfinite(trajectory.actions))[0])
+        step = trajectory.steps.start + place * self.every
+        return f"{episode.identity} ({trajectory.actions[place, dim]} in dimension {dim} at step {step})"
 
 
 class UndecodedRows:
@@ -281,7 +299,8 @@ def _check_not_empty(source: RobotSource, path: str | Path, split: str) -> None:
     """Reads until the first step with an instruction: one episode, unless the data set has none."""
     problems = RowProblems(limit_share=1.0, name=source.name)
     for episode, trajectory in source.trajectories(problems):
-        if any(text.strip() for text in episode.instructions[trajectory.steps]):
+        finite = finite_chunks(trajectory.actions, 1)
+        if any(text.strip() for text, whole in zip(episode.instructions[trajectory.steps], finite) if whole):
             return
     report = problems.report()
     raise EmptyRobotDataError(

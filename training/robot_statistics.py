@@ -8,6 +8,7 @@ No picture is read. All actions are held at once for the quantiles: 28 bytes a s
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -19,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from gen_vla.processors import compute_statistics, count_clipped
-from gen_vla.training.robot_episodes import EmptyRobotDataError
-from gen_vla.training.robot_source import RobotSource
+from gen_vla.training.robot_episodes import EmptyRobotDataError, finite_chunks
+from gen_vla.training.robot_source import NOT_FINITE, RobotSource
 from gen_vla.training.row_problems import RowProblems
 
 
@@ -34,9 +35,9 @@ class RobotStatistics:
     Attributes:
         entry: `norm_stats[key]`: "action", "proprio" where there is one, "num_transitions", "num_trajectories"; of
             unlabelled episodes, too, as OpenVLA counts.
-        rows: steps with an instruction, which is what a run sees.
+        rows: steps with an instruction and a finite action: what a run sees, except for chunks that hold others.
         clipped: how many values of each action dimension normalisation clips.
-        problems: report of the episodes that were skipped.
+        problems: report of the episodes and steps that were skipped.
         instructions: how many different ones there are.
     """
 
@@ -92,11 +93,15 @@ def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bo
         disable=not progress,
     )
     for episode, trajectory in episodes:
-        if not len(trajectory.actions):
+        finite = finite_chunks(trajectory.actions, 1)
+        if bad := int((~finite).sum()):
+            problems.skip(source.not_finite(episode, trajectory), f"step with an {NOT_FINITE}", bad)
+        if not finite.any():
             continue
-        problems.seen(len(trajectory.actions))
-        actions.append(trajectory.actions)
-        told = [text.strip() for text in episode.instructions[trajectory.steps] if text.strip()]
+        problems.seen(int(finite.sum()))
+        actions.append(trajectory.actions[finite])
+        texts_here = itertools.compress(episode.instructions[trajectory.steps], finite)
+        told = [text.strip() for text in texts_here if text.strip()]
         rows += len(told)
         texts.update(told)
         if trajectory.proprio is not None:
@@ -124,6 +129,7 @@ def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
     parts: dict[str, Any] = {"files": files, "changed": source.reader.folder.changed(files)}
     parts |= {"transform": source.transform.name, "features": source.features}
     parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
+    parts["skipped"] = "steps"  # an earlier version left out whole episodes
     parts |= {"unscaled": None if unscaled is None else sorted(unscaled)}
     if source.every > 1:
         parts |= {"every": source.every, "displacements": sorted(source.displacements or ())}
