@@ -64,7 +64,11 @@ def write_card(
         repo_id=repo_id,
         name=name,
         variant=variant,
-        facts=[*(variant.facts or model_facts(model.config)), *camera_facts(cameras)],
+        facts=[
+            *(variant.facts or model_facts(model.config)),
+            *camera_facts(cameras),
+            *action_facts(model.config.norm_stats),
+        ],
         cameras=list(cameras or ()),
         figures=figures,
         environment=(results or {}).get("environment", {}),
@@ -116,6 +120,24 @@ def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
         return []
     names = ", ".join(f"`{camera}`" for camera in cameras)
     return [("cameras", names if len(cameras) == 1 else f"{names}: a picture of each per action, in this order")]
+
+
+def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table that say what the values of an action are; none for a data set that told nothing."""
+    told = {key: action_words(statistics["action"]) for key, statistics in norm_stats.items()}
+    return [(f"an action of `{key}`", words) for key, words in told.items() if words]
+
+
+def action_words(statistics: dict[str, Any]) -> str:
+    """What a data set's statistics (`norm_stats[key]["action"]`) tell of its actions besides figures."""
+    names, fps, moved = (statistics.get(word) for word in ("names", "fps", "displacements"))
+    parts = [", ".join(f"`{str(name).replace('|', '/')}`" for name in names or ())]
+    if moved is not None:
+        numbers = ", ".join(map(str, moved))
+        parts.append(f"dimensions {numbers} are displacements, all others positions" if moved else "all positions")
+    if fps:
+        parts.append(f"{fps:g} steps a second")
+    return "; ".join(filter(None, parts))
 
 
 def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:

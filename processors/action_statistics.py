@@ -7,7 +7,11 @@ A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics
 
     {"bridge_orig": {"action": {"mean": [D], "std": [D], "min": [D], "max": [D], "q01": [D], "q99": [D],
                                 "mask": [D] (optional; False = the dimension is left as it is, a gripper 0..1),
-                                "histogram": [D][40] (ours, optional; counts of normalised values)},
+                                "histogram": [D][40] (ours, optional; counts of normalised values),
+                                "names": [D] (ours, optional; what the data set calls its values),
+                                "fps": float (ours, optional; steps a second of what was learned),
+                                "displacements": [...] (ours, optional; the dimensions that say how far to move, all
+                                others where to be)},
                      "proprio": {...} (optional), "num_transitions": int, "num_trajectories": int}}
 
 This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves

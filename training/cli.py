@@ -263,14 +263,16 @@ def run_publish(options: argparse.Namespace) -> int:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    """Prints one action as JSON."""
+    """Prints one action as JSON, with what its data set says of the values."""
     from gen_vla.training.picture_files import read_pictures
 
     pictures = read_pictures(options.image)
     model, processor = load_any(options.model)
     inputs = processor.action_inputs(pictures, options.instruction)
     prediction = model.predict_actions(**inputs, unnorm_key=options.unnorm_key)
-    print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0]}))
+    statistics = model.get_action_stats(options.unnorm_key)
+    told = {name: statistics[name] for name in ("names", "fps", "displacements") if name in statistics}
+    print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0], **told}))
     if options.picture:
         from gen_vla.evaluation.pictures import draw_prediction, side_by_side
 

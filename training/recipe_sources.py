@@ -151,7 +151,21 @@ def _read_robot(
             f"got actions of {width} dimensions in {name}, expected actions.action_dim={recipe.actions.action_dim}; "
             "correct the recipe or the data set"
         )
-    _check_binary(opened.norm_stats[source.key]["action"], source.key, recipe.actions.binary_dims)
+    statistics = opened.norm_stats[source.key]
+    _check_binary(statistics["action"], source.key, recipe.actions.binary_dims)
+    opened.norm_stats[source.key] = {**statistics, "action": {**statistics["action"], **_told(source, reader)}}
+
+
+def _told(source: RobotSource, reader: Dataset | RobotReader) -> dict[str, Any]:
+    """What a recipe and its data set say of actions besides figures, which the model keeps; without what is not known.
+
+    Keys of our own in OpenVLA's dictionary (`processors/action_statistics.py`), whose readers look for theirs.
+    """
+    if isinstance(reader, Dataset):
+        told: dict[str, Any] = {"displacements": source.displacements}
+    else:
+        told = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _read_recording(key: str, dataset: Dataset, recipe: Recipe, opened: OpenedData) -> None:
