@@ -96,10 +96,15 @@ def _common(results: dict[str, Any], path: Path) -> Figure:
 
 
 def _simpler(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    for entry in results["tasks"]:
-        keys = ("mode", "task", "metric", "value", "n", "interval", "malformed", "crashed")
-        note = "" if entry["n"] == entry["expected"] else f"{entry['n']} of the protocol's {entry['expected']} trials"
-        yield {**_common(results, path), "benchmark": "SimplerEnv", "note": note, **{key: entry[key] for key in keys}}
+    controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
+    for policy, tasks in {"": results["tasks"], **controls}.items():
+        for entry in tasks:
+            keys = ("mode", "task", "metric", "value", "n", "interval", "malformed", "crashed")
+            whole = entry["n"] == entry["expected"]
+            part = "" if whole else f"{entry['n']} of the protocol's {entry['expected']} trials"
+            common = {**_common(results, path), "benchmark": "SimplerEnv", "control": bool(policy)}
+            note = ", ".join(text for text in (policy, part) if text)
+            yield {**common, "note": note, **{key: entry[key] for key in keys}}
 
 
 def _open_loop(results: dict[str, Any], path: Path) -> Iterator[Figure]:

@@ -1,31 +1,28 @@
-"""SimplerEnv for one policy: runs trials, survives crashes and interruptions, and reports.
+"""SimplerEnv for a model and controls: which trials they run, what they score, what is written down.
 
-Decides: when a trial ends, what its outcome is, what is written down and when. Refuses to know: which trials there are
-and how they are averaged (`simpler_trials.py`), how the simulator is built (`simpler_environment.py`).
+Decides: what the folder holds, in which modes controls run. Refuses to know: how a trial is run (`simpler_runs.py`),
+which trials there are and how they are averaged (`simpler_trials.py`), what the controls do (`simpler_controls.py`).
 
-    success    the simulator says so at the last step
-    failure    it does not
-    malformed  the policy wrote no action: a failure, counted apart
-    crashed    the simulator raised, or took the process down, twice: no judgement on the policy
+    FOLDER/settings.json             what is measured of the model
+    FOLDER/trials*.jsonl             a line when a trial of the model begins and one when it ends
+    FOLDER/controls/NAME/...         the same two of a control
+    FOLDER/runs.jsonl                how each run came about (`provenance.py`)
+    FOLDER/results.json              the scores of all of them
 
-In the output folder `settings.json` says what is measured, `trials*.jsonl` gets a line when a trial begins and one
-when it ends, `runs.jsonl` how each run came about (`provenance.py`), `results.json` the scores. Run the same command
-again to go on where it stopped. With `shard=(i, n)` n processes share the trials of a folder.
+Run the same command again to go on where it stopped. With `shard=(i, n)` n processes share the trials of a folder. A
+model runs in every mode asked for, the controls beside it in `matching` only; without a model, the controls run in
+every mode.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
-from tqdm import tqdm
 
-from gen_vla.evaluation.private_paths import shortened
 from gen_vla.evaluation.provenance import (
     describe_machine,
     note_run,
@@ -33,235 +30,12 @@ from gen_vla.evaluation.provenance import (
     with_other_runs,
     with_provenance,
 )
-from gen_vla.evaluation.simpler_environment import (
-    camera_image,
-    check_assets,
-    find_assets,
-    make_environment,
-    reset_options,
-)
-from gen_vla.evaluation.simpler_policy import MalformedActionError, ModelPrediction, Robot, SimplerPolicy
+from gen_vla.evaluation.simpler_controls import CONTROLS, announced, unknown_tasks
+from gen_vla.evaluation.simpler_environment import check_assets, find_assets, make_environment
+from gen_vla.evaluation.simpler_policy import ModelPrediction, Robot, SimplerPolicy
+from gen_vla.evaluation.simpler_runs import Make, Paraphrase, TrialLog, run_trials
 from gen_vla.evaluation.simpler_trials import TaskScore, Trial, first_trials, score_task, trials_of
 from gen_vla.evaluation.training_record import with_record
-
-
-ATTEMPTS = 2
-Make = Callable[[Trial], Any]
-Paraphrase = Callable[[str], Sequence[str]]
-
-
-class SimulatorCrashError(RuntimeError):
-    """The simulator raised; what it said is the cause."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished trial, one line of `trials.jsonl`.
-
-    Attributes:
-        outcome: success, failure, malformed or crashed.
-        steps: actions carried out.
-        instruction: what the policy was told.
-        seed: the simulator's seed of the episode, where it tells.
-        stats: `info["episode_stats"]` of the last step.
-        error: what went wrong, where something did.
-    """
-
-    trial: str
-    mode: str
-    task: str
-    part: str
-    variant: str
-    counted: bool
-    outcome: str
-    steps: int
-    instruction: str
-    seed: int | None
-    stats: dict[str, Any]
-    seconds: float
-    error: str | None = None
-
-
-def run_trial(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase | None = None) -> Outcome:
-    """One trial from building its environment to its last step, with a second attempt after a crash.
-
-    Args:
-        make: builds the environment, not yet reset.
-        paraphrase: other wordings of an instruction; needed in mode `paraphrase`.
-    """
-    error = ""
-    for _ in range(ATTEMPTS):
-        try:
-            return _attempt(policy, trial, make, paraphrase)
-        except SimulatorCrashError as crash:
-            error = f"{type(crash.__cause__).__name__}: {crash.__cause__}"
-    return crashed(trial, error)
-
-
-def crashed(trial: Trial, error: str) -> Outcome:
-    """The outcome of a trial the simulator would not finish."""
-    nothing: dict[str, Any] = {"steps": 0, "instruction": "", "seed": None, "stats": {}, "seconds": 0.0}
-    return Outcome(**_names(trial), outcome="crashed", error=error, **nothing)
-
-
-def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase | None) -> Outcome:
-    began = time.perf_counter()
-    environment = _simulate(make, trial)
-    try:
-        observation, _ = _simulate(environment.reset, options=reset_options(trial))
-        simulator = environment.unwrapped
-        told = _instruction(simulator.get_language_instruction(), trial, paraphrase)
-        policy.reset(told)
-        outcome, steps, stats, error = "failure", 0, {}, None
-        truncated = False
-        while not truncated:
-            image = camera_image(environment, observation, trial.robot, masked=trial.mode == "masked")
-            try:
-                _, action = policy.step(image, told)
-            except MalformedActionError as malformed:
-                outcome, error = "malformed", str(malformed)
-                break
-            sent = np.concatenate([action["world_vector"], action["rot_axangle"], action["gripper"]])
-            observation, _, done, truncated, info = _simulate(environment.step, sent)
-            outcome = "success" if done else "failure"  # not the end: the published scripts go on to the last step
-            steps, stats = steps + 1, info.get("episode_stats", {})
-        seed = getattr(simulator, "_episode_seed", None)
-    finally:
-        environment.close()
-    return Outcome(
-        **_names(trial),
-        outcome=outcome,
-        steps=steps,
-        instruction=told,
-        seed=None if seed is None else int(seed),
-        stats={key: plain(value) for key, value in stats.items()},
-        seconds=round(time.perf_counter() - began, 2),
-        error=error,
-    )
-
-
-def _simulate(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """A call of the simulator, whose errors are its own; missing files are the installation's and stop everything."""
-    try:
-        return call(*arguments, **named)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise SimulatorCrashError from error
-
-
-def _instruction(original: str, trial: Trial, paraphrase: Paraphrase | None) -> str:
-    if trial.mode != "paraphrase":
-        return original
-    if paraphrase is None:
-        raise ValueError("got a trial in mode 'paraphrase' and no paraphrases, expected a function that knows them")
-    wordings = list(paraphrase(original))
-    if not wordings or original in wordings:
-        raise ValueError(f"got the paraphrases {wordings} of {original!r}, expected others than the instruction")
-    return wordings[trial.turn % len(wordings)]
-
-
-def _names(trial: Trial) -> dict[str, Any]:
-    shown = {key: getattr(trial, key) for key in ("mode", "task", "part", "variant", "counted")}
-    return {"trial": trial.name, **shown}
-
-
-def plain(value: Any) -> Any:
-    """Numpy's numbers and truth values as Python's, for JSON."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-class TrialLog:
-    """What has been run so far, in files that a killed process leaves whole.
-
-    Args:
-        folder: is made where it is missing.
-        settings: what is measured; going on with other settings is refused.
-        shard: which of how many processes this one is.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any], shard: tuple[int, int] = (0, 1)):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "settings.json"
-        settings = shortened(json.loads(json.dumps(settings)))
-        if path.is_file():
-            before = shortened(json.loads(path.read_text(encoding="utf-8")))
-            other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-            if other:
-                raise ValueError(
-                    f"{path}: got other settings than those the trials there were run with ({', '.join(other)}), "
-                    "expected the same; name another --output folder"
-                )
-        else:
-            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        index, count = shard
-        self.folder = folder
-        self.path = folder / ("trials.jsonl" if count == 1 else f"trials-{index}-of-{count}.jsonl")
-        self.outcomes: dict[str, dict[str, Any]] = {}
-        self.begun: dict[str, int] = {}
-        self.read()
-
-    def read(self) -> None:
-        """Reads what all processes have written; a line cut short by a kill is what never happened."""
-        self.outcomes, self.begun = {}, {}
-        for file in sorted(self.folder.glob("trials*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if "begun" in entry:
-                    self.begun[entry["begun"]] = self.begun.get(entry["begun"], 0) + 1
-                elif "left" in entry:
-                    self.begun[entry["left"]] -= 1
-                else:
-                    self.outcomes[entry["trial"]] = entry
-
-    def begin(self, trial: Trial) -> None:
-        """Notes that a trial begins."""
-        self._write({"begun": trial.name})
-
-    def leave(self, trial: Trial) -> None:
-        """Notes that this process stops in the middle of a trial by itself, which is no crash."""
-        self._write({"left": trial.name})
-
-    def end(self, outcome: Outcome) -> None:
-        """Notes how it ended."""
-        self.outcomes[outcome.trial] = asdict(outcome)
-        self._write(asdict(outcome))
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a+b") as file:
-            if file.tell() and not _ends_line(file):
-                file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
-
-
-def _ends_line(file: Any) -> bool:
-    file.seek(-1, 2)
-    return file.read(1) == b"\n"
-
-
-def run_trials(
-    policy: SimplerPolicy,
-    trials: Sequence[Trial],
-    log: TrialLog,
-    make: Make,
-    paraphrase: Paraphrase | None = None,
-    progress: bool = True,
-) -> None:
-    """Runs what the log does not have yet; a trial that took the process down `ATTEMPTS` times is noted as crashed."""
-    left = [trial for trial in trials if trial.name not in log.outcomes]
-    for trial in tqdm(left, unit="trial", disable=not progress):
-        if log.begun.get(trial.name, 0) >= ATTEMPTS:
-            log.end(crashed(trial, f"the process ended {ATTEMPTS} times in the middle of it"))
-            continue
-        log.begin(trial)
-        try:
-            log.end(run_trial(policy, trial, make, paraphrase))
-        except BaseException:
-            log.leave(trial)
-            raise
 
 
 def scores_of(outcomes: Iterable[dict[str, Any]], robot: str) -> list[TaskScore]:
@@ -275,21 +49,28 @@ def scores_of(outcomes: Iterable[dict[str, Any]], robot: str) -> list[TaskScore]
     return scores
 
 
-def results_of(log: TrialLog, model: str, robot: str, settings: dict[str, Any], environment: Any) -> dict[str, Any]:
-    """What `results.json` holds and `gen-vla evaluate report` reads."""
-    tasks = []
+def tasks_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
+    """A figure for every mode and task in a log."""
+    found = []
     for score in scores_of(log.outcomes.values(), robot):
         entry = {"metric": "success rate", "value": score.score, **asdict(score)}
         del entry["score"]
-        tasks.append(entry)
-    seeds = sorted({entry["seed"] for entry in log.outcomes.values() if entry["seed"] is not None})
+        found.append(entry)
+    return found
+
+
+def results_of(
+    log: TrialLog | None, model: str | None, robot: str, settings: dict[str, Any], environment: Any
+) -> dict[str, Any]:
+    """What `results.json` holds of a model and `gen-vla evaluate report` reads; without one, no tasks."""
+    outcomes = [] if log is None else list(log.outcomes.values())
     return {
         "suite": "simpler",
         "model": model,
         "environment": environment,
         "settings": settings,
-        "seeds": seeds,
-        "tasks": tasks,
+        "seeds": sorted({entry["seed"] for entry in outcomes if entry["seed"] is not None}),
+        "tasks": [] if log is None else tasks_of(log, robot),
     }
 
 
@@ -302,6 +83,7 @@ class SimplerSettings:
         episodes: at most so many of every part and variant, `None` for the whole protocol.
         shader: replaces the published choice of renderer.
         shard: run every n-th trial from the i-th on.
+        controls: of `simpler_controls.py`.
     """
 
     robot: Robot
@@ -312,6 +94,12 @@ class SimplerSettings:
     unnorm_key: str | None = None
     action_ensemble: bool = False
     shard: tuple[int, int] = (0, 1)
+    controls: tuple[str, ...] = ()
+
+    def measured(self) -> dict[str, Any]:
+        """What must be the same for earlier trials to count."""
+        chosen = ("modes", "tasks", "episodes", "shard", "controls")
+        return {key: value for key, value in asdict(self).items() if key not in chosen}
 
     def trials(self) -> list[Trial]:
         """Its share of the trials."""
@@ -322,61 +110,147 @@ class SimplerSettings:
         return first_trials(found, self.episodes)[index::count]
 
 
+@dataclass(frozen=True)
+class Contestant:
+    """A policy, its trials, what builds their environments, and where the outcomes are written down."""
+
+    policy: SimplerPolicy
+    trials: list[Trial]
+    make: Make
+    log: TrialLog
+
+
+def model_contestant(
+    model: Any, processor: Any, name: str, settings: SimplerSettings, folder: Path, make: Make
+) -> Contestant:
+    """A model as a contestant.
+
+    Raises:
+        ValueError: if the model has no actions for this robot.
+    """
+    predict = ModelPrediction(model, processor, settings.robot, settings.unnorm_key)
+    policy = SimplerPolicy(predict, settings.robot, action_ensemble=settings.action_ensemble)
+    log = TrialLog(folder, {"model": name, **settings.measured()}, settings.shard)
+    return Contestant(policy, settings.trials(), make, log)
+
+
+def control_contestant(name: str, settings: SimplerSettings, folder: Path, make: Make) -> Contestant:
+    """A control as a contestant, without the trials of tasks that it does not know.
+
+    Raises:
+        ValueError: if there is no such control, or none of the tasks is one that it knows.
+    """
+    if name not in CONTROLS:
+        raise ValueError(f"got the policy {name!r}, expected some of {', '.join(CONTROLS)}")
+    unknown = unknown_tasks(name, settings.robot)
+    trials = [trial for trial in settings.trials() if trial.task not in unknown]
+    if not trials and settings.trials():
+        raise ValueError(
+            f"got the policy {name!r} for {', '.join(settings.tasks)}, expected one that it knows, which are all but "
+            f"{', '.join(unknown)}; leave it out of --policy"
+        )
+    control = CONTROLS[name](settings.robot)
+    log = TrialLog(_control_folder(folder, name), _identity(name, settings), settings.shard)
+    return Contestant(SimplerPolicy(control, settings.robot), trials, announced(make, control), log)
+
+
+def _control_folder(folder: Path, name: str) -> Path:
+    return folder / "controls" / name
+
+
+def _identity(control: str, settings: SimplerSettings) -> dict[str, Any]:
+    return {"control": control, "robot": settings.robot, "shader": settings.shader}
+
+
+def left_out(settings: SimplerSettings) -> dict[str, list[str]]:
+    """The tasks asked for that a control does not know, by its name."""
+    asked = {trial.task for trial in settings.trials()}
+    found = {name: [t for t in unknown_tasks(name, settings.robot) if t in asked] for name in settings.controls}
+    return {name: tasks for name, tasks in found.items() if tasks}
+
+
 def evaluate_simpler(
-    model: Any, processor: Any, name: str, settings: SimplerSettings, folder: Path, progress: bool = True
+    model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path, progress: bool = True
 ) -> dict[str, Any]:
     """Runs the trials left, and scores all there are in the folder.
 
     Args:
-        name: what the model is called in the results.
-        folder: for `settings.json`, `trials*.jsonl` and `results.json`.
+        model, processor, name: what acts and what it is called in the results; `None` where only controls run.
+        folder: for `settings.json`, `trials*.jsonl`, `controls` and `results.json`.
 
     Raises:
         SimplerMissingError, FileNotFoundError: if the simulator or a scene is not installed.
-        ValueError: if a setting or the model does not fit.
+        ValueError: if a setting or the model does not fit, or there is nothing to run.
     """
-    trials = settings.trials()
-    policy = SimplerPolicy(
-        ModelPrediction(model, processor, settings.robot, settings.unnorm_key),
-        settings.robot,
-        action_ensemble=settings.action_ensemble,
-    )
+    if name is None and not settings.controls:
+        raise ValueError("got neither a model nor controls, expected a model, --policy expert, or both")
+    if name is None and (folder / "settings.json").is_file():
+        raise ValueError(f"got no model for {folder}, which has one's trials; name it, or another --output folder")
     assets = find_assets()
-    for trial in trials:
+    for trial in settings.trials():
         check_assets(trial, assets)
-    paraphrase = None
-    if "paraphrase" in settings.modes:
-        from gen_vla.training.instruction_augmentation import held_out_paraphrases as paraphrase
-    measured = {
-        key: value for key, value in asdict(settings).items() if key not in ("modes", "tasks", "episodes", "shard")
-    }
-    log = TrialLog(folder, {"model": name, **measured}, settings.shard)
+    make: Make = partial(make_environment, assets=assets, shader=settings.shader)
+    played = None if name is None else model_contestant(model, processor, name, settings, folder, make)
+    contestants = [*([] if played is None else [played]), *_controls_beside(played, settings, folder, make)]
     record = provenance(name)
     note_run(folder, record)
-    run_trials(
-        policy, trials, log, partial(make_environment, assets=assets, shader=settings.shader), paraphrase, progress
-    )
-    log.read()
-    results = results_of(
-        log, name, settings.robot, measured, {**describe_machine(), "parameters": model.num_parameters()}
-    )
+    for c in contestants:
+        run_trials(c.policy, c.trials, c.log, c.make, _paraphrases(settings), progress)
+        c.log.read()
+    environment = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
+    results = results_of(played and played.log, name, settings.robot, settings.measured(), environment)
+    results |= control_results(settings, folder)
     results = with_provenance(with_record(results, name), with_other_runs(record, folder))
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
-def results_table(tasks: Sequence[dict[str, Any]], title: str) -> Table:
-    """A row per entry of `results["tasks"]`: successes / trials judged of those of the whole protocol."""
+def _controls_beside(
+    played: Contestant | None, settings: SimplerSettings, folder: Path, make: Make
+) -> list[Contestant]:
+    """The controls; says which tasks they leave out."""
+    shown = settings if played is None else replace(settings, modes=("matching",))
+    found = [control_contestant(name, shown, folder, make) for name in settings.controls]
+    for control, tasks in left_out(shown).items():
+        print(f"The {control} does not know {', '.join(tasks)}: it leaves out those trials")
+    return found
+
+
+def _paraphrases(settings: SimplerSettings) -> Paraphrase | None:
+    if "paraphrase" not in settings.modes:
+        return None
+    from gen_vla.training.instruction_augmentation import held_out_paraphrases
+
+    return held_out_paraphrases
+
+
+def control_results(settings: SimplerSettings, folder: Path) -> dict[str, Any]:
+    """`controls`, each with its figures, of this run and of earlier ones in the folder; empty without any."""
+    found = {}
+    for name in CONTROLS:
+        if _control_folder(folder, name).is_dir():
+            log = TrialLog(_control_folder(folder, name), _identity(name, settings), settings.shard)
+            found[name] = {"tasks": tasks_of(log, settings.robot), "unknown": unknown_tasks(name, settings.robot)}
+    return {"controls": found} if found else {}
+
+
+def results_table(results: Mapping[str, Any], title: str) -> Table:
+    """A row per policy, mode and task: successes / trials judged of those of the whole protocol."""
     table = Table(title=title)
-    for column in ("mode", "task"):
+    for column in ("policy", "mode", "task"):
         table.add_column(column, overflow="fold")
     for column in ("score", "95 %", "success", "malformed", "crashed"):
         table.add_column(column, justify="right", no_wrap=True)
-    for t in tasks:
-        score = "-" if t["value"] is None else f"{100 * t['value']:.1f} %"
-        interval = (
-            "-" if t["interval"] is None else "{:.0f}-{:.0f} %".format(*(100 * bound for bound in t["interval"]))
-        )
-        counts = f"{t['successes']}/{t['n']} of {t['expected']}"
-        table.add_row(t["mode"], t["task"], score, interval, counts, str(t["malformed"]), str(t["crashed"]))
+    controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
+    for policy, tasks in {"policy": results["tasks"], **controls}.items():
+        for t in tasks:
+            table.add_row(policy, t["mode"], t["task"], *_cells(t))
     return table
+
+
+def _cells(task: Mapping[str, Any]) -> Sequence[str]:
+    score = "-" if task["value"] is None else f"{100 * task['value']:.1f} %"
+    bounds = task["interval"]
+    interval = "-" if bounds is None else "{:.0f}-{:.0f} %".format(*(100 * bound for bound in bounds))
+    counts = f"{task['successes']}/{task['n']} of {task['expected']}"
+    return score, interval, counts, str(task["malformed"]), str(task["crashed"])

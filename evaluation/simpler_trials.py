@@ -323,7 +323,7 @@ def scored_trial(entry: dict[str, Any]) -> Scored:
 
 
 def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> TaskScore:
-    """Outcomes are dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler_suite.py` writes them."""
+    """Outcomes are dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler_runs.py` writes them."""
     judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
     counted = [entry for entry in judged if entry["counted"]]
     variants: dict[str, list[bool]] = {}

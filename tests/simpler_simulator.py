@@ -2,7 +2,8 @@
 
 What a policy and an evaluator can see is as in the real package (revision ef7a4d4): registered names, arguments of
 `gymnasium.make`, `TimeLimit`, observation and action spaces, cameras, segmentation, instructions, info, success read
-from the present state. Instead of physics, a drawer's joint follows the hand's z.
+from the present state. Instead of physics, a drawer's joint follows the hand's z, and on the widowx's table a bar is
+taken across its narrow side and put on a plate.
 
 `install` makes it importable under the real name, with the photographs and scenes the trials ask for.
 """
@@ -34,11 +35,109 @@ class Entity:
         self.name, self.id = name, id
 
 
+class Pose:
+    """A place and an orientation."""
+
+    def __init__(self, place: Any = (0, 0, 0), rotation: Any = None):
+        self.matrix = np.eye(4)
+        self.matrix[:3, 3] = place
+        self.matrix[:3, :3] = np.eye(3) if rotation is None else rotation
+
+    def to_transformation_matrix(self) -> np.ndarray:
+        return self.matrix.astype(np.float32)
+
+
+class BoxGeometry:
+    """A box; readers go by the class's name."""
+
+    def __init__(self, half_lengths: Any):
+        self.half_lengths = np.array(half_lengths)
+
+
+class ConvexMeshGeometry:
+    """A convex shape by its corners."""
+
+    def __init__(self, vertices: Any, scale: Any = (1, 1, 1)):
+        self.vertices, self.scale = np.array(vertices), np.array(scale)
+
+
+class Shape:
+    """A geometry at a place in its body's frame."""
+
+    def __init__(self, geometry: Any, place: Any = (0, 0, 0)):
+        self.geometry, self.place = geometry, place
+
+    def get_local_pose(self) -> Pose:
+        return Pose(self.place)
+
+
+class Body(Entity):
+    """What can be touched."""
+
+    def __init__(self, name: str, id: int, shapes: list[Shape], pose: Pose):
+        super().__init__(name, id)
+        self.shapes, self.pose, self.cmass_local_pose = shapes, pose, Pose()
+
+    def get_collision_shapes(self) -> list[Shape]:
+        return self.shapes
+
+
+def turned(vector: Any) -> np.ndarray:
+    """Axis times angle as a matrix [3, 3]."""
+    angle = np.linalg.norm(vector)
+    x, y, z = np.array(vector) / max(angle, 1e-12)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+class Table:
+    """The widowx's table: a hand that goes where it is told, a bar and a plate, all in the robot's frame."""
+
+    def __init__(self, place: Any):
+        self.base = Pose([*place, 0.87], turned([0, 0, np.pi]))
+        self.hand, self.rotation = np.array([0.3, 0.0, 0.15]), np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])
+        self.bar, self.plate = np.array([0.35, 0.08, 0.01]), np.array([0.35, -0.1, 0.005])
+        self.along = turned([0, 0, 0.6])
+        self.open, self.held = True, False
+
+    def _body(self, name: str, half_lengths: Any, place: Any, rotation: Any = None) -> Body:
+        pose = Pose()
+        pose.matrix = self.base.matrix @ Pose(place, rotation).matrix
+        return Body(name, OBJECT, [Shape(BoxGeometry(half_lengths))], pose)
+
+    def show(self, simulator: Any) -> None:
+        """What an expert reads."""
+        fingers = [self.hand + side * self.rotation[:, 1] for side in (0.04, -0.04)]
+        simulator.agent.robot.pose = self.base
+        simulator.agent.finger_left_link = self._body("left", (0.01, 0.005, 0.01), fingers[0])
+        simulator.agent.finger_right_link = self._body("right", (0.01, 0.005, 0.01), fingers[1])
+        simulator.tcp = self._body("hand", (0, 0, 0), self.hand, self.rotation)
+        simulator.episode_source_obj = self._body("bar", (0.05, 0.01, 0.01), self.bar, self.along)
+        simulator.episode_target_obj = self._body("plate", (0.06, 0.06, 0.005), self.plate)
+        simulator.episode_objs = [simulator.episode_source_obj, simulator.episode_target_obj]
+
+    def step(self, action: np.ndarray) -> bool:
+        """Moves hand and bar; whether the bar lies on the plate."""
+        self.hand = self.hand + action[:3]
+        self.rotation = turned(action[3:6]) @ self.rotation
+        if self.held:
+            self.bar = self.bar + action[:3]
+        over_plate = bool(np.abs(self.bar - self.plate)[:2].max() < 0.03)
+        was_open, self.open = self.open, action[6] > 0
+        if was_open and not self.open:
+            across = abs(self.rotation[:, 1] @ self.along[:, 0]) < 0.1
+            self.held = bool(np.linalg.norm(self.hand - self.bar) < 0.012 and across)
+        if self.open and self.held:
+            self.held, self.bar = False, np.array([*self.bar[:2], 0.02 if over_plate else 0.01])
+        return over_plate and not self.held
+
+
 class Articulation:
     """A robot or a cabinet."""
 
     def __init__(self, name: str, links: list[Entity]):
         self.name, self._links = name, links
+        self.pose = Pose()
 
     def get_links(self) -> list[Entity]:
         return self._links
@@ -76,6 +175,8 @@ class SimplerEnvironment(gymnasium.Env):
         self._episode_seed = 3274329834 if seed is None else seed
         self.height, self.steps = 0.0, 0
         self.start = 0.2 if self.uid.startswith("Close") else 0.0
+        self.table = Table(options["robot_init_options"].get("init_xy", (0, 0)))
+        self.table.show(self)
         return self._observe(), {"scene_name": "made up"}
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
@@ -85,6 +186,9 @@ class SimplerEnvironment(gymnasium.Env):
         self.height += action[2]
         qpos = self.start + self.height
         success = qpos <= 0.05 if self.uid.startswith("Close") else qpos >= 0.15
+        if "widowx" in self.robot_uid:
+            success = self.table.step(action)
+            self.table.show(self)
         stats = OrderedDict(qpos=f"{qpos:.3f}", moved=np.bool_(self.height != 0))
         info = {"elapsed_steps": self.steps, "success": success, "episode_stats": stats}
         return self._observe(), float(success), bool(success), False, info

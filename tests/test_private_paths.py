@@ -8,7 +8,7 @@ import pytest
 
 from gen_vla.evaluation import private_paths
 from gen_vla.evaluation.private_paths import shortened
-from gen_vla.evaluation.simpler_suite import TrialLog
+from gen_vla.evaluation.simpler_runs import TrialLog
 from gen_vla.evaluation.tabletop_episodes import EpisodeLog
 
 

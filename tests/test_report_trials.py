@@ -6,7 +6,8 @@ import pytest
 
 from gen_vla.evaluation.intervals import Scored
 from gen_vla.evaluation.report_trials import Cell, read_trials
-from gen_vla.evaluation.simpler_suite import Outcome, TrialLog, results_of
+from gen_vla.evaluation.simpler_runs import Outcome, TrialLog
+from gen_vla.evaluation.simpler_suite import results_of
 from gen_vla.evaluation.simpler_trials import trials_of
 
 

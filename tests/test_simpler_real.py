@@ -1,13 +1,14 @@
-"""The adapter in the real simulator, where it is installed: a script drives the hand and closes the top drawer."""
+"""The adapter in the real simulator, where it is installed: a script and the expert drive the hand and close drawers."""
 
 import importlib.util
 
 import numpy as np
 import pytest
 
+from gen_vla.evaluation.simpler_controls import ExpertControl, announced
 from gen_vla.evaluation.simpler_environment import check_assets, find_assets, make_environment
 from gen_vla.evaluation.simpler_policy import SimplerPolicy
-from gen_vla.evaluation.simpler_suite import run_trial
+from gen_vla.evaluation.simpler_runs import run_trial
 from gen_vla.evaluation.simpler_trials import trials_of
 
 
@@ -27,11 +28,14 @@ class Script:
         return np.array([[*move, 0, 0, 0, 1.0]])
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(
+needs_simulator = pytest.mark.skipif(
     importlib.util.find_spec("mani_skill2_real2sim") is None,
     reason="SimplerEnv is not installed; gen_vla/evaluation/simpler_environment.py says how",
 )
+
+
+@pytest.mark.timeout(600)
+@needs_simulator
 def test_a_script_closes_the_top_drawer():
     trial = trials_of("google_robot", "matching", ["close_drawer"])[0]
     assets = find_assets()
@@ -41,3 +45,13 @@ def test_a_script_closes_the_top_drawer():
     )
     assert (outcome.outcome, outcome.steps, outcome.instruction) == ("success", 113, "close top drawer")
     assert float(outcome.stats["qpos"]) <= 0.05
+
+
+@pytest.mark.timeout(600)
+@needs_simulator
+def test_the_expert_closes_the_bottom_drawer():
+    trial = next(t for t in trials_of("google_robot", "matching", ["close_drawer"]) if t.part == "bottom")
+    assets, expert = find_assets(), ExpertControl("google_robot")
+    make = announced(lambda trial: make_environment(trial, assets, "ibl"), expert)
+    outcome = run_trial(SimplerPolicy(expert, "google_robot"), trial, make)
+    assert (outcome.outcome, outcome.steps, outcome.instruction) == ("success", 113, "close bottom drawer")

@@ -9,14 +9,8 @@ from tiny_models import tiny_model, tiny_processor, tiny_statistics
 
 from gen_vla.evaluation.simpler_environment import SimplerMissingError, camera_image, find_assets, make_environment
 from gen_vla.evaluation.simpler_policy import SimplerPolicy
-from gen_vla.evaluation.simpler_suite import (
-    SimplerSettings,
-    TrialLog,
-    evaluate_simpler,
-    results_table,
-    run_trial,
-    run_trials,
-)
+from gen_vla.evaluation.simpler_runs import TrialLog, run_trial, run_trials
+from gen_vla.evaluation.simpler_suite import SimplerSettings, evaluate_simpler, results_table
 from gen_vla.evaluation.simpler_trials import trials_of
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.cli import main
@@ -223,7 +217,7 @@ def test_the_command_writes_results_and_a_table(simulator, bridge_model, tmp_pat
     assert (results["suite"], results["seeds"]) == ("simpler", [3274329834])
     assert results["provenance"]["command"].startswith("gen-vla evaluate simpler ")
     assert "model.safetensors" in results["provenance"]["model"]["sha256"]
-    assert results_table(results["tasks"], "again").row_count == 2
+    assert results_table(results, "again").row_count == 2
     arguments[arguments.index("widowx")] = "google_robot"
     assert main(arguments) == 2
     assert "got task 'stack_cube'" in capsys.readouterr().err

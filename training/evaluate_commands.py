@@ -110,9 +110,10 @@ def run_vqa_command(options: argparse.Namespace) -> int:
 
 
 def add_simpler(suites: Any) -> None:
-    """`gen-vla evaluate simpler MODEL`."""
+    """`gen-vla evaluate simpler [MODEL]`."""
     command = suites.add_parser("simpler", help="SimplerEnv, where it is installed; goes on where it stopped")
-    add_model(command)
+    command.add_argument("model", nargs="?", help="a folder, or a name on the Hub or in the cache")
+    command.add_argument("--policy", default="", help="controls, of expert, random, zero, by commas (default: none)")
     command.add_argument("--robot", choices=("widowx", "google_robot"), required=True)
     modes = ("matching", "variants", "masked", "paraphrase")
     command.add_argument("--modes", nargs="+", choices=modes, default=["matching"], help="(default: matching)")
@@ -142,11 +143,14 @@ def run_simpler(options: argparse.Namespace) -> int:
         modes=tuple(options.modes),
         tasks=tuple(options.tasks),
         shard=(int(index), int(count or 0)),
+        controls=tuple(dict.fromkeys(entry for entry in options.policy.split(",") if entry)),
         **{name: getattr(options, name) for name in names},
     )
     settings.trials()
-    results = evaluate_simpler(*load_any(options.model), options.model, settings, options.output)
-    Console().print(results_table(results["tasks"], f"SimplerEnv, {options.robot}: {options.model}"))
+    played = load_any(options.model) if options.model else (None, None)
+    results = evaluate_simpler(*played, options.model, settings, options.output)
+    title = f"SimplerEnv, {options.robot}" + (f": {options.model}" if options.model else "")
+    Console().print(results_table(results, title))
     return 0
 
 
