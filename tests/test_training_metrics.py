@@ -61,14 +61,23 @@ def test_errors_are_in_the_units_of_the_row_s_own_data_set(llama_like: Any) -> N
     assert "robot/action_error" not in found, "metres of one robot and inches of another have no mean"
 
 
-def test_what_spells_no_action_is_counted_and_never_invented(llama_like: Any) -> None:
+def test_what_spells_no_action_is_counted_and_its_numbers_are_scored(llama_like: Any) -> None:
+    """Where the recorded digits are fed in, one wrong digit may spell no action, and is the error that counts most."""
     meter = metrics(llama_like, ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2]))
-    target = "+0.50-0.50+1.00"
-    rows = [("+0.5+-0.50+1.00", target), ("+0.50-0.50+1.x0", target), (target, target)]
+    target = "+0.50-1.00+1.00"
+    rows = [("+0.50-0.00+1.00", target), ("+1.50-1.00+1.00", target), (target, target)]
     found = figures(meter, *batch(llama_like, rows), [0, 0, 0], [False] * 3)
     assert found["robot/near/malformed"] == found["robot/malformed"] == pytest.approx(2 / 3)
-    assert found["robot/near/action_error"] == 0.0
-    none = figures(meter, *batch(llama_like, rows[:1]), [0], [False])
+    assert found["robot/near/action_error"] == pytest.approx((1.0 * 2 + 1.0 * 1) / 9)  # of [-2, 2] and of [-1, 1]
+
+
+def test_what_is_no_number_has_no_error(llama_like: Any) -> None:
+    meter = metrics(llama_like, ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2]))
+    target = "+0.50-0.50+1.00"
+    found = figures(meter, *batch(llama_like, [("+0.5+-0.60+1.00", target)]), [0], [False])
+    assert found["robot/near/malformed"] == 1.0
+    assert found["robot/near/action_error"] == pytest.approx(0.1 * 2 / 2)
+    none = figures(meter, *batch(llama_like, [("aaaaaaaaaaaaaaa", target)]), [0], [False])
     assert none["robot/near/malformed"] == 1.0
     assert "robot/near/action_error" not in none
 
@@ -115,12 +124,14 @@ def test_a_model_that_only_talks_has_figures() -> None:
     assert found["vision_language/scenes/exact"] == 1.0
 
 
-def test_rows_that_are_supervised_in_part_have_no_action(llama_like: Any) -> None:
+def test_rows_that_are_supervised_in_part_have_errors_of_that_part(llama_like: Any) -> None:
     """Of a chunk that reaches behind its episode only recorded steps are labels, and no EOS."""
-    meter = metrics(llama_like, ActionStringProcessor(action_dim=1, horizon=2, decimals=2))
-    likeliest, labels = batch(llama_like, [("+0.50", "+0.50"), ("+0.5x", "+0.50")])
+    meter = metrics(llama_like, ActionStringProcessor(action_dim=3, horizon=2, decimals=2, binary_dims=[2]))
+    target = "+0.50-0.50+1.00"
+    likeliest, labels = batch(llama_like, [("+0.60-0.50+1.00", target), ("+0.5x-0.50+1.00", target)])
     labels[labels == llama_like.eos_token_id] = -100
     found = figures(meter, likeliest, labels, [0, 0], [False, False])
-    assert found["robot/near/token_accuracy"] == pytest.approx(9 / 10)
-    assert found["robot/near/exact"] == 0.5
-    assert not {"robot/near/malformed", "robot/near/action_error"} & found.keys()
+    assert found["robot/near/token_accuracy"] == pytest.approx(28 / 30)
+    assert found["robot/near/exact"] == 0.0
+    assert found["robot/near/action_error"] == pytest.approx(0.1 / 5)
+    assert "robot/near/malformed" not in found

@@ -14,11 +14,10 @@ For each kind (`robot`, `vision_language`) and each source (`robot/bridge_orig`,
 and for robot data besides:
 
     sign_accuracy    share of signs that are right, zeros included
-    action_error     mean absolute error of the action, in the data set's units, over dimensions and steps of the rows
-                     whose likeliest tokens spell an action; for sources only: kinds mix units
-    malformed        share of rows whose likeliest tokens spell none
-
-These two leave out the rows whose chunk reaches behind the end of an episode: only a part of it is supervised.
+    action_error     mean absolute error in the data set's units, over the values that are supervised and read as a
+                     number in the likeliest tokens (`likeliest_values.py`); for sources only: kinds mix units
+    malformed        share of rows whose likeliest tokens spell no action, without those whose chunk reaches behind the
+                     end of an episode: only a part of them is supervised
 """
 
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 
 from gen_vla.processors import ActionStringError, unnormalize_actions
 from gen_vla.processors.action_grammar import ActionGrammar, BinGrammar, grammar_from_action_config
+from gen_vla.training.likeliest_values import likeliest_values
 from gen_vla.training.prepared_rows import ROBOT
 
 
@@ -41,7 +41,8 @@ SUMS = (
     "rows",
     "replaced",
     "error",
-    "spelled",
+    "values",
+    "whole",
     "malformed",
 )
 
@@ -98,20 +99,26 @@ class SourceMetrics:
                 self._add_error(number, key, likeliest[row][kept].tolist(), labels[row][kept].tolist())
 
     def _add_error(self, number: int, key: str, predicted: list[int], expected: list[int]) -> None:
-        """The error of one action; the last token of both is EOS, or stands in its place, unless a part is missing."""
+        """The errors of one action's values; the last token of both is EOS, or stands in its place, unless a part is
+        missing.
+        """
         assert self.grammar is not None
-        if expected[-1] != self.grammar.eos_token_id:
-            return
-        try:
-            action = self.grammar.strings.decode(self.grammar.text(predicted[:-1]))
-        except ActionStringError:
-            self.sums[number, SUMS.index("malformed")] += 1
-            return
-        target = self.grammar.strings.decode(self.grammar.text(expected[:-1]))
         statistics = self.norm_stats[key]["action"]
-        error = np.abs(unnormalize_actions(action, statistics) - unnormalize_actions(target, statistics)).mean()
-        self.sums[number, SUMS.index("error")] += error
-        self.sums[number, SUMS.index("spelled")] += 1
+        pair = likeliest_values(self.grammar, predicted, expected)
+        errors = np.abs(np.subtract(*(unnormalize_actions(values, statistics) for values in pair)))
+        self.sums[number, SUMS.index("error")] += np.nansum(errors)
+        self.sums[number, SUMS.index("values")] += np.isfinite(errors).sum()
+        if expected[-1] == self.grammar.eos_token_id:
+            self.sums[number, SUMS.index("whole")] += 1
+            self.sums[number, SUMS.index("malformed")] += not self._spells_an_action(predicted[:-1])
+
+    def _spells_an_action(self, tokens: list[int]) -> bool:
+        assert self.grammar is not None
+        try:
+            self.grammar.strings.decode(self.grammar.text(tokens))
+        except ActionStringError:
+            return False
+        return True
 
     def read(self, accelerator: Any) -> dict[str, float]:
         """The figures over all processes since the last reading, by name; every process has to ask."""
@@ -142,8 +149,8 @@ def _figures(name: str, totals: np.ndarray, units: bool) -> dict[str, float]:
     if name.partition("/")[0] == ROBOT:
         if sums["signs"]:
             figures["sign_accuracy"] = sums["right_signs"] / sums["signs"]
-        if whole := sums["spelled"] + sums["malformed"]:
-            figures["malformed"] = sums["malformed"] / whole
-        if units and sums["spelled"]:
-            figures["action_error"] = sums["error"] / sums["spelled"]
+        if sums["whole"]:
+            figures["malformed"] = sums["malformed"] / sums["whole"]
+        if units and sums["values"]:
+            figures["action_error"] = sums["error"] / sums["values"]
     return {f"{name}/{figure}": value for figure, value in figures.items()}
