@@ -192,6 +192,7 @@ def evaluate_simpler(
     make: Make = partial(make_environment, assets=assets, shader=settings.shader)
     played = None if name is None else model_contestant(model, processor, name, settings, folder, make)
     contestants = [*([] if played is None else [played]), *_controls_beside(played, settings, folder, make)]
+    logs = control_logs(settings, folder)
     record = provenance(name)
     note_run(folder, record)
     for c in contestants:
@@ -199,7 +200,7 @@ def evaluate_simpler(
         c.log.read()
     environment = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
     results = results_of(played and played.log, name, settings.robot, settings.measured(), environment)
-    results |= control_results(settings, folder)
+    results |= control_results(logs, settings.robot)
     results = with_provenance(with_record(results, name), with_other_runs(record, folder))
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
@@ -224,13 +225,22 @@ def _paraphrases(settings: SimplerSettings) -> Paraphrase | None:
     return held_out_paraphrases
 
 
-def control_results(settings: SimplerSettings, folder: Path) -> dict[str, Any]:
-    """`controls`, each with its figures, of this run and of earlier ones in the folder; empty without any."""
+def control_logs(settings: SimplerSettings, folder: Path) -> dict[str, TrialLog]:
+    """Of all controls that have trials in the folder, of this run or of an earlier one.
+
+    Raises:
+        ValueError: if some are of another robot or renderer.
+    """
+    names = [name for name in CONTROLS if _control_folder(folder, name).is_dir()]
+    return {name: TrialLog(_control_folder(folder, name), _identity(name, settings), settings.shard) for name in names}
+
+
+def control_results(logs: Mapping[str, TrialLog], robot: Robot) -> dict[str, Any]:
+    """`controls`, each with its figures and the tasks that it leaves out; empty without any."""
     found = {}
-    for name in CONTROLS:
-        if _control_folder(folder, name).is_dir():
-            log = TrialLog(_control_folder(folder, name), _identity(name, settings), settings.shard)
-            found[name] = {"tasks": tasks_of(log, settings.robot), "unknown": unknown_tasks(name, settings.robot)}
+    for name, log in logs.items():
+        log.read()
+        found[name] = {"tasks": tasks_of(log, robot), "unknown": unknown_tasks(name, robot)}
     return {"controls": found} if found else {}
 
 

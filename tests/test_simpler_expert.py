@@ -274,6 +274,8 @@ def test_controls_stand_beside_a_model_in_matching_and_stay_there(assets, llama_
     assert [(t["mode"], t["value"]) for t in results["tasks"]] == [("matching", 0.0), ("masked", 0.0)]
     assert [(t["mode"], t["value"]) for t in results["controls"]["expert"]["tasks"]] == [("matching", 1.0)]
     assert [t["mode"] for t in results["controls"]["zero"]["tasks"]] == ["matching", "masked"]
+    assert evaluate(tmp_path, str(tmp_path / "model"), *arguments, "--shader", "ibl") == 2
+    assert "other settings than those the trials there were run with (shader)" in capsys.readouterr().err
     assert evaluate(tmp_path, *arguments, "--policy", "expert") == 2
     assert "which has one's trials; name it, or another --output folder" in capsys.readouterr().err
 
@@ -287,3 +289,12 @@ def test_what_the_expert_does_not_know_is_said(assets, tmp_path, capsys):
     assert "got the policy 'clever', expected some of expert, random, zero" in capsys.readouterr().err
     assert main(["evaluate", "simpler", "--robot", "widowx", "--output", str(tmp_path)]) == 2
     assert "got neither a model nor controls" in capsys.readouterr().err
+
+
+def test_controls_of_another_renderer_are_refused_before_anything_runs(assets, tmp_path, capsys):
+    arguments = ["--robot", "widowx", "--tasks", "stack_cube", "--episodes", "1", "--policy"]
+    assert evaluate(tmp_path, *arguments, "zero", "--shader", "ibl") == 0
+    made = len(simpler_simulator.MADE)
+    assert evaluate(tmp_path, *arguments, "expert") == 2
+    assert "(shader)" in capsys.readouterr().err
+    assert len(simpler_simulator.MADE) == made

@@ -1,4 +1,4 @@
-"""The adapter in the real simulator, where it is installed: a script and the expert drive the hand and close drawers."""
+"""The adapter in the real simulator, where it is installed: a script and the expert close drawers."""
 
 import importlib.util
 
