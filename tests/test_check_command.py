@@ -1,5 +1,6 @@
 """`gen-vla train RECIPE --check`: a look at the data of any recipe, with and without the model it starts from."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_data_that_cannot_be_used_is_refused(tmp_path: Path, capsys: pytest.Capt
     shutil.rmtree(tmp_path / "questions")
     assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
     assert "got no vision-language data set at" in capsys.readouterr().err
+
+
+def test_actions_too_long_for_the_model_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_recipe(tmp_path, actions={"action_dim": 3, "decimals": 2, "binary_dims": [2], "horizon": 8})
+    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
+    captured = capsys.readouterr()
+    assert "4 of 4 rows cannot be used" in captured.out, "everything is shown before"
+    assert "vision_language/scenes" in captured.out
+    told = (
+        r"a run would stop at its rows: robot/tiny: got a row of \d+ tokens .*at most 128; nothing is cut: lower act"
+    )
+    assert re.search(told, captured.err)
 
 
 def test_plan_and_check_are_two_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,11 @@ from gen_vla.training.data_check import (
     sample_rows,
     seen_pictures,
     spread,
+    stopping,
 )
 from gen_vla.training.data_reading import DataReading
+from gen_vla.training.encoded_pictures import PictureError
+from gen_vla.training.prepared_rows import RowTooLong
 from gen_vla.training.recipe_schema import Recipe
 from gen_vla.training.recipe_sources import OpenedData, open_data
 from gen_vla.training.train import build_collator, build_preparer
@@ -137,16 +140,29 @@ def test_a_row_that_cannot_be_used_is_a_warning(tmp_path: Path) -> None:
     opened.tables["robot/tiny"] = OneBroken()
     check = looked_at(recipe, tmp_path, opened)["robot/tiny"]
     assert len(check.rows) == 3
+    assert not check.stops, "another row stands in for it"
     told = "1 of 4 rows cannot be used: robot/tiny row 0: got a picture of 10 bytes that does not decode"
     assert any(text.startswith(told) for text in check.warnings)
 
 
 def test_actions_too_long_for_the_model_are_told_once(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, actions__horizon=8)
-    warnings = looked_at(recipe, tmp_path)["robot/tiny"].warnings
-    (told,) = [warning for warning in warnings if "cannot be used" in warning]
+    checks = looked_at(recipe, tmp_path)
+    (told,) = [warning for warning in checks["robot/tiny"].warnings if "cannot be used" in warning]
     assert re.match(r"4 of 4 rows cannot be used: got a row of \d+ tokens .*at most 128; ", told)
     assert "lower actions.horizon or actions.decimals, or show fewer cameras" in told
+    assert told.endswith(checks["robot/tiny"].stops)
+    assert not checks["vision_language/scenes"].stops
+
+
+def test_what_would_stop_a_run() -> None:
+    picture, long = PictureError("no picture"), RowTooLong("too long")
+    assert stopping([], 4, robot=True) == ""
+    assert stopping([picture], 3, robot=True) == ""
+    assert stopping([picture, picture], 0, robot=True) == "no picture"
+    assert stopping([picture, long], 2, robot=True) == "too long"
+    assert stopping([long], 3, robot=False) == "", "which are left out"
+    assert stopping([long], 0, robot=False) == "too long"
 
 
 def test_dimensions_tell_what_the_statistics_say() -> None:

@@ -9,19 +9,23 @@ from tiny_runs import tiny_flow_settings, tiny_pi0_model, tiny_recipe
 
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.cli import main
+from gen_vla.training.model_building import build_model
 from gen_vla.training.planning import (
     PEAK,
+    PROMPT_TOKENS,
     UTILISATION,
     PartSize,
     activations,
     plan,
     plan_recipe,
     planned_config,
+    row_lengths,
     row_tokens,
     work,
 )
 from gen_vla.training.recipe import load_recipe
-from gen_vla.training.train import run_recipe
+from gen_vla.training.recipe_sources import open_data
+from gen_vla.training.train import build_collator, build_preparer, run_recipe
 
 
 PART = PartSize("language_model", trainable=1000, frozen=0, layers=2, width=10, inner=20, tokens=5, largest_block=400)
@@ -76,15 +80,45 @@ def test_rows_are_as_long_as_their_pictures_prompts_and_answers(tmp_path):
     recipe = tiny_recipe(tmp_path)  # strings of 3 values with 2 decimals: 15 characters
     config = planned_config(recipe, tmp_path)
     assert config.num_image_tokens == 4
-    assert row_tokens(recipe, config) == 4 + 25 + (15 + 60) // 2 + 1
+    assert row_lengths(recipe, config) == {"robot": 4 + 25 + 15 + 1, "vision-language": 4 + 25 + 60 + 1}
+    assert row_tokens(recipe, config) == 4 + 25 + 60 + 1, "a batch is padded to its longest row"
     robots_only = tiny_recipe(tmp_path, data__co_training=[], actions__horizon=2)
     assert row_tokens(robots_only, config) == 4 + 25 + 2 * 15 + 1 + 1
     robot = [{"path": "robot", "key": "tiny", "cameras": ["top", "wrist", "front"]}]
     of_three = tiny_recipe(tmp_path, data__robot=robot)
-    assert row_tokens(of_three, config) == (3 + 1) * 4 // 2 + 25 + (15 + 60) // 2 + 1
+    assert row_lengths(of_three, config) == {"robot": 12 + 25 + 15 + 1, "vision-language": 4 + 25 + 60 + 1}
     tokens = {part.name: part.tokens for part in plan_recipe(of_three, tmp_path)[0]}
     assert (tokens["projector"], tokens["siglip"]) == (8, 8)
     assert row_tokens(tiny_recipe(tmp_path, data__robot=robot, data__co_training=[]), config) == 3 * 4 + 25 + 15 + 1
+
+
+@pytest.mark.parametrize("representation", ["string", "bins"])
+def test_a_row_is_about_as_long_as_the_collator_makes_it(representation, tmp_path):
+    shape = {"representation": representation, "action_dim": 3, "horizon": 3, "decimals": 2, "binary_dims": [2]}
+    actions = {**shape, **({"bin_tokens": "bytes", "binary_dims": []} if representation == "bins" else {})}
+    recipe = tiny_recipe(tmp_path, actions=actions, data__co_training=[])
+    opened = open_data(recipe, tmp_path)
+    model, processor = build_model(recipe, tmp_path, opened)
+    collator = build_collator(recipe, model.config, processor, opened.names)
+    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
+    (row,) = opened.first_rows("robot/tiny", 1)
+    prepared = prepare(row, "robot/tiny", 0)
+    prompt = len(processor.row_start(0)) + len(processor.encode_text(prepared["prompt"]))
+    planned = row_lengths(recipe, model.config)["robot"] - PROMPT_TOKENS + prompt
+    assert collator([prepared])["input_ids"].shape[1] == planned
+
+
+def test_a_plan_says_whether_rows_fit(tmp_path, capsys):
+    recipe = tmp_path / "tiny.yaml"
+    tiny_recipe(tmp_path)
+    assert main(["train", str(recipe), "--work-dir", str(tmp_path), "--plan"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a robot row about 45 tokens, a vision-language row about 90 tokens; the model takes 128 (" in text
+    assert "too long" not in text
+    assert main(["train", str(recipe), "--work-dir", str(tmp_path), "--plan", "--set=actions.horizon=8"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a robot row about 157 tokens" in text
+    assert "too long, a run would stop; lower actions.horizon" in text
 
 
 @pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])

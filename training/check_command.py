@@ -28,15 +28,21 @@ STAND_IN_PIECES, STAND_IN_ROWS = 8192, 50
 
 
 def run_check(recipe: Recipe, work_dir: str | Path) -> None:
-    """Opens a recipe's data and shows it; raises what a run would about data that cannot be used."""
+    """Opens a recipe's data and shows it; raises what a run would about data that cannot be used.
+
+    Rows at which a run would stop are an error behind everything that is shown.
+    """
     work_dir = Path(work_dir)
     opened = open_data(recipe, work_dir, write_tables=False)
     config, processor, note = config_and_processor(recipe, work_dir, opened)
     collator = build_collator(recipe, config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
-    show_data(check_data(opened, prepare, collator), work_dir / recipe.name, recipe.name)
+    checks = check_data(opened, prepare, collator)
+    show_data(checks, work_dir / recipe.name, recipe.name)
     if note:
         print(note)
+    if stops := [f"{check.name}: {check.stops}" for check in checks if check.stops]:
+        raise ValueError(f"a run would stop at its rows: {'; '.join(stops)}")
 
 
 def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any, str | None]:

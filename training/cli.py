@@ -215,12 +215,13 @@ def run_plan(recipe: Any, work_dir: Path) -> int:
     """Shows what a run will need."""
     from rich.console import Console
 
-    from gen_vla.training.planning import plan_recipe, plan_tables
+    from gen_vla.training.planning import plan_recipe, plan_tables, planned_config, row_sentence
 
     parts, plans = plan_recipe(recipe, work_dir)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in plan_tables(recipe, parts, plans):
         console.print(table)
+    console.print(row_sentence(recipe, planned_config(recipe, work_dir)), markup=False, highlight=False)
     return 0
 
 

@@ -83,13 +83,17 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """One data set: what was read, some rows, its action dimensions if it is robot data, and what to look at."""
+    """One data set: what was read, some rows, its action dimensions if it is robot data, what to look at.
+
+    `stops` says why a run would stop at its rows, and is empty where nothing tells that it would.
+    """
 
     name: str
     reading: DataReading
     rows: list[ShownRow]
     dimensions: list[Dimension] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    stops: str = ""
 
 
 def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[SourceCheck]:
@@ -105,14 +109,16 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
     checks = []
     for name in sorted(opened.readings, key=lambda name: name.partition("/")[0] != ROBOT):
         reading = opened.readings[name]
-        shown, unusable = [], []
+        robot = name.partition("/")[0] == ROBOT
+        shown: list[ShownRow] = []
+        unusable: list[PictureError | RowTooLong] = []
         for place, row in enumerate(sample_rows(opened, name, SHOWN_ROWS)):
             try:
                 shown.append(shown_row(row, prepare(row, name, place), collator))
             except (PictureError, RowTooLong) as error:
-                unusable.append(str(error))
+                unusable.append(error)
         dimensions = []
-        if name.partition("/")[0] == ROBOT:
+        if robot:
             key = name.partition("/")[2]
             statistics = opened.norm_stats[key]["action"]
             dimensions = action_dimensions(statistics, opened.clipping[key], reading.action_names)
@@ -120,10 +126,21 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
             *reading_warnings(reading, shown),
             *dimension_warnings(dimensions),
             *picture_warnings(shown),
-            *unusable_warnings(unusable, len(shown)),
+            *unusable_warnings([str(error) for error in unusable], len(shown)),
         ]
-        checks.append(SourceCheck(name, reading, shown, dimensions, warnings))
+        stops = stopping(unusable, len(shown), robot)
+        checks.append(SourceCheck(name, reading, shown, dimensions, warnings, stops))
     return checks
+
+
+def stopping(unusable: list[PictureError | RowTooLong], usable: int, robot: bool) -> str:
+    """Why a run would stop, from the rows that were looked at: no row can be used, or one of a robot is too long.
+
+    Rows of other data that are too long are left out; one of a robot is not, since all of its actions are as long.
+    """
+    too_long = [error for error in unusable if robot and isinstance(error, RowTooLong)]
+    found = too_long or (unusable if not usable else [])
+    return str(found[0]) if found else ""
 
 
 def sample_rows(opened: OpenedData, name: str, count: int) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ and times are estimates:
     work          2 operations per weight and token forwards, 2 more backwards where it or something below it trains,
                   2 more for the weights that train, 2 more where checkpointing computes it again
     time          work / (peak x utilisation); no network, no starving loader
+    rows          of the language model all as long as the longest kind, to which a batch is padded; of the encoders
+                  as many pictures as a row has on average
 """
 
 import json
@@ -50,7 +52,7 @@ class PartSize:
         name: as in the model.
         trainable, frozen: numbers of parameters.
         layers, width, inner: depth, residual width, and width inside a block's MLP; 0 where there are no blocks.
-        tokens: of one row that pass through it.
+        tokens: of one row that pass through it, padding included.
         largest_block: parameters of its largest block, which a sharded run gathers whole.
         checkpointed: whether gradient checkpointing reaches it, where a recipe asks for that.
     """
@@ -201,19 +203,46 @@ def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
 
 
 def row_tokens(recipe: Recipe, config: Any) -> int:
-    """Tokens of an average row: its pictures, the prompt, the answer, EOS; a flow's actions are no part of it."""
-    actions, pictures = recipe.actions, over_pictures(recipe, config.num_image_tokens)
-    if is_flow(recipe):
-        return pictures + PROMPT_TOKENS
-    per_value = 1 if actions.representation == "bins" else actions.decimals + 3
-    robot = actions.horizon * (actions.action_dim * per_value + 1) - 1
-    kinds = [robot] * bool(recipe.data.robot) + [ANSWER_TOKENS] * bool(recipe.data.questions)
-    return pictures + PROMPT_TOKENS + sum(kinds) // len(kinds) + 1
+    """Tokens of every row of a batch, which is padded to its longest kind."""
+    return max(row_lengths(recipe, config).values())
+
+
+def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
+    """Tokens of a row of each kind there is: its pictures, the prompt, the answer, EOS.
+
+    A flow's actions are no part of it, and bins have no token between steps.
+    """
+    actions, data, lengths = recipe.actions, recipe.data, {}
+    if data.robot:
+        pictures = cameras_shown(recipe) * config.num_image_tokens
+        per_value, between = (1, 0) if actions.representation == "bins" else (actions.decimals + 3, 1)
+        answer = actions.horizon * (actions.action_dim * per_value + between) - between + 1
+        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if is_flow(recipe) else answer)
+    if data.questions:
+        lengths["vision-language"] = config.num_image_tokens + PROMPT_TOKENS + ANSWER_TOKENS + 1
+    return lengths
+
+
+def row_sentence(recipe: Recipe, config: Any) -> str:
+    """How long rows are beside what the model takes."""
+    lengths = row_lengths(recipe, config)
+    told = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
+    texts = config.vlm_config.text_config if is_flow(recipe) else config.text_config
+    context = texts.max_position_embeddings
+    told += f"; the model takes {context:,} (max_position_embeddings)"
+    if lengths.get("robot", 0) <= context:
+        return told
+    return f"{told}: too long, a run would stop; lower actions.horizon or actions.decimals, or show fewer cameras"
+
+
+def cameras_shown(recipe: Recipe) -> int:
+    """Pictures of a robot row."""
+    return max((len(source.cameras or [None]) for source in recipe.data.robot), default=1)
 
 
 def over_pictures(recipe: Recipe, tokens: int) -> int:
-    """Tokens of an average row's pictures: a robot row has one per camera, any other row one."""
-    cameras = max((len(source.cameras or [None]) for source in recipe.data.robot), default=1)
+    """Tokens of an average row's pictures: a robot row has one per camera, any other row one; none is padded."""
+    cameras = cameras_shown(recipe)
     return round(tokens * ((cameras + 1) / 2 if recipe.data.questions else cameras))
 
 
