@@ -173,6 +173,7 @@ def evaluate_open_loop(
         "unnorm_key": key,
         "cameras": source.cameras,
         "transform": source.transform.name,
+        "thinned_by": source.every,
         "horizon": horizon,
         "parameters": model.num_parameters(),
         "every": settings.every,

@@ -49,8 +49,9 @@ def draw_open_loop(
     bars = figure.add_subplot(grid[:, columns])
     _draw_errors(bars, results, known)
     size = f"{results['n']} steps of {results['episodes']} episodes"
-    title = f"{Path(results['model']).name} on {Path(results['data']).name}: episode {episodes.names[number]}, "
-    figure.suptitle(title + f"whose error is the middle one; bars are of {size}", fontsize=11)
+    middle = f"curves of episode {episodes.names[number]}, whose error is the middle one; bars of {size}"
+    title = f"{Path(results['model']).name} on {Path(results['data']).name}"
+    figure.suptitle(f"{title}\n{middle}", fontsize=11)
     places: tuple[tuple[Any, Any], ...] = ((first, "outside lower left"), (bars, "outside lower right"))
     for axes, place in places:
         handles, labels = axes.get_legend_handles_labels()

@@ -121,6 +121,11 @@ class Dimensions:
         """Actions [..., D] with each scaled dimension clipped to its q01..q99, float64."""
         return np.where(self.scaled, np.clip(actions, self.q01, self.q99), actions)
 
+    def outside(self, actions: np.ndarray) -> np.ndarray:
+        """Which values of actions [..., D] cannot be written; bool, not more exact than float32 is."""
+        close = 1e-6 * (self.q99 - self.q01) + 1e-6 * np.abs(actions)
+        return np.abs(self.writable(actions) - actions) > close
+
     def normalized(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
         """Absolute errors [N, T, K] in [-1, 1] of the dimensions that are compared."""
         one, other = (
@@ -167,7 +172,7 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
     """
     known = Dimensions(statistics)
     bootstrap, named = EpisodeBootstrap(found.episode, found.valid), contestants(found, known)
-    outside = (known.writable(found.recorded) != found.recorded)[found.valid]
+    outside = known.outside(found.recorded)[found.valid]
     scaled = outside[:, known.scaled]
     return {
         "n": len(found.episode),

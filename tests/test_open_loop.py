@@ -189,6 +189,7 @@ def test_data_is_read_as_the_models_recipe_reads_it(policy, tmp_path):
     model, processor = policy
     (tmp_path / "model").mkdir()
     source = {"path": "data", "key": "robot", "cameras": ["wrist"], "transform": None, "action": ["moves"]}
+    source |= {"every": 2, "displacements": []}
     recipe = {"data": {"robot": [{"path": "x", "key": "other"}, {**source, "state": None, "split": "train"}]}}
     (tmp_path / "model" / "recipe.yaml").write_text(json.dumps(recipe))
     assert recipe_entry(str(tmp_path / "model"), "robot")["cameras"] == ["wrist"]
@@ -202,7 +203,8 @@ def test_data_is_read_as_the_models_recipe_reads_it(policy, tmp_path):
         model, processor, str(tmp_path / "model"), str(folder), OpenLoopSettings(), progress=False
     )
     assert results["cameras"] == ["observation.images.wrist"]
-    np.testing.assert_array_equal(found.recorded[0], episodes[0].actions[:HORIZON])
+    assert results["thinned_by"] == 2
+    np.testing.assert_array_equal(found.recorded[0], episodes[0].actions[[1, 2]])  # where the next kept steps begin
     assert results["trained_on"] == "its recipe trains on data, split train"
 
 
@@ -239,3 +241,17 @@ def test_the_command(policy, tmp_path, monkeypatch, capsys):
     page = as_markdown(report)
     assert "| robot | open loop on" in page
     assert len(card_results(report)["robot"]["figures"]) == 8
+
+
+def test_errors_of_several_seeds_have_a_mean_and_no_interval_of_a_share(tmp_path):
+    paths = []
+    for seed, value in enumerate((3.0, 5.0)):
+        figure = {"value": value, "interval": [value - 1, value + 1]}
+        results = {"suite": "open_loop", "model": f"robot-seed{seed}", "data": "held_out", "trained_on": "", "n": 9}
+        results |= {"malformed": 0, "normalized": {}, "trained": {"recipe": "robot", "seed": seed, "settings": "abc"}}
+        results["dimensions"] = [{"name": "x", "measure": "error", "outside": 0.0, "policy": figure}]
+        paths.append(tmp_path / f"{seed}.json")
+        paths[-1].write_text(json.dumps(results))
+    report = make_report(paths)
+    assert [(f["value"], f["interval"]) for f in report["figures"]] == [(3.0, [2, 4]), (5.0, [4, 6]), (4.0, None)]
+    assert card_results(report)["robot-seed0"]["figures"][0]["interval"] == "2-4"

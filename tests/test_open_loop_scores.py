@@ -84,6 +84,12 @@ def test_what_no_policy_can_write():
     assert results["outside"] == pytest.approx(1 / 9)  # of three scaled dimensions
 
 
+def test_a_constant_that_float32_rounds_is_not_outside():
+    known = Dimensions({name: [0.1 if name in ("min", "max", "q01", "q99", "mean") else 0.0] for name in STATISTICS})
+    known.scaled[:] = True
+    assert known.outside(np.array([[0.1], [0.1001]], np.float32)).tolist() == [[False], [True]]
+
+
 def test_baselines_are_of_the_same_steps():
     results = score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
     assert figures(results, 0)[MEAN] == pytest.approx((0.5 + 1.5 + 1.0) / 3)
