@@ -154,7 +154,7 @@ def test_a_recipe_names_transform_and_features(tmp_path: Path) -> None:
     write_lerobot(tmp_path / "split", [split(episode) for episode in bridge_episodes()])
     raw_settings = {"data__robot__0__path": "raw", "data__robot__0__transform": "bridge"}
     from_raw = open_data(mini_recipe("openvla_plus_bridge", **raw_settings), tmp_path)
-    named = {"path": "split", "action": SPLIT_ACTION, "state": SPLIT_STATE}
+    named = {"path": "split", "action": SPLIT_ACTION, "state": SPLIT_STATE, "displacements": list(range(6))}
     settings = {f"data__robot__0__{name}": value for name, value in named.items()}
     from_split = open_data(mini_recipe("openvla_plus_bridge", **settings), tmp_path)
     entries = [opened.norm_stats["bridge_orig"]["action"] for opened in (from_raw, from_split)]
