@@ -7,6 +7,7 @@ The real package is `mani_skill2_real2sim`. It is not on PyPI and needs Vulkan, 
 
     git clone https://github.com/simpler-env/SimplerEnv --recurse-submodules
     pip install "numpy<2" -e SimplerEnv/ManiSkill2_real2sim
+    gen-vla evaluate simpler --policy expert --robot widowx --episodes 2 --output check    # does it work?
 
 Ray tracing needs an NVIDIA card. Without a graphics card, Mesa's llvmpipe draws with `--shader ibl`; SAPIEN 2.2.2 asks
 for the device extension VK_KHR_external_semaphore_fd, which Mesa 25.0 lacks and a small Vulkan layer can hide.

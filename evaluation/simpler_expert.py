@@ -32,6 +32,7 @@ CLEAR = 0.03  # between what is carried and what it is carried over
 DROP = 0.01  # above what something is put on
 TABLE = 0.002  # of the fingers above the table
 BESIDE = 0.06  # between two things that are to be near each other: room for a finger
+FINGER = 0.02  # of a closed hand beyond what it carries
 BEFORE_DRAWER = 0.15  # of the hand from a drawer's front, before it is pushed
 DETOUR = 0.005  # metres of a wider grasp that a radian less of turning is worth
 ARRIVED, ALIGNED = 0.012, 0.06  # metres, radians
@@ -106,7 +107,7 @@ class Pace(NamedTuple):
 # in a step, repeats a change of its fingers for 15 steps, and cannot point straight down where its hand is high.
 PACES: dict[Robot, Pace] = {
     "widowx": Pace(0.03, 0.2, 0.5, 3, 0.0),
-    "google_robot": Pace(0.12, 0.4, 1.5, 12, 0.3),
+    "google_robot": Pace(0.12, 0.4, 1.5, 10, 0.3),
 }
 
 
@@ -131,12 +132,16 @@ def plan(task: str, hand: Hand, things: Things | Drawer, fingers: int) -> list[M
     return put(hand, things, fingers, _middle(things.target)[:2], float(things.target[:, 2].max()))
 
 
-def take(hand: Hand, things: Things, fingers: int) -> list[Move]:
-    """Over the object, down, close, up; all other things stay below."""
+def take(hand: Hand, things: Things, fingers: int, spot: np.ndarray | None = None) -> list[Move]:
+    """Over the object, down, close, up; the hand comes above all other things, and leaves above those on its way.
+
+    Args:
+        spot: where it goes from there (x, y).
+    """
     closing, grasp = find_grasp(hand, things)
     above = max(grasp[2] + ABOVE, _highest(things) + hand.reach + CLEAR)
     over = np.array([*grasp[:2], above])
-    lifted = np.array([*grasp[:2], grasp[2] + carried_height(things)])
+    lifted = np.array([*grasp[:2], grasp[2] + carried_height(things, spot)])
     return [
         Move(over, True, closing=closing),
         Move(grasp, True, closing=closing),
@@ -147,7 +152,7 @@ def take(hand: Hand, things: Things, fingers: int) -> list[Move]:
 
 def put(hand: Hand, things: Things, fingers: int, spot: np.ndarray, ground: float) -> list[Move]:
     """Takes the object and puts its middle on `spot` (x, y), its lower side at the height `ground`."""
-    moves = take(hand, things, fingers)
+    moves = take(hand, things, fingers, spot)
     grasp, lifted, closing = moves[1].goal, moves[-1].goal, moves[0].closing
     aside = np.array([*(spot - _middle(things.held)[:2]), 0.0])
     lower = grasp + aside + UP * (ground - things.source[:, 2].min() + DROP)
@@ -189,11 +194,18 @@ def find_grasp(hand: Hand, things: Things) -> tuple[np.ndarray, np.ndarray]:
     return closing, np.array([*middle[:2], max(middle[2], lowest)])
 
 
-def carried_height(things: Things) -> float:
-    """How far to lift, so that the object passes over everything else."""
-    in_the_way = [other[:, 2].max() for other in (things.target, *things.others) if other is not None]
-    highest = max(in_the_way, default=things.source[:, 2].min())
-    return max(ABOVE, float(highest - things.source[:, 2].min()) + CLEAR)
+def carried_height(things: Things, spot: np.ndarray | None) -> float:
+    """How far to lift, so that the object passes over what stands on its straight way to `spot` (x, y)."""
+    start, low = _middle(things.source)[:2], things.source[:, 2].min()
+    way = np.zeros(2) if spot is None else spot - start
+    heights = []
+    for other in (things.target, *things.others):
+        if other is not None:
+            share = np.clip((_middle(other)[:2] - start) @ way / max(way @ way, 1e-9), 0, 1)
+            aside = np.linalg.norm(_middle(other)[:2] - start - share * way)
+            if aside < _radius(other) + _radius(things.source) + FINGER:
+                heights.append(other[:, 2].max() - low)
+    return max(ABOVE, float(max(heights, default=0.0)) + CLEAR)
 
 
 def beside(source: np.ndarray, target: np.ndarray, others: tuple[np.ndarray, ...]) -> tuple[np.ndarray, float]:

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gen_vla.evaluation.provenance import (
@@ -246,11 +247,11 @@ def control_results(logs: Mapping[str, TrialLog], robot: Robot) -> dict[str, Any
 
 def results_table(results: Mapping[str, Any], title: str) -> Table:
     """A row per policy, mode and task: successes / trials judged of those of the whole protocol."""
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("policy", "mode", "task"):
         table.add_column(column, overflow="fold")
-    for column in ("score", "95 %", "success", "malformed", "crashed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("%", "95 %", "success", "mal-_formed", "crashed"):
+        table.add_column(column.replace("_", "\n"), justify="right", no_wrap=True)
     controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
     for policy, tasks in {"policy": results["tasks"], **controls}.items():
         for t in tasks:
@@ -259,8 +260,9 @@ def results_table(results: Mapping[str, Any], title: str) -> Table:
 
 
 def _cells(task: Mapping[str, Any]) -> Sequence[str]:
-    score = "-" if task["value"] is None else f"{100 * task['value']:.1f} %"
-    bounds = task["interval"]
-    interval = "-" if bounds is None else "{:.0f}-{:.0f} %".format(*(100 * bound for bound in bounds))
+    score = "-" if task["value"] is None else f"{100 * task['value']:.1f}"
+    interval = (
+        "-" if task["interval"] is None else "{:.0f}-{:.0f}".format(*(100 * bound for bound in task["interval"]))
+    )
     counts = f"{task['successes']}/{task['n']} of {task['expected']}"
     return score, interval, counts, str(task["malformed"]), str(task["crashed"])

@@ -84,9 +84,11 @@ def test_putting_goes_over_the_target_and_opens_a_centimetre_above_it():
 
 def test_hand_and_object_pass_over_what_is_high():
     can, bottle = box([0.3, 0.1, 0.06], [0.03, 0.03, 0.06]), box([0.4, -0.1, 0.1], [0.03, 0.03, 0.1])
-    over, _, _, lifted = take(HAND, Things(can, can, bottle), 3)
+    over, _, _, lifted = take(HAND, Things(can, can, bottle), 3, np.array([0.5, -0.3]))
     assert over.goal[2] == pytest.approx(0.2 + 0.016 + 0.03)
     assert lifted.goal[2] == pytest.approx(0.06 + 0.2 + 0.03)
+    for spot in (np.array([0.5, 0.3]), None):  # the bottle stands aside
+        assert take(HAND, Things(can, can, bottle), 3, spot)[-1].goal[2] == pytest.approx(0.06 + 0.1)
 
 
 def test_beside_is_the_nearest_place_where_nothing_stands():
