@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from datasets import load_from_disk
 from tiny_runs import Witness, noise, tiny_recipe, tiny_settings, weights_hash, write_questions, write_robot_data
 
@@ -221,6 +222,14 @@ def test_a_new_run_does_not_mix_with_an_old_ones_checkpoints(finished: Path, tmp
         train(tmp_path / "copy", resume=True, **changes)
     assert hash_of(tmp_path / "copy" / "tiny") == hash_of(finished)
     train(tmp_path / "copy", resume=True, training__logging_steps=1)  # how often it reports is no part of a run
+    record = tmp_path / "copy" / "tiny" / "checkpoints" / "recipe.yaml"
+    settings = yaml.safe_load(record.read_text())
+    del settings["data"]["robot"][0]["every"]  # as a run wrote it before there was such a setting
+    record.write_text(yaml.safe_dump(settings))
+    train(tmp_path / "copy", resume=True)
+    record.write_text(yaml.safe_dump({**settings, "gone": 1}))  # or when there was one that is gone
+    with pytest.raises(ValueError, match="gone was 1 and is None"):
+        train(tmp_path / "copy", resume=True)
 
 
 def test_the_last_checkpoint_is_the_newest_complete_one(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from gen_vla.evaluation.provenance import RUNS, note_run, provenance
 from gen_vla.training.co_trainer import CoTrainer
 from gen_vla.training.lora_training import ADAPTER_FOLDER, save_adapter
 from gen_vla.training.model_building import HUB_PREFIX
-from gen_vla.training.recipe import as_settings
-from gen_vla.training.recipe_schema import Recipe
+from gen_vla.training.recipe import as_settings, load_recipe
+from gen_vla.training.recipe_schema import Recipe, RecipeError
 from gen_vla.training.training_curves import plot_curves
 
 
@@ -43,7 +43,7 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
             f"got {last} of an earlier run, expected none; resume it (--resume) or delete {checkpoints}"
         )
     if last and record.is_file():
-        earlier = flat(yaml.safe_load(record.read_text(encoding="utf-8")))
+        earlier = recorded_settings(record)
         now = flat(as_settings(recipe))
         changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
         changed = [name for name in changed if name not in FREE_TO_CHANGE]
@@ -59,6 +59,14 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
             (checkpoints / RUNS).unlink(missing_ok=True)
         write_recipe(record, recipe)
     return last
+
+
+def recorded_settings(record: Path) -> dict[str, Any]:
+    """What a recorded recipe says, by dotted name; settings that are newer than it have their defaults."""
+    try:
+        return flat(as_settings(load_recipe(record)))
+    except RecipeError:  # of settings that are no longer there: told as they are
+        return flat(yaml.safe_load(record.read_text(encoding="utf-8")))
 
 
 def discard_checkpoints(recipe: Recipe, work_dir: Path) -> None:
