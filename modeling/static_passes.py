@@ -98,10 +98,10 @@ class StaticPasses:
         width = self.plan.cache.scratch
         self.numbers[:, 2 * width : 4 * width] = 0  # the same slot twice is no move
         for row, path in enumerate(paths):
-            end = self.numbers[row, -1]
-            self.numbers[row, 2 * width : 2 * width + len(path)] = path
-            self.numbers[row, 3 * width : 3 * width + len(path)] = range(end, end + len(path))
-        self.numbers[:, -1] += [len(path) for path in paths]
+            end, count = int(self.numbers[row, -1]), len(path)
+            self.numbers[row, 2 * width : 2 * width + count] = path
+            self.numbers[row, 3 * width : 3 * width + count] = range(end, end + count)
+            self.numbers[row, -1] = end + count
         self.prompt = None
 
     def close(self) -> None:
