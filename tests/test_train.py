@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gen_vla.training.model_building import action_weights, build_model
 from gen_vla.training.recipe import load_recipe
 from gen_vla.training.recipe_sources import open_data
 from gen_vla.training.run_folder import last_checkpoint
-from gen_vla.training.train import run_recipe
+from gen_vla.training.train import run_recipe, training_arguments
 
 
 TESTS = Path(__file__).resolve().parent
@@ -230,6 +231,15 @@ def test_a_new_run_does_not_mix_with_an_old_ones_checkpoints(finished: Path, tmp
     record.write_text(yaml.safe_dump({**settings, "gone": 1}))  # or when there was one that is gone
     with pytest.raises(ValueError, match="gone was 1 and is None"):
         train(tmp_path / "copy", resume=True)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_checkpointing_of_activations_is_asked_for_by_its_present_name(wanted: bool, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, training__gradient_checkpointing=wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        arguments = training_arguments(recipe, tmp_path, progress=False)
+    assert arguments.gradient_checkpointing is wanted
 
 
 def test_the_last_checkpoint_is_the_newest_complete_one(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ from gen_vla.training.streaming_mixture import StreamingMixture
 from gen_vla.training.training_metrics import SourceMetrics
 
 
+# What transformers calls gradient checkpointing; the older name warns in newer versions.
+CHECKPOINTING = "activation_checkpointing"
+if CHECKPOINTING not in SFTConfig.__dataclass_fields__:
+    CHECKPOINTING = "gradient_checkpointing"
 RECORDING_SETTINGS = "recording_settings.json"  # what a recorded data set was asked for, beside it
 
 
@@ -257,6 +261,7 @@ def build_trainer(
 def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFTConfig:
     """A recipe's `training` section in the trainer's words."""
     settings = recipe.training
+    renamed: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -269,7 +274,7 @@ def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFT
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         adam_beta2=settings.adam_beta2,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        **renamed,
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         save_steps=settings.save_steps,
