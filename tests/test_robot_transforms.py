@@ -75,6 +75,14 @@ def test_relative_commands_become_states(commands, expected):
     assert absolute_gripper(np.array(commands, dtype=np.float64)).tolist() == expected
 
 
+@pytest.mark.parametrize("nothing", [np.nan, np.inf, -np.inf])
+def test_no_gripper_is_made_up(nothing):
+    """What is not finite stays so: the episode is then skipped and named."""
+    for transform in (binarize_gripper, absolute_gripper):
+        found = transform(np.array([1.0, nothing, 0.0, 1.0], dtype=np.float32))
+        assert np.isnan(found).tolist() == [False, True, False, False]
+
+
 def test_vectorised_grippers_equal_a_loop():
     random = np.random.default_rng(0)
     for length in (1, 2, 7, 50):

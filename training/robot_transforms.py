@@ -141,26 +141,28 @@ def thinned(trajectory: Trajectory, every: int, displacements: Sequence[int]) ->
 def binarize_gripper(positions: np.ndarray) -> np.ndarray:
     """Positions [S] in 0..1 -> 0 or 1: between the thresholds, the value of the next step that is clear counts.
 
-    Steps in between at the end of an episode keep the last position as it is, as in OpenVLA's code.
+    Steps in between at the end of an episode keep the last position as it is, as in OpenVLA's code. What is not finite
+    becomes NaN: no position is made up for it.
     """
     opened, closed = positions > OPEN_ABOVE, positions < CLOSED_BELOW
     clear = np.where(opened | closed, np.arange(len(positions)), len(positions))
     following = np.minimum.accumulate(clear[::-1])[::-1]
     values = np.append(opened.astype(np.float32), positions[-1:])
-    return values[following].astype(np.float32)
+    return np.where(np.isfinite(positions), values[following], np.nan).astype(np.float32)
 
 
 def absolute_gripper(commands: np.ndarray) -> np.ndarray:
     """Relative commands [S] (above 0.1 closes, below -0.1 opens) -> 1 where open, 0 where closed.
 
-    Before the first command the gripper is in the state that command ends; without any command it is open.
+    Before the first command the gripper is in the state that command ends; without any command it is open. What is not
+    finite becomes NaN.
     """
     changes = np.where(commands < -RELATIVE_DEAD_ZONE, 1.0, np.where(commands > RELATIVE_DEAD_ZONE, -1.0, 0.0))
     events = np.flatnonzero(changes)
     start = -changes[events[0]] if len(events) else 1.0
     latest = np.maximum.accumulate(np.where(changes != 0, np.arange(len(changes)), -1))
     states = np.where(latest >= 0, changes[latest], start)
-    return (states / 2 + 0.5).astype(np.float32)
+    return np.where(np.isfinite(commands), states / 2 + 0.5, np.nan).astype(np.float32)
 
 
 FRACTAL_ACTION = ("world_vector", "rotation_delta", "gripper_closedness_action")
