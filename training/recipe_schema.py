@@ -5,17 +5,13 @@ Decides: names, types, defaults, and every contradiction that shows without look
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from gen_vla.training.flow_recipe import flow_contradiction
 from gen_vla.training.image_augmentation import ImageAugmentation
-
-
-class RecipeError(ValueError):
-    """A recipe that cannot be read as one; says where, what was got and what was expected."""
+from gen_vla.training.recipe_rules import RecipeError, at_least_one, check_unique
 
 
 @dataclass(frozen=True)
@@ -387,20 +383,3 @@ class Recipe:
     def may_be_displacement(self, dim: int) -> bool:
         """Whether a dimension of an action is there and has more values than 0 and 1."""
         return 0 <= dim < self.actions.action_dim and dim not in self.actions.binary_dims
-
-
-def at_least_one(where: str, settings: Any, names: Iterable[str]) -> None:
-    """Raises `RecipeError` for the first of these settings that is below 1."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise RecipeError(f"{where}: got {name}={getattr(settings, name)}, expected at least 1")
-
-
-def check_unique(word: str, entries: list[str], owners: str, reason: str) -> None:
-    """Raises `RecipeError` for an entry that comes twice."""
-    for entry in entries:
-        if entries.count(entry) > 1:
-            raise RecipeError(
-                f"data: got the {word} {entry!r} for {entries.count(entry)} {owners}, expected a {word} of its own "
-                f"for each, since {reason}"
-            )
