@@ -236,7 +236,8 @@ def test_a_table_follows_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_figures_in_sentences_are_those_of_the_result_files() -> None:
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     demo = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text())
-    assert f"{demo['minutes_after_installation']} minutes after installation, {demo['seeds'][:17]}" in text
+    assert demo["trained"]["seed"] == 0
+    assert f"{demo['seconds'] / 60:.1f} minutes after installation, one training seed" in text
     earlier = json.loads((RESULTS / "mini_openvla_plus_demo_shorter.json").read_text())
     counts = [f"{s['successes']}/{s['n']}" for s in earlier["rollouts"][0]["scores"].values()]
     asked = earlier["questions"]["total"]
