@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.decoding_agreement import model_views
 from gen_vla.evaluation.flow_policies import starting_noise
+from gen_vla.evaluation.malformed_actions import wrote_no_action
 from gen_vla.evaluation.open_loop_data import (
     RecordedEpisodes,
     RecordedStep,
@@ -118,8 +119,7 @@ def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: st
     try:
         found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **begin).actions
     except ValueError as error:
-        # The class comes with the model's own code, so only its name is known here.
-        if type(error).__name__ != "ActionStringError":
+        if not wrote_no_action(error):
             raise
         return [None] if len(batch) == 1 else [predicted(model, processor, [step], key)[0] for step in batch]
     return list(torch.as_tensor(found).float().cpu().numpy())
@@ -165,6 +165,7 @@ def evaluate_open_loop(
     episodes = RecordedEpisodes(source, settings.every, settings.episodes)
     found, malformed = ask_policy(model, processor, episodes, key, settings.rows, progress)
     numbers = [str(dim) for dim in range(found.recorded.shape[-1])]
+    called = source.action_names or statistics.get("names") or numbers  # the data set's word, or that of training
     results = {
         "suite": "open_loop",
         "model": name,
@@ -180,7 +181,7 @@ def evaluate_open_loop(
         "trained_on": trained_on(episodes, model.config.norm_stats[key], entry, data, settings.split),
         "malformed": malformed,
         "skipped": source.problems.report(),
-        **score(found, statistics, source.action_names or numbers),
+        **score(found, statistics, called),
     }
     return results, found, episodes
 

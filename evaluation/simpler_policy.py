@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from gen_vla.evaluation.flow_policies import starting_noise
+from gen_vla.evaluation.malformed_actions import wrote_no_action
 from gen_vla.evaluation.model_cameras import check_one_camera
 
 
@@ -206,6 +207,6 @@ class ModelPrediction:
             begin = starting_noise(self.model, [f"{instruction} {image.tobytes().hex()}"])
             return self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[0]
         except ValueError as error:
-            if type(error).__name__ == "ActionStringError":  # the class a repository brings along is not ours
+            if wrote_no_action(error):
                 raise MalformedActionError(str(error)) from error
             raise

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_vla.evaluation.malformed_actions import wrote_no_action
 from gen_vla.evaluation.rollout_policies import (
     Moment,
     VLAPolicy,
@@ -55,8 +56,7 @@ class ModelPolicy:
         try:
             return self._policy(images, instructions, moments)
         except ValueError as error:
-            # The class comes with the model's own code, so only its name is known here.
-            if type(error).__name__ != "ActionStringError":
+            if not wrote_no_action(error):
                 raise
         if len(images) == 1:
             return [None]

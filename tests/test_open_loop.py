@@ -208,6 +208,17 @@ def test_data_is_read_as_the_models_recipe_reads_it(policy, tmp_path):
     assert results["trained_on"] == "its recipe trains on data, split train"
 
 
+def test_a_model_knows_the_names_that_recorded_data_lacks(policy, tmp_path):
+    model, processor = policy
+    folder = write_recording(tmp_path / "data", make_episodes(2, 4, size=16))
+    settings = OpenLoopSettings(every=4)
+    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings, progress=False)
+    assert [entry["name"] for entry in results["dimensions"]] == list("0123456")
+    model.config.norm_stats["robot"]["action"]["names"] = list("abcdefg")
+    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings, progress=False)
+    assert [entry["name"] for entry in results["dimensions"]] == list("abcdefg")
+
+
 def test_the_command(policy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gen_vla.training.suite_options.load_any", lambda name: policy)
     monkeypatch.setattr("gen_vla.training.evaluate_commands.load_any", lambda name: policy)

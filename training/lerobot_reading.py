@@ -49,8 +49,7 @@ class LeRobotReader:
         metadata = read_metadata(folder, split)
         self.dataset = Path(folder.path).name
         self.format = f"LeRobot {metadata.version}"
-        self.fps: float | None = metadata.fps
-        self._fps = metadata.fps
+        self.fps = metadata.fps
         called = {name: value_names(feature) for name, feature in metadata.features.items()}
         self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
         self._tasks = metadata.tasks
@@ -94,7 +93,7 @@ class LeRobotReader:
         pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
         rows = _ParquetRows(self.folder, [*features, *pictures, "timestamp", "task_index"])
         decoders = {
-            camera: VideoFrames(self._open_video, self._fps) for camera in cameras if self._kinds[camera] == "video"
+            camera: VideoFrames(self._open_video, self.fps) for camera in cameras if self._kinds[camera] == "video"
         }
         for place in self._shards[shard]:
             identity = f"{self.folder.describe(place.data)} episode {place.index}"

@@ -67,7 +67,9 @@ class EpisodeReader(Protocol):
     action: str
     state: str
     value_names: Mapping[str, Sequence[str]]
-    fps: float | None
+
+    @property
+    def fps(self) -> float | None: ...
 
     def shards(self) -> list[str]:
         """Units that can be read apart from each other."""
