@@ -20,6 +20,7 @@ from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, gr
 from .action_prior import hints_of, priors_for
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .action_uncertainty import standard_deviations
+from .nested_configuration import check_context
 from .static_passes import WIDTH_STEP
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
 
@@ -100,8 +101,8 @@ class ActionPredictionMixin:
 
         Raises:
             ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
-                padded on the right, an observation has no picture, the model computes no numbers, or an option is
-                none of `generate`'s or leaves no whole action.
+                padded on the right, an observation has no picture, prompt and action do not fit into the model's
+                context, the model computes no numbers, or an option is none of `generate`'s or leaves no whole action.
             TypeError: if inputs are no tensors.
         """
         grammar = self.action_grammar
@@ -131,6 +132,8 @@ class ActionPredictionMixin:
             )
         lead_in_ids = self.config.action_config["lead_in_ids"]
         prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)
+        context = self.config.text_config.max_position_embeddings
+        check_context(int(mask.sum(dim=1).max()), grammar.max_tokens, context)
         if by_tree:
             nodes = tree_nodes or self.default_tree_nodes(rows)
             histograms = [entry.get("histogram") for entry in action_statistics]
@@ -263,8 +266,8 @@ class ActionPredictionMixin:
         others = sorted(set(options) - {"do_sample", "temperature", "cache_implementation"})
         if options.get("cache_implementation") not in (None, "dynamic", "static"):
             others.append("cache_implementation")
-        if adapted(self.get_output_embeddings()):
-            others.append("an adapter on the output layer")
+        if not is_plain(self.get_output_embeddings()):
+            others.append("an output layer that is more than its weight")
         if tree_nodes is not None and tree_nodes < 0:
             raise ValueError(f"got tree_nodes={tree_nodes}, expected 0 for token by token, or a number of nodes")
         if tree_nodes and others:
@@ -305,11 +308,15 @@ class ActionPredictionMixin:
         return np.array(tokens, dtype=np.int64), [row.chances(grammar, temperature) for row in rows], cost
 
 
-def adapted(output_layer: Any) -> bool:
-    """Whether an adapter of PEFT adds to what an output layer's weight says; tree decoding reads that alone."""
-    if "base_layer" not in output_layer._modules or output_layer.disable_adapters:
-        return False
-    return bool(set(output_layer.active_adapters) - set(output_layer.merged_adapters))
+def is_plain(output_layer: Any) -> bool:
+    """Whether logits are the hidden states times an output layer's weight, whose rows tree decoding reads alone: no
+    bias, no other kind of layer (quantised, scaled), no hook, no adapter of PEFT."""
+    if "base_layer" in output_layer._modules:
+        if not output_layer.disable_adapters and set(output_layer.active_adapters) - set(output_layer.merged_adapters):
+            return False
+        output_layer = output_layer.base_layer
+    hooked = output_layer._forward_hooks or output_layer._forward_pre_hooks
+    return type(output_layer).forward is torch.nn.Linear.forward and output_layer.bias is None and not hooked
 
 
 def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad: int) -> tuple[Any, Any]:

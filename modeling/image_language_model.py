@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .nested_configuration import check_context
+
 
 class ImageLanguageModelMixin:
     """For a backbone with `vision_tower`, `projector` and `language_model`."""
@@ -140,6 +142,17 @@ class ImageLanguageHeadMixin:
             rows = pixels.split(pictures)
             expanded[1]["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
         return expanded
+
+    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *args: Any) -> None:
+        """As in transformers, and no token is written at a position that does not exist.
+
+        Raises:
+            ValueError: if the prompt fills the context. A limit of new tokens beyond it is lowered.
+        """
+        context = self.config.text_config.max_position_embeddings
+        check_context(input_ids_length, 1, context)
+        generation_config.max_length = min(generation_config.max_length, context)
+        super()._validate_generated_length(generation_config, input_ids_length, *args)  # pyright: ignore
 
     def logits_and_loss(
         self,

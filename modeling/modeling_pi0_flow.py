@@ -29,13 +29,13 @@ from torch import nn
 
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .configuration_pi0_flow import Pi0FlowConfig
+from .nested_configuration import check_context
 from .openvla_contract import OpenVLAContractMixin
 from .pi0_version import PI0ForConditionalGeneration
 
 
 # isort: split
 # What those files import: transformers copies from a local folder only what this file names itself.
-from .nested_configuration import as_config  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -207,8 +207,8 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             kwargs: options of other families' decoding, as long as they ask for nothing.
 
         Raises:
-            ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing, an
-                option is one of token decoding, or a prediction is not finite.
+            ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing, the
+                prompt is too long, an option is one of token decoding, or a prediction is not finite.
         """
         refuse_options(kwargs)
         action_config = self._action_config()
@@ -222,6 +222,9 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
         pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
         self._check_pictures(input_ids, pixel_attention_mask)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        context = self.config.text_config.max_position_embeddings
+        check_context(int(mask.sum(dim=1).max()), 1 + self.config.chunk_size, context)  # a state, and the steps
         noise = self.draw_noise(rows, generator) if noise is None else noise
         device = self._device_for(input_ids)
         flow = self.sample_actions(
@@ -229,7 +232,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             input_ids=input_ids,
             pixel_values=pixel_values.to(self.action_out_proj.weight.dtype),
             noise=self._in_flow(self._widened(noise, "noise", rows, device)),
-            attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            attention_mask=mask,
             pixel_attention_mask=pixel_attention_mask,
             num_steps=steps,
         )

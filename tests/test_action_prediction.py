@@ -352,3 +352,34 @@ def test_an_adapter_on_the_output_layer_takes_part(llama_like: Any) -> None:
         assert model.predict_actions(**inputs, tree_nodes=4).text == plain.text
     adapter.merge_adapter()
     assert model.predict_actions(**inputs, tree_nodes=4).text == slow.text
+
+
+def more_than_a_weight(kind: str, head: Any) -> Any:
+    """An output layer that computes something else than the product with its weight."""
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return (8 * super().forward(input)).tanh() * torch.arange(self.out_features).div(self.out_features)
+
+    other = (Scaled if kind == "scaled" else torch.nn.Linear)(head.in_features, head.out_features, bias=kind == "bias")
+    other.weight = head.weight
+    if kind == "bias":
+        other.bias.copy_(torch.arange(head.out_features) % 7)
+    if kind == "hook":
+        other.register_forward_hook(lambda module, inputs, output: output + torch.arange(output.shape[-1]) % 7)
+    return other
+
+
+@pytest.mark.parametrize("kind", ["bias", "scaled", "hook"])
+@torch.no_grad()
+def test_an_output_layer_that_is_more_than_its_weight(llama_like: Any, kind: str) -> None:
+    model, processor = pair(llama_like)
+    inputs = observations(processor, rows=1)
+    plain = model.predict_actions(**inputs)
+    model.set_output_embeddings(more_than_a_weight(kind, model.lm_head))
+    prediction = model.predict_actions(**inputs)
+    tokens, probabilities = greedy_by_hand(model, inputs)
+    assert prediction.token_ids[0].tolist() == tokens != plain.token_ids[0].tolist()
+    np.testing.assert_allclose(prediction.digit_probabilities[0], probabilities, rtol=1e-4)
+    with pytest.raises(ValueError, match="with an output layer that is more than its weight, which only generate has"):
+        model.predict_actions(**inputs, tree_nodes=4)
