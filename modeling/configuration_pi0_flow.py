@@ -4,6 +4,7 @@ Decides: the fields of config.json that `PI0Config` lacks. Refuses to know: size
 of it is computed.
 """
 
+import copy
 from typing import Any
 
 from .nested_configuration import auto_map_for
@@ -28,6 +29,8 @@ class Pi0FlowConfig(PI0Config):
     prompt_template: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # PI0 changes settings in both; what the caller gave stays as it is.
+        self.vlm_config, self.dit_config = copy.deepcopy((self.vlm_config, self.dit_config))
         super().__post_init__(**kwargs)
         self.norm_stats = self.norm_stats or {}
         if not getattr(self, "auto_map", None):

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from .nested_configuration import as_config, auto_map_for
+from .nested_configuration import as_config, auto_map_for, check_output_layer, tied_embeddings
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -48,6 +48,7 @@ class Pi0PlusConfig(PretrainedConfig):
         action_config: the action format, see `action_grammar.py`; `None` for a model that only talks.
         norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
         prompt_template: the texts training used; the processor holds the same.
+        tie_word_embeddings: whether the output layer is the embedding matrix; by default as `text_config` says.
         initializer_range: standard deviation of new weights in the projector and the output layer.
     """
 
@@ -63,7 +64,7 @@ class Pi0PlusConfig(PretrainedConfig):
         action_config: dict[str, Any] | None = None,
         norm_stats: dict[str, Any] | None = None,
         prompt_template: dict[str, str] | None = None,
-        tie_word_embeddings: bool = True,
+        tie_word_embeddings: bool | None = None,
         initializer_range: float = 0.02,
         auto_map: dict[str, str] | None = None,
         **kwargs: Any,
@@ -86,12 +87,13 @@ class Pi0PlusConfig(PretrainedConfig):
         self.norm_stats = norm_stats or {}
         self.prompt_template = prompt_template
         self.initializer_range = initializer_range
-        # transformers 5 reads the flag here, transformers 4 reads the text configuration's.
-        self.text_config.tie_word_embeddings = tie_word_embeddings
         self.auto_map = auto_map or auto_map_for(
             "configuration_pi0_plus.Pi0PlusConfig", "modeling_pi0_plus.Pi0PlusForVision2Seq"
         )
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)  # pyright: ignore
+        check_output_layer(self.text_config)
+        # transformers 5 reads the flag here, transformers 4 reads the text configuration's.
+        tied = tied_embeddings(tie_word_embeddings, text_config, self.text_config)
+        super().__init__(tie_word_embeddings=tied, **kwargs)  # pyright: ignore
 
     @property
     def encoder_configs(self) -> dict[str, Any]:

@@ -56,7 +56,11 @@ def without(text: Any, marks: Sequence[str]) -> str:
 
 
 def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
-    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns."""
+    """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns.
+
+    No prompt of training has a place for a system message: its text begins the question after it, on a line of its
+    own. Roles but system, user and assistant are an error, and so is a system message with no question after it.
+    """
     before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
     lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
     words = (
@@ -67,9 +71,15 @@ def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
         "{{ bos_token }}"
         "{% for m in messages %}{% if m.content is not string %}{% for c in m.content %}"
         f"{{% if c.type == 'image' %}}{{{{ {image_token!r} }}}}{{% endif %}}{{% endfor %}}{{% endif %}}{{% endfor %}}"
-        "{% for m in messages %}{% if m.role == 'assistant' %}"
-        f"{{{{ {lead} }}}}{words}{{{{ {tail} }}}}{{{{ eos_token }}}}"
-        f"{{% else %}}{{{{ {before} }}}}{words}{{{{ {after} }}}}{{% endif %}}{{% endfor %}}"
+        "{% set waiting = namespace(text='') %}"
+        f"{{% for m in messages %}}{{% set words %}}{words}{{% endset %}}{{% if m.role == 'assistant' %}}"
+        f"{{{{ {lead} }}}}{{{{ words }}}}{{{{ {tail} }}}}{{{{ eos_token }}}}"
+        "{% elif m.role == 'system' %}{% set waiting.text = waiting.text ~ words ~ '\\n' %}"
+        f"{{% elif m.role == 'user' %}}{{{{ {before} }}}}{{{{ waiting.text }}}}{{{{ words }}}}{{{{ {after} }}}}"
+        "{% set waiting.text = '' %}{% else %}"
+        "{{ raise_exception('got a message of role ' ~ m.role ~ ', expected system, user or assistant') }}"
+        "{% endif %}{% endfor %}{% if waiting.text %}"
+        "{{ raise_exception('got a system message with no message of the user after it, expected one') }}{% endif %}"
     )
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import tiny_config, tiny_statistics
+from tiny_models import tiny_config, tiny_pi0_config, tiny_pi0_flow_config, tiny_statistics
+from transformers import Gemma2Config, GemmaConfig, LlamaConfig
 
-from gen_vla.modeling import OpenVLAPlusConfig
+from gen_vla.modeling import OpenVLAPlusConfig, Pi0FlowConfig, Pi0PlusConfig
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
 
 
@@ -48,3 +49,61 @@ def test_every_field_survives_saving(llama_like: Any, tmp_path: Path, frozen: st
         "AutoModelForImageTextToText",
         "AutoModelForVision2Seq",
     }
+
+
+@pytest.mark.parametrize(
+    ("config_class", "text_config", "outer", "tied"),
+    [
+        (OpenVLAPlusConfig, None, None, False),
+        (OpenVLAPlusConfig, {"hidden_size": 64}, True, True),
+        (OpenVLAPlusConfig, {"tie_word_embeddings": True}, None, True),
+        (OpenVLAPlusConfig, LlamaConfig(tie_word_embeddings=True), None, True),
+        (OpenVLAPlusConfig, LlamaConfig(), None, False),
+        (Pi0PlusConfig, None, None, True),
+        (Pi0PlusConfig, {"model_type": "gemma"}, False, False),
+        (Pi0PlusConfig, GemmaConfig(tie_word_embeddings=False), None, False),
+        (Pi0PlusConfig, GemmaConfig(), True, True),
+    ],
+)
+def test_embeddings_are_tied_as_the_text_configuration_says(
+    config_class: Any, text_config: Any, outer: bool | None, tied: bool, tmp_path: Path
+) -> None:
+    config = config_class(text_config=text_config, tie_word_embeddings=outer)
+    config.save_pretrained(tmp_path)
+    for each in (config, config_class.from_pretrained(tmp_path)):
+        assert each.tie_word_embeddings is each.text_config.tie_word_embeddings is tied
+
+
+@pytest.mark.parametrize(
+    ("config_class", "text_config", "outer"),
+    [
+        (OpenVLAPlusConfig, {"tie_word_embeddings": True}, False),
+        (OpenVLAPlusConfig, LlamaConfig(), True),
+        (Pi0PlusConfig, GemmaConfig(), False),
+        (Pi0PlusConfig, {"model_type": "gemma", "tie_word_embeddings": False}, True),
+    ],
+)
+def test_two_answers_whether_embeddings_are_tied(config_class: Any, text_config: Any, outer: bool) -> None:
+    with pytest.raises(ValueError, match=f"tie_word_embeddings={outer} with a text_config that says {not outer}"):
+        config_class(text_config=text_config, tie_word_embeddings=outer)
+
+
+def test_what_a_caller_gave_is_not_changed(llama_like: Any, gemma_like: Any) -> None:
+    openvla, pi0 = tiny_config(llama_like), tiny_pi0_config(gemma_like)
+    flow: Any = tiny_pi0_flow_config(gemma_like)
+    flow.vlm_config.text_config.use_bidirectional_attention = None  # PI0Config sets it
+    pi0.text_config.use_bidirectional_attention = True  # Pi0PlusConfig unsets it
+    given = [openvla.text_config, openvla.dino_config, pi0.text_config, pi0.vision_config, flow.vlm_config]
+    before = [part.to_dict() for part in given]
+    rope = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
+    OpenVLAPlusConfig(openvla.dino_config, openvla.siglip_config, openvla.text_config)
+    OpenVLAPlusConfig(text_config=rope)
+    Pi0PlusConfig(pi0.vision_config, pi0.text_config)
+    Pi0FlowConfig(vlm_config=flow.vlm_config, dit_config=flow.dit_config)
+    assert [part.to_dict() for part in given] == before
+    assert rope == {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
+
+
+def test_a_language_model_that_changes_its_logits_is_refused() -> None:
+    with pytest.raises(ValueError, match="model_type 'gemma2' with final_logit_softcapping=30"):
+        OpenVLAPlusConfig(text_config=Gemma2Config())

@@ -17,7 +17,7 @@ from tiny_models import (
 from gen_vla.processors import ActionStringProcessor
 
 
-STRINGS = ActionStringProcessor(action_dim=3, decimals=2)  # 15 tokens an action
+STRINGS = ActionStringProcessor(action_dim=3, decimals=2)
 FAMILIES = {"openvla_plus": (tiny_model, tiny_processor), "pi0_plus": (tiny_pi0_model, tiny_pi0_processor)}
 
 
@@ -47,11 +47,10 @@ def test_an_action_has_to_fit(tiny: Any, way: dict[str, Any]) -> None:
     action = model.action_grammar.max_tokens
     model.config.text_config.max_position_embeddings = longest + action
     model.predict_actions(**inputs, **way)
-    message = (
-        f"got a prompt of {longest} tokens with up to {action} more to be written, expected {longest + action - 1}"
-    )
+    context = longest + action - 1
+    message = f"got a prompt of {longest} tokens with up to {action} more to be written, expected {context} together"
     with pytest.raises(ValueError, match=message):
-        with_context(model, longest + action - 1).predict_actions(**inputs, **way)
+        with_context(model, context).predict_actions(**inputs, **way)
 
 
 def test_a_horizon_that_no_prompt_leaves_room_for(llama_like: Any) -> None:

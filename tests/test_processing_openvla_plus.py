@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from jinja2 import TemplateError
 from tiny_models import IMAGE_TOKENS, picture, tiny_processor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -332,3 +333,18 @@ def test_a_processor_that_cannot_work_is_refused(llama_like: Any) -> None:
         tiny_processor(llama_like, image_token="<picture>")
     with pytest.raises(ValueError, match=r"got prompt_template\['answer'\]=None, expected a text with {answer} once"):
         tiny_processor(llama_like, prompt_template={"action": "{instruction}", "question": "{question}"})
+
+
+def test_a_system_message_begins_the_question_after_it(tiny: Any) -> None:
+    system = {"role": "system", "content": "You are a robot."}
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a < b & c?"}]}
+    answer = {"role": "assistant", "content": "two"}
+    assert tiny.apply_chat_template([system, question]) == "<s><image>In: You are a robot.\na < b & c?\nOut:"
+    assert (
+        tiny.apply_chat_template([question, answer, system, question])
+        == "<s><image><image>In: a < b & c?\nOut: two</s>In: You are a robot.\na < b & c?\nOut:"
+    )
+    with pytest.raises(TemplateError, match="a system message with no message of the user after it"):
+        tiny.apply_chat_template([question, answer, system])
+    with pytest.raises(TemplateError, match="got a message of role tool, expected system, user or assistant"):
+        tiny.apply_chat_template([question, {"role": "tool", "content": "4"}])
