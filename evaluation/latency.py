@@ -16,6 +16,8 @@ measured without hooks.
 
 import contextlib
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +43,7 @@ def measure_latency(
     """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera.
 
     Returns:
-        Median and 95th percentile in milliseconds, passes through the model per action, n, and the machine.
+        Median, 95th percentile and worst in milliseconds, passes through the model per action, n, and the machine.
     """
     generator = np.random.default_rng(0)
     milliseconds, passes = [], 0
@@ -55,10 +57,29 @@ def measure_latency(
     return {
         "median_ms": round(statistics.median(milliseconds), 1),
         "p95_ms": round(float(np.quantile(milliseconds, 0.95)), 1),
+        "worst_ms": round(max(milliseconds), 1),
         "forward_passes": passes,
         "n": repeats,
         "machine": describe_machine(),
     }
+
+
+def measure_busy(
+    model: Any, processor: Any, neighbours: int, repeats: int = 20, warmup: int = 3, progress: bool = True
+) -> dict[str, Any]:
+    """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy.
+
+    Returns:
+        `neighbours`, `median_ms`, `p95_ms`, `worst_ms`.
+    """
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+    try:
+        found = measure_latency(model, processor, repeats, warmup, progress)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    return {"neighbours": neighbours, **{name: found[name] for name in ("median_ms", "p95_ms", "worst_ms")}}
 
 
 def measure_parts(
@@ -171,7 +192,8 @@ def latency_table(results: dict[str, Any], title: str) -> Table:
     """A row per part with its share, then the total and the passes.
 
     Args:
-        results: of `measure_latency`, with those of `measure_parts` under `parts`.
+        results: of `measure_latency`, with those of `measure_parts` under `parts` and, where they were made, those of
+            `measure_busy` under `busy`.
     """
     parts, machine = results["parts"], results["machine"]
     table = Table(title=title, caption=f"{machine['device']}, {machine['threads']} threads, n = {results['n']}")
@@ -183,5 +205,10 @@ def latency_table(results: dict[str, Any], title: str) -> Table:
     table.add_section()
     table.add_row("with hooks", f"{parts['total_ms']:.2f}", "100 %")
     table.add_row("without (median)", f"{results['median_ms']:.2f}", f"p95 {results['p95_ms']:.2f}")
+    if busy := results.get("busy"):
+        words = f"beside {busy['neighbours']} busy processes"
+        for name in ("median", "worst"):
+            value = busy[f"{name}_ms"]
+            table.add_row(f"{words}, {name}", f"{value:.2f}", f"{value / results['median_ms']:.1f}x")
     table.add_row("forward passes", f"{parts['passes']:g}", "")
     return table

@@ -20,6 +20,7 @@ from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, gr
 from .action_prior import hints_of, priors_for
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .action_uncertainty import standard_deviations
+from .cpu_threads import with_threads_that_pay
 from .nested_configuration import check_context
 from .static_passes import WIDTH_STEP
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
@@ -70,6 +71,7 @@ class ActionPredictionMixin:
     get_output_embeddings: Any
 
     @torch.no_grad()
+    @with_threads_that_pay
     def predict_actions(
         self,
         input_ids: Any = None,

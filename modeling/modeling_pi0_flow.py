@@ -29,6 +29,7 @@ from torch import nn
 
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .configuration_pi0_flow import Pi0FlowConfig
+from .cpu_threads import with_threads_that_pay
 from .nested_configuration import check_context
 from .openvla_contract import OpenVLAContractMixin
 from .pi0_version import PI0ForConditionalGeneration
@@ -181,6 +182,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         return outputs.to_tuple() if return_dict is False else outputs
 
     @torch.no_grad()
+    @with_threads_that_pay
     def predict_actions(
         self,
         input_ids: Any = None,

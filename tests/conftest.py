@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads
+# isort: split
+
 import torch
 from hub_stand_in import HubStandIn, Waits
 from hub_stand_in_storage import Account

@@ -51,10 +51,11 @@ def test_the_table_has_each_part_with_its_share():
     }
     machine = {"device": "a card", "threads": 1}
     results = {"parts": parts, "machine": machine, "median_ms": 9.0, "p95_ms": 9.5, "n": 5}
+    results["busy"] = {"neighbours": 2, "median_ms": 18.0, "worst_ms": 31.5}
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(latency_table(results, "a model"))
     text = console.export_text()
-    for expected in ("decode passes", "40 %", "9.50", "a card"):
+    for expected in ("decode passes", "40 %", "9.50", "a card", "beside 2 busy processes, worst", "31.50", "3.5x"):
         assert expected in text
 
 
@@ -63,11 +64,23 @@ def test_the_command_prints_and_writes(tiny_openvla, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "latency.json"
-    arguments = ["evaluate", "latency", str(tmp_path / "model"), "--repeats", "2", "--output", str(output)]
+    arguments = [
+        "evaluate",
+        "latency",
+        str(tmp_path / "model"),
+        "--repeats",
+        "2",
+        "--busy",
+        "1",
+        "--output",
+        str(output),
+    ]
     assert main(arguments) == 0, capsys.readouterr().err
     assert "prefill" in capsys.readouterr().out
     results = json.loads(output.read_text())
     assert (results["suite"], results["n"]) == ("latency", 2)
+    assert results["busy"]["neighbours"] == 1
+    assert 0 < results["busy"]["median_ms"] <= results["busy"]["worst_ms"]
     assert results["forward_passes"] == measure_latency(model, processor, 1, progress=False)["forward_passes"]
     assert main([*arguments[:-4], "--repeats", "0"]) == 2
     assert "got 0 repeats" in capsys.readouterr().err

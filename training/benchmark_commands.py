@@ -112,6 +112,7 @@ def add_latency(suites: Any) -> None:
     command = suites.add_parser("latency", help="milliseconds per action here, and what they went to")
     add_model(command)
     command.add_argument("--repeats", type=int, default=20, help="timed actions (default: 20)")
+    command.add_argument("--busy", type=int, default=0, help="then beside this many processes that keep cores busy")
     add_output(command)
     command.set_defaults(run=run_latency)
 
@@ -120,13 +121,15 @@ def run_latency(options: argparse.Namespace) -> int:
     """Times single actions, whole and in parts."""
     from rich.console import Console
 
-    from gen_vla.evaluation.latency import latency_table, measure_latency, measure_parts
+    from gen_vla.evaluation.latency import latency_table, measure_busy, measure_latency, measure_parts
 
     if options.repeats < 1:
         raise ValueError(f"got {options.repeats} repeats, expected at least 1")
     model, processor = load_any(options.model)
     results = measure_latency(model, processor, options.repeats)
     results["parts"] = measure_parts(model, processor, options.repeats)
+    if options.busy:
+        results["busy"] = measure_busy(model, processor, options.busy, options.repeats)
     Console().print(latency_table(results, f"One action: {options.model}"))
     size = {"parameters": model.num_parameters()}
     return write_results({"suite": "latency", "model": options.model, **size, **results}, options.output)

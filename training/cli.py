@@ -7,9 +7,16 @@ answers at once.
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
+
+
+# Read when torch loads, here and in the processes this one starts: threads that wait for each other by spinning keep
+# whatever else a busy computer does from running, and then wait for it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# isort: split
 
 from gen_vla.evaluation.provenance import called_as
 from gen_vla.training.evaluate_commands import add_evaluate

@@ -94,7 +94,6 @@ def use_own_cache(folder: Path) -> None:
     if "huggingface_hub" in sys.modules and os.environ.get("HF_HOME") != str(folder):
         raise RuntimeError("got huggingface_hub imported already, expected the demo to set HF_HOME before that")
     os.environ.update(HF_HOME=str(folder), HF_HUB_CACHE=str(folder / "hub"), HF_HUB_OFFLINE="1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
@@ -165,12 +164,9 @@ def load_by_name() -> tuple[Any, Any]:
 
 def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[str, Any]:
     """Success, controls, questions and speed."""
-    import torch
     from datasets import load_from_disk
 
     from gen_vla.evaluation.policy_suite import run_suite
-
-    torch.set_num_threads(1)  # matrices this small take longer when two threads share them
 
     questions = load_from_disk(str(output / "held_out_questions"))
     return run_suite(

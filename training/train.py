@@ -320,6 +320,6 @@ def whole_state(trainer: CoTrainer) -> dict[str, Any] | None:
 def run_in_processes(arguments: list[str], processes: int) -> int:
     """Runs `gen-vla train` with these arguments in several processes of this machine; returns the exit code."""
     threads = max((os.cpu_count() or 1) // processes, 1)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.call([*command, "-m", "gen_vla.training.cli", "train", *arguments], env=environment)

@@ -19,6 +19,7 @@ from typing import Any
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio loads
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads: threads that spin stop a busy computer
 # isort: split
 
 import gradio as gr
