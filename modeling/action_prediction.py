@@ -20,7 +20,6 @@ from .action_choices import chosen_chances, token_chances, written_tokens
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
 from .action_prior import hints_of, priors_for
 from .action_statistics import statistics_per_row, unnormalize_actions
-from .action_uncertainty import standard_deviations
 from .static_passes import WIDTH_STEP
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
 
@@ -67,7 +66,6 @@ class ActionPrediction:
         digit_probabilities: float32 [B, L], the model's probability of each token among those the grammar allowed
             there: 1 where there was no choice. With sampling, at the sampling temperature; other options of `generate`
             (`top_p`, beams, penalties) do not enter.
-        deviations: float32 [B, T, D], the standard deviation of each normalised value (see `action_uncertainty.py`).
         forward_passes: passes through the language model, the prompt's included.
         tree_nodes: continuations that those passes checked, over all rows; 0 for token by token.
     """
@@ -77,7 +75,6 @@ class ActionPrediction:
     text: list[str]
     token_ids: np.ndarray
     digit_probabilities: np.ndarray
-    deviations: np.ndarray
     forward_passes: int
     tree_nodes: int = 0
 
@@ -171,19 +168,12 @@ class ActionPredictionMixin:
         actions = np.stack(
             [unnormalize_actions(row, stats) for row, stats in zip(normalized, action_statistics, strict=True)]
         )
-        deviations = np.stack(
-            [
-                standard_deviations(grammar, tokens[: len(each)], each, values)
-                for tokens, each, values in zip(token_ids.tolist(), chances, normalized, strict=True)
-            ]
-        )
         return ActionPrediction(
             actions,
             normalized,
             text,
             token_ids,
-            chosen_chances(grammar, token_ids, chances),
-            deviations,
+            chosen_chances(token_ids, chances),
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
         )
@@ -252,8 +242,8 @@ class ActionPredictionMixin:
     def _generate_action(
         self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Constrained decoding by `generate`: token ids int64 [B, L], and per row what each could have been, float64
-        [tokens of the row, G] (`action_choices.py`)."""
+        """Constrained decoding by `generate`: token ids int64 [B, L], and per row the probability of each, float64
+        [tokens of the row] (`action_choices.py`)."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
         sampling = bool(options.get("do_sample"))
         settings = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from test_docs import ROOT, blocks
 from tiny_models import picture, tiny_model, tiny_processor
 from transformers import GenerationConfig
 
@@ -132,6 +133,23 @@ def test_a_saved_generation_config_changes_no_action(acting: Any) -> None:
     beams = model.predict_actions(**inputs, num_beams=2)
     assert beams.token_ids.shape == plain.token_ids.shape
     assert model.generation_config.to_dict() == saved  # and stays, for questions
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_spread_of_an_action_is_measured_by_sampling(llama_like: Any, seed: int) -> None:
+    """The code of docs/control_loop.md, against the standard deviation by all actions and their probabilities."""
+    strings = ActionStringProcessor(1, decimals=1)
+    model, processor = tiny_model(llama_like, strings, seed=seed), tiny_processor(llama_like, strings)
+    names: dict[str, Any] = {"model": model, "processor": processor, "unnorm_key": "tiny"}
+    exec(compile(blocks(ROOT / "docs" / "control_loop.md", "python")[-1], "control_loop.md", "exec"), names)
+    exact = exact_distribution(model, processor.action_inputs(picture(), "go"), 1.0)
+    values = np.array([float(strings.decode(model.action_grammar.text(tokens))[0, 0]) for tokens in exact])
+    chances = np.array(list(exact.values()))
+    wanted = np.sqrt(chances @ (values - chances @ values) ** 2)
+    torch.manual_seed(0)
+    found = names["spread"](picture(), "go", draws=800)
+    assert found.shape == (1, 1)
+    np.testing.assert_allclose(found, wanted, rtol=0.1)
 
 
 def test_options_that_are_given_count(llama_like: Any) -> None:

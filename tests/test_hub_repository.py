@@ -41,7 +41,6 @@ SHIPPED = {
     "action_prior.py",
     "action_statistics.py",
     "action_strings.py",
-    "action_uncertainty.py",
     "captured_pass.py",
     "configuration_openvla_plus.py",
     "decoder_operations.py",
