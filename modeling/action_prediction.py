@@ -88,6 +88,7 @@ class ActionPredictionMixin:
     config: Any
     device: Any
     generate: Any
+    generation_config: Any
     get_output_embeddings: Any
 
     @torch.no_grad()
