@@ -1,7 +1,7 @@
 """The tokens an action can be written with, and how probable a model found each of them.
 
 Decides: which rows of the output layer an action needs, in which order; probabilities among what the grammar allows.
-Refuses to know: the model, which token is chosen, what a token means (`action_uncertainty.py`).
+Refuses to know: the model, which token is chosen, what a token means.
 
 S states of a grammar, G tokens that an action can be written with, L tokens of one action.
 """
@@ -44,7 +44,7 @@ def _allowed(grammar: Any) -> np.ndarray:
 
 
 def token_chances(grammar: Any, tokens: Sequence[int], logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Float64 [L, G]: the probability of every token in the place of each of `tokens`; 0 where it was not allowed.
+    """Float64 [L]: the probability of each of `tokens` among those allowed in its place.
 
     Args:
         tokens: of one action, legal, EOS left out.
@@ -59,24 +59,23 @@ def token_chances(grammar: Any, tokens: Sequence[int], logits: np.ndarray, tempe
     scores = np.where(allowed[states], logits.astype(np.float64) / temperature, -np.inf)
     with np.errstate(invalid="ignore"):  # what is no number stays none
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    column = written_tokens(grammar)[1]
+    return weights[range(len(tokens)), [column[token] for token in tokens]] / weights.sum(axis=1)
 
 
-def chosen_chances(grammar: Any, token_ids: np.ndarray, chances: list[np.ndarray]) -> np.ndarray:
+def chosen_chances(token_ids: np.ndarray, chances: list[np.ndarray]) -> np.ndarray:
     """Float32 [B, L]: the probability of each chosen token, 1 behind the end of a row.
 
     Args:
         token_ids: int64 [B, L].
-        chances: per row, float64 [tokens of the row, G].
+        chances: per row, float64 [tokens of the row].
 
     Raises:
         ValueError: where one is no number: what was chosen by it is no action.
     """
     chosen = np.ones(token_ids.shape, dtype=np.float32)
-    ascending = written_tokens(grammar)[0]
     for row, each in enumerate(chances):
-        count = len(each)
-        chosen[row, :count] = each[range(count), np.searchsorted(ascending, token_ids[row, :count])]
+        chosen[row, : len(each)] = each
     wrong = np.flatnonzero(np.isnan(chosen).any(axis=1))
     if len(wrong):
         raise ValueError(

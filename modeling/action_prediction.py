@@ -4,6 +4,7 @@ Decides: the lead-in between prompt and action, decoding under the action gramma
 data set. Refuses to know: how logits come about, what a picture is, prompts' words.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from .action_choices import chosen_chances, token_chances, written_tokens
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
 from .action_prior import hints_of, priors_for
 from .action_statistics import statistics_per_row, unnormalize_actions
-from .action_uncertainty import standard_deviations
 from .cpu_threads import with_threads_that_pay
 from .nested_configuration import check_context
 from .static_passes import WIDTH_STEP
@@ -31,6 +31,29 @@ from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
 DEFAULT_NODES = 8
 DEFAULT_WIDTH = 64
 LEAST_NODES = 4
+SAMPLING_OPTIONS = {"temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+OUTPUT_OPTIONS = {
+    "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+}
+# Options of `generate` with the values that change nothing.
+NEUTRAL = {
+    "use_cache": True,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "typical_p": 1.0,
+    "min_p": 0.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+}
 
 
 @dataclass
@@ -42,9 +65,9 @@ class ActionPrediction:
         normalized: float32 [B, T, D], in [-1, 1] as the model wrote them.
         text: the B action strings; for bins, the bin numbers.
         token_ids: int64 [B, L]; rows that ended early are filled with EOS.
-        digit_probabilities: float32 [B, L], the probability of each token among those the grammar allowed there: 1
-            where there was no choice. With sampling, at the sampling temperature.
-        deviations: float32 [B, T, D], the standard deviation of each normalised value (see `action_uncertainty.py`).
+        digit_probabilities: float32 [B, L], the model's probability of each token among those the grammar allowed
+            there: 1 where there was no choice. With sampling, at the sampling temperature; other options of `generate`
+            (`top_p`, beams, penalties) do not enter.
         forward_passes: passes through the language model, the prompt's included.
         tree_nodes: continuations that those passes checked, over all rows; 0 for token by token.
     """
@@ -54,7 +77,6 @@ class ActionPrediction:
     text: list[str]
     token_ids: np.ndarray
     digit_probabilities: np.ndarray
-    deviations: np.ndarray
     forward_passes: int
     tree_nodes: int = 0
 
@@ -68,6 +90,7 @@ class ActionPredictionMixin:
     config: Any
     device: Any
     generate: Any
+    generation_config: Any
     get_output_embeddings: Any
 
     @torch.no_grad()
@@ -97,7 +120,8 @@ class ActionPredictionMixin:
                 `None` at the first step.
             tree_nodes: continuations checked per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
-            kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). With
+            kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...), as
+                given here: a saved generation config has no say, and sampling is not cut off (`top_k`) unasked. With
                 `cache_implementation="static"` passes have shapes that repeat and, on a GPU, run as CUDA graphs: what
                 is done without being asked where a GPU holds the whole model, and `"dynamic"` keeps from doing.
 
@@ -150,19 +174,12 @@ class ActionPredictionMixin:
         actions = np.stack(
             [unnormalize_actions(row, stats) for row, stats in zip(normalized, action_statistics, strict=True)]
         )
-        deviations = np.stack(
-            [
-                standard_deviations(grammar, tokens[: len(each)], each, values)
-                for tokens, each, values in zip(token_ids.tolist(), chances, normalized, strict=True)
-            ]
-        )
         return ActionPrediction(
             actions,
             normalized,
             text,
             token_ids,
-            chosen_chances(grammar, token_ids, chances),
-            deviations,
+            chosen_chances(token_ids, chances),
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
         )
@@ -231,34 +248,41 @@ class ActionPredictionMixin:
     def _generate_action(
         self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Constrained decoding by `generate`: token ids int64 [B, L], and per row what each could have been, float64
-        [tokens of the row, G] (`action_choices.py`)."""
+        """Constrained decoding by `generate`: token ids int64 [B, L], and per row the probability of each, float64
+        [tokens of the row] (`action_choices.py`)."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
+        sampling = bool(options.get("do_sample"))
         settings = {
             "do_sample": False,
             "max_new_tokens": grammar.max_tokens,
             "eos_token_id": grammar.eos_token_id,
             "pad_token_id": grammar.eos_token_id,  # what fills finished rows; the grammar allows EOS after EOS
+            **({"top_k": 0} if sampling else {}),  # of generate's own defaults the one that changes the distribution
             **options,
         }
-        output = self.generate(
+        # What is not set here, generate takes from the model's generation_config, such as penalties that a checkpoint
+        # was saved with. A shallow copy, which shares all weights, has an empty one; other threads keep the model's.
+        model = copy.copy(self)
+        model.generation_config = GenerationConfig()
+        output = model.generate(
             input_ids=prompt,
             attention_mask=mask,
             pixel_values=pixel_values,
-            generation_config=GenerationConfig(**settings, return_dict_in_generate=True, output_scores=True),
+            generation_config=GenerationConfig(**settings, return_dict_in_generate=True, output_logits=True),
             logits_processor=LogitsProcessorList([constraint]),
         )
         token_ids = output.sequences[:, prompt.shape[1] :]
         beams = getattr(output, "beam_indices", None)
         columns = torch.tensor(written_tokens(grammar)[0], device=token_ids.device)
         steps = [
-            (scores if beams is None else scores[beams[:, step].clamp(min=0)])[:, columns]
-            for step, scores in enumerate(output.scores[: token_ids.shape[1]])
+            (logits if beams is None else logits[beams[:, step].clamp(min=0)])[:, columns]
+            for step, logits in enumerate(output.logits[: token_ids.shape[1]])
         ]
         logits, token_ids = torch.stack(steps, dim=1).float().cpu().numpy(), token_ids.cpu().numpy()
         lengths = (token_ids != grammar.eos_token_id).sum(axis=1)
+        temperature = options.get("temperature", 1.0) if sampling else 1.0
         chances = [
-            token_chances(grammar, row[:length].tolist(), logits[index, :length])
+            token_chances(grammar, row[:length].tolist(), logits[index, :length], temperature)
             for index, (row, length) in enumerate(zip(token_ids, lengths, strict=True))
         ]
         return token_ids, chances
@@ -378,5 +402,11 @@ def checked_options(options: dict[str, Any], most_tokens: int) -> dict[str, Any]
                 f"got the option {name!r}, expected options of generate that leave one action per observation; {hint}"
                 "call generate with ActionLogitsProcessor for anything else"
             )
-    as_it_is = {"use_cache": True, "num_beams": 1, "max_new_tokens": limit}
-    return {name: value for name, value in options.items() if value is not None and value != as_it_is.get(name)}
+    unused = {"max_new_tokens", "max_length", *OUTPUT_OPTIONS}  # an action ends before those limits
+    unused |= set() if options.get("do_sample") or options.get("penalty_alpha") else SAMPLING_OPTIONS
+    unused |= set() if (options.get("num_beams") or 1) > 1 else {"length_penalty", "early_stopping"}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in unused and value is not None and value != NEUTRAL.get(name)
+    }

@@ -31,7 +31,6 @@ from .action_grammar import ActionGrammar  # noqa: F401
 from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
-from .action_uncertainty import standard_deviations  # noqa: F401
 from .captured_pass import CapturedPass  # noqa: F401
 from .cpu_threads import with_threads_that_pay  # noqa: F401
 from .decoder_operations import PlainOperations  # noqa: F401

@@ -62,8 +62,7 @@ class FlowPrediction:
         normalized: float32 [B, T, D], clipped to [-1, 1], binary dimensions rounded to 0 or 1.
         text: B times the normalised values, four decimals, one line per step: for people, the model writes no text.
         token_ids: int64 [B, 0]: no tokens.
-        digit_probabilities: float32 [B, 0]: one sample of a flow has no probabilities,
-        deviations: `None`: nor a standard deviation.
+        digit_probabilities: float32 [B, 0]: one sample of a flow has no probabilities.
         forward_passes: one through the vision-language model, and one through the action expert per step.
         tree_nodes: 0.
     """
@@ -73,7 +72,6 @@ class FlowPrediction:
     text: list[str]
     token_ids: np.ndarray
     digit_probabilities: np.ndarray
-    deviations: None
     forward_passes: int
     tree_nodes: int = 0
 
@@ -246,7 +244,6 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             text=["\n".join(" ".join(f"{value:+.4f}" for value in step) for step in row) for row in normalized],
             token_ids=np.zeros((rows, 0), np.int64),
             digit_probabilities=np.zeros((rows, 0), np.float32),
-            deviations=None,
             forward_passes=1 + steps,
         )
 

@@ -88,7 +88,7 @@ class Row:
             self.pending = []
 
     def chances(self, grammar: Any, temperature: float | None) -> np.ndarray:
-        """Float64 [L, G], see `token_chances`."""
+        """Float64 [L], see `token_chances`."""
         unasked = np.zeros(len(written_tokens(grammar)[0]), dtype=np.float32)
         logits = np.stack([unasked if each is None else each for each in self.logits])
         return token_chances(grammar, self.tokens, logits, temperature or 1.0)

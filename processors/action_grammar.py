@@ -1,28 +1,34 @@
 """Which token may come next in an action: the grammar that makes a malformed action impossible to generate.
 
 Decides: the token automaton of an action string, compiled from the character automaton of `action_strings.py` and the
-tokenizer's pieces, and the mask a `LogitsProcessor` derives from it. What it accepts is exactly what the tokenizer
-makes of the strings `ActionStringProcessor.encode` writes: where the vocabulary has a merged piece (`,-` in Llama and
-Gemma, `\\n\\n` in Gemma) its parts never follow one another, because training never showed the model such a pair.
+tokenizer's ids, and the mask a `LogitsProcessor` derives from it. What it accepts is exactly what the tokenizer makes
+of the strings `ActionStringProcessor.encode` writes, one token sequence per string. Digits are tokens of their own, so
+a string falls into digits and the runs of characters between them, and the tokenizer was asked about every run there
+is: `0.5,-1.0,` is the runs `.` `,-` `.` `,`, each with its ids, whatever the vocabulary merges in them.
 
 Refuses to know: prompts, models, units. It reads `action_config`, the dictionary saved in the model's and the
 processor's configuration:
 
     {"representation": "string", "style": "signed", "action_dim": 7, "horizon": 1, "decimals": 4, "binary_dims": [6],
-     "lead_in": "\\n", "lead_in_ids": [13], "pieces": {"+": 29974, ...}, "eos_token_id": 2}
+     "lead_in": "\\n", "lead_in_ids": [13], "pieces": {"+": 29974, ...}, "runs": {"\\n+": [13, 29974], ...},
+     "eos_token_id": 2}
 
     {"representation": "bins", "action_dim": 7, "horizon": 1, "bins": 256, "bin_tokens_end": 32000,
      "lead_in": " ", "lead_in_ids": [29871], "eos_token_id": 2}
 
-`lead_in_ids` is appended to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with a minus
-sign after it (`▁-` is one piece) and is therefore generated as a part of the answer. Bin b is written as the token
-`bin_tokens_end - 1 - b`: OpenVLA's bins are the last tokens of the vocabulary, counted from its end.
+`pieces` are the ids of texts that are one token, `runs` those of every run without digits; where `runs` is missing, as
+in configurations saved before it existed, a run is its longest pieces from left to right (the same for Llama-2 and
+Gemma). `lead_in_ids` is appended to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with
+a minus sign after it (`▁-` is one piece) and is therefore generated as a part of the answer. Bin b is written as the
+token `bin_tokens_end - 1 - b`: OpenVLA's bins are the last tokens of the vocabulary, counted from its end.
 
 This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
 import it from beside themselves.
 """
 
+import re
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import torch
@@ -30,9 +36,6 @@ from transformers import LogitsProcessor
 
 from .action_bins import ActionBins
 from .action_strings import DIGITS, ActionStringError, ActionStringProcessor
-
-
-LONGEST_MERGE = 3  # characters; "\n\n-" is the longest run without a digit in any style
 
 
 def make_action_config(
@@ -47,7 +50,8 @@ def make_action_config(
             not counted, as in OpenVLA.
 
     Raises:
-        ValueError: if the tokenizer has no token of its own for a character of the style, or too few for the bins.
+        ValueError: if the tokenizer has no token of its own for a character of the style, merges digits with anything,
+            or has too few tokens for the bins.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("got a tokenizer without an end-of-sequence token, expected one; set tokenizer.eos_token")
@@ -63,7 +67,7 @@ def make_action_config(
         "binary_dims": list(codec.binary_dims),
         "lead_in": codec.lead_in,
         "lead_in_ids": [] if generated_lead_in else _ids_between_digits(tokenizer, codec.lead_in),
-        "pieces": _pieces(codec, tokenizer),
+        **_spelling(codec, tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
     }
 
@@ -148,16 +152,30 @@ class ActionGrammar(TokenGrammar):
 
     Args:
         strings: the action format.
-        pieces: token id of every piece the tokenizer writes an action with.
+        pieces: token id of every text that is one token of an action.
         eos_token_id: what follows a complete action.
         prefix: a lead-in that is generated as a part of the answer.
+        runs: token ids of every run without digits; by default the longest pieces from left to right.
     """
 
-    def __init__(self, strings: ActionStringProcessor, pieces: dict[str, int], eos_token_id: int, prefix: str = ""):
+    def __init__(
+        self,
+        strings: ActionStringProcessor,
+        pieces: dict[str, int],
+        eos_token_id: int,
+        prefix: str = "",
+        runs: dict[str, list[int]] | None = None,
+    ):
         self.strings = strings
         self.prefix = prefix
         edges, start = _with_prefix(strings.automaton.edges, prefix)
-        transitions = _compile(edges, start, strings.automaton.final, pieces, eos_token_id)
+        if runs is None:
+            longest_first = "|".join(map(re.escape, sorted(pieces, key=len, reverse=True)))
+            runs = {
+                run: [pieces[piece] for piece in re.findall(longest_first, run)] for run in _all_runs(edges, start)
+            }
+        self.spelled = {digit: [pieces[digit]] for digit in DIGITS} | runs
+        transitions = _compile(edges, start, self.spelled, eos_token_id)
         super().__init__(transitions, {token: piece for piece, token in pieces.items()}, eos_token_id)
 
     @classmethod
@@ -165,7 +183,17 @@ class ActionGrammar(TokenGrammar):
         """Compiles the grammar a saved `action_config` describes."""
         prefix = "" if action_config["lead_in_ids"] else action_config["lead_in"]
         strings = ActionStringProcessor.from_action_config(action_config)
-        return cls(strings, action_config["pieces"], action_config["eos_token_id"], prefix)
+        pieces, eos_token_id = action_config["pieces"], action_config["eos_token_id"]
+        return cls(strings, pieces, eos_token_id, prefix, action_config.get("runs"))
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of an action string, a generated lead-in included, EOS left out: what training supervises.
+
+        Raises:
+            ActionStringError: if `text` is no action string.
+        """
+        self.strings.decode(text.removeprefix(self.prefix))
+        return [token for unit in re.findall("[0-9]|[^0-9]+", text) for token in self.spelled[unit]]
 
     def text(self, tokens: Iterable[int]) -> str:
         """The action string that `tokens` spell, without a generated lead-in and without EOS."""
@@ -205,7 +233,7 @@ class BinGrammar(TokenGrammar):
         return "\n".join(" ".join(step) for step in steps)
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of an action's text, EOS left out: what training supervises."""
+        """As `ActionGrammar.token_ids`, of bin numbers."""
         return (self.bin_tokens_end - 1 - self.strings.read(text)).ravel().tolist()
 
 
@@ -232,59 +260,68 @@ class ActionLogitsProcessor(LogitsProcessor):
         return scores.masked_fill(~allowed, float("-inf"))  # type: ignore[return-value]
 
 
+def _ids_behind_a_digit(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` in the middle of an answer, where no tokenizer puts a space before it."""
+    digit = tokenizer.encode("0", add_special_tokens=False)
+    return tokenizer.encode("0" + text, add_special_tokens=False)[len(digit) :]
+
+
 def _ids_between_digits(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text` in the middle of an answer. Between digits, since no piece joins a digit to anything."""
-    zero = tokenizer.encode("0", add_special_tokens=False)[-1]
-    ids = tokenizer.encode("0" + text + "0", add_special_tokens=False)
-    return ids[ids.index(zero) + 1 : -1]
+    return _ids_behind_a_digit(tokenizer, text + "0")[:-1]
 
 
-def _pieces(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, int]:
-    """The tokens an action of this style is made of: every single character, and every merge the vocabulary has."""
-    _check_single_digits(tokenizer)
-    edges, _ = _with_prefix(strings.automaton.edges, strings.lead_in if strings.style == "legacy" else "")
+def _spelling(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, Any]:
+    """`pieces` and `runs` of `action_config`: the tokens an action of this style is made of."""
+    edges, start = _with_prefix(strings.automaton.edges, strings.lead_in if strings.style == "legacy" else "")
+    runs = _all_runs(edges, start)
+    _check_digits_stand_alone(tokenizer, runs, last={run for run, target in runs.items() if not edges[target]})
+    spelled = {run: _ids_between_digits(tokenizer, run) for run in sorted(runs)}
+    parts = {run[start:end] for run in runs for end in range(len(run) + 1) for start in range(end)}
     pieces: dict[str, int] = {}
-    for character in sorted({character for state in edges for character in state}):
-        if character in DIGITS:
-            ids = tokenizer.encode("0" + character, add_special_tokens=False)[-1:]
-        else:
-            ids = _ids_between_digits(tokenizer, character)
-        if len(ids) != 1:
-            raise ValueError(
-                f"got {len(ids)} tokens for {character!r}, expected 1; style {strings.style!r} needs a "
-                "vocabulary with a token of its own for each of its characters, so choose another style or tokenizer"
-            )
-        pieces[character] = ids[0]
-    for text in sorted(_runs_without_digits(edges)):
-        ids = _ids_between_digits(tokenizer, text)
+    for text in sorted({*DIGITS} | parts):
+        ids = _ids_behind_a_digit(tokenizer, text) if text in DIGITS else _ids_between_digits(tokenizer, text)
         if len(ids) == 1:
             pieces[text] = ids[0]
-    return pieces
+        elif len(text) == 1:
+            raise ValueError(
+                f"got {len(ids)} tokens for {text!r}, expected 1; style {strings.style!r} needs a "
+                "vocabulary with a token of its own for each of its characters, so choose another style or tokenizer"
+            )
+    text_of = {token: piece for piece, token in pieces.items()}
+    for run, ids in spelled.items():
+        if len(text_of) < len(pieces) or "".join(text_of.get(token, "?") for token in ids) != run:
+            raise ValueError(
+                f"got tokens {ids} for {run!r}, expected tokens that each stand for one text, the same wherever it "
+                "occurs; this tokenizer cannot write actions as strings, so choose another one or bins"
+            )
+    return {"pieces": pieces, "runs": spelled}
 
 
-def _check_single_digits(tokenizer: Any) -> None:
-    """Raises `ValueError` if digits merge with digits or points, as where they are grouped by threes."""
-    zero = tokenizer.encode("0", add_special_tokens=False)
-    text = "".join(f"{a}{b}" for a in DIGITS for b in DIGITS) + "".join(f".{digit}" for digit in DIGITS)
-    ids = tokenizer.encode("0" + text, add_special_tokens=False)[len(zero) :]
-    if len(ids) != len(text):
-        raise ValueError(
-            f"got {len(ids)} tokens for {len(text)} digits and points, expected one each; action strings need a "
-            "vocabulary that never merges digits, such as Llama-2's or Gemma's"
-        )
+def _check_digits_stand_alone(tokenizer: Any, runs: Iterable[str], last: set[str]) -> None:
+    """Raises `ValueError` if a digit merges with its neighbours, as where digits are grouped by threes.
 
+    Where it does not, whatever stands before and behind it, each run has the same tokens in every string.
 
-def _runs_without_digits(edges: list[dict[str, int]]) -> set[str]:
-    """Texts of 2 to LONGEST_MERGE characters, none a digit, that occur in a word of the automaton."""
-    runs: set[str] = set()
-    open_runs = [("", state) for state in range(len(edges))]
-    while open_runs:
-        text, state = open_runs.pop()
-        if len(text) >= 2:
-            runs.add(text)
-        if len(text) < LONGEST_MERGE:
-            open_runs += [(text + c, target) for c, target in edges[state].items() if c not in DIGITS]
-    return runs
+    Args:
+        runs: every run without digits of the style; `last` are those that an action ends in.
+    """
+    digits = {digit: _ids_behind_a_digit(tokenizer, digit) for digit in DIGITS}
+    triples = "".join(map("".join, product(DIGITS, repeat=3)))
+    expected = {triples: [token for digit in triples for token in digits[digit]]}
+    for run in runs:
+        ids = _ids_between_digits(tokenizer, run)
+        pairs = list(product(DIGITS, repeat=2))
+        text = "".join(left + run + right for left, right in pairs)
+        expected[text] = [token for left, right in pairs for token in (*digits[left], *ids, *digits[right])]
+        if run in last:
+            expected |= {digit + run: [*digits[digit], *ids] for digit in DIGITS}
+    several = any(len(ids) != 1 for ids in digits.values())
+    for text, ids in expected.items():
+        if several or _ids_behind_a_digit(tokenizer, text) != ids:
+            raise ValueError(
+                f"got digits that share tokens with their neighbours (in {text[:20]!r}...), expected one each; action "
+                "strings need a vocabulary that never merges digits, such as Llama-2's or Gemma's"
+            )
 
 
 def _with_prefix(edges: list[dict[str, int]], prefix: str) -> tuple[list[dict[str, int]], int]:
@@ -296,57 +333,52 @@ def _with_prefix(edges: list[dict[str, int]], prefix: str) -> tuple[list[dict[st
     return edges, start
 
 
-def _walk(edges: list[dict[str, int]], state: int, text: str) -> int | None:
-    for character in text:
-        following = edges[state].get(character)
-        if following is None:
-            return None
-        state = following
-    return state
+def _runs(edges: list[dict[str, int]], start: int) -> dict[str, int]:
+    """Every run without digits behind `start` that a digit or the end of the word follows, and where it leads."""
+    runs, unfinished = {}, [("", start)]
+    for text, state in unfinished:  # which grows
+        unfinished += [(text + c, target) for c, target in edges[state].items() if c not in DIGITS]
+        if text and (not edges[state] or not edges[state].keys().isdisjoint(DIGITS)):
+            runs[text] = state
+    return runs
+
+
+def _all_runs(edges: list[dict[str, int]], start: int) -> dict[str, int]:
+    """Likewise, behind the start of a word and behind every digit in it."""
+    behind = {target for state in edges for character, target in state.items() if character in DIGITS}
+    return {run: target for state in (start, *sorted(behind)) for run, target in _runs(edges, state).items()}
 
 
 def _compile(
-    edges: list[dict[str, int]], start: int, final: int, pieces: dict[str, int], eos_token_id: int
+    edges: list[dict[str, int]], start: int, spelled: dict[str, list[int]], eos_token_id: int
 ) -> list[dict[int, int]]:
     """Transitions over token ids.
 
-    A token state is a character state plus the piece just written, where that piece is the beginning of a longer one:
-    behind it, what would complete the longer piece is not allowed.
+    A token state is a character state, which is the start or behind a digit, and the tokens written since then: a
+    beginning of the ids of one run or more. So every string has the one spelling that it was given.
     """
-    begins_longer = {p for p in pieces if any(q != p and q.startswith(p) for q in pieces)}
-    numbers = {(start, ""): 0}
-    transitions: list[dict[int, int]] = [{}]
-    pending = [(start, "")]
-    while pending:
-        node = pending.pop()
-        state, last = node
-        for piece, token in pieces.items():
-            target = _walk(edges, state, piece)
-            if target is None or (last and last + piece in pieces):
-                continue
-            following = (target, piece if piece in begins_longer else "")
-            if following not in numbers:
-                numbers[following] = len(transitions)
-                transitions.append({})
-                pending.append(following)
-            transitions[numbers[node]][token] = numbers[following]
+    nodes: list[tuple[int, tuple[int, ...]]] = [(start, ())]
+    numbers = {nodes[0]: 0}
+    transitions: list[dict[int, int]] = []
+    complete = []
+    for number, (state, written) in enumerate(nodes):  # which grows
+        following: dict[int, tuple[int, tuple[int, ...]]] = {}
+        for run, target in ({"": state} | _runs(edges, state)).items():
+            ids = tuple(spelled.get(run, ()))
+            if ids == written:
+                following |= {spelled[c][0]: (behind, ()) for c, behind in edges[target].items() if c in DIGITS}
+                complete += [] if edges[target] else [number]
+            elif ids[: len(written)] == written:
+                following[ids[len(written)]] = (state, ids[: len(written) + 1])
+        for node in following.values():
+            if node not in numbers:
+                numbers[node] = len(nodes)
+                nodes.append(node)
+        transitions.append({token: numbers[node] for token, node in following.items()})
     finished = len(transitions)
-    transitions.append({eos_token_id: finished})
-    for (state, _), number in numbers.items():
-        if state == final:
-            transitions[number][eos_token_id] = finished
-    _cut_dead_ends(transitions)
-    return transitions
-
-
-def _cut_dead_ends(transitions: list[dict[int, int]]) -> None:
-    """Removes every way into a state that cannot end: where "e-" is one piece, nothing may follow a lone "e"."""
-    cut: set[int] = set()
-    while dead := {state for state, following in enumerate(transitions) if not following} - cut:
-        cut |= dead
-        for following in transitions:
-            for token in [token for token, target in following.items() if target in dead]:
-                del following[token]
+    for number in complete:
+        transitions[number][eos_token_id] = finished
+    return [*transitions, {eos_token_id: finished}]
 
 
 def _longest_word(transitions: list[dict[int, int]], eos_token_id: int) -> int:

@@ -8,14 +8,16 @@ Decides: the layout of a row, which training and inference share:
 
 Image tokens always follow BOS directly, wherever a text has its `<image>` placeholders: that is where OpenVLA puts the
 patches. A row without pictures has none, one of several cameras has theirs one behind the other, in the order of
-`cameras`. A BOS that a chat template already wrote is not written again.
+`cameras`. A BOS that a chat template already wrote is not written again. Prompt, lead-in and action are tokenised each
+on its own and joined as ids, so that no vocabulary merges across their borders. In instructions, questions and answers
+`</s>`, `<image>` and the like are text; in a call with a whole prompt they are control tokens, which chat templates
+write.
 
 Refuses to know: how prompts are worded (`prompt_texts.py`), how pictures become pixels
 (`image_processing_openvla_plus.py`), how actions are spelled (`action_strings.py`), units, the model.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,11 @@ from .prompt_texts import (
     checked_instruction,
     checked_text,
     is_text,
+    refuse_control_tokens,
     tidied,
     without,
 )
+from .text_tokens import checked_token_id, control_tokens, encode_words, ids_behind, make_tokenizer_loadable
 
 
 # isort: split
@@ -62,6 +66,7 @@ CALL_ARGUMENTS = (
     "padding",
     "padding_side",
     "add_special_tokens",
+    "split_special_tokens",
     "max_length",
     "truncation",
 )
@@ -123,8 +128,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     def action_prompt(self, instruction: str) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
         words = checked_instruction(instruction, self.prompt_template)
-        lead_in = self.action_config["lead_in"] if self.action_config and self.action_config["lead_in_ids"] else ""
-        return self.prompt_template["action"].format(instruction=words) + lead_in
+        return self.prompt_template["action"].format(instruction=words) + self._lead_in[0]
 
     def question_prompt(self, question: str) -> str:
         """The prompt that asks a question about a picture, or without one."""
@@ -158,7 +162,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         if len(rows) != len(prompts):
             raise ValueError(f"got {len(rows)} images and {len(prompts)} instructions, expected one of each per row")
         pictures = [pictures_in_order(row, self.cameras) for row in rows]
-        return self(images=pictures, text=prompts, return_tensors=return_tensors)
+        return self(images=pictures, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
 
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
@@ -166,7 +170,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         pictures = as_rows(image)
         if len(pictures) != len(prompts):
             raise ValueError(f"got {len(pictures)} images and {len(prompts)} questions, expected one of each per row")
-        return self(images=[[picture] for picture in pictures], text=prompts, return_tensors=return_tensors)
+        images = [[picture] for picture in pictures]
+        return self(images=images, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
 
     def __call__(
         self,
@@ -179,6 +184,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         padding: bool | str = True,
         padding_side: str = "left",
         add_special_tokens: bool = True,
+        split_special_tokens: bool = False,
         max_length: int | None = None,
         truncation: Any = None,
         **kwargs: Any,
@@ -196,6 +202,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             padding, padding_side, max_length, return_tensors: as for a tokenizer.
             add_special_tokens: whether a row starts with BOS. Without it, and without a BOS at its beginning, a text
                 is taken for the continuation of another, and may have no pictures.
+            split_special_tokens: as for a tokenizer, whether control tokens written in `text` are text, `<image>` too;
+                those of the prompt template stay tokens.
             truncation: only to be told apart from `None`: nothing is ever cut, a longer row raises.
             kwargs: arguments of other processors of transformers, as long as they ask for what happens anyhow.
 
@@ -215,8 +223,13 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         texts = as_rows(text)
         if not texts:
             raise ValueError("got no texts, expected at least one")
-        images, counts = self._pictures(images, texts, check=return_tensors is not None)
-        rows = [self._row(line, count, add_special_tokens) for line, count in zip(texts, counts, strict=True)]
+        texts = [checked_text(line, "text", empty=True) for line in texts]
+        marks = () if split_special_tokens else (self.image_token, self.tokenizer.bos_token)
+        images, counts = self._pictures(images, texts, marks, check=return_tensors is not None)
+        rows = [
+            self._row(line, count, add_special_tokens, split_special_tokens)
+            for line, count in zip(texts, counts, strict=True)
+        ]
         limit = max_length if truncation or padding == "max_length" else None
         longest = max(len(row) for row in rows)
         if limit is not None and longest > limit:
@@ -230,7 +243,14 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return inputs
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; messages are words or lists of parts, and pictures may be paths, URLs or base64."""
+        """As in transformers; messages are words or lists of parts, and pictures may be paths, URLs or base64.
+
+        Raises:
+            ValueError: for a control token in a message, which the rendered text could not tell from its own;
+                `<image>` is a placeholder.
+        """
+        tokens = [token for token in control_tokens(self.tokenizer) if token != self.image_token]
+        refuse_control_tokens(conversation, tokens)
         given = with_open_pictures(conversation) if kwargs.get("tokenize") else conversation
         return super().apply_chat_template(given, *args, **kwargs)
 
@@ -241,9 +261,33 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         nothing = {"text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
         return {**ALWAYS_DONE, **kinds, **nothing}
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a text at the beginning of a row, without BOS and without placeholders."""
+    def encode_text(self, text: str, split_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text at the beginning of a row, without BOS.
+
+        Args:
+            split_special_tokens: whether control tokens written in it are text, those of the prompt template excepted.
+        """
+        if split_special_tokens:
+            return encode_words(self.tokenizer, text, self.prompt_template.values())
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_continuation(self, text: str, split_special_tokens: bool = True) -> list[int]:
+        """As `encode_text`, of a text behind another one; raises `ValueError` if digits merge with what follows."""
+        return ids_behind(text, lambda whole: self.encode_text(whole, split_special_tokens))
+
+    def encode_prompt(self, prompt: str, split_special_tokens: bool = True) -> list[int]:
+        """As `encode_text`, of a prompt: where it ends in the lead-in of an action, that is joined as its ids."""
+        before, after = around_words(self.prompt_template, "action")
+        lead_in, lead_in_ids = self._lead_in
+        if not lead_in_ids or not (prompt.startswith(before) and prompt.endswith(after + lead_in)):
+            return self.encode_text(prompt, split_special_tokens)
+        return [*self.encode_text(prompt.removesuffix(lead_in), split_special_tokens), *lead_in_ids]
+
+    @property
+    def _lead_in(self) -> tuple[str, list[int]]:
+        """What stands between an action's prompt and the action, and its ids; nothing where the model writes it."""
+        config = self.action_config or {}
+        return (config["lead_in"], config["lead_in_ids"]) if config.get("lead_in_ids") else ("", [])
 
     def row_start(self, images: int) -> list[int]:
         """Token ids before the text of a row that has no other row before it: BOS and image tokens."""
@@ -251,18 +295,17 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
     def tidied(self, prompt: str) -> str:
         """A prompt as training has it, without stray blanks; see `prompt_texts.py`."""
-        lead_in = self.action_config["lead_in"] if self.action_config and self.action_config["lead_in_ids"] else ""
-        return tidied(prompt, self.prompt_template, lead_in)
+        return tidied(prompt, self.prompt_template, self._lead_in[0])
 
-    def _pictures(self, images: Any, texts: list[str], check: bool) -> tuple[Any, list[int]]:
+    def _pictures(self, images: Any, texts: list[str], marks: Sequence[str], check: bool) -> tuple[Any, list[int]]:
         """Pictures in the order of `cameras`, and how many belong to each text.
 
         Args:
+            marks: placeholder and BOS where they are not text.
             check: whether actions need the pictures of training, unless they are explicitly given none. Training
                 itself asks for no tensors and is not checked: its questions may be worded like an action's prompt.
         """
         beginning = around_words(self.prompt_template, "action")[0]
-        marks = (self.image_token, self.tokenizer.bos_token)
         acting = [bool(self.action_config) and without(text, marks).lstrip().startswith(beginning) for text in texts]
         rows = [images] if isinstance(images, Mapping) else images
         if is_batch(rows) and len(rows) == len(texts):
@@ -270,29 +313,27 @@ class OpenVLAPlusProcessor(ProcessorMixin):
                 pictures_in_order(row, self.cameras) if acts and isinstance(row, Mapping) else row
                 for row, acts in zip(rows, acting, strict=True)
             ]
-        counts = images_per_row(images, texts, self.image_token)
+        counts = images_per_row(images, texts, *marks[:1])
         if check and images is not None:
             for count in (count for count, acts in zip(counts, acting, strict=True) if acts and count):
                 check_camera_count(count, self.cameras)
         return images, counts
 
-    def _row(self, text: str, images: int, add_special_tokens: bool) -> list[int]:
-        text = checked_text(text, "text", empty=True).replace(self.image_token, "")
-        bos = self.tokenizer.bos_token
-        starts_row = add_special_tokens or text.startswith(bos)
-        while text.startswith(bos):
-            text = text.removeprefix(bos)
+    def _row(self, text: str, images: int, add_special_tokens: bool, split_special_tokens: bool) -> list[int]:
+        bos, starts_row = self.tokenizer.bos_token, add_special_tokens
+        if not split_special_tokens:
+            text = text.replace(self.image_token, "")
+            starts_row = add_special_tokens or text.startswith(bos)
+            while text.startswith(bos):
+                text = text.removeprefix(bos)
         if starts_row:
-            return [*self.row_start(images), *self.encode_text(self.tidied(text))]
+            return [*self.row_start(images), *self.encode_prompt(self.tidied(text), split_special_tokens)]
         if images:
             raise ValueError(
                 f"got a text with {images} pictures that does not start with {bos!r} while add_special_tokens=False, "
                 "expected it there, since pictures follow it directly; write tokenizer.bos_token before the prompt"
             )
-        # Tokenizers like Llama's put a space before a text that stands alone. Behind a digit they do not, and no piece
-        # joins a digit to what follows it.
-        digit = self.encode_text("0")
-        return self.encode_text("0" + text)[len(digit) :]
+        return self.encode_continuation(text, split_special_tokens)
 
     def _pad(
         self, rows: list[list[int]], padding: bool | str, side: str, limit: int | None, return_tensors: str | None
@@ -336,24 +377,13 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
 
-def make_tokenizer_loadable(folder: Path) -> None:
-    """Rewrites tokenizer_config.json as transformers 4 and 5 both read it.
+def images_per_row(images: Any, texts: list[str], image_token: str | None = None) -> list[int]:
+    """How many pictures belong to each text; raises `ValueError` where that is not clear.
 
-    transformers 5 writes a class that 4 does not have, and a list of special tokens where 4 expects a dictionary.
+    Args:
+        image_token: the placeholder, if texts may have any.
     """
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop("backend", None)
-    special = settings.pop("extra_special_tokens", None)
-    if isinstance(special, list) and special:
-        settings["additional_special_tokens"] = special
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]:
-    """How many pictures belong to each text; raises `ValueError` where that is not clear."""
-    placeholders = [text.count(image_token) if isinstance(text, str) else 0 for text in texts]
+    placeholders = [text.count(image_token) if image_token else 0 for text in texts]
     if images is None:
         counts = [0] * len(texts)
     elif isinstance(images, (list, tuple)) and all(isinstance(entry, (list, tuple)) for entry in images):
@@ -367,24 +397,7 @@ def images_per_row(images: Any, texts: list[str], image_token: str) -> list[int]
     if wrong or -1 in counts:
         pictures = 0 if images is None else len(flatten_images(images))
         raise ValueError(
-            f"got {pictures} images for {len(texts)} texts with {sum(placeholders)} {image_token} placeholders, "
+            f"got {pictures} images for {len(texts)} texts with {sum(placeholders)} {image_token or ''} placeholders, "
             "expected one image per text, or one per placeholder, or a list of images per text"
         )
     return counts
-
-
-def checked_token_id(tokenizer: Any, token: str) -> int:
-    """The id of `token`, in a tokenizer that also has the special tokens every row needs."""
-    missing = [name for name in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, name) is None]
-    if missing:
-        raise ValueError(
-            f"got a tokenizer without {', '.join(missing)}, expected all three; "
-            f"add them with tokenizer.add_special_tokens({{{missing[0]!r}: ...}})"
-        )
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
-        raise ValueError(
-            f"got a tokenizer without {token!r}, expected it in the vocabulary; "
-            f"add it with tokenizer.add_special_tokens({{'additional_special_tokens': [{token!r}]}})"
-        )
-    return found

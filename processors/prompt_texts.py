@@ -4,7 +4,7 @@ Decides: OpenVLA's prompts, what a template of prompts has to have, which blanks
 conversation is rendered. Refuses to know: tokens, pictures, actions (`processing_openvla_plus.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -81,6 +81,21 @@ def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
         "{% endif %}{% endfor %}{% if waiting.text %}"
         "{{ raise_exception('got a system message with no message of the user after it, expected one') }}{% endif %}"
     )
+
+
+def refuse_control_tokens(conversation: Any, tokens: Sequence[str]) -> None:
+    """Raises `ValueError` if a message of a conversation, or of a batch of them, has one of the tokens in it."""
+    if isinstance(conversation, (list, tuple)):
+        for each in conversation:
+            refuse_control_tokens(each, tokens)
+    elif isinstance(conversation, Mapping):
+        for words in (conversation.get("content"), conversation.get("text")):
+            if isinstance(words, str) and (found := [token for token in tokens if token in words]):
+                raise ValueError(
+                    f"got {found[0]!r} in a message ({words[:60]!r}), expected words: in a rendered conversation it "
+                    "is a control token; take it out, or ask by question_inputs or action_inputs, where it is text"
+                )
+            refuse_control_tokens(words if isinstance(words, (list, tuple)) else (), tokens)
 
 
 def checked_text(value: Any, name: str, empty: bool = False) -> str:

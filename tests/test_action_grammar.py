@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_action_strings import edge_actions
 from tiny_models import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models
@@ -47,6 +49,114 @@ def words_of(grammar: ActionGrammar) -> set[tuple[int, ...]]:
 
 def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def behind_a_digit(tokenizer: Any, text: str) -> list[int]:
+    """What the tokenizer makes of a text in the middle of an answer."""
+    digit, whole = encode(tokenizer, ["7", "7" + text])
+    return whole[len(digit) :]
+
+
+def spellings(grammar: ActionGrammar, text: str, state: int = 0) -> int:
+    """How many token sequences that the grammar accepts have this text."""
+    if not text:
+        return int(grammar.eos_token_id in grammar.transitions[state])
+    return sum(
+        spellings(grammar, text.removeprefix(grammar.text_of[token]), target)
+        for token, target in grammar.transitions[state].items()
+        if token != grammar.eos_token_id and text.startswith(grammar.text_of[token])
+    )
+
+
+@st.composite
+def merge_tables(draw: st.DrawFn, characters: str) -> list[tuple[str, str]]:
+    """Merges of up to four characters, each of parts that are characters or merged before."""
+    pieces, merges = [*characters], []
+    for _ in range(draw(st.integers(0, 12))):
+        pair = draw(st.tuples(st.sampled_from(pieces), st.sampled_from(pieces)))
+        if len("".join(pair)) <= 4 and pair not in merges:
+            merges.append(pair)
+            pieces.append("".join(pair))
+    return draw(st.permutations(merges))
+
+
+def check_spellings(tokenizer: Any, style: str, seed: int) -> None:
+    """The tokenizer's ids of action strings are accepted, and what is accepted is the tokenizer's ids."""
+    rng = np.random.default_rng(seed)
+    strings = ActionStringProcessor(action_dim=2, horizon=2, style=style)
+    grammar = grammar_of(strings, tokenizer)
+    for action in rng.choice([-1.0, -0.5, -0.0001, 0.0, 0.0001, 0.0312, 1.0], (5, 2, 2)):
+        text = grammar.prefix + strings.encode(action)
+        ids = behind_a_digit(tokenizer, text)
+        assert grammar.token_ids(text) == ids
+        assert spellings(grammar, text) == 1
+        grammar.advance([*ids, grammar.eos_token_id])
+    for _ in range(5):
+        tokens, state = [], 0
+        while grammar.eos_token_id not in grammar.transitions[state]:
+            tokens.append(int(rng.choice(list(grammar.transitions[state]))))
+            state = grammar.transitions[state][tokens[-1]]
+        text = grammar.prefix + grammar.text(tokens)
+        assert tokens == behind_a_digit(tokenizer, text)
+        assert spellings(grammar, text) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    first=merge_tables("+-,\n▁e."),
+    more=merge_tables("+-,\n▁e."),
+    style=st.sampled_from(STYLES),
+    seed=st.integers(0, 99),
+)
+def test_a_string_is_spelled_as_the_tokenizer_does_whatever_it_merges(
+    first: list[tuple[str, str]], more: list[tuple[str, str]], style: str, seed: int
+) -> None:
+    check_spellings(tiny_tokenizer("gemma_like", more, first), style, seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(merges=merge_tables("+-,\n▁e.01"), style=st.sampled_from(STYLES), seed=st.integers(0, 99))
+def test_merged_digits_are_refused_or_never_occur(merges: list[tuple[str, str]], style: str, seed: int) -> None:
+    tokenizer, refusal = tiny_tokenizer("gemma_like", first_merges=merges), ""
+    try:
+        make_action_config(ActionStringProcessor(action_dim=2, horizon=2, style=style), tokenizer)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert "never merges digits" in refusal
+        assert any("0" in "".join(pair) or "1" in "".join(pair) for pair in merges)
+    else:
+        check_spellings(tokenizer, style, seed)
+
+
+@pytest.mark.parametrize(
+    ("merges", "run", "parts"),
+    [
+        ([("\n", "-")], "\n\n-", ["\n", "\n-"]),  # the pair before "\n\n" is thought of
+        ([("\n", "\n"), ("\n", "-")], "\n\n-", ["\n\n", "-"]),
+        ([("\n", "\n"), ("\n\n", "-")], "\n\n-", ["\n\n-"]),
+    ],
+)
+def test_which_of_two_merges_comes_first(merges: list[tuple[str, str]], run: str, parts: list[str]) -> None:
+    tokenizer = tiny_tokenizer("gemma_like", first_merges=merges)
+    config = make_action_config(ActionStringProcessor(2, 2, 1, "plain"), tokenizer)
+    assert config["runs"][run] == tokenizer.convert_tokens_to_ids(parts)
+    check_spellings(tokenizer, "plain", seed=0)
+
+
+def test_a_config_saved_without_runs_means_the_same(tokenizer: Any) -> None:
+    for style in STYLES:
+        config = make_action_config(ActionStringProcessor(action_dim=2, horizon=2, style=style), tokenizer)
+        before = {name: value for name, value in config.items() if name != "runs"}
+        whole, derived = map(ActionGrammar.from_action_config, (config, before))
+        assert whole.transitions == derived.transitions
+        assert whole.spelled == derived.spelled
+
+
+def test_other_text_has_no_tokens(llama_like: Any) -> None:
+    grammar = grammar_of(ActionStringProcessor(action_dim=1), llama_like)
+    with pytest.raises(ActionStringError, match="expected one of"):
+        grammar.token_ids("+0.12x4")
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -173,6 +283,8 @@ def test_random_walks_decode(tokenizer: Any) -> None:
                 tokens.append(int(rng.choice(list(grammar.transitions[state]))))
                 state = grammar.transitions[state][tokens[-1]]
             assert len(tokens) - 1 <= grammar.max_tokens
+            text = grammar.prefix + grammar.text(tokens)
+            assert tokens[:-1] == behind_a_digit(tokenizer, text) == grammar.token_ids(text)
             chunk = strings.decode(grammar.text(tokens))
             assert np.isin(chunk[:, 3], (0.0, 1.0)).all()
             assert grammar.advance([*tokens, tokens[-1], tokens[-1]]) == state  # behind EOS only EOS

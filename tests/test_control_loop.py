@@ -42,7 +42,7 @@ def loop(folder: Path, horizon: int, llama_like: Any) -> dict[str, Any]:
     model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    first, _, moving = blocks(ROOT / "docs" / "control_loop.md", "python")
+    first, _, moving, _ = blocks(ROOT / "docs" / "control_loop.md", "python")
     code = f"{first}\n\n{moving}"
     assert '"gen-vla/openvla-plus", "bridge_orig"' in code
     code = code.replace('"gen-vla/openvla-plus", "bridge_orig"', f'{str(folder)!r}, "tiny"')
@@ -96,7 +96,7 @@ def test_a_robot_is_stopped_when_something_breaks(llama_like: Any, tmp_path: Pat
 
 
 def test_overlapping_chunks_are_averaged() -> None:
-    _, code, _ = blocks(ROOT / "docs" / "control_loop.md", "python")
+    _, code, *_ = blocks(ROOT / "docs" / "control_loop.md", "python")
     names: dict[str, Any] = {}
     exec(compile(code, "control_loop.md", "exec"), names)
     chunks = {

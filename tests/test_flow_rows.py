@@ -34,7 +34,7 @@ class Words:
     def action_prompt(self, instruction: str) -> str:
         return f"{instruction.lower()}\n"
 
-    def __call__(self, images: list[Any], text: list[str]) -> dict[str, torch.Tensor]:
+    def __call__(self, images: list[Any], text: list[str], split_special_tokens: bool) -> dict[str, torch.Tensor]:
         ids = [torch.tensor([ord(letter) for letter in line]) for line in text]
         pixels = torch.stack([torch.tensor(np.asarray(picture)).float() for row in images for picture in row])
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)

@@ -41,7 +41,6 @@ SHIPPED = {
     "action_prior.py",
     "action_statistics.py",
     "action_strings.py",
-    "action_uncertainty.py",
     "captured_pass.py",
     "configuration_openvla_plus.py",
     "decoder_operations.py",
@@ -59,6 +58,7 @@ SHIPPED = {
     "slot_cache.py",
     "static_passes.py",
     "static_plan.py",
+    "text_tokens.py",
     "token_trees.py",
     "transformers_version.py",
     "tree_decoding.py",
@@ -80,6 +80,7 @@ SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors i
     "processing_pi0_flow.py",
     "processing_pi0_plus.py",
     "prompt_texts.py",
+    "text_tokens.py",
     "transformers_version.py",
 }
 ALLOWED = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from policy import MAX_CHARACTERS, Policy, checked_words, front_matter, model_names, units_per_step
+from policy import MAX_CHARACTERS, Policy, checked_words, front_matter, model_names
 from space_browser import ROOT, SPACE
-from space_models import BRIDGE_HIGH, BRIDGE_LOW, save_arm_model, save_pi0_arm_model
+from space_models import save_arm_model, save_pi0_arm_model
 from tiny_models import (
     picture,
     tiny_model,
@@ -44,9 +44,7 @@ def test_an_action_is_the_model_s(arm: tuple[Policy, Any, Any]) -> None:
     assert [piece.probability for piece in action.pieces] == pytest.approx(expected.digit_probabilities[0][:49])
     assert [piece.text for piece in action.pieces if not piece.choice].count(".") == 7
     assert all(piece.probability == 1.0 for piece in action.pieces if not piece.choice)
-    scale = (np.array(BRIDGE_HIGH) - np.array(BRIDGE_LOW))[:6] / 2
-    np.testing.assert_allclose(action.deviations[0, :6], expected.deviations[0, 0, :6] * scale, rtol=1e-5)
-    assert action.deviations[0, 6] == expected.deviations[0, 0, 6]  # the gripper is not scaled
+    np.testing.assert_array_equal(action.normalized, expected.normalized[0])
     assert action.forward_passes == expected.forward_passes < 49
 
 
@@ -135,13 +133,6 @@ def test_models_of_other_bodies_are_refused(tmp_path: Path) -> None:
     tiny_processor(tokenizer, strings).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="action_dim=3, expected 7"):
         Policy(str(tmp_path))
-
-
-def test_units_per_step() -> None:
-    statistics = {"q01": [-1.0, 0.0, 0.0], "q99": [3.0, 1.0, 1.0], "mask": [True, True, False]}
-    assert units_per_step(statistics).tolist() == [2.0, 0.5, 1.0]
-    del statistics["mask"]
-    assert units_per_step(statistics).tolist() == [2.0, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(

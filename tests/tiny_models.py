@@ -9,6 +9,7 @@ tests the awkward cases:
 In both, digits and the point are always tokens of their own, as in the Llama-2 and Gemma vocabularies.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,19 @@ IMAGE_SIZE = 8
 IMAGE_TOKENS = 4  # patches of 4 pixels on 8 x 8
 
 
-def tiny_tokenizer(kind: str = "llama_like", more_merges: tuple[tuple[str, str], ...] = ()) -> PreTrainedTokenizerFast:
-    """A tokenizer with `<s>`, `</s>`, `<PAD>` and `<image>`; `kind` as in the docstring of this file."""
+def tiny_tokenizer(
+    kind: str = "llama_like",
+    more_merges: Sequence[tuple[str, str]] = (),
+    first_merges: Sequence[tuple[str, str]] = (),
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with `<s>`, `</s>`, `<PAD>` and `<image>`; `kind` as in the docstring of this file.
+
+    Args:
+        more_merges, first_merges: merged after the usual ones, and before them.
+    """
     gemma = kind == "gemma_like"
-    merges = [*MERGES, ("t", "w"), ("tw", "o"), *([("\n", "\n")] if gemma else []), *more_merges]
+    merges = [*first_merges, *MERGES, ("t", "w"), ("tw", "o"), *([("\n", "\n")] if gemma else []), *more_merges]
+    merges = list(dict.fromkeys(merges))
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     words += ["▁", *map(chr, range(33, 127)), *(["\n"] if gemma else [])]
     words += ["".join(pair) for pair in merges]

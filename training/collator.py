@@ -1,4 +1,4 @@
-"""Rows to a batch: tokenizes prompt and answer together, supervises the answer and EOS, cuts nothing.
+"""Rows to a batch: joins the tokens of prompt and answer, supervises the answer and EOS, cuts nothing.
 
 Decides: the labels and the weight of every supervised token. Refuses to know: which rows come together
 (`mixture.py`), what the weights do to a loss (`co_trainer.py`).
@@ -67,7 +67,9 @@ class CoTrainingCollator:
         tokenizer = self.processor.tokenizer
         images = [row["images"] for row in rows]
         texts = [row["prompt"] for row in rows]
-        prompts = self.processor(images=images, text=texts, padding=False, return_tensors=None)
+        prompts = self.processor(
+            images=images, text=texts, padding=False, return_tensors=None, split_special_tokens=True
+        )
         fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100, "token_weights": 0.0}
         if "token_type_ids" in prompts:  # the hook of models whose prompt sees itself in both directions (π0+)
             fill["token_type_ids"] = 0
@@ -91,7 +93,7 @@ class CoTrainingCollator:
 
     def check(self, row: dict[str, Any]) -> None:
         """Raises `RowTooLong` for a prepared row that `__call__` would not take; no pixels are computed."""
-        self._row(row, self.processor.row_start(len(row["images"])) + self.processor.encode_text(row["prompt"]))
+        self._row(row, self.processor.row_start(len(row["images"])) + self.processor.encode_prompt(row["prompt"]))
 
     def _row(self, row: dict[str, Any], prompt: list[int]) -> dict[str, list[Any]]:
         """Values per token of one row, whose first prompt's ids are given."""
@@ -128,8 +130,8 @@ class CoTrainingCollator:
 
     def _answer_ids(self, row: dict[str, Any]) -> list[int]:
         """The first answer's tokens as they stand behind the prompt, and EOS."""
-        if isinstance(self.grammar, BinGrammar) and is_robot(row):
-            answer = self.grammar.token_ids(row["completion"])  # bins are tokens that no text need spell
+        if self.grammar is not None and is_robot(row):
+            answer = self.grammar.token_ids(row["completion"])
         else:
             answer = self._behind(row, self.processor.encode_text)
         return [*answer, self.processor.tokenizer.eos_token_id]
@@ -143,12 +145,7 @@ class CoTrainingCollator:
 
     def _later_turn(self, turn: dict[str, str]) -> tuple[list[int], list[int]]:
         """Prompt and answer of a turn behind another; no space is put before them, and no BOS."""
-
-        def encode(text: str) -> list[int]:
-            return self.processor(text=[text], add_special_tokens=False, padding=False, return_tensors=None)[
-                "input_ids"
-            ][0]
-
+        encode = self.processor.encode_continuation
         return encode(turn["prompt"]), [*self._behind(turn, encode), self.processor.tokenizer.eos_token_id]
 
     def _behind(self, turn: dict[str, Any], encode: Callable[[str], list[int]]) -> list[int]:

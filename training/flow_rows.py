@@ -100,7 +100,8 @@ class FlowCollator:
         self.sources = {name: number for number, name in enumerate(sources)}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = self.processor(images=[row["images"] for row in rows], text=[row["prompt"] for row in rows])
+        images, prompts = ([row[name] for row in rows] for name in ("images", "prompt"))
+        inputs = self.processor(images=images, text=prompts, split_special_tokens=True)
         batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         for name in ("actions", "action_is_pad", "noise"):
             batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))

@@ -112,43 +112,43 @@ LEGEND = (
 
 
 def action_table(action: PredictedAction) -> str:
-    """The first step's values with one standard deviation, and where they lie in the range of the data set."""
+    """The first step's values, and where they lie in the range of the data set."""
     rows = []
     for index, name in enumerate(ROW_NAMES):
-        value, deviation = in_units(index, float(action.steps[0, index]), float(action.deviations[0, index]))
-        span = bar(*place_in_range(index, float(action.normalized[0, index])), action.normalized_deviations[0, index])
-        rows.append(f"<tr><th scope='row'>{name}</th><td>{value}</td><td>{deviation}</td><td>{span}</td></tr>")
+        value = in_units(index, float(action.steps[0, index]))
+        span = bar(*place_in_range(index, float(action.normalized[0, index])))
+        rows.append(f"<tr><th scope='row'>{name}</th><td>{value}</td><td>{span}</td></tr>")
     return (
         '<table class="values" data-testid="action-table"><thead><tr><th></th><th scope="col">value</th>'
-        '<th scope="col">± one std.</th><th scope="col">in the range of the data</th></tr></thead>'
+        '<th scope="col">in the range of the data</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
-def in_units(index: int, value: float, deviation: float) -> tuple[str, str]:
-    """A value of an action and its standard deviation, as people read them."""
+def in_units(index: int, value: float) -> str:
+    """A value of an action, as people read it."""
     if index < 3:
-        return f"{MILLI * value:+.1f} mm", f"± {MILLI * deviation:.1f} mm"
+        return f"{MILLI * value:+.1f} mm"
     if index < 6:
-        return f"{DEGREES * value:+.1f}°", f"± {DEGREES * deviation:.1f}°"
-    return f"{value:.2f}, {gripper_in_words(value)}", f"± {deviation:.2f}"
+        return f"{DEGREES * value:+.1f}°"
+    return f"{value:.2f}, {gripper_in_words(value)}"
 
 
-def place_in_range(index: int, normalized: float) -> tuple[float, float, float]:
-    """Where zero and a value lie between the ends 0 and 1 of what the data hold, and how much of that 1.0 is."""
+def place_in_range(index: int, normalized: float) -> tuple[float, float]:
+    """Where zero and a value lie between the ends 0 and 1 of what the data hold."""
     if DIMENSIONS[index] == "gripper":
-        return 0.0, normalized, 1.0
-    return 0.5, (normalized + 1) / 2, 0.5
+        return 0.0, normalized
+    return 0.5, (normalized + 1) / 2
 
 
-def bar(zero: float, place: float, scale: float, deviation: float) -> str:
-    """A small axis with the value on it, drawn from zero, and one standard deviation around it."""
-    low, middle, high = (100 * float(np.clip(place + sign * scale * deviation, 0, 1)) for sign in (-1, 0, 1))
+def bar(zero: float, place: float) -> str:
+    """A small axis with the value on it, drawn from zero."""
+    middle = 100 * float(np.clip(place, 0, 1))
     start, end = sorted((100 * zero, middle))
     return (
         f'<div class="bar" aria-hidden="true"><s style="left: {100 * zero:.1f}%"></s>'
         f'<i style="left: {start:.1f}%; width: {end - start:.1f}%"></i>'
-        f'<b style="left: {low:.1f}%; width: {high - low:.1f}%"></b><u style="left: {middle:.1f}%"></u></div>'
+        f'<u style="left: {middle:.1f}%"></u></div>'
     )
 
 

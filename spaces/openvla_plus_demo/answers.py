@@ -181,7 +181,6 @@ def plain_values(action: PredictedAction) -> dict[str, Any]:
     return {
         "text": action.text,
         "action": np.round(action.steps.astype(float), 6).tolist(),
-        "standard_deviation": np.round(action.deviations.astype(float), 6).tolist(),
         "names": list(DIMENSIONS),
         "units": list(UNITS),
         "data_set": action.data_set,

@@ -43,8 +43,7 @@ class PredictedAction:
         text: as the model wrote it.
         pieces: its tokens.
         steps: float32 [T, 7], x, y, z in metres, roll, pitch, yaw in radians, gripper 0..1 with 1 = open.
-        deviations: float32 [T, 7], one standard deviation of each, in the same units.
-        normalized, normalized_deviations: the same in [-1, 1], the range of the data set.
+        normalized: float32 [T, 7], the same in [-1, 1], the range of the data set.
         data_set: whose units these are.
         milliseconds: from picture and words to the action.
         forward_passes: through the language model.
@@ -53,9 +52,7 @@ class PredictedAction:
     text: str
     pieces: tuple[Piece, ...]
     steps: np.ndarray
-    deviations: np.ndarray
     normalized: np.ndarray
-    normalized_deviations: np.ndarray
     data_set: str
     milliseconds: float
     forward_passes: int
@@ -105,9 +102,7 @@ class Policy:
             text=prediction.text[0],
             pieces=self._pieces(prediction.token_ids[0].tolist(), prediction.digit_probabilities[0].tolist()),
             steps=prediction.actions[0],
-            deviations=prediction.deviations[0] * units_per_step(self.model.get_action_stats(data_set)),
             normalized=prediction.normalized[0],
-            normalized_deviations=prediction.deviations[0],
             data_set=data_set,
             milliseconds=milliseconds,
             forward_passes=prediction.forward_passes,
@@ -166,13 +161,6 @@ def check_config(name: str, config: Any) -> None:
             f"got {name} without statistics (norm_stats in config.json), expected those of a data set at least: they "
             "say how many millimetres and degrees the model's numbers are; name a model that was trained on robot data"
         )
-
-
-def units_per_step(statistics: dict[str, Any]) -> np.ndarray:
-    """How much of a data set's unit 1.0 of the normalised range is, float64 [D]; 1 where a value is not scaled."""
-    low, high = np.array(statistics["q01"]), np.array(statistics["q99"])
-    scaled = np.array(statistics.get("mask", np.ones(len(low), dtype=bool)), dtype=bool)
-    return np.where(scaled, (high - low) / 2, 1.0)
 
 
 def checked_words(text: str | None, what: str) -> str:
