@@ -6,12 +6,13 @@ of it is computed.
 
 from typing import Any
 
-from .nested_configuration import auto_map_for
+from .action_statistics import plain_statistics  # noqa: F401
+from .nested_configuration import ActionStatisticsMixin, auto_map_for
 from .pi0_version import PI0Config
 from .transformers_version import OLDEST  # noqa: F401
 
 
-class Pi0FlowConfig(PI0Config):
+class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
     """Configuration of `Pi0FlowForActionPrediction`; the fields of `PI0Config`, and:
 
     Args:
@@ -29,7 +30,6 @@ class Pi0FlowConfig(PI0Config):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.norm_stats = self.norm_stats or {}
         if not getattr(self, "auto_map", None):
             self.auto_map = auto_map_for(
                 "configuration_pi0_flow.Pi0FlowConfig", "modeling_pi0_flow.Pi0FlowForActionPrediction"
