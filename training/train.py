@@ -219,7 +219,8 @@ def build_preparer(
     data, seed = recipe.data, recipe.training.seed
     augment_picture = augment_instruction = None
     if data.image_augmentation:
-        augment_picture = ResizedAugmenter(data.image_size, ImageAugmenter(data.image_augmentation, seed))
+        augment = ImageAugmenter(data.image_augmentation, seed)
+        augment_picture = ResizedAugmenter(data.image_size, augment, processor.image_processor.resize_strategy)
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability
         augment_instruction = InstructionAugmenter("train", probability=probability, seed=seed)
