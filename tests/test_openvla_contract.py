@@ -184,7 +184,7 @@ def test_statistics_of_numpy_and_torch_are_saved(folder: Path, tmp_path: Path, k
 
 def test_broken_statistics_do_not_get_in(folder: Path, tmp_path: Path) -> None:
     """By a setter, by config.json, where JSON as Python reads it may hold NaN, or added to what is there."""
-    vla = load(folder)
+    vla: Any = load(folder)
     broken = {"action": {"q01": [0.0] * 3, "q99": [1.0, float("nan"), 1.0]}}
     with pytest.raises(ValueError, match=r"of 'mine' with q99=\[1.0, nan, 1.0\]"):
         vla.norm_stats = {"mine": broken}
@@ -198,7 +198,7 @@ def test_broken_statistics_do_not_get_in(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="of 'mine' with q99"):
         type(vla.config).from_pretrained(tmp_path)
-    vla.norm_stats["mine"] = broken
+    vla.config.norm_stats["mine"] = broken
     with pytest.raises(ValueError, match="of 'mine' with q99"):
         act(vla, folder, "mine")
     with pytest.raises(ValueError, match="of 'mine' with q99"):
