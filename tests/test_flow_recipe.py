@@ -83,12 +83,12 @@ def test_a_run_from_published_weights_resizes_pictures_as_they_were_trained(
 ) -> None:
     """In training, with augmentation and without, and in what the run saves; other starts stay as they are."""
     recipe = flow_recipe(tmp_path, data__image_augmentation={})
-    config = tiny_pi0_flow_config(gemma_like, noise_in_padding=published)
+    config: Any = tiny_pi0_flow_config(gemma_like, noise_in_padding=published)
     processor = tiny_pi0_flow_processor(gemma_like)
     begin_with(processor, config, recipe, OpenedData(norm_stats={"tiny": tiny_statistics(3)}))
     assert processor.image_processor.resize_strategy == ("resize-with-pad" if published else "resize-naive")
     collator = build_collator(recipe, config, processor, ["robot/tiny"])
-    preparer = build_preparer(recipe, processor, config.norm_stats, collator, config)
+    preparer: Any = build_preparer(recipe, processor, config.norm_stats, collator, config)
     assert preparer.draw_noise(0)["noise"].shape == (3, 8 if published else 3)
     augmenter = replace(preparer.augment_picture, size=8, augment=lambda picture, name: picture)
     bars = np.asarray(augmenter(Image.new("RGB", (64, 32), (255, 255, 255)), "row"))[:, :, 0]

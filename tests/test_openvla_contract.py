@@ -168,7 +168,7 @@ def test_statistics_of_one_data_set_are_not_taken_for_all(folder: Path) -> None:
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_statistics_of_numpy_and_torch_are_saved(folder: Path, tmp_path: Path, kind: Any) -> None:
     """Set as a whole and added to what is there; kept as lists, so that they act alike after saving and loading."""
-    vla = load(folder)
+    vla: Any = load(folder)
     by_hand = {"q01": kind([-1.0, -2.0, 0.0]), "q99": kind([1.0, 2.0, 1.0]), "mask": kind([True, True, False])}
     vla.norm_stats = {"mine": {"action": by_hand, "num_transitions": np.int64(3)}}
     assert vla.norm_stats["mine"]["action"]["q99"] == [1.0, 2.0, 1.0]
