@@ -150,7 +150,7 @@ def save_with_transformers(stock: Any, folder: Path) -> Path:
         )
         for _ in range(2)
     )
-    pixels = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5, 0.25, 0.5])
+    pixels: Any = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5, 0.25, 0.5])
     pixels.image_seq_length = IMAGE_TOKENS
     stock.save_pretrained(folder)
     PaliGemmaProcessor(pixels, widened, chat_template="{{ messages[0]['content'] }}").save_pretrained(folder)
