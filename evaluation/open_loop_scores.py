@@ -106,9 +106,13 @@ class Dimensions:
     """
 
     def __init__(self, statistics: dict[str, Any]):
-        low, high, mean, std, self.q01, self.q99 = (
-            np.asarray(statistics[name], np.float64) for name in ("min", "max", "mean", "std", "q01", "q99")
-        )
+        names = ("min", "max", "mean", "std", "q01", "q99")
+        if missing := [name for name in names if statistics.get(name) is None]:
+            raise ValueError(
+                f"got action statistics without {', '.join(missing)}, expected {', '.join(names)}: they tell which "
+                "dimensions are compared; compute_statistics(actions, num_trajectories) makes them of the data"
+            )
+        low, high, mean, std, self.q01, self.q99 = (np.asarray(statistics[name], np.float64) for name in names)
         self.statistics, self.mean = statistics, mean
         self.scaled = np.asarray(statistics.get("mask", [True] * len(mean)), bool)
         # The variance is as large as two bounds allow only where all values are one or the other.

@@ -8,7 +8,14 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from .nested_configuration import as_config, auto_map_for, check_output_layer, tied_embeddings
+from .action_statistics import plain_statistics  # noqa: F401
+from .nested_configuration import (
+    ActionStatisticsMixin,
+    as_config,
+    auto_map_for,
+    check_output_layer,
+    tied_embeddings,
+)
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -38,7 +45,7 @@ TEXT_DEFAULTS = {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 320
 FROZEN_CHOICES = ("siglip", "dino", None)
 
 
-class OpenVLAPlusConfig(PretrainedConfig):
+class OpenVLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
     """Configuration of `OpenVLAPlusForVision2Seq`.
 
     Args:
@@ -85,7 +92,7 @@ class OpenVLAPlusConfig(PretrainedConfig):
         self.frozen = frozen
         self.image_token_id = image_token_id
         self.action_config = action_config
-        self.norm_stats = norm_stats or {}
+        self.norm_stats = norm_stats
         self.prompt_template = prompt_template
         self.initializer_range = initializer_range
         self.auto_map = auto_map or auto_map_for(

@@ -7,12 +7,13 @@ of it is computed.
 import copy
 from typing import Any
 
-from .nested_configuration import auto_map_for
+from .action_statistics import plain_statistics  # noqa: F401
+from .nested_configuration import ActionStatisticsMixin, auto_map_for
 from .pi0_version import PI0Config
 from .transformers_version import OLDEST  # noqa: F401
 
 
-class Pi0FlowConfig(PI0Config):
+class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
     """Configuration of `Pi0FlowForActionPrediction`; the fields of `PI0Config`, and:
 
     Args:
@@ -20,6 +21,10 @@ class Pi0FlowConfig(PI0Config):
             are at most `max_action_dim`. `None` for a model that was not trained to act on a robot yet.
         norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
         prompt_template: the texts training used; the processor holds the same.
+        noise_in_padding: whether the flow has all of `max_action_dim`: noise also behind the first D dimensions, whose
+            velocities are learned (towards zeros) and followed, as in the published weights of π0 (openpi's
+            `models/pi0.py`, LeRobot's `pi0/modeling_pi0.py`). Without, all is zero there. A saved configuration of
+            this family that does not say it was trained without.
     """
 
     model_type = "pi0_flow"
@@ -27,12 +32,12 @@ class Pi0FlowConfig(PI0Config):
     action_config: dict[str, Any] | None = None
     norm_stats: dict[str, Any] | None = None
     prompt_template: dict[str, str] | None = None
+    noise_in_padding: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         # PI0 changes settings in both; what the caller gave stays as it is.
         self.vlm_config, self.dit_config = copy.deepcopy((self.vlm_config, self.dit_config))
         super().__post_init__(**kwargs)
-        self.norm_stats = self.norm_stats or {}
         if not getattr(self, "auto_map", None):
             self.auto_map = auto_map_for(
                 "configuration_pi0_flow.Pi0FlowConfig", "modeling_pi0_flow.Pi0FlowForActionPrediction"
@@ -42,12 +47,20 @@ class Pi0FlowConfig(PI0Config):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; the configuration of a PI0 becomes one of this family, not one that calls itself PI0."""
+        if config_dict.get("model_type") == cls.model_type:
+            config_dict = {"noise_in_padding": False, **config_dict}
         return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)
 
     @property
     def frozen(self) -> None:
         """The encoder that never moves: none, this family has no D."""
         return None
+
+    @property
+    def flow_dim(self) -> int:
+        """The dimensions of noise and velocities; those behind them are zero."""
+        known = None if self.noise_in_padding else self.action_config
+        return known["action_dim"] if known else self.max_action_dim
 
     @property
     def _vlm(self) -> Any:

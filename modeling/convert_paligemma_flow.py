@@ -56,6 +56,7 @@ def flow_config(
             "projection_dim": text["hidden_size"],
             "image_token_id": parts["image_token_id"],
         },
+        noise_in_padding=False,  # nothing of these weights was trained on it
         dit_config={"model_type": "gemma", **EXPERT, **(expert or {}), **{name: text[name] for name in attention}},
     )
 

@@ -13,8 +13,9 @@ A row of the prefix and what follows it, for a horizon of T; x = may look at:
     a1..aT            x  x  x  x
 
 x_t = t * noise + (1 - t) * actions; the expert predicts the velocity noise - actions at time t in (0, 1]. Actions of D
-dimensions fill the first D of `max_action_dim`. The rest is no part of the flow: noise, velocity and loss are zero
-there, in training and in inference.
+dimensions fill the first D of `max_action_dim`; behind them they are zero. Whether noise, velocity and loss are zero
+there, too, in training and in inference, is told by `config.noise_in_padding`: not so in the published weights of π0,
+whose loss is openpi's, a mean over all of `max_action_dim` (LeRobot's fine-tuning counts the first D alone).
 
 The family sees no proprioception, as OpenVLA does not: without `state`, the state token is that of zeros.
 """
@@ -141,13 +142,14 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             actions: float [B, T, D] normalised to [-1, 1]; or with zeros behind them, [B, T, max_action_dim].
             action_is_pad: bool [B, T], steps behind the end of an episode, which do not count.
             state: float [B, S], S up to `max_state_dim`, filled with zeros; `None` is zeros.
-            noise: float [B, T, D or max_action_dim], by default normal. Without `actions` it is x_t itself.
+            noise: float [B, T, max_action_dim], or D without `noise_in_padding`; by default normal. Without
+                `actions` it is x_t itself.
             timestep: float [B], t; by default drawn as in π0 (`time_sampling_*` of the configuration).
             token_type_ids: taken from the processor and not needed: a prompt is all prefix.
 
         Returns:
             `CausalLMOutputWithPast`, or a tuple where `return_dict` is false. `logits`: the velocity, float [B, T,
-            max_action_dim]; `loss`: its squared error, a mean over D dimensions and the steps that count.
+            max_action_dim]; `loss`: its squared error, a mean over the flow's dimensions and the steps that count.
         """
         given = [value for value in (input_ids, noise, actions) if value is not None]
         if not given:
@@ -156,7 +158,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         if noise is None:
             noise = self.draw_noise(rows)
         device = self._device_for(given[0])
-        noise = self._in_flow(self._widened(noise, "noise", rows, device))
+        noise = self._in_flow(self._widened(noise, "noise", rows, device, self.config.flow_dim))
         target = None if actions is None else self._in_flow(self._widened(actions, "actions", rows, device))
         if pixel_values is not None:
             pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
@@ -202,7 +204,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             input_ids, attention_mask, pixel_values, state, pixel_attention_mask, token_type_ids: as for `forward`.
             unnorm_key: one data set for all rows, or one per row.
             num_steps: steps of the flow; by default `config.num_inference_steps`, 10.
-            noise: float [B, T, D or max_action_dim], where the flow begins; by default drawn.
+            noise: as for `forward`, where the flow begins; by default drawn.
             generator: what draws it, on the CPU; by default torch's own, so that `torch.manual_seed` decides.
             kwargs: options of other families' decoding, as long as they ask for nothing.
 
@@ -231,7 +233,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             state=self._state(state, rows, device),
             input_ids=input_ids,
             pixel_values=pixel_values.to(self.action_out_proj.weight.dtype),
-            noise=self._in_flow(self._widened(noise, "noise", rows, device)),
+            noise=self._in_flow(self._widened(noise, "noise", rows, device, self.config.flow_dim)),
             attention_mask=mask,
             pixel_attention_mask=pixel_attention_mask,
             num_steps=steps,
@@ -248,10 +250,10 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         )
 
     def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Normal noise float32 [rows, T, D], drawn on the CPU and row by row: the same on every device and in every
-        batch.
+        """Normal noise float32 [rows, T, `config.flow_dim`], drawn on the CPU and row by row: the same on every device
+        and in every batch.
         """
-        shape = (self.config.chunk_size, self._action_dim)
+        shape = (self.config.chunk_size, self.config.flow_dim)
         drawn = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in range(rows)]
         return torch.stack(drawn) if self.device.type == "meta" else torch.stack(drawn).to(self.device)
 
@@ -276,17 +278,20 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         return self.config.action_config
 
     def _in_flow(self, values: Any) -> torch.Tensor:
-        """Float [B, T, max_action_dim], zero behind the first D dimensions."""
-        width, dims = self.config.max_action_dim, self._action_dim
+        """Float [B, T, max_action_dim], zero behind the dimensions of the flow."""
+        width, dims = self.config.max_action_dim, self.config.flow_dim
         return values if dims == width else nn.functional.pad(values[..., :dims], (0, width - dims))
 
-    def _widened(self, values: torch.Tensor, name: str, rows: int, device: torch.device) -> torch.Tensor:
-        """Float [B, T, D or max_action_dim] with zeros behind, on a device; another shape raises."""
-        width, dims, horizon = self.config.max_action_dim, self._action_dim, self.config.chunk_size
+    def _widened(
+        self, values: torch.Tensor, name: str, rows: int, device: torch.device, dims: int | None = None
+    ) -> torch.Tensor:
+        """Float [B, T, dims (by default D) or max_action_dim] with zeros behind, on a device; another shape raises."""
+        width, horizon = self.config.max_action_dim, self.config.chunk_size
+        dims = self._action_dim if dims is None else dims
         if values.ndim != 3 or values.shape[:2] != (rows, horizon) or values.shape[2] not in (dims, width):
             raise ValueError(
                 f"got {name} of shape {list(values.shape)}, expected [{rows}, {horizon}, {dims}]: batch, horizon "
-                "(config.chunk_size) and action dimensions"
+                f"(config.chunk_size) and {'action dimensions' if dims < width else 'config.max_action_dim'}"
             )
         return nn.functional.pad(values, (0, width - values.shape[2])).to(device)
 
@@ -320,8 +325,8 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             )
 
     def _loss(self, velocity: torch.Tensor, target: torch.Tensor, action_is_pad: torch.Tensor | None) -> torch.Tensor:
-        """The mean squared error over the first D dimensions of steps that are no padding, float32."""
-        dims = self._action_dim
+        """The mean squared error over the dimensions of the flow and steps that are no padding, float32."""
+        dims = self.config.flow_dim
         errors = (velocity[..., :dims].float() - target[..., :dims].float()).square().mean(dim=-1)
         if action_is_pad is None:
             return errors.mean()

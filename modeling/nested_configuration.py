@@ -1,12 +1,22 @@
-"""Pieces every configuration of the family is made of: sub-configurations, and where a repository's classes are.
-
-Decides: how a sub-configuration is read and which auto classes a repository serves. Refuses to know: any field.
+"""Pieces every configuration of the family is made of: sub-configurations, where a repository's classes are, and
+checked action statistics.
 """
 
 import copy
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
+
+from .action_statistics import plain_statistics
+
+
+class ActionStatisticsMixin:
+    """For a configuration, before it in the list of bases: `norm_stats` is checked and made plain whenever it is set,
+    by a constructor, by config.json or by hand; raises `ValueError` as `plain_statistics`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, plain_statistics(value or {}) if name == "norm_stats" else value)
 
 
 def as_config(given: Any, defaults: dict[str, Any]) -> Any:

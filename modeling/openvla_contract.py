@@ -75,6 +75,7 @@ class OpenVLAContractMixin:
 
         Scripts of OpenVLA's users look for `dataset_statistics.json` beside the weights.
         """
+        self.config.norm_stats = self.config.norm_stats  # checked again, since entries may have been added
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
         if is_main_process and self.config.norm_stats:
             text = json.dumps(self.config.norm_stats, indent=2) + "\n"
@@ -87,13 +88,7 @@ class OpenVLAContractMixin:
 
     @norm_stats.setter
     def norm_stats(self, value: dict[str, Any]) -> None:
-        wrong = [key for key, entry in value.items() if not isinstance(entry, dict) or "action" not in entry]
-        if wrong:
-            raise ValueError(
-                f"got norm_stats whose entry {wrong[0]!r} has no 'action', expected {{data set: {{'action': "
-                "{'q01': [...], 'q99': [...], ...}}}, as in OpenVLA's dataset_statistics.json"
-            )
-        self.config.norm_stats = value
+        self.config.norm_stats = value  # which checks it, see nested_configuration.py
 
     def get_action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
         """The action statistics of a data set (OpenVLA's method)."""

@@ -26,6 +26,8 @@ import numpy as np
 
 
 HISTOGRAM_BINS = 40
+MEASURES = ("q01", "q99", "min", "max", "mean", "std")  # lists [D]; normalisation needs the first two
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
 
@@ -38,6 +40,7 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dic
 
     Raises:
         ValueError: without statistics, on an unknown key, or without a key where there are several; lists the keys.
+            For statistics that cannot be used, as `check_action_statistics`.
     """
     keys = ", ".join(sorted(norm_stats)) if norm_stats else "none"
     if not norm_stats:
@@ -55,7 +58,83 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dic
         near = get_close_matches(unnorm_key, norm_stats, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"got unnorm_key={unnorm_key!r}, which this model has no statistics for; {hint}keys: {keys}")
-    return norm_stats[unnorm_key]["action"]
+    return _action_entry(norm_stats, unnorm_key)
+
+
+def plain_statistics(norm_stats: Any) -> dict[str, Any]:
+    """A checked copy of statistics by data set that JSON can hold: NumPy and torch values become lists and numbers.
+
+    Raises:
+        ValueError: for anything but statistics by data set, and as `check_action_statistics`.
+    """
+    if not isinstance(norm_stats, dict):
+        raise ValueError(
+            f"got norm_stats of type {type(norm_stats).__name__}, expected a dictionary: statistics by data set"
+        )
+    for key in norm_stats:
+        _action_entry(norm_stats, key)
+    return _plain(norm_stats)
+
+
+def check_action_statistics(statistics: dict[str, Any], name: str = "a data set") -> None:
+    """Raises `ValueError` unless the `"action"` entry of one data set can be used.
+
+    q01 and q99 are needed. They, and min, max, mean and std where present, must be lists of D finite numbers, q01 at
+    most q99, and the mask D booleans.
+    """
+    for needed in ("q01", "q99"):
+        if statistics.get(needed) is None:
+            raise ValueError(
+                f"got action statistics of {name} without {needed!r} (they have: {', '.join(map(str, statistics))}), "
+                "expected q01 and q99, the 1 % and 99 % quantiles of every dimension; min, max, mean and std do not "
+                "stand in for them: compute_statistics(actions, num_trajectories) makes them of the data"
+            )
+    measures = {measure: _plain(statistics[measure]) for measure in MEASURES if statistics.get(measure) is not None}
+    width = len(measures["q01"]) if isinstance(measures["q01"], list) else 0
+    for measure, values in measures.items():
+        if not isinstance(values, list) or not values or len(values) != width or not all(map(_is_finite, values)):
+            raise ValueError(
+                f"got action statistics of {name} with {measure}={values!r}, expected a list of {width or 'D'} finite "
+                "numbers, one per dimension, as many as in q01; repair them, or compute them again"
+            )
+    for dim, (low, high) in enumerate(zip(measures["q01"], measures["q99"], strict=True)):
+        if low > high:
+            raise ValueError(
+                f"got action statistics of {name} with q01={low} above q99={high} in dimension {dim}, expected q01 to "
+                "be at most q99; they may have been exchanged"
+            )
+    mask = _plain(statistics.get("mask"))
+    if mask is not None and (not isinstance(mask, list) or not all(value in (False, True) for value in mask)):
+        raise ValueError(
+            f"got action statistics of {name} with mask={mask!r}, expected a list of true and false, one per dimension"
+        )
+    if mask is not None and len(mask) != width:
+        raise ValueError(f"got statistics with a mask of {len(mask)} entries, expected {width}, one per dimension")
+
+
+def _action_entry(norm_stats: dict[str, Any], key: str) -> dict[str, Any]:
+    """The checked action statistics of a data set."""
+    entry = norm_stats[key]
+    if not isinstance(entry, dict) or not isinstance(entry.get("action"), dict):
+        raise ValueError(
+            f"got norm_stats whose entry {key!r} has no 'action', expected {{data set: {{'action': "
+            "{'q01': [...], 'q99': [...], ...}}}, as in OpenVLA's dataset_statistics.json"
+        )
+    check_action_statistics(entry["action"], repr(key))
+    return entry["action"]
+
+
+def _plain(value: Any) -> Any:
+    """A copy without NumPy, torch and tuples."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= FLOAT32_MAX
 
 
 def statistics_per_row(
@@ -84,7 +163,8 @@ def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     actions = np.asarray(actions, dtype=np.float64)
     low, high, mask = _bounds(statistics, actions.shape[-1])
     scaled = np.clip(2.0 * (actions - low) / (high - low + EPSILON) - 1.0, -1.0, 1.0)
-    constant = np.asarray(statistics["min"]) == np.asarray(statistics["max"])
+    least, most = (statistics.get(name) for name in ("min", "max"))
+    constant = np.equal(low if least is None else _plain(least), high if most is None else _plain(most))
     return np.where(mask, np.where(constant, 0.0, scaled), actions).astype(np.float32)
 
 
@@ -104,10 +184,22 @@ def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
 
 
 def unnormalize_actions(normalized: Any, statistics: dict[str, Any]) -> np.ndarray:
-    """The inverse of `normalize_actions` up to clipping: float [..., D] in [-1, 1] to float32 [..., D] in units."""
+    """The inverse of `normalize_actions` up to clipping: float [..., D] in [-1, 1] to float32 [..., D] in units.
+
+    Raises:
+        ValueError: for statistics that cannot be used, and where a result would not be a finite number.
+    """
     normalized = np.asarray(normalized, dtype=np.float64)
     low, high, mask = _bounds(statistics, normalized.shape[-1])
-    return np.where(mask, 0.5 * (normalized + 1.0) * (high - low) + low, normalized).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        actions = np.where(mask, 0.5 * (normalized + 1.0) * (high - low) + low, normalized).astype(np.float32)
+    if not np.isfinite(actions).all():
+        dim = int(np.argwhere(~np.isfinite(actions))[0][-1])
+        raise ValueError(
+            f"got an action that is not finite in dimension {dim} (q01={low[dim]}, q99={high[dim]}), expected finite "
+            "numbers; the normalised action or the statistics are broken"
+        )
+    return actions
 
 
 def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool] | None = None) -> dict[str, Any]:
@@ -151,16 +243,13 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
 
 
 def _bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    low = np.asarray(statistics["q01"], dtype=np.float64)
-    high = np.asarray(statistics["q99"], dtype=np.float64)
+    """q01, q99 and mask [D]."""
+    check_action_statistics(statistics)
+    low, high = (np.asarray(_plain(statistics[measure]), dtype=np.float64) for measure in ("q01", "q99"))
     if low.shape != (action_dim,):
         raise ValueError(
             f"got actions of {action_dim} dimensions and statistics of {low.size}, expected the same number; "
             "the statistics belong to another robot or data set"
         )
-    mask = np.asarray(statistics.get("mask", [True] * action_dim), dtype=bool)
-    if mask.shape != (action_dim,):
-        raise ValueError(
-            f"got statistics with a mask of {mask.size} entries, expected {action_dim}, one per dimension"
-        )
-    return low, high, mask
+    mask = _plain(statistics.get("mask"))
+    return low, high, np.ones(action_dim, bool) if mask is None else np.asarray(mask, dtype=bool)

@@ -24,6 +24,7 @@ SIGLIP_MEAN = (0.5, 0.5, 0.5)
 SIGLIP_STD = (0.5, 0.5, 0.5)
 # What callers of transformers' image processors may ask for, where it is what happens anyhow.
 ALWAYS_DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
+RESIZE_STRATEGIES = ("resize-naive", "resize-with-pad")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits per channel
 
 
@@ -36,6 +37,8 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         stds: likewise, the standard deviations.
         center_crop_area: share of the area kept by a centre crop before the resize, or `None` for no crop. OpenVLA
             crops 0.9 for models that were trained with random resized crops.
+        resize_strategy: `"resize-naive"` (OpenVLA's) stretches a picture to the square; `"resize-with-pad"` keeps its
+            shape between black bars, as the published weights of π0 were trained.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  # the base class's own declaration
@@ -46,6 +49,7 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         means: Sequence[Sequence[float]] = (IMAGENET_MEAN, SIGLIP_MEAN),
         stds: Sequence[Sequence[float]] = (IMAGENET_STD, SIGLIP_STD),
         center_crop_area: float | None = None,
+        resize_strategy: str = "resize-naive",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -53,7 +57,12 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
             raise ValueError(f"got center_crop_area={center_crop_area}, expected a share in (0, 1] or None")
         if len(means) != len(stds):
             raise ValueError(f"got {len(means)} means and {len(stds)} stds, expected one of each per encoder")
+        if resize_strategy not in RESIZE_STRATEGIES:
+            raise ValueError(
+                f"got resize_strategy={resize_strategy!r}, expected one of {', '.join(RESIZE_STRATEGIES)}"
+            )
         self.image_size = image_size
+        self.resize_strategy = resize_strategy
         self.means = [list(mean) for mean in means]
         self.stds = [list(std) for std in stds]
         self.center_crop_area = center_crop_area
@@ -84,15 +93,32 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
     def _pixel_values(self, picture: Image.Image) -> np.ndarray:
         if self.center_crop_area is not None:
             picture = center_crop(picture, self.center_crop_area)
-        side = (self.image_size, self.image_size)
-        if picture.size != side:
-            picture = picture.resize(side, Image.Resampling.BICUBIC)
+        picture = resize(picture, self.image_size, self.resize_strategy)
         unit = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) / np.float32(255.0)
         channels = [
             (unit - np.asarray(mean, np.float32)[:, None, None]) / np.asarray(std, np.float32)[:, None, None]
             for mean, std in zip(self.means, self.stds, strict=True)
         ]
         return np.concatenate(channels)
+
+
+def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> Image.Image:
+    """The picture as a square of `size` pixels.
+
+    With `"resize-with-pad"` it is scaled bilinearly until its longer side fits and centred between bars of pixel 0, -1
+    once normalised, the wider bar at the bottom or on the right: openpi's `resize_with_pad` (`shared/image_tools.py`,
+    and `openpi_client/image_tools.py` with Pillow), and LeRobot's `resize_with_pad_torch`.
+    """
+    if picture.size == (size, size):
+        return picture
+    if strategy == "resize-naive":
+        return picture.resize((size, size), Image.Resampling.BICUBIC)
+    ratio = max(picture.size) / size
+    width, height = (max(int(side / ratio), 1) for side in picture.size)
+    padded = Image.new(picture.mode, (size, size))
+    corner = ((size - width) // 2, (size - height) // 2)
+    padded.paste(picture.resize((width, height), Image.Resampling.BILINEAR), corner)
+    return padded
 
 
 def refuse_arguments(given: dict[str, Any], known: Sequence[str], already: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gen_vla.processors import (
     compute_statistics,
@@ -139,6 +140,68 @@ def test_statistics_of_another_robot_are_refused() -> None:
             function(np.zeros(6), BRIDGE)
         with pytest.raises(ValueError, match="got statistics with a mask of 1 entries, expected 2"):
             function(np.zeros(2), stats([0.0, 0.0], [1.0, 1.0], mask=[True]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"q01": None},
+            r"statistics of a data set without 'q01' \(they have: q01, q99, min, max\), expected q01 and q99",
+        ),
+        ({"q99": None}, "without 'q99'"),
+        ({"q99": [1.0, float("nan")]}, r"with q99=\[1.0, nan\], expected a list of 2 finite numbers"),
+        ({"q01": [-float("inf"), 0.0]}, r"with q01=\[-inf, 0.0\]"),
+        ({"q99": [1e39, 1.0]}, r"with q99=\[1e\+39, 1.0\]"),  # infinite as float32
+        ({"min": [float("nan"), 0.0]}, "with min="),
+        ({"std": [0.0]}, r"with std=\[0.0\], expected a list of 2"),
+        ({"q99": [1.0]}, r"with q99=\[1.0\], expected a list of 2"),  # NumPy would stretch it
+        ({"q01": [[-1.0], [-1.0, 0.0]]}, r"with q01=\[\[-1.0\], \[-1.0, 0.0\]\]"),
+        ({"q01": ["-1", "-1"]}, r"with q01=\['-1', '-1'\]"),  # NumPy would read them
+        ({"q01": [False, True]}, r"with q01=\[False, True\]"),
+        ({"q01": -1.0}, "with q01=-1.0, expected a list of D"),
+        ({"q01": []}, r"with q01=\[\]"),
+        ({"q01": [-1.0, 1.5]}, "with q01=1.5 above q99=1.0 in dimension 1, .*exchanged"),
+        ({"mask": ["True", "False"]}, r"with mask=\['True', 'False'\], expected a list of true and false"),
+        ({"mask": [1.0, 0.5]}, "with mask="),
+        ({"mask": True}, "with mask=True"),
+        ({"mask": [True, True, True]}, "a mask of 3 entries, expected 2"),
+    ],
+)
+def test_statistics_that_cannot_be_used_are_refused(change: dict[str, Any], message: str) -> None:
+    statistics = stats([-1.0, -1.0], [1.0, 1.0], **change)
+    for function in (normalize_actions, unnormalize_actions, count_clipped):
+        with pytest.raises(ValueError, match=message):
+            function(np.zeros(2), statistics)
+    with pytest.raises(ValueError, match=message.replace("a data set", "'mine'")):
+        select_statistics({"mine": {"action": statistics}}, None)
+
+
+@pytest.mark.parametrize("entry", [{}, {"proprio": {}}, {"action": [1.0]}, [1.0]])
+def test_a_set_without_action_statistics_is_refused(entry: Any) -> None:
+    with pytest.raises(ValueError, match="got norm_stats whose entry 'mine' has no 'action'"):
+        select_statistics({"mine": entry}, "mine")
+
+
+def test_an_action_is_never_anything_but_finite() -> None:
+    statistics = stats([-3e38, 0.0], [3e38, 0.0], mask=[True, False])
+    assert unnormalize_actions([1.0, 0.5], statistics).tolist() == [np.float32(3e38), 0.5]
+    with pytest.raises(ValueError, match=r"not finite in dimension 0 \(q01=-3e\+38, q99=3e\+38\)"):
+        unnormalize_actions([[0.0, 0.0], [1.5, 0.0]], statistics)
+    with pytest.raises(ValueError, match="not finite in dimension 1"):
+        unnormalize_actions([0.0, float("nan")], statistics)
+
+
+@pytest.mark.parametrize("kind", [np.float32, torch.tensor, tuple])
+def test_statistics_of_other_types_mean_the_same(kind: Any) -> None:
+    made = (lambda values: np.array(values, np.float32)) if kind is np.float32 else kind
+    statistics = {"q01": made([-2.0, 0.0]), "q99": made([2.0, 1.0]), "mask": made([True, False])}
+    assert unnormalize_actions([0.5, 0.25], statistics).tolist() == [1.0, 0.25]
+    assert normalize_actions([1.0, 0.25], statistics).tolist() == [0.5, 0.25]
+
+
+def test_without_min_and_max_a_range_of_no_width_is_constant() -> None:
+    assert normalize_actions([0.3, 1.0], {"q01": [0.3, 0.0], "q99": [0.3, 1.0]})[0] == 0.0
 
 
 def test_compute_statistics_of_five_rows() -> None:

@@ -28,6 +28,7 @@ from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import check_complete, hub_name, openvla_config, plan_openvla
 from gen_vla.processors import ActionBins
 from gen_vla.training import converting
+from gen_vla.training.checkpoints import read_processor
 from gen_vla.training.cli import main
 from gen_vla.training.converting import convert
 from gen_vla.training.tensor_files import SafetensorsFolder, TensorFileError, flatten
@@ -243,6 +244,23 @@ def test_pictures_must_be_resized_as_here(source: Path, tmp_path: Path) -> None:
     edit(source / "preprocessor_config.json", image_resize_strategy="letterbox")
     with pytest.raises(ConversionError, match="got image_resize_strategy='letterbox', expected 'resize-naive'"):
         convert(source, tmp_path / "converted", progress=False)
+
+
+def test_an_image_processor_that_transformers_5_saved(source: Path, tmp_path: Path) -> None:
+    """It lies inside of processor_config.json then."""
+    convert(source, tmp_path / "four", progress=False)
+    pixels = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
+    (source / "preprocessor_config.json").unlink()
+    settings = {"processor_class": "PrismaticProcessor", "image_processor": pixels}
+    (source / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    convert(source, tmp_path / "five", progress=False)
+    four, five = (read_processor(tmp_path / name).image_processor for name in ("four", "five"))
+    assert (five.means, five.stds) == (four.means, four.stds)
+    assert five.means != [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]]  # those that went through bfloat16
+    del pixels["means"], pixels["tvf_normalize_params"]
+    (source / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(ConversionError, match=r"got an image processor with .*expected tvf_normalize_params, or"):
+        convert(source, tmp_path / "neither", progress=False)
 
 
 def test_nominal_constants_where_none_are_stored(source: Path, tmp_path: Path) -> None:

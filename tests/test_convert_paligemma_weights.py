@@ -9,11 +9,20 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import IMAGE_SIZE, IMAGE_TOKENS, picture, tiny_tokenizer, with_large_weights
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoProcessor, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+)
 
 from gen_vla.modeling import Pi0PlusConfig, Pi0PlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_paligemma_weights import paligemma_config
+from gen_vla.training.checkpoints import load_model, read_processor
 from gen_vla.training.cli import main
 from gen_vla.training.converting import convert, model_shapes
 from gen_vla.training.tensor_files import SafetensorsFolder
@@ -130,6 +139,62 @@ def test_names_of_both_generations_give_the_same(stock: Any, tmp_path: Path) -> 
     old, new_files = SafetensorsFolder(tmp_path / "from_old"), SafetensorsFolder(tmp_path / "from_new")
     assert new_files.shapes.keys() - old.shapes.keys() == {"lm_head.weight"}  # the embedding once more
     assert all(torch.equal(old.read(name), new_files.read(name)) for name in old.shapes)
+
+
+def save_with_transformers(stock: Any, folder: Path) -> Path:
+    """Model and processor as the transformers that is installed saves them."""
+    special = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")}
+    tokenizer, widened = (
+        PreTrainedTokenizerFast(
+            tokenizer_object=gemma_tokenizer(), **special, additional_special_tokens=["<image>"], padding_side="left"
+        )
+        for _ in range(2)
+    )
+    pixels: Any = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, image_mean=[0.5, 0.25, 0.5])
+    pixels.image_seq_length = IMAGE_TOKENS
+    stock.save_pretrained(folder)
+    PaliGemmaProcessor(pixels, widened, chat_template="{{ messages[0]['content'] }}").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)  # without the <loc> tokens that the processor adds where they are missing
+    return folder
+
+
+@pytest.mark.parametrize("family", ["pi0_plus", "pi0_flow"])
+@pytest.mark.parametrize("generation", ["installed", "4", "5"])
+def test_folders_that_transformers_saved_itself(stock: Any, tmp_path: Path, generation: str, family: str) -> None:
+    """Transformers 4 writes the image processor into a file of its own, 5 into the processor's."""
+    source = save_with_transformers(stock, tmp_path / "source")
+    together, apart = source / "processor_config.json", source / "preprocessor_config.json"
+    settings = json.loads(together.read_text()) if together.is_file() else {}
+    pixels = settings.pop("image_processor", None) or json.loads(apart.read_text())
+    if generation == "4":
+        together.write_text(json.dumps({**settings, "image_seq_length": IMAGE_TOKENS}))
+        apart.write_text(json.dumps(pixels))
+    elif generation == "5":
+        together.write_text(json.dumps({**settings, "image_processor": pixels}))
+        apart.unlink(missing_ok=True)
+    options = {"family": "pi0_flow", "expert": {"hidden_size": 16, "intermediate_size": 16}}
+    convert(source, tmp_path / "converted", progress=False, **(options if family == "pi0_flow" else {"dual": False}))
+    processor = read_processor(tmp_path / "converted")
+    assert processor.image_processor.means == [[0.5, 0.25, 0.5]]
+    assert "In:" not in processor.chat_template or family == "pi0_plus"
+    assert processor.num_image_tokens == IMAGE_TOKENS
+    if family == "pi0_plus":
+        inputs = processor.question_inputs(picture(), "how many?")
+        with torch.no_grad():
+            ours, theirs = load_model(tmp_path / "converted")(**inputs).logits, stock(**inputs).logits
+        assert torch.equal(ours, theirs)
+
+
+def test_a_folder_without_an_image_processor_or_a_fast_tokenizer_says_so(stock: Any, tmp_path: Path) -> None:
+    source = write_paligemma(tmp_path / "source", published(stock))
+    (source / "tokenizer.json").rename(source / "tokenizer.model")
+    with pytest.raises(FileNotFoundError, match=r"without tokenizer.json, .* with tokenizer.model alone, write it"):
+        convert(source, tmp_path / "converted", progress=False)
+    (source / "preprocessor_config.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"without an image processor, expected preprocessor_config.json, or one"
+    ):
+        convert(source, tmp_path / "converted", progress=False)
 
 
 def test_sizes_come_from_the_tensors(stock: Any) -> None:

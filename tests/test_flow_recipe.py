@@ -1,14 +1,21 @@
 """Which settings a recipe of the flow-matching π0 may have."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from tiny_models import tiny_pi0_flow_config, tiny_pi0_flow_processor, tiny_statistics
 from tiny_runs import tiny_flow_settings, tiny_recipe
 
 from gen_vla.training.flow_recipe import is_flow
+from gen_vla.training.model_building import begin_with, new_config
 from gen_vla.training.recipe import load_recipe
 from gen_vla.training.recipe_schema import RecipeError
+from gen_vla.training.recipe_sources import OpenedData
+from gen_vla.training.train import build_collator, build_preparer
 
 
 def flow_recipe(work_dir: Path, **changes: Any) -> Any:
@@ -68,3 +75,22 @@ def test_a_frozen_encoder_dino_and_an_expert_elsewhere_are_refused(tmp_path: Pat
         RecipeError, match=r"got expert=\{'hidden_size': 8\} for openvla_plus, expected none: only pi0"
     ):
         tiny_recipe(tmp_path, model__expert={"hidden_size": 8})
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_run_from_published_weights_resizes_pictures_as_they_were_trained(
+    gemma_like: Any, tmp_path: Path, published: bool
+) -> None:
+    """In training, with augmentation and without, and in what the run saves; other starts stay as they are."""
+    recipe = flow_recipe(tmp_path, data__image_augmentation={})
+    config: Any = tiny_pi0_flow_config(gemma_like, noise_in_padding=published)
+    processor = tiny_pi0_flow_processor(gemma_like)
+    begin_with(processor, config, recipe, OpenedData(norm_stats={"tiny": tiny_statistics(3)}))
+    assert processor.image_processor.resize_strategy == ("resize-with-pad" if published else "resize-naive")
+    collator = build_collator(recipe, config, processor, ["robot/tiny"])
+    preparer: Any = build_preparer(recipe, processor, config.norm_stats, collator, config)
+    assert preparer.draw_noise(0)["noise"].shape == (3, 8 if published else 3)
+    augmenter = replace(preparer.augment_picture, size=8, augment=lambda picture, name: picture)
+    bars = np.asarray(augmenter(Image.new("RGB", (64, 32), (255, 255, 255)), "row"))[:, :, 0]
+    assert bars.tolist() == [[0 if published and row in (0, 1, 6, 7) else 255] * 8 for row in range(8)]
+    assert (config.noise_in_padding, new_config(recipe, gemma_like, {}).noise_in_padding) == (published, False)

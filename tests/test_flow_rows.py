@@ -23,7 +23,14 @@ TIMES = {
 
 
 def draw(seed: int = 0) -> FlowNoise:
-    return FlowNoise.from_config(SimpleNamespace(action_config={"horizon": 2, "action_dim": 3}, **TIMES), seed)
+    return FlowNoise.from_config(SimpleNamespace(action_config={"horizon": 2}, flow_dim=3, **TIMES), seed)
+
+
+def test_noise_is_drawn_wherever_the_model_has_it() -> None:
+    config = SimpleNamespace(action_config={"horizon": 2, "action_dim": 3}, flow_dim=32, **TIMES)
+    noise = FlowNoise.from_config(config, 0)(5)["noise"]
+    assert noise.shape == (2, 32)
+    assert noise.all()
 
 
 class Words:

@@ -1,5 +1,6 @@
 """Pictures to pixels: the formula written out, the order of channels, what counts as a picture."""
 
+import json
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,40 @@ def test_pixel_values_are_the_formula(size: tuple[int, int]) -> None:
     pixels = OpenVLAPlusImageProcessor()(image, return_tensors="np")["pixel_values"][0]
     assert pixels.shape == (6, 224, 224)
     assert np.abs(pixels - expected_pixels(image, 224)).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        ((640, 480), (28, 196), (0, 224)),  # 168 rows
+        ((480, 640), (0, 224), (28, 196)),
+        ((640, 476), (29, 195), (0, 224)),  # 166.6 rows: 166
+        ((224, 223), (0, 223), (0, 224)),  # the odd row is below
+        ((1000, 2), (111, 112), (0, 224)),  # 0.4 rows: 1
+        ((30, 60), (0, 224), (56, 168)),
+        ((224, 224), (0, 224), (0, 224)),
+    ],
+)
+def test_a_picture_between_black_bars(size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    """As openpi and LeRobot resize for π0: bars of pixel 0, which is -1."""
+    half = [[0.5, 0.5, 0.5]]
+    processor = OpenVLAPlusImageProcessor(means=half, stds=half, resize_strategy="resize-with-pad")
+    pixels = processor(Image.new("RGB", size, (255, 255, 255)), return_tensors="np")["pixel_values"]
+    expected = np.full((1, 3, 224, 224), -1.0)
+    expected[:, :, rows[0] : rows[1], columns[0] : columns[1]] = 1.0
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_the_way_of_resizing_is_saved_and_old_processors_stretch(tmp_path: Path) -> None:
+    OpenVLAPlusImageProcessor(resize_strategy="resize-with-pad").save_pretrained(tmp_path)
+    assert OpenVLAPlusImageProcessor.from_pretrained(tmp_path).resize_strategy == "resize-with-pad"
+    file = tmp_path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    del settings["resize_strategy"]
+    file.write_text(json.dumps(settings))
+    assert OpenVLAPlusImageProcessor.from_pretrained(tmp_path).resize_strategy == "resize-naive"
+    with pytest.raises(ValueError, match="got resize_strategy='letterbox', expected one of resize-naive, resize"):
+        OpenVLAPlusImageProcessor(resize_strategy="letterbox")
 
 
 def test_rows_and_columns_are_not_swapped() -> None:

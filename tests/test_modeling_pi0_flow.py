@@ -1,5 +1,6 @@
 """The flow-matching π0: transformers' PI0 number for number, and what this family adds to it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,15 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 def native_model(model: Any) -> Any:
     """Transformers' PI0 with the weights of `model`; the words that its expert could embed are zeros."""
     settings = model.config.to_dict()
-    names = ("action_config", "norm_stats", "prompt_template", "auto_map", "model_type", "architectures")
+    names = (
+        "action_config",
+        "norm_stats",
+        "prompt_template",
+        "auto_map",
+        "model_type",
+        "architectures",
+        "noise_in_padding",
+    )
     native = PI0ForConditionalGeneration(PI0Config(**{key: settings[key] for key in settings if key not in names}))
     lacking, strangers = native.load_state_dict(model.state_dict(), strict=False)
     assert lacking == ["model.dit.embed_tokens.weight"]
@@ -127,6 +136,33 @@ def test_only_the_dimensions_of_the_action_take_part(model: Any, inputs: Any) ->
     torch.testing.assert_close(again.loss, outputs.loss, rtol=0, atol=0)
     samples = [model.predict_actions(**inputs, noise=given).normalized for given in (noise, elsewhere)]
     np.testing.assert_array_equal(*samples)
+
+
+@torch.no_grad()
+def test_noise_in_all_dimensions_as_in_the_published_weights(gemma_like: Any, inputs: Any) -> None:
+    """Samples, velocity and loss (openpi's: a mean over all dimensions) are transformers' own."""
+    model = tiny_pi0_flow_model(gemma_like, noise_in_padding=True)
+    native, given = native_model(model), native_inputs(inputs)
+    noise, timestep, actions = draw(2, 4, WIDTH), torch.tensor([0.3, 0.9]), draw(2, 4, 3, seed=1).clamp(-1, 1)
+    ours = model(**inputs, noise=noise, timestep=timestep, actions=actions)
+    zeros_behind = torch.nn.functional.pad(actions, (0, WIDTH - 3))
+    theirs = native(**given, noise=noise, timestep=timestep, actions=zeros_behind)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=0, atol=0)
+    by_hand = (theirs.logits - (noise - zeros_behind)).square().mean()
+    torch.testing.assert_close(ours.loss, by_hand, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.loss, theirs.loss.mean(), rtol=1e-6, atol=0)
+    samples = native.sample_actions(**given, noise=noise, num_steps=3)[..., :3].clamp(-1, 1)
+    samples[..., 2] = (samples[..., 2] > 0.5).float()
+    np.testing.assert_array_equal(
+        model.predict_actions(**inputs, noise=noise, num_steps=3).normalized, samples.numpy()
+    )
+    drawn = model.draw_noise(500)
+    assert drawn.shape == (500, 4, WIDTH)
+    assert ((drawn.std(dim=(0, 1)) - 1).abs() < 0.1).all()
+    with pytest.raises(
+        ValueError, match=r"noise of shape \[2, 4, 3\], expected \[2, 4, 8\]: .* config.max_action_dim"
+    ):
+        model.predict_actions(**inputs, noise=noise[..., :3])
 
 
 @torch.no_grad()
@@ -377,12 +413,27 @@ def test_weights_of_other_projects_are_read(whole: Any, inputs: Any, tmp_path: P
     loaded, info = result
     assert not any(info.values())
     assert loaded.config.model_type == "pi0_flow"
+    assert loaded.config.noise_in_padding, "as these weights were trained"
     given = {"noise": draw(2, 4, WIDTH), "timestep": torch.tensor([0.3, 0.9])}
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs, **given).logits, whole(**inputs, **given).logits, rtol=0, atol=0)
     loaded.save_pretrained(tmp_path / "again")
     assert set(load_file(tmp_path / "again" / "model.safetensors")) == set(whole.state_dict())
     assert Pi0FlowConfig.from_pretrained(tmp_path / "again").model_type == "pi0_flow"
+
+
+def test_where_noise_is_stays_with_saved_weights(gemma_like: Any, tmp_path: Path) -> None:
+    """A configuration that was saved before it was told had none in the padding, a new one has, and says so."""
+    for told in (True, False):
+        config = tiny_pi0_flow_config(gemma_like, noise_in_padding=told)
+        config.save_pretrained(tmp_path)
+        settings = json.loads((tmp_path / "config.json").read_text())
+        assert settings.pop("noise_in_padding") is told
+        assert Pi0FlowConfig.from_pretrained(tmp_path).noise_in_padding is told
+        assert Pi0FlowConfig.from_pretrained(tmp_path).flow_dim == (8 if told else 3)
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert Pi0FlowConfig.from_pretrained(tmp_path).noise_in_padding is False
+    assert Pi0FlowConfig().noise_in_padding
 
 
 def test_the_configuration(gemma_like: Any) -> None:

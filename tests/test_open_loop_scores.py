@@ -90,6 +90,11 @@ def test_a_constant_that_float32_rounds_is_not_outside():
     assert known.outside(np.array([[0.1], [0.1001]], np.float32)).tolist() == [[False], [True]]
 
 
+def test_statistics_that_are_enough_to_act_but_not_to_compare_are_named():
+    with pytest.raises(ValueError, match="got action statistics without min, max, mean, std, expected min, max"):
+        Dimensions({"q01": [0.0], "q99": [1.0]})
+
+
 def test_baselines_are_of_the_same_steps():
     results = score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
     assert figures(results, 0)[MEAN] == pytest.approx((0.5 + 1.5 + 1.0) / 3)

@@ -165,6 +165,47 @@ def test_statistics_of_one_data_set_are_not_taken_for_all(folder: Path) -> None:
     assert "bridge_orig" in vla.norm_stats
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_statistics_of_numpy_and_torch_are_saved(folder: Path, tmp_path: Path, kind: Any) -> None:
+    """Set as a whole and added to what is there; kept as lists, so that they act alike after saving and loading."""
+    vla: Any = load(folder)
+    by_hand = {"q01": kind([-1.0, -2.0, 0.0]), "q99": kind([1.0, 2.0, 1.0]), "mask": kind([True, True, False])}
+    vla.norm_stats = {"mine": {"action": by_hand, "num_transitions": np.int64(3)}}
+    assert vla.norm_stats["mine"]["action"]["q99"] == [1.0, 2.0, 1.0]
+    vla.config.norm_stats["second"] = {"action": by_hand}
+    action = act(vla, folder, "second")
+    vla.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    np.testing.assert_array_equal(act(again, folder, "mine"), action)
+    np.testing.assert_array_equal(act(again, folder, "second"), action)
+    assert again.norm_stats["mine"] == vla.norm_stats["mine"]
+    assert again.norm_stats["mine"]["num_transitions"] == 3
+
+
+def test_broken_statistics_do_not_get_in(folder: Path, tmp_path: Path) -> None:
+    """By a setter, by config.json, where JSON as Python reads it may hold NaN, or added to what is there."""
+    vla: Any = load(folder)
+    broken = {"action": {"q01": [0.0] * 3, "q99": [1.0, float("nan"), 1.0]}}
+    with pytest.raises(ValueError, match=r"of 'mine' with q99=\[1.0, nan, 1.0\]"):
+        vla.norm_stats = {"mine": broken}
+    with pytest.raises(ValueError, match=r"of 'mine' with q99=\[1.0, nan, 1.0\]"):
+        vla.config.norm_stats = {"mine": broken}
+    with pytest.raises(ValueError, match="got norm_stats of type list"):
+        vla.norm_stats = [broken]
+    assert list(vla.norm_stats) == ["bridge_orig", "libero_spatial_no_noops"]
+    settings = json.loads((folder / "config.json").read_text())
+    settings["norm_stats"]["mine"] = broken
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="of 'mine' with q99"):
+        type(vla.config).from_pretrained(tmp_path)
+    vla.config.norm_stats["mine"] = broken
+    with pytest.raises(ValueError, match="of 'mine' with q99"):
+        act(vla, folder, "mine")
+    with pytest.raises(ValueError, match="of 'mine' with q99"):
+        vla.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
 def test_statistics_lie_beside_saved_weights(folder: Path, llama_like: Any, tmp_path: Path) -> None:
     """Where OpenVLA's deploy.py looks for them; a model that was never trained to act has none."""
     statistics = json.loads((folder / "dataset_statistics.json").read_text())

@@ -1,5 +1,6 @@
 """Rows of tokens: one BOS, image tokens behind it, prompts, padding, and the same ids however a text arrives."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from tiny_models import IMAGE_TOKENS, picture, tiny_processor
+from transformers import AutoProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor, OpenVLAPlusImageProcessor, OpenVLAPlusProcessor
+from gen_vla.training.checkpoints import read_processor
 
 
 STRINGS = ActionStringProcessor(action_dim=3, decimals=2)
@@ -348,3 +351,27 @@ def test_a_system_message_begins_the_question_after_it(tiny: Any) -> None:
         tiny.apply_chat_template([question, answer, system])
     with pytest.raises(TemplateError, match="got a message of role tool, expected system, user or assistant"):
         tiny.apply_chat_template([question, {"role": "tool", "content": "4"}])
+
+
+def test_a_folder_that_transformers_4_saved_is_read(llama_like: Any, tmp_path: Path) -> None:
+    """The image processor in a file of its own, and the older names of a tokenizer's settings."""
+    image_processor = OpenVLAPlusImageProcessor(center_crop_area=0.9)
+    saved = OpenVLAPlusProcessor(image_processor, llama_like, num_image_tokens=4, cameras=["top"])
+    saved.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "openvla_plus"}))
+    both = json.loads((tmp_path / "processor_config.json").read_text())
+    pixels = both.pop("image_processor", None)
+    if pixels is not None:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(pixels))
+        (tmp_path / "processor_config.json").write_text(json.dumps(both))
+    file = tmp_path / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings["additional_special_tokens"] = settings.pop("extra_special_tokens", ["<image>"])
+    file.write_text(json.dumps({**settings, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    for read in (read_processor(tmp_path), AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)):
+        assert read.image_processor.center_crop_area == 0.9
+        assert (read.num_image_tokens, read.cameras) == (4, ["top"])
+        assert read.chat_template == saved.chat_template
+        assert read.tokenizer.get_vocab() == llama_like.get_vocab()
+        text = "In: go <image>\nOut:"
+        assert read.tokenizer(text)["input_ids"] == llama_like(text)["input_ids"]

@@ -24,7 +24,7 @@ from gen_vla.training.checkpoints import load_model
 from gen_vla.training.prepared_rows import RowPreparer
 from gen_vla.training.robot_source import UndecodedRows, open_robot_source
 from gen_vla.training.row_problems import RowProblems, TooManyBadRows
-from gen_vla.training.streaming_mixture import Reader, RowStream, StreamingMixture
+from gen_vla.training.streaming_mixture import Reader, ReadingLayout, RowStream, StreamingMixture
 from gen_vla.training.train import run_recipe
 
 
@@ -161,6 +161,42 @@ def test_a_resumed_run_sees_the_rows_of_an_uninterrupted_one(llama_like: Any, wo
     whole = batches(mixture(llama_like, **settings), 9, num_workers=workers)
     rest = batches(mixture(llama_like, **settings, start=start), 9 - start, num_workers=workers)
     assert rest == whole[start:]
+
+
+def in_order(llama_like: Any, processes: int, workers: int, size: int, steps: int, **settings: Any) -> list[str]:
+    """The rows of a run of 24 a step, from place to place, as its processes learn them."""
+    settings |= {
+        "processes": processes,
+        "workers": workers,
+        "batch_size": size,
+        "broken": (2, 9),
+        "max_bad_share": 1.0,
+    }
+    seen = [
+        batches(mixture(llama_like, rank=rank, **settings), steps * 24 // size // processes, num_workers=workers)
+        for rank in range(processes)
+    ]
+    return [row for together in zip(*seen, strict=True) for batch in together for row in batch]
+
+
+@pytest.mark.parametrize(
+    ("began", "now"),
+    [
+        ((1, 0, 4), (2, 0, 4)),  # processes, workers, batch size
+        ((1, 0, 4), (2, 0, 2)),
+        ((2, 0, 4), (1, 0, 12)),
+        ((3, 0, 2), (2, 0, 4)),
+        ((2, 2, 2), (1, 0, 6)),
+        ((2, 0, 6), (2, 2, 2)),
+    ],
+)
+def test_a_run_resumed_in_another_shape_sees_exactly_the_rows_that_are_left(
+    llama_like: Any, began: tuple[int, int, int], now: tuple[int, int, int]
+) -> None:
+    whole = in_order(llama_like, *began, steps=3)
+    start, layout = 24 // now[0] // now[2], ReadingLayout(began[0], began[2], max(began[1], 1))
+    assert in_order(llama_like, *now, steps=2, start=start, layout=layout) == whole[24:]
+    assert in_order(llama_like, *now, steps=2, start=start) != whole[24:]  # what the layout is for
 
 
 def test_what_is_skipped_is_not_decoded(llama_like: Any) -> None:

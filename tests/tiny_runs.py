@@ -3,7 +3,7 @@
 The rows are what `metaworld_recording` writes, columns and types alike, without the simulator. As a script it trains
 the recipe in an interpreter of its own and writes down, per process, what that process really trained on:
 
-    python tiny_runs.py WORK_DIR [PAUSE_AT_STEP]         # then WORK_DIR/process-<rank>.json
+    python tiny_runs.py WORK_DIR [PAUSE_AT_STEP]         # or resumes it; then WORK_DIR/process-<rank>.json
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
 from transformers import TrainerCallback
 
-from gen_vla.training import co_trainer
+from gen_vla.training import co_trainer, prepared_rows
 from gen_vla.training.recipe import Recipe, load_recipe
 from gen_vla.training.train import run_recipe
 
@@ -179,6 +179,19 @@ class Witness(TrainerCallback):
         self.hash = weights_hash(model)
 
 
+def watch_places(monkeypatch: Any = None) -> list[tuple[int, str]]:
+    """Collects the places of a run and the rows there, as they are prepared in this process."""
+    plain, places = prepared_rows.RowPreparer.__call__, []
+
+    def prepare(preparer: Any, row: dict[str, Any], source: str, place: int) -> dict[str, Any]:
+        places.append((place, row["identity"]))
+        return plain(preparer, row, source, place)
+
+    replace = monkeypatch.setattr if monkeypatch else setattr
+    replace(prepared_rows.RowPreparer, "__call__", prepare)
+    return places
+
+
 class Pause(TrainerCallback):
     """Stops before a step for longer than any test waits, so that a run can be killed there."""
 
@@ -193,13 +206,15 @@ class Pause(TrainerCallback):
 def main(work_dir: str, pause_at: str = "-1") -> None:
     """See the docstring of this file."""
     torch.set_num_threads(1)
-    witness = Witness().watch()
-    run_recipe(load_recipe(Path(work_dir) / "tiny.yaml"), work_dir, callbacks=[witness, Pause(int(pause_at))])
+    witness, places = Witness().watch(), watch_places()
+    callbacks = [witness, Pause(int(pause_at))]
+    run_recipe(load_recipe(Path(work_dir) / "tiny.yaml"), work_dir, resume=True, callbacks=callbacks)
     distributed = torch.distributed.is_initialized()
     rank = torch.distributed.get_rank() if distributed else 0
     seen = {
         "processes": torch.distributed.get_world_size() if distributed else 1,
         "batches": witness.batches,
+        "places": places,
         "hash": witness.hash,
     }
     (Path(work_dir) / f"process-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")

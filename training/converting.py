@@ -242,7 +242,11 @@ def load_tokenizer(
 
         file = Path(hf_hub_download(str(source), "tokenizer.json"))
     if not file.is_file():
-        raise FileNotFoundError(f"got {source} without tokenizer.json, expected a fast tokenizer; pass --tokenizer")
+        raise FileNotFoundError(
+            f"got {source} without tokenizer.json, expected a fast tokenizer; pass --tokenizer, or, with "
+            "tokenizer.model alone, write it where sentencepiece and protobuf are installed: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(file),
         **special_tokens,

@@ -4,7 +4,9 @@ Decides: that a robot row keeps its action as numbers, which noise and time it i
 a batch. Refuses to know: the model, the loss (`flow_trainer.py`), which rows come together.
 
     robot row   prompt "close the drawer\\n"     actions float32 [T, D] in [-1, 1]     action_is_pad bool [T]
-                noise float32 [T, D], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
+                noise float32 [T, F], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
+
+F is D, or all of the model's dimensions with `noise_in_padding` (`modeling/configuration_pi0_flow.py`).
 
 Noise and time are drawn from the row's place in the run, like its augmentation: the same on any number of processes,
 in a resumed run, and for every worker of a loader. Drawn from a process's own generator, rows of all processes would
@@ -28,13 +30,13 @@ class FlowNoise:
 
     Attributes:
         seed: of the run.
-        horizon, action_dim: T and D.
+        horizon, flow_dim: T and F.
         alpha, beta, scale, offset: a time is a draw from Beta(alpha, beta), times scale, plus offset; 1 is all noise.
     """
 
     seed: int
     horizon: int
-    action_dim: int
+    flow_dim: int
     alpha: float
     beta: float
     scale: float
@@ -46,7 +48,7 @@ class FlowNoise:
         return cls(
             seed=seed,
             horizon=config.action_config["horizon"],
-            action_dim=config.action_config["action_dim"],
+            flow_dim=config.flow_dim,
             alpha=config.time_sampling_beta_alpha,
             beta=config.time_sampling_beta_beta,
             scale=config.time_sampling_scale,
@@ -54,9 +56,9 @@ class FlowNoise:
         )
 
     def __call__(self, place: int) -> dict[str, Any]:
-        """`noise` float32 [T, D] and `timestep`, a float, of the row at this place of the run."""
+        """`noise` float32 [T, F] and `timestep`, a float, of the row at this place of the run."""
         random = row_generator(self.seed, "flow", place)
-        noise = random.standard_normal((self.horizon, self.action_dim), dtype=np.float32)
+        noise = random.standard_normal((self.horizon, self.flow_dim), dtype=np.float32)
         return {"noise": noise, "timestep": float(random.beta(self.alpha, self.beta) * self.scale + self.offset)}
 
 
@@ -91,7 +93,7 @@ class FlowCollator:
 
     Returns (from a call): `input_ids`, `attention_mask` int64 [B, L], left-padded as in acting; `pixel_values` float32
     [B * cameras, 3, H, W], row after row; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32
-    [B, T, D]; `timestep` float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in
+    [B, T, F]; `timestep` float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in
     `CoTrainingCollator`.
     """
 

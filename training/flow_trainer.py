@@ -5,7 +5,8 @@ Refuses to know: rows (`flow_rows.py`), how the model makes a velocity of its in
 
 For robot data and each of its sources:
 
-    loss           mean squared error of the velocity, over dimensions and steps that are not padding
+    loss           mean squared error of the velocity, over the action's dimensions and steps that are not padding;
+                   what trains also counts the dimensions behind them where noise is there (`noise_in_padding`)
     action_error   mean absolute error, in the data set's units, of the action that one step from x_t leads to; lower
                    than a whole flow from noise would have it, since x_t holds a part of the answer; for sources only
     replaced       as in `training_metrics.py`

@@ -5,10 +5,12 @@ what becomes of any of it (`converting.py`).
 
     layout                     told by                              what is read
     OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
-                                                                    preprocessor_config.json
+                                                                    image processor
     Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
-    PaliGemma on the Hub       config.json: model_type paligemma    *.safetensors, tokenizer.json,
-                                                                    preprocessor_config.json
+    PaliGemma on the Hub       config.json: model_type paligemma    *.safetensors, tokenizer.json, image processor
+
+The image processor lies in preprocessor_config.json where transformers 4 saved it, and in processor_config.json where
+transformers 5 did.
 """
 
 import json
@@ -16,6 +18,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from transformers.image_processing_base import ImageProcessingMixin
 
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import hub_name
@@ -108,7 +112,7 @@ def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint
         timm_ids=settings.get("timm_model_ids") or [],
         text={"pad_token_id": settings.get("pad_token_id", 32000), **text},
         norm_stats=statistics,
-        pixels=read_image_constants(read_json(folder / "preprocessor_config.json")),
+        pixels=read_image_constants(image_settings(folder)),
         tokenizer_folder=folder,
         bins=settings.get("n_action_bins", 256),
         bin_tokens_end=bin_tokens_end,
@@ -128,12 +132,23 @@ def check_no_other_head(folder: Path) -> None:
 
 def read_paligemma(folder: Path, settings: dict[str, Any]) -> PaliGemmaCheckpoint:
     """PaliGemma's repository: everything lies in it."""
-    pixels = read_json(folder / "preprocessor_config.json")
+    pixels = image_settings(folder)
     if pixels.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
         raise ConversionError(f"got resample={pixels['resample']}, expected {PILLOW_BICUBIC}, Pillow's bicubic")
     half = [0.5, 0.5, 0.5]
     constants = {"means": [pixels.get("image_mean", half)], "stds": [pixels.get("image_std", half)]}
     return PaliGemmaCheckpoint(weights_of(folder), settings, constants, folder)
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's image processor was saved with, by transformers 4 or 5; no code of the folder is run."""
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(str(folder))[0]
+    except OSError as error:
+        raise FileNotFoundError(
+            f"got {folder} without an image processor, expected preprocessor_config.json, or one in "
+            "processor_config.json; copy the whole folder"
+        ) from error
 
 
 def weights_of(folder: Path) -> SafetensorsFolder:
@@ -157,6 +172,11 @@ def read_image_constants(settings: dict[str, Any]) -> dict[str, Any]:
     stored = settings.get("tvf_normalize_params")
     if stored:
         return {"means": [entry["mean"] for entry in stored], "stds": [entry["std"] for entry in stored]}
+    if not settings.get("means") or not settings.get("stds"):
+        raise ConversionError(
+            f"got an image processor with {', '.join(sorted(settings)) or 'no settings'}, expected "
+            "tvf_normalize_params, or means and stds, as OpenVLA's has"
+        )
     return {"means": settings["means"], "stds": settings["stds"]}
 
 

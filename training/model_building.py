@@ -66,7 +66,7 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
     """The configuration of a model from random weights."""
     family, settings = family_named(recipe.model.family), recipe.model
     if settings.family == "pi0_flow":
-        own = {"chunk_size": recipe.actions.horizon}
+        own: dict[str, Any] = {"chunk_size": recipe.actions.horizon, "noise_in_padding": False}
     else:
         own = {"frozen": settings.frozen, "initializer_range": settings.initializer_range}
     config = family.config(
@@ -200,6 +200,8 @@ def begin_with(processor: Any, config: Any, recipe: Recipe, opened: OpenedData) 
     """
     if recipe.model.family == "pi0_flow":
         config.chunk_size = recipe.actions.horizon  # no weight depends on it
+        if config.noise_in_padding:  # published weights of π0, and how pictures were resized for them
+            processor.image_processor.resize_strategy = "resize-with-pad"
     else:
         config.frozen = recipe.model.frozen
     config.norm_stats = opened.norm_stats

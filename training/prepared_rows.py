@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from gen_vla.processors import normalize_actions
+from gen_vla.processors.image_processing_openvla_plus import resize
 from gen_vla.training.encoded_pictures import decode_picture
 
 
@@ -123,14 +124,13 @@ class ResizedAugmenter:
     Attributes:
         size: side of the square, in pixels.
         augment: (picture, name of the row) -> picture.
+        resize_strategy: the image processor's.
     """
 
     size: int
     augment: Callable[[Image.Image, str], Image.Image]
+    resize_strategy: str = "resize-naive"
 
     def __call__(self, picture: Image.Image, name: str) -> Image.Image:
         """The picture, resized as the image processor does it, and changed."""
-        side = (self.size, self.size)
-        if picture.size != side:
-            picture = picture.resize(side, Image.Resampling.BICUBIC)
-        return self.augment(picture, name)
+        return self.augment(resize(picture, self.size, self.resize_strategy), name)

@@ -5,7 +5,8 @@
                                     training_curves.png
     WORK_DIR/<recipe name>/adapter/ with LoRA, the adapter; the model beside it has it merged in
     WORK_DIR/<recipe name>/first_rows.png      some rows as the model sees them
-    WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml, what a resumed run must agree with
+    WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml and resume.json (`resume_record.py`), what a
+                                    resumed run must agree with
 
 Decides: these names, which settings a resumed run may change. Refuses to know: how a run trains (`train.py`).
 """
@@ -25,11 +26,13 @@ from gen_vla.training.lora_training import ADAPTER_FOLDER, save_adapter
 from gen_vla.training.model_building import HUB_PREFIX
 from gen_vla.training.recipe import as_settings, load_recipe
 from gen_vla.training.recipe_schema import Recipe, RecipeError
+from gen_vla.training.resume_record import check_shape
 from gen_vla.training.training_curves import plot_curves
 
 
 # in a resumed run
 FREE_TO_CHANGE = ("description", "training.save_steps", "training.logging_steps", "training.report_to")
+SHAPE = ("training.batch_size", "training.gradient_accumulation_steps", "data.num_workers")  # see resume_record.py
 
 
 def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path | None:
@@ -46,7 +49,7 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
         earlier = recorded_settings(record)
         now = flat(as_settings(recipe))
         changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
-        changed = [name for name in changed if name not in FREE_TO_CHANGE]
+        changed = [name for name in changed if name not in FREE_TO_CHANGE + SHAPE]
         if changed:
             settings = "; ".join(f"{name} was {earlier.get(name)!r} and is {now.get(name)!r}" for name in changed)
             raise ValueError(
@@ -58,6 +61,8 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
         if last is None:
             (checkpoints / RUNS).unlink(missing_ok=True)
         write_recipe(record, recipe)
+    if last:
+        check_shape(recipe, checkpoints)
     return last
 
 

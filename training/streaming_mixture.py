@@ -13,6 +13,8 @@ With fewer shards than readers every reader goes through all of them and keeps i
 divide the rows again: the loader is not handed to accelerate, which would.
 
 A resumed run advances its streams past the rows of its earlier steps, which are read and neither decoded nor prepared.
+Where it has other processes, workers or batches than the run began with, the readers stay those of the beginning, so
+that every row keeps its place in the run; a process then reads all those that have rows of its own places.
 Otherwise frames of videos are decoded as they come in, in the order of the file, before the buffer shuffles them.
 """
 
@@ -21,6 +23,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -45,6 +48,36 @@ class Reader:
 
     number: int
     total: int
+
+
+@dataclass(frozen=True)
+class ReadingLayout:
+    """How a run divides its places among readers.
+
+    Attributes:
+        processes: of the run.
+        batch_size: rows per device and micro-batch.
+        workers: of the loader in each process, at least 1.
+    """
+
+    processes: int
+    batch_size: int
+    workers: int
+
+    @property
+    def readers(self) -> int:
+        """How many there are."""
+        return self.processes * self.workers
+
+    def reader_of(self, place: int) -> int:
+        """The number of the reader whose rows stand at a place of the run."""
+        own, rank = divmod(place // self.batch_size, self.processes)
+        return rank * self.workers + own % self.workers
+
+    def readers_for(self, reader: int, now: "ReadingLayout") -> set[int]:
+        """The readers of this layout whose rows stand at the places of a reader of another layout."""
+        period = lcm(self.readers * self.batch_size, now.readers * now.batch_size)
+        return {self.reader_of(place) for place in range(period) if now.reader_of(place) == reader}
 
 
 class RowStream:
@@ -146,6 +179,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         workers: processes of the loader, 0 for none.
         start: micro-batches of this process that an earlier run saw.
         max_bad_share: the share of unreadable rows of one set that stops the run.
+        layout: that of the run when it began; by default this one's.
     """
 
     sources: dict[str, DataSource]
@@ -159,6 +193,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
     workers: int = 0
     start: int = 0
     max_bad_share: float = 0.01
+    layout: ReadingLayout | None = None
     problems: dict[str, RowProblems] = field(init=False)
 
     @property
@@ -194,24 +229,26 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         turn = (worker_id + self.start) % workers  # the loader asks worker 0 first, wherever the run goes on
-        reader = Reader(self.rank * workers + turn, self.processes * workers)
-        streams = [
-            RowStream(source, reader, [self.seed, number], self.buffer, skipping=self.start > 0)
-            for number, source in enumerate(self.sources.values())
-        ]
-        order = alternate(self.weights, len(self.sources) - len(self.weights))
-        for batch in count():
-            sets = list(islice(order, self.batch_size))
-            own, rank = divmod(batch, self.processes)
-            if rank != self.rank or own % workers != turn:
+        now = ReadingLayout(self.processes, self.batch_size, workers)
+        layout, own = self.layout or now, self.rank * workers + turn
+        streams = {
+            number: [
+                RowStream(source, Reader(number, layout.readers), [self.seed, name], self.buffer, self.start > 0)
+                for name, source in enumerate(self.sources.values())
+            ]
+            for number in sorted(layout.readers_for(own, now))
+        }
+        begin = self.start * self.processes * self.batch_size
+        for place, number in enumerate(alternate(self.weights, len(self.sources) - len(self.weights))):
+            reader = layout.reader_of(place)
+            if reader not in streams:
                 continue
-            if own >= self.start:
-                for stream in streams:
-                    if stream.skipping:
-                        stream.stop_skipping()
-            for offset, number in enumerate(sets):
-                row = streams[number].take()
-                if own >= self.start:
-                    rows = chain([row], streams[number].ahead())
-                    place, name = batch * self.batch_size + offset, self.names[number]
-                    yield first_readable(rows, self.prepare, name, place, self.problems[name])
+            stream, wanted = streams[reader][number], place >= begin and now.reader_of(place) == own
+            if wanted:
+                for skipping in chain(*streams.values()):
+                    if skipping.skipping:
+                        skipping.stop_skipping()
+            row = stream.take()
+            if wanted:
+                rows, name = chain([row], stream.ahead()), self.names[number]
+                yield first_readable(rows, self.prepare, name, place, self.problems[name])

@@ -45,6 +45,7 @@ from gen_vla.training.model_building import (
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
 from gen_vla.training.recipe_schema import Recipe, RobotSource
 from gen_vla.training.recipe_sources import OpenedData, open_data
+from gen_vla.training.resume_record import RunShape, keep_data
 from gen_vla.training.run_folder import (
     begin_record,
     claim_checkpoints,
@@ -87,7 +88,7 @@ def run_recipe(
     Raises:
         FileExistsError: if there are checkpoints and `resume` is false.
         FileNotFoundError: if the model to start from or a data set is missing.
-        ValueError: if there are checkpoints of another recipe.
+        ValueError: if there are checkpoints of another recipe, of another number of rows a step, or of other data.
     """
     work_dir = Path(work_dir)
     output_dir = work_dir / recipe.name
@@ -98,12 +99,13 @@ def run_recipe(
     record_missing_data(recipe, work_dir)
     with PartialState(cpu=not torch.cuda.is_available()).local_main_process_first():  # it may have tables to write
         opened = open_data(recipe, work_dir)
+    shape = keep_data(recipe, opened, checkpoints, begins=last is None)
     model, processor = build_model(recipe, work_dir, opened)
     collator = build_collator(recipe, model.config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
     if show and is_first_process():
         show_data(check_data(opened, prepare, collator), output_dir, recipe.name)
-    mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last))
+    mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last), shape)
     trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
     record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
@@ -160,15 +162,19 @@ def check_recording(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def build_mixture(
-    recipe: Recipe, opened: OpenedData, prepare: RowPreparer, steps_taken: int = 0
+    recipe: Recipe,
+    opened: OpenedData,
+    prepare: RowPreparer,
+    steps_taken: int = 0,
+    began: RunShape | None = None,
 ) -> tuple[MixedTables | StreamingMixture, NumberedSampler | None]:
     """The rows of this process, and for tables the order of them over the whole run.
 
     Args:
         steps_taken: by an earlier run that is resumed; a stream begins behind their rows.
+        began: the shape of the run when it began; by default this one's.
     """
-    settings, data = recipe.training, recipe.data
-    rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    settings, data, shape = recipe.training, recipe.data, RunShape.of(recipe)
     weights = [source.weight for source in data.robot]
     if data.streaming:
         mixture = StreamingMixture(
@@ -178,16 +184,16 @@ def build_mixture(
             settings.batch_size,
             seed=settings.seed,
             buffer=data.shuffle_buffer,
-            rank=rank,
-            processes=processes,
+            rank=int(os.environ.get("RANK", "0")),
+            processes=shape.processes,
             workers=data.num_workers,
             start=steps_taken * settings.gradient_accumulation_steps,
             max_bad_share=data.max_bad_share,
+            layout=(began or shape).layout,
         )
         return mixture, None
     sizes = [len(table) for table in opened.tables.values()]
-    rows = settings.steps * settings.batch_size * settings.gradient_accumulation_steps * processes
-    robots = len(data.robot)
+    robots, rows = len(data.robot), settings.steps * shape.rows_per_step
     order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, weights)
     return MixedTables(opened.tables, prepare, data.max_bad_share), NumberedSampler(order)
 
@@ -213,7 +219,8 @@ def build_preparer(
     data, seed = recipe.data, recipe.training.seed
     augment_picture = augment_instruction = None
     if data.image_augmentation:
-        augment_picture = ResizedAugmenter(data.image_size, ImageAugmenter(data.image_augmentation, seed))
+        augment = ImageAugmenter(data.image_augmentation, seed)
+        augment_picture = ResizedAugmenter(data.image_size, augment, processor.image_processor.resize_strategy)
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability
         augment_instruction = InstructionAugmenter("train", probability=probability, seed=seed)

@@ -105,9 +105,10 @@ class SourceMetrics:
         assert self.grammar is not None
         statistics = self.norm_stats[key]["action"]
         pair = likeliest_values(self.grammar, predicted, expected)
-        errors = np.abs(np.subtract(*(unnormalize_actions(values, statistics) for values in pair)))
-        self.sums[number, SUMS.index("error")] += np.nansum(errors)
-        self.sums[number, SUMS.index("values")] += np.isfinite(errors).sum()
+        known = np.isfinite(pair).all(axis=0)  # NaN stands for a value that tokens do not spell
+        errors = np.subtract(*(unnormalize_actions(np.where(known, values, 0.0), statistics) for values in pair))
+        self.sums[number, SUMS.index("error")] += np.abs(errors[known]).sum()
+        self.sums[number, SUMS.index("values")] += known.sum()
         if expected[-1] == self.grammar.eos_token_id:
             self.sums[number, SUMS.index("whole")] += 1
             self.sums[number, SUMS.index("malformed")] += not self._spells_an_action(predicted[:-1])

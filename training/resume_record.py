@@ -1,0 +1,141 @@
+"""What a run's checkpoints record besides its recipe: how a step's rows are divided among processes, which data sets
+these rows are of, and their statistics; a resumed run must agree with it.
+
+    WORK_DIR/<recipe name>/checkpoints/resume.json
+
+Rows are told apart by their number, their texts (of tables) or their files (of streams), and the statistics of their
+actions. Pictures are not compared, nor where and when files were written, so that data sets may be moved.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen_vla.training.recipe_schema import Recipe
+from gen_vla.training.recipe_sources import OpenedData
+from gen_vla.training.robot_statistics import MEASURES
+from gen_vla.training.streaming_mixture import ReadingLayout
+
+
+FILE = "resume.json"
+TEXTS = ("instruction", "question", "answer", "turns")  # columns of tables that are compared
+ANEW = "or start anew without these checkpoints, if need be from trained weights (model.initial_model)"
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """How the rows of a step are divided."""
+
+    processes: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    num_workers: int
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RunShape":
+        """The shape of this run; known before its processes know of each other."""
+        settings = recipe.training
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(processes, settings.batch_size, settings.gradient_accumulation_steps, recipe.data.num_workers)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows behind one optimizer step, the global batch."""
+        return self.processes * self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def layout(self) -> ReadingLayout:
+        """How streams are divided among readers in a run of this shape."""
+        return ReadingLayout(self.processes, self.batch_size, max(self.num_workers, 1))
+
+    def __str__(self) -> str:
+        parts = (self.processes, self.batch_size, self.gradient_accumulation_steps, self.rows_per_step)
+        return "processes {} x batch_size {} x gradient_accumulation_steps {} = {} rows a step".format(*parts)
+
+
+def check_shape(recipe: Recipe, checkpoints: Path) -> None:
+    """Raises `ValueError` unless a resumed run learns as many rows a step as the run did when it began."""
+    if not (checkpoints / FILE).is_file():
+        raise ValueError(
+            f"got {checkpoints} without {FILE}, expected this record of processes, batch and data: an earlier version "
+            f"of gen-vla wrote these checkpoints; finish the run with that version, {ANEW}"
+        )
+    began, now = _first_shape(checkpoints), RunShape.of(recipe)
+    if began.rows_per_step != now.rows_per_step:
+        raise ValueError(
+            f"got {now} for a run that began with {began}, expected the same product: a resumed run learns the rows "
+            "that are left, as many a step; change the number of processes, training.batch_size or "
+            f"training.gradient_accumulation_steps, {ANEW}"
+        )
+
+
+def keep_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: bool) -> RunShape:
+    """Records a run's data when it begins; when it is resumed, checks the data and goes on with the statistics that
+    it began with.
+
+    Returns:
+        The shape the run began with.
+
+    Raises:
+        ValueError: if rows or statistics differ from those recorded.
+    """
+    data = {name: _identity(opened, name) for name in opened.names}
+    if begins:
+        shape = RunShape.of(recipe)
+        if int(os.environ.get("RANK", "0")) == 0:
+            record = {"shape": asdict(shape), "data": data, "norm_stats": opened.norm_stats}
+            (checkpoints / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return shape
+    record = json.loads((checkpoints / FILE).read_text(encoding="utf-8"))
+    differences = [
+        f"{name} had {record['data'].get(name)} and has {data.get(name)}"
+        for name in sorted(record["data"].keys() | data.keys())
+        if record["data"].get(name) != data.get(name)
+    ]
+    differences += [
+        f"the statistics of robot/{key} differ"
+        for key, kept in record["norm_stats"].items()
+        if not _same_statistics(kept, opened.norm_stats.get(key))
+    ]
+    if differences:
+        raise ValueError(
+            f"got other data than that of {checkpoints}: {'; '.join(differences)}; expected the rows and statistics "
+            f"the run began with: restore the data sets, {ANEW}"
+        )
+    opened.norm_stats = record["norm_stats"]
+    return _first_shape(checkpoints)
+
+
+def _first_shape(checkpoints: Path) -> RunShape:
+    return RunShape(**json.loads((checkpoints / FILE).read_text(encoding="utf-8"))["shape"])
+
+
+def _identity(opened: OpenedData, name: str) -> dict[str, Any]:
+    """The number of rows, `None` where a stream does not know it, and a digest of what tells them apart."""
+    digest = hashlib.sha256()
+    if name not in opened.tables:
+        digest.update(json.dumps(opened.streams[name].shards()).encode())
+        return {"rows": opened.streams[name].count_rows(), "files": digest.hexdigest()[:16]}
+    rows: Any = opened.tables[name].rows  # pyright: ignore[reportAttributeAccessIssue]
+    texts = rows.select_columns([column for column in rows.column_names if column in TEXTS])
+    for batch in texts.with_format("arrow").iter(batch_size=10_000):
+        digest.update(json.dumps(batch.to_pylist()).encode())
+    return {"rows": len(opened.tables[name]), "texts": digest.hexdigest()[:16]}
+
+
+def _same_statistics(kept: dict[str, Any], found: dict[str, Any] | None) -> bool:
+    """Whether the counts agree, and the figures of actions up to the last digits, which depend on the machine."""
+    counts = ("num_transitions", "num_trajectories")
+    if found is None or any(kept.get(count) != found.get(count) for count in counts):
+        return False
+    one, other = kept["action"], found["action"]
+    return one["mask"] == other["mask"] and all(
+        np.shape(one[measure]) == np.shape(other[measure])
+        and np.allclose(one[measure], other[measure], rtol=1e-5, atol=1e-8)
+        for measure in MEASURES
+    )
