@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -136,6 +137,19 @@ class ImageLanguageHeadMixin:
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
+        """As in transformers, where the token of a picture is never written.
+
+        Raises:
+            ValueError: also if `assistant_model` is of another family, or has other image tokens.
+        """
+        if assistant_model is not None:
+            check_assistant(self.config, assistant_model.config)
+            kwargs["assistant_model"] = assistant_model
+        never = SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device)  # pyright: ignore
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), never])
+        return super().generate(*args, **kwargs)  # pyright: ignore
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
@@ -221,6 +235,20 @@ class ImageLanguageHeadMixin:
             attentions=outputs.attentions,
         )
         return output.to_tuple() if return_dict is False else output
+
+
+def check_assistant(config: Any, assistant: Any) -> None:
+    """Raises `ValueError` unless an assistant, given by its configuration, takes the inputs of the model."""
+    if assistant.model_type != config.model_type:
+        raise ValueError(
+            f"got an assistant_model of type {assistant.model_type!r}, expected {config.model_type!r}: it is given "
+            "the pictures and the image tokens of the model"
+        )
+    ours, theirs = ((each.image_token_id, each.num_image_tokens) for each in (config, assistant))
+    if ours != theirs:
+        raise ValueError(
+            f"got an assistant_model with image_token_id and num_image_tokens {theirs}, expected {ours}, as the model"
+        )
 
 
 def is_empty(cache: Any) -> bool:
