@@ -110,6 +110,7 @@ class ImageLanguageHeadMixin:
     lm_head: Any
     loss_function: Any
     loss_type: str
+    check_weights: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -141,8 +142,10 @@ class ImageLanguageHeadMixin:
         """As in transformers, where the token of a picture is never written.
 
         Raises:
-            ValueError: also if `assistant_model` is of another family, or has other image tokens.
+            ValueError: also if weights are missing, or `assistant_model` is of another family or has other image
+                tokens.
         """
+        self.check_weights()
         if assistant_model is not None:
             check_assistant(self.config, assistant_model.config)
             kwargs["assistant_model"] = assistant_model
