@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
@@ -149,7 +149,7 @@ class ImageLanguageHeadMixin:
         if assistant_model is not None:
             check_assistant(self.config, assistant_model.config)
             kwargs["assistant_model"] = assistant_model
-        never = SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device)  # pyright: ignore
+        never = NoImageToken(self.config.image_token_id)
         kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), never])
         return super().generate(*args, **kwargs)  # pyright: ignore
 
@@ -190,7 +190,8 @@ class ImageLanguageHeadMixin:
         )
         fed = inputs.get("input_ids")
         if pixel_values is not None and fed is not None and fed.shape[1] < input_ids.shape[1]:
-            pixel_values = None if fed.shape[1] == 1 else self._last_pictures(input_ids, fed, pixel_values)
+            decodes = fed.shape[1] == 1 and not kwargs.get("is_first_iteration")
+            pixel_values = None if decodes else self._last_pictures(input_ids, fed, pixel_values)
         if pixel_values is not None:
             inputs["pixel_values"] = pixel_values
         return inputs
@@ -238,6 +239,19 @@ class ImageLanguageHeadMixin:
             attentions=outputs.attentions,
         )
         return output.to_tuple() if return_dict is False else output
+
+
+class NoImageToken(LogitsProcessor):
+    """Keeps `generate` from writing the image token, on whatever device the scores are."""
+
+    def __init__(self, image_token_id: int):
+        self.image_token_id = image_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores float [B, V] with minus infinity for that token."""
+        scores = scores.clone()
+        scores[:, self.image_token_id] = -torch.inf
+        return scores
 
 
 def check_assistant(config: Any, assistant: Any) -> None:

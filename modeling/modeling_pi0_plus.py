@@ -167,7 +167,8 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
                     "Pi0PlusProcessor write them"
                 )
             first = length > 1 and is_empty(past_key_values)
-            if self.training and first and not torch.compiler.is_compiling():
+            learns = self.training and torch.is_grad_enabled() and past_key_values is None
+            if learns and first and not torch.compiler.is_compiling():
                 check_training_rows(token_type_ids, attention_mask)
             allowed = prefix_attention(
                 token_type_ids if first else None, attention_mask, past, length, key_length(past_key_values, length)
@@ -238,8 +239,7 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         """As in transformers; a prompt without `token_type_ids` is all prefix.
 
         Raises:
-            ValueError: if `past_key_values` hold a part of the prefix that `token_type_ids` name: its tokens see each
-                other, so that they have to be computed at once.
+            ValueError: if `past_key_values` hold a part of the prefix that `token_type_ids` name.
         """
         given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((value for value in given if value is not None), None)
@@ -310,7 +310,7 @@ def prefix_attention(
 
 def is_prefix(token_type_ids: torch.Tensor) -> torch.Tensor:
     """Bool [B, L], true before the first 1 of a row."""
-    return token_type_ids.cummax(dim=1).values == 0
+    return (token_type_ids != 0).cumsum(dim=1) == 0
 
 
 def refuse_cut_prefix(token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any) -> None:

@@ -123,6 +123,8 @@ def test_a_supervised_prompt_is_refused_in_training(processor: Any, gemma_like: 
     assert model(**inputs).loss.isfinite()  # in evaluation: causal throughout
     with pytest.raises(ValueError, match=r"got no token_type_ids of a prompt \(0\) in row 0 of 2"):
         model.train()(**inputs)
+    question = processor.question_inputs(picture(), "how?")
+    assert model.generate(**question, max_new_tokens=2).shape[1] <= question["input_ids"].shape[1] + 2
 
 
 def test_a_conversation_is_causal_from_its_first_answer_on(processor: Any) -> None:

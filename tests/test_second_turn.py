@@ -160,3 +160,15 @@ def test_a_prefix_in_two_parts_is_refused(gemma_like: Any) -> None:
     cached = cache_of(model, {**one, "token_type_ids": prefix[:, : one["input_ids"].shape[1]]})
     got = model.generate(**whole, past_key_values=cached, **GREEDY)
     assert got.tolist() == model.generate(**whole, **GREEDY).tolist()
+
+
+def test_the_image_token_is_never_written(made: Any) -> None:
+    model, processor = copy.deepcopy(made[0]), made[1]
+    inputs = dict(processor.question_inputs(picture(1), "two"))
+    hook = model.lm_head.register_forward_hook(
+        lambda _, __, logits: logits.index_fill(-1, torch.tensor([model.config.image_token_id]), 100.0)
+    )
+    wanted = made[0].generate(**inputs, **GREEDY)
+    assert model.generate(**inputs, **GREEDY).tolist() == wanted.tolist()
+    assert model.generate(**inputs, **GREEDY, use_cache=False).tolist() == wanted.tolist()
+    hook.remove()
