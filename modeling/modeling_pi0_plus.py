@@ -239,18 +239,17 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         """As in transformers; a prompt without `token_type_ids` is all prefix.
 
         Raises:
-            ValueError: if `past_key_values` hold a part of the prefix that `token_type_ids` name.
+            ValueError: if `past_key_values` hold a part of the prefix alone.
         """
         given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((value for value in given if value is not None), None)
         if prompt is not None and "prompt_length" not in kwargs:  # which an assistant has from the model it assists
             kwargs["prompt_length"] = prompt.shape[1]
-            if kwargs.get("token_type_ids") is None:
-                kwargs["token_type_ids"] = torch.zeros(prompt.shape[:2], dtype=torch.long, device=prompt.device)
-            else:
-                refuse_cut_prefix(
-                    kwargs["token_type_ids"], kwargs.get("attention_mask"), kwargs.get("past_key_values")
-                )
+            types = kwargs.get("token_type_ids")
+            if types is None:
+                types = torch.zeros(prompt.shape[:2], dtype=torch.long, device=prompt.device)
+            refuse_cut_prefix(types, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+            kwargs["token_type_ids"] = types
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -322,9 +321,10 @@ def refuse_cut_prefix(token_type_ids: torch.Tensor, attention_mask: torch.Tensor
         prefix = prefix & attention_mask.to(prefix.device).bool()
     if bool(prefix[:, int(cache.get_seq_length()) :].any()):
         raise ValueError(
-            "got past_key_values that end inside the prefix (token_type_ids 0 from the first token on), expected a 1 "
-            "in the cached part of each row: the tokens of a prefix see each other, so that they have to be computed "
-            "at once; leave past_key_values out, or write 1 from the first answer on"
+            "got past_key_values that end inside the prefix (token_type_ids 0 from the first token on, which they are "
+            "where none are given), expected a 1 in the cached part of each row: the tokens of a prefix see each "
+            "other, so that they have to be computed at once; give token_type_ids that are 1 from the first answer "
+            "on, or leave past_key_values out"
         )
 
 

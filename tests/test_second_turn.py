@@ -151,9 +151,9 @@ def test_a_prefix_in_two_parts_is_refused(gemma_like: Any) -> None:
     """What a cache has of a prefix has not seen the rest of it."""
     model, processor = tiny_pi0_model(gemma_like), tiny_pi0_processor(gemma_like)
     one, _, whole = conversation(processor, (1,), (1,))
-    whole["token_type_ids"] = torch.zeros_like(whole["input_ids"])
-    with pytest.raises(ValueError, match="got past_key_values that end inside the prefix"):
-        model.generate(**whole, past_key_values=cache_of(model, one), **GREEDY)
+    for types in (None, torch.zeros_like(whole["input_ids"])):
+        with pytest.raises(ValueError, match="got past_key_values that end inside the prefix"):
+            model.generate(**{**whole, "token_type_ids": types}, past_key_values=cache_of(model, one), **GREEDY)
     prefix = torch.zeros_like(whole["input_ids"])
     prefix[:, one["input_ids"].shape[1] - 1] = 1  # an answer, then a turn that its own processor call calls a prefix
     whole["token_type_ids"] = prefix
