@@ -92,6 +92,7 @@ class ActionPredictionMixin:
     generate: Any
     generation_config: Any
     get_output_embeddings: Any
+    check_weights: Any
 
     @torch.no_grad()
     @with_threads_that_pay
@@ -126,11 +127,13 @@ class ActionPredictionMixin:
                 is done without being asked where a GPU holds the whole model, and `"dynamic"` keeps from doing.
 
         Raises:
-            ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing or
-                padded on the right, an observation has no picture, prompt and action do not fit into the model's
-                context, the model computes no numbers, or an option is none of `generate`'s or leaves no whole action.
+            ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
+                inputs are missing or padded on the right, an observation has no picture, prompt and action do not fit
+                into the model's context, the model computes no numbers, or an option is none of `generate`'s or leaves
+                no whole action.
             TypeError: if inputs are no tensors.
         """
+        self.check_weights()
         grammar = self.action_grammar
         kwargs = checked_options(kwargs, grammar.max_tokens)
         if input_ids is None or pixel_values is None:

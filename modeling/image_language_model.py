@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .nested_configuration import check_context
@@ -40,7 +41,10 @@ class ImageLanguageModelMixin:
         pixel_values: torch.Tensor | None,
         past_key_values: Any,
     ) -> torch.Tensor:
-        """Embeddings float [B, L, text width] of words and pictures; pictures the cache already holds are ignored.
+        """Embeddings float [B, L, text width] of words and pictures.
+
+        With or without a cache, the pictures are those of the image tokens in `input_ids`. A single token without
+        pictures is a decoding step and is not checked.
 
         Raises:
             ValueError: if the numbers of image tokens and image features differ, pictures are missing, or a cache is
@@ -55,9 +59,8 @@ class ImageLanguageModelMixin:
             )
         embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
-            if is_empty(past_key_values):
-                embeds = self._insert_image_features(input_ids, embeds, pixel_values)
-        elif input_ids is not None and input_ids.shape[1] > 1 and is_empty(past_key_values):
+            embeds = self._insert_image_features(input_ids, embeds, pixel_values)
+        elif input_ids is not None and input_ids.shape[1] > 1:
             self.check_pictures(input_ids, None)
         return embeds
 
@@ -72,13 +75,17 @@ class ImageLanguageModelMixin:
         return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
 
     def check_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        """Raises `ValueError` if the numbers of image tokens and image features differ, or pictures are missing."""
-        found = (input_ids == self.config.image_token_id).sum()
+        """Raises `ValueError` if the numbers of image tokens and image features differ, pictures are missing, or a row
+        holds a part of a picture.
+        """
+        found = (input_ids == self.config.image_token_id).sum(dim=1)
         pictures, each = 0 if pixel_values is None else len(pixel_values), self.config.num_image_tokens
         if torch.compiler.is_compiling():  # where nothing may depend on what a tensor holds
-            torch.ops.aten._assert_async.msg(found == pictures * each, "Image features and image tokens do not match")
+            matches = (found.sum() == pictures * each) & (found % each == 0).all()
+            torch.ops.aten._assert_async.msg(matches, "Image features and image tokens do not match")
             return
-        tokens = int(found)
+        rows = found.tolist()
+        tokens = sum(rows)
         if pixel_values is None and tokens:
             raise ValueError(
                 f"got {tokens} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
@@ -90,6 +97,11 @@ class ImageLanguageModelMixin:
                 f"{pictures * each} features ({pictures} pictures of {each}); use the processor that belongs to the "
                 "model, and cut no row"
             )
+        if any(count % each for count in rows):
+            raise ValueError(
+                f"got {rows} image tokens in the rows of input_ids, expected a multiple of {each} in each: a picture "
+                f"takes {each} tokens of one row; cut no row"
+            )
 
 
 class ImageLanguageHeadMixin:
@@ -100,6 +112,7 @@ class ImageLanguageHeadMixin:
     lm_head: Any
     loss_function: Any
     loss_type: str
+    check_weights: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -127,19 +140,31 @@ class ImageLanguageHeadMixin:
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
+        """As in transformers, where the token of a picture is never written.
+
+        Raises:
+            ValueError: also if weights are missing, or `assistant_model` is of another family or has other image
+                tokens.
+        """
+        self.check_weights()
+        if assistant_model is not None:
+            check_assistant(self.config, assistant_model.config)
+            kwargs["assistant_model"] = assistant_model
+        never = NoImageToken(self.config.image_token_id)
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), never])
+        return super().generate(*args, **kwargs)  # pyright: ignore
+
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
         """As in transformers, where a beam gets each picture of its row once, in order, instead of each one twice."""
-        pixels, pictures = kwargs.get("pixel_values"), []
-        if expand_size > 1 and pixels is not None and input_ids is not None:
-            image_tokens = (input_ids == self.config.image_token_id).sum(dim=1)
-            pictures = (image_tokens // self.config.num_image_tokens).tolist()
+        pixels = kwargs.get("pixel_values")
         expanded = super()._expand_inputs_for_generation(  # pyright: ignore
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        if pixels is not None and sum(pictures) == len(pixels):
-            rows = pixels.split(pictures)
+        if expand_size > 1 and pixels is not None and input_ids is not None:
+            rows = self._pictures_by_row(input_ids, pixels)
             expanded[1]["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
         return expanded
 
@@ -153,6 +178,51 @@ class ImageLanguageHeadMixin:
         check_context(input_ids_length, 1, context)
         generation_config.max_length = min(generation_config.max_length, context)
         super()._validate_generated_length(generation_config, input_ids_length, *args)  # pyright: ignore
+
+    def _pictures_by_row(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The pictures of each row; raises `ValueError` if they are not those of the image tokens."""
+        self.model.check_pictures(input_ids, pixel_values)
+        counts = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_image_tokens
+        return pixel_values.split(counts.tolist())
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in transformers; of the pictures of `input_ids`, those that the cache does not hold are passed on.
+
+        Raises:
+            ValueError: if image tokens and pictures do not match, or the cache ends inside a picture.
+        """
+        inputs = super().prepare_inputs_for_generation(  # pyright: ignore
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
+        fed = inputs.get("input_ids")
+        if pixel_values is not None and fed is not None and fed.shape[1] < input_ids.shape[1]:
+            decodes = fed.shape[1] == 1 and not kwargs.get("is_first_iteration")
+            pixel_values = None if decodes else self._last_pictures(input_ids, fed, pixel_values)
+        if pixel_values is not None:
+            inputs["pixel_values"] = pixel_values
+        return inputs
+
+    def _last_pictures(
+        self, input_ids: torch.Tensor, fed: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The pictures of the last tokens of each row, `fed`; `None` if there are none."""
+        rows, each = self._pictures_by_row(input_ids, pixel_values), self.config.num_image_tokens
+        counts = (fed == self.config.image_token_id).sum(dim=1).tolist()
+        if any(count % each for count in counts):
+            raise ValueError(
+                f"got past_key_values that end inside a picture: {counts} image tokens in the rows are behind them; "
+                f"expected a multiple of {each}, since all tokens of a picture are computed at once"
+            )
+        if not any(counts):
+            return None
+        return torch.cat([row[len(row) - count // each :] for row, count in zip(rows, counts, strict=True)])
 
     def logits_and_loss(
         self,
@@ -182,6 +252,33 @@ class ImageLanguageHeadMixin:
             attentions=outputs.attentions,
         )
         return output.to_tuple() if return_dict is False else output
+
+
+class NoImageToken(LogitsProcessor):
+    """Keeps `generate` from writing the image token, on whatever device the scores are."""
+
+    def __init__(self, image_token_id: int):
+        self.image_token_id = image_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores float [B, V] with minus infinity for that token."""
+        scores = scores.clone()
+        scores[:, self.image_token_id] = -torch.inf
+        return scores
+
+
+def check_assistant(config: Any, assistant: Any) -> None:
+    """Raises `ValueError` unless an assistant, given by its configuration, takes the inputs of the model."""
+    if assistant.model_type != config.model_type:
+        raise ValueError(
+            f"got an assistant_model of type {assistant.model_type!r}, expected {config.model_type!r}: it is given "
+            "the pictures and the image tokens of the model"
+        )
+    ours, theirs = ((each.image_token_id, each.num_image_tokens) for each in (config, assistant))
+    if ours != theirs:
+        raise ValueError(
+            f"got an assistant_model with image_token_id and num_image_tokens {theirs}, expected {ours}, as the model"
+        )
 
 
 def is_empty(cache: Any) -> bool:

@@ -109,7 +109,7 @@ class OpenVLAPlusModel(ImageLanguageModelMixin, OpenVLAPlusPreTrainedModel):
 
         Args:
             input_ids: int64 [B, L]; each picture takes N consecutive image tokens.
-            pixel_values: float [pictures, C, H, W], in the order of their tokens; ignored once the cache holds them.
+            pixel_values: float [pictures, C, H, W], those of the image tokens in `input_ids`, in order.
             attention_mask: int64 [B, L + cached], 0 on padding.
             inputs_embeds: float [B, L, text width], instead of `input_ids`.
 

@@ -209,9 +209,11 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             kwargs: options of other families' decoding, as long as they ask for nothing.
 
         Raises:
-            ValueError: if the model has no action format or statistics, the key is unknown, inputs are missing, the
-                prompt is too long, an option is one of token decoding, or a prediction is not finite.
+            ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
+                inputs are missing, the prompt is too long, an option is one of token decoding, or a prediction is not
+                finite.
         """
+        self.check_weights()
         refuse_options(kwargs)
         action_config = self._action_config()
         if input_ids is None or pixel_values is None:

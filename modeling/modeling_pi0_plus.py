@@ -14,10 +14,12 @@ Attention within one row of two image tokens, a prompt of two and an answer of t
     a  answer            x  x  x  x  x  .     the answer sees what stands before it
     a  answer            x  x  x  x  x  x
 
-`token_type_ids` says what is prefix (0) and what is answer (1). The processor and the training collator write it and
-`generate` takes a prompt without it for a prefix. A plain forward pass without it is causal throughout, so that an
-answer never shows in the logits that predict it; in training that would be the wrong attention and raises. Once a
-cache holds tokens, everything new is answer.
+`token_type_ids` says what is prefix (0) and what is answer (1). The prefix ends at the first 1 of a row, or at its
+first supervised token: whatever follows, a later turn of a conversation included, is causal, so that a token never
+shows in the logits that predict it, and what follows can be computed on top of a cache. The processor and the training
+collator write `token_type_ids`, and `generate` takes a prompt without them for a prefix. A plain forward pass without
+them is causal throughout; in training that would be the wrong attention and raises. Everything behind a cache is
+causal.
 
 Weights are PaliGemma's: `widen_paligemma_state_dict` doubles the encoder and makes the projector [W, W] / 2, after
 which every number the model computes is PaliGemma's, bit for bit.
@@ -138,15 +140,16 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
 
         Args:
             input_ids: int64 [B, L]; each picture takes N consecutive image tokens.
-            pixel_values: float [pictures, 3, H, W], in the order of their tokens; ignored once the cache holds them.
+            pixel_values: float [pictures, 3, H, W], those of the image tokens in `input_ids`, in order.
             attention_mask: int64 [B, L + cached], 0 on padding; or a finished mask [B, 1, L, keys], used as it is.
             position_ids: int64 [B, L], counted from 0 as everywhere in transformers; by default without padding.
-            token_type_ids: int64 [B, L], 0 on image and prompt, 1 on the answer.
+            token_type_ids: int64 [B, L], 0 on image and prompt, 1 on the answer; what follows a 1 counts as 1. Without
+                effect where a cache holds tokens.
             inputs_embeds: float [B, L, text width], instead of `input_ids`.
 
         Raises:
             ValueError: if the numbers of image tokens and image features differ, pictures are missing, or
-                `token_type_ids` is missing in training.
+                `token_type_ids` is missing in training, or a row of training is no prompt with an answer behind it.
         """
         embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
         length = embeds.shape[1]
@@ -164,6 +167,9 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
                     "Pi0PlusProcessor write them"
                 )
             first = length > 1 and is_empty(past_key_values)
+            learns = self.training and torch.is_grad_enabled() and past_key_values is None
+            if learns and first and not torch.compiler.is_compiling():
+                check_training_rows(token_type_ids, attention_mask)
             allowed = prefix_attention(
                 token_type_ids if first else None, attention_mask, past, length, key_length(past_key_values, length)
             )
@@ -210,10 +216,12 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
     ) -> Any:
         """As `Pi0PlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`.
 
-        Where `labels` are given without `token_type_ids`, the answer begins at the first supervised token of a row.
+        Where `labels` are given, the prefix ends before the first supervised token of a row, whatever
+        `token_type_ids` say.
         """
-        if token_type_ids is None and labels is not None:
-            token_type_ids = (labels != -100).long().cummax(dim=1).values
+        if labels is not None:
+            supervised = (labels != -100).long()
+            token_type_ids = supervised if token_type_ids is None else token_type_ids | supervised
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -228,12 +236,33 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         return self.logits_and_loss(outputs, labels, logits_to_keep, return_dict, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; a prompt without `token_type_ids` is all prefix."""
+        """As in transformers; a prompt without `token_type_ids` is all prefix.
+
+        Raises:
+            ValueError: if `past_key_values` hold a part of the prefix alone.
+        """
         given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((value for value in given if value is not None), None)
-        if kwargs.get("token_type_ids") is None and prompt is not None:
-            kwargs["token_type_ids"] = torch.zeros(prompt.shape[:2], dtype=torch.long, device=prompt.device)
+        if prompt is not None and "prompt_length" not in kwargs:  # which an assistant has from the model it assists
+            kwargs["prompt_length"] = prompt.shape[1]
+            types = kwargs.get("token_type_ids")
+            if types is None:
+                types = torch.zeros(prompt.shape[:2], dtype=torch.long, device=prompt.device)
+            refuse_cut_prefix(types, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+            kwargs["token_type_ids"] = types
         return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, inputs_embeds: Any = None, prompt_length: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As in `ImageLanguageHeadMixin`; behind a prompt, generated tokens and candidates for them are answer."""
+        inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        types = inputs.get("token_type_ids")
+        if types is not None and prompt_length is not None:  # transformers repeats the prompt's last type
+            cached = input_ids.shape[1] - types.shape[1]
+            inputs["token_type_ids"] = types.clone()
+            inputs["token_type_ids"][:, max(prompt_length - cached, 0) :] = 1
+        return inputs
 
     def predict_actions(self, *args: Any, token_type_ids: Any = None, **kwargs: Any) -> ActionPrediction:
         """As `ActionPredictionMixin.predict_actions`; `token_type_ids` is taken from the processor and not needed.
@@ -241,16 +270,6 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         What is given is a prompt, so all of it, and the lead-in appended to it, is prefix.
         """
         return super().predict_actions(*args, **kwargs)
-
-    def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """A generated token is answer; transformers repeats the prompt's last type."""
-        before = model_kwargs.get("token_type_ids")
-        updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
-        if before is not None:
-            updated["token_type_ids"][:, before.shape[1] :] = 1
-        return updated
 
     @staticmethod
     def create_masks_for_generate(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
@@ -268,7 +287,7 @@ def prefix_attention(
     """Which key a query may look at: bool [B or 1, 1, queries, keys], the picture in this file's docstring.
 
     Args:
-        token_type_ids: int64 [B, queries], 0 on the prefix; `None` where there is none.
+        token_type_ids: int64 [B, queries], 0 on the prefix, which ends at the first 1; `None` where there is none.
         attention_mask: int64 [B, past + queries], 0 on padding; `None` without padding.
         past: tokens in the cache.
         keys: places for keys: `past` and `queries`, or the length of a cache of fixed length.
@@ -279,13 +298,53 @@ def prefix_attention(
     query_places = torch.arange(queries, device=device) + (past.to(device) if torch.is_tensor(past) else past)
     allowed = (key_places <= query_places[:, None])[None]
     if token_type_ids is not None:
-        prefix = token_type_ids == 0
+        prefix = is_prefix(token_type_ids)
         seen = nn.functional.pad(prefix, (0, keys - queries))
         allowed = allowed | (prefix[:, :, None] & seen[:, None, :])
     if attention_mask is not None:
         real = nn.functional.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]))
         allowed = allowed & real[:, None, :]
     return allowed[:, None]
+
+
+def is_prefix(token_type_ids: torch.Tensor) -> torch.Tensor:
+    """Bool [B, L], true before the first 1 of a row."""
+    return (token_type_ids != 0).cumsum(dim=1) == 0
+
+
+def refuse_cut_prefix(token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any) -> None:
+    """Raises `ValueError` for a cache that ends inside the prefix of a row; types of new tokens alone tell nothing."""
+    if is_empty(cache) or (attention_mask is not None and attention_mask.shape[1] != token_type_ids.shape[1]):
+        return
+    prefix = is_prefix(token_type_ids)
+    if attention_mask is not None:
+        prefix = prefix & attention_mask.to(prefix.device).bool()
+    if bool(prefix[:, int(cache.get_seq_length()) :].any()):
+        raise ValueError(
+            "got past_key_values that end inside the prefix (token_type_ids 0 from the first token on, which they are "
+            "where none are given), expected a 1 in the cached part of each row: the tokens of a prefix see each "
+            "other, so that they have to be computed at once; give token_type_ids that are 1 from the first answer "
+            "on, or leave past_key_values out"
+        )
+
+
+def check_training_rows(token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    """Raises `ValueError` for a row that is not a prompt with an answer behind it.
+
+    Without an answer every token would see what it is to predict; without a prompt the model would learn to continue
+    text that it has read in one direction, which is not what `generate` gives it.
+    """
+    real = torch.ones_like(token_type_ids) if attention_mask is None else attention_mask.to(token_type_ids.device)
+    answer = ~is_prefix(token_type_ids)
+    for name, tokens in (("an answer (1)", answer), ("a prompt (0)", ~answer)):
+        missing = (real.bool().any(dim=1) & ~(tokens & real.bool()).any(dim=1)).nonzero()[:, 0].tolist()
+        if missing:
+            raise ValueError(
+                f"got no token_type_ids of {name} in row {missing[0]} of {len(real)} in training, expected 0 on image "
+                "and prompt, then 1 on the answer, and labels on the answer alone: a prompt is read in both "
+                "directions. TRL's SFTTrainer has this from rows with 'prompt' and 'completion', not from 'messages' "
+                "or 'text'"
+            )
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What scripts written for OpenVLA do to a model before they ask for actions, and why it works here, too.
 
 Decides: which arguments of OpenVLA's loading code are taken, and what stands in for flash attention; that `norm_stats`
-may be read and replaced on the model, and is saved beside it; the shape of one observation's action. Refuses to know:
+may be read and replaced on the model, and is saved beside it; that a model with missing weights does nothing; the
+shape of one observation's action. Refuses to know:
 how an action comes about (`action_prediction.py`, `modeling_pi0_flow.py`).
 
     load_in_8bit, load_in_4bit    gone from transformers 5; here on both generations, as a `quantization_config`
@@ -12,6 +13,7 @@ how an action comes about (`action_prediction.py`, `modeling_pi0_flow.py`).
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,11 @@ class OpenVLAContractMixin:
     config: Any
     predict_actions: Any
 
+    missing_weights: Sequence[str] = ()
+    """Names of the weights that `from_pretrained` did not find, or found in another shape, and drew at random. As long
+    as there are any, the model neither acts nor answers. `load_state_dict` takes out what it sets, and this package's
+    training what it has trained; after other training, or where a weight was set by hand, assign `()`."""
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         replace_flash_attention(config)
         super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
@@ -38,6 +45,8 @@ class OpenVLAContractMixin:
     @classmethod
     def from_pretrained(cls, *args: Any, load_in_8bit: bool = False, load_in_4bit: bool = False, **kwargs: Any) -> Any:
         """As in transformers, with OpenVLA's two switches for quantised weights (they need `bitsandbytes`).
+
+        Weights that are not found are remembered in `missing_weights`.
 
         Raises:
             ValueError: if both are on, or one of them beside a `quantization_config`.
@@ -48,7 +57,28 @@ class OpenVLAContractMixin:
             if kwargs.get("quantization_config") is not None:
                 raise ValueError("got load_in_8bit or load_in_4bit beside a quantization_config, expected one of them")
             kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
-        return super().from_pretrained(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        told = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # pyright: ignore
+        mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+        model.missing_weights = sorted({*info["missing_keys"], *mismatched})
+        return (model, info) if told else model
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in torch."""
+        loaded = super().load_state_dict(state_dict, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        self.missing_weights = [name for name in self.missing_weights if name not in state_dict]
+        return loaded
+
+    def check_weights(self) -> None:
+        """Raises `ValueError` if there are `missing_weights`."""
+        if self.missing_weights:
+            names = ", ".join(self.missing_weights[:3])
+            raise ValueError(
+                f"got a model whose file has no weights of the right shape for {len(self.missing_weights)} tensors "
+                f"({names}{', ...' if len(self.missing_weights) > 3 else ''}), expected all: these are random numbers "
+                "now, and so would be its actions and answers. Load a complete file, or train the model; where the "
+                "weights were set since, assign model.missing_weights = ()"
+            )
 
     def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
         """The action for one observation, OpenVLA's contract.

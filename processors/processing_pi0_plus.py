@@ -11,6 +11,9 @@ For actions the newline is the lead-in of the action format. Everything else is 
 know what that refuses to know.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from .processing_openvla_plus import OpenVLAPlusProcessor
 
 
@@ -52,6 +55,42 @@ class Pi0PlusProcessor(OpenVLAPlusProcessor):
         images = next((place for place, token in enumerate(row) if token != self.image_token_id), len(row))
         begins = row[images : images + 1] == [self.tokenizer.bos_token_id]
         return {**super().token_inputs(row), "token_type_ids": ([0 if begins else 1] * len(row), 0)}
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `OpenVLAPlusProcessor.apply_chat_template`; `token_type_ids` are 1 from the first answer on, as in
+        training.
+
+        Raises:
+            ValueError: if inputs are asked for of a conversation that ends in an answer. As a row of training, all of
+                it would be supervised, the prompt as well, which is read in both directions.
+        """
+        inputs = super().apply_chat_template(conversation, *args, **kwargs)
+        if not kwargs.get("tokenize") or not kwargs.get("return_dict"):
+            return inputs
+        for row, messages in enumerate([conversation] if isinstance(conversation[0], Mapping) else conversation):
+            roles = [message["role"] for message in messages]
+            if roles[-1] == "assistant" and not kwargs.get("continue_final_message"):
+                raise ValueError(
+                    f"got a conversation that ends in an answer (row {row}), expected one that ends in a question: "
+                    "the prompt of π0+ is read in both directions, and only answers are supervised. For TRL's "
+                    "SFTTrainer give rows with 'prompt' and 'completion' instead of 'messages'"
+                )
+            if "assistant" in roles:
+                before = messages[: roles.index("assistant")]
+                template = super().apply_chat_template(before, chat_template=kwargs.get("chat_template"))
+                self._mark_answers(inputs, row, template.replace(self.image_token, ""))
+        return inputs
+
+    def _mark_answers(self, inputs: Any, row: int, prompt: str) -> None:
+        """Sets `token_type_ids` of a row to 1 behind its first prompt, a text with BOS and without pictures."""
+        prompt_ids = self(text=[prompt], add_special_tokens=False, padding=False, return_tensors=None)["input_ids"][0]
+        ids, mask, types = (inputs[name][row] for name in ("input_ids", "attention_mask", "token_type_ids"))
+        places = [place for place, real in enumerate(mask) if real and int(ids[place]) != self.image_token_id]
+        same = 0
+        while same < len(prompt_ids) and int(ids[places[same]]) == prompt_ids[same]:
+            same += 1
+        for place in places[same:]:
+            types[place] = 1
 
     @property
     def model_input_names(self) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,9 @@ def test_the_switches_for_quantised_weights(bits: int, monkeypatch: pytest.Monke
 
     class Base:
         @classmethod
-        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        def from_pretrained(cls, *args: Any, output_loading_info: bool, **kwargs: Any) -> Any:
             passed.update(kwargs)
+            return SimpleNamespace(), {"missing_keys": set(), "mismatched_keys": set()}
 
     class Model(openvla_contract.OpenVLAContractMixin, Base):
         pass

@@ -61,6 +61,27 @@ class CoTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the model that results has no `missing_weights`.
+
+        Raises:
+            ValueError: if it began without weights that are not trained.
+        """
+        wrapped: Any = self.model
+        model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trained = {name.replace(".modules_to_save.default", "") for name in names}  # peft's name of a whole layer
+        frozen = [name for name in model.missing_weights if name not in trained]
+        if frozen:
+            raise ValueError(
+                f"got a model to start from without the weights of {len(frozen)} tensors that are not trained "
+                f"({', '.join(frozen[:3])}), expected them in its file: they would stay random numbers; take a "
+                "complete file, or do not freeze them"
+            )
+        output = super().train(*args, **kwargs)
+        model.missing_weights = ()
+        return output
+
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the mixture. accelerate divides a table's among processes; a stream is divided already."""
         if isinstance(self.mixture, MixedTables):
@@ -91,6 +112,7 @@ class CoTrainer(SFTTrainer):
             return
         target: Any = model or self.model
         saved = type(target).from_pretrained(resume_from_checkpoint, config=target.config, dtype=target.dtype)
+        saved.check_weights()
         target.load_state_dict(saved.state_dict(), strict=True)
 
     def load_finished(self, checkpoint: str) -> None:
