@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from gen_vla.processors import normalize_actions
+from gen_vla.processors.image_processing_openvla_plus import resized
 from gen_vla.training.encoded_pictures import decode_picture
 
 
@@ -130,7 +131,4 @@ class ResizedAugmenter:
 
     def __call__(self, picture: Image.Image, name: str) -> Image.Image:
         """The picture, resized as the image processor does it, and changed."""
-        side = (self.size, self.size)
-        if picture.size != side:
-            picture = picture.resize(side, Image.Resampling.BICUBIC)
-        return self.augment(picture, name)
+        return self.augment(resized(picture, self.size), name)
