@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+from PIL import Image
 
 from gen_vla.evaluation.flow_policies import starting_noise
 from gen_vla.evaluation.metaworld_drawers import INSTRUCTIONS, MAX_MOVE, Task, opposite
@@ -99,7 +100,7 @@ class VLAPolicy:
     def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
         import torch  # here, so that simulator processes do not load it
 
-        inputs = self.processor.action_inputs(images, instructions)
+        inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
         inputs = inputs.to(self.model.device)
         begin = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
         actions = self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[:, 0]

@@ -202,7 +202,7 @@ class ModelPrediction:
 
         What begins with noise (`flow_policies.py`) begins with the same for the same picture and words.
         """
-        inputs = self.processor.action_inputs(image, instruction).to(self.model.device)
+        inputs = self.processor.action_inputs(Image.fromarray(image), instruction).to(self.model.device)
         try:
             begin = starting_noise(self.model, [f"{instruction} {image.tobytes().hex()}"])
             return self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[0]
