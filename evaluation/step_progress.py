@@ -8,8 +8,9 @@ from tqdm import tqdm
 
 
 class StepProgress:
-    """Steps done of those that may come, and how many episodes have ended. An episode that ends early takes the rest of
-    its steps out of the total, so that the time left is never more than is shown at the pace so far.
+    """Steps done of those that may come, and how many episodes have ended.
+
+    An episode that ends early takes the rest of its steps out of the total: the time left is at most what is shown.
 
     Args:
         limits: the largest number of steps of each episode to run.

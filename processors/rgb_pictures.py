@@ -49,15 +49,15 @@ def to_rgb(picture: Any) -> Image.Image:
         picture = picture.get("path") if picture.get("bytes") is None else picture["bytes"]
     if isinstance(picture, str):
         picture = _from_text(picture)
-    if isinstance(picture, bytes):
-        return _decoded(io.BytesIO(picture), f"a picture of {len(picture)} bytes")
+    if isinstance(picture, (bytes, bytearray, memoryview)):
+        return _decoded(io.BytesIO(picture), f"a picture of {len(picture)} bytes that does not decode")
     if isinstance(picture, os.PathLike):
         path = os.fspath(picture)
         if not os.path.isfile(path):
             raise FileNotFoundError(
                 f"got no file at {path}, expected a picture, such as a PNG or JPEG; correct the path"
             )
-        return _decoded(path, path)
+        return _decoded(path, f"{path}, which cannot be read as a picture")
     raise _no_picture(type(picture).__name__, "open it with PIL.Image.open first")
 
 
@@ -166,15 +166,15 @@ def _from_text(text: str) -> Any:
         ) from error
 
 
-def _decoded(file: Any, name: str) -> Image.Image:
+def _decoded(file: Any, broken: str) -> Image.Image:
+    """The RGB picture in a file; `broken` names it in an error, and says what is wrong."""
     try:
         with Image.open(file) as picture:
             picture.load()
             return _pixels(picture)
     except PictureError as error:
-        raise PictureError(f"{name}: {error}") from error
+        if isinstance(file, io.BytesIO):
+            raise
+        raise PictureError(f"{file}: {error}") from error
     except DECODING_ERRORS as error:
-        raise PictureError(
-            f"got {name}, which cannot be read as a picture ({error}), expected a whole PNG, JPEG or the like; save "
-            "it again"
-        ) from error
+        raise PictureError(f"got {broken} ({error}), expected a whole PNG, JPEG or the like; save it again") from error

@@ -64,7 +64,7 @@ def test_a_failure_to_decode_names_the_row():
     data = bytearray(picture(1, "PNG", (64, 64)))
     data[len(data) // 2] ^= 0xFF  # the look at header and end cannot see this
     check_picture(bytes(data))
-    with pytest.raises(PictureError, match=r"coco\.json row 7: got a picture of \d+ bytes, which cannot be read"):
+    with pytest.raises(PictureError, match=r"coco\.json row 7: got a picture of \d+ bytes that does not decode"):
         decode_picture({"bytes": bytes(data), "path": None}, "coco.json row 7")
     with pytest.raises(PictureError, match="row 8: got dict without bytes"):
         decode_picture({"path": "x.png"}, "row 8")

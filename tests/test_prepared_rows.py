@@ -98,7 +98,7 @@ def test_a_picture_that_does_not_decode_names_its_row(llama_like: Any) -> None:
     prepare = RowPreparer(tiny_processor(llama_like), {})
     cut = {"bytes": encoded(1)["bytes"][:100], "path": None}
     row = {"images": [cut], "turns": [{"question": "q", "answer": "a"}], "identity": "part-3 row 7"}
-    with pytest.raises(PictureError, match=r"part-3 row 7: got a picture of 100 bytes, which cannot be read"):
+    with pytest.raises(PictureError, match=r"part-3 row 7: got a picture of 100 bytes that does not decode"):
         prepare(row, "vision_language/scenes", 0)
 
 

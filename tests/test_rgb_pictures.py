@@ -193,6 +193,7 @@ def doors(processor: Any, address: tuple[Path, str]) -> dict[str, Callable[[Path
         "path": acting,
         "path as text": lambda path: acting(str(path)),
         "bytes": lambda path: acting(path.read_bytes()),
+        "view of bytes": lambda path: acting(memoryview(path.read_bytes())),
         "bytes of datasets": lambda path: acting({"bytes": path.read_bytes(), "path": None}),
         "path of datasets": lambda path: acting({"bytes": None, "path": str(path)}),
         "rows of datasets": lambda path: processor.action_inputs([{"bytes": path.read_bytes(), "path": "a"}], ["go"])[
@@ -344,8 +345,8 @@ def test_lab_is_converted() -> None:
         (Image.new("I", (2, 2), -1), r"values -1..-1, expected 0..65535"),
         (np.full((2, 2), 255, np.uint16), "largest value is 255, .*make it uint8"),
         (np.full((2, 2, 3), 200, np.uint16), "largest value is 200, .*make it uint8"),
-        (b"\x89PNG", "got a picture of 4 bytes, which cannot be read"),
-        (KINDS["RGBA"][0][:200], "which cannot be read as a picture"),
+        (b"\x89PNG", "got a picture of 4 bytes that does not decode"),
+        (KINDS["RGBA"][0][:200], "bytes that does not decode .*truncated.*expected a whole PNG"),
         ("no-such.png", "got 'no-such.png' as an image, which is no file here"),
         ("http://127.0.0.1:1/a.png", r"got http://127.0.0.1:1/a.png, which cannot be fetched"),
     ],
