@@ -2,7 +2,7 @@
 
 Decides: the layouts that are read (README.md in this folder shows them), that only the split a task asks about is
 fetched, and what is checked before a model is loaded: columns, pictures that are missing. Refuses to know:
-prompts, scoring, models. Imports nothing of this project, so that plain lm-eval can load it from its folder:
+prompts, scoring, models. Imports nothing from outside of this folder, so that plain lm-eval can load it from there:
 
     lm_eval --include_path evaluation/lm_eval_tasks --tasks gen_vla_pope --metadata '{"local": "vqa_data"}' ...
 
