@@ -15,7 +15,6 @@ Where actions differ, the two are compared in the units the model writes, [-1, 1
 were where they first differed.
 """
 
-import io
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from gen_vla.evaluation.intervals import wilson_interval
 from gen_vla.evaluation.model_cameras import camera_names, pictures_per_action
 from gen_vla.evaluation.provenance import describe_machine
+from gen_vla.training.encoded_pictures import decode_picture
 from gen_vla.training.robot_source import open_robot_source
 
 
@@ -63,12 +63,10 @@ def read_observations(path: str | Path, count: int, cameras: Sequence[str] | Non
     steps = source.count_rows()
     stride = max(1, (steps or count) // count)
     rows = islice(source.rows(source.shards()), 0, None, stride)
-    return [([decoded(image) for image in row["images"]], row["instruction"]) for row in islice(rows, count)]
-
-
-def decoded(picture: Any) -> Image.Image:
-    """A picture as data sources give them, encoded or not."""
-    return Image.open(io.BytesIO(picture["bytes"])) if isinstance(picture, dict) else picture
+    return [
+        ([decode_picture(image, row["identity"]) for image in row["images"]], row["instruction"])
+        for row in islice(rows, count)
+    ]
 
 
 def measure_agreement(

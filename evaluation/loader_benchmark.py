@@ -16,7 +16,6 @@ and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is
 from __future__ import annotations
 
 import importlib.util
-import io
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.provenance import describe_machine
+from gen_vla.processors.image_processing_openvla_plus import resize
+from gen_vla.training.encoded_pictures import decode_picture
 from gen_vla.training.lerobot_metadata import INFO as LEROBOT_INFO
 from gen_vla.training.lerobot_reading import LeRobotReader
 from gen_vla.training.rlds_reading import RLDSReader
@@ -44,9 +44,7 @@ def our_frames(source: RobotSource, size: int) -> Iterator[np.ndarray]:
     """Pictures of the first camera as uint8 [size, size, 3], over and over."""
     while True:
         for row in source.rows(source.shards()):
-            entry = row["images"][0]
-            picture = Image.open(io.BytesIO(entry["bytes"])) if isinstance(entry, dict) else entry
-            yield np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+            yield np.asarray(resize(decode_picture(row["images"][0], row["identity"]), size))
 
 
 def tfds_frames(reader: RLDSReader, camera: str, size: int, split: str) -> Iterator[np.ndarray]:

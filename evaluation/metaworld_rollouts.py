@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from gen_vla.evaluation.intervals import wilson_interval
 from gen_vla.evaluation.metaworld_drawers import (
@@ -39,6 +38,7 @@ from gen_vla.evaluation.metaworld_drawers import (
     Variation,
 )
 from gen_vla.evaluation.rollout_policies import CONTROLS, Moment, Policy, expert_policy
+from gen_vla.evaluation.step_progress import StepProgress
 
 
 # Environments, in this process or in others.
@@ -211,7 +211,7 @@ def evaluate_policy(
     setting = _Setting(image_size, variation, start)
     with (
         _Simulators(workers, setting) as simulators,
-        tqdm(total=len(jobs), unit="episode", disable=not progress) as bar,
+        StepProgress([max_steps] * len(jobs), progress=progress) as bar,
     ):
         for first in range(0, len(jobs), batch_size):
             episodes += _roll_out(policy, jobs[first : first + batch_size], simulators, max_steps, clock, bar)
@@ -233,7 +233,12 @@ class _Clock:
 
 
 def _roll_out(
-    policy: Policy, jobs: list[tuple[Task, int]], simulators: _Simulators, max_steps: int, clock: _Clock, bar: tqdm
+    policy: Policy,
+    jobs: list[tuple[Task, int]],
+    simulators: _Simulators,
+    max_steps: int,
+    clock: _Clock,
+    bar: StepProgress,
 ) -> list[Episode]:
     """One batch from reset to its last end."""
     replies = dict(enumerate(simulators.call("reset", [(slot, *job) for slot, job in enumerate(jobs)])))
@@ -244,11 +249,12 @@ def _roll_out(
             break
         actions = _ask(policy, [(*jobs[slot], replies[slot]) for slot in live], step, clock)
         answers = simulators.call("step", list(zip(live, actions, strict=True)))
+        bar.step(len(live))
         for slot, reply in zip(live, answers, strict=True):
             replies[slot] = reply
             if reply.success or reply.refusal is not None or step + 1 == max_steps:
                 ended[slot] = Episode(*jobs[slot], reply.success, step + 1, reply.refusal)
-                bar.update()
+                bar.end(max_steps - step - 1)
     return [ended[slot] for slot in range(len(jobs))]
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gen_vla.processors.rgb_pictures import to_rgb
+
 
 CIFAR10 = "uoft-cs/cifar10"
 
@@ -89,4 +91,4 @@ def _data_set(source: str) -> tuple[Any, np.ndarray, list[str]]:
 def _rgb(image: Any) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ValueError(f"got {type(image).__name__} in the column image, expected a picture")
-    return image.convert("RGB")
+    return to_rgb(image)

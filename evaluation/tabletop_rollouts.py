@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from gen_vla.evaluation.rollout_policies import Moment
+from gen_vla.evaluation.step_progress import StepProgress
 from gen_vla.evaluation.tabletop_episodes import Episode, EpisodeLog, Job, Outcome
 from gen_vla.evaluation.tabletop_layouts import MAX_STEPS, sample_layout
 from gen_vla.evaluation.tabletop_policies import TabletopPolicy
@@ -61,7 +61,7 @@ class _Round:
     policy: TabletopPolicy
     simulators: Simulators
     attempt: int
-    bar: tqdm
+    bar: StepProgress
     pace: Pace
     log: EpisodeLog
     slots: dict[int, _Running] = field(default_factory=dict)
@@ -102,12 +102,14 @@ class _Round:
         if isinstance(answer, Crash):
             if self.attempt < ATTEMPTS:
                 self.crashed.append(self.slots.pop(slot).job)
+                self.bar.more(running.steps)
             else:
                 self._end(slot, "crashed", answer.message)
             return
         moved, running.reply = running.reply is not None, answer
         running.steps += moved
         self.pace.steps += moved
+        self.bar.step(moved)
         if answer.refusal is not None:
             self._end(slot, "malformed", answer.refusal)
         elif answer.success:
@@ -121,7 +123,7 @@ class _Round:
         layout = sample_layout(job.seed).digest()
         result = (job.instruction, layout, outcome, running.steps, self.attempt, detail)
         self.log.add(Episode(job.mode, job.variant, job.task, job.seed, *result))
-        self.bar.update()
+        self.bar.end(MAX_STEPS[job.task] - running.steps)
 
 
 def _as_array(action: Any) -> np.ndarray | None:
@@ -143,9 +145,8 @@ def run_jobs(
         raise ValueError(f"got batch_size {batch_size}, expected at least 1")
     pace, began = Pace(), time.perf_counter()
     missing = list(log.missing(jobs))
-    with tqdm(
-        total=len(jobs), initial=len(jobs) - len(missing), unit="episode", desc=name, disable=not progress
-    ) as bar:
+    limits = [MAX_STEPS[job.task] for job in missing]
+    with StepProgress(limits, len(jobs) - len(missing), name, progress) as bar:
         crashed = _Round(policy, simulators, 1, bar, pace, log).run(missing, batch_size)
         _Round(policy, simulators, 2, bar, pace, log).run(crashed, 1)
     pace.seconds = time.perf_counter() - began

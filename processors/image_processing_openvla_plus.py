@@ -1,21 +1,21 @@
 """Pictures to pixels for a dual vision tower: one naive resize, then one normalisation per encoder.
 
-Decides: RGB conversion, the optional centre crop, the bicubic resize straight to a square (no aspect ratio kept:
-OpenVLA's "resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, their order
-on the channel axis, which way up a picture is, which pictures of several cameras an action is asked for with, and what
-a message may name a picture by. Refuses to know: text, models.
+Decides: the optional centre crop, the bicubic resize straight to a square (no aspect ratio kept: OpenVLA's
+"resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, their order on the
+channel axis, which pictures of several cameras an action is asked for with. What counts as a picture, which way up it
+is and what its transparent parts are: `rgb_pictures.py`. Refuses to know: text, models.
 """
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from os import PathLike, fspath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import load_image
+
+from .rgb_pictures import is_encoded, to_rgb
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -25,7 +25,6 @@ SIGLIP_STD = (0.5, 0.5, 0.5)
 # What callers of transformers' image processors may ask for, where it is what happens anyhow.
 ALWAYS_DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
 RESIZE_STRATEGIES = ("resize-naive", "resize-with-pad")
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits per channel
 
 
 class OpenVLAPlusImageProcessor(BaseImageProcessor):
@@ -71,17 +70,18 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         """Turns pictures into pixel values.
 
         Args:
-            images: a PIL image, a uint8 array [H, W, 3] or [H, W], a stack of them [B, H, W, 3], or a (nested) list,
-                flattened in order.
+            images: a picture (anything `rgb_pictures.to_rgb` reads: a PIL image, a uint8 array [H, W, 3], a path, a
+                URL, bytes), a stack of arrays [B, H, W, 3], or a (nested) list, flattened in order.
             return_tensors: `"pt"`, `"np"` or `None`.
 
         Returns:
             `pixel_values`: float32 [B, 3 x encoders, image_size, image_size].
 
         Raises:
-            TypeError: for anything else, such as a path, bytes, or a float array, naming what was got; for arguments
-                that ask for something else (sizes and constants are those the model was trained with).
-            ValueError: if there is no picture at all.
+            TypeError: for anything else, such as a float array, naming what was got; for arguments that ask for
+                something else (sizes and constants are those the model was trained with).
+            ValueError: if there is no picture at all, or one cannot be read.
+            FileNotFoundError: for a path without a file.
         """
         refuse_arguments(kwargs, ("images", "return_tensors"), ALWAYS_DONE)
         pictures = [to_rgb(image) for image in flatten_images(images)]
@@ -146,50 +146,11 @@ def flatten_images(images: Any) -> list[Any]:
     return [images]
 
 
-def to_rgb(image: Any) -> Image.Image:
-    """A PIL image in RGB, the way up that its camera noted, as viewers and transformers' own loading have it.
-
-    Raises `TypeError` for what is no picture, or one Pillow cannot turn into 8 bits.
-    """
-    if isinstance(image, Image.Image):
-        if image.mode in DEEP_MODES:
-            raise TypeError(
-                f"got a picture of mode {image.mode!r}, expected 8 bits per channel; scale it to 0..255 first, since "
-                "a plain conversion would cut it off at 255"
-            )
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        return image if image.mode == "RGB" else image.convert("RGB")
-    if hasattr(image, "__array__"):
-        array = np.asarray(image)
-        shaped = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (1, 3, 4))
-        if array.dtype == np.uint8 and shaped and array.size:
-            return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 and array.ndim == 3 else array).convert(
-                "RGB"
-            )
-        got = f"an array of dtype {array.dtype} and shape {list(array.shape)}"
-        if array.ndim == 3 and array.shape[0] in (1, 3, 4) and not shaped:
-            torch_like = hasattr(image, "permute")
-            remedy = f"move the channels last with image.{'permute' if torch_like else 'transpose'}(1, 2, 0)"
-        elif shaped and array.dtype.kind in "iu" and array.dtype != np.uint8:
-            remedy = "make it uint8 if its values are 0..255"
-        elif shaped and array.dtype != np.uint8:
-            remedy = "scale it, from 0..1 with (255 * image).round().astype('uint8')"
-        else:
-            remedy = "pass one picture per row"
-    else:
-        got = f"{type(image).__name__} {image!r}" if isinstance(image, str) else type(image).__name__
-        remedy = "open a file with PIL.Image.open(path) first"
-    raise TypeError(
-        f"got {got} as an image, expected a PIL image or a uint8 array [H, W, 3] with values 0..255; {remedy}"
-    )
-
-
 def with_open_pictures(conversation: Any) -> Any:
     """Messages, or a batch of conversations, as transformers 4 and 5 both read them.
 
-    A picture given by a path, a URL or base64 is opened, which transformers leaves to image processors; words alone
-    become a list of one part.
+    Pictures, whatever they are given by (`rgb_pictures.to_rgb`), become RGB, since transformers' own loading has black
+    where they are transparent; words alone become a list of one part.
     """
     if isinstance(conversation, (list, tuple)):
         return [with_open_pictures(each) for each in conversation]
@@ -205,9 +166,9 @@ def _open_part(part: Any) -> Any:
     """One part of a message; a picture's place is under the key that says what it is."""
     if not isinstance(part, Mapping) or part.get("type") != "image":
         return part
-    for place in (part.get(key) for key in ("image", "url", "path", "base64")):
-        if isinstance(place, (str, PathLike)):
-            return {"type": "image", "image": load_image(fspath(place))}
+    for key in ("image", "url", "path", "base64"):
+        if part.get(key) is not None:
+            return {"type": "image", "image": to_rgb(part[key])}
     return part
 
 
@@ -230,12 +191,17 @@ def checked_cameras(cameras: Any) -> list[str] | None:
 
 def is_batch(image: Any) -> bool:
     """Whether `image` is a list of rows, each with the pictures of its cameras, and not one row's list of pictures."""
-    return isinstance(image, (list, tuple)) and any(isinstance(row, (list, tuple, Mapping)) for row in image)
+    return isinstance(image, (list, tuple)) and any(isinstance(row, (list, tuple)) or by_camera(row) for row in image)
+
+
+def by_camera(row: Any) -> bool:
+    """Whether `row` is a dictionary of pictures, and not a single encoded one."""
+    return isinstance(row, Mapping) and not is_encoded(row)
 
 
 def pictures_in_order(row: Any, cameras: list[str] | None) -> list[Any]:
     """The pictures of one instruction in the order of training; raises `ValueError` for other ones than `cameras`."""
-    if isinstance(row, Mapping):
+    if by_camera(row):
         if len(row) == 1 and cameras is None:
             return list(row.values())
         if set(row) != set(cameras or ()):

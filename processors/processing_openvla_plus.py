@@ -17,7 +17,7 @@ Refuses to know: how prompts are worded (`prompt_texts.py`), how pictures become
 (`image_processing_openvla_plus.py`), how actions are spelled (`action_strings.py`), units, the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import (
     ALWAYS_DONE,
     as_rows,
+    by_camera,
     check_camera_count,
     checked_cameras,
     flatten_images,
@@ -56,6 +57,7 @@ from .text_tokens import checked_token_id, control_tokens, encode_words, ids_beh
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_grammar import ActionGrammar  # noqa: F401
+from .rgb_pictures import to_rgb  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -143,8 +145,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
         Args:
             image: what the cameras show for one instruction, or a list of B of that for a list of instructions: a
-                picture (PIL or uint8 [H, W, 3]); of several `cameras`, a dictionary by their names, or a list in their
-                order. Pictures of one camera may be a stack [B, H, W, 3].
+                picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a dictionary by their names,
+                or a list in their order. Pictures of one camera may be a stack [B, H, W, 3].
             instruction: one text, or a list of B.
 
         Returns:
@@ -154,7 +156,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         Raises:
             ValueError: if rows and instructions differ in number, a row has pictures of other cameras than those of
                 training, or more or fewer, or an instruction is empty.
-            TypeError: if an image is not a picture or an instruction is not a text.
+            TypeError: if an image is not a picture or an instruction is not a text; see `rgb_pictures.to_rgb`.
         """
         prompts = [self.action_prompt(text) for text in as_rows(instruction)]
         alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
@@ -243,7 +245,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return inputs
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; messages are words or lists of parts, and pictures may be paths, URLs or base64.
+        """As in transformers; messages are words or lists of parts, and pictures whatever `action_inputs`
+        takes.
 
         Raises:
             ValueError: for a control token in a message, which the rendered text could not tell from its own;
@@ -307,10 +310,10 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """
         beginning = around_words(self.prompt_template, "action")[0]
         acting = [bool(self.action_config) and without(text, marks).lstrip().startswith(beginning) for text in texts]
-        rows = [images] if isinstance(images, Mapping) else images
+        rows = [images] if by_camera(images) else images
         if is_batch(rows) and len(rows) == len(texts):
             images = [
-                pictures_in_order(row, self.cameras) if acts and isinstance(row, Mapping) else row
+                pictures_in_order(row, self.cameras) if acts and by_camera(row) else row
                 for row, acts in zip(rows, acting, strict=True)
             ]
         counts = images_per_row(images, texts, *marks[:1])

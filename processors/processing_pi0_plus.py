@@ -24,6 +24,7 @@ from .action_grammar import ActionGrammar  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
 from .prompt_texts import PROMPT_TEMPLATE  # noqa: F401
+from .rgb_pictures import to_rgb  # noqa: F401
 from .text_tokens import encode_words  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 

@@ -10,8 +10,8 @@ from published_sets import picture
 
 from gen_vla.training.encoded_pictures import (
     CUT_OFF,
+    FLOATS,
     NO_PICTURE,
-    TOO_DEEP,
     PictureError,
     check_picture,
     decode_picture,
@@ -44,12 +44,12 @@ def test_other_bytes_are_no_picture(data):
         check_picture(data)
 
 
-def test_a_picture_of_sixteen_bits_is_refused_as_the_image_processor_would():
-    deep = encoded(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "PNG")
-    with pytest.raises(PictureError, match=TOO_DEEP):
-        check_picture(deep)
-    with pytest.raises(PictureError, match=r"file row 3: .*'I;16'"):
-        decode_picture({"bytes": deep, "path": None}, "file row 3")
+def test_a_picture_of_floats_is_refused_as_the_image_processor_would():
+    floats = encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "TIFF")
+    with pytest.raises(PictureError, match=FLOATS):
+        check_picture(floats)
+    with pytest.raises(PictureError, match=r"file row 3: .*'F'"):
+        decode_picture({"bytes": floats, "path": None}, "file row 3")
 
 
 def test_decoding_gives_the_pixels_in_rgb():

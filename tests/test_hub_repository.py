@@ -55,6 +55,7 @@ SHIPPED = {
     "parallel_streams.py",
     "processing_openvla_plus.py",
     "prompt_texts.py",
+    "rgb_pictures.py",
     "slot_cache.py",
     "static_passes.py",
     "static_plan.py",
@@ -80,6 +81,7 @@ SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors i
     "processing_pi0_flow.py",
     "processing_pi0_plus.py",
     "prompt_texts.py",
+    "rgb_pictures.py",
     "text_tokens.py",
     "transformers_version.py",
 }

@@ -105,8 +105,6 @@ def test_other_modes_and_arrays_become_rgb() -> None:
     gray = rgb.convert("L")
     np.testing.assert_array_equal(pixels(array), pixels(rgb))
     np.testing.assert_array_equal(pixels(torch.tensor(array)), pixels(rgb))
-    alpha = np.random.default_rng(0).integers(0, 256, (5, 6, 1), dtype=np.uint8)
-    np.testing.assert_array_equal(pixels(np.concatenate([array, alpha], axis=-1)), pixels(rgb))
     np.testing.assert_array_equal(pixels(rgb.convert("RGBA")), pixels(rgb))
     np.testing.assert_array_equal(pixels(np.asarray(gray)), pixels(gray))
     np.testing.assert_array_equal(pixels(np.asarray(gray)[:, :, None]), pixels(gray))
@@ -145,9 +143,6 @@ def test_center_crop_keeps_the_share_of_the_area() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("photo.png", "got str 'photo.png' as an image"),
-        (Path("photo.png"), "got PosixPath as an image"),
-        (b"\x89PNG", "got bytes as an image"),
         (None, "got NoneType as an image"),
         (3, "got int as an image"),
         (np.zeros((4, 4, 3)), r"got an array of dtype float64 and shape \[4, 4, 3\] as an image"),
@@ -208,12 +203,6 @@ def test_pictures_of_messages_are_opened(tmp_path: Path) -> None:
         with_open_pictures([{"role": "user", "content": [{"type": "image", "path": "no-such.png"}]}])
 
 
-def test_deep_pictures_are_refused() -> None:
-    deep = Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16))
-    with pytest.raises(TypeError, match="got a picture of mode 'I;16'"):
-        OpenVLAPlusImageProcessor(image_size=4)(deep)
-
-
 def test_settings_are_checked_and_travel(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got 1 means and 2 stds, expected one of each per encoder"):
         OpenVLAPlusImageProcessor(means=[[0.5, 0.5, 0.5]])
@@ -247,7 +236,6 @@ def test_no_argument_vanishes() -> None:
         (torch.zeros((3, 8, 8), dtype=torch.uint8), r"move the channels last with image\.permute\(1, 2, 0\)"),
         (np.zeros((8, 8, 3), dtype=np.int64), r"make it uint8 if its values are 0\.\.255"),
         (np.zeros((2, 1, 8, 8, 3), dtype=np.uint8), "pass one picture per row"),
-        ("camera.png", r"open a file with PIL\.Image\.open\(path\) first"),
     ],
 )
 def test_an_error_says_what_to_do_with_the_picture(image: Any, remedy: str) -> None:

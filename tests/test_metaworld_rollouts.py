@@ -15,6 +15,7 @@ try:
     from gen_vla.evaluation import metaworld_videos as videos
     from gen_vla.evaluation import rollout_policies as policies
     from gen_vla.evaluation.metaworld_drawers import EVALUATION_SEEDS, DrawerEnv
+    from gen_vla.evaluation.step_progress import StepProgress
 
     DrawerEnv("drawer-open", image_size=64).render()
 except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
@@ -49,6 +50,24 @@ def test_the_expert_scores_all_and_zero_actions_nothing():
     report = evaluate(policies.zero_policy)
     assert [s.successes for s in report.scores.values()] == [0, 0]
     assert {e.steps for e in report.episodes} == {40}
+
+
+def test_progress_counts_steps_since_batches_end_at_once(monkeypatch):
+    bars: list[rollouts.StepProgress] = []
+    shown: list[tuple[float, float | None, int]] = []
+
+    def kept(*arguments, **settings) -> rollouts.StepProgress:
+        bars.append(StepProgress(*arguments, **settings))
+        return bars[-1]
+
+    def watched(images, instructions, moments):
+        shown.append((bars[0].bar.n, bars[0].bar.total, bars[0].ended))
+        return policies.zero_policy(images, instructions, moments)
+
+    monkeypatch.setattr(rollouts, "StepProgress", kept)
+    evaluate(watched, max_steps=5, progress=True)  # 8 episodes in one batch
+    assert shown == [(8 * step, 40, 0) for step in range(5)]
+    assert (bars[0].bar.n, bars[0].bar.total, bars[0].ended) == (40, 40, 8)
 
 
 def test_neither_workers_nor_the_batch_size_change_an_episode():

@@ -183,7 +183,7 @@ def test_wrong_inputs_are_named(tiny: Any) -> None:
     for wrong in (None, 5, [b"open"]):
         with pytest.raises(TypeError, match="as instruction, expected a string"):
             tiny.action_inputs(picture(), wrong)
-    with pytest.raises(TypeError, match=r"got str 'photo\.png' as an image"):
+    with pytest.raises(ValueError, match=r"got 'photo\.png' as an image, which is no file here"):
         tiny.action_inputs("photo.png", "open")
     with pytest.raises(TypeError, match="got int as text, expected a string"):
         tiny(images=picture(), text=[3])

@@ -16,6 +16,8 @@ try:
 except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
     pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
 
+from gen_vla.evaluation import tabletop_rollouts
+from gen_vla.evaluation.step_progress import StepProgress
 from gen_vla.evaluation.tabletop_episodes import MODES, Episode, EpisodeLog, plan_jobs
 from gen_vla.evaluation.tabletop_layouts import EVALUATION_SEEDS, TASKS
 from gen_vla.evaluation.tabletop_policies import CONTROLS, ModelPolicy
@@ -99,6 +101,23 @@ def test_the_batch_size_changes_nothing():
 def test_a_policy_that_does_nothing_fails_at_the_limit():
     log = run(CONTROLS["zero"], PICKS[:1])
     assert [(e.outcome, e.steps, e.attempts, e.detail) for e in log.episodes] == [("failure", 40, 1, None)]
+
+
+def test_progress_reaches_the_end_through_successes_failures_and_crashes(monkeypatch, capsys):
+    bars: list[StepProgress] = []
+
+    def kept(limits, done, name, progress) -> StepProgress:
+        bars.append(StepProgress(limits, done, name, True))
+        return bars[-1]
+
+    monkeypatch.setattr(tabletop_rollouts, "StepProgress", kept)
+    UnstableEnv.broken.clear()
+    log = run(CONTROLS["expert"], environment=UnstableEnv)
+    taken = sum(episode.steps for episode in log.episodes)
+    assert bars[0].bar.n == bars[0].bar.total == taken
+    assert bars[0].ended == bars[0].episodes == 4
+    run(CONTROLS["zero"], PICKS[:2], batch_size=2)
+    assert (bars[1].bar.n, bars[1].bar.total) == (80, 80)
 
 
 def test_malformed_and_missing_actions_end_their_episode_and_no_other():

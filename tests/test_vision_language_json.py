@@ -45,6 +45,29 @@ def test_a_damaged_file_names_the_place(tmp_path, text, message):
         list(scan_rows(path))
 
 
+@pytest.mark.parametrize("block", [1, 7, 1 << 20])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize(("begin", "between", "end"), [("[", ",", "]"), ("", "\n", ""), ("", "\r\n", "\n\n")])
+def test_json_lines_and_byte_order_marks(tmp_path, monkeypatch, block, mark, begin, between, end):
+    monkeypatch.setattr(vision_language_json, "BLOCK_BYTES", block)
+    rows = [{"id": 0, "text": "größer\u2028✓"}, {"id": 1, "nested": [{"a": "}\n{"}]}, {"id": 2}]
+    text = mark + begin + between.join(json.dumps(row, ensure_ascii=False) for row in rows) + end
+    path = tmp_path / "rows.json"
+    path.write_bytes(text.encode())
+    places = list(scan_rows(path))
+    assert [row for _, _, row in places] == rows
+    read = JsonRows(path, [offset for offset, _, _ in places], [length for _, length, _ in places]).read([2, 0])
+    assert list(read) == [(2, rows[2]), (0, rows[0])]
+
+
+def test_one_line_is_a_row_where_the_name_says_so(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"id": 0}')
+    assert [row for _, _, row in scan_rows(tmp_path / "rows.jsonl")] == [{"id": 0}]
+    (tmp_path / "rows.jsonl").write_text('{"id": 0}\n{"id": ')
+    with pytest.raises(JsonRowsError, match=r"at byte 10, expected a whole row"):
+        list(scan_rows(tmp_path / "rows.jsonl"))
+
+
 def test_bytes_that_are_no_text_are_named(tmp_path):
     path = tmp_path / "rows.json"
     path.write_bytes(b'[{"id": 0}, "\xff\xfe"]')

@@ -1,5 +1,8 @@
 """Conversations to turns: markers anywhere, speakers in order, texts to the letter, bad rows by reason."""
 
+import json
+from base64 import b64encode
+
 import pytest
 from published_sets import conversation, picture
 
@@ -14,7 +17,9 @@ from gen_vla.training.vision_language_rows import (
     RowError,
     build_row,
     good_rows,
-    llava_messages,
+    messages_of,
+    pictures_of,
+    read_pictures,
     turns_of,
 )
 
@@ -56,7 +61,9 @@ def test_several_turns_and_both_vocabularies_of_speakers():
         ([("gpt", "A can."), ("human", "What is it?")], WRONG_ORDER),
         ([("human", "What?"), ("human", "Hm?"), ("gpt", "A can.")], WRONG_ORDER),
         ([("human", "What?")], WRONG_ORDER),
-        ([("system", "Be brief."), ("human", "What?"), ("gpt", "A can.")], WRONG_ORDER),
+        ([("human", "What?"), ("system", "Be brief."), ("gpt", "A can.")], WRONG_ORDER),
+        ([("human", "What?"), ("gpt", "A can."), ("system", "Be brief.")], WRONG_ORDER),
+        ([("tool", "x"), ("human", "What?"), ("gpt", "A can.")], WRONG_ORDER),
         ([("human", "What?"), ("gpt", "  ")], EMPTY_ANSWER),
         ([("human", "What?"), ("gpt", "<image>")], EMPTY_ANSWER),
         ([("human", " "), ("gpt", "A can.")], EMPTY_QUESTION),
@@ -73,11 +80,104 @@ def test_bad_conversations_have_a_reason(messages, reason):
 @pytest.mark.parametrize("conversations", [None, "text", ["text"], {"from": "human"}])
 def test_what_is_no_list_of_messages_is_no_conversation(conversations):
     with pytest.raises(RowError, match=NO_CONVERSATION):
-        llava_messages(conversations)
+        messages_of({"conversations": conversations})
+
+
+def test_a_system_message_begins_the_question_after_it():
+    messages = [
+        ("system", "Be brief. "),
+        ("human", "<image>\nWhat?"),
+        ("gpt", "A can."),
+        ("human", "So?"),
+        ("gpt", "Yes."),
+    ]
+    assert turns_of(messages)[0] == [
+        {"question": "Be brief.\nWhat?", "answer": "A can."},
+        {"question": "So?", "answer": "Yes."},
+    ]
+    assert turns_of([("system", " "), ("human", "What?"), ("gpt", "A can.")])[0][0]["question"] == "What?"
+
+
+PICTURE, OTHER = picture(1), picture(2)
+ASKED, ANSWERED = {"type": "text", "text": "What?"}, {"type": "text", "text": "A can."}
+
+
+def said(*content: object, **row: object) -> dict[str, object]:
+    """A row of one question, under `messages`, and its answer."""
+    messages = [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "A can."}]
+    return {"messages": messages, **row}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": PICTURE, "conversations": conversation("<image>\nWhat?", "A can.")},
+        {"image": {"bytes": PICTURE, "path": None}, "messages": conversation("What?", "A can.")},
+        {"image": [PICTURE], "conversations": json.dumps(conversation("What?<image>", "A can."))},
+        {"images": [{"bytes": None, "path": "a.jpg"}], "conversations": conversation("What?", "A can.")},
+        {"images": ["./a.jpg"], "conversations": conversation("What?", "A can.")},
+        {"images": "images\\a.jpg", "image": None, "conversations": conversation("What?", "A can.")},
+        said("<image>What?", images=[PICTURE]),
+        said("What?", images=[PICTURE]),
+        said({"type": "image"}, ASKED, images=[PICTURE]),
+        said({"type": "image", "text": None, "index": 0}, {**ASKED, "index": None}, images=[PICTURE]),
+        said({"type": "image", "image": PICTURE}, ASKED),
+        said({"type": "image", "path": "a.jpg"}, {"text": "What?"}),
+        said({"type": "image_url", "image_url": {"url": "a.jpg"}}, ASKED),
+        said({"type": "image_url", "image_url": f"data:image/jpeg;base64,{b64encode(PICTURE).decode()}"}, ASKED),
+    ],
+)
+def test_rows_as_people_publish_them(row):
+    files = {"a.jpg": PICTURE, "images/a.jpg": PICTURE}
+    pictures = read_pictures(pictures_of(row), files.__getitem__)
+    built = build_row("row", messages_of(row), pictures)
+    assert [image["bytes"] for image in built["images"]] == [PICTURE]
+    assert built["turns"] == [{"question": "What?", "answer": "A can."}]
+
+
+def test_contents_of_several_parts_and_numbers():
+    row = said({"type": "text", "text": "How many"}, "cans?")
+    row["messages"][1]["content"] = 3  # type: ignore[index]
+    assert messages_of(row) == [("user", "How many\ncans?"), ("assistant", "3")]
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "video"}, {"type": "text", "text": None}, None, True, {"type": "audio", "text": "x"}]
+)
+def test_a_part_that_is_neither_words_nor_a_picture_is_no_conversation(part):
+    with pytest.raises(RowError, match=NO_CONVERSATION):
+        messages_of(said(part))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "a.jpg", "messages": conversation("What?", "A can.")},
+        {"images": [None], "messages": conversation("What?", "A can.")},
+        {"images": [{"bytes": None, "path": None}], "messages": conversation("What?", "A can.")},
+        {"images": [], "messages": conversation("<image>What?", "A can.")},
+        said({"type": "image", "index": 1}, ASKED, images=[PICTURE]),
+        said({"type": "image"}, ASKED),
+        said({"type": "image"}, {"type": "image"}, ASKED, images=[PICTURE]),
+        {"images": [PICTURE, OTHER], "messages": conversation("<image><image><image>What?", "A can.")},
+        {"images": [PICTURE, OTHER], "messages": conversation("<image><image>1?", "A can.", "<image>2?", "A can.")},
+    ],
+)
+def test_a_row_never_loses_a_picture_in_silence(row):
+    with pytest.raises(RowError, match=MISSING_PICTURE):
+        build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+
+
+def test_pictures_without_a_marker_and_markers_of_later_turns():
+    both = {"images": [PICTURE, OTHER], "messages": conversation("<image>1?", "A can.", "2?", "Two.")}
+    twice = {"images": [PICTURE, OTHER], "messages": conversation("<image><image>1?", "A", "<image><image>2?", "B")}
+    for row in (both, twice):
+        built = build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+        assert [image["bytes"] for image in built["images"]] == [PICTURE, OTHER]
 
 
 def test_a_row_holds_pictures_turns_and_its_identity():
-    messages = llava_messages(conversation("<image>\nWhat?", "A can.", "<image> And now?", "Still."))
+    messages = messages_of({"conversations": conversation("<image>\nWhat?", "A can.", "<image> And now?", "Still.")})
     pictures = [{"bytes": picture(1), "path": "a.jpg"}]
     assert build_row("x.json row 4", messages, pictures) == {
         "images": pictures,

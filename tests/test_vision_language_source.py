@@ -5,6 +5,8 @@ import json
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
 from published_sets import (
@@ -81,6 +83,29 @@ def test_every_layout_is_recognised_here_and_elsewhere(tmp_path, monkeypatch, la
     finally:
         if remote:
             memory.rm("/there", recursive=True)
+
+
+def test_json_lines_with_messages_are_rows(tmp_path):
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "It is a.jpg."}]
+    folder = write_llava(tmp_path, [], {"a.jpg": picture(0)}, False, "chat.jsonl")
+    (folder / "chat.jsonl").write_text(json.dumps({"images": ["a.jpg"], "messages": messages}) + "\n")
+    (row,) = (source := open_vision_language_source(folder, name="mine")).rows(source.shards())
+    assert [image["bytes"] for image in row["images"]] == [picture(0)]
+    assert row["turns"] == [{"question": "What?", "answer": "It is a.jpg."}]
+
+
+def test_parquet_rows_may_name_files_and_columns_may_have_other_names(tmp_path):
+    rows = [{"images": ["a.jpg"], "conversations": conversation("What?", "A can.")}] * 2
+    rows.append({"images": ["gone.jpg"], "conversations": conversation("What?", "A can.")})
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / SPLIT_NAME)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(picture(0))
+    problems = RowProblems(limit_share=1.0)
+    source = open_vision_language_source(tmp_path, name="mine", problems=problems)
+    read = list(source.rows(source.shards()))
+    assert [row["images"] for row in read] == [[{"bytes": picture(0), "path": "a.jpg"}]] * 2
+    assert problems.report()["by_reason"] == {"missing picture": 1}
 
 
 def test_the_json_file_itself_can_be_named(tmp_path):

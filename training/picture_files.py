@@ -1,16 +1,11 @@
-"""A picture file as a person names it on the command line.
-
-Decides: how the camera of a file is named, that a picture is turned as its camera says, put on white where it is
-transparent, and refused where it cannot be shown in 8 bits. Refuses to know: what a model does with it.
-"""
+"""Picture files as a person names them on the command line: `FILE`, or `CAMERA=FILE`."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from gen_vla.processors.image_processing_openvla_plus import DEEP_MODES
-from gen_vla.training.encoded_pictures import DECODING_ERRORS
+from gen_vla.processors.rgb_pictures import to_rgb
 
 
 def read_pictures(files: Sequence[str]) -> list[Image.Image] | dict[str, Image.Image]:
@@ -36,24 +31,6 @@ def read_picture(path: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no picture, is cut off, or has more than 8 bits per channel.
+        ValueError: if it is no picture, is cut off, or holds floating-point numbers.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"got no file at {path}, expected a picture, such as a PNG or JPEG; correct the path")
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-    except DECODING_ERRORS as error:
-        raise ValueError(
-            f"got {path}, which cannot be read as a picture ({error}), expected a whole PNG, JPEG or the like; save "
-            "it again"
-        ) from error
-    if picture.mode in DEEP_MODES:
-        raise ValueError(
-            f"got {path} of mode {picture.mode!r}, expected 8 bits per channel; save it so: white would be cut off"
-        )
-    if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return to_rgb(path)

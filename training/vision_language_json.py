@@ -1,4 +1,4 @@
-"""A JSON array of rows that is too large for memory, read by row number; names found by their hash.
+"""A JSON array of rows, or JSON lines, too large for memory, read by row number; names found by their hash.
 
 Decides: how rows are found in the file. Refuses to know: what a row holds.
 
@@ -50,7 +50,8 @@ def local_copy(filesystem: AbstractFileSystem, path: str) -> Path:
 
 
 def scan_rows(path: Path, progress: bool = True) -> Iterator[tuple[int, int, Any]]:
-    """Yields (first byte, number of bytes, row) for each entry of a JSON array, one block of the file in memory.
+    """Yields (first byte, number of bytes, row) for each entry of a JSON array or of JSON lines, one block of the file
+    in memory. JSON lines begin with an object; a single one is taken for them in a file called `.jsonl` alone.
 
     Raises:
         JsonRowsError: if the file holds something else, or ends inside a row.
@@ -61,6 +62,9 @@ def scan_rows(path: Path, progress: bool = True) -> Iterator[tuple[int, int, Any
     )
     with open(path, "rb") as file, bar:
         text = _Text(path, file)
+        if text.next_character() == "{":
+            yield from _lines(text, bar)
+            return
         if text.next_character() != "[":
             raise text.error("expected a list of rows")
         text.skip(1)
@@ -74,6 +78,18 @@ def scan_rows(path: Path, progress: bool = True) -> Iterator[tuple[int, int, Any
                 raise text.error("expected ',' or ']' behind a row")
 
 
+def _lines(text: "_Text", bar: Any) -> Iterator[tuple[int, int, Any]]:
+    start = text.error("expected a list of rows, or JSON lines of at least two")
+    first = text.value()
+    if not text.next_character() and text.path.suffix != ".jsonl":
+        raise start
+    yield first
+    while text.next_character():
+        row = text.value()
+        yield row
+        bar.update(row[1])
+
+
 class _Text:
     """A window over a UTF-8 file that knows the byte offset of its place."""
 
@@ -82,6 +98,10 @@ class _Text:
         self.utf8 = codecs.getincrementaldecoder("utf-8")()
         self.json = json.JSONDecoder()
         self.text, self.place, self.offset = "", 0, 0
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            self.offset = len(codecs.BOM_UTF8)
+        else:
+            file.seek(0)
 
     def next_character(self) -> str:
         """The next one that is no white space, not consumed; empty at the end of the file."""

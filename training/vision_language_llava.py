@@ -1,4 +1,4 @@
-"""LLaVA rows: a JSON list of conversations, and pictures in a folder, a zip file or tar archives.
+"""LLaVA rows: conversations in a JSON list or JSON lines, and pictures in a folder, a zip file or tar archives.
 
 Decides: the shards and the order of the rows. Refuses to know: which data set this is.
 
@@ -26,12 +26,14 @@ from gen_vla.training.vision_language_archives import TAR_ERRORS, find_archives,
 from gen_vla.training.vision_language_json import JsonRows, NameIndex, scan_rows
 from gen_vla.training.vision_language_rows import (
     MISSING_PICTURE,
-    NO_CONVERSATION,
     Row,
     RowError,
     build_row,
     good_rows,
-    llava_messages,
+    messages_of,
+    picture_name,
+    pictures_of,
+    read_pictures,
 )
 
 
@@ -83,10 +85,12 @@ def shards_named(known: dict[str, Any], wanted: list[str], name: str) -> list[An
 
 
 def image_names(row: Any) -> list[str]:
-    """The names in a row's `image`: none, one, or a list."""
-    image = row.get("image") if isinstance(row, dict) else None
-    names = image if isinstance(image, list) else [image] if image else []
-    return [str(name).removeprefix("./") for name in names]
+    """The names of a row's pictures; none for a row that cannot be read."""
+    try:
+        names = [picture_name(picture) or MISSING_PICTURE for picture in pictures_of(row)]
+    except RowError:
+        return []
+    return ["base64" if name.startswith("data:image/") else name for name in names]
 
 
 class LlavaSource:
@@ -124,13 +128,11 @@ class LlavaSource:
             for number, row in self.json_rows.read(numbers):
                 identity = f"{self.json_rows.path.name} row {number}"
                 names = image_names(row)
-                yield " ".join([identity, *names]), partial(self._row, " ".join([identity, *names]), row, names)
+                yield " ".join([identity, *names]), partial(self._row, " ".join([identity, *names]), row)
 
-    def _row(self, identity: str, row: Any, names: list[str]) -> Row:
-        if not isinstance(row, dict):
-            raise RowError(NO_CONVERSATION)
-        pictures = [{"bytes": self.pictures.read(name), "path": name} for name in names]
-        return build_row(identity, llava_messages(row.get("conversations")), pictures)
+    def _row(self, identity: str, row: Any) -> Row:
+        messages = messages_of(row)
+        return build_row(identity, messages, read_pictures(pictures_of(row), self.pictures.read))
 
 
 class ArchivedLlavaSource:
@@ -261,12 +263,11 @@ class ArchivedLlavaSource:
         return " ".join([f"{self.json_rows.path.name} row {number}", *names])
 
     def _row(self, number: int, row: Any, names: list[str], picture: bytes | None) -> Row:
-        if not isinstance(row, dict):
-            raise RowError(NO_CONVERSATION)
+        messages = messages_of(row)
         if len(names) > 1:
             raise RowError(SEVERAL_PICTURES)
         pictures = [{"bytes": picture, "path": name} for name in names]
-        return build_row(self._identity(number, names), llava_messages(row.get("conversations")), pictures)
+        return build_row(self._identity(number, names), messages, pictures)
 
 
 def _give_up(reason: str) -> Row:

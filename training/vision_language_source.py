@@ -2,7 +2,7 @@
 
 Decides: which files make up a set and which layout they are in. Refuses to know: how a layout is read.
 
-    llava      chat.json; images.zip or images/          liuhaotian/LLaVA-CC3M-Pretrain-595K
+    llava      chat.json or .jsonl; images.zip, images/  liuhaotian/LLaVA-CC3M-Pretrain-595K
     robopoint  robopoint_*.json; images/*.tar.gz         wentao-yuan/robopoint-data (two archives come in parts)
     onevision  CONFIG/train-*.parquet                    lmms-lab/LLaVA-OneVision-Data
     vqasynth   data/train-*.parquet                      remyxai/vqasynth_spacellava
@@ -29,7 +29,7 @@ from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.vision_language_archives import FolderPictures, ZipPictures, find_archives
 from gen_vla.training.vision_language_json import local_copy
 from gen_vla.training.vision_language_llava import ArchivedLlavaSource, LlavaSource
-from gen_vla.training.vision_language_tables import COLUMNS, Layout, RecordedSource, TableSource
+from gen_vla.training.vision_language_tables import COLUMNS, Layout, RecordedSource, TableSource, missing_columns
 
 
 Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"]
@@ -73,7 +73,9 @@ def open_vision_language_source(
     if found in ("llava", "robopoint"):
         return _open_llava(filesystem, root, name, found, configs, problems)
     layout: Layout = "vqasynth" if found == "vqasynth" else "onevision"
-    return TableSource(name, filesystem, _parquet_files(filesystem, root, name, configs), layout, problems)
+    files = _parquet_files(filesystem, root, name, configs)
+    folder = root.rsplit("/", 1)[0] if filesystem.isfile(root) else root
+    return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder))
 
 
 def find_format(path: str | Path, format: Format = "auto") -> Format:
@@ -103,15 +105,15 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
     for layout in ("robopoint", "llava"):
         if any(_is_json_of(layout, entry) for entry in names):
             return layout
-    if any(entry.endswith(".json") and filesystem.isfile(root) for entry in names):
+    if any(entry.endswith((".json", ".jsonl")) and filesystem.isfile(root) for entry in names):
         return "llava"
     files = [entry for entry in filesystem.find(root) if entry.endswith(".parquet")]
     if files:
         with filesystem.open(files[0], "rb") as file:
             columns = pq.read_schema(file).names
-        for layout in ("vqasynth", "onevision"):
-            if all(column in columns for column in COLUMNS[layout]):
-                return layout
+        layout: Format = "onevision" if "conversations" in columns else "vqasynth"
+        if not missing_columns(layout, columns):
+            return layout
         raise ValueError(f"got {files[0]} with columns {columns}, expected those of vqasynth or onevision: {COLUMNS}")
     raise ValueError(
         f"got {root} with {', '.join(sorted(names)[:8]) or 'nothing'} in it, expected chat.json, robopoint_*.json, "
@@ -120,7 +122,7 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
 
 
 def _is_json_of(layout: str, name: str) -> bool:
-    return name.endswith(".json") and name.startswith(JSON_NAMES[layout])
+    return name.endswith((".json", ".jsonl")) and name.startswith(JSON_NAMES[layout])
 
 
 def _open_llava(

@@ -10,7 +10,7 @@ A shard is a row group of a parquet file, or a range of rows of an arrow file; o
 and the columns of the row groups in use are fetched.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,16 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.row_problems import RowProblems
-from gen_vla.training.vision_language_llava import Attempts, row_ranges, shards_named
+from gen_vla.training.vision_language_llava import Attempts, Pictures, row_ranges, shards_named
 from gen_vla.training.vision_language_rows import (
-    MISSING_PICTURE,
-    NO_CONVERSATION,
+    CONVERSATIONS,
+    PICTURES,
     Row,
-    RowError,
     build_row,
     good_rows,
-    llava_messages,
+    messages_of,
+    pictures_of,
+    read_pictures,
 )
 
 
@@ -39,9 +40,15 @@ COLUMNS: dict[str, list[str]] = {
     "vqasynth": ["images", "messages"],
     "recorded": ["image", "question", "answer"],
 }
+OTHER_NAMES = dict(zip((*PICTURES, *CONVERSATIONS), (*PICTURES[::-1], *CONVERSATIONS[::-1]), strict=True))
 ROWS_AT_A_TIME = 16  # pictures of this many rows are in memory at once
 FOOTERS_AT_A_TIME = 16
 UNREADABLE = "row group of a damaged parquet file"
+
+
+def missing_columns(layout: str, found: list[str]) -> list[str]:
+    """The columns of a layout that a table lacks under either name."""
+    return [column for column in COLUMNS[layout] if column not in found and OTHER_NAMES.get(column) not in found]
 
 
 class TableSource:
@@ -50,17 +57,24 @@ class TableSource:
     Args:
         name: of the set.
         filesystem, paths: the files, in order.
-        layout: whose columns.
+        layout: whose columns; conversations may also be called messages, and image images, and the other way round.
         problems: counts bad rows.
+        pictures: where pictures are that rows give by a path; without it such a row is bad.
 
     Raises:
         ValueError: naming the file, if one is no parquet file or lacks a column, or if there is no row at all.
     """
 
     def __init__(
-        self, name: str, filesystem: AbstractFileSystem, paths: list[str], layout: Layout, problems: RowProblems
+        self,
+        name: str,
+        filesystem: AbstractFileSystem,
+        paths: list[str],
+        layout: Layout,
+        problems: RowProblems,
+        pictures: Pictures | None = None,
     ):
-        self.name, self.filesystem, self.problems = name, filesystem, problems
+        self.name, self.filesystem, self.problems, self.pictures = name, filesystem, problems, pictures
         self.layout: Layout = layout
         with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
             groups = list(pool.map(self._row_groups, paths))
@@ -83,7 +97,7 @@ class TableSource:
                 raise
             raise ValueError(f"got {path}, which is no whole parquet file ({error}); fetch it again") from error
         found = footer.schema.to_arrow_schema().names
-        missing = [column for column in COLUMNS[self.layout] if column not in found]
+        missing = missing_columns(self.layout, found)
         if missing:
             raise ValueError(f"got {path} with columns {found}, expected also {', '.join(missing)} ({self.layout})")
         sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -106,7 +120,8 @@ class TableSource:
             file_name, number = path.rsplit("/", 1)[-1], start
             try:
                 for cells in self._cells(path, group):
-                    yield _attempt(self.layout, f"{file_name} row {number}", cells)
+                    identity = f"{file_name} row {number}"
+                    yield identity, partial(_row, identity, cells, self.pictures)
                     number += 1
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
                 if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
@@ -118,7 +133,7 @@ class TableSource:
 
     def _cells(self, path: str, group: int) -> Iterator[dict[str, Any]]:
         with self.filesystem.open(path, "rb") as file, pq.ParquetFile(file, pre_buffer=True) as table:
-            columns = COLUMNS[self.layout]
+            columns = [name for name in table.schema_arrow.names if name in (*PICTURES, *CONVERSATIONS)]
             for batch in table.iter_batches(ROWS_AT_A_TIME, row_groups=[group], columns=columns):
                 yield from batch.to_pylist()
 
@@ -164,7 +179,8 @@ class RecordedSource:
                 for offset in range(start, stop, ROWS_AT_A_TIME):
                     part = batch.slice(offset, min(ROWS_AT_A_TIME, stop - offset)).select(COLUMNS["recorded"])
                     for number, cells in enumerate(part.to_pylist(), start=first + offset):
-                        yield _attempt("recorded", f"{path.name} row {number}", cells)
+                        identity = f"{path.name} row {number}"
+                        yield identity, partial(_row, identity, cells, None)
                 first += batch.num_rows
 
 
@@ -181,45 +197,10 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
 
 
-def _attempt(layout: Layout, identity: str, cells: dict[str, Any]) -> tuple[str, Callable[[], Row]]:
-    return identity, partial(_ROW_BUILDERS[layout], identity, cells)
-
-
-def _onevision_row(identity: str, cells: dict[str, Any]) -> Row:
-    pictures = [cells["image"]] if cells["image"] is not None else []
-    return build_row(identity, llava_messages(cells["conversations"]), pictures)
-
-
-def _recorded_row(identity: str, cells: dict[str, Any]) -> Row:
-    pictures = [cells["image"]] if cells["image"] is not None else []
-    return build_row(identity, [("human", cells["question"]), ("gpt", cells["answer"])], pictures)
-
-
-def _vqasynth_row(identity: str, cells: dict[str, Any]) -> Row:
-    """Parts of a message are joined by line breaks; pictures come in the order in which the parts name them."""
-    images, shown, messages = cells["images"] or [], [], []
-    for message in cells["messages"] or []:
-        texts = []
-        for part in message["content"] or []:
-            if part["type"] == "image":
-                shown.append(0 if part.get("index") is None else int(part["index"]))
-                texts.append("<image>")
-            elif part["type"] == "text" and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                raise RowError(NO_CONVERSATION)
-        messages.append((message["role"], "\n".join(texts)))
-    if any(not 0 <= index < len(images) for index in shown):
-        raise RowError(MISSING_PICTURE)
-    order = list(dict.fromkeys([*shown, *range(len(images))]))
-    return build_row(identity, messages, [images[index] or {} for index in order])
-
-
-_ROW_BUILDERS: dict[Layout, Callable[[str, dict[str, Any]], Row]] = {
-    "onevision": _onevision_row,
-    "vqasynth": _vqasynth_row,
-    "recorded": _recorded_row,
-}
+def _row(identity: str, cells: dict[str, Any], pictures: Pictures | None) -> Row:
+    recorded = "question" in cells
+    messages = [("human", cells["question"]), ("gpt", cells["answer"])] if recorded else messages_of(cells)
+    return build_row(identity, messages, read_pictures(pictures_of(cells), pictures.read if pictures else None))
 
 
 def _common_folder(paths: list[str]) -> str:

@@ -2,13 +2,14 @@
 
 Decides: the layouts that are read (README.md in this folder shows them), that only the split a task asks about is
 fetched, and what is checked before a model is loaded: columns, pictures that are missing. Refuses to know:
-prompts, scoring, models. Imports nothing of this project, so that plain lm-eval can load it from its folder:
+prompts, scoring, models. Imports nothing from outside of this folder, so that plain lm-eval can load it from there:
 
     lm_eval --include_path evaluation/lm_eval_tasks --tasks gen_vla_pope --metadata '{"local": "vqa_data"}' ...
 
 A task's YAML names its `repository` and the `files` of its split in it; `vqa_data/<name>/` is read where it exists.
 """
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from datasets import Dataset
 
 QUESTION_FILES = ("questions.parquet", "questions.jsonl")
 MISSING_SHOWN = 3
+# lm-eval loads this file by its path, so a neighbour cannot be imported by name.
+to_rgb = runpy.run_path(str(Path(__file__).with_name("rgb_pictures.py")))["to_rgb"]
 
 
 def load_questions(
@@ -62,8 +65,8 @@ def load_questions(
 
 
 def picture(doc: dict[str, Any]) -> list[Any]:
-    """lm-eval's call for a question's pictures: one, RGB."""
-    return [doc["image"].convert("RGB")]
+    """lm-eval's call for a question's pictures: one, RGB, as the models' processor reads it."""
+    return [to_rgb(doc["image"])]
 
 
 def read_rows(folder: Path | None, repository: str | None, files: str, what: str, obtain: str) -> Dataset:

@@ -1,6 +1,6 @@
 """Pictures from strangers: what is accepted, and what a visitor is told about the rest.
 
-Decides: file types, the number of pixels, that a camera's rotation is respected and transparency becomes white.
+Decides: file types, the number of pixels. How a file becomes RGB is `rgb_pictures.py`, as in the models' processor.
 Refuses to know: models, what a picture is used for. The size of files is limited where the page is launched.
 
 A picture's header is read before its pixels: a small file can claim more pixels than there is memory for.
@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageOps, UnidentifiedImageError
+import rgb_pictures
+from PIL import Image, UnidentifiedImageError
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -86,17 +87,12 @@ def read_picture(path: str) -> Image.Image:
     if min(width, height) < LEAST_SIDE:
         raise PictureError(f"This picture has {width} x {height} pixels; each side needs at least {LEAST_SIDE}.")
     try:
-        return on_white(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on damaged files
+        picture.load()
+        return rgb_pictures.to_rgb(picture)
+    except rgb_pictures.PictureError as error:
+        raise PictureError(f"This picture cannot be shown to the model: {error}.") from error
+    except rgb_pictures.DECODING_ERRORS as error:
         raise PictureError("This picture is damaged: it ends early or holds wrong data. Save it again.") from error
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """RGB, with white behind whatever is transparent."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def megapixels(pixels: int) -> str:
