@@ -168,7 +168,7 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
                 )
             first = length > 1 and is_empty(past_key_values)
             learns = self.training and torch.is_grad_enabled() and past_key_values is None
-            if learns and first and not torch.compiler.is_compiling():
+            if learns and token_type_ids is not None and not torch.compiler.is_compiling():
                 check_training_rows(token_type_ids, attention_mask)
             allowed = prefix_attention(
                 token_type_ids if first else None, attention_mask, past, length, key_length(past_key_values, length)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from datasets import Dataset
 from tiny_models import picture, tiny_pi0_model, tiny_pi0_processor
-from trl import SFTConfig, SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling, SFTTrainer
 
 from gen_vla.training.collator import CoTrainingCollator
 

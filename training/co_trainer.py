@@ -68,7 +68,7 @@ class CoTrainer(SFTTrainer):
             ValueError: if it began without weights that are not trained.
         """
         wrapped: Any = self.model
-        model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
+        model: Any = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
         names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         trained = {name.replace(".modules_to_save.default", "") for name in names}  # peft's name of a whole layer
         frozen = [name for name in model.missing_weights if name not in trained]
