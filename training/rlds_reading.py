@@ -13,8 +13,9 @@ episode. Refuses to know: protocol buffers (`tfrecord_reading`), transforms, row
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from gen_vla.training.tfrecord_reading import (
     Features,
     TFRecordError,
     count_records,
+    is_compressed,
     map_records,
     parse_example,
     read_records,
@@ -44,10 +46,16 @@ INSTRUCTIONS = ("language_instruction", "observation/natural_language_instructio
 
 @dataclass(frozen=True)
 class StepFeature:
-    """A feature of each step: "image", "text" or "tensor", and the shape of a tensor."""
+    """A feature of each step: "image", "text" or "tensor"; the shape, and how TensorFlow Datasets stores it.
+
+    `dtype` is NumPy's name; `encoding` of a tensor is "none", or "bytes" or "zlib" where each step is a string of
+    bytes.
+    """
 
     kind: str
     shape: tuple[int, ...]
+    dtype: str = field(default="float32", compare=False)
+    encoding: str = "none"
 
 
 def find_rlds(folder: DataFolder) -> DataFolder | None:
@@ -129,9 +137,8 @@ class RLDSReader:
             index = self._first[shard] + number
             try:
                 yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
-            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError) as error:
-                logger.debug("%s: %s", identity, error)
-                problems.skip(identity, "episode that does not hold the features features.json says")
+            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error) as error:
+                problems.skip(f"{identity} ({error})", "episode that does not hold the features features.json says")
 
     def _records(
         self, shard: str, with_pictures: bool, problems: RowProblems
@@ -166,8 +173,11 @@ class RLDSReader:
         return RobotEpisode(index, identity, texts, steps, images)
 
     def _tensor(self, example: Features, name: str, length: int) -> np.ndarray:
-        values = example.get(f"steps/{name}")
-        shape = (length, *self._step_features[name].shape)
+        values, feature = example.get(f"steps/{name}"), self._step_features[name]
+        if isinstance(values, list) and feature.encoding in ("bytes", "zlib"):
+            steps = map(zlib.decompress, values) if feature.encoding == "zlib" else values
+            values = np.frombuffer(b"".join(steps), dtype=np.dtype(feature.dtype).newbyteorder("<"))
+        shape = (length, *feature.shape)
         if not isinstance(values, np.ndarray) or values.size != int(np.prod(shape)):
             count = 0 if values is None else len(values)
             raise RobotDataError(f"got {name} with {count} values, expected shape {list(shape)}")
@@ -195,6 +205,8 @@ class RLDSReader:
         for name in tqdm(sizes, desc="checking shards", unit="shard", disable=len(sizes) < 8):
             path = self.folder.local_path(name)
             assert path is not None
+            if is_compressed(path):  # its own checksum at the end is looked at when it is read
+                continue
             count = count_records(path)
             if count != self._episodes[name]:
                 raise TFRecordError(
@@ -221,13 +233,14 @@ def _leaves(node: dict[str, Any], name: str) -> Iterator[tuple[str, StepFeature]
         for key, child in node["featuresDict"]["features"].items():
             yield from _leaves(child, f"{name}/{key}".lstrip("/"))
     elif "image" in node:
-        yield name, StepFeature("image", ())
+        yield name, StepFeature("image", (), node["image"].get("dtype") or "uint8")
     elif "text" in node:
         yield name, StepFeature("text", ())
     elif "tensor" in node:
-        shape = node["tensor"].get("shape", {}).get("dimensions", [])
-        text = node["tensor"].get("dtype") == "string"
-        yield name, StepFeature("text" if text else "tensor", tuple(int(size) for size in shape))
+        tensor = node["tensor"]
+        dtype, shape = tensor.get("dtype") or "float32", tensor.get("shape", {}).get("dimensions", [])
+        kind, encoding = "text" if dtype == "string" else "tensor", (tensor.get("encoding") or "none").lower()
+        yield name, StepFeature(kind, tuple(int(size) for size in shape), dtype, encoding)
 
 
 def _split_entry(info: dict[str, Any], split: str, folder: DataFolder) -> dict[str, Any]:

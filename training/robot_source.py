@@ -303,7 +303,9 @@ def _check_not_empty(source: RobotSource, path: str | Path, split: str) -> None:
         if any(text.strip() for text, whole in zip(episode.instructions[trajectory.steps], finite) if whole):
             return
     report = problems.report()
+    example = f", such as {report['examples'][0]}" if report["examples"] else ""
     raise EmptyRobotDataError(
         f"got {path}, split {split!r}, without a step that has an instruction and a finite action "
-        f"({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}), expected at least one"
+        f"({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}{example}), "
+        "expected at least one"
     )
