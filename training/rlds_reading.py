@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode
+from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, instruction_text
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.tfrecord_reading import (
     FOOTER,
@@ -79,7 +79,7 @@ class RLDSReader:
 
     Args:
         folder: with dataset_info.json and features.json.
-        split: its name there.
+        split: its name there; "train" where none is named, as TensorFlow Datasets calls the demonstrations.
 
     Raises:
         RobotDataError: on metadata without the split, without pictures or instructions, or a shard that is missing.
@@ -90,8 +90,9 @@ class RLDSReader:
     stored_raw = True
     action, state = "action", "observation/state"
 
-    def __init__(self, folder: DataFolder, split: str):
+    def __init__(self, folder: DataFolder, split: str | None = None):
         self.folder = folder
+        self.notes: list[str] = []
         self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know, nor the rate
         self.fps: float | None = None
         info = folder.read_json(INFO)
@@ -99,6 +100,8 @@ class RLDSReader:
         self._step_features = read_features(folder)
         self.features = [name for name, feature in self._step_features.items() if feature.kind == "tensor"]
         pictures = [name for name, feature in self._step_features.items() if feature.kind == "image"]
+        self.depth = {name: why for name in pictures if (why := _depth(name, self._step_features[name]))}
+        pictures = [name for name in pictures if name not in self.depth]
         self.cameras = sorted(pictures, key=lambda name: (name not in PRIMARY_CAMERAS, name))
         self._instruction = next((name for name in INSTRUCTIONS if name in self._step_features), None)
         if self._instruction is None:
@@ -106,7 +109,7 @@ class RLDSReader:
                 f"got {folder.describe(FEATURES)} with the step features {', '.join(self._step_features)}, "
                 f"expected one of {' or '.join(INSTRUCTIONS)}: without instructions there is nothing to learn from"
             )
-        entry = _split_entry(info, split, folder)
+        entry = _split_entry(info, split or "train", folder)
         self._episodes = _shard_lengths(entry, self.dataset, folder)
         self._sizes = self._check_shards(int(entry.get("numBytes", 0)))
         self._first = dict(zip(self._episodes, np.cumsum([0, *self._episodes.values()])[:-1].tolist()))
@@ -126,6 +129,14 @@ class RLDSReader:
     def files(self) -> dict[str, int]:
         """The split's files."""
         return dict(self._sizes)
+
+    def chosen(self) -> Any:
+        """Episodes by file, the features they are read with, and that with the instruction."""
+        features = {name: str(feature) for name, feature in self._step_features.items()}
+        return [self._episodes, features, self._instruction]
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Nothing: pictures are in the files of the steps."""
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
@@ -164,7 +175,7 @@ class RLDSReader:
     def _episode(
         self, example: Features, index: int, identity: str, features: Sequence[str], cameras: Sequence[str]
     ) -> RobotEpisode:
-        texts = [text.decode() for text in _bytes(example, f"steps/{self._instruction}")]
+        texts = [instruction_text(text.decode()) for text in _bytes(example, f"steps/{self._instruction}")]
         steps = {name: self._tensor(example, name, len(texts)) for name in features}
         pictures = [_bytes(example, f"steps/{camera}") for camera in cameras]
         if any(len(column) != len(texts) for column in pictures):
@@ -233,7 +244,8 @@ def _leaves(node: dict[str, Any], name: str) -> Iterator[tuple[str, StepFeature]
         for key, child in node["featuresDict"]["features"].items():
             yield from _leaves(child, f"{name}/{key}".lstrip("/"))
     elif "image" in node:
-        yield name, StepFeature("image", (), node["image"].get("dtype") or "uint8")
+        shape = node["image"].get("shape", {}).get("dimensions", [])
+        yield name, StepFeature("image", tuple(map(int, shape)), node["image"].get("dtype") or "uint8")
     elif "text" in node:
         yield name, StepFeature("text", ())
     elif "tensor" in node:
@@ -241,6 +253,13 @@ def _leaves(node: dict[str, Any], name: str) -> Iterator[tuple[str, StepFeature]
         dtype, shape = tensor.get("dtype") or "float32", tensor.get("shape", {}).get("dimensions", [])
         kind, encoding = "text" if dtype == "string" else "tensor", (tensor.get("encoding") or "none").lower()
         yield name, StepFeature(kind, tuple(int(size) for size in shape), dtype, encoding)
+
+
+def _depth(name: str, feature: StepFeature) -> str:
+    """What says that a picture holds depth; "" where nothing does."""
+    if feature.dtype != "uint8":
+        return f"its dtype {feature.dtype} in {FEATURES}"
+    return f"its name, and its one channel in {FEATURES}" if "depth" in name and feature.shape[-1:] == (1,) else ""
 
 
 def _split_entry(info: dict[str, Any], split: str, folder: DataFolder) -> dict[str, Any]:
