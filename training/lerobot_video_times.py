@@ -56,7 +56,10 @@ def misplaced_episodes(
 
 
 def _out_of_line(ordered: Sequence[EpisodePlace], camera: str, fps: float, numbers: set[int]) -> dict[int, str]:
-    """Episodes of a file that do not follow on the one before, or are shorter than their rows."""
+    """Episodes of a file that do not follow on the one before, or are shorter than their rows.
+
+    Behind one that does not, the next ones have to be where its rows would put them: most often all are off.
+    """
     told, end, before = {}, 0.0, None  # of the episode before: its end in seconds, its number
     for place in ordered:
         start, until, needed = _start(place, camera), _end(place, camera, fps), place.length / fps
@@ -64,6 +67,7 @@ def _out_of_line(ordered: Sequence[EpisodePlace], camera: str, fps: float, numbe
         follows = place.index - 1 == before if before is not None else place.index == 0 or place.index - 1 in numbers
         if reason := _misplaced(start, until, needed, end, follows, 0.25 / fps):
             told[place.index] = reason
+            start = until = end
         end, before = max(until, start + needed), place.index
     return told
 
@@ -119,7 +123,7 @@ def check_row_times(times: np.ndarray, fps: float) -> None:
     if not np.isfinite(times).all():
         found = "timestamp with values that are no number"
     elif len(steps) and steps.min() < 0.25 / fps:
-        place = int(steps.argmin())
+        place = int(np.argmax(steps < 0.25 / fps))
         found = f"timestamp {times[place]:.3f} at row {place} and {times[place + 1]:.3f} at the next"
     elif len(steps) and not 0.75 < float(np.median(steps)) * fps < 1.25:
         found = f"rows {np.median(steps):.3f} s apart by their timestamp"
