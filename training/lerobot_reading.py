@@ -63,7 +63,7 @@ class LeRobotReader:
         self._tasks = metadata.tasks
         self._kinds = metadata.cameras
         self.depth = metadata.depth
-        self.cameras = sorted(set(metadata.cameras) - set(metadata.depth), key=_camera_rank)
+        self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
         self._shards = _divide(metadata.episodes)
         self._misplaced: dict[int, str] = {}
         self._seconds: dict[str, float] = {}  # until when frames are needed, by video file
