@@ -27,7 +27,8 @@ def stored_pictures(column: pa.ChunkedArray, name: str, folder: DataFolder) -> l
         RobotDataError: for anything else.
     """
     if is_list(column.type):
-        return [_from_array(picture, name) for picture in column_array(column, name)]
+        arrays = iter(column_array(column.drop_null(), name))
+        return [_from_array(next(arrays), name) if there else None for there in column.is_valid().to_pylist()]
     return [_from_cell(value, name, folder) for value in column.to_pylist()]
 
 
@@ -60,9 +61,7 @@ def _file(path: str, folder: DataFolder) -> bytes | None:
         return opened.read()
 
 
-def _from_array(picture: np.ndarray, name: str) -> Image.Image | None:
-    if picture.dtype.kind == "f" and np.isnan(picture).all():
-        return None  # null
+def _from_array(picture: np.ndarray, name: str) -> Image.Image:
     if picture.ndim == 3 and picture.shape[0] == 3 and picture.shape[2] != 3:
         picture = picture.transpose(1, 2, 0)
     fits = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
