@@ -152,8 +152,7 @@ def _labelled(texts: Any, tasks: dict[int, str]) -> bool | None:
 def _number(row: dict[str, Any], name: str) -> int | None:
     """A whole number, which pandas stores as a float where another row has none; `None` for null, NaN or another."""
     value = row.get(name)
-    whole = isinstance(value, (int, float)) and value == value and abs(value) != float("inf") and value == int(value)
-    return int(value) if whole else None
+    return int(value) if isinstance(value, (int, float)) and float(value).is_integer() else None
 
 
 def _needed(row: dict[str, Any], name: str, file: str) -> int:

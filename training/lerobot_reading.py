@@ -62,7 +62,7 @@ class LeRobotReader:
         self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
         self._tasks = metadata.tasks
         self._kinds = metadata.cameras
-        self.depth = metadata.depth
+        self.depth: Mapping[str, str] = metadata.depth
         self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
         self._shards = _divide(metadata.episodes)
         self._misplaced: dict[int, str] = {}
@@ -246,8 +246,10 @@ class _ParquetRows:
         assert self._parquet is not None
         groups = [group for group, (low, high) in enumerate(self._ranges) if low <= place.index <= high]
         if self._table is None or groups != self._groups:
-            self._table, self._groups = self._parquet.read_row_groups(groups, columns=self._columns), groups
-            self._numbers = column_values(self._table["episode_index"], "episode_index")
+            table = self._parquet.read_row_groups(groups, columns=self._columns)
+            self._table, self._groups = table, groups
+            self._numbers = column_values(table["episode_index"], "episode_index")
+        assert self._table is not None
         rows = np.flatnonzero(self._numbers == place.index)
         together = len(rows) == 0 or rows[-1] - rows[0] == len(rows) - 1
         if len(rows) < place.length or not together:

@@ -5,6 +5,7 @@ has rows and the columns of its kind, and finite actions of the recipe's width. 
 order of rows, tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -290,7 +291,7 @@ def _read_questions(
     opened.readings[name] = replace(opened.readings[name], rows=rows)
 
 
-def _changed(place: str) -> dict[str, int]:
+def _changed(place: str) -> Mapping[str, int | str]:
     """When the files of a data set of this machine were last changed; `{}` for one elsewhere."""
     if (path := Path(place)).is_file():
         return {path.name: path.stat().st_mtime_ns}

@@ -100,7 +100,9 @@ class RLDSReader:
         self._step_features = read_features(folder)
         self.features = [name for name, feature in self._step_features.items() if feature.kind == "tensor"]
         pictures = [name for name, feature in self._step_features.items() if feature.kind == "image"]
-        self.depth = {name: why for name in pictures if (why := _depth(name, self._step_features[name]))}
+        self.depth: Mapping[str, str] = {
+            name: why for name in pictures if (why := _depth(name, self._step_features[name]))
+        }
         pictures = [name for name in pictures if name not in self.depth]
         self.cameras = sorted(pictures, key=lambda name: (name not in PRIMARY_CAMERAS, name))
         self._instruction = next((name for name in INSTRUCTIONS if name in self._step_features), None)
