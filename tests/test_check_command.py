@@ -136,8 +136,8 @@ def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     info.write_text(json.dumps({**json.loads(info.read_text()), "splits": {"train": "0:2"}}))
     tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
     text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
-    assert "all 3 episodes are read; of the splits in its metadata train (0:2) holds 2" in text
-    assert re.search(r"6 steps without an instruction, such as in \S+episode_000001.parquet episode 1, skipped", text)
+    assert "all 3 episodes are read, as no split is named; of its splits train (0:2) holds 2" in text
+    assert re.search(r"6 steps without an instruction, skipped \(such as \S+episode_000001.parquet episode 1\)", text)
     assert "observation.images.top" in text
     assert "None" not in text
     # Kept statistics are of what is read now.
@@ -155,4 +155,4 @@ def test_steps_without_an_instruction_may_be_refused(
     tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
     command = ["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]
     assert main([*command, *(["--check"] if check else [])]) == 2
-    assert re.search(r"'own': got 6 steps without .*episode 1; expected one for every step", capsys.readouterr().err)
+    assert re.search(r"'own': got 6 of 18 steps without .*episode 1: their task is null", capsys.readouterr().err)
