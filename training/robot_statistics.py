@@ -127,15 +127,19 @@ def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] |
     return None if unscaled is None else [dim not in unscaled for dim in range(action_dim)]
 
 
-def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
-    """Of all that the figures depend on: which files these are, what is read of them, what is made of it, and how."""
+def data_fingerprint(source: RobotSource) -> dict[str, Any]:
+    """All that rows and figures depend on, except for pictures: which files, what is read of them and made of it."""
     files = source.reader.files()
     parts: dict[str, Any] = {"files": files, "changed": source.reader.folder.changed(files)}
     parts |= {"chosen": source.reader.chosen(), "features": source.features}
     parts |= {name: getattr(source.transform, name) for name in ("name", "action", "state")}
-    parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     parts |= {"version": READING_VERSION, "limit_share": source.problems.limit_share}
-    parts |= {"unscaled": None if unscaled is None else sorted(unscaled)}
     if source.every > 1:
         parts |= {"every": source.every, "displacements": sorted(source.displacements or ())}
+    return parts
+
+
+def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
+    parts = data_fingerprint(source) | {"unscaled": None if unscaled is None else sorted(unscaled)}
+    parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
