@@ -28,6 +28,7 @@ def change_feature(folder, camera, **changes):
         {"info": {"is_depth_map": True}},
         {"video_info": {"video.is_depth_map": True}},
         {"is_depth_map": True},
+        {"info": {"video.pix_fmt": "gray16le", "video.is_depth_map": False}},
     ],
 )
 def test_metadata_that_say_depth(tmp_path, capsys, kind, changes):
@@ -36,9 +37,7 @@ def test_metadata_that_say_depth(tmp_path, capsys, kind, changes):
     change_feature(folder, "a_image", **changes)
     source = open_robot_source(folder, key="x")
     assert source.cameras == source.reader.cameras == ["observation.images.b_image"]
-    with pytest.raises(
-        RobotDataError, match=r"camera 'a_image' of .*, which holds depth \(.*is_depth_map in meta/info"
-    ):
+    with pytest.raises(RobotDataError, match=r"camera 'a_image' of .*, which holds depth \(.* in meta/info.json\)"):
         open_robot_source(folder, key="x", cameras=["b_image", "a_image"])
     change_feature(folder, "b_image", **changes)
     with pytest.raises(RobotDataError, match=r"no camera but .*a_image, .*b_image, of depth by name or metadata"):
@@ -119,3 +118,12 @@ def test_a_camera_that_is_not_used_cannot_block_a_set(tmp_path):
     assert open_robot_source(folder, key="x", cameras=["ego_view"]).cameras == ["observation.images.ego_view"]
     with pytest.raises(RobotDataError, match=r"without the column observation\.images\.egoview of pictures"):
         open_robot_source(folder, key="x", cameras=["egoview"])
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_path_of_videos_that_is_missing_blocks_only_who_needs_it(tmp_path, version):
+    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4, ("top", "wrist"), 16), version, "image")
+    change_feature(folder, "wrist", dtype="video")
+    assert open_robot_source(folder, key="x").cameras == ["observation.images.top"]
+    with pytest.raises(RobotDataError, match=r"lacks, for every episode, one of .*video_path in meta/info.json"):
+        open_robot_source(folder, key="x", cameras=["wrist"])

@@ -23,6 +23,7 @@ from gen_vla.training.robot_episodes import EmptyRobotDataError, RobotDataError,
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+DEEP_FORMATS = ("gray10", "gray12", "gray14", "gray16", "grayf")  # FFmpeg's, of videos of depth
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
             f"{', '.join(VERSIONS)}; convert the data set with lerobot's own scripts"
         )
     try:
-        features: dict[str, dict[str, Any]] = info["features"]
+        features: dict[str, dict[str, Any]] = {name: entry or {} for name, entry in info["features"].items()}
         cameras = {name: entry["dtype"] for name, entry in features.items() if _is_camera(entry)}
         if version == "v3.0":
             tasks = _tasks_v3(folder)
@@ -117,7 +118,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
 
 
 def _is_camera(feature: Any) -> bool:
-    return isinstance(feature, dict) and feature.get("dtype") in ("video", "image")
+    return feature.get("dtype") in ("video", "image")
 
 
 def _depth(name: str, feature: dict[str, Any]) -> str:
@@ -126,6 +127,9 @@ def _depth(name: str, feature: dict[str, Any]) -> str:
     for key in ("video.is_depth_map", "is_depth_map"):
         if any(part.get(key) is True for part in about):
             return f"{key} in {INFO}"
+    pixels = [str(part.get("video.pix_fmt")) for part in about if "video.pix_fmt" in part]
+    if any(pixel.startswith(DEEP_FORMATS) for pixel in pixels):
+        return f"video.pix_fmt {pixels[0]} in {INFO}"
     shape = list(feature.get("shape") or ())
     if "depth" in name.lower() and 1 in (shape[:1] + shape[-1:]):
         return f"its name, and its one channel in {INFO}"
@@ -182,7 +186,7 @@ def _episodes_v2(
         videos = {
             camera: VideoPlace(info["video_path"].format(video_key=camera, **names), 0.0)
             for camera, kind in cameras.items()
-            if kind == "video"
+            if kind == "video" and info.get("video_path")
         }
         data = info["data_path"].format(**names)
         episodes.append(EpisodePlace(index, length, _labelled(entry.get("tasks"), tasks), data, videos))
@@ -230,7 +234,7 @@ def _episode_rows_v3(folder: DataFolder, name: str, videos: list[str]) -> list[d
 def _video_v3(row: dict[str, Any], camera: str, info: dict[str, Any]) -> VideoPlace | None:
     chunk, file = (_number(row, f"videos/{camera}/{key}") for key in ("chunk_index", "file_index"))
     start, end = (row.get(f"videos/{camera}/{key}") for key in ("from_timestamp", "to_timestamp"))
-    if chunk is None or file is None or start is None or start != start:
+    if chunk is None or file is None or start is None or start != start or not info.get("video_path"):
         return None
     path = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
     return VideoPlace(path, float(start), None if end is None or end != end else float(end))

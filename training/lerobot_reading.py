@@ -101,7 +101,8 @@ class LeRobotReader:
             if not any(camera in place.videos for place in episodes):
                 keys = ", ".join(f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp"))
                 raise RobotDataError(
-                    f"got {self.folder.describe('meta/episodes')} that lacks, for every episode, one of {keys}; write "
+                    f"got {self.folder.describe('meta/episodes')} that lacks, for every episode, one of {keys}, or "
+                    f"video_path in {INFO}; write "
                     "them by converting the data set again, or name another camera with `cameras`"
                 )
         self._check_files(episodes, videos)
@@ -279,7 +280,8 @@ class _ParquetRows:
                 return column.statistics.min, column.statistics.max
         table = self._parquet.read_row_group(group, columns=["episode_index"])
         numbers = column_values(table["episode_index"], "episode_index")
-        return (int(np.nanmin(numbers)), int(np.nanmax(numbers))) if len(numbers) else (0, -1)
+        numbers = numbers[np.isfinite(numbers)]
+        return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
 
 
 def value_names(feature: dict[str, Any]) -> list[str]:

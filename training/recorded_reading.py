@@ -19,6 +19,7 @@ from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, instruction_text, rows_of
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.stored_columns import column_array
+from gen_vla.training.stored_pictures import stored_pictures
 
 
 INFO, STATE = "dataset_info.json", "state.json"
@@ -95,7 +96,7 @@ class RecordedReader:
         identity = f"{self.folder.path} episode {index}"
         steps = {name: column_array(table[name], name) for name in features}
         texts = [instruction_text(text) for text in table["instruction"].to_pylist()]
-        images = [list(row) for row in zip(*(table[camera].to_pylist() for camera in cameras))]
+        images = [list(row) for row in zip(*(stored_pictures(table[name], name, self.folder) for name in cameras))]
         yield RobotEpisode(index, identity, texts, steps, images)
 
     def _find_episodes(self) -> dict[str, tuple[int, int]]:
