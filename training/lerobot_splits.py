@@ -14,7 +14,7 @@ from gen_vla.training.robot_episodes import RobotDataError
 
 
 BOUND = re.compile(r"(\d+(?:\.\d+)?)%|(\d*)")
-FORMS = '"0:100", "0:80%", ":" , several of them with commas between, or a list of episode numbers'
+FORMS = '"0:100", "0:80%", ":", several of them with commas between, or a list of episode numbers'
 
 
 def split_episodes(
