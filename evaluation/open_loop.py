@@ -43,7 +43,7 @@ class OpenLoopSettings:
     Attributes:
         unnorm_key: whose statistics; `None` for the model's only ones.
         cameras: of the data set; `None` for those of the recipe, or of the model.
-        split: of the data set.
+        split: of the data set; `None` for all episodes of a LeRobot set, and "train" of others.
         every: every so many steps one is taken.
         episodes: at most so many, from all over the data set; `None` for all.
         rows: observations per call.
@@ -51,7 +51,7 @@ class OpenLoopSettings:
 
     unnorm_key: str | None = None
     cameras: Sequence[str] | None = None
-    split: str = "train"
+    split: str | None = None
     every: int = 10
     episodes: int | None = 50
     rows: int = 8

@@ -155,7 +155,7 @@ def recipe_entry(model: str, key: str) -> dict[str, Any]:
 
 
 def open_recorded(
-    data: str | Path, entry: dict[str, Any], cameras: Sequence[str] | None, horizon: int, split: str
+    data: str | Path, entry: dict[str, Any], cameras: Sequence[str] | None, horizon: int, split: str | None
 ) -> RobotSource:
     """The data set, read as the recipe reads it that the model learned from.
 
@@ -171,7 +171,7 @@ def open_recorded(
 
 
 def trained_on(
-    episodes: RecordedEpisodes, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str
+    episodes: RecordedEpisodes, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str | None
 ) -> str:
     """What says that a model was trained on these episodes; empty where nothing does. Asked after they were read.
 
@@ -183,8 +183,10 @@ def trained_on(
         return "number of episodes, number of steps and mean action are those of the training data"
     path = str(entry.get("path") or "")
     parts, asked = Path(path).parts, str(data) if "://" in str(data) else str(Path(data).resolve())
-    named = parts and Path(asked).parts[-len(parts) :] == parts and entry.get("split", "train") == split
-    return f"its recipe trains on {path}, split {split}" if named else ""
+    learned = entry.get("split")
+    same = split == learned or None in (split, learned)  # without a split all are read, or "train"
+    named = parts and Path(asked).parts[-len(parts) :] == parts and same
+    return f"its recipe trains on {path}{f', split {learned}' if learned else ''}" if named else ""
 
 
 def _same_actions(episodes: RecordedEpisodes, statistics: dict[str, Any]) -> bool:

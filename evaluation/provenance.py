@@ -129,7 +129,7 @@ def note_run(folder: Path, record: dict[str, Any]) -> None:
 def with_other_runs(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A run's record with those of the other runs in its folder."""
     path = folder / RUNS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     others = [run for run in (_parsed(line) for line in lines) if run not in (None, record)]
     return {**record, "other_runs": others} if others else record
 

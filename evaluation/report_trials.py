@@ -50,7 +50,7 @@ def read_trials(path: Path) -> dict[Cell, Trials]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """JSON lines; one cut short by a kill is left out."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:

@@ -188,7 +188,7 @@ class TrialLog:
         """Reads what all processes have written; a line cut short by a kill is what never happened."""
         self.outcomes, self.begun = {}, {}
         for file in sorted(self.folder.glob("trials*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_text(encoding="utf-8").split("\n"):
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:

@@ -132,7 +132,7 @@ class EpisodeLog:
     def _load(self, path: Path, settings: dict[str, Any]) -> None:
         whole = path.read_bytes()
         finished = whole[: whole.rfind(b"\n") + 1]  # an interruption may have cut the last line
-        header, *lines = finished.decode("utf-8").splitlines() or ["{}"]
+        header, *lines = finished.decode("utf-8").split("\n")[:-1] or ["{}"]
         before, settings = (shortened(entry) for entry in (json.loads(header).get("settings") or {}, settings))
         if before != json.loads(json.dumps(settings)):
             keys = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]

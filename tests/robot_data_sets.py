@@ -6,7 +6,9 @@ itself reads (see `tests/fixtures/robot_readings`). RLDS: `rlds_data_sets.py`.
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +253,13 @@ def _write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def write_video(path: Path, pictures: np.ndarray, codec: str = "libx264", fps: int = FPS, group: int = 2) -> None:
-    """Pictures uint8 [S, H, W, 3] as an mp4 with a key frame every two frames, as lerobot writes them, or `group`."""
+def write_video(
+    path: Path, pictures: np.ndarray, codec: str = "libx264", fps: int = FPS, group: int = 2, first: int = 0
+) -> None:
+    """Pictures uint8 [S, H, W, 3] as an mp4 with a key frame every two frames, as lerobot writes them, or `group`.
+
+    Its time begins `first` frames late.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
@@ -260,8 +267,10 @@ def write_video(path: Path, pictures: np.ndarray, codec: str = "libx264", fps: i
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"g": str(group), "crf": "18"}
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = first + number, Fraction(1, fps)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
@@ -281,3 +290,32 @@ def write_recording(folder: Path, episodes: list[Episode]) -> Path:
     kinds = {"image": ImageFeature(), "instruction": Value("string"), "action": actions}
     Dataset.from_dict(rows, features=Features({**kinds, "episode_index": Value("int64")})).save_to_disk(str(folder))
     return folder
+
+
+def edit_info(folder: Path, **changes: Any) -> None:
+    """Changes meta/info.json of a LeRobot data set."""
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_lines(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+    """Changes a file of JSON lines, such as meta/episodes.jsonl of v2.1."""
+    _write_lines(path, change([json.loads(line) for line in path.read_text().splitlines()]))
+
+
+def edit_episodes(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    """Changes meta/episodes of v3.0."""
+    path = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    change(pd.read_parquet(path)).to_parquet(path)
+
+
+def edit_rows(folder: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Changes every data file."""
+    for path in sorted((folder / "data").rglob("*.parquet")):
+        pq.write_table(change(pq.read_table(path)), path)
+
+
+def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
+    """A table with another column of this name."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, name, values).replace_schema_metadata(None)

@@ -1,5 +1,6 @@
 """`gen-vla train RECIPE --check`: a look at the data of any recipe, with and without the model it starts from."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -120,3 +121,38 @@ def test_plan_and_check_are_two_questions(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         main(["train", str(tmp_path / "tiny.yaml"), "--plan", "--check"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+def _lerobot_recipe(tmp_path: Path, **settings: object) -> Path:
+    data = {"robot": [{"path": "lerobot", "key": "own", **settings}], "image_size": 16}
+    tokenizer = {"vocab_size": 400, "texts_from_rows": 5}
+    tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data, tokenizer=tokenizer)
+    return write_lerobot(tmp_path / "lerobot", make_episodes(3, 5, ("a_depth", "top"), size=16), "v2.1", "image")
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _lerobot_recipe(tmp_path)
+    info, tasks = folder / "meta" / "info.json", folder / "meta" / "tasks.jsonl"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "splits": {"train": "0:2"}}))
+    tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
+    assert "all 3 episodes are read, as no split is named; of its splits train (0:2) holds 2" in text
+    assert re.search(r"6 steps without an instruction, skipped \(such as \S+episode_000001.parquet episode 1\)", text)
+    assert "observation.images.top" in text
+    assert "None" not in text
+    # Kept statistics are of what is read now.
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path, "--set=data.robot.0.split=train").split())
+    assert "split 'train' (0:2) holds 2 of 3 episodes" in text
+    assert "LeRobot v2.1 │ 2 │ 5 │" in text
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_steps_without_an_instruction_may_be_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], check: bool
+) -> None:
+    folder = _lerobot_recipe(tmp_path, without_instruction="refuse")
+    tasks = folder / "meta" / "tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
+    command = ["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]
+    assert main([*command, *(["--check"] if check else [])]) == 2
+    assert re.search(r"'own': got 6 of 18 steps without .*episode 1: their task is null", capsys.readouterr().err)

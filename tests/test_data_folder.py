@@ -1,5 +1,6 @@
 """Folders on this machine and elsewhere."""
 
+import json
 import os
 
 import counting_filesystem
@@ -33,6 +34,32 @@ def test_files_are_found_and_read(folder):
         assert file.read(3) == b"fps"
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_lines_end_at_newlines_alone(tmp_path, separator, end):
+    entries = [{"task": f"pick up{separator}the cup"}, {"task": "go"}]
+    lines = [json.dumps(entry, ensure_ascii=False) for entry in entries]
+    if ord(separator) < 32:  # which JSON escapes
+        lines = [line.replace(separator, f"\\u{ord(separator):04x}") for line in lines]
+    (tmp_path / "lines.jsonl").write_bytes(end.join([*lines, ""]).encode())
+    assert DataFolder(tmp_path).read_json_lines("lines.jsonl") == entries
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    (tmp_path / "info.json").write_bytes(b"\xef\xbb\xbf{}")
+    assert DataFolder(tmp_path).read_json("info.json") == {}
+
+
+@pytest.mark.parametrize("name", ["data [v2]", "a*b", "what?", "50%", "a#b", "a::b", "{a}"])
+def test_a_folder_of_any_name(tmp_path, name):
+    (tmp_path / name / "below").mkdir(parents=True)
+    (tmp_path / name / "below" / "x.json").write_text("1")
+    folder = DataFolder(tmp_path / name)
+    assert folder.glob("*/x.json") == ["below/x.json"]
+    assert folder.sizes() == {"below/x.json": 1}
+    assert folder.subfolder("below").read_json("x.json") == 1
+
+
 def test_broken_json_is_named(folder):
     with pytest.raises(ValueError, match=r"meta/broken.json that is no JSON"):
         folder.read_json("meta/broken.json")
@@ -53,10 +80,11 @@ def test_a_missing_folder(tmp_path):
 
 def test_when_files_were_changed(folder, tmp_path):
     changed = folder.changed()
-    if not folder.is_local:
-        assert changed == {}
-        return
     assert list(changed) == sorted(folder.sizes())
     os.utime(tmp_path / "meta" / "info.json", ns=(5, 5))
+    if not folder.is_local:  # the time that the other file system gives
+        assert {name for name, mark in folder.changed().items() if mark != changed[name]} == {"meta/info.json"}
+        assert list(folder.changed(["meta/info.json"])) == ["meta/info.json"]
+        return
     assert folder.changed(["meta/info.json"]) == {"meta/info.json": 5}
     assert folder.changed() == changed | {"meta/info.json": 5}

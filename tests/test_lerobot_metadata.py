@@ -7,11 +7,12 @@ import pytest
 from robot_data_sets import make_episodes, write_lerobot
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.lerobot_metadata import EpisodePlace, read_metadata
+from gen_vla.training.lerobot_metadata import EpisodePlace, VideoPlace, read_metadata
 from gen_vla.training.robot_episodes import EmptyRobotDataError, RobotDataError
+from gen_vla.training.robot_source import open_robot_source
 
 
-def read(folder, split="train"):
+def read(folder, split=None):
     return read_metadata(DataFolder(folder), split)
 
 
@@ -28,7 +29,7 @@ def test_version_2_has_a_file_per_episode(tmp_path, version):
     assert metadata.tasks == {0: "put block 0 on the plate", 1: "put block 1 on the plate"}
     video = f"videos/chunk-000/{camera}/episode_000001.mp4"
     data = "data/chunk-000/episode_000001.parquet"
-    assert metadata.episodes[1] == EpisodePlace(1, 5, True, data, 0, {camera: (video, 0.0)})
+    assert metadata.episodes[1] == EpisodePlace(1, 5, True, data, {camera: VideoPlace(video, 0.0)})
 
 
 def test_version_3_has_many_episodes_in_a_file(tmp_path):
@@ -37,11 +38,11 @@ def test_version_3_has_many_episodes_in_a_file(tmp_path):
     assert metadata.tasks[2] == "put block 2 on the plate"
     video, other = (f"videos/{camera}/chunk-000/file-{number:03d}.mp4" for number in (0, 1))
     data = "data/chunk-000/file-000.parquet"
-    assert metadata.episodes[0] == EpisodePlace(0, 4, True, data, 0, {camera: (video, 0.0)})
-    assert metadata.episodes[1] == EpisodePlace(1, 5, True, data, 4, {camera: (video, 0.8)})
-    # The last episode begins its own file: row 0 of it, not row 9.
+    assert metadata.episodes[0] == EpisodePlace(0, 4, True, data, {camera: VideoPlace(video, 0.0, 0.8)})
+    assert metadata.episodes[1] == EpisodePlace(1, 5, True, data, {camera: VideoPlace(video, 0.8, 1.8)})
+    # The last episode begins its own video.
     last = "data/chunk-000/file-001.parquet"
-    assert metadata.episodes[2] == EpisodePlace(2, 6, True, last, 0, {camera: (other, 0.0)})
+    assert metadata.episodes[2] == EpisodePlace(2, 6, True, last, {camera: VideoPlace(other, 0.0, 1.2)})
 
 
 def test_task_texts_under_an_index_with_a_name(tmp_path):
@@ -60,7 +61,7 @@ def test_task_texts_under_an_index_with_a_name(tmp_path):
 def test_splits_are_ranges_of_episodes(tmp_path):
     folder = write_lerobot(tmp_path / "set", make_episodes(3, 4))
     edit_info(folder, splits={"train": "0:2", "val": "2:3"})
-    assert [place.index for place in read(folder).episodes] == [0, 1]
+    assert [place.index for place in read(folder, "train").episodes] == [0, 1]
     assert [place.index for place in read(folder, "val").episodes] == [2]
     with pytest.raises(RobotDataError, match="split='test', expected one of train, val"):
         read(folder, "test")
@@ -85,7 +86,10 @@ def test_a_column_missing_from_the_episodes(tmp_path):
     folder = write_lerobot(tmp_path / "set", make_episodes(2, 4), "v3.0")
     path = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["videos/observation.images.image_0/from_timestamp"]), path)
-    with pytest.raises(RobotDataError, match=r"lacks 'the column videos/.*from_timestamp"):
+    with pytest.raises(RobotDataError, match=r"lacks, for every episode, one of videos/.*from_timestamp"):
+        open_robot_source(folder, key="x")
+    pq.write_table(pq.read_table(path).drop_columns(["length"]), path)
+    with pytest.raises(RobotDataError, match=r"lacks 'the column length"):
         read(folder)
 
 
@@ -93,5 +97,5 @@ def test_no_task_text_at_all(tmp_path):
     episodes = make_episodes(2, 4)
     for episode in episodes:
         episode.instruction = ""
-    with pytest.raises(EmptyRobotDataError, match="2 episodes in split 'train' and no task text"):
+    with pytest.raises(EmptyRobotDataError, match="2 episodes and no task text"):
         read(write_lerobot(tmp_path / "set", episodes))

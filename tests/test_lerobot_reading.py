@@ -9,10 +9,11 @@ import pytest
 from robot_data_sets import make_episodes, write_lerobot
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.lerobot_reading import LeRobotReader, column_array
+from gen_vla.training.lerobot_reading import LeRobotReader
 from gen_vla.training.robot_episodes import RobotDataError
 from gen_vla.training.robot_source import open_robot_source
 from gen_vla.training.row_problems import RowProblems
+from gen_vla.training.stored_columns import column_array
 
 
 def open_reader(folder):
@@ -75,11 +76,14 @@ def test_files_that_are_missing_or_cut_off(tmp_path):
     problems = RowProblems(limit_share=1.0)
     assert [episode.index for episode in read_all(open_reader(folder), problems=problems)] == [0]
     assert problems.report()["skipped"] == 5
+    next((folder / "videos").rglob("episode_000001.mp4")).unlink()
+    with pytest.raises(RobotDataError, match=r"without 1 of the files .*episode_000001.mp4"):
+        open_robot_source(folder, key="x")
     (data / "episode_000000.parquet").write_bytes(b"nothing")
     with pytest.raises(RobotDataError, match=r"episode_000000.parquet that is no whole parquet file"):
         open_reader(folder)
-    next((folder / "videos").rglob("episode_000001.mp4")).unlink()
-    with pytest.raises(RobotDataError, match=r"without 1 of the files .*episode_000001.mp4"):
+    (data / "episode_000000.parquet").unlink()
+    with pytest.raises(RobotDataError, match=r"without 1 of the files .*episode_000000.parquet"):
         open_reader(folder)
 
 
@@ -88,8 +92,8 @@ def test_data_of_another_episode_are_not_taken(tmp_path):
     path = folder / "data" / "chunk-000" / "file-000.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)
     problems = RowProblems(limit_share=1.0)
-    assert [episode.index for episode in read_all(open_reader(folder), problems=problems)] == [2]
-    assert problems.report()["skipped"] == 9
+    assert [episode.index for episode in read_all(open_reader(folder), problems=problems)] == [1, 2]
+    assert problems.report()["skipped"] == 4
     assert "info.json and the data do not belong together" in problems.report()["examples"][0]
 
 
@@ -157,7 +161,7 @@ def test_plain_and_nested_columns_and_those_that_are_no_arrays():
     assert column_array(nested, "x").shape == (2, 1, 2)
     with pytest.raises(RobotDataError, match="x of uneven length"):
         column_array(pa.chunked_array([pa.array([[1], [2, 3], [4, 5, 6]])]), "x")
-    with pytest.raises(RobotDataError, match="x of uneven length"):
-        column_array(pa.chunked_array([pa.array([[1, 2], None, [3, 4], [5, 6]])]), "x")
+    null = column_array(pa.chunked_array([pa.array([[1, 2], None, [3, 4]])]), "x")
+    np.testing.assert_array_equal(null, [[1, 2], [np.nan, np.nan], [3, 4]])
     with pytest.raises(RobotDataError, match="x of string, expected numbers"):
         column_array(pa.chunked_array([pa.array(["a"])]), "x")

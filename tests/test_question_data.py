@@ -150,3 +150,14 @@ def test_nothing_here_and_no_hub():
     message = str(stop.value)
     assert "nor an answer from the Hub for lmms-lab/textvqa" in message
     assert "DIR/<task> of --local DIR to hold data/validation-*.parquet" in message
+
+
+@pytest.mark.parametrize("name", ["data [v2]", "a*b", "what?"])
+def test_a_folder_of_any_name(tmp_path, name):
+    folder = tmp_path / name / "textvqa"
+    (folder / "images").mkdir(parents=True)
+    picture(3).save(folder / "images/a.png")
+    line = {"image": "a.png", "question": "how\u2028many?", "answers": ["two"] * 10}
+    (folder / "questions.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows = load_questions(**SOFT, local=str(tmp_path / name))["test"]
+    assert rows["question"][:] == ["how\u2028many?"]

@@ -1,15 +1,18 @@
 """RLDS folders: what is checked at opening, and damaged episodes."""
 
+import gzip
 import json
+import zlib
 
 import numpy as np
 import pytest
-from rlds_data_sets import write_rlds
-from robot_data_sets import make_episodes
+from rlds_data_sets import example, framed, write_rlds
+from robot_data_sets import encode, make_episodes
 
 from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.rlds_reading import RLDSReader, StepFeature, find_rlds, read_features
 from gen_vla.training.robot_episodes import RobotDataError
+from gen_vla.training.robot_source import open_robot_source
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.tfrecord_reading import TFRecordError
 
@@ -161,3 +164,46 @@ def test_the_real_sample(data_dir):
     episode = next(reader.episodes(reader.shards()[0], ["action", "observation/state"], [], RowProblems()))
     assert episode.steps["action"].shape == episode.steps["observation/state"].shape == (10, 7)
     assert np.isfinite(episode.steps["action"]).all()
+
+
+def test_shards_compressed_with_gzip_are_read(written):
+    plain = [episode.steps["action"] for episode in _episodes(written, ["action"])]
+    for number in (0, 1):
+        path = shard_of(written, number)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    for cameras in ((), ("observation/image_0",)):
+        read = [episode.steps["action"] for episode in _episodes(written, ["action"], cameras)]
+        assert all(np.array_equal(a, b) for a, b in zip(plain, read, strict=True))
+
+
+@pytest.mark.parametrize("encoding", ["zlib", "bytes"])
+def test_tensors_that_are_stored_as_bytes(tmp_path, encoding):
+    episode = make_episodes(1, 5, size=16)[0]
+    folder = write_rlds(tmp_path, [episode], name="my_set")
+    pack = zlib.compress if encoding == "zlib" else bytes
+    rows = [pack(row.astype("<f8").tobytes()) for row in episode.actions]
+    features = {"steps/action": rows, "steps/language_instruction": [b"go"] * len(rows)}
+    features["steps/observation/image_0"] = [encode(picture) for picture in episode.pictures["image_0"]]
+    next(folder.glob("*.tfrecord-*")).write_bytes(framed(example(features)))
+    stored = {"dtype": "float64", "encoding": encoding, "shape": {"dimensions": ["7"]}}
+    edit(folder / "features.json", lambda tree: _steps(tree)["action"].update(tensor=stored))
+    assert np.array_equal(_episodes(folder, ["action"])[0].steps["action"], episode.actions)
+
+
+def test_an_episode_that_is_skipped_says_which_feature(written):
+    edit(
+        written / "features.json",
+        lambda tree: _steps(tree)["action"]["tensor"].update(shape={"dimensions": ["6"]}),
+    )
+    with pytest.raises(RobotDataError, match=r"episode 0 \(got action with 35 values, expected shape \[5, 6\]\)"):
+        open_robot_source(written, key="x", transform=None)
+
+
+def _episodes(folder, features, cameras=()):
+    reader = open_reader(folder)
+    problems = RowProblems(limit_share=1.0)
+    return [episode for shard in reader.shards() for episode in reader.episodes(shard, features, cameras, problems)]
+
+
+def _steps(tree):
+    return tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]

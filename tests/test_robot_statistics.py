@@ -3,9 +3,21 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from rlds_data_sets import write_rlds
-from robot_data_sets import Episode, make_episodes, write_lerobot, write_recording
+from robot_data_sets import (
+    Episode,
+    edit_episodes,
+    edit_info,
+    edit_lines,
+    edit_rows,
+    make_episodes,
+    with_column,
+    write_lerobot,
+    write_recording,
+)
+from test_lerobot_splits import check
 
 from gen_vla.processors import compute_statistics
 from gen_vla.training.robot_source import open_robot_source
@@ -107,6 +119,119 @@ def test_figures_are_kept_until_the_files_change(tmp_path, monkeypatch):
     np.testing.assert_allclose(low, [-value for value in first.entry["action"]["max"]])
     changed = open_robot_source(write_rlds(tmp_path, make_episodes(4, 5, size=16)), key="x", transform=None)
     assert robot_statistics(changed, cache, progress=False).entry["num_trajectories"] == 4
+
+
+def split_changed(folder, version):
+    edit_info(folder, splits={"train": "0:1", "val": "1:4"})
+    return {"split": "val"}
+
+
+def split_moved(folder, version):
+    edit_info(folder, splits={"train": "2:4"})
+    return {"split": "train"}
+
+
+def episodes_removed(folder, version):
+    if version == "v3.0":
+        edit_episodes(folder, lambda table: table.drop(index=[1, 3]))
+    else:
+        edit_lines(folder / "meta/episodes.jsonl", lambda lines: lines[::2])
+
+
+def episodes_shortened(folder, version):
+    if version == "v3.0":
+        edit_episodes(folder, lambda table: table.assign(length=3))
+    else:
+        edit_lines(folder / "meta/episodes.jsonl", lambda lines: [{**line, "length": 3} for line in lines])
+
+
+def tasks_edited(folder, version):
+    if version == "v3.0":
+        texts = pd.read_parquet(folder / "meta/tasks.parquet").set_axis(["go", "go", "", "stop"])
+        texts.to_parquet(folder / "meta/tasks.parquet")
+    else:
+        edit_lines(folder / "meta/tasks.jsonl", lambda lines: [{**line, "task": "go"} for line in lines])
+
+
+def actions_edited(folder, version):
+    edit_rows(folder, lambda table: with_column(table, "action", table["observation.state"]))
+
+
+def another_action(folder, version):
+    return {"action": ["observation.state"], "state": ["action"]}
+
+
+def two_actions(folder, version):
+    return {"action": ["action", "observation.state"]}
+
+
+def thinner(folder, version):
+    return {"every": 2, "displacements": [0, 1]}
+
+
+def camera_without_times(folder, version):
+    if version == "v3.0":
+        name = "videos/observation.images.image_0/from_timestamp"
+        edit_episodes(folder, lambda table: table.assign(**{name: table[name].where(table.index != 1, None)}))
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        split_changed,
+        split_moved,
+        episodes_removed,
+        episodes_shortened,
+        tasks_edited,
+        actions_edited,
+        another_action,
+        two_actions,
+        thinner,
+        camera_without_times,
+    ],
+)
+def test_kept_figures_are_never_those_of_other_rows(tmp_path, version, change):
+    folder, cache = write_lerobot(tmp_path / "set", make_episodes(4, 5, size=16), version), tmp_path / "kept"
+
+    def figures(kept, **settings):
+        source = open_robot_source(folder, key="x", problems=RowProblems(limit_share=1.0), **settings)
+        return robot_statistics(source, kept, progress=False)
+
+    edit_info(folder, splits={"train": "0:1"})
+    first = figures(cache, split="train" if change in (split_changed, split_moved) else None)
+    settings = change(folder, version) or {}
+    assert figures(cache, **settings) == figures(None, **settings)
+    assert (figures(None, **settings) == first) == (change is camera_without_times and version == "v2.1")
+    again = open_robot_source(folder, key="x", problems=RowProblems(limit_share=1.0), **settings)
+    again.trajectories = lambda problems: pytest.fail("read again")  # type: ignore[method-assign]
+    assert robot_statistics(again, cache, progress=False) == figures(None, **settings)
+
+
+def test_kept_figures_do_not_outlive_a_stricter_limit(tmp_path):
+    episodes = make_episodes(3, 5, size=16)
+    episodes[1].actions[0, 2] = np.inf
+    path, cache = write_rlds(tmp_path, episodes), tmp_path / "kept"
+    tolerant = open_robot_source(path, key="x", transform=None, problems=RowProblems(limit_share=0.5))
+    robot_statistics(tolerant, cache, progress=False)
+    with pytest.raises(TooManyBadRows):
+        robot_statistics(open_robot_source(path, key="x", transform=None), cache, progress=False)
+
+
+def test_other_features_of_the_same_rlds_files(tmp_path):
+    path, cache = write_rlds(tmp_path, make_episodes(3, 5, size=16)), tmp_path / "kept"
+    robot_statistics(open_robot_source(path, key="x", transform=None), cache, progress=False)
+    text = (path / "features.json").read_text()
+    (path / "features.json").write_text(text.replace('"language_instruction"', '"other_words"'))
+    with pytest.raises(ValueError, match="expected one of language_instruction"):
+        open_robot_source(path, key="x", transform=None)
+
+
+def test_the_check_shows_the_split_that_is_named_now(tmp_path, capsys):
+    folder = write_lerobot(tmp_path / "set", make_episodes(4, 5, size=16), "v3.0", "image")
+    edit_info(folder, splits={"train": "0:1", "more": "0:3"})
+    assert "│ 1 │ 5 │" in check(folder, capsys, ", split: train")[1]
+    assert "│ 3 │ 18 │" in check(folder, capsys, ", split: more")[1]
 
 
 def test_dimensions_that_stay_as_they_are(tmp_path):

@@ -253,7 +253,7 @@ def action_dimensions(
 
 def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
     """What a person would want to know of what was read."""
-    warnings = []
+    warnings = list(reading.notes)
     if not reading.camera_named and reading.unused_cameras:
         others = ", ".join(reading.unused_cameras)
         warnings.append(
@@ -263,8 +263,8 @@ def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
     if reading.instructions == 1 and shown:
         warnings.append(f"all rows have one instruction ({shown[0].words!r}): a policy need not listen to it")
     if reading.without_instruction:
-        fate = "which stop a run" if reading.stops_without else "skipped"
-        warnings.append(f"{reading.without_instruction:,} steps without an instruction, {fate}")
+        such_as = f" (such as {reading.unlabelled[0]})" if reading.unlabelled else ""
+        warnings.append(f"{reading.without_instruction:,} steps without an instruction, skipped{such_as}")
     if reading.skipped and reading.skipped["skipped"]:
         reasons = "; ".join(f"{reason} ({count:,})" for reason, count in reading.skipped["by_reason"].items())
         warnings.append(f"{reading.skipped['skipped']:,} steps skipped: {reasons}")

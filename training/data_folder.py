@@ -4,6 +4,7 @@ Decides: how paths are resolved, and that a remote file is opened for reading in
 know: which files a data set has.
 """
 
+import glob
 import json
 import logging
 from collections.abc import Iterable
@@ -18,13 +19,19 @@ from fsspec.implementations.local import LocalFileSystem
 # huggingface_hub logs each request of its file system at INFO through httpx.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
+VERSION_KEYS = ("blob_id", "ETag", "etag", "mtime", "LastModified")  # of the Hub's, S3's and other file systems
+
 
 class DataFolder:
     """Reads files below `path` by their names relative to it. Can be pickled."""
 
     def __init__(self, path: str | Path):
         self.path = str(path)
-        filesystem, root = url_to_fs(self.path)
+        # fsspec reads "::" as a chain of protocols; in a path of this machine it is part of a name.
+        local = "://" not in self.path
+        filesystem, root = (
+            (LocalFileSystem(), LocalFileSystem._strip_protocol(self.path)) if local else url_to_fs(self.path)
+        )
         self.filesystem: AbstractFileSystem = filesystem
         self.root = root.rstrip("/")
         self.is_local = isinstance(filesystem, LocalFileSystem)
@@ -57,9 +64,9 @@ class DataFolder:
         return cast(BinaryIO, self.filesystem.open(f"{self.root}/{name}", "rb"))
 
     def read_text(self, name: str) -> str:
-        """The whole file, UTF-8."""
+        """The whole file, UTF-8, with or without a byte order mark."""
         with self.open(name) as file:
-            return file.read().decode("utf-8")
+            return file.read().decode("utf-8-sig")
 
     def read_json(self, name: str) -> Any:
         """The file's JSON; raises `ValueError` that names a file that is none."""
@@ -69,9 +76,12 @@ class DataFolder:
             raise ValueError(f"got {self.describe(name)} that is no JSON ({error}); fetch it again") from error
 
     def read_json_lines(self, name: str) -> list[Any]:
-        """One value per line; raises `ValueError` that names the line."""
+        """One value per line; raises `ValueError` that names the line.
+
+        Lines end with "\\n" alone (jsonlines.org): `str.splitlines` would also split inside a text, at U+2028.
+        """
         values = []
-        for number, line in enumerate(self.read_text(name).splitlines(), start=1):
+        for number, line in enumerate(self.read_text(name).split("\n"), start=1):
             try:
                 values += [json.loads(line)] if line.strip() else []
             except ValueError as error:
@@ -79,8 +89,8 @@ class DataFolder:
         return values
 
     def glob(self, pattern: str) -> list[str]:
-        """Names of the files that match, sorted."""
-        found = cast(list[str], self.filesystem.glob(f"{self.root}/{pattern}"))
+        """Names of the files that match, sorted; the folder's own name may hold `[`, `*` or `?`."""
+        found = cast(list[str], self.filesystem.glob(f"{glob.escape(self.root)}/{pattern}"))
         return sorted(self._relative(name) for name in found)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -89,15 +99,23 @@ class DataFolder:
         entries = cast(dict[str, dict[str, Any]], found)
         return {self._relative(name): int(entries[name]["size"]) for name in sorted(entries)}
 
-    def changed(self, names: Iterable[str] | None = None) -> dict[str, int]:
-        """When files of this machine were last changed, all by default: nanoseconds by name; `{}` for remote ones.
+    def changed(self, names: Iterable[str] | None = None) -> dict[str, int | str]:
+        """What changes with a file's content, by name, of all files by default.
 
-        A file that is written again with other numbers often has as many bytes as before.
+        On this machine that is the time of the last change in nanoseconds; elsewhere the hash or the time that the
+        file system gives, and a file without either is left out. A file that is written again with other numbers
+        often has as many bytes as before.
         """
-        if not self.is_local:
-            return {}
-        names = self.sizes() if names is None else names
-        return {name: Path(self.root, name).stat().st_mtime_ns for name in sorted(names)}
+        if self.is_local:
+            names = self.sizes() if names is None else names
+            return {name: Path(self.root, name).stat().st_mtime_ns for name in sorted(names)}
+        entries = cast(dict[str, dict[str, Any]], self.filesystem.find(self.root, detail=True))
+        marks = {
+            self._relative(name): next((str(entry[key]) for key in VERSION_KEYS if entry.get(key)), "")
+            for name, entry in sorted(entries.items())
+        }
+        wanted = set(marks if names is None else names)
+        return {name: mark for name, mark in marks.items() if mark and name in wanted}
 
     def _relative(self, name: str) -> str:
         return name[len(self.root) + 1 :]

@@ -18,11 +18,12 @@ class DataReading:
         cameras, unused_cameras: of robot data: those whose pictures a row shows, in order, and the others.
         camera_named: whether the recipe names its cameras; otherwise it is the main one.
         instructions: how many different ones there are in robot data.
-        without_instruction: steps of robot data that have none.
-        stops_without: whether such a step stops a run instead of being passed over.
+        without_instruction: steps of robot data that have none, which are left out.
+        unlabelled: some of their episodes by name.
         action_names: what the values of an action are called, where robot data says it.
         hertz: rows a second of robot data, where it says it.
         every: of so many stored steps of robot data one is a row.
+        notes: what people should know of the choice of episodes.
         skipped: report of the episodes that the statistics left out (`RowProblems.report`).
     """
 
@@ -34,8 +35,9 @@ class DataReading:
     camera_named: bool = True
     instructions: int | None = None
     without_instruction: int = 0
-    stops_without: bool = False
+    unlabelled: list[str] = field(default_factory=list)
     action_names: list[str] = field(default_factory=list)
     hertz: float | None = None
     every: int = 1
     skipped: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)

@@ -219,7 +219,7 @@ def add_open_loop(suites: Any) -> None:
     add_model(command)
     command.add_argument("data", help="a robot data set it was not trained on: a folder, or hf://datasets/OWNER/NAME")
     command.add_argument("--unnorm-key", help="whose units the actions have (default: the model's only one)")
-    command.add_argument("--split", default="train", help="of the data set (default: train)")
+    command.add_argument("--split", help="of the data set (default: all of a LeRobot set, train of others)")
     command.add_argument(
         "--camera",
         action="append",

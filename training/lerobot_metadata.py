@@ -1,26 +1,38 @@
 """The metadata of LeRobot data sets v2.0, v2.1 and v3.0, brought to one form.
 
-Decides: which file and which part of it holds each episode's rows and videos, and the text of each task. Refuses to
-know: the contents of those files.
+Says which file holds each episode's rows and videos, and the text of each task; the files are read by
+`lerobot_reading`.
 
     v2.0, v2.1  meta/info.json, tasks.jsonl, episodes.jsonl; data and video files of one episode each
-    v3.0        meta/info.json, tasks.parquet, episodes/**.parquet; files of many episodes one after the other: where
-                an episode begins is dataset_from_index (rows) and videos/CAMERA/from_timestamp (seconds)
+    v3.0        meta/info.json, tasks.parquet, episodes/**.parquet; files of many episodes one after the other: when
+                an episode begins and ends in a video is videos/CAMERA/from_timestamp and to_timestamp (seconds)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.robot_episodes import EmptyRobotDataError, RobotDataError
+from gen_vla.training.lerobot_splits import split_episodes
+from gen_vla.training.robot_episodes import EmptyRobotDataError, RobotDataError, instruction_text
 
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+DEEP_FORMATS = ("gray10", "gray12", "gray14", "gray16", "grayf")  # FFmpeg's, of videos of depth
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """Where an episode is in a video file: from `start` to `end`, in seconds; `end` is `None` where nothing says."""
+
+    file: str
+    start: float
+    end: float | None = None
 
 
 @dataclass(frozen=True)
@@ -30,137 +42,211 @@ class EpisodePlace:
     Attributes:
         index: its number.
         length: steps.
-        labelled: whether any of its tasks has text.
+        labelled: whether any of its tasks has text; `None` where its metadata does not say.
         data: the parquet file.
-        offset: its first row in it.
-        videos: (file, seconds at which it begins) by camera.
+        videos: by camera; a camera is absent where the metadata has no usable numbers for it.
     """
 
     index: int
     length: int
-    labelled: bool
+    labelled: bool | None
     data: str
-    offset: int = 0
-    videos: dict[str, tuple[str, float]] = field(default_factory=dict)
+    videos: dict[str, VideoPlace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class LeRobotMetadata:
-    """Everything the metadata says; `cameras` maps a name to "video" or "image", `tasks` a number to its text."""
+    """Everything the metadata says.
+
+    Attributes:
+        fps: steps a second; `None` where there is no such number.
+        cameras: "video" or "image" by name.
+        depth: of the cameras, those that hold depth and no colours, and what says so.
+        tasks: number to text, "" for none.
+        told: what people should know of the choice of episodes, or "".
+    """
 
     version: str
-    fps: float
+    fps: float | None
     features: dict[str, dict[str, Any]]
     cameras: dict[str, str]
+    depth: dict[str, str]
     tasks: dict[int, str]
     episodes: list[EpisodePlace]
+    told: str = ""
 
 
-def read_metadata(folder: DataFolder, split: str) -> LeRobotMetadata:
-    """Reads meta/ for one split.
+def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetadata:
+    """Reads meta/ for one split, or all episodes without one (`lerobot_splits`).
 
     Raises:
         RobotDataError: on another version, a split that is not there, or metadata that lacks something.
         EmptyRobotDataError: without an episode that has a task text.
     """
     info = folder.read_json(INFO)
-    version = str(info.get("codebase_version"))
+    version = "v" + str(info.get("codebase_version")).removeprefix("v")
     if version not in VERSIONS:
         raise RobotDataError(
-            f"got {folder.describe(INFO)} of codebase_version {version}, expected {', '.join(VERSIONS)}; "
-            "convert the data set with lerobot's own scripts"
+            f"got {folder.describe(INFO)} of codebase_version {info.get('codebase_version')}, expected "
+            f"{', '.join(VERSIONS)}; convert the data set with lerobot's own scripts"
         )
-    features = info["features"]
-    cameras = {name: entry["dtype"] for name, entry in features.items() if entry["dtype"] in ("video", "image")}
-    first, last = _split_range(info, split, folder)
     try:
+        features: dict[str, dict[str, Any]] = {name: entry or {} for name, entry in info["features"].items()}
+        cameras = {name: entry["dtype"] for name, entry in features.items() if _is_camera(entry)}
         if version == "v3.0":
-            tasks, episodes = _tasks_v3(folder), _episodes_v3(folder, info, cameras)
+            tasks = _tasks_v3(folder)
+            episodes = _episodes_v3(folder, info, cameras, tasks)
         else:
-            tasks, episodes = _tasks_v2(folder), _episodes_v2(folder, info, cameras)
+            tasks = _tasks_v2(folder)
+            episodes = _episodes_v2(folder, info, cameras, tasks)
     except (KeyError, FileNotFoundError) as error:
         raise RobotDataError(f"got {folder.path} whose metadata lacks {error}, expected LeRobot {version}") from error
-    chosen = [episode for episode in episodes if first <= episode.index < last]
-    if not any(episode.labelled for episode in chosen) or not any(text.strip() for text in tasks.values()):
+    numbers = [episode.index for episode in episodes]
+    if not numbers or len(set(numbers)) < len(numbers):
+        twice = next((number for number in numbers if numbers.count(number) > 1), None)
+        found = "no episodes" if twice is None else f"episode {twice} more than once"
+        raise RobotDataError(f"got {folder.describe('meta')} that lists {found}, expected every episode once")
+    wanted, told = split_episodes(info, split, numbers, folder.describe(INFO))
+    chosen = [episode for episode in episodes if episode.index in wanted]
+    if all(episode.labelled is False for episode in chosen) or not any(tasks.values()):
         raise EmptyRobotDataError(
-            f"got {folder.path} with {len(chosen)} episodes in split {split!r} and no task text among them, expected "
-            "episodes with a task: without instructions there is nothing to learn from"
+            f"got {folder.path} with {len(chosen)} episodes{f' in split {split!r}' if split else ''} and no task text "
+            "among them, expected episodes with a task: without instructions there is nothing to learn from"
         )
-    return LeRobotMetadata(version, float(info["fps"]), features, cameras, tasks, chosen)
+    depth = {name: reason for name in cameras if (reason := _depth(name, features[name]))}
+    return LeRobotMetadata(version, _fps(info), features, cameras, depth, tasks, chosen, told)
 
 
-def _split_range(info: dict[str, Any], split: str, folder: DataFolder) -> tuple[int, int]:
-    splits = info.get("splits") or {"train": f"0:{info['total_episodes']}"}
-    if split not in splits:
-        raise RobotDataError(f"got split={split!r}, expected one of {', '.join(splits)} as in {folder.describe(INFO)}")
-    first, _, last = str(splits[split]).partition(":")
-    return int(first or 0), int(last or info["total_episodes"])
+def _is_camera(feature: Any) -> bool:
+    return feature.get("dtype") in ("video", "image")
+
+
+def _depth(name: str, feature: dict[str, Any]) -> str:
+    """What says that a camera holds depth; "" where nothing does."""
+    about = [part for part in (feature, feature.get("info"), feature.get("video_info")) if isinstance(part, dict)]
+    for key in ("video.is_depth_map", "is_depth_map"):
+        if any(part.get(key) is True for part in about):
+            return f"{key} in {INFO}"
+    pixels = [str(part.get("video.pix_fmt")) for part in about if "video.pix_fmt" in part]
+    if any(pixel.startswith(DEEP_FORMATS) for pixel in pixels):
+        return f"video.pix_fmt {pixels[0]} in {INFO}"
+    shape = list(feature.get("shape") or ())
+    if "depth" in name.lower() and 1 in (shape[:1] + shape[-1:]):
+        return f"its name, and its one channel in {INFO}"
+    return ""
+
+
+def _fps(info: dict[str, Any]) -> float | None:
+    try:
+        return float(info["fps"]) if float(info["fps"]) > 0 else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _labelled(texts: Any, tasks: dict[int, str]) -> bool | None:
+    """Whether an episode's `tasks` (texts, or numbers of tasks) have text; `None` where it is null or holds nulls."""
+    texts = [texts] if isinstance(texts, str) else texts
+    if texts is None or texts != texts:
+        return None
+    if any(tasks.get(text) if isinstance(text, int) else instruction_text(text) for text in texts):
+        return True
+    return None if any(text is None for text in texts) else False
+
+
+def _number(row: dict[str, Any], name: str) -> int | None:
+    """A whole number, which pandas stores as a float where another row has none; `None` for null, NaN or another."""
+    value = row.get(name)
+    return int(value) if isinstance(value, (int, float)) and float(value).is_integer() else None
+
+
+def _needed(row: dict[str, Any], name: str, file: str) -> int:
+    if (number := _number(row, name)) is None or number < 0:
+        index = row.get("episode_index")
+        raise RobotDataError(
+            f"got {name}={row.get(name)!r} for episode {index} in {file}, expected a whole number; correct it there"
+        )
+    return number
 
 
 def _tasks_v2(folder: DataFolder) -> dict[int, str]:
-    return {int(entry["task_index"]): str(entry["task"]) for entry in folder.read_json_lines("meta/tasks.jsonl")}
+    name = "meta/tasks.jsonl"
+    return {
+        _needed(entry, "task_index", folder.describe(name)): instruction_text(entry["task"])
+        for entry in folder.read_json_lines(name)
+    }
 
 
-def _episodes_v2(folder: DataFolder, info: dict[str, Any], cameras: dict[str, str]) -> list[EpisodePlace]:
-    episodes = []
-    for entry in folder.read_json_lines("meta/episodes.jsonl"):
-        index = int(entry["episode_index"])
+def _episodes_v2(
+    folder: DataFolder, info: dict[str, Any], cameras: dict[str, str], tasks: dict[int, str]
+) -> list[EpisodePlace]:
+    name, episodes = "meta/episodes.jsonl", []
+    for entry in folder.read_json_lines(name):
+        index, length = (_needed(entry, key, folder.describe(name)) for key in ("episode_index", "length"))
         names = {"episode_index": index, "episode_chunk": index // int(info["chunks_size"])}
         videos = {
-            camera: (info["video_path"].format(video_key=camera, **names), 0.0)
+            camera: VideoPlace(info["video_path"].format(video_key=camera, **names), 0.0)
             for camera, kind in cameras.items()
-            if kind == "video"
+            if kind == "video" and info.get("video_path")
         }
-        labelled = any(text.strip() for text in entry["tasks"])
         data = info["data_path"].format(**names)
-        episodes.append(EpisodePlace(index, int(entry["length"]), labelled, data, 0, videos))
-    return episodes
+        episodes.append(EpisodePlace(index, length, _labelled(entry.get("tasks"), tasks), data, videos))
+    return sorted(episodes, key=lambda episode: episode.index)
 
 
 def _tasks_v3(folder: DataFolder) -> dict[int, str]:
     """The text is the pandas index: a column "task", or "__index_level_0__" where the index has no name."""
-    table = _read_table(folder, "meta/tasks.parquet").to_pydict()
-    texts = table.get("task", table.get("__index_level_0__"))
+    name = "meta/tasks.parquet"
+    table = _read_table(folder, name).to_pydict()
+    texts = next((table[column] for column in ("task", "tasks", "__index_level_0__") if column in table), None)
     if texts is None:
         raise KeyError("the task texts in meta/tasks.parquet")
-    return dict(zip(table["task_index"], map(str, texts), strict=True))
+    rows = [{"task_index": number} for number in table["task_index"]]
+    numbers = [_needed(row, "task_index", folder.describe(name)) for row in rows]
+    return dict(zip(numbers, map(instruction_text, texts), strict=True))
 
 
-def _episodes_v3(folder: DataFolder, info: dict[str, Any], cameras: dict[str, str]) -> list[EpisodePlace]:
+def _episodes_v3(
+    folder: DataFolder, info: dict[str, Any], cameras: dict[str, str], tasks: dict[int, str]
+) -> list[EpisodePlace]:
     files = [name for name in folder.sizes("meta/episodes") if name.endswith(".parquet")]
     videos = [camera for camera, kind in cameras.items() if kind == "video"]
-    rows = [row for name in files for row in _episode_rows_v3(folder, name, videos)]
-    first_rows: dict[str, int] = {}
-    for row in rows:
-        row["data"] = info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-        start = int(row["dataset_from_index"])
-        first_rows[row["data"]] = min(start, first_rows.get(row["data"], start))
     episodes = []
-    for row in sorted(rows, key=lambda row: row["episode_index"]):
-        places = {camera: _video_v3(row, camera, info) for camera in videos}
-        offset = int(row["dataset_from_index"]) - first_rows[row["data"]]
-        labelled = any(str(text).strip() for text in row["tasks"])
-        index, length = int(row["episode_index"]), int(row["length"])
-        episodes.append(EpisodePlace(index, length, labelled, row["data"], offset, places))
-    return episodes
+    for file in files:
+        where = folder.describe(file)
+        for row in _episode_rows_v3(folder, file, videos):
+            index, length = _needed(row, "episode_index", where), _needed(row, "length", where)
+            chunk = {key: _needed(row, f"data/{key}", where) for key in ("chunk_index", "file_index")}
+            places = {camera: place for camera in videos if (place := _video_v3(row, camera, info))}
+            data = info["data_path"].format(**chunk)
+            episodes.append(EpisodePlace(index, length, _labelled(row.get("tasks"), tasks), data, places))
+    return sorted(episodes, key=lambda episode: episode.index)
 
 
 def _episode_rows_v3(folder: DataFolder, name: str, videos: list[str]) -> list[dict[str, Any]]:
-    columns = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index", "dataset_from_index"]
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    wanted = ["tasks"]
     for camera in videos:
-        columns += [f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp")]
-    return _read_table(folder, name, columns).to_pylist()
+        keys = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        wanted += [f"videos/{camera}/{key}" for key in keys]
+    return _read_table(folder, name, columns, wanted).to_pylist()
 
 
-def _video_v3(row: dict[str, Any], camera: str, info: dict[str, Any]) -> tuple[str, float]:
-    numbers = {key: int(row[f"videos/{camera}/{key}"]) for key in ("chunk_index", "file_index")}
-    return info["video_path"].format(video_key=camera, **numbers), float(row[f"videos/{camera}/from_timestamp"])
+def _video_v3(row: dict[str, Any], camera: str, info: dict[str, Any]) -> VideoPlace | None:
+    chunk, file = (_number(row, f"videos/{camera}/{key}") for key in ("chunk_index", "file_index"))
+    start, end = (row.get(f"videos/{camera}/{key}") for key in ("from_timestamp", "to_timestamp"))
+    if chunk is None or file is None or start is None or start != start or not info.get("video_path"):
+        return None
+    path = info["video_path"].format(video_key=camera, chunk_index=chunk, file_index=file)
+    return VideoPlace(path, float(start), None if end is None or end != end else float(end))
 
 
-def _read_table(folder: DataFolder, name: str, columns: list[str] | None = None) -> Any:
+def _read_table(folder: DataFolder, name: str, columns: list[str] | None = None, optional: Sequence[str] = ()) -> Any:
+    """A parquet file: all of it, or some columns, of which those in `optional` may be absent."""
     with folder.open(name) as file:
         parquet = pq.ParquetFile(file)
-        missing = [column for column in columns or [] if column not in parquet.schema_arrow.names]
+        there = parquet.schema_arrow.names
+        missing = [column for column in columns or [] if column not in there]
         if missing:
             raise KeyError(f"the column {missing[0]} of {name}")
-        return parquet.read(columns=columns)
+        wanted = None if columns is None else [*columns, *(column for column in optional if column in there)]
+        return parquet.read(columns=wanted)

@@ -1,26 +1,31 @@
 """LeRobot data sets v2.0, v2.1 and v3.0: parquet files of steps, and videos or pictures inside the parquet files.
 
-Decides: which columns and row groups are read, and how rows and frames become an episode. Refuses to know: the layout
-of the metadata (`lerobot_metadata`), decoding (`video_frames`), transforms.
+Reads columns and row groups, and makes episodes of rows and frames. The layout of the metadata is in
+`lerobot_metadata`, decoding in `video_frames`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gen_vla.training.data_folder import DataFolder
 from gen_vla.training.lerobot_metadata import INFO, EpisodePlace, read_metadata
+from gen_vla.training.lerobot_video_times import check_row_order, check_row_times, misplaced_episodes
 from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, rows_of
 from gen_vla.training.row_problems import RowProblems
-from gen_vla.training.video_frames import VideoFrames, VideoPicture
+from gen_vla.training.stored_columns import column_array, column_seconds, column_values
+from gen_vla.training.stored_pictures import stored_pictures
+from gen_vla.training.video_frames import VideoFrames, VideoPicture, video_seconds
 
+
+logger = logging.getLogger(__name__)
 
 PRIMARY_CAMERAS = ("observation.images.image_0", "observation.images.image", "observation.image")
 PRIMARY_NAMES = ("image_0", "image", "primary")  # the last part, where no camera has one of those names
@@ -34,7 +39,7 @@ class LeRobotReader:
 
     Args:
         folder: with meta/info.json.
-        split: its name there.
+        split: its name there; `None` for all episodes.
         every: of so many steps of an episode one becomes a row; all steps are given, rows are counted.
 
     Raises:
@@ -43,48 +48,96 @@ class LeRobotReader:
 
     stored_raw = False
 
-    def __init__(self, folder: DataFolder, split: str, every: int = 1):
+    def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
         self.folder = folder
         self.every = every
         metadata = read_metadata(folder, split)
         self.dataset = Path(folder.path).name
         self.format = f"LeRobot {metadata.version}"
         self.fps = metadata.fps
+        self.notes = [metadata.told] if metadata.told else []
+        for note in self.notes:
+            logger.warning("%s: %s", folder.path, note)
         called = {name: value_names(feature) for name, feature in metadata.features.items()}
         self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
         self._tasks = metadata.tasks
         self._kinds = metadata.cameras
-        self.cameras = sorted(metadata.cameras, key=_camera_rank)
+        self.depth: Mapping[str, str] = metadata.depth
+        self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
         self._shards = _divide(metadata.episodes)
-        self._check_files(metadata.episodes)
+        self._misplaced: dict[int, str] = {}
+        self._seconds: dict[str, float] = {}  # until when frames are needed, by video file
+        self._timed = False
+        self._check_files(metadata.episodes, ())
         stored = self._stored_columns(metadata.episodes[0].data)
         self.features = [name for name in metadata.features if name in stored and name not in self._kinds]
         self.action = next((name for name in ACTIONS if name in self.features), ACTIONS[0])
         self.state = next((name for name in STATES if name in self.features), STATES[0])
-        absent = [name for name in ("task_index", "timestamp") if name not in stored]
+        absent = [name for name in ("task_index", "timestamp", "episode_index") if name not in stored]
         if absent:
             raise RobotDataError(
                 f"got {folder.describe(metadata.episodes[0].data)} with columns {', '.join(stored)}, "
                 f"expected also {', '.join(absent)}"
             )
 
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Checks files and times of these cameras' videos; episodes whose times cannot be right are then skipped."""
+        episodes = self._places()
+        pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
+        stored = self._stored_columns(episodes[0].data)
+        absent = [camera for camera in pictures if camera not in stored]
+        if absent:
+            raise RobotDataError(
+                f"got {self.folder.describe(episodes[0].data)} without the column {absent[0]} of pictures, which "
+                f"{INFO} names; name another camera with `cameras`"
+            )
+        videos = [camera for camera in cameras if self._kinds[camera] == "video"]
+        if videos and self.fps is None:
+            raise RobotDataError(
+                f"got {self.folder.describe(INFO)} without a number of frames a second as fps, expected one, since "
+                f"{videos[0]} is a video; write it there"
+            )
+        for camera in videos:
+            if not any(camera in place.videos for place in episodes):
+                keys = ", ".join(f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp"))
+                raise RobotDataError(
+                    f"got {self.folder.describe('meta/episodes')} that lacks, for every episode, one of {keys}, or "
+                    f"video_path in {INFO}; write "
+                    "them by converting the data set again, or name another camera with `cameras`"
+                )
+        self._check_files(episodes, videos)
+        self._timed, fps = bool(videos), self.fps or 1.0
+        for camera in videos:
+            self._misplaced |= misplaced_episodes(episodes, camera, fps, self._video_seconds)
+            for place in episodes:
+                if video := place.videos.get(camera):
+                    needed = video.start + place.length / fps
+                    self._seconds[video.file] = max(needed, self._seconds.get(video.file, 0.0))
+
     def shards(self) -> list[str]:
         """One per episode (v2), or per few episodes of one file (v3.0)."""
         return list(self._shards)
 
-    def count_steps(self) -> int:
-        """Rows of the episodes that have a task text."""
-        labelled = [place for places in self._shards.values() for place in places if place.labelled]
-        return sum(rows_of(place.length, self.every) for place in labelled)
+    def count_steps(self) -> int | None:
+        """Rows of the episodes that have a task text; `None` where the metadata does not say which have."""
+        places = [place for place in self._places() if place.index not in self._misplaced]
+        if any(place.labelled is None for place in places):
+            return None
+        return sum(rows_of(place.length, self.every) for place in places if place.labelled)
 
     def count_episodes(self) -> int:
         """Episodes of the split."""
-        return sum(map(len, self._shards.values()))
+        return len(self._places())
 
     def files(self) -> dict[str, int]:
         """The parquet files of the split."""
-        used = {place.data for places in self._shards.values() for place in places}
+        used = {place.data for place in self._places()}
         return {name: size for name, size in self.folder.sizes("data").items() if name in used}
+
+    def chosen(self) -> Any:
+        """Numbers and lengths of the episodes, those that are skipped, and the texts of the tasks."""
+        episodes = [[place.index, place.length, place.data] for place in self._places()]
+        return [episodes, sorted(self._misplaced), self._timed, sorted(self._tasks.items())]
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
@@ -93,16 +146,24 @@ class LeRobotReader:
         pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
         rows = _ParquetRows(self.folder, [*features, *pictures, "timestamp", "task_index"])
         decoders = {
-            camera: VideoFrames(self._open_video, self.fps) for camera in cameras if self._kinds[camera] == "video"
+            camera: VideoFrames(self._open_video, self.fps or 1.0, self._seconds)
+            for camera in cameras
+            if self._kinds[camera] == "video"
         }
         for place in self._shards[shard]:
             identity = f"{self.folder.describe(place.data)} episode {place.index}"
             try:
+                if place.index in self._misplaced:
+                    raise RobotDataError(f"got {self._misplaced[place.index]}")
                 table = rows.read(place)
                 yield self._episode(table, place, identity, features, cameras, decoders)
             except (RobotDataError, pa.ArrowException, OSError) as error:
                 reason = "episode that cannot be read from its parquet file"
+                reason = "episode whose times cannot be right" if place.index in self._misplaced else reason
                 problems.skip(f"{identity} ({error})", reason, rows_of(place.length, self.every))
+
+    def _places(self) -> list[EpisodePlace]:
+        return [place for places in self._shards.values() for place in places]
 
     def _episode(
         self,
@@ -113,26 +174,38 @@ class LeRobotReader:
         cameras: Sequence[str],
         decoders: dict[str, VideoFrames],
     ) -> RobotEpisode:
-        texts = [self._tasks.get(task, "") for task in table["task_index"].to_pylist()]
+        numbers = column_values(table["task_index"], "task_index").tolist()
+        texts = [self._tasks.get(number, "") for number in numbers]  # 3.0 finds 3, and NaN nothing
         steps = {name: column_array(table[name], name) for name in features}
-        times = table["timestamp"].to_numpy().astype(np.float64).reshape(-1)
+        times = column_seconds(table["timestamp"], "timestamp")
+        if self._timed:
+            check_row_times(times, self.fps or 1.0)
+        else:
+            check_row_order(times)
         columns: list[list[Any]] = []
         for camera in cameras:
             if camera in decoders:
-                name, start = place.videos[camera]
-                columns.append([VideoPicture(decoders[camera], name, time) for time in (start + times).tolist()])
+                video = place.videos[camera]
+                columns.append(
+                    [VideoPicture(decoders[camera], video.file, time) for time in (video.start + times).tolist()]
+                )
             else:
-                columns.append(table[camera].to_pylist())
+                columns.append(stored_pictures(table[camera], camera, self.folder))
         return RobotEpisode(place.index, identity, texts, steps, [list(row) for row in zip(*columns)])
 
     def _open_video(self, name: str) -> str | BinaryIO:
         path = self.folder.local_path(name)
         return str(path) if path is not None else self.folder.open(name)
 
-    def _check_files(self, episodes: list[EpisodePlace]) -> None:
-        """That the files are there: all of a local data set, the first of a remote one."""
+    def _video_seconds(self, name: str) -> float | None:
+        """How long a video's frames take; of a remote one only reading it tells."""
+        return video_seconds(self._open_video(name)) if self.folder.is_local else None
+
+    def _check_files(self, episodes: Sequence[EpisodePlace], cameras: Sequence[str]) -> None:
+        """That the files are there, videos of these cameras: all of a local data set, the first of a remote one."""
         checked = episodes if self.folder.is_local else episodes[:1]
-        names = {name for place in checked for name in (place.data, *(video for video, _ in place.videos.values()))}
+        names = {place.data for place in checked}
+        names |= {place.videos[camera].file for place in checked for camera in cameras if camera in place.videos}
         missing = sorted(name for name in names if not self.folder.exists(name))
         if missing:
             raise RobotDataError(
@@ -151,48 +224,64 @@ class LeRobotReader:
 
 
 class _ParquetRows:
-    """Reads the rows of episodes, a row group at a time; the last file and row groups are kept."""
+    """Reads the rows of episodes, a row group at a time; the last file and row groups are kept.
+
+    Which rows are an episode's their column episode_index says: of a set from which episodes were taken out, the
+    numbers of rows in the metadata may be those of before.
+    """
 
     def __init__(self, folder: DataFolder, columns: list[str]):
         self._folder = folder
         self._columns = list(dict.fromkeys([*columns, "episode_index"]))
         self._name: str | None = None
         self._parquet: pq.ParquetFile | None = None
-        self._first_rows: list[int] = []
+        self._ranges: list[tuple[int, int]] = []  # the least and the greatest episode number in each row group
         self._groups: list[int] = []
         self._table: pa.Table | None = None
+        self._numbers = np.empty(0)
 
     def read(self, place: EpisodePlace) -> pa.Table:
-        """The episode's rows; raises `RobotDataError` when the file holds others there."""
+        """The episode's rows, the first `length` of them; raises `RobotDataError` when the file has fewer."""
         if self._name != place.data or self._parquet is None:
             self._open(place.data)
         assert self._parquet is not None
-        last = place.offset + place.length
-        starts = self._first_rows
-        groups = [
-            group for group in range(len(starts) - 1) if starts[group] < last and starts[group + 1] > place.offset
-        ]
+        groups = [group for group, (low, high) in enumerate(self._ranges) if low <= place.index <= high]
         if self._table is None or groups != self._groups:
-            self._table, self._groups = self._parquet.read_row_groups(groups, columns=self._columns), groups
+            table = self._parquet.read_row_groups(groups, columns=self._columns)
+            self._table, self._groups = table, groups
+            self._numbers = column_values(table["episode_index"], "episode_index")
         assert self._table is not None
-        begin = place.offset - (starts[groups[0]] if groups else 0)
-        table = self._table.slice(begin, place.length)
-        found = set(table["episode_index"].to_pylist())
-        if len(table) != place.length or found != {place.index}:
+        rows = np.flatnonzero(self._numbers == place.index)
+        together = len(rows) == 0 or rows[-1] - rows[0] == len(rows) - 1
+        if len(rows) < place.length or not together:
+            found = f"{len(rows)} rows" + ("" if together else ", not one after the other,")
             raise RobotDataError(
-                f"got {len(table)} rows of episodes {sorted(found)} at row {place.offset}, expected {place.length} of "
-                f"{place.index}: {INFO} and the data do not belong together"
+                f"got {found} of episode {place.index}, expected {place.length}: {INFO} and the data do not belong "
+                "together; fetch both again"
             )
-        return table
+        return self._table.slice(int(rows[0]) if len(rows) else 0, place.length)
 
     def _open(self, name: str) -> None:
         self._parquet = pq.ParquetFile(self._folder.open(name), pre_buffer=False)
         absent = [column for column in self._columns if column not in self._parquet.schema_arrow.names]
         if absent:
             raise RobotDataError(f"got {self._folder.describe(name)} without column {absent[0]}")
-        sizes = [self._parquet.metadata.row_group(group).num_rows for group in range(self._parquet.num_row_groups)]
-        self._first_rows = np.cumsum([0, *sizes]).tolist()
+        self._ranges = [self._range(group) for group in range(self._parquet.num_row_groups)]
         self._name, self._table, self._groups = name, None, []
+
+    def _range(self, group: int) -> tuple[int, int]:
+        """Episode numbers of a row group, from the file's statistics where it has them."""
+        assert self._parquet is not None
+        metadata = self._parquet.metadata.row_group(group)
+        for number in range(metadata.num_columns):
+            column = metadata.column(number)
+            known = column.path_in_schema.partition(".")[0] == "episode_index" and column.is_stats_set
+            if known and column.statistics.has_min_max:
+                return column.statistics.min, column.statistics.max
+        table = self._parquet.read_row_group(group, columns=["episode_index"])
+        numbers = column_values(table["episode_index"], "episode_index")
+        numbers = numbers[np.isfinite(numbers)]
+        return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
 
 
 def value_names(feature: dict[str, Any]) -> list[str]:
@@ -200,25 +289,9 @@ def value_names(feature: dict[str, Any]) -> list[str]:
     names = feature.get("names")
     if isinstance(names, dict) and len(names) == 1:
         (names,) = names.values()
-    if not isinstance(names, list) or [len(names)] != list(feature["shape"]):
+    if not isinstance(names, list) or [len(names)] != list(feature.get("shape") or ()):
         return []
     return names if all(isinstance(name, str) for name in names) else []
-
-
-def column_array(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A column of numbers or of lists of one length as an array [S, ...]; raises `RobotDataError` on another."""
-    array: Any = column.combine_chunks()
-    rows, shape = len(array), []
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    while any(is_list(array.type) for is_list in lists):
-        lengths = pc.call_function("list_value_length", [array]).unique().to_pylist()
-        if len(lengths) > 1 or None in lengths:
-            raise RobotDataError(f"got {name} of uneven length, expected as many values in every row")
-        shape += lengths or [0]
-        array = array.flatten()
-    if not (pa.types.is_integer(array.type) or pa.types.is_floating(array.type)):
-        raise RobotDataError(f"got {name} of {array.type}, expected numbers")
-    return array.to_numpy(zero_copy_only=False).reshape(rows, *shape)
 
 
 def _camera_rank(name: str) -> int:

@@ -166,7 +166,10 @@ class RobotSource:
         transform: what turns its actions into the family's: `"bridge"`, `"fractal"`, `None` for none, or `"auto"`, by
             the data set's own name.
         action, state: names of the features that hold them; several are put side by side.
-        split: which part of an RLDS or LeRobot data set, by the name it has there.
+        split: which part of an RLDS or LeRobot data set, by the name it has there; by default all episodes of a
+            LeRobot set, which itself has no splits when it is read, and `"train"` of an RLDS set.
+        without_instruction: what becomes of steps whose task is null, empty or missing: `"skip"` counts them and
+            leaves them out, `"refuse"` stops before the first step.
         every: of so many steps of an episode one is a row, for data faster than a policy can act; 5 makes 10 Hz of 50.
             Its action leads from there to the next row (`robot_transforms.thinned`), and chunks are of such steps.
         displacements: dimensions of an action that say how far to move, not where to be: with `every` they are summed,
@@ -181,7 +184,8 @@ class RobotSource:
     transform: Literal["auto", "bridge", "fractal"] | None = "auto"
     action: list[str] | None = None
     state: list[str] | None = None
-    split: str = "train"
+    split: str | None = None
+    without_instruction: Literal["skip", "refuse"] = "skip"
     every: int = 1
     displacements: list[int] | None = None
     weight: float = 1.0

@@ -5,6 +5,7 @@ has rows and the columns of its kind, and finite actions of the recipe's width. 
 order of rows, tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,10 +21,11 @@ from gen_vla.training.data_source import DataSource
 from gen_vla.training.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.recipe_cameras import model_cameras
 from gen_vla.training.recipe_schema import Recipe, RobotSource, VisionLanguageSource
+from gen_vla.training.robot_episodes import READING_VERSION, instruction_text
 from gen_vla.training.robot_source import RobotSource as RobotReader
 from gen_vla.training.robot_source import UndecodedRows, open_robot_source
 from gen_vla.training.robot_statistics import robot_statistics, scaled_mask
-from gen_vla.training.row_problems import RowProblems
+from gen_vla.training.row_problems import NAMED, RowProblems
 from gen_vla.training.row_tables import (
     QUESTION_FEATURES,
     ROBOT_COLUMNS,
@@ -142,7 +144,7 @@ def _read_robot(
     """Statistics and rows of a data set that is open."""
     name = f"{ROBOT}/{source.key}"
     if isinstance(reader, Dataset):
-        _read_recording(source.key, reader, recipe, opened)
+        _read_recording(source, reader, recipe, opened)
     else:
         _read_robot_files(source, reader, recipe, work_dir, opened, tables)
     width = len(opened.norm_stats[source.key]["action"]["q01"])
@@ -168,9 +170,12 @@ def _told(source: RobotSource, reader: Dataset | RobotReader) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _read_recording(key: str, dataset: Dataset, recipe: Recipe, opened: OpenedData) -> None:
-    name, texts = f"{ROBOT}/{key}", [(text or "").strip() for text in dataset["instruction"]]
+def _read_recording(source: RobotSource, dataset: Dataset, recipe: Recipe, opened: OpenedData) -> None:
+    key = source.key
+    name, texts = f"{ROBOT}/{key}", [instruction_text(text).strip() for text in dataset["instruction"]]
     table = RecordedDemonstrations(dataset, recipe.actions.horizon, name)
+    unlabelled = [f"{name} row {number}" for number, text in enumerate(texts) if not text]
+    _check_instructions(source, len(texts), unlabelled, len(unlabelled))
     opened.tables[name] = table
     episodes = len(set(dataset["episode_index"]))
     _add_statistics(opened, key, table.actions, episodes, recipe)
@@ -182,9 +187,20 @@ def _read_recording(key: str, dataset: Dataset, recipe: Recipe, opened: OpenedDa
         ["image"],
         others,
         instructions=len({*texts} - {""}),
-        without_instruction=texts.count(""),
-        stops_without=True,
+        without_instruction=len(unlabelled),
+        unlabelled=unlabelled[:NAMED],
     )
+
+
+def _check_instructions(source: RobotSource, steps: int, unlabelled: list[str], count: int) -> None:
+    """Raises `ValueError` for steps without an instruction that the recipe refuses, or where no others are left."""
+    if count and (source.without_instruction == "refuse" or count == steps):
+        remedy = "write an instruction there"
+        remedy += ", or set without_instruction: skip to leave such steps out" if count < steps else ""
+        raise ValueError(
+            f"robot data set {source.key!r}: got {count:,} of {steps:,} steps without an instruction, such as "
+            f"{'; '.join(unlabelled[:3])}: their task is null, empty or missing; {remedy}"
+        )
 
 
 def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) -> None:
@@ -219,6 +235,7 @@ def _read_robot_files(
     statistics = robot_statistics(reader, work_dir / "statistics", unscaled=recipe.actions.binary_dims)
     opened.norm_stats[source.key] = statistics.entry
     steps = statistics.entry["num_transitions"]
+    _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
     opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
     opened.readings[name] = DataReading(
         reader.reader.format,
@@ -232,10 +249,12 @@ def _read_robot_files(
         action_names=reader.action_names,
         hertz=reader.hertz,
         every=reader.every,
+        unlabelled=statistics.unlabelled,
         skipped=statistics.problems,
+        notes=reader.reader.notes,
     )
     if tables:
-        settings = {**asdict(source), "place": place, "horizon": reader.horizon}
+        settings = {**asdict(source), "place": place, "horizon": reader.horizon, "reading": READING_VERSION}
         settings["changed"] = reader.reader.folder.changed()
         opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)
     else:
@@ -272,7 +291,7 @@ def _read_questions(
     opened.readings[name] = replace(opened.readings[name], rows=rows)
 
 
-def _changed(place: str) -> dict[str, int]:
+def _changed(place: str) -> Mapping[str, int | str]:
     """When the files of a data set of this machine were last changed; `{}` for one elsewhere."""
     if (path := Path(place)).is_file():
         return {path.name: path.stat().st_mtime_ns}

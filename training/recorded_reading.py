@@ -16,9 +16,10 @@ import numpy as np
 from datasets import Dataset, Image, load_from_disk
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.lerobot_reading import column_array
-from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, rows_of
+from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, instruction_text, rows_of
 from gen_vla.training.row_problems import RowProblems
+from gen_vla.training.stored_columns import column_array
+from gen_vla.training.stored_pictures import stored_pictures
 
 
 INFO, STATE = "dataset_info.json", "state.json"
@@ -35,12 +36,14 @@ class RecordedReader:
     stored_raw = False
     action, state = "action", "state"
 
-    def __init__(self, folder: DataFolder, split: str, every: int = 1):
+    def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
         self.folder = folder
+        self.notes: list[str] = []
+        self.depth: Mapping[str, str] = {}
         self.every = every
         self.fps: float | None = None
         self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know
-        if split != "train":
+        if split not in (None, "train"):
             raise RobotDataError(f"got split={split!r} of {folder.path}, expected 'train': a recording has no other")
         if not folder.is_local:
             raise RobotDataError(f"got {folder.path}, expected a recording on this machine; fetch it first")
@@ -76,6 +79,13 @@ class RecordedReader:
         """The Arrow files."""
         return self.folder.sizes()
 
+    def chosen(self) -> Any:
+        """All episodes."""
+        return list(self._shards)
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Nothing: pictures are in the rows."""
+
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
@@ -85,8 +95,8 @@ class RecordedReader:
         index = table["episode_index"][0].as_py()
         identity = f"{self.folder.path} episode {index}"
         steps = {name: column_array(table[name], name) for name in features}
-        texts = [text or "" for text in table["instruction"].to_pylist()]
-        images = [list(row) for row in zip(*(table[camera].to_pylist() for camera in cameras))]
+        texts = [instruction_text(text) for text in table["instruction"].to_pylist()]
+        images = [list(row) for row in zip(*(stored_pictures(table[name], name, self.folder) for name in cameras))]
         yield RobotEpisode(index, identity, texts, steps, images)
 
     def _find_episodes(self) -> dict[str, tuple[int, int]]:

@@ -13,15 +13,16 @@ episode. Refuses to know: protocol buffers (`tfrecord_reading`), transforms, row
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode
+from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, instruction_text
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.tfrecord_reading import (
     FOOTER,
@@ -29,6 +30,7 @@ from gen_vla.training.tfrecord_reading import (
     Features,
     TFRecordError,
     count_records,
+    is_compressed,
     map_records,
     parse_example,
     read_records,
@@ -44,10 +46,16 @@ INSTRUCTIONS = ("language_instruction", "observation/natural_language_instructio
 
 @dataclass(frozen=True)
 class StepFeature:
-    """A feature of each step: "image", "text" or "tensor", and the shape of a tensor."""
+    """A feature of each step: "image", "text" or "tensor"; the shape, and how TensorFlow Datasets stores it.
+
+    `dtype` is NumPy's name; `encoding` of a tensor is "none", or "bytes" or "zlib" where each step is a string of
+    bytes.
+    """
 
     kind: str
     shape: tuple[int, ...]
+    dtype: str = field(default="float32", compare=False)
+    encoding: str = "none"
 
 
 def find_rlds(folder: DataFolder) -> DataFolder | None:
@@ -71,7 +79,7 @@ class RLDSReader:
 
     Args:
         folder: with dataset_info.json and features.json.
-        split: its name there.
+        split: its name there; "train" where none is named, as TensorFlow Datasets calls the demonstrations.
 
     Raises:
         RobotDataError: on metadata without the split, without pictures or instructions, or a shard that is missing.
@@ -82,8 +90,9 @@ class RLDSReader:
     stored_raw = True
     action, state = "action", "observation/state"
 
-    def __init__(self, folder: DataFolder, split: str):
+    def __init__(self, folder: DataFolder, split: str | None = None):
         self.folder = folder
+        self.notes: list[str] = []
         self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know, nor the rate
         self.fps: float | None = None
         info = folder.read_json(INFO)
@@ -91,6 +100,10 @@ class RLDSReader:
         self._step_features = read_features(folder)
         self.features = [name for name, feature in self._step_features.items() if feature.kind == "tensor"]
         pictures = [name for name, feature in self._step_features.items() if feature.kind == "image"]
+        self.depth: Mapping[str, str] = {
+            name: why for name in pictures if (why := _depth(name, self._step_features[name]))
+        }
+        pictures = [name for name in pictures if name not in self.depth]
         self.cameras = sorted(pictures, key=lambda name: (name not in PRIMARY_CAMERAS, name))
         self._instruction = next((name for name in INSTRUCTIONS if name in self._step_features), None)
         if self._instruction is None:
@@ -98,7 +111,7 @@ class RLDSReader:
                 f"got {folder.describe(FEATURES)} with the step features {', '.join(self._step_features)}, "
                 f"expected one of {' or '.join(INSTRUCTIONS)}: without instructions there is nothing to learn from"
             )
-        entry = _split_entry(info, split, folder)
+        entry = _split_entry(info, split or "train", folder)
         self._episodes = _shard_lengths(entry, self.dataset, folder)
         self._sizes = self._check_shards(int(entry.get("numBytes", 0)))
         self._first = dict(zip(self._episodes, np.cumsum([0, *self._episodes.values()])[:-1].tolist()))
@@ -119,6 +132,14 @@ class RLDSReader:
         """The split's files."""
         return dict(self._sizes)
 
+    def chosen(self) -> Any:
+        """Episodes by file, the features they are read with, and that with the instruction."""
+        features = {name: str(feature) for name, feature in self._step_features.items()}
+        return [self._episodes, features, self._instruction]
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Nothing: pictures are in the files of the steps."""
+
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
@@ -129,9 +150,8 @@ class RLDSReader:
             index = self._first[shard] + number
             try:
                 yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
-            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError) as error:
-                logger.debug("%s: %s", identity, error)
-                problems.skip(identity, "episode that does not hold the features features.json says")
+            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error) as error:
+                problems.skip(f"{identity} ({error})", "episode that does not hold the features features.json says")
 
     def _records(
         self, shard: str, with_pictures: bool, problems: RowProblems
@@ -157,7 +177,7 @@ class RLDSReader:
     def _episode(
         self, example: Features, index: int, identity: str, features: Sequence[str], cameras: Sequence[str]
     ) -> RobotEpisode:
-        texts = [text.decode() for text in _bytes(example, f"steps/{self._instruction}")]
+        texts = [instruction_text(text.decode()) for text in _bytes(example, f"steps/{self._instruction}")]
         steps = {name: self._tensor(example, name, len(texts)) for name in features}
         pictures = [_bytes(example, f"steps/{camera}") for camera in cameras]
         if any(len(column) != len(texts) for column in pictures):
@@ -166,8 +186,11 @@ class RLDSReader:
         return RobotEpisode(index, identity, texts, steps, images)
 
     def _tensor(self, example: Features, name: str, length: int) -> np.ndarray:
-        values = example.get(f"steps/{name}")
-        shape = (length, *self._step_features[name].shape)
+        values, feature = example.get(f"steps/{name}"), self._step_features[name]
+        if isinstance(values, list) and feature.encoding in ("bytes", "zlib"):
+            steps = map(zlib.decompress, values) if feature.encoding == "zlib" else values
+            values = np.frombuffer(b"".join(steps), dtype=np.dtype(feature.dtype).newbyteorder("<"))
+        shape = (length, *feature.shape)
         if not isinstance(values, np.ndarray) or values.size != int(np.prod(shape)):
             count = 0 if values is None else len(values)
             raise RobotDataError(f"got {name} with {count} values, expected shape {list(shape)}")
@@ -195,6 +218,8 @@ class RLDSReader:
         for name in tqdm(sizes, desc="checking shards", unit="shard", disable=len(sizes) < 8):
             path = self.folder.local_path(name)
             assert path is not None
+            if is_compressed(path):  # its own checksum at the end is looked at when it is read
+                continue
             count = count_records(path)
             if count != self._episodes[name]:
                 raise TFRecordError(
@@ -221,13 +246,22 @@ def _leaves(node: dict[str, Any], name: str) -> Iterator[tuple[str, StepFeature]
         for key, child in node["featuresDict"]["features"].items():
             yield from _leaves(child, f"{name}/{key}".lstrip("/"))
     elif "image" in node:
-        yield name, StepFeature("image", ())
+        shape = node["image"].get("shape", {}).get("dimensions", [])
+        yield name, StepFeature("image", tuple(map(int, shape)), node["image"].get("dtype") or "uint8")
     elif "text" in node:
         yield name, StepFeature("text", ())
     elif "tensor" in node:
-        shape = node["tensor"].get("shape", {}).get("dimensions", [])
-        text = node["tensor"].get("dtype") == "string"
-        yield name, StepFeature("text" if text else "tensor", tuple(int(size) for size in shape))
+        tensor = node["tensor"]
+        dtype, shape = tensor.get("dtype") or "float32", tensor.get("shape", {}).get("dimensions", [])
+        kind, encoding = "text" if dtype == "string" else "tensor", (tensor.get("encoding") or "none").lower()
+        yield name, StepFeature(kind, tuple(int(size) for size in shape), dtype, encoding)
+
+
+def _depth(name: str, feature: StepFeature) -> str:
+    """What says that a picture holds depth; "" where nothing does."""
+    if feature.dtype != "uint8":
+        return f"its dtype {feature.dtype} in {FEATURES}"
+    return f"its name, and its one channel in {FEATURES}" if "depth" in name and feature.shape[-1:] == (1,) else ""
 
 
 def _split_entry(info: dict[str, Any], split: str, folder: DataFolder) -> dict[str, Any]:

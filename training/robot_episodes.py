@@ -15,6 +15,11 @@ from gen_vla.training.robot_transforms import Trajectory
 from gen_vla.training.row_problems import RowProblems
 
 
+# To be raised when the same files give other rows or other statistics than before: kept ones are then made anew.
+READING_VERSION = 2
+NO_INSTRUCTION = ("", "none", "nan", "null")
+
+
 class RobotDataError(ValueError):
     """A robot data set that cannot be used as it is; says what is there, what was expected and what to do."""
 
@@ -32,8 +37,8 @@ class RobotEpisode:
         identity: file and number, for reports.
         instructions: [S] texts; an empty one where a step has none.
         steps: arrays [S, ...] of the features asked for, by name ("action", "observation/state").
-        images: [S] lists of one picture per camera asked for: {"bytes", "path"} or a `VideoPicture`; `None` or no
-            bytes where a step lacks one; empty where no camera was asked for.
+        images: [S] lists of one picture per camera asked for: {"bytes", "path"}, a PIL image or a `VideoPicture`;
+            `None` or no bytes where a step lacks one; empty where no camera was asked for.
     """
 
     index: int
@@ -50,12 +55,14 @@ class EpisodeReader(Protocol):
         dataset: the data set's own name.
         format: what people call its format.
         stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
-        cameras: names of the cameras there are, the primary one first.
+        cameras: names of the cameras there are, the primary one first, without those of depth.
+        depth: cameras whose pictures are no colours, and what says so.
         features: names of the stored per-step features.
         folder: where its files lie.
         action, state: the features that hold action and state, unless the caller says otherwise.
         value_names: what each value of a feature is called, by feature, where the data set says it.
         fps: steps a second as they are stored, where the data set says it.
+        notes: what people should know of the choice of episodes.
     """
 
     dataset: str
@@ -67,6 +74,8 @@ class EpisodeReader(Protocol):
     action: str
     state: str
     value_names: Mapping[str, Sequence[str]]
+    depth: Mapping[str, str]
+    notes: list[str]
 
     @property
     def fps(self) -> float | None: ...
@@ -90,8 +99,25 @@ class EpisodeReader(Protocol):
         ...
 
     def files(self) -> dict[str, int]:
-        """Bytes of the files that actions are read from, by name; what cached statistics are valid for."""
+        """Bytes of the files that actions are read from, by name."""
         ...
+
+    def chosen(self) -> Any:
+        """What besides the files decides which steps and instructions there are, as JSON takes it."""
+        ...
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Checks what pictures of these cameras need, before `episodes` is called; raises `RobotDataError`."""
+        ...
+
+
+def instruction_text(value: Any) -> str:
+    """A step's instruction as it is stored: a text, or `""` where there is none.
+
+    Null, NaN and what other programs made of them with `str` ("None", "nan") are no instruction.
+    """
+    text = value if isinstance(value, str) else ""
+    return "" if text.strip().lower() in NO_INSTRUCTION else text
 
 
 def rows_of(steps: int, every: int) -> int:

@@ -32,6 +32,7 @@ from gen_vla.training.robot_episodes import (
 from gen_vla.training.robot_layouts import check_layout
 from gen_vla.training.robot_transforms import RobotTransform, Trajectory, choose_transform, thinned
 from gen_vla.training.row_problems import RowProblems
+from gen_vla.training.stored_pictures import has_picture
 from gen_vla.training.video_frames import MISSING_FRAME, VideoError, VideoPicture
 
 
@@ -100,7 +101,7 @@ class RobotSource:
             TFRecordError: on a shard that cannot be followed further.
         """
         for row in self.undecoded_rows(shards):
-            if any(not isinstance(entry, VideoPicture) and not (entry or {}).get("bytes") for entry in row["images"]):
+            if not all(map(has_picture, row["images"])):
                 self.problems.skip(row["identity"], "step without a picture")
                 continue
             try:
@@ -185,7 +186,7 @@ def open_robot_source(
     key: str,
     cameras: Sequence[str] | None = None,
     transform: str | None = "auto",
-    split: str = "train",
+    split: str | None = None,
     horizon: int = 1,
     problems: RowProblems | None = None,
     action: str | Sequence[str] | None = None,
@@ -201,7 +202,7 @@ def open_robot_source(
         key: the name its statistics are saved under.
         cameras: names as the data set has them or their last part ("image_0"); by default the primary camera.
         transform: "bridge", "fractal", "identity" (or `None`), or "auto", by the data set's name.
-        split: a split of the data set.
+        split: a split of the data set; without one all episodes of a LeRobot set, and "train" of others.
         horizon: T, the steps of a row's action chunk.
         problems: the counter to use; by default a new one.
         action, state: the stored features that hold them, where they have other names; several are put side by side.
@@ -231,9 +232,8 @@ def open_robot_source(
             f"got {path} with the features {', '.join(reader.features) or 'none'}, expected {', '.join(absent)} for "
             f"the {chosen.name} transform; choose another transform, or name the features with `action` and `state`"
         )
-    named = [_find_camera(camera, reader.cameras, path) for camera in cameras or reader.cameras[:1]]
-    if not named:
-        raise RobotDataError(f"got {path} without a camera, expected at least one")
+    named = [_find_camera(camera, reader, path) for camera in cameras] if cameras else [_main_camera(reader, path)]
+    reader.use_cameras(named)
     moved = _displacements(displacements, chosen, every, path)
     source = RobotSource(key, reader, chosen, named, horizon, problems or RowProblems(name=key), every, moved)
     if not reader.stored_raw:
@@ -242,7 +242,7 @@ def open_robot_source(
     return source
 
 
-def _open_reader(folder: DataFolder, split: str, every: int) -> EpisodeReader:
+def _open_reader(folder: DataFolder, split: str | None, every: int) -> EpisodeReader:
     if folder.exists(LEROBOT_INFO):
         return LeRobotReader(folder, split, every)
     if folder.exists(STATE):
@@ -256,10 +256,25 @@ def _open_reader(folder: DataFolder, split: str, every: int) -> EpisodeReader:
     return RLDSReader(found, split)
 
 
-def _find_camera(wanted: str, cameras: list[str], path: str | Path) -> str:
-    matches = [name for name in cameras if name == wanted or name.replace(".", "/").endswith(f"/{wanted}")]
+def _main_camera(reader: EpisodeReader, path: str | Path) -> str:
+    """The first camera; what is called depth is never taken without being named, even where nothing else says so."""
+    if colours := [name for name in reader.cameras if "depth" not in name.lower()]:
+        return colours[0]
+    others = ", ".join([*reader.cameras, *reader.depth])
+    found = f"no camera but {others}, of depth by name or metadata" if others else "no camera"
+    raise RobotDataError(f"got {path} with {found}, expected one of colours; a recipe names it with `cameras`")
+
+
+def _find_camera(wanted: str, reader: EpisodeReader, path: str | Path) -> str:
+    known = [*reader.cameras, *reader.depth]
+    matches = [name for name in known if name == wanted or name.replace(".", "/").endswith(f"/{wanted}")]
     if len(matches) != 1:
-        raise RobotDataError(f"got camera {wanted!r}, expected one of {', '.join(cameras) or 'none'} in {path}")
+        raise RobotDataError(f"got camera {wanted!r}, expected one of {', '.join(reader.cameras) or 'none'} in {path}")
+    if why := reader.depth.get(matches[0]):
+        raise RobotDataError(
+            f"got camera {wanted!r} of {path}, which holds depth ({why}), expected one of colours: "
+            f"{', '.join(reader.cameras) or 'none'}"
+        )
     return matches[0]
 
 
@@ -295,7 +310,7 @@ def _stored_steps(source: RobotSource) -> Iterator[Mapping[str, np.ndarray]]:
             yield episode.steps
 
 
-def _check_not_empty(source: RobotSource, path: str | Path, split: str) -> None:
+def _check_not_empty(source: RobotSource, path: str | Path, split: str | None) -> None:
     """Reads until the first step with an instruction: one episode, unless the data set has none."""
     problems = RowProblems(limit_share=1.0, name=source.name)
     for episode, trajectory in source.trajectories(problems):
@@ -303,7 +318,9 @@ def _check_not_empty(source: RobotSource, path: str | Path, split: str) -> None:
         if any(text.strip() for text, whole in zip(episode.instructions[trajectory.steps], finite) if whole):
             return
     report = problems.report()
+    example = f", such as {report['examples'][0]}" if report["examples"] else ""
     raise EmptyRobotDataError(
-        f"got {path}, split {split!r}, without a step that has an instruction and a finite action "
-        f"({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}), expected at least one"
+        f"got {path}{f', split {split!r},' if split else ''} without a step that has an instruction and a finite "
+        f"action ({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}{example}), "
+        "expected at least one"
     )

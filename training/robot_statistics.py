@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from gen_vla.processors import compute_statistics, count_clipped
-from gen_vla.training.robot_episodes import EmptyRobotDataError, finite_chunks
+from gen_vla.training.robot_episodes import READING_VERSION, EmptyRobotDataError, finite_chunks
 from gen_vla.training.robot_source import NOT_FINITE, RobotSource
-from gen_vla.training.row_problems import RowProblems
+from gen_vla.training.row_problems import NAMED, RowProblems
 
 
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
@@ -39,6 +39,7 @@ class RobotStatistics:
         clipped: how many values of each action dimension normalisation clips.
         problems: report of the episodes and steps that were skipped.
         instructions: how many different ones there are.
+        unlabelled: some of the episodes with steps that have none, by name.
     """
 
     entry: dict[str, Any]
@@ -46,6 +47,7 @@ class RobotStatistics:
     clipped: list[int]
     problems: dict[str, Any]
     instructions: int
+    unlabelled: list[str]
 
 
 def robot_statistics(
@@ -84,7 +86,7 @@ def robot_statistics(
 
 def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bool) -> RobotStatistics:
     problems = RowProblems(source.problems.limit_share, source.problems.minimum_rows, source.name)
-    actions, proprio, rows, texts = [], [], 0, set()
+    actions, proprio, rows, texts, unlabelled = [], [], 0, set(), []
     episodes = tqdm(
         source.trajectories(problems),
         total=source.reader.count_episodes(),
@@ -103,6 +105,8 @@ def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bo
         texts_here = itertools.compress(episode.instructions[trajectory.steps], finite)
         told = [text.strip() for text in texts_here if text.strip()]
         rows += len(told)
+        if len(told) < finite.sum() and len(unlabelled) < NAMED:
+            unlabelled.append(episode.identity)
         texts.update(told)
         if trajectory.proprio is not None:
             proprio.append(trajectory.proprio[np.isfinite(trajectory.proprio).all(axis=1)])
@@ -115,7 +119,7 @@ def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bo
         figures = compute_statistics(np.concatenate(proprio), num_trajectories=len(proprio))["action"]
         entry["proprio"] = {measure: figures[measure] for measure in MEASURES}
     clipped = count_clipped(together, entry["action"]).tolist()
-    return RobotStatistics(entry, rows, clipped, problems.report(), len(texts))
+    return RobotStatistics(entry, rows, clipped, problems.report(), len(texts), unlabelled)
 
 
 def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] | None:
@@ -123,14 +127,19 @@ def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] |
     return None if unscaled is None else [dim not in unscaled for dim in range(action_dim)]
 
 
-def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
-    """Of all that the figures depend on: which files these are, what is read of them, what is made of it."""
+def data_fingerprint(source: RobotSource) -> dict[str, Any]:
+    """All that rows and figures depend on, except for pictures: which files, what is read of them and made of it."""
     files = source.reader.files()
     parts: dict[str, Any] = {"files": files, "changed": source.reader.folder.changed(files)}
-    parts |= {"transform": source.transform.name, "features": source.features}
-    parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
-    parts["skipped"] = "steps"  # an earlier version left out whole episodes
-    parts |= {"unscaled": None if unscaled is None else sorted(unscaled)}
+    parts |= {"chosen": source.reader.chosen(), "features": source.features}
+    parts |= {name: getattr(source.transform, name) for name in ("name", "action", "state")}
+    parts |= {"version": READING_VERSION, "limit_share": source.problems.limit_share}
     if source.every > 1:
         parts |= {"every": source.every, "displacements": sorted(source.displacements or ())}
+    return parts
+
+
+def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
+    parts = data_fingerprint(source) | {"unscaled": None if unscaled is None else sorted(unscaled)}
+    parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -22,6 +22,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from gen_vla.training.data_source import DataSource
+from gen_vla.training.robot_episodes import instruction_text
 
 
 ROBOT_COLUMNS = ("image", "instruction", "action", "episode_index")
@@ -75,6 +76,8 @@ def is_recorded(path: Path) -> bool:
 class RecordedDemonstrations:
     """A recorded robot data set: columns image, instruction, action float [D] in units, episode_index.
 
+    Steps without an instruction are no rows of it; `actions` [S, D] holds theirs, too.
+
     Args:
         dataset: rows of an episode stand together, in the order of time.
         horizon: T, steps of a chunk; behind an episode's end its last action is repeated.
@@ -86,14 +89,17 @@ class RecordedDemonstrations:
         self.actions = np.asarray(dataset.with_format("numpy")["action"][:], dtype=np.float32)
         episodes = np.asarray(dataset["episode_index"])
         starts = np.flatnonzero(np.append(True, episodes[1:] != episodes[:-1])) if len(episodes) else np.array([], int)
+        texts = map(instruction_text, dataset["instruction"])
+        self.numbers = np.flatnonzero([bool(text.strip()) for text in texts])
         self.last = np.repeat(np.append(starts[1:], len(episodes)) - 1, np.diff(np.append(starts, len(episodes))))
         self.horizon = horizon
         self.name = name
 
     def __len__(self) -> int:
-        return len(self.actions)
+        return len(self.numbers)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        number = int(self.numbers[number])
         row = self.rows[number]
         steps = np.arange(number, number + self.horizon)
         images = [] if row["image"] is None else [row["image"]]

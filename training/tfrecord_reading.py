@@ -9,12 +9,14 @@ Reading a local file in order is one way; the other maps it into memory and only
 pass over the actions, or a check of the framing, never reads the pictures between them.
 """
 
+import gzip
 import mmap
 import os
 import struct
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import google_crc32c
 import numpy as np
@@ -24,6 +26,8 @@ Features = dict[str, "list[bytes] | np.ndarray"]
 
 HEADER, FOOTER = 12, 4  # bytes of framing before and after a record
 CRC_MASK = 0xA282EAD8
+GZIP_MAGIC = b"\x1f\x8b"
+ZLIB_MAGICS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 class TFRecordError(ValueError):
@@ -48,12 +52,23 @@ def read_records(
             Without it such a record is an error.
 
     Raises:
-        TFRecordError: where the framing cannot be followed.
+        TFRecordError: where the framing cannot be followed, and for a file compressed with zlib; GZIP is read.
     """
     if file is None:
         with open(path, "rb") as local:
             yield from read_records(path, local, damaged)
         return
+    if _is_gzip(file, path):
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    try:
+        yield from _follow_framing(path, file, damaged)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise TFRecordError(
+            f"got {path}, a GZIP file that ends early or is damaged ({error}): fetch it again"
+        ) from error
+
+
+def _follow_framing(path: str | Path, file: BinaryIO, damaged: Callable[[int], None] | None) -> Iterator[bytes]:
     place = number = 0
     while header := file.read(HEADER):
         length = _record_length(header, path, place)
@@ -73,12 +88,40 @@ def read_records(
         number += 1
 
 
-def map_records(path: str | Path) -> Iterator[memoryview]:
+def _is_gzip(file: BinaryIO, path: str | Path) -> bool:
+    """Whether a file is compressed with GZIP; raises `TFRecordError` for zlib, TensorFlow's other compression.
+
+    The first bytes of a plain TFRecord file may be the same by chance, as a record's length; its checksum tells.
+    """
+    header = file.read(HEADER)
+    file.seek(0)
+    if len(header) == HEADER and _masked_crc(header[:8]) == struct.unpack("<I", header[8:])[0]:
+        return False
+    if header[:2] in ZLIB_MAGICS:
+        raise TFRecordError(
+            f"got {path}, which is compressed with zlib, expected a plain or a GZIP TFRecord file; write it again "
+            "without compression"
+        )
+    return header[:2] == GZIP_MAGIC
+
+
+def is_compressed(path: str | Path) -> bool:
+    """Whether a local file is compressed with GZIP; raises `TFRecordError` for zlib."""
+    with open(path, "rb") as file:
+        return _is_gzip(file, path)
+
+
+def map_records(path: str | Path) -> Iterator[bytes | memoryview]:
     """Yields the raw records of a local file as views; what is not looked at is not read, nor its checksum checked.
+
+    A file compressed with GZIP is read as a whole.
 
     Raises:
         TFRecordError: where the framing cannot be followed.
     """
+    if is_compressed(path):
+        yield from read_records(path)
+        return
     size = os.path.getsize(path)
     if size == 0:
         return

@@ -6,7 +6,7 @@ is decoded. Refuses to know: where videos lie, what they show.
 One thread decodes: loaders have worker processes for the other cores.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import av
@@ -25,6 +25,16 @@ class VideoError(ValueError):
     """A video that cannot be decoded or has no frame at a time; names the video and the time."""
 
 
+def video_seconds(video: str | BinaryIO) -> float | None:
+    """How long the frames of a video take, by their number and rate in its header; `None` where it has none."""
+    try:
+        with av.open(video) as container:
+            stream = container.streams.video[0]
+            return float(stream.frames / stream.average_rate) if stream.frames and stream.average_rate else None
+    except (FFmpegError, OSError, IndexError):
+        return None  # which its frames will tell when they are read
+
+
 class VideoFrames:
     """Reads frames of several videos, one after the other; the last one stays open for the next request.
 
@@ -34,10 +44,16 @@ class VideoFrames:
         open_video: gives a video by name, a path or a seekable file.
         fps: frames per second. A frame counts for a time when it is less than a quarter of a frame away from it: then
             it can be no other one. (lerobot allows 0.1 ms, which refuses recordings with a slightly uneven clock.)
+        seconds: until when frames are needed, by name, where that is known. A video of another rate has to last as
+            long.
     """
 
-    def __init__(self, open_video: Callable[[str], str | BinaryIO], fps: float):
+    def __init__(
+        self, open_video: Callable[[str], str | BinaryIO], fps: float, seconds: Mapping[str, float] | None = None
+    ):
         self._open_video = open_video
+        self._fps = fps
+        self._seconds = seconds or {}
         self._tolerance = 0.25 / fps
         self._soon = SOON
         self._group = 0.0  # seconds
@@ -82,6 +98,26 @@ class VideoFrames:
             )
         return self._frame
 
+    def _check_clock(self, name: str, stream: Any) -> None:
+        """That the video's time begins at 0, and that it is not the same frames at another rate."""
+        start = float((stream.start_time or 0) * stream.time_base)
+        rate = float(stream.average_rate or self._fps)
+        seconds, needed = stream.frames / rate, self._seconds.get(name, 0.0)
+        if abs(start) > self._tolerance:
+            told = (
+                f"whose first frame is at {start:.3f} s, expected it at 0 s, where its first row is; write the video"
+            )
+            told += " again from its frames"
+        elif abs(rate / self._fps - 1) > 0.05 and 0 < seconds < needed - 1.5 / self._fps:
+            told = (
+                f"of {rate:g} frames a second and {seconds:.3f} s, expected {self._fps:g} (fps of the data set) for "
+            )
+            told += f"{needed:.3f} s; write the video again at that rate, or correct fps"
+        else:
+            return
+        self.close()
+        raise VideoError(f"got {name} {told}: frames would stand beside actions of other steps")
+
     def _note_group(self) -> None:
         """Learns how long groups are, the longest one met, once a whole one was; every seek tells of another."""
         if self._key is not None:
@@ -99,6 +135,7 @@ class VideoFrames:
             self._container = av.open(self._open_video(name))
             self._name = name
             self._container.streams.video[0].codec_context.thread_count = 1
+            self._check_clock(name, self._container.streams.video[0])
         now = 0.0 if fresh else self._frame.time if self._frame is not None else None
         stream = self._container.streams.video[0]
         if fresh or now is None or not now - self._tolerance <= time <= now + self._soon:

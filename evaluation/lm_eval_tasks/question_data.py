@@ -9,6 +9,7 @@ prompts, scoring, models. Imports nothing from outside of this folder, so that p
 A task's YAML names its `repository` and the `files` of its split in it; `vqa_data/<name>/` is read where it exists.
 """
 
+import glob
 import runpy
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,11 @@ def read_folder(folder: Path, files: str) -> Dataset | None:
     if not found:
         return None
     try:
-        return datasets.load_from_disk(str(folder)) if saved else read_table(str(found[0]))  # type: ignore[return-value]
+        return (
+            datasets.load_from_disk(str(folder))
+            if saved
+            else read_table(f"{glob.escape(str(folder))}/{found[0].relative_to(folder)}")
+        )  # type: ignore[return-value]
     except Exception as error:  # what its readers raise has no common class below this one
         raise ValueError(
             f"got {found[0]}, which could not be read ({error.__cause__ or error}), expected a saved data set "
