@@ -366,7 +366,8 @@ def more_than_a_weight(kind: str, head: Any) -> Any:
     if kind == "bias":
         other.bias.copy_(torch.arange(head.out_features) % 7)
     if kind == "hook":
-        other.register_forward_hook(lambda module, inputs, output: output + torch.arange(output.shape[-1]) % 7)
+        offsets = torch.arange(head.out_features) % 7
+        other.register_forward_hook(lambda module, inputs, output: output + offsets)  # pyright: ignore
     return other
 
 

@@ -117,7 +117,7 @@ def test_a_placeholder_without_its_picture_is_refused(processor: Any) -> None:
 def test_marks_of_a_prompt_template_stay_tokens(kind: str) -> None:
     """As in the authors' release, whose prompts are marked."""
     tokenizer = tiny_tokenizer(kind)
-    tokenizer.add_tokens([AddedToken("<VLA_PROMPT>", special=True, normalized=False)], special_tokens=True)
+    tokenizer.add_tokens([AddedToken("<VLA_PROMPT>", special=True, normalized=False)], special_tokens=True)  # pyright: ignore
     action = PROMPT_TEMPLATE["action"].replace("In: ", "In: <VLA_PROMPT> ")
     processor = tiny_processor(tokenizer, STRINGS, prompt_template={**PROMPT_TEMPLATE, "action": action})
     mark = tokenizer.convert_tokens_to_ids("<VLA_PROMPT>")

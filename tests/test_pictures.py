@@ -33,7 +33,7 @@ def test_prediction_picture_changes_with_the_action(tmp_path):
     def prediction(x: float) -> ActionPrediction:
         actions = np.array([[[x, 0, 0, 0, 0, 0, 1]]], np.float32)
         text = "+0.5000" * 7
-        return ActionPrediction(actions, actions, [text], np.zeros((1, 49)), np.full((1, 49), 0.5), actions, 49)
+        return ActionPrediction(actions, actions, [text], np.zeros((1, 49)), np.full((1, 49), 0.5), 49)
 
     scene = Image.new("RGB", (32, 32), (0, 255, 0))
     first = pixels(draw_prediction(scene, "close the drawer", prediction(0.5), tmp_path / "a.png", note="a note"))
@@ -49,7 +49,7 @@ def test_a_chunk_of_two_arms_is_drawn_by_its_first_step(tmp_path):
         actions = np.array([[[step] * 14 for step in steps]], np.float32)
         text = "\n".join(f"{step:+.4f}" * 14 for step in steps)
         shape = (1, len(text))
-        return ActionPrediction(actions, actions, [text], np.zeros(shape), np.full(shape, 0.5), actions, len(text))
+        return ActionPrediction(actions, actions, [text], np.zeros(shape), np.full(shape, 0.5), len(text))
 
     scene = Image.new("RGB", (32, 32), (0, 255, 0))
     drawn = [

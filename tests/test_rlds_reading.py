@@ -3,6 +3,7 @@
 import gzip
 import json
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,7 +183,7 @@ def test_tensors_that_are_stored_as_bytes(tmp_path, encoding):
     folder = write_rlds(tmp_path, [episode], name="my_set")
     pack = zlib.compress if encoding == "zlib" else bytes
     rows = [pack(row.astype("<f8").tobytes()) for row in episode.actions]
-    features = {"steps/action": rows, "steps/language_instruction": [b"go"] * len(rows)}
+    features: dict[str, Any] = {"steps/action": rows, "steps/language_instruction": [b"go"] * len(rows)}
     features["steps/observation/image_0"] = [encode(picture) for picture in episode.pictures["image_0"]]
     next(folder.glob("*.tfrecord-*")).write_bytes(framed(example(features)))
     stored = {"dtype": "float64", "encoding": encoding, "shape": {"dimensions": ["7"]}}

@@ -27,6 +27,7 @@ from gen_vla.modeling import (
     Pi0PlusForVision2Seq,
 )
 from gen_vla.processors import (
+    ActionBins,
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
@@ -93,7 +94,9 @@ def tiny_statistics(action_dim: int, scale: float = 1.0) -> dict[str, Any]:
     return {"action": {**action, "q01": low, "q99": high}, "num_transitions": 10, "num_trajectories": 2}
 
 
-def tiny_config(tokenizer: Any, strings: ActionStringProcessor | None = None, **settings: Any) -> OpenVLAPlusConfig:
+def tiny_config(
+    tokenizer: Any, strings: ActionStringProcessor | ActionBins | None = None, **settings: Any
+) -> OpenVLAPlusConfig:
     """Two encoders of width 16, a Llama of width 32 with 2 layers each."""
     size = {"image_size": IMAGE_SIZE, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2}
@@ -128,7 +131,7 @@ def tiny_config(tokenizer: Any, strings: ActionStringProcessor | None = None, **
     )
 
 
-def tiny_processor(tokenizer: Any, strings: ActionStringProcessor | None = None, **settings: Any) -> Any:
+def tiny_processor(tokenizer: Any, strings: ActionStringProcessor | ActionBins | None = None, **settings: Any) -> Any:
     """The processor that belongs to `tiny_config`."""
     return OpenVLAPlusProcessor(
         image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE),
@@ -139,7 +142,9 @@ def tiny_processor(tokenizer: Any, strings: ActionStringProcessor | None = None,
     )
 
 
-def tiny_model(tokenizer: Any, strings: ActionStringProcessor | None = None, seed: int = 0, **settings: Any) -> Any:
+def tiny_model(
+    tokenizer: Any, strings: ActionStringProcessor | ActionBins | None = None, seed: int = 0, **settings: Any
+) -> Any:
     """A float32 model in evaluation mode whose random weights are large enough for pictures and words to matter."""
     torch.manual_seed(seed)
     return with_large_weights(OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)))
