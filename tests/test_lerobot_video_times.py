@@ -219,3 +219,72 @@ def test_an_episode_that_is_skipped_for_its_times_is_not_counted(tmp_path):
         lengths / "meta/episodes.jsonl", lambda lines: [{**line, "length": line["length"] - 1} for line in lines]
     )
     assert open_robot_source(lengths, key="x").count_rows() == 11
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize(
+    "times",
+    [
+        lambda table: np.asarray(table["timestamp"]) + 1 / FPS,
+        lambda table: np.asarray(table["timestamp"]) - 1 / FPS,
+        lambda table: np.asarray(table["timestamp"]) + 3.0 * np.asarray(table["episode_index"]),
+    ],
+    ids=["late", "early", "of the whole file"],
+)
+def test_times_of_rows_that_do_not_begin_at_0(tmp_path, version, times):
+    folder = write_lerobot(tmp_path / "set", make_episodes(4, 6), version)
+    edit_rows(folder, lambda table: with_column(table, "timestamp", pa.array(times(table).astype(np.float32))))
+    found, problems = greys(folder)
+    assert right(found)
+    assert sum(map(len, found.values())) + sum(problems.report()["by_reason"].values()) == 6 + 7 + 8 + 9
+    assert set(found) <= {0}  # whose times are right in the last of these sets
+
+
+@pytest.mark.parametrize("rate", [0.8, 1.2])
+def test_rows_at_another_rate_than_the_video(tmp_path, rate):
+    folder = write_lerobot(tmp_path / "set", make_episodes(4, 6), "v3.0")
+    edit_rows(
+        folder,
+        lambda table: with_column(table, "timestamp", pa.array(np.float32(np.asarray(table["timestamp"]) * rate))),
+    )
+    with pytest.raises(EmptyRobotDataError, match=f"got rows {rate / FPS:.3f} s apart by their timestamp"):
+        greys(folder)
+
+
+def test_a_clip_that_lost_its_first_rows_keeps_its_frames(tmp_path):
+    folder = write_lerobot(tmp_path / "set", make_episodes(3, 6), "v2.1")
+    edit_rows(folder, lambda table: table.slice(2))
+    edit_lines(
+        folder / "meta/episodes.jsonl", lambda lines: [{**line, "length": line["length"] - 2} for line in lines]
+    )
+    found, problems = greys(folder)
+    assert found[1] == pytest.approx([40 + 5 * step for step in range(2, 7)], abs=2.5)
+    assert sum(problems.report()["by_reason"].values()) == 0
+
+
+@pytest.mark.parametrize("left_out", ["split", "metadata"])
+def test_a_short_last_episode_that_is_left_out(tmp_path, left_out):
+    episodes = make_episodes(4, 12)
+    short = episodes[3]
+    short.actions, short.states = short.actions[:5], short.states[:5]
+    short.pictures = {camera: pictures[:5] for camera, pictures in short.pictures.items()}
+    folder = write_lerobot(tmp_path / "set", episodes, "v3.0")
+    if left_out == "split":
+        edit_info(folder, splits={"train": "0:3", "test": "3:4"})
+    else:
+        edit_episodes(folder, lambda table: table[table.episode_index != 3])
+    found, problems = greys(folder, split="train" if left_out == "split" else None)
+    assert right(found)
+    assert [len(each) for each in found.values()] == [12, 13, 14]
+    assert sum(problems.report()["by_reason"].values()) == 0
+
+
+def test_rows_behind_the_length_are_told(tmp_path):
+    folder = write_lerobot(tmp_path / "set", make_episodes(3, 6), "v2.1", "image")
+    edit_lines(
+        folder / "meta/episodes.jsonl", lambda lines: [{**line, "length": line["length"] - 2} for line in lines]
+    )
+    source = open_robot_source(folder, key="x")
+    assert len(list(source.rows(source.shards()))) == 4 + 5 + 6
+    (note,) = source.reader.notes
+    assert "episode 0 has 2 rows behind the length of 4 in its metadata, not read" in note

@@ -64,6 +64,7 @@ class LeRobotMetadata:
         depth: of the cameras, those that hold depth and no colours, and what says so.
         tasks: number to text, "" for none.
         told: what people should know of the choice of episodes, or "".
+        whole: whether the chosen episodes are all there ever were: no number is missing.
     """
 
     version: str
@@ -74,6 +75,7 @@ class LeRobotMetadata:
     tasks: dict[int, str]
     episodes: list[EpisodePlace]
     told: str = ""
+    whole: bool = True
 
 
 def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetadata:
@@ -114,7 +116,8 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
             "among them, expected episodes with a task: without instructions there is nothing to learn from"
         )
     depth = {name: reason for name in cameras if (reason := _depth(name, features[name]))}
-    return LeRobotMetadata(version, _fps(info), features, cameras, depth, tasks, chosen, told)
+    whole = sorted(numbers) == list(range(len(chosen))) and info.get("total_episodes") in (None, len(chosen))
+    return LeRobotMetadata(version, _fps(info), features, cameras, depth, tasks, chosen, told, whole)
 
 
 def _is_camera(feature: Any) -> bool:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gen_vla.training.data_folder import DataFolder
-from gen_vla.training.lerobot_metadata import INFO, EpisodePlace, read_metadata
-from gen_vla.training.lerobot_video_times import check_row_order, check_row_times, misplaced_episodes
+from gen_vla.training.lerobot_metadata import INFO, EpisodePlace, VideoPlace, read_metadata
+from gen_vla.training.lerobot_video_times import check_row_order, check_row_span, check_row_times, misplaced_episodes
 from gen_vla.training.robot_episodes import RobotDataError, RobotEpisode, rows_of
 from gen_vla.training.row_problems import RowProblems
 from gen_vla.training.stored_columns import column_array, column_seconds, column_values
@@ -65,6 +65,7 @@ class LeRobotReader:
         self.depth: Mapping[str, str] = metadata.depth
         self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
         self._shards = _divide(metadata.episodes)
+        self._whole = metadata.whole
         self._misplaced: dict[int, str] = {}
         self._seconds: dict[str, float] = {}  # until when frames are needed, by video file
         self._timed = False
@@ -108,7 +109,7 @@ class LeRobotReader:
         self._check_files(episodes, videos)
         self._timed, fps = bool(videos), self.fps or 1.0
         for camera in videos:
-            self._misplaced |= misplaced_episodes(episodes, camera, fps, self._video_seconds)
+            self._misplaced |= misplaced_episodes(episodes, camera, fps, self._video_seconds, self._whole)
             for place in episodes:
                 if video := place.videos.get(camera):
                     needed = video.start + place.length / fps
@@ -155,12 +156,19 @@ class LeRobotReader:
             try:
                 if place.index in self._misplaced:
                     raise RobotDataError(f"got {self._misplaced[place.index]}")
-                table = rows.read(place)
+                table, more = rows.read(place)
+                self._tell_of_more(identity, place.length, more)
                 yield self._episode(table, place, identity, features, cameras, decoders)
             except (RobotDataError, pa.ArrowException, OSError) as error:
                 reason = "episode that cannot be read from its parquet file"
                 reason = "episode whose times cannot be right" if place.index in self._misplaced else reason
                 problems.skip(f"{identity} ({error})", reason, rows_of(place.length, self.every))
+
+    def _tell_of_more(self, identity: str, length: int, more: int) -> None:
+        """Once per data set."""
+        if more and not any("behind the length" in note for note in self.notes):
+            self.notes.append(f"{identity} has {more} rows behind the length of {length} in its metadata, not read")
+            logger.warning("%s: %s", self.folder.path, self.notes[-1])
 
     def _places(self) -> list[EpisodePlace]:
         return [place for places in self._shards.values() for place in places]
@@ -186,12 +194,25 @@ class LeRobotReader:
         for camera in cameras:
             if camera in decoders:
                 video = place.videos[camera]
+                check_row_span(times, self._span(video, place.length, times), self.fps or 1.0)
                 columns.append(
                     [VideoPicture(decoders[camera], video.file, time) for time in (video.start + times).tolist()]
                 )
             else:
                 columns.append(stored_pictures(table[camera], camera, self.folder))
         return RobotEpisode(place.index, identity, texts, steps, [list(row) for row in zip(*columns)])
+
+    def _span(self, video: VideoPlace, length: int, times: np.ndarray) -> float:
+        """Seconds that an episode takes in its video.
+
+        Where the metadata does not say it, as for a video of its own, rows whose times reach behind their number may
+        still be right: the first ones may have been taken out, and their frames kept.
+        """
+        fps = self.fps or 1.0
+        if video.end is not None:
+            return video.end - video.start
+        behind = len(times) > 0 and times[-1] > (length - 0.75) / fps
+        return (self._video_seconds(video.file) if behind else None) or length / fps
 
     def _open_video(self, name: str) -> str | BinaryIO:
         path = self.folder.local_path(name)
@@ -240,8 +261,9 @@ class _ParquetRows:
         self._table: pa.Table | None = None
         self._numbers = np.empty(0)
 
-    def read(self, place: EpisodePlace) -> pa.Table:
-        """The episode's rows, the first `length` of them; raises `RobotDataError` when the file has fewer."""
+    def read(self, place: EpisodePlace) -> tuple[pa.Table, int]:
+        """The first `length` rows of the episode, and how many more there are; raises `RobotDataError` when the file
+        has fewer."""
         if self._name != place.data or self._parquet is None:
             self._open(place.data)
         assert self._parquet is not None
@@ -259,7 +281,7 @@ class _ParquetRows:
                 f"got {found} of episode {place.index}, expected {place.length}: {INFO} and the data do not belong "
                 "together; fetch both again"
             )
-        return self._table.slice(int(rows[0]) if len(rows) else 0, place.length)
+        return self._table.slice(int(rows[0]) if len(rows) else 0, place.length), len(rows) - place.length
 
     def _open(self, name: str) -> None:
         self._parquet = pq.ParquetFile(self._folder.open(name), pre_buffer=False)

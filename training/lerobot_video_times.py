@@ -20,7 +20,11 @@ from gen_vla.training.robot_episodes import RobotDataError
 
 
 def misplaced_episodes(
-    episodes: Sequence[EpisodePlace], camera: str, fps: float, seconds_of: Callable[[str], float | None]
+    episodes: Sequence[EpisodePlace],
+    camera: str,
+    fps: float,
+    seconds_of: Callable[[str], float | None],
+    whole: bool = True,
 ) -> dict[int, str]:
     """Episodes whose place in their video cannot be right, and why, by number.
 
@@ -30,6 +34,7 @@ def misplaced_episodes(
         fps: rows and frames a second.
         seconds_of: how long the frames of a video take, `None` where that is not known; asked of those with several
             episodes.
+        whole: whether these are all episodes that the videos ever held. Where they are not, a video may be longer.
     """
     files = defaultdict(list)
     misplaced = {}
@@ -46,7 +51,8 @@ def misplaced_episodes(
         ordered = sorted(places, key=lambda place: place.videos[camera].start)
         told = _out_of_line(ordered, camera, fps, numbers)
         if not told and len(ordered) > 1 and (seconds := seconds_of(file)) is not None:
-            told = _other_length(ordered, camera, fps, seconds, file)
+            complete = whole or ordered[-1].index + 1 in numbers
+            told = _other_length(ordered, camera, fps, seconds, file, complete)
         for index, reason in told.items():
             misplaced[index] = (
                 f"from_timestamp and to_timestamp of videos/{camera} in meta/episodes that cannot be right: {reason}; "
@@ -73,19 +79,20 @@ def _out_of_line(ordered: Sequence[EpisodePlace], camera: str, fps: float, numbe
 
 
 def _other_length(
-    ordered: Sequence[EpisodePlace], camera: str, fps: float, seconds: float, file: str
+    ordered: Sequence[EpisodePlace], camera: str, fps: float, seconds: float, file: str, complete: bool
 ) -> dict[int, str]:
     """All episodes of a file, where the frames in its video are not as many as their places in it together.
 
     A video that ends early lacks its last frames, which is noticed when they are read, unless places are longer than
     the rows: then nothing but the end tells that all are. One that is longer by less than an episode has frames
-    somewhere between that no place counts; by more, episodes were taken out of the metadata.
+    somewhere between that no place counts, if the file is `complete`: no episode was taken out behind the last one.
     """
     end = _end(ordered[-1], camera, fps)
     longer = sum(_end(place, camera, fps) - _start(place, camera) - place.length / fps for place in ordered)
     shortest = min(place.length for place in ordered) / fps
     early = longer > 0.25 / fps and end > seconds + 0.5 / fps
-    if not early and not 0.5 / fps < seconds - end < shortest - 0.5 / fps:
+    late = complete and 0.5 / fps < seconds - end < shortest - 0.5 / fps
+    if not early and not late:
         return {}
     reason = f"they end at {end:.3f} s, and the frames of {file} at {seconds:.3f} s"
     return {place.index: reason for place in ordered}
@@ -125,7 +132,7 @@ def check_row_times(times: np.ndarray, fps: float) -> None:
     elif len(steps) and steps.min() < 0.25 / fps:
         place = int(np.argmax(steps < 0.25 / fps))
         found = f"timestamp {times[place]:.3f} at row {place} and {times[place + 1]:.3f} at the next"
-    elif len(steps) and not 0.75 < float(np.median(steps)) * fps < 1.25:
+    elif len(steps) and not 0.9 < float(np.median(steps)) * fps < 1.1:
         found = f"rows {np.median(steps):.3f} s apart by their timestamp"
     else:
         return
@@ -133,6 +140,20 @@ def check_row_times(times: np.ndarray, fps: float) -> None:
         f"got {found}, expected rows {1 / fps:.3f} s apart, as fps={fps:g} in {INFO} says: a frame of the video would "
         "stand beside the action of another step; write timestamp as frame_index / fps, or correct fps"
     )
+
+
+def check_row_span(times: np.ndarray, seconds: float, fps: float) -> None:
+    """That the times of an episode's rows, float64 [S], lie in the `seconds` that its place in a video takes.
+
+    Raises:
+        RobotDataError: for rows before or behind it, which would show frames of other episodes.
+    """
+    if len(times) and (times[0] < -0.25 / fps or times[-1] > seconds - 0.75 / fps):
+        raise RobotDataError(
+            f"got timestamp from {times[0]:.3f} to {times[-1]:.3f} in an episode whose video lasts {seconds:.3f} s, "
+            f"expected it to begin at 0 and to end {1 / fps:.3f} s before that: rows would show frames of other steps "
+            "or episodes; write timestamp as frame_index / fps"
+        )
 
 
 def check_row_order(times: np.ndarray) -> None:
