@@ -13,6 +13,7 @@ from gen_vla.training.vision_language_rows import (
     EMPTY_QUESTION,
     MISSING_PICTURE,
     NO_CONVERSATION,
+    TWO_PLACES,
     WRONG_ORDER,
     RowError,
     build_row,
@@ -166,6 +167,27 @@ def test_a_part_that_is_neither_words_nor_a_picture_is_no_conversation(part):
 def test_a_row_never_loses_a_picture_in_silence(row):
     with pytest.raises(RowError, match=MISSING_PICTURE):
         build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+
+
+def test_a_column_of_system_messages():
+    row = {"system": "Be short.", "messages": conversation("What?", "A can.")}
+    assert build_row("row", messages_of(row), [])["turns"] == [{"question": "Be short.\nWhat?", "answer": "A can."}]
+
+
+def test_pictures_in_two_places_and_numbers_that_are_none():
+    part = {"type": "image", "image": OTHER}
+    row = {"images": [PICTURE], "messages": conversation([part, {"type": "text", "text": "What?"}], "A can.")}
+    with pytest.raises(RowError, match=TWO_PLACES):
+        pictures_of(row)
+    assert pictures_of({**row, "images": [PICTURE, OTHER]}) == [PICTURE, OTHER]
+    for index in ("first", 0.5, 2, None):
+        part = {"type": "image", "index": index}
+        row["messages"] = conversation([part, {"type": "text", "text": "What?"}], "A can.")
+        if index is None:
+            assert pictures_of(row) == [PICTURE]
+        else:
+            with pytest.raises(RowError, match=MISSING_PICTURE):
+                pictures_of(row)
 
 
 def test_pictures_without_a_marker_and_markers_of_later_turns():

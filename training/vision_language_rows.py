@@ -31,6 +31,7 @@ WRONG_ORDER = "speakers that do not take turns, a person first and a model last"
 EMPTY_QUESTION = "empty question without a picture"
 EMPTY_ANSWER = "empty answer"
 MISSING_PICTURE = "missing picture"
+TWO_PLACES = "pictures in a column and others in the messages"
 _MARKER = re.compile(r"\s*<image>\s*")
 
 Row = dict[str, Any]
@@ -83,12 +84,14 @@ def messages_of(row: Any) -> list[tuple[Any, Any]]:
     """The messages of a row as (speaker, text), with an `IMAGE_MARKER` where a part is a picture.
 
     They may be under `from` and `value` or `role` and `content`, as JSON text, and their contents text, numbers or
-    lists of parts, which are joined by line breaks. Raises `RowError` for anything else.
+    lists of parts, which are joined by line breaks. A column `system` is a message before them. Raises `RowError` for
+    anything else.
     """
-    return [
+    told = [
         (message.get("from") or message.get("role"), "\n".join(map(_text_of, _parts(message))))
         for message in _messages(row)
     ]
+    return [(SYSTEM, row["system"]), *told] if row.get("system") else told
 
 
 def _messages(row: Any) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ def pictures_of(row: Any) -> list[Any]:
     """A row's pictures, not yet read: those of its column, else those that its messages hold themselves.
 
     Where parts have an `index` they come in the order in which the parts name them, the others behind. Raises
-    `RowError` for an index without a picture.
+    `RowError` for an index without a picture, or other pictures in the messages than in the column.
     """
     if not isinstance(row, dict):
         return []
@@ -137,12 +140,16 @@ def pictures_of(row: Any) -> list[Any]:
         parts = [part for message in _messages(row) for part in _parts(message) if _is_picture(part)]
     except RowError:
         return pictures  # `messages_of` says so
+    places = [part.get(part["type"]) or part.get("url") or part.get("path") for part in parts]
+    held = [picture for picture in places if picture]
     if not pictures:
-        held = [part.get(part["type"]) or part.get("url") or part.get("path") for part in parts]
-        return [picture for picture in held if picture]
-    shown = [int(part["index"]) for part in parts if part.get("index") is not None]
-    if any(not 0 <= index < len(pictures) for index in shown):
+        return held
+    if any(picture not in pictures for picture in held):
+        raise RowError(TWO_PLACES)
+    shown = [part["index"] for part in parts if part.get("index") is not None]
+    if any(index not in range(len(pictures)) for index in shown):
         raise RowError(MISSING_PICTURE)
+    shown = [int(index) for index in shown]
     return [pictures[index] for index in dict.fromkeys([*shown, *range(len(pictures))])]
 
 
