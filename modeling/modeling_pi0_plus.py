@@ -199,6 +199,13 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `forward`, also where that has been replaced: TRL's trainers do, and what they put there keeps `labels`
+        from the model."""
+        if kwargs.get("labels") is not None:
+            kwargs["token_type_ids"] = behind_prompt(kwargs.get("token_type_ids"), kwargs["labels"])
+        return super().__call__(*args, **kwargs)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -220,8 +227,7 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         `token_type_ids` say.
         """
         if labels is not None:
-            supervised = (labels != -100).long()
-            token_type_ids = supervised if token_type_ids is None else token_type_ids | supervised
+            token_type_ids = behind_prompt(token_type_ids, labels)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -305,6 +311,12 @@ def prefix_attention(
         real = nn.functional.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]))
         allowed = allowed & real[:, None, :]
     return allowed[:, None]
+
+
+def behind_prompt(token_type_ids: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+    """Types int64 [B, L] that are 1 where `token_type_ids` are, and where a token is supervised."""
+    supervised = (labels != -100).long()
+    return supervised if token_type_ids is None else token_type_ids | supervised
 
 
 def is_prefix(token_type_ids: torch.Tensor) -> torch.Tensor:

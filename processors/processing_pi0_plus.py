@@ -74,8 +74,11 @@ class Pi0PlusProcessor(OpenVLAPlusProcessor):
                 raise ValueError(
                     f"got a conversation that ends in an answer (row {row}), expected one that ends in a question: "
                     "the prompt of π0+ is read in both directions, and only answers are supervised. For TRL's "
-                    "SFTTrainer give rows with 'prompt' and 'completion' instead of 'messages'"
+                    "SFTTrainer give rows with 'prompt' and 'completion' instead of 'messages'; rows "
+                    "without pictures are for CoTrainingCollator"
                 )
+            if roles[0] == "assistant":
+                raise ValueError(f"got a conversation that begins with an answer (row {row}), expected a question")
             if "assistant" in roles:
                 before = messages[: roles.index("assistant")]
                 template = super().apply_chat_template(before, chat_template=kwargs.get("chat_template"))

@@ -101,7 +101,7 @@ def test_a_later_token_of_an_answer_changes_nothing_before_it(gemma_like: Any, r
     ("columns", "message"),
     [
         ({"messages": MANY}, "got a conversation that ends in an answer"),
-        ({"text": "<image><s>what is it?\na cup</s>"}, r"got no token_type_ids of an answer \(1\) in row 0 of 2"),
+        ({"text": "<image><s>what is it?\na cup</s>"}, r"got no token_type_ids of a prompt \(0\) in row 0 of 2"),
     ],
 )
 def test_trls_trainer_refuses_rows_without_a_prompt(
@@ -114,6 +114,18 @@ def test_trls_trainer_refuses_rows_without_a_prompt(
         model=tiny_pi0_model(gemma_like), processing_class=processor, train_dataset=rows, args=settings
     )
     with pytest.raises(ValueError, match=message + ".*'prompt' and 'completion'"):
+        trainer.train()
+
+
+def test_trls_trainer_refuses_to_supervise_a_prompt(processor: Any, gemma_like: Any, tmp_path: Path) -> None:
+    """Its loss takes the labels out of the call before they reach the model's own forward pass."""
+    rows = Dataset.from_list([{"images": [picture()], "prompt": MANY[:1], "completion": MANY[1:]}] * 2)
+    options = {"report_to": "none", "max_length": None, "bf16": False, "use_cpu": True, "max_steps": 1}
+    settings = SFTConfig(output_dir=str(tmp_path), completion_only_loss=False, **options)
+    trainer = SFTTrainer(
+        model=tiny_pi0_model(gemma_like), processing_class=processor, train_dataset=rows, args=settings
+    )
+    with pytest.raises(ValueError, match=r"got no token_type_ids of a prompt \(0\) in row 0"):
         trainer.train()
 
 
