@@ -33,14 +33,26 @@ class OpenVLAContractMixin:
     config: Any
     predict_actions: Any
 
-    missing_weights: Sequence[str] = ()
-    """Names of the weights that `from_pretrained` did not find, or found in another shape, and drew at random. As long
-    as there are any, the model neither acts nor answers. `load_state_dict` takes out what it sets, and this package's
-    training what it has trained; after other training, or where a weight was set by hand, assign `()`."""
-
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         replace_flash_attention(config)
         super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def missing_weights(self) -> Sequence[str]:
+        """Names of the weights that `from_pretrained` did not find, or found in another shape, and drew at random.
+
+        As long as there are any, the model neither acts nor answers, and a saved copy does not either: they are kept
+        in the configuration. `load_state_dict` takes out what it sets, and this package's training what it trains;
+        after other training, or where a weight was set by hand, assign `()`.
+        """
+        return getattr(self.config, "missing_weights", ())
+
+    @missing_weights.setter
+    def missing_weights(self, names: Sequence[str]) -> None:
+        if names:
+            self.config.missing_weights = list(names)
+        elif hasattr(self.config, "missing_weights"):
+            del self.config.missing_weights
 
     @classmethod
     def from_pretrained(cls, *args: Any, load_in_8bit: bool = False, load_in_4bit: bool = False, **kwargs: Any) -> Any:
@@ -60,7 +72,7 @@ class OpenVLAContractMixin:
         told = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # pyright: ignore
         mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
-        model.missing_weights = sorted({*info["missing_keys"], *mismatched})
+        model.missing_weights = sorted({*info["missing_keys"], *mismatched, *model.missing_weights})
         return (model, info) if told else model
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:

@@ -62,7 +62,7 @@ class CoTrainer(SFTTrainer):
         self.loss_is_scaled_for_ga = True
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the model that results has no `missing_weights`.
+        """As in transformers; weights that were missing are trained, so that none is any longer.
 
         Raises:
             ValueError: if it began without weights that are not trained.
@@ -78,9 +78,8 @@ class CoTrainer(SFTTrainer):
                 f"({', '.join(frozen[:3])}), expected them in its file: they would stay random numbers; take a "
                 "complete file, or do not freeze them"
             )
-        output = super().train(*args, **kwargs)
         model.missing_weights = ()
-        return output
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the mixture. accelerate divides a table's among processes; a stream is divided already."""
