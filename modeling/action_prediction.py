@@ -396,6 +396,11 @@ def checked_options(options: dict[str, Any], most_tokens: int) -> dict[str, Any]
             f"got max_new_tokens={limit}, expected none: an action of this model takes up to {most_tokens} tokens, "
             "and the grammar ends it"
         )
+    if options.get("num_beams") == 0 or any(options.get(f"forced_{end}_token_id") for end in ("bos", "eos")):
+        raise ValueError(
+            f"got num_beams={options.get('num_beams')} or a forced token, expected at least one beam, and only tokens "
+            "of the action's grammar"
+        )
     known = vars(GenerationConfig())
     for name in options:
         if name not in known or name == "num_return_sequences":

@@ -168,16 +168,34 @@ class ImageLanguageHeadMixin:
             expanded[1]["pixel_values"] = torch.cat([row for row in rows for _ in range(expand_size)])
         return expanded
 
-    def _validate_generated_length(self, generation_config: Any, input_ids_length: int, *args: Any) -> None:
+    def _prepare_generated_length(
+        self,
+        generation_config: Any,
+        has_default_max_length: bool,
+        has_default_min_length: bool,
+        model_input_name: str,
+        input_ids_length: int,
+        inputs_tensor: torch.Tensor,
+    ) -> Any:
         """As in transformers, and no token is written at a position that does not exist.
 
         Raises:
             ValueError: if the prompt fills the context. A limit of new tokens beyond it is lowered.
         """
-        context = self.config.text_config.max_position_embeddings
-        check_context(input_ids_length, 1, context)
-        generation_config.max_length = min(generation_config.max_length, context)
-        super()._validate_generated_length(generation_config, input_ids_length, *args)  # pyright: ignore
+        prepared = super()._prepare_generated_length(  # pyright: ignore
+            generation_config,
+            has_default_max_length,
+            has_default_min_length,
+            model_input_name,
+            input_ids_length,
+            inputs_tensor,
+        )
+        context, prompt = self.config.text_config.max_position_embeddings, inputs_tensor.shape[1]
+        check_context(prompt, 1, context)
+        prepared.max_length = min(
+            prepared.max_length, context - (prompt - input_ids_length)
+        )  # embeddings count as none
+        return prepared
 
     def _pictures_by_row(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The pictures of each row; raises `ValueError` if they are not those of the image tokens."""

@@ -18,6 +18,11 @@ class ActionStatisticsMixin:
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, plain_statistics(value or {}) if name == "norm_stats" else value)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; entries that were added to `norm_stats` since it was set are checked and made plain."""
+        settings = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
+        return {**settings, "norm_stats": plain_statistics(settings.get("norm_stats") or {})}
+
 
 def as_config(given: Any, defaults: dict[str, Any]) -> Any:
     """A configuration object from an object, a dictionary, or nothing, which means `defaults`; a copy, so that the

@@ -72,6 +72,8 @@ def plain_statistics(norm_stats: Any) -> dict[str, Any]:
             f"got norm_stats of type {type(norm_stats).__name__}, expected a dictionary: statistics by data set"
         )
     for key in norm_stats:
+        if not isinstance(key, str):
+            raise ValueError(f"got norm_stats with the key {key!r}, expected names of data sets, which are texts")
         _action_entry(norm_stats, key)
     return _plain(norm_stats)
 
@@ -110,6 +112,13 @@ def check_action_statistics(statistics: dict[str, Any], name: str = "a data set"
         )
     if mask is not None and len(mask) != width:
         raise ValueError(f"got statistics with a mask of {len(mask)} entries, expected {width}, one per dimension")
+    counts = _plain(statistics.get("histogram"))
+    rows = counts if isinstance(counts, list) else []
+    if counts is not None and [np.size(row) for row in rows] != [HISTOGRAM_BINS] * width:
+        raise ValueError(
+            f"got action statistics of {name} with a histogram of another shape, expected {width} rows of "
+            f"{HISTOGRAM_BINS} counts; leave it out, it only makes decoding faster"
+        )
 
 
 def _action_entry(norm_stats: dict[str, Any], key: str) -> dict[str, Any]:

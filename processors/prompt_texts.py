@@ -89,6 +89,10 @@ def refuse_control_tokens(conversation: Any, tokens: Sequence[str]) -> None:
         for each in conversation:
             refuse_control_tokens(each, tokens)
     elif isinstance(conversation, Mapping):
+        if "role" in conversation and not conversation.get("content") and conversation.get("content") != "":
+            raise ValueError(
+                f"got a message without content ({dict(conversation)}), expected words or a list of parts"
+            )
         for words in (conversation.get("content"), conversation.get("text")):
             if isinstance(words, str) and (found := [token for token in tokens if token in words]):
                 raise ValueError(

@@ -298,6 +298,9 @@ def test_errors(llama_like: Any) -> None:
         model.predict_actions(**inputs, temperatur=0.5)
     with pytest.raises(ValueError, match=r"got the option 'num_return_sequences', .* one action per observation"):
         model.predict_actions(**inputs, num_return_sequences=2)
+    for option in ({"num_beams": 0}, {"forced_eos_token_id": 2}):
+        with pytest.raises(ValueError, match="expected at least one beam, and only tokens of the action's grammar"):
+            model.predict_actions(**inputs, **option)
     with pytest.raises(ValueError, match="got do_sample=True with num_beams=3, expected one or the other"):
         model.predict_actions(**inputs, num_beams=3, do_sample=True)
     for temperature in (0, -1.0, float("nan")):

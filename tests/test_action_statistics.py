@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from gen_vla.modeling import OpenVLAPlusConfig
 from gen_vla.processors import (
     compute_statistics,
     count_clipped,
@@ -234,3 +235,19 @@ def test_compute_statistics_of_five_rows() -> None:
 def test_compute_statistics_refuses(actions: Any, mask: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compute_statistics(actions, 1, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("norm_stats", "message"),
+    [
+        ({5: {"action": {"q01": [0.0], "q99": [1.0]}}}, "got norm_stats with the key 5, expected names of data sets"),
+        (
+            {"a": {"action": {"q01": [0.0], "q99": [1.0], "histogram": [[1]]}}},
+            "histogram of another shape, expected 1",
+        ),
+        ({"a": {"action": {"q01": [0.0], "q99": [1.0], "histogram": "x"}}}, "histogram of another shape, expected 1"),
+    ],
+)
+def test_keys_and_histograms(norm_stats, message):
+    with pytest.raises(ValueError, match=message):
+        OpenVLAPlusConfig(norm_stats=norm_stats)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import tiny_config, tiny_pi0_config, tiny_pi0_flow_config, tiny_statistics
 from transformers import Gemma2Config, GemmaConfig, LlamaConfig
@@ -107,3 +108,11 @@ def test_what_a_caller_gave_is_not_changed(llama_like: Any, gemma_like: Any) -> 
 def test_a_language_model_that_changes_its_logits_is_refused() -> None:
     with pytest.raises(ValueError, match="model_type 'gemma2' with final_logit_softcapping=30"):
         OpenVLAPlusConfig(text_config=Gemma2Config())
+
+
+def test_statistics_that_were_added_as_arrays_are_written(llama_like: Any, tmp_path: Path) -> None:
+    config = tiny_config(llama_like)
+    config.norm_stats["added"] = {"action": {"q01": np.zeros(3), "q99": np.ones(3)}}
+    config.save_pretrained(tmp_path)
+    loaded = OpenVLAPlusConfig.from_pretrained(tmp_path)
+    assert loaded.norm_stats["added"] == {"action": {"q01": [0.0] * 3, "q99": [1.0] * 3}}

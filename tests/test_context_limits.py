@@ -76,8 +76,15 @@ def test_an_answer_stops_where_the_context_ends(tiny: Any) -> None:
     for options in ({}, {"cache_implementation": "static"}, {"num_beams": 2}):
         output = model.generate(**inputs, max_new_tokens=50, min_new_tokens=50, do_sample=False, **options)
         assert output.shape[1] == length + 5
-    with pytest.raises(ValueError, match=f"got a prompt of {length} tokens with up to 1 more to be written"):
-        with_context(model, length).generate(**inputs, max_new_tokens=50)
+    embeds = model.get_input_embeddings()(torch.full((1, length), 40))
+    mask = torch.ones(1, length, dtype=torch.long)
+    assert model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=50).shape[1] <= 5
+    with_context(model, length)
+    message = f"got a prompt of {length} tokens with up to 1 more to be written"
+    with pytest.raises(ValueError, match=message):
+        model.generate(**inputs, max_new_tokens=50)
+    with pytest.raises(ValueError, match=message):
+        model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=50)
 
 
 def test_a_flow_has_to_fit(gemma_like: Any) -> None:

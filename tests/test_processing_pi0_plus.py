@@ -183,3 +183,13 @@ def test_all_settings_survive_saving(gemma_like: Any, tmp_path: Path) -> None:
 )
 def test_blanks_around_a_prompt_are_taken_off_and_its_newline_stays(processor: Any, typed: str, read: str) -> None:
     assert rows_of(processor(images=picture(), text=typed)) == [row_of(processor, read)]
+
+
+def test_conversations_that_ask_nothing(gemma_like: Any) -> None:
+    processor, options = tiny_pi0_processor(gemma_like), {"tokenize": True, "return_dict": True}
+    answer, question = {"role": "assistant", "content": "a cup"}, {"role": "user", "content": "what?"}
+    with pytest.raises(ValueError, match="got a conversation that begins with an answer"):
+        processor.apply_chat_template([answer, question], **options)
+    for nothing in ({"role": "user"}, {"role": "user", "content": None}, {"role": "user", "content": []}):
+        with pytest.raises(ValueError, match="got a message without content"):
+            processor.apply_chat_template([nothing], **options)
