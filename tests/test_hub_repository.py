@@ -42,6 +42,7 @@ SHIPPED = {
     "action_statistics.py",
     "action_strings.py",
     "captured_pass.py",
+    "cpu_threads.py",
     "configuration_openvla_plus.py",
     "decoder_operations.py",
     "dual_vision_tower.py",
@@ -67,6 +68,7 @@ SHIPPED = {
     "triton_operations.py",
 }
 SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors import
+    "cpu_threads.py",
     "action_bins.py",
     "action_grammar.py",
     "action_statistics.py",
