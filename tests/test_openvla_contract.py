@@ -99,7 +99,7 @@ def test_the_switches_for_quantised_weights(bits: int, monkeypatch: pytest.Monke
         @classmethod
         def from_pretrained(cls, *args: Any, output_loading_info: bool, **kwargs: Any) -> Any:
             passed.update(kwargs)
-            return SimpleNamespace(), {"missing_keys": set(), "mismatched_keys": set()}
+            return SimpleNamespace(missing_weights=()), {"missing_keys": set(), "mismatched_keys": set()}
 
     class Model(openvla_contract.OpenVLAContractMixin, Base):
         pass
