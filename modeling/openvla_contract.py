@@ -2,8 +2,8 @@
 
 Decides: which arguments of OpenVLA's loading code are taken, and what stands in for flash attention; that `norm_stats`
 may be read and replaced on the model, and is saved beside it; that a model with missing weights does nothing; the
-shape of one observation's action. Refuses to know:
-how an action comes about (`action_prediction.py`, `modeling_pi0_flow.py`).
+shape of one observation's action. Refuses to know: how an action comes about (`action_prediction.py`,
+`modeling_pi0_flow.py`).
 
     load_in_8bit, load_in_4bit    gone from transformers 5; here on both generations, as a `quantization_config`
     attn_implementation="flash_attention_2"    becomes "sdpa", with a warning: flash attention knows causal and full
