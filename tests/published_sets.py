@@ -39,8 +39,8 @@ def picture(number: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16)) -
     return buffer.getvalue()
 
 
-def conversation(*texts: str) -> list[dict[str, str]]:
-    """LLaVA turns: a person and a model in turn."""
+def conversation(*texts: Any) -> list[dict[str, Any]]:
+    """LLaVA turns: a person and a model in turn; a text or the parts of a chat message."""
     return [{"from": ("human", "gpt")[place % 2], "value": text} for place, text in enumerate(texts)]
 
 

@@ -303,7 +303,7 @@ def edit_lines(path: Path, change: Callable[[list[dict[str, Any]]], list[dict[st
     _write_lines(path, change([json.loads(line) for line in path.read_text().splitlines()]))
 
 
-def edit_episodes(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+def edit_episodes(folder: Path, change: Callable[[pd.DataFrame], Any]) -> None:
     """Changes meta/episodes of v3.0."""
     path = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     change(pd.read_parquet(path)).to_parquet(path)

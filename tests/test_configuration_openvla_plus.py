@@ -112,7 +112,8 @@ def test_a_language_model_that_changes_its_logits_is_refused() -> None:
 
 def test_statistics_that_were_added_as_arrays_are_written(llama_like: Any, tmp_path: Path) -> None:
     config = tiny_config(llama_like)
+    config.norm_stats = config.norm_stats or {}
     config.norm_stats["added"] = {"action": {"q01": np.zeros(3), "q99": np.ones(3)}}
     config.save_pretrained(tmp_path)
     loaded = OpenVLAPlusConfig.from_pretrained(tmp_path)
-    assert loaded.norm_stats["added"] == {"action": {"q01": [0.0] * 3, "q99": [1.0] * 3}}
+    assert (loaded.norm_stats or {})["added"] == {"action": {"q01": [0.0] * 3, "q99": [1.0] * 3}}
