@@ -26,17 +26,18 @@ test: lint system-packages browser
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/test_transformers4.py
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/hub/test_transformers4.py
 
 # Where there is a GPU, Triton comes with PyTorch, and `make test` runs the same tests on it.
 test-kernels: $(VENV)/installed-dev $(VENV)-triton/installed
-	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)-triton $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/test_lean_layers.py
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)-triton $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/decoding/test_lean_layers.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	@mkdir -p build/types/gen_vla
-	@for part in modeling processors training evaluation model_cards; do \
+	@for part in modeling processors training evaluation serving commands; do \
 	  ln -sfn ../../../$$part build/types/gen_vla/$$part; done
 	$(BIN)/pyright
 

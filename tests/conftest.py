@@ -24,7 +24,7 @@ from tiny_models import tiny_model, tiny_processor, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from gen_vla.processors import ActionStringProcessor
-from gen_vla.training import hub_requests
+from gen_vla.training.storage import hub_requests
 from gen_vla.training.tokenizer import train_tokenizer
 
 

@@ -1,7 +1,7 @@
 """Rows to a batch: joins the tokens of prompt and answer, supervises the answer and EOS, cuts nothing.
 
 Decides: the labels and the weight of every supervised token. Refuses to know: which rows come together
-(`mixture.py`), what the weights do to a loss (`co_trainer.py`).
+(`mixture.py`), what the weights do to a loss (`training/trainer.py`).
 
     prompt                                         answer        EOS   padding
     <s> <image> x N In: How many ...?\\nOut:        two           </s>  <PAD>
@@ -29,8 +29,8 @@ import torch
 
 from gen_vla.processors import ActionGrammar, BinGrammar
 from gen_vla.processors.action_grammar import grammar_from_action_config
-from gen_vla.training.prepared_rows import ROBOT, RowTooLong
-from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights, tokens_of_steps
+from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights, tokens_of_steps
+from gen_vla.training.mixing.prepared_rows import ROBOT, RowTooLong
 
 
 class CoTrainingCollator:

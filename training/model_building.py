@@ -29,10 +29,10 @@ from gen_vla.training.checkpoints import (
     read_config,
     read_processor,
 )
-from gen_vla.training.recipe_schema import ActionRecipe, ModelRecipe, Recipe
-from gen_vla.training.recipe_sources import OpenedData
-from gen_vla.training.row_tables import load_columns
-from gen_vla.training.token_weights import ActionTokenWeights, BinTokenWeights
+from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
+from gen_vla.training.mixing.row_tables import load_columns
+from gen_vla.training.recipes.schema import ActionRecipe, ModelRecipe, Recipe
+from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.tokenizer import train_tokenizer
 
 

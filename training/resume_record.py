@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from gen_vla.training.recipe_schema import Recipe
-from gen_vla.training.recipe_sources import OpenedData
-from gen_vla.training.robot_statistics import MEASURES
-from gen_vla.training.streaming_mixture import ReadingLayout
+from gen_vla.training.mixing.streaming_mixture import ReadingLayout
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.sources import OpenedData
+from gen_vla.training.robot_data.statistics import MEASURES
 
 
 FILE = "resume.json"

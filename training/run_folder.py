@@ -8,7 +8,7 @@
     WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml and resume.json (`resume_record.py`), what a
                                     resumed run must agree with
 
-Decides: these names, which settings a resumed run may change. Refuses to know: how a run trains (`train.py`).
+Decides: these names, which settings a resumed run may change. Refuses to know: how a run trains (`training/run.py`).
 """
 
 import json
@@ -20,14 +20,14 @@ from typing import Any
 
 import yaml
 
-from gen_vla.evaluation.provenance import RUNS, note_run, provenance
-from gen_vla.training.co_trainer import CoTrainer
-from gen_vla.training.lora_training import ADAPTER_FOLDER, save_adapter
+from gen_vla.training.curves import plot_curves
+from gen_vla.training.lora import ADAPTER_FOLDER, save_adapter
 from gen_vla.training.model_building import HUB_PREFIX
-from gen_vla.training.recipe import as_settings, load_recipe
-from gen_vla.training.recipe_schema import Recipe, RecipeError
+from gen_vla.training.provenance.origin import RUNS, note_run, provenance
+from gen_vla.training.recipes.loading import as_settings, load_recipe
+from gen_vla.training.recipes.schema import Recipe, RecipeError
 from gen_vla.training.resume_record import check_shape
-from gen_vla.training.training_curves import plot_curves
+from gen_vla.training.trainer import CoTrainer
 
 
 # in a resumed run

@@ -5,7 +5,7 @@ words. Refuses to know: models, drawing.
 
 Actions carry no camera. For BridgeData and RT-1 the usual camera looks the way the robot reaches, so x runs away from
 the viewer, y to the left, z up; that is also the guess for data sets not listed. The simulated scenes have cameras of
-their own (`evaluation/metaworld_drawers.py`, `evaluation/tabletop_variants.py`).
+their own (`evaluation/drawers/environment.py`, `evaluation/simulation/looks.py`).
 """
 
 import re

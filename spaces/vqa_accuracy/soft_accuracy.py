@@ -1,1 +1,1 @@
-../../evaluation/lm_eval_tasks/soft_accuracy.py
+../../evaluation/vqa/lm_eval_tasks/soft_accuracy.py

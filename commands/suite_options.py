@@ -1,0 +1,74 @@
+"""What the commands of all suites share.
+
+Decides: how a model is named and loaded, where results go. Refuses to know: any suite.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def add_model(command: Any) -> None:
+    """The model to measure."""
+    command.add_argument("model", help="a folder, or a name on the Hub or in the cache")
+
+
+def add_output(command: Any) -> None:
+    """Where the results go."""
+    command.add_argument("--output", type=Path, help="write the results there as JSON")
+
+
+def write_results(results: dict[str, Any], output: Path | None, data: Iterable[str | Path | None] = ()) -> int:
+    """Writes JSON where asked for, with how it came about and how the model was trained; returns exit code 0.
+
+    Args:
+        results: of a suite; `model` in them is the one that was measured, a folder or a name, and `models` names those
+            it was compared with by their roles.
+        data: the data sets that were read, folders or names; `None` is left out.
+    """
+    from gen_vla.training.provenance.origin import provenance, with_provenance
+    from gen_vla.training.provenance.training_record import with_record
+
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        model = results.get("model")
+        compared = [name for name in results.get("models", {}).values() if name != model]
+        written = with_provenance(with_record(results, model), provenance(model, data, compared))
+        output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def load_any(name: str) -> tuple[Any, Any]:
+    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: for what is neither a folder nor a name, or a folder in which something is missing.
+    """
+    import torch
+    from transformers import AutoModel, AutoProcessor
+
+    check_model_name(name)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+    model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def check_model_name(name: str) -> None:
+    """Raises `FileNotFoundError` for what no model is loaded from, before the Hub is asked for it."""
+    from gen_vla.training.checkpoints import check_folder
+    from gen_vla.training.lora_merging import is_adapter
+
+    if Path(name).is_dir():
+        if is_adapter(name):
+            raise FileNotFoundError(
+                f"got {name}, which is a LoRA adapter, expected a whole model: the folder above it holds it with the "
+                "adapter merged, and gen-vla publish ADAPTER OWNER/NAME --output FOLDER --dry-run merges one"
+            )
+        if not (Path(name) / "config.json").is_file():
+            check_folder(name)  # names what is missing
+    elif name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(
+            f"got model {name!r}, which is no folder here ({Path(name).absolute()}) and no OWNER/NAME of the Hub; "
+            "correct the path"
+        )

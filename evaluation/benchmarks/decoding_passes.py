@@ -1,0 +1,99 @@
+"""Forward passes that recorded robot actions take, counted without a model.
+
+Decides: how recorded actions are read and replayed through tree decoding. Refuses to know: milliseconds
+(`decoding_benchmark.py`), how trees are grown (`modeling/token_trees.py`).
+
+Passes depend on what is written, and random weights write strings that no robot would; recorded actions of the Bridge
+sample are the test: 25 episodes of 10 steps, each step but an episode's first with the step before as a hint.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from tqdm import tqdm
+
+from gen_vla.evaluation.benchmarks.random_models import BRIDGE, PIECES
+from gen_vla.modeling.action_grammar import ActionGrammar
+from gen_vla.modeling.action_prior import ActionPrior
+from gen_vla.modeling.action_statistics import histogram, normalize_actions
+from gen_vla.modeling.action_strings import ActionStringProcessor
+from gen_vla.modeling.token_trees import grow_tree
+from gen_vla.modeling.tree_decoding import Row
+
+
+def read_bridge(folder: Path) -> list[np.ndarray]:
+    """Normalised actions float [steps, 7] of each episode in the first train shard of Bridge, or of its sample;
+    grippers rounded to 0 or 1."""
+    from gen_vla.training.storage.tfrecord_reading import read_examples
+
+    shard = next(iter(sorted(folder.glob("**/*-train.tfrecord-*"))), None)
+    if shard is None:
+        raise FileNotFoundError(f"got {folder}, expected a folder with bridge_dataset's train shard below it")
+    episodes = []
+    for example in read_examples(shard):
+        actions = np.asarray(example["steps/action"]).reshape(-1, 7)
+        normalized = normalize_actions(actions, BRIDGE).astype(np.float64)
+        normalized[:, 6] = normalized[:, 6].round()
+        episodes.append(normalized)
+    return episodes
+
+
+def replay_passes(episodes: list[np.ndarray], nodes: int, with_prior: bool = True) -> list[int]:
+    """Passes for each step but an episode's first, if the model wrote exactly what was recorded.
+
+    The prior knows the step before and the histogram of the other episodes, as it would in use.
+    """
+    strings = ActionStringProcessor(7, binary_dims=(6,))
+    grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
+    passes = []
+    for number, episode in enumerate(tqdm(episodes, unit="episode", desc=f"{nodes} nodes")):
+        others = np.concatenate([np.zeros((0, 7)), *episodes[:number], *episodes[number + 1 :]])
+        counts = histogram(others, {**BRIDGE, "q01": [-1.0] * 7, "q99": [1.0] * 7}) if with_prior else None
+        for before, action in itertools.pairwise(episode):
+            prior = ActionPrior(grammar, counts, before if with_prior else None)
+            target = [PIECES[character] for character in strings.encode(action)]
+            passes.append(passes_for(grammar, prior, target, nodes))
+    return passes
+
+
+def passes_for(grammar: ActionGrammar, prior: ActionPrior, target: list[int], nodes: int) -> int:
+    """Passes, the prompt's included, until `target` is written."""
+    row, passes = Row(position=0, prior=prior), 0
+    row.accept_forced(grammar)
+    while not row.done:
+        tree, node = grow_tree(grammar, prior, row.place, nodes), -1
+        passes += 1
+        while not row.done and node is not None:
+            token = target[len(row.tokens)]
+            row.accept(grammar, token)
+            node = tree.child(node, token)
+        row.accept_forced(grammar)
+    return passes
+
+
+def passes_of(episodes: list[np.ndarray], nodes: int) -> Iterator[dict[str, Any]]:
+    """Passes with and without a prior."""
+    for with_prior in (True, False):
+        counts = replay_passes(episodes, nodes, with_prior)
+        yield {
+            "nodes": nodes,
+            "prior": with_prior,
+            "mean": round(float(np.mean(counts)), 2),
+            "max": max(counts),
+            "n": len(counts),
+        }
+
+
+def passes_table(results: dict[str, Any]) -> Table:
+    """Passes per 49-token action on the recorded Bridge steps."""
+    table = Table(title="Forward passes per action, recorded Bridge steps (49 tokens, prompt included)")
+    for column in ("nodes per pass", "prior", "mean", "max", "steps"):
+        table.add_column(column, justify="right")
+    for entry in results["passes_on_bridge"]:
+        prior = "histogram and previous" if entry["prior"] else "none"
+        table.add_row(str(entry["nodes"]), prior, str(entry["mean"]), str(entry["max"]), str(entry["n"]))
+    return table

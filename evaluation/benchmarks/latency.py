@@ -1,0 +1,214 @@
+"""Milliseconds per action on this machine: one observation in, one action out, as a control loop would call it.
+
+Decides: what is timed (pixels and words to a float action: processing, vision, prompt, decoding, units), how
+it is divided and summed up. Refuses to know: what the action is for.
+
+    processing     picture and words to tensors on the device
+    vision         the encoders and the projector
+    prefill        the language model's pass over the prompt
+    decode passes  its further passes; those of the action expert of the flow-matching π0
+    rest           the grammar, the tree, the output layer, numbers and units
+
+Parts are timed from hooks that wait for the device, in calls of their own, so that waiting does not slow the total.
+Hooks keep passes from being replayed as CUDA graphs: on a GPU the parts are those of plain passes, slower than what is
+measured without hooks.
+"""
+
+import contextlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from tqdm import tqdm
+
+from gen_vla.evaluation.policies.cameras import pictures_per_action
+from gen_vla.evaluation.policies.flow import FLOW
+from gen_vla.training.provenance.origin import describe_machine
+
+
+PARTS = ("processing", "vision", "prefill", "decode passes", "rest")
+INSTRUCTION = "close the drawer"
+
+
+def measure_latency(
+    model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
+) -> dict[str, Any]:
+    """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera.
+
+    Returns:
+        Median, 95th percentile and worst in milliseconds, passes through the model per action, n, and the machine.
+    """
+    generator = np.random.default_rng(0)
+    milliseconds, passes = [], 0
+    for repeat in tqdm(range(warmup + repeats), unit="action", disable=not progress):
+        pictures = random_pictures(generator, processor)
+        began = time.perf_counter()
+        prediction = _predict(model, processor, pictures)
+        passes = prediction.forward_passes
+        if repeat >= warmup:
+            milliseconds.append(1000 * (time.perf_counter() - began))
+    return {
+        "median_ms": round(statistics.median(milliseconds), 1),
+        "p95_ms": round(float(np.quantile(milliseconds, 0.95)), 1),
+        "worst_ms": round(max(milliseconds), 1),
+        "forward_passes": passes,
+        "n": repeats,
+        "machine": describe_machine(),
+    }
+
+
+def measure_busy(
+    model: Any, processor: Any, neighbours: int, repeats: int = 20, warmup: int = 3, progress: bool = True
+) -> dict[str, Any]:
+    """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy.
+
+    Returns:
+        `neighbours`, `median_ms`, `p95_ms`, `worst_ms`.
+    """
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+    try:
+        found = measure_latency(model, processor, repeats, warmup, progress)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    return {"neighbours": neighbours, **{name: found[name] for name in ("median_ms", "p95_ms", "worst_ms")}}
+
+
+def measure_parts(
+    model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
+) -> dict[str, Any]:
+    """Where the time of an action goes.
+
+    Returns:
+        `{"parts_ms": {part: mean}, "total_ms": mean of the same calls, "passes": mean, "passes_timed": mean, "n"}`;
+        the parts add up to the total.
+    """
+    generator = np.random.default_rng(1)
+    calls = []
+    for repeat in tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress):
+        call = _timed_call(model, processor, random_pictures(generator, processor))
+        if repeat >= warmup:
+            calls.append(call)
+    means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
+    parts = {name: means[name] for name in PARTS}
+    return {
+        "parts_ms": {name: round(value, 3) for name, value in parts.items()},
+        "total_ms": round(means["total"], 3),
+        "passes": round(means["passes"], 2),
+        "passes_timed": round(means["passes_timed"], 2),
+        "n": repeats,
+    }
+
+
+def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict[str, float]:
+    """Milliseconds of each part of one call, their total, passes made and passes timed."""
+    began = time.perf_counter()
+    inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
+    _synchronize(model)
+    processed = time.perf_counter()
+    with hooked(model, timed_modules(model)) as spans:
+        prediction = model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
+        _synchronize(model)
+    total = 1000 * (time.perf_counter() - began)
+    parts = {
+        "processing": 1000 * (processed - began),
+        "vision": sum(spans["vision"]) + sum(spans["projector"]),
+        "prefill": spans["language"][0],
+        "decode passes": sum(spans["language"][1:]) + sum(spans["expert"]),
+    }
+    timed = len(spans["language"]) + len(spans["expert"])
+    counts = {"passes": prediction.forward_passes, "passes_timed": timed}
+    return {**parts, "rest": total - sum(parts.values()), "total": total, **counts}
+
+
+def timed_modules(model: Any) -> dict[str, Any]:
+    """The parts of a model, by what their calls are added up under."""
+    backbone = model.model
+    if model.config.model_type == FLOW:
+        vlm = backbone.vlm
+        parts = {"vision": vlm.vision_tower, "projector": vlm.multi_modal_projector, "language": vlm.language_model}
+        return {**parts, "expert": backbone.dit}
+    parts = {"vision": backbone.vision_tower, "projector": backbone.projector, "language": backbone.language_model}
+    return {**parts, "expert": torch.nn.Identity()}  # never called
+
+
+@contextlib.contextmanager
+def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float]]]:
+    """While it lasts, yields the milliseconds of every call of each module, by name."""
+    spans: dict[str, list[float]] = {name: [] for name in modules}
+    began: dict[str, float] = {}
+
+    def watch(name: str, module: Any) -> list[Any]:
+        def before(*_: Any) -> None:
+            if not _recording(model):
+                _synchronize(model)
+                began[name] = time.perf_counter()
+
+        def after(*_: Any) -> None:
+            if not _recording(model):
+                _synchronize(model)
+                spans[name].append(1000 * (time.perf_counter() - began[name]))
+
+        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+
+    handles = [handle for name, module in modules.items() for handle in watch(name, module)]
+    try:
+        yield spans
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recording(model: Any) -> bool:
+    """Whether a CUDA graph is being recorded, during which nothing may wait."""
+    return model.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _synchronize(model: Any) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _predict(model: Any, processor: Any, pictures: list[Image.Image]) -> Any:
+    inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
+    return model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
+
+
+def random_pictures(generator: np.random.Generator, processor: Any) -> list[Image.Image]:
+    """96 x 96 pixels of noise for each camera."""
+    noise = generator.integers(0, 256, (pictures_per_action(processor), 96, 96, 3), dtype=np.uint8)
+    return [Image.fromarray(picture) for picture in noise]
+
+
+def latency_table(results: dict[str, Any], title: str) -> Table:
+    """A row per part with its share, then the total and the passes.
+
+    Args:
+        results: of `measure_latency`, with those of `measure_parts` under `parts` and, where they were made, those of
+            `measure_busy` under `busy`.
+    """
+    parts, machine = results["parts"], results["machine"]
+    table = Table(title=title, caption=f"{machine['device']}, {machine['threads']} threads, n = {results['n']}")
+    table.add_column("part")
+    table.add_column("ms per action", justify="right")
+    table.add_column("share", justify="right")
+    for name, value in parts["parts_ms"].items():
+        table.add_row(name, f"{value:.2f}", f"{100 * value / parts['total_ms']:.0f} %")
+    table.add_section()
+    table.add_row("with hooks", f"{parts['total_ms']:.2f}", "100 %")
+    table.add_row("without (median)", f"{results['median_ms']:.2f}", f"p95 {results['p95_ms']:.2f}")
+    if busy := results.get("busy"):
+        words = f"beside {busy['neighbours']} busy processes"
+        for name in ("median", "worst"):
+            value = busy[f"{name}_ms"]
+            table.add_row(f"{words}, {name}", f"{value:.2f}", f"{value / results['median_ms']:.1f}x")
+    table.add_row("forward passes", f"{parts['passes']:g}", "")
+    return table

@@ -1,0 +1,246 @@
+"""How far a policy's actions are from recorded ones, beside what needs no policy.
+
+Decides: the figures, the baselines, intervals. Refuses to know: models, data sets, where actions come from.
+
+N steps of E episodes, chunks of T, D dimensions. Errors are of the steps of a chunk that lie within the episode.
+
+    error       mean absolute error in the data set's units, per dimension
+    accuracy    of dimensions that take two values alone: the share on the right side of their middle
+    normalized  mean absolute (l1) and mean squared error (mse) in [-1, 1], over all other dimensions that ever change;
+                recorded values outside q01..q99 count as clipped to it, as in training
+
+Beside the policy:
+
+    mean action       of the training data
+    last action       that of the step before, recorded, held for the whole chunk; at the first step the mean
+    state             held in the same way, where it is nearer to the actions than their mean is: they are positions
+    nearest writable  the recorded action clipped to q01..q99: the error in units that no policy can avoid
+
+Intervals are of a bootstrap over episodes: steps of one episode are no strangers to each other. Of few episodes a
+percentile interval is too narrow; its percentiles are moved outwards as Student's t does (Hesterberg, 2015).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from gen_vla.evaluation.statistics.seed_intervals import students_t
+from gen_vla.processors import normalize_actions
+
+
+POLICY, MEAN, HELD, STATE, NEAREST = "policy", "mean action", "last action", "state", "nearest writable"
+RESAMPLES, SEED = 2000, 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was recorded, and what a policy would have done.
+
+    Attributes:
+        predicted, recorded: float32 [N, T, D] in units.
+        valid: bool [N, T], within the episode.
+        held: float32 [N, D], the recorded action of the step before; NaN where there is none.
+        state: float32 [N, D], NaN where there is none; `None` where it has another width.
+        episode: int64 [N], the place of each step's episode among those read.
+        place: int64 [N], of each step in its episode.
+    """
+
+    predicted: np.ndarray
+    recorded: np.ndarray
+    valid: np.ndarray
+    held: np.ndarray
+    state: np.ndarray | None
+    episode: np.ndarray
+    place: np.ndarray
+
+
+class EpisodeBootstrap:
+    """Means over the valid steps of E episodes, and of episodes drawn again with replacement `RESAMPLES` times.
+
+    Args:
+        episode: int64 [N], of each step of N.
+        valid: bool [N, T].
+    """
+
+    def __init__(self, episode: np.ndarray, valid: np.ndarray):
+        read, self.episode = np.unique(episode, return_inverse=True)
+        self.episodes, self.valid = len(read), valid
+        even = np.full(self.episodes, 1 / self.episodes)
+        drawn = np.random.default_rng(SEED).multinomial(self.episodes, even, RESAMPLES)
+        self.weights = np.concatenate([np.ones((1, self.episodes)), drawn])
+        self.counts = self.weights @ self._sums(np.ones((*valid.shape, 1)))
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Of values [N, T, K]: float64 [1 + RESAMPLES, K], the first of the episodes as they are."""
+        return self.weights @ self._sums(values) / self.counts
+
+    def figures(self, means: np.ndarray) -> list[dict[str, Any]]:
+        """Each column's first value with its bounds at 95 %, `None` for a single episode."""
+        values = means[0].tolist()
+        if self.episodes < 2:
+            return [{"value": value, "interval": None} for value in values]
+        spread = (self.episodes / (self.episodes - 1)) ** 0.5 * students_t(self.episodes - 1)
+        level = float(stats.norm.sf(spread))
+        bounds = np.quantile(means[1:], (level, 1 - level), axis=0).T.tolist()
+        return [{"value": value, "interval": pair} for value, pair in zip(values, bounds, strict=True)]
+
+    def _sums(self, values: np.ndarray) -> np.ndarray:
+        """Values [N, T, K] summed over the valid steps of each episode: float64 [E, K]."""
+        sums = np.zeros((self.episodes, values.shape[-1]))
+        np.add.at(sums, self.episode, np.where(self.valid[..., None], values, 0.0).sum(axis=1))
+        return sums
+
+
+class Dimensions:
+    """What the model's statistics of a data set (`norm_stats[key]["action"]`) say of its D dimensions.
+
+    Attributes:
+        mean: float64 [D].
+        scaled: bool [D], whether actions are scaled by q01 and q99, and cannot be written outside.
+        binary: bool [D], left unscaled, or never another value than the smallest and the largest.
+        middle: float64 [D], what tells the two values of a binary one apart.
+        compared: bool [D], the others that change: what normalized errors are of.
+    """
+
+    def __init__(self, statistics: dict[str, Any]):
+        names = ("min", "max", "mean", "std", "q01", "q99")
+        if missing := [name for name in names if statistics.get(name) is None]:
+            raise ValueError(
+                f"got action statistics without {', '.join(missing)}, expected {', '.join(names)}: they tell which "
+                "dimensions are compared; compute_statistics(actions, num_trajectories) makes them of the data"
+            )
+        low, high, mean, std, self.q01, self.q99 = (np.asarray(statistics[name], np.float64) for name in names)
+        self.statistics, self.mean = statistics, mean
+        self.scaled = np.asarray(statistics.get("mask", [True] * len(mean)), bool)
+        # The variance is as large as two bounds allow only where all values are one or the other.
+        extreme = np.abs(std**2 - (high - mean) * (mean - low)) <= 1e-6 * (high - low) ** 2
+        self.binary = ~self.scaled | (extreme & (low < high))
+        self.middle = np.where(self.scaled, (low + high) / 2, 0.5)
+        self.compared = ~self.binary & (self.q01 < self.q99)
+
+    def writable(self, actions: np.ndarray) -> np.ndarray:
+        """Actions [..., D] with each scaled dimension clipped to its q01..q99, float64."""
+        return np.where(self.scaled, np.clip(actions, self.q01, self.q99), actions)
+
+    def outside(self, actions: np.ndarray) -> np.ndarray:
+        """Which values of actions [..., D] cannot be written; bool, not more exact than float32 is."""
+        close = 1e-6 * (self.q99 - self.q01) + 1e-6 * np.abs(actions)
+        return np.abs(self.writable(actions) - actions) > close
+
+    def normalized(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+        """Absolute errors [N, T, K] in [-1, 1] of the dimensions that are compared."""
+        one, other = (
+            normalize_actions(actions, self.statistics).astype(np.float64) for actions in (predicted, recorded)
+        )
+        return np.abs(one - other)[..., self.compared]
+
+    def measured(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:
+        """[N, T, D]: absolute errors in units, or 1 where a binary dimension is on the right side, else 0."""
+        right = (predicted >= self.middle) == (recorded >= self.middle)
+        return np.where(self.binary, right, np.abs(predicted - recorded.astype(np.float64)))
+
+
+def contestants(found: Comparison, dimensions: Dimensions) -> dict[str, np.ndarray]:
+    """The policy and what it is compared with: float [N, T, D] in units, by name."""
+    shape = found.recorded.shape
+
+    def held(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(np.where(np.isfinite(values), values, dimensions.mean)[:, None], shape)
+
+    def far(values: np.ndarray) -> float:
+        errors = dimensions.normalized(values, found.recorded)[found.valid]
+        return float(errors.mean()) if errors.size else 0.0
+
+    named = {POLICY: found.predicted, MEAN: np.broadcast_to(dimensions.mean, shape), HELD: held(found.held)}
+    if found.state is not None and far(held(found.state)) < far(named[MEAN]):
+        named[STATE] = held(found.state)
+    return {**named, NEAREST: dimensions.writable(found.recorded)}
+
+
+def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """All figures.
+
+    Args:
+        statistics: the model's of the data set, `norm_stats[key]["action"]`.
+        names: of the D dimensions.
+
+    Returns:
+        `n`, `episodes`, `values` (compared per dimension), `outside` (share of the scaled recorded values that no
+        policy can write); `normalized` {contestant: {"l1": figure, "mse": figure}}; `relative` {baseline: figure}, the
+        policy's l1 divided by the baseline's; `dimensions` [{"name", "measure", "outside", contestant: figure}];
+        `chunk_steps` [{"step", "values", "l1": {contestant: value}, "dimensions": [D] of the policy}]. A figure is
+        {"value", "interval"}.
+    """
+    known = Dimensions(statistics)
+    bootstrap, named = EpisodeBootstrap(found.episode, found.valid), contestants(found, known)
+    outside = known.outside(found.recorded)[found.valid]
+    scaled = outside[:, known.scaled]
+    return {
+        "n": len(found.episode),
+        "episodes": bootstrap.episodes,
+        "values": int(found.valid.sum()),
+        "outside": float(scaled.mean()) if scaled.size else 0.0,
+        **_normalized_figures(found, known, named, bootstrap),
+        "dimensions": _dimension_figures(found, known, named, bootstrap, names, outside.mean(axis=0)),
+        "chunk_steps": _chunk_steps(found, known, named),
+    }
+
+
+def _normalized_figures(
+    found: Comparison, known: Dimensions, named: dict[str, np.ndarray], bootstrap: EpisodeBootstrap
+) -> dict[str, Any]:
+    """`normalized` and `relative`; both empty where no dimension is compared."""
+    if not known.compared.any():
+        return {"normalized": {}, "relative": {}}
+    normalized, drawn = {}, {}
+    for name, values in named.items():
+        if name == NEAREST:  # which is no error here
+            continue
+        errors = known.normalized(values, found.recorded)
+        means = bootstrap.means(np.stack([errors.mean(axis=-1), (errors**2).mean(axis=-1)], axis=-1))
+        normalized[name], drawn[name] = dict(zip(("l1", "mse"), bootstrap.figures(means))), means[:, :1]
+    relative = {
+        name: bootstrap.figures(drawn[POLICY] / np.maximum(drawn[name], 1e-12))[0]
+        for name in normalized
+        if name != POLICY
+    }
+    return {"normalized": normalized, "relative": relative}
+
+
+def _dimension_figures(
+    found: Comparison,
+    known: Dimensions,
+    named: dict[str, np.ndarray],
+    bootstrap: EpisodeBootstrap,
+    names: Sequence[str],
+    outside: np.ndarray,
+) -> list[dict[str, Any]]:
+    figures = {
+        name: bootstrap.figures(bootstrap.means(known.measured(values, found.recorded)))
+        for name, values in named.items()
+    }
+    return [
+        {
+            "name": name,
+            "measure": "accuracy" if known.binary[dim] else "error",
+            "outside": float(outside[dim]),
+            **{contestant: of[dim] for contestant, of in figures.items()},
+        }
+        for dim, name in enumerate(names)
+    ]
+
+
+def _chunk_steps(found: Comparison, known: Dimensions, named: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One entry per step of the chunk that any episode reaches."""
+    compared = [name for name in named if name != NEAREST and known.compared.any()]
+    errors = {name: known.normalized(named[name], found.recorded) for name in compared}
+    measured, steps = known.measured(found.predicted, found.recorded), []
+    for step, valid in enumerate(found.valid.T):
+        if valid.any():
+            l1 = {name: float(of[valid, step].mean()) for name, of in errors.items()}
+            told = measured[valid, step].mean(axis=0).tolist()
+            steps.append({"step": step, "values": int(valid.sum()), "l1": l1, "dimensions": told})
+    return steps

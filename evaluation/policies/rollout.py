@@ -1,0 +1,107 @@
+"""Policies that act in the simulator: what one is, a model as one, and controls to compare it with.
+
+Decides: the signature of a policy, what each control does. Refuses to know: environments, how episodes are run or
+scored. A policy is any function
+
+    policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> float32 [B, 7]
+
+with actions as in `gen_vla.evaluation.drawers.environment`. A `Moment` carries what only controls may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from PIL import Image
+
+from gen_vla.evaluation.drawers.environment import INSTRUCTIONS, MAX_MOVE, Task, opposite
+from gen_vla.evaluation.policies.cameras import check_one_camera
+from gen_vla.evaluation.policies.flow import starting_noise
+
+
+class Moment(NamedTuple):
+    """Where an episode stands. The experts' actions, float32 [7], are for the controls of the same names."""
+
+    task: str
+    seed: int
+    step: int
+    expert: np.ndarray
+    blind_expert: np.ndarray
+    deaf_expert: np.ndarray | None = None
+
+
+Policy = Callable[[list[np.ndarray], list[str], list[Moment]], np.ndarray]
+
+
+# Controls: what a score has to be compared with.
+def zero_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The hand stays, the gripper closes."""
+    return np.zeros((len(moments), 7), dtype=np.float32)
+
+
+def random_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """Uniform moves, each held for one policy step; the same for the same seed and step, whatever the batch."""
+    actions = np.zeros((len(moments), 7), dtype=np.float32)
+    for action, moment in zip(actions, moments, strict=True):
+        rng = np.random.default_rng([moment.seed, moment.step, 5])
+        action[:3], action[6] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3), rng.integers(2)
+    return actions
+
+
+def expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The scripted expert, which reads the simulator's state: the ceiling."""
+    return np.stack([m.expert for m in moments])
+
+
+def blind_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The expert that does not know where along x things are: what skill without sight reaches."""
+    return np.stack([m.blind_expert for m in moments])
+
+
+CONTROLS: dict[str, Policy] = {
+    "expert": expert_policy,
+    "x-blind expert": blind_expert_policy,
+    "random actions": random_policy,
+    "zero action": zero_policy,
+}
+
+
+def blank_image(policy: Policy) -> Policy:
+    """`policy` shown a grey picture: what it does from the instruction alone."""
+
+    def blinded(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+        return policy([np.full_like(image, 128) for image in images], instructions, moments)
+
+    return blinded
+
+
+def swapped_instruction(policy: Policy) -> Policy:
+    """`policy` told the other task: a score that stays up means the words are not read."""
+
+    def misled(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+        return policy(images, [INSTRUCTIONS[opposite(cast(Task, m.task))] for m in moments], moments)
+
+    return misled
+
+
+class VLAPolicy:
+    """A model and its processor as a policy; of a predicted chunk the first action is carried out.
+
+    Raises:
+        ValueError: for a model of several cameras.
+    """
+
+    def __init__(self, model: Any, processor: Any, unnorm_key: str):
+        check_one_camera(processor, "the simulation")
+        self.model, self.processor, self.unnorm_key = model, processor, unnorm_key
+
+    def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+        import torch  # here, so that simulator processes do not load it
+
+        inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
+        inputs = inputs.to(self.model.device)
+        begin = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
+        actions = self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[:, 0]
+        return torch.as_tensor(actions).float().cpu().numpy()

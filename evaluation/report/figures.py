@@ -1,0 +1,233 @@
+"""Reads the suites' result files into one kind of figure.
+
+Decides: which file comes from which suite, and what of it is a figure. Refuses to know: how figures are laid out
+(`report/tables.py`), how they were measured.
+
+A figure is a dictionary: `model`, `benchmark`, `mode`, `task`, `metric`, `value`, `n`, `interval` (two bounds or
+None), `share` (whether these are of a share, or else of an error), `malformed`, `crashed`, `note`, `control` (measured
+without the model, or on purpose against it), `hardware`, `parameters`, `source` (the file), `trained`
+(`training_record.py`), `mean` (the mean over seeds that it is part of), `command`, `date`, `commit` and `revision` (of
+the file and of its model, `provenance/origin.py`).
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gen_vla.training.provenance.origin import origin
+from gen_vla.training.provenance.private_paths import shortened
+
+
+Figure = dict[str, Any]
+DEFAULTS: Figure = {
+    "mode": "",
+    "n": None,
+    "interval": None,
+    "share": True,
+    "malformed": None,
+    "crashed": None,
+    "note": "",
+    "control": False,
+    "hardware": "",
+    "parameters": None,
+    "trained": None,
+    "mean": None,
+}
+SUCCESS_RATE = "success rate"
+
+
+def read_results(path: Path) -> list[Figure]:
+    """The figures of a result file.
+
+    Raises:
+        ValueError: if it is no JSON, or of no suite that is known here.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: got no JSON ({error}), expected the results of a suite") from error
+    reader = reader_of(results)
+    if reader is None:
+        found = ", ".join(sorted(results)) if isinstance(results, dict) else type(results).__name__
+        raise ValueError(
+            f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, drawers, "
+            "scene_questions, simpler, open_loop, vqa, representations, latency or decoding"
+        )
+    shared = {**DEFAULTS, "source": str(path), **origin(results)}
+    figures = [{**shared, **figure} for figure in reader(results, path)]
+    measured = (results.get("provenance") or {}).get("model") or {}
+    for figure in figures:
+        figure["model"] = shortened(figure["model"])
+        if figure["model"] != measured.get("name"):  # of another model in this file
+            figure["revision"] = None
+    return figures
+
+
+def reader_of(results: Any) -> Callable[[dict[str, Any], Path], Iterator[Figure]] | None:
+    """What reads such a file, by its contents; `None` if nothing does."""
+    if not isinstance(results, dict):
+        return None
+    named = {"simpler": _simpler, "vqa": _vqa, "representations": _representations, "latency": _latency}
+    named["open_loop"] = _open_loop
+    if results.get("suite") in named:
+        return named[results["suite"]]
+    shapes = {"policies": _tabletop, "rollouts": _drawers, "timings": _decoding, "kinds": _scene_questions}
+    return next((reader for key, reader in shapes.items() if key in results), None)
+
+
+def hardware_of(environment: Any) -> str:
+    """A machine in a few words."""
+    if not isinstance(environment, dict):
+        return str(environment or "")
+    threads = f", {environment['threads']} threads" if "threads" in environment else ""
+    return f"{environment['device']}{threads}" if "device" in environment else ""
+
+
+def _recorded_machine(results: dict[str, Any]) -> dict[str, Any] | None:
+    return (results.get("provenance") or {}).get("machine")
+
+
+def _common(results: dict[str, Any], path: Path) -> Figure:
+    environment = results.get("environment") or results.get("machine") or _recorded_machine(results) or {}
+    size = results.get("parameters") or (environment.get("parameters") if isinstance(environment, dict) else None)
+    common = {"model": results.get("model") or path.stem, "trained": results.get("trained")}
+    return {**common, "hardware": hardware_of(environment), "parameters": size}
+
+
+def _simpler(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
+    for policy, tasks in {"": results["tasks"], **controls}.items():
+        for entry in tasks:
+            keys = ("mode", "task", "metric", "value", "n", "interval", "malformed", "crashed")
+            whole = entry["n"] == entry["expected"]
+            part = "" if whole else f"{entry['n']} of the protocol's {entry['expected']} trials"
+            common = {**_common(results, path), "benchmark": "SimplerEnv", "control": bool(policy)}
+            note = ", ".join(text for text in (policy, part) if text)
+            yield {**common, "note": note, **{key: entry[key] for key in keys}}
+
+
+def _open_loop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    """The policy's errors, those of the baselines in a note beside them."""
+    size = {"n": results["n"], "malformed": results["malformed"]}
+    common = {**_common(results, path), **size, "share": False, "benchmark": f"open loop on {results['data']}"}
+    seen = ["trained on this data"] if results["trained_on"] else []
+    together = {name: of["l1"] for name, of in results["normalized"].items()}
+    groups = [("all dimensions", "normalized L1", together)] if together else []
+    for entry in results["dimensions"]:
+        metric = "share right" if entry["measure"] == "accuracy" else "mean absolute error"
+        groups.append((entry["name"], metric, {name: of for name, of in entry.items() if isinstance(of, dict)}))
+    for task, metric, figures in groups:
+        value, interval = (figures["policy"][key] for key in ("value", "interval"))
+        others = [f"{name} {of['value']:.4g}" for name, of in figures.items() if name != "policy"]
+        rounded = {"value": round(value, 6), "interval": interval and [round(bound, 6) for bound in interval]}
+        yield {**common, "task": task, "metric": metric, **rounded, "note": ", ".join([*others, *seen])}
+
+
+def _vqa(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    for entry in results["tasks"]:
+        keys = ("task", "metric", "value", "n", "interval")
+        figure = {**_common(results, path), "benchmark": "visual questions", "mode": "questions"}
+        majority = entry.get("majority")
+        note = "" if majority is None else f"always the most frequent answer: {majority:.2f}"
+        yield {**figure, "note": note, **{key: entry.get(key) for key in keys}}
+
+
+def _representations(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    """Probes, of the models before and beside it once as comparisons of this model's, once as their own."""
+    names = {**(results.get("models") or {}), "after": results.get("model") or path.stem}
+    for entry in results["tasks"]:
+        keys = ("metric", "value", "n", "interval")
+        measured = {**_common(results, path), **{key: entry[key] for key in keys}}
+        measured["benchmark"] = f"linear probe on {results['data']}"
+        if entry["role"] != "after":
+            yield {**measured, "task": entry["task"], "control": True}
+        if names.get(entry["role"]):
+            measured["trained"] = measured["trained"] if entry["role"] == "after" else None
+            tower = f"{results['data']}, {entry['tower']}"
+            yield {**measured, "model": names[entry["role"]], "mode": "probe", "task": tower}
+
+
+def _latency(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    yield from _speed(results, _common(results, path))
+
+
+def _speed(latency: dict[str, Any], common: Figure) -> Iterator[Figure]:
+    hardware = hardware_of(latency.get("machine") or common["hardware"])
+    note = f"p95 {latency['p95_ms']} ms, {latency['forward_passes']} forward passes"
+    figure = {**common, "benchmark": "latency", "mode": "latency", "task": "seconds per action", "hardware": hardware}
+    value = round(latency["median_ms"] / 1000, 5)
+    yield {**figure, "metric": "median seconds", "value": value, "n": latency["n"], "note": note}
+
+
+def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    machine = _recorded_machine(results) or results["settings"].get("machine", "")
+    models = [policy["identity"]["model"] for policy in results["policies"].values() if "model" in policy["identity"]]
+    for name, policy in results["policies"].items():
+        identity = policy["identity"]
+        common = {
+            "model": identity.get("model") or next(iter(models), path.stem),
+            "benchmark": "tabletop",
+            "hardware": hardware_of(machine),
+            "metric": SUCCESS_RATE,
+            "trained": policy.get("trained"),
+            "control": "model" not in identity,
+            "note": "" if "model" in identity else name,
+        }
+        for mode, scores in policy["scores"].items():
+            for task, cell in scores["tasks"].items():
+                counts = {key: cell[key] for key in ("n", "interval", "malformed", "crashed")}
+                yield {**common, "mode": mode, "task": task, "value": cell["rate"], **counts}
+            n = sum(cell["n"] for cell in scores["tasks"].values())
+            total = {"task": "average", "value": scores["mean"], "n": n, "interval": scores.get("interval")}
+            yield {**common, "mode": mode, **total}
+
+
+def _drawers(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    common = {**_common(results, path), "hardware": hardware_of(results.get("latency", {}).get("machine"))}
+    for index, report in enumerate(results["rollouts"]):
+        for task, score in report["scores"].items():
+            yield {
+                **common,
+                "benchmark": "drawers",
+                "task": task,
+                "metric": SUCCESS_RATE,
+                "value": round(score["successes"] / score["n"], 4),
+                "n": score["n"],
+                "interval": score["interval"],
+                "malformed": score["refused"],
+                "note": "" if index == 0 else report["policy"],
+                "control": index > 0,
+            }
+    if results.get("questions"):
+        machine = results.get("latency", {}).get("machine")
+        asked = {"model": common["model"], "trained": common["trained"], "machine": machine}
+        yield from _scene_questions({**results["questions"], **asked}, path)
+    if results.get("latency"):
+        yield from _speed(results["latency"], common)
+
+
+def _scene_questions(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    total = results["total"]
+    yield {
+        **_common(results, path),
+        "benchmark": "questions about drawer scenes",
+        "task": "all questions",
+        "metric": "exact match",
+        "value": round(total["right"] / total["n"], 4),
+        "n": total["n"],
+        "interval": total["interval"],
+        "note": f"always the most frequent answer: {total['majority']:.2f}",
+    }
+
+
+def _decoding(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    common = {**_common(results, path), "model": "random weights", "benchmark": "decoding"}
+    for timing in results["timings"]:
+        rows = f"{timing['rows']} rows" if timing["rows"] > 1 else "1 row"
+        task = f"{timing['size']} {timing['representation']}, {timing['way']}, {rows}"
+        size = {"parameters": timing["parameters"], "note": f"{timing['forward_passes']:g} forward passes"}
+        yield {**common, "task": task, "metric": "median ms", "value": timing["median_ms"], **size}
+    for count in results.get("passes_on_bridge", []):
+        task = f"passes on Bridge, {count['nodes']} nodes, {'with' if count['prior'] else 'without'} prior"
+        yield {**common, "task": task, "metric": "forward passes", "value": count["mean"], "n": count["n"]}

@@ -1,0 +1,169 @@
+"""Policies that differ by their training seed only, and the mean of what they reach.
+
+Decides: which policies are runs of one recipe (told on the command line, or by the records in the result files), and
+what a figure about all of them says. Refuses to know: the formulas (`seed_intervals.py`), tables.
+
+A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy. The
+mean's figure is like others, with the group as its `model`, and `seeds`: the figures of the runs that it is made of,
+in the order of their seeds.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from gen_vla.evaluation.report.comparisons import TrialFiles, seed_mean_of
+from gen_vla.evaluation.report.figures import Figure
+from gen_vla.training.provenance.origin import origin
+from gen_vla.training.provenance.training_record import recipe_file, recipe_record
+from gen_vla.training.storage.hub_requests import HubError
+
+
+Policy = tuple[str, int | None]
+Groups = dict[str, list[Policy]]
+RUN_KEYS = ("model", "mode", "task", "value", "n", "interval", "source")  # of a figure, kept in its mean's `seeds`
+ON_SEEDS = (
+    "Means over seeds are about a recipe, not about one run of it: how much the seeds differ is in their intervals "
+    "(with Student's t), and so are the layouts, which all seeds share. With two seeds they are wide, and have to be: "
+    "two runs hardly tell how far a third would lie."
+)
+
+
+def policy_of(figure: Figure) -> Policy:
+    """Whose figure it is."""
+    return figure["model"], (figure["trained"] or {}).get("seed")
+
+
+def add_missing_records(figures: Sequence[Figure]) -> list[str]:
+    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes.
+
+    Only the recipe of the commit that was measured counts: the repository may hold another run's by now.
+    """
+    notes, known = [], {}
+    for figure in figures:
+        model, revision = figure["model"], figure["revision"]
+        if figure["trained"] or figure["control"] or not revision:
+            continue
+        if (model, revision) not in known:
+            known[model, revision] = None
+            try:
+                known[model, revision] = recipe_record(recipe_file(model, revision))
+            except HubError as error:
+                notes.append(f"It is not known how {model} was trained: {error}. Or name its runs by --seeds.")
+        figure["trained"] = known[model, revision]
+    return notes
+
+
+def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -> tuple[Groups, list[str]]:
+    """Runs of one recipe by the name of their mean, and notes about what was not put together.
+
+    Args:
+        named: names of models by the name of their mean; they go before what the files say.
+
+    Raises:
+        ValueError: if a model is unknown, in two groups, or two models of a group have the same seed.
+    """
+    groups: Groups = {name: _named_policies(name, models, figures) for name, models in named.items()}
+    taken = [policy for policies in groups.values() for policy in policies]
+    for policy in taken:
+        if taken.count(policy) > 1:
+            raise ValueError(f"got {policy[0]} more than once in --seeds, expected each model in one group")
+    notes = []
+    recorded: dict[str, dict[Policy, str]] = {}
+    for figure in figures:
+        if figure["trained"] and not figure["control"] and policy_of(figure) not in taken:
+            of_recipe = recorded.setdefault(figure["trained"]["settings"], {})
+            of_recipe[policy_of(figure)] = figure["trained"]["recipe"]
+    for settings, recipes in recorded.items():
+        if len(recipes) < 2:
+            continue
+        policies = sorted(recipes, key=lambda policy: (policy[1], policy[0]))
+        name = group_name(list(recipes.values()))
+        if len({seed for _, seed in policies}) < len(policies):
+            shown = ", ".join(f"{model} (seed {seed})" for model, seed in policies)
+            notes.append(f"No mean over seeds of {name}: of {shown} two are the same run; leave one out.")
+        else:
+            groups[name if name not in groups else f"{name}-{settings[:6]}"] = policies
+    return groups, notes
+
+
+def _named_policies(name: str, models: Sequence[str], figures: Sequence[Figure]) -> list[Policy]:
+    known = list(dict.fromkeys(policy_of(figure) for figure in figures if not figure["control"]))
+    for model in models:
+        if model not in [policy[0] for policy in known]:
+            near = get_close_matches(model, [policy[0] for policy in known], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            listed = ", ".join(dict.fromkeys(policy[0] for policy in known))
+            raise ValueError(f"got --seeds {name} with the model {model!r}, expected one of {listed}{hint}")
+    policies = [policy for model in models for policy in known if policy[0] == model]
+    seeds = [seed for _, seed in policies if seed is not None]
+    if len(policies) < 2:
+        raise ValueError(f"got --seeds {name} with {len(policies)} run, expected two or more")
+    if len(set(seeds)) < len(seeds):
+        shown = ", ".join(f"{model}: {seed}" for model, seed in policies)
+        raise ValueError(f"got --seeds {name} with one training seed twice ({shown}), expected another for each run")
+    return policies
+
+
+def group_name(recipes: Sequence[str]) -> str:
+    """What recipes of these names are called together: `x` of `x-seed0` and `x-seed1`."""
+    names = recipes if len(set(recipes)) == 1 else [re.sub(r"[-_ ]*(seed|run|s)?[-_ ]*\d+$", "", n) for n in recipes]
+    return names[0] if len(set(names)) == 1 and names[0] else recipes[0]
+
+
+def seed_figures(figures: Sequence[Figure], groups: Groups, files: TrialFiles) -> tuple[list[Figure], list[str]]:
+    """The means over seeds of everything that two or more runs of a group measured, and notes.
+
+    Figures that went into one are marked with its name: `mean`.
+    """
+    means, notes = [], []
+    for name, policies in groups.items():
+        cells: dict[tuple[str, ...], list[Figure]] = {}
+        for figure in figures:
+            if policy_of(figure) in policies and not figure["control"] and figure["value"] is not None:
+                cell = tuple(figure[key] for key in ("benchmark", "mode", "task", "metric"))
+                cells.setdefault(cell, []).append(figure)
+        for cell, runs in cells.items():
+            runs.sort(key=lambda run: policies.index(policy_of(run)))
+            owners = [policy_of(run) for run in runs]
+            if len(set(owners)) < len(owners):
+                twice = next(model for model, seed in owners if owners.count((model, seed)) > 1)
+                notes.append(f"No mean over seeds of {name}, {', '.join(filter(None, cell))}: two figures of {twice}.")
+            elif len(runs) > 1:
+                means.append(_mean_figure(name, runs, files))
+                for run in runs:
+                    run["mean"] = name
+    return means, notes
+
+
+def _mean_figure(name: str, runs: Sequence[Figure], files: TrialFiles) -> Figure:
+    sums = {key: _sum([run[key] for run in runs]) for key in ("n", "malformed", "crashed")}
+    seeds = [{key: run[key] for key in RUN_KEYS} | {"seed": policy_of(run)[1]} for run in runs]
+    machines = ", ".join(dict.fromkeys(run["hardware"] for run in runs if run["hardware"]))
+    value = round(sum(run["value"] for run in runs) / len(runs), 6)
+    unsaid = {"source": "", **origin(None)}
+    found = {**runs[0], **sums, **unsaid, "model": name, "value": value, "seeds": seeds, "hardware": machines}
+    mean = seed_mean_of(found, files)
+    found["interval"] = None if mean is None else [round(bound, 4) for bound in mean.interval]
+    found["note"] = f"mean of {seed_text(found)}"
+    if mean is not None and not files.of(found):
+        found["note"] += "; without the trials, which tell how alike the seeds are"
+    return {**found, "trained": None}
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def seed_text(figure: Figure, scale: float = 1, digits: int = 3) -> str:
+    """`3 seeds: 0.740, 0.780, 0.820`."""
+    values = ", ".join(f"{scale * run['value']:.{digits}f}" for run in figure["seeds"])
+    return f"{len(figure['seeds'])} seeds: {values}"
+
+
+def seed_note(figure: Figure) -> str:
+    """`seed 1, one of openvla-plus-rt1` of a run; nothing of others."""
+    seed = (figure["trained"] or {}).get("seed")
+    parts = ["" if seed is None else f"training seed {seed}", f"one of {figure['mean']}" if figure["mean"] else ""]
+    return ", ".join(part for part in parts if part)

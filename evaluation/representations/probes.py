@@ -1,0 +1,181 @@
+"""What a vision tower still knows: linear probes of its features, and how far training moved them.
+
+Decides: which features are looked at, how they are probed, how drift is measured. Refuses to know: where pictures come
+from (`representations/data.py`), how figures look (`representations/pictures.py`), how a model was trained.
+
+Features are what the model itself uses (OpenVLA's second-to-last block, PaliGemma's last), averaged over a picture's
+patches; `joined` are those of all towers side by side, as the projector sees them.
+
+    linear probe  logistic regression on standardised features, stratified 5-fold cross-validation; accuracy over all
+                  held-out predictions with Wilson's interval
+    CKA           linear, 1 where features are the same up to rotation and scale
+    cosine drift  mean of 1 - cos(before, after), 0 where nothing moved
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+from tqdm import tqdm
+
+from gen_vla.evaluation.policies.flow import FLOW
+from gen_vla.evaluation.representations.data import LabelledPictures
+from gen_vla.evaluation.statistics.intervals import wilson_interval
+
+
+JOINED = "joined"
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Accuracy of a linear probe over `n` held-out predictions."""
+
+    accuracy: float
+    n: int
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """From before to after training, over the same pictures."""
+
+    cka: float
+    cosine: float
+
+
+@torch.no_grad()
+def tower_features(
+    model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64, progress: bool = True
+) -> dict[str, np.ndarray]:
+    """Features by tower, float32 [n, width], and `joined`, float32 [n, sum of widths]."""
+    encoders = encoders_of(model)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
+    for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features", disable=not progress):
+        batch = list(images[first : first + batch_size])
+        pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(model.device)
+        for name, encode in encoders.items():
+            found[name].append(encode(pixels).float().mean(dim=1).cpu().numpy())
+    features = {name: np.concatenate(batches) for name, batches in found.items()}
+    return {**features, JOINED: np.concatenate(list(features.values()), axis=1)}
+
+
+def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """By name, what makes features float [B, N, width] of the image processor's pixels."""
+    if model.config.model_type == FLOW:
+        siglip = model.model.vlm.vision_tower
+        return {"siglip": lambda pixels: siglip(pixels.to(siglip.dtype)).last_hidden_state}
+    tower = model.model.vision_tower
+
+    def encoder(number: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        if tower.shared_pixels:
+            return lambda pixels: tower.encode(name, pixels)
+        return lambda pixels: tower.encode(name, pixels.split(3, dim=1)[number])
+
+    return {name: encoder(number, name) for number, name in enumerate(tower.names)}
+
+
+def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> Probe:
+    """How well a linear classifier reads the labels off features it was not fitted to.
+
+    Raises:
+        ValueError: if a class has fewer pictures than there are folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rarest = int(np.unique(labels, return_counts=True)[1].min())
+    if rarest < FOLDS:
+        raise ValueError(f"got a class of {rarest} pictures, expected at least {FOLDS} each: one for every fold")
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    right = int(np.sum(cross_val_predict(classifier, features, labels, cv=folds) == labels))
+    low, high = wilson_interval(right, len(labels))
+    return Probe(round(right / len(labels), 4), len(labels), (round(low, 4), round(high, 4)))
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Centred kernel alignment of float [n, p] and float [n, q] with linear kernels (Kornblith et al., 2019)."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    both = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    if both == 0:
+        raise ValueError("got features that are the same for all pictures, expected some that tell them apart")
+    return float(np.linalg.norm(x.T @ y) ** 2 / both)
+
+
+def cosine_drift(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean of 1 - cos over the rows of float [n, width] twice."""
+    if before.shape != after.shape:
+        raise ValueError(f"got features of shapes {before.shape} and {after.shape}, expected the same tower twice")
+    x, y = before.astype(np.float64), after.astype(np.float64)
+    cosines = (x * y).sum(axis=1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    return max(0.0, float(np.mean(1 - cosines)))  # rounding can leave a cosine a little above 1
+
+
+def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, Drift]:
+    """For every tower that both models have, at the same width."""
+    shared = [name for name in after if name in before and before[name].shape == after[name].shape]
+    return {
+        name: Drift(round(linear_cka(before[name], after[name]), 4), round(cosine_drift(before[name], after[name]), 4))
+        for name in shared
+    }
+
+
+def compare_representations(
+    features: dict[str, dict[str, np.ndarray]], pictures: LabelledPictures, frozen: dict[str, str | None]
+) -> dict[str, Any]:
+    """Probes of every model and tower, and drift from `before` to each of the others.
+
+    Args:
+        features: by role (`before`, `plain`, `after`), then by tower.
+        frozen: by role, the tower that training left alone.
+
+    Returns:
+        `{"data", "classes", "tasks": [{"role", "tower", "frozen", "task", "metric", "value", "n", "interval"}],
+        "drift": {role: {tower: {"cka", "cosine"}}}}`.
+    """
+    tasks = []
+    for role, towers in features.items():
+        for tower, values in towers.items():
+            probe = linear_probe(values, pictures.labels)
+            tasks.append(
+                {
+                    "role": role,
+                    "tower": tower,
+                    "frozen": tower == frozen[role],
+                    "task": f"linear probe on {pictures.name}, {tower}, {role}",
+                    "metric": "accuracy",
+                    "value": probe.accuracy,
+                    "n": probe.n,
+                    "interval": list(probe.interval),
+                }
+            )
+    drift = {}
+    if "before" in features:
+        for role in features.keys() - {"before"}:
+            found = drift_by_tower(features["before"], features[role])
+            drift[role] = {tower: asdict(value) for tower, value in found.items()}
+    return {"data": pictures.name, "classes": pictures.classes, "tasks": tasks, "drift": drift}
+
+
+def representations_table(results: dict[str, Any], title: str) -> Table:
+    """A row per model and tower: probe accuracy, interval, CKA and cosine drift since before."""
+    table = Table(title=f"{title}\nlinear probe on {results['data']}, {len(results['classes'])} classes")
+    for column in ("model", "tower"):
+        table.add_column(column, no_wrap=True)
+    for column in ("accuracy", "95 %", "n", "CKA", "cosine drift"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for entry in results["tasks"]:
+        moved = results["drift"].get(entry["role"], {}).get(entry["tower"])
+        shown = ("-", "-") if moved is None else (f"{moved['cka']:.3f}", f"{moved['cosine']:.4f}")
+        interval = "{:.1f}-{:.1f} %".format(*(100 * bound for bound in entry["interval"]))
+        tower = entry["tower"] + (" (frozen)" if entry["frozen"] else "")
+        table.add_row(entry["role"], tower, f"{100 * entry['value']:.1f} %", interval, str(entry["n"]), *shown)
+    return table

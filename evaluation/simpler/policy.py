@@ -1,0 +1,212 @@
+"""A model as a policy of SimplerEnv: `reset(task_description)` and `step(image, task_description)`.
+
+Decides: how a predicted action becomes what the two simulated robots are sent, as their published policies do it.
+Refuses to know: how the simulator is built (`simpler/environment.py`), which episodes count (`simpler/trials.py`).
+
+    predicted   x y z (metres)  roll pitch yaw (radians)  gripper (1 = open, 0 = closed)
+    sent        world_vector    rot_axangle               gripper
+                                axis times angle          google_robot: change, +1 closes, -1 opens, held for 15 steps
+                                                          widowx:       +1 open, -1 closed
+
+An action that cannot be sent (wrong shape, NaN, infinity) raises `MalformedActionError`; nothing is made up for it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from gen_vla.evaluation.policies.cameras import check_one_camera
+from gen_vla.evaluation.policies.flow import starting_noise
+from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+
+
+Robot = Literal["google_robot", "widowx"]
+Predict = Callable[[np.ndarray, str], np.ndarray]  # uint8 [H, W, 3] and an instruction to float [T, 7], in units
+
+UNNORM_KEYS: dict[str, str] = {"google_robot": "fractal20220817_data", "widowx": "bridge_orig"}
+STICKY_STEPS: dict[str, int] = {"google_robot": 15, "widowx": 1}
+ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "open gripper")
+
+
+class MalformedActionError(ValueError):
+    """The policy wrote no action that could be sent to the robot."""
+
+
+class SimplerPolicy:
+    """What SimplerEnv's evaluators call.
+
+    Args:
+        predict: uint8 [H, W, 3] and an instruction to float [T, 7], T steps beginning now.
+        robot: whose conventions to follow.
+        action_ensemble: average what the last T predictions say about the present step, instead of taking the newest.
+        action_scale: factor on translation and rotation.
+    """
+
+    def __init__(self, predict: Predict, robot: Robot, *, action_ensemble: bool = False, action_scale: float = 1.0):
+        if robot not in STICKY_STEPS:
+            raise ValueError(f"got robot {robot!r}, expected one of {', '.join(STICKY_STEPS)}")
+        self.predict, self.robot = predict, robot
+        self.action_ensemble, self.action_scale = action_ensemble, action_scale
+        self.reset("")
+
+    def reset(self, task_description: str) -> None:
+        """Begins an episode."""
+        self.task_description = task_description
+        self.predictions: deque[np.ndarray] = deque()
+        self.gripper = RelativeGripper(STICKY_STEPS[self.robot])
+
+    def step(
+        self, image: np.ndarray, task_description: str | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One step of control.
+
+        Args:
+            image: uint8 [H, W, 3].
+            task_description: a new one begins a new episode.
+
+        Returns:
+            `raw_action`: `world_vector` [3], `rotation_delta` [3] (roll, pitch, yaw), `open_gripper` [1];
+            `action`: `world_vector` [3], `rot_axangle` [3], `gripper` [1], `terminate_episode` [1]; all float64.
+
+        Raises:
+            MalformedActionError: if the prediction is no action.
+        """
+        if task_description is not None and task_description != self.task_description:
+            self.reset(task_description)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"got an image of {image.dtype} {image.shape}, expected uint8 (height, width, 3)")
+        values = self._current(checked_chunk(self.predict(image, self.task_description)))
+        raw = {"world_vector": values[:3], "rotation_delta": values[3:6], "open_gripper": values[6:]}
+        action = {
+            "world_vector": values[:3] * self.action_scale,
+            "rot_axangle": axis_angle(*values[3:6]) * self.action_scale,
+            "gripper": self._gripper_command(values[6:]),
+            "terminate_episode": np.zeros(1),
+        }
+        return raw, action
+
+    def visualize_epoch(
+        self, predicted_raw_actions: Sequence[dict[str, np.ndarray]], images: Sequence[np.ndarray], save_path: str
+    ) -> None:
+        """A PNG of an episode, which the published evaluator asks for: pictures above a curve per dimension."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        curves = np.array([np.concatenate(list(action.values())) for action in predicted_raw_actions])
+        strip = np.concatenate([np.asarray(Image.fromarray(i).resize((160, 128))) for i in images[::3]], axis=1)
+        layout = [["pictures"] * len(ACTION_NAMES), list(ACTION_NAMES)]
+        figure, axes = plt.subplot_mosaic(layout, figsize=(22, 5), layout="constrained")
+        axes["pictures"].imshow(strip)
+        axes["pictures"].axis("off")
+        for index, name in enumerate(ACTION_NAMES):
+            axes[name].plot(curves[:, index])
+            axes[name].set(title=name, xlabel="step")
+        Path(save_path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(save_path, dpi=80)
+        plt.close(figure)
+
+    def _current(self, chunk: np.ndarray) -> np.ndarray:
+        """The action for now, float64 [7]: the newest prediction's first, or the mean over those that reach so far."""
+        if not self.action_ensemble:
+            return chunk[0]
+        self.predictions.append(chunk)
+        while len(self.predictions) > len(chunk):
+            self.predictions.popleft()
+        oldest = len(self.predictions) - 1
+        return np.mean([past[oldest - place] for place, past in enumerate(self.predictions)], axis=0)
+
+    def _gripper_command(self, opening: np.ndarray) -> np.ndarray:
+        if self.robot == "google_robot":
+            return self.gripper.command(opening)
+        return 2.0 * (opening > 0.5) - 1.0
+
+
+class RelativeGripper:
+    """Openings to changes of opening, of which a large one is repeated until the fingers have arrived.
+
+    Args:
+        steps: how often a change of more than 0.5 is sent.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps
+        self.previous: np.ndarray | None = None
+        self.held = np.zeros(1)
+        self.left = 0
+
+    def command(self, opening: np.ndarray) -> np.ndarray:
+        """Opening [1] (1 = open) to what the google_robot is sent [1]: +1 closes, -1 opens."""
+        change = np.zeros(1) if self.previous is None else self.previous - opening
+        self.previous = opening
+        if not self.left and abs(change[0]) > 0.5:
+            self.held, self.left = change, self.steps
+        if self.left:
+            self.left -= 1
+            return self.held
+        return change
+
+
+def checked_chunk(chunk: Any) -> np.ndarray:
+    """Float64 [T, 7], or `MalformedActionError` saying what was there instead."""
+    values = np.asarray(chunk, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] != 7:
+        raise MalformedActionError(f"got an action of shape {values.shape}, expected (steps, 7)")
+    if not np.isfinite(values).all():
+        raise MalformedActionError(f"got the action {values[0].tolist()}, expected finite numbers")
+    return values
+
+
+def axis_angle(roll: float, pitch: float, yaw: float) -> np.ndarray:
+    """Rotations about the fixed axes x, then y, then z (radians) as one rotation: axis times angle, float64 [3]."""
+    (cr, cp, cy), (sr, sp, sy) = np.cos(np.array([roll, pitch, yaw]) / 2), np.sin(np.array([roll, pitch, yaw]) / 2)
+    w = cr * cp * cy + sr * sp * sy
+    vector = np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy])
+    length = np.linalg.norm(vector)
+    if length < 1e-12:
+        return np.zeros(3)
+    return vector / length * 2 * np.arctan2(length, abs(w)) * (1.0 if w >= 0 else -1.0)
+
+
+class ModelPrediction:
+    """A model and its processor as `predict`.
+
+    Args:
+        unnorm_key: the data set whose units the robot understands; by default the one its real twin was recorded in.
+
+    Raises:
+        ValueError: if the model has no statistics of that data set, several cameras, or actions of other than 7
+            dimensions.
+    """
+
+    def __init__(self, model: Any, processor: Any, robot: Robot, unnorm_key: str | None = None):
+        check_one_camera(processor, "SimplerEnv")
+        self.unnorm_key = unnorm_key or UNNORM_KEYS[robot]
+        known = model.config.norm_stats or {}
+        if self.unnorm_key not in known:
+            raise ValueError(
+                f"got a model without statistics of {self.unnorm_key!r}, expected them for {robot}; it has "
+                f"{', '.join(known) or 'none'}: name one of them with --unnorm-key if its units are metres and radians"
+            )
+        if model.get_action_dim(self.unnorm_key) != 7:
+            raise ValueError(f"got actions of {model.get_action_dim(self.unnorm_key)} dimensions, expected 7")
+        self.model, self.processor = model, processor
+
+    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
+        """Float32 [T, 7]; text that is no action, where nothing constrains the decoding, is malformed.
+
+        What begins with noise (`policies/flow.py`) begins with the same for the same picture and words.
+        """
+        inputs = self.processor.action_inputs(Image.fromarray(image), instruction).to(self.model.device)
+        try:
+            begin = starting_noise(self.model, [f"{instruction} {image.tobytes().hex()}"])
+            return self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[0]
+        except ValueError as error:
+            if wrote_no_action(error):
+                raise MalformedActionError(str(error)) from error
+            raise

@@ -1,0 +1,247 @@
+"""Runs trials of SimplerEnv with one policy; survives crashes and interruptions.
+
+Decides: when a trial ends, what its outcome is, what is written down of it and when. Refuses to know: which trials
+there are and how they are averaged (`simpler/trials.py`), how the simulator is built (`simpler/environment.py`), what
+the policy is.
+
+    success    the simulator says so at the last step
+    failure    it does not
+    malformed  the policy wrote no action: a failure, counted apart
+    crashed    the simulator raised, or took the process down, twice: no judgement on the policy
+
+`settings.json` in a folder says what is measured, `trials*.jsonl` gets a line when a trial begins and one at its end.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gen_vla.evaluation.simpler.environment import camera_image, reset_options
+from gen_vla.evaluation.simpler.policy import MalformedActionError, SimplerPolicy
+from gen_vla.evaluation.simpler.trials import Trial
+from gen_vla.training.provenance.private_paths import shortened
+
+
+ATTEMPTS = 2
+Make = Callable[[Trial], Any]
+Paraphrase = Callable[[str], Sequence[str]]
+
+
+class SimulatorCrashError(RuntimeError):
+    """The simulator raised; what it said is the cause."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished trial, one line of `trials.jsonl`.
+
+    Attributes:
+        outcome: success, failure, malformed or crashed.
+        steps: actions carried out.
+        instruction: what the policy was told.
+        seed: the simulator's seed of the episode, where it tells.
+        stats: `info["episode_stats"]` of the last step.
+        error: what went wrong, where something did.
+    """
+
+    trial: str
+    mode: str
+    task: str
+    part: str
+    variant: str
+    counted: bool
+    outcome: str
+    steps: int
+    instruction: str
+    seed: int | None
+    stats: dict[str, Any]
+    seconds: float
+    error: str | None = None
+
+
+def run_trial(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase | None = None) -> Outcome:
+    """One trial from building its environment to its last step, with a second attempt after a crash.
+
+    Args:
+        make: builds the environment, not yet reset.
+        paraphrase: other wordings of an instruction; needed in mode `paraphrase`.
+    """
+    error = ""
+    for _ in range(ATTEMPTS):
+        try:
+            return _attempt(policy, trial, make, paraphrase)
+        except SimulatorCrashError as crash:
+            error = f"{type(crash.__cause__).__name__}: {crash.__cause__}"
+    return crashed(trial, error)
+
+
+def crashed(trial: Trial, error: str) -> Outcome:
+    """The outcome of a trial the simulator would not finish."""
+    nothing: dict[str, Any] = {"steps": 0, "instruction": "", "seed": None, "stats": {}, "seconds": 0.0}
+    return Outcome(**_names(trial), outcome="crashed", error=error, **nothing)
+
+
+def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase | None) -> Outcome:
+    began = time.perf_counter()
+    environment = _simulate(make, trial)
+    try:
+        observation, _ = _simulate(environment.reset, options=reset_options(trial))
+        simulator = environment.unwrapped
+        told = _instruction(simulator.get_language_instruction(), trial, paraphrase)
+        policy.reset(told)
+        outcome, steps, stats, error = "failure", 0, {}, None
+        truncated = False
+        while not truncated:
+            image = camera_image(environment, observation, trial.robot, masked=trial.mode == "masked")
+            try:
+                _, action = policy.step(image, told)
+            except MalformedActionError as malformed:
+                outcome, error = "malformed", str(malformed)
+                break
+            sent = np.concatenate([action["world_vector"], action["rot_axangle"], action["gripper"]])
+            observation, _, done, truncated, info = _simulate(environment.step, sent)
+            outcome = "success" if done else "failure"  # not the end: the published scripts go on to the last step
+            steps, stats = steps + 1, info.get("episode_stats", {})
+        seed = getattr(simulator, "_episode_seed", None)
+    finally:
+        environment.close()
+    return Outcome(
+        **_names(trial),
+        outcome=outcome,
+        steps=steps,
+        instruction=told,
+        seed=None if seed is None else int(seed),
+        stats={key: plain(value) for key, value in stats.items()},
+        seconds=round(time.perf_counter() - began, 2),
+        error=error,
+    )
+
+
+def _simulate(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """A call of the simulator, whose errors are its own; missing files are the installation's and stop everything."""
+    try:
+        return call(*arguments, **named)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise SimulatorCrashError from error
+
+
+def _instruction(original: str, trial: Trial, paraphrase: Paraphrase | None) -> str:
+    if trial.mode != "paraphrase":
+        return original
+    if paraphrase is None:
+        raise ValueError("got a trial in mode 'paraphrase' and no paraphrases, expected a function that knows them")
+    wordings = list(paraphrase(original))
+    if not wordings or original in wordings:
+        raise ValueError(f"got the paraphrases {wordings} of {original!r}, expected others than the instruction")
+    return wordings[trial.turn % len(wordings)]
+
+
+def _names(trial: Trial) -> dict[str, Any]:
+    shown = {key: getattr(trial, key) for key in ("mode", "task", "part", "variant", "counted")}
+    return {"trial": trial.name, **shown}
+
+
+def plain(value: Any) -> Any:
+    """Numpy's numbers and truth values as Python's, for JSON."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+class TrialLog:
+    """What has been run so far, in files that a killed process leaves whole.
+
+    Args:
+        folder: is made where it is missing.
+        settings: what is measured; going on with other settings is refused.
+        shard: which of how many processes this one is.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], shard: tuple[int, int] = (0, 1)):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "settings.json"
+        settings = shortened(json.loads(json.dumps(settings)))
+        if path.is_file():
+            before = shortened(json.loads(path.read_text(encoding="utf-8")))
+            other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+            if other:
+                raise ValueError(
+                    f"{path}: got other settings than those the trials there were run with ({', '.join(other)}), "
+                    "expected the same; name another --output folder"
+                )
+        else:
+            path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        index, count = shard
+        self.folder = folder
+        self.path = folder / ("trials.jsonl" if count == 1 else f"trials-{index}-of-{count}.jsonl")
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.begun: dict[str, int] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Reads what all processes have written; a line cut short by a kill is what never happened."""
+        self.outcomes, self.begun = {}, {}
+        for file in sorted(self.folder.glob("trials*.jsonl")):
+            for line in file.read_text(encoding="utf-8").split("\n"):
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+                if "begun" in entry:
+                    self.begun[entry["begun"]] = self.begun.get(entry["begun"], 0) + 1
+                elif "left" in entry:
+                    self.begun[entry["left"]] -= 1
+                else:
+                    self.outcomes[entry["trial"]] = entry
+
+    def begin(self, trial: Trial) -> None:
+        """Notes that a trial begins."""
+        self._write({"begun": trial.name})
+
+    def leave(self, trial: Trial) -> None:
+        """Notes that this process stops in the middle of a trial by itself, which is no crash."""
+        self._write({"left": trial.name})
+
+    def end(self, outcome: Outcome) -> None:
+        """Notes how it ended."""
+        self.outcomes[outcome.trial] = asdict(outcome)
+        self._write(asdict(outcome))
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a+b") as file:
+            if file.tell() and not _ends_line(file):
+                file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
+
+
+def _ends_line(file: Any) -> bool:
+    file.seek(-1, 2)
+    return file.read(1) == b"\n"
+
+
+def run_trials(
+    policy: SimplerPolicy,
+    trials: Sequence[Trial],
+    log: TrialLog,
+    make: Make,
+    paraphrase: Paraphrase | None = None,
+    progress: bool = True,
+) -> None:
+    """Runs what the log does not have yet; a trial that took the process down `ATTEMPTS` times is noted as crashed."""
+    left = [trial for trial in trials if trial.name not in log.outcomes]
+    for trial in tqdm(left, unit="trial", disable=not progress):
+        if log.begun.get(trial.name, 0) >= ATTEMPTS:
+            log.end(crashed(trial, f"the process ended {ATTEMPTS} times in the middle of it"))
+            continue
+        log.begin(trial)
+        try:
+            log.end(run_trial(policy, trial, make, paraphrase))
+        except BaseException:
+            log.leave(trial)
+            raise

@@ -1,0 +1,99 @@
+"""What the expert of SimplerEnv reads in the simulator: hand, objects, drawers, in the robot's frame.
+
+Decides: which of the simulator's objects a task is about, and which points say where they are. Refuses to know: what
+is done with them (`simpler/expert.py`).
+
+Points are corners of the shapes that collide, and the middles between them. Nothing here imports the simulator: shapes
+are told apart by what their classes are called.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from gen_vla.evaluation.simpler.environment import robot_family
+from gen_vla.evaluation.simpler.expert import PUT_ON, Drawer, Hand, Things
+from gen_vla.evaluation.simpler.trials import Trial
+
+
+PALM = {"widowx": 0, "google_robot": 2}  # which axis of the hand's frame points out of the palm; 1 is finger to finger
+CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
+
+
+def read_hand(simulator: Any) -> Hand:
+    """Where the gripper is."""
+    agent = simulator.agent
+    base = _matrix(agent.robot.pose)
+    frame = _seen_from(base, simulator.tcp.pose)
+    approach = frame[:3, PALM[robot_family(simulator.robot_uid)]]
+    fingers = surface(base, (agent.finger_left_link, agent.finger_right_link))
+    reach = float(((fingers - frame[:3, 3]) @ approach).max())
+    return Hand(frame[:3, 3], approach, frame[:3, 1], reach)
+
+
+def read_things(simulator: Any, trial: Trial) -> Things | Drawer:
+    """What a trial is about.
+
+    Raises:
+        ValueError: for a shape that is neither convex nor a box.
+    """
+    base = _matrix(simulator.agent.robot.pose)
+    if trial.task == "close_drawer":
+        return _drawer(simulator, base)
+    if trial.task == "pick_coke_can":
+        return Things(surface(base, [simulator.obj]), held_part(base, simulator.obj))
+    source, target = simulator.episode_source_obj, simulator.episode_target_obj
+    others = [actor for actor in simulator.episode_objs if actor not in (source, target)]
+    points = tuple(surface(base, [actor]) for actor in others) if trial.task not in PUT_ON else ()
+    return Things(surface(base, [source]), held_part(base, source), surface(base, [target]), points)
+
+
+def _drawer(simulator: Any, base: np.ndarray) -> Drawer:
+    link = simulator.drawer_obj
+    outward = _seen_from(base, link.pose)[:3, 0]
+    points = surface(base, [link])
+    along = points @ outward
+    front = points[along > along.max() - 1e-3]
+    opening = float(simulator.art_obj.get_qpos()[simulator.joint_idx])
+    return Drawer((front.min(0) + front.max(0)) / 2, outward, opening)
+
+
+def surface(base: np.ndarray, bodies: Iterable[Any]) -> np.ndarray:
+    """Points on what collides of some bodies, float64 [N, 3]."""
+    return np.concatenate([part for body in bodies for part in _parts(base, body)])
+
+
+def held_part(base: np.ndarray, actor: Any) -> np.ndarray:
+    """Points on the convex part whose middle is nearest to an object's centre of mass, float64 [N, 3]."""
+    balance = (_seen_from(base, actor.pose) @ _matrix(actor.cmass_local_pose))[:3, 3]
+    return min(_parts(base, actor), key=lambda part: np.linalg.norm((part.min(0) + part.max(0)) / 2 - balance))
+
+
+def _parts(base: np.ndarray, body: Any) -> list[np.ndarray]:
+    """Of each shape its corners and the middles between any two, float64 [N, 3]."""
+    parts = []
+    for shape in body.get_collision_shapes():
+        frame = _seen_from(base, body.pose) @ _matrix(shape.get_local_pose())
+        corners = _corners(shape.geometry) @ frame[:3, :3].T + frame[:3, 3]
+        first, second = np.triu_indices(len(corners))
+        parts.append((corners[first] + corners[second]) / 2)
+    return parts
+
+
+def _corners(geometry: Any) -> np.ndarray:
+    kind = type(geometry).__name__
+    if kind == "ConvexMeshGeometry":
+        return np.asarray(geometry.vertices, dtype=float) * np.asarray(geometry.scale)
+    if kind == "BoxGeometry":
+        return CORNERS * np.asarray(geometry.half_lengths)
+    raise ValueError(f"got a shape of {kind}, expected ConvexMeshGeometry or BoxGeometry")
+
+
+def _seen_from(base: np.ndarray, pose: Any) -> np.ndarray:
+    return np.linalg.inv(base) @ _matrix(pose)
+
+
+def _matrix(pose: Any) -> np.ndarray:
+    """A pose as float64 [4, 4]."""
+    return np.asarray(pose.to_transformation_matrix(), dtype=float)

@@ -1,0 +1,344 @@
+"""Which episodes SimplerEnv's benchmark consists of, and how their outcomes become a score.
+
+Decides: every trial of the published evaluation scripts, enumerated instead of drawn at random, and the averaging.
+Refuses to know: the simulator, the policy. Facts are those of github.com/simpler-env/SimplerEnv, folder `scripts`, and
+of `tools/calc_metrics_evaluation_videos.py` beside it.
+
+    robot         mode        task: parts x variants x episodes
+    google_robot  matching    pick_coke_can 3 poses of the can x 4 robot colours x 25 positions, move_near 4 colours x
+                              60, open_drawer and close_drawer 3 drawers x 4 colours x 9 places of the robot
+                  variants    backgrounds, lights, distractors, table textures or cabinets, without a photograph behind
+                              them; camera poses are run for pick_coke_can and move_near, but not counted
+    widowx        matching    4 tasks x 24 episodes
+    both          masked      the matching trials with everything but robot and objects black. No public code of the
+                              paper's masking exists: the protocol is reconstructed
+                  paraphrase  the matching trials, each told one of the held-out paraphrases in turn. The paper's own
+                              paraphrases are not public either
+
+A score is the mean over parts and variants of the mean within each. The same layouts come in every variant and robot
+colour, so that its interval is that of fewer trials (`intervals.py`).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
+
+
+MODES = ("matching", "variants", "masked", "paraphrase")
+COLOURS = (
+    None,
+    "recolor_tabletop_visual_matching_1",
+    "recolor_tabletop_visual_matching_2",
+    "recolor_cabinet_visual_matching_1",
+)
+CAN_POSES = {"horizontal": "lr_switch", "standing": "upright", "vertical": "laid_vertically"}
+DRAWERS = ("top", "middle", "bottom")
+TABLE = "google_pick_coke_can_1_v4"
+# Photograph, x and y of the robot (metres), its turn about z (radians).
+DRAWER_PLACES = (
+    ("a0", 0.644, -0.179, -0.03),
+    ("a1", 0.765, -0.182, -0.02),
+    ("a2", 0.889, -0.203, -0.06),
+    ("b0", 0.652, 0.009, 0.0),
+    ("b1", 0.752, 0.009, 0.0),
+    ("b2", 0.851, 0.035, 0.0),
+    ("c0", 0.665, 0.224, 0.0),
+    ("c1", 0.765, 0.222, -0.025),
+    ("c2", 0.865, 0.222, -0.025),
+)
+# Environment, steps.
+WIDOWX_TASKS = {
+    "put_spoon_on_towel": ("PutSpoonOnTableClothInScene-v0", 60),
+    "put_carrot_on_plate": ("PutCarrotOnPlateInScene-v0", 60),
+    "stack_cube": ("StackGreenCubeOnYellowCubeBakedTexInScene-v0", 60),
+    "put_eggplant_in_basket": ("PutEggplantInBasketScene-v0", 120),
+}
+TASKS = {
+    "google_robot": ("pick_coke_can", "move_near", "open_drawer", "close_drawer"),
+    "widowx": tuple(WIDOWX_TASKS),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One episode to be run.
+
+    Attributes:
+        part: the can's pose or the drawer; one of the things a score averages over.
+        variant: how the scene looks; the other.
+        counted: whether it enters the score.
+        environment: its registered name; `build` are the arguments it is made with beyond those of its robot.
+        robot: the simulator's name of the robot; `place` its x, y (metres) and turn about z (radians).
+        start: `obj_init_options` of the reset.
+        overlay: the photograph behind the scene, by its file's name, or `None`.
+        turn: the how manieth of its task and part it is: which paraphrase, modulo their number.
+    """
+
+    mode: str
+    task: str
+    part: str
+    variant: str
+    environment: str
+    scene: str
+    robot: str
+    place: tuple[float, float, float]
+    start: dict[str, Any]
+    steps: int
+    build: dict[str, Any] = field(default_factory=dict)
+    overlay: str | None = None
+    counted: bool = True
+    turn: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tells it from every other trial."""
+        where = ",".join(f"{key}={value}" for key, value in self.start.items())
+        x, y, angle = self.place
+        return f"{self.mode}/{self.task}/{self.part}/{self.variant}/robot={x:g},{y:g},{angle:g}/{where}"
+
+
+def trials_of(robot: str, mode: str, tasks: Sequence[str] = ()) -> list[Trial]:
+    """The trials of a robot in a mode, in the published order; `tasks` chooses among them.
+
+    Raises:
+        ValueError: if robot, mode or task does not exist, or the mode does not for this robot.
+    """
+    if robot not in TASKS:
+        raise ValueError(f"got robot {robot!r}, expected one of {', '.join(TASKS)}")
+    if mode not in MODES:
+        raise ValueError(f"got mode {mode!r}, expected one of {', '.join(MODES)}")
+    for task in tasks:
+        if task not in TASKS[robot]:
+            raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS[robot])} for {robot}")
+    if robot == "widowx" and mode == "variants":
+        raise ValueError("got mode 'variants' for widowx, expected another: the published scripts have none for it")
+    if mode == "variants":
+        found = _variant_trials()
+    else:
+        found = _google_matching() if robot == "google_robot" else _widowx_matching()
+    turns: Counter[tuple[str, str]] = Counter()
+    chosen = []
+    for trial in found:
+        if not tasks or trial.task in tasks:
+            chosen.append(replace(trial, mode=mode, turn=turns[trial.task, trial.part]))
+            turns[trial.task, trial.part] += 1
+    return chosen
+
+
+def _google_matching() -> Iterator[Trial]:
+    for colour in COLOURS:
+        look = {"urdf_version": colour}
+        name = f"robot {colour or 'as it is'}"
+        yield from _pick(name, TABLE, look, overlay="google_coke_can_real_eval_1.png")
+        yield from _move("MoveNearGoogleBakedTexInScene-v0", name, TABLE, look, "google_move_near_real_eval_1.png")
+        build = {"station_name": "mk_station_recolor", "light_mode": "simple", "disable_bad_material": True, **look}
+        for photograph, *place in DRAWER_PLACES:
+            yield from _drawers(name, "dummy_drawer", build, place, f"open_drawer_{photograph}.png")
+
+
+def _widowx_matching() -> Iterator[Trial]:
+    for task, (environment, steps) in WIDOWX_TASKS.items():
+        sink = task == "put_eggplant_in_basket"
+        scene = "bridge_table_1_v2" if sink else "bridge_table_1_v1"
+        for episode in range(24):
+            yield Trial(
+                mode="matching",
+                task=task,
+                part="",
+                variant="robot as it is",
+                environment=environment,
+                scene=scene,
+                robot="widowx_sink_camera_setup" if sink else "widowx",
+                place=(0.127, 0.06, 0.0) if sink else (0.147, 0.028, 0.0),
+                start={"episode_id": episode},
+                steps=steps,
+                overlay="bridge_sink.png" if sink else "bridge_real_eval_1.png",
+            )
+
+
+def _variant_trials() -> Iterator[Trial]:
+    """Variant aggregation; camera poses last and not counted."""
+    can, moved = "GraspSingleOpenedCokeCanInScene-v0", "MoveNearGoogleInScene-v0"
+    crowded = "GraspSingleOpenedCokeCanDistractorInScene-v0"
+    scenes = {"base": TABLE}
+    scenes |= {f"background {n}": f"{TABLE}_alt_background{s}" for n, s in ((1, ""), (2, "_2"))}
+    scenes |= {f"table texture {n}": f"Baked_sc1_staging_objaverse_cabinet{n}_h870" for n in (1, 2)}
+    for name, scene in scenes.items():
+        yield from _pick(name, scene, {})
+        yield from _move(moved, name, scene, {})
+    for light in ("brighter", "darker"):
+        yield from _pick(f"{light} light", TABLE, {f"slightly_{light}_lighting": True})
+        yield from _move(moved, f"{light} light", TABLE, {f"slightly_{light}_lighting": True})
+    yield from _pick("4 distractors", TABLE, {}, environment=crowded)
+    yield from _pick("6 distractors", TABLE, {"distractor_config": "more"}, environment=crowded)
+    yield from _move(moved, "no distractor", TABLE, {"no_distractor": True})
+    yield from _drawer_variants()
+    for number, suffix in ((1, ""), (2, "2")):
+        name = f"camera {number}"
+        alternative = can.replace("InScene", f"AltGoogleCamera{suffix}InScene")
+        yield from _pick(name, TABLE, {}, environment=alternative, counted=False)
+        alternative = moved.replace("GoogleInScene", f"AltGoogleCamera{suffix}InScene")
+        yield from _move(alternative, name, TABLE, {}, counted=False)
+
+
+def _drawer_variants() -> Iterator[Trial]:
+    apartment = "frl_apartment_stage_simple"
+    looks = {
+        "base": (apartment, {}),
+        "background 1": ("modern_bedroom_no_roof", {}),
+        "background 2": ("modern_office_no_roof", {}),
+        "brighter light": (apartment, {"light_mode": "brighter"}),
+        "darker light": (apartment, {"light_mode": "darker"}),
+        "cabinet 2": (apartment, {"station_name": "mk_station2"}),
+        "cabinet 3": (apartment, {"station_name": "mk_station3"}),
+    }
+    for name, (scene, build) in looks.items():
+        for x in (0.65, 0.75, 0.85):
+            for y in (-0.2, 0.0, 0.2):
+                yield from _drawers(name, scene, build, (x, y, 0.0), None)
+
+
+def _pick(
+    variant: str,
+    scene: str,
+    build: dict[str, Any],
+    overlay: str | None = None,
+    environment: str = "GraspSingleOpenedCokeCanInScene-v0",
+    counted: bool = True,
+) -> Iterator[Trial]:
+    """3 poses of the can on a grid of 5 x 5 positions."""
+    for pose, option in CAN_POSES.items():
+        for x in range(5):
+            for y in range(5):
+                position = (round(-0.35 + x * 0.23 / 4, 6), round(-0.02 + y * 0.44 / 4, 6))
+                yield Trial(
+                    mode="",
+                    task="pick_coke_can",
+                    part=pose,
+                    variant=variant,
+                    environment=environment,
+                    scene=scene,
+                    robot="google_robot_static",
+                    place=(0.35, 0.20, 0.0),
+                    start={"init_xy": position},
+                    steps=80,
+                    build={option: True, **build},
+                    overlay=overlay,
+                    counted=counted,
+                )
+
+
+def _move(
+    environment: str, variant: str, scene: str, build: dict[str, Any], overlay: str | None = None, counted: bool = True
+) -> Iterator[Trial]:
+    """60 episodes: 5 triplets of objects x 6 pairs among them x 2 arrangements."""
+    for episode in range(60):
+        yield Trial(
+            mode="",
+            task="move_near",
+            part="",
+            variant=variant,
+            environment=environment,
+            scene=scene,
+            robot="google_robot_static",
+            place=(0.35, 0.21, -0.09),
+            start={"episode_id": episode},
+            steps=80,
+            build=build,
+            overlay=overlay,
+            counted=counted,
+        )
+
+
+def _drawers(
+    variant: str, scene: str, build: dict[str, Any], place: Sequence[float], overlay: str | None
+) -> Iterator[Trial]:
+    """Open and close each of three drawers, ray traced."""
+    x, y, angle = place
+    for verb in ("open", "close"):
+        for drawer in DRAWERS:
+            yield Trial(
+                mode="",
+                task=f"{verb}_drawer",
+                part=drawer,
+                variant=variant,
+                environment=f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0",
+                scene=scene,
+                robot="google_robot_static",
+                place=(x, y, angle),
+                start={"init_xy": (0.0, 0.0)},
+                steps=113,
+                build={"shader_dir": "rt", **build},
+                overlay=overlay,
+            )
+
+
+def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
+    """At most `episodes` trials of every task, part and variant; all of them for `None`."""
+    if episodes is not None and episodes < 1:
+        raise ValueError(f"got {episodes} episodes, expected at least 1")
+    taken: dict[tuple[str, ...], int] = {}
+    chosen = []
+    for trial in trials:
+        group = (trial.mode, trial.task, trial.part, trial.variant)
+        taken[group] = taken.get(group, 0) + 1
+        if episodes is None or taken[group] <= episodes:
+            chosen.append(trial)
+    return chosen
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task in a mode.
+
+    Attributes:
+        score: the mean over parts and variants of the share of successes within each; `None` without a judged trial.
+        successes, n: over all judged trials.
+        interval: the score's, at 95 %; it knows that trials of one layout are no strangers.
+        malformed: failures in which the policy wrote no action; they are among the n.
+        crashed: trials the simulator did not finish, twice; they are not among the n.
+        expected: trials of the full protocol.
+        variants: share of successes and number of judged trials of each variant, the ones not counted included.
+    """
+
+    mode: str
+    task: str
+    score: float | None
+    successes: int
+    n: int
+    interval: tuple[float, float] | None
+    malformed: int
+    crashed: int
+    expected: int
+    variants: dict[str, tuple[float, int]]
+
+
+def scored_trial(entry: dict[str, Any]) -> Scored:
+    """What a share is made of, of a line of `trials.jsonl`."""
+    _, task, part, variant, robot, start = entry["trial"].split("/")
+    return Scored(f"{task}/{part}/{robot}/{start}", f"{task}/{part}/{variant}", float(entry["outcome"] == "success"))
+
+
+def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> TaskScore:
+    """Outcomes are dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler/runs.py` writes them."""
+    judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
+    counted = [entry for entry in judged if entry["counted"]]
+    variants: dict[str, list[bool]] = {}
+    for entry in judged:
+        variants.setdefault(entry["variant"], []).append(entry["outcome"] == "success")
+    found = clustered_share([scored_trial(entry) for entry in counted]) if counted else None
+    return TaskScore(
+        mode=mode,
+        task=task,
+        score=round(found.share, 6) if found else None,
+        successes=sum(entry["outcome"] == "success" for entry in counted),
+        n=len(counted),
+        interval=(round(found.interval[0], 4), round(found.interval[1], 4)) if found else None,
+        malformed=sum(entry["outcome"] == "malformed" for entry in counted),
+        crashed=sum(entry["outcome"] == "crashed" and entry["counted"] for entry in outcomes),
+        expected=expected,
+        variants={name: (round(sum(seen) / len(seen), 4), len(seen)) for name, seen in variants.items()},
+    )

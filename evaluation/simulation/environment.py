@@ -1,0 +1,195 @@
+"""The tabletop as an environment: a seed and a task in, pictures out, 7-D actions in, done or not.
+
+Decides: how a layout is set up, what an action does, what is drawn, what remains of a masked picture. Refuses to know:
+models, batches of episodes, scores.
+
+    action   float [7]: dx, dy, dz of the hand in metres per policy step, three rotations (the wrist is fixed: zero),
+             gripper 0..1 with 1 = open; held for ACTION_REPEAT simulator steps (as in `drawers/environment.py`)
+    image    uint8 [H, W, 3] from the variant's camera
+
+An episode depends on task and seed alone; looks never touch physics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gen_vla.evaluation.simulation.offscreen_camera import (
+    FRAMEBUFFER,
+    OffscreenCamera,
+    Ornament,
+    mujoco,
+    thread_camera,
+)
+
+
+# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
+# isort: split
+
+import numpy as np
+
+from gen_vla.evaluation.drawers.environment import (
+    ACTION_REPEAT,
+    DRAWER_TRAVEL,
+    from_simulator_action,
+    to_simulator_action,
+)
+from gen_vla.evaluation.simulation.experts import Expert, ExpertView
+from gen_vla.evaluation.simulation.layouts import GOALS, TASKS, Layout, TableObject, Task, goal_of, sample_layout
+from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors, ornaments
+from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, show_object
+from gen_vla.evaluation.simulation.success import HELD_STEPS, SceneState, is_done
+
+
+HAND_START = (0.0, 0.55, 0.25)
+HAND_LOW, HAND_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])  # metres, Meta-World's reach
+METRES_PER_MOVE = 0.01  # what a move of 1.0 shifts the hand's target in a simulator step
+HANDLE = np.array([0.0, -0.16, 0.0])  # metres from the drawer's origin
+PHYSICS_STEPS = 5  # of 2.5 ms per simulator step
+SETTLING_STEPS = 60  # simulator steps until hand and objects rest
+SHADOW = (0.0, 0.0, 0.0, 0.28)
+SHADOW_THICKNESS = 0.0006  # metres
+
+
+class TabletopEnv:
+    """One table: `reset`, then `render` and `step` until it returns True or the caller's limit."""
+
+    def __init__(self, image_size: int = 112):
+        if not 16 <= image_size <= FRAMEBUFFER:
+            raise ValueError(f"got image_size {image_size}, expected 16..{FRAMEBUFFER} pixels")
+        self.image_size = image_size
+        self.model = build_model()
+        self.data = mujoco.MjData(self.model)
+        self._expert = Expert()
+        self._slide = int(self.model.joint("goal_slidey").qposadr[0])
+        self._objects = [int(self.model.joint(f"object{index}").qposadr[0]) for index in range(2)]
+        self._robot = _subtree(self.model, self.model.body("base").id)
+        self._cabinet = _subtree(self.model, self.model.body("drawer").id)
+        self.layout: Layout | None = None
+
+    # Episodes.
+    def reset(self, task: Task, seed: int, variant: Variant = ORDINARY) -> str:
+        """The layout of `seed` -> the instruction of this task in it."""
+        if task not in TASKS:
+            raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS)}")
+        layout = sample_layout(seed)
+        self.arrange(layout, variant, seed)
+        self.goal = goal_of(task, seed)
+        self.seed = seed
+        return self.goal.instruction(layout)
+
+    def arrange(self, layout: Layout, variant: Variant = ORDINARY, seed: int = 0) -> None:
+        """Sets a scene up: things in place and at rest, the hand at its start."""
+        self.layout, self.variant = layout, variant
+        mujoco.mj_resetData(self.model, self.data)
+        self.model.body("drawer").pos = [*layout.drawer, 0.0]
+        for index, thing in enumerate(layout.objects):
+            show_object(self.model, index, thing.shape, thing.colour)
+            self._place(index, thing)
+        for _ in range(SETTLING_STEPS):
+            self.data.mocap_pos[0], self.data.mocap_quat[0] = HAND_START, (1.0, 0.0, 1.0, 0.0)
+            self._advance(effort=-1.0)
+        self.data.qpos[self._slide] = -DRAWER_TRAVEL * layout.opening
+        self.data.qvel[:] = 0.0
+        mujoco.mj_forward(self.model, self.data)
+        apply_looks(self.model, variant)
+        self.distractors = distractors(variant, layout, seed)
+        self._starts, self._held = self._object_positions(), 0
+
+    def _place(self, index: int, thing: TableObject) -> None:
+        pose = [thing.x, thing.y, GRASP_HEIGHT, np.cos(thing.yaw / 2), 0.0, 0.0, np.sin(thing.yaw / 2)]
+        self.data.qpos[self._objects[index] : self._objects[index] + 7] = pose
+
+    def step(self, action: np.ndarray) -> bool:
+        """Carries `action`, float [7] in physical units, out -> whether the task is done.
+
+        Raises:
+            ActionError: if it is not 7 finite numbers with still rotations.
+        """
+        held = to_simulator_action(action)
+        for _ in range(ACTION_REPEAT):
+            target = self.data.mocap_pos[0] + METRES_PER_MOVE * held[:3]
+            self.data.mocap_pos[0] = np.clip(target, HAND_LOW, HAND_HIGH)
+            self._advance(float(held[3]))
+        mujoco.mj_forward(self.model, self.data)
+        self._held = self._held + 1 if is_done(self.goal, self.state()) else 0
+        return self._held >= HELD_STEPS
+
+    def _advance(self, effort: float) -> None:
+        self.data.ctrl[:] = effort, -effort
+        mujoco.mj_step(self.model, self.data, PHYSICS_STEPS)
+
+    # What is where.
+    def state(self) -> SceneState:
+        """The present moment, to be judged."""
+        opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
+        return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
+
+    def _object_positions(self) -> np.ndarray:
+        return np.stack([self.data.qpos[address : address + 3].copy() for address in self._objects])
+
+    def _fingertips(self) -> np.ndarray:
+        return (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
+
+    def view(self) -> ExpertView:
+        """The present moment, as experts read it."""
+        claws = self.data.body("rightclaw").xpos - self.data.body("leftclaw").xpos
+        handle = self.data.body("drawer_link").xpos + HANDLE
+        fingers = float(np.clip(np.linalg.norm(claws) / 0.1, 0.0, 1.0))
+        return ExpertView(self.data.body("hand").xpos.copy(), fingers, handle, self._object_positions())
+
+    def expert_action(self) -> np.ndarray:
+        """The scripted expert at the present state, clipped: float32 [7]."""
+        return from_simulator_action(self._expert.action(self.goal, self.view()))
+
+    def blind_expert_action(self) -> np.ndarray:
+        """The expert that cannot see where along x anything is: float32 [7]."""
+        return from_simulator_action(self._expert.action(self.goal, self.view().without_x()))
+
+    def deaf_expert_action(self) -> np.ndarray:
+        """The expert that does one of the six things this scene offers, whatever it was told: float32 [7]."""
+        guess = GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
+        return from_simulator_action(self._expert.action(guess, self.view()))
+
+    # Pictures.
+    def render(self, size: int | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] of the present moment, `image_size` pixels a side unless told."""
+        shapes = [*ornaments(self.distractors), *self._shadows()]
+        return self._camera().picture(self.model, self.data, self.variant.camera, size or self.image_size, shapes)
+
+    def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
+        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background."""
+        pose, size = self.variant.camera, size or self.image_size
+        geoms = self._camera().segments(self.model, self.data, pose, size, ornaments(self.distractors))
+        bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]
+        masks = {"robot": np.isin(bodies, self._robot), "cabinet": np.isin(bodies, self._cabinet)}
+        masks["handle"] = geoms == self.model.geom("objGeom").id
+        for index in range(2):
+            masks[f"object{index}"] = bodies == self.model.body(f"object{index}").id
+        return masks
+
+    def render_masked(self, size: int | None = None) -> np.ndarray:
+        """`render` with everything black but the robot, the cabinet and the two objects."""
+        kept = np.logical_or.reduce(list(self.segmentation(size).values()))
+        return np.where(kept[..., None], self.render(size), 0).astype(np.uint8)
+
+    def _shadows(self) -> list[Ornament]:
+        """Dark patches under what stands or hangs over the table: real shadows would triple the time of a picture."""
+        things = [(x, y, 0.034) for x, y, _ in self._object_positions()]
+        things += [(*self._fingertips()[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
+        return [
+            Ornament("cylinder", (radius, SHADOW_THICKNESS, 0.0), (x, y, SHADOW_THICKNESS), SHADOW)
+            for x, y, radius in things
+        ]
+
+    def _camera(self) -> OffscreenCamera:
+        return thread_camera("tabletop", lambda: self.model)
+
+
+def _subtree(model: Any, root: int) -> list[int]:
+    """The ids of a body and of all bodies that hang on it."""
+    found = [root]
+    for body in range(root + 1, model.nbody):  # parents come before their children
+        if model.body_parentid[body] in found:
+            found.append(body)
+    return found

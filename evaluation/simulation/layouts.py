@@ -1,0 +1,160 @@
+"""What stands where in a tabletop scene, and what the robot is told to do there.
+
+Decides: tasks, instructions, which objects exist, how a seed becomes a layout, which seeds train and which judge.
+Refuses to know: the simulator, looks other than the objects' own, what counts as done (`simulation/success.py`).
+
+Every scene holds a half-open drawer and two objects, so all four tasks start from the same pictures and six
+instructions fit each of them: only the words tell what to do.
+
+    pick_object    "pick up the red can"
+    move_near      "move the red can near the blue mug"
+    open_drawer    "open the drawer"
+    close_drawer   "close the drawer"
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+
+Task = Literal["pick_object", "move_near", "open_drawer", "close_drawer"]
+TASKS: tuple[Task, ...] = get_args(Task)
+MAX_STEPS: dict[Task, int] = {"pick_object": 40, "move_near": 60, "open_drawer": 40, "close_drawer": 40}
+
+TRAIN_SEEDS = range(0, 1_000_000)
+EVALUATION_SEEDS = range(1_000_000, 2_000_000)
+assert TRAIN_SEEDS.stop <= EVALUATION_SEEDS.start, "a layout must never be both trained on and judged"
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.10, 0.12),
+    "green": (0.12, 0.58, 0.22),
+    "blue": (0.12, 0.32, 0.86),
+    "yellow": (0.98, 0.80, 0.10),
+    "purple": (0.55, 0.22, 0.74),
+}
+SHAPES = ("can", "bottle", "mug", "block", "ball", "sponge")
+
+# All metres, in Meta-World's frame: the robot stands at the origin and reaches along +y, +x is to its right.
+DRAWER_X, DRAWER_Y = (0.16, 0.27), (0.86, 0.9)  # |x|; the side is drawn
+OPEN_FRACTION = (0.35, 0.65)
+OBJECT_X, OBJECT_Y = (-0.29, 0.29), (0.49, 0.76)
+DRAWER_CLEARANCE = 0.2  # between a drawer's x and an object's: the drawer and the hand that moves it sweep this ground
+LEAST_DISTANCE = 0.2  # between the objects: "near" has to be earned
+
+
+@dataclass(frozen=True)
+class TableObject:
+    """One movable thing: what it is, and where its middle stands (metres, radians)."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+    yaw: float
+
+    @property
+    def name(self) -> str:
+        """What the instruction calls it: always colour and shape."""
+        return f"{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scene: the drawer's (x, y) and open fraction, two objects, and which of them the instruction names first."""
+
+    drawer: tuple[float, float]
+    opening: float
+    objects: tuple[TableObject, TableObject]
+    source: int
+
+    def digest(self) -> str:
+        """Equal for layouts that agree to the millimetre, and for no others."""
+
+        def rounded(value: object) -> object:
+            return round(value, 3) if isinstance(value, float) else value
+
+        flat = [*self.drawer, self.opening, self.source, *(v for o in self.objects for v in asdict(o).values())]
+        return hashlib.sha256(json.dumps([rounded(v) for v in flat]).encode()).hexdigest()[:16]
+
+
+def sample_layout(seed: int) -> Layout:
+    """The layout of a seed, the same for every task.
+
+    Raises:
+        ValueError: if the seed is neither for training nor for evaluation.
+    """
+    if seed not in TRAIN_SEEDS and seed not in EVALUATION_SEEDS:
+        raise ValueError(f"got seed {seed}, expected one in {TRAIN_SEEDS} or {EVALUATION_SEEDS}")
+    return draw_layout(np.random.default_rng([seed, 1]))
+
+
+def draw_layout(rng: np.random.Generator) -> Layout:
+    """Any layout."""
+    side = rng.choice((-1.0, 1.0))
+    drawer = (float(side * rng.uniform(*DRAWER_X)), float(rng.uniform(*DRAWER_Y)))
+    opening = float(rng.uniform(*OPEN_FRACTION))
+    colours, shapes = rng.permutation(list(COLOURS))[:2], rng.permutation(SHAPES)[:2]
+    spots = place_objects(rng, 2, drawer[0])
+    first, second = (
+        TableObject(str(colour), str(shape), x, y, float(rng.uniform(-0.25, 0.25)))
+        for colour, shape, (x, y) in zip(colours, shapes, spots, strict=True)
+    )
+    return Layout(drawer, opening, (first, second), int(rng.integers(2)))
+
+
+def place_objects(rng: np.random.Generator, count: int, drawer_x: float) -> list[tuple[float, float]]:
+    """Spots (x, y) clear of each other and of the ground that the drawer sweeps."""
+    while True:
+        spots = [(float(rng.uniform(*OBJECT_X)), float(rng.uniform(*OBJECT_Y))) for _ in range(count)]
+        if any(abs(x - drawer_x) < DRAWER_CLEARANCE for x, _ in spots):
+            continue
+        if all(np.hypot(a[0] - b[0], a[1] - b[1]) >= LEAST_DISTANCE for i, a in enumerate(spots) for b in spots[:i]):
+            return spots
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What an instruction asks for; `source` is the index of the object it names first (drawers: unused)."""
+
+    task: Task
+    source: int
+
+    def instruction(self, layout: Layout) -> str:
+        """The canonical wording."""
+        source, target = layout.objects[self.source], layout.objects[1 - self.source]
+        if self.task == "pick_object":
+            return f"pick up the {source.name}"
+        if self.task == "move_near":
+            return f"move the {source.name} near the {target.name}"
+        return "open the drawer" if self.task == "open_drawer" else "close the drawer"
+
+
+GOALS = tuple(Goal(task, source) for task in TASKS for source in ((0, 1) if task in TASKS[:2] else (0,)))
+
+
+def goal_of(task: Task, seed: int) -> Goal:
+    """What a task asks for in the layout of a seed."""
+    return Goal(task, sample_layout(seed).source if task in ("pick_object", "move_near") else 0)
+
+
+def layout_digests(seeds: Iterable[int]) -> set[str]:
+    """`Layout.digest` of every seed."""
+    return {sample_layout(seed).digest() for seed in seeds}
+
+
+def check_unseen(seeds: Iterable[int], trained: Iterable[str]) -> None:
+    """Raises `ValueError` unless all seeds are for evaluation and none has a layout whose digest is in `trained`."""
+    seeds = list(seeds)
+    strangers = [seed for seed in seeds if seed not in EVALUATION_SEEDS]
+    if strangers or not seeds:
+        raise ValueError(f"got seeds {strangers[:5]}, expected at least one and all in {EVALUATION_SEEDS}")
+    shared = layout_digests(seeds) & set(trained)
+    if shared:
+        raise ValueError(
+            f"got {len(shared)} layouts to judge that were trained on ({sorted(shared)[:3]}), expected none; "
+            "record the training data anew with seeds of TRAIN_SEEDS"
+        )

@@ -1,0 +1,208 @@
+"""The tabletop as one MuJoCo model: Meta-World's robot, table and drawer, two objects of any shape, a room around.
+
+Decides: what objects are made of, which surfaces and textures there are. Refuses to know: where things stand
+(`simulation/layouts.py`), what a variant looks like (`simulation/looks.py`), how things move.
+
+Each of the two object bodies holds the parts of every shape; a scene shows the parts of one and hides the others, so
+that no scene needs another compilation. Only one part of each shape, `touch`, can be touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
+
+
+# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
+# isort: split
+
+import numpy as np
+from metaworld.asset_path_utils import full_V3_path_for
+from PIL import Image
+
+from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES
+
+
+RGBA = tuple[float, float, float, float]
+WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)
+GRASP_HEIGHT = 0.03  # metres from the table to every object's origin, where the fingers take it
+OBJECT_MASS, OBJECT_INERTIA = 0.2, 2e-4  # kg, kg m^2 around each axis
+TEXTURE_SIZE = 256  # pixels; the pictures are smaller than that
+ROBOT_GREY, ROBOT_DARK = (0.88, 0.89, 0.91), (0.22, 0.23, 0.26)
+CABINET_CREAM, HANDLE_GREY = (0.90, 0.84, 0.72), (0.35, 0.36, 0.38)
+# Half of the robot's vertices, behind the camera or hidden by the rest: drawing them costs 40 % of a render.
+OUT_OF_VIEW = ("controller_box", "pedestal_feet", "torso", "pedestal", "head", "right_arm_base_link")
+OUT_OF_VIEW += ("right_l0", "right_l1")
+
+# name: (file among Meta-World's textures, repeats)
+SURFACES: dict[str, tuple[str, float]] = {
+    "table_default": ("wood2.png", 1.0),
+    "table_mahogany": ("darkwood.png", 1.0),
+    "table_granite": ("granite.png", 1.0),
+    "table_marble": ("marble.png", 1.0),
+    "table_metal": ("metal2.png", 1.0),
+    "room_default": ("plaster1.png", 6.0),
+    "room_brick": ("brick1.png", 6.0),
+    "room_planks": ("wood4.png", 5.0),
+    "room_navy": ("navy_blue.png", 3.0),
+    "room_tiles": ("floor2.png", 8.0),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A primitive of a shape: MuJoCo's kind and sizes, its place above the table, a colour (None: the object's)."""
+
+    kind: str
+    size: tuple[float, float, float]
+    position: tuple[float, float, float]
+    colour: tuple[float, float, float] | None = None
+    touch: bool = False
+
+
+def _cylinder(radius: float, bottom: float, top: float, colour: Any = None, touch: bool = False) -> Part:
+    return Part("cylinder", (radius, (top - bottom) / 2, 0.0), (0.0, 0.0, (top + bottom) / 2), colour, touch)
+
+
+# Everything is about 5 cm across along y, where the fingers close, and lower than the palm (10 cm) when held.
+PARTS: dict[str, tuple[Part, ...]] = {
+    "can": (
+        _cylinder(0.026, 0.0, 0.074, touch=True),
+        _cylinder(0.0268, 0.026, 0.05, WHITE),
+        _cylinder(0.023, 0.074, 0.079, SILVER),
+    ),
+    "bottle": (
+        _cylinder(0.026, 0.0, 0.052, touch=True),
+        Part("ellipsoid", (0.026, 0.026, 0.022), (0.0, 0.0, 0.052)),
+        _cylinder(0.010, 0.06, 0.086),
+        _cylinder(0.0125, 0.084, 0.097, WHITE),
+    ),
+    "mug": (
+        _cylinder(0.028, 0.0, 0.06, touch=True),
+        _cylinder(0.0235, 0.0595, 0.0608, DARK),
+        Part("box", (0.011, 0.005, 0.005), (0.036, 0.0, 0.048)),
+        Part("box", (0.011, 0.005, 0.005), (0.036, 0.0, 0.016)),
+        Part("box", (0.005, 0.005, 0.021), (0.045, 0.0, 0.032)),
+    ),
+    "block": (Part("box", (0.026, 0.026, 0.026), (0.0, 0.0, 0.026), touch=True),),
+    "ball": (  # it stands on a hidden foot, or it would roll away before the robot has read the instruction
+        Part("sphere", (0.029, 0.0, 0.0), (0.0, 0.0, 0.029)),
+        _cylinder(0.025, 0.0, 0.045, touch=True),
+    ),
+    "sponge": (
+        Part("box", (0.042, 0.026, 0.011), (0.0, 0.0, 0.011), (0.85, 0.87, 0.80)),
+        Part("box", (0.042, 0.026, 0.009), (0.0, 0.0, 0.031)),
+        Part("box", (0.042, 0.026, 0.02), (0.0, 0.0, 0.02), touch=True),
+    ),
+}
+# A touched part that is not drawn: the visible parts cover it.
+UNSEEN_TOUCH = ("ball", "sponge")
+
+
+def build_model() -> Any:
+    """A copy of the compiled tabletop, for one simulation: its colours, shapes and places may be written to."""
+    return copy.copy(_compiled())
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Any:
+    spec = mujoco.MjSpec.from_file(full_V3_path_for("sawyer_xyz/sawyer_drawer.xml"))
+    _add_surfaces(spec)
+    _add_room(spec)
+    for index in range(2):
+        _add_object(spec, index)
+    model = spec.compile()
+    _weld_hand(model)
+    _paint(model)
+    return model
+
+
+def _add_surfaces(spec: Any) -> None:
+    """Every texture a variant may put on the table or the room, small, as a material."""
+    folder = Path(full_V3_path_for("textures"))
+    for name, (file, repeats) in SURFACES.items():
+        with Image.open(folder / file) as image:
+            small = image.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        small.save(buffer, format="PNG")
+        spec.assets[f"{name}.png"] = buffer.getvalue()
+        cube = name.startswith("table")
+        kind = mujoco.mjtTexture.mjTEXTURE_CUBE if cube else mujoco.mjtTexture.mjTEXTURE_2D
+        spec.add_texture(name=name, type=kind, file=f"{name}.png")
+        material = spec.add_material(name=name, texrepeat=[repeats, repeats], shininess=0.2, specular=0.2)
+        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
+
+
+def _add_room(spec: Any) -> None:
+    """Two walls behind the table, as far as the camera sees."""
+    upright, facing = [0.5**0.5, 0.5**0.5, 0.0, 0.0], [0.5**0.5, 0.0, 0.5**0.5, 0.0]
+    for name, position, turn in (("wall_back", [0.0, 1.9, 0.0], upright), ("wall_side", [-1.9, 0.0, 0.0], facing)):
+        wall = spec.worldbody.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_PLANE, pos=position, quat=turn)
+        wall.size, wall.material, wall.contype, wall.conaffinity = [3.0, 3.0, 0.1], "room_default", 0, 0
+
+
+def _add_object(spec: Any, index: int) -> None:
+    """A free body with the parts of all shapes, named `object0 can 0` and so on."""
+    body = spec.worldbody.add_body(name=f"object{index}", pos=[0.2 * index, 0.6, GRASP_HEIGHT])
+    body.add_freejoint(name=f"object{index}")
+    body.explicitinertial, body.mass = True, OBJECT_MASS
+    body.ipos, body.inertia = [0.0, 0.0, 0.0], [OBJECT_INERTIA] * 3
+    for shape in SHAPES:
+        for number, part in enumerate(PARTS[shape]):
+            geom = body.add_geom(name=f"object{index} {shape} {number}", size=part.size)
+            geom.type = getattr(mujoco.mjtGeom, f"mjGEOM_{part.kind.upper()}")
+            geom.pos = [part.position[0], part.position[1], part.position[2] - GRASP_HEIGHT]
+            geom.contype = geom.conaffinity = int(part.touch)  # 0 here would be 0 for the body, once and for all
+            geom.condim, geom.friction = 4, [1.0, 0.1, 0.002]
+            geom.solref[:2], geom.solimp[:3] = [0.01, 1.0], [0.99, 0.99, 0.01]
+
+
+def _weld_hand(model: Any) -> None:
+    """The weld that drags the hand after its target, as Meta-World sets it: no offset, torques five times forces."""
+    welds = model.eq_type == mujoco.mjtEq.mjEQ_WELD
+    model.eq_data[welds] = [0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5]
+
+
+def _paint(model: Any) -> None:
+    """Neutral colours for everything that stays, so that a named colour means an object."""
+    hidden = [model.body(name).id for name in OUT_OF_VIEW]
+    model.geom_rgba[np.isin(model.geom_bodyid, hidden), 3] = 0.0
+    reds = np.all(np.isclose(model.geom_rgba[:, :3], (0.5, 0.1, 0.1)), axis=1)
+    model.geom_rgba[reds, :3] = ROBOT_GREY
+    for name in ("rightclaw_it", "leftclaw_it", "rightpad_geom", "leftpad_geom"):
+        model.geom_rgba[model.geom(name).id, :3] = ROBOT_DARK
+    for material, colour in (("drawer_beige", CABINET_CREAM), ("drawer_white", HANDLE_GREY)):
+        model.mat_rgba[model.material(material).id, :3] = colour
+        model.mat_specular[model.material(material).id] = 0.2
+        model.mat_shininess[model.material(material).id] = 0.3
+
+
+def show_object(model: Any, index: int, shape: str, colour: str) -> None:
+    """Body `object{index}` becomes this shape: its parts are drawn and touched, those of all others are not."""
+    for other in SHAPES:
+        for number, part in enumerate(PARTS[other]):
+            geom = model.geom(f"object{index} {other} {number}").id
+            shown = other == shape
+            drawn = shown and not (part.touch and shape in UNSEEN_TOUCH)
+            model.geom_rgba[geom] = (*(part.colour or COLOURS[colour]), float(drawn))
+            model.geom_contype[geom] = model.geom_conaffinity[geom] = int(shown and part.touch)
+
+
+def ornament_object(shape: str, colour: str, x: float, y: float) -> list[Ornament]:
+    """The same object as something that is only drawn, standing on the table at (x, y) metres."""
+    parts = [part for part in PARTS[shape] if not (part.touch and shape in UNSEEN_TOUCH)]
+    return [
+        Ornament(p.kind, p.size, (x + p.position[0], y + p.position[1], p.position[2]), _opaque(p, colour))
+        for p in parts
+    ]
+
+
+def _opaque(part: Part, colour: str) -> RGBA:
+    red, green, blue = part.colour or COLOURS[colour]
+    return red, green, blue, 1.0

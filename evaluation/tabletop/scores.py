@@ -1,0 +1,153 @@
+"""Scores of tabletop episodes, and the tables that show them.
+
+Decides: what counts, how rates are averaged, intervals. Refuses to know: how episodes are run, the simulator.
+
+    a rate           successes of the episodes that ran; malformed ones are failures, crashed ones are left out
+    a variant's mean the mean over tasks of their rates
+    a family's mean  the mean over its variants, `variants` the mean over families, each of which has as many variants.
+                     SimplerEnv's scripts run camera poses but do not count them: the mean without stands beside
+    intervals        Wilson's, 95 %, of as many trials as these are worth: tasks and variants share their layouts
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from gen_vla.evaluation.simulation.layouts import TASKS
+from gen_vla.evaluation.simulation.looks import FAMILIES, variant_of
+from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
+from gen_vla.evaluation.tabletop.episodes import Episode
+
+
+NOT_COUNTED_BY_SIMPLER = "camera"
+
+
+def rate(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """Successes, n, rate, interval, malformed, crashed, median steps of the successes; rate None without n."""
+    ran = [e for e in episodes if e.outcome != "crashed"]
+    steps = [e.steps for e in ran if e.outcome == "success"]
+    return {
+        "successes": len(steps),
+        "n": len(ran),
+        "rate": round(len(steps) / len(ran), 4) if ran else None,
+        "interval": _interval([scored_episode(e) for e in ran]),
+        "malformed": sum(e.outcome == "malformed" for e in ran),
+        "crashed": len(episodes) - len(ran),
+        "median_steps": float(np.median(steps)) if steps else None,
+    }
+
+
+def scored_episode(episode: Episode, part: str = "") -> Scored:
+    """What a share is made of, of an episode that ran."""
+    return Scored(str(episode.seed), part, float(episode.outcome == "success"))
+
+
+def _interval(trials: Sequence[Scored], weights: Sequence[float] | None = None) -> list[float]:
+    return [round(bound, 4) for bound in clustered_share(trials, weights).interval] if trials else [0.0, 1.0]
+
+
+def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+    """All that one policy's episodes say, by mode."""
+    summary: dict[str, Any] = {}
+    for mode in dict.fromkeys(e.mode for e in episodes):
+        chosen = [e for e in episodes if e.mode == mode]
+        summary[mode] = _summarise_variants(chosen) if mode == "variants" else _summarise_tasks(chosen)
+    return summary
+
+
+def _summarise_tasks(episodes: Sequence[Episode]) -> dict[str, Any]:
+    tasks = {task: rate([e for e in episodes if e.task == task]) for task in _tasks_of(episodes)}
+    mean = _mean([cell["rate"] for cell in tasks.values()])
+    by_task = [scored_episode(e, e.task) for e in episodes if e.outcome != "crashed"]
+    return {"tasks": tasks, "all": rate(episodes), "mean": mean, "interval": _interval(by_task)}
+
+
+def _summarise_variants(episodes: Sequence[Episode]) -> dict[str, Any]:
+    families: dict[str, Any] = {}
+    for family in FAMILIES:
+        members = [e for e in episodes if variant_of(e.variant).family == family]
+        variants = {
+            variant_of(key).name: _summarise_tasks([e for e in members if e.variant == key])
+            for key in dict.fromkeys(e.variant for e in members)
+        }
+        if variants:
+            families[family] = {"variants": variants, "mean": _mean([v["mean"] for v in variants.values()])}
+    counted = [families[f]["mean"] for f in families if f != NOT_COUNTED_BY_SIMPLER]
+    ran = [e for e in episodes if e.outcome != "crashed"]
+    return {
+        **_summarise_tasks(episodes),
+        "families": families,
+        "mean": _mean([family["mean"] for family in families.values()]),
+        "mean_without_camera": _mean(counted),
+        "interval": _interval([scored_episode(e) for e in ran], family_weights(ran)),
+    }
+
+
+def family_weights(episodes: Sequence[Episode]) -> list[float]:
+    """Of each episode in the mean over families of the mean over variants of the mean over tasks of the rates."""
+    cells = Counter((e.variant, e.task) for e in episodes)
+    tasks = Counter(variant for variant, _ in cells)
+    variants = Counter(variant_of(variant).family for variant in tasks)
+    shares = {v: 1 / (len(variants) * variants[variant_of(v).family] * tasks[v]) for v in tasks}
+    return [shares[e.variant] / cells[e.variant, e.task] for e in episodes]
+
+
+def _tasks_of(episodes: Sequence[Episode]) -> list[str]:
+    present = {e.task for e in episodes}
+    return [task for task in TASKS if task in present]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(fmean(known), 4) if known else None
+
+
+# Tables.
+def results_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop") -> Table:
+    """A row per policy and mode: every task with its interval, the mean, malformed and crashed episodes."""
+    tasks = [t for t in TASKS if any(t in mode["tasks"] for s in summaries.values() for mode in s.values())]
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("policy", "mode", *tasks, "mean", "mal-_formed", "crashed"):
+        heading = column.replace("_", "\n")
+        table.add_column(heading, justify="left" if column in ("policy", "mode") else "right", no_wrap=True)
+    for policy, summary in summaries.items():
+        for mode, found in summary.items():
+            cells = [_cell(found["tasks"][task]) if task in found["tasks"] else "-" for task in tasks]
+            counts = str(found["all"]["malformed"]), str(found["all"]["crashed"])
+            table.add_row(policy, mode, *cells, _percent(found["mean"]), *counts)
+    return table
+
+
+def variants_table(variants: dict[str, Any], title: str = "variants") -> Table:
+    """A row per variant under its family's mean, of one policy's `variants`."""
+    tasks = list(variants["tasks"])
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("variant", *tasks, "mean", "mal-_formed", "crashed"):
+        table.add_column(column.replace("_", "\n"), justify="left" if column == "variant" else "right", no_wrap=True)
+    for family, found in variants["families"].items():
+        table.add_section()
+        table.add_row(f"[bold]{family.replace('_', ' ')}", *[""] * len(tasks), f"[bold]{_percent(found['mean'])}")
+        for name, cell in found["variants"].items():
+            shares = [_percent(cell["tasks"][task]["rate"]) if task in cell["tasks"] else "-" for task in tasks]
+            counts = str(cell["all"]["malformed"]), str(cell["all"]["crashed"])
+            table.add_row(f"  {name.replace('_', ' ')}", *shares, _percent(cell["mean"]), *counts)
+    table.add_section()
+    low, high = variants["interval"]
+    mean = f"[bold]{_percent(variants['mean'])}"
+    table.add_row(f"mean of families ({100 * low:.0f}-{100 * high:.0f} %)", *[""] * len(tasks), mean)
+    table.add_row("  without camera", *[""] * len(tasks), _percent(variants["mean_without_camera"]))
+    return table
+
+
+def _cell(found: dict[str, Any]) -> str:
+    low, high = (100 * bound for bound in found["interval"])
+    return f"{found['successes']}/{found['n']}\n{low:.0f}-{high:.0f} %"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"

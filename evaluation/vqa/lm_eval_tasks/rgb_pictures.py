@@ -1,0 +1,1 @@
+../../../processors/rgb_pictures.py

@@ -1,0 +1,100 @@
+"""Is the vision-language model still in there? Questions about held-out scenes, answered by plain `generate`.
+
+Decides: how an answer is compared (exact match, case and outer space aside) and what stands beside the score: the
+share one gets by always giving a kind's most frequent answer. Refuses to know: how the pictures came about, how the
+model was trained.
+
+    gen-vla evaluate scene_questions MODEL --questions demo_output/held_out_questions
+"""
+
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.table import Table
+from tqdm import tqdm
+
+from gen_vla.evaluation.statistics.intervals import wilson_interval
+
+
+MAX_NEW_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class KindScore:
+    """Right answers of n, with Wilson's 95 % interval and the majority answer's share."""
+
+    right: int
+    n: int
+    interval: tuple[float, float]
+    majority: float
+
+
+@dataclass
+class QuestionReport:
+    """Scores by kind of question and over all, and every answer."""
+
+    total: KindScore
+    kinds: dict[str, KindScore]
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+def evaluate_questions(
+    model: Any, processor: Any, dataset: Dataset, batch_size: int = 50, progress: bool = True
+) -> QuestionReport:
+    """Asks every question of a data set.
+
+    Args:
+        model, processor: of the family.
+        dataset: columns image, question, answer, kind.
+        batch_size: questions per call of `generate`.
+    """
+    answers = []
+    for first in tqdm(range(0, len(dataset), batch_size), unit="batch", disable=not progress):
+        batch = dataset[first : first + batch_size]
+        given = answer_questions(model, processor, batch["image"], batch["question"])
+        for kind, question, expected, got in zip(batch["kind"], batch["question"], batch["answer"], given):
+            right = got.strip().lower() == expected.strip().lower()
+            answers.append({"kind": kind, "question": question, "expected": expected, "got": got, "right": right})
+    by_kind = defaultdict(list)
+    for answer in answers:
+        by_kind[answer["kind"]].append(answer)
+    kinds = {kind: _score(rows) for kind, rows in sorted(by_kind.items())}
+    majority = sum(score.majority * score.n for score in kinds.values()) / len(answers)
+    return QuestionReport(_score(answers, majority), kinds, answers)
+
+
+def answer_questions(model: Any, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
+    """The model's answers to B questions about B pictures."""
+    inputs = processor.question_inputs(images, questions).to(model.device)
+    with torch.no_grad():
+        output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+    return [
+        text.strip()
+        for text in processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]
+
+
+def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindScore:
+    right = sum(row["right"] for row in rows)
+    if majority is None:
+        majority = Counter(row["expected"] for row in rows).most_common(1)[0][1] / len(rows)
+    low, high = wilson_interval(right, len(rows))
+    return KindScore(right, len(rows), (round(low, 4), round(high, 4)), round(majority, 4))
+
+
+def questions_table(report: QuestionReport) -> Table:
+    """A row per kind of question, the total last."""
+    table = Table(title="Questions about held-out scenes")
+    for column in ("question", "right", "95 %", "majority answer"):
+        table.add_column(column, justify="left" if column == "question" else "right", no_wrap=True)
+    for kind, score in [*report.kinds.items(), ("all", report.total)]:
+        low, high = (100 * bound for bound in score.interval)
+        table.add_row(kind, f"{score.right}/{score.n}", f"{low:.0f}-{high:.0f} %", f"{100 * score.majority:.0f} %")
+    return table

@@ -1,0 +1,145 @@
+"""Is the vision-language model still in there? TextVQA, POPE, GQA, VizWiz, VSR and the recorded scenes, by lm-eval.
+
+Decides: the protocol (lm-eval's `hf-multimodal` with the model's own chat template, greedy, no examples in the prompt)
+and the results file. Refuses to know: prompts and scoring (`lm_eval_tasks/`), how figures are summed up and shown
+(`vqa/results.py`).
+
+    gen-vla evaluate vqa MODEL --tasks textvqa,pope --limit 200 --output vqa.json
+    gen-vla evaluate vqa MODEL --tasks scenes --local vqa_data --output vqa.json
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from gen_vla.evaluation.policies.flow import check_answers
+from gen_vla.evaluation.vqa.results import picture_of, task_figures
+from gen_vla.training.provenance.origin import describe_machine
+
+
+TASKS_FOLDER = Path(__file__).with_name("lm_eval_tasks")
+PUBLISHED = ("textvqa", "pope", "gqa", "vizwiz", "vsr")
+TASKS = (*PUBLISHED, "scenes")
+
+
+def run_vqa(
+    model: str,
+    tasks: Sequence[str] = PUBLISHED,
+    *,
+    local: str | Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 4,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Asks a model the questions of some tasks.
+
+    Args:
+        model: a folder, or a name on the Hub or in the cache.
+        tasks: of `TASKS`.
+        local: a folder with files for some or all tasks; see lm_eval_tasks/README.md.
+        limit: at most this many questions per task, the first ones.
+        batch_size: questions per call of `generate`.
+
+    Returns:
+        The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score",
+        "picture"}`, the last one `None` where the data set does not name it.
+
+    Raises:
+        ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
+            that writes no words.
+        FileNotFoundError: if a task's data is not to be had; before the model is loaded.
+    """
+    check_arguments(tasks, limit, batch_size)
+    simple_evaluate, manager_class = import_lm_eval()
+    where = {"local": str(local)} if local else {}
+    manager = manager_class(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=where)
+    loaded = manager.load([f"gen_vla_{task}" for task in tasks])["tasks"]
+    check_answers(AutoConfig.from_pretrained(model, trust_remote_code=True))
+    evaluated = simple_evaluate(
+        model="hf-multimodal",
+        model_args={"pretrained": model, "trust_remote_code": True, "dtype": "auto"},
+        tasks=list(loaded.values()),
+        task_manager=manager,
+        batch_size=batch_size,
+        device="cuda:0" if torch.cuda.is_available() else "cpu",
+        limit=limit,
+        apply_chat_template=True,
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    samples = {task: evaluated["samples"][f"gen_vla_{task}"] for task in tasks}
+    results = {
+        "suite": "vqa",
+        "model": model,
+        "environment": describe_machine(),
+        "protocol": describe_protocol(limit, batch_size),
+        "data": {task: data_source(loaded[f"gen_vla_{task}"].config, local) for task in tasks},
+        "tasks": [figure for task in tasks for figure in task_figures(task, samples[task])],
+    }
+    return results, [answer for task in tasks for answer in list_answers(task, samples[task])]
+
+
+def check_arguments(tasks: Sequence[str], limit: int | None, batch_size: int) -> None:
+    """Raises `ValueError` for what could not be run."""
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks:
+        raise ValueError(f"got tasks {', '.join(unknown) or 'none'}, expected some of {', '.join(TASKS)}")
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"got tasks {', '.join(tasks)}, expected each at most once")
+    for name, number in (("limit", limit), ("batch size", batch_size)):
+        if number is not None and number < 1:
+            raise ValueError(f"got a {name} of {number}, expected at least 1")
+
+
+def import_lm_eval() -> tuple[Any, Any]:
+    """lm-eval's `simple_evaluate` and `TaskManager`; a `ValueError` that says what to install without it."""
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ValueError(
+            f"got no usable lm-eval ({error}), expected it to be installed; run: pip install 'gen-vla[eval]'"
+        ) from error
+    return simple_evaluate, TaskManager
+
+
+def describe_protocol(limit: int | None, batch_size: int) -> dict[str, Any]:
+    """What scores depend on besides model and data."""
+    return {
+        "harness": f"lm-eval {version('lm-eval')}, hf-multimodal",
+        "chat_template": True,
+        "examples_in_prompt": 0,
+        "decoding": "greedy",
+        "batch_size": batch_size,
+        "limit": limit,
+    }
+
+
+def data_source(config: Any, local: str | Path | None) -> str:
+    """The folder a task read, else its data set's Hub id."""
+    folder = Path(local or "") / config.dataset_kwargs["name"]
+    return str(folder) if local and folder.is_dir() else config.dataset_kwargs["repository"]
+
+
+def list_answers(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What was asked, expected and answered, with the score of each answer."""
+    for sample in samples:
+        doc = sample["doc"]
+        score = next(sample[name] for name in ("soft_accuracy", "exact_match", "accuracy") if name in sample)
+        yield {
+            "task": task,
+            "question": doc.get("question") or doc.get("caption"),
+            "expected": doc.get("answers") or sample["target"],
+            "answer": sample["filtered_resps"][0],
+            "score": float(score[0] == score[1]) if isinstance(score, tuple) else score,
+            "picture": picture_of(doc),
+        }
+
+
+def write_answers(answers: Sequence[dict[str, Any]], path: Path) -> None:
+    """One JSON object per line."""
+    path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers), encoding="utf-8")

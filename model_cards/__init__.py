@@ -1,1 +1,0 @@
-"""Model cards: one template, one file of facts per variant."""

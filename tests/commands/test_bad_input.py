@@ -1,0 +1,171 @@
+"""`gen-vla train` on data and settings that cannot work: a message and exit code 2, before the first step."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from published_sets import write_llava
+from robot_data_sets import make_episodes, write_lerobot
+from table_data import SETS, write_table_data
+from tiny_runs import tiny_recipe, write_robot_data
+
+from gen_vla.commands.main import main
+from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.storage.hub_requests import HTTP_ERROR
+from gen_vla.training.trainer import CoTrainer
+
+
+SOURCES = [f"--set=data.vision_language.{number}.path={path}" for number, path in enumerate(SETS)]
+
+
+@pytest.fixture(autouse=True)
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one of these must be found before anything is trained."""
+    monkeypatch.setattr(CoTrainer, "compute_loss", lambda *_, **__: pytest.fail("a step was taken"))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table_data(tmp_path_factory.mktemp("tables"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], recipe: str, work_dir: Path, *options: str) -> str:
+    """The message of a run that is refused."""
+    code = main(["train", recipe, "--work-dir", str(work_dir), *options])
+    message = capsys.readouterr().err
+    assert code == 2, message[-2000:]
+    return message[message.rindex("gen-vla: ") :]
+
+
+def mini(capsys: pytest.CaptureFixture[str], work_dir: Path, *options: str) -> str:
+    return refused(capsys, "openvla_plus_bridge", work_dir, "--mini", *SOURCES, *options)
+
+
+def tiny(capsys: pytest.CaptureFixture[str], work_dir: Path, **overrides: Any) -> str:
+    tiny_recipe(work_dir, **overrides)
+    return refused(capsys, str(work_dir / "tiny.yaml"), work_dir)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.shufle_buffer=3", "unknown key 'shufle_buffer'; did you mean 'shuffle_buffer'?"),
+        ("training.batch_size=7", "got batch_size=7, expected an even number"),
+        ("data.co_training=[llav]", "got co_training with 'llav', which is no vision-language data set here; did you"),
+        ("data.max_bad_share=2.0", "got max_bad_share=2.0, expected a share from 0 to 1"),
+        ("data.robot.0.weight=0.0", "got weight=0.0, expected a number above 0"),
+        ("model.frozen=clip", "frozen: got 'clip' (str), expected one of"),
+        ("actions.action_dim=8", "got actions of 7 dimensions in robot/bridge_orig, expected actions.action_dim=8"),
+        ("actions.action_dim=6", "got binary_dims=[6] with action_dim=6, expected dimensions from 0 to 5"),
+        ("actions.binary_dims=[5, 6]", "dimension 5, expected 0 and 1 alone, since actions.binary_dims names it"),
+        ("data.robot.0.split=validation", "validation"),
+        ("data.robot.0.cameras=[image_7]", "got camera 'image_7', expected one of"),
+        ("data.robot.0.path=nowhere", "got no folder at"),
+        ("data.vision_language.2.path=nowhere", "got no vision-language data set at"),
+        ("data.vision_language.0.format=vqasynth", "llava"),
+    ],
+)
+def test_settings_that_cannot_work(setting: str, message: str, tables: Path, capsys: Any) -> None:
+    assert message in mini(capsys, tables, f"--set={setting}")
+
+
+def test_an_unknown_recipe_and_a_missing_model(tables: Path, capsys: Any) -> None:
+    assert "did you mean 'openvla_plus_bridge'?" in refused(capsys, "openvla_plus_brigde", tables)
+    assert "got " in refused(capsys, "openvla_plus_bridge", tables)
+    assert "gen-vla convert makes it" in refused(capsys, "openvla_plus_bridge", tables)
+
+
+def test_a_truncated_tfrecord(tables: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(tables, tmp_path / "copy")
+    file = next((tmp_path / "copy" / "bridge_orig").glob("**/*.tfrecord-00001-of-00002"))
+    file.write_bytes(file.read_bytes()[:-100])
+    message = mini(capsys, tmp_path / "copy")
+    assert file.name in message
+    assert "cut off" in message
+
+
+def test_a_parquet_without_its_column(tmp_path: Path, tables: Path, capsys: Any) -> None:
+    shutil.copytree(tables, tmp_path / "copy")
+    folder = write_lerobot(tmp_path / "copy" / "lerobot", make_episodes(2, 5, size=16), "v2.1")
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    info["features"]["motion"] = info["features"].pop("action")
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    message = mini(capsys, tmp_path / "copy", "--set=data.robot.0.path=lerobot")
+    assert "expected action" in message
+
+
+def test_every_episode_with_nan_leaves_nothing(tmp_path: Path, tables: Path, capsys: Any) -> None:
+    from rlds_data_sets import write_rlds
+
+    shutil.copytree(tables, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "bridge_orig")
+    episodes = make_episodes(3, 6, size=16)
+    for episode in episodes:
+        episode.states[2, 0] = np.nan
+    write_rlds(tmp_path / "copy", episodes, "bridge_orig")
+    message = mini(capsys, tmp_path / "copy")
+    assert "without a step that has an instruction and a finite action" in message
+
+
+def test_nan_and_missing_columns_in_a_recording(tmp_path: Path, capsys: Any) -> None:
+    actions = [[0.0, 0.0, 1.0]] * 5 + [[0.0, float("nan"), 1.0]]
+    write_robot_data(tmp_path / "robot", action=actions)
+    message = tiny(capsys, tmp_path)
+    assert "robot data set 'tiny': got nan in row 5, dimension 1, expected finite actions" in message
+    other = tmp_path / "other"
+    message = tiny(capsys, other, data__robot=[{"path": "questions", "key": "tiny"}])
+    assert "expected also instruction, action, episode_index" in message
+
+
+def test_an_empty_set(tmp_path: Path, tables: Path, capsys: Any) -> None:
+    shutil.copytree(tables, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "llava")
+    write_llava(tmp_path / "copy" / "llava", [], {}, zipped=True)
+    assert "llava" in mini(capsys, tmp_path / "copy")
+
+
+def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path: Path, capsys: Any) -> None:
+    widths = [[0.0, 0.0, width] for width in (0, 0.02, 0.04, 0.06, 0.08, 1)]
+    write_robot_data(tmp_path / "robot", action=widths)
+    message = tiny(capsys, tmp_path)
+    assert "got values from 0 to 1 in dimension 2, expected 0 and 1 alone" in message
+    assert "actions.binary_dims: []" in message
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 3, "decimals": 2, "binary_dims": []})
+    statistics = open_data(recipe, tmp_path).norm_stats["tiny"]["action"]
+    assert statistics["mask"] == [True, True, True]
+
+
+def test_a_run_without_a_connection(
+    tmp_path: Path, tables: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_answer(*_: Any, **__: Any) -> None:
+        raise HTTP_ERROR("name or service not known")
+
+    monkeypatch.setattr("gen_vla.training.run.open_data", no_answer)
+    message = mini(capsys, tables)
+    assert "the Hub could not be asked" in message
+    assert "--set data.co_training=[]" in message
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./owner/name", "owner/name/more"])
+def test_what_no_model_is_loaded_from(name: str, tmp_path: Path, capsys: Any) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "camera.png")
+    assert main(["predict", name, str(tmp_path / "camera.png"), "go"]) == 2
+    assert "is no folder here" in capsys.readouterr().err
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert main(["predict", str(tmp_path / "adapter"), str(tmp_path / "camera.png"), "go"]) == 2
+    assert "which is a LoRA adapter, expected a whole model" in capsys.readouterr().err
+
+
+def test_a_service_that_is_not_installed(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gen_vla.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
+    tiny_recipe(tmp_path)
+    message = refused(capsys, str(tmp_path / "tiny.yaml"), tmp_path, "--report-to", "trackio")
+    assert "got report_to='trackio', whose package is missing; pip install trackio" in message
+    assert yaml.safe_load((tmp_path / "tiny.yaml").read_text())["name"] == "tiny"

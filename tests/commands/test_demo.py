@@ -1,0 +1,74 @@
+"""The demo's whole path at its quickest, in a process of its own, as `make demo` runs it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from gen_vla.commands.demo import use_own_cache
+
+
+try:
+    from gen_vla.evaluation.drawers.environment import DrawerEnv
+
+    DrawerEnv("drawer-open", image_size=64).render()
+except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
+    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-m", "gen_vla.commands.main", "demo", "--quick", "--output", str(tmp_path / "demo")]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    output = tmp_path / "demo"
+    results = json.loads((output / "results.json").read_text())
+    assert [report["policy"] for report in results["rollouts"]][:2] == ["policy", "policy, blank image"]
+    assert results["rollouts"][0]["scores"]["drawer-open"]["n"] == 2
+    assert results["questions"]["total"]["n"] == 160
+    assert 2 <= results["latency"]["forward_passes"] < 49
+    assert "transformers_modules.gen" in run.stdout
+    with Image.open(output / "pictures" / "drawer-open.gif") as episode:
+        assert episode.n_frames > 5  # type: ignore[attr-defined]
+    card = (output / "repository" / "README.md").read_text()
+    assert "zero actions" in card
+    assert "# mini-openvla-plus" in card
+    typed = "gen-vla demo --quick --output demo"
+    assert f"```\n{typed}  # " in card
+    assert results["provenance"]["command"] == typed
+    assert (results["model"], results["trained"]["recipe"]) == ("gen-vla/mini-openvla-plus", "mini-openvla-plus")
+    assert str(tmp_path) not in json.dumps(results) + card
+    trained = json.loads((output / "mini-openvla-plus" / "training_log.json").read_text())
+    assert trained["data"]["robot"] == [len_of(output / "demonstrations")]
+    assert trained["provenance"]["model"]["name"] == "demo/mini-vlm"
+    assert str(tmp_path) not in (output / "repository" / "training_log.json").read_text()
+    check_second_call_keeps_what_is_there(command, environment, output)
+
+
+def len_of(folder) -> int:
+    from datasets import load_from_disk
+
+    return len(load_from_disk(str(folder)))
+
+
+def check_second_call_keeps_what_is_there(command, environment, output) -> None:
+    """Neither data nor training is done again; the weights are the same bytes."""
+    weights = (output / "mini-openvla-plus" / "model.safetensors").read_bytes()
+    recorded = (output / "demonstrations" / "recording.json").read_text()
+    run = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.count("is trained already") == 2
+    assert (output / "mini-openvla-plus" / "model.safetensors").read_bytes() == weights
+    assert (output / "demonstrations" / "recording.json").read_text() == recorded
+
+
+def test_the_cache_cannot_be_moved_after_the_fact(tmp_path):
+    import huggingface_hub  # noqa: F401
+
+    with pytest.raises(RuntimeError, match="imported already"):
+        use_own_cache(tmp_path)

@@ -1,0 +1,98 @@
+"""`gen-vla demo --space`: which model it opens with, and what it says when there is none."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from space_models import save_arm_model
+from tiny_models import tiny_tokenizer
+
+from gen_vla.commands.main import main
+from gen_vla.commands.space import absolute, demo_model
+
+
+def repository(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path) -> None:
+    outputs = (tmp_path / "demo_output", tmp_path / "demo_output_quick")
+    quick = repository(outputs[1] / "repository")
+    assert demo_model(outputs) == str(quick)
+    whole = repository(outputs[0] / "repository")
+    assert demo_model(outputs) == str(whole)
+
+
+def test_folders_are_given_in_full_and_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert absolute("model") == str(tmp_path / "model")
+    assert absolute("gen-vla/openvla-plus") == "gen-vla/openvla-plus"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--space"], "run `gen-vla demo` (a quarter of an hour) or `gen-vla demo --quick --space`"),
+        (["--space", "--output", "elsewhere"], "got no model in elsewhere/repository"),
+        (["--model", "somewhere"], "expected them with it"),
+    ],
+)
+def test_mistakes_say_what_to_do(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
+    assert main(["demo", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
+    save_arm_model(tiny_tokenizer("llama_like"), tmp_path / "demo_output" / "repository")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "gen_vla.commands.main", "demo", "--space"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        page = wait_for_page(f"http://127.0.0.1:{port}", process, tmp_path / "log")
+        assert "What should be done" in page
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl+C sends: to the command and to the Space
+        code = process.wait(timeout=60)
+    assert code == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def wait_for_page(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
+    limit = time.monotonic() + 180
+    while process.poll() is None and time.monotonic() < limit:
+        try:
+            return urllib.request.urlopen(url, timeout=5).read().decode()
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(log.read_text()[-3000:])

@@ -1,0 +1,50 @@
+"""Recording of the simulated data sets that a recipe asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import tiny_recipe, write_questions, write_robot_data
+
+from gen_vla.commands.main import main
+from gen_vla.commands.recording import record_missing_data
+from gen_vla.evaluation.drawers import recording as metaworld_recording
+
+
+def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("gen_vla.commands.recording.record_missing_data", lambda *_: pytest.fail("recorded first"))
+    tiny_recipe(tmp_path, model={"initial_model": "nowhere"})
+    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]) == 2
+    assert "initial_model='nowhere' and no folder" in capsys.readouterr().err
+
+
+def test_missing_data_is_recorded_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def demonstrations(folder: Path, **settings: Any) -> None:
+        calls.append(("demonstrations", settings))
+        write_robot_data(folder)
+
+    def questions(folder: Path, **settings: Any) -> None:
+        calls.append(("questions", settings))
+        write_questions(folder)
+
+    monkeypatch.setattr(metaworld_recording, "record_demonstrations", demonstrations)
+    monkeypatch.setattr(metaworld_recording, "record_questions", questions)
+    data: dict[str, Any] = {
+        "data__robot": [{"path": "drawers", "key": "k", "record": {"episodes_per_task": 3, "start": "stock"}}],
+        "data__vision_language": [{"path": "scenes", "name": "s", "record": {"count": 5, "seed": 9}}],
+    }
+    record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
+    episodes = {"episodes_per_task": 3, "seed": 0, "start": "stock", "variation": "modest", "paraphrase": False}
+    assert calls == [
+        ("demonstrations", {"image_size": 16, **episodes}),
+        ("questions", {"image_size": 16, "count": 5, "seed": 9}),
+    ]
+    record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
+    assert len(calls) == 2  # what is there stays
+    data["data__vision_language"][0]["record"]["count"] = 6
+    with pytest.raises(ValueError, match=r"scenes recorded with .*'count': 5.*'count': 6.*delete the folder"):
+        record_missing_data(tiny_recipe(tmp_path, name="another", **data), tmp_path)

@@ -1,0 +1,289 @@
+"""What the pages say is so: commands parse, recipes train, figures are those of result files, links lead somewhere."""
+
+import configparser
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rlds_data_sets import write_rlds
+from robot_data_sets import Episode, make_episodes, write_lerobot
+
+from gen_vla.commands.main import build_parser, main
+from gen_vla.training.checkpoints import load_model
+from gen_vla.training.recipes.loading import load_recipe
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "evaluation" / "vqa" / "lm_eval_tasks" / "README.md"]
+RESULTS = ROOT / "evaluation" / "results"
+LAUNCHED = " -m gen_vla.commands.main "
+
+
+def script(name: str) -> Any:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in a language; "" for those without one."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    return [body for _, kind, body in found if kind == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of its shell blocks, continued ones joined."""
+    lines = [block.replace("\\\n", " ") for language in ("", "bash", "sh") for block in blocks(page, language)]
+    return [line.strip() for line in "\n".join(lines).splitlines() if line.strip()]
+
+
+def parsed(command: str) -> Any:
+    return build_parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_is_understood(page: Path) -> None:
+    for command in commands(page):
+        if command.startswith("gen-vla "):
+            assert callable(parsed(command).run), command
+        elif command.startswith(("accelerate launch", "sbatch")):
+            file = re.search(r"training/\S+", command)
+            assert file, command
+            assert (ROOT / file[0]).is_file(), command
+            arguments = command.partition(LAUNCHED if LAUNCHED in command else file[0])[2].strip()
+            assert parsed(f"gen-vla {arguments if LAUNCHED in command else f'train {arguments}'}").recipe
+        elif command.startswith("make "):
+            target = shlex.split(command, comments=True)[1]
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+        elif command.startswith("python "):
+            assert python_file(command).is_file(), command
+        else:
+            assert command.startswith(("hf ", "jq ", "lm_eval ")), f"{page}: nothing checks {command!r}"
+
+
+def python_file(command: str) -> Path:
+    """The file that `python FILE` or `python -m MODULE` runs."""
+    first, *rest = shlex.split(command)[1:]
+    if first == "-m":
+        return ROOT / (rest[0].removeprefix("gen_vla.").replace(".", "/") + ".py")
+    return ROOT / first
+
+
+def test_the_pages_show_every_command_and_every_suite() -> None:
+    """Nothing that a user can run goes unmentioned."""
+    lines = [shlex.split(c, comments=True) for page in PAGES for c in commands(page) if c.startswith("gen-vla ")]
+    parser = build_parser()
+    assert {words[1] for words in lines} == set(subcommands(parser))
+    assert {words[2] for words in lines if words[1] == "evaluate"} == set(subcommands(subcommands(parser)["evaluate"]))
+
+
+def subcommands(parser: Any) -> dict[str, Any]:
+    """Parsers by the word that chooses them."""
+    return next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        assert (page.parent / target).exists(), target
+    tops = "modeling|processors|training|evaluation|model_cards|tests|spaces|docs"
+    for name in re.findall(rf"`((?:{tops})/[\w./*-]+)`", text):
+        assert list(ROOT.glob(name.rstrip("/"))), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_parses_and_python_compiles(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec")
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipes of the page, and the data sets they name; the questions are written by the page's own code."""
+    folder = tmp_path_factory.mktemp("own")
+    for block in blocks(ROOT / "docs" / "training.md", "yaml"):
+        name = yaml.safe_load(block)["name"].replace("-", "_")
+        (folder / f"{name}.yaml").write_text(block, encoding="utf-8")
+    write_lerobot(folder / "my_lerobot_data", make_episodes(2, 5, size=32), "v3.0")
+    write_rlds(folder, make_episodes(2, 5, size=32), "my_rlds_data")
+    write_lerobot(folder / "my_bimanual_data", two_arms(make_episodes(2, 5, ("cam_high", "cam_low"), 32)), "v2.1")
+    Image.new("RGB", (20, 20), "red").save(folder / "cup.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(blocks(ROOT / "docs" / "data.md", "python")[0], "data.md", "exec"), {})
+    return folder
+
+
+def two_arms(episodes: list[Episode]) -> list[Episode]:
+    """Actions of 14 dimensions whose grippers, dimensions 6 and 13, have a width of 0 to 0.08."""
+    for episode in episodes:
+        episode.actions = np.concatenate([episode.actions, episode.actions], axis=1)
+        episode.actions[:, [6, 13]] = np.linspace(0, 0.08, len(episode.actions))[:, None]
+        episode.states = np.concatenate([episode.states, episode.states], axis=1)
+    return episodes
+
+
+@pytest.mark.parametrize("recipe", ["my_robot", "my_robot_rlds", "my_two_arms"])
+def test_a_recipe_of_your_own_trains_as_the_page_says(
+    recipe: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = [c for c in commands(ROOT / "docs" / "training.md") if f" {recipe}.yaml " in c and " --mini" in c]
+    assert len(shown) == 1
+    monkeypatch.chdir(work_dir)
+    assert main(shlex.split(shown[0])[1:]) == 0, capsys.readouterr().err
+    folder = work_dir / f"mini-{recipe.replace('_', '-')}"
+    history = json.loads((folder / "training_log.json").read_text())["history"]
+    key = recipe.removesuffix("_rlds")
+    losses = [entry[f"robot/{key}/loss"] for entry in history if f"robot/{key}/loss" in entry]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    co_trained = any("vision_language/my_questions/loss" in entry for entry in history)
+    assert co_trained == (recipe == "my_robot_rlds")
+    model = load_model(folder)
+    assert list(model.config.norm_stats) == [key]
+    assert (folder / "adapter" / "config.json").is_file() == (recipe == "my_two_arms")
+    assert model.config.frozen == "siglip"
+
+
+def test_a_look_at_the_data_as_the_pages_show_it(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages = (ROOT / "docs" / "training.md", ROOT / "README.md")
+    shown = [c for page in pages for c in commands(page) if " my_robot.yaml " in c and " --check" in c]
+    assert len(shown) == 2
+    monkeypatch.chdir(work_dir)
+    for command in shown:
+        assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
+        assert "robot/my_robot" in capsys.readouterr().out
+    assert (work_dir / "my-robot" / "first_rows.png").is_file()
+
+
+def test_a_mini_run_can_be_repeated_with_another_recipe(
+    work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Looking whether data reads takes several attempts."""
+    monkeypatch.chdir(work_dir)
+    command = ["train", "my_robot.yaml", "--work-dir", "again", "--mini", "--set=data.co_training=[]"]
+    command += [f"--set=data.robot.0.path={work_dir / 'my_lerobot_data'}"]
+    assert main([*command, "--set=training.steps=1"]) == 0
+    assert main(command) == 0, capsys.readouterr().err
+    assert main([*command, "--set=training.steps=3", "--resume"]) == 2
+    assert "training.steps was 2 and is 3" in capsys.readouterr().err
+
+
+def test_the_recipe_of_the_readme_is_the_one_of_the_page(work_dir: Path) -> None:
+    [block] = blocks(ROOT / "README.md", "yaml")
+    assert yaml.safe_load(block) == yaml.safe_load((work_dir / "my_robot.yaml").read_text())
+    recipe = load_recipe(work_dir / "my_robot.yaml")
+    assert (recipe.model.frozen, recipe.actions.representation, len(recipe.data.questions)) == ("siglip", "string", 4)
+
+
+def test_the_first_example_runs(
+    tmp_path: Path, tiny_openvla: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = tiny_openvla
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (20, 10)).save(tmp_path / "camera.png")
+    monkeypatch.chdir(tmp_path)
+    example = blocks(ROOT / "README.md", "python")[0]
+    assert len([line for line in example.splitlines() if line]) <= 10
+    names: dict[str, Any] = {}
+    exec(compile(example.replace("gen-vla/mini-openvla-plus", "./model"), "README", "exec"), names)
+    assert names["action"].shape == (3,)
+    assert names["action"].dtype == np.float32
+
+
+def test_tables_are_those_of_the_result_files() -> None:
+    tables = script("tables")
+    shown: list[str] = []
+    for page in tables.pages():
+        text = page.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, f"{page.name} is out of date: python docs/tables.py"
+        shown += tables.MARKED.findall(text)
+    assert sorted(shown) == sorted(tables.TABLES)
+
+
+def test_a_table_follows_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = script("tables")
+    results = {"passes_on_bridge": [{"nodes": 8, "prior": True, "mean": 12.345, "max": 19, "n": 7}]}
+    (tmp_path / "decoding_passes_bridge.json").write_text(json.dumps(results))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    page = "before\n<!-- table: passes -->\nold\n<!-- end -->\nafter"
+    head = "| tree nodes | mean passes | most | actions |\n| --- | --- | --- | --- |"
+    assert tables.filled(page) == (
+        f"before\n<!-- table: passes -->\n{head}\n| 8 | 12.3 | 19 | 7 |\n<!-- end -->\nafter"
+    )
+
+
+def test_figures_in_sentences_are_those_of_the_result_files() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    demo = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text())
+    assert demo["trained"]["seed"] == 0
+    assert f"{demo['seconds'] / 60:.1f} minutes after installation, one training seed" in text
+    earlier = json.loads((RESULTS / "mini_openvla_plus_demo_shorter.json").read_text())
+    counts = [f"{s['successes']}/{s['n']}" for s in earlier["rollouts"][0]["scores"].values()]
+    asked = earlier["questions"]["total"]
+    assert f"gave {counts[0]}, {counts[1]} and {asked['right']}/{asked['n']}" in text
+    passes = json.loads((RESULTS / "decoding_passes_bridge.json").read_text())["passes_on_bridge"]
+    by_nodes = {entry["nodes"]: entry for entry in passes if entry["prior"]}
+    few, many = by_nodes[40], by_nodes[128]
+    assert f"On {few['n']} recorded steps" in text
+    assert f"{few['mean']:.1f} in the mean and {few['max']} at most with 40 nodes" in text
+    assert f"{many['mean']:.1f} and {many['max']} with 128" in text
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_the_architecture_is_what_its_script_draws(tmp_path: Path) -> None:
+    script("architecture").main(tmp_path / "drawn.png")
+    drawn, kept = plt.imread(tmp_path / "drawn.png"), plt.imread(ROOT / "docs" / "architecture.png")
+    assert drawn.shape == kept.shape
+    assert np.abs(drawn - kept).mean() < 0.02  # another FreeType draws letters a little differently
+
+
+def test_citation_is_valid() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()
+    assert citation["type"] == "software"
+    people = [*citation["authors"], *(person for entry in citation["references"] for person in entry["authors"])]
+    assert all(set(person) in ({"name"}, {"family-names", "given-names"}) for person in people)
+    for entry in citation["references"]:
+        assert {"type", "title", "authors"} <= entry.keys()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert citation["version"] == setup["metadata"]["version"]
+    assert citation["license"] == setup["metadata"]["license"]
+    template = (ROOT / "model_cards" / "template.md").read_text(encoding="utf-8")
+    assert citation["title"] in template
+    assert f"version = {{{citation['version']}}}" in template
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# Changelog"
+    versions = [line for line in lines if line.startswith("## ")]
+    assert versions[0] == "## [Unreleased]"
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) for line in versions[1:])
+    kinds = {line for line in lines if line.startswith("### ")}
+    assert kinds <= {f"### {kind}" for kind in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")}

@@ -1,0 +1,130 @@
+"""The decoding benchmark: passes counted by hand, the promised bounds on real actions, the tables."""
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from gen_vla.evaluation.benchmarks import decoding_benchmark as benchmark
+from gen_vla.evaluation.benchmarks import decoding_replay as replay
+from gen_vla.evaluation.benchmarks import random_models
+from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, draw_timings, run_benchmark, timings_table
+from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
+from gen_vla.modeling.action_grammar import ActionGrammar
+from gen_vla.modeling.action_prior import ActionPrior
+from gen_vla.modeling.action_strings import ActionStringProcessor
+
+
+WAYS = {
+    "string": [Way(0), Way(6), Way(6, static=True)],
+    "bins": [Way(0), Way(1)],
+}
+PIECES = {character: number for number, character in enumerate("0123456789+-.", start=3)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "passes"),
+    [
+        (1, 2),  # the prompt's pass walks + to 0, and "." is free; the next one says 5
+        (4, 1),  # + 0 . and then any digit: the prompt's own pass reads it all
+    ],
+)
+def test_passes_of_a_single_value(nodes, passes):
+    """One value of one decimal, a prior that knows the sign: "+0.5" is sign, integer, point (forced), digit."""
+    strings = ActionStringProcessor(1, 1, 1)
+    grammar = ActionGrammar(strings, PIECES, eos_token_id=2)
+    prior = ActionPrior(grammar, previous=np.array([[0.9]]))
+    target = [PIECES[character] for character in "+0.5"]
+    assert passes_for(grammar, prior, target, nodes) == passes
+
+
+def test_promised_passes_on_real_actions(data_dir):
+    """At 40 nodes 12 in the mean and 14 at worst, at 128 nodes 10 in the mean; on a part, to be quick."""
+    episodes = read_bridge(data_dir / "octo_bridge_debug")
+    assert [episode.shape for episode in episodes] == [(10, 7)] * 25
+    some = episodes[::3]
+    forty = replay_passes(some, 40)
+    assert len(forty) == 9 * len(some)
+    assert np.mean(forty) <= 12
+    assert max(forty) <= 14
+    assert np.mean(replay_passes(some, 128)) <= 10
+    assert np.mean(replay_passes(some, 40, with_prior=False)) > np.mean(forty)
+
+
+def test_episodes_of_any_length_are_replayed():
+    random = np.random.default_rng(0)
+    episodes = [random.uniform(-1, 1, (steps, 7)).round(4) for steps in (2, 5, 1)]
+    for episode in episodes:
+        episode[:, 6] = 1.0
+    assert len(replay_passes(episodes, 40)) == 1 + 4 + 0
+    assert len(replay_passes(episodes[:1], 40)) == 1
+    before, actions = replay.actions_to_write(episodes, horizon=2, rows=3, repeat=1)
+    assert before.shape == actions.shape == (3, 2, 7)
+
+
+def test_a_folder_without_bridge_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder with bridge_dataset's train shard"):
+        read_bridge(tmp_path)
+
+
+def test_every_way_is_timed_and_chooses_the_same_actions(monkeypatch, tmp_path):
+    tiny = {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)}
+    monkeypatch.setitem(random_models.SIZES, "tiny", tiny)
+    monkeypatch.setattr(benchmark, "ways_of", lambda representation, nodes, device: WAYS[representation])
+    results = run_benchmark(["tiny"], [1, 2], [6], 2, None, "cpu", torch.float32, [1, 2])
+    assert len(results["timings"]) == (2 + 1) * (3 + 2)
+    plain = [entry["forward_passes"] for entry in results["timings"] if entry["way"] == "generate"]
+    assert plain == [49, 49, 7, 7, 2 * 49 + 1, 14]
+    for entry in results["timings"]:
+        assert entry["p95_ms"] >= entry["median_ms"] > 0
+        if entry["way"].startswith("tree, 6"):
+            assert entry["forward_passes"] < 49 * entry["horizon"] / 2
+            assert 0 < entry["share_grammar_and_trees"] < entry["share_outside_passes"] < 1
+            assert entry["decode_pass_ms"] * (entry["forward_passes"] - 1) < entry["p95_ms"] * 1.5
+    (choices,) = results["choices"]
+    assert choices["same_actions"] == choices["pictures"]
+    draw_timings([results, results], tmp_path / "timings.png")
+    assert (tmp_path / "timings.png").stat().st_size > 5000
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(timings_table(results))
+    summaries = [{"nodes": 40, "prior": True, "mean": 11.5, "max": 13, "n": 225}]
+    console.print(passes_table({"passes_on_bridge": summaries}))
+    text = console.export_text()
+    for expected in ("tiny, batch 2, horizon 1", "tree, 6 nodes, static", "bins, generate", "49.0", "11.5", "225"):
+        assert expected in text
+    assert "…" not in text
+
+
+def test_replaying_writes_the_given_actions_and_takes_their_passes(monkeypatch):
+    monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
+    model = random_models.build_random("tiny", "cpu", torch.float32, horizon=2)
+    before, actions = replay.actions_to_write(replay.recorded_actions(None), 2, 3, repeat=1)
+    targets = [replay.target_ids(model.action_grammar, action) for action in actions]
+    inputs = random_models.random_inputs(model, 3)
+    with replay.replaying(targets) as stopwatch:
+        prediction = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=9, previous=before)
+    np.testing.assert_allclose(prediction.normalized, actions, atol=5.1e-5)
+    passes = stopwatch.milliseconds()
+    assert len(passes) == prediction.forward_passes
+    assert min(passes) > 0
+    assert stopwatch.choosing > 0
+    assert not np.allclose(model.predict_actions(**inputs, unnorm_key="random").normalized, actions, atol=0.1)
+
+
+def test_both_families_are_measured(monkeypatch):
+    monkeypatch.setitem(
+        random_models.SIZES, "pi0-tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)}
+    )
+    monkeypatch.setitem(random_models.VOCABULARY, "pi0_plus", 257153)
+    model = random_models.build_random("pi0-tiny", "cpu", torch.float32)
+    assert model.config.model_type == "pi0_plus"
+    inputs = random_models.random_inputs(model, 2)
+    plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
+    assert model.predict_actions(**inputs, unnorm_key="random").text == plain.text
+
+
+def test_bytes_of_a_pass_by_hand(monkeypatch):
+    monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
+    model = random_models.build_random("tiny", "cpu", torch.float32)
+    layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32  # attention, MLP, two norms
+    assert benchmark.bytes_per_pass(model, rows=3, length=10) == 4 * (2 * layer + 3 * 10 * 2 * 2 * 32)

@@ -1,0 +1,41 @@
+"""The training step's benchmark: both ways compute the same loss and gradients, and both are measured."""
+
+import pytest
+import torch
+from rich.console import Console
+
+from gen_vla.evaluation.benchmarks import random_models
+from gen_vla.evaluation.benchmarks.random_models import build_random
+from gen_vla.evaluation.benchmarks.training_step import (
+    ANSWER,
+    LOSSES,
+    WAYS,
+    run_benchmark,
+    steps_table,
+    training_inputs,
+)
+
+
+def test_both_ways_have_the_same_loss_and_gradients(monkeypatch):
+    monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
+    model = build_random("tiny", "cpu", torch.float32).train()
+    inputs = training_inputs(model, 3)
+    assert int((inputs["labels"] != -100).sum()) == 3 * ANSWER
+    gradients = []
+    for way in WAYS:
+        model.zero_grad()
+        LOSSES[way](model, inputs).backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value, atol=1e-6, rtol=1e-4)
+
+
+def test_every_way_is_measured_in_a_process_of_its_own():
+    results = run_benchmark(["mini"], [2], repeats=1)
+    everywhere, where_needed = results["steps"]
+    assert everywhere["loss"] == pytest.approx(where_needed["loss"], abs=1e-4)
+    assert where_needed["peak_gb_above_model"] < everywhere["peak_gb_above_model"]
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(steps_table(results))
+    assert "supervised columns" in console.export_text()

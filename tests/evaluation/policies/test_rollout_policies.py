@@ -1,0 +1,47 @@
+"""Controls: what each does with the moments it is given."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+
+try:
+    from gen_vla.evaluation.policies import rollout as policies
+except Exception as error:  # the extra is not installed
+    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+
+
+def moment(seed: int, step: int) -> policies.Moment:
+    return policies.Moment("pick_object", seed, step, np.full(7, 1.0), np.full(7, 2.0))
+
+
+def test_experts_answer_with_what_the_moment_carries():
+    moments = [moment(1, 0), moment(2, 0)]
+    np.testing.assert_array_equal(policies.expert_policy([], [], moments), np.ones((2, 7)))
+    np.testing.assert_array_equal(policies.blind_expert_policy([], [], moments), np.full((2, 7), 2.0))
+    np.testing.assert_array_equal(policies.zero_policy([], [], moments), np.zeros((2, 7)))
+
+
+def test_random_actions_depend_on_seed_and_step_and_not_on_the_batch():
+    together = policies.random_policy([], [], [moment(1, 0), moment(2, 0), moment(1, 1)])
+    np.testing.assert_array_equal(together[1], policies.random_policy([], [], [moment(2, 0)])[0])
+    assert len({tuple(action) for action in together}) == 3
+    assert np.abs(together[:, :3]).max() <= 0.05
+    np.testing.assert_array_equal(together[:, 3:6], 0.0)
+
+
+def test_a_blank_picture_is_grey():
+    def brightness(images, instructions, moments):
+        return np.array([[image.mean()] for image in images])
+
+    pictures = [np.zeros((4, 4, 3), dtype=np.uint8)]
+    assert policies.blank_image(brightness)(pictures, ["go"], [moment(1, 0)]) == 128
+
+
+def test_a_model_of_several_cameras_is_refused():
+    processor = SimpleNamespace(cameras=["top", "wrist"])
+    with pytest.raises(ValueError, match=r"got a model of 2 cameras \(top, wrist\).*the simulation shows one picture"):
+        policies.VLAPolicy(None, processor, "tiny")

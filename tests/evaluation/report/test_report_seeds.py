@@ -1,0 +1,233 @@
+"""Runs that differ by their training seed: found by their records or named, their mean in the tables, comparisons."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import constants
+from test_report_comparisons import differences
+from test_report_trials import run_of_simpler
+
+from gen_vla.commands.main import main
+from gen_vla.evaluation.report.seeds import ON_SEEDS, group_name
+from gen_vla.evaluation.report.tables import as_markdown, card_results, make_report
+from gen_vla.evaluation.statistics.seed_intervals import students_t
+from gen_vla.training.publishing.hub_publishing import upload
+from gen_vla.training.publishing.hub_state import Destination
+from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.run_folder import write_recipe
+
+
+def seed_runs(folder, recipe, solved, seeds=(0, 1, 2), settings="aaaa11112222", **options):
+    """Result files of runs of one recipe in folders of one name; `solved(seed, i)` says which trials succeed."""
+    paths = []
+    for seed in seeds:
+        path = run_of_simpler(folder / str(seed), f"seed{seed}/{recipe}", lambda i, s=seed: solved(s, i), **options)
+        results = json.loads(path.read_text())
+        results["trained"] = {"recipe": recipe, "seed": seed, "settings": settings}
+        path.write_text(json.dumps(results))
+        paths.append(path)
+    return paths
+
+
+def forget_records(paths):
+    for path in paths:
+        results = json.loads(path.read_text())
+        del results["trained"]
+        path.write_text(json.dumps(results))
+    return paths
+
+
+def ours(report, table, model, task):
+    (found,) = (entry for entry in report["tables"] if entry["name"] == table)
+    return next(r["ours"] for r in found["rows"] if (r["model"], r["task"]) == (model, task))
+
+
+def test_seeds_that_no_file_says_are_those_of_the_commits_on_the_hub(base, hub, tmp_path, monkeypatch):
+    """As files look that were written without a connection: a name and a commit, and nothing about training."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    for seed, path in enumerate(forget_records(base)):
+        folder = tmp_path / f"run{seed}"
+        folder.mkdir()
+        recipe = load_recipe("openvla_rt1")
+        write_recipe(folder / "recipe.yaml", replace(recipe, training=replace(recipe.training, seed=seed)))
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        name = f"gen-vla/openvla-rt1-{seed}"
+        results = json.loads(path.read_text())
+        revision = upload(folder, Destination(name)).commit
+        results |= {"model": name, "provenance": {"model": {"name": name, "revision": revision}}}
+        path.write_text(json.dumps(results))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    alone = make_report(base)
+    assert not [figure for figure in alone["figures"] if "seeds" in figure]
+    assert len(alone["notes"]) == 3
+    assert "It is not known how gen-vla/openvla-rt1-0 was trained: could not read recipe.yaml" in alone["notes"][0]
+    assert "--seeds" in as_markdown(alone)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (mean,) = ours(make_report(base), "Table II", "OpenVLA", "Move Near")
+    assert [run["seed"] for run in mean["seeds"]] == [0, 1, 2]
+    assert mean["revision"] is None
+
+
+@pytest.fixture
+def base(tmp_path):
+    """OpenVLA: solves every third trial, of which each seed loses other ones."""
+    return seed_runs(tmp_path / "base", "openvla-rt1", lambda s, i: i % 3 == 0 and i % (9 + s) != 0)
+
+
+@pytest.fixture
+def plus(tmp_path):
+    return seed_runs(tmp_path / "d", "openvla-rt1-d", lambda s, i: i % 2 == 0 or i % (7 + s) == 0, settings="bbbb")
+
+
+def test_runs_of_one_recipe_are_one_row_with_the_spread_between_them_in_it(base):
+    report = make_report(base)
+    (mean,) = ours(report, "Table II", "OpenVLA", "Move Near")
+    runs = [f for f in report["figures"] if f["mean"] == "openvla-rt1" and f["task"] == "move_near"]
+    assert [run["value"] for run in mean["seeds"]] == [run["value"] for run in runs]
+    assert mean["value"] == pytest.approx(sum(run["value"] for run in runs) / 3, abs=1e-5)
+    assert (mean["model"], mean["n"], mean["crashed"]) == ("openvla-rt1", 3 * 238, 6)
+    assert mean["interval"][0] < mean["value"] < mean["interval"][1]
+    page = as_markdown(report)
+    values = ", ".join(f"{100 * run['value']:.1f}" for run in runs)
+    assert f", 3 seeds: {values}, n 714, 6 crashed [openvla-rt1] |" in page
+    assert "training seed 2, one of openvla-rt1 |" in page  # each run stands below, by itself
+    assert ON_SEEDS in page
+
+
+def test_one_run_is_what_it_was(base):
+    report = make_report(base[:1])
+    (alone,) = ours(report, "Table II", "OpenVLA", "Move Near")
+    (plain,) = ours(make_report(forget_records(base[:1])), "Table II", "OpenVLA", "Move Near")
+    assert {**alone, "trained": None} == plain
+    assert ON_SEEDS not in as_markdown(report)
+
+
+def test_seeds_that_differ_widen_the_interval_and_two_most_of_all(tmp_path):
+    def width(name, rates):
+        runs = seed_runs(tmp_path / name, "openvla-rt1", lambda s, i: i % 60 < rates[s], range(len(rates)))
+        low, high = ours(make_report(runs), "Table II", "OpenVLA", "Move Near")[0]["interval"]
+        return high - low
+
+    alike, apart, two = width("a", (30, 31, 29)), width("b", (20, 30, 40)), width("c", (20, 40))
+    assert alike < 0.3 < apart < two
+    assert two > 0.75
+    assert students_t(1) > 12  # which is why
+
+
+def test_recipes_are_compared_with_their_seeds_in_it(base, plus):
+    report = make_report([*base, *plus])
+    (found,) = differences(report, "Table II", "OpenVLA+D", "Move Near")
+    assert (found["against"], found["label"], found["seeds"]) == ("openvla-rt1", "OpenVLA", [3, 3])
+    assert (found["pairs"], found["layouts"]) == (238, 60)
+    assert found["interval"][0] < found["difference"] < found["interval"][1]
+    assert 0 < found["p"] < 0.05
+    assert ", 3 seeds against 3, 238 pairs in 60 layouts |" in as_markdown(report)
+    alone = make_report([base[0], *plus])
+    (one,) = differences(alone, "Table II", "OpenVLA+D", "Move Near")
+    assert (one["against"], one["seeds"]) == ("seed0/openvla-rt1", [3, 1])
+
+
+def test_without_trials_the_mean_says_so_and_is_wider(base):
+    (paired,) = ours(make_report(base), "Table II", "OpenVLA", "Move Near")
+    for path in base:
+        (path.parent / "trials.jsonl").unlink()
+    (found,) = ours(make_report(base), "Table II", "OpenVLA", "Move Near")
+    assert found["note"].endswith("without the trials, which tell how alike the seeds are")
+    assert "without the trials" not in paired["note"]
+    assert found["value"] == paired["value"]
+    assert found["interval"][0] < paired["interval"][0] < paired["interval"][1] < found["interval"][1]
+
+
+def test_what_other_words_cost_is_asked_seed_by_seed(tmp_path):
+    usual = seed_runs(tmp_path / "a", "openvla-rt1", lambda s, i: i % 60 < 20 + 10 * s)
+    other = seed_runs(tmp_path / "b", "openvla-rt1", lambda s, i: i % 60 < 10 + 10 * s, mode="paraphrase")
+    (drop,) = differences(make_report([*usual, *other]), "Table IV", "OpenVLA", "paraphrased: Move Near")
+    assert (drop["label"], drop["seeds"]) == ("its own matching", [3, 3])
+    assert drop["difference"] == pytest.approx(-1 / 6, abs=0.02)
+    assert drop["interval"][1] < 0  # though seeds differ by more than the words cost
+
+
+def test_runs_without_a_record_are_named(base, tmp_path, capsys):
+    models = [f"seed{seed}/openvla-rt1" for seed in range(3)]
+    paths = forget_records(base)
+    assert len(ours(make_report(paths), "Table II", "OpenVLA", "Move Near")) == 3
+    (mean,) = ours(make_report(paths, seeds={"mine": models}), "Table II", "OpenVLA", "Move Near")
+    assert (mean["model"], len(mean["seeds"])) == ("mine", 3)
+    output = tmp_path / "report"
+    named = ["--seeds", f"mine={','.join(models)}", "--output", str(output)]
+    assert main(["evaluate", "report", *map(str, paths), *named]) == 0
+    assert "[mine]" in (output / "report.md").read_text(encoding="utf-8")
+    assert (output / "table-ii.png").is_file()
+    assert main(["evaluate", "report", *map(str, paths), "--seeds", "mine", "--output", str(output)]) == 2
+    assert "got --seeds mine, expected NAME=MODEL,MODEL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            {"a": ["seed0/openvla-rt1", "seed4/openvla-rt1"]},
+            "model 'seed4/openvla-rt1', expected one of seed0.*did you",
+        ),
+        ({"a": ["seed0/openvla-rt1"]}, "got --seeds a with 1 run, expected two or more"),
+        ({"a": ["seed0/openvla-rt1"] * 2}, "more than once|one training seed twice"),
+    ],
+)
+def test_names_that_cannot_be(base, named, message):
+    with pytest.raises(ValueError, match=message):
+        make_report(base, seeds=named)
+
+
+def test_the_same_run_twice_is_no_seed_more(base):
+    """A run and a copy of it under another name."""
+    results = json.loads(base[0].read_text())
+    copy = base[0].with_name("copy.json")
+    copy.write_text(json.dumps({**results, "model": "copy/openvla-rt1"}))
+    report = make_report([base[0], copy])
+    assert len(ours(report, "Table II", "OpenVLA", "Move Near")) == 2
+    assert (
+        "No mean over seeds of openvla-rt1: of copy/openvla-rt1 (seed 0), seed0/openvla-rt1 (seed 0) two"
+        in as_markdown(report)
+    )
+
+
+def test_two_figures_of_one_run_are_not_put_together(base):
+    again = base[0].with_name("again.json")
+    again.write_text(base[0].read_text())
+    report = make_report([*base, again])
+    assert any("move_near, success rate: two figures of seed0/openvla-rt1" in note for note in report["notes"])
+    assert len(ours(report, "Table II", "OpenVLA", "Move Near")) == 4
+
+
+def test_a_folder_that_was_trained_again_is_another_run(base):
+    for path in base:
+        path.write_text(json.dumps({**json.loads(path.read_text()), "model": "outputs/openvla-rt1"}))
+    report = make_report(base)
+    (mean,) = ours(report, "Table II", "OpenVLA", "Move Near")
+    assert [run["seed"] for run in mean["seeds"]] == [0, 1, 2]
+    assert set(card_results(report)) == {f"outputs-openvla-rt1-seed{seed}" for seed in range(3)}
+
+
+def test_every_run_has_a_card_of_its_own_and_means_have_none(base):
+    cards = card_results(make_report(base))
+    assert set(cards) == {f"seed{seed}-openvla-rt1-seed{seed}" for seed in range(3)}
+    assert [figure["n"] for figure in cards["seed1-openvla-rt1-seed1"]["figures"]] == [238]
+
+
+def test_milliseconds_have_a_mean_and_no_interval(tmp_path):
+    paths = []
+    for seed, median in enumerate((100.0, 110.0)):
+        latency = {"suite": "latency", "model": f"seed{seed}/openvla-rt1", "median_ms": median, "p95_ms": 300.0}
+        trained = {"recipe": "openvla-rt1", "seed": seed, "settings": "aaaa"}
+        paths.append(tmp_path / f"{seed}.json")
+        paths[-1].write_text(json.dumps({**latency, "forward_passes": 9, "n": 5, "trained": trained}))
+    (mean,) = ours(make_report(paths), "Section IV-C", "OpenVLA", "seconds per action")
+    assert (mean["value"], mean["interval"]) == (pytest.approx(0.105), None)
+
+
+def test_names_of_recipes_lose_their_seeds():
+    assert group_name(["openvla-rt1-d"] * 2) == "openvla-rt1-d"
+    assert group_name(["openvla-rt1-seed0", "openvla-rt1-seed1"]) == "openvla-rt1"
+    assert group_name(["openvla-rt1-s0", "openvla-rt1-s12"]) == "openvla-rt1"
+    assert group_name(["mine", "yours"]) == "mine"

@@ -1,0 +1,111 @@
+"""The policy object for SimplerEnv: units, both grippers' conventions, malformed actions, a real tiny model."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from tiny_models import tiny_model, tiny_processor, tiny_statistics
+
+from gen_vla.evaluation.simpler.policy import (
+    MalformedActionError,
+    ModelPrediction,
+    SimplerPolicy,
+    axis_angle,
+)
+from gen_vla.processors import ActionStringProcessor
+
+
+IMAGE = np.zeros((480, 640, 3), dtype=np.uint8)
+
+
+def policy_of(openings, robot, **options):
+    """A policy that predicts these gripper openings one after another and no move."""
+    rest = iter(openings)
+    return SimplerPolicy(lambda image, words: np.array([[0, 0, 0, 0, 0, 0, next(rest)]]), robot, **options)
+
+
+def grippers(openings, robot):
+    policy = policy_of(openings, robot)
+    policy.reset("pick coke can")
+    return [float(policy.step(IMAGE, "pick coke can")[1]["gripper"][0]) for _ in openings]
+
+
+def test_widowx_gripper_is_absolute():
+    assert grippers([0.0, 0.5, 0.51, 1.0], "widowx") == [-1.0, -1.0, 1.0, 1.0]
+
+
+def test_google_robot_gripper_is_relative_and_holds_a_large_change_for_15_steps():
+    openings = [1.0, 0.75, 0.0, *[1.0] * 14, 1.0, 0.0]
+    commands = grippers(openings, "google_robot")
+    assert commands[:2] == [0.0, 0.25]  # nothing at first, a small change as it is
+    assert commands[2:17] == [0.75] * 15  # closing, whatever is predicted meanwhile
+    assert commands[17:] == [0.0, 1.0]  # then from where the prediction stood
+
+
+def test_a_new_instruction_begins_a_new_episode():
+    policy = policy_of([1.0, 0.0, 1.0, 0.0], "google_robot")
+    commands = [policy.step(IMAGE, words)[1]["gripper"][0] for words in ("a", "a", "b", "b")]
+    assert commands == [0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("angles", [(0.1, -0.2, 0.3), (0, 0, 0), (1.5, 1.4, -3.0), (3.1, 0.2, 3.0), (1e-9, 0, 0)])
+def test_axis_angle_is_the_rotation_about_fixed_axes(angles):
+    expected = Rotation.from_euler("xyz", angles).as_matrix()
+    np.testing.assert_allclose(Rotation.from_rotvec(axis_angle(*angles)).as_matrix(), expected, atol=1e-12)
+
+
+def test_step_returns_what_the_evaluator_concatenates():
+    policy = SimplerPolicy(
+        lambda image, words: np.array([[0.1, 0.2, 0.3, 0, 0, 0.5, 1.0]]), "widowx", action_scale=2.0
+    )
+    raw, action = policy.step(IMAGE, "put carrot on plate")
+    assert raw["rotation_delta"].tolist() == [0, 0, 0.5]
+    sent = np.concatenate([action["world_vector"], action["rot_axangle"], action["gripper"]])
+    np.testing.assert_allclose(sent, [0.2, 0.4, 0.6, 0, 0, 1.0, 1.0])
+    assert action["terminate_episode"].tolist() == [0.0]
+
+
+def test_ensemble_averages_what_predictions_say_about_now():
+    chunks = iter(np.array([[[0.0] * 7, [4.0] * 7], [[2.0] * 7, [9.0] * 7], [[1.0] * 7, [0.0] * 7]]))
+    policy = SimplerPolicy(lambda image, words: next(chunks), "widowx", action_ensemble=True)
+    xs = [policy.step(IMAGE, "stack")[0]["world_vector"][0] for _ in range(3)]
+    assert xs == [0.0, 3.0, 5.0]  # (2 + 4) / 2, (1 + 9) / 2
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        ([[0.0] * 6], r"shape \(1, 6\), expected \(steps, 7\)"),
+        ([], "expected"),
+        ([[0.0] * 6 + [np.nan]], "nan"),
+    ],
+)
+def test_what_is_no_action_raises(prediction, message):
+    with pytest.raises(MalformedActionError, match=message):
+        SimplerPolicy(lambda image, words: np.array(prediction), "widowx").step(IMAGE, "stack")
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="got robot 'panda'"):
+        policy_of([], "panda")
+    with pytest.raises(ValueError, match="expected uint8"):
+        policy_of([1.0], "widowx").step(IMAGE.astype(float), "stack")
+
+
+def test_pictures_of_an_episode_for_the_published_evaluator(tmp_path):
+    policy = policy_of([1.0] * 4, "widowx")
+    raws = [policy.step(IMAGE, "stack")[0] for _ in range(4)]
+    policy.visualize_epoch(raws, [IMAGE] * 5, str(tmp_path / "actions" / "episode.png"))
+    assert (tmp_path / "actions" / "episode.png").stat().st_size > 1000
+
+
+def test_a_model_predicts_in_the_robots_units(llama_like):
+    strings = ActionStringProcessor(action_dim=7, decimals=1)
+    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    with pytest.raises(ValueError, match=r"without statistics of 'bridge_orig'.*it has tiny"):
+        ModelPrediction(model, processor, "widowx")
+    model.config.norm_stats["bridge_orig"] = tiny_statistics(7)
+    predicted = ModelPrediction(model, processor, "widowx")(IMAGE, "put carrot on plate")
+    inputs = processor.action_inputs(IMAGE, "put carrot on plate")
+    expected = model.predict_actions(**inputs, unnorm_key="bridge_orig").actions[0]
+    np.testing.assert_array_equal(predicted, expected)
+    assert predicted.shape == (1, 7)

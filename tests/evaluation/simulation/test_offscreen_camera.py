@@ -1,0 +1,45 @@
+"""The camera's geometry, and that ornaments are drawn where they are said to be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+try:
+    from gen_vla.evaluation.simulation.offscreen_camera import (
+        CameraPose,
+        Ornament,
+        mujoco,
+        ornament_segment,
+        thread_camera,
+    )
+
+    MODEL = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/></worldbody></mujoco>")
+    CAMERA = thread_camera("empty", lambda: MODEL)
+except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
+    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+
+
+LEVEL = CameraPose(lookat=(0.0, 0.0, 0.0), distance=1.0, azimuth=90.0, elevation=0.0, fovy=90.0)  # looks along +y
+
+
+@pytest.mark.parametrize(
+    ("point", "place"),
+    [((0, 0, 0), (0.5, 0.5)), ((0.5, 0, 0), (0.75, 0.5)), ((0, 0, 0.5), (0.5, 0.25)), ((1, 1, 0), (0.75, 0.5))],
+)
+def test_points_land_where_a_pinhole_camera_puts_them(point, place):
+    assert LEVEL.image_position(np.array(point, dtype=float)) == pytest.approx(place)
+
+
+def test_an_ornament_covers_its_place_in_picture_and_segmentation():
+    data = mujoco.MjData(MODEL)
+    mujoco.mj_forward(MODEL, data)
+    ball = Ornament("sphere", (0.1, 0.1, 0.1), (0.5, 0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
+    segments = CAMERA.segments(MODEL, data, LEVEL, 64, [ball])
+    rows, columns = np.nonzero(segments == ornament_segment(0))
+    assert (columns.mean(), rows.mean()) == pytest.approx((48, 32), abs=1.0)
+    assert set(np.unique(segments)) == {-1, ornament_segment(0)}
+    picture = CAMERA.picture(MODEL, data, LEVEL, 64, [ball])
+    assert picture.shape == (64, 64, 3)
+    assert picture[32, 48, 0] > 2 * picture[32, 48, 1]

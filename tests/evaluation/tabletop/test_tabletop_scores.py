@@ -1,0 +1,97 @@
+"""Scores of tabletop episodes: rates and means worked out by hand."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+
+try:
+    from gen_vla.evaluation.tabletop.scores import family_weights, rate, results_table, summarise, variants_table
+except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
+    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+
+from gen_vla.evaluation.tabletop.episodes import Episode
+
+
+def episodes(outcomes: str, mode: Any = "matching", variant="ordinary/ordinary", task: Any = "pick_object"):
+    """One per letter: s success, f failure, m malformed, c crashed."""
+    names: dict[str, Any] = {"s": "success", "f": "failure", "m": "malformed", "c": "crashed"}
+    return [
+        Episode(mode, variant, task, 1_000_000 + i, "go", str(i), names[letter], 10 + i, 1)
+        for i, letter in enumerate(outcomes)
+    ]
+
+
+def test_malformed_counts_as_failure_and_a_crash_as_nothing():
+    found = rate(episodes("ssfmc"))
+    assert found == {
+        "successes": 2,
+        "n": 4,
+        "rate": 0.5,
+        "interval": [0.15, 0.85],
+        "malformed": 1,
+        "crashed": 1,
+        "median_steps": 10.5,
+    }
+    assert rate(episodes("cc"))["rate"] is None
+
+
+def test_the_mean_is_over_tasks_not_over_episodes():
+    summary = summarise([*episodes("ssss"), *episodes("fs", task="open_drawer")])
+    assert summary["matching"]["mean"] == 0.75
+    assert summary["matching"]["all"]["rate"] == pytest.approx(5 / 6, abs=1e-4)
+
+
+def test_variants_are_averaged_within_their_family_then_over_families():
+    lighting = [("lighting/dim", "ss"), ("lighting/bright", "sf"), ("lighting/warm", "ff")]
+    found = [e for key, letters in lighting for e in episodes(letters, "variants", key)]
+    found += episodes("ss", "variants", "background/brick") + episodes("ff", "variants", "camera/left")
+    summary = summarise(found)["variants"]
+    assert {name: family["mean"] for name, family in summary["families"].items()} == {
+        "background": 1.0,
+        "lighting": 0.5,
+        "camera": 0.0,
+    }
+    assert summary["mean"] == 0.5
+    assert summary["mean_without_camera"] == 0.75
+    assert summary["families"]["lighting"]["variants"]["bright"]["tasks"]["pick_object"]["successes"] == 1
+    low, high = summary["interval"]
+    assert low < 0.2 < 0.8 < high  # ten episodes, but only two layouts
+
+
+def test_the_mean_over_families_weighs_families_alike():
+    found = [
+        *episodes("sf", "variants", "lighting/dim"),
+        *episodes("f", "variants", "lighting/dim", task="open_drawer"),
+        *episodes("f", "variants", "lighting/warm"),
+        *episodes("s", "variants", "camera/left"),
+    ]
+    weights = family_weights(found)
+    assert weights == [1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+    won = [e.outcome == "success" for e in found]
+    mean = summarise(found)["variants"]["mean"]
+    assert sum(w * s for w, s in zip(weights, won, strict=True)) == mean == pytest.approx(0.5625, abs=1e-4)
+
+
+def test_twenty_looks_of_the_same_layouts_are_not_twenty_times_as_many():
+    """50 layouts, 40 solved in every look: the interval is that of 40 of 50, 2.8 times as wide as 320 of 400's."""
+    outcomes = "s" * 40 + "f" * 10
+    looks = ["background/brick", "background/planks", "lighting/dim", "lighting/warm"]
+    found = summarise([e for look in looks for e in episodes(outcomes, "variants", look)])["variants"]
+    assert found["tasks"]["pick_object"]["n"] == 200
+    assert found["tasks"]["pick_object"]["interval"] == found["interval"] == [0.6696, 0.8876]
+
+
+def test_tables_show_malformed_and_crashed_in_columns_of_their_own():
+    found = summarise([*episodes("ssfmc"), *episodes("sm", "variants", "lighting/dim")])
+    screen = io.StringIO()
+    console = Console(file=screen, width=100)
+    console.print(results_table({"policy": found}))
+    console.print(variants_table(found["variants"]))
+    text = screen.getvalue()
+    for expected in ("formed", "crashed", "2/4", "15-85 %", "dim", "without camera"):
+        assert expected in text

@@ -1,0 +1,122 @@
+"""One repository for both generations of transformers: the same numbers on 4.57 and on 5, from a folder and by name.
+
+`make test-transformers4` builds the second environment, `.venv-transformers4`, and runs these tests; without it they
+skip. Repositories are written here, on transformers 5, and read in a fresh interpreter of each generation.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import (
+    picture,
+    tiny_model,
+    tiny_pi0_flow_model,
+    tiny_pi0_flow_processor,
+    tiny_pi0_model,
+    tiny_pi0_processor,
+    tiny_processor,
+)
+
+from gen_vla.processors import ActionStringProcessor
+from gen_vla.training.publishing.assembling import install_in_cache
+
+
+ROOT = Path(__file__).resolve().parents[3]
+READER = ROOT / "tests" / "repository_reader.py"
+OTHER = Path(os.environ.get("GEN_VLA_TRANSFORMERS4", ROOT / ".venv-transformers4" / "bin" / "python"))
+KINDS = ("openvla_plus", "openvla_plus_resaved", "pi0_plus", "pi0_plus_single")
+
+pytestmark = pytest.mark.skipif(
+    not OTHER.exists(), reason=f"no interpreter with transformers 4 at {OTHER}; make test-transformers4 builds it"
+)
+
+
+def write_repository(kind: str, folder: Path, llama_like: Any, gemma_like: Any) -> None:
+    """One of the repositories in `KINDS`."""
+    strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
+    if kind.startswith("pi0"):
+        model = tiny_pi0_model(gemma_like, strings, frozen=None if kind.endswith("single") else "siglip")
+        processor = tiny_pi0_processor(gemma_like, strings)
+    else:
+        model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    if kind.endswith("resaved"):  # from a folder whose names only transformers 5 knows
+        model.save_pretrained(folder.with_name(f"{kind}_five"), save_original_format=False)
+        model = type(model).from_pretrained(folder.with_name(f"{kind}_five"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def read(python: Path, repositories: list[str], work: Path, cache: Path) -> list[dict[str, np.ndarray]]:
+    """What an interpreter gets out of repositories."""
+    output = work / ("four" if python == OTHER else "five")
+    output.mkdir()
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    settings["HF_MODULES_CACHE"] = str(output / "modules")
+    settings.pop("PYTHONPATH", None)
+    command = [str(python), "-P", str(READER), str(work / "inputs.npz"), str(output), *repositories]
+    run = subprocess.run(command, cwd=work, env=settings, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return [dict(np.load(output / f"{number}.npz")) for number in range(len(repositories))]
+
+
+@pytest.fixture(scope="module")
+def readings(llama_like: Any, gemma_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By repository, what transformers 5 and transformers 4 get out of it: from its folder, and by its name."""
+    work = tmp_path_factory.mktemp("both")
+    images = np.stack([np.asarray(picture(seed)) for seed in (0, 1)])
+    np.savez(work / "inputs.npz", images=images, instructions=["open the drawer", "go"], question="How many?")
+    repositories = {}
+    for kind in KINDS:
+        write_repository(kind, work / kind, llama_like, gemma_like)
+        repositories[kind, "folder"] = str(work / kind)
+        name = f"gen-vla/{kind.replace('_', '-')}"
+        install_in_cache(work / kind, name, work / "hub")
+        repositories[kind, "name"] = name
+    outputs = [
+        read(python, list(repositories.values()), work, work / "hub") for python in (Path(sys.executable), OTHER)
+    ]
+    return {key: (five, four) for key, five, four in zip(repositories, *outputs, strict=True)}
+
+
+def test_the_other_interpreter_is_transformers_4() -> None:
+    script = "import transformers, torch; print(transformers.__version__, torch.__version__.split('+')[0])"
+    run = subprocess.run([str(OTHER), "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["4.57.6", "2.13.0"]
+
+
+@pytest.mark.parametrize("way", ["folder", "name"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -> None:
+    five, four = (dict(reading) for reading in readings[kind, way])
+    assert str(five.pop("version")).startswith("5.")
+    assert str(four.pop("version")).startswith("4.57")
+    np.testing.assert_array_equal(four.pop("logits AutoModelForVision2Seq"), four["logits AutoModel"])
+    assert set(four) == set(five)
+    for name in five:
+        np.testing.assert_array_equal(four[name], five[name], err_msg=name)
+    assert five["logits AutoModel"].std() > 0.1
+    assert five["tokens"].shape == (2, 18)
+
+
+def test_a_flow_matching_model_says_which_transformers_it_needs(gemma_like: Any, tmp_path: Path) -> None:
+    tiny_pi0_flow_model(gemma_like).save_pretrained(tmp_path / "repo")
+    tiny_pi0_flow_processor(gemma_like).save_pretrained(tmp_path / "repo")
+    script = """
+import sys, transformers
+for loader in (transformers.AutoConfig, transformers.AutoModel, transformers.AutoModelForVision2Seq):
+    try:
+        loader.from_pretrained(sys.argv[1], trust_remote_code=True)
+    except ImportError as error:
+        print(error)
+"""
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    settings.pop("PYTHONPATH", None)
+    command = [str(OTHER), "-P", "-c", script, str(tmp_path / "repo")]
+    run = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    sentence = "got transformers 4.57.6, expected 5.17 or newer for the flow-matching π0"
+    assert run.stdout.count(sentence) == 3, run.stderr[-2000:]

@@ -1,0 +1,168 @@
+"""The Space's words and numbers: directions, units, colours, and HTML whose text is what the model wrote."""
+
+import re
+from dataclasses import replace
+from html import unescape
+
+import numpy as np
+import pytest
+from action_html import (
+    EVEN,
+    GUESS,
+    SURE,
+    action_card,
+    action_string,
+    action_table,
+    bar,
+    colour,
+    difference,
+    in_units,
+    percent,
+    seconds,
+    value_of_pieces,
+)
+from policy import Piece, PredictedAction
+from robot_frames import RobotFrame, direction, frame_of, gripper_in_words, in_words, rotation_matrix
+
+
+TEXT = "+0.5000-0.2500+0.0000+0.0000+0.0000-1.0000+1.0000"
+
+
+def predicted(text: str = TEXT, values: list[float] | None = None) -> PredictedAction:
+    """An action in signed style, every character a token with probability 0.75 but for the points."""
+    step = np.array([values or [0.03, -0.01, 0.0, 0.0, 0.0, -0.2, 1.0]], dtype=np.float32)
+    pieces = tuple(Piece(character, 0.75, character != ".") for character in text)
+    return PredictedAction(text, pieces, step, step, "bridge_orig", 83.4, 13)
+
+
+def text_of(html: str) -> str:
+    return unescape(re.sub("<[^>]+>", "", html))
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ([0.03, 0.0, 0.0, 0, 0, 0, 1.0], "The hand moves 30 mm forward, and the gripper is open."),
+        ([0.0, -0.02, 0.0, 0, 0, 0.1, 0.0], "The hand moves 20 mm right, turns 6°, and the gripper is closed."),
+        ([-0.01, 0.0, -0.02, 0, 0, 0, 0.5], "The hand moves 22 mm down and back, and the gripper is half open."),
+        ([0.02, 0.02, 0.011, 0, 0, 0, 1.0], "The hand moves 30 mm forward, left and up, and the gripper is open."),
+        ([0.0004, 0, 0, 0, 0, 0, 1.0], "The hand stays where it is, and the gripper is open."),
+    ],
+)
+def test_an_action_in_words(action: list[float], words: str) -> None:
+    assert in_words(np.array(action), RobotFrame()) == words
+
+
+def test_words_follow_the_data_set() -> None:
+    right = np.array([0.03, 0.0, 0.0])
+    assert direction(right, frame_of("metaworld_drawers")) == "right"
+    assert direction(right, frame_of("bridge_orig")) == direction(right, frame_of("never_heard_of")) == "forward"
+    assert [gripper_in_words(opening) for opening in (0.0, 0.5, 1.0)] == ["closed", "half open", "open"]
+
+
+def test_axes_on_the_picture() -> None:
+    """The usual camera looks along +x and down by 35 degrees: x goes up the picture, y to its left, z up."""
+    places = RobotFrame().on_picture(np.eye(3))
+    sine, cosine = np.sin(np.deg2rad(35)), np.cos(np.deg2rad(35))
+    np.testing.assert_allclose(places, [[0, -sine], [-1, 0], [0, -cosine]], atol=1e-12)
+    x, y, _ = frame_of("metaworld_drawers").on_picture(np.eye(3))
+    assert x[0] > 0.5 < y[0]
+    assert x[1] > 0 > y[1]  # +x runs right and nearer, +y right and away
+
+
+def test_the_simulator_s_camera_is_the_space_s() -> None:
+    drawers = pytest.importorskip("gen_vla.evaluation.drawers.environment", reason="no simulator; gen-vla[sim]")
+    frame, camera = frame_of("metaworld_drawers"), drawers.CAMERA
+    assert (frame.azimuth, frame.elevation) == (camera.azimuth, camera.elevation)
+
+
+def test_rotations_are_about_fixed_axes() -> None:
+    quarter = np.pi / 2
+    np.testing.assert_allclose(rotation_matrix(np.array([0, 0, quarter])) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(rotation_matrix(np.array([quarter, 0, quarter])) @ [0, 1, 0], [0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(rotation_matrix(np.array([0, quarter, quarter])) @ [0, 0, 1], [0, 1, 0], atol=1e-12)
+
+
+def test_colours_at_the_ends_and_in_the_middle() -> None:
+    for probability, expected in ((0.0, GUESS), (0.5, EVEN), (1.0, SURE)):
+        assert colour(probability) == "rgb({}, {}, {})".format(*expected)
+    assert colour(0.25) == "rgb(254, 210, 165)"
+
+
+def test_letters_are_readable_on_every_colour() -> None:
+    """At least 7 : 1 with #111827, the strictest level of the Web Content Accessibility Guidelines."""
+    for probability in np.linspace(0, 1, 21):
+        red, green, blue = map(int, re.findall(r"\d+", colour(float(probability))))
+        assert (luminance(red, green, blue) + 0.05) / (luminance(0x11, 0x18, 0x27) + 0.05) > 7
+
+
+def luminance(*channels: int) -> float:
+    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_string_s_text_is_what_the_model_wrote() -> None:
+    html = action_string(predicted())
+    assert text_of(html) == TEXT
+    assert re.findall(r'data-name="(\w+)"', html) == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    assert html.count('class="chosen"') == 42
+    assert html.count('class="fixed"') == 7
+    assert "“5”: 75.0 %" in html
+
+
+@pytest.mark.parametrize(
+    ("pieces", "owners"),
+    [
+        (list("+0.12-1.00"), [0] * 5 + [1] * 5),
+        (list("0.1\n-0.2"), [0] * 4 + [1] * 4),
+        (["0", ".", "1", ",-", "0", ".", "2", ","], [0, 0, 0, 1, 1, 1, 1, 1]),  # a token that ends one and begins one
+        (["128", "7", "0", "255", "9", "3", "1"], [0, 1, 2, 3, 4, 5, 6]),  # bins
+    ],
+    ids=["signed", "plain", "legacy", "bins"],
+)
+def test_which_value_a_token_belongs_to(pieces: list[str], owners: list[int]) -> None:
+    tokens = tuple(Piece(piece, 1.0, True) for piece in pieces)
+    assert value_of_pieces(replace(predicted(), pieces=tokens)) == owners
+
+
+def test_markup_in_tokens_stays_text() -> None:
+    action = replace(predicted(), pieces=(Piece("<b>", 0.5, True), *predicted().pieces))
+    assert "<b>" not in action_string(action).replace("<b style", "")
+    assert "&lt;b&gt;" in action_string(action)
+
+
+def test_values_in_units() -> None:
+    assert in_units(0, 0.0123) == "+12.3 mm"
+    assert in_units(3, -0.1) == "-5.7°"
+    assert in_units(6, 1.0) == "1.00, open"
+    rows = action_table(predicted()).split("<tr>")[2:]
+    assert len(rows) == 7
+    assert "+30.0 mm" in rows[0]
+
+
+def test_bars_start_at_zero_and_stay_inside() -> None:
+    assert 'left: 50.0%; width: 25.0%"></i><u style="left: 75.0%">' in bar(0.5, 0.75)
+    assert 'left: 20.0%; width: 30.0%"></i><u style="left: 20.0%">' in bar(0.5, 0.2)
+    assert 'left: 0.0%; width: 100.0%"></i><u style="left: 100.0%">' in bar(0.0, 1.1)
+
+
+def test_how_far_two_actions_are_apart() -> None:
+    other = predicted(values=[0.0, 0.03, 0.0, 0.0, 0.0, -0.2, 0.0])
+    assert text_of(difference(predicted(), predicted())) == (
+        "The two movements are 0 mm and 0° apart; the gripper stays open."
+    )
+    assert text_of(difference(predicted(), other)) == (
+        "The two movements are 50 mm and 0° apart; the gripper is closed instead of open."
+    )
+
+
+def test_chances_and_times_in_words() -> None:
+    assert [percent(p) for p in (1.0, 0.9996, 0.999, 0.5)] == ["over 99.9 %", "over 99.9 %", "99.9 %", "50.0 %"]
+    assert [seconds(t) for t in (83.4, 1234.0)] == ["83 ms", "1.2 s"]
+    assert "83 ms for this action: the language model ran 13 times to write 49 tokens" in action_card(predicted())
+
+
+def test_more_steps_than_the_table_shows_are_mentioned() -> None:
+    steps = np.repeat(predicted().steps, 3, axis=0)
+    assert "the first of 3 steps" in action_card(replace(predicted(), steps=steps))
+    assert "steps)" not in action_card(predicted())

@@ -1,0 +1,77 @@
+"""Counts of bad rows from a loader's worker processes: the same in the log as without workers."""
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_mixture import mixed
+from test_streaming_mixture import mixture
+from tiny_runs import tiny_recipe, tiny_settings, write_questions
+from torch.utils.data import DataLoader
+
+from gen_vla.training.mixing.counted_batches import COUNTS, CountedBatches, receive_counts, sum_over_processes
+from gen_vla.training.mixing.skipped_rows import TooManyBadRows
+from gen_vla.training.run import run_recipe
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"rows": [row["completion"] for row in rows]}
+
+
+def loaded(rows: Any, count: int, workers: int, **settings: Any) -> dict[str, Any]:
+    """Reports of all counters behind some batches, none of which keeps its counts."""
+    loader = DataLoader(rows, batch_size=4, collate_fn=CountedBatches(collate), num_workers=workers, **settings)
+    for batch in islice(loader, count):
+        assert (COUNTS in batch) == (workers > 0)
+        receive_counts(rows, batch)
+        assert list(batch) == ["rows"]
+    return {name: counter.report() for name, counter in rows.counters().items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_table_is_counted_as_without_workers(llama_like: Any, workers: int) -> None:
+    order = [(place, place % 4) for place in range(24)]
+    plain, counted = (loaded(mixed(llama_like, (1, 2), 1.0), 6, n, sampler=order) for n in (0, workers))
+    assert counted == plain
+    assert sum(report["skipped"] for report in plain.values()) == 12
+
+
+def test_a_stream_is_counted_as_without_workers(llama_like: Any) -> None:
+    plain, counted = (loaded(mixture(llama_like, broken=(2, 9), max_bad_share=1.0, workers=n), 12, n) for n in (0, 1))
+    assert counted == plain
+    assert plain["preparing vision_language/a"]["by_reason"] == {"picture that does not decode": 2}
+    two = loaded(mixture(llama_like, broken=(2, 9), max_bad_share=1.0, workers=2), 12, 2)
+    assert two["preparing vision_language/a"]["skipped"] == 2
+    assert sum(report["seen"] + report["skipped"] for name, report in two.items() if "preparing" in name) == 48
+
+
+def test_bad_rows_of_all_workers_together_pass_the_limit(llama_like: Any) -> None:
+    """Each worker sees 100 rows of a set at most, too few to be judged alone."""
+    rows = mixture(llama_like, broken=tuple(range(12)), max_bad_share=0.2, workers=2)
+    with pytest.raises(
+        TooManyBadRows, match=r"vision_language/a: got \d+ bad rows among 20\d, expected at most 20.00%"
+    ):
+        loaded(rows, 110, 2)
+
+
+def test_reports_of_one_process_stay_what_they_are() -> None:
+    report = {"seen": 3, "skipped": 1, "by_reason": {"too long": 1}, "examples": ["x: too long"]}
+    assert sum_over_processes({"a": report}) == {"a": report}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_log_of_a_run_with_workers_has_the_bad_rows(tmp_path: Path, streaming: bool) -> None:
+    logs = []
+    for workers in (0, 1):
+        work_dir = tmp_path / str(workers)
+        write_questions(work_dir / "questions", answer=["0123456789" * 15, "yes", "two", "no"])
+        settings = {"data__max_bad_share": 0.5, "data__streaming": streaming, "data__num_workers": workers}
+        recipe = tiny_recipe(work_dir, training__steps=3, **settings)
+        folder = run_recipe(recipe, work_dir, progress=False)
+        logs.append(json.loads((folder / "training_log.json").read_text())["data"])
+    assert logs[0]["undecodable"] == logs[1]["undecodable"]
+    assert logs[0]["undecodable"]["vision_language/scenes"]["by_reason"].keys() == {"too long"}
+    rows = 3 * tiny_settings()["training"]["batch_size"]
+    assert sum(r["seen"] + r["skipped"] for r in logs[1]["undecodable"].values()) == rows

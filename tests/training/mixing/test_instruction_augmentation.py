@@ -1,0 +1,204 @@
+"""Paraphrases: whole names, disjoint lists, the same words for the same row, unknown instructions left alone."""
+
+import pickle
+import re
+from collections import Counter
+
+import pytest
+
+from gen_vla.evaluation.simulation.layouts import GOALS, sample_layout
+from gen_vla.training.mixing.instruction_augmentation import (
+    LISTS,
+    SLOTS,
+    InstructionAugmenter,
+    coverage,
+    families,
+    held_out_paraphrases,
+    match,
+    paraphrases,
+)
+from gen_vla.training.storage.tfrecord_reading import read_examples
+
+
+EXAMPLES = [(family, example) for family, entry in families().items() for example in entry["examples"]]
+TEMPLATES = {
+    lists: {family: paraphrases(entry["examples"][0], lists) for family, entry in families().items()}
+    for lists in LISTS
+}
+
+
+def bare(text: str) -> str:
+    """A wording without what could hide that it is another one: case, punctuation, articles, spaces."""
+    return "".join(re.sub(r"\b(the|a|an)\b|[^\w\s]", "", text.lower()).split())
+
+
+@pytest.mark.parametrize(("family", "example"), EXAMPLES)
+def test_every_example_is_of_its_family(family, example):
+    found = match(example)
+    assert found is not None
+    assert found.family == family
+    assert match(f"  {example.upper()}. ") is not None
+
+
+@pytest.mark.parametrize("family", families())
+def test_there_are_eight_wordings_to_train_with_and_five_others_to_evaluate_with(family):
+    train, held_out = TEMPLATES["train"][family], TEMPLATES["held_out"][family]
+    assert len({bare(text) for text in train}) == len(train) >= 8
+    assert len({bare(text) for text in held_out}) == len(held_out) >= 5
+
+
+def test_training_never_sees_a_held_out_wording_in_any_family():
+    train = {bare(text): text for _, example in EXAMPLES for text in [example, *paraphrases(example)]}
+    held_out = {bare(text): text for _, example in EXAMPLES for text in held_out_paraphrases(example)}
+    assert len(held_out) > 250
+    assert not {held_out[text] for text in train.keys() & held_out.keys()}
+
+
+def test_templates_are_disjoint_when_every_slot_holds_the_same():
+    """A wording of one family must not come back in another one whose slots happen to hold the same words."""
+    filled = {lists: set() for lists in LISTS}
+    forms = {form for entry in families().values() for form in entry["forms"]}
+    for lists in LISTS:
+        for family, entry in families().items():
+            slots = dict.fromkeys(SLOTS, "x")
+            example = re.sub(r"\{drawer\}", "x drawer", entry["forms"][0])
+            example = re.sub(r"\{way\}", "left", example)
+            words = paraphrases(re.sub(r"\{\w+\}", "x", example), lists)
+            assert words, family
+            filled[lists] |= {bare(text.replace("x drawer", "x").replace("left", "x")) for text in words}
+    assert not filled["train"] & filled["held_out"]
+    assert not filled["held_out"] & {bare(form.format(**slots)) for form in forms}
+
+
+def test_the_tabletop_is_judged_with_words_that_no_training_saw():
+    for seed in range(20):
+        layout = sample_layout(seed)
+        for goal in GOALS:
+            instruction = goal.instruction(layout)
+            train = {bare(text) for text in [instruction, *paraphrases(instruction)]}
+            assert len(train) > 8
+            judged = {bare(text) for text in held_out_paraphrases(instruction)}
+            assert len(judged) >= 5
+            assert not train & judged
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "pick coke can",
+        "move pepsi can near orange",
+        "open middle drawer",
+        "close bottom drawer",
+        "place apple into top drawer",
+        "put the spoon on the towel",
+        "put carrot on plate",
+        "stack the green block on the yellow block",
+        "put eggplant into yellow basket",
+    ],
+)
+def test_the_instructions_of_simpler_are_known(instruction):
+    assert len(held_out_paraphrases(instruction)) >= 5
+
+
+def test_a_list_of_the_paper_s_robots_word_for_word():
+    assert paraphrases("pick 7up can")[:3] == ["grab the 7up can", "grasp the 7up can", "lift the 7up can"]
+    assert paraphrases("move 7up can near blue plastic bottle")[2] == (
+        "slide the 7up can next to the blue plastic bottle"
+    )
+    assert paraphrases("open top drawer")[0] == "pull the top drawer open"
+    assert paraphrases("place coke can into bottom drawer")[0] == "drop the coke can in the bottom drawer"
+    assert paraphrases("pick rxbar chocolate from middle drawer and place on counter")[0] == (
+        "take the rxbar chocolate out of the middle drawer and put it on the counter"
+    )
+    assert held_out_paraphrases("put carrot on plate")[0] == "leave the carrot on the plate"
+    assert held_out_paraphrases("turn lever vertical to front")[0] == "revolve the lever vertical to front"
+
+
+@pytest.mark.parametrize(
+    ("instruction", "slots"),
+    [
+        ("pick up the blue plastic bottle", {"object": "blue plastic bottle"}),
+        ("Pick  7UP can.", {"object": "7UP can"}),
+        ("put a can of soup on top of the pot", {"object": "can of soup", "target": "pot"}),
+        ("put cup from counter or drying rack into sink", None),
+        ("move the pot to the left side of the table", {"object": "pot", "place": "the left side of the table"}),
+        ("open the top left drawer", {"drawer": "top left drawer"}),
+        ("turn the faucet to the left", {"object": "faucet", "way": "to the left"}),
+        ("flip pot upright which is in sink", {"object": "pot", "container": "sink"}),
+    ],
+)
+def test_names_stay_whole(instruction, slots):
+    found = match(instruction)
+    assert found is not None
+    expected = slots or {"object": "cup", "source": "counter or drying rack", "container": "sink"}
+    assert found.slots == expected
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "",
+        "dance",
+        "pick up the can and put it on the plate",
+        "pick up the can, then wipe the table",
+        "put it on the plate",
+        "take everything out of the pot",
+        "put the spoon on the towel on the left",
+        "turn the pot upside down",
+        "put the pot that is on the stove in the sink",
+        "pick",
+    ],
+)
+def test_what_could_change_its_meaning_stays_as_it_is(instruction):
+    assert match(instruction) is None
+    assert paraphrases(instruction) == held_out_paraphrases(instruction) == []
+    augment = InstructionAugmenter()
+    assert augment(instruction, 0) == instruction
+    assert augment.report()["unknown_instructions"] == [(instruction, 1)]
+
+
+def test_every_wording_reads_on_from_the_prompt():
+    for lists in LISTS:
+        for wordings in TEMPLATES[lists].values():
+            for wording in wordings:
+                assert wording == wording.strip().lower()
+                assert not re.match(r"(please|could|can|would|you|i|the|to)\b", wording)
+                assert not re.search(r"[{}.!?,]|\b(the the|the a|a the)\b|  ", wording)
+
+
+def test_a_row_reads_the_same_in_any_order_and_process():
+    augment = InstructionAugmenter(probability=0.5, seed=1)
+    texts = {row: augment("pick 7up can", row) for row in range(50)}
+    again = pickle.loads(pickle.dumps(InstructionAugmenter(probability=0.5, seed=1)))
+    assert {row: again("pick 7up can", row) for row in reversed(range(50))} == texts
+    other = InstructionAugmenter(probability=0.5, seed=2)
+    assert {row: other("pick 7up can", row) for row in range(50)} != texts
+    assert augment("pick 7up can", "file row 3") == again("pick 7up can", "file row 3")
+
+
+def test_probability_and_wordings_are_drawn_evenly():
+    augment = InstructionAugmenter(probability=0.8, seed=0)
+    counts = Counter(augment("open the drawer", row) for row in range(4500))
+    kept = counts.pop("open the drawer")
+    assert 0.18 < kept / 4500 < 0.22
+    assert set(counts) == set(paraphrases("open the drawer"))
+    assert all(0.8 < count / (3600 / 9) < 1.2 for count in counts.values())
+    assert InstructionAugmenter(probability=0.0)("open the drawer", 0) == "open the drawer"
+
+
+def test_coverage_names_what_has_no_family(data_dir):
+    shard = next((data_dir / "octo_bridge_debug").glob("**/*train.tfrecord-*"))
+    steps = [example["steps/language_instruction"][0] for example in read_examples(shard)]
+    report = coverage([*(bytes(step).decode() for step in steps), "dance", "dance", "sing"])
+    assert (report["instructions"], report["known"]) == (28, 25)
+    assert report["share"] == 25 / 28
+    assert set(report["by_family"]) == {"put_on", "put_from", "flip_upright_in", "turn"}
+    assert report["unknown"] == [("dance", 2), ("sing", 1)]
+    assert coverage([])["share"] == 0.0
+
+
+def test_settings_that_cannot_be_are_errors():
+    with pytest.raises(ValueError, match=r"probability=1\.5, expected 0 to 1"):
+        InstructionAugmenter(probability=1.5)
+    with pytest.raises(ValueError, match="lists='test', expected one of 'train', 'held_out'"):
+        InstructionAugmenter(lists="test")  # type: ignore[arg-type]

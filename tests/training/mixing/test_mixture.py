@@ -1,0 +1,160 @@
+"""The mixture: every batch half and half, in an order that only the seed decides, and rows spelled exactly."""
+
+from collections import Counter
+from itertools import islice
+from typing import Any
+
+import pytest
+from tiny_models import tiny_processor
+from tiny_runs import noise
+
+from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, NumberedSampler, alternate, weighted_turns
+from gen_vla.training.mixing.prepared_rows import RowPreparer
+from gen_vla.training.mixing.skipped_rows import TooManyBadRows
+
+
+# ---- the order
+
+
+def test_the_order_of_a_small_run() -> None:
+    order = list(HalfAndHalfSampler([3], [2], length=12, seed=0))
+    assert all(index < 3 for index in order[::2])  # robot rows come first in the concatenation
+    assert all(index in (3, 4) for index in order[1::2])
+    assert [sorted(order[0:6:2]), sorted(order[6:12:2])] == [[0, 1, 2]] * 2  # every row once before any comes again
+    assert [sorted(order[k : k + 4 : 2]) for k in (1, 5, 9)] == [[3, 4]] * 3
+    assert order == [2, 3, 0, 4, 1, 4, 2, 3, 1, 4, 0, 3]
+
+
+@pytest.mark.parametrize(("robot", "vision"), [([5], [3]), ([1], [7]), ([4, 2], [3, 3, 5]), ([2, 9, 1], [1])])
+@pytest.mark.parametrize("batch", [2, 4, 6])
+def test_every_batch_is_half_and_half(robot: list[int], vision: list[int], batch: int) -> None:
+    sampler = HalfAndHalfSampler(robot, vision, length=batch * 30, seed=3)
+    order = list(sampler)
+    assert len(order) == len(sampler) == batch * 30
+    for start in range(0, len(order), batch):
+        assert sum(index < sum(robot) for index in order[start : start + batch]) == batch // 2
+    assert set(order) == set(range(sum(robot) + sum(vision)))
+
+
+def test_the_sets_of_a_kind_take_turns() -> None:
+    order = list(HalfAndHalfSampler([2], [3, 4, 5], length=30, seed=1))
+    which = [sum(index >= start for start in (2, 5, 9)) for index in order]
+    assert which == [0, 1, 0, 2, 0, 3] * 5
+    two_robots = list(HalfAndHalfSampler([2, 2], [4], length=16, seed=1))
+    assert [index // 2 for index in two_robots[::2]] == [0, 1] * 4
+
+
+def test_a_used_up_set_comes_again_in_another_order() -> None:
+    order = list(HalfAndHalfSampler([50], [10], length=100, seed=0))
+    rounds = [order[1 + 20 * k : 1 + 20 * (k + 1) : 2] for k in range(5)]
+    assert all(sorted(one) == list(range(50, 60)) for one in rounds)
+    assert len({tuple(one) for one in rounds}) == 5
+    assert Counter(order[::2]) == Counter(range(50))
+
+
+def test_the_seed_decides_the_order_and_a_longer_run_begins_alike() -> None:
+    order = list(HalfAndHalfSampler([6], [5], length=40, seed=7))
+    sampler = HalfAndHalfSampler([6], [5], length=40, seed=7)
+    assert list(sampler) == order
+    assert list(sampler) == order  # asking twice changes nothing, so that a resumed run can skip
+    assert list(HalfAndHalfSampler([6], [5], length=40, seed=8)) != order
+    assert list(islice(HalfAndHalfSampler([6], [5], length=90, seed=7), 40)) == order
+
+
+@pytest.mark.parametrize(("robot", "vision"), [([4], []), ([], [4]), ([], [1, 3])])
+def test_one_kind_alone_is_not_mixed(robot: list[int], vision: list[int]) -> None:
+    assert set(HalfAndHalfSampler(robot, vision, length=12, seed=0)) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("robot", "vision"), [([], []), ([0], [3]), ([3], [2, 0])])
+def test_an_empty_set_raises(robot: list[int], vision: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"got data sets of \[.*\] rows, expected at least one row in each"):
+        HalfAndHalfSampler(robot, vision, length=4, seed=0)
+
+
+# ---- weights
+
+
+def test_weighted_turns_by_hand() -> None:
+    assert list(islice(weighted_turns([2.0, 1.0]), 6)) == [0, 1, 0, 0, 1, 0]
+    assert list(islice(weighted_turns([1.0, 1.0, 1.0]), 6)) == [0, 1, 2, 0, 1, 2]
+    assert list(islice(weighted_turns([0.3, 0.3]), 4)) == [0, 1, 0, 1]
+    assert list(islice(weighted_turns([0.5, 0.25, 0.25]), 8)) == [0, 1, 2, 0] * 2
+
+
+@pytest.mark.parametrize("weights", [[3.0, 1.0], [0.7, 0.2, 0.1], [5.0, 1.0, 1.0, 2.5], [1 / 3, 2 / 3]])
+def test_after_any_number_of_turns_every_set_is_within_one_of_its_share(weights: list[float]) -> None:
+    counts = [0] * len(weights)
+    for turn, chosen in enumerate(islice(weighted_turns(weights), 500), start=1):
+        counts[chosen] += 1
+        for count, weight in zip(counts, weights, strict=True):
+            assert abs(count - turn * weight / sum(weights)) < 1
+
+
+def test_a_weight_next_to_nothing_raises() -> None:
+    with pytest.raises(ValueError, match=r"got weights \[1.0, 1e-09\], expected numbers above 0"):
+        next(weighted_turns([1.0, 1e-9]))
+
+
+def test_weights_move_robot_places_and_leave_the_halves_alone() -> None:
+    order = list(islice(alternate([3.0, 1.0], 2), 16))
+    assert order[::2] == [0, 0, 1, 0] * 2
+    assert order[1::2] == [2, 3] * 4
+    sampler = HalfAndHalfSampler([5, 2], [4], length=32, seed=0, weights=[3.0, 1.0])
+    which = ["ab"[index >= 5] for index in list(sampler)[::2]]
+    assert which == list("aaba") * 4
+    assert list(HalfAndHalfSampler([5, 2], [4], 32, 0, [2.0, 2.0])) == list(HalfAndHalfSampler([5, 2], [4], 32, 0))
+
+
+def test_places_are_numbered() -> None:
+    sampler = HalfAndHalfSampler([3], [2], length=4, seed=0)
+    assert list(NumberedSampler(sampler)) == list(enumerate(sampler))
+    assert len(NumberedSampler(sampler)) == 4
+
+
+# ---- rows that cannot be read
+
+
+def table(answers: list[str], broken: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """A table is whatever has rows by number."""
+    encoded = {"bytes": b"not a picture", "path": None}
+    return [
+        {
+            "images": [encoded if number in broken else noise(number)],
+            "turns": [{"question": "what?", "answer": answer}],
+            "identity": f"set row {number}",
+        }
+        for number, answer in enumerate(answers)
+    ]
+
+
+def mixed(llama_like: Any, broken: tuple[int, ...], share: float) -> MixedTables:
+    tables = {"vision_language/a": table(["zero", "one", "two"], broken), "vision_language/b": table(["three"])}
+    return MixedTables(tables, RowPreparer(tiny_processor(llama_like), {}), share)  # type: ignore[arg-type]
+
+
+def test_a_row_is_found_in_its_table(llama_like: Any) -> None:
+    rows = mixed(llama_like, (), 0.0)
+    assert len(rows) == 4
+    found = [(rows[0, index]["completion"], rows[0, index]["source"][-1]) for index in range(4)]
+    assert found == [(" zero", "a"), (" one", "a"), (" two", "a"), (" three", "b")]
+    assert not rows[0, 0]["replaced"]
+
+
+def test_the_next_row_of_the_same_set_stands_in_for_an_unreadable_one(llama_like: Any) -> None:
+    rows = mixed(llama_like, (1, 2), 0.9)
+    got = [rows[place, index] for place, index in enumerate([0, 1, 2, 3])]
+    assert [row["completion"] for row in got] == [" zero", " zero", " zero", " three"]
+    assert [row["replaced"] for row in got] == [False, True, True, False]
+    report = rows.problems["vision_language/a"].report()
+    assert (report["seen"], report["skipped"]) == (1, 2)
+    assert report["examples"] == [f"set row {number}: picture that does not decode" for number in (1, 2)]
+    assert rows.problems["vision_language/b"].report()["skipped"] == 0
+
+
+def test_too_many_unreadable_rows_stop_the_run(llama_like: Any) -> None:
+    rows = mixed(llama_like, (1,), 0.25)
+    with pytest.raises(TooManyBadRows, match=r"vision_language/a: got 67 bad rows among 200, expected at most 25"):
+        [rows[place, place % 3] for place in range(300)]
+    with pytest.raises(TooManyBadRows, match=r"picture that does not decode \(1\)"):
+        mixed(llama_like, (0, 1, 2), 0.25)[0, 0]

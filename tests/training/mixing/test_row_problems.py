@@ -1,0 +1,124 @@
+"""Bad rows: counts, reasons, and when a share is too large."""
+
+import logging
+import os
+import pickle
+
+import pytest
+
+from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems, TooManyBadRows
+
+
+def test_good_and_bad_rows_are_counted_by_reason():
+    problems = RowProblems(limit_share=0.5)
+    problems.seen()
+    problems.seen(5)
+    problems.skip("a.parquet row 3", "no picture")
+    problems.skip("a.parquet row 4", "no picture")
+    problems.skip("b.tfrecord episode 1", "action is not finite", rows=3)
+    assert problems.report() == {
+        "seen": 6,
+        "skipped": 5,
+        "by_reason": {"action is not finite": 3, "no picture": 2},
+        "examples": [
+            "a.parquet row 3: no picture",
+            "a.parquet row 4: no picture",
+            "b.tfrecord episode 1: action is not finite",
+        ],
+    }
+    problems.finish()
+
+
+def test_the_share_is_judged_from_the_minimum_on():
+    problems = RowProblems(limit_share=0.1, minimum_rows=10, name="bridge_orig")
+    problems.seen(7)
+    problems.skip("x row 7", "no picture")  # 1 of 8
+    problems.seen()
+    with pytest.raises(TooManyBadRows, match=r"bridge_orig: got 2 bad rows among 10, expected at most 10.00%.*row 7"):
+        problems.skip("x row 9", "no picture")
+
+
+def test_exactly_the_share_is_tolerated():
+    problems = RowProblems(limit_share=0.1, minimum_rows=10)
+    problems.seen(9)
+    problems.skip("x row 9", "no picture")
+    problems.finish()
+
+
+def test_a_small_set_is_judged_at_its_end():
+    problems = RowProblems(limit_share=0.01, minimum_rows=200)
+    problems.seen(9)
+    problems.skip("x row 9", "no picture")
+    with pytest.raises(TooManyBadRows, match="got 1 bad rows among 10"):
+        problems.finish()
+
+
+def test_nothing_but_bad_rows_and_nothing_at_all():
+    problems = RowProblems()
+    problems.finish()
+    problems.skip("x row 0", "no picture")
+    with pytest.raises(TooManyBadRows):
+        problems.finish()
+
+
+def test_only_the_first_are_named(caplog):
+    problems = RowProblems(limit_share=1.0)
+    with caplog.at_level(logging.WARNING):
+        for row in range(NAMED + 5):
+            problems.skip(f"x row {row}", "no picture")
+    assert len(problems.report()["examples"]) == NAMED
+    assert len(caplog.records) == NAMED
+    assert "x row 0: no picture" in caplog.text
+    assert problems.report()["skipped"] == NAMED + 5
+
+
+def test_a_copy_counts_for_itself():
+    problems = RowProblems(limit_share=0.5)
+    problems.seen(3)
+    copy = pickle.loads(pickle.dumps(problems))
+    copy.skip("x row 3", "no picture")
+    assert copy.report()["skipped"] == 1
+    assert problems.report()["skipped"] == 0
+
+
+@pytest.mark.parametrize("settings", [{"limit_share": 1.5}, {"limit_share": -0.1}, {"minimum_rows": 0}])
+def test_settings_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match="expected"):
+        RowProblems(**settings)
+
+
+def test_news_are_what_was_not_taken_yet():
+    problems = RowProblems(limit_share=1.0)
+    problems.seen(2)
+    problems.skip("x row 2", "no picture")
+    expected = {"seen": 2, "skipped": 1, "by_reason": {"no picture": 1}, "examples": ["x row 2: no picture"]}
+    assert problems.take() == expected == problems.report()
+    problems.seen()
+    assert problems.take() == {"seen": 1, "skipped": 0, "by_reason": {}, "examples": []}
+    assert problems.report()["seen"] == 3
+
+
+def test_what_another_process_counted_is_added_and_judged():
+    problems, worker = RowProblems(limit_share=0.1, minimum_rows=10), RowProblems(limit_share=1.0)
+    worker.seen(7)
+    problems.receive(worker.take())
+    worker.skip("x row 7", "no picture")
+    problems.receive(worker.take())
+    assert problems.report() == worker.report()
+    assert problems.take()["seen"] == 0  # they are no news of its own
+    worker.skip("x row 8", "too long", 2)
+    with pytest.raises(TooManyBadRows, match=r"got 3 bad rows among 10, expected .*too long \(2\); no picture \(1\)"):
+        problems.receive(worker.take())
+
+
+def test_a_forked_copy_has_only_its_own_news():
+    problems = RowProblems(limit_share=1.0)
+    problems.seen(5)
+    reader, writer = os.pipe()
+    if os.fork() == 0:  # the copy of a loader's worker
+        problems.seen(2)
+        os.write(writer, str(problems.take()["seen"]).encode())
+        os._exit(0)
+    os.wait()
+    assert os.read(reader, 9) == b"2"
+    assert problems.take()["seen"] == 5

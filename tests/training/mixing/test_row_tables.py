@@ -1,0 +1,212 @@
+"""Tables: recorded data sets by row number with their chunks, and rows of other sources written down once."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from robot_data_sets import make_episodes, write_lerobot
+from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
+
+from gen_vla.training.mixing.row_tables import (
+    QUESTION_FEATURES,
+    ROBOT_COLUMNS,
+    ROBOT_FEATURES,
+    RecordedDemonstrations,
+    RecordedQuestions,
+    load_columns,
+    write_table,
+)
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.recipes.sources import open_data
+
+
+REMEDY = "record it first"
+
+
+def data(folder: Path, columns: tuple[str, ...] = ("image",)) -> Dataset:
+    return load_columns(folder, columns, REMEDY)
+
+
+def demonstrations(tmp_path: Path, horizon: int, **columns: Any) -> RecordedDemonstrations:
+    actions = [[float(step), 0.0, 1.0] for step in range(5)]
+    folder = write_robot_data(tmp_path / "robot", 5, action=actions, episode_index=[7, 7, 7, 9, 9], **columns)
+    return RecordedDemonstrations(data(folder), horizon, "robot/mine")
+
+
+def test_a_recorded_row(tmp_path: Path) -> None:
+    table = demonstrations(tmp_path, 1)
+    assert len(table) == 5
+    row = table[3]
+    assert (row["instruction"], row["identity"]) == ("close the drawer", "robot/mine row 3")
+    assert row["action"].tolist() == [[3.0, 0.0, 1.0]]
+    assert row["action"].dtype == np.float32
+    assert set(row["images"][0]) == {"bytes", "path"}, "pictures stay encoded"
+
+
+def test_chunks_end_with_their_episode_and_repeat_its_last_action(tmp_path: Path) -> None:
+    table = demonstrations(tmp_path, 3)
+    assert [table[row]["action"][:, 0].tolist() for row in range(5)] == [
+        [0, 1, 2],
+        [1, 2, 2],
+        [2, 2, 2],
+        [3, 4, 4],
+        [4, 4, 4],
+    ]
+    no, yes = False, True
+    assert [table[row]["action_is_pad"].tolist() for row in range(5)] == [
+        [no, no, no],
+        [no, no, yes],
+        [no, yes, yes],
+        [no, no, yes],
+        [no, yes, yes],
+    ]
+
+
+def test_recorded_questions_and_rows_without_a_picture(tmp_path: Path) -> None:
+    folder = write_questions(tmp_path / "q", 2, image=[None, noise(1)], question=["a?", "b?"], answer=["one", "two"])
+    table = RecordedQuestions(data(folder), "vision_language/s")
+    assert [len(table[row]["images"]) for row in range(2)] == [0, 1]
+    assert table[1]["turns"] == [{"question": "b?", "answer": "two"}]
+
+
+def test_missing_folders_and_columns_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"got no data set at .*nowhere.*save_to_disk; record it first"):
+        data(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="got no data set at"):
+        data(tmp_path / "empty")
+    folder = write_questions(tmp_path / "questions")
+    with pytest.raises(
+        ValueError, match=r"questions: got columns \['image', 'question', 'answer'\], expected also ins"
+    ):
+        data(folder, ROBOT_COLUMNS)
+
+
+class Listed:
+    """A source of given rows that counts how often they are read."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self.name = "robot/mine"
+        self.given = rows
+        self.readings = 0
+        self.problems = RowProblems(0.5, name=self.name)
+
+    def shards(self) -> list[str]:
+        return ["all"]
+
+    def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        self.readings += 1
+        yield from self.given
+
+    def count_rows(self) -> int | None:
+        return len(self.given)
+
+
+def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: Path) -> None:
+    actions = np.arange(12, dtype=np.float32).reshape(2, 2, 3) / 7
+    frame, packed = noise(1), {"bytes": b"any bytes", "path": "p.jpg"}
+    rows = [
+        {"images": [frame, packed], "instruction": "go", "action": actions[0], "identity": "0", "step_index": 4},
+        {"images": [], "instruction": "stop", "action": actions[1], "identity": "1", "step_index": 5},
+    ]
+    for number, row in enumerate(rows):
+        row["action_is_pad"] = np.array([False, number == 1])
+    source = Listed(rows)
+    for _ in range(2):
+        table = write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 2}, progress=False)
+    assert source.readings == 1
+    assert len(table) == 2
+    first = table[0]
+    assert first["images"][1]["bytes"] == b"any bytes"
+    assert first["images"][0]["bytes"].startswith(b"\x89PNG")
+    assert np.array_equal(first["action"], actions[0])
+    assert [table[number]["action_is_pad"].tolist() for number in range(2)] == [[False, False], [False, True]]
+    assert (first["instruction"], first["identity"], table[1]["images"]) == ("go", "0", [])
+    write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 3}, progress=False)
+    assert source.readings == 2, "other settings are another table"
+
+
+def test_a_table_that_is_used_again_keeps_its_counts(tmp_path: Path) -> None:
+    class Damaged(Listed):
+        def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+            for row in super().rows(shards):
+                self.problems.seen()
+                yield row
+            self.problems.skip("2", "cut off")
+
+    row = {"images": [], "turns": [{"question": "a?", "answer": "b"}], "identity": "0"}
+    first, again = (Damaged([row, row]) for _ in range(2))
+    for source in (first, again):
+        assert len(write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)) == 2
+    assert (first.readings, again.readings) == (1, 0)
+    expected = {"seen": 2, "skipped": 1, "by_reason": {"cut off": 1}, "examples": ["2: cut off"]}
+    assert first.problems.report() == again.problems.report() == expected
+
+
+def test_a_missing_folder_is_refused_before_tables_are_written(tmp_path: Path) -> None:
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
+    data["vision_language"] = [{"path": "nowhere", "name": "scenes"}]
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
+    with pytest.raises(FileNotFoundError, match=r"got no vision-language data set at .*nowhere"):
+        open_data(recipe, tmp_path)
+    assert not (tmp_path / "rows").exists()
+    assert not (tmp_path / "statistics").exists()
+
+
+def test_without_tables_a_data_set_is_a_stream(tmp_path: Path) -> None:
+    """For a look at the first rows of a data set that would take hours to write."""
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
+    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
+    opened = open_data(recipe, tmp_path, write_tables=False)
+    assert (list(opened.streams), list(opened.tables)) == (["robot/own"], [])
+    assert not (tmp_path / "rows").exists()
+    assert opened.readings["robot/own"].rows == 11
+
+
+def test_conversations_are_written(tmp_path: Path) -> None:
+    turns = [{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d"}]
+    source = Listed([{"images": [], "turns": turns, "identity": "0"}])
+    assert write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)[0]["turns"] == turns
+
+
+def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got the data set robot/mine without a usable row"):
+        write_table(Listed([]), ROBOT_FEATURES, tmp_path, {}, progress=False)
+
+    class Failing(Listed):
+        def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+            yield from self.given
+            raise ValueError("the file ends here")
+
+    row = {"images": [], "instruction": "go", "action": np.zeros((1, 3), np.float32), "identity": "0"}
+    row["action_is_pad"] = np.zeros(1, bool)
+    with pytest.raises(ValueError, match="the file ends here"):
+        write_table(Failing([row]), ROBOT_FEATURES, tmp_path, {}, progress=False)
+    assert not list((tmp_path / "rows").iterdir())
+
+
+def test_a_table_is_written_anew_when_the_files_change(tmp_path: Path) -> None:
+    """Converted again with other numbers, a data set has the same files of the same sizes."""
+    recipe = tiny_recipe(
+        tmp_path,
+        actions={"action_dim": 7},
+        data={"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16},
+    )
+    firsts = []
+    for sign in (1, -1):
+        episodes = make_episodes(2, 5, size=16)
+        for episode in episodes:
+            episode.actions[:, :6] *= sign
+        write_lerobot(tmp_path / "lerobot", episodes, "v2.1", "image")
+        opened = open_data(recipe, tmp_path)
+        firsts.append(opened.tables["robot/own"][0]["action"][0])
+        np.testing.assert_array_equal(firsts[-1], episodes[0].actions[0])
+        assert open_data(recipe, tmp_path).tables["robot/own"][0]["action"][0].tolist() == firsts[-1].tolist()
+        shutil.rmtree(tmp_path / "lerobot")
+    assert len(list((tmp_path / "rows").glob("own-*.arrow"))) == 2

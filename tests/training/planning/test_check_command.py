@@ -1,0 +1,158 @@
+"""`gen-vla train RECIPE --check`: a look at the data of any recipe, with and without the model it starts from."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from robot_data_sets import make_episodes, write_lerobot
+from table_data import SETS, write_table_data
+from tiny_runs import tiny_recipe, tiny_settings
+
+from gen_vla.commands.main import main
+from gen_vla.training.model_building import build_model
+from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.trainer import CoTrainer
+
+
+SENTENCE = "are those of a small tokenizer made for this look"
+
+
+@pytest.fixture(autouse=True)
+def no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CoTrainer, "compute_loss", lambda *_, **__: pytest.fail("a step was taken"))
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_table_data(tmp_path_factory.mktemp("tables"))
+
+
+def checked(capsys: pytest.CaptureFixture[str], recipe: Path | str, work_dir: Path, *options: str) -> str:
+    code = main(["train", str(recipe), "--work-dir", str(work_dir), "--check", *options])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return captured.out
+
+
+def start_model(work_dir: Path, name: str = "start") -> Path:
+    """A saved tiny model."""
+    recipe = tiny_recipe(work_dir)
+    model, processor = build_model(recipe, work_dir, open_data(recipe, work_dir))
+    model.save_pretrained(work_dir / name)
+    processor.save_pretrained(work_dir / name)
+    return work_dir / name
+
+
+def test_a_recipe_from_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_recipe(tmp_path)
+    text = checked(capsys, tmp_path / "tiny.yaml", tmp_path)
+    assert "to open the drawer?\\nOut:\\n«" in text
+    assert SENTENCE not in text
+    assert [file.name for file in (tmp_path / "tiny").iterdir()] == ["first_rows.png"]
+
+
+@pytest.mark.parametrize("name", ["openvla_plus_bridge", "openvla_bridge", "pi0_plus_bridge", "pi0_bridge"])
+def test_a_full_size_recipe_without_its_model(name: str, tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = [f"--set=data.vision_language.{number}.path={path}" for number, path in enumerate(SETS)]
+    text = checked(capsys, name, tables, *sources)
+    assert SENTENCE in text
+    assert "<image> x 256" in text
+    assert (tables / name.replace("_", "-") / "first_rows.png").is_file()
+
+
+def test_the_tokenizer_of_the_model_is_used_where_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = start_model(tmp_path)
+    (folder / "model.safetensors").unlink()
+    tiny_recipe(tmp_path, name="further", model={"initial_model": "start", "frozen": None})
+    text = checked(capsys, tmp_path / "further.yaml", tmp_path)
+    assert SENTENCE not in text
+    assert "<s><image> x 4  In: What action" in text
+    (folder / "tokenizer.json").unlink()
+    assert SENTENCE in checked(capsys, tmp_path / "further.yaml", tmp_path)
+
+
+def test_a_model_of_another_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start_model(tmp_path)
+    tiny_recipe(tmp_path, name="further", model={"family": "pi0_plus", "initial_model": "start"})
+    assert main(["train", str(tmp_path / "further.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
+    assert "expected pi0_plus; correct model.family" in capsys.readouterr().err
+
+
+def test_no_table_is_written_and_cameras_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
+    tokenizer = {"vocab_size": 400, "texts_from_rows": 5}
+    tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data, tokenizer=tokenizer)
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, ("top", "wrist"), size=16), "v2.1", "image")
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
+    assert "LeRobot v2.1" in text
+    assert "observation.images.top (the first)" in text
+    assert "of 2 cameras only the first is used, observation.images.top; not observation.images.wrist" in text
+    assert not (tmp_path / "rows").exists()
+    named = "--set=data.robot.0.cameras=[top,wrist]"
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path, named).split())
+    assert "only the first is used" not in text
+    assert "<image> x 8" in text
+
+
+def test_data_that_cannot_be_used_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_recipe(tmp_path)
+    shutil.rmtree(tmp_path / "questions")
+    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
+    assert "got no vision-language data set at" in capsys.readouterr().err
+
+
+def test_actions_too_long_for_the_model_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_recipe(tmp_path, actions={"action_dim": 3, "decimals": 2, "binary_dims": [2], "horizon": 8})
+    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
+    captured = capsys.readouterr()
+    assert "4 of 4 rows cannot be used" in captured.out, "everything is shown before"
+    assert "vision_language/scenes" in captured.out
+    told = (
+        r"a run would stop at its rows: robot/tiny: got a row of \d+ tokens .*at most 128; nothing is cut: lower act"
+    )
+    assert re.search(told, captured.err)
+
+
+def test_plan_and_check_are_two_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings()))
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "tiny.yaml"), "--plan", "--check"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def _lerobot_recipe(tmp_path: Path, **settings: object) -> Path:
+    data = {"robot": [{"path": "lerobot", "key": "own", **settings}], "image_size": 16}
+    tokenizer = {"vocab_size": 400, "texts_from_rows": 5}
+    tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data, tokenizer=tokenizer)
+    return write_lerobot(tmp_path / "lerobot", make_episodes(3, 5, ("a_depth", "top"), size=16), "v2.1", "image")
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = _lerobot_recipe(tmp_path)
+    info, tasks = folder / "meta" / "info.json", folder / "meta" / "tasks.jsonl"
+    info.write_text(json.dumps({**json.loads(info.read_text()), "splits": {"train": "0:2"}}))
+    tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
+    assert "all 3 episodes are read, as no split is named; of its splits train (0:2) holds 2" in text
+    assert re.search(r"6 steps without an instruction, skipped \(such as \S+episode_000001.parquet episode 1\)", text)
+    assert "observation.images.top" in text
+    assert "None" not in text
+    # Kept statistics are of what is read now.
+    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path, "--set=data.robot.0.split=train").split())
+    assert "split 'train' (0:2) holds 2 of 3 episodes" in text
+    assert "LeRobot v2.1 │ 2 │ 5 │" in text
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_steps_without_an_instruction_may_be_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], check: bool
+) -> None:
+    folder = _lerobot_recipe(tmp_path, without_instruction="refuse")
+    tasks = folder / "meta" / "tasks.jsonl"
+    tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
+    command = ["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]
+    assert main([*command, *(["--check"] if check else [])]) == 2
+    assert re.search(r"'own': got 6 of 18 steps without .*episode 1: their task is null", capsys.readouterr().err)

@@ -1,0 +1,64 @@
+"""What a look at the data prints."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gen_vla.training.mixing.data_reading import DataReading
+from gen_vla.training.planning.data_check import Dimension, ShownRow, SourceCheck
+from gen_vla.training.planning.data_check_tables import row_text, show_data
+
+
+def make_check(**changes: object) -> SourceCheck:
+    spans = [("<s><image> x 4 In: [bold]go[/bold]\nOut:\n", False), ("+0.10-0.20</s>", True)]
+    row = ShownRow("row 0", "[bold]go[/bold]", [(640, 480), (320, 240)], [Image.new("RGB", (8, 8))] * 2, spans, 30, 11)
+    settings = {
+        "name": "robot/mine",
+        "reading": DataReading("LeRobot v2.1", 12345, 67, ["top", "wrist"], ["side"], True, 3),
+        "rows": [row],
+        "dimensions": [
+            Dimension(-0.25, -0.125, 0.125, 0.5, 24, 0.02, False, False),
+            Dimension(0.0, 0.0, 1.0, 1.0, 0, 0.0, True, True, "1 left_gripper"),
+            Dimension(3.0, 3.0, 3.0, 3.0, 0, 0.0, False, False, "2"),
+        ],
+        "warnings": ["dimension 2 never changes: it is always 3"],
+    }
+    return SourceCheck(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def printed(checks: list[SourceCheck], folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    show_data(checks, folder, "a title")
+    return [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_robot_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed([make_check()], tmp_path, capsys)
+    assert "robot/mine LeRobot v2.1 67 12,345 top, wrist [bold]go[/bold]" in lines
+    assert "not used: side 640 x 480, 320 x 240" in lines
+    assert "0 -0.25 -0.125 0.125 0.5 24 (2.0%)" in lines
+    assert "1 left_gripper 0 0 1 1 0 (0.0%) 0 or 1" in lines
+    assert "2 3 3 3 3 0 (0.0%) never changes" in lines
+    assert "look at robot/mine: dimension 2 never changes: it is always 3" in lines
+    assert (tmp_path / "first_rows.png").is_file()
+
+
+def test_the_default_camera_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading = DataReading("RLDS", None, 67, ["top"], ["wrist"], False, 3)
+    text = "\n".join(printed([make_check(reading=reading)], tmp_path, capsys))
+    assert "robot/mine RLDS 67 ? top (the first)" in text
+    assert "not used: wrist" in text
+
+
+def test_vision_language_data_has_no_dimensions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check = make_check(name="vision_language/v", reading=DataReading("llava", 4), dimensions=[], warnings=[], rows=[])
+    lines = printed([check], tmp_path, capsys)
+    assert "vision_language/v llava 4 none could be used" in lines
+    assert not any("clipped" in line or line.startswith("look at") for line in lines)
+
+
+def test_what_is_supervised_is_marked() -> None:
+    plain = row_text(make_check()).plain
+    assert plain == (
+        "robot/mine (30 tokens, «11 supervised»)\n  <s><image> x 4 In: [bold]go[/bold]\\nOut:\\n«+0.10-0.20</s>»"
+    )

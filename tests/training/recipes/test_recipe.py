@@ -1,0 +1,209 @@
+"""Recipes are complete and strict: what is written is what runs, and what is misspelt does not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_runs import tiny_settings
+
+from gen_vla.training.recipes.loading import as_settings, load_recipe, recipe_names
+from gen_vla.training.recipes.schema import RecipeError
+
+
+def written(folder: Path, settings: Any, name: str = "mine") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_that_ships_loads_and_says_what_it_is(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name.replace("_", "-")
+    assert recipe.description.strip()
+    assert recipe.data.robot or recipe.data.vision_language
+
+
+def test_the_mini_recipes_are_two_steps_of_one_path() -> None:
+    assert {"mini_vlm", "mini_openvla_plus"} <= set(recipe_names())
+    first, second = load_recipe("mini_vlm"), load_recipe("mini_openvla_plus")
+    assert first.model.initial_model is None
+    assert second.model.initial_model == first.name
+    assert (first.model.frozen, second.model.frozen) == (None, "siglip")
+    assert not first.data.robot
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_settings_read_back_as_the_same_recipe(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert load_recipe(written(tmp_path, as_settings(recipe))) == recipe
+
+
+def test_a_recipe_is_found_by_path_or_by_name() -> None:
+    by_name = load_recipe("mini_vlm")
+    assert load_recipe("mini_vlm.yaml") == by_name
+    folder = Path(__file__).resolve().parents[3] / "training" / "recipes"
+    assert load_recipe(folder / "mini_vlm.yaml") == by_name
+    assert load_recipe(str(folder / "mini_vlm.yaml")) == by_name
+
+
+def test_defaults_and_what_has_none(tmp_path: Path) -> None:
+    source = [{"path": "robot", "key": "k"}]
+    recipe = load_recipe(
+        written(tmp_path, {"name": "a", "description": "b", "training": {"steps": 3}, "data": {"robot": source}})
+    )
+    assert (recipe.training.batch_size, recipe.training.learning_rate) == (16, 2e-5)
+    assert (recipe.actions.action_dim, recipe.actions.binary_dims, recipe.loss.balance) == (7, [6], "token")
+    with pytest.raises(RecipeError, match=r"training: got no steps, expected steps"):
+        load_recipe(written(tmp_path, {"name": "a", "description": "b", "training": {}}))
+    with pytest.raises(RecipeError, match=r"got no name, training, expected name, description, training"):
+        load_recipe(written(tmp_path, {"description": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"trainning": {"steps": 1}}, r"got unknown key 'trainning'; did you mean 'training'\? known: name,"),
+        ({"training__lerning_rate": 1.0}, r"training: got unknown key 'lerning_rate'; did you mean 'learning_rate'\?"),
+        ({"model__frozn": None}, r"model: got unknown key 'frozn'; did you mean 'frozen'\?"),
+        ({"zzz": 1}, r"got unknown key 'zzz'; known: name,"),
+        ({"extend": "base"}, r"got unknown key 'extend'; did you mean 'extends'\?"),
+        ({"data__robot": [{"path": "a", "kye": "b"}]}, r"data: robot\[0\]: got unknown key 'kye'; did you mean 'key'"),
+        (
+            {"data__robot": [{"path": "a", "key": "b", "record": {"episodes_per_tsk": 1}}]},
+            r"robot\[0\]: record: got unknown key 'episodes_per_tsk'; did you mean 'episodes_per_task'",
+        ),
+    ],
+)
+def test_a_misspelt_key_gets_the_nearest_name(setting: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(written(tmp_path, tiny_settings(**setting)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"training__steps": "ten"}, r"training: steps: got 'ten' \(str\), expected int$"),
+        ({"training__steps": 1.5}, r"training: steps: got 1.5 \(float\), expected int$"),
+        ({"training__steps": True}, r"training: steps: got True \(bool\), expected int$"),
+        ({"training__steps": 0}, r"got steps=0, expected at least 1"),
+        ({"training__batch_size": -2}, r"got batch_size=-2, expected at least 1"),
+        ({"training__bf16": 1}, r"training: bf16: got 1 \(int\), expected bool$"),
+        ({"training__learning_rate": True}, r"learning_rate: got True \(bool\), expected float$"),
+        ({"training__learning_rate": "2e-5"}, r"got '2e-5' \(str\), expected float \(YAML reads 2e-5 as text: write"),
+        ({"model__frozen": "clip"}, r"model: frozen: got 'clip' \(str\), expected one of 'siglip', 'dino'"),
+        ({"loss__balance": None}, r"loss: balance: got None .*expected one of 'token', 'example', 'source'"),
+        ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a list"),
+        ({"actions__binary_dims": [0, "x"]}, r"binary_dims\[1\]: got 'x' \(str\), expected int"),
+        ({"model__dino": ["a"]}, r"model: dino: got \['a'\] \(list\), expected dict"),
+        ({"data": "robot"}, r"data: got 'robot' \(str\), expected settings by name"),
+        ({"name": 3}, r"name: got 3 \(int\), expected str"),
+        ({"name": "../elsewhere"}, r"got name '../elsewhere', expected letters"),
+    ],
+)
+def test_a_wrong_value_says_where_and_what_was_expected(
+    setting: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        load_recipe(written(tmp_path, tiny_settings(**setting)))
+
+
+def test_yaml_reads_an_exponent_without_a_point_as_text(tmp_path: Path) -> None:
+    text = "name: a\ndescription: b\ntraining: {steps: 1, learning_rate: RATE}\ndata: {robot: [{path: a, key: b}]}\n"
+    with pytest.raises(RecipeError, match=r"write 2\.0e-5"):
+        load_recipe(written(tmp_path, text.replace("RATE", "2e-5")))
+    assert load_recipe(written(tmp_path, text.replace("RATE", "2.0e-5"))).training.learning_rate == 2e-5
+    assert load_recipe(written(tmp_path, text.replace("RATE", "1"))).training.learning_rate == 1.0
+
+
+def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"got batch_size=3, expected an even number"):
+        load_recipe(written(tmp_path, tiny_settings(training__batch_size=3)))
+    only_robot = tiny_settings(training__batch_size=3, data__vision_language=[])
+    assert load_recipe(written(tmp_path, only_robot)).training.batch_size == 3
+    with pytest.raises(RecipeError, match=r"got no data sets"):
+        load_recipe(written(tmp_path, tiny_settings(data__vision_language=[], data__robot=[])))
+    twice = [{"path": "robot", "key": "same"}, {"path": "other", "key": "same"}]
+    with pytest.raises(RecipeError, match=r"got the key 'same' for 2 robot data sets"):
+        load_recipe(written(tmp_path, tiny_settings(data__robot=twice)))
+
+
+def test_extends_merges_single_settings(tmp_path: Path) -> None:
+    base = load_recipe(written(tmp_path, tiny_settings(), "base"))
+    changes = {"extends": "base.yaml", "name": "row", "model": {"frozen": None, "text": {"num_hidden_layers": 3}}}
+    row = load_recipe(written(tmp_path, changes, "row"))
+    assert row.model.frozen is None
+    assert row.model.text == {**base.model.text, "num_hidden_layers": 3}
+    assert (row.name, row.training, row.data) == ("row", base.training, base.data)
+    third = {"extends": "row.yaml", "name": "third", "data": {"vision_language": []}}
+    last = load_recipe(written(tmp_path, third, "third"))
+    assert last.data.vision_language == []
+    assert last.data.robot == base.data.robot
+    assert last.model == row.model
+
+
+def test_extends_takes_a_shipped_recipe_by_name(tmp_path: Path) -> None:
+    recipe = load_recipe(written(tmp_path, {"extends": "mini_vlm", "name": "short", "training": {"steps": 1}}))
+    assert recipe.training.steps == 1
+    assert recipe.model == load_recipe("mini_vlm").model
+
+
+def test_a_circle_of_recipes_is_named(tmp_path: Path) -> None:
+    written(tmp_path, {"extends": "b.yaml"}, "a")
+    written(tmp_path, {"extends": "a.yaml"}, "b")
+    with pytest.raises(RecipeError, match=r"a\.yaml, b\.yaml, a\.yaml.*circle"):
+        load_recipe(tmp_path / "a.yaml")
+    with pytest.raises(
+        RecipeError, match=r"extends: got 3 \(int\), expected the name or the file of a recipe, or a l"
+    ):
+        load_recipe(written(tmp_path, {"extends": 3}))
+
+
+def test_extends_takes_several_each_over_the_one_before(tmp_path: Path) -> None:
+    written(tmp_path, tiny_settings(), "base")
+    written(tmp_path, {"training": {"steps": 2, "batch_size": 6}, "model": {"frozen": "dino"}}, "_first")
+    written(tmp_path, {"training": {"steps": 3}}, "_second")
+    row = load_recipe(
+        written(tmp_path, {"extends": ["base.yaml", "_first.yaml", "_second.yaml"], "model": {"frozen": None}}, "row")
+    )
+    assert (row.training.steps, row.training.batch_size, row.model.frozen) == (3, 6, None)
+    assert row.model.text == load_recipe(tmp_path / "base.yaml").model.text
+
+
+def test_unknown_recipes_and_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"got recipe 'mini_vml', which is no file; did you mean 'mini_vlm'\? known"):
+        load_recipe("mini_vml")
+    with pytest.raises(RecipeError, match=r"which is no file; known: mini_"):
+        load_recipe(tmp_path / "qqqqqqqq.yaml")
+    with pytest.raises(RecipeError, match=r"mine\.yaml, which is not YAML"):
+        load_recipe(written(tmp_path, "a: [1"))
+    with pytest.raises(RecipeError, match=r"mine\.yaml holding list, expected settings by name"):
+        load_recipe(written(tmp_path, "- a\n"))
+    with pytest.raises(RecipeError, match=r"mine\.yaml holding NoneType"):
+        load_recipe(written(tmp_path, ""))
+
+
+def test_a_key_written_twice_is_no_choice(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"key 'steps' twice"):
+        load_recipe(written(tmp_path, "name: a\ndescription: b\ntraining:\n  steps: 1\n  steps: 2\n"))
+
+
+def test_overrides_by_dotted_name(tmp_path: Path) -> None:
+    path = written(tmp_path, tiny_settings())
+    changed = {"training.steps": 10, "model.text.num_hidden_layers": 1, "loss.balance": "source", "name": "other"}
+    recipe = load_recipe(path, changed)
+    assert (recipe.training.steps, recipe.name, recipe.loss.balance) == (10, "other", "source")
+    assert recipe.model.text["num_hidden_layers"] == 1
+    assert recipe.training.batch_size == 4
+    with pytest.raises(RecipeError, match=r"unknown key 'stpes'; did you mean 'steps'\?"):
+        load_recipe(path, {"training.stpes": 10})
+    with pytest.raises(RecipeError, match=r"unknown key 'trainig'; did you mean 'training'\?"):
+        load_recipe(path, {"trainig.steps": 10})
+    robot = load_recipe(path, {"data.robot.0.path": "elsewhere"}).data.robot
+    assert robot[0].path == "elsewhere"
+    with pytest.raises(RecipeError, match=r"entry '7' of a list of \d, expected a number from 0"):
+        load_recipe(path, {"data.robot.7.path": "elsewhere"})
+    for wrong in ("name.first", "training.steps.more"):
+        with pytest.raises(RecipeError, match=rf"got override '{wrong}'.*expected settings by name"):
+            load_recipe(path, {wrong: "x"})

@@ -1,0 +1,146 @@
+"""Steps without an instruction: never the word None, but counted, named, and skipped or refused as the recipe says."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from datasets import load_from_disk
+from rlds_data_sets import write_rlds
+from robot_data_sets import (
+    edit_episodes,
+    edit_lines,
+    edit_rows,
+    make_episodes,
+    with_column,
+    write_lerobot,
+    write_recording,
+)
+from test_lerobot_splits import check
+
+from gen_vla.training.robot_data.episodes import instruction_text
+from gen_vla.training.robot_data.source import open_robot_source
+
+
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), np.nan, pd.NA, "", "  ", "None", "nan", " NaN ", "null", 3, b"x"]
+)
+def test_what_is_no_instruction(value):
+    assert instruction_text(value).strip() == ""
+
+
+def test_what_is_one():
+    assert instruction_text(" Pick nothing ") == " Pick nothing "
+    assert instruction_text("none of them") == "none of them"
+
+
+def null_tasks(folder: Path, version: str) -> None:
+    if version == "v3.0":
+        tasks = pd.read_parquet(folder / "meta/tasks.parquet")
+        tasks.set_axis([None, *tasks.index[1:]]).to_parquet(folder / "meta/tasks.parquet")
+    else:
+        edit_lines(folder / "meta/tasks.jsonl", lambda lines: [{**lines[0], "task": None}, *lines[1:]])
+
+
+def null_numbers(folder: Path, version: str) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        episodes, tasks = table["episode_index"].to_pylist(), table["task_index"].to_pylist()
+        values = [None if number == 0 else task for number, task in zip(episodes, tasks)]
+        return with_column(table, "task_index", pa.array(values, pa.int64()))
+
+    edit_rows(folder, change)
+
+
+def nan_numbers(folder: Path, version: str) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        episodes, tasks = table["episode_index"].to_pylist(), table["task_index"].to_pylist()
+        values = [float("nan") if number == 0 else task for number, task in zip(episodes, tasks)]
+        return with_column(table, "task_index", pa.array(values, pa.float64()))
+
+    edit_rows(folder, change)
+
+
+def unknown_numbers(folder: Path, version: str) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        episodes, tasks = table["episode_index"].to_pylist(), table["task_index"].to_pylist()
+        values = [99 if number == 0 else task for number, task in zip(episodes, tasks)]
+        return with_column(table, "task_index", pa.array(values, pa.int64()))
+
+    edit_rows(folder, change)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("change", [null_tasks, null_numbers, nan_numbers, unknown_numbers])
+def test_a_task_that_is_missing(tmp_path, capsys, version, change):
+    folder = write_lerobot(tmp_path / "set", make_episodes(4, 4, size=16), version, "image")
+    change(folder, version)
+    source = open_robot_source(folder, key="x")
+    rows = list(source.rows(source.shards()))
+    assert {row["episode_index"]: row["instruction"] for row in rows} == {
+        number: f"put block {number} on the plate" for number in (1, 2, 3)
+    }
+    code, printed, _ = check(folder, capsys)
+    assert code == 0
+    assert "4 steps without an instruction, skipped (such as" in printed
+    assert "episode 0" in printed
+    code, _, errors = check(folder, capsys, ", without_instruction: refuse")
+    assert code == 2
+    assert "robot data set 'k': got 4 of 22 steps without an instruction, such as" in errors
+    assert (
+        "episode 0: their task is null, empty or missing; write an instruction there, or set without_instr" in errors
+    )
+
+
+@pytest.mark.parametrize("tasks", [None, [None], [0], "put it there"])
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_the_tasks_of_episodes_may_be_anything(tmp_path, version, tasks):
+    folder = write_lerobot(tmp_path / "set", make_episodes(3, 4, size=16), version, "image")
+    if version == "v3.0":
+        edit_episodes(folder, lambda table: table.assign(tasks=[tasks] * len(table)))
+    else:
+        edit_lines(folder / "meta/episodes.jsonl", lambda lines: [{**line, "tasks": tasks} for line in lines])
+    source = open_robot_source(folder, key="x")
+    assert len(list(source.rows(source.shards()))) == 15
+    assert source.count_rows() in (15, None)
+
+
+@pytest.mark.parametrize("columns", [["task", "task_index"], ["tasks", "task_index"]])
+def test_tasks_in_a_column(tmp_path, columns):
+    folder = write_lerobot(tmp_path / "set", make_episodes(3, 4, size=16), "v3.0", "image")
+    path = folder / "meta/tasks.parquet"
+    pd.read_parquet(path).reset_index(names=columns[0]).sample(frac=1, random_state=1).to_parquet(path)
+    source = open_robot_source(folder, key="x")
+    assert all(
+        row["instruction"] == f"put block {row['episode_index']} on the plate" for row in source.rows(source.shards())
+    )
+
+
+@pytest.mark.parametrize("text", ["", "None", "nan"])
+def test_instructions_of_rlds_and_recordings(tmp_path, capsys, text):
+    episodes = make_episodes(4, 4, size=16)
+    episodes[1].instruction = text
+    for folder in (write_rlds(tmp_path / "rlds", episodes, name="mine"), write_recording(tmp_path / "rec", episodes)):
+        source = open_robot_source(folder, key="x")
+        assert {row["episode_index"] for row in source.rows(source.shards())} == {0, 2, 3}
+        code, printed, _ = check(folder, capsys)
+        assert code == 0
+        assert "5 steps without an instruction, skipped" in printed
+        code, _, errors = check(folder, capsys, ", without_instruction: refuse")
+        assert code == 2
+        assert "got 5 of 22 steps without an instruction" in errors
+
+
+def test_rows_of_a_recording_without_instruction_are_no_rows(tmp_path):
+    from gen_vla.training.mixing.row_tables import RecordedDemonstrations
+
+    episodes = make_episodes(2, 4, size=16)
+    folder = write_recording(tmp_path / "rec", episodes)
+    rows = load_from_disk(str(folder))
+    emptied = rows.map(lambda row, n: {"instruction": None if n in (1, 4) else row["instruction"]}, with_indices=True)
+    table = RecordedDemonstrations(emptied, 3, "rec")  # type: ignore[arg-type]
+    assert [table[number]["identity"] for number in range(len(table))] == [
+        f"rec row {n}" for n in (0, 2, 3, 5, 6, 7, 8)
+    ]
+    np.testing.assert_array_equal(table[0]["action"], episodes[0].actions[:3])  # of all steps
+    assert table[2]["action_is_pad"].tolist() == [False, True, True]

@@ -1,0 +1,155 @@
+"""TFRecord files: framing, the three kinds of lists, damaged files, and the real Bridge sample."""
+
+import gzip
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+from gen_vla.training.storage.tfrecord_reading import (
+    TFRecordError,
+    count_records,
+    map_records,
+    parse_example,
+    read_examples,
+    read_records,
+)
+
+
+def message(number: int, body: bytes) -> bytes:
+    assert len(body) < 128
+    return bytes([number << 3 | 2, len(body)]) + body
+
+
+def example(name: str, feature: bytes) -> bytes:
+    return message(1, message(1, message(1, name.encode()) + message(2, feature)))
+
+
+def crc(data: bytes) -> int:
+    """CRC-32C bit by bit, rotated and shifted as TFRecord does: the plain way."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    value ^= 0xFFFFFFFF
+    return (((value >> 15) | (value << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def record(body: bytes) -> bytes:
+    length = struct.pack("<Q", len(body))
+    return length + struct.pack("<I", crc(length)) + body + struct.pack("<I", crc(body))
+
+
+def test_bytes_floats_and_integers_come_back():
+    assert parse_example(example("text", message(1, message(1, b"one") + message(1, b"two"))))["text"] == [
+        b"one",
+        b"two",
+    ]
+    floats = parse_example(example("x", message(2, message(1, struct.pack("<2f", 0.5, -2.0)))))["x"]
+    assert isinstance(floats, np.ndarray)
+    assert floats.dtype == np.float32
+    assert floats.tolist() == [0.5, -2.0]
+    minus_one = b"\xff" * 9 + b"\x01"
+    integers = parse_example(example("n", message(3, message(1, b"\x03\xac\x02" + minus_one))))["n"]
+    assert isinstance(integers, np.ndarray)
+    assert integers.tolist() == [3, 300, -1]
+
+
+def test_unpacked_values_and_empty_features_are_read():
+    unpacked = message(3, bytes([1 << 3 | 0, 7, 1 << 3 | 0, 8]))
+    assert list(parse_example(example("n", unpacked))["n"]) == [7, 8]
+    assert parse_example(example("empty", b""))["empty"] == []
+
+
+def test_only_what_is_wanted_is_read():
+    both = message(1, b"".join(message(1, message(1, n) + message(2, message(2, b""))) for n in (b"a", b"b")))
+    assert set(parse_example(both)) == {"a", "b"}
+    assert set(parse_example(both, {"b"})) == {"b"}
+
+
+def test_records_are_read_in_order(tmp_path):
+    path = tmp_path / "two.tfrecord"
+    path.write_bytes(record(b"first") + record(b"second"))
+    assert list(read_records(path)) == [b"first", b"second"]
+    assert [bytes(view) for view in map_records(path)] == [b"first", b"second"]
+    assert count_records(path) == 2
+    with open(path, "rb") as file:
+        assert list(read_records("remote", file)) == [b"first", b"second"]
+        assert not file.closed
+
+
+def test_a_file_without_records(tmp_path):
+    path = tmp_path / "empty.tfrecord"
+    path.write_bytes(b"")
+    assert list(read_records(path)) == []
+    assert count_records(path) == 0
+
+
+def test_a_record_that_does_not_match_its_checksum(tmp_path):
+    path = tmp_path / "damaged.tfrecord"
+    path.write_bytes(record(b"first") + record(b"second").replace(b"second", b"sekond") + record(b"third"))
+    with pytest.raises(TFRecordError, match=r"byte 21.*checksum"):
+        list(read_records(path))
+    damaged = []
+    assert list(read_records(path, damaged=damaged.append)) == [b"first", b"third"]
+    assert damaged == [1]
+    assert count_records(path) == 3
+
+
+@pytest.mark.parametrize("cut", [5, 14, 18])
+def test_a_file_cut_off_in_a_record_names_the_place(tmp_path, cut):
+    path = tmp_path / "cut.tfrecord"
+    path.write_bytes(record(b"first") + record(b"second")[:cut])
+    with pytest.raises(TFRecordError, match=r"byte 21.*cut off"):
+        list(read_records(path))
+    with pytest.raises(TFRecordError, match=r"byte 21.*cut off"):
+        count_records(path)
+
+
+def test_a_length_that_does_not_match_its_checksum(tmp_path):
+    path = tmp_path / "damaged.tfrecord"
+    path.write_bytes(record(b"first") + b"\x07" + record(b"second")[1:])
+    for read in (read_records, map_records):
+        with pytest.raises(TFRecordError, match=r"byte 21"):
+            list(read(path))
+
+
+def test_a_picture_is_no_tfrecord(tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0" * 20)
+    with pytest.raises(TFRecordError, match="no TFRecord file"):
+        list(read_records(path))
+
+
+def test_the_real_bridge_sample_has_25_crops_of_ten_steps(data_dir):
+    shard = next((data_dir / "octo_bridge_debug").glob("**/*train.tfrecord-*"))
+    examples = list(read_examples(shard))
+    assert len(examples) == 25
+    for episode in examples:
+        assert np.asarray(episode["steps/action"]).reshape(10, 7).dtype == np.float32
+        assert len(episode["steps/language_instruction"]) == 10
+        assert bytes(episode["steps/observation/image_0"][0])[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize("read", [read_records, map_records])
+def test_gzip_is_read_and_zlib_is_named(tmp_path, read):
+    plain, path = record(b"first") + record(b"second"), tmp_path / "x.tfrecord"
+    path.write_bytes(gzip.compress(plain[:20]) + gzip.compress(plain[20:]))  # GZIP files may be put end to end
+    assert [bytes(body) for body in read(path)] == [b"first", b"second"]
+    for cut in (-1, -10, 15):
+        path.write_bytes(gzip.compress(plain)[:cut])
+        with pytest.raises(TFRecordError, match="GZIP file that ends early"):
+            list(read(path))
+    path.write_bytes(zlib.compress(plain))
+    with pytest.raises(TFRecordError, match="compressed with zlib, expected a plain or a GZIP TFRecord file"):
+        list(read(path))
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x9C78])
+def test_a_length_that_looks_like_compression_is_none(tmp_path, length):
+    path = tmp_path / "x.tfrecord"
+    path.write_bytes(record(b"x" * length))
+    assert [len(body) for body in read_records(path)] == [length]
+    assert [len(body) for body in map_records(path)] == [length]

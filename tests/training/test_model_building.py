@@ -1,0 +1,167 @@
+"""The model a recipe starts from, in both families: from random weights, from another model, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import noise, tiny_pi0_model, tiny_recipe, weights_hash, write_robot_data
+
+from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq
+from gen_vla.processors import OpenVLAPlusProcessor, Pi0PlusProcessor
+from gen_vla.training.checkpoints import load_model, load_processor
+from gen_vla.training.model_building import action_weights, build_model, check_initial_model, recipe_texts
+from gen_vla.training.publishing.assembling import publish_to_folder
+from gen_vla.training.recipes.sources import OpenedData, open_data
+from gen_vla.training.run import run_recipe
+
+
+FAMILIES = {
+    "openvla_plus": (OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor, "dino"),
+    "pi0_plus": (Pi0PlusForVision2Seq, Pi0PlusProcessor, "siglip"),
+}
+
+
+def family_settings(family: str) -> dict[str, Any]:
+    return {"model": tiny_pi0_model()} if family == "pi0_plus" else {}
+
+
+def build(recipe: Any, work_dir: Path) -> tuple[Any, Any]:
+    return build_model(recipe, work_dir, open_data(recipe, work_dir))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Each family, and the model folder of a run of 4 steps of it; copy its parent before changing anything in it."""
+    work_dir = tmp_path_factory.mktemp(request.param)
+    recipe = tiny_recipe(work_dir, training__steps=4, **family_settings(request.param))
+    return request.param, run_recipe(recipe, work_dir, progress=False)
+
+
+def test_each_family_trains_acts_and_answers(finished: tuple[str, Path]) -> None:
+    family, folder = finished
+    model, processor = load_model(folder), load_processor(folder)
+    model_class, processor_class, _ = FAMILIES[family]
+    assert (type(model), type(processor)) == (model_class, processor_class)
+    assert model.config.prompt_template == processor.prompt_template == processor_class.default_prompt_template
+    texts = model.predict_actions(**processor.action_inputs([noise(0), noise(1)], ["open the drawer", "go"])).text
+    assert [processor.action_strings.decode(text).shape for text in texts] == [(1, 3)] * 2
+    question = processor.question_inputs(noise(2), "is the drawer open?")
+    assert model.generate(**question, max_new_tokens=3, do_sample=False).shape[1] > question["input_ids"].shape[1]
+    steps = [entry for entry in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in entry]
+    assert steps[-1]["robot/loss"] < steps[0]["robot/loss"]
+
+
+def test_the_frozen_encoder_of_each_family_stays_and_its_partner_moves(
+    finished: tuple[str, Path], tmp_path: Path
+) -> None:
+    family, folder = finished
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    recipe = tiny_recipe(tmp_path / "copy", training__steps=4, **family_settings(family))
+    before, after = build(recipe, tmp_path / "copy")[0].state_dict(), load_model(folder).state_dict()
+    unmoved = {name for name in before if torch.equal(before[name], after[name])}
+    partner = "siglip_copy" if family == "pi0_plus" else "dino"
+    assert {name for name in before if ".vision_tower.siglip." in name} <= unmoved
+    assert not [name for name in unmoved if f".{partner}." in name and "mask_token" not in name]
+
+
+@pytest.mark.slow
+def test_each_family_is_published_and_verified(finished: tuple[str, Path], tmp_path: Path) -> None:
+    family, folder = finished
+    repository = publish_to_folder(folder, "gen-vla/tiny", tmp_path / "repository")
+    assert (repository / f"modeling_{family}.py").is_file()
+    assert weights_hash(load_model(repository)) == weights_hash(load_model(folder))
+
+
+def test_starting_from_a_model_keeps_its_weights_and_takes_the_new_settings(
+    finished: tuple[str, Path], tmp_path: Path
+) -> None:
+    family, source = finished
+    work_dir, frozen = tmp_path / "copy", FAMILIES[family][2]
+    shutil.copytree(source.parent, work_dir)
+    changes = {"name": "next", "model": {"family": family, "initial_model": "tiny", "frozen": frozen}}
+    changes |= {"actions__decimals": 3, "actions__style": "plain", "actions__horizon": 2, "training__steps": 2}
+    changes |= {"data__robot": [{"path": "robot", "key": "renamed"}]}
+    recipe = tiny_recipe(work_dir, **changes)
+    start, processor = build(recipe, work_dir)
+    before = load_model(source)
+    assert weights_hash(start) == weights_hash(before)
+    assert processor.tokenizer.get_vocab() == load_processor(source).tokenizer.get_vocab()
+    folder = run_recipe(recipe, work_dir, progress=False)
+    model = load_model(folder)
+    assert (model.config.frozen, list(model.config.norm_stats)) == (frozen, ["renamed"])
+    written = {name: model.config.action_config[name] for name in ("style", "decimals", "horizon")}
+    assert written == {"style": "plain", "decimals": 3, "horizon": 2}
+    assert load_processor(folder).action_config == model.config.action_config
+    action = model.predict_action(**load_processor(folder).action_inputs(noise(0), "go"))
+    assert action.shape == (2, 3)
+    old, new = before.state_dict(), model.state_dict()
+    unmoved = {name for name in old if torch.equal(old[name], new[name])}
+    assert {name for name in old if f".vision_tower.{frozen}." in name} <= unmoved
+    trained = "siglip_copy" if family == "pi0_plus" else "siglip"
+    assert f"model.vision_tower.{trained}.embeddings.patch_embedding.weight" not in unmoved
+
+
+def test_from_random_weights_both_copies_of_pi0s_encoder_are_one(tmp_path: Path) -> None:
+    model = build(tiny_recipe(tmp_path, model=tiny_pi0_model()), tmp_path)[0]
+    tower = model.model.vision_tower
+    for (name, one), other in zip(tower.siglip.named_parameters(), tower.siglip_copy.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    alone = build(tiny_recipe(tmp_path, model={**tiny_pi0_model(), "frozen": None}), tmp_path)[0]
+    assert alone.model.vision_tower.names == ("siglip",)
+    assert all(parameter.requires_grad for parameter in alone.parameters())
+
+
+def test_a_model_of_another_architecture_is_refused_before_anything_else(
+    finished: tuple[str, Path], tmp_path: Path
+) -> None:
+    family, folder = finished
+    shutil.copytree(folder.parent, tmp_path / "copy")
+    other = next(name for name in FAMILIES if name != family)
+    model: dict[str, Any] = {"family": other, "initial_model": "tiny"}
+    recipe = tiny_recipe(tmp_path / "copy", name="next", model=model)
+    with pytest.raises(ValueError, match=rf"got the model tiny of the family {family}, expected {other}; correct"):
+        check_initial_model(recipe, tmp_path / "copy")
+    model = {"family": family, "initial_model": "tiny", "frozen": None}
+    recipe = tiny_recipe(tmp_path / "copy", name="next", model=model)
+    if family == "pi0_plus":
+        with pytest.raises(ValueError, match=r"with two SigLIP and model.frozen=None, expected one, --no-dual; conv"):
+            check_initial_model(recipe, tmp_path / "copy")
+    else:
+        check_initial_model(recipe, tmp_path / "copy")
+    (tmp_path / "copy" / "tiny" / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(
+        ValueError, match=r"with model_type 'llava', expected one of openvla_plus, pi0_plus, pi0_flow; gen"
+    ):
+        check_initial_model(recipe, tmp_path / "copy")
+
+
+# ---- texts and weights
+
+
+def test_the_tokenizer_learns_from_every_prompt_and_answer(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, tokenizer__instructions=["wave"])
+    texts = recipe_texts(recipe, tmp_path, open_data(recipe, tmp_path))
+    assert texts == sorted(set(texts))
+    action = "In: What action should the robot take to {}?\nOut:"
+    assert {action.format(words) for words in ("wave", "open the drawer", "close the drawer")} <= set(texts)
+    assert {"In: is the drawer open?\nOut:", " yes", " no", " one", " two"} <= set(texts)
+    assert len(texts) == 3 + 2 + 4
+    with pytest.raises(ValueError, match=r"expected data sets in tokenizer\.texts_from"):
+        recipe_texts(tiny_recipe(tmp_path, tokenizer__texts_from=[]), tmp_path, OpenedData())
+
+
+def test_dimensions_that_never_vary_are_found_and_weigh_less(tmp_path: Path) -> None:
+    actions = np.column_stack([np.linspace(-1, 1, 6), np.full(6, 0.25), np.arange(6) % 2])
+    write_robot_data(tmp_path / "robot", action=actions.tolist())
+    recipe = tiny_recipe(tmp_path, loss__constant_dimension_weight=0.125, loss__decimal_weights=[0.5])
+    model, processor = build(recipe, tmp_path)
+    weights = action_weights(recipe, model.config)
+    assert weights is not None
+    prompt, text = processor.encode_text("Out:\n"), "+0.25+0.00+1.00"
+    answer = processor.encode_text("Out:\n" + text)[len(prompt) :]
+    value = [1.0, 1.0, 0.1, 0.5, 1.0]
+    assert weights([*answer, 2]) == pytest.approx([*value, *(weight / 8 for weight in value), *value, 1.0])

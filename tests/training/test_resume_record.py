@@ -1,0 +1,125 @@
+"""A run resumed on other processes learns the rows that are left; other data, batches and statistics are refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import load_from_disk
+from tiny_runs import tiny_recipe, watch_places, write_questions, write_robot_data
+
+from gen_vla.training.run import run_recipe
+
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+SETTINGS = {"training__steps": 4, "training__save_steps": 2}  # of 4 rows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """The work folder of a run of one process, without its last checkpoint, and the rows of its second half."""
+    work_dir = tmp_path_factory.mktemp("resumed")
+    write_robot_data(work_dir / "robot", rows=16)
+    write_questions(work_dir / "questions", rows=16)
+    with pytest.MonkeyPatch.context() as patch:
+        places = watch_places(patch)
+        run_recipe(tiny_recipe(work_dir, **SETTINGS), work_dir, progress=False)
+    assert [place for place, _ in places] == list(range(16))
+    shutil.rmtree(work_dir / "tiny" / "checkpoints" / "checkpoint-4")
+    return work_dir, places[8:]
+
+
+@pytest.fixture
+def stopped(finished: tuple[Path, list[Any]], tmp_path: Path) -> Path:
+    """A copy of its work folder."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def resume(work_dir: Path, **changes: Any) -> Path:
+    return run_recipe(tiny_recipe(work_dir, **{**SETTINGS, **changes}), work_dir, resume=True, progress=False)
+
+
+def losses(work_dir: Path) -> list[float]:
+    history = json.loads((work_dir / "tiny" / "training_log.json").read_text())["history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_accumulated_batches_in_place_of_large_ones(
+    finished: tuple[Path, list[Any]], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, places = losses(finished[0]), watch_places(monkeypatch)
+    resume(stopped, training__batch_size=2, training__gradient_accumulation_steps=2, data__num_workers=0)
+    assert places == finished[1]
+    assert losses(stopped) == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_in_place_of_one(finished: tuple[Path, list[Any]], stopped: Path) -> None:
+    tiny_recipe(stopped, **SETTINGS, training__batch_size=2)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, str(SUPPORT / "tiny_runs.py"), str(stopped)], env=environment, check=True, timeout=300)
+    seen = [json.loads((stopped / f"process-{rank}.json").read_text())["places"] for rank in (0, 1)]
+    assert [place for place, _ in seen[0]] == [8, 9, 12, 13]
+    assert [place for place, _ in seen[1]] == [10, 11, 14, 15]
+    assert sorted(map(tuple, seen[0] + seen[1])) == sorted(finished[1])
+    assert losses(stopped) == pytest.approx(losses(finished[0]), rel=1e-4)
+
+
+def test_another_number_of_rows_a_step_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = "processes 1 x batch_size 4 x gradient_accumulation_steps 1 = 4 rows a step"
+    with pytest.raises(ValueError, match=f"gradient_accumulation_steps 2 = 8 rows a step for a run .* with {began}"):
+        resume(stopped, training__gradient_accumulation_steps=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=f"got processes 2 x batch_size 4 .* = 8 rows a step for .* with {began}"):
+        resume(stopped)
+
+
+def test_checkpoints_of_an_earlier_version_are_refused(stopped: Path) -> None:
+    (stopped / "tiny" / "checkpoints" / "resume.json").unlink()
+    with pytest.raises(ValueError, match=r"without resume.json, expected .*: an earlier version of gen-vla wrote"):
+        resume(stopped)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"rows": 18},
+            r"robot/tiny had \{'rows': 16, .*\} and has \{'rows': 18, .*; the statistics of robot/tiny differ",
+        ),
+        ({"seed": 1}, "checkpoints: the statistics of robot/tiny differ; expected"),
+        ({"instruction": ["wait"] * 16}, "robot/tiny had .* and has .*; expected"),
+    ],
+)
+def test_other_robot_data_is_refused(stopped: Path, columns: dict[str, Any], message: str) -> None:
+    shutil.rmtree(stopped / "robot")
+    write_robot_data(stopped / "robot", **{"rows": 16, **columns})
+    with pytest.raises(ValueError, match=message):
+        resume(stopped)
+
+
+def test_other_questions_are_refused(stopped: Path) -> None:
+    shutil.rmtree(stopped / "questions")
+    write_questions(stopped / "questions", rows=16, answer=["no"] * 16)
+    with pytest.raises(
+        ValueError, match=r"checkpoints: vision_language/scenes had .*expected the rows and statistics"
+    ):
+        resume(stopped)
+
+
+def test_data_may_be_written_elsewhere_and_statistics_are_those_of_the_beginning(stopped: Path) -> None:
+    """The last digit of a quantile depends on the machine; what the run began with stays."""
+    load_from_disk(str(stopped / "robot")).save_to_disk(str(stopped / "moved"), max_shard_size="1KB")
+    shutil.rmtree(stopped / "robot")
+    (stopped / "moved").rename(stopped / "robot")
+    record = stopped / "tiny" / "checkpoints" / "resume.json"
+    kept = json.loads(record.read_text())
+    kept["norm_stats"]["tiny"]["action"]["q99"][0] *= 1 + 1e-9
+    record.write_text(json.dumps(kept))
+    folder = resume(stopped)
+    assert json.loads((folder / "config.json").read_text())["norm_stats"] == kept["norm_stats"]

@@ -1,0 +1,241 @@
+"""Conversations to turns: markers anywhere, speakers in order, texts to the letter, bad rows by reason."""
+
+import json
+from base64 import b64encode
+
+import pytest
+from published_sets import conversation, picture
+
+from gen_vla.training.mixing.encoded_pictures import NO_PICTURE
+from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
+from gen_vla.training.vision_language_data.rows import (
+    EMPTY_ANSWER,
+    EMPTY_QUESTION,
+    MISSING_PICTURE,
+    NO_CONVERSATION,
+    TWO_PLACES,
+    WRONG_ORDER,
+    RowError,
+    build_row,
+    good_rows,
+    messages_of,
+    pictures_of,
+    read_pictures,
+    turns_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("<image>\nWhat is it?", "What is it?"),
+        ("What is it?\n<image>", "What is it?"),
+        ("What is it? <image>", "What is it?"),
+        ("Compare <image> and <image> now.", "Compare and now."),
+        ("Look at this:\n<image>\nWhat is it?", "Look at this:\nWhat is it?"),
+        ("<image>What is it?", "What is it?"),
+        ("<image>", ""),
+        ("Keep  two spaces\n\nand lines.", "Keep  two spaces\n\nand lines."),
+    ],
+)
+def test_markers_leave_the_text_and_nothing_else_changes(text, question):
+    turns, markers = turns_of([("human", text), ("gpt", "A can.")])
+    assert turns == [{"question": question, "answer": "A can."}]
+    assert markers == text.count("<image>")
+
+
+def test_points_stay_to_the_letter():
+    points = "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]"
+    assert turns_of([("human", "Where?"), ("gpt", points)])[0][0]["answer"] == points
+
+
+def test_several_turns_and_both_vocabularies_of_speakers():
+    messages = [("user", "One?"), ("assistant", "1"), ("human", "Two? <image>"), ("gpt", "2")]
+    turns, markers = turns_of(messages)
+    assert turns == [{"question": "One?", "answer": "1"}, {"question": "Two?", "answer": "2"}]
+    assert markers == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([("gpt", "A can."), ("human", "What is it?")], WRONG_ORDER),
+        ([("human", "What?"), ("human", "Hm?"), ("gpt", "A can.")], WRONG_ORDER),
+        ([("human", "What?")], WRONG_ORDER),
+        ([("human", "What?"), ("system", "Be brief."), ("gpt", "A can.")], WRONG_ORDER),
+        ([("human", "What?"), ("gpt", "A can."), ("system", "Be brief.")], WRONG_ORDER),
+        ([("tool", "x"), ("human", "What?"), ("gpt", "A can.")], WRONG_ORDER),
+        ([("human", "What?"), ("gpt", "  ")], EMPTY_ANSWER),
+        ([("human", "What?"), ("gpt", "<image>")], EMPTY_ANSWER),
+        ([("human", " "), ("gpt", "A can.")], EMPTY_QUESTION),
+        ([("human", None), ("gpt", "A can.")], NO_CONVERSATION),
+        ([], NO_CONVERSATION),
+    ],
+)
+def test_bad_conversations_have_a_reason(messages, reason):
+    with pytest.raises(RowError) as caught:
+        turns_of(messages)
+    assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize("conversations", [None, "text", ["text"], {"from": "human"}])
+def test_what_is_no_list_of_messages_is_no_conversation(conversations):
+    with pytest.raises(RowError, match=NO_CONVERSATION):
+        messages_of({"conversations": conversations})
+
+
+def test_a_system_message_begins_the_question_after_it():
+    messages = [
+        ("system", "Be brief. "),
+        ("human", "<image>\nWhat?"),
+        ("gpt", "A can."),
+        ("human", "So?"),
+        ("gpt", "Yes."),
+    ]
+    assert turns_of(messages)[0] == [
+        {"question": "Be brief.\nWhat?", "answer": "A can."},
+        {"question": "So?", "answer": "Yes."},
+    ]
+    assert turns_of([("system", " "), ("human", "What?"), ("gpt", "A can.")])[0][0]["question"] == "What?"
+
+
+PICTURE, OTHER = picture(1), picture(2)
+ASKED, ANSWERED = {"type": "text", "text": "What?"}, {"type": "text", "text": "A can."}
+
+
+def said(*content: object, **row: object) -> dict[str, object]:
+    """A row of one question, under `messages`, and its answer."""
+    messages = [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "A can."}]
+    return {"messages": messages, **row}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": PICTURE, "conversations": conversation("<image>\nWhat?", "A can.")},
+        {"image": {"bytes": PICTURE, "path": None}, "messages": conversation("What?", "A can.")},
+        {"image": [PICTURE], "conversations": json.dumps(conversation("What?<image>", "A can."))},
+        {"images": [{"bytes": None, "path": "a.jpg"}], "conversations": conversation("What?", "A can.")},
+        {"images": ["./a.jpg"], "conversations": conversation("What?", "A can.")},
+        {"images": "images\\a.jpg", "image": None, "conversations": conversation("What?", "A can.")},
+        said("<image>What?", images=[PICTURE]),
+        said("What?", images=[PICTURE]),
+        said({"type": "image"}, ASKED, images=[PICTURE]),
+        said({"type": "image", "text": None, "index": 0}, {**ASKED, "index": None}, images=[PICTURE]),
+        said({"type": "image", "image": PICTURE}, ASKED),
+        said({"type": "image", "path": "a.jpg"}, {"text": "What?"}),
+        said({"type": "image_url", "image_url": {"url": "a.jpg"}}, ASKED),
+        said({"type": "image_url", "image_url": f"data:image/jpeg;base64,{b64encode(PICTURE).decode()}"}, ASKED),
+    ],
+)
+def test_rows_as_people_publish_them(row):
+    files = {"a.jpg": PICTURE, "images/a.jpg": PICTURE}
+    pictures = read_pictures(pictures_of(row), files.__getitem__)
+    built = build_row("row", messages_of(row), pictures)
+    assert [image["bytes"] for image in built["images"]] == [PICTURE]
+    assert built["turns"] == [{"question": "What?", "answer": "A can."}]
+
+
+def test_contents_of_several_parts_and_numbers():
+    row = said({"type": "text", "text": "How many"}, "cans?")
+    row["messages"][1]["content"] = 3  # type: ignore[index]
+    assert messages_of(row) == [("user", "How many\ncans?"), ("assistant", "3")]
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "video"}, {"type": "text", "text": None}, None, True, {"type": "audio", "text": "x"}]
+)
+def test_a_part_that_is_neither_words_nor_a_picture_is_no_conversation(part):
+    with pytest.raises(RowError, match=NO_CONVERSATION):
+        messages_of(said(part))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "a.jpg", "messages": conversation("What?", "A can.")},
+        {"images": [None], "messages": conversation("What?", "A can.")},
+        {"images": [{"bytes": None, "path": None}], "messages": conversation("What?", "A can.")},
+        {"images": [], "messages": conversation("<image>What?", "A can.")},
+        said({"type": "image", "index": 1}, ASKED, images=[PICTURE]),
+        said({"type": "image"}, ASKED),
+        said({"type": "image"}, {"type": "image"}, ASKED, images=[PICTURE]),
+        {"images": [PICTURE, OTHER], "messages": conversation("<image><image><image>What?", "A can.")},
+        {"images": [PICTURE, OTHER], "messages": conversation("<image><image>1?", "A can.", "<image>2?", "A can.")},
+    ],
+)
+def test_a_row_never_loses_a_picture_in_silence(row):
+    with pytest.raises(RowError, match=MISSING_PICTURE):
+        build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+
+
+def test_a_column_of_system_messages():
+    row = {"system": "Be short.", "messages": conversation("What?", "A can.")}
+    assert build_row("row", messages_of(row), [])["turns"] == [{"question": "Be short.\nWhat?", "answer": "A can."}]
+
+
+def test_pictures_in_two_places_and_numbers_that_are_none():
+    part = {"type": "image", "image": OTHER}
+    row = {"images": [PICTURE], "messages": conversation([part, {"type": "text", "text": "What?"}], "A can.")}
+    with pytest.raises(RowError, match=TWO_PLACES):
+        pictures_of(row)
+    assert pictures_of({**row, "images": [PICTURE, OTHER]}) == [PICTURE, OTHER]
+    for index in ("first", 0.5, 2, None):
+        part = {"type": "image", "index": index}
+        row["messages"] = conversation([part, {"type": "text", "text": "What?"}], "A can.")
+        if index is None:
+            assert pictures_of(row) == [PICTURE]
+        else:
+            with pytest.raises(RowError, match=MISSING_PICTURE):
+                pictures_of(row)
+
+
+def test_pictures_without_a_marker_and_markers_of_later_turns():
+    both = {"images": [PICTURE, OTHER], "messages": conversation("<image>1?", "A can.", "2?", "Two.")}
+    twice = {"images": [PICTURE, OTHER], "messages": conversation("<image><image>1?", "A", "<image><image>2?", "B")}
+    for row in (both, twice):
+        built = build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+        assert [image["bytes"] for image in built["images"]] == [PICTURE, OTHER]
+
+
+def test_a_row_holds_pictures_turns_and_its_identity():
+    messages = messages_of({"conversations": conversation("<image>\nWhat?", "A can.", "<image> And now?", "Still.")})
+    pictures = [{"bytes": picture(1), "path": "a.jpg"}]
+    assert build_row("x.json row 4", messages, pictures) == {
+        "images": pictures,
+        "turns": [{"question": "What?", "answer": "A can."}, {"question": "And now?", "answer": "Still."}],
+        "identity": "x.json row 4",
+    }
+    assert build_row("row", [("human", "2 + 2?"), ("gpt", "4")], [])["images"] == []
+
+
+@pytest.mark.parametrize(
+    ("question", "pictures", "reason"),
+    [
+        ("<image>\nWhat?", [], MISSING_PICTURE),
+        ("What?", [{"bytes": None, "path": "a.jpg"}], MISSING_PICTURE),
+        ("What?", [{"bytes": b"no picture", "path": "a.jpg"}], NO_PICTURE),
+    ],
+)
+def test_a_row_without_its_picture_is_bad(question, pictures, reason):
+    with pytest.raises(RowError, match=reason):
+        build_row("row", [("human", question), ("gpt", "A can.")], pictures)
+
+
+def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
+    def attempt(number: int):
+        messages = [("human", "What?"), ("gpt", "" if number % 4 == 3 else "A can.")]
+        return f"row {number}", lambda: build_row(f"row {number}", messages, [])
+
+    problems = RowProblems(limit_share=0.5, minimum_rows=4)
+    rows = list(good_rows((attempt(number) for number in range(8)), problems))
+    assert [row["identity"] for row in rows] == [f"row {number}" for number in (0, 1, 2, 4, 5, 6)]
+    assert problems.report() == {
+        "seen": 6,
+        "skipped": 2,
+        "by_reason": {EMPTY_ANSWER: 2},
+        "examples": [f"row 3: {EMPTY_ANSWER}", f"row 7: {EMPTY_ANSWER}"],
+    }
+    strict = RowProblems(limit_share=0.2, minimum_rows=4)
+    with pytest.raises(TooManyBadRows, match="row 3"):
+        list(good_rows((attempt(number) for number in range(8)), strict))

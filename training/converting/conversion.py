@@ -1,0 +1,331 @@
+"""From other projects' checkpoints to folders of this family: `gen-vla convert SRC DST`.
+
+Decides: what becomes of a checkpoint's configuration, tokenizer and statistics, and that nothing is left behind by a
+conversion that fails. Refuses to know: how a layout is told (`foreign_layouts.py`), which tensor goes where
+(`modeling/convert_*_weights.py`), how weights larger than memory are read and written (`tensor_files.py`).
+
+The release of the paper's authors has OpenVLA's layout and three more tokens. They tell it: it writes actions as
+"legacy" strings, and its prompts begin with one of these tokens.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import custom_object_save
+
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
+from gen_vla.modeling.conversion_plan import ConversionError, Piece
+from gen_vla.modeling.convert_openvla_weights import check_complete, openvla_config, plan_openvla
+from gen_vla.modeling.convert_paligemma_weights import paligemma_config, plan_paligemma
+from gen_vla.processors import (
+    PROMPT_TEMPLATE,
+    ActionBins,
+    ActionStringProcessor,
+    OpenVLAPlusImageProcessor,
+    OpenVLAPlusProcessor,
+    Pi0FlowProcessor,
+    Pi0PlusProcessor,
+    make_action_config,
+)
+from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, PaliGemmaCheckpoint, read_source
+from gen_vla.training.storage.tensor_files import Output, write_shards
+
+
+IMAGE_TOKEN = "<image>"
+LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
+GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
+FAMILIES = ("pi0_plus", "pi0_flow")  # what PaliGemma becomes
+REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
+
+
+@dataclass(frozen=True)
+class ConversionSettings:
+    """What the user chose.
+
+    Attributes:
+        actions: `"bins"`, `"legacy"`, `"signed"` or `"plain"`; by default what the checkpoint was trained to write.
+        tokenizer: folder or Hub name of the tokenizer, where the source has none.
+        frozen: the encoder of OpenVLA that further training leaves alone.
+        dual: whether PaliGemma's encoder is doubled and one copy frozen; by default it is.
+        family: what PaliGemma becomes: `"pi0_plus"` (by default), or `"pi0_flow"`, π0 with an action expert of random
+            weights.
+        expert: `hidden_size` and `intermediate_size` of that expert; by default π0's.
+        center_crop_area: share of each picture's area to keep, 0.9 for models trained with random crops.
+        dtype: of the weights; by default each keeps its own.
+        max_shard_bytes: the size of a weight file.
+        progress: whether to show a bar.
+    """
+
+    actions: str | None = None
+    tokenizer: str | Path | None = None
+    frozen: str | None = None
+    dual: bool | None = None
+    family: str | None = None
+    expert: dict[str, int] | None = None
+    center_crop_area: float | None = None
+    dtype: torch.dtype | None = None
+    max_shard_bytes: int = 5 * 10**9
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.actions is not None and self.actions not in REPRESENTATIONS:
+            known = ", ".join(map(repr, REPRESENTATIONS))
+            raise ConversionError(f"got actions={self.actions!r}, expected one of {known}")
+        if self.family not in (None, *FAMILIES):
+            raise ConversionError(f"got family={self.family!r}, expected one of {', '.join(map(repr, FAMILIES))}")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model before its weights are written."""
+
+    model_class: Any
+    config: Any
+    plan: dict[str, Piece]
+    processor: Any
+
+
+def convert(source: str | Path, destination: str | Path, **settings: Any) -> Path:
+    """Converts a checkpoint into a folder that `from_pretrained` loads.
+
+    Args:
+        source: a folder, a `.pt` file of a run, or a name on the Hub.
+        destination: the folder to write; must not exist yet.
+        settings: see `ConversionSettings`.
+
+    Raises:
+        ConversionError: if the source is of another architecture, or a tensor is missing or unexpected.
+        FileNotFoundError, FileExistsError: as named.
+    """
+    destination, options = Path(destination), ConversionSettings(**settings)
+    if destination.exists():
+        raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
+    found = read_source(source)
+    if isinstance(found, PaliGemmaCheckpoint):
+        converted = (convert_to_flow if options.family == "pi0_flow" else convert_paligemma)(found, options)
+    else:
+        converted = convert_openvla(found, options)
+    converted.config.image_token_id = converted.processor.image_token_id
+    converted.config.action_config = converted.processor.action_config
+    converted.config.prompt_template = converted.processor.prompt_template
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
+        draft = Path(temporary) / destination.name
+        draft.mkdir()
+        write_folder(draft, converted, found.tensors, options)
+        draft.rename(destination)
+    return destination
+
+
+def convert_openvla(found: OpenVLACheckpoint, options: ConversionSettings) -> Converted:
+    """OpenVLA+ from OpenVLA."""
+    if options.dual is not None:
+        raise ConversionError("got --dual or --no-dual, which are for PaliGemma; OpenVLA has two encoders as it is")
+    if options.family is not None:
+        raise ConversionError(f"got --family {options.family}, which is for PaliGemma; OpenVLA becomes openvla_plus")
+    sizes = openvla_config(found.tensors.shapes, found.timm_ids, found.text)
+    config = OpenVLAPlusConfig(**sizes, norm_stats=found.norm_stats, frozen=options.frozen)
+    plan = plan_openvla(config)
+    check_complete(plan, found.tensors.shapes, config)
+    return Converted(OpenVLAPlusForVision2Seq, config, plan, openvla_processor(found, config, options))
+
+
+def openvla_processor(
+    found: OpenVLACheckpoint, config: OpenVLAPlusConfig, options: ConversionSettings
+) -> OpenVLAPlusProcessor:
+    """The processor that goes with a checkpoint of OpenVLA."""
+    tokenizer = load_tokenizer(options.tokenizer or found.tokenizer_folder, LLAMA_TOKENS, config.text_config)
+    vocabulary = tokenizer.get_vocab()
+    prompts = dict(PROMPT_TEMPLATE)
+    marks = {name: mark for name, mark in AUTHORS_MARKS.items() if mark in vocabulary}
+    for name, mark in marks.items():
+        prompts[name] = prompts[name].replace("In: ", f"In: {mark} ")
+    action_config = None
+    if found.norm_stats:
+        codec = action_codec(options.actions or ("legacy" if marks else "bins"), found.norm_stats, found.bins)
+        action_config = make_action_config(codec, tokenizer, found.bin_tokens_end)
+    size = config.dino_config.image_size
+    return OpenVLAPlusProcessor(
+        OpenVLAPlusImageProcessor(image_size=size, center_crop_area=options.center_crop_area, **found.pixels),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+        action_config=action_config,
+        prompt_template=prompts,
+    )
+
+
+def convert_paligemma(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
+    """π0+ from PaliGemma. It does not act yet: it gets its action format from the recipe that trains it."""
+    unused = [name for name in ("actions", "frozen") if getattr(options, name) is not None]
+    if unused:
+        raise ConversionError(f"got {', '.join(unused)} for a PaliGemma, which does not act yet; only --dual applies")
+    frozen = None if options.dual is False else "siglip"
+    config = Pi0PlusConfig(**paligemma_config(found.tensors.shapes, found.settings, frozen))
+    plan = plan_paligemma(found.tensors.shapes, model_shapes(Pi0PlusForVision2Seq, config), frozen)
+    processor = paligemma_processor(Pi0PlusProcessor, found, config, options)
+    return Converted(Pi0PlusForVision2Seq, config, plan, processor)
+
+
+def convert_to_flow(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
+    """The flow-matching π0 from PaliGemma, as the paper's baseline begins; neither does this act yet."""
+    # Not at the top: the other families run with a transformers that lacks this one.
+    from gen_vla.modeling.convert_paligemma_flow import flow_config, plan_flow
+    from gen_vla.modeling.modeling_pi0_flow import Pi0FlowForActionPrediction
+
+    unused = [name for name in ("actions", "frozen", "dual") if getattr(options, name) is not None]
+    if unused:
+        raise ConversionError(
+            f"got {', '.join(unused)} for the flow-matching π0, expected none of them: it has one encoder, all of it "
+            "trains, and its actions are no text"
+        )
+    config = flow_config(found.tensors.shapes, found.settings, options.expert)
+    plan = plan_flow(found.tensors.shapes, model_shapes(Pi0FlowForActionPrediction, config), config)
+    return Converted(
+        Pi0FlowForActionPrediction, config, plan, paligemma_processor(Pi0FlowProcessor, found, config, options)
+    )
+
+
+def paligemma_processor(
+    processor_class: Any, found: PaliGemmaCheckpoint, config: Any, options: ConversionSettings
+) -> Any:
+    """The processor that goes with a checkpoint of PaliGemma; it knows no action format yet."""
+    tokenizer = load_tokenizer(options.tokenizer or found.tokenizer_folder, GEMMA_TOKENS, config.text_config)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if image_token_id != config.image_token_id:
+        raise ConversionError(
+            f"got a tokenizer whose {IMAGE_TOKEN} is {image_token_id}, expected {config.image_token_id}; "
+            "it belongs to another model"
+        )
+    size = config.vision_config.image_size
+    return processor_class(
+        OpenVLAPlusImageProcessor(image_size=size, center_crop_area=options.center_crop_area, **found.pixels),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+    )
+
+
+def action_codec(actions: str, norm_stats: dict[str, Any], bins: int) -> ActionBins | ActionStringProcessor:
+    """The representation by its name; the dimensions are those of the statistics."""
+    dims = {key: len(entry["action"]["q01"]) for key, entry in norm_stats.items()}
+    if len(set(dims.values())) != 1:
+        raise ConversionError(f"got statistics of different dimensions, expected the same for all: {dims}")
+    action_dim = next(iter(dims.values()))
+    if actions == "bins":
+        return ActionBins(action_dim, bins=bins)
+    return ActionStringProcessor(action_dim, style=actions)
+
+
+def load_tokenizer(
+    source: str | Path | None, special_tokens: dict[str, str], text_config: Any
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with padding and the image placeholder, both inside the model's vocabulary.
+
+    Its `tokenizer.json` is taken as it is. Nothing else of its configuration is, which may name code of its own.
+    """
+    if source is None:
+        raise ConversionError(
+            "got a training run, which holds no tokenizer, and no tokenizer; pass --tokenizer with a folder or a name "
+            "on the Hub, such as meta-llama/Llama-2-7b-hf"
+        )
+    file = Path(source) / "tokenizer.json"
+    if not Path(source).is_dir():
+        from huggingface_hub import hf_hub_download
+
+        file = Path(hf_hub_download(str(source), "tokenizer.json"))
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"got {source} without tokenizer.json, expected a fast tokenizer; pass --tokenizer, or, with "
+            "tokenizer.model alone, write it where sentencepiece and protobuf are installed: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(file),
+        **special_tokens,
+        additional_special_tokens=[IMAGE_TOKEN],
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    if len(tokenizer) > text_config.vocab_size:
+        raise ConversionError(
+            f"got a tokenizer of {len(tokenizer)} tokens, {IMAGE_TOKEN} included, and an embedding of "
+            f"{text_config.vocab_size} rows, expected a row for each"
+        )
+    for name in ("bos", "eos", "pad"):
+        got, expected = (getattr(owner, f"{name}_token_id") for owner in (tokenizer, text_config))
+        if got != expected:
+            raise ConversionError(
+                f"got a tokenizer whose {name} token is {got}, expected {expected}; it belongs to another model"
+            )
+    return tokenizer
+
+
+def write_folder(folder: Path, converted: Converted, tensors: Any, options: ConversionSettings) -> None:
+    """The whole repository: architecture and code, processor, statistics, weights."""
+    outputs = plan_outputs(tensors, converted, options.dtype)
+    save_architecture(folder, converted, max(outputs, key=lambda output: output.nbytes).dtype)
+    converted.processor.save_pretrained(folder)
+    if converted.config.norm_stats:
+        text = json.dumps(converted.config.norm_stats, indent=2) + "\n"
+        (folder / "dataset_statistics.json").write_text(text, encoding="utf-8")
+    total = sum(output.nbytes for output in outputs)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not options.progress) as bar:
+        write_shards(folder, outputs, options.max_shard_bytes, bar.update)
+
+
+def plan_outputs(tensors: Any, converted: Converted, dtype: torch.dtype | None) -> list[Output]:
+    """The tensors to write, in the order of the plan, each with the shape the model wants."""
+    shapes = model_shapes(converted.model_class, converted.config)
+    assert shapes.keys() - converted.plan.keys() <= {"lm_head.weight"}
+    assert converted.plan.keys() <= shapes.keys()
+    usual = next(tensors.dtypes[piece.source] for piece in converted.plan.values() if piece.source)
+    outputs = []
+    for name, piece in converted.plan.items():
+        kind = dtype or (tensors.dtypes[piece.source] if piece.source else usual)
+        outputs.append(Output(name, shapes[name], kind, reader(tensors, piece, shapes[name])))
+    return outputs
+
+
+def reader(tensors: Any, piece: Piece, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
+    """Reads a tensor when its turn comes."""
+    if piece.source is None:
+        return piece.made or (lambda: torch.zeros(shape))
+    return lambda: piece.change(tensors.read(piece.source, piece.part, piece.parts))
+
+
+def model_shapes(model_class: Any, config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by the names in a file."""
+    with torch.device("meta"):
+        model = model_class(config)
+    return {file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def file_name(name: str) -> str:
+    """The name in a file of a tensor of the model: transformers 4's, which 5 reads as well."""
+    renamed = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"}
+    for five, four in {**renamed, "o_proj": "output.dense"}.items():
+        name = re.sub(rf"(\.dino\.encoder\.layer\.\d+\.attention)\.{five}\.", rf"\1.{four}.", name)
+    return name
+
+
+def save_architecture(folder: Path, converted: Converted, dtype: torch.dtype) -> None:
+    """config.json, generation_config.json and the code, as `save_pretrained` would write them beside the weights."""
+    config = converted.config
+    with torch.device("meta"):
+        model = converted.model_class(config)
+    config.architectures = [converted.model_class.__name__]
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = str(dtype).removeprefix("torch.")
+    custom_object_save(model, str(folder), config=config)
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)

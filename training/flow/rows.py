@@ -1,0 +1,114 @@
+"""Rows and batches of a policy that makes its actions by flow matching (`model.family: pi0_flow`).
+
+Decides: that a robot row keeps its action as numbers, which noise and time it is mixed with, and how such rows become
+a batch. Refuses to know: the model, the loss (`flow/trainer.py`), which rows come together.
+
+    robot row   prompt "close the drawer\\n"     actions float32 [T, D] in [-1, 1]     action_is_pad bool [T]
+                noise float32 [T, F], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
+
+F is D, or all of the model's dimensions with `noise_in_padding` (`modeling/configuration_pi0_flow.py`).
+
+Noise and time are drawn from the row's place in the run, like its augmentation: the same on any number of processes,
+in a resumed run, and for every worker of a loader. Drawn from a process's own generator, rows of all processes would
+be shown at the same times, since all of them start from the run's seed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gen_vla.training.mixing.prepared_rows import RowPreparer
+from gen_vla.training.mixing.row_randomness import row_generator
+
+
+@dataclass(frozen=True)
+class FlowNoise:
+    """Noise and time of a row. Can be pickled.
+
+    Attributes:
+        seed: of the run.
+        horizon, flow_dim: T and F.
+        alpha, beta, scale, offset: a time is a draw from Beta(alpha, beta), times scale, plus offset; 1 is all noise.
+    """
+
+    seed: int
+    horizon: int
+    flow_dim: int
+    alpha: float
+    beta: float
+    scale: float
+    offset: float
+
+    @classmethod
+    def from_config(cls, config: Any, seed: int) -> "FlowNoise":
+        """The one a model's configuration (`Pi0FlowConfig`) describes."""
+        return cls(
+            seed=seed,
+            horizon=config.action_config["horizon"],
+            flow_dim=config.flow_dim,
+            alpha=config.time_sampling_beta_alpha,
+            beta=config.time_sampling_beta_beta,
+            scale=config.time_sampling_scale,
+            offset=config.time_sampling_offset,
+        )
+
+    def __call__(self, place: int) -> dict[str, Any]:
+        """`noise` float32 [T, F] and `timestep`, a float, of the row at this place of the run."""
+        random = row_generator(self.seed, "flow", place)
+        noise = random.standard_normal((self.horizon, self.flow_dim), dtype=np.float32)
+        return {"noise": noise, "timestep": float(random.beta(self.alpha, self.beta) * self.scale + self.offset)}
+
+
+@dataclass(frozen=True)
+class FlowRowPreparer(RowPreparer):
+    """`RowPreparer` whose robot rows hold numbers in place of a completion.
+
+    Attributes:
+        draw_noise: `FlowNoise`.
+    """
+
+    draw_noise: FlowNoise | None = None
+
+    def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
+        assert self.draw_noise is not None
+        actions = self.normalized(row, key).astype(np.float32)
+        padding = np.asarray(row["action_is_pad"], dtype=bool)
+        return {
+            "prompt": self.prompt(row, place),
+            "actions": actions,
+            "action_is_pad": padding,
+            **self.draw_noise(place),
+        }
+
+
+class FlowCollator:
+    """Collates rows of `FlowRowPreparer`.
+
+    Args:
+        processor: of the family.
+        sources: names of all sources, which `source_id` counts.
+
+    Returns (from a call): `input_ids`, `attention_mask` int64 [B, L], left-padded as in acting; `pixel_values` float32
+    [B * cameras, 3, H, W], row after row; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32
+    [B, T, F]; `timestep` float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in
+    `CoTrainingCollator`.
+    """
+
+    def __init__(self, processor: Any, sources: Sequence[str] = ()):
+        self.processor = processor
+        self.sources = {name: number for number, name in enumerate(sources)}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images, prompts = ([row[name] for row in rows] for name in ("images", "prompt"))
+        inputs = self.processor(images=images, text=prompts, split_special_tokens=True)
+        batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+        for name in ("actions", "action_is_pad", "noise"):
+            batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
+        batch["timestep"] = torch.tensor([row["timestep"] for row in rows], dtype=torch.float32)
+        batch["is_robot"] = torch.ones(len(rows), dtype=torch.bool)
+        batch["replaced"] = torch.tensor([row.get("replaced", False) for row in rows])
+        batch["source_id"] = torch.tensor([self.sources.get(row["source"], 0) for row in rows])
+        return batch

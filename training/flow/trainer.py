@@ -1,0 +1,139 @@
+"""Training by flow matching: the loss of a step, and figures of what the model would have done.
+
+Decides: how micro-batches and processes add up to one mean over all numbers that count, and which figures are logged.
+Refuses to know: rows (`flow/rows.py`), how the model makes a velocity of its inputs.
+
+For robot data and each of its sources:
+
+    loss           mean squared error of the velocity, over the action's dimensions and steps that are not padding;
+                   what trains also counts the dimensions behind them where noise is there (`noise_in_padding`)
+    action_error   mean absolute error, in the data set's units, of the action that one step from x_t leads to; lower
+                   than a whole flow from noise would have it, since x_t holds a part of the answer; for sources only
+    replaced       as in `training/metrics.py`
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from gen_vla.processors import unnormalize_actions
+from gen_vla.training.mixing.prepared_rows import ROBOT
+from gen_vla.training.trainer import CoTrainer
+
+
+SUMS = ("squares", "values", "error", "rows", "replaced")
+NO_ZERO3 = (
+    "got DeepSpeed ZeRO-3 for the flow-matching π0, expected whole weights in every process, or FSDP: its action "
+    "expert reads inside of PaliGemma's layers, which ZeRO-3 has not been seen to gather for that; use "
+    "training/accelerate_configs/ddp.yaml or fsdp2.yaml"
+)
+MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "actions", "action_is_pad", "noise", "timestep")
+
+
+class FlowTrainer(CoTrainer):
+    """`CoTrainer` whose rows hold actions as numbers: batches are those of `FlowCollator`, metrics a `FlowMetrics`.
+
+    Raises:
+        ValueError: for DeepSpeed ZeRO-3.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(NO_ZERO3)
+        if self.is_fsdp_enabled:
+            reach_last_layer(self.model)
+
+    def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the loss is divided by: float [1], the steps that are not padding."""
+        return (~batch["action_is_pad"]).sum().float()[None]
+
+    def partial_loss(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor | None) -> torch.Tensor:
+        """This micro-batch's part of the mean over the step's numbers; every action has as many dimensions."""
+        outputs = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        with torch.no_grad():
+            self.source_metrics.add(outputs.logits, inputs)
+        if totals is None:
+            return outputs.loss
+        return outputs.loss * self.batch_totals(inputs)[0] / totals[0].clamp(min=1)
+
+
+def reach_last_layer(model: Any) -> None:
+    """Lets FSDP gather PaliGemma's last layer for the backward pass; changes no number.
+
+    FSDP gathers a layer's weights again when a gradient reaches the layer's output. Of the last layer the action
+    expert uses keys and values only, so that no gradient would: here the keys get the output, times zero.
+    """
+
+    def add_nothing(module: Any, arguments: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and output.past_key_values is not None:
+            layer = output.past_key_values.layers[-1]
+            layer.keys = layer.keys + 0.0 * output.last_hidden_state[..., :1].sum()
+
+    model.model.vlm.register_forward_hook(add_nothing)
+
+
+class FlowMetrics:
+    """Adds up figures of training steps, as `SourceMetrics` does for tokens.
+
+    Args:
+        sources: names, in the order of `source_id`.
+        norm_stats: statistics of the robot data sets by key.
+    """
+
+    def __init__(self, sources: list[str], norm_stats: dict[str, Any]):
+        self.sources = sources
+        self.norm_stats = norm_stats
+        self.sums = np.zeros((len(sources), len(SUMS)))
+
+    def add(self, velocity: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """One micro-batch.
+
+        Args:
+            velocity: float [B, T, D or more], the model's.
+            inputs: the batch.
+        """
+        actions, counted = inputs["actions"].float(), ~inputs["action_is_pad"]
+        dims = actions.shape[-1]
+        noise, times = inputs["noise"][..., :dims].float(), inputs["timestep"][:, None, None]
+        wrong = velocity[..., :dims].float() - (noise - actions)
+        squares = (wrong.square().sum(dim=-1) * counted).sum(dim=1)
+        reached = (actions - times * wrong).clamp(-1, 1)  # x_t - t v: where the velocity leads by itself
+        columns = (squares, counted.sum(dim=1) * dims, inputs["replaced"])
+        per_row = torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
+        arrays = [tensor.cpu().numpy() for tensor in (reached, actions, counted)]
+        for row, number in enumerate(inputs["source_id"].tolist()):
+            squared, values, replaced = per_row[row]
+            error = self._error(number, *(array[row] for array in arrays))
+            self.sums[number] += (squared, values, error, 1, replaced)
+
+    def _error(self, number: int, reached: np.ndarray, actions: np.ndarray, counted: np.ndarray) -> float:
+        """Mean absolute error of one chunk [T, D] in units, over its steps [T] that count."""
+        statistics = self.norm_stats[self.sources[number].partition("/")[2]]["action"]
+        apart = unnormalize_actions(reached, statistics) - unnormalize_actions(actions, statistics)
+        return float(np.abs(apart[counted]).mean())
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """The figures over all processes since the last reading, by name; every process has to ask."""
+        local = torch.from_numpy(self.sums).to(accelerator.device, torch.float32)
+        totals: Any = accelerator.reduce(local).double().cpu().numpy()
+        self.sums[:] = 0.0
+        figures = _figures(ROBOT, totals.sum(axis=0), units=False)
+        for name, sums in zip(self.sources, totals, strict=True):
+            figures |= _figures(name, sums, units=True)
+        return figures
+
+
+def _figures(name: str, totals: np.ndarray, units: bool) -> dict[str, float]:
+    """Means of one source or of all that had any row."""
+    sums = dict(zip(SUMS, totals.tolist(), strict=True))
+    if not sums["rows"]:
+        return {}
+    figures = {"loss": sums["squares"] / sums["values"]}
+    if sums["replaced"]:
+        figures["replaced"] = sums["replaced"] / sums["rows"]
+    if units:
+        figures["action_error"] = sums["error"] / sums["rows"]
+    return {f"{name}/{figure}": value for figure, value in figures.items()}

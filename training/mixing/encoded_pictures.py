@@ -1,0 +1,74 @@
+"""Encoded pictures: a cheap look whether one is whole, and the decoding of it.
+
+Decides: which bytes count as a picture. Refuses to know: rows, cameras, what a model does with pixels.
+
+A reader looks at the header and at the end of a picture's bytes (microseconds for JPEG, PNG and WebP; other formats
+are decoded); pixels are the collator's business. What passes the look and still fails to decode is reported there, by
+the identity of its row.
+"""
+
+import io
+from typing import Any
+
+from PIL import Image
+
+from gen_vla.processors.rgb_pictures import DECODING_ERRORS, PictureError, to_rgb
+from gen_vla.training.robot_data.video_frames import VideoError, VideoPicture
+
+
+NO_PICTURE = "bytes that are no picture"
+CUT_OFF = "picture is cut off"
+FLOATS = "picture of floating-point numbers"
+TAIL_BYTES = 4096  # some writers put metadata behind the end of the picture
+END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+def check_picture(data: bytes) -> None:
+    """Looks at the header and the end of an encoded picture; pixels are decoded only where the end does not tell.
+
+    Raises:
+        PictureError: with one of `NO_PICTURE`, `CUT_OFF`, `FLOATS` as its text, so that problems count by kind.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            kind, mode = picture.format, picture.mode
+    except DECODING_ERRORS as error:
+        raise PictureError(NO_PICTURE) from error
+    if mode == "F":
+        raise PictureError(FLOATS)
+    if not _end_is_there(str(kind), data):
+        try:
+            Image.open(io.BytesIO(data)).load()  # other formats, or a lot behind the end
+        except DECODING_ERRORS as error:
+            raise PictureError(CUT_OFF) from error
+
+
+def _end_is_there(kind: str, data: bytes) -> bool:
+    if kind == "WEBP":
+        return int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    mark = END_MARKS.get(kind)
+    return mark is not None and mark in data[-TAIL_BYTES:]
+
+
+def decode_picture(picture: Any, identity: str) -> Image.Image:
+    """An entry of a row's `images` as an RGB picture, its pixels read.
+
+    Args:
+        picture: `{"bytes": bytes, "path": str | None}`, a PIL image, or a `VideoPicture`.
+        identity: of the row, for the error.
+
+    Raises:
+        PictureError: naming the row, if the bytes do not decode or the video has no such frame.
+    """
+    if isinstance(picture, VideoPicture):
+        try:
+            picture = picture.decode()
+        except VideoError as error:
+            raise PictureError(f"{identity}: {error}") from error
+    found = picture.get("bytes") if isinstance(picture, dict) else picture
+    if not isinstance(found, (bytes, Image.Image)):
+        raise PictureError(f"{identity}: got {type(picture).__name__} without bytes, expected an encoded picture")
+    try:
+        return to_rgb(found)
+    except DECODING_ERRORS as error:
+        raise PictureError(f"{identity}: {error}") from error

@@ -1,0 +1,192 @@
+"""Instructions in other words: lists to train with, and other lists, disjoint from them, to evaluate with.
+
+Decides: which instructions belong to a task family, and how one is put another way with its objects' names kept whole.
+Refuses to know: prompts, data sets, models.
+
+    move 7up can near blue plastic bottle           the form "move {object} near {target}" of the family move_near
+    {object} = 7up can, {target} = blue plastic bottle
+    slide the 7up can next to the blue plastic bottle       one of its wordings in train.yaml
+
+The lists are `paraphrases/*.yaml`. An instruction of no family stays as it is and is counted; so does one
+with a second clause ("... and wipe it"), since putting half of it in other words could change what it asks for.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from gen_vla.training.mixing.row_randomness import row_generator
+
+
+PARAPHRASES = Path(__file__).resolve().parent / "paraphrases"
+Lists = Literal["train", "held_out"]
+LISTS: tuple[Lists, ...] = ("train", "held_out")
+UNKNOWN_KEPT = 50  # unknown instructions that a report names
+
+# Words that no name of an object holds: they begin another part of the sentence, or stand for an object.
+NO_NAME = (
+    "and|then|or|from|out|off|in|into|inside|on|onto|to|towards|near|next|beside|by|with|over|under|upright|behind|"
+    "which|that|is|are|it|them|this|these|those|everything|all|something|some|any|my|your|its"
+)
+_WORD = rf"(?!(?:{NO_NAME})(?:\s|$))[^\s,;:.]+"
+_NAME = rf"{_WORD}(?: {_WORD})*"
+_SIDE = r"(?:left|right|front|back|vertical|horizontal)"
+SLOTS = {
+    "object": _NAME,
+    "target": _NAME,
+    "container": _NAME,
+    "tool": _NAME,
+    "source": rf"{_NAME}(?: or {_NAME})*",
+    "drawer": rf"(?:{_WORD} ){{0,2}}drawer",
+    "place": r"(?:(?! (?:and|then) )[^,;:.])+",
+    "way": rf"(?:(?:to )?(?:the )?{_SIDE}(?: to (?:the )?{_SIDE})?|clockwise|counterclockwise|anticlockwise)",
+}
+VERBATIM = ("place", "way")  # with the article they come with; the others lose theirs and get "the"
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+class Match(NamedTuple):
+    """The family of an instruction, and what its slots hold."""
+
+    family: str
+    slots: dict[str, str]
+
+
+def match(instruction: str) -> Match | None:
+    """The family an instruction belongs to, or `None`. Case, spaces and a full stop at the end do not matter."""
+    text = " ".join(instruction.split()).rstrip(" .!")
+    for family, pattern in _patterns():
+        found = pattern.fullmatch(text)
+        if found:
+            return Match(family, found.groupdict())
+    return None
+
+
+def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
+    """An instruction in all the words that a list has for its family.
+
+    Args:
+        instruction: an imperative, as data sets have them ("pick 7up can").
+        lists: `"train"` or `"held_out"`.
+
+    Returns:
+        The wordings, none of them the instruction itself; no wording for an instruction of no family.
+    """
+    found = match(instruction)
+    if found is None:
+        return []
+    return [wording.format(**found.slots) for wording in _wordings(lists)[found.family]]
+
+
+def held_out_paraphrases(instruction: str) -> list[str]:
+    """The wordings that no training ever saw, for evaluation; none for an instruction of no family."""
+    return paraphrases(instruction, "held_out")
+
+
+def coverage(instructions: Iterable[str]) -> dict[str, Any]:
+    """How many instructions of a data set have a family.
+
+    Returns:
+        `{"instructions": n, "known": n, "share": 0..1, "by_family": {name: n}, "unknown": [(instruction, n), ...]}`,
+        the most frequent first.
+    """
+    families: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for instruction, count in Counter(instructions).items():
+        found = match(instruction)
+        if found is None:
+            unknown[instruction] += count
+        else:
+            families[found.family] += count
+    total = families.total() + unknown.total()
+    return {
+        "instructions": total,
+        "known": families.total(),
+        "share": families.total() / total if total else 0.0,
+        "by_family": dict(families.most_common()),
+        "unknown": unknown.most_common(UNKNOWN_KEPT),
+    }
+
+
+class InstructionAugmenter:
+    """Puts instructions in other words while training.
+
+    Args:
+        lists: whose wordings.
+        probability: of a paraphrase; otherwise the instruction stays as it is.
+        seed: of the run; the same seed and row give the same words.
+    """
+
+    def __init__(self, lists: Lists = "train", probability: float = 1.0, seed: int = 0):
+        if not 0.0 <= probability <= 1.0:
+            raise ValueError(f"got probability={probability}, expected 0 to 1")
+        _wordings(lists)
+        self.lists: Lists = lists
+        self.probability = probability
+        self.seed = seed
+        self._cache: dict[str, list[str]] = {}
+        self._seen = 0
+        self._unknown: Counter[str] = Counter()
+
+    def __call__(self, instruction: str, row: int | str) -> str:
+        """The instruction of a row, perhaps in other words.
+
+        Args:
+            instruction: as the data set has it.
+            row: the row's place in the run (or its identity, but then every epoch reads the same).
+        """
+        if instruction not in self._cache:
+            self._cache[instruction] = paraphrases(instruction, self.lists)
+        wordings = self._cache[instruction]
+        self._seen += 1
+        if not wordings:
+            self._unknown[instruction] += 1
+            return instruction
+        draw = row_generator(self.seed, "instruction", row)
+        if draw.random() >= self.probability:
+            return instruction
+        return wordings[int(draw.integers(len(wordings)))]
+
+    def report(self) -> dict[str, Any]:
+        """`{"seen": n, "unknown": n, "unknown_instructions": [(instruction, n), ...]}`, the most frequent first."""
+        return {
+            "seen": self._seen,
+            "unknown": self._unknown.total(),
+            "unknown_instructions": self._unknown.most_common(UNKNOWN_KEPT),
+        }
+
+
+def families() -> dict[str, dict[str, list[str]]]:
+    """`forms` and `examples` of every family."""
+    return _read("families")
+
+
+@cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """Families and the patterns of their forms, the longest form first."""
+    forms = [(family, form) for family, entry in families().items() for form in entry["forms"]]
+    forms.sort(key=lambda entry: len(_SLOT.sub("", entry[1])), reverse=True)
+    return [(family, re.compile(_SLOT.sub(_slot_pattern, form), re.IGNORECASE)) for family, form in forms]
+
+
+def _slot_pattern(slot: re.Match[str]) -> str:
+    name = slot[1]
+    article = "" if name in VERBATIM else "(?:(?:the|a|an) )?"
+    return rf"{article}(?P<{name}>{SLOTS[name]})"
+
+
+@cache
+def _wordings(lists: Lists) -> dict[str, list[str]]:
+    if lists not in LISTS:
+        raise ValueError(f"got lists={lists!r}, expected one of {', '.join(map(repr, LISTS))}")
+    return _read(lists)
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((PARAPHRASES / f"{name}.yaml").read_text(encoding="utf-8"))

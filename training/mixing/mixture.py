@@ -1,0 +1,182 @@
+"""The mixture: every batch half robot data, half vision-language data (the paper's C).
+
+Decides: which data set each place of a run belongs to, and for tables, which row. Refuses to know: prompts, tokens,
+pixels, losses; how rows of a stream are shuffled (`streaming_mixture.py`).
+
+    place      0      1                2      3                4      5                6      7
+    half       robot  vision-language  robot  vision-language  robot  vision-language  robot  vision-language
+    data set   a      onevision        b      llava            a      robopoint        a      onevision
+
+Robot and vision-language rows alternate, so that every stretch of even length that starts at an even place is exactly
+half and half: every per-device batch of every process. The vision-language places go to its sets in turn, the robot
+places by weight (here a: 2, b: 1). One order covers the whole run, each table reshuffled whenever it is used up, so
+that a resumed run only has to skip what it saw.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from math import lcm
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from gen_vla.training.mixing.encoded_pictures import PictureError
+from gen_vla.training.mixing.prepared_rows import RowPreparer, RowTooLong
+from gen_vla.training.mixing.row_tables import RowTable
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
+
+
+def weighted_turns(weights: list[float]) -> Iterator[int]:
+    """Numbers of the entries in turn, as often as their weights say, without end.
+
+    The entry that is furthest behind its share comes next, the first of several; so after any number of turns every
+    entry is within one of its share, and equal weights give plain turns.
+    """
+    fractions = [Fraction(weight).limit_denominator(10_000) for weight in weights]
+    shares = [int(fraction * lcm(*(each.denominator for each in fractions))) for fraction in fractions]
+    if not shares or min(shares) < 1:
+        raise ValueError(f"got weights {weights}, expected numbers above 0, none 10,000 times smaller than another")
+    total, behind = sum(shares), [0] * len(shares)
+    while True:
+        behind = [debt + share for debt, share in zip(behind, shares, strict=True)]
+        chosen = behind.index(max(behind))
+        behind[chosen] -= total
+        yield chosen
+
+
+def alternate(robot: list[float], vision_language: int) -> Iterator[int]:
+    """The data set of every place: numbers of the robot sets, then of the vision-language sets, without end.
+
+    Args:
+        robot: weights of the robot sets.
+        vision_language: how many vision-language sets there are. One of the two kinds may be empty.
+    """
+    halves = []
+    if robot:
+        halves.append((0, weighted_turns(robot)))
+    if vision_language:
+        halves.append((len(robot), weighted_turns([1.0] * vision_language)))
+    while True:
+        for offset, turns in halves:
+            yield offset + next(turns)
+
+
+class HalfAndHalfSampler(Sampler[int]):
+    """Indices into the concatenation of all sets, for a whole run.
+
+    Args:
+        robot: sizes of the robot sets, which come first in the concatenation.
+        vision_language: sizes of the vision-language sets. One of the two kinds may be empty; then there is no mixing.
+        length: rows of the run, over all processes.
+        seed: of every shuffle.
+        weights: of the robot sets; by default all alike.
+    """
+
+    def __init__(
+        self, robot: list[int], vision_language: list[int], length: int, seed: int, weights: list[float] | None = None
+    ):
+        sizes = [*robot, *vision_language]
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"got data sets of {sizes} rows, expected at least one row in each and at least one set")
+        offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).tolist()
+        self.spans = list(zip(offsets, sizes, strict=True))
+        self.weights = weights or [1.0] * len(robot)
+        self.vision_language_sets = len(vision_language)
+        self.length = length
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        streams = [self._stream(number) for number in range(len(self.spans))]
+        for _, number in zip(range(self.length), alternate(self.weights, self.vision_language_sets)):
+            yield next(streams[number])
+
+    def _stream(self, number: int) -> Iterator[int]:
+        """One set without end, in a new order each time round."""
+        offset, size = self.spans[number]
+        shuffle = np.random.default_rng([self.seed, number])
+        while True:
+            yield from (int(offset + row) for row in shuffle.permutation(size))
+
+
+class NumberedSampler(Sampler[tuple[int, int]]):
+    """`(place in the run, index)`, so that a row's augmentation differs every time it comes."""
+
+    def __init__(self, sampler: Sampler[int]):
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        yield from enumerate(self.sampler)
+
+
+class MixedTables(torch.utils.data.Dataset):
+    """Prepared rows of several tables, by `(place in the run, index into their concatenation)`.
+
+    A row whose picture does not decode, or which is too long, is counted and named, and the next row of the same table
+    stands in for it, so that every batch keeps its halves and a resumed run sees the same rows.
+
+    Args:
+        tables: by the name of their source; robot data first.
+        prepare: makes a prepared row of a table's row.
+        max_bad_share: the share of unreadable rows of one table that stops the run.
+    """
+
+    def __init__(self, tables: dict[str, RowTable], prepare: RowPreparer, max_bad_share: float = 0.01):
+        self.tables = list(tables.items())
+        self.names = list(tables)
+        self.ends = np.cumsum([len(table) for table in tables.values()])
+        self.prepare = prepare
+        self.problems = {name: RowProblems(max_bad_share, name=name) for name in tables}
+
+    def counters(self) -> dict[str, RowProblems]:
+        """What counts bad rows, by name."""
+        return dict(self.problems)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, place_and_index: tuple[int, int]) -> dict[str, Any]:
+        place, index = place_and_index
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        name, table = self.tables[number]
+        first = index - int(self.ends[number]) + len(table)
+        candidates = (table[(first + step) % len(table)] for step in range(len(table)))
+        return first_readable(candidates, self.prepare, name, place, self.problems[name])
+
+
+def first_readable(
+    rows: Iterator[dict[str, Any]], prepare: RowPreparer, source: str, place: int, problems: RowProblems
+) -> dict[str, Any]:
+    """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another.
+
+    Only the first of `rows` is counted, as good or as bad: the others have places of their own.
+
+    Raises:
+        TooManyBadRows: past the limit of `problems`, or if no row decodes.
+    """
+    replaced = False
+    for row in rows:
+        try:
+            prepared = {**prepare(row, source, place), "replaced": replaced}
+        except (PictureError, RowTooLong) as error:
+            if not replaced:
+                video = isinstance(error.__cause__, VideoError)
+                undecodable = MISSING_FRAME if video else "picture that does not decode"
+                problems.skip(row["identity"], "too long" if isinstance(error, RowTooLong) else undecodable)
+            replaced = True
+            continue
+        if not replaced:
+            problems.seen()
+        return prepared
+    problems.finish()
+    raise ValueError(
+        f"got the data set {source} without a row that fits and whose pictures decode, expected one; repair it"
+    )

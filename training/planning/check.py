@@ -1,0 +1,94 @@
+"""`gen-vla train RECIPE --check`: a look at a recipe's data, as its run would see it, without training.
+
+Decides: where the tokenizer comes from when the model to start from is not here. Refuses to know: what is looked at
+(`data_check.py`).
+
+    gen-vla train my_robot.yaml --work-dir . --check         # needs the data; no GPU, no pretrained weights
+
+Data sets are read where they lie: no table is written, even for a recipe that does not stream.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gen_vla.training.checkpoints import has_processor
+from gen_vla.training.model_building import HUB_PREFIX, begin_with, new_config, new_processor, read_start, recipe_texts
+from gen_vla.training.planning.data_check import check_data
+from gen_vla.training.planning.data_check_tables import show_data
+from gen_vla.training.planning.plan import planned_config
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.sources import OpenedData, open_data
+from gen_vla.training.run import build_collator, build_preparer
+from gen_vla.training.storage.hub_requests import NO_ANSWER, reason
+from gen_vla.training.tokenizer import train_tokenizer
+
+
+STAND_IN_PIECES, STAND_IN_ROWS = 8192, 50
+
+
+def run_check(recipe: Recipe, work_dir: str | Path) -> None:
+    """Opens a recipe's data and shows it; raises what a run would about data that cannot be used.
+
+    Rows at which a run would stop are an error behind everything that is shown.
+    """
+    work_dir = Path(work_dir)
+    opened = open_data(recipe, work_dir, write_tables=False)
+    config, processor, note = config_and_processor(recipe, work_dir, opened)
+    collator = build_collator(recipe, config, processor, opened.names)
+    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
+    checks = check_data(opened, prepare, collator)
+    show_data(checks, work_dir / recipe.name, recipe.name)
+    if note:
+        print(note)
+    if stops := [f"{check.name}: {check.stops}" for check in checks if check.stops]:
+        raise ValueError(f"a run would stop at its rows: {'; '.join(stops)}")
+
+
+def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any, str | None]:
+    """Configuration and processor of the run, and a sentence where they are stand-ins.
+
+    Raises:
+        ValueError: if the model to start from is here, and of another family or with another number of encoders.
+    """
+    start = recipe.model.initial_model
+    if start is None:
+        tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
+        config = new_config(recipe, tokenizer, opened.norm_stats)
+        return config, new_processor(recipe, tokenizer, config, opened), None
+    try:
+        folder = start_folder(start, work_dir)
+        if has_processor(folder):
+            processor, config = read_start(folder, recipe, start)
+            begin_with(processor, config, recipe, opened)
+            return config, processor, None
+        missing = f"there is no model at {folder}"
+    except NO_ANSWER as error:
+        missing = f"{start} could not be fetched ({reason(error)})"
+    config, processor = stand_in(recipe, work_dir, opened)
+    note = (
+        f"Tokens, and how many there are, are those of a small tokenizer made for this look: {missing}. Texts, "
+        "pictures and numbers are those of the run."
+    )
+    return config, processor, note
+
+
+def start_folder(start: str, work_dir: Path) -> Path:
+    """Where tokenizer and configuration of the model to start from are to be; from the Hub, no weights are fetched."""
+    if not start.startswith(HUB_PREFIX):
+        return work_dir / start
+    from huggingface_hub import snapshot_download
+
+    repo_id, _, revision = start.removeprefix(HUB_PREFIX).partition("@")
+    return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=["*.json", "*.jinja"]))
+
+
+def stand_in(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any]:
+    """The full-size configuration, and a processor with a tokenizer made of the first rows' text."""
+    texts = replace(recipe.tokenizer, texts_from=[], texts_from_rows=STAND_IN_ROWS)
+    tokenizer = train_tokenizer(recipe_texts(replace(recipe, tokenizer=texts), work_dir, opened), STAND_IN_PIECES)
+    actions = replace(recipe.actions, bin_tokens="bytes")  # the last pieces of this vocabulary are words
+    config = planned_config(recipe, work_dir)
+    processor = new_processor(recipe, tokenizer, config, opened)
+    begin_with(processor, config, replace(recipe, actions=actions), opened)
+    return config, processor

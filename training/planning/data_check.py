@@ -1,0 +1,310 @@
+"""What a run is about to learn from, gathered for a look before GPUs are rented.
+
+Decides: which rows are looked at, what of them and of the statistics is told, and what is worth a warning. Refuses to
+know: file formats, prompts, how it is shown (`data_check_tables.py`, `first_rows.py`).
+
+A row is shown as the model sees it: its tokens are those of the collator, its pictures are pixel values, turned back
+into colours. Both come out of the run's own preparer and collator, augmentation included.
+"""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gen_vla.training.mixing.data_reading import DataReading
+from gen_vla.training.mixing.data_source import DataSource
+from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
+from gen_vla.training.mixing.prepared_rows import ROBOT, RowPreparer, RowTooLong
+from gen_vla.training.recipes.sources import OpenedData
+
+
+SHOWN_ROWS = 4  # of each data set
+LOOKED_THROUGH = 500  # rows of a shard of robot data, to show some that differ; their frames are not decoded
+BYTE_PIECES = re.compile("(?:<0x[0-9A-F]{2}>)+")
+MUCH_CLIPPED = 0.05  # share of a dimension's values
+HARDLY_MOVES = 0.01  # of what dimensions range over in the median
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row as the model sees it.
+
+    Attributes:
+        identity: names it in its data set.
+        words: what it is told, before anything is put around it: the instruction, or the first question.
+        picture_sizes: (width, height) of its pictures as they are stored.
+        pictures: as the model sees them, augmented and resized.
+        spans: its tokens as text, a picture's as `<image> x N`, and whether they are supervised.
+        tokens, supervised: how many there are; numbers of an action that is no text count as supervised.
+    """
+
+    identity: str
+    words: str
+    picture_sizes: list[tuple[int, int]]
+    pictures: list[Image.Image]
+    spans: list[tuple[str, bool]]
+    tokens: int
+    supervised: int
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of a data set's actions, in its units.
+
+    Attributes:
+        low, q01, q99, high: the smallest value, the 1st and the 99th percentile, the largest value.
+        clipped, share: how many of its values normalisation clips, and which share that is.
+        binary: whether it stays as it is, 0 or 1.
+        looks_binary: whether it holds 0 and 1 alone.
+        name: its number, and what the data set calls it.
+    """
+
+    low: float
+    q01: float
+    q99: float
+    high: float
+    clipped: int
+    share: float
+    binary: bool
+    looks_binary: bool
+    name: str = "0"
+
+    @property
+    def constant(self) -> bool:
+        """Whether it never changes."""
+        return self.low == self.high
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """One data set: what was read, some rows, its action dimensions if it is robot data, what to look at.
+
+    `stops` says why a run would stop at its rows, and is empty where nothing tells that it would.
+    """
+
+    name: str
+    reading: DataReading
+    rows: list[ShownRow]
+    dimensions: list[Dimension] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    stops: str = ""
+
+
+def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[SourceCheck]:
+    """Looks at every data set of a run.
+
+    Args:
+        opened: the data sets; a streamed one is read from copies, so that the run's counts stay its own.
+        prepare, collator: the run's.
+
+    Raises:
+        ValueError: for a row that would stop the run: another width of actions, an empty instruction.
+    """
+    checks = []
+    for name in sorted(opened.readings, key=lambda name: name.partition("/")[0] != ROBOT):
+        reading = opened.readings[name]
+        robot = name.partition("/")[0] == ROBOT
+        shown: list[ShownRow] = []
+        unusable: list[PictureError | RowTooLong] = []
+        for place, row in enumerate(sample_rows(opened, name, SHOWN_ROWS)):
+            try:
+                shown.append(shown_row(row, prepare(row, name, place), collator))
+            except (PictureError, RowTooLong) as error:
+                unusable.append(error)
+        dimensions = []
+        if robot:
+            key = name.partition("/")[2]
+            statistics = opened.norm_stats[key]["action"]
+            dimensions = action_dimensions(statistics, opened.clipping[key], reading.action_names)
+        warnings = [
+            *reading_warnings(reading, shown),
+            *dimension_warnings(dimensions),
+            *picture_warnings(shown),
+            *unusable_warnings([str(error) for error in unusable], len(shown)),
+        ]
+        stops = stopping(unusable, len(shown), robot)
+        checks.append(SourceCheck(name, reading, shown, dimensions, warnings, stops))
+    return checks
+
+
+def stopping(unusable: list[PictureError | RowTooLong], usable: int, robot: bool) -> str:
+    """Why a run would stop, from the rows that were looked at: no row can be used, or one of a robot is too long.
+
+    Rows of other data that are too long are left out; one of a robot is not, since all of its actions are as long.
+    """
+    too_long = [error for error in unusable if robot and isinstance(error, RowTooLong)]
+    found = too_long or (unusable if not usable else [])
+    return str(found[0]) if found else ""
+
+
+def sample_rows(opened: OpenedData, name: str, count: int) -> list[dict[str, Any]]:
+    """The first row of a data set and some others, spread over it: over its rows, or a stream's shards and theirs."""
+    if name in opened.tables:
+        table = opened.tables[name]
+        return [table[number] for number in spread(len(table), count)]
+    source = copy.deepcopy(opened.streams[name])
+    rows = list(_from_shards(source, count, LOOKED_THROUGH if name.partition("/")[0] == ROBOT else 1))
+    return rows or list(islice(source.rows(source.shards()), count))
+
+
+def _from_shards(source: DataSource, count: int, depth: int) -> Iterator[dict[str, Any]]:
+    """Rows of shards that lie evenly among all: of the first its first row, of the last one deep in it.
+
+    Neighbours in robot data hardly differ, and a shard may be a whole data set. As many rows of a shard are looked
+    through as `depth`, and at least as many as it gives.
+    """
+    shards = source.shards()
+    chosen, begun = spread(len(shards), count), 0
+    for place, number in enumerate(chosen):
+        each = count // len(chosen) + (place < count % len(chosen))
+        rows = list(islice(source.rows([shards[number]]), max(depth, each)))
+        if len(rows) > each:
+            wanted = [round(shown * (len(rows) - 1) / max(count - 1, 1)) for shown in range(begun, begun + each)]
+            rows = [rows[number] for number in dict.fromkeys(wanted)]
+        yield from rows
+        begun += each
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, the first and the last among them: (9, 3) -> [0, 4, 8]."""
+    return sorted({int(number) for number in np.linspace(0, total - 1, min(count, total))})
+
+
+def shown_row(row: dict[str, Any], prepared: dict[str, Any], collator: Any) -> ShownRow:
+    """A row of a data set, prepared for the run, as the model sees it."""
+    batch = collator([prepared])
+    ids = batch["input_ids"][0].tolist()
+    supervised = [label != -100 for label in batch["labels"][0].tolist()] if "labels" in batch else [False] * len(ids)
+    spans, numbers = token_spans(ids, supervised, collator.processor), 0
+    if "actions" in prepared:  # of a policy that makes its actions as numbers, out of noise
+        spans.append((" ".join(f"{value:+.3f}" for value in prepared["actions"].ravel()), True))
+        numbers = prepared["actions"].size
+    words = row["instruction"] if "instruction" in row else row["turns"][0]["question"]
+    return ShownRow(
+        identity=row["identity"],
+        words=words.strip(),
+        picture_sizes=[decode_picture(picture, row["identity"]).size for picture in row["images"]],
+        pictures=seen_pictures(prepared["images"], collator.processor.image_processor),
+        spans=spans,
+        tokens=len(ids),
+        supervised=sum(supervised) + numbers,
+    )
+
+
+def token_spans(ids: list[int], supervised: list[bool], processor: Any) -> list[tuple[str, bool]]:
+    """Neighbouring tokens that are supervised alike, as text: the vocabulary's pieces, their spaces restored."""
+    image, spans = processor.image_token, []
+    bins = (processor.action_config or {}).get("representation") == "bins"
+    pieces = processor.tokenizer.convert_ids_to_tokens(ids)
+    for learned, group in groupby(zip(pieces, supervised, strict=True), key=lambda entry: entry[1]):
+        text = ""
+        for piece, run in groupby(piece for piece, _ in group):
+            length = len(list(run))
+            text += f"{image} x {length} " if piece == image else piece * length
+        text = text if learned and bins else BYTE_PIECES.sub(_characters, text)  # a bin may be a byte's piece
+        spans.append((text.replace("▁", " "), learned))
+    return spans
+
+
+def _characters(pieces: re.Match[str]) -> str:
+    """What byte pieces spell, `<0xC3><0xA9>` an é; themselves where that is no text."""
+    spelled = bytes(int(number, 16) for number in re.findall("0x(..)", pieces[0]))
+    try:
+        return spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return pieces[0]
+
+
+def seen_pictures(images: list[Image.Image], image_processor: Any) -> list[Image.Image]:
+    """Prepared pictures as the first encoder gets them: at the model's size, its pixel values as colours."""
+    if not images:
+        return []
+    pixels = np.asarray(image_processor(images)["pixel_values"])[:, :3]
+    mean, std = (
+        np.asarray(constants[0])[:, None, None] for constants in (image_processor.means, image_processor.stds)
+    )
+    colours = np.clip(np.round(255 * (pixels * std + mean)), 0, 255).astype(np.uint8)
+    return [Image.fromarray(picture) for picture in colours.transpose(0, 2, 3, 1)]
+
+
+def action_dimensions(
+    statistics: dict[str, Any], clipping: dict[str, Any], names: Sequence[str] = ()
+) -> list[Dimension]:
+    """What the statistics of a data set (`norm_stats[key]["action"]`) and its counts say of every dimension."""
+    numbers = [str(dim) for dim in range(len(clipping["clipped"]))]
+    called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
+    found = []
+    for dim, clipped in enumerate(clipping["clipped"]):
+        low, q01, q99, high, mean, std = (
+            statistics[measure][dim] for measure in ("min", "q01", "q99", "max", "mean", "std")
+        )
+        # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
+        zero_or_one = {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) < 1e-9
+        binary, share = not statistics["mask"][dim], clipped / clipping["values"]
+        found.append(Dimension(low, q01, q99, high, clipped, share, binary, zero_or_one, called[dim]))
+    return found
+
+
+def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
+    """What a person would want to know of what was read."""
+    warnings = list(reading.notes)
+    if not reading.camera_named and reading.unused_cameras:
+        others = ", ".join(reading.unused_cameras)
+        warnings.append(
+            f"of {len(reading.unused_cameras) + 1} cameras only the first is used, {reading.cameras[0]}; not "
+            f"{others}, unless `cameras` names them"
+        )
+    if reading.instructions == 1 and shown:
+        warnings.append(f"all rows have one instruction ({shown[0].words!r}): a policy need not listen to it")
+    if reading.without_instruction:
+        such_as = f" (such as {reading.unlabelled[0]})" if reading.unlabelled else ""
+        warnings.append(f"{reading.without_instruction:,} steps without an instruction, skipped{such_as}")
+    if reading.skipped and reading.skipped["skipped"]:
+        reasons = "; ".join(f"{reason} ({count:,})" for reason, count in reading.skipped["by_reason"].items())
+        warnings.append(f"{reading.skipped['skipped']:,} steps skipped: {reasons}")
+    return warnings
+
+
+def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
+    """Dimensions that are other than a policy needs them."""
+    warnings = []
+    ranges = [dim.q99 - dim.q01 for dim in dimensions if not dim.binary and dim.q01 < dim.q99]
+    usual = float(np.median(ranges)) if ranges else 0.0
+    for dim in dimensions:
+        if dim.constant:
+            warnings.append(f"dimension {dim.name} never changes: it is always {dim.low:g}")
+        elif not dim.binary and dim.q01 == dim.q99:
+            warnings.append(
+                f"dimension {dim.name} is {dim.q01:g} in 98 % of the steps: all else becomes -1 or 1; if it is 0 or 1 "
+                "alone, name it in actions.binary_dims"
+            )
+        elif not dim.binary and dim.looks_binary:
+            warnings.append(f"dimension {dim.name} is 0 or 1 alone, and scaled: actions.binary_dims does not name it")
+        elif not dim.binary and dim.q99 - dim.q01 < HARDLY_MOVES * usual:
+            warnings.append(
+                f"dimension {dim.name} hardly moves: 98 % of its values lie within {dim.q99 - dim.q01:.2g}, where "
+                f"others take {usual:.2g}; its noise is scaled to [-1, 1] and learned like a motion"
+            )
+    clipped = {dim.name: dim.share for dim in dimensions if dim.share > MUCH_CLIPPED}
+    if clipped:
+        most = f"up to {max(clipped.values()):.0%} of the values of a dimension"
+        warnings.append(f"{most} are clipped (dimensions {', '.join(clipped)})")
+    return warnings
+
+
+def unusable_warnings(errors: list[str], usable: int) -> list[str]:
+    """Rows that could not be shown, the first one's error for all: rows of a data set tend to fail alike."""
+    return [f"{len(errors)} of {len(errors) + usable} rows cannot be used: {errors[0]}"] if errors else []
+
+
+def picture_warnings(shown: list[ShownRow]) -> list[str]:
+    """Cameras that show nothing."""
+    pictures = [picture for row in shown for picture in row.pictures]
+    blank = sum(all(low == high for low, high in picture.getextrema()) for picture in pictures)  # type: ignore[misc]
+    return [f"{blank} of the {len(pictures)} pictures looked at are of one colour"] if blank else []

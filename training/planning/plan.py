@@ -1,0 +1,321 @@
+"""What a recipe's run will need: memory per GPU and hours on 1, 8 and 64 of them, before anything is rented.
+
+Decides: what is counted and the few assumptions, all printed beside the figures. Refuses to know: how a run is
+launched (`accelerate_configs/`), what is in the data.
+
+    gen-vla train openvla_plus_bridge --plan
+
+Weights, gradients and optimizer state are counted exactly, from the model's parameters on the meta device. Activations
+and times are estimates:
+
+    activations   with gradient checkpointing one residual per layer and one layer at work, else every layer's
+    work          2 operations per weight and token forwards, 2 more backwards where it or something below it trains,
+                  2 more for the weights that train, 2 more where checkpointing computes it again
+    time          work / (peak x utilisation); no network, no starving loader
+    rows          of the language model all as long as the longest kind, to which a batch is padded; of the encoders
+                  as many pictures as a row has on average
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from rich.table import Table
+
+from gen_vla.training.checkpoints import family_named
+from gen_vla.training.converting.foreign_layouts import LLAMA2
+from gen_vla.training.flow.recipe_rules import is_flow
+from gen_vla.training.lora import lora_config
+from gen_vla.training.model_building import model_sizes
+from gen_vla.training.recipes.loading import load_recipe, recipe_names
+from gen_vla.training.recipes.schema import Recipe
+
+
+GPU_BYTES = 80e9
+PEAK = 989e12  # dense bf16 operations per second of an H100 SXM, from its data sheet
+UTILISATION = 0.4  # of the peak; what well-tuned runs of this size reach
+PROMPT_TOKENS = 25  # of an instruction or a question, the picture's apart
+ANSWER_TOKENS = 60  # of a vision-language row, on average
+GPU_COUNTS = (1, 8, 64)
+FLOAT32, BFLOAT16 = 4, 2
+ADAM_BYTES = 8  # two float32 moments
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """Parameters of one part of the model.
+
+    Attributes:
+        name: as in the model.
+        trainable, frozen: numbers of parameters.
+        layers, width, inner: depth, residual width, and width inside a block's MLP; 0 where there are no blocks.
+        tokens: of one row that pass through it, padding included.
+        largest_block: parameters of its largest block, which a sharded run gathers whole.
+        checkpointed: whether gradient checkpointing reaches it, where a recipe asks for that.
+    """
+
+    name: str
+    trainable: int
+    frozen: int
+    layers: int
+    width: int
+    inner: int
+    tokens: int
+    largest_block: int
+    checkpointed: bool = True
+
+    @property
+    def parameters(self) -> int:
+        return self.trainable + self.frozen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a recipe. Bytes are per GPU.
+
+    Attributes:
+        gpus, strategy: how many, and how state is spread over them.
+        weights, gradients, optimizer, activations: bytes.
+        seconds_per_step: of one optimizer step.
+        rows_per_second: over all GPUs.
+        hours: of the recipe's steps.
+    """
+
+    gpus: int
+    strategy: str
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    seconds_per_step: float
+    rows_per_second: float
+    hours: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    @property
+    def fits(self) -> bool:
+        return self.total < 0.95 * GPU_BYTES
+
+
+def plan_recipe(recipe: Recipe, work_dir: Path) -> tuple[list[PartSize], list[Plan]]:
+    """Sizes of the model's parts, and the ways to run the recipe."""
+    config = planned_config(recipe, work_dir)
+    parts = part_sizes(recipe, config)
+    plans = [plan(recipe, parts, gpus, strategy) for gpus in GPU_COUNTS for strategy in strategies(recipe, gpus)]
+    return parts, plans
+
+
+def strategies(recipe: Recipe, gpus: int) -> list[str]:
+    """What is worth comparing on so many GPUs."""
+    if gpus == 1:
+        return ["whole"]
+    return ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
+
+
+def planned_config(recipe: Recipe, work_dir: Path) -> Any:
+    """The model's configuration.
+
+    That of the model to start from, where it is there or another shipped recipe makes it, else the family's full size;
+    a recipe that starts from random weights has its own.
+    """
+    family, start = family_named(recipe.model.family), recipe.model.initial_model
+    if start is not None and (saved := work_dir / start / "config.json").is_file():
+        config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
+    else:
+        maker = recipe if start is None else recipe_that_makes(start)
+        settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
+        config = family.config(**(settings or {}))
+        if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
+            config.text_config.max_position_embeddings = LLAMA2["max_position_embeddings"]
+    if not is_flow(recipe):
+        config.frozen = recipe.model.frozen
+    return config
+
+
+def recipe_that_makes(name: str) -> Recipe | None:
+    """The shipped recipe whose run is saved under this name and starts from random weights."""
+    recipes = (load_recipe(shipped) for shipped in recipe_names())
+    return next((r for r in recipes if r.name == name and r.model.initial_model is None), None)
+
+
+def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
+    """The parts of the model, counted on the meta device."""
+    with torch.device("meta"):
+        model: Any = family_named(recipe.model.family).model(config)
+        adapters = lora_config(recipe, model)
+        if adapters is not None:
+            model = get_peft_model(model, adapters).get_base_model()
+    model.train()
+    row = row_tokens(recipe, config)
+    if is_flow(recipe):
+        return flow_part_sizes(recipe, model, row)
+    each, tower = config.num_image_tokens, model.model.vision_tower
+    parts = [
+        blocks_size(name, tower.get_submodule(name), over_pictures(recipe, each + tower.prefix_tokens[name]))
+        for name in tower.names
+    ]
+    parts.append(blocks_size("projector", model.model.projector, over_pictures(recipe, each)))
+    parts.append(blocks_size("language_model", model.model.language_model, row))
+    tied = model.lm_head.weight is model.model.get_input_embeddings().weight
+    if not tied:
+        parts.append(blocks_size("lm_head", model.lm_head, 0))
+    return parts
+
+
+def flow_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
+    """The parts of the flow-matching π0; what a cache is read from cannot be checkpointed (see its model's file)."""
+    vlm, chunk = model.model.vlm, recipe.actions.horizon + 1  # the state's token and the actions'
+    pictures = over_pictures(recipe, model.config.num_image_tokens)
+    sizes = [
+        blocks_size("vision_tower", vlm.vision_tower, pictures),
+        blocks_size("projector", vlm.multi_modal_projector, pictures),
+        replace(blocks_size("language_model", vlm.language_model, row), checkpointed=False),
+        replace(blocks_size("action_expert", model.model.dit, chunk), checkpointed=False),
+    ]
+    ends = (model.embed_action_time, model.action_out_proj)
+    return [*sizes, blocks_size("action_layers", torch.nn.ModuleDict(dict(zip(("first", "last"), ends))), chunk)]
+
+
+def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
+    """The size of one part; its blocks are the longest list of modules in it."""
+    parameters = list(module.parameters())
+    lists = [child for child in module.modules() if isinstance(child, torch.nn.ModuleList)]
+    blocks = max(lists, key=len, default=torch.nn.ModuleList())
+    config = getattr(module, "config", None)
+    width = getattr(config, "hidden_size", 0) if len(blocks) else 0
+    inner = getattr(config, "intermediate_size", 0) or int(getattr(config, "mlp_ratio", 4) * width)
+    return PartSize(
+        name=name,
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        frozen=sum(parameter.numel() for parameter in parameters if not parameter.requires_grad),
+        layers=len(blocks),
+        width=width,
+        inner=inner if len(blocks) else 0,
+        tokens=tokens,
+        largest_block=max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
+    )
+
+
+def row_tokens(recipe: Recipe, config: Any) -> int:
+    """Tokens of every row of a batch, which is padded to its longest kind."""
+    return max(row_lengths(recipe, config).values())
+
+
+def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
+    """Tokens of a row of each kind there is: its pictures, the prompt, the answer, EOS.
+
+    A flow's actions are no part of it, and bins have no token between steps.
+    """
+    actions, data, lengths = recipe.actions, recipe.data, {}
+    if data.robot:
+        pictures = cameras_shown(recipe) * config.num_image_tokens
+        per_value, between = (1, 0) if actions.representation == "bins" else (actions.decimals + 3, 1)
+        answer = actions.horizon * (actions.action_dim * per_value + between) - between + 1
+        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if is_flow(recipe) else answer)
+    if data.questions:
+        lengths["vision-language"] = config.num_image_tokens + PROMPT_TOKENS + ANSWER_TOKENS + 1
+    return lengths
+
+
+def row_sentence(recipe: Recipe, config: Any) -> str:
+    """How long rows are beside what the model takes."""
+    lengths = row_lengths(recipe, config)
+    told = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
+    texts = config.vlm_config.text_config if is_flow(recipe) else config.text_config
+    context = texts.max_position_embeddings
+    told += f"; the model takes {context:,} (max_position_embeddings)"
+    if lengths.get("robot", 0) <= context:
+        return told
+    return f"{told}: too long, a run would stop; lower actions.horizon or actions.decimals, or show fewer cameras"
+
+
+def cameras_shown(recipe: Recipe) -> int:
+    """Pictures of a robot row."""
+    return max((len(source.cameras or [None]) for source in recipe.data.robot), default=1)
+
+
+def over_pictures(recipe: Recipe, tokens: int) -> int:
+    """Tokens of an average row's pictures: a robot row has one per camera, any other row one; none is padded."""
+    cameras = cameras_shown(recipe)
+    return round(tokens * ((cameras + 1) / 2 if recipe.data.questions else cameras))
+
+
+def plan(recipe: Recipe, parts: list[PartSize], gpus: int, strategy: str) -> Plan:
+    """Memory and time of one way."""
+    training = recipe.training
+    shards = gpus if strategy == "FSDP2" else 1
+    trainable = sum(part.trainable for part in parts)
+    frozen = sum(part.frozen for part in parts)
+    # Half-precision copies: of every trained weight under autocast, of the block at work and the next one if sharded.
+    halves = BFLOAT16 * (trainable if shards == 1 else 2 * max(part.largest_block for part in parts))
+    micro_seconds = sum(work(part, training.gradient_checkpointing) for part in parts) * training.batch_size
+    seconds = micro_seconds * training.gradient_accumulation_steps / (PEAK * UTILISATION)
+    rows = training.batch_size * training.gradient_accumulation_steps * gpus
+    return Plan(
+        gpus=gpus,
+        strategy=strategy,
+        weights=FLOAT32 * (trainable + frozen) / shards + halves,
+        gradients=FLOAT32 * trainable / shards,
+        optimizer=ADAM_BYTES * trainable / shards,
+        activations=activations(parts, training.batch_size, training.gradient_checkpointing),
+        seconds_per_step=seconds,
+        rows_per_second=rows / seconds,
+        hours=seconds * training.steps / 3600,
+    )
+
+
+def work(part: PartSize, checkpointing: bool) -> float:
+    """Operations for one row: forwards, backwards where it trains or something below it does, and again."""
+    forward = 2.0 * part.parameters * part.tokens
+    if part.name == "language_model":  # its embedding is a table; its output layer's rows are few
+        forward = 2.0 * part.layers * part.largest_block * part.tokens
+    if not part.trainable and part.layers:
+        return forward
+    return forward * (2 + part.trainable / part.parameters + (checkpointing and part.checkpointed))
+
+
+def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float:
+    """Bytes kept for the backward pass, and those of the block at work."""
+    kept = at_work = 0.0
+    for part in parts:
+        block = batch * part.tokens * (16 * part.width + 4 * part.inner) * BFLOAT16
+        if not part.trainable:
+            at_work = max(at_work, block)
+        elif checkpointing and part.checkpointed:
+            kept += part.layers * batch * part.tokens * part.width * FLOAT32
+            at_work = max(at_work, 2 * block)
+        else:
+            kept += part.layers * block
+    return kept + at_work
+
+
+def plan_tables(recipe: Recipe, parts: list[PartSize], plans: list[Plan]) -> list[Table]:
+    """The model's parts, and the plans, as tables."""
+    sizes = Table(title=f"{recipe.name}: parameters (exact)")
+    for column in ("part", "trained", "frozen", "tokens per row"):
+        sizes.add_column(column, justify="right")
+    for part in parts:
+        sizes.add_row(part.name, f"{part.trainable:,}", f"{part.frozen:,}", str(part.tokens or "supervised"))
+    sizes.add_row("in all", f"{sum(p.trainable for p in parts):,}", f"{sum(p.frozen for p in parts):,}", "")
+    ways = Table(
+        title=f"{recipe.training.steps:,} steps of {recipe.training.batch_size} rows per GPU (estimates)",
+        caption=(
+            f"float32 weights, bf16 arithmetic, AdamW; GPUs of {GPU_BYTES / 1e9:.0f} GB, {PEAK / 1e12:.0f} TFLOP/s at "
+            f"{100 * UTILISATION:.0f} %; {ANSWER_TOKENS} tokens per vision-language answer; no network time"
+        ),
+    )
+    for column in ("GPUs", "spread", "weights", "gradients", "Adam", "activations", "GB in all", "rows/s", "hours"):
+        ways.add_column(column, justify="right")
+    for way in plans:
+        parts_of_memory = (way.weights, way.gradients, way.optimizer, way.activations)
+        total = f"{way.total / 1e9:.0f}" + ("" if way.fits else " (too much)")
+        hours = f"{way.hours:.1f}" if way.fits else "-"
+        rows = f"{way.rows_per_second:.0f}" if way.fits else "-"
+        ways.add_row(str(way.gpus), way.strategy, *(f"{b / 1e9:.1f}" for b in parts_of_memory), total, rows, hours)
+    return [sizes, ways]

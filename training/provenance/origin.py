@@ -1,0 +1,283 @@
+"""How a file of results came about: enough to repeat it, and nothing private.
+
+Decides: what is recorded, and how it is read back from files that are older than this record. Refuses to know: what
+was measured, which recipe trained the model (`training_record.py`).
+
+    "provenance": {
+      "command": "gen-vla evaluate drawers outputs/my-robot --output results/drawers.json",   as typed
+      "date": "2026-11-23T10:39:52+00:00",
+      "machine": {"device": ..., "cores": ..., "threads": ..., "memory_gb": ..., "system": ...},
+      "versions": {"python": ..., "torch": ..., ...},
+      "code": {"commit": ..., "modified": []}          of this package, where it runs from a clone or was installed
+                                                       from a repository, and the files that differ from that commit
+      "model": {"name": ..., "revision": ...}          of the Hub or the cache, or of a folder
+               {"name": ..., "sha256": {"config.json": ..., "model.safetensors": ...}, "modules": ...}
+      "compared_with": [...]                           further models, where a suite takes several
+      "data": [{"name": ..., "revision": ...}]         or of a folder {"name", "files", "bytes", "listing"}
+    }
+
+Paths are those of `private_paths.py`. Runs that continue earlier ones in a folder note each start in `runs.jsonl`
+there, and the record has the others as `other_runs`: they may be of another machine or of other code.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import Any
+
+from gen_vla.training.provenance.private_paths import shortened
+
+
+PACKAGES = (
+    *("gen-vla", "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "numpy", "scipy", "pillow"),
+    *("trl", "accelerate", "peft", "datasets", "pyarrow", "av", "triton"),
+    *("mujoco", "metaworld", "simpler-env", "mani-skill2-real2sim", "sapien", "lm-eval", "scikit-learn"),
+)
+PARTS = ("modeling", "processors", "training", "evaluation", "serving", "commands", "model_cards")
+CODE = tuple(f":/{folder}/*{kind}" for folder in PARTS for kind in (".py", ".yaml", ".md"))  # as git names them
+RUNS = "runs.jsonl"
+MODEL_FILES = ("config.json", "processor_config.json", "tokenizer.json", "*.safetensors")
+OWN_COMMANDS = {"gen_vla.commands.main": "gen-vla"}  # modules that are a command, too
+_TYPED: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)
+
+
+@contextmanager
+def called_as(*typed: str) -> Iterator[None]:
+    """While it lasts, this is the command that is recorded, and not how the interpreter was started."""
+    token = _TYPED.set(typed)
+    try:
+        yield
+    finally:
+        _TYPED.reset(token)
+
+
+def command_line() -> str:
+    """What was typed, for a shell, with paths that may be published."""
+    return " ".join(_word(part) for part in _TYPED.get() or _started_as(sys.orig_argv))
+
+
+def _started_as(arguments: Sequence[str]) -> list[str]:
+    """An interpreter's arguments as one would type them: `python` without its folder, commands by their names."""
+    if len(arguments) < 2:
+        return ["python"]
+    _, first, *rest = arguments
+    if first == "-m" and rest and rest[0] in OWN_COMMANDS:
+        return [OWN_COMMANDS[rest[0]], *rest[1:]]
+    if Path(first).parent == Path(sys.executable).parent:  # a console script
+        return [Path(first).name, *rest]
+    return ["python", first, *rest]
+
+
+def _word(part: str) -> str:
+    """Quoted for a shell where needed, but `~` where the shell must see it."""
+    part = shortened(part)
+    return f"~/{shlex.quote(part[2:])}" if part.startswith("~/") and len(part) > 2 else shlex.quote(part)
+
+
+def provenance(
+    model: str | Path | None = None,
+    data: Iterable[str | Path | None] = (),
+    compared: Iterable[str | Path | None] = (),
+) -> dict[str, Any]:
+    """The record of what runs now.
+
+    Args:
+        model: a folder, or a name on the Hub or in the cache.
+        data: the same of data sets; `None` is left out.
+        compared: the same of further models.
+    """
+    record: dict[str, Any] = {
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_hardware(),
+        "versions": installed_versions(),
+        "code": code_version(),
+    }
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        record["processes"] = processes
+    if model is not None:
+        record["model"] = model_identity(model)
+    if others := [model_identity(entry) for entry in compared if entry is not None]:
+        record["compared_with"] = others
+    if named := [data_identity(entry) for entry in data if entry is not None]:
+        record["data"] = named
+    return record
+
+
+def with_provenance(results: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Results with their record before them, and nothing private in their texts."""
+    return {"provenance": record, **shortened(results)}
+
+
+def note_run(folder: Path, record: dict[str, Any]) -> None:
+    """Writes down that a run begins, or is continued, in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / RUNS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def with_other_runs(record: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run's record with those of the other runs in its folder."""
+    path = folder / RUNS
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
+    others = [run for run in (_parsed(line) for line in lines) if run not in (None, record)]
+    return {**record, "other_runs": others} if others else record
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:  # cut short by a kill
+        return None
+
+
+def origin(results: Any) -> dict[str, Any]:
+    """`command`, `date`, `commit` and the model's `revision` of a result file, empty where it does not say."""
+    results = results if isinstance(results, dict) else {}
+    record = results.get("provenance") or results  # older files have a command and a date at most
+    code, model = record.get("code"), record.get("model")
+    commit = f"{code['commit'][:7]}{', modified' * bool(code['modified'])}" if isinstance(code, dict) else ""
+    revision = model.get("revision") if isinstance(model, dict) else None
+    date = str(record.get("date") or "")[:10]
+    return {"command": str(record.get("command") or ""), "date": date, "commit": commit, "revision": revision}
+
+
+# The machine and what is installed on it.
+def describe_hardware() -> dict[str, Any]:
+    """What figures of speed depend on; says nothing of whose machine it is."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    graphics = {"gpus": torch.cuda.device_count(), "cuda": torch.version.cuda} if cuda else {}
+    return {
+        "device": torch.cuda.get_device_name() if cuda else _processor_name(),
+        **({"processor": _processor_name(), **graphics} if cuda else {}),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """The machine in the few words that stand beside a figure of speed."""
+    import torch
+    import transformers
+
+    hardware = describe_hardware()
+    return {
+        **{key: hardware[key] for key in ("device", "cores", "threads")},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def installed_versions() -> dict[str, str]:
+    """Of Python and of the packages that results may depend on, where they are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def code_version() -> dict[str, Any] | None:
+    """The commit of this package and its files that differ from it; `None` where nothing says."""
+    here = Path(__file__).resolve()
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None:  # not of a project around it
+        commit = _git(here.parent, "rev-parse", "HEAD")
+        changes = _git(here.parent, "status", "--porcelain", "--untracked-files=all", "--", *CODE) or ""
+        return {"commit": commit, "modified": [line[3:] for line in changes.splitlines()]} if commit else None
+    try:
+        installed = json.loads(distribution("gen-vla").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    commit = installed.get("vcs_info", {}).get("commit_id")
+    return {"commit": commit, "modified": []} if commit else None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command, quiet = ["git", *arguments], {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        run = subprocess.run(command, cwd=folder, env=quiet, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return None
+    return run.stdout.rstrip() if run.returncode == 0 else None
+
+
+# Models and data sets.
+def model_identity(name: str | Path) -> dict[str, Any]:
+    """Its name and what tells it from others of that name: a revision, or hashes of what a folder holds."""
+    folder = Path(name)
+    if not folder.is_dir():
+        repository, _, revision = str(name).partition("@")
+        return {"name": repository, "revision": revision or cached_revision(repository)}
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    found: dict[str, Any] = {"name": shortened(name), "sha256": {path.name: _sha256(path) for path in files}}
+    modules = sorted(folder.glob("*.py"))
+    if modules:  # the code that runs is that beside the weights
+        found["modules"] = _digest(f"{path.name} {_sha256(path)}" for path in modules)
+    return found
+
+
+def data_identity(name: str | Path) -> dict[str, Any]:
+    """Its name and, of a folder, a digest of the names and sizes in it: contents may be terabytes."""
+    folder = Path(name)
+    if not folder.is_dir():
+        revision = cached_revision(str(name).removeprefix("hf://").removeprefix("datasets/"), "dataset")
+        return {"name": shortened(name), **({"revision": revision} if revision else {})}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("cache-")  # which reading may leave behind
+    }
+    listing = _digest(f"{path} {size}" for path, size in sorted(sizes.items()))
+    return {"name": shortened(name), "files": len(sizes), "bytes": sum(sizes.values()), "listing": listing}
+
+
+def cached_revision(name: str, kind: str = "model") -> str | None:
+    """The commit of a repository that is in the cache of huggingface_hub; asks no network."""
+    from huggingface_hub import constants
+
+    reference = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / "main"
+    try:
+        return reference.read_text(encoding="ascii").strip() or None
+    except OSError:
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

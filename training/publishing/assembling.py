@@ -1,0 +1,236 @@
+"""From a trained folder to a Hub repository: assemble, verify, and put where `from_pretrained` finds it by name.
+
+Decides: what belongs into a repository, that nothing is published unverified, and the layout of the local cache.
+Refuses to know: how the model was trained, what its card says (`model_cards/`).
+
+A repository is what `save_pretrained` of the model and of the processor write into one folder, plus the card and the
+records of the run. Filling the cache of huggingface_hub makes the name loadable on this machine, offline:
+
+    CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
+    CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from huggingface_hub import constants
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image
+
+from gen_vla.training.checkpoints import WEIGHTS, WEIGHTS_INDEX, check_folder
+from gen_vla.training.lora_merging import check_checkpoint, load_checkpoint, saved_dtype
+from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.publishing.card import write_card
+
+
+RECORDS = ("dataset_statistics.json", "recipe.yaml", "training_log.json")
+MAX_SHARD_SIZE = "5GB"  # one that is cut off on its way is sent again as a whole
+EXPECTED_FILES = re.compile(
+    r"README\.md|config\.json|generation_config\.json|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"
+    r"|processor_config\.json|preprocessor_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
+    r"|chat_template\.jinja|" + "|".join(re.escape(name) for name in RECORDS)
+)
+
+
+class PublishingError(ValueError):
+    """A repository that must not be published; says what was found."""
+
+
+def publish_to_folder(
+    checkpoint: str | Path, repo_id: str, folder: str | Path, results: dict[str, Any] | None = None
+) -> Path:
+    """Assembles and verifies a repository.
+
+    Args:
+        checkpoint: folder of a trained model, or of a LoRA adapter, which is merged into its base model.
+        repo_id: its future name, `OWNER/NAME`.
+        folder: where the repository goes; an earlier repository there is replaced, after everything was verified.
+        results: measured figures for the card; what is missing stays visibly missing there.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is incomplete.
+        FileExistsError: if `folder` holds anything but an earlier repository.
+        PublishingError: if the repository does not reproduce the checkpoint or holds a file nobody expects.
+    """
+    check_repo_id(repo_id)
+    checkpoint = check_checkpoint(checkpoint)
+    folder = check_target(folder, checkpoint)
+    model, processor = load_checkpoint(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="gen-vla-publish-") as temporary:
+        draft = Path(temporary) / repo_id.rpartition("/")[2].replace(".", "-")
+        draft.mkdir()
+        for name in RECORDS:
+            if (checkpoint / name).is_file():
+                copy_record(checkpoint / name, draft / name)
+        write_card(draft, repo_id, model, results, processor.cameras)  # first, since it may refuse the name
+        cast_weights(model, saved_dtype(checkpoint))
+        model.save_pretrained(draft, max_shard_size=MAX_SHARD_SIZE)
+        processor.save_pretrained(draft)
+        check_files(draft)
+        cast_weights(model, torch.float32)
+        verify(draft, model, processor)
+        replace_folder(draft, folder)
+    return folder
+
+
+def copy_record(record: Path, target: Path) -> None:
+    """Copies a YAML or JSON file; what is private in its paths stays here (`private_paths.py`)."""
+    text = record.read_text(encoding="utf-8")
+    content = yaml.safe_load(text) if record.suffix == ".yaml" else json.loads(text)
+    public = shortened(content)
+    if public == content:
+        shutil.copyfile(record, target)
+    elif record.suffix == ".yaml":
+        target.write_text(yaml.safe_dump(public, sort_keys=False), encoding="utf-8")
+    else:
+        target.write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> None:
+    """Rounds the weights; `model.to` would round the frequencies of the position code, too, which loading does not."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def check_target(folder: str | Path, checkpoint: Path) -> Path:
+    """The folder to write, in full, if writing it destroys nothing but an earlier repository."""
+    folder = Path(folder).resolve()
+    if folder == checkpoint or folder in checkpoint.parents:
+        raise FileExistsError(f"got {folder} as the target, which holds the checkpoint; choose another folder")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_repository(folder)):
+        raise FileExistsError(
+            f"got {folder} as the target, which is no earlier repository (config.json, README.md and repository files "
+            "only); it would be replaced as a whole, so choose a new or an empty folder"
+        )
+    return folder
+
+
+def is_repository(folder: Path) -> bool:
+    """Whether all there is could have been written by `publish_to_folder`."""
+    names = {path.name for path in folder.iterdir()}
+    known = all(EXPECTED_FILES.fullmatch(name) or name.endswith(".py") for name in names)
+    return known and {"config.json", "README.md"} <= names
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """A copy of `source` as `target`; nobody ever finds half of it there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
+    shutil.copytree(source, partial)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises `ValueError` unless `repo_id` is `OWNER/NAME` and the Hub would take it."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id, re.ASCII):
+        raise ValueError(f"got repository id {repo_id!r}, expected OWNER/NAME, for example gen-vla/mini-openvla-plus")
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"got repository id {repo_id!r}, which the Hub does not take: {error}") from error
+
+
+def weight_files(folder: Path) -> set[str]:
+    """The files that the index of a sharded model names, or the one file of a small model."""
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return {WEIGHTS}
+    return set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+
+
+def check_files(folder: Path) -> None:
+    """Every file is one a repository should have, and every module the code imports from beside itself is there."""
+    check_folder(folder)
+    names = {path.name for path in folder.iterdir()}
+    modules = {name for name in names if name.endswith(".py")}
+    imported = {
+        f"{module}.py"
+        for name in modules
+        for module in re.findall(r"^\s*from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    weights = {name for name in names if name.endswith(".safetensors")}
+    unknown = {name for name in names - modules if not EXPECTED_FILES.fullmatch(name)}
+    strangers = sorted(unknown | (weights - weight_files(folder)))
+    if strangers or imported - modules:
+        raise PublishingError(
+            f"got unexpected files {strangers} and missing modules {sorted(imported - modules)} in the repository, "
+            "expected neither; remove or add them in training/publishing/assembling.py"
+        )
+
+
+def verify(folder: Path, model: Any, processor: Any) -> None:
+    """Runs `verify_repository.py` on the folder in a fresh interpreter without this package."""
+    cameras = len(processor.cameras or [None])
+    pictures = np.random.default_rng(0).integers(0, 256, (2, cameras, 48, 64, 3), dtype=np.uint8)
+    instructions = ["close the drawer", "pick up the red block and put it down"]
+    inputs = processor.action_inputs([[Image.fromarray(image) for image in row] for row in pictures], instructions)
+    torch.manual_seed(0)  # a flow begins with noise; the script draws the same
+    with torch.no_grad():
+        expected = {"logits": model(**inputs).logits[:, -1].numpy()}
+    if model.can_generate():
+        question = processor.question_inputs(Image.fromarray(pictures[0, 0]), "what is this?")
+        expected["answer"] = model.generate(**question, max_new_tokens=4, do_sample=False).numpy()
+    if model.config.norm_stats:
+        key = next(iter(model.config.norm_stats))
+        torch.manual_seed(0)
+        expected["actions"] = np.array(model.predict_actions(**inputs, unnorm_key=key).text)
+    with tempfile.TemporaryDirectory(prefix="gen-vla-verify-") as temporary:
+        expected_file = Path(temporary) / "expected.npz"
+        np.savez(expected_file, images=pictures, instructions=np.array(instructions), **expected)
+        script = Path(__file__).with_name("verify_repository.py")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(Path(temporary) / "modules")}
+        run = subprocess.run(
+            [sys.executable, "-P", str(script), str(folder), str(expected_file)],
+            env=environment,
+            cwd=temporary,
+            capture_output=True,
+            text=True,
+        )
+    if run.returncode:
+        raise PublishingError(f"the repository does not stand on its own: {run.stderr.strip()[-2000:]}")
+
+
+def install_in_cache(folder: str | Path, repo_id: str, cache_dir: str | Path | None = None) -> Path:
+    """Makes `repo_id` loadable by name on this machine, as if it had been downloaded.
+
+    Args:
+        folder: a repository from `publish_to_folder`.
+        cache_dir: the cache of huggingface_hub; by default the one `from_pretrained` uses.
+
+    Returns:
+        The snapshot folder. Its revision is a hash of the files, so the same files give the same revision.
+    """
+    check_repo_id(repo_id)
+    folder = check_folder(folder)
+    root = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+    revision = content_hash(folder)
+    snapshot = root / "snapshots" / revision
+    if not snapshot.exists():
+        partial = root / "snapshots" / f".{revision}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial)
+        partial.rename(snapshot)
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / "main").write_text(revision, encoding="ascii")
+    return snapshot
+
+
+def content_hash(folder: Path) -> str:
+    """40 hexadecimal digits over names and contents of all files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:40]

@@ -1,0 +1,175 @@
+"""Writes a repository's README.md, the model card.
+
+Decides: what a card says and in which order (`template.md`), and that a figure comes from a results file or is shown
+as not measured. Refuses to know: how anything was measured, what is known about a variant (`variants.py`).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from gen_vla.training.publishing.variants import CARDS, describe_variant
+from gen_vla.training.recipes.loading import load_recipe
+
+
+NOT_MEASURED = "not measured"
+SUCCESS_RATE = "success rate"  # the metric of rollouts
+ANSWERING = "visual-question-answering"
+TASK_TYPES = {  # as the Hub calls them, by metric; everything else is about acting: its speed, its decoding
+    **dict.fromkeys(("soft_accuracy", "exact_match", "exact match", "accuracy"), ANSWERING),
+    **dict.fromkeys(("precision", "recall", "f1", "yes_ratio"), ANSWERING),
+}
+PROBE = "linear probe"  # a data set of figures about features begins with this
+
+
+def write_card(
+    folder: Path, repo_id: str, model: Any, results: dict[str, Any] | None, cameras: Sequence[str] | None = None
+) -> Path:
+    """Writes `folder/README.md`.
+
+    Args:
+        folder: of the repository; a `recipe.yaml` in it is the run's.
+        repo_id: the repository's name, for the examples in the card and to find the words about the variant.
+        model: the model, for its size and settings.
+        results: `{"figures": [{"task", "dataset", "metric", "value", "n", "interval", "note", "control"}],
+            "environment": {...}, "commands": [{"command", "date", "commit"}]}`; controls are shown in the table, but
+            are no results of the model. The last four of a figure and the last two of all may be missing, and a value
+            may be `None`, which is shown as not measured.
+        cameras: those whose pictures an action is asked for with (the processor's), `None` for one of any name.
+
+    Raises:
+        ValueError: if a figure does not say what it is, or the model is not the variant that the name promises.
+    """
+    name = repo_id.rpartition("/")[2]
+    record = folder / "recipe.yaml"
+    variant = describe_variant(name, model.config, load_recipe(record) if record.is_file() else None)
+    figures = [checked_figure(figure) for figure in (results or {}).get("figures", [])]
+    measured = [figure for figure in figures if figure["value"] is not None and not figure.get("control")]
+    frozen = model.config.frozen
+    data = ModelCardData(
+        base_model=variant.base_model or None,
+        datasets=variant.datasets or None,
+        eval_results=[as_eval_result(figure) for figure in measured] or None,
+        library_name="transformers",
+        license=variant.license,
+        model_name=name,
+        pipeline_tag="robotics",
+        tags=["vision-language-action", "robotics", model.config.model_type, *variant.tags],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(CARDS / "template.md"),
+        repo_id=repo_id,
+        name=name,
+        variant=variant,
+        facts=[
+            *(variant.facts or model_facts(model.config)),
+            *camera_facts(cameras),
+            *action_facts(model.config.norm_stats),
+        ],
+        cameras=list(cameras or ()),
+        figures=figures,
+        environment=(results or {}).get("environment", {}),
+        commands=[command_text(entry) for entry in (results or {}).get("commands", [])],
+        not_measured=NOT_MEASURED,
+        unmeasured=unmeasured_kinds(measured),
+        parameters=count_parameters(model),
+        frozen=count_parameters(model.model.vision_tower.get_submodule(frozen)) if frozen else 0,
+        action_config=model.config.action_config or {},
+        keys=list(model.config.norm_stats),
+        answers=model.config.model_type != "pi0_flow",
+    )
+    path = folder / "README.md"
+    card.save(path)
+    return path
+
+
+def command_text(entry: dict[str, Any]) -> str:
+    """What was typed, with a remark when, and with which commit of this package."""
+    commit = entry.get("commit")
+    remark = ", ".join(part for part in (entry.get("date"), f"gen-vla {commit}" if commit else "") if part)
+    return f"{entry['command']}  # {remark}" if remark else entry["command"]
+
+
+def count_parameters(module: Any) -> int:
+    """Numbers in all weights of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def model_facts(config: Any) -> list[tuple[str, str]]:
+    """Rows of the table for a model of which no recipe is known: what its configuration says."""
+    actions = config.action_config
+    if not actions:
+        spelled = "none: it does not act"
+    else:
+        kind = {"bins": "bins", "flow": "none: numbers out of noise, by flow matching"}.get(actions["representation"])
+        kind = kind or f"{actions['style']} strings, {actions['decimals']} decimals"
+        spelled = f"{kind}, {actions['action_dim']} dimensions, horizon {actions['horizon']}"
+    return [
+        ("dual encoder (D)", f"{config.frozen} never moves" if config.frozen else "none: every encoder trains"),
+        ("actions as strings (S)", spelled),
+        ("co-training (C)", "not known: there is no record of the training"),
+    ]
+
+
+def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
+    """The row of the table that says which pictures an action needs."""
+    if not cameras:
+        return []
+    names = ", ".join(f"`{camera}`" for camera in cameras)
+    return [("cameras", names if len(cameras) == 1 else f"{names}: a picture of each per action, in this order")]
+
+
+def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
+    """Rows of the table that say what the values of an action are; none for a data set that told nothing."""
+    told = {key: action_words(statistics["action"]) for key, statistics in norm_stats.items()}
+    return [(f"an action of `{key}`", words) for key, words in told.items() if words]
+
+
+def action_words(statistics: dict[str, Any]) -> str:
+    """What a data set's statistics (`norm_stats[key]["action"]`) tell of its actions besides figures."""
+    names, fps, moved = (statistics.get(word) for word in ("names", "fps", "displacements"))
+    parts = [", ".join(f"`{str(name).replace('|', '/')}`" for name in names or ())]
+    if moved is not None:
+        numbers = ", ".join(map(str, moved))
+        parts.append(f"dimensions {numbers} are displacements, all others positions" if moved else "all positions")
+    if fps:
+        parts.append(f"{fps:g} steps a second")
+    return "; ".join(filter(None, parts))
+
+
+def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:
+    """`figure`, if it says what was measured on what."""
+    missing = [name for name in ("task", "dataset", "metric", "value") if name not in figure]
+    if missing:
+        raise ValueError(f"got the figure {figure} without {', '.join(missing)}, expected them for the model card")
+    return figure
+
+
+def unmeasured_kinds(measured: list[dict[str, Any]]) -> list[str]:
+    """What a card must say nobody has measured."""
+    known = {figure["metric"] for figure in measured}
+    answered = any(task_type(figure) == ANSWERING for figure in measured)
+    missing = {"Success rates": SUCCESS_RATE not in known, "Question answering": not answered}
+    return [words for words, is_missing in missing.items() if is_missing]
+
+
+def task_type(figure: dict[str, Any]) -> str:
+    """What the Hub calls the task that a figure is about."""
+    if figure["dataset"].startswith(PROBE):
+        return "image-feature-extraction"
+    return TASK_TYPES.get(figure["metric"], "robotics")
+
+
+def as_eval_result(figure: dict[str, Any]) -> EvalResult:
+    """One measured figure as an entry of the Hub's model-index."""
+    return EvalResult(
+        task_type=task_type(figure),
+        dataset_type=figure["dataset"],
+        dataset_name=figure["dataset"],
+        metric_type=figure["metric"],
+        metric_name=f"{figure['task']}: {figure['metric']}",
+        metric_value=figure["value"],
+    )

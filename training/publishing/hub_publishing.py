@@ -1,0 +1,276 @@
+"""From a trained folder to the Hub: one commit with everything, or none.
+
+Decides: the order (may we? assemble, verify, compare, send the large files, commit, tag, collect) and that a step that
+fails leaves every branch as it was. Refuses to know: what belongs into a repository (`assembling.py`) and what counts
+as a change (`hub_state.py`).
+
+The commit names the one it follows. So it cannot overwrite what somebody else published meanwhile, and may be sent
+twice when an answer is lost. Large files go to the Hub's storage before it, under the hash of their content: those
+that have arrived are not sent again, by this run or a later one. `HfApi.upload_folder` cannot do this, since it may
+make several commits.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from rich.console import Console
+from rich.table import Table
+
+from gen_vla.training.lora_merging import check_checkpoint
+from gen_vla.training.publishing.assembling import check_repo_id, check_target, install_in_cache, publish_to_folder
+from gen_vla.training.publishing.hub_state import (
+    MAIN,
+    Destination,
+    FileChange,
+    HubRepository,
+    check_access,
+    check_names,
+    compare,
+    differences,
+    read_repository,
+)
+from gen_vla.training.storage.hub_requests import CONFLICT, HubError, ask
+
+
+STYLES = {"new": "green", "changed": "yellow", "unchanged": "dim", "deleted": "red"}
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was published, or would be; `commit` is `None` after a dry run, `made` says whether the commit is new."""
+
+    repo_id: str
+    changes: list[FileChange]
+    commit: str | None = None
+    made: bool = False
+
+
+def publish(
+    checkpoint: str | Path,
+    destination: Destination,
+    output: str | Path | None = None,
+    dry_run: bool = False,
+    results: dict[str, Any] | None = None,
+    api: HfApi | None = None,
+) -> Publication:
+    """Assembles a repository, verifies it and puts it on the Hub in one commit.
+
+    Args:
+        checkpoint: folder of a trained model, or of a LoRA adapter, which is merged.
+        destination: where it goes.
+        output: where the assembled folder is kept; by default it is not.
+        dry_run: stop before anything on the Hub changes; needs no token for what is public.
+        results: measured figures for the card.
+        api: the Hub to ask; by default the one of `HF_ENDPOINT`, with the token of this machine.
+
+    Raises:
+        HubError: for what the Hub refuses; nothing is half published.
+        FileNotFoundError, FileExistsError, PublishingError: as `publish_to_folder`.
+    """
+    check_repo_id(destination.repo_id)
+    checkpoint = check_checkpoint(checkpoint)
+    api = api or HfApi()
+    if output is not None:
+        check_target(output, checkpoint)
+    if not dry_run:
+        check_access(api, destination)  # before the long work
+    with assembled(checkpoint, destination.repo_id, output, results) as folder:
+        return preview(folder, destination, api) if dry_run else upload_verified(folder, destination, api)
+
+
+def install(
+    checkpoint: str | Path,
+    repo_id: str,
+    cache_dir: str | Path | None = None,
+    output: str | Path | None = None,
+    results: dict[str, Any] | None = None,
+) -> Path:
+    """As `publish`, but into this machine's cache, where `from_pretrained` finds it; the snapshot's folder."""
+    with assembled(checkpoint, repo_id, output, results) as folder:
+        return install_in_cache(folder, repo_id, cache_dir)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The figures of a file, for the model card; `ValueError` if it holds none."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(results, dict) or not isinstance(results.get("figures"), list):
+        raise ValueError(f'got {path} without a list of "figures", expected what publishing/card.py describes')
+    return results
+
+
+@contextmanager
+def assembled(
+    checkpoint: str | Path, repo_id: str, output: str | Path | None, results: dict[str, Any] | None = None
+) -> Iterator[Path]:
+    """A verified repository, in `output` or for the time of the `with` block."""
+    with tempfile.TemporaryDirectory(prefix="gen-vla-repository-") as temporary:
+        folder = Path(output) if output is not None else Path(temporary) / "repository"
+        print(f"Assembling {repo_id} and verifying it in a fresh interpreter", file=sys.stderr)
+        yield publish_to_folder(checkpoint, repo_id, folder, results)
+
+
+def preview(folder: Path, destination: Destination, api: HfApi) -> Publication:
+    """What an upload would do, as far as this machine may see the repository."""
+    try:
+        repository = read_repository(api, destination.repo_id)
+    except HubError as error:
+        if error.status is not None:
+            raise
+        print(f"{error}; so this shows all files as new", file=sys.stderr)
+        repository = None
+    if repository is not None:
+        check_names(repository, destination)
+    head = repository.head(destination.branch) if repository else None
+    return Publication(destination.repo_id, compare(api, folder, destination.repo_id, head))
+
+
+def upload(folder: str | Path, destination: Destination, api: HfApi | None = None) -> Publication:
+    """Makes the files of a verified folder those of the repository on the Hub, in one commit.
+
+    Files there that the folder lacks are deleted by the same commit. If nothing differs, there is no commit; a tag and
+    a collection asked for are seen to all the same. A branch or a repository made for a commit that then fails may
+    stay, with the files it was made with.
+
+    Raises:
+        HubError: see `hub_state.check_access`; and if the Hub cannot be reached or someone else commits meanwhile.
+    """
+    api = api or HfApi()
+    check_access(api, destination)
+    return upload_verified(Path(folder), destination, api)
+
+
+def upload_verified(folder: Path, destination: Destination, api: HfApi) -> Publication:
+    """As `upload`, for an account that has been checked; looks at the repository as it is now."""
+    repo_id, branch, tag = destination.repo_id, destination.branch, destination.tag
+    repository = read_repository(api, repo_id) or create(api, destination)
+    check_names(repository, destination)
+    print(f"Comparing with what {api.endpoint} has", file=sys.stderr)
+    head = repository.head(branch)
+    changes = compare(api, folder, repo_id, head)
+    made = bool(differences(changes))
+    if made:
+        if tag in repository.tags:
+            raise HubError(f"got the tag {tag}, which {repo_id} already has; choose another name")
+        head = send(api, folder, destination, repository, changes)
+        if left := differences(compare(api, folder, repo_id, head)):
+            raise HubError(f"got other files in commit {head} of {repo_id} than were sent: {left}; look at it there")
+    elif branch not in repository.branches:
+        make_branch(api, destination, head)
+    finish(api, destination, head)
+    return Publication(repo_id, changes, head, made)
+
+
+def create(api: HfApi, destination: Destination) -> HubRepository:
+    """A new repository, with the one file that the Hub puts there."""
+    repo_id, private = destination.repo_id, destination.private or None  # an organisation has a default of its own
+    ask(f"create {repo_id}", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    repository = read_repository(api, repo_id)
+    if repository is None:
+        raise HubError(f"could not find {repo_id} after creating it; run it again")
+    return repository
+
+
+def send(
+    api: HfApi, folder: Path, destination: Destination, repository: HubRepository, changes: list[FileChange]
+) -> str:
+    """Sends what differs; the commit."""
+    repo_id = destination.repo_id
+    additions = [
+        CommitOperationAdd(change.path, str(folder / change.path))
+        for change in changes
+        if change.kind in ("new", "changed")
+    ]
+    start = destination.branch if destination.branch in repository.branches else MAIN
+    try:
+        ask(
+            f"send the large files of {repo_id}",
+            lambda: api.preupload_lfs_files(repo_id, additions, revision=start, free_memory=False),
+            tries=1,
+        )
+    except HubError as error:
+        note = "; nothing was published, and files that arrived are not sent again by the next run"
+        raise HubError(f"{error}{note}", error.status) from error
+    deletions = [CommitOperationDelete(change.path) for change in changes if change.kind == "deleted"]
+    return commit(api, folder, destination, repository, [*additions, *deletions])
+
+
+def commit(
+    api: HfApi, folder: Path, destination: Destination, repository: HubRepository, operations: list[Any]
+) -> str:
+    """Commits on top of the repository as it was seen."""
+    repo_id, branch, head = destination.repo_id, destination.branch, repository.head(destination.branch)
+    if branch not in repository.branches:
+        make_branch(api, destination, head)
+    message = destination.message or f"Publish {repo_id.rpartition('/')[2]}"
+    try:
+        made = ask(
+            f"commit to {repo_id}",
+            lambda: api.create_commit(
+                repo_id, operations, commit_message=message, revision=branch, parent_commit=head
+            ),
+        )
+    except HubError as error:
+        if error.status not in CONFLICT:
+            raise
+        if ours := lost_commit(api, folder, destination, head):
+            return ours
+        note = "somebody else committed meanwhile; nothing was published, run it again to publish on top of that"
+        raise HubError(f"could not commit to {repo_id}: {note}", error.status) from error
+    return made.oid
+
+
+def make_branch(api: HfApi, destination: Destination, head: str) -> None:
+    """A new branch; if somebody made it meanwhile, the commit that follows does not fit and is refused."""
+    repo_id, branch = destination.repo_id, destination.branch
+    ask(f"make the branch {branch}", lambda: api.create_branch(repo_id, branch=branch, revision=head, exist_ok=True))
+
+
+def lost_commit(api: HfApi, folder: Path, destination: Destination, head: str) -> str | None:
+    """The branch's commit after `head`, if it is the one that was asked for and only the answer got lost."""
+    repository = read_repository(api, destination.repo_id)
+    now = repository.head(destination.branch) if repository else head
+    return now if now != head and not differences(compare(api, folder, destination.repo_id, now)) else None
+
+
+def finish(api: HfApi, destination: Destination, commit: str) -> None:
+    """Tag and collection; what fails here is named beside what has been published."""
+    repo_id, tag, slug = destination.repo_id, destination.tag, destination.collection
+    try:
+        if tag:
+            ask(f"tag {repo_id} as {tag}", lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True))
+        if slug:
+            ask(f"add it to {slug}", lambda: api.add_collection_item(slug, repo_id, "model", exists_ok=True))
+    except HubError as error:
+        note = "; run it again for the rest"
+        raise HubError(f"published {repo_id} as commit {commit}, but {error}{note}", error.status) from error
+
+
+def show(publication: Publication, console: Console | None = None) -> None:
+    """A table of all files, and what happened."""
+    table = Table("file", "what", title=publication.repo_id)
+    table.add_column("MB", justify="right")
+    for change in publication.changes:
+        table.add_row(change.path, change.kind, megabytes(change.size), style=STYLES[change.kind])
+    console = console or Console()
+    console.print(table)
+    sent = [change for change in publication.changes if change.kind in ("new", "changed")]
+    total = f"{len(sent)} files, {megabytes(sum(change.size for change in sent))} MB,"
+    if publication.commit is None:
+        said = f"Dry run: {total} would be uploaded to {publication.repo_id}"
+    elif publication.made:
+        said = f"Published {total} to {publication.repo_id} as commit {publication.commit}"
+    else:
+        said = f"Nothing to do: {publication.repo_id} has the same files at commit {publication.commit}"
+    console.print(said, soft_wrap=True, highlight=False)
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes, to the kilobyte."""
+    return f"{size / 1e6:,.3f}"

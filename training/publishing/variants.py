@@ -1,0 +1,240 @@
+"""What is known about a variant: its own words, and what its recipe says.
+
+Decides: that a variant's D, S, C, data, base and training come from a recipe, never from a card's words; that words
+are used only for a model trained like the recipe they were written for. Refuses to know: how a card looks
+(`template.md`), figures (`card.py`).
+
+    <REPOSITORY>.yaml   words of one variant, by the name of its repository
+    _origins.yaml       of every base and data set: where it comes from, its terms, what it limits
+
+A variant's repository may have a short name instead, `short_name` in its words. Those of the three families,
+`openvla-plus`, `pi0-plus` and the baseline `openvla`, belong to the models trained on Bridge: OpenVLA's users and
+their scripts ask for actions in the units of `bridge_orig`, its arm can be bought, and the paper's robot ran models
+trained on it. RT-1's, which the paper's tables in simulation are about, say so: `openvla-plus-rt1`.
+
+The recipe is the one in the model's folder, `recipe.yaml`, which the run wrote. Without one the card says that there
+is no record of the run, and tells the recipe that the words were written for.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.recipes.schema import Recipe
+
+
+CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+WORDS = ("recipe", "summary", "training", "limits", "license", "tags", "short_name")
+UNWRITTEN = "No description has been written for this model."
+NO_LIMITS = "Nobody has written down what this model can and cannot do. Do not run it on a robot."
+ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a card says of a model besides its figures.
+
+    Attributes:
+        summary, training, limits: sentences.
+        facts: rows of the table, name and value.
+        terms: one line per base and data set.
+        license: as the Hub spells it.
+        base_model, datasets: names on the Hub, those that are known.
+        tags: for the Hub's search.
+    """
+
+    summary: str
+    training: str
+    limits: list[str]
+    facts: list[tuple[str, str]]
+    terms: list[str]
+    license: str
+    base_model: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+
+
+def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Variant:
+    """What is known about a model.
+
+    Args:
+        name: of its repository, without the owner.
+        config: the model's configuration.
+        run: the recipe that trained it, if that is known.
+
+    Raises:
+        ValueError: if the name is a variant's and the model is another, or a file of words is wrong.
+    """
+    made = method(run) if run else method_of_model(config)
+    words = written_words(name)
+    if words and (differences := unlike(made, words)):
+        raise ValueError(
+            f"got the repository name {name!r} for a model made otherwise ({differences}), expected one trained like "
+            f"the recipe {words['recipe']!r}; choose another name, since the card of {name!r} would be wrong"
+        )
+    if not words and run:
+        words = written_words(run.name)
+        words = {} if words and unlike(made, words) else words
+    recipe = run or (load_recipe(words["recipe"]) if words else None)
+    if recipe is None:
+        return Variant(UNWRITTEN, "Not described.", [NO_LIMITS], [], [], "other")
+    origins = [*origin_of_base(recipe), *origins_of_data(recipe)]
+    limits = [words["limits"]] if words.get("limits") else [o["limits"] for o in origins if "limits" in o]
+    described = words.get("summary") or f"{recipe.description} {UNWRITTEN}"
+    return Variant(
+        summary=described,
+        training=" ".join(filter(None, [words.get("training"), training_sentence(recipe, run is not None)])),
+        limits=limits or [NO_LIMITS],
+        facts=recipe_facts(recipe),
+        terms=[f"{origin['name']}: {origin['terms']}" for origin in origins],
+        license=words.get("license") or origins[0].get("license", "other"),
+        base_model=[origin["hub"] for origin in origin_of_base(recipe) if "hub" in origin],
+        datasets=hub_datasets(recipe),
+        tags=words.get("tags", []),
+    )
+
+
+def written_words(name: str) -> dict[str, Any]:
+    """The words about a variant by the name of its repository; empty where there are none."""
+    path = CARDS / f"{full_name(name)}.yaml"
+    if name.startswith("_") or not path.is_file():
+        return {}
+    words = yaml.safe_load(path.read_text(encoding="utf-8"))
+    unknown = ", ".join(sorted(words.keys() - set(WORDS)))
+    missing = ", ".join(sorted({"recipe", "summary"} - words.keys()))
+    if unknown or missing:
+        wrong = f"unknown key {unknown}" if unknown else f"no {missing}"
+        raise ValueError(f"{path}: got {wrong}; known: {', '.join(WORDS)}; recipe and summary are required")
+    return words
+
+
+def full_name(name: str) -> str:
+    """The variant's name that a short name stands for; any other name as it is."""
+    if (CARDS / f"{name}.yaml").is_file():
+        return name
+    for path in sorted(CARDS.glob("[!_]*.yaml")):
+        if yaml.safe_load(path.read_text(encoding="utf-8")).get("short_name") == name:
+            return path.stem
+    return name
+
+
+def unlike(made: dict[str, Any], words: dict[str, Any]) -> str:
+    """In which parts of the method a model differs from the one that words were written for; empty if in none."""
+    written = method(load_recipe(words["recipe"]))
+    return ", ".join(
+        f"{part}: {mine!r}, not {written[part]!r}" for part, mine in made.items() if mine != written[part]
+    )
+
+
+def method(recipe: Recipe) -> dict[str, Any]:
+    """What makes two runs the same row of a table, whatever their sizes."""
+    return {
+        "family": recipe.model.family,
+        "D": recipe.model.frozen,
+        "S": recipe.actions.representation if recipe.data.robot else None,
+        "C": [source.name for source in recipe.data.questions],
+        "robot data": [source.key for source in recipe.data.robot],
+        "paraphrased": recipe.data.instruction_augmentation is not None or records_paraphrases(recipe),
+    }
+
+
+def method_of_model(config: Any) -> dict[str, Any]:
+    """As much of that as a model itself tells."""
+    actions = config.action_config
+    return {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
+
+
+def records_paraphrases(recipe: Recipe) -> bool:
+    """Whether a data set of it is recorded with its instructions in other words."""
+    return any(source.record is not None and source.record.paraphrase for source in recipe.data.robot)
+
+
+def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
+    """Rows of a card's table: where the model starts, D, S, C, and the data."""
+    robots = [f"`{source.key}`" for source in recipe.data.robot]
+    questions = [f"`{source.name}`" for source in recipe.data.questions]
+    frozen = recipe.model.frozen
+    if frozen is None:
+        dual = "none: every encoder trains"
+    elif recipe.model.family == "pi0_plus":
+        dual = "one SigLIP never moves, its copy trains"
+    else:
+        other = next(word for encoder, word in ENCODERS.items() if encoder != frozen)
+        dual = f"{ENCODERS[frozen]} never moves, {other} trains"
+    if not robots:
+        co_training = f"none: questions only, {', '.join(questions)}"
+    else:
+        co_training = f"half of every batch: {', '.join(questions)}" if questions else "none: robot data only"
+    words = recipe.data.instruction_augmentation
+    augmented = [
+        f"instructions in other words for {words.probability:.0%} of the rows" if words else "",
+        "instructions in other words, drawn for each demonstration" if records_paraphrases(recipe) else "",
+        "pictures" if recipe.data.image_augmentation else "",
+    ]
+    return [
+        ("starts from", f"`{recipe.model.initial_model}`" if recipe.model.initial_model else "random weights"),
+        ("dual encoder (D)", dual),
+        ("actions as strings (S)", spelling(recipe)),
+        ("co-training (C)", co_training),
+        ("robot data", ", ".join(robots) or "none"),
+        *([("augmentation", ", ".join(filter(None, augmented)))] if any(augmented) else []),
+    ]
+
+
+def spelling(recipe: Recipe) -> str:
+    """How a recipe's model writes actions."""
+    actions = recipe.actions
+    if not recipe.data.robot:
+        return "none: it does not act"
+    size = f"{actions.action_dim} dimensions, horizon {actions.horizon}"
+    if actions.representation == "bins":
+        return f"none: one of 256 bins per value, {size}"
+    if actions.representation == "flow":
+        return f"none: numbers out of noise, by flow matching, {size}"
+    return f"{actions.style} strings, {actions.decimals} decimals, {size}"
+
+
+def training_sentence(recipe: Recipe, recorded: bool) -> str:
+    """What was trained, from the recipe alone."""
+    training = recipe.training
+    rows = f"{training.batch_size} rows per device"
+    if training.gradient_accumulation_steps > 1:
+        rows += f", {training.gradient_accumulation_steps} batches per step"
+    lora = f", LoRA of rank {training.lora.rank} merged into the weights" if training.lora else ""
+    steps = f"{training.steps:,} steps of {rows}, learning rate {training.learning_rate:g}, seed {training.seed}{lora}"
+    if recorded:
+        return f"Trained for {steps}; `recipe.yaml` in this repository is the whole recipe."
+    return f"There is no record of this model's run. The recipe `{recipe.name}` asks for {steps}."
+
+
+def origins() -> dict[str, Any]:
+    """Everything in `_origins.yaml`: `bases`, `robot` and `vision_language`, each by its name in the recipes."""
+    return yaml.safe_load((CARDS / "_origins.yaml").read_text(encoding="utf-8"))
+
+
+def origin_of_base(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the model was trained from."""
+    name = recipe.model.initial_model
+    if name is None:
+        return [{"name": "Weights", "terms": "trained from random ones, so that only the data's terms bear on them"}]
+    unknown = {"name": f"The model `{name}` it starts from", "terms": "see there"}
+    return [origins()["bases"].get(name, unknown)]
+
+
+def origins_of_data(recipe: Recipe) -> list[dict[str, Any]]:
+    """The data sets of a recipe, robot data first."""
+    known = origins()
+    named = [(known["robot"], source.key) for source in recipe.data.robot]
+    named += [(known["vision_language"], source.name) for source in recipe.data.questions]
+    return [table.get(name, {"name": f"`{name}`", "terms": "see the data set's card"}) for table, name in named]
+
+
+def hub_datasets(recipe: Recipe) -> list[str]:
+    """Names on the Hub of the data sets that the recipe reads from there."""
+    paths = [source.path for source in [*recipe.data.robot, *recipe.data.questions]]
+    found = [re.match(r"hf://datasets/([^/@]+/[^/@]+)", path) for path in paths]
+    return list(dict.fromkeys(match[1] for match in found if match))

@@ -1,0 +1,162 @@
+"""One recorded episode, as every robot data format gives it, and the rows it becomes.
+
+Decides: the reader's interface, and how a row's action chunk ends with its episode. Refuses to know: file formats,
+transforms.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.transforms import Trajectory
+from gen_vla.training.storage.data_folder import DataFolder
+
+
+# To be raised when the same files give other rows or other statistics than before: kept ones are then made anew.
+READING_VERSION = 2
+NO_INSTRUCTION = ("", "none", "nan", "null")
+
+
+class RobotDataError(ValueError):
+    """A robot data set that cannot be used as it is; says what is there, what was expected and what to do."""
+
+
+class EmptyRobotDataError(RobotDataError):
+    """A robot data set in which nothing is left to train on."""
+
+
+@dataclass(frozen=True)
+class RobotEpisode:
+    """One episode as it is stored.
+
+    Attributes:
+        index: its number in the data set.
+        identity: file and number, for reports.
+        instructions: [S] texts; an empty one where a step has none.
+        steps: arrays [S, ...] of the features asked for, by name ("action", "observation/state").
+        images: [S] lists of one picture per camera asked for: {"bytes", "path"}, a PIL image or a `VideoPicture`;
+            `None` or no bytes where a step lacks one; empty where no camera was asked for.
+    """
+
+    index: int
+    identity: str
+    instructions: Sequence[str]
+    steps: Mapping[str, np.ndarray]
+    images: Sequence[list[Any]]
+
+
+class EpisodeReader(Protocol):
+    """A robot data set in one format, opened and checked. Can be pickled.
+
+    Attributes:
+        dataset: the data set's own name.
+        format: what people call its format.
+        stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
+        cameras: names of the cameras there are, the primary one first, without those of depth.
+        depth: cameras whose pictures are no colours, and what says so.
+        features: names of the stored per-step features.
+        folder: where its files lie.
+        action, state: the features that hold action and state, unless the caller says otherwise.
+        value_names: what each value of a feature is called, by feature, where the data set says it.
+        fps: steps a second as they are stored, where the data set says it.
+        notes: what people should know of the choice of episodes.
+    """
+
+    dataset: str
+    format: str
+    stored_raw: bool
+    cameras: list[str]
+    features: list[str]
+    folder: DataFolder
+    action: str
+    state: str
+    value_names: Mapping[str, Sequence[str]]
+    depth: Mapping[str, str]
+    notes: list[str]
+
+    @property
+    def fps(self) -> float | None: ...
+
+    def shards(self) -> list[str]:
+        """Units that can be read apart from each other."""
+        ...
+
+    def episodes(
+        self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
+    ) -> Iterator[RobotEpisode]:
+        """The episodes of one shard, with these features and cameras alone; damaged ones are skipped and counted."""
+        ...
+
+    def count_steps(self) -> int | None:
+        """Rows of all episodes: steps that have an instruction and are kept, where metadata says it."""
+        ...
+
+    def count_episodes(self) -> int:
+        """Episodes of the split."""
+        ...
+
+    def files(self) -> dict[str, int]:
+        """Bytes of the files that actions are read from, by name."""
+        ...
+
+    def chosen(self) -> Any:
+        """What besides the files decides which steps and instructions there are, as JSON takes it."""
+        ...
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Checks what pictures of these cameras need, before `episodes` is called; raises `RobotDataError`."""
+        ...
+
+
+def instruction_text(value: Any) -> str:
+    """A step's instruction as it is stored: a text, or `""` where there is none.
+
+    Null, NaN and what other programs made of them with `str` ("None", "nan") are no instruction.
+    """
+    text = value if isinstance(value, str) else ""
+    return "" if text.strip().lower() in NO_INSTRUCTION else text
+
+
+def rows_of(steps: int, every: int) -> int:
+    """Rows of so many steps of which every so many one is kept, the first among them."""
+    return -(-steps // every)
+
+
+def action_chunks(actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """Actions [S, D] -> chunks float32 [S, T, D] that start at each step, and bool [S, T]: where the last is repeated.
+
+    S = 3, T = 2 by step numbers: chunks [[0 1] [1 2] [2 2]], padding [[F F] [F F] [F T]].
+    """
+    steps = np.arange(len(actions))[:, None] + np.arange(horizon)
+    past = steps >= len(actions)
+    return actions[np.minimum(steps, len(actions) - 1)].astype(np.float32), past
+
+
+def finite_chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
+    """Of which steps the chunk float [T, D] that starts there holds finite numbers alone: bool [S]."""
+    chunks, _ = action_chunks(actions, horizon)
+    return np.asarray(np.isfinite(chunks).all(axis=(1, 2)))
+
+
+def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:
+    """Robot rows of the steps that a transform kept, whose chunk is finite and that have an instruction.
+
+    Their fields: `training/mixing/data_source.py`.
+    """
+    kept = range(len(episode.images))[trajectory.steps]
+    finite = finite_chunks(trajectory.actions, horizon)
+    for step, whole, action, past in zip(kept, finite, *action_chunks(trajectory.actions, horizon)):
+        if not whole or not episode.instructions[step].strip():
+            continue
+        yield {
+            "images": episode.images[step],
+            "instruction": episode.instructions[step],
+            "action": action,
+            "action_is_pad": past,
+            "episode_index": episode.index,
+            "step_index": step,
+            "identity": f"{episode.identity} step {step}",
+        }

@@ -1,0 +1,337 @@
+"""LeRobot data sets v2.0, v2.1 and v3.0: parquet files of steps, and videos or pictures inside the parquet files.
+
+Reads columns and row groups, and makes episodes of rows and frames. The layout of the metadata is in
+`lerobot_metadata`, decoding in `video_frames`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.episodes import RobotDataError, RobotEpisode, rows_of
+from gen_vla.training.robot_data.lerobot.metadata import INFO, EpisodePlace, VideoPlace, read_metadata
+from gen_vla.training.robot_data.lerobot.video_times import (
+    check_row_order,
+    check_row_span,
+    check_row_times,
+    misplaced_episodes,
+)
+from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values
+from gen_vla.training.robot_data.stored_pictures import stored_pictures
+from gen_vla.training.robot_data.video_frames import VideoFrames, VideoPicture, video_seconds
+from gen_vla.training.storage.data_folder import DataFolder
+
+
+logger = logging.getLogger(__name__)
+
+PRIMARY_CAMERAS = ("observation.images.image_0", "observation.images.image", "observation.image")
+PRIMARY_NAMES = ("image_0", "image", "primary")  # the last part, where no camera has one of those names
+ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")  # lerobot's own names, and openpi's
+# Episodes of one shard of v3.0, whose files hold hundreds: enough to pay for opening a file, few enough to shuffle.
+EPISODES_PER_SHARD = 16
+
+
+class LeRobotReader:
+    """The episodes of one split; see `EpisodeReader`. Actions are stored as whoever converted them saw fit.
+
+    Args:
+        folder: with meta/info.json.
+        split: its name there; `None` for all episodes.
+        every: of so many steps of an episode one becomes a row; all steps are given, rows are counted.
+
+    Raises:
+        RobotDataError: on metadata that lacks something, or a file of episodes that is missing.
+    """
+
+    stored_raw = False
+
+    def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
+        self.folder = folder
+        self.every = every
+        metadata = read_metadata(folder, split)
+        self.dataset = Path(folder.path).name
+        self.format = f"LeRobot {metadata.version}"
+        self.fps = metadata.fps
+        self.notes = [metadata.told] if metadata.told else []
+        for note in self.notes:
+            logger.warning("%s: %s", folder.path, note)
+        called = {name: value_names(feature) for name, feature in metadata.features.items()}
+        self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
+        self._tasks = metadata.tasks
+        self._kinds = metadata.cameras
+        self.depth: Mapping[str, str] = metadata.depth
+        self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
+        self._shards = _divide(metadata.episodes)
+        self._whole = metadata.whole
+        self._misplaced: dict[int, str] = {}
+        self._seconds: dict[str, float] = {}  # until when frames are needed, by video file
+        self._timed = False
+        self._check_files(metadata.episodes, ())
+        stored = self._stored_columns(metadata.episodes[0].data)
+        self.features = [name for name in metadata.features if name in stored and name not in self._kinds]
+        self.action = next((name for name in ACTIONS if name in self.features), ACTIONS[0])
+        self.state = next((name for name in STATES if name in self.features), STATES[0])
+        absent = [name for name in ("task_index", "timestamp", "episode_index") if name not in stored]
+        if absent:
+            raise RobotDataError(
+                f"got {folder.describe(metadata.episodes[0].data)} with columns {', '.join(stored)}, "
+                f"expected also {', '.join(absent)}"
+            )
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Checks files and times of these cameras' videos; episodes whose times cannot be right are then skipped."""
+        episodes = self._places()
+        pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
+        stored = self._stored_columns(episodes[0].data)
+        absent = [camera for camera in pictures if camera not in stored]
+        if absent:
+            raise RobotDataError(
+                f"got {self.folder.describe(episodes[0].data)} without the column {absent[0]} of pictures, which "
+                f"{INFO} names; name another camera with `cameras`"
+            )
+        videos = [camera for camera in cameras if self._kinds[camera] == "video"]
+        if videos and self.fps is None:
+            raise RobotDataError(
+                f"got {self.folder.describe(INFO)} without a number of frames a second as fps, expected one, since "
+                f"{videos[0]} is a video; write it there"
+            )
+        for camera in videos:
+            if not any(camera in place.videos for place in episodes):
+                keys = ", ".join(f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp"))
+                raise RobotDataError(
+                    f"got {self.folder.describe('meta/episodes')} that lacks, for every episode, one of {keys}, or "
+                    f"video_path in {INFO}; write "
+                    "them by converting the data set again, or name another camera with `cameras`"
+                )
+        self._check_files(episodes, videos)
+        self._timed, fps = bool(videos), self.fps or 1.0
+        for camera in videos:
+            self._misplaced |= misplaced_episodes(episodes, camera, fps, self._video_seconds, self._whole)
+            for place in episodes:
+                if video := place.videos.get(camera):
+                    needed = video.start + place.length / fps
+                    self._seconds[video.file] = max(needed, self._seconds.get(video.file, 0.0))
+
+    def shards(self) -> list[str]:
+        """One per episode (v2), or per few episodes of one file (v3.0)."""
+        return list(self._shards)
+
+    def count_steps(self) -> int | None:
+        """Rows of the episodes that have a task text; `None` where the metadata does not say which have."""
+        places = [place for place in self._places() if place.index not in self._misplaced]
+        if any(place.labelled is None for place in places):
+            return None
+        return sum(rows_of(place.length, self.every) for place in places if place.labelled)
+
+    def count_episodes(self) -> int:
+        """Episodes of the split."""
+        return len(self._places())
+
+    def files(self) -> dict[str, int]:
+        """The parquet files of the split."""
+        used = {place.data for place in self._places()}
+        return {name: size for name, size in self.folder.sizes("data").items() if name in used}
+
+    def chosen(self) -> Any:
+        """Numbers and lengths of the episodes, those that are skipped, and the texts of the tasks."""
+        episodes = [[place.index, place.length, place.data] for place in self._places()]
+        return [episodes, sorted(self._misplaced), self._timed, sorted(self._tasks.items())]
+
+    def episodes(
+        self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
+    ) -> Iterator[RobotEpisode]:
+        """The episodes of a shard: one read of the columns asked for, one decoder per camera, no frame decoded."""
+        pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
+        rows = _ParquetRows(self.folder, [*features, *pictures, "timestamp", "task_index"])
+        decoders = {
+            camera: VideoFrames(self._open_video, self.fps or 1.0, self._seconds)
+            for camera in cameras
+            if self._kinds[camera] == "video"
+        }
+        for place in self._shards[shard]:
+            identity = f"{self.folder.describe(place.data)} episode {place.index}"
+            try:
+                if place.index in self._misplaced:
+                    raise RobotDataError(f"got {self._misplaced[place.index]}")
+                table, more = rows.read(place)
+                self._tell_of_more(identity, place.length, more)
+                yield self._episode(table, place, identity, features, cameras, decoders)
+            except (RobotDataError, pa.ArrowException, OSError) as error:
+                reason = "episode that cannot be read from its parquet file"
+                reason = "episode whose times cannot be right" if place.index in self._misplaced else reason
+                problems.skip(f"{identity} ({error})", reason, rows_of(place.length, self.every))
+
+    def _tell_of_more(self, identity: str, length: int, more: int) -> None:
+        """Once per data set."""
+        if more and not any("behind the length" in note for note in self.notes):
+            self.notes.append(f"{identity} has {more} rows behind the length of {length} in its metadata, not read")
+            logger.warning("%s: %s", self.folder.path, self.notes[-1])
+
+    def _places(self) -> list[EpisodePlace]:
+        return [place for places in self._shards.values() for place in places]
+
+    def _episode(
+        self,
+        table: pa.Table,
+        place: EpisodePlace,
+        identity: str,
+        features: Sequence[str],
+        cameras: Sequence[str],
+        decoders: dict[str, VideoFrames],
+    ) -> RobotEpisode:
+        numbers = column_values(table["task_index"], "task_index").tolist()
+        texts = [self._tasks.get(number, "") for number in numbers]  # 3.0 finds 3, and NaN nothing
+        steps = {name: column_array(table[name], name) for name in features}
+        times = column_seconds(table["timestamp"], "timestamp")
+        if self._timed:
+            check_row_times(times, self.fps or 1.0)
+        else:
+            check_row_order(times)
+        columns: list[list[Any]] = []
+        for camera in cameras:
+            if camera in decoders:
+                video = place.videos[camera]
+                check_row_span(times, self._span(video, place.length, times), self.fps or 1.0)
+                columns.append(
+                    [VideoPicture(decoders[camera], video.file, time) for time in (video.start + times).tolist()]
+                )
+            else:
+                columns.append(stored_pictures(table[camera], camera, self.folder))
+        return RobotEpisode(place.index, identity, texts, steps, [list(row) for row in zip(*columns)])
+
+    def _span(self, video: VideoPlace, length: int, times: np.ndarray) -> float:
+        """Seconds that an episode takes in its video.
+
+        Where the metadata does not say it, as for a video of its own, rows whose times reach behind their number may
+        still be right: the first ones may have been taken out, and their frames kept.
+        """
+        fps = self.fps or 1.0
+        if video.end is not None:
+            return video.end - video.start
+        behind = len(times) > 0 and times[-1] > (length - 0.75) / fps
+        return (self._video_seconds(video.file) if behind else None) or length / fps
+
+    def _open_video(self, name: str) -> str | BinaryIO:
+        path = self.folder.local_path(name)
+        return str(path) if path is not None else self.folder.open(name)
+
+    def _video_seconds(self, name: str) -> float | None:
+        """How long a video's frames take; of a remote one only reading it tells."""
+        return video_seconds(self._open_video(name)) if self.folder.is_local else None
+
+    def _check_files(self, episodes: Sequence[EpisodePlace], cameras: Sequence[str]) -> None:
+        """That the files are there, videos of these cameras: all of a local data set, the first of a remote one."""
+        checked = episodes if self.folder.is_local else episodes[:1]
+        names = {place.data for place in checked}
+        names |= {place.videos[camera].file for place in checked for camera in cameras if camera in place.videos}
+        missing = sorted(name for name in names if not self.folder.exists(name))
+        if missing:
+            raise RobotDataError(
+                f"got {self.folder.path} without {len(missing)} of the files its metadata names, expected "
+                f"{missing[0]}; fetch them again"
+            )
+
+    def _stored_columns(self, name: str) -> list[str]:
+        try:
+            with self.folder.open(name) as file:
+                return list(pq.read_schema(file).names)
+        except pa.ArrowException as error:
+            raise RobotDataError(
+                f"got {self.folder.describe(name)} that is no whole parquet file ({error}); fetch it again"
+            ) from error
+
+
+class _ParquetRows:
+    """Reads the rows of episodes, a row group at a time; the last file and row groups are kept.
+
+    Which rows are an episode's their column episode_index says: of a set from which episodes were taken out, the
+    numbers of rows in the metadata may be those of before.
+    """
+
+    def __init__(self, folder: DataFolder, columns: list[str]):
+        self._folder = folder
+        self._columns = list(dict.fromkeys([*columns, "episode_index"]))
+        self._name: str | None = None
+        self._parquet: pq.ParquetFile | None = None
+        self._ranges: list[tuple[int, int]] = []  # the least and the greatest episode number in each row group
+        self._groups: list[int] = []
+        self._table: pa.Table | None = None
+        self._numbers = np.empty(0)
+
+    def read(self, place: EpisodePlace) -> tuple[pa.Table, int]:
+        """The first `length` rows of the episode, and how many more there are; raises `RobotDataError` when the file
+        has fewer."""
+        if self._name != place.data or self._parquet is None:
+            self._open(place.data)
+        assert self._parquet is not None
+        groups = [group for group, (low, high) in enumerate(self._ranges) if low <= place.index <= high]
+        if self._table is None or groups != self._groups:
+            table = self._parquet.read_row_groups(groups, columns=self._columns)
+            self._table, self._groups = table, groups
+            self._numbers = column_values(table["episode_index"], "episode_index")
+        assert self._table is not None
+        rows = np.flatnonzero(self._numbers == place.index)
+        together = len(rows) == 0 or rows[-1] - rows[0] == len(rows) - 1
+        if len(rows) < place.length or not together:
+            found = f"{len(rows)} rows" + ("" if together else ", not one after the other,")
+            raise RobotDataError(
+                f"got {found} of episode {place.index}, expected {place.length}: {INFO} and the data do not belong "
+                "together; fetch both again"
+            )
+        return self._table.slice(int(rows[0]) if len(rows) else 0, place.length), len(rows) - place.length
+
+    def _open(self, name: str) -> None:
+        self._parquet = pq.ParquetFile(self._folder.open(name), pre_buffer=False)
+        absent = [column for column in self._columns if column not in self._parquet.schema_arrow.names]
+        if absent:
+            raise RobotDataError(f"got {self._folder.describe(name)} without column {absent[0]}")
+        self._ranges = [self._range(group) for group in range(self._parquet.num_row_groups)]
+        self._name, self._table, self._groups = name, None, []
+
+    def _range(self, group: int) -> tuple[int, int]:
+        """Episode numbers of a row group, from the file's statistics where it has them."""
+        assert self._parquet is not None
+        metadata = self._parquet.metadata.row_group(group)
+        for number in range(metadata.num_columns):
+            column = metadata.column(number)
+            known = column.path_in_schema.partition(".")[0] == "episode_index" and column.is_stats_set
+            if known and column.statistics.has_min_max:
+                return column.statistics.min, column.statistics.max
+        table = self._parquet.read_row_group(group, columns=["episode_index"])
+        numbers = column_values(table["episode_index"], "episode_index")
+        numbers = numbers[np.isfinite(numbers)]
+        return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
+
+
+def value_names(feature: dict[str, Any]) -> list[str]:
+    """What info.json calls the values of a feature: a list, or one under a word such as "motors"; else `[]`."""
+    names = feature.get("names")
+    if isinstance(names, dict) and len(names) == 1:
+        (names,) = names.values()
+    if not isinstance(names, list) or [len(names)] != list(feature.get("shape") or ()):
+        return []
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _camera_rank(name: str) -> int:
+    return 0 if name in PRIMARY_CAMERAS else 1 if name.rpartition(".")[2] in PRIMARY_NAMES else 2
+
+
+def _divide(episodes: list[EpisodePlace]) -> dict[str, list[EpisodePlace]]:
+    """Episodes by shard: neighbours in one file, at most EPISODES_PER_SHARD."""
+    shards: dict[str, list[EpisodePlace]] = {}
+    current: list[EpisodePlace] = []
+    for place in episodes:
+        if not current or current[0].data != place.data or len(current) == EPISODES_PER_SHARD:
+            current = []
+            shards[f"{place.data} from episode {place.index}"] = current
+        current.append(place)
+    return shards

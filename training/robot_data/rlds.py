@@ -1,0 +1,296 @@
+"""RLDS data sets: folders that TensorFlow Datasets wrote, read without TensorFlow.
+
+Decides: which folder, shards and features belong to a split, that shards are whole, and how an example becomes an
+episode. Refuses to know: protocol buffers (`tfrecord_reading`), transforms, rows.
+
+    NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
+    NAME/1.0.0/features.json        the tree of features
+    NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
+                                    one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
+                                    "steps/observation/image_0" [S] JPEGs
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.episodes import RobotDataError, RobotEpisode, instruction_text
+from gen_vla.training.storage.data_folder import DataFolder
+from gen_vla.training.storage.tfrecord_reading import (
+    FOOTER,
+    HEADER,
+    Features,
+    TFRecordError,
+    count_records,
+    is_compressed,
+    map_records,
+    parse_example,
+    read_records,
+)
+
+
+logger = logging.getLogger(__name__)
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+PRIMARY_CAMERAS = ("observation/image_0", "observation/image")
+INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
+
+
+@dataclass(frozen=True)
+class StepFeature:
+    """A feature of each step: "image", "text" or "tensor"; the shape, and how TensorFlow Datasets stores it.
+
+    `dtype` is NumPy's name; `encoding` of a tensor is "none", or "bytes" or "zlib" where each step is a string of
+    bytes.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str = field(default="float32", compare=False)
+    encoding: str = "none"
+
+
+def find_rlds(folder: DataFolder) -> DataFolder | None:
+    """The folder with the metadata: this one, or the one version below it; `None` where there is none.
+
+    Raises:
+        RobotDataError: when there are several.
+    """
+    if folder.exists(INFO) and folder.exists(FEATURES):
+        return folder
+    found = [name.rpartition("/")[0] for depth in ("*", "*/*") for name in folder.glob(f"{depth}/{FEATURES}")]
+    if len(found) > 1:
+        raise RobotDataError(
+            f"got {folder.path} with {len(found)} RLDS data sets ({', '.join(found)}), expected one; name its folder"
+        )
+    return folder.subfolder(found[0]) if found else None
+
+
+class RLDSReader:
+    """The episodes of one split; see `EpisodeReader`.
+
+    Args:
+        folder: with dataset_info.json and features.json.
+        split: its name there; "train" where none is named, as TensorFlow Datasets calls the demonstrations.
+
+    Raises:
+        RobotDataError: on metadata without the split, without pictures or instructions, or a shard that is missing.
+        TFRecordError: on a shard that is cut off.
+    """
+
+    format = "RLDS"
+    stored_raw = True
+    action, state = "action", "observation/state"
+
+    def __init__(self, folder: DataFolder, split: str | None = None):
+        self.folder = folder
+        self.notes: list[str] = []
+        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know, nor the rate
+        self.fps: float | None = None
+        info = folder.read_json(INFO)
+        self.dataset = str(info["name"])
+        self._step_features = read_features(folder)
+        self.features = [name for name, feature in self._step_features.items() if feature.kind == "tensor"]
+        pictures = [name for name, feature in self._step_features.items() if feature.kind == "image"]
+        self.depth: Mapping[str, str] = {
+            name: why for name in pictures if (why := _depth(name, self._step_features[name]))
+        }
+        pictures = [name for name in pictures if name not in self.depth]
+        self.cameras = sorted(pictures, key=lambda name: (name not in PRIMARY_CAMERAS, name))
+        self._instruction = next((name for name in INSTRUCTIONS if name in self._step_features), None)
+        if self._instruction is None:
+            raise RobotDataError(
+                f"got {folder.describe(FEATURES)} with the step features {', '.join(self._step_features)}, "
+                f"expected one of {' or '.join(INSTRUCTIONS)}: without instructions there is nothing to learn from"
+            )
+        entry = _split_entry(info, split or "train", folder)
+        self._episodes = _shard_lengths(entry, self.dataset, folder)
+        self._sizes = self._check_shards(int(entry.get("numBytes", 0)))
+        self._first = dict(zip(self._episodes, np.cumsum([0, *self._episodes.values()])[:-1].tolist()))
+
+    def shards(self) -> list[str]:
+        """The split's files."""
+        return list(self._episodes)
+
+    def count_steps(self) -> None:
+        """RLDS metadata counts episodes, not steps."""
+        return
+
+    def count_episodes(self) -> int:
+        """Episodes of the split."""
+        return sum(self._episodes.values())
+
+    def files(self) -> dict[str, int]:
+        """The split's files."""
+        return dict(self._sizes)
+
+    def chosen(self) -> Any:
+        """Episodes by file, the features they are read with, and that with the instruction."""
+        features = {name: str(feature) for name, feature in self._step_features.items()}
+        return [self._episodes, features, self._instruction]
+
+    def use_cameras(self, cameras: Sequence[str]) -> None:
+        """Nothing: pictures are in the files of the steps."""
+
+    def episodes(
+        self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
+    ) -> Iterator[RobotEpisode]:
+        """The episodes of one file. Without cameras, the pictures of a local file are not even read."""
+        wanted = {f"steps/{name}" for name in (*features, *cameras, self._instruction)}
+        for number, record in self._records(shard, bool(cameras), problems):
+            identity = f"{self.folder.describe(shard)} episode {number}"
+            index = self._first[shard] + number
+            try:
+                yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
+            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error) as error:
+                problems.skip(f"{identity} ({error})", "episode that does not hold the features features.json says")
+
+    def _records(
+        self, shard: str, with_pictures: bool, problems: RowProblems
+    ) -> Iterator[tuple[int, bytes | memoryview]]:
+        path = self.folder.local_path(shard)
+        if path is not None and not with_pictures:
+            yield from enumerate(map_records(path))
+            return
+        damaged: set[int] = set()
+
+        def skip(number: int) -> None:
+            damaged.add(number)
+            problems.skip(f"{self.folder.describe(shard)} episode {number}", "episode with a wrong checksum")
+
+        number = 0
+        with self.folder.open(shard) as file:
+            for record in read_records(self.folder.describe(shard), file, skip):
+                while number in damaged:
+                    number += 1
+                yield number, record
+                number += 1
+
+    def _episode(
+        self, example: Features, index: int, identity: str, features: Sequence[str], cameras: Sequence[str]
+    ) -> RobotEpisode:
+        texts = [instruction_text(text.decode()) for text in _bytes(example, f"steps/{self._instruction}")]
+        steps = {name: self._tensor(example, name, len(texts)) for name in features}
+        pictures = [_bytes(example, f"steps/{camera}") for camera in cameras]
+        if any(len(column) != len(texts) for column in pictures):
+            raise RobotDataError(f"got {[len(c) for c in pictures]} pictures, expected {len(texts)}, one per step")
+        images = [[{"bytes": data, "path": None} for data in row] for row in zip(*pictures)]
+        return RobotEpisode(index, identity, texts, steps, images)
+
+    def _tensor(self, example: Features, name: str, length: int) -> np.ndarray:
+        values, feature = example.get(f"steps/{name}"), self._step_features[name]
+        if isinstance(values, list) and feature.encoding in ("bytes", "zlib"):
+            steps = map(zlib.decompress, values) if feature.encoding == "zlib" else values
+            values = np.frombuffer(b"".join(steps), dtype=np.dtype(feature.dtype).newbyteorder("<"))
+        shape = (length, *feature.shape)
+        if not isinstance(values, np.ndarray) or values.size != int(np.prod(shape)):
+            count = 0 if values is None else len(values)
+            raise RobotDataError(f"got {name} with {count} values, expected shape {list(shape)}")
+        return values.reshape(shape)
+
+    def _check_shards(self, payload: int) -> dict[str, int]:
+        """Sizes of the shards; that they are there and whole. The sum of all records tells, where metadata has it."""
+        present = self.folder.sizes()
+        missing = [name for name in self._episodes if name not in present]
+        if missing:
+            raise RobotDataError(
+                f"got {self.folder.path} without {len(missing)} of the {len(self._episodes)} shards its metadata "
+                f"names, expected {missing[0]}; fetch them again"
+            )
+        sizes = {name: present[name] for name in self._episodes}
+        if sum(sizes.values()) != payload + (HEADER + FOOTER) * sum(self._episodes.values()):
+            self._check_framing(sizes)
+        return sizes
+
+    def _check_framing(self, sizes: dict[str, int]) -> None:
+        """Which shard is not whole, record by record; of a remote set only reading it would tell."""
+        if not self.folder.is_local:
+            logger.warning("%s: the shards' sizes do not add up to what its metadata says", self.folder.path)
+            return
+        for name in tqdm(sizes, desc="checking shards", unit="shard", disable=len(sizes) < 8):
+            path = self.folder.local_path(name)
+            assert path is not None
+            if is_compressed(path):  # its own checksum at the end is looked at when it is read
+                continue
+            count = count_records(path)
+            if count != self._episodes[name]:
+                raise TFRecordError(
+                    f"got {path} with {count} records, expected {self._episodes[name]} as {INFO} says; the file is "
+                    "cut off: fetch it again"
+                )
+
+
+def read_features(folder: DataFolder) -> dict[str, StepFeature]:
+    """The features of a step by name ("observation/image_0"), from features.json."""
+    tree = folder.read_json(FEATURES)
+    try:
+        steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+        return dict(_leaves(steps, ""))
+    except (KeyError, TypeError) as error:
+        raise RobotDataError(
+            f"got {folder.describe(FEATURES)} without a sequence of steps ({error!r}), expected an RLDS data set: "
+            "episodes with steps"
+        ) from error
+
+
+def _leaves(node: dict[str, Any], name: str) -> Iterator[tuple[str, StepFeature]]:
+    if "featuresDict" in node:
+        for key, child in node["featuresDict"]["features"].items():
+            yield from _leaves(child, f"{name}/{key}".lstrip("/"))
+    elif "image" in node:
+        shape = node["image"].get("shape", {}).get("dimensions", [])
+        yield name, StepFeature("image", tuple(map(int, shape)), node["image"].get("dtype") or "uint8")
+    elif "text" in node:
+        yield name, StepFeature("text", ())
+    elif "tensor" in node:
+        tensor = node["tensor"]
+        dtype, shape = tensor.get("dtype") or "float32", tensor.get("shape", {}).get("dimensions", [])
+        kind, encoding = "text" if dtype == "string" else "tensor", (tensor.get("encoding") or "none").lower()
+        yield name, StepFeature(kind, tuple(int(size) for size in shape), dtype, encoding)
+
+
+def _depth(name: str, feature: StepFeature) -> str:
+    """What says that a picture holds depth; "" where nothing does."""
+    if feature.dtype != "uint8":
+        return f"its dtype {feature.dtype} in {FEATURES}"
+    return f"its name, and its one channel in {FEATURES}" if "depth" in name and feature.shape[-1:] == (1,) else ""
+
+
+def _split_entry(info: dict[str, Any], split: str, folder: DataFolder) -> dict[str, Any]:
+    splits = {entry["name"]: entry for entry in info.get("splits", [])}
+    if split not in splits:
+        raise RobotDataError(
+            f"got split={split!r}, expected one of {', '.join(splits) or 'none'} as in {folder.describe(INFO)}"
+        )
+    if info.get("fileFormat", "tfrecord") != "tfrecord":
+        raise RobotDataError(f"got {folder.describe(INFO)} with files of {info['fileFormat']}, expected tfrecord")
+    return splits[split]
+
+
+def _shard_lengths(entry: dict[str, Any], dataset: str, folder: DataFolder) -> dict[str, int]:
+    """Episodes by file name, from a split's entry in dataset_info.json."""
+    lengths = [int(length) for length in entry.get("shardLengths", [])]
+    if not sum(lengths):
+        raise RobotDataError(f"got split {entry['name']!r} of {folder.path} without episodes, expected at least one")
+    template = entry.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    files = {}
+    for number, length in enumerate(lengths):
+        shard = {"SHARD_INDEX": f"{number:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
+        shard["SHARD_X_OF_Y"] = f"{number:05d}-of-{len(lengths):05d}"
+        files[template.format(DATASET=dataset, SPLIT=entry["name"], FILEFORMAT="tfrecord", **shard)] = length
+    return files
+
+
+def _bytes(example: Features, name: str) -> list[bytes]:
+    values = example.get(name)
+    if not isinstance(values, list):
+        raise RobotDataError(f"got an episode without {name}")
+    return values

@@ -1,0 +1,326 @@
+"""Opens robot data sets of any format and gives their rows.
+
+Decides: how the format is found, which cameras and transform are used, which episodes are skipped, what is checked
+before the first step. Refuses to know: the formats themselves, normalisation, prompts.
+
+    source = open_robot_source("hf://datasets/IPEC-COMMUNITY/bridge_orig_lerobot", key="bridge_orig", horizon=4)
+    row = next(source.rows(source.shards()))     # fields: see training/mixing/data_source.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.episodes import (
+    EmptyRobotDataError,
+    EpisodeReader,
+    RobotDataError,
+    RobotEpisode,
+    episode_rows,
+    finite_chunks,
+    rows_of,
+)
+from gen_vla.training.robot_data.layouts import check_layout
+from gen_vla.training.robot_data.lerobot.metadata import INFO as LEROBOT_INFO
+from gen_vla.training.robot_data.lerobot.reading import LeRobotReader
+from gen_vla.training.robot_data.recorded import STATE, RecordedReader
+from gen_vla.training.robot_data.rlds import RLDSReader, find_rlds
+from gen_vla.training.robot_data.stored_pictures import has_picture
+from gen_vla.training.robot_data.transforms import RobotTransform, Trajectory, choose_transform, thinned
+from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError, VideoPicture
+from gen_vla.training.storage.data_folder import DataFolder
+
+
+NOT_FINITE = "action that is not finite"
+
+
+class RobotSource:
+    """A robot data set as a `DataSource`. Made by `open_robot_source`.
+
+    Attributes:
+        name: the key of its statistics.
+        cameras: the cameras whose pictures rows hold, in order.
+        transform: what makes actions of what is stored.
+        features: the stored features it reads.
+        problems: counts what was skipped.
+        every: of so many steps of an episode one is a row, see `robot_transforms.thinned`.
+        displacements: dimensions of an action that say how far to move; `None` where nobody said.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reader: EpisodeReader,
+        transform: RobotTransform,
+        cameras: Sequence[str],
+        horizon: int,
+        problems: RowProblems,
+        every: int = 1,
+        displacements: Sequence[int] | None = None,
+    ):
+        self.name = name
+        self.reader = reader
+        self.transform = transform
+        self.cameras = list(cameras)
+        self.horizon = horizon
+        self.problems = problems
+        self.every = every
+        self.displacements = None if displacements is None else list(displacements)
+        present = [feature for feature in transform.optional if feature in reader.features]
+        self.features = [*transform.features, *present]
+
+    @property
+    def hertz(self) -> float | None:
+        """Steps a second of what a policy learns, where the data set says it."""
+        return self.reader.fps / self.every if self.reader.fps else None
+
+    @property
+    def action_names(self) -> list[str]:
+        """What the values of an action are called, [D]; `[]` where not all are, or a transform changes them."""
+        named = [self.reader.value_names.get(feature, ()) for feature in self.transform.action]
+        return [name for names in named for name in names] if self.transform.name == "identity" and all(named) else []
+
+    def shards(self) -> list[str]:
+        """Files, or parts of files, with whole episodes in them."""
+        return self.reader.shards()
+
+    def count_rows(self) -> int | None:
+        """Rows, where metadata and transform leave no doubt; `None` for RLDS."""
+        return self.reader.count_steps() if self.transform.name == "identity" else None
+
+    def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        """Robot rows in the order of the files, frames decoded; episodes without any instruction are passed over.
+
+        Raises:
+            TooManyBadRows: when more rows are bad than `problems` allows.
+            TFRecordError: on a shard that cannot be followed further.
+        """
+        for row in self.undecoded_rows(shards):
+            if not all(map(has_picture, row["images"])):
+                self.problems.skip(row["identity"], "step without a picture")
+                continue
+            try:
+                images = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
+            except VideoError as error:
+                self.problems.skip(f"{row['identity']}: {error}", MISSING_FRAME)
+                continue
+            self.problems.seen()
+            yield {**row, "images": images}
+
+    def undecoded_rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        """The same with frames still to decode, and also rows whose frames cannot be; good rows are not counted."""
+        for episode, trajectory in self.labelled_episodes(shards):
+            yield from episode_rows(episode, trajectory, self.horizon)
+
+    def labelled_episodes(self, shards: list[str]) -> Iterator[tuple[RobotEpisode, Trajectory]]:
+        """The whole episodes that these rows are of, frames undecoded; steps that make no row are counted as bad."""
+        for episode, trajectory in self._trajectories(shards, self.cameras, self.problems):
+            if any(text.strip() for text in episode.instructions):
+                finite = finite_chunks(trajectory.actions, self.horizon)
+                texts = episode.instructions[trajectory.steps]
+                lost = sum(bool(text.strip()) for text, whole in zip(texts, finite) if not whole)
+                if lost:
+                    self.problems.skip(self.not_finite(episode, trajectory), NOT_FINITE, lost)
+                yield episode, trajectory
+
+    def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
+        """Actions and proprio of every episode, unlabelled ones too, float32 [S, D]; no picture is read.
+
+        Steps of them may hold what is not finite, which counts for nothing here. Bad episodes go to `problems`.
+        """
+        yield from self._trajectories(self.shards(), (), problems)
+
+    def _trajectories(
+        self, shards: list[str], cameras: Sequence[str], problems: RowProblems
+    ) -> Iterator[tuple[RobotEpisode, Trajectory]]:
+        for shard in shards:
+            for episode in self.reader.episodes(shard, self.features, cameras, problems):
+                trajectory = thinned(self.transform.apply(episode.steps), self.every, self.displacements or ())
+                if self.transform.name == "identity" or np.isfinite(trajectory.actions).all():
+                    yield episode, trajectory
+                else:  # which steps it spoiled, only a look at the transform would tell
+                    rows = rows_of(len(episode.instructions), self.every)
+                    problems.skip(self.not_finite(episode, trajectory), f"episode with an {NOT_FINITE}", rows)
+
+    def not_finite(self, episode: RobotEpisode, trajectory: Trajectory) -> str:
+        """Names an episode and the first value of it that is not finite."""
+        place, dim = map(int, np.argwhere(~np.isfinite(trajectory.actions))[0])
+        step = trajectory.steps.start + place * self.every
+        return f"{episode.identity} ({trajectory.actions[place, dim]} in dimension {dim} at step {step})"
+
+
+class UndecodedRows:
+    """A robot data set for streams, which skip most of their rows after a resume: frames are left to decode.
+
+    Which rows there are does then not depend on whether their frames decode, as with pictures in any other format.
+    """
+
+    def __init__(self, source: RobotSource):
+        self.source = source
+        self.name = source.name
+        self.problems = source.problems
+
+    def shards(self) -> list[str]:
+        """As of the data set."""
+        return self.source.shards()
+
+    def count_rows(self) -> int | None:
+        """As of the data set."""
+        return self.source.count_rows()
+
+    def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        """As of the data set, frames undecoded."""
+        for row in self.source.undecoded_rows(shards):
+            self.problems.seen()
+            yield row
+
+
+def open_robot_source(
+    path: str | Path,
+    *,
+    key: str,
+    cameras: Sequence[str] | None = None,
+    transform: str | None = "auto",
+    split: str | None = None,
+    horizon: int = 1,
+    problems: RowProblems | None = None,
+    action: str | Sequence[str] | None = None,
+    state: str | Sequence[str] | None = None,
+    every: int = 1,
+    displacements: Sequence[int] | None = None,
+) -> RobotSource:
+    """Opens a robot data set and checks what can be checked without reading it.
+
+    Args:
+        path: an RLDS folder (NAME/1.0.0), a LeRobot folder (v2.0, v2.1, v3.0) or a recording; on this machine or
+            `hf://datasets/OWNER/NAME[@REVISION]`.
+        key: the name its statistics are saved under.
+        cameras: names as the data set has them or their last part ("image_0"); by default the primary camera.
+        transform: "bridge", "fractal", "identity" (or `None`), or "auto", by the data set's name.
+        split: a split of the data set; without one all episodes of a LeRobot set, and "train" of others.
+        horizon: T, the steps of a row's action chunk.
+        problems: the counter to use; by default a new one.
+        action, state: the stored features that hold them, where they have other names; several are put side by side.
+        every: of so many steps of an episode one is kept, see `robot_transforms.thinned`.
+        displacements: dimensions of an action that say how far to move, not where to be; the transforms know theirs.
+
+    Raises:
+        RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that what is stored does
+            not fit (`robot_layouts`); `EmptyRobotDataError` without a step that has an instruction.
+        TFRecordError: on a shard that is cut off.
+    """
+    for word, value in (("horizon", horizon), ("every", every)):
+        if value < 1:
+            raise ValueError(f"got {word}={value}, expected at least 1")
+    reader = _open_reader(DataFolder(path), split, every)
+    chosen = choose_transform(
+        transform,
+        reader.dataset,
+        stored_raw=reader.stored_raw,
+        features=reader.features,
+        action=_names(action or reader.action),
+        state=_names(state or reader.state),
+    )
+    absent = [name for name in (*chosen.features, *(_names(state) if state else ())) if name not in reader.features]
+    if absent:
+        raise RobotDataError(
+            f"got {path} with the features {', '.join(reader.features) or 'none'}, expected {', '.join(absent)} for "
+            f"the {chosen.name} transform; choose another transform, or name the features with `action` and `state`"
+        )
+    named = [_find_camera(camera, reader, path) for camera in cameras] if cameras else [_main_camera(reader, path)]
+    reader.use_cameras(named)
+    moved = _displacements(displacements, chosen, every, path)
+    source = RobotSource(key, reader, chosen, named, horizon, problems or RowProblems(name=key), every, moved)
+    if not reader.stored_raw:
+        check_layout(chosen, _stored_steps(source), reader.dataset, str(path), named=transform != "auto")
+    _check_not_empty(source, path, split)
+    return source
+
+
+def _open_reader(folder: DataFolder, split: str | None, every: int) -> EpisodeReader:
+    if folder.exists(LEROBOT_INFO):
+        return LeRobotReader(folder, split, every)
+    if folder.exists(STATE):
+        return RecordedReader(folder, split, every)
+    found = find_rlds(folder)
+    if found is None:
+        raise RobotDataError(
+            f"got {folder.path} with neither {LEROBOT_INFO} (LeRobot) nor dataset_info.json and features.json (RLDS) "
+            f"nor {STATE} (a recording), expected one of them; name the folder that holds it"
+        )
+    return RLDSReader(found, split)
+
+
+def _main_camera(reader: EpisodeReader, path: str | Path) -> str:
+    """The first camera; what is called depth is never taken without being named, even where nothing else says so."""
+    if colours := [name for name in reader.cameras if "depth" not in name.lower()]:
+        return colours[0]
+    others = ", ".join([*reader.cameras, *reader.depth])
+    found = f"no camera but {others}, of depth by name or metadata" if others else "no camera"
+    raise RobotDataError(f"got {path} with {found}, expected one of colours; a recipe names it with `cameras`")
+
+
+def _find_camera(wanted: str, reader: EpisodeReader, path: str | Path) -> str:
+    known = [*reader.cameras, *reader.depth]
+    matches = [name for name in known if name == wanted or name.replace(".", "/").endswith(f"/{wanted}")]
+    if len(matches) != 1:
+        raise RobotDataError(f"got camera {wanted!r}, expected one of {', '.join(reader.cameras) or 'none'} in {path}")
+    if why := reader.depth.get(matches[0]):
+        raise RobotDataError(
+            f"got camera {wanted!r} of {path}, which holds depth ({why}), expected one of colours: "
+            f"{', '.join(reader.cameras) or 'none'}"
+        )
+    return matches[0]
+
+
+def _displacements(
+    told: Sequence[int] | None, transform: RobotTransform, every: int, path: str | Path
+) -> Sequence[int] | None:
+    """The dimensions that are displacements, from who opens the data set or from its transform."""
+    known = transform.displacements
+    if told is not None and known is not None and sorted(told) != list(known):
+        raise RobotDataError(
+            f"got displacements={list(told)} for {path}, expected {list(known)}, which the {transform.name} transform "
+            "makes; leave them out"
+        )
+    told = known if told is None else told
+    if every > 1 and told is None:
+        raise RobotDataError(
+            f"got every={every} for {path}, expected to be told which dimensions of its actions are displacements, "
+            "which are summed over the steps that are left out; give `displacements`: [] where all are positions to "
+            "be at, [0, 1, 2, 3, 4, 5] for a hand's moves and turns before its gripper"
+        )
+    return told
+
+
+def _names(features: str | Sequence[str]) -> tuple[str, ...]:
+    return (features,) if isinstance(features, str) else tuple(features)
+
+
+def _stored_steps(source: RobotSource) -> Iterator[Mapping[str, np.ndarray]]:
+    """What is stored of every episode, unlabelled ones too; bad ones are passed over."""
+    problems = RowProblems(limit_share=1.0, name=source.name)
+    for shard in source.shards():
+        for episode in source.reader.episodes(shard, source.features, (), problems):
+            yield episode.steps
+
+
+def _check_not_empty(source: RobotSource, path: str | Path, split: str | None) -> None:
+    """Reads until the first step with an instruction: one episode, unless the data set has none."""
+    problems = RowProblems(limit_share=1.0, name=source.name)
+    for episode, trajectory in source.trajectories(problems):
+        finite = finite_chunks(trajectory.actions, 1)
+        if any(text.strip() for text, whole in zip(episode.instructions[trajectory.steps], finite) if whole):
+            return
+    report = problems.report()
+    example = f", such as {report['examples'][0]}" if report["examples"] else ""
+    raise EmptyRobotDataError(
+        f"got {path}{f', split {split!r},' if split else ''} without a step that has an instruction and a finite "
+        f"action ({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}{example}), "
+        "expected at least one"
+    )

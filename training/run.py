@@ -1,0 +1,290 @@
+"""Runs a recipe: data, tokenizer, model, TRL training, saved model.
+
+    gen-vla train mini_openvla_plus --work-dir outputs                  # the command line of this file
+    gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
+    gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
+
+Decides: the order of these steps. Refuses to know: what lies where in a run's folder (`run_folder.py`), what the loss
+is, how rows are mixed, how a repository is published.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.trainer_callback import ProgressCallback
+from trl.trainer.sft_config import SFTConfig
+
+from gen_vla.training.collator import CoTrainingCollator
+from gen_vla.training.flow.recipe_rules import is_flow
+from gen_vla.training.flow.rows import FlowCollator, FlowNoise, FlowRowPreparer
+from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
+from gen_vla.training.lora import lora_config
+from gen_vla.training.metrics import SourceMetrics
+from gen_vla.training.mixing.counted_batches import CountedBatches, sum_over_processes
+from gen_vla.training.mixing.image_augmentation import ImageAugmenter
+from gen_vla.training.mixing.instruction_augmentation import InstructionAugmenter
+from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, NumberedSampler
+from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
+from gen_vla.training.mixing.streaming_mixture import StreamingMixture
+from gen_vla.training.model_building import (
+    action_weights,
+    build_model,
+    check_initial_model,
+    without_center_crop,
+)
+from gen_vla.training.planning.data_check import check_data
+from gen_vla.training.planning.data_check_tables import show_data
+from gen_vla.training.provenance.origin import with_other_runs, with_provenance
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.sources import OpenedData, open_data
+from gen_vla.training.resume_record import RunShape, keep_data
+from gen_vla.training.run_folder import (
+    begin_record,
+    claim_checkpoints,
+    is_first_process,
+    save_run,
+    steps_taken,
+)
+from gen_vla.training.trainer import CoTrainer, SourceProgress
+
+
+# What transformers calls gradient checkpointing; the older name warns in newer versions.
+CHECKPOINTING = "activation_checkpointing"
+if CHECKPOINTING not in SFTConfig.__dataclass_fields__:
+    CHECKPOINTING = "gradient_checkpointing"
+
+
+def run_recipe(
+    recipe: Recipe,
+    work_dir: str | Path,
+    resume: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+    progress: bool = True,
+    show: bool = False,
+) -> Path:
+    """Trains a recipe and saves the model.
+
+    Args:
+        recipe: what to run.
+        work_dir: where data sets lie and results go.
+        resume: continue from the newest checkpoint of this recipe, if there is one.
+        callbacks: further callbacks of the trainer.
+        show: print what was read and draw the first rows, before the first step.
+
+    Returns:
+        The folder of the saved model, loadable with `trust_remote_code=True`.
+
+    Raises:
+        FileExistsError: if there are checkpoints and `resume` is false.
+        FileNotFoundError: if the model to start from or a data set is missing.
+        ValueError: if there are checkpoints of another recipe, of another number of rows a step, or of other data.
+    """
+    work_dir = Path(work_dir)
+    output_dir = work_dir / recipe.name
+    checkpoints = output_dir / "checkpoints"
+    last = prepare_run(recipe, work_dir, resume)
+    with PartialState(cpu=not torch.cuda.is_available()).local_main_process_first():  # it may have tables to write
+        opened = open_data(recipe, work_dir)
+    shape = keep_data(recipe, opened, checkpoints, begins=last is None)
+    model, processor = build_model(recipe, work_dir, opened)
+    collator = build_collator(recipe, model.config, processor, opened.names)
+    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
+    if show and is_first_process():
+        show_data(check_data(opened, prepare, collator), output_dir, recipe.name)
+    mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last), shape)
+    trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
+    record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
+    if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
+        trainer.load_finished(str(last))
+    else:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    state, report = whole_state(trainer), data_report(opened, mixture)
+    if trainer.is_world_process_zero():
+        log = {"data": report, "history": trainer.state.log_history}
+        log = with_provenance(log, with_other_runs(record, checkpoints))
+        save_run(recipe, trainer, state, processor, log, output_dir)
+    trainer.accelerator.wait_for_everyone()
+    return output_dir
+
+
+def prepare_run(recipe: Recipe, work_dir: Path, resume: bool = False) -> Path | None:
+    """Checks what can be checked before data are there, claims the run's folder -> the checkpoint to continue from."""
+    check_reporting(recipe.training.report_to)
+    check_initial_model(recipe, work_dir)
+    return claim_checkpoints(recipe, work_dir / recipe.name / "checkpoints", resume)
+
+
+def check_reporting(service: str) -> None:
+    """Raises `ValueError` where figures are to go to a service whose package is not installed."""
+    if service != "none" and service not in get_available_reporting_integrations():
+        raise ValueError(
+            f"got report_to={service!r}, whose package is missing; pip install {service}, or set it to none"
+        )
+
+
+def build_mixture(
+    recipe: Recipe,
+    opened: OpenedData,
+    prepare: RowPreparer,
+    steps_taken: int = 0,
+    began: RunShape | None = None,
+) -> tuple[MixedTables | StreamingMixture, NumberedSampler | None]:
+    """The rows of this process, and for tables the order of them over the whole run.
+
+    Args:
+        steps_taken: by an earlier run that is resumed; a stream begins behind their rows.
+        began: the shape of the run when it began; by default this one's.
+    """
+    settings, data, shape = recipe.training, recipe.data, RunShape.of(recipe)
+    weights = [source.weight for source in data.robot]
+    if data.streaming:
+        mixture = StreamingMixture(
+            opened.streams,
+            weights,
+            prepare,
+            settings.batch_size,
+            seed=settings.seed,
+            buffer=data.shuffle_buffer,
+            rank=int(os.environ.get("RANK", "0")),
+            processes=shape.processes,
+            workers=data.num_workers,
+            start=steps_taken * settings.gradient_accumulation_steps,
+            max_bad_share=data.max_bad_share,
+            layout=(began or shape).layout,
+        )
+        return mixture, None
+    sizes = [len(table) for table in opened.tables.values()]
+    robots, rows = len(data.robot), settings.steps * shape.rows_per_step
+    order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, weights)
+    return MixedTables(opened.tables, prepare, data.max_bad_share), NumberedSampler(order)
+
+
+def build_collator(
+    recipe: Recipe, config: Any, processor: Any, sources: list[str]
+) -> CoTrainingCollator | FlowCollator:
+    """What makes batches of a recipe's prepared rows."""
+    if is_flow(recipe):
+        return FlowCollator(without_center_crop(processor), sources)
+    context = config.text_config.max_position_embeddings
+    return CoTrainingCollator(without_center_crop(processor), action_weights(recipe, config), context, sources)
+
+
+def build_preparer(
+    recipe: Recipe,
+    processor: Any,
+    norm_stats: dict[str, Any],
+    collator: CoTrainingCollator | FlowCollator,
+    config: Any,
+) -> RowPreparer:
+    """What makes prompts and answers, or numbers, of a recipe's rows, with its augmentations."""
+    data, seed = recipe.data, recipe.training.seed
+    augment_picture = augment_instruction = None
+    if data.image_augmentation:
+        augment = ImageAugmenter(data.image_augmentation, seed)
+        augment_picture = ResizedAugmenter(data.image_size, augment, processor.image_processor.resize_strategy)
+    if data.instruction_augmentation:
+        probability = data.instruction_augmentation.probability
+        augment_instruction = InstructionAugmenter("train", probability=probability, seed=seed)
+    shared: dict[str, Any] = {"augment_instruction": augment_instruction, "augment_picture": augment_picture}
+    if isinstance(collator, FlowCollator):
+        return FlowRowPreparer(processor, norm_stats, draw_noise=FlowNoise.from_config(config, seed), **shared)
+    return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, check=collator.check, **shared)
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: Any,
+    processor: Any,
+    collator: CoTrainingCollator | FlowCollator,
+    mixture: MixedTables | StreamingMixture,
+    sampler: NumberedSampler | None,
+    checkpoints: Path,
+    callbacks: list[TrainerCallback] | None = None,
+    progress: bool = True,
+) -> CoTrainer:
+    """The TRL trainer of a recipe."""
+    statistics = model.config.norm_stats
+    if is_flow(recipe):
+        kind, metrics = FlowTrainer, FlowMetrics(mixture.names, statistics)
+    else:
+        kind, metrics = CoTrainer, SourceMetrics(mixture.names, model.config.action_config, statistics)
+    trainer = kind(
+        model=model,
+        args=training_arguments(recipe, checkpoints, progress),
+        peft_config=lora_config(recipe, model),
+        processing_class=processor,
+        data_collator=CountedBatches(collator),
+        callbacks=callbacks,
+        mixture=mixture,
+        sampler=sampler,
+        balance=recipe.loss.balance,
+        metrics=metrics,
+    )
+    if progress:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(SourceProgress())
+    return trainer
+
+
+def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFTConfig:
+    """A recipe's `training` section in the trainer's words."""
+    settings = recipe.training
+    renamed: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
+    return SFTConfig(
+        output_dir=str(checkpoints),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": settings.min_learning_rate_rate},
+        warmup_steps=settings.warmup_steps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        adam_beta2=settings.adam_beta2,
+        **renamed,
+        bf16=settings.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=settings.logging_steps,
+        disable_tqdm=not progress,
+        max_length=None,
+        use_cache=True,  # written into the saved configuration; the loss itself never asks for a cache
+        report_to=settings.report_to,
+        run_name=recipe.name,
+        seed=settings.seed,
+        remove_unused_columns=False,
+        ignore_data_skip=recipe.data.streaming,  # a stream skips by itself, without decoding
+        dataloader_num_workers=recipe.data.num_workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def data_report(opened: OpenedData, mixture: MixedTables | StreamingMixture) -> dict[str, Any]:
+    """What the log says about the data: rows per set where that is known, clipping, bad rows of all processes."""
+    tables = {name: len(table) for name, table in opened.tables.items()}
+    sizes = tables | {name: stream.count_rows() for name, stream in opened.streams.items()}
+    report: dict[str, Any] = {"clipping": opened.clipping}
+    for kind in (ROBOT, VISION_LANGUAGE):
+        report[kind] = [size for name, size in sizes.items() if name.partition("/")[0] == kind]
+    problems, undecodable = (
+        {name: counter.report() for name, counter in counters.items()}
+        for counters in (opened.problems, mixture.problems)
+    )
+    # A stream is read by all processes, a table written by one of them.
+    report["problems"] = sum_over_processes(problems) if opened.streams else problems
+    report["undecodable"] = sum_over_processes(undecodable)
+    return report
+
+
+def whole_state(trainer: CoTrainer) -> dict[str, Any] | None:
+    """All weights, gathered where they are spread over processes, which all of them must ask for; else `None`."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    return None

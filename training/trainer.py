@@ -1,0 +1,289 @@
+"""TRL's SFTTrainer for mixed robot and vision-language data.
+
+Decides: the loss from per-token log-probabilities, which loader brings the rows, and that figures per source
+(`training/metrics.py`) are logged with the trainer's own. Refuses to know: how rows become tokens and in which order
+they come (`mixture.py`, `streaming_mixture.py`), which model is trained, where results go.
+
+The loss is that of the whole step: sums over all processes and accumulated micro-batches, divided once, so that the
+same rows give the same loss on any number of processes. Every process computes its part and multiplies it by their
+number, since gradients are averaged over processes.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_callback import ProgressCallback, TrainerState
+from trl.trainer.sft_trainer import SFTTrainer
+
+from gen_vla.training.mixing.counted_batches import receive_counts
+from gen_vla.training.mixing.mixture import MixedTables
+from gen_vla.training.mixing.streaming_mixture import StreamingMixture
+
+
+SCORED_AT_ONCE = 1024  # positions whose logits a GPU holds at a time, for figures only
+
+
+class CoTrainer(SFTTrainer):
+    """SFTTrainer whose rows come from a mixture and whose loss can be balanced.
+
+    Args:
+        mixture: the rows of this process.
+        sampler: the order of rows over the whole run, for tables.
+        balance: `"token"`, `"example"` or `"source"`, see `recipe_schema.LossRecipe`.
+        metrics: figures per source, a `SourceMetrics` or what stands in its place.
+        kwargs: as for `SFTTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        mixture: MixedTables | StreamingMixture,
+        sampler: Sampler[Any] | None,
+        balance: str,
+        metrics: Any,
+        **kwargs: Any,
+    ):
+        self.mixture = mixture
+        self.sampler = sampler
+        self.balance = balance
+        self.source_metrics = metrics
+        # SFTTrainer takes nothing but a `datasets` data set, of which it looks at one row to learn that there are
+        # pictures. The rows themselves come from the mixture.
+        shown = Dataset.from_list([{"images": [], "prompt": "", "completion": ""}])
+        super().__init__(*args, train_dataset=shown, **kwargs)
+        # `compute_loss` divides by the totals of the whole step, accumulated micro-batches included.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; weights that were missing are trained, so that none is any longer.
+
+        Raises:
+            ValueError: if it began without weights that are not trained.
+        """
+        wrapped: Any = self.model
+        model: Any = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        trained = {name.replace(".modules_to_save.default", "") for name in names}  # peft's name of a whole layer
+        frozen = [name for name in model.missing_weights if name not in trained]
+        if frozen:
+            raise ValueError(
+                f"got a model to start from without the weights of {len(frozen)} tensors that are not trained "
+                f"({', '.join(frozen[:3])}), expected them in its file: they would stay random numbers; take a "
+                "complete file, or do not freeze them"
+            )
+        model.missing_weights = ()
+        return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of the mixture. accelerate divides a table's among processes; a stream is divided already."""
+        if isinstance(self.mixture, MixedTables):
+            return self._get_dataloader(
+                dataset=self.mixture,
+                description="Training",
+                batch_size=self._train_batch_size,
+                sampler_fn=lambda _: self.sampler,  # type: ignore[arg-type, return-value]
+                is_training=True,
+            )
+        return DataLoader(
+            self.mixture,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Reads a checkpoint's weights, every one of them.
+
+        `save_pretrained` writes DINOv2's attention under the names of transformers 4. `from_pretrained` translates
+        them back; Trainer's own way does not, and would go on with the weights of initialisation there.
+        """
+        # Shards are written and read by accelerate, adapters by peft, both under the model's own names.
+        if self.is_fsdp_enabled or isinstance(model or self.model, PeftModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        target: Any = model or self.model
+        saved = type(target).from_pretrained(resume_from_checkpoint, config=target.config, dtype=target.dtype)
+        saved.check_weights()
+        target.load_state_dict(saved.state_dict(), strict=True)
+
+    def load_finished(self, checkpoint: str) -> None:
+        """Takes over weights and log of a run's last checkpoint, where there is nothing left to train."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """`batch_totals` over the micro-batches of a step on all processes."""
+        local = torch.stack([self.batch_totals(batch) for batch in batch_samples]).sum(dim=0)
+        reduced: Any = self.accelerator.reduce(local.to(device))
+        return reduced
+
+    def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the loss of a step is divided by, of one of its micro-batches: `step_totals`."""
+        return step_totals(batch["token_weights"], batch["is_robot"])
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """`partial_loss` of this micro-batch, times the number of processes.
+
+        Args:
+            inputs: those of the collator, with a worker's counts.
+            num_items_in_batch: the sum of the step's `batch_totals`; by default the micro-batch is the step.
+        """
+        if return_outputs:
+            raise ValueError("got return_outputs=True, expected False; set prediction_loss_only for evaluation")
+        receive_counts(self.mixture, inputs)
+        loss = self.partial_loss(model, inputs, num_items_in_batch)
+        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+
+    def partial_loss(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor | None) -> torch.Tensor:
+        """This micro-batch's part of the step's weighted negative log-likelihood.
+
+        Args:
+            inputs: those of `CoTrainingCollator`.
+            totals: float [4], `step_totals` of the step; by default of this micro-batch.
+        """
+        weights = inputs.pop("token_weights")[:, 1:]
+        is_robot, source_id, replaced = (inputs.pop(name) for name in ("is_robot", "source_id", "replaced"))
+        log_probs, likeliest = score_answers(model, inputs)
+        loss = balanced_loss(-log_probs, weights, is_robot, self.balance, totals)
+        with torch.no_grad():
+            self.source_metrics.add(log_probs, likeliest, inputs["labels"][:, 1:], source_id, replaced)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the figures per source since the last log."""
+        super().log({**logs, **self.source_metrics.read(self.accelerator)}, start_time)
+
+
+class SourceProgress(ProgressCallback):
+    """Trainer's progress bar with the latest figures at its end, instead of a line of all figures at every log.
+
+    Every figure is in the log history and goes to whatever `report_to` names.
+    """
+
+    SHOWN = {  # noqa: RUF012  # what stands behind the bar, under which name
+        "robot/loss": "robot",
+        "vision_language/loss": "vision-language",
+        "robot/sign_accuracy": "signs right",
+    }
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None:
+            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if shown:
+                self.training_bar.set_postfix(shown)
+
+
+def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities float [B, L - 1] of the next-token labels, and int64 [B, L - 1], the likeliest tokens.
+
+    Both are zero where nothing is supervised. On a GPU this is TRL's fused output layer, which never holds the logits
+    and scores supervised positions only. On a CPU that layer scores every position, and twice, so there the plain one
+    is asked for the columns in which any row is supervised: less than half the work.
+    """
+    labels = inputs["labels"][:, 1:]
+    if labels.device.type != "cpu":
+        return score_fused(model, inputs)
+    columns = (labels != -100).any(dim=0).nonzero().squeeze(1)
+    unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**unlabelled, use_cache=False, logits_to_keep=columns).logits.float()
+    kept = labels[:, columns]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), kept.flatten(), reduction="none")
+    log_probs = losses.new_zeros(labels.shape).index_copy(1, columns, -losses.view(kept.shape))
+    likeliest = torch.zeros_like(labels).index_copy(1, columns, logits.argmax(dim=-1))
+    return log_probs, likeliest.masked_fill(labels == -100, 0)
+
+
+def score_fused(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `score_answers` does on a GPU. The fused layer tells right from wrong; wrong tokens are looked up after."""
+    labels = inputs["labels"][:, 1:]
+    with kept_hidden_states(model) as hidden:
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+    return outputs.log_probs, likeliest_tokens(model, hidden[0][:, :-1], labels, outputs.is_top1.bool())
+
+
+@contextmanager
+def kept_hidden_states(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Collects the last hidden states float [B, L, width] of the forward passes inside."""
+    kept: list[torch.Tensor] = []
+    backbone = unwrapped(model).model
+
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        kept.append(output.last_hidden_state.detach())
+
+    handle = backbone.register_forward_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def likeliest_tokens(model: Any, hidden: torch.Tensor, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
+    """The likeliest tokens int64 [B, L], zero where nothing is supervised; only wrong positions are scored again."""
+    wrong = (labels != -100) & ~is_top1
+    likeliest = labels.masked_fill(labels == -100, 0)
+    weight = unwrapped(model).get_output_embeddings().weight.detach()
+    if isinstance(weight, DTensor):  # spread over processes, which all have to ask for it
+        weight = weight.full_tensor()
+    if not bool(wrong.any()):
+        return likeliest
+    with torch.no_grad():
+        chunks = [(part.to(weight.dtype) @ weight.T).argmax(dim=-1) for part in hidden[wrong].split(SCORED_AT_ONCE)]
+    return likeliest.masked_scatter(wrong, torch.cat(chunks))
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside of what distributes it over processes and of adapters."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def step_totals(token_weights: torch.Tensor, is_robot: torch.Tensor) -> torch.Tensor:
+    """What a loss is divided by: float [4], the weights of robot and of vision-language tokens, rows of each.
+
+    Args:
+        token_weights: float [B, L], zero where nothing is supervised; the first token of a row never is.
+        is_robot: bool [B].
+    """
+    per_row = token_weights.sum(dim=1)
+    sums = [per_row[is_robot].sum(), per_row[~is_robot].sum(), is_robot.sum(), (~is_robot).sum()]
+    return torch.stack([entry.float() for entry in sums])
+
+
+def balanced_loss(
+    token_losses: torch.Tensor,
+    weights: torch.Tensor,
+    is_robot: torch.Tensor,
+    balance: str,
+    totals: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One number from token losses; the parts of a step add up to the step's.
+
+    Args:
+        token_losses: float [B, L], zero where nothing is supervised.
+        weights: float [B, L], zero there too.
+        is_robot: bool [B].
+        balance: `"token"`: weighted mean over all tokens; `"example"`: mean over rows of each row's weighted mean;
+            `"source"`: mean over the kinds present of each kind's weighted mean over its tokens.
+        totals: float [4], `step_totals` of the whole step this is a part of; by default of these rows.
+    """
+    robot_weight, other_weight, *rows = totals if totals is not None else step_totals(weights, is_robot)
+    weighted = (token_losses * weights).sum(dim=1)
+    if balance == "token":
+        return weighted.sum() / (robot_weight + other_weight).clamp(min=1e-8)
+    if balance == "example":
+        return (weighted / weights.sum(dim=1).clamp(min=1e-8)).sum() / sum(rows)
+    if balance != "source":
+        raise ValueError(f"got balance={balance!r}, expected 'token', 'example' or 'source'")
+    kinds = sum((count > 0).float() for count in rows)
+    divisors = torch.where(is_robot, robot_weight, other_weight).clamp(min=1e-8)
+    return (weighted / divisors).sum() / kinds

@@ -1,0 +1,196 @@
+"""Opens a vision-language data set in the layout in which it was published.
+
+Decides: which files make up a set and which layout they are in. Refuses to know: how a layout is read.
+
+    llava      chat.json or .jsonl; images.zip, images/  liuhaotian/LLaVA-CC3M-Pretrain-595K
+    robopoint  robopoint_*.json; images/*.tar.gz         wentao-yuan/robopoint-data (two archives come in parts)
+    onevision  CONFIG/train-*.parquet                    lmms-lab/LLaVA-OneVision-Data
+    vqasynth   data/train-*.parquet                      remyxai/vqasynth_spacellava
+    recorded   state.json, data-*.arrow                  this project's own questions
+
+    source = open_vision_language_source("hf://datasets/remyxai/vqasynth_spacellava", name="vqasynth")
+    for row in source.rows(source.shards()[:1]): ...
+
+Paths are local, or `hf://datasets/OWNER/NAME[@REVISION]`, or anything else fsspec reads. Of a remote set the JSON file
+(or a recorded set) is fetched once and kept; pictures and parquet columns are read as rows ask for them.
+"""
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+
+from gen_vla.training.mixing.data_source import DataSource
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures, find_archives
+from gen_vla.training.vision_language_data.json_rows import local_copy
+from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource
+from gen_vla.training.vision_language_data.tables import COLUMNS, Layout, RecordedSource, TableSource, missing_columns
+
+
+Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"]
+FORMATS: tuple[Format, ...] = ("auto", "llava", "vqasynth", "onevision", "robopoint", "recorded")
+JSON_NAMES = {"llava": "chat", "robopoint": "robopoint"}  # how the name of the JSON file begins
+OTHER_SPLITS = ("test", "validation", "val")
+
+
+def open_vision_language_source(
+    path: str | Path,
+    *,
+    name: str,
+    format: Format = "auto",
+    configs: list[str] | None = None,
+    problems: RowProblems | None = None,
+) -> DataSource:
+    """A vision-language data set as a source of rows.
+
+    Args:
+        path: the set's folder, or the JSON file of LLaVA rows in it; local or with a protocol such as `hf://`.
+        name: of the set, in reports and as `source` of its rows.
+        format: the layout; `"auto"` tells it from the files.
+        configs: folders to use of LLaVA-OneVision; archives to use of RoboPoint, `"text-only"` for its rows without a
+            picture. `None` for all.
+        problems: counts bad rows; new by default, with the name of the set.
+
+    Raises:
+        ValueError: if the files are not in that layout, are damaged, or hold no row. Bad rows are skipped and counted.
+        FileNotFoundError: if there is nothing at `path`.
+    """
+    found = find_format(path, format)
+    filesystem, root = url_to_fs(str(path))
+    root = root.rstrip("/")
+    problems = problems or RowProblems(name=name)
+    if configs is not None and found not in ("onevision", "robopoint"):
+        raise ValueError(
+            f"{name!r}: got configs {configs} for format {found!r}, expected them for onevision, robopoint"
+        )
+    if found == "recorded":
+        return RecordedSource(name, _arrow_files(filesystem, root), problems)
+    if found in ("llava", "robopoint"):
+        return _open_llava(filesystem, root, name, found, configs, problems)
+    layout: Layout = "vqasynth" if found == "vqasynth" else "onevision"
+    files = _parquet_files(filesystem, root, name, configs)
+    folder = root.rsplit("/", 1)[0] if filesystem.isfile(root) else root
+    return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder))
+
+
+def find_format(path: str | Path, format: Format = "auto") -> Format:
+    """The layout of the data set at `path`: the one that was asked for, or what its files say.
+
+    Raises:
+        ValueError: for an unknown layout, or files in none.
+        FileNotFoundError: if there is nothing at `path`.
+    """
+    if format not in FORMATS:
+        near = get_close_matches(str(format), FORMATS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"got format {format!r}; {hint}expected one of {', '.join(FORMATS)}")
+    filesystem, root = url_to_fs(str(path))
+    if not filesystem.exists(root):
+        raise FileNotFoundError(f"got no vision-language data set at {path}, expected a folder in a published layout")
+    return _detect(filesystem, root.rstrip("/")) if format == "auto" else format
+
+
+def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
+    if filesystem.isfile(root):
+        names = [root.rsplit("/", 1)[-1]]
+    else:
+        names = [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(root, detail=False)]
+    if "state.json" in names:
+        return "recorded"
+    for layout in ("robopoint", "llava"):
+        if any(_is_json_of(layout, entry) for entry in names):
+            return layout
+    if any(entry.endswith((".json", ".jsonl")) and filesystem.isfile(root) for entry in names):
+        return "llava"
+    files = [entry for entry in filesystem.find(root) if entry.endswith(".parquet")]
+    if files:
+        with filesystem.open(files[0], "rb") as file:
+            columns = pq.read_schema(file).names
+        layout: Format = "onevision" if "conversations" in columns else "vqasynth"
+        if not missing_columns(layout, columns):
+            return layout
+        raise ValueError(f"got {files[0]} with columns {columns}, expected those of vqasynth or onevision: {COLUMNS}")
+    raise ValueError(
+        f"got {root} with {', '.join(sorted(names)[:8]) or 'nothing'} in it, expected chat.json, robopoint_*.json, "
+        "parquet files, or a data set written by save_to_disk; name the JSON file itself if it is called otherwise"
+    )
+
+
+def _is_json_of(layout: str, name: str) -> bool:
+    return name.endswith((".json", ".jsonl")) and name.startswith(JSON_NAMES[layout])
+
+
+def _open_llava(
+    filesystem: AbstractFileSystem,
+    root: str,
+    name: str,
+    layout: str,
+    configs: list[str] | None,
+    problems: RowProblems,
+) -> DataSource:
+    if filesystem.isfile(root):
+        json_path, root = root, root.rsplit("/", 1)[0]
+    else:
+        files = [
+            entry
+            for entry in sorted(filesystem.ls(root, detail=False))
+            if _is_json_of(layout, entry.rsplit("/", 1)[-1])
+        ]
+        if len(files) != 1:
+            found = ", ".join(file.rsplit("/", 1)[-1] for file in files) or "none"
+            raise ValueError(
+                f"got JSON files {found} in {root}, expected one {JSON_NAMES[layout]}*.json; name the file itself"
+            )
+        json_path = files[0]
+    rows_path = local_copy(filesystem, json_path)
+    for folder in (f"{root}/images", root):
+        if filesystem.isdir(folder) and find_archives(filesystem, folder):
+            return ArchivedLlavaSource(name, rows_path, filesystem, folder, problems, configs)
+    if configs is not None:
+        raise ValueError(
+            f"{name!r}: got configs {configs} for unpacked pictures, expected tar archives in {root}/images"
+        )
+    zipped = f"{root}/images.zip"
+    pictures = ZipPictures(filesystem, zipped) if filesystem.isfile(zipped) else FolderPictures(filesystem, root)
+    return LlavaSource(name, rows_path, pictures, problems)
+
+
+def _arrow_files(filesystem: AbstractFileSystem, root: str) -> list[Path]:
+    """The files that a recorded set's `state.json` names, copied here if they are elsewhere."""
+    try:
+        names = [entry["filename"] for entry in json.loads(filesystem.cat_file(f"{root}/state.json"))["_data_files"]]
+    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"got {root} without a state.json that names its files ({error!r}), expected a data set written by "
+            "save_to_disk; record it again"
+        ) from error
+    return [local_copy(filesystem, f"{root}/{name}") for name in names]
+
+
+def _parquet_files(filesystem: AbstractFileSystem, root: str, name: str, configs: list[str] | None) -> list[str]:
+    """The training files of the wanted configs, in the order of their names."""
+    files = [root] if filesystem.isfile(root) else sorted(filesystem.find(root))
+    files = [file for file in files if file.endswith(".parquet")]
+    folders = {file: file.removeprefix(f"{root}/").split("/")[0] for file in files}
+    known = sorted(set(folders.values()))
+    for config in configs or []:
+        if config not in known:
+            near = get_close_matches(config, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{name!r}: got unknown config {config!r}; {hint}known: {', '.join(known)}")
+    wanted = [file for file in files if configs is None or folders[file] in configs]
+    training = [file for file in wanted if not _is_other_split(file.removeprefix(f"{root}/"))]
+    if not training:
+        raise ValueError(f"{name!r}: got no parquet file of training data in {root}, expected some train-*.parquet")
+    return training
+
+
+def _is_other_split(path: str) -> bool:
+    """Whether a file is named `test-00000-of-00001.parquet`, or lies in a folder `test`; also for validation."""
+    *folders, file = path.split("/")
+    return any(folder in OTHER_SPLITS for folder in folders[-1:]) or file.split("-")[0].split(".")[0] in OTHER_SPLITS
