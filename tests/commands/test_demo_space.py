@@ -13,8 +13,8 @@ import pytest
 from space_models import save_arm_model
 from tiny_models import tiny_tokenizer
 
+from gen_vla.commands.demo import absolute, demo_model
 from gen_vla.commands.main import main
-from gen_vla.commands.space import absolute, demo_model
 
 
 def repository(folder: Path) -> Path:

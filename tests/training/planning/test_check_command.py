@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import SETS, write_table_data
-from tiny_runs import tiny_recipe, tiny_settings
+from tiny_runs import tiny_recipe
 
 from gen_vla.commands.main import main
 from gen_vla.training.model_building import build_model
@@ -114,13 +113,6 @@ def test_actions_too_long_for_the_model_are_an_error(tmp_path: Path, capsys: pyt
         r"a run would stop at its rows: robot/tiny: got a row of \d+ tokens .*at most 128; nothing is cut: lower act"
     )
     assert re.search(told, captured.err)
-
-
-def test_plan_and_check_are_two_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_settings()))
-    with pytest.raises(SystemExit):
-        main(["train", str(tmp_path / "tiny.yaml"), "--plan", "--check"])
-    assert "not allowed with" in capsys.readouterr().err
 
 
 def _lerobot_recipe(tmp_path: Path, **settings: object) -> Path:
