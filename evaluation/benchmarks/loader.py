@@ -1,7 +1,5 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-Decides: what is timed and how it is made comparable. Refuses to know: file formats.
-
     gen-vla evaluate loader ../shared/data/octo_bridge_debug --output evaluation/results/loader.json
 
 Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
@@ -123,9 +121,8 @@ def measure_loader(
         for name, rates in runs.items()
     }
     kind = type(source.reader).__name__.removesuffix("Reader")
-    return {"data": source.reader.dataset, "format": kind, "camera": source.cameras[0], "frames": frames} | {
-        "readers": readers
-    }
+    labels = {"data": source.reader.dataset, "format": kind, "camera": source.cameras[0]}
+    return {**labels, "frames": frames, "readers": readers}
 
 
 def _readers(source: RobotSource, size: int, split: str) -> dict[str, Frames]:
