@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+from rich.console import Console
 from typer import Argument, Option
 
 from gen_vla.commands.options import HalfPrecision, Model, Output, entries, load_any, write_results
@@ -28,10 +29,10 @@ def decoding(
 ) -> None:
     """Speed and passes of decoding, on random weights."""
     import torch
-    from rich.console import Console
 
-    from gen_vla.evaluation.benchmarks.decoding_benchmark import draw_timings, run_benchmark, timings_table
+    from gen_vla.evaluation.benchmarks.decoding_benchmark import run_benchmark
     from gen_vla.evaluation.benchmarks.decoding_passes import passes_table
+    from gen_vla.evaluation.benchmarks.decoding_results import draw_timings, timings_table
 
     results = run_benchmark(
         entries(sizes),
@@ -72,19 +73,19 @@ def agreement(
     output: Output = None,
 ) -> None:
     """How often fast decoding writes another action, in half precision."""
-    from rich.console import Console
+    import torch
 
     from gen_vla.evaluation.benchmarks.decoding_agreement import (
         agreement_table,
-        cast,
         measure_agreement,
         model_views,
         read_observations,
     )
 
     loaded, processor = load_any(model)
+    loaded = loaded.to(torch.bfloat16 if bf16 else torch.float32)
     observations = read_observations(data, pictures, model_views(processor, cameras))
-    results = measure_agreement(cast(loaded, bf16), processor, observations, rows, nodes)
+    results = measure_agreement(loaded, processor, observations, rows, nodes)
     Console().print(agreement_table(results))
     write_results({"model": model, "data": data, **results}, output, [data])
 
@@ -96,8 +97,6 @@ def training_step(
     output: Output = None,
 ) -> None:
     """Memory and time of a training step, on random weights."""
-    from rich.console import Console
-
     from gen_vla.evaluation.benchmarks.training_step import run_benchmark, steps_table
 
     results = run_benchmark(sizes.split(","), numbers(batches), repeats)
@@ -112,8 +111,6 @@ def latency(
     output: Output = None,
 ) -> None:
     """Milliseconds per action here, and what they went to."""
-    from rich.console import Console
-
     from gen_vla.evaluation.benchmarks.latency import latency_table, measure_busy, measure_latency, measure_parts
 
     if repeats < 1:
@@ -136,8 +133,6 @@ def loader(
     output: Output = None,
 ) -> None:
     """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where installed."""
-    from rich.console import Console
-
     from gen_vla.evaluation.benchmarks.loader import loader_table, run_loader_benchmark
 
     results = run_loader_benchmark(paths, frames=frames, repeats=repeats, split=split)
