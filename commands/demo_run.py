@@ -1,9 +1,4 @@
-"""The whole path in one command: record, train, publish, load by name, roll out, look.
-
-    make demo                                    # installs first
-    gen-vla demo --output demo_output            # in an environment that has everything
-
-Decides: the order, what is shown, what the summary holds. Refuses to know: how any step works; each is one call.
+"""The whole path of `gen-vla demo`: record, train, publish, load by name, roll out, draw.
 
 Everything is written under the output folder, a Hugging Face cache of its own included, so that nothing of the user's
 is touched. A second call continues where the first was stopped: data sets that are there are kept, training resumes
@@ -25,13 +20,11 @@ from gen_vla.training.recipes.loading import Recipe, load_recipe
 
 
 REPO_ID = "gen-vla/mini-openvla-plus"
-RECIPES = ("mini_vlm", "mini_openvla_plus")
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 EXPECTED_SAMPLES_PER_SECOND = 150  # below this, the demo takes longer than its quarter of an hour
 
-
 # What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
-QUICK = {
+QUICK: dict[str, dict[str, Any]] = {
     "mini_vlm": {"data.vision_language.0.record.count": 200, "training.steps": 20},
     "mini_openvla_plus": {
         "data.robot.0.record.episodes_per_task": 4,
@@ -56,37 +49,35 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: b
     console, began = Console(), time.perf_counter()
     output = Path(output).resolve()
     use_own_cache(output / "huggingface")
-    overrides = QUICK if quick else {}
     episodes = QUICK_EPISODES if quick else episodes
-    recipes = [load_recipe(name, overrides.get(name)) for name in RECIPES]
-    step = _Steps(console, 6)
-
-    step("Recording demonstrations and questions in the simulator")
-    record(recipes, output, max(episodes, 20))
-    kinds = ("the vision-language model", "the policy: robot data and questions, half each")
-    for recipe, words in zip(recipes, kinds):
-        step(f"Training {words} ({recipe.name}, {recipe.training.steps} steps)")
-        train(recipe, output, overrides.get(recipe.name.replace("-", "_"), {}))
-    step(f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
+    overrides: dict[str, dict[str, Any]] = QUICK if quick else {name: {} for name in QUICK}
+    vlm, policy = (load_recipe(name, changes) for name, changes in overrides.items())
+    heading(console, 1, "Recording demonstrations and questions in the simulator")
+    record([vlm, policy], output, max(episodes, 20))
+    heading(console, 2, f"Training the vision-language model ({vlm.name}, {vlm.training.steps} steps)")
+    train(vlm, output, overrides["mini_vlm"])
+    words = "the policy: robot data and questions, half each"
+    heading(console, 3, f"Training {words} ({policy.name}, {policy.training.steps} steps)")
+    train(policy, output, overrides["mini_openvla_plus"])
+    heading(console, 4, f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
     publish(output, results=None)
     model, processor = load_by_name()
-    step("Rolling out on layouts never seen in training, with controls")
+    heading(console, 5, "Rolling out on layouts never seen in training, with controls")
     results = evaluate(model, processor, output, episodes)
     made = provenance(output / "repository", [output / "held_out_questions"])
-    step("Drawing")
-    files = draw(model, processor, recipes[1], output)
-    return finish(console, results, made, files, recipes[1], output, time.perf_counter() - began)
+    heading(console, 6, "Drawing")
+    files = draw(model, processor, policy, output)
+    seconds = time.perf_counter() - began
+    written = write_results(results, made, output, seconds)
+    console.rule("[bold]Done", align="left")
+    show(console, results, files, policy, output)
+    console.print(f"  {seconds / 60:.1f} minutes in all")
+    return written
 
 
-class _Steps:
-    """Numbered headings."""
-
-    def __init__(self, console: Console, total: int):
-        self.console, self.total, self.number = console, total, 0
-
-    def __call__(self, words: str) -> None:
-        self.number += 1
-        self.console.rule(f"[bold]{self.number}/{self.total}  {words}", align="left")
+def heading(console: Console, number: int, words: str) -> None:
+    """Begins one of the six steps on the screen."""
+    console.rule(f"[bold]{number}/6  {words}", align="left")
 
 
 def use_own_cache(folder: Path) -> None:
@@ -112,17 +103,17 @@ def record(recipes: list[Recipe], output: Path, questions: int) -> None:
 
 def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
     """One recipe in as many processes as there are cores, two at most: at this size more only wait for each other."""
-    if (output / recipe.name / "training_log.json").is_file():
-        check_same_recipe(recipe, output / recipe.name)
-        print(f"  {recipe.name} is trained already; delete {output / recipe.name} to train it again")
+    folder = output / recipe.name
+    if (folder / "training_log.json").is_file():
+        check_same_recipe(recipe, folder)
+        print(f"  {recipe.name} is trained already; delete {folder} to train it again")
         return
-    processes = min(os.cpu_count() or 1, 2)
     settings = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
     name = recipe.name.replace("-", "_")
     command = [sys.executable, "-m", "gen_vla.commands.main", "train", name, "--work-dir", str(output), "--resume"]
-    if subprocess.call([*command, f"--processes={processes}", *settings]):
+    if subprocess.call([*command, f"--processes={min(os.cpu_count() or 1, 2)}", *settings]):
         raise ValueError(f"got a failure from training {recipe.name}, expected a model; its messages are above")
-    log = json.loads((output / recipe.name / "training_log.json").read_text(encoding="utf-8"))
+    log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
     rate = log["history"][-1]["train_samples_per_second"]
     slow = rate < EXPECTED_SAMPLES_PER_SECOND
     remark = f", below the {EXPECTED_SAMPLES_PER_SECOND} this demo is sized for: it takes longer here" if slow else ""
@@ -142,14 +133,13 @@ def check_same_recipe(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def publish(output: Path, results: dict[str, Any] | None) -> Path:
+def publish(output: Path, results: dict[str, Any] | None) -> None:
     """The repository folder, verified, and its copy in the cache."""
     from gen_vla.training.publishing.assembling import install_in_cache, publish_to_folder
 
     folder = publish_to_folder(output / "mini-openvla-plus", REPO_ID, output / "repository", results)
     print(f"  verified {folder}")
     print(f"  in the cache as {install_in_cache(folder, REPO_ID)}")
-    return folder
 
 
 def load_by_name() -> tuple[Any, Any]:
@@ -164,18 +154,13 @@ def load_by_name() -> tuple[Any, Any]:
 
 def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[str, Any]:
     """Success, controls, questions and speed."""
-    from datasets import load_from_disk
+    from datasets import Dataset
 
     from gen_vla.evaluation.drawers.suite import run_suite
 
-    questions = load_from_disk(str(output / "held_out_questions"))
-    return run_suite(
-        model,
-        processor,
-        questions,  # type: ignore[arg-type]
-        episodes=episodes,
-        control_episodes=max(episodes * 2 // 5, 1),
-    )
+    questions = Dataset.load_from_disk(str(output / "held_out_questions"))
+    control_episodes = max(episodes * 2 // 5, 1)
+    return run_suite(model, processor, questions, episodes=episodes, control_episodes=control_episodes)
 
 
 def draw(model: Any, processor: Any, recipe: Recipe, output: Path) -> dict[str, Path]:
@@ -187,12 +172,9 @@ def draw(model: Any, processor: Any, recipe: Recipe, output: Path) -> dict[str, 
     pictures.mkdir(exist_ok=True)
     log = json.loads((output / recipe.name / "training_log.json").read_text(encoding="utf-8"))
     files = {"loss per source": plot_training(log["history"], pictures / "training.png", recipe.name)}
-    for path in record_episodes(model, processor, pictures):
-        files[f"episode, {path.stem}"] = path
+    files |= {f"episode, {path.stem}": path for path in record_episodes(model, processor, pictures)}
     real = draw_bridge_prediction(model, processor, pictures / "bridge_prediction.png")
-    if real is not None:
-        files["prediction on a real Bridge picture"] = real
-    return files
+    return {**files, "prediction on a real Bridge picture": real} if real else files
 
 
 def draw_bridge_prediction(model: Any, processor: Any, path: Path) -> Path | None:
@@ -217,17 +199,9 @@ def draw_bridge_prediction(model: Any, processor: Any, path: Path) -> Path | Non
     return draw_prediction(image, instruction, prediction, path, note=note)
 
 
-def finish(
-    console: Console,
-    results: dict[str, Any],
-    made: dict[str, Any],
-    files: dict[str, Path],
-    recipe: Recipe,
-    output: Path,
-    seconds: float,
-) -> dict[str, Any]:
-    """Results as JSON and on the model card, the table, and where everything is; `made` says how they came about."""
-    from gen_vla.evaluation.drawers.suite import as_card_results, summary_table
+def write_results(results: dict[str, Any], made: dict[str, Any], output: Path, seconds: float) -> dict[str, Any]:
+    """Results on the model card and, as they are returned, in `results.json`; `made` says how they came about."""
+    from gen_vla.evaluation.drawers.suite import as_card_results
     from gen_vla.training.provenance.training_record import with_record
     from gen_vla.training.run_folder import write_json
 
@@ -241,15 +215,18 @@ def finish(
     }
     written = with_provenance(with_record(written, str(output / "repository")), made)
     write_json(output / "results.json", written)
-    console.rule("[bold]Done", align="left")
+    return written
+
+
+def show(console: Console, results: dict[str, Any], files: dict[str, Path], recipe: Recipe, output: Path) -> None:
+    """The table, and where everything is."""
+    from gen_vla.evaluation.drawers.suite import summary_table
+
     console.print(summary_table(results, f"{REPO_ID}, {recipe.training.steps} steps, seed {recipe.training.seed}"))
-    files = {"results": output / "results.json", "repository": output / "repository", **files}
-    for words, path in files.items():
+    for words, path in {"results": output / "results.json", "repository": output / "repository", **files}.items():
         console.print(f"  {words:38} {shorten(path)}", highlight=False, soft_wrap=True)
     cache = shorten(output / "huggingface")
     console.print(f"  load it by name with HF_HOME={cache} HF_HUB_OFFLINE=1", highlight=False, soft_wrap=True)
-    console.print(f"  {seconds / 60:.1f} minutes in all")
-    return written
 
 
 def shorten(path: Path) -> str:

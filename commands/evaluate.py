@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from typer import Argument, Option
 from typer.core import TyperCommand
 
@@ -27,8 +28,6 @@ def tabletop(
     output: Annotated[Path | None, Option(help="Folder of results; running again continues there.")] = None,
 ) -> None:
     """Four tasks in one simulated scene, in and out of distribution."""
-    from rich.console import Console
-
     from gen_vla.evaluation.tabletop import suite
     from gen_vla.evaluation.tabletop.scores import results_table, variants_table
 
@@ -61,7 +60,6 @@ def drawers(
 ) -> None:
     """Open and close a drawer in the simulator."""
     from datasets import Dataset
-    from rich.console import Console
 
     from gen_vla.evaluation.drawers.suite import run_suite, summary_table
 
@@ -78,18 +76,12 @@ def drawers(
 def open_loop(
     model: Model,
     data: Annotated[
-        str, Argument(help="A robot data set it was not trained on: a folder, or hf://datasets/OWNER/NAME.")
+        str, Argument(help="A robot data set, not of its training: a folder, or hf://datasets/OWNER/NAME.")
     ],
     unnorm_key: UnnormKey = None,
-    split: Annotated[
-        str | None, Option(help="Of the data set (default: all of a LeRobot set, train of others).")
-    ] = None,
+    split: Annotated[str | None, Option(help="(default: all of a LeRobot set, train of others)")] = None,
     cameras: Annotated[
-        list[str] | None,
-        Option(
-            "--camera",
-            help="Of the data set (default: those of the model's recipe); repeat it for a model of several.",
-        ),
+        list[str] | None, Option("--camera", help="Of the data set, one or several (default: those of the recipe).")
     ] = None,
     every: Annotated[int, Option(help="Ask at every n-th step of an episode.")] = 10,
     episodes: Annotated[int, Option(help="From all over the data set, at most.")] = 50,
@@ -98,13 +90,9 @@ def open_loop(
     output: Output = None,
 ) -> None:
     """A model's actions beside those of recorded episodes, without a simulator."""
-    from rich.console import Console
-
     from gen_vla.evaluation.open_loop import suite
 
-    settings = suite.OpenLoopSettings(
-        unnorm_key=unnorm_key, split=split, cameras=cameras, every=every, episodes=episodes, rows=batch_size
-    )
+    settings = suite.OpenLoopSettings(unnorm_key, cameras, split, every, episodes, batch_size)
     loaded, processor = load_any(model)
     results, found, recorded = suite.evaluate_open_loop(loaded, processor, model, data, settings)
     console = Console()
@@ -125,7 +113,6 @@ def scene_questions(
 ) -> None:
     """Questions about pictures of the drawer scenes."""
     from datasets import Dataset
-    from rich.console import Console
 
     from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, questions_table
 
@@ -159,23 +146,16 @@ def simpler(
     model: OptionalModel = None,
     policy: Annotated[str, Option(help="Controls, of expert, random, zero, by commas (default: none).")] = "",
     modes: Annotated[
-        list[str] | None,
-        Option(help="Of matching, variants, masked, paraphrase (default: matching)."),
+        list[str] | None, Option(help="Of matching, variants, masked, paraphrase (default: matching).")
     ] = None,
     tasks: Annotated[list[str] | None, Option(help="One or several (default: all of the robot's).")] = None,
-    episodes: Annotated[
-        int | None, Option(help="At most so many of every variant (default: the whole protocol).")
-    ] = None,
+    episodes: Annotated[int | None, Option(help="Of every variant at most (default: the whole protocol).")] = None,
     unnorm_key: Annotated[str | None, Option(help="(default: the real robot's data set)")] = None,
     action_ensemble: Annotated[bool, Option("--action-ensemble", help="Average overlapping predictions.")] = False,
-    shader: Annotated[
-        Literal["rt", "ibl"] | None, Option(help="ibl draws without ray tracing (default: as published).")
-    ] = None,
+    shader: Annotated[Literal["rt", "ibl"] | None, Option(help="ibl: no ray tracing (default: as published).")] = None,
     shard: Annotated[str, Option(help="I/N runs every n-th trial; N processes share a folder.")] = "0/1",
 ) -> None:
     """SimplerEnv, where it is installed; goes on where it stopped."""
-    from rich.console import Console
-
     from gen_vla.evaluation.simpler.environment import find_assets
     from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, results_table
 
@@ -201,9 +181,7 @@ def simpler(
 def vqa(
     model: Model,
     tasks: Annotated[str, Option(help="Of these, and scenes.")] = "textvqa,pope,gqa,vizwiz,vsr",
-    local: Annotated[
-        Path | None, Option(help="Read tasks from this folder, see evaluation/vqa/lm_eval_tasks.")
-    ] = None,
+    local: Annotated[Path | None, Option(help="A folder of tasks, see evaluation/vqa/lm_eval_tasks.")] = None,
     limit: Annotated[int | None, Option(help="Ask only the first questions of each task.")] = None,
     batch_size: Annotated[int, Option(help="Questions per call.")] = 4,
     output: Output = None,
@@ -212,8 +190,6 @@ def vqa(
 
     Beside the results go every answer and a picture.
     """
-    from rich.console import Console
-
     from gen_vla.evaluation.vqa.results import plot_results, results_table, yes_no_table
     from gen_vla.evaluation.vqa.suite import run_vqa, write_answers
 
@@ -237,8 +213,6 @@ def representations(
     output: Output = None,
 ) -> None:
     """Linear probes, drift and t-SNE of the vision towers."""
-    from rich.console import Console
-
     from gen_vla.evaluation.representations import probes
     from gen_vla.evaluation.representations.data import CIFAR10, load_pictures
     from gen_vla.evaluation.representations.pictures import draw_panels
@@ -263,12 +237,8 @@ def representations(
 def report(
     results: Annotated[list[Path], Argument(help="JSON files the suites wrote.")],
     output: Annotated[Path, Option(help="A folder for Markdown, JSON and PNG files.")],
-    row: Annotated[
-        list[str] | None, Option(metavar="MODEL=ROW", help="A model's row of the paper, like openvla-sc.")
-    ] = None,
-    against: Annotated[
-        str | None, Option(metavar="MODEL", help="Compare the models without a row with this one.")
-    ] = None,
+    row: Annotated[list[str] | None, Option(metavar="MODEL=ROW", help="A row of the paper, like openvla-sc.")] = None,
+    against: Annotated[str | None, Option(metavar="MODEL", help="Compare models without a row with this one.")] = None,
     seeds: Annotated[
         list[str] | None,
         Option(

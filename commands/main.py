@@ -16,11 +16,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import typer
 from typer.main import get_command
 
-from gen_vla.commands import evaluate, record
+from gen_vla.commands import evaluate
 from gen_vla.commands.convert import convert
 from gen_vla.commands.demo import demo
 from gen_vla.commands.predict import predict
 from gen_vla.commands.publish import publish
+from gen_vla.commands.record import record
 from gen_vla.commands.train import train
 from gen_vla.training.provenance.origin import called_as
 from gen_vla.training.storage.storage_problems import storage_problem
@@ -38,13 +39,9 @@ Examples:
   gen-vla publish outputs/my-robot you/my-robot --dry-run
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
-app.command()(train)
 app.add_typer(evaluate.app, name="evaluate")
-app.command()(convert)
-app.command()(publish)
-app.command()(predict)
-app.add_typer(record.app, name="record")
-app.command()(demo)
+for command in (train, convert, publish, predict, record, demo):
+    app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> int:

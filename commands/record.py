@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
 from typer import Argument, Option
 
 
@@ -20,76 +19,39 @@ RECORDERS = {  # imported when asked for: they load the simulator, an extra
 RECORDING_SETTINGS = "recording_settings.json"  # what a recorded data set was asked for, beside it
 NOT_PRINTED = ("layouts", "provenance")  # of the metadata: hundreds of digests, and what is known on the spot
 
-Content = Annotated[Literal["demonstrations", "questions"], Argument(help="What to record.")]
-OutputFolder = Annotated[Path, Argument(help="The folder of the data set.")]
-EpisodesPerTask = Annotated[int, Option(help="Demonstrations: successes to keep.")]
-Count = Annotated[int, Option(help="Questions: how many.")]
-Seed = Annotated[int, Option(help="First seed; questions from 1000000 on are held out.")]
-Workers = Annotated[int, Option(help="Processes (the data do not depend on it).")]
-ImageSize = Annotated[int, Option(help="Pixels a side.")]
-Clean = Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")]
-Paraphrase = Annotated[bool, Option("--paraphrase", help="Demonstrations: several wordings per task.")]
-Overwrite = Annotated[bool, Option("--overwrite", help="Replace a finished data set.")]
-
-app = typer.Typer(help="Record demonstrations, or questions for co-training, in a simulator.", no_args_is_help=True)
-
-
-@app.command()
-def tabletop(
-    content: Content,
-    output_dir: OutputFolder,
-    episodes_per_task: EpisodesPerTask = 200,
-    count: Count = 4000,
-    seed: Seed = 0,
-    workers: Workers = 2,
-    image_size: ImageSize = 112,
-    clean: Clean = False,
-    paraphrase: Paraphrase = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Tabletop scenes: pick, move near, open and close a drawer."""
-    shared = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
-    demonstrations = {"episodes_per_task": episodes_per_task, "noise": not clean, "paraphrase": paraphrase}
-    record("tabletop", content, output_dir, shared, demonstrations, {"count": count})
-
-
-@app.command()
-def drawers(
-    content: Content,
-    output_dir: OutputFolder,
-    episodes_per_task: EpisodesPerTask = 160,
-    count: Count = 4000,
-    seed: Seed = 0,
-    workers: Workers = 2,
-    image_size: ImageSize = 96,
-    clean: Clean = False,
-    paraphrase: Paraphrase = False,
-    overwrite: Overwrite = False,
-    variation: Annotated[
-        Literal["none", "modest", "full"], Option(help="Demonstrations: looks of scenes.")
-    ] = "modest",
-    start: Annotated[
-        Literal["stock", "half-open"], Option(help="Demonstrations: how far open the drawer starts.")
-    ] = "stock",
-) -> None:
-    """Meta-World drawers: open and close."""
-    shared = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
-    demonstrations = {"episodes_per_task": episodes_per_task, "noise": not clean, "paraphrase": paraphrase}
-    demonstrations |= {"variation": variation, "start": start}
-    record("drawers", content, output_dir, shared, demonstrations, {"count": count})
-
 
 def record(
-    simulator: str,
-    content: str,
-    output_dir: Path,
-    shared: dict[str, Any],
-    demonstrations: dict[str, Any],
-    questions: dict[str, Any],
+    simulator: Annotated[Literal["tabletop", "drawers"], Argument(help="Where.")],
+    content: Annotated[Literal["demonstrations", "questions"], Argument(help="What.")],
+    output_dir: Annotated[Path, Argument(help="The folder of the data set.")],
+    episodes_per_task: Annotated[
+        int | None, Option(help="Demonstrations: successes to keep (default: tabletop 200, drawers 160).")
+    ] = None,
+    count: Annotated[int, Option(help="Questions: how many.")] = 4000,
+    seed: Annotated[int, Option(help="First seed; questions from 1000000 on are held out.")] = 0,
+    workers: Annotated[int, Option(help="Processes (the data do not depend on it).")] = 2,
+    image_size: Annotated[int | None, Option(help="Pixels a side (default: tabletop 112, drawers 96).")] = None,
+    clean: Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")] = False,
+    paraphrase: Annotated[bool, Option("--paraphrase", help="Demonstrations: several wordings per task.")] = False,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished data set.")] = False,
+    variation: Annotated[
+        Literal["none", "modest", "full"] | None, Option(help="Drawer demonstrations: looks (default: modest).")
+    ] = None,
+    start: Annotated[
+        Literal["stock", "half-open"] | None, Option(help="Drawer demonstrations: how far open (default: stock).")
+    ] = None,
 ) -> None:
-    """Records one data set, with the shared settings and those of its content, and prints its metadata."""
-    own = demonstrations if content == "demonstrations" else questions
-    metadata = recorder(simulator, content)(output_dir, **own, **shared)
+    """Record demonstrations in a simulator, or questions about its scenes for co-training."""
+    if simulator != "drawers" and (variation or start):
+        raise ValueError("got --variation or --start, expected them for drawers only")
+    settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
+    if content == "questions":
+        settings |= {"count": count}
+    else:
+        settings |= {"episodes_per_task": episodes_per_task, "noise": not clean, "paraphrase": paraphrase}
+        settings |= {"variation": variation, "start": start}
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    metadata = recorder(simulator, content)(output_dir, **chosen)
     print(json.dumps({key: value for key, value in metadata.items() if key not in NOT_PRINTED}, indent=2))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 from typer import Argument, Option
 
 
@@ -55,8 +56,6 @@ def train(
 
 def show_recipes() -> None:
     """The recipes of the package as a table."""
-    from rich.console import Console
-
     from gen_vla.training.recipes.table import recipes_table
 
     Console(width=None if sys.stdout.isatty() else 160).print(recipes_table())
@@ -64,8 +63,6 @@ def show_recipes() -> None:
 
 def show_plan(recipe: Any, work_dir: Path) -> None:
     """Shows what a run will need."""
-    from rich.console import Console
-
     from gen_vla.training.planning.plan import plan_recipe, plan_tables, planned_config, row_sentence
 
     parts, plans = plan_recipe(recipe, work_dir)

@@ -51,6 +51,7 @@ def test_train_lists_the_recipes(capsys):
         (["publish", "nowhere", "gen-vla/x", "--output", "out"], "got nowhere, expected the folder of a saved model"),
         (["predict", "nowhere/at/all/deep", "x.png", "open"], "gen-vla:"),
         (["evaluate", "scene_questions", "model"], "--questions"),
+        (["record", "tabletop", "demonstrations", "x", "--start", "stock"], "expected them for drawers only"),
         (["evaluate", "simpler", "--robot", "widowx", "--modes", "matching", "mased", "--output", "x"], "'mased'"),
     ],
 )
@@ -79,7 +80,7 @@ def test_every_command_of_the_readme_is_understood():
         ),
         ("evaluate open_loop m d --camera top --camera wrist", {"cameras": ["top", "wrist"], "every": 10}),
         ("convert a b --no-dual", {"dual": False, "dtype": None}),
-        ("record tabletop questions q --seed 7", {"content": "questions", "seed": 7, "image_size": 112}),
+        ("record tabletop questions q --seed 7", {"content": "questions", "seed": 7, "count": 4000}),
         ("demo", {"output": None, "episodes": 50, "quick": False}),
     ],
 )
