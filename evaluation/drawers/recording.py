@@ -3,9 +3,9 @@
 Decides: what an episode is recorded from, how scenes for questions are drawn, that answers are balanced. Refuses to
 know: what is asked (`drawers/questions.py`), how rows are kept (`simulated_rows.py`), models, prompts, normalisation.
 
-    python -m gen_vla.evaluation.drawers.recording demonstrations outputs/drawers --episodes-per-task 160
-    python -m gen_vla.evaluation.drawers.recording questions outputs/drawer-questions --count 4000
-    python -m gen_vla.evaluation.drawers.recording questions outputs/held-out --count 400 --seed 1000000
+    gen-vla record drawers demonstrations outputs/drawers --episodes-per-task 160
+    gen-vla record drawers questions outputs/drawer-questions --count 4000
+    gen-vla record drawers questions outputs/held-out --count 400 --seed 1000000
 
     demonstrations  image, instruction, action float32 [7] (metres per policy step, open fraction: see
                     `gen_vla.evaluation.drawers.environment`), task, episode_index, frame_index, seed
@@ -42,7 +42,6 @@ from gen_vla.evaluation.drawers.environment import (
     sample_appearance,
 )
 from gen_vla.evaluation.drawers.questions import KINDS, LEAST_SHARE
-from gen_vla.evaluation.simulation.recording_options import record_and_print, recording_parser
 from gen_vla.evaluation.simulation.simulated_rows import (
     QuestionJob,
     Rows,
@@ -203,20 +202,3 @@ def record_questions(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Records one data set and prints its metadata."""
-    parser = recording_parser(
-        "Record Meta-World drawer demonstrations or questions about them.", episodes=160, image_size=96
-    )
-    parser.add_argument("--variation", choices=("none", "modest", "full"), default="modest", help="looks of scenes")
-    parser.add_argument("--start", choices=("stock", "half-open"), default="stock", help="how far open it starts")
-    chosen = parser.parse_args(arguments)
-    return record_and_print(
-        chosen, record_demonstrations, record_questions, variation=chosen.variation, start=chosen.start
-    )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

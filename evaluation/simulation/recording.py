@@ -3,9 +3,9 @@
 Decides: what an episode is recorded from, how scenes for questions are drawn, that answers are balanced. Refuses to
 know: what is asked (`questions.py`), how rows are kept (`simulated_rows.py`), models, prompts, normalisation.
 
-    python -m gen_vla.evaluation.simulation.recording demonstrations outputs/tabletop --episodes-per-task 200
-    python -m gen_vla.evaluation.simulation.recording questions outputs/tabletop-questions --count 4000
-    python -m gen_vla.evaluation.simulation.recording questions outputs/tabletop-held-out --count 400 --seed 1000000
+    gen-vla record tabletop demonstrations outputs/tabletop --episodes-per-task 200
+    gen-vla record tabletop questions outputs/tabletop-questions --count 4000
+    gen-vla record tabletop questions outputs/tabletop-held-out --count 400 --seed 1000000
 
     demonstrations  image, instruction, action float32 [7] (see `gen_vla.evaluation.simulation.environment`), task,
                     episode_index, frame_index, seed
@@ -48,7 +48,6 @@ from gen_vla.evaluation.simulation.layouts import (
 )
 from gen_vla.evaluation.simulation.looks import CAMERA
 from gen_vla.evaluation.simulation.questions import KINDS, SceneFacts
-from gen_vla.evaluation.simulation.recording_options import record_and_print, recording_parser
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT
 from gen_vla.evaluation.simulation.simulated_rows import (
     QuestionJob,
@@ -212,15 +211,3 @@ def record_questions(
         overwrite=overwrite,
         progress=progress,
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Records one data set and prints its metadata."""
-    parser = recording_parser(
-        "Record tabletop demonstrations or questions about its scenes.", episodes=200, image_size=112
-    )
-    return record_and_print(parser.parse_args(arguments), record_demonstrations, record_questions)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -20,6 +20,7 @@ except Exception as error:  # the extra is not installed, or EGL fails: no libra
 
 from datasets import Dataset, load_from_disk
 
+from gen_vla.commands.main import main
 from gen_vla.evaluation.drawers import recording as recording
 from gen_vla.evaluation.simulation import simulated_rows
 
@@ -233,5 +234,6 @@ def test_held_out_questions_come_from_evaluation_seeds(tmp_path):
 
 def test_the_command_line_records(tmp_path, capsys):
     folder = str(tmp_path / "q")
-    assert recording.main(["questions", folder, "--count", "2", "--workers", "1", "--image-size", "32"]) == 0
+    arguments = ["--count", "2", "--workers", "1", "--image-size", "32"]
+    assert main(["record", "drawers", "questions", folder, *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["questions"] == 2

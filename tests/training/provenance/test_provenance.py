@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from gen_vla.commands.main import main
-from gen_vla.commands.suite_options import write_results
+from gen_vla.commands.options import write_results
 from gen_vla.training.provenance import origin as module
 from gen_vla.training.provenance.origin import (
     called_as,

@@ -7,7 +7,7 @@ import pytest
 from hub_stand_in import Fault
 from huggingface_hub import constants, hf_hub_download
 
-from gen_vla.commands.suite_options import write_results
+from gen_vla.commands.options import write_results
 from gen_vla.training.provenance.training_record import recipe_file, trained_as, with_record
 from gen_vla.training.publishing.hub_publishing import upload
 from gen_vla.training.publishing.hub_state import Destination
