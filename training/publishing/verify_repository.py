@@ -1,14 +1,13 @@
-"""Checks a Hub repository folder the way a stranger's computer would: without this package.
+"""Checks a Hub repository folder as it is loaded on a user's computer: without this package.
 
     python -P verify_repository.py FOLDER EXPECTED.npz
 
-Decides: what a repository must prove: that the auto classes load it with `trust_remote_code` and use every tensor in
-it, that its logits are those of the checkpoint it came from, and that it acts and answers. Refuses to know: how the
-folder was made. It is run as a script in an interpreter of its own, in which `gen_vla` cannot be imported; exit code 1
-and a message on failure.
+The auto classes must load it with `trust_remote_code` and use every tensor in it; its logits, answer and actions must
+be those of the checkpoint it came from. `assembling.verify` runs this in an interpreter of its own, in which `gen_vla`
+cannot be imported; exit code 1 and a message on failure.
 
 EXPECTED.npz holds `images` uint8 [B, cameras, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last
-position (of a flow, the velocity at the last step, with torch's seed at 0), for a model that writes words `answer`
+position (of a flow, the velocity at the last step, with torch's seed at 0), for a model that generates text `answer`
 int64 [1, L] (prompt and answer to "what is this?" about the first picture), and, for a model that acts, `actions` [B]
 (the action strings; of a flow, with torch's seed at 0 again).
 """

@@ -9,7 +9,7 @@ from hub_stand_in_storage import Account
 from huggingface_hub import HfApi
 
 from gen_vla.training.publishing.hub_publishing import upload
-from gen_vla.training.publishing.hub_state import Destination, FileChange, check_access, compare, read_repository
+from gen_vla.training.publishing.hub_state import Destination, FileChange, compare, read_repository
 from gen_vla.training.storage.hub_requests import HubError
 
 
@@ -32,9 +32,8 @@ def put(folder: Path, **options: Any) -> str | None:
 
 def test_nothing_and_something(hub: HubStandIn, folder: Path) -> None:
     assert read_repository(HfApi(), REPO) is None
-    assert check_access(HfApi(), Destination(REPO)) is None
     first = put(folder, tag="v1", private=True)
-    repository = check_access(HfApi(), Destination(REPO))
+    repository = read_repository(HfApi(), REPO)
     assert repository is not None
     assert (repository.private, repository.branches, repository.tags) == (True, {"main": first}, {"v1": first})
     assert repository.head("main") == repository.head("a branch to be made") == first
@@ -109,7 +108,7 @@ def test_who_may_not_write_is_told_so_at_once(
 def test_new_repositories_are_made_only_where_the_account_may(hub: HubStandIn, folder: Path) -> None:
     for owner, roles in (("someone", {}), ("readers", {"readers": "read"})):
         hub.storage.accounts["hf_ada"] = Account("ada", {"gen-vla": "write", **roles})
-        with pytest.raises(HubError, match=rf"got {owner}/x, which is not there, .*repositories of ada, gen-vla only"):
+        with pytest.raises(HubError, match=rf"got {owner}/x, which does not exist, .*repositories of ada, gen-vla only"):
             upload(folder, Destination(f"{owner}/x"))
     assert hub.storage.repositories == {}
     upload(folder, Destination("ada/x"))
