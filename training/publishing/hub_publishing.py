@@ -69,7 +69,7 @@ def publish(
     if not dry_run:
         hub_state.check_access(api, destination)  # before the long work
     with assembled(checkpoint, destination.repo_id, output, results) as folder:
-        return preview(folder, destination, api) if dry_run else upload_verified(folder, destination, api)
+        return preview(folder, destination, api) if dry_run else upload(folder, destination, api)
 
 
 def install(
@@ -117,7 +117,7 @@ def preview(folder: Path, destination: Destination, api: HfApi) -> Publication:
     return Publication(destination.repo_id, compare(api, folder, destination.repo_id, head))
 
 
-def upload(folder: str | Path, destination: Destination, api: HfApi | None = None) -> Publication:
+def upload(folder: Path, destination: Destination, api: HfApi | None = None) -> Publication:
     """Makes the files of a verified folder those of the repository on the Hub, in one commit.
 
     Files there that the folder lacks are deleted by the same commit. If nothing differs, there is no commit; the tag
@@ -128,21 +128,14 @@ def upload(folder: str | Path, destination: Destination, api: HfApi | None = Non
         HubError: see `hub_state.check_access`; and if the Hub cannot be reached or someone else commits meanwhile.
     """
     api = api or HfApi()
-    hub_state.check_access(api, destination)
-    return upload_verified(Path(folder), destination, api)
-
-
-def upload_verified(folder: Path, destination: Destination, api: HfApi) -> Publication:
-    """As `upload`, for an account that has been checked; reads the repository as it is now."""
     repo_id, branch, tag = destination.repo_id, destination.branch, destination.tag
-    repository = hub_state.read_repository(api, repo_id)
+    repository = hub_state.check_access(api, destination)
     if repository is None:
         private = destination.private or None  # an organisation has a default of its own
         ask(f"create {repo_id}", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         repository = hub_state.read_repository(api, repo_id)
     if repository is None:
         raise HubError(f"could not find {repo_id} after creating it; run it again")
-    hub_state.check_names(repository, destination)
     print(f"Comparing with what {api.endpoint} has", file=sys.stderr)
     head = repository.head(branch)
     changes = compare(api, folder, repo_id, head)

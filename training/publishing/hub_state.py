@@ -76,8 +76,8 @@ def read_repository(api: HfApi, repo_id: str) -> HubRepository | None:
     return HubRepository(bool(info.private), branches, tags)
 
 
-def check_access(api: HfApi, destination: Destination) -> None:
-    """Checks everything that can be checked before the long work.
+def check_access(api: HfApi, destination: Destination) -> HubRepository | None:
+    """What is there now, after everything that can be checked before the long work.
 
     Raises:
         HubError: without a valid token, or without the right to write; for a public repository that shall be private;
@@ -101,6 +101,7 @@ def check_access(api: HfApi, destination: Destination) -> None:
         ask(f"find the collection {slug}", lambda: api.get_collection(slug))
         if slug.split("/")[0] not in roles:
             raise HubError(f"got the collection {slug}, expected one of {', '.join(roles)}")
+    return repository
 
 
 def check_names(repository: HubRepository, destination: Destination) -> None:

@@ -66,7 +66,9 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
     Raises:
         ValueError: if the name is a variant's and the model is another, or a file of texts is wrong.
     """
-    made = method(run) if run else method_of_model(config)
+    acts = config.action_config
+    told = {"family": config.model_type, "D": config.frozen, "S": acts["representation"] if acts else None}
+    made = method(run) if run else told  # as much as a model itself tells
     words = written_words(name)
     if words and (differences := unlike(made, words)):
         raise ValueError(
@@ -129,12 +131,6 @@ def method(recipe: Recipe) -> dict[str, Any]:
         "robot data": [source.key for source in recipe.data.robot],
         "paraphrased": recipe.data.instruction_augmentation is not None or records_paraphrases(recipe),
     }
-
-
-def method_of_model(config: Any) -> dict[str, Any]:
-    """As much of that as a model itself tells."""
-    actions = config.action_config
-    return {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
 
 
 def records_paraphrases(recipe: Recipe) -> bool:
