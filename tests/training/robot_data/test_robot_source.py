@@ -16,7 +16,7 @@ from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
+from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.robot_data.video_frames import VideoPicture
 
 
@@ -72,7 +72,7 @@ def test_shards_divide_the_rows_and_sources_travel_to_workers(tmp_path, form):
 @pytest.mark.parametrize("form", FORMATS)
 def test_undecoded_rows_are_the_same_rows(tmp_path, form):
     source = open_robot_source(write(tmp_path, form, make_episodes(3, 4)), key="mine")
-    undecoded: DataSource = UndecodedRows(source)
+    undecoded: DataSource = source.undecoded()
     assert (undecoded.name, undecoded.shards(), undecoded.count_rows()) == (
         "mine",
         source.shards(),
@@ -145,7 +145,7 @@ def test_a_last_action_that_is_not_finite_fills_no_chunk(tmp_path):
     episodes[0].actions[4, 6] = np.nan
     source = open_robot_source(write_lerobot(tmp_path / "set", episodes), key="x", horizon=3)
     source.problems = RowProblems(limit_share=1.0)
-    assert [row["step_index"] for row in source.undecoded_rows(source.shards())] == [0, 1]
+    assert [row["step_index"] for row in source.undecoded().rows(source.shards())] == [0, 1]
     assert source.problems.report()["skipped"] == 3
 
 

@@ -21,8 +21,12 @@ from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import RobotDataError
 from gen_vla.training.robot_data.source import open_robot_source
-from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values
-from gen_vla.training.robot_data.stored_pictures import stored_pictures
+from gen_vla.training.robot_data.stored_columns import (
+    column_array,
+    column_seconds,
+    column_values,
+    stored_pictures,
+)
 from gen_vla.training.storage.data_folder import DataFolder
 
 

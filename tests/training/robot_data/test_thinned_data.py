@@ -135,10 +135,10 @@ def test_only_groups_of_pictures_that_are_wanted_are_decoded(tmp_path: Path) -> 
     frames, decoded = VideoFrames(str, 5), []
     note = frames._note_group
     frames._note_group = lambda: (decoded.append(frames._frame), note())[1]  # type: ignore[method-assign]
-    pictures = list(frames.read(str(tmp_path / "video.mp4"), np.arange(0, 60, 10) / 5))
+    pictures = [frames.picture(str(tmp_path / "video.mp4"), time) for time in np.arange(0, 60, 10) / 5]
     assert [round(np.asarray(picture).mean() / 4) for picture in pictures] == list(range(0, 60, 10))
     assert len(decoded) <= 11 + 4 * 3  # the first time all up to the second picture, to see what is cheaper
-    everything = list(frames.read(str(tmp_path / "video.mp4"), np.arange(60) / 5))
+    everything = [frames.picture(str(tmp_path / "video.mp4"), time) for time in np.arange(60) / 5]
     assert [round(np.asarray(picture).mean() / 4) for picture in everything] == list(range(60))
 
 
@@ -148,10 +148,10 @@ def test_a_long_group_behind_a_short_one_is_decoded_on(tmp_path: Path) -> None:
     greys = np.broadcast_to((4 * np.arange(60))[:, None, None, None], (60, 64, 64, 3)).astype(np.uint8)
     write_video(tmp_path / "short.mp4", greys[:10])
     write_video(tmp_path / "long.mp4", greys, group=60)
-    list(frames.read(str(tmp_path / "short.mp4"), [0.0, 1.0]))
+    [frames.picture(str(tmp_path / "short.mp4"), time) for time in [0.0, 1.0]]
     decoded, note = [], frames._note_group
     frames._note_group = lambda: (decoded.append(frames._frame), note())[1]  # type: ignore[method-assign]
-    pictures = list(frames.read(str(tmp_path / "long.mp4"), np.arange(0, 60, 6) / 5))
+    pictures = [frames.picture(str(tmp_path / "long.mp4"), time) for time in np.arange(0, 60, 6) / 5]
     assert [round(np.asarray(picture).mean() / 4) for picture in pictures] == list(range(0, 60, 6))
     assert len(decoded) < 90
 

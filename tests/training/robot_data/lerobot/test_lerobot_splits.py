@@ -9,7 +9,7 @@ from robot_data_sets import edit_episodes, edit_info, edit_lines, make_episodes,
 
 from gen_vla.commands.main import main
 from gen_vla.training.robot_data.episodes import RobotDataError
-from gen_vla.training.robot_data.lerobot.splits import parse_split, split_episodes
+from gen_vla.training.robot_data.lerobot.metadata import parse_split, split_episodes
 from gen_vla.training.robot_data.source import open_robot_source
 
 
