@@ -22,7 +22,7 @@ def test_every_row_is_found_where_it_lies(tmp_path, monkeypatch, block, indent, 
     path.write_text(json.dumps(ROWS, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
     places = list(scan_rows(path))
     assert [row for _, _, row in places] == ROWS
-    rows = JsonRows(path, [offset for offset, _, _ in places], [length for _, length, _ in places])
+    rows = JsonRows(path, [(offset, length) for offset, length, _ in places])
     assert len(rows) == 5
     assert list(rows.read([3, 1, 1])) == [(3, 7), (1, ROWS[1]), (1, ROWS[1])]
     assert list(pickle.loads(pickle.dumps(rows)).read([2])) == [(2, ROWS[2])]
@@ -56,7 +56,7 @@ def test_json_lines_and_byte_order_marks(tmp_path, monkeypatch, block, mark, beg
     path.write_bytes(text.encode())
     places = list(scan_rows(path))
     assert [row for _, _, row in places] == rows
-    read = JsonRows(path, [offset for offset, _, _ in places], [length for _, length, _ in places]).read([2, 0])
+    read = JsonRows(path, [(offset, length) for offset, length, _ in places]).read([2, 0])
     assert list(read) == [(2, rows[2]), (0, rows[0])]
 
 

@@ -19,10 +19,9 @@ from gen_vla.training.vision_language_data.llava import (
     TEXT_ONLY,
     ArchivedLlavaSource,
     LlavaSource,
-    row_ranges,
-    side_by_side,
+    interleave,
 )
-from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION
+from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION, row_ranges
 
 
 LOCAL = fsspec.filesystem("file")
@@ -303,5 +302,5 @@ def test_readers_divide_every_archive_and_each_reads_it_once(tmp_path, monkeypat
 
 def test_streams_side_by_side_stay_level():
     streams = [(size, iter([(name, dict)] * size)) for name, size in (("a", 4), ("b", 2), ("c", 1))]
-    assert "".join(name for name, _ in side_by_side(streams)) == "aabaabc"
-    assert list(side_by_side([])) == []
+    assert "".join(name for name, _ in interleave(streams)) == "aabaabc"
+    assert list(interleave([])) == []

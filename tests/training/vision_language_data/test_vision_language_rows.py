@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from functools import partial
 
 import pytest
 from published_sets import conversation, picture
@@ -15,9 +16,9 @@ from gen_vla.training.vision_language_data.rows import (
     NO_CONVERSATION,
     TWO_PLACES,
     WRONG_ORDER,
+    ConversationSource,
     RowError,
     build_row,
-    good_rows,
     messages_of,
     pictures_of,
     read_pictures,
@@ -222,13 +223,21 @@ def test_a_row_without_its_picture_is_bad(question, pictures, reason):
         build_row("row", [("human", question), ("gpt", "A can.")], pictures)
 
 
-def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
-    def attempt(number: int):
-        messages = [("human", "What?"), ("gpt", "" if number % 4 == 3 else "A can.")]
-        return f"row {number}", lambda: build_row(f"row {number}", messages, [])
+class Answers(ConversationSource):
+    """Eight rows, of which every fourth has an empty answer."""
 
+    def count_rows(self) -> int:
+        return 8
+
+    def _attempts(self, shards):
+        for number in range(8):
+            messages = [("human", "What?"), ("gpt", "" if number % 4 == 3 else "A can.")]
+            yield f"row {number}", partial(build_row, f"row {number}", messages, [])
+
+
+def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
     problems = RowProblems(limit_share=0.5, minimum_rows=4)
-    rows = list(good_rows((attempt(number) for number in range(8)), problems))
+    rows = list(Answers("a", problems).rows([]))
     assert [row["identity"] for row in rows] == [f"row {number}" for number in (0, 1, 2, 4, 5, 6)]
     assert problems.report() == {
         "seen": 6,
@@ -236,6 +245,5 @@ def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
         "by_reason": {EMPTY_ANSWER: 2},
         "examples": [f"row 3: {EMPTY_ANSWER}", f"row 7: {EMPTY_ANSWER}"],
     }
-    strict = RowProblems(limit_share=0.2, minimum_rows=4)
     with pytest.raises(TooManyBadRows, match="row 3"):
-        list(good_rows((attempt(number) for number in range(8)), strict))
+        list(Answers("a", RowProblems(limit_share=0.2, minimum_rows=4)).rows([]))

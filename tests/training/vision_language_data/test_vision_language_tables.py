@@ -12,7 +12,7 @@ from datasets import Dataset, Image
 from published_sets import ONEVISION, VQASYNTH, conversation, picture, write_parquet
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.vision_language_data import llava as vision_language_llava
+from gen_vla.training.vision_language_data import rows as vision_language_rows
 from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION, WRONG_ORDER
 from gen_vla.training.vision_language_data.tables import UNREADABLE, RecordedSource, TableSource
 
@@ -212,7 +212,7 @@ def test_recorded_questions_row_for_row(tmp_path):
 
 
 def test_ranges_of_recorded_questions_cross_the_batches_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_language_llava, "SHARDS_WANTED", 3)
+    monkeypatch.setattr(vision_language_rows, "SHARDS_WANTED", 3)
     table = pa.table({name: [question(n)[name] for n in range(50)] for name in ("image", "question", "answer")})
     path = tmp_path / "data-00000-of-00001.arrow"
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
