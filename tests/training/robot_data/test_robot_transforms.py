@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from gen_vla.training.robot_data.transforms import (
-    FRACTAL_ACTION,
-    FRACTAL_STATE,
     RobotTransform,
     absolute_gripper,
     binarize_gripper,
     choose_transform,
 )
+
+
+def choose(dataset="x", wanted="auto", raw=True, features=("action",)):
+    return choose_transform(wanted, dataset, stored_raw=raw, features=features, action=("action",), state=("state",))
 
 
 def test_bridge_by_hand():
@@ -19,9 +21,7 @@ def test_bridge_by_hand():
     state[:, 6] = [0.1, 0.2, 0.3, 0.4, 0.5]
     action = np.full((5, 7), 7.0, dtype=np.float32)
     action[:, 6] = [0.0, 1.0, 0.5, 0.0, 0.9]
-    result = RobotTransform("bridge", ("action",), ("observation/state",)).apply(
-        {"action": action, "observation/state": state}
-    )
+    result = RobotTransform("bridge", ("action",), ("state",)).apply({"action": action, "state": state})
     # Steps 1, 2 and 3 are left: 0 is dropped, 4 has no next state. The half-open step 2 closes, as step 3 does.
     assert result.actions[:, 0].tolist() == [0.5, -0.25, 1.75]
     assert result.actions[:, 6].tolist() == [1.0, 0.0, 0.0]
@@ -38,8 +38,7 @@ def test_fractal_by_hand():
         "action/rotation_delta": -np.arange(12, dtype=np.float32).reshape(4, 3),
         "action/gripper_closedness_action": np.array([[0.0], [1.0], [0.05], [-0.5]], dtype=np.float32),
     }
-    action, state = (f"action/{name}" for name in FRACTAL_ACTION), (f"observation/{name}" for name in FRACTAL_STATE)
-    transform = RobotTransform("fractal", tuple(action), tuple(state))
+    transform = choose("fractal20220817_data", features=steps)
     result = transform.apply(steps)
     assert result.actions[1].tolist() == [3.0, 4.0, 5.0, -3.0, -4.0, -5.0, 0.0]
     assert result.actions[:, 6].tolist() == [1.0, 0.0, 0.0, 1.0]
@@ -125,10 +124,6 @@ def test_features_are_put_side_by_side_in_the_order_named():
     assert RobotTransform("identity", ("move",), ("pose",)).optional == ("pose",)
 
 
-def choose(wanted, dataset, raw, features=("action",)):
-    return choose_transform(wanted, dataset, stored_raw=raw, features=features, action=("action",), state=("state",))
-
-
 @pytest.mark.parametrize(
     ("wanted", "dataset", "raw", "chosen"),
     [
@@ -142,19 +137,19 @@ def choose(wanted, dataset, raw, features=("action",)):
     ],
 )
 def test_transforms_are_chosen_by_name(wanted, dataset, raw, chosen):
-    assert choose(wanted, dataset, raw).name == chosen
+    assert choose(dataset, wanted, raw).name == chosen
 
 
 @pytest.mark.parametrize("point", [".", "/"])
 def test_rt1s_action_may_be_in_parts(point):
     names = [f"action{point}{name}" for name in ("world_vector", "rotation_delta", "gripper_closedness_action")]
-    parts = choose("fractal", "x", False, [*names, "action.else"])
+    parts = choose(wanted="fractal", features=[*names, "action.else"])
     assert parts.action == tuple(names)
     assert parts.state == (f"observation{point}base_pose_tool_reached", f"observation{point}gripper_closed")
-    whole = choose("fractal", "x", False, [*names, "action"])
+    whole = choose(wanted="fractal", features=[*names, "action"])
     assert (whole.action, whole.state) == (("action",), ("state",))
 
 
 def test_an_unknown_transform_is_refused():
     with pytest.raises(ValueError, match="transform='bridgev2', expected \"bridge\""):
-        choose("bridgev2", "x", True)
+        choose(wanted="bridgev2")

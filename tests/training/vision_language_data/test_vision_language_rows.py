@@ -45,16 +45,28 @@ def test_markers_leave_the_text_and_nothing_else_changes(text, question):
     assert markers == text.count("<image>")
 
 
-def test_points_stay_to_the_letter():
-    points = "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]"
-    assert turns_of([("human", "Where?"), ("gpt", points)])[0][0]["answer"] == points
-
-
-def test_several_turns_and_both_vocabularies_of_speakers():
-    messages = [("user", "One?"), ("assistant", "1"), ("human", "Two? <image>"), ("gpt", "2")]
-    turns, markers = turns_of(messages)
-    assert turns == [{"question": "One?", "answer": "1"}, {"question": "Two?", "answer": "2"}]
-    assert markers == 1
+@pytest.mark.parametrize(
+    ("messages", "turns"),
+    [
+        (
+            [("human", "Where?"), ("gpt", "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]")],
+            [("Where?", "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]")],
+        ),
+        (
+            [("user", "One?"), ("assistant", "1"), ("human", "Two? <image>"), ("gpt", "2")],
+            [("One?", "1"), ("Two?", "2")],
+        ),
+        (
+            [("system", "Be brief. "), ("human", "<image>\nWhat?"), ("gpt", "A"), ("human", "So?"), ("gpt", "Yes.")],
+            [("Be brief.\nWhat?", "A"), ("So?", "Yes.")],
+        ),
+        ([("system", " "), ("human", "What?"), ("gpt", "A can.")], [("What?", "A can.")]),
+    ],
+)
+def test_turns_of_both_vocabularies_of_speakers(messages, turns):
+    found, markers = turns_of(messages)
+    assert [(turn["question"], turn["answer"]) for turn in found] == turns
+    assert markers == sum("<image>" in text for _, text in messages)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +95,6 @@ def test_bad_conversations_have_a_reason(messages, reason):
 def test_what_is_no_list_of_messages_is_no_conversation(conversations):
     with pytest.raises(RowError, match=NO_CONVERSATION):
         messages_of({"conversations": conversations})
-
-
-def test_a_system_message_begins_the_question_after_it():
-    messages = [
-        ("system", "Be brief. "),
-        ("human", "<image>\nWhat?"),
-        ("gpt", "A can."),
-        ("human", "So?"),
-        ("gpt", "Yes."),
-    ]
-    assert turns_of(messages)[0] == [
-        {"question": "Be brief.\nWhat?", "answer": "A can."},
-        {"question": "So?", "answer": "Yes."},
-    ]
-    assert turns_of([("system", " "), ("human", "What?"), ("gpt", "A can.")])[0][0]["question"] == "What?"
 
 
 PICTURE, OTHER = picture(1), picture(2)
