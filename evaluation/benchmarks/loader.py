@@ -6,7 +6,7 @@ Measured in turns within one process, by the seconds of processor time that all 
 the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded
 and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is not counted.
 
-    gen-vla   `RobotSource.rows`, Pillow
+    gen-vla   `RobotDataset.rows`, Pillow
     tfds      the same camera decoded in `tf.data`, the others skipped; steps flattened, resized with antialiasing
     lerobot   `LeRobotDataset[i]` with its default video decoder, resized with antialiasing by torch
 """
@@ -31,13 +31,13 @@ from gen_vla.training.provenance.origin import describe_machine
 from gen_vla.training.robot_data.lerobot.metadata import INFO as LEROBOT_INFO
 from gen_vla.training.robot_data.lerobot.reading import LeRobotReader
 from gen_vla.training.robot_data.rlds import RLDSReader
-from gen_vla.training.robot_data.source import RobotSource, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 
 
 Frames = Callable[[], Iterator[np.ndarray]]  # a pass over the data from its beginning: uint8 [size, size, 3]
 
 
-def our_frames(source: RobotSource, size: int) -> Iterator[np.ndarray]:
+def our_frames(source: RobotDataset, size: int) -> Iterator[np.ndarray]:
     """Pictures of the first camera as uint8 [size, size, 3], over and over."""
     while True:
         for row in source.rows(source.shards()):
@@ -116,7 +116,7 @@ def measure_loader(
     return {**labels, "frames": frames, "readers": readers}
 
 
-def _readers(source: RobotSource, size: int, split: str) -> dict[str, Frames]:
+def _readers(source: RobotDataset, size: int, split: str) -> dict[str, Frames]:
     """Passes by reader; the other packages only where they are installed and read the format from this machine."""
     reader, camera = source.reader, source.cameras[0]
     passes: dict[str, Frames] = {"gen-vla": lambda: our_frames(source, size)}

@@ -24,7 +24,7 @@ from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.planning.data_check import spread
 from gen_vla.training.provenance.training_record import recipe_path
 from gen_vla.training.robot_data.episodes import episode_rows
-from gen_vla.training.robot_data.source import RobotSource, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.storage.hub_requests import HubError
 
 
@@ -72,7 +72,7 @@ class RecordedEpisodes:
         names: of each episode read, its number in the data set.
     """
 
-    source: RobotSource
+    source: RobotDataset
     every: int
     episodes: int | None
     actions: list[np.ndarray] = field(default_factory=list)
@@ -156,7 +156,7 @@ def recipe_entry(model: str, key: str) -> dict[str, Any]:
 
 def open_recorded(
     data: str | Path, entry: dict[str, Any], cameras: Sequence[str] | None, horizon: int, split: str | None
-) -> RobotSource:
+) -> RobotDataset:
     """The data set, read as the recipe reads it that the model learned from.
 
     Args:

@@ -171,7 +171,7 @@ class RobotSource:
         without_instruction: what becomes of steps whose task is null, empty or missing: `"skip"` counts them and
             leaves them out, `"refuse"` stops before the first step.
         every: of so many steps of an episode one is a row, for data faster than a policy can act; 5 makes 10 Hz of 50.
-            Its action leads from there to the next row (`robot_transforms.thinned`), and chunks are of such steps.
+            Its action leads from there to the next row (`transforms.thinned`), and chunks are of such steps.
         displacements: dimensions of an action that say how far to move, not where to be: with `every` they are summed,
             while all others are as in the last step. `[]` for none; the transforms know theirs.
         weight: how often its rows come beside those of the other robot data sets.

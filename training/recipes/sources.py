@@ -34,8 +34,7 @@ from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
 from gen_vla.training.recipes.cameras import model_cameras
 from gen_vla.training.recipes.schema import Recipe, RobotSource, VisionLanguageSource
 from gen_vla.training.robot_data.episodes import READING_VERSION, instruction_text
-from gen_vla.training.robot_data.source import RobotSource as RobotReader
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.robot_data.statistics import robot_statistics, scaled_mask
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
@@ -111,7 +110,7 @@ def location(path: str, work_dir: Path) -> str:
     return path if "://" in path else str(work_dir / path)
 
 
-def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> Dataset | RobotReader:
+def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> Dataset | RobotDataset:
     """The opened data set: rows of a recording, unless they are streamed, or a reader."""
     name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
     others = set(source.cameras or ()) - {RECORDED_CAMERA}
@@ -135,7 +134,7 @@ def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: O
 
 def _read_robot(
     source: RobotSource,
-    reader: Dataset | RobotReader,
+    reader: Dataset | RobotDataset,
     recipe: Recipe,
     work_dir: Path,
     opened: OpenedData,
@@ -158,7 +157,7 @@ def _read_robot(
     opened.norm_stats[source.key] = {**statistics, "action": {**statistics["action"], **_told(source, reader)}}
 
 
-def _told(source: RobotSource, reader: Dataset | RobotReader) -> dict[str, Any]:
+def _told(source: RobotSource, reader: Dataset | RobotDataset) -> dict[str, Any]:
     """What a recipe and its data set say of actions besides figures, which the model keeps; without what is not known.
 
     Keys of our own in OpenVLA's dictionary (`processors/action_statistics.py`), whose readers look for theirs.
@@ -229,7 +228,7 @@ def _add_statistics(opened: OpenedData, key: str, actions: np.ndarray, episodes:
 
 
 def _read_robot_files(
-    source: RobotSource, reader: RobotReader, recipe: Recipe, work_dir: Path, opened: OpenedData, tables: bool
+    source: RobotSource, reader: RobotDataset, recipe: Recipe, work_dir: Path, opened: OpenedData, tables: bool
 ) -> None:
     name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
     statistics = robot_statistics(reader, work_dir / "statistics", unscaled=recipe.actions.binary_dims)
@@ -258,7 +257,7 @@ def _read_robot_files(
         settings["changed"] = reader.reader.folder.changed()
         opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)
     else:
-        opened.streams[name] = UndecodedRows(reader)
+        opened.streams[name] = reader.undecoded()
 
 
 def _question_reader(

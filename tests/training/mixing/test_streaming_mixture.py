@@ -24,7 +24,7 @@ from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.mixing.streaming_mixture import Reader, ReadingLayout, RowStream, StreamingMixture
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
+from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
 
 
@@ -251,7 +251,7 @@ def write_videos(folder: Path, version: str) -> Path:
 
 def video_mixture(llama_like: Any, path: str, **settings: Any) -> StreamingMixture:
     problems = RowProblems(limit_share=1.0)
-    source = UndecodedRows(open_robot_source(path, key="mine", problems=problems))
+    source = open_robot_source(path, key="mine", problems=problems).undecoded()
     processor = tiny_processor(llama_like, ActionStringProcessor(action_dim=7, decimals=4))
     prepare = RowPreparer(processor, {"mine": tiny_statistics(7)})
     settings = {"batch_size": 3, "buffer": 6, "max_bad_share": 1.0, **settings}
