@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gen_vla.training.recipes.schema import Recipe, RobotSource
+from gen_vla.training.recipes.data_schema import RobotSource
+from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.run_folder import write_json
 
 

@@ -20,7 +20,6 @@ from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
 from gen_vla.training.collator import CoTrainingCollator
-from gen_vla.training.flow.recipe_rules import is_flow
 from gen_vla.training.flow.rows import FlowCollator, FlowNoise, FlowRowPreparer
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
 from gen_vla.training.lora import lora_config
@@ -168,7 +167,7 @@ def build_collator(
     recipe: Recipe, config: Any, processor: Any, sources: list[str]
 ) -> CoTrainingCollator | FlowCollator:
     """What makes batches of a recipe's prepared rows."""
-    if is_flow(recipe):
+    if recipe.is_flow:
         return FlowCollator(without_center_crop(processor), sources)
     context = config.text_config.max_position_embeddings
     return CoTrainingCollator(without_center_crop(processor), action_weights(recipe, config), context, sources)
@@ -209,7 +208,7 @@ def build_trainer(
 ) -> CoTrainer:
     """The TRL trainer of a recipe."""
     statistics = model.config.norm_stats
-    if is_flow(recipe):
+    if recipe.is_flow:
         kind, metrics = FlowTrainer, FlowMetrics(mixture.names, statistics)
     else:
         kind, metrics = CoTrainer, SourceMetrics(mixture.names, model.config.action_config, statistics)

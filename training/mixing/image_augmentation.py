@@ -17,46 +17,11 @@ A model trained with crops is shown the matching centre crop at inference: `cent
 `ImageAugmentation.center_crop_area` here.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from PIL import Image
 
 from gen_vla.training.mixing.row_randomness import row_generator
-
-
-@dataclass(frozen=True)
-class ImageAugmentation:
-    """Settings. Each change can be left out: `crop_area=1.0`, a largest shift of 0.0, factors [1.0, 1.0].
-
-    Attributes:
-        crop_area: share of the area that a crop keeps, in (0, 1].
-        brightness: largest shift, in 0..1.
-        contrast, saturation: smallest and largest factor, at least 0.
-        hue: largest turn, in 0..0.5 of the circle.
-    """
-
-    crop_area: float = 0.9
-    brightness: float = 0.2
-    contrast: list[float] = field(default_factory=lambda: [0.8, 1.2])
-    saturation: list[float] = field(default_factory=lambda: [0.8, 1.2])
-    hue: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name, largest in (("brightness", 1.0), ("hue", 0.5)):
-            if not 0.0 <= getattr(self, name) <= largest:
-                raise ValueError(f"image augmentation: got {name}={getattr(self, name)}, expected 0 to {largest}")
-        if not 0.0 < self.crop_area <= 1.0:
-            raise ValueError(f"image augmentation: got crop_area={self.crop_area}, expected a share in (0, 1]")
-        for name in ("contrast", "saturation"):
-            factors = getattr(self, name)
-            if len(factors) != 2 or not 0.0 <= factors[0] <= factors[1]:
-                raise ValueError(f"image augmentation: got {name}={factors}, expected the smallest and largest factor")
-
-    @property
-    def center_crop_area(self) -> float | None:
-        """What the image processor of a model trained like this shall crop at inference; `None` for nothing."""
-        return self.crop_area if self.crop_area < 1.0 else None
+from gen_vla.training.recipes.data_schema import ImageAugmentation
 
 
 class ImageAugmenter:

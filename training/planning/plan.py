@@ -27,7 +27,6 @@ from rich.table import Table
 
 from gen_vla.training.checkpoints import family_named
 from gen_vla.training.converting.foreign_layouts import LLAMA2
-from gen_vla.training.flow.recipe_rules import is_flow
 from gen_vla.training.lora import lora_config
 from gen_vla.training.model_building import model_sizes
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
@@ -133,7 +132,7 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         config = family.config(**(settings or {}))
         if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
             config.text_config.max_position_embeddings = LLAMA2["max_position_embeddings"]
-    if not is_flow(recipe):
+    if not recipe.is_flow:
         config.frozen = recipe.model.frozen
     return config
 
@@ -153,7 +152,7 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
             model = get_peft_model(model, adapters).get_base_model()
     model.train()
     row = row_tokens(recipe, config)
-    if is_flow(recipe):
+    if recipe.is_flow:
         return flow_part_sizes(recipe, model, row)
     each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
@@ -217,7 +216,7 @@ def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
         pictures = cameras_shown(recipe) * config.num_image_tokens
         per_value, between = (1, 0) if actions.representation == "bins" else (actions.decimals + 3, 1)
         answer = actions.horizon * (actions.action_dim * per_value + between) - between + 1
-        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if is_flow(recipe) else answer)
+        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if recipe.is_flow else answer)
     if data.questions:
         lengths["vision-language"] = config.num_image_tokens + PROMPT_TOKENS + ANSWER_TOKENS + 1
     return lengths
@@ -227,7 +226,7 @@ def row_sentence(recipe: Recipe, config: Any) -> str:
     """How long rows are beside what the model takes."""
     lengths = row_lengths(recipe, config)
     told = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
-    texts = config.vlm_config.text_config if is_flow(recipe) else config.text_config
+    texts = config.vlm_config.text_config if recipe.is_flow else config.text_config
     context = texts.max_position_embeddings
     told += f"; the model takes {context:,} (max_position_embeddings)"
     if lengths.get("robot", 0) <= context:

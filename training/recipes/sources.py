@@ -32,7 +32,8 @@ from gen_vla.training.mixing.row_tables import (
 )
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
 from gen_vla.training.recipes.cameras import model_cameras
-from gen_vla.training.recipes.schema import Recipe, RobotSource, VisionLanguageSource
+from gen_vla.training.recipes.data_schema import RobotSource, VisionLanguageSource
+from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.robot_data.episodes import READING_VERSION, instruction_text
 from gen_vla.training.robot_data.source import RobotSource as RobotReader
 from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
