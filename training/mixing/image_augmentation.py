@@ -1,6 +1,4 @@
-"""Image augmentation as OpenVLA trained with it, on Pillow and numpy.
-
-Decides: the five changes, their order and their arithmetic. Refuses to know: which pictures of a run are changed.
+"""Image augmentation as OpenVLA trained with it, on Pillow and numpy; its settings are `recipes/data_schema.py`'s.
 
     random crop   0.9 of the area, sides in proportion, stretched back to the picture's size (bilinear)
     brightness    x + d,              d in -0.2..0.2
@@ -40,7 +38,7 @@ class ImageAugmenter:
         """A changed copy of an RGB picture, of the same size.
 
         Args:
-            picture: best of the size the model sees, as OpenVLA's are: the time is that of its pixels.
+            picture: best of the size the model sees, as OpenVLA's are; the time grows with its pixels.
             row: the row's place in the run. With several pictures to a row, give each a name of its own, or the same
                 to change them alike.
         """
@@ -107,7 +105,7 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
-    """float32 [3, H, W] in 0..1, HSV's hue moved by `turn` of the circle."""
+    """float32 [3, H, W] in 0..1, HSV's hue shifted by `turn` of the circle."""
     red, green, blue = pixels
     value, smallest = pixels.max(axis=0), pixels.min(axis=0)
     chroma = value - smallest
@@ -119,10 +117,10 @@ def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
         np.where(value == green, (blue - red) / safe + np.float32(2.0), (red - green) / safe + np.float32(4.0)),
     )
     hue += np.float32(6.0 * turn)
-    turned = np.empty_like(pixels)
+    shifted = np.empty_like(pixels)
     for channel, place in enumerate((5.0, 3.0, 1.0)):
         # A channel is at its lowest for half of the circle: it rises, stays and falls over the other four sixths.
         sixth = hue + np.float32(place)
         sixth -= np.float32(6.0) * np.floor(sixth / np.float32(6.0))
-        turned[channel] = value - chroma * np.clip(np.minimum(sixth, np.float32(4.0) - sixth), 0.0, 1.0)
-    return turned
+        shifted[channel] = value - chroma * np.clip(np.minimum(sixth, np.float32(4.0) - sixth), 0.0, 1.0)
+    return shifted

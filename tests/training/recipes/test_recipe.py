@@ -152,7 +152,7 @@ def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
         load_recipe(written(tmp_path, tiny_settings(data__robot=twice)))
 
 
-def test_extends_merges_single_settings(tmp_path: Path) -> None:
+def test_extends_merges_single_settings_of_a_file_or_a_shipped_recipe(tmp_path: Path) -> None:
     base = load_recipe(written(tmp_path, tiny_settings(), "base"))
     changes = {"extends": "base.yaml", "name": "row", "model": {"frozen": None, "text": {"num_hidden_layers": 3}}}
     row = load_recipe(written(tmp_path, changes, "row"))
@@ -164,9 +164,6 @@ def test_extends_merges_single_settings(tmp_path: Path) -> None:
     assert last.data.vision_language == []
     assert last.data.robot == base.data.robot
     assert last.model == row.model
-
-
-def test_extends_takes_a_shipped_recipe_by_name(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, {"extends": "mini_vlm", "name": "short", "training": {"steps": 1}}))
     assert recipe.training.steps == 1
     assert recipe.model == load_recipe("mini_vlm").model
