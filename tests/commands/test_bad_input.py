@@ -60,12 +60,12 @@ def tiny(capsys: pytest.CaptureFixture[str], work_dir: Path, **overrides: Any) -
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.shufle_buffer=3", "unknown key 'shufle_buffer'; did you mean 'shuffle_buffer'?"),
-        ("training.batch_size=7", "got batch_size=7, expected an even number"),
+        ("data.shufle_buffer=3", "unknown key 'data.shufle_buffer'; did you mean 'shuffle_buffer'?"),
+        ("training.batch_size=7", "got training.batch_size=7, expected an even number"),
         ("data.co_training=[llav]", "got co_training with 'llav', which is no vision-language data set here; did you"),
-        ("data.max_bad_share=2.0", "got max_bad_share=2.0, expected a share from 0 to 1"),
-        ("data.robot.0.weight=0.0", "got weight=0.0, expected a number above 0"),
-        ("model.frozen=clip", "frozen: got 'clip' (str), expected one of"),
+        ("data.max_bad_share=2.0", "data.max_bad_share: got 2.0 (float), expected less than or equal to 1"),
+        ("data.robot.0.weight=0.0", "data.robot.0.weight: got 0.0 (float), expected greater than 0"),
+        ("model.frozen=clip", "model.frozen: got 'clip' (str), expected 'siglip' or 'dino'"),
         ("actions.action_dim=8", "got actions of 7 dimensions in robot/bridge_orig, expected actions.action_dim=8"),
         ("actions.action_dim=6", "got binary_dims=[6] with action_dim=6, expected dimensions from 0 to 5"),
         ("actions.binary_dims=[5, 6]", "dimension 5, expected 0 and 1 alone, since actions.binary_dims names it"),

@@ -24,7 +24,6 @@ from rich.table import Table
 
 from gen_vla.training.checkpoints import family_named
 from gen_vla.training.converting.foreign_layouts import LLAMA2
-from gen_vla.training.flow.recipe_rules import is_flow
 from gen_vla.training.lora import lora_config
 from gen_vla.training.model_building import model_sizes
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
@@ -106,7 +105,7 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         config = family.config(**(settings or {}))
         if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
             config.text_config.max_position_embeddings = LLAMA2["max_position_embeddings"]
-    if not is_flow(recipe):
+    if not recipe.is_flow:
         config.frozen = recipe.model.frozen
     return config
 
@@ -120,7 +119,7 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
             model = get_peft_model(model, adapters).get_base_model()
     model.train()
     row = max(row_lengths(recipe, config).values())  # a batch is padded to its longest kind
-    if is_flow(recipe):
+    if recipe.is_flow:
         return flow_part_sizes(recipe, model, row)
     each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
@@ -176,7 +175,7 @@ def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
         # Bins have no token between steps.
         per_value, between = (1, 0) if actions.representation == "bins" else (actions.decimals + 3, 1)
         answer = actions.horizon * (actions.action_dim * per_value + between) - between + 1
-        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if is_flow(recipe) else answer)
+        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if recipe.is_flow else answer)
     if data.questions:
         lengths["vision-language"] = config.num_image_tokens + PROMPT_TOKENS + ANSWER_TOKENS + 1
     return lengths
@@ -185,7 +184,7 @@ def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
 def row_sentence(recipe: Recipe, config: Any) -> str:
     """How long rows are beside what the model takes."""
     lengths = row_lengths(recipe, config)
-    texts = config.vlm_config.text_config if is_flow(recipe) else config.text_config
+    texts = config.vlm_config.text_config if recipe.is_flow else config.text_config
     context = texts.max_position_embeddings
     sentence = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
     sentence += f"; the model takes {context:,} (max_position_embeddings)"

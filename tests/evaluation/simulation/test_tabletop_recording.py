@@ -24,8 +24,8 @@ from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, T
 from gen_vla.evaluation.simulation.questions import KINDS
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
+from gen_vla.training.recipes.data_schema import DemonstrationRecording
 from gen_vla.training.recipes.loading import load_recipe
-from gen_vla.training.recipes.schema import DemonstrationRecording, RecipeError
 from gen_vla.training.run import run_recipe
 
 
@@ -138,7 +138,7 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
 
 
 def test_the_tabletop_has_one_start_and_one_look():
-    with pytest.raises(RecipeError, match="start='stock' and variation=None for the tabletop, expected none"):
+    with pytest.raises(ValueError, match="start='stock' and variation=None for the tabletop, expected none"):
         DemonstrationRecording(episodes_per_task=1, simulator="tabletop", start="stock")
     drawers = DemonstrationRecording(episodes_per_task=2).arguments()
     assert (drawers["start"], drawers["variation"]) == ("half-open", "modest")

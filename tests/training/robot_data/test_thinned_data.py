@@ -13,7 +13,7 @@ from tiny_runs import tiny_recipe, write_robot_data
 
 from gen_vla.processors import compute_statistics
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.recipes.schema import RecipeError, RobotSource
+from gen_vla.training.recipes.data_schema import RecipeError, RobotSource
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.robot_data.episodes import RobotDataError
 from gen_vla.training.robot_data.source import open_robot_source
@@ -130,11 +130,11 @@ def test_a_recipe_keeps_tables_and_figures_apart(tmp_path: Path, streaming: bool
 
 
 def test_recipes_that_cannot_be_meant(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"data: robot 'a': got every=0, expected at least 1"):
+    with pytest.raises(ValueError, match=r"every\s+Input should be greater than or equal to 1"):
         RobotSource("a", "a", every=0)
     for dims in ([2], [3], [-1]):  # binary, and beyond
         entry = {"path": "robot", "key": "tiny", "every": 2, "displacements": dims}
-        with pytest.raises(RecipeError, match=r"robot 'tiny': got displacements with \[-?\d\], expected dimensions"):
+        with pytest.raises(RecipeError, match=r"\('tiny'\): got displacements with \[-?\d\], expected dim"):
             tiny_recipe(tmp_path, data__robot=[entry])
 
 
