@@ -41,7 +41,9 @@ def test_trials_of_simpler_are_those_that_were_judged_and_count(tmp_path):
 
 
 def test_the_same_trial_drawn_with_another_shader_is_another(tmp_path):
-    runs = {name: run_of_simpler(tmp_path / name, name, bool, shader) for name, shader in zip("abc", (None, None, "x"))}
+    runs = {
+        name: run_of_simpler(tmp_path / name, name, bool, shader) for name, shader in zip("abc", (None, None, "x"))
+    }
     named = [set(read_trials(path)["matching", "move_near"]) for path in runs.values()]
     assert named[0] == named[1]
     assert not named[0] & named[2]

@@ -30,9 +30,7 @@ def test_impossible_counts(k, n):
 @pytest.mark.parametrize(("solved", "layouts", "times"), [(45, 50, 1), (0, 75, 4), (30, 75, 4), (75, 75, 4)])
 def test_layouts_whose_trials_end_alike_count_once(solved, layouts, times):
     """With one trial a layout the interval is Wilson's."""
-    found = clustered_share(
-        [Scored(str(i), str(t), float(i < solved)) for i in range(layouts) for t in range(times)]
-    )
+    found = clustered_share([Scored(str(i), str(t), float(i < solved)) for i in range(layouts) for t in range(times)])
     assert (found.n, found.layouts) == (layouts * times, layouts)
     assert found.interval == pytest.approx(wilson_interval(solved, layouts))
 
