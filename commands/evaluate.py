@@ -92,14 +92,14 @@ def run_vqa_command(options: argparse.Namespace) -> int:
     """Asks questions about pictures; beside the results go every answer and a picture."""
     from rich.console import Console
 
-    from gen_vla.evaluation.vqa.results import plot_results, results_table, yes_no_table
+    from gen_vla.evaluation.vqa.results import plot_results, question_scores_table, yes_no_table
     from gen_vla.evaluation.vqa.suite import run_vqa, write_answers
 
     tasks = [task for task in options.tasks.split(",") if task]
     results, answers = run_vqa(
         options.model, tasks, local=options.local, limit=options.limit, batch_size=options.batch_size
     )
-    for table in (results_table(results["tasks"], options.model), yes_no_table(results["tasks"])):
+    for table in (question_scores_table(results["tasks"], options.model), yes_no_table(results["tasks"])):
         if table is not None:
             Console().print(table)
     write_results(results, options.output, dict.fromkeys(results["data"].values()))
