@@ -190,11 +190,11 @@ def vqa(
 
     Beside the results go every answer and a picture.
     """
-    from gen_vla.evaluation.vqa.results import plot_results, results_table, yes_no_table
+    from gen_vla.evaluation.vqa.results import plot_results, question_scores_table, yes_no_table
     from gen_vla.evaluation.vqa.suite import run_vqa, write_answers
 
     results, answers = run_vqa(model, entries(tasks), local=local, limit=limit, batch_size=batch_size)
-    for table in (results_table(results["tasks"], model), yes_no_table(results["tasks"])):
+    for table in (question_scores_table(results["tasks"], model), yes_no_table(results["tasks"])):
         if table is not None:
             Console().print(table)
     write_results(results, output, dict.fromkeys(results["data"].values()))

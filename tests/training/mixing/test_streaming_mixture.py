@@ -18,13 +18,8 @@ from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-<<<<<<< HEAD
-from gen_vla.training.mixing.streaming_mixture import Reader, ReadingLayout, RowStream, StreamingMixture
-from gen_vla.training.robot_data.source import open_robot_source
-=======
 from gen_vla.training.mixing.streaming_mixture import ReadingLayout, RowStream, StreamingMixture
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
->>>>>>> recipes
+from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
 from gen_vla.training.run_folder import write_recipe
 
