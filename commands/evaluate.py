@@ -134,7 +134,7 @@ def run_simpler(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gen_vla.evaluation.simpler.environment import find_assets
-    from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, results_table
+    from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, simpler_table
 
     find_assets()  # before a model is loaded for nothing
     index, _, count = options.shard.partition("/")
@@ -150,7 +150,7 @@ def run_simpler(options: argparse.Namespace) -> int:
     played = load_any(options.model) if options.model else (None, None)
     results = evaluate_simpler(*played, options.model, settings, options.output)
     title = f"SimplerEnv, {options.robot}" + (f": {options.model}" if options.model else "")
-    Console().print(results_table(results, title))
+    Console().print(simpler_table(results, title))
     return 0
 
 
@@ -179,7 +179,7 @@ def run_tabletop(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from gen_vla.evaluation.tabletop import suite as suite
-    from gen_vla.evaluation.tabletop.scores import results_table, variants_table
+    from gen_vla.evaluation.tabletop.scores import tabletop_table, variants_table
 
     modes = tuple(entry for entry in options.modes.split(",") if entry)
     controls = [entry for entry in options.policy.split(",") if entry]
@@ -206,7 +206,7 @@ def run_tabletop(options: argparse.Namespace) -> int:
     for name in scores:
         if "variants" in scores[name]:
             console.print(variants_table(scores[name]["variants"], f"variants: {name}"))
-    console.print(results_table(scores, options.model or "tabletop"))
+    console.print(tabletop_table(scores, options.model or "tabletop"))
     if options.output:
         suite.draw_results(contestants, results, settings, options.output)
         console.print(f"Results in {options.output}")
