@@ -29,7 +29,7 @@ def tabletop(
 ) -> None:
     """Four tasks in one simulated scene, in and out of distribution."""
     from gen_vla.evaluation.tabletop import suite
-    from gen_vla.evaluation.tabletop.scores import results_table, variants_table
+    from gen_vla.evaluation.tabletop.scores import tabletop_table, variants_table
 
     shown: Any = tuple(entries(modes))
     contestants = suite.control_contestants(entries(policy), ("matching",) if model else shown)
@@ -46,7 +46,7 @@ def tabletop(
     for name in scores:
         if "variants" in scores[name]:
             console.print(variants_table(scores[name]["variants"], f"variants: {name}"))
-    console.print(results_table(scores, model or "tabletop"))
+    console.print(tabletop_table(scores, model or "tabletop"))
     if output:
         suite.draw_results(contestants, results, settings, output)
         console.print(f"Results in {output}")
@@ -157,7 +157,7 @@ def simpler(
 ) -> None:
     """SimplerEnv, where it is installed; goes on where it stopped."""
     from gen_vla.evaluation.simpler.environment import find_assets
-    from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, results_table
+    from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, simpler_table
 
     index, _, count = shard.partition("/")
     settings = SimplerSettings(
@@ -175,7 +175,7 @@ def simpler(
     find_assets()
     played = load_any(model) if model else (None, None)
     results = evaluate_simpler(*played, model, settings, output)
-    Console().print(results_table(results, f"SimplerEnv, {robot}" + (f": {model}" if model else "")))
+    Console().print(simpler_table(results, f"SimplerEnv, {robot}" + (f": {model}" if model else "")))
 
 
 def vqa(

@@ -2,7 +2,7 @@
 
     policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> float32 [B, 7]
 
-with actions as in `gen_vla.evaluation.drawers.environment`. A `Moment` carries what only controls may use.
+with actions as in `gen_vla.evaluation.simulation.actions`. A `Moment` carries what only controls may use.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from gen_vla.evaluation.drawers.environment import INSTRUCTIONS, MAX_MOVE, Task, opposite
+from gen_vla.evaluation.drawers.environment import INSTRUCTIONS, Task, opposite
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
+from gen_vla.evaluation.simulation.actions import MAX_MOVE
 
 
 class Moment(NamedTuple):

@@ -94,7 +94,9 @@ def test_the_tabletops_own_scores_are_paired(tmp_path):
         log = episodes.EpisodeLog(tmp_path / name / "episodes" / "policy.jsonl", {"model": name})
         for job in jobs:
             won: episodes.Outcome = "success" if job.seed % every == 0 else "failure"
-            log.add(episodes.Episode(job.mode, job.variant, job.task, job.seed, job.instruction, "", won, 1, 1))
+            log.add(
+                episodes.TabletopEpisode(job.mode, job.variant, job.task, job.seed, job.instruction, "", won, 1, 1)
+            )
         policies = {"policy": {"identity": {"model": name}, "scores": scores.summarise(log.of(jobs))}}
         settings = {"benchmark": 1, "max_steps": {}, "seeds": [1_000_000, 1_000_005], "machine": "none"}
         paths.append(tmp_path / name / "results.json")

@@ -57,7 +57,7 @@ def test_trials_of_the_tabletop(tmp_path):
     log = episodes.EpisodeLog(tmp_path / "episodes" / "policy.jsonl", {"model": "m"})
     outcomes: list[episodes.Outcome] = ["success", "malformed", "crashed", "success"]
     for seed, outcome in enumerate(outcomes, 1_000_000):
-        log.add(episodes.Episode("masked", "ordinary/ordinary", "pick_object", seed, "go", "", outcome, 1, 1))
+        log.add(episodes.TabletopEpisode("masked", "ordinary/ordinary", "pick_object", seed, "go", "", outcome, 1, 1))
     settings = {"benchmark": 1, "max_steps": {"pick_object": 40}, "seeds": [1_000_000, 1_000_002]}
     policies = {"policy": {"identity": {"model": "m"}}, "zero": {"identity": {"control": "zero"}}}
     path = tmp_path / "results.json"
