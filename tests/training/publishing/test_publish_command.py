@@ -114,7 +114,7 @@ def test_the_cache_is_filled_without_the_hub(
 
 
 def test_the_commands_of_the_page_are_understood() -> None:
-    page = Path(__file__).resolve().parents[3] / "docs" / "publishing.md"
+    page = Path(__file__).resolve().parents[3] / "docs" / "how_to" / "publish.md"
     commands = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("gen-vla publish")]
     assert len(commands) == 5
     for command in commands:
