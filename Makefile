@@ -1,7 +1,9 @@
 # make demo   installs, then records, trains, publishes, loads by name and rolls out a small OpenVLA+ (CPU, ~15 minutes)
 # make space  installs, then opens the Space in the browser with the model that make demo left (SPACE_OPTIONS: --quick, --model)
-# make test   installs, checks style and types, runs the tests
+# make test   installs, checks style and types, builds the pages, runs the tests
+# make docs   builds the pages into build/site; make docs-serve shows them while you write
 # make test-transformers4   writes small repositories with transformers 5 and reads them with 4.57, in .venv-transformers4
+# make release VERSION=x.y.z   writes the version, builds wheel and sdist, and runs the README's first example with each
 # make test-kernels   runs the GPU's kernels in Triton's interpreter on a CPU, with Triton in .venv-triton
 # All make their own .venv; PYTHON chooses the interpreter it is made from, DEMO_OPTIONS and PYTEST_OPTIONS pass options on.
 
@@ -13,8 +15,9 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo space test test-transformers4 test-kernels lint format clean system-packages browser
+.PHONY: demo space test test-transformers4 test-kernels lint types docs docs-serve release format clean system-packages browser
 
 demo: $(VENV)/installed-sim system-packages
 	$(BIN)/gen-vla demo $(DEMO_OPTIONS)
@@ -22,7 +25,7 @@ demo: $(VENV)/installed-sim system-packages
 space: $(VENV)/installed-demo system-packages
 	$(BIN)/gen-vla demo --space $(SPACE_OPTIONS)
 
-test: lint system-packages browser
+test: lint docs system-packages browser
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
@@ -32,14 +35,29 @@ test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
 test-kernels: $(VENV)/installed-dev $(VENV)-triton/installed
 	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)-triton $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/decoding/test_lean_layers.py
 
-lint: $(VENV)/installed-dev
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/requirements.py
+	$(BIN)/python -m deptry . spaces/*/
+	$(BIN)/pyright
+
+# Links by which pyright and the pages find the namespace gen_vla, which has no folder of its own.
+types: $(VENV)/installed-dev
 	@mkdir -p build/types/gen_vla
 	@for part in modeling processors training evaluation serving commands; do \
 	  ln -sfn ../../../$$part build/types/gen_vla/$$part; done
-	$(BIN)/pyright
+
+docs: types
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+docs-serve: types
+	$(BIN)/python -m mkdocs serve
+
+# In the environment of `make test`, and in a new one that has the wheel alone, then the sdist.
+release: types
+	$(BIN)/python .ci/release.py $(VERSION)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

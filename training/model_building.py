@@ -138,7 +138,8 @@ def initial_model_folder(name: str, work_dir: Path) -> Path:
         if not (work_dir / name).is_dir():
             raise FileNotFoundError(
                 f"got model.initial_model={name!r} and no folder {work_dir / name}, expected a saved model there; "
-                "gen-vla convert makes it of a published checkpoint (docs/training.md), gen-vla train of a recipe"
+                "gen-vla convert makes it of a published checkpoint, gen-vla train of a recipe "
+                "(docs/how_to/train_the_paper.md)"
             )
         return check_folder(work_dir / name)
     from huggingface_hub import snapshot_download

@@ -1,14 +1,14 @@
-"""What the pages say is so: commands parse, recipes train, figures are those of result files, links lead somewhere."""
+"""What the pages say is so: commands parse, recipes train, figures are those of result files, names of files exist."""
 
 import configparser
 import importlib.util
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -17,16 +17,19 @@ from rlds_data_sets import write_rlds
 from robot_data_sets import Episode, make_episodes, write_lerobot
 from typer.main import get_command
 
-from gen_vla.commands.main import app, main, parse
+from gen_vla.commands.main import app, main
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.recipes.loading import load_recipe
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES += [ROOT / "evaluation" / "vqa" / "lm_eval_tasks" / "README.md"]
+FINE_TUNE = ROOT / "docs" / "how_to" / "fine_tune.md"
 RESULTS = ROOT / "evaluation" / "results"
 LAUNCHED = " -m gen_vla.commands.main "
+OTHERS = ("hf", "jq", "lm_eval", "lerobot-edit-dataset", "pip", "source", "export", "pre-commit")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
 def script(name: str) -> Any:
@@ -52,58 +55,65 @@ def commands(page: Path) -> list[str]:
     return [line.strip() for line in "\n".join(lines).splitlines() if line.strip()]
 
 
-def parsed(command: str) -> dict[str, Any]:
-    """The arguments of the function that a command line calls."""
-    return parse(shlex.split(command, comments=True)[1:]).params
+def command_tree() -> dict[str, Any]:
+    """Every command as typer declares it, by its words."""
+    def leaves(words: str, found: Any) -> Iterator[tuple[str, Any]]:
+        for name, member in getattr(found, "commands", {}).items():
+            yield from leaves(f"{words} {name}".strip(), member)
+        if not hasattr(found, "commands"):
+            yield words, found
+
+    return dict(leaves("", get_command(commands_main.app)))  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def check(command: str) -> str:
+    """The words of a `gen-vla` command, once its arguments are understood."""
+    words = shlex.split(command, comments=True)[1:]
+    tree = command_tree()
+    name = next((" ".join(words[:n]) for n in (3, 2, 1) if " ".join(words[:n]) in tree), None)
+    assert name, command
+    tree[name].make_context(name, words[len(name.split()) :])
+    return name
+
+
+@each_page
 def test_every_command_is_understood(page: Path) -> None:
     for command in commands(page):
-        if command.startswith("gen-vla "):
-            assert parsed(command), command
-        elif command.startswith(("accelerate launch", "sbatch")):
+        first, *rest = shlex.split(command, comments=True)
+        if first == "gen-vla":
+            check(command)
+        elif first in ("accelerate", "sbatch"):
             file = re.search(r"training/\S+", command)
             assert file, command
             assert (ROOT / file[0]).is_file(), command
             arguments = command.partition(LAUNCHED if LAUNCHED in command else file[0])[2].strip()
-            assert parsed(f"gen-vla {arguments if LAUNCHED in command else f'train {arguments}'}")["recipe"]
-        elif command.startswith("make "):
-            target = shlex.split(command, comments=True)[1]
-            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
-        elif command.startswith("python "):
-            assert python_file(command).is_file(), command
+            check(f"gen-vla {arguments if LAUNCHED in command else f'train {arguments}'}")
+        elif first == "make":
+            assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+        elif first == "python":
+            assert (ROOT / rest[0]).is_file(), command
         else:
-            assert command.startswith(("hf ", "jq ", "lm_eval ")), f"{page}: nothing checks {command!r}"
+            assert first in OTHERS, f"{page}: nothing checks {command!r}"
 
 
-def python_file(command: str) -> Path:
-    """The file that `python FILE` or `python -m MODULE` runs."""
-    first, *rest = shlex.split(command)[1:]
-    if first == "-m":
-        return ROOT / (rest[0].removeprefix("gen_vla.").replace(".", "/") + ".py")
-    return ROOT / first
-
-
-def test_the_pages_show_every_command_and_every_suite() -> None:
+def test_the_pages_show_every_command() -> None:
     """Nothing that a user can run goes unmentioned."""
-    lines = [shlex.split(c, comments=True) for page in PAGES for c in commands(page) if c.startswith("gen-vla ")]
-    group: Any = get_command(app)
-    assert {words[1] for words in lines} == set(group.commands)
-    assert {words[2] for words in lines if words[1] == "evaluate"} == set(group.commands["evaluate"].commands)
+    shown = {check(c) for page in PAGES for c in commands(page) if c.startswith("gen-vla ")}
+    assert set(command_tree()) <= shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
 def test_links_and_files_that_are_named_exist(page: Path) -> None:
+    """Of links the files; `mkdocs build --strict` checks the sections."""
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
         assert (page.parent / target).exists(), target
-    tops = "modeling|processors|training|evaluation|model_cards|tests|spaces|docs"
+    tops = "modeling|processors|training|evaluation|serving|commands|model_cards|tests|spaces|docs"
     for name in re.findall(rf"`((?:{tops})/[\w./*-]+)`", text):
-        assert list(ROOT.glob(name.rstrip("/"))), name
+        assert list(ROOT.glob(name.rstrip("/"))) or name.endswith(".schema.json"), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_page
 def test_yaml_parses_and_python_compiles(page: Path) -> None:
     for block in blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(block), dict)
@@ -111,11 +121,35 @@ def test_yaml_parses_and_python_compiles(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
+def test_the_readme_is_short_and_its_first_example_runs(
+    tmp_path: Path, tiny_openvla: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    for part in tiny_openvla:
+        part.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (20, 10)).save(tmp_path / "camera.png")
+    monkeypatch.chdir(tmp_path)
+    [example] = blocks(ROOT / "README.md", "python")
+    assert len([line for line in example.splitlines() if line]) <= 10
+    names: dict[str, Any] = {}
+    exec(compile(example.replace("gen-vla/mini-openvla-plus", "./model"), "README", "exec"), names)
+    assert names["action"].shape == (3,)
+    assert names["action"].dtype == np.float32
+
+
+def test_the_code_of_the_concepts_runs() -> None:
+    [code] = blocks(ROOT / "docs" / "concepts" / "action_strings.md", "python")
+    names: dict[str, Any] = {}
+    exec(compile(code, "action_strings.md", "exec"), names)
+    assert names["text"] == "+0.0312-0.1200+1.0000"
+    np.testing.assert_array_equal(names["actions"], np.array([[0.0312, -0.12, 1.0]], np.float32))
+
+
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recipes of the page, and the data sets they name; the questions are written by the page's own code."""
+    """The recipes of the page, and the data sets they name; the questions are written by a page's own code."""
     folder = tmp_path_factory.mktemp("own")
-    for block in blocks(ROOT / "docs" / "training.md", "yaml"):
+    for block in blocks(FINE_TUNE, "yaml"):
         name = yaml.safe_load(block)["name"].replace("-", "_")
         (folder / f"{name}.yaml").write_text(block, encoding="utf-8")
     write_lerobot(folder / "my_lerobot_data", make_episodes(2, 5, size=32), "v3.0")
@@ -124,7 +158,8 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.new("RGB", (20, 20), "red").save(folder / "cup.png")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(blocks(ROOT / "docs" / "data.md", "python")[0], "data.md", "exec"), {})
+        [code] = blocks(ROOT / "docs" / "how_to" / "co_train.md", "python")
+        exec(compile(code, "co_train.md", "exec"), {})
     return folder
 
 
@@ -141,10 +176,9 @@ def two_arms(episodes: list[Episode]) -> list[Episode]:
 def test_a_recipe_of_your_own_trains_as_the_page_says(
     recipe: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = [c for c in commands(ROOT / "docs" / "training.md") if f" {recipe}.yaml " in c and " --mini" in c]
-    assert len(shown) == 1
+    [shown] = [c for c in commands(FINE_TUNE) if f" {recipe}.yaml " in c and " --mini" in c]
     monkeypatch.chdir(work_dir)
-    assert main(shlex.split(shown[0])[1:]) == 0, capsys.readouterr().err
+    assert main(shlex.split(shown)[1:]) == 0, capsys.readouterr().err
     folder = work_dir / f"mini-{recipe.replace('_', '-')}"
     history = json.loads((folder / "training_log.json").read_text())["history"]
     key = recipe.removesuffix("_rlds")
@@ -159,17 +193,16 @@ def test_a_recipe_of_your_own_trains_as_the_page_says(
     assert model.config.frozen == "siglip"
 
 
-def test_a_look_at_the_data_as_the_pages_show_it(
+def test_a_look_at_the_data_as_the_page_shows_it(
     work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pages = (ROOT / "docs" / "training.md", ROOT / "README.md")
-    shown = [c for page in pages for c in commands(page) if " my_robot.yaml " in c and " --check" in c]
-    assert len(shown) == 2
+    [command] = [c for c in commands(FINE_TUNE) if " my_robot.yaml " in c and " --check" in c]
     monkeypatch.chdir(work_dir)
-    for command in shown:
-        assert main(shlex.split(command, comments=True)[1:]) == 0, capsys.readouterr().err
-        assert "robot/my_robot" in capsys.readouterr().out
+    assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert "robot/my_robot" in capsys.readouterr().out
     assert (work_dir / "my-robot" / "first_rows.png").is_file()
+    recipe = load_recipe(work_dir / "my_robot.yaml")
+    assert (recipe.model.frozen, recipe.actions.representation, len(recipe.data.questions)) == ("siglip", "string", 4)
 
 
 def test_a_mini_run_can_be_repeated_with_another_recipe(
@@ -183,29 +216,6 @@ def test_a_mini_run_can_be_repeated_with_another_recipe(
     assert main(command) == 0, capsys.readouterr().err
     assert main([*command, "--set=training.steps=3", "--resume"]) == 2
     assert "training.steps was 2 and is 3" in capsys.readouterr().err
-
-
-def test_the_recipe_of_the_readme_is_the_one_of_the_page(work_dir: Path) -> None:
-    [block] = blocks(ROOT / "README.md", "yaml")
-    assert yaml.safe_load(block) == yaml.safe_load((work_dir / "my_robot.yaml").read_text())
-    recipe = load_recipe(work_dir / "my_robot.yaml")
-    assert (recipe.model.frozen, recipe.actions.representation, len(recipe.data.questions)) == ("siglip", "string", 4)
-
-
-def test_the_first_example_runs(
-    tmp_path: Path, tiny_openvla: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, processor = tiny_openvla
-    model.save_pretrained(tmp_path / "model")
-    processor.save_pretrained(tmp_path / "model")
-    Image.new("RGB", (20, 10)).save(tmp_path / "camera.png")
-    monkeypatch.chdir(tmp_path)
-    example = blocks(ROOT / "README.md", "python")[0]
-    assert len([line for line in example.splitlines() if line]) <= 10
-    names: dict[str, Any] = {}
-    exec(compile(example.replace("gen-vla/mini-openvla-plus", "./model"), "README", "exec"), names)
-    assert names["action"].shape == (3,)
-    assert names["action"].dtype == np.float32
 
 
 def test_tables_are_those_of_the_result_files() -> None:
@@ -223,15 +233,14 @@ def test_a_table_follows_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyP
     results = {"passes_on_bridge": [{"nodes": 8, "prior": True, "mean": 12.345, "max": 19, "n": 7}]}
     (tmp_path / "decoding_passes_bridge.json").write_text(json.dumps(results))
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    page = "before\n<!-- table: passes -->\nold\n<!-- end -->\nafter"
     head = "| tree nodes | mean passes | most | actions |\n| --- | --- | --- | --- |"
-    assert tables.filled(page) == (
+    assert tables.filled("before\n<!-- table: passes -->\nold\n<!-- end -->\nafter") == (
         f"before\n<!-- table: passes -->\n{head}\n| 8 | 12.3 | 19 | 7 |\n<!-- end -->\nafter"
     )
 
 
 def test_figures_in_sentences_are_those_of_the_result_files() -> None:
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "results" / "policies.md").read_text(encoding="utf-8").split())
     demo = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text())
     assert demo["trained"]["seed"] == 0
     assert f"{demo['seconds'] / 60:.1f} minutes after installation, one training seed" in text
@@ -239,33 +248,52 @@ def test_figures_in_sentences_are_those_of_the_result_files() -> None:
     counts = [f"{s['successes']}/{s['n']}" for s in earlier["rollouts"][0]["scores"].values()]
     asked = earlier["questions"]["total"]
     assert f"gave {counts[0]}, {counts[1]} and {asked['right']}/{asked['n']}" in text
-    passes = json.loads((RESULTS / "decoding_passes_bridge.json").read_text())["passes_on_bridge"]
-    by_nodes = {entry["nodes"]: entry for entry in passes if entry["prior"]}
-    few, many = by_nodes[40], by_nodes[128]
-    assert f"On {few['n']} recorded steps" in text
-    assert f"{few['mean']:.1f} in the mean and {few['max']} at most with 40 nodes" in text
-    assert f"{many['mean']:.1f} and {many['max']} with 128" in text
 
 
-def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
+def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = script("reference_pages")
+    schema = {
+        "properties": {"steps": {"type": "integer", "default": 10, "description": "Optimizer steps."}},
+        "$defs": {"Model": {"properties": {"frozen": {"enum": ["siglip", None]}, "name": {}}, "required": ["name"]}},
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    monkeypatch.setattr(pages, "SCHEMA", tmp_path / "schema.json")
+    text = pages.on_page_markdown("<!-- generated: settings -->")
+    assert "| `steps` | integer | `10` | Optimizer steps. |" in text
+    assert "## Model {: #model }" in text
+    assert '| `frozen` | `"siglip"`, `null` |  |  |' in text
+    assert "| `name` | any | required |  |" in text
+    assert "train" in pages.on_page_markdown("<!-- generated: commands -->")
 
 
-def test_the_architecture_is_what_its_script_draws(tmp_path: Path) -> None:
-    script("architecture").main(tmp_path / "drawn.png")
-    drawn, kept = plt.imread(tmp_path / "drawn.png"), plt.imread(ROOT / "docs" / "architecture.png")
-    assert drawn.shape == kept.shape
-    assert np.abs(drawn - kept).mean() < 0.02  # another FreeType draws letters a little differently
+def test_commands_of_typer_become_a_page() -> None:
+    typer = pytest.importorskip("typer")
+    app, suites = typer.Typer(), typer.Typer()
+
+    @app.command()
+    def train(recipe: str, steps: int = typer.Option(3, help="how many | at most"), mini: bool = False) -> None:
+        """Train a recipe."""
+
+    @suites.command()
+    def vqa() -> None:
+        """Ask questions."""
+
+    app.add_typer(suites, name="evaluate")
+    page = "\n".join(script("reference_pages").command("gen-vla", typer.main.get_command(app)))
+    assert "## `gen-vla train`\n\nTrain a recipe." in page
+    assert "| `RECIPE` |  | required |" in page
+    assert "| `--steps` | how many \\| at most | `3` |" in page
+    assert "| `--mini`, `--no-mini` |  |  |" in page
+    assert "## `gen-vla evaluate vqa`" in page
 
 
 def test_citation_is_valid() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors"} <= citation.keys()
     assert citation["type"] == "software"
     people = [*citation["authors"], *(person for entry in citation["references"] for person in entry["authors"])]
     assert all(set(person) in ({"name"}, {"family-names", "given-names"}) for person in people)
-    for entry in citation["references"]:
+    for entry in (citation, *citation["references"]):
         assert {"type", "title", "authors"} <= entry.keys()
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")

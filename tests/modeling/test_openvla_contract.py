@@ -118,7 +118,7 @@ def test_switches_that_do_not_go_together_raise() -> None:
 
 
 def test_the_model_brings_its_own_prompt(folder: Path) -> None:
-    """The two lines of docs/coming_from_openvla.md that cannot go wrong, against what its words warn of."""
+    """The two lines of docs/how_to/convert.md that cannot go wrong, against what its words warn of."""
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     inputs = processor.action_inputs(picture(), "Pick up the can ")
     same = processor(processor.action_prompt("Pick up the can "), picture())

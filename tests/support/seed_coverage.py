@@ -3,7 +3,7 @@
 `python tests/support/seed_coverage.py`.
 
 Seeds, layouts and their meetings shift the log-odds of a success, normally distributed; all seeds run the same
-layouts. The truth is the mean over ever more of all three. Prints the table that docs/evaluation.md cites.
+layouts. The truth is the mean over ever more of all three. Prints the table that docs/how_to/compare.md cites.
 """
 
 import math

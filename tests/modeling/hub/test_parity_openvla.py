@@ -202,7 +202,7 @@ def test_names_of_a_run_are_the_originals(tensors: dict[str, torch.Tensor]) -> N
 
 def test_the_script_in_the_documentation(original: dict[str, np.ndarray], converted: Path) -> None:
     """The lines a user has after the change, on this machine's CPU."""
-    page = (PARITY.parents[2] / "docs" / "coming_from_openvla.md").read_text(encoding="utf-8")
+    page = (PARITY.parents[2] / "docs" / "how_to" / "convert.md").read_text(encoding="utf-8")
     block = page.split("```diff\n")[1].split("```")[0]
     assert sum(line.startswith("-") for line in block.splitlines()) == 2
     script = "\n".join(line[1:] for line in block.splitlines() if not line.startswith("-"))

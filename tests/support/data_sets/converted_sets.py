@@ -1,6 +1,6 @@
 """Episodes of Bridge and RT-1 in the layouts of their public LeRobot conversions, for `robot_data_sets.write_lerobot`.
 
-Sources: `meta/info.json` of the data sets, and the scripts that wrote them; `docs/data.md` names both.
+Sources: `meta/info.json` of the data sets, and the scripts that wrote them; `docs/reference/robot_data.md` names both.
 
     raw              observation.state [7], action [7], as Bridge's RLDS data set has them
     openpi           the same under openpi's names, state and actions

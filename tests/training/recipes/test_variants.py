@@ -192,7 +192,7 @@ def test_every_short_name_is_one_models() -> None:
 def test_names_that_are_shown_are_of_models_with_a_card() -> None:
     """Every `gen-vla/...` in what users read is a variant, or one of the Spaces."""
     root = CARDS.parent
-    pages = [root / "README.md", *root.glob("docs/*.md"), *root.glob("spaces/*/README.md")]
+    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("spaces/*/README.md")]
     pages += [*root.glob("evaluation/**/*.md"), *root.glob("spaces/*/*.py"), *root.glob("training/*.py")]
     spaces = {"openvla-plus-demo", *(path.name for path in root.glob("spaces/*/"))}
     shown = {name for page in pages for name in re.findall(r"\bgen-vla/([a-z0-9_-]+)", page.read_text("utf-8"))}

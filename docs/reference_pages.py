@@ -1,0 +1,96 @@
+"""A hook of MkDocs that writes two parts of the reference: the commands, and the settings of a recipe.
+
+A page says where with `<!-- generated: commands -->` or `<!-- generated: settings -->`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+SCHEMA = Path(__file__).resolve().parents[1] / "training" / "recipes" / "recipe.schema.json"
+STRICT = False  # True once the commands are written with typer and the schema file is there
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The page with its generated part."""
+    for name, write in (("commands", commands), ("settings", settings)):
+        marker = f"<!-- generated: {name} -->"
+        markdown = markdown.replace(marker, "\n".join(write())) if marker in markdown else markdown
+    return markdown
+
+
+def commands() -> Iterator[str]:
+    """Every command with its options."""
+    from gen_vla.commands import main
+
+    if hasattr(main, "app"):
+        from typer.main import get_command
+
+        yield from command("gen-vla", get_command(main.app))
+    elif STRICT:
+        raise FileNotFoundError("got no gen_vla.commands.main.app, expected the typer application")
+    else:
+        yield from ("```text", main.build_parser().format_help(), "```")
+
+
+def command(name: str, found: Any) -> Iterator[str]:
+    """A heading, the help text and a table of parameters; a group is the commands in it."""
+    if getattr(found, "hidden", False):
+        return
+    for inner, member in getattr(found, "commands", {}).items():
+        yield from command(f"{name} {inner}", member)
+    if not hasattr(found, "commands"):
+        yield from (f"## `{name}`", "", (found.help or "").replace("\b\n", "\n").strip(), "")
+        rows = [row(param) for param in found.params if not getattr(param, "hidden", False) and param.name != "help"]
+        yield from (["| | | default |", "| --- | --- | --- |", *rows, ""] if rows else [])
+
+
+def row(param: Any) -> str:
+    """A table's row: the names of a parameter, what it is for, its default."""
+    argument = param.param_type_name == "argument"
+    names = (param.metavar or param.name.upper(),) if argument else (*param.opts, *param.secondary_opts)
+    default = "" if param.default in (None, False, (), []) or callable(param.default) else f"`{param.default}`"
+    text = " ".join((getattr(param, "help", None) or "").split())
+    return cells(", ".join(f"`{name}`" for name in names), text, default or ("required" if param.required else ""))
+
+
+def settings() -> Iterator[str]:
+    """Every section of a recipe with its settings, from the JSON Schema."""
+    if not SCHEMA.is_file():
+        if STRICT:
+            raise FileNotFoundError(f"got no {SCHEMA}, expected the JSON Schema of the recipes")
+        yield "The schema file is not there yet."
+        return
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    for name, section in {"A recipe": schema, **schema.get("$defs", {})}.items():
+        if "properties" not in section:
+            continue
+        yield from (f"## {section.get('title', name)} {{: #{name.lower().replace(' ', '-')} }}", "")
+        yield from (" ".join(section.get("description", "").split()), "")
+        yield from ("| setting | type | default | |", "| --- | --- | --- | --- |")
+        for key, found in section["properties"].items():
+            default = f"`{json.dumps(found['default'], ensure_ascii=False)}`" if "default" in found else ""
+            default = default or ("required" if key in section.get("required", []) else "")
+            yield cells(f"`{key}`", kind(found), default, " ".join(found.get("description", "").split()))
+        yield ""
+
+
+def kind(found: dict[str, Any]) -> str:
+    """The type of a value, with links to the sections that it may be."""
+    if "$ref" in found:
+        name = found["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if alternatives := found.get("anyOf") or found.get("oneOf"):
+        return " or ".join(kind(one) for one in alternatives)
+    if values := found.get("enum") or ([found["const"]] if "const" in found else []):
+        return ", ".join(f"`{json.dumps(value)}`" for value in values)
+    if found.get("type") == "array":
+        return f"list of {kind(found.get('items', {}))}"
+    return str(found.get("type", "any"))
+
+
+def cells(*texts: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in texts)} |"
