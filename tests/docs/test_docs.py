@@ -17,7 +17,8 @@ from rlds_data_sets import write_rlds
 from robot_data_sets import Episode, make_episodes, write_lerobot
 from typer.main import get_command
 
-from gen_vla.commands.main import app, main
+from gen_vla.commands import main as commands_main
+from gen_vla.commands.main import main
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.recipes.loading import load_recipe
 
@@ -279,7 +280,7 @@ def test_commands_of_typer_become_a_page() -> None:
         """Ask questions."""
 
     app.add_typer(suites, name="evaluate")
-    page = "\n".join(script("reference_pages").command("gen-vla", typer.main.get_command(app)))
+    page = "\n".join(script("reference_pages").command("gen-vla", typer.main.get_command(commands_main.app)))
     assert "## `gen-vla train`\n\nTrain a recipe." in page
     assert "| `RECIPE` |  | required |" in page
     assert "| `--steps` | how many \\| at most | `3` |" in page
