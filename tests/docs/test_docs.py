@@ -97,7 +97,8 @@ def test_every_command_is_understood(page: Path) -> None:
         elif first == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
         elif first == "python":
-            assert (ROOT / rest[0]).is_file(), command
+            module = rest[1].removeprefix("gen_vla.").replace(".", "/") + ".py" if rest[0] == "-m" else rest[0]
+            assert (ROOT / module).is_file(), command
         else:
             assert first in OTHERS, f"{page}: nothing checks {command!r}"
 
@@ -262,14 +263,18 @@ def test_figures_in_sentences_are_those_of_the_result_files() -> None:
 def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = script("reference_pages")
     schema = {
-        "properties": {"steps": {"type": "integer", "default": 10, "description": "Optimizer steps."}},
+        "properties": {
+            "steps": {"type": "integer", "default": 10, "description": "Optimizer steps."},
+            "model": {"$ref": "#/$defs/Model"},
+        },
         "$defs": {"Model": {"properties": {"frozen": {"enum": ["siglip", None]}, "name": {}}, "required": ["name"]}},
     }
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     monkeypatch.setattr(pages, "SCHEMA", tmp_path / "schema.json")
     text = pages.on_page_markdown("<!-- generated: settings -->")
     assert "| `steps` | integer | `10` | Optimizer steps. |" in text
-    assert "## Model {: #model }" in text
+    assert "| `model` | [settings](#model) |  |  |" in text
+    assert "## `model` {: #model }" in text
     assert '| `frozen` | `"siglip"`, `null` |  |  |' in text
     assert "| `name` | any | required |  |" in text
     assert "train" in pages.on_page_markdown("<!-- generated: commands -->")
