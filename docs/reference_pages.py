@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 SCHEMA = Path(__file__).resolve().parents[1] / "training" / "recipes" / "recipe.schema.json"
@@ -44,17 +44,20 @@ def command(name: str, found: Any) -> Iterator[str]:
         yield from command(f"{name} {inner}", member)
     if not hasattr(found, "commands"):
         yield from (f"## `{name}`", "", (found.help or "").replace("\b\n", "\n").strip(), "")
-        rows = [row(param) for param in found.params if not getattr(param, "hidden", False) and param.name != "help"]
+        shown = [param for param in found.params if not getattr(param, "hidden", False)]
+        hints = get_type_hints(found.callback)
+        rows = [row(param, hints[param.name]) for param in shown if param.name in hints]
         yield from (["| | | default |", "| --- | --- | --- |", *rows, ""] if rows else [])
 
 
-def row(param: Any) -> str:
+def row(param: Any, hint: Any) -> str:
     """A table's row: the names of a parameter, what it is for, its default."""
     argument = param.param_type_name == "argument"
     names = (param.metavar or param.name.upper(),) if argument else (*param.opts, *param.secondary_opts)
     default = "" if param.default in (None, False, (), []) or callable(param.default) else f"`{param.default}`"
     text = " ".join((getattr(param, "help", None) or "").split())
-    if choices := getattr(param.type, "choices", ()):
+    literals = [hint, *get_args(hint)]  # Literal["a", "b"], also in `list[...]` or with None
+    if choices := [value for one in literals if get_origin(one) is Literal for value in get_args(one)]:
         text = f"{text} One of {', '.join(f'`{choice}`' for choice in choices)}.".strip()
     return cells(", ".join(f"`{name}`" for name in names), text, default or ("required" if param.required else ""))
 

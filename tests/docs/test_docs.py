@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -285,7 +285,12 @@ def test_commands_of_typer_become_a_page() -> None:
     app, suites = typer.Typer(), typer.Typer()
 
     @app.command()
-    def train(recipe: str, steps: int = typer.Option(3, help="how many | at most"), mini: bool = False) -> None:
+    def train(
+        recipe: str,
+        steps: int = typer.Option(3, help="how many | at most"),
+        style: Literal["plain", "legacy"] | None = typer.Option(None, help="Spelling."),
+        mini: bool = False,
+    ) -> None:
         """Train a recipe."""
 
     @suites.command()
@@ -297,6 +302,7 @@ def test_commands_of_typer_become_a_page() -> None:
     assert "## `gen-vla train`\n\nTrain a recipe." in page
     assert "| `RECIPE` |  | required |" in page
     assert "| `--steps` | how many \\| at most | `3` |" in page
+    assert "| `--style` | Spelling. One of `plain`, `legacy`. |  |" in page
     assert "| `--mini`, `--no-mini` |  |  |" in page
     assert "## `gen-vla evaluate vqa`" in page
 
