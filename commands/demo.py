@@ -1,257 +1,90 @@
-"""The whole path in one command: record, train, publish, load by name, roll out, look.
+"""`gen-vla demo`: the whole path at toy size (`demo_run.py`), and the Space on this computer."""
 
-    make demo                                    # installs first
-    gen-vla demo --output demo_output            # in an environment that has everything
-
-Decides: the order, what is shown, what the summary holds. Refuses to know: how any step works; each is one call.
-
-Everything is written under the output folder, a Hugging Face cache of its own included, so that nothing of the user's
-is touched. A second call continues where the first was stopped: data sets that are there are kept, training resumes
-from its last checkpoint.
-"""
-
-import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from rich.console import Console
-
-from gen_vla.training.provenance.origin import origin, provenance, with_provenance
-from gen_vla.training.recipes.loading import Recipe, load_recipe
+import typer
+from typer import Option
 
 
-REPO_ID = "gen-vla/mini-openvla-plus"
-RECIPES = ("mini_vlm", "mini_openvla_plus")
-HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
-EXPECTED_SAMPLES_PER_SECOND = 150  # below this, the demo takes longer than its quarter of an hour
+SPACE = Path(__file__).resolve().parents[1] / "spaces" / "openvla_plus_demo"
+DEMO_OUTPUTS = ("demo_output", "demo_output_quick")
 
 
-# What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
-QUICK = {
-    "mini_vlm": {"data.vision_language.0.record.count": 200, "training.steps": 20},
-    "mini_openvla_plus": {
-        "data.robot.0.record.episodes_per_task": 4,
-        "data.vision_language.0.record.count": 200,
-        "training.steps": 20,
-    },
-}
-QUICK_EPISODES = 2
+def demo(
+    output: Annotated[
+        str | None, Option(help="Where everything goes (default: demo_output, demo_output_quick if quick).")
+    ] = None,
+    episodes: Annotated[int, Option(help="Rollouts per task.")] = 50,
+    quick: Annotated[bool, Option("--quick", help="Every part in a few minutes; the policy learns nothing.")] = False,
+    space: Annotated[
+        bool,
+        Option("--space", help="Open a page in the browser with the demo's model; with --quick, make it first."),
+    ] = False,
+    model: Annotated[str | None, Option(metavar="FOLDER_OR_NAME", help="Another model for --space.")] = None,
+    baseline: Annotated[
+        str | None, Option(metavar="FOLDER_OR_NAME", help="A second model for --space, to compare with.")
+    ] = None,
+) -> None:
+    """The whole path at toy size: record, train, publish, load, roll out."""
+    if (model or baseline) and not space:
+        raise ValueError("got --model or --baseline without --space, expected them with it: they name what it opens")
+    folder = output or DEMO_OUTPUTS[quick]
+    if quick or not space:
+        from gen_vla.commands.demo_run import run_demo
+
+        run_demo(folder, episodes=episodes, quick=quick)
+    if space:
+        raise typer.Exit(open_space(model, baseline, (folder,) if quick or output else DEMO_OUTPUTS))
 
 
-def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: bool = False) -> dict[str, Any]:
-    """Runs all steps.
+def open_space(model: str | None, baseline: str | None, outputs: Sequence[str | Path]) -> int:
+    """Starts the Space as on the Hub, as a program of its own in its folder, and stays until it is stopped.
 
     Args:
-        output: folder for everything.
-        episodes: rollouts per task for the policy; controls that run the model get 40 % of it.
-        quick: a few minutes that show every part running, with a policy that has learnt nothing.
+        model: a folder or a name on the Hub; by default what a demo left.
+        baseline: a second one, to compare it with.
+        outputs: where demos were told to write, the preferred one first.
 
     Returns:
-        The results, as they are written to `results.json`.
+        The exit code.
+
+    Raises:
+        FileNotFoundError: if there is no model, or no Space because only the package was installed.
+        ValueError: if Gradio is missing.
     """
-    console, began = Console(), time.perf_counter()
-    output = Path(output).resolve()
-    use_own_cache(output / "huggingface")
-    overrides = QUICK if quick else {}
-    episodes = QUICK_EPISODES if quick else episodes
-    recipes = [load_recipe(name, overrides.get(name)) for name in RECIPES]
-    step = _Steps(console, 6)
-
-    step("Recording demonstrations and questions in the simulator")
-    record(recipes, output, max(episodes, 20))
-    kinds = ("the vision-language model", "the policy: robot data and questions, half each")
-    for recipe, words in zip(recipes, kinds):
-        step(f"Training {words} ({recipe.name}, {recipe.training.steps} steps)")
-        train(recipe, output, overrides.get(recipe.name.replace("-", "_"), {}))
-    step(f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
-    publish(output, results=None)
-    model, processor = load_by_name()
-    step("Rolling out on layouts never seen in training, with controls")
-    results = evaluate(model, processor, output, episodes)
-    made = provenance(output / "repository", [output / "held_out_questions"])
-    step("Drawing")
-    files = draw(model, processor, recipes[1], output)
-    return finish(console, results, made, files, recipes[1], output, time.perf_counter() - began)
+    if not SPACE.is_dir():
+        raise FileNotFoundError(f"got no {SPACE}, expected the Space there; it lies in the project's repository only")
+    if find_spec("gradio") is None:
+        raise ValueError("got no gradio, expected it for the Space; pip install 'gen-vla[demo]'")
+    chosen = {"GEN_VLA_MODEL": absolute(model or demo_model(outputs))}
+    if baseline:
+        chosen["GEN_VLA_BASELINE"] = absolute(baseline)
+    print(f"Opening the Space with {chosen['GEN_VLA_MODEL']}; stop it with Ctrl+C", flush=True)
+    try:
+        return subprocess.call([sys.executable, "app.py"], cwd=SPACE, env={**os.environ, **chosen})
+    except KeyboardInterrupt:  # it has stopped, too
+        return 0
 
 
-class _Steps:
-    """Numbered headings."""
-
-    def __init__(self, console: Console, total: int):
-        self.console, self.total, self.number = console, total, 0
-
-    def __call__(self, words: str) -> None:
-        self.number += 1
-        self.console.rule(f"[bold]{self.number}/{self.total}  {words}", align="left")
-
-
-def use_own_cache(folder: Path) -> None:
-    """A Hugging Face cache of the demo's own, offline. Must come before anything imports huggingface_hub."""
-    if "huggingface_hub" in sys.modules and os.environ.get("HF_HOME") != str(folder):
-        raise RuntimeError("got huggingface_hub imported already, expected the demo to set HF_HOME before that")
-    os.environ.update(HF_HOME=str(folder), HF_HUB_CACHE=str(folder / "hub"), HF_HUB_OFFLINE="1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def record(recipes: list[Recipe], output: Path, questions: int) -> None:
-    """Every data set the recipes name, and held-out questions, where they are missing."""
-    from gen_vla.commands.recording import record_missing_data
-    from gen_vla.evaluation.drawers.recording import record_questions
-
-    for recipe in recipes:
-        record_missing_data(recipe, output)
-    held_out = output / "held_out_questions"
-    if not held_out.exists():
-        size = recipes[0].data.image_size
-        record_questions(held_out, max(questions * 8, 100), seed=HELD_OUT_SEED, image_size=size)
-
-
-def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
-    """One recipe in as many processes as there are cores, two at most: at this size more only wait for each other."""
-    if (output / recipe.name / "training_log.json").is_file():
-        check_same_recipe(recipe, output / recipe.name)
-        print(f"  {recipe.name} is trained already; delete {output / recipe.name} to train it again")
-        return
-    processes = min(os.cpu_count() or 1, 2)
-    settings = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
-    name = recipe.name.replace("-", "_")
-    command = [sys.executable, "-m", "gen_vla.commands.main", "train", name, "--work-dir", str(output), "--resume"]
-    if subprocess.call([*command, f"--processes={processes}", *settings]):
-        raise ValueError(f"got a failure from training {recipe.name}, expected a model; its messages are above")
-    log = json.loads((output / recipe.name / "training_log.json").read_text(encoding="utf-8"))
-    rate = log["history"][-1]["train_samples_per_second"]
-    slow = rate < EXPECTED_SAMPLES_PER_SECOND
-    remark = f", below the {EXPECTED_SAMPLES_PER_SECOND} this demo is sized for: it takes longer here" if slow else ""
-    print(f"  {rate:.0f} samples per second{remark}")
-
-
-def check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises `ValueError` if the model in the folder is of other settings than those asked for."""
-    import yaml
-
-    from gen_vla.training.recipes.loading import as_settings
-
-    if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
-        raise ValueError(
-            f"got {folder} trained with other settings, expected those of {recipe.name}; delete it, or choose another "
-            "output"
-        )
-
-
-def publish(output: Path, results: dict[str, Any] | None) -> Path:
-    """The repository folder, verified, and its copy in the cache."""
-    from gen_vla.training.publishing.assembling import install_in_cache, publish_to_folder
-
-    folder = publish_to_folder(output / "mini-openvla-plus", REPO_ID, output / "repository", results)
-    print(f"  verified {folder}")
-    print(f"  in the cache as {install_in_cache(folder, REPO_ID)}")
-    return folder
-
-
-def load_by_name() -> tuple[Any, Any]:
-    """What any user writes; the code that runs is the repository's."""
-    from transformers import AutoModel, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(REPO_ID, trust_remote_code=True)
-    model = AutoModel.from_pretrained(REPO_ID, trust_remote_code=True).eval()
-    print(f"  {type(model).__module__}.{type(model).__name__}")
-    return model, processor
-
-
-def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[str, Any]:
-    """Success, controls, questions and speed."""
-    from datasets import load_from_disk
-
-    from gen_vla.evaluation.drawers.suite import run_suite
-
-    questions = load_from_disk(str(output / "held_out_questions"))
-    return run_suite(
-        model,
-        processor,
-        questions,  # type: ignore[arg-type]
-        episodes=episodes,
-        control_episodes=max(episodes * 2 // 5, 1),
+def demo_model(outputs: Sequence[str | Path]) -> str:
+    """The first repository that a demo left."""
+    folders = [Path(output) / "repository" for output in outputs]
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return str(folder)
+    raise FileNotFoundError(
+        f"got no model in {' or '.join(map(str, folders))}, expected one to open the Space with; run `gen-vla demo` "
+        "(a quarter of an hour) or `gen-vla demo --quick --space` (a few minutes; its model has learnt nothing), or "
+        "name one with --model"
     )
 
 
-def draw(model: Any, processor: Any, recipe: Recipe, output: Path) -> dict[str, Path]:
-    """Loss plot, an episode of each task, and a prediction on a real robot's picture where there is one."""
-    from gen_vla.evaluation.drawers.suite import record_episodes
-    from gen_vla.evaluation.policies.pictures import plot_training
-
-    pictures = output / "pictures"
-    pictures.mkdir(exist_ok=True)
-    log = json.loads((output / recipe.name / "training_log.json").read_text(encoding="utf-8"))
-    files = {"loss per source": plot_training(log["history"], pictures / "training.png", recipe.name)}
-    for path in record_episodes(model, processor, pictures):
-        files[f"episode, {path.stem}"] = path
-    real = draw_bridge_prediction(model, processor, pictures / "bridge_prediction.png")
-    if real is not None:
-        files["prediction on a real Bridge picture"] = real
-    return files
-
-
-def draw_bridge_prediction(model: Any, processor: Any, path: Path) -> Path | None:
-    """A prediction on the first frame of the Bridge sample under `GEN_VLA_DATA`; `None` where there is none."""
-    import io
-
-    from PIL import Image
-
-    from gen_vla.evaluation.policies.pictures import draw_prediction
-    from gen_vla.training.storage.tfrecord_reading import read_examples
-
-    shards = sorted(Path(os.environ.get("GEN_VLA_DATA", "../shared/data")).glob("octo_bridge_debug/**/*.tfrecord-*"))
-    if not shards:
-        print("  no real pictures: set GEN_VLA_DATA to a folder with octo_bridge_debug for a prediction on one")
-        return None
-    example = next(read_examples(shards[0]))
-    image = Image.open(io.BytesIO(example["steps/observation/image_0"][0]))
-    instruction = example["steps/language_instruction"][0].decode()
-    key = next(iter(model.config.norm_stats))
-    prediction = model.predict_actions(**processor.action_inputs(image, instruction), unnorm_key=key)
-    note = "A real WidowX picture under a model that saw only simulated drawers: it shows the format, not skill."
-    return draw_prediction(image, instruction, prediction, path, note=note)
-
-
-def finish(
-    console: Console,
-    results: dict[str, Any],
-    made: dict[str, Any],
-    files: dict[str, Path],
-    recipe: Recipe,
-    output: Path,
-    seconds: float,
-) -> dict[str, Any]:
-    """Results as JSON and on the model card, the table, and where everything is; `made` says how they came about."""
-    from gen_vla.evaluation.drawers.suite import as_card_results, summary_table
-    from gen_vla.training.provenance.training_record import with_record
-    from gen_vla.training.run_folder import write_json
-
-    publish(output, {**as_card_results(results), "commands": [origin({"provenance": made})]})
-    written = {
-        "model": REPO_ID,
-        "rollouts": [report.to_dict() for report in results["rollouts"]],
-        "questions": results["questions"].to_dict() if results["questions"] else None,
-        "latency": results["latency"],
-        "seconds": round(seconds),
-    }
-    written = with_provenance(with_record(written, str(output / "repository")), made)
-    write_json(output / "results.json", written)
-    console.rule("[bold]Done", align="left")
-    console.print(summary_table(results, f"{REPO_ID}, {recipe.training.steps} steps, seed {recipe.training.seed}"))
-    files = {"results": output / "results.json", "repository": output / "repository", **files}
-    for words, path in files.items():
-        console.print(f"  {words:38} {shorten(path)}", highlight=False, soft_wrap=True)
-    cache = shorten(output / "huggingface")
-    console.print(f"  load it by name with HF_HOME={cache} HF_HUB_OFFLINE=1", highlight=False, soft_wrap=True)
-    console.print(f"  {seconds / 60:.1f} minutes in all")
-    return written
-
-
-def shorten(path: Path) -> str:
-    """Relative to where the user is, if it lies below."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+def absolute(name: str) -> str:
+    """A folder in full, since the Space runs in its own; a name on the Hub as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -1,361 +1,271 @@
-"""`gen-vla evaluate SUITE MODEL`: one command per suite, each with its own options.
+"""`gen-vla evaluate SUITE MODEL`: one function per suite; those that measure speed are in `benchmarks.py`."""
 
-Decides: every suite's arguments, what is printed and where results go. Refuses to know: how anything is measured;
-suites are imported only when asked for.
-
-A suite is a pair of functions, `add_<suite>` for its options and `run_<suite>`, and a line in `SUITES`. Those that
-measure speed are in `commands/benchmarks.py`.
-"""
-
-import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from gen_vla.commands.benchmarks import add_agreement, add_decoding, add_latency, add_loader, add_training_step
-from gen_vla.commands.suite_options import add_model, add_output, load_any, write_results
+import typer
+from rich.console import Console
+from typer import Argument, Option
+from typer.core import TyperCommand
 
-
-def add_evaluate(commands: Any) -> None:
-    """`gen-vla evaluate SUITE MODEL`."""
-    command = commands.add_parser("evaluate", help="measure a model")
-    suites = command.add_subparsers(dest="suite", required=True, metavar="SUITE")
-    for add in SUITES:
-        add(suites)
+from gen_vla.commands import benchmarks
+from gen_vla.commands.options import Model, OptionalModel, Output, UnnormKey, entries, load_any, write_results
 
 
-def add_drawers(suites: Any) -> None:
-    """`gen-vla evaluate drawers MODEL`."""
-    command = suites.add_parser("drawers", help="open and close a drawer in the simulator")
-    add_model(command)
-    command.add_argument("--episodes", type=int, default=50, help="rollouts per task (default: 50)")
-    command.add_argument("--questions", type=Path, help="also ask a data set of held-out questions")
-    add_output(command)
-    command.set_defaults(run=run_drawers)
+def tabletop(
+    model: OptionalModel = None,
+    policy: Annotated[str, Option(help="Controls: of expert, random, zero, blind, deaf.")] = "expert,random,zero",
+    modes: Annotated[str, Option(help="Of these four.")] = "matching,variants,masked,paraphrase",
+    tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
+    episodes: Annotated[int, Option(help="Per task and variant.")] = 50,
+    workers: Annotated[int, Option(help="Simulator processes.")] = 2,
+    batch_size: Annotated[int, Option(help="Episodes per call of the policy.")] = 16,
+    image_size: Annotated[int | None, Option(help="Pixels a side (default: the model's, else 112).")] = None,
+    unnorm_key: UnnormKey = None,
+    trained_on: Annotated[Path | None, Option(help="A recorded data set whose layouts must not be judged.")] = None,
+    videos: Annotated[int, Option(help="Per task, with --output.")] = 1,
+    output: Annotated[Path | None, Option(help="Folder of results; running again continues there.")] = None,
+) -> None:
+    """Four tasks in one simulated scene, in and out of distribution."""
+    from gen_vla.evaluation.tabletop import suite
+    from gen_vla.evaluation.tabletop.scores import tabletop_table, variants_table
 
-
-def run_drawers(options: argparse.Namespace) -> int:
-    """Rolls a policy out beside its controls."""
-    from datasets import load_from_disk
-    from rich.console import Console
-
-    from gen_vla.evaluation.drawers.suite import run_suite, summary_table
-
-    model, processor = load_any(options.model)
-    questions = load_from_disk(str(options.questions)) if options.questions else None
-    results = run_suite(model, processor, questions, episodes=options.episodes)  # type: ignore[arg-type]
-    Console().print(summary_table(results, options.model))
-    rollouts = [report.to_dict() for report in results["rollouts"]]
-    answers = results["questions"].to_dict() if results["questions"] else None
-    written = {"model": options.model, "rollouts": rollouts, "questions": answers, "latency": results["latency"]}
-    return write_results(written, options.output, [options.questions])
-
-
-def add_scene_questions(suites: Any) -> None:
-    """`gen-vla evaluate scene_questions MODEL`."""
-    command = suites.add_parser("scene_questions", help="questions about pictures of the drawer scenes")
-    add_model(command)
-    command.add_argument("--questions", type=Path, required=True, help="a data set of held-out questions")
-    add_output(command)
-    command.set_defaults(run=run_scene_questions)
-
-
-def run_scene_questions(options: argparse.Namespace) -> int:
-    """Asks a data set of questions."""
-    from datasets import load_from_disk
-    from rich.console import Console
-
-    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, questions_table
-
-    model, processor = load_any(options.model)
-    report = evaluate_questions(model, processor, load_from_disk(str(options.questions)))  # type: ignore[arg-type]
-    Console().print(questions_table(report))
-    return write_results({"model": options.model, **report.to_dict()}, options.output, [options.questions])
-
-
-def add_vqa(suites: Any) -> None:
-    """`gen-vla evaluate vqa MODEL`."""
-    command = suites.add_parser("vqa", help="TextVQA, POPE, GQA, VizWiz, VSR and the recorded scenes, by lm-eval")
-    add_model(command)
-    command.add_argument(
-        "--tasks",
-        default="textvqa,pope,gqa,vizwiz,vsr",
-        help="of textvqa, pope, gqa, vizwiz, vsr, scenes (default: the first five)",
-    )
-    command.add_argument("--local", type=Path, help="read tasks from this folder, see evaluation/vqa/lm_eval_tasks")
-    command.add_argument("--limit", type=int, help="ask only the first questions of each task")
-    command.add_argument("--batch-size", type=int, default=4, help="questions per call (default: 4)")
-    add_output(command)
-    command.set_defaults(run=run_vqa_command)
-
-
-def run_vqa_command(options: argparse.Namespace) -> int:
-    """Asks questions about pictures; beside the results go every answer and a picture."""
-    from rich.console import Console
-
-    from gen_vla.evaluation.vqa.results import plot_results, results_table, yes_no_table
-    from gen_vla.evaluation.vqa.suite import run_vqa, write_answers
-
-    tasks = [task for task in options.tasks.split(",") if task]
-    results, answers = run_vqa(
-        options.model, tasks, local=options.local, limit=options.limit, batch_size=options.batch_size
-    )
-    for table in (results_table(results["tasks"], options.model), yes_no_table(results["tasks"])):
-        if table is not None:
-            Console().print(table)
-    write_results(results, options.output, dict.fromkeys(results["data"].values()))
-    if options.output:
-        write_answers(answers, options.output.with_name(f"{options.output.stem}_answers.jsonl"))
-        plot_results(results["tasks"], options.output.with_suffix(".png"), Path(options.model).name)
-    return 0
-
-
-def add_simpler(suites: Any) -> None:
-    """`gen-vla evaluate simpler [MODEL]`."""
-    command = suites.add_parser("simpler", help="SimplerEnv, where it is installed; goes on where it stopped")
-    command.add_argument("model", nargs="?", help="a folder, or a name on the Hub or in the cache")
-    command.add_argument("--policy", default="", help="controls, of expert, random, zero, by commas (default: none)")
-    command.add_argument("--robot", choices=("widowx", "google_robot"), required=True)
-    modes = ("matching", "variants", "masked", "paraphrase")
-    command.add_argument("--modes", nargs="+", choices=modes, default=["matching"], help="(default: matching)")
-    command.add_argument("--tasks", nargs="+", default=[], help="(default: all of the robot's)")
-    command.add_argument("--episodes", type=int, help="at most so many of every variant (default: the whole protocol)")
-    command.add_argument("--unnorm-key", help="(default: the real robot's data set)")
-    command.add_argument("--action-ensemble", action="store_true", help="average overlapping predictions")
-    command.add_argument(
-        "--shader", choices=("rt", "ibl"), help="ibl draws without ray tracing (default: as published)"
-    )
-    command.add_argument("--shard", default="0/1", help="I/N runs every N-th trial; N processes share a folder")
-    command.add_argument("--output", type=Path, required=True, help="a folder for settings, trials and results")
-    command.set_defaults(run=run_simpler)
-
-
-def run_simpler(options: argparse.Namespace) -> int:
-    """Runs a policy in SimplerEnv."""
-    from rich.console import Console
-
-    from gen_vla.evaluation.simpler.environment import find_assets
-    from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, results_table
-
-    find_assets()  # before a model is loaded for nothing
-    index, _, count = options.shard.partition("/")
-    names = ("robot", "episodes", "shader", "unnorm_key", "action_ensemble")
-    settings = SimplerSettings(
-        modes=tuple(options.modes),
-        tasks=tuple(options.tasks),
-        shard=(int(index), int(count or 0)),
-        controls=tuple(dict.fromkeys(entry for entry in options.policy.split(",") if entry)),
-        **{name: getattr(options, name) for name in names},
-    )
-    settings.trials()
-    played = load_any(options.model) if options.model else (None, None)
-    results = evaluate_simpler(*played, options.model, settings, options.output)
-    title = f"SimplerEnv, {options.robot}" + (f": {options.model}" if options.model else "")
-    Console().print(results_table(results, title))
-    return 0
-
-
-def add_tabletop(suites: Any) -> None:
-    """`gen-vla evaluate tabletop [MODEL]`."""
-    command = suites.add_parser("tabletop", help="four tasks in one simulated scene, in and out of distribution")
-    command.add_argument("model", nargs="?", help="a folder, or a name on the Hub or in the cache")
-    command.add_argument(
-        "--policy", default="expert,random,zero", help="controls: of expert, random, zero, blind, deaf (default: 3)"
-    )
-    command.add_argument("--modes", default="matching,variants,masked,paraphrase", help="(default: all four)")
-    command.add_argument("--tasks", default="pick_object,move_near,open_drawer,close_drawer", help="(default: all)")
-    command.add_argument("--episodes", type=int, default=50, help="per task and variant (default: 50)")
-    command.add_argument("--workers", type=int, default=2, help="simulator processes (default: 2)")
-    command.add_argument("--batch-size", type=int, default=16, help="episodes per call of the policy (default: 16)")
-    command.add_argument("--image-size", type=int, help="pixels a side (default: the model's, else 112)")
-    command.add_argument("--unnorm-key", help="whose units the actions have (default: the model's only one)")
-    command.add_argument("--trained-on", type=Path, help="a recorded data set whose layouts must not be judged")
-    command.add_argument("--videos", type=int, default=1, help="per task, with --output (default: 1)")
-    command.add_argument("--output", type=Path, help="folder of results; running again continues there")
-    command.set_defaults(run=run_tabletop)
-
-
-def run_tabletop(options: argparse.Namespace) -> int:
-    """Runs the tabletop suite and shows its tables."""
-    from rich.console import Console
-
-    from gen_vla.evaluation.tabletop import suite as suite
-    from gen_vla.evaluation.tabletop.scores import results_table, variants_table
-
-    modes = tuple(entry for entry in options.modes.split(",") if entry)
-    controls = [entry for entry in options.policy.split(",") if entry]
-    contestants = suite.control_contestants(controls, ("matching",) if options.model else modes)  # type: ignore[arg-type]
-    size = options.image_size or 112
-    if options.model:
-        model, processor = load_any(options.model)
-        size = options.image_size or processor.image_processor.image_size
-        played = suite.model_contestant(model, processor, options.model, modes, options.unnorm_key)  # type: ignore[arg-type]
-        contestants.insert(0, played)
-    settings = suite.SuiteSettings(
-        modes=modes,  # type: ignore[arg-type]
-        tasks=tuple(entry for entry in options.tasks.split(",") if entry),  # type: ignore[arg-type]
-        episodes=options.episodes,
-        workers=options.workers,
-        batch_size=options.batch_size,
-        image_size=size,
-        videos=options.videos,
-        trained_on=options.trained_on,
-    )
-    results = suite.run_suite(contestants, settings, options.output)
+    shown: Any = tuple(entries(modes))
+    contestants = suite.control_contestants(entries(policy), ("matching",) if model else shown)
+    size = image_size or 112
+    if model:
+        loaded, processor = load_any(model)
+        size = image_size or processor.image_processor.image_size
+        contestants.insert(0, suite.model_contestant(loaded, processor, model, shown, unnorm_key))
+    chosen: Any = tuple(entries(tasks))
+    settings = suite.SuiteSettings(shown, chosen, episodes, workers, batch_size, size, videos, trained_on)
+    results = suite.run_suite(contestants, settings, output)
     scores = {name: found["scores"] for name, found in results["policies"].items()}
     console = Console()
     for name in scores:
         if "variants" in scores[name]:
             console.print(variants_table(scores[name]["variants"], f"variants: {name}"))
-    console.print(results_table(scores, options.model or "tabletop"))
-    if options.output:
-        suite.draw_results(contestants, results, settings, options.output)
-        console.print(f"Results in {options.output}")
-    return 0
+    console.print(tabletop_table(scores, model or "tabletop"))
+    if output:
+        suite.draw_results(contestants, results, settings, output)
+        console.print(f"Results in {output}")
 
 
-def add_open_loop(suites: Any) -> None:
-    """`gen-vla evaluate open_loop MODEL DATA`."""
-    command = suites.add_parser("open_loop", help="its actions beside those of recorded episodes, without a simulator")
-    add_model(command)
-    command.add_argument("data", help="a robot data set it was not trained on: a folder, or hf://datasets/OWNER/NAME")
-    command.add_argument("--unnorm-key", help="whose units the actions have (default: the model's only one)")
-    command.add_argument("--split", help="of the data set (default: all of a LeRobot set, train of others)")
-    command.add_argument(
-        "--camera",
-        action="append",
-        help="of the data set (default: those of the model's recipe); repeat it for a model of several",
-    )
-    command.add_argument("--every", type=int, default=10, help="ask at every N-th step of an episode (default: 10)")
-    command.add_argument("--episodes", type=int, default=50, help="from all over the data set, at most (default: 50)")
-    command.add_argument("--batch-size", type=int, default=8, help="observations per call (default: 8)")
-    command.add_argument("--picture", type=Path, help="draw an episode and the errors into this PNG")
-    add_output(command)
-    command.set_defaults(run=run_open_loop)
+def drawers(
+    model: Model,
+    episodes: Annotated[int, Option(help="Rollouts per task.")] = 50,
+    questions: Annotated[Path | None, Option(help="Also ask a data set of held-out questions.")] = None,
+    output: Output = None,
+) -> None:
+    """Open and close a drawer in the simulator."""
+    from datasets import Dataset
+
+    from gen_vla.evaluation.drawers.suite import run_suite, summary_table
+
+    loaded, processor = load_any(model)
+    asked = Dataset.load_from_disk(str(questions)) if questions else None
+    results = run_suite(loaded, processor, asked, episodes=episodes)
+    Console().print(summary_table(results, model))
+    rollouts = [report.to_dict() for report in results["rollouts"]]
+    answers = results["questions"].to_dict() if results["questions"] else None
+    written = {"model": model, "rollouts": rollouts, "questions": answers, "latency": results["latency"]}
+    write_results(written, output, [questions])
 
 
-def run_open_loop(options: argparse.Namespace) -> int:
-    """Compares a policy with recorded actions."""
-    from rich.console import Console
+def open_loop(
+    model: Model,
+    data: Annotated[
+        str, Argument(help="A robot data set, not of its training: a folder, or hf://datasets/OWNER/NAME.")
+    ],
+    unnorm_key: UnnormKey = None,
+    split: Annotated[str | None, Option(help="(default: all of a LeRobot set, train of others)")] = None,
+    cameras: Annotated[
+        list[str] | None, Option("--camera", help="Of the data set, one or several (default: those of the recipe).")
+    ] = None,
+    every: Annotated[int, Option(help="Ask at every n-th step of an episode.")] = 10,
+    episodes: Annotated[int, Option(help="From all over the data set, at most.")] = 50,
+    batch_size: Annotated[int, Option(help="Observations per call.")] = 8,
+    picture: Annotated[Path | None, Option(help="Draw an episode and the errors into this PNG.")] = None,
+    output: Output = None,
+) -> None:
+    """A model's actions beside those of recorded episodes, without a simulator."""
+    from gen_vla.evaluation.open_loop import suite
 
-    from gen_vla.evaluation.open_loop.suite import (
-        OpenLoopSettings,
-        evaluate_open_loop,
-        open_loop_notes,
-        open_loop_tables,
-    )
-
-    names = ("unnorm_key", "split", "every", "episodes")
-    shared = {name: getattr(options, name) for name in names}
-    settings = OpenLoopSettings(cameras=options.camera, rows=options.batch_size, **shared)
-    model, processor = load_any(options.model)
-    results, found, episodes = evaluate_open_loop(model, processor, options.model, options.data, settings)
+    settings = suite.OpenLoopSettings(unnorm_key, cameras, split, every, episodes, batch_size)
+    loaded, processor = load_any(model)
+    results, found, recorded = suite.evaluate_open_loop(loaded, processor, model, data, settings)
     console = Console()
-    for table in open_loop_tables(results):
-        console.print(table)
-    for note in open_loop_notes(results):
-        console.print(note)
-    if options.picture:
+    for shown in (*suite.open_loop_tables(results), *suite.open_loop_notes(results)):
+        console.print(shown)
+    if picture:
         from gen_vla.evaluation.open_loop.pictures import draw_open_loop
 
-        statistics = model.config.norm_stats[results["unnorm_key"]]["action"]
-        draw_open_loop(results, found, episodes, statistics, options.picture)
-    return write_results(results, options.output, [options.data])
+        statistics = loaded.config.norm_stats[results["unnorm_key"]]["action"]
+        draw_open_loop(results, found, recorded, statistics, picture)
+    write_results(results, output, [data])
 
 
-def add_representations(suites: Any) -> None:
-    """`gen-vla evaluate representations MODEL`."""
-    command = suites.add_parser("representations", help="linear probes, drift and t-SNE of the vision towers")
-    add_model(command)
-    command.add_argument("--before", help="the model it was trained from")
-    command.add_argument("--plain", help="the same, trained without the recipe")
-    command.add_argument(
-        "--data", default="digits", help="digits, cifar10 (from the Hub), or a folder of labelled pictures"
+def scene_questions(
+    model: Model,
+    questions: Annotated[Path, Option(help="A data set of held-out questions.")],
+    output: Output = None,
+) -> None:
+    """Questions about pictures of the drawer scenes."""
+    from datasets import Dataset
+
+    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, questions_table
+
+    report = evaluate_questions(*load_any(model), Dataset.load_from_disk(str(questions)))
+    Console().print(questions_table(report))
+    write_results({"model": model, **report.to_dict()}, output, [questions])
+
+
+class SpacedValues(TyperCommand):
+    """Understands `--modes a b`, too, where an option that may be repeated is written once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self.repeated(args)))
+
+    @staticmethod
+    def repeated(arguments: list[str]) -> Iterator[str]:
+        """`--modes a b` to `--modes a --modes b`."""
+        option = before = None
+        for argument in arguments:
+            if argument.startswith("--"):
+                option = argument
+            elif option in ("--modes", "--tasks") and before != option:
+                yield option
+            yield argument
+            before = argument
+
+
+def simpler(
+    robot: Annotated[Literal["widowx", "google_robot"], Option(help="The robot, and with it the tasks.")],
+    output: Annotated[Path, Option(help="A folder for settings, trials and results.")],
+    model: OptionalModel = None,
+    policy: Annotated[str, Option(help="Controls, of expert, random, zero, by commas (default: none).")] = "",
+    modes: Annotated[
+        list[str] | None, Option(help="Of matching, variants, masked, paraphrase (default: matching).")
+    ] = None,
+    tasks: Annotated[list[str] | None, Option(help="One or several (default: all of the robot's).")] = None,
+    episodes: Annotated[int | None, Option(help="Of every variant at most (default: the whole protocol).")] = None,
+    unnorm_key: Annotated[str | None, Option(help="(default: the real robot's data set)")] = None,
+    action_ensemble: Annotated[bool, Option("--action-ensemble", help="Average overlapping predictions.")] = False,
+    shader: Annotated[Literal["rt", "ibl"] | None, Option(help="ibl: no ray tracing (default: as published).")] = None,
+    shard: Annotated[str, Option(help="I/N runs every n-th trial; N processes share a folder.")] = "0/1",
+) -> None:
+    """SimplerEnv, where it is installed; goes on where it stopped."""
+    from gen_vla.evaluation.simpler.environment import find_assets
+    from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, simpler_table
+
+    index, _, count = shard.partition("/")
+    settings = SimplerSettings(
+        robot=robot,
+        modes=tuple(modes or ["matching"]),
+        tasks=tuple(tasks or []),
+        episodes=episodes,
+        shader=shader,
+        unnorm_key=unnorm_key,
+        action_ensemble=action_ensemble,
+        shard=(int(index), int(count or 0)),
+        controls=tuple(dict.fromkeys(entries(policy))),
     )
-    command.add_argument("--samples", type=int, default=2000, help="pictures at most (default: 2000)")
-    command.add_argument("--picture", type=Path, help="draw the panels there as a PNG")
-    add_output(command)
-    command.set_defaults(run=run_representations)
+    settings.trials()  # mistakes are named before a model is loaded for nothing
+    find_assets()
+    played = load_any(model) if model else (None, None)
+    results = evaluate_simpler(*played, model, settings, output)
+    Console().print(simpler_table(results, f"SimplerEnv, {robot}" + (f": {model}" if model else "")))
 
 
-def run_representations(options: argparse.Namespace) -> int:
-    """Probes the towers of one to three models with the same pictures."""
-    from rich.console import Console
+def vqa(
+    model: Model,
+    tasks: Annotated[str, Option(help="Of these, and scenes.")] = "textvqa,pope,gqa,vizwiz,vsr",
+    local: Annotated[Path | None, Option(help="A folder of tasks, see evaluation/vqa/lm_eval_tasks.")] = None,
+    limit: Annotated[int | None, Option(help="Ask only the first questions of each task.")] = None,
+    batch_size: Annotated[int, Option(help="Questions per call.")] = 4,
+    output: Output = None,
+) -> None:
+    """TextVQA, POPE, GQA, VizWiz, VSR and the recorded scenes, by lm-eval.
 
+    Beside the results go every answer and a picture.
+    """
+    from gen_vla.evaluation.vqa.results import plot_results, question_scores_table, yes_no_table
+    from gen_vla.evaluation.vqa.suite import run_vqa, write_answers
+
+    results, answers = run_vqa(model, entries(tasks), local=local, limit=limit, batch_size=batch_size)
+    for table in (question_scores_table(results["tasks"], model), yes_no_table(results["tasks"])):
+        if table is not None:
+            Console().print(table)
+    write_results(results, output, dict.fromkeys(results["data"].values()))
+    if output:
+        write_answers(answers, output.with_name(f"{output.stem}_answers.jsonl"))
+        plot_results(results["tasks"], output.with_suffix(".png"), Path(model).name)
+
+
+def representations(
+    model: Model,
+    before: Annotated[str | None, Option(help="The model it was trained from.")] = None,
+    plain: Annotated[str | None, Option(help="The same, trained without the recipe.")] = None,
+    data: Annotated[str, Option(help="digits, cifar10 (from the Hub), or a folder of labelled pictures.")] = "digits",
+    samples: Annotated[int, Option(help="Pictures at most.")] = 2000,
+    picture: Annotated[Path | None, Option(help="Draw the panels there as a PNG.")] = None,
+    output: Output = None,
+) -> None:
+    """Linear probes, drift and t-SNE of the vision towers."""
+    from gen_vla.evaluation.representations import probes
     from gen_vla.evaluation.representations.data import CIFAR10, load_pictures
     from gen_vla.evaluation.representations.pictures import draw_panels
-    from gen_vla.evaluation.representations.probes import (
-        compare_representations,
-        representations_table,
-        tower_features,
-    )
     from gen_vla.training.provenance.origin import describe_machine
 
-    pictures = load_pictures(options.data, options.samples)
-    names = {"before": options.before, "plain": options.plain, "after": options.model}
+    pictures = load_pictures(data, samples)
+    names = {"before": before, "plain": plain, "after": model}
     features, frozen = {}, {}
     for role, name in names.items():
         if name is not None:
-            model, processor = load_any(name)
-            features[role] = tower_features(model, processor, pictures.images)
-            frozen[role] = model.config.frozen
-    results = compare_representations(features, pictures, frozen)
-    Console().print(representations_table(results, options.model))
-    if options.picture:
-        draw_panels(features, pictures.labels, pictures.classes, results, options.picture)
-    named = {"suite": "representations", "model": options.model, "models": names, "environment": describe_machine()}
-    data = CIFAR10 if options.data == "cifar10" else options.data
-    return write_results({**named, **results}, options.output, [data])
+            loaded, processor = load_any(name)
+            features[role] = probes.tower_features(loaded, processor, pictures.images)
+            frozen[role] = loaded.config.frozen
+    results = probes.compare_representations(features, pictures, frozen)
+    Console().print(probes.representations_table(results, model))
+    if picture:
+        draw_panels(features, pictures.labels, pictures.classes, results, picture)
+    named = {"suite": "representations", "model": model, "models": names, "environment": describe_machine()}
+    write_results({**named, **results}, output, [CIFAR10 if data == "cifar10" else data])
 
 
-def add_report(suites: Any) -> None:
-    """`gen-vla evaluate report RESULTS...`."""
-    command = suites.add_parser("report", help="the paper's tables with the figures of result files in them")
-    command.add_argument("results", nargs="+", type=Path, help="JSON files the suites wrote")
-    command.add_argument(
-        "--row", action="append", default=[], metavar="MODEL=ROW", help="a model's row of the paper, like openvla-sc"
-    )
-    command.add_argument("--against", metavar="MODEL", help="compare the models without a row with this one")
-    command.add_argument(
-        "--seeds",
-        action="append",
-        default=[],
-        metavar="NAME=MODEL,MODEL,...",
-        help="models that differ by their training seed only; those whose files say so need no naming",
-    )
-    command.add_argument("--output", type=Path, required=True, help="a folder for Markdown, JSON and PNG files")
-    command.set_defaults(run=run_report)
-
-
-def run_report(options: argparse.Namespace) -> int:
-    """Writes a report."""
+def report(
+    results: Annotated[list[Path], Argument(help="JSON files the suites wrote.")],
+    output: Annotated[Path, Option(help="A folder for Markdown, JSON and PNG files.")],
+    row: Annotated[list[str] | None, Option(metavar="MODEL=ROW", help="A row of the paper, like openvla-sc.")] = None,
+    against: Annotated[str | None, Option(metavar="MODEL", help="Compare models without a row with this one.")] = None,
+    seeds: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=MODEL,MODEL,...",
+            help="Models that differ by their training seed only; those whose files say so need no naming.",
+        ),
+    ] = None,
+) -> None:
+    """The paper's tables with the figures of result files in them."""
     from gen_vla.evaluation.report.pictures import draw_tables
     from gen_vla.evaluation.report.tables import make_report, write_report
 
-    rows = dict(entry.rpartition("=")[::2] for entry in options.row)
+    rows = dict(entry.rpartition("=")[::2] for entry in row or ())
     if "" in rows:
-        raise ValueError(f"got --row {' --row '.join(options.row)}, expected MODEL=ROW")
-    seeds = [entry.partition("=")[::2] for entry in options.seeds]
-    if any(not name or not models for name, models in seeds) or len(dict(seeds)) < len(seeds):
-        raise ValueError(f"got --seeds {' --seeds '.join(options.seeds)}, expected NAME=MODEL,MODEL, each name once")
-    groups = {name: [model for model in models.split(",") if model] for name, models in seeds}
-    report = make_report(options.results, rows, options.against, groups)
-    for path in (*write_report(report, options.output), *draw_tables(report, options.output)):
+        raise ValueError(f"got --row {' --row '.join(row or ())}, expected MODEL=ROW")
+    named = [entry.partition("=")[::2] for entry in seeds or ()]
+    if any(not name or not models for name, models in named) or len(dict(named)) < len(named):
+        raise ValueError(f"got --seeds {' --seeds '.join(seeds or ())}, expected NAME=MODEL,MODEL, each name once")
+    made = make_report(results, rows, against, {name: entries(models) for name, models in named})
+    for path in (*write_report(made, output), *draw_tables(made, output)):
         print(path)
-    return 0
 
 
-SUITES = (
-    add_tabletop,
-    add_drawers,
-    add_open_loop,
-    add_scene_questions,
-    add_decoding,
-    add_agreement,
-    add_training_step,
-    add_simpler,
-    add_vqa,
-    add_representations,
-    add_latency,
-    add_loader,
-    add_report,
-)
+app = typer.Typer(help="Measure a model.", no_args_is_help=True)
+for suite in (tabletop, drawers, open_loop, scene_questions, benchmarks.decoding, benchmarks.agreement):
+    app.command(suite.__name__)(suite)
+app.command("training_step")(benchmarks.training_step)
+app.command("simpler", cls=SpacedValues)(simpler)
+for suite in (vqa, representations, benchmarks.latency, benchmarks.loader, report):
+    app.command(suite.__name__)(suite)

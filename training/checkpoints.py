@@ -1,8 +1,4 @@
-"""Reading a saved model folder back, for further training or publishing.
-
-Decides: which files make a folder complete, and that it is read with this package's own classes, not with the code
-beside the weights. Refuses to know: what the model is for.
-"""
+"""Reads a saved model folder with this package's own classes, not with the code beside the weights."""
 
 import contextlib
 import json

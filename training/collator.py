@@ -1,8 +1,5 @@
 """Rows to a batch: joins the tokens of prompt and answer, supervises the answer and EOS, cuts nothing.
 
-Decides: the labels and the weight of every supervised token. Refuses to know: which rows come together
-(`mixture.py`), what the weights do to a loss (`training/trainer.py`).
-
     prompt                                         answer        EOS   padding
     <s> <image> x N In: How many ...?\\nOut:        two           </s>  <PAD>
     -100 ................................... -100  two           </s>  -100       labels

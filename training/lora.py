@@ -1,8 +1,7 @@
 """LoRA in training: which weights get adapters, which train in full, and what is saved.
 
-Decides: that the language model's linear layers get adapters and that the trained encoder and the projector, small and
-new to the task, train in full unless the recipe says otherwise. Refuses to know: how adapters work (peft), how a saved
-adapter becomes a whole model (`lora_merging.py`).
+The language model's linear layers get adapters; the trainable encoder and the projector, small and new to the task,
+train in full unless the recipe says otherwise. `lora_merging.py` makes a whole model of a saved adapter.
 """
 
 import re
@@ -11,8 +10,9 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel
 
+from gen_vla.training.recipes.data_schema import RecipeError
 from gen_vla.training.recipes.loading import MINI
-from gen_vla.training.recipes.schema import LoraRecipe, Recipe, RecipeError
+from gen_vla.training.recipes.schema import Recipe
 
 
 LANGUAGE_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -38,33 +38,20 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
             f"{recipe.name}: got training.lora without model.initial_model, expected a model to adapt; name one, or "
             "leave lora out"
         )
+    tower = model.model.vision_tower
+    trained = [name for name in tower.names if name != tower.frozen]
+    layers, full = LANGUAGE_LAYERS, None
+    if settings.tower == "lora":
+        layers += "|" + VISION_LAYERS.format(towers="|".join(map(re.escape, trained)))
+    else:
+        full = [*(f"vision_tower.{name}" for name in trained), "model.projector"]
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by it; any number will do
         lora_dropout=settings.dropout,
-        target_modules=target_pattern(settings, model),
-        modules_to_save=full_modules(settings, model) or None,
+        target_modules=layers,
+        modules_to_save=full,
     )
-
-
-def trained_towers(model: Any) -> list[str]:
-    """The encoders that train."""
-    tower = model.model.vision_tower
-    return [name for name in tower.names if name != tower.frozen]
-
-
-def target_pattern(settings: LoraRecipe, model: Any) -> str:
-    """The modules that get adapters, as a regular expression over their whole names."""
-    if settings.tower == "full":
-        return LANGUAGE_LAYERS
-    return LANGUAGE_LAYERS + "|" + VISION_LAYERS.format(towers="|".join(map(re.escape, trained_towers(model))))
-
-
-def full_modules(settings: LoraRecipe, model: Any) -> list[str]:
-    """The modules that train in full beside the adapters."""
-    if settings.tower == "lora":
-        return []
-    return [*(f"vision_tower.{name}" for name in trained_towers(model)), "model.projector"]
 
 
 def save_adapter(model: Any, folder: Path) -> Any:

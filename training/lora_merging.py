@@ -1,7 +1,4 @@
-"""Reading what training left behind, a whole model or a LoRA adapter, as one whole model.
-
-Decides: that an adapter is merged into its base model and that nothing of it may be lost on the way. Refuses to know:
-how it was trained, what becomes of the merged model.
+"""Reads what training left behind, a whole model or a LoRA adapter, as one whole model.
 
 A folder with `adapter_config.json` is an adapter as peft saves it. The base model is the folder, or the name on the
 Hub, that is written there. What training changed besides weights, `config.json` and the processor's files, is read

@@ -1,7 +1,6 @@
 """What each token of an action weighs in the loss: signs and leading digits steer the robot, the last ones are noise.
 
-Decides: the weight of a token from the place value it writes, and which tokens write the steps of a chunk that were
-recorded. Refuses to know: models, batches, how the loss uses it.
+The collator puts these weights beside the labels, and supervises the tokens of recorded steps alone.
 """
 
 import numpy as np

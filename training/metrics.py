@@ -1,8 +1,4 @@
-"""Figures per source of a training run, from what the model would have written under teacher forcing.
-
-Decides: which figures there are and how they are averaged: sums over the rows of all processes since the last log,
-divided at the end, so that every token or row counts the same. Refuses to know: the loss that is minimised, models,
-where figures go.
+"""Figures per source of a training run, from what the model predicts under teacher forcing.
 
 For each kind (`robot`, `vision_language`) and each source (`robot/bridge_orig`, `vision_language/onevision`):
 
@@ -14,10 +10,13 @@ For each kind (`robot`, `vision_language`) and each source (`robot/bridge_orig`,
 and for robot data besides:
 
     sign_accuracy    share of signs that are right, zeros included
-    action_error     mean absolute error in the data set's units, over the values that are supervised and read as a
-                     number in the likeliest tokens (`likeliest_values.py`); for sources only: kinds mix units
-    malformed        share of rows whose likeliest tokens spell no action, without those whose chunk reaches behind the
+    action_error     mean absolute error in the data set's units, over the supervised values whose predicted tokens are
+                     a number (`predicted_values`); for sources only: kinds mix units
+    malformed        share of rows whose predicted tokens spell no action, without those whose chunk reaches behind the
                      end of an episode: only a part of them is supervised
+
+Sums over the rows of all processes since the last log are divided at the end, so that every token or row counts the
+same. `flow/trainer.py` has the figures of flow matching.
 """
 
 from typing import Any
@@ -27,28 +26,57 @@ import torch
 
 from gen_vla.processors import ActionStringError, unnormalize_actions
 from gen_vla.processors.action_grammar import ActionGrammar, BinGrammar, grammar_from_action_config
-from gen_vla.training.likeliest_values import likeliest_values
+from gen_vla.processors.action_strings import SEPARATORS
 from gen_vla.training.mixing.prepared_rows import ROBOT
 
 
-SUMS = (
-    "loss",
-    "right",
-    "tokens",
-    "right_signs",
-    "signs",
-    "exact",
-    "rows",
-    "replaced",
-    "error",
-    "values",
-    "whole",
-    "malformed",
-)
+NO_NUMBER = "?"
 
 
-class SourceMetrics:
-    """Adds up figures of training steps.
+class MetricSums:
+    """Sums per source over the rows of training steps, and the figures made of them.
+
+    Args:
+        sources: names, in the order of `source_id`.
+        norm_stats: statistics of the robot data sets by key.
+    """
+
+    COLUMNS: tuple[str, ...] = ()
+
+    def __init__(self, sources: list[str], norm_stats: dict[str, Any]):
+        self.sources = sources
+        self.norm_stats = norm_stats
+        self.sums = np.zeros((len(sources), len(self.COLUMNS)))
+
+    def read(self, accelerator: Any) -> dict[str, float]:
+        """The figures over all processes since the last reading, by name; every process has to ask."""
+        local = torch.from_numpy(self.sums).to(accelerator.device, torch.float32)
+        totals: Any = accelerator.reduce(local).double().cpu().numpy()
+        self.sums[:] = 0.0
+        named: dict[str, np.ndarray] = {}
+        for kind in dict.fromkeys(name.partition("/")[0] for name in self.sources):
+            own = [number for number, name in enumerate(self.sources) if name.partition("/")[0] == kind]
+            named[kind] = totals[own].sum(axis=0)
+            named |= {self.sources[number]: totals[number] for number in own}
+        figures: dict[str, float] = {}
+        for name, values in named.items():
+            sums = dict(zip(self.COLUMNS, values.tolist(), strict=True))
+            if sums["rows"]:
+                means = self.means(name.partition("/")[0], sums)
+                if sums["replaced"]:
+                    means["replaced"] = sums["replaced"] / sums["rows"]
+                if "/" not in name:
+                    means.pop("action_error", None)
+                figures |= {f"{name}/{figure}": value for figure, value in means.items()}
+        return figures
+
+    def means(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
+        """The figures of one source, or of all of a kind, that had any row."""
+        raise NotImplementedError
+
+
+class SourceMetrics(MetricSums):
+    """Figures of predicted tokens.
 
     Args:
         sources: names, in the order of `source_id`.
@@ -56,20 +84,21 @@ class SourceMetrics:
         norm_stats: statistics of the robot data sets by key.
     """
 
+    COLUMNS = (
+        *("loss", "right", "tokens", "right_signs", "signs", "exact", "rows", "replaced"),
+        *("error", "values", "whole", "malformed"),
+    )
+
     def __init__(self, sources: list[str], action_config: dict[str, Any] | None, norm_stats: dict[str, Any]):
-        self.sources = sources
-        self.norm_stats = norm_stats
-        self.grammar: ActionGrammar | BinGrammar | None = None
-        if action_config:
-            self.grammar = grammar_from_action_config(action_config)
+        super().__init__(sources, norm_stats)
+        self.grammar = grammar_from_action_config(action_config) if action_config else None
         pieces = (action_config or {}).get("pieces", {})
         self.sign_ids = torch.tensor([pieces[sign] for sign in "+-" if sign in pieces] or [-1])
-        self.sums = np.zeros((len(sources), len(SUMS)))
 
     def add(
         self,
         log_probs: torch.Tensor,
-        likeliest: torch.Tensor,
+        predicted: torch.Tensor,
         labels: torch.Tensor,
         source_id: torch.Tensor,
         replaced: torch.Tensor,
@@ -78,13 +107,13 @@ class SourceMetrics:
 
         Args:
             log_probs: float [B, L] of the labels, zero where nothing is supervised.
-            likeliest: int64 [B, L], the most likely token.
+            predicted: int64 [B, L], the most likely token.
             labels: int64 [B, L], -100 where nothing is supervised.
             source_id: int64 [B].
             replaced: bool [B].
         """
         supervised = labels != -100
-        right = (likeliest == labels) & supervised
+        right = (predicted == labels) & supervised
         signs = torch.isin(labels, self.sign_ids.to(labels.device)) & supervised
         per_row = (-log_probs, right, supervised, right & signs, signs)
         columns = [part.sum(dim=1).double() for part in per_row]
@@ -93,65 +122,108 @@ class SourceMetrics:
         ids = source_id.tolist()
         np.add.at(self.sums[:, : figures.shape[1]], ids, figures)
         for row, number in enumerate(ids):
-            kind, _, key = self.sources[number].partition("/")
-            if kind == ROBOT and self.grammar is not None:
+            if self.grammar is not None and self.sources[number].partition("/")[0] == ROBOT:
                 kept = supervised[row]
-                self._add_error(number, key, likeliest[row][kept].tolist(), labels[row][kept].tolist())
+                tokens = predicted[row][kept].tolist(), labels[row][kept].tolist()
+                self.sums[number, figures.shape[1] :] += self._action_errors(self.grammar, number, *tokens)
 
-    def _add_error(self, number: int, key: str, predicted: list[int], expected: list[int]) -> None:
-        """The errors of one action's values; the last token of both is EOS, or stands in its place, unless a part is
-        missing.
+    def _action_errors(
+        self, grammar: ActionGrammar | BinGrammar, number: int, predicted: list[int], expected: list[int]
+    ) -> tuple[float, int, int, int]:
+        """Of one action: the sum of its errors, of how many values, whether all of it is supervised (then the last
+        label is EOS), and whether it is malformed.
         """
-        assert self.grammar is not None
-        statistics = self.norm_stats[key]["action"]
-        pair = likeliest_values(self.grammar, predicted, expected)
+        statistics = self.norm_stats[self.sources[number].partition("/")[2]]["action"]
+        pair = predicted_values(grammar, predicted, expected)
         known = np.isfinite(pair).all(axis=0)  # NaN stands for a value that tokens do not spell
         errors = np.subtract(*(unnormalize_actions(np.where(known, values, 0.0), statistics) for values in pair))
-        self.sums[number, SUMS.index("error")] += np.abs(errors[known]).sum()
-        self.sums[number, SUMS.index("values")] += known.sum()
-        if expected[-1] == self.grammar.eos_token_id:
-            self.sums[number, SUMS.index("whole")] += 1
-            self.sums[number, SUMS.index("malformed")] += not self._spells_an_action(predicted[:-1])
+        whole = expected[-1] == grammar.eos_token_id
+        malformed = whole and not _spells_an_action(grammar, predicted[:-1])
+        return np.abs(errors[known]).sum(), known.sum(), whole, malformed
 
-    def _spells_an_action(self, tokens: list[int]) -> bool:
-        assert self.grammar is not None
-        try:
-            self.grammar.strings.decode(self.grammar.text(tokens))
-        except ActionStringError:
-            return False
-        return True
-
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """The figures over all processes since the last reading, by name; every process has to ask."""
-        local = torch.from_numpy(self.sums).to(accelerator.device, torch.float32)
-        totals: Any = accelerator.reduce(local).double().cpu().numpy()
-        self.sums[:] = 0.0
-        figures: dict[str, float] = {}
-        for kind in dict.fromkeys(name.partition("/")[0] for name in self.sources):
-            own = [number for number, name in enumerate(self.sources) if name.partition("/")[0] == kind]
-            figures |= _figures(kind, totals[own].sum(axis=0), units=False)
-            for number in own:
-                figures |= _figures(self.sources[number], totals[number], units=True)
-        return figures
-
-
-def _figures(name: str, totals: np.ndarray, units: bool) -> dict[str, float]:
-    """Means of one source or kind that had any row."""
-    sums = dict(zip(SUMS, totals.tolist(), strict=True))
-    if not sums["rows"]:
-        return {}
-    figures = {
-        "loss": sums["loss"] / sums["tokens"],
-        "token_accuracy": sums["right"] / sums["tokens"],
-        "exact": sums["exact"] / sums["rows"],
-    }
-    if sums["replaced"]:
-        figures["replaced"] = sums["replaced"] / sums["rows"]
-    if name.partition("/")[0] == ROBOT:
-        if sums["signs"]:
+    def means(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
+        """See the docstring of this file."""
+        figures = {
+            "loss": sums["loss"] / sums["tokens"],
+            "token_accuracy": sums["right"] / sums["tokens"],
+            "exact": sums["exact"] / sums["rows"],
+        }
+        if kind == ROBOT and sums["signs"]:
             figures["sign_accuracy"] = sums["right_signs"] / sums["signs"]
         if sums["whole"]:
             figures["malformed"] = sums["malformed"] / sums["whole"]
-        if units and sums["values"]:
+        if sums["values"]:
             figures["action_error"] = sums["error"] / sums["values"]
-    return {f"{name}/{figure}": value for figure, value in figures.items()}
+        return figures
+
+
+def _spells_an_action(grammar: ActionGrammar | BinGrammar, tokens: list[int]) -> bool:
+    try:
+        grammar.strings.decode(grammar.text(tokens))
+    except ActionStringError:
+        return False
+    return True
+
+
+def predicted_values(
+    grammar: ActionGrammar | BinGrammar, predicted: list[int], expected: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two float64 [steps, D] in [-1, 1]: of the predicted tokens, NaN where they are no number, and as recorded.
+
+    Every token was predicted behind the recorded ones before it, so that together they need not spell an action: where
+    the 1 of -1.00 is taken for a 0, they spell -0.00, which no action has. It reads as a number all the same, one as
+    wrong as the digit. A value is read at the places of the recorded one, whatever stands between values:
+
+        recorded   +0.50-1.00      predicted  +0.50-0.00   ->  0.5, -0.0
+                                              +0.5+-1.00   ->  nothing, -1.0
+
+    Args:
+        predicted: as many tokens as `expected`.
+        expected: those of an action or of its first steps, EOS included or not.
+    """
+    pairs = [pair for pair in zip(predicted, expected, strict=True) if pair[1] != grammar.eos_token_id]
+    read, told = _bin_values(grammar, pairs) if isinstance(grammar, BinGrammar) else _string_values(grammar, pairs)
+    width = grammar.strings.action_dim
+    whole = len(told) // width * width
+    return read[:whole].reshape(-1, width), told[:whole].reshape(-1, width)
+
+
+def _bin_values(grammar: BinGrammar, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of one token per value."""
+    numbers = np.array([[int(grammar.text_of.get(token, -1)) for token in pair] for pair in pairs]).reshape(-1, 2)
+    values = np.where(numbers < 0, np.nan, grammar.strings.to_values(numbers)).astype(np.float64)
+    return values[:, 0], values[:, 1]
+
+
+def _string_values(grammar: ActionGrammar, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of one token per character, or for a separator and a sign that the vocabulary merges."""
+    automaton, state, ahead = grammar.strings.automaton, 0, len(grammar.prefix)
+    between = SEPARATORS + grammar.prefix
+    read, told = [""] * automaton.values, [""] * automaton.values
+    for guess, token in pairs:
+        text, other = grammar.text_of[token], grammar.text_of.get(guess, NO_NUMBER)
+        value, parted = 0, False
+        for character in text:
+            if ahead:
+                ahead, parted = ahead - 1, True
+                continue
+            value, state = automaton.value_of[state], automaton.edges[state][character]
+            if character in SEPARATORS:
+                parted = True
+            else:
+                told[value] += character
+        if state == automaton.final and text[-1] in SEPARATORS:
+            continue
+        if parted:  # a sign behind it belongs to the next value
+            read[automaton.value_of[state]] += other.lstrip(between) if other[0] in between else ""
+        else:
+            read[value] += NO_NUMBER if other in between or other[0] in between else other
+    count = sum(map(bool, told))
+    return np.array([_number(text) for text in read[:count]]), np.array([float(text) for text in told[:count]])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -1,9 +1,4 @@
-"""The model and the processor a recipe starts from.
-
-Decides: which classes and sizes a recipe's model has, where its tokenizer comes from, what an action looks like in its
-vocabulary, and how another model's weights are taken over. Refuses to know: rows, batches, losses, checkpoints of a
-run that is under way.
-"""
+"""The model and processor a recipe starts from: random weights, or another model's under this recipe's settings."""
 
 import copy
 from pathlib import Path
@@ -51,7 +46,10 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     """
     torch.manual_seed(recipe.training.seed)
     if recipe.model.initial_model:
-        return _continue_from(initial_model_folder(recipe.model.initial_model, work_dir), recipe, opened)
+        folder = initial_model_folder(recipe.model.initial_model, work_dir)
+        processor, config = read_start(folder, recipe, str(folder))
+        begin_with(processor, config, recipe, opened)
+        return load_model(folder, config), processor
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
     config = new_config(recipe, tokenizer, opened.norm_stats)
     processor = new_processor(recipe, tokenizer, config, opened)
@@ -69,8 +67,9 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
         own: dict[str, Any] = {"chunk_size": recipe.actions.horizon, "noise_in_padding": False}
     else:
         own = {"frozen": settings.frozen, "initializer_range": settings.initializer_range}
+    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = family.config(
-        **model_sizes(settings, recipe.data.image_size, len(tokenizer), special_ids(tokenizer)),
+        **model_sizes(settings, recipe.data.image_size, len(tokenizer), special),
         **own,
         action_config=make_recipe_action_config(recipe.actions, tokenizer),
         norm_stats=norm_stats,
@@ -82,19 +81,16 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
 
 def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedData) -> Any:
     """The processor of a model with this configuration."""
+    crop, of_siglip = center_crop_area(recipe), ((SIGLIP_MEAN,), (SIGLIP_STD,))
+    normalisation = () if recipe.model.family == "openvla_plus" else of_siglip
     return family_named(recipe.model.family).processor(
-        _image_processor(recipe),
+        OpenVLAPlusImageProcessor(recipe.data.image_size, *normalisation, center_crop_area=crop),
         tokenizer,
         num_image_tokens=config.num_image_tokens,
         action_config=config.action_config,
         prompt_template=config.prompt_template,
         cameras=opened.cameras,
     )
-
-
-def special_ids(tokenizer: Any) -> dict[str, int]:
-    """What a language model's configuration says of BOS, EOS and padding."""
-    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
 
 
 def model_sizes(
@@ -120,13 +116,6 @@ def model_sizes(
         "siglip_config": {**siglip, **settings.siglip},
         "text_config": {"model_type": "llama", **text},
     }
-
-
-def _image_processor(recipe: Recipe) -> OpenVLAPlusImageProcessor:
-    crop = center_crop_area(recipe)
-    if recipe.model.family != "openvla_plus":
-        return OpenVLAPlusImageProcessor(recipe.data.image_size, (SIGLIP_MEAN,), (SIGLIP_STD,), crop)
-    return OpenVLAPlusImageProcessor(recipe.data.image_size, center_crop_area=crop)
 
 
 def center_crop_area(recipe: Recipe) -> float | None:
@@ -178,13 +167,6 @@ def _check_architecture(config: OpenVLAPlusConfig | Pi0PlusConfig, settings: Mod
             f"got the model {name} with {encoders} SigLIP and model.frozen={settings.frozen!r}, expected {wanted}; "
             "convert the PaliGemma it comes from again with that option of gen-vla convert"
         )
-
-
-def _continue_from(folder: Path, recipe: Recipe, opened: OpenedData) -> tuple[Any, Any]:
-    """Another model's weights under this recipe's settings."""
-    processor, config = read_start(check_folder(folder), recipe, str(folder))
-    begin_with(processor, config, recipe, opened)
-    return load_model(folder, config), processor
 
 
 def read_start(folder: Path, recipe: Recipe, name: str) -> tuple[Any, Any]:

@@ -4,8 +4,7 @@
     gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
     gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
 
-Decides: the order of these steps. Refuses to know: what lies where in a run's folder (`run_folder.py`), what the loss
-is, how rows are mixed, how a repository is published.
+What lies where in a run's folder is told in `run_folder.py`.
 """
 
 import os
@@ -20,16 +19,15 @@ from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
 from gen_vla.training.collator import CoTrainingCollator
-from gen_vla.training.flow.recipe_rules import is_flow
 from gen_vla.training.flow.rows import FlowCollator, FlowNoise, FlowRowPreparer
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
 from gen_vla.training.lora import lora_config
 from gen_vla.training.metrics import SourceMetrics
-from gen_vla.training.mixing.counted_batches import CountedBatches, sum_over_processes
 from gen_vla.training.mixing.image_augmentation import ImageAugmenter
 from gen_vla.training.mixing.instruction_augmentation import InstructionAugmenter
-from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, NumberedSampler
+from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
+from gen_vla.training.mixing.skipped_rows import CountedBatches, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import StreamingMixture
 from gen_vla.training.model_building import (
     action_weights,
@@ -103,7 +101,10 @@ def run_recipe(
         trainer.load_finished(str(last))
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
-    state, report = whole_state(trainer), data_report(opened, mixture)
+    state = None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:  # weights are spread over processes: all have to ask
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    report = data_report(opened, mixture)
     if trainer.is_world_process_zero():
         log = {"data": report, "history": trainer.state.log_history}
         log = with_provenance(log, with_other_runs(record, checkpoints))
@@ -114,17 +115,13 @@ def run_recipe(
 
 def prepare_run(recipe: Recipe, work_dir: Path, resume: bool = False) -> Path | None:
     """Checks what can be checked before data are there, claims the run's folder -> the checkpoint to continue from."""
-    check_reporting(recipe.training.report_to)
-    check_initial_model(recipe, work_dir)
-    return claim_checkpoints(recipe, work_dir / recipe.name / "checkpoints", resume)
-
-
-def check_reporting(service: str) -> None:
-    """Raises `ValueError` where figures are to go to a service whose package is not installed."""
+    service = recipe.training.report_to
     if service != "none" and service not in get_available_reporting_integrations():
         raise ValueError(
             f"got report_to={service!r}, whose package is missing; pip install {service}, or set it to none"
         )
+    check_initial_model(recipe, work_dir)
+    return claim_checkpoints(recipe, work_dir / recipe.name / "checkpoints", resume)
 
 
 def build_mixture(
@@ -133,7 +130,7 @@ def build_mixture(
     prepare: RowPreparer,
     steps_taken: int = 0,
     began: RunShape | None = None,
-) -> tuple[MixedTables | StreamingMixture, NumberedSampler | None]:
+) -> tuple[MixedTables | StreamingMixture, HalfAndHalfSampler | None]:
     """The rows of this process, and for tables the order of them over the whole run.
 
     Args:
@@ -161,14 +158,14 @@ def build_mixture(
     sizes = [len(table) for table in opened.tables.values()]
     robots, rows = len(data.robot), settings.steps * shape.rows_per_step
     order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, weights)
-    return MixedTables(opened.tables, prepare, data.max_bad_share), NumberedSampler(order)
+    return MixedTables(opened.tables, prepare, data.max_bad_share), order
 
 
 def build_collator(
     recipe: Recipe, config: Any, processor: Any, sources: list[str]
 ) -> CoTrainingCollator | FlowCollator:
     """What makes batches of a recipe's prepared rows."""
-    if is_flow(recipe):
+    if recipe.is_flow:
         return FlowCollator(without_center_crop(processor), sources)
     context = config.text_config.max_position_embeddings
     return CoTrainingCollator(without_center_crop(processor), action_weights(recipe, config), context, sources)
@@ -192,7 +189,7 @@ def build_preparer(
         augment_instruction = InstructionAugmenter("train", probability=probability, seed=seed)
     shared: dict[str, Any] = {"augment_instruction": augment_instruction, "augment_picture": augment_picture}
     if isinstance(collator, FlowCollator):
-        return FlowRowPreparer(processor, norm_stats, draw_noise=FlowNoise.from_config(config, seed), **shared)
+        return FlowRowPreparer(processor, norm_stats, draw_noise=FlowNoise(config, seed), **shared)
     return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, check=collator.check, **shared)
 
 
@@ -202,14 +199,14 @@ def build_trainer(
     processor: Any,
     collator: CoTrainingCollator | FlowCollator,
     mixture: MixedTables | StreamingMixture,
-    sampler: NumberedSampler | None,
+    sampler: HalfAndHalfSampler | None,
     checkpoints: Path,
     callbacks: list[TrainerCallback] | None = None,
     progress: bool = True,
 ) -> CoTrainer:
     """The TRL trainer of a recipe."""
     statistics = model.config.norm_stats
-    if is_flow(recipe):
+    if recipe.is_flow:
         kind, metrics = FlowTrainer, FlowMetrics(mixture.names, statistics)
     else:
         kind, metrics = CoTrainer, SourceMetrics(mixture.names, model.config.action_config, statistics)
@@ -281,10 +278,3 @@ def data_report(opened: OpenedData, mixture: MixedTables | StreamingMixture) -> 
     report["problems"] = sum_over_processes(problems) if opened.streams else problems
     report["undecodable"] = sum_over_processes(undecodable)
     return report
-
-
-def whole_state(trainer: CoTrainer) -> dict[str, Any] | None:
-    """All weights, gathered where they are spread over processes, which all of them must ask for; else `None`."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return None

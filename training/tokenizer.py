@@ -1,10 +1,8 @@
 """A small tokenizer with Llama's pre-tokenisation, trained on a recipe's own text.
 
-Decides: the vocabulary's layout, which is Llama's (unk, BOS, EOS, 256 byte pieces, then merges, then PAD and the
-image placeholder), and that no piece holds a digit together with anything else, so that action strings are written
-one character at a time. Refuses to know: models, prompts' words, where the text comes from.
-
-Full-size models bring the tokenizer of their language model instead.
+The vocabulary's layout is Llama's: unk, BOS, EOS, 256 byte tokens, then merges, then PAD and the image placeholder. No
+token holds a digit together with anything else, so that action strings are written one character at a time. Full-size
+models bring the tokenizer of their language model instead.
 """
 
 import json

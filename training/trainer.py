@@ -1,8 +1,4 @@
-"""TRL's SFTTrainer for mixed robot and vision-language data.
-
-Decides: the loss from per-token log-probabilities, which loader brings the rows, and that figures per source
-(`training/metrics.py`) are logged with the trainer's own. Refuses to know: how rows become tokens and in which order
-they come (`mixture.py`, `streaming_mixture.py`), which model is trained, where results go.
+"""TRL's SFTTrainer for mixed robot and vision-language data: rows from a mixture, a balanced loss, figures per source.
 
 The loss is that of the whole step: sums over all processes and accumulated micro-batches, divided once, so that the
 same rows give the same loss on any number of processes. Every process computes its part and multiplies it by their
@@ -21,8 +17,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gen_vla.training.mixing.counted_batches import receive_counts
 from gen_vla.training.mixing.mixture import MixedTables
+from gen_vla.training.mixing.skipped_rows import receive_counts
 from gen_vla.training.mixing.streaming_mixture import StreamingMixture
 
 
@@ -35,7 +31,7 @@ class CoTrainer(SFTTrainer):
     Args:
         mixture: the rows of this process.
         sampler: the order of rows over the whole run, for tables.
-        balance: `"token"`, `"example"` or `"source"`, see `recipe_schema.LossRecipe`.
+        balance: `"token"`, `"example"` or `"source"`, see `LossRecipe`.
         metrics: figures per source, a `SourceMetrics` or what stands in its place.
         kwargs: as for `SFTTrainer`.
     """
@@ -153,10 +149,10 @@ class CoTrainer(SFTTrainer):
         """
         weights = inputs.pop("token_weights")[:, 1:]
         is_robot, source_id, replaced = (inputs.pop(name) for name in ("is_robot", "source_id", "replaced"))
-        log_probs, likeliest = score_answers(model, inputs)
+        log_probs, predicted = score_answers(model, inputs)
         loss = balanced_loss(-log_probs, weights, is_robot, self.balance, totals)
         with torch.no_grad():
-            self.source_metrics.add(log_probs, likeliest, inputs["labels"][:, 1:], source_id, replaced)
+            self.source_metrics.add(log_probs, predicted, inputs["labels"][:, 1:], source_id, replaced)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -184,7 +180,7 @@ class SourceProgress(ProgressCallback):
 
 
 def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities float [B, L - 1] of the next-token labels, and int64 [B, L - 1], the likeliest tokens.
+    """Log-probabilities float [B, L - 1] of the next-token labels, and the most likely tokens, int64 [B, L - 1].
 
     Both are zero where nothing is supervised. On a GPU this is TRL's fused output layer, which never holds the logits
     and scores supervised positions only. On a CPU that layer scores every position, and twice, so there the plain one
@@ -199,8 +195,8 @@ def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
     kept = labels[:, columns]
     losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), kept.flatten(), reduction="none")
     log_probs = losses.new_zeros(labels.shape).index_copy(1, columns, -losses.view(kept.shape))
-    likeliest = torch.zeros_like(labels).index_copy(1, columns, logits.argmax(dim=-1))
-    return log_probs, likeliest.masked_fill(labels == -100, 0)
+    predicted = torch.zeros_like(labels).index_copy(1, columns, logits.argmax(dim=-1))
+    return log_probs, predicted.masked_fill(labels == -100, 0)
 
 
 def score_fused(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,7 +204,7 @@ def score_fused(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch
     labels = inputs["labels"][:, 1:]
     with kept_hidden_states(model) as hidden:
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-    return outputs.log_probs, likeliest_tokens(model, hidden[0][:, :-1], labels, outputs.is_top1.bool())
+    return outputs.log_probs, predicted_tokens(model, hidden[0][:, :-1], labels, outputs.is_top1.bool())
 
 
 @contextmanager
@@ -227,18 +223,18 @@ def kept_hidden_states(model: Any) -> Iterator[list[torch.Tensor]]:
         handle.remove()
 
 
-def likeliest_tokens(model: Any, hidden: torch.Tensor, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
-    """The likeliest tokens int64 [B, L], zero where nothing is supervised; only wrong positions are scored again."""
+def predicted_tokens(model: Any, hidden: torch.Tensor, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
+    """The predicted tokens int64 [B, L], zero where nothing is supervised; only wrong positions are scored again."""
     wrong = (labels != -100) & ~is_top1
-    likeliest = labels.masked_fill(labels == -100, 0)
+    predicted = labels.masked_fill(labels == -100, 0)
     weight = unwrapped(model).get_output_embeddings().weight.detach()
     if isinstance(weight, DTensor):  # spread over processes, which all have to ask for it
         weight = weight.full_tensor()
     if not bool(wrong.any()):
-        return likeliest
+        return predicted
     with torch.no_grad():
         chunks = [(part.to(weight.dtype) @ weight.T).argmax(dim=-1) for part in hidden[wrong].split(SCORED_AT_ONCE)]
-    return likeliest.masked_scatter(wrong, torch.cat(chunks))
+    return predicted.masked_scatter(wrong, torch.cat(chunks))
 
 
 def unwrapped(model: Any) -> Any:

@@ -1,7 +1,5 @@
 """How often fast decoding writes another action than one token at a time: a trained model on pictures of a data set.
 
-Decides: what is compared with what. Refuses to know: how decoding works.
-
     gen-vla evaluate agreement gen-vla/mini-openvla-plus demonstrations --bf16 --output agreement.json
 
 In float32 the answer is never, as far as the tests go. In half precision a sum's rounding depends on the shape of the
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
@@ -52,13 +49,8 @@ def model_views(processor: Any, named: Sequence[str] | None) -> Sequence[str] | 
 
 
 def read_observations(path: str | Path, count: int, cameras: Sequence[str] | None = None) -> list[Observation]:
-    """Pictures of the cameras and instructions of steps that lie evenly over a robot data set.
-
-    Args:
-        path: as for a recipe's robot data.
-        count: how many; fewer where the data set has fewer steps.
-        cameras: by default the primary one.
-    """
+    """Pictures of the cameras (by default the primary one) and instructions of at most `count` steps that lie evenly
+    over a robot data set."""
     source = open_robot_source(path, key="agreement", cameras=cameras, transform=None)
     steps = source.count_rows()
     stride = max(1, (steps or count) // count)
@@ -72,14 +64,8 @@ def read_observations(path: str | Path, count: int, cameras: Sequence[str] | Non
 def measure_agreement(
     model: Any, processor: Any, observations: Sequence[Observation], rows: int, nodes: int | None = None
 ) -> dict[str, Any]:
-    """Compares ways of decoding on each batch of `rows` observations.
-
-    Args:
-        nodes: tree nodes per pass and row; by default what the model takes by default.
-
-    Returns:
-        Counts and intervals per comparison, n, the machine.
-    """
+    """Counts and intervals per comparison, on batches of `rows` observations; `nodes` are tree nodes per pass and row,
+    by default the model's."""
     if rows < 1 or len(observations) < rows:
         raise ValueError(f"got {len(observations)} observations for batches of {rows}, expected at least one batch")
     key = next(iter(model.config.norm_stats))
@@ -138,27 +124,12 @@ def compared(pairs: Sequence[tuple[Any, int, Any, int]]) -> dict[str, Any]:
 def agreement_table(results: dict[str, Any]) -> Table:
     """One line per comparison."""
     table = Table(title=f"Agreement, {results['dtype']}, batches of {results['rows']}")
-    for column in (
-        "compared with generate",
-        "same actions",
-        "95 %",
-        "gap at the first difference",
-        "largest difference",
-    ):
-        table.add_column(column, justify="left" if column.startswith("compared") else "right")
+    table.add_column("compared with generate")
+    for column in ("same actions", "95 %", "gap at the first difference", "largest difference"):
+        table.add_column(column, justify="right")
     for name, found in results["comparisons"].items():
         low, high = (f"{100 * bound:.1f}" for bound in found["interval"])
-        gap, largest = found["largest_gap_of_probabilities"], found["largest_difference"]
-        table.add_row(
-            name,
-            f"{found['same']}/{found['n']}",
-            f"{low}-{high} %",
-            "" if gap is None else f"{gap:.4f}",
-            "" if largest is None else f"{largest:.4f}",
-        )
+        measures = (found["largest_gap_of_probabilities"], found["largest_difference"])
+        shown = ("" if value is None else f"{value:.4f}" for value in measures)
+        table.add_row(name, f"{found['same']}/{found['n']}", f"{low}-{high} %", *shown)
     return table
-
-
-def cast(model: Any, half: bool) -> Any:
-    """The model in bf16 or float32."""
-    return model.to(torch.bfloat16 if half else torch.float32)

@@ -1,14 +1,11 @@
 """Forward passes that recorded robot actions take, counted without a model.
 
-Decides: how recorded actions are read and replayed through tree decoding. Refuses to know: milliseconds
-(`decoding_benchmark.py`), how trees are grown (`modeling/token_trees.py`).
-
 Passes depend on what is written, and random weights write strings that no robot would; recorded actions of the Bridge
-sample are the test: 25 episodes of 10 steps, each step but an episode's first with the step before as a hint.
+sample are the test: 25 episodes of 10 steps, each step but an episode's first with the step before as a hint. How
+trees are grown is in `modeling/token_trees.py`.
 """
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,7 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
-from gen_vla.evaluation.benchmarks.random_models import BRIDGE, PIECES
+from gen_vla.evaluation.benchmarks.random_models import BRIDGE, NORMALIZED, PIECES
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_prior import ActionPrior
 from gen_vla.modeling.action_statistics import histogram, normalize_actions
@@ -52,7 +49,7 @@ def replay_passes(episodes: list[np.ndarray], nodes: int, with_prior: bool = Tru
     passes = []
     for number, episode in enumerate(tqdm(episodes, unit="episode", desc=f"{nodes} nodes")):
         others = np.concatenate([np.zeros((0, 7)), *episodes[:number], *episodes[number + 1 :]])
-        counts = histogram(others, {**BRIDGE, "q01": [-1.0] * 7, "q99": [1.0] * 7}) if with_prior else None
+        counts = histogram(others, NORMALIZED) if with_prior else None
         for before, action in itertools.pairwise(episode):
             prior = ActionPrior(grammar, counts, before if with_prior else None)
             target = [PIECES[character] for character in strings.encode(action)]
@@ -75,17 +72,14 @@ def passes_for(grammar: ActionGrammar, prior: ActionPrior, target: list[int], no
     return passes
 
 
-def passes_of(episodes: list[np.ndarray], nodes: int) -> Iterator[dict[str, Any]]:
-    """Passes with and without a prior."""
-    for with_prior in (True, False):
-        counts = replay_passes(episodes, nodes, with_prior)
-        yield {
-            "nodes": nodes,
-            "prior": with_prior,
-            "mean": round(float(np.mean(counts)), 2),
-            "max": max(counts),
-            "n": len(counts),
-        }
+def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Passes with and without a prior, by tree nodes per pass."""
+    found = []
+    for nodes, prior in itertools.product((8, 24, 40, 64, 128), (True, False)):
+        counts = replay_passes(episodes, nodes, prior)
+        mean = round(float(np.mean(counts)), 2)
+        found.append({"nodes": nodes, "prior": prior, "mean": mean, "max": max(counts), "n": len(counts)})
+    return found
 
 
 def passes_table(results: dict[str, Any]) -> Table:
@@ -95,5 +89,5 @@ def passes_table(results: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for entry in results["passes_on_bridge"]:
         prior = "histogram and previous" if entry["prior"] else "none"
-        table.add_row(str(entry["nodes"]), prior, str(entry["mean"]), str(entry["max"]), str(entry["n"]))
+        table.add_row(*map(str, (entry["nodes"], prior, entry["mean"], entry["max"], entry["n"])))
     return table

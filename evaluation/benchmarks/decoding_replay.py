@@ -1,8 +1,4 @@
-"""Recorded actions written by a model that would write others, at the cost of choosing them.
-
-Decides: how tree decoding is made to write a given action, what of a call counts as a pass. Refuses to know: what is
-compared with what (`decoding_benchmark.py`).
-"""
+"""Makes tree decoding write recorded actions at the cost of choosing them, and takes the time of its passes."""
 
 import contextlib
 import time
@@ -29,31 +25,28 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.choosing = 0.0
-        self.taken: list[list[Any]] = []  # of each pass its parts: milliseconds, or the events before and after
+        self.passes: list[list[Callable[[], float]]] = []  # milliseconds of each pass's parts, once the device is idle
 
-    def pass_of(self, model: Any, call: Callable[[], Any], begins: bool = True) -> Any:
+    def time_pass(self, model: Any, call: Callable[[], Any], begins: bool = True) -> Any:
         """What `call` returns, a pass or the second part of one."""
-        parts: list[Any] = [] if begins else self.taken[-1]
         if begins:
-            self.taken.append(parts)
-        if model.device.type != "cuda":
+            self.passes.append([])
+        if model.device.type == "cuda":
+            before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            before.record()
+            result = call()
+            after.record()
+            self.passes[-1].append(lambda: before.elapsed_time(after))
+        else:
             began = time.perf_counter()
             result = call()
-            parts.append(1000 * (time.perf_counter() - began))
-            return result
-        events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        events[0].record()
-        result = call()
-        events[1].record()
-        parts.append(events)
+            milliseconds = 1000 * (time.perf_counter() - began)
+            self.passes[-1].append(lambda: milliseconds)
         return result
 
     def milliseconds(self) -> list[float]:
         """Of each pass, when the device is idle."""
-        spans = [
-            [part if isinstance(part, float) else part[0].elapsed_time(part[1]) for part in p] for p in self.taken
-        ]
-        return [sum(parts) for parts in spans]
+        return [sum(part() for part in parts) for parts in self.passes]
 
 
 class ReplayingDecoder(TreeDecoder):
@@ -74,10 +67,10 @@ class ReplayingDecoder(TreeDecoder):
 
         def timed_run(fed: Any) -> torch.Tensor:
             begins, self.encoded = not self.encoded, False
-            return self.stopwatch.pass_of(self.model, lambda: run(fed), begins)
+            return self.stopwatch.time_pass(self.model, lambda: run(fed), begins)
 
         passes.run = timed_run
-        passes.encode_pictures = lambda: self.stopwatch.pass_of(self.model, encode_pictures)
+        passes.encode_pictures = lambda: self.stopwatch.time_pass(self.model, encode_pictures)
         return passes
 
     def _next(self, *args: Any) -> Any:
@@ -126,15 +119,13 @@ def actions_to_write(
     """The chunk before and the chunk to write, float [rows, horizon, 7] each, other steps for every repeat."""
     steps = np.concatenate(episodes)
     starts = [(repeat * 31 + row * 7) % (len(steps) - 2 * horizon) for row in range(rows)]
-    return (
-        np.stack([steps[start : start + horizon] for start in starts]),
-        np.stack([steps[start + horizon : start + 2 * horizon] for start in starts]),
-    )
+    chunks = np.stack([steps[start : start + 2 * horizon] for start in starts])
+    return chunks[:, :horizon], chunks[:, horizon:]
 
 
 def target_ids(grammar: Any, action: np.ndarray) -> list[int]:
     """The tokens of an action."""
     text = grammar.strings.encode(action)
-    if grammar.strings.__class__.__name__ == "ActionBins":
+    if type(grammar.strings).__name__ == "ActionBins":
         return grammar.token_ids(text)
     return [PIECES[character] for character in text]

@@ -1,8 +1,5 @@
 """Milliseconds per action on this machine: one observation in, one action out, as a control loop would call it.
 
-Decides: what is timed (pixels and words to a float action: processing, vision, prompt, decoding, units), how
-it is divided and summed up. Refuses to know: what the action is for.
-
     processing     picture and words to tensors on the device
     vision         the encoders and the projector
     prefill        the language model's pass over the prompt
@@ -28,6 +25,7 @@ from PIL import Image
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.benchmarks.random_models import synchronize
 from gen_vla.evaluation.policies.cameras import pictures_per_action
 from gen_vla.evaluation.policies.flow import FLOW
 from gen_vla.training.provenance.origin import describe_machine
@@ -47,26 +45,24 @@ def measure_latency(
     """
     generator = np.random.default_rng(0)
     milliseconds, passes = [], 0
-    for repeat in tqdm(range(warmup + repeats), unit="action", disable=not progress):
+    for _ in tqdm(range(warmup + repeats), unit="action", disable=not progress):
         pictures = random_pictures(generator, processor)
         began = time.perf_counter()
-        prediction = _predict(model, processor, pictures)
-        passes = prediction.forward_passes
-        if repeat >= warmup:
-            milliseconds.append(1000 * (time.perf_counter() - began))
+        inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
+        passes = model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats))).forward_passes
+        milliseconds.append(1000 * (time.perf_counter() - began))
+    measured = milliseconds[warmup:]
     return {
-        "median_ms": round(statistics.median(milliseconds), 1),
-        "p95_ms": round(float(np.quantile(milliseconds, 0.95)), 1),
-        "worst_ms": round(max(milliseconds), 1),
+        "median_ms": round(statistics.median(measured), 1),
+        "p95_ms": round(float(np.quantile(measured, 0.95)), 1),
+        "worst_ms": round(max(measured), 1),
         "forward_passes": passes,
         "n": repeats,
         "machine": describe_machine(),
     }
 
 
-def measure_busy(
-    model: Any, processor: Any, neighbours: int, repeats: int = 20, warmup: int = 3, progress: bool = True
-) -> dict[str, Any]:
+def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20) -> dict[str, Any]:
     """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy.
 
     Returns:
@@ -74,7 +70,7 @@ def measure_busy(
     """
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     try:
-        found = measure_latency(model, processor, repeats, warmup, progress)
+        found = measure_latency(model, processor, repeats)
     finally:
         for process in busy:
             process.kill()
@@ -92,15 +88,11 @@ def measure_parts(
         the parts add up to the total.
     """
     generator = np.random.default_rng(1)
-    calls = []
-    for repeat in tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress):
-        call = _timed_call(model, processor, random_pictures(generator, processor))
-        if repeat >= warmup:
-            calls.append(call)
+    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress)
+    calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][warmup:]
     means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
-    parts = {name: means[name] for name in PARTS}
     return {
-        "parts_ms": {name: round(value, 3) for name, value in parts.items()},
+        "parts_ms": {name: round(means[name], 3) for name in PARTS},
         "total_ms": round(means["total"], 3),
         "passes": round(means["passes"], 2),
         "passes_timed": round(means["passes_timed"], 2),
@@ -112,11 +104,11 @@ def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict
     """Milliseconds of each part of one call, their total, passes made and passes timed."""
     began = time.perf_counter()
     inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
-    _synchronize(model)
+    synchronize(model.device)
     processed = time.perf_counter()
     with hooked(model, timed_modules(model)) as spans:
         prediction = model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
-        _synchronize(model)
+        synchronize(model.device)
     total = 1000 * (time.perf_counter() - began)
     parts = {
         "processing": 1000 * (processed - began),
@@ -146,16 +138,21 @@ def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float
     spans: dict[str, list[float]] = {name: [] for name in modules}
     began: dict[str, float] = {}
 
+    def now() -> float | None:
+        """Milliseconds, the device idle; `None` while a CUDA graph is recorded, during which nothing may wait."""
+        if model.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return None
+        synchronize(model.device)
+        return 1000 * time.perf_counter()
+
     def watch(name: str, module: Any) -> list[Any]:
         def before(*_: Any) -> None:
-            if not _recording(model):
-                _synchronize(model)
-                began[name] = time.perf_counter()
+            if (time_now := now()) is not None:
+                began[name] = time_now
 
         def after(*_: Any) -> None:
-            if not _recording(model):
-                _synchronize(model)
-                spans[name].append(1000 * (time.perf_counter() - began[name]))
+            if (time_now := now()) is not None:
+                spans[name].append(time_now - began[name])
 
         return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
 
@@ -165,21 +162,6 @@ def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _recording(model: Any) -> bool:
-    """Whether a CUDA graph is being recorded, during which nothing may wait."""
-    return model.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _synchronize(model: Any) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def _predict(model: Any, processor: Any, pictures: list[Image.Image]) -> Any:
-    inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
-    return model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
 
 
 def random_pictures(generator: np.random.Generator, processor: Any) -> list[Image.Image]:
@@ -194,6 +176,7 @@ def latency_table(results: dict[str, Any], title: str) -> Table:
     Args:
         results: of `measure_latency`, with those of `measure_parts` under `parts` and, where they were made, those of
             `measure_busy` under `busy`.
+        title: of the table.
     """
     parts, machine = results["parts"], results["machine"]
     table = Table(title=title, caption=f"{machine['device']}, {machine['threads']} threads, n = {results['n']}")
@@ -206,9 +189,9 @@ def latency_table(results: dict[str, Any], title: str) -> Table:
     table.add_row("with hooks", f"{parts['total_ms']:.2f}", "100 %")
     table.add_row("without (median)", f"{results['median_ms']:.2f}", f"p95 {results['p95_ms']:.2f}")
     if busy := results.get("busy"):
-        words = f"beside {busy['neighbours']} busy processes"
         for name in ("median", "worst"):
             value = busy[f"{name}_ms"]
-            table.add_row(f"{words}, {name}", f"{value:.2f}", f"{value / results['median_ms']:.1f}x")
+            words = f"beside {busy['neighbours']} busy processes, {name}"
+            table.add_row(words, f"{value:.2f}", f"{value / results['median_ms']:.1f}x")
     table.add_row("forward passes", f"{parts['passes']:g}", "")
     return table

@@ -1,25 +1,22 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-Decides: what is timed and how it is made comparable. Refuses to know: file formats.
-
     gen-vla evaluate loader ../shared/data/octo_bridge_debug --output evaluation/results/loader.json
 
 Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
 the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded
 and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is not counted.
 
-    gen-vla   `RobotSource.rows`, Pillow
+    gen-vla   `RobotDataset.rows`, Pillow
     tfds      the same camera decoded in `tf.data`, the others skipped; steps flattened, resized with antialiasing
     lerobot   `LeRobotDataset[i]` with its default video decoder, resized with antialiasing by torch
 """
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,13 +31,13 @@ from gen_vla.training.provenance.origin import describe_machine
 from gen_vla.training.robot_data.lerobot.metadata import INFO as LEROBOT_INFO
 from gen_vla.training.robot_data.lerobot.reading import LeRobotReader
 from gen_vla.training.robot_data.rlds import RLDSReader
-from gen_vla.training.robot_data.source import RobotSource, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 
 
 Frames = Callable[[], Iterator[np.ndarray]]  # a pass over the data from its beginning: uint8 [size, size, 3]
 
 
-def our_frames(source: RobotSource, size: int) -> Iterator[np.ndarray]:
+def our_frames(source: RobotDataset, size: int) -> Iterator[np.ndarray]:
     """Pictures of the first camera as uint8 [size, size, 3], over and over."""
     while True:
         for row in source.rows(source.shards()):
@@ -91,18 +88,10 @@ def lerobot_frames(folder: str, camera: str, size: int) -> Iterator[np.ndarray]:
 def measure_loader(
     path: str | Path, frames: int = 1000, repeats: int = 3, size: int = 224, split: str = "train"
 ) -> dict[str, Any]:
-    """Times every reader that can read the data set.
+    """Times every reader that can read a robot data set, in `repeats` turns.
 
-    Args:
-        path: a robot data set, as for `open_robot_source`.
-        frames: timed frames of each turn, after a tenth as many that are not; small data sets are read several times.
-        repeats: turns of each reader.
-        size: pixels a side that pictures are resized to.
-        split: a split of the data set.
-
-    Returns:
-        {"data", "format", "camera", "frames", "readers": {name: {"frames_per_core_second", "runs", "first_picture"}}}:
-        the median over the turns, and how far the first picture is from ours (mean absolute difference, of 255).
+    Of each reader the results have the rates, their median, and how far its first picture is from ours (mean absolute
+    difference, of 255). Small data sets are read several times.
     """
     source = open_robot_source(path, key="benchmark", transform=None, split=split)
     passes = _readers(source, size, split)
@@ -123,16 +112,15 @@ def measure_loader(
         for name, rates in runs.items()
     }
     kind = type(source.reader).__name__.removesuffix("Reader")
-    return {"data": source.reader.dataset, "format": kind, "camera": source.cameras[0], "frames": frames} | {
-        "readers": readers
-    }
+    labels = {"data": source.reader.dataset, "format": kind, "camera": source.cameras[0]}
+    return {**labels, "frames": frames, "readers": readers}
 
 
-def _readers(source: RobotSource, size: int, split: str) -> dict[str, Frames]:
+def _readers(source: RobotDataset, size: int, split: str) -> dict[str, Frames]:
     """Passes by reader; the other packages only where they are installed and read the format from this machine."""
     reader, camera = source.reader, source.cameras[0]
     passes: dict[str, Frames] = {"gen-vla": lambda: our_frames(source, size)}
-    if isinstance(reader, RLDSReader) and reader.folder.is_local and _installed("tensorflow_datasets"):
+    if isinstance(reader, RLDSReader) and reader.folder.is_local and installed("tensorflow-datasets"):
         passes["tfds"] = lambda: tfds_frames(reader, camera, size, split)
     if isinstance(reader, LeRobotReader) and reader.folder.is_local and _lerobot_reads(reader):
         passes["lerobot"] = lambda: lerobot_frames(reader.folder.root, camera, size)
@@ -141,7 +129,7 @@ def _readers(source: RobotSource, size: int, split: str) -> dict[str, Frames]:
 
 def _lerobot_reads(reader: LeRobotReader) -> bool:
     """Whether lerobot is there in a version that reads the data set's: each reads one major version."""
-    if not _installed("lerobot"):
+    if not installed("lerobot"):
         return False
     from lerobot.datasets.lerobot_dataset import CODEBASE_VERSION  # type: ignore[import-not-found]
 
@@ -161,7 +149,7 @@ def frames_per_core_second(stream: Iterator[np.ndarray], frames: int) -> float:
 def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
     """All data sets, the machine, and the versions of what was compared."""
     packages = ("pillow", "av", "pyarrow", "tensorflow-cpu", "tensorflow-datasets", "lerobot", "torchcodec")
-    versions = {name: version(name) for name in packages if _installed(name)}
+    versions = {name: version(name) for name in packages if installed(name)}
     results = [measure_loader(path, **settings) for path in paths]
     return {"machine": describe_machine(), "versions": versions, "results": results}
 
@@ -177,12 +165,16 @@ def loader_table(results: dict[str, Any]) -> Table:
             rate = entry["frames_per_core_second"]
             beside = "" if name == "gen-vla" else f"{rate / ours:.2f} x"
             table.add_row(result["data"], result["format"], name, f"{rate:,.0f}", beside)
-    for package, format_name in (("tensorflow_datasets", "RLDS"), ("lerobot", "LeRobot")):
-        if any(result["format"] == format_name for result in results["results"]) and not _installed(package):
-            table.caption = f"{package} is not installed: nothing to compare {format_name} with"
+    formats = {result["format"] for result in results["results"]}
+    for package, name in (("tensorflow-datasets", "RLDS"), ("lerobot", "LeRobot")):
+        if name in formats and not installed(package):
+            table.caption = f"{package} is not installed: nothing to compare {name} with"
     return table
 
 
-def _installed(package: str) -> bool:
-    modules = {"tensorflow-cpu": "tensorflow", "pillow": "PIL"}
-    return importlib.util.find_spec(modules.get(package, package.replace("-", "_"))) is not None
+def installed(distribution: str) -> bool:
+    """Whether a package is installed, by its name in the package index."""
+    try:
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False

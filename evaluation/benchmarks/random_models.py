@@ -1,18 +1,10 @@
-"""Models of given sizes with random weights, and inputs for them: what speed is measured on.
-
-Decides: the sizes and what an action of such a model looks like. Refuses to know: what is measured.
-"""
+"""Models of given sizes with random weights, and inputs for them: what speed is measured on."""
 
 from typing import Any
 
 import torch
 
-from gen_vla.modeling import (
-    OpenVLAPlusConfig,
-    OpenVLAPlusForVision2Seq,
-    Pi0PlusConfig,
-    Pi0PlusForVision2Seq,
-)
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
 
 
 # OpenVLA's quantiles of Bridge, as its checkpoint holds them.
@@ -23,6 +15,7 @@ BRIDGE = {
     "max": [1.0] * 7,
     "mask": [True] * 6 + [False],
 }
+NORMALIZED = {**BRIDGE, "q01": [-1.0] * 7, "q99": [1.0] * 7}  # of actions that are in [-1, 1] already
 # A character is a token, as in the Llama-2 and Gemma vocabularies; which id it has does not matter here.
 PIECES = {character: index + 3 for index, character in enumerate("0123456789+-.\n")}
 SIZES: dict[str, dict[str, Any]] = {
@@ -39,64 +32,48 @@ def build_random(
     size: str, device: str, dtype: torch.dtype, representation: str = "string", horizon: int = 1, counts: Any = None
 ) -> Any:
     """A model of a size with random weights, an action format and statistics; `counts` are its histograms."""
-    common: dict[str, Any] = {"decimals": 4, "binary_dims": [6], "action_dim": 7, "horizon": horizon, "lead_in": "\n"}
-    action: dict[str, Any] = {**common, "representation": "string", "style": "signed", "pieces": PIECES}
+    action: dict[str, Any] = {"decimals": 4, "binary_dims": [6], "action_dim": 7, "horizon": horizon, "lead_in": "\n"}
     if representation == "bins":
-        action = {**common, "representation": "bins", "bins": 256, "bin_tokens_end": 32000}
-    settings = {
-        "action_config": {**action, "lead_in_ids": [13], "eos_token_id": 2},
-        "norm_stats": {
-            "random": {"action": {**BRIDGE, "histogram": counts}, "num_transitions": 1, "num_trajectories": 1}
-        },
-    }
-    build = pi0_plus_config if size.startswith("pi0") else openvla_plus_config
+        action |= {"representation": "bins", "bins": 256, "bin_tokens_end": 32000}
+    else:
+        action |= {"representation": "string", "style": "signed", "pieces": PIECES}
+    statistics = {"action": {**BRIDGE, "histogram": counts}, "num_transitions": 1, "num_trajectories": 1}
+    config = random_config(
+        size,
+        action_config={**action, "lead_in_ids": [13], "eos_token_id": 2},
+        norm_stats={"random": statistics},
+    )
+    model_class = Pi0PlusForVision2Seq if isinstance(config, Pi0PlusConfig) else OpenVLAPlusForVision2Seq
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model_class, config = build(SIZES[size], settings)
-            model = model_class(config)
+            return model_class(config).eval()
     finally:
         torch.set_default_dtype(default)
-    return model.eval()
 
 
-def openvla_plus_config(shape: dict[str, Any], settings: dict[str, Any]) -> tuple[type, Any]:
-    """An OpenVLA+ of a shape: DINOv2 and SigLIP alike, Llama."""
-    vision, text = encoder_settings(shape), shape["text"]
-    return OpenVLAPlusForVision2Seq, OpenVLAPlusConfig(
-        dino_config={"model_type": "dinov2_with_registers", **vision},
-        siglip_config={
-            "model_type": "siglip_vision_model",
-            **vision,
-            "intermediate_size": 4 * vision["hidden_size"],
-        },
-        text_config={"model_type": "llama", **text_settings(text, "openvla_plus")},
-        **settings,
-    )
-
-
-def pi0_plus_config(shape: dict[str, Any], settings: dict[str, Any]) -> tuple[type, Any]:
-    """A π0+ of a shape: SigLIP twice, Gemma with one head of keys."""
-    text = text_settings(shape["text"], "pi0_plus")
-    return Pi0PlusForVision2Seq, Pi0PlusConfig(
-        vision_config={"model_type": "siglip_vision_model", **encoder_settings(shape), "intermediate_size": 4304},
-        text_config={"model_type": "gemma", **text, "num_key_value_heads": 1, "head_dim": 256},
-        **settings,
-    )
-
-
-def encoder_settings(shape: dict[str, Any]) -> dict[str, int]:
-    """What DINOv2 and SigLIP have in common."""
-    (width, blocks, heads), (image, patch) = shape["vision"], shape["image"]
-    sizes = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads}
-    return {**sizes, "image_size": image, "patch_size": patch}
-
-
-def text_settings(text: tuple[int, int, int, int], family: str) -> dict[str, int]:
-    """What Llama and Gemma have in common."""
+def random_config(size: str, **settings: Any) -> Any:
+    """Of a π0+ (SigLIP twice, Gemma with one head of keys) for sizes of π0, else of an OpenVLA+."""
+    (width, blocks, heads), (image, patch) = SIZES[size]["vision"], SIZES[size]["image"]
+    vision = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads}
+    vision |= {"image_size": image, "patch_size": patch}
+    siglip = {"model_type": "siglip_vision_model", **vision}
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    return {**dict(zip(names, text, strict=True)), "vocab_size": VOCABULARY[family]}
+    text = dict(zip(names, SIZES[size]["text"], strict=True))
+    if size.startswith("pi0"):
+        gemma = {"model_type": "gemma", **text, "vocab_size": VOCABULARY["pi0_plus"]}
+        return Pi0PlusConfig(
+            vision_config={**siglip, "intermediate_size": 4304},
+            text_config={**gemma, "num_key_value_heads": 1, "head_dim": 256},
+            **settings,
+        )
+    return OpenVLAPlusConfig(
+        dino_config={"model_type": "dinov2_with_registers", **vision},
+        siglip_config={**siglip, "intermediate_size": 4 * width},
+        text_config={"model_type": "llama", **text, "vocab_size": VOCABULARY["openvla_plus"]},
+        **settings,
+    )
 
 
 def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
@@ -114,3 +91,9 @@ def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
         "attention_mask": torch.ones_like(ids),
         "pixel_values": pixels.to(model.device, model.dtype),
     }
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Waits until a device is idle."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()

@@ -1,16 +1,15 @@
 """What one training step takes: milliseconds and peak memory, with logits everywhere and where they are needed.
 
-Decides: what is compared, each way in a process of its own so that one's peak is not another's. Refuses to know: rows,
-optimizers; what is measured is forward and backward on random weights.
-
     gen-vla evaluate training_step --sizes mini,100m --batches 8 --output evaluation/results/training_step_cpu.json
 
     every position       the loss transformers computes: logits float32 [B, L, V] and their gradient
-    supervised columns   the trainer's own on a CPU (`co_trainer.score_answers`): [B, answers' columns, V]
+    supervised columns   the trainer's own on a CPU (`trainer.score_answers`): [B, answers' columns, V]
 
-A row is a picture, 20 words and an answer of 50 tokens, as for a string action.
+What is measured is forward and backward on random weights, each way in a process of its own so that one's peak is not
+another's. A row is a picture, 20 words and an answer of 50 tokens, as for a string action.
 """
 
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -26,7 +25,6 @@ from gen_vla.training.trainer import score_answers
 
 
 ANSWER = 50  # supervised tokens per row
-WAYS = ("every position", "supervised columns")
 
 
 def training_inputs(model: Any, rows: int) -> dict[str, torch.Tensor]:
@@ -51,8 +49,8 @@ def loss_where_needed(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tens
 
 
 LOSSES: dict[str, Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]] = {
-    WAYS[0]: loss_everywhere,
-    WAYS[1]: loss_where_needed,
+    "every position": loss_everywhere,
+    "supervised columns": loss_where_needed,
 }
 
 
@@ -61,10 +59,10 @@ def measure(size: str, rows: int, way: str, repeats: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = build_random(size, "cpu", torch.float32).train()
     inputs = training_inputs(model, rows)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    forget_peak()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
+        clear.write("5")  # VmHWM, the most memory there has been, becomes what there is (Linux)
     before = memory_bytes("VmRSS")
     milliseconds, loss = [], 0.0
     for _ in range(repeats + 1):
@@ -84,12 +82,6 @@ def measure(size: str, rows: int, way: str, repeats: int) -> dict[str, Any]:
     }
 
 
-def forget_peak() -> None:
-    """Makes the most memory this process has had the memory it has now (Linux)."""
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
-        clear.write("5")
-
-
 def memory_bytes(name: str) -> int:
     """A line of /proc/self/status: `VmRSS`, memory now, or `VmHWM`, the most there has been."""
     with open("/proc/self/status", encoding="ascii") as status:
@@ -99,12 +91,9 @@ def memory_bytes(name: str) -> int:
 def run_benchmark(sizes: list[str], batches: list[int], repeats: int) -> dict[str, Any]:
     """Every size, batch and way, one process each."""
     results: dict[str, Any] = {"machine": describe_machine(), "steps": []}
-    fresh = multiprocessing.get_context("spawn")
-    for size in sizes:
-        for rows in batches:
-            for way in WAYS:
-                with fresh.Pool(1) as pool:
-                    results["steps"].append(pool.apply(measure, (size, rows, way, repeats)))
+    for size, rows, way in itertools.product(sizes, batches, LOSSES):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            results["steps"].append(pool.apply(measure, (size, rows, way, repeats)))
     return results
 
 

@@ -1,15 +1,10 @@
-"""Meta-World's drawer-close and drawer-open as one VLA environment.
+"""Meta-World's drawer-close and drawer-open as one environment with wider layouts than the stock ones.
 
-Decides: which layouts exist (wider than the stock ones, so that acting without seeing fails), what the camera shows,
-what a 7-D action means, how long it is held, which seeds train and which seeds judge, what a scene may look like.
-Refuses to know: models, prompts, data sets, how many environments run at once.
+Actions are those of `simulation/actions.py`, held for ACTION_REPEAT simulator steps; pictures, uint8 [H, W, 3], come
+from one fixed camera at the side: in it +x runs right and nearer, +y right and away.
 
-    action   float [7]: dx, dy, dz of the hand in metres per policy step, three rotations (the wrist is fixed: zero),
-             gripper 0..1 with 1 = open
-    image    uint8 [H, W, 3] from one fixed camera at the side; in it +x runs right and nearer, +y right and away
-
-Everything that varies in looks (colours, table tint, blocks) lives in the renderer's scene or in material colours.
-The physics never sees it, so an episode unfolds identically under every `variation`; a test holds that to the bit.
+Everything that varies in looks (colours, table tint, blocks) lives in the renderer's scene or in material colours. The
+physics never sees it, so an episode unfolds identically under every `variation`; a test holds that to the bit.
 """
 
 from __future__ import annotations
@@ -37,6 +32,15 @@ from gymnasium.spaces import Box
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
 from metaworld.policies import ENV_POLICY_MAP
 
+from gen_vla.evaluation.simulation.actions import (
+    ACTION_REPEAT,
+    DRAWER_TRAVEL,
+    from_simulator_action,
+    to_simulator_action,
+)
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TRAIN_SEEDS
+from gen_vla.evaluation.simulation.scene import OUT_OF_VIEW
+
 
 Task = Literal["drawer-close", "drawer-open"]
 Variation = Literal["none", "modest", "full"]
@@ -46,17 +50,7 @@ CLOSE_INSTRUCTION = "close the drawer"
 OPEN_INSTRUCTION = "open the drawer"
 INSTRUCTIONS: dict[Task, str] = {"drawer-close": CLOSE_INSTRUCTION, "drawer-open": OPEN_INSTRUCTION}
 
-TRAIN_SEEDS = range(0, 1_000_000)
-EVALUATION_SEEDS = range(1_000_000, 2_000_000)
-assert TRAIN_SEEDS.stop <= EVALUATION_SEEDS.start, "a layout must never be both trained on and judged"
-
-ACTION_REPEAT = 5  # simulator steps per policy step (80 Hz / 5 = 16 Hz)
-METRES_PER_SIMULATOR_STEP = 0.01  # what Meta-World's action 1.0 moves the hand
-MAX_MOVE = ACTION_REPEAT * METRES_PER_SIMULATOR_STEP  # metres per policy step and axis
 MAX_POLICY_STEPS = 40  # 200 simulator steps
-ROTATION_TOLERANCE = 0.05  # radians; a policy that asks for more expects a wrist that can turn
-
-DRAWER_TRAVEL = 0.16  # metres from shut to fully open
 FINGER_TRAVEL = (0.04, -0.03)  # metres the right and left finger move to close
 FINGER_LENGTH = 0.045  # metres from the hand's origin to the fingertips
 # The stock range of x is +-0.1, which a blind arm sweeps; at +-0.3 it has to look.
@@ -79,13 +73,6 @@ TABLE_TINTS = ((1.0, 1.0, 1.0), (0.75, 0.75, 0.75), (1.0, 0.85, 0.65), (0.75, 0.
 BLOCK_HALF_SIZE = 0.03  # metres: five pixels a side at 64 px
 BLOCK_LOW, BLOCK_HIGH = (-0.4, 0.33), (0.5, 0.95)  # x, y on the table
 MAX_BLOCKS = 3
-# Half of the robot's vertices, and never in view (a test compares pictures): drawing them costs 40 % of a render.
-OUT_OF_VIEW = ("controller_box", "pedestal_feet", "torso", "pedestal", "head", "right_arm_base_link")
-OUT_OF_VIEW += ("right_l0", "right_l1")
-
-
-class ActionError(ValueError):
-    """An action that cannot be carried out as asked."""
 
 
 @dataclass(frozen=True)
@@ -123,40 +110,6 @@ class Scene:
     appearance: Appearance
 
 
-def to_simulator_action(action: np.ndarray) -> np.ndarray:
-    """float [7] in metres and open fraction -> float32 [4], Meta-World's moves in [-1, 1] and effort (+1 closes)."""
-    action = np.asarray(action, dtype=np.float64)
-    if action.shape != (7,):
-        raise ActionError(
-            f"got an action of shape {action.shape}, expected (7,): dx, dy, dz, three rotations, gripper; "
-            "pass one step of one observation"
-        )
-    if not np.isfinite(action).all():
-        raise ActionError(
-            f"got the non-finite action {action.tolist()}, expected 7 finite numbers; "
-            "the policy failed to produce an action, so count the step as refused instead of sending it"
-        )
-    if np.abs(action[3:6]).max() > ROTATION_TOLERANCE:
-        raise ActionError(
-            f"got rotations {action[3:6].tolist()}, expected 0 (+-{ROTATION_TOLERANCE} rad): the wrist is fixed; "
-            "check that the policy's actions are un-normalised with this data set's statistics"
-        )
-    moves = np.clip(action[:3] / MAX_MOVE, -1.0, 1.0)
-    effort = 1.0 - 2.0 * np.clip(action[6], 0.0, 1.0)
-    return np.append(moves, effort).astype(np.float32)
-
-
-def from_simulator_action(action: np.ndarray) -> np.ndarray:
-    """Meta-World's action float [4], possibly far outside [-1, 1] -> float32 [7] as in `to_simulator_action`."""
-    clipped = np.clip(np.asarray(action, dtype=np.float64), -1.0, 1.0)
-    return np.array([*(clipped[:3] * MAX_MOVE), 0.0, 0.0, 0.0, (1.0 - clipped[3]) / 2.0], dtype=np.float32)
-
-
-def image_position(point: np.ndarray) -> tuple[float, float]:
-    """A point (x, y, z) in metres -> (u, v), 0..1 from the image's left and top edge (outside 0..1: not in view)."""
-    return CAMERA.image_position(point)
-
-
 def sample_appearance(rng: np.random.Generator, variation: Variation, drawer: tuple[float, float]) -> Appearance:
     """`none`: as shipped. `modest`: tints, shades, at most one block. `full`: any cabinet colour, up to three blocks.
 
@@ -178,7 +131,7 @@ def _place_blocks(rng: np.random.Generator, colours: list[str], drawer: tuple[fl
     blocks: list[Block] = []
     while len(blocks) < len(colours):
         x, y = rng.uniform(BLOCK_LOW, BLOCK_HIGH)
-        u, v = image_position(np.array([x, y, BLOCK_HALF_SIZE]))
+        u, v = CAMERA.image_position(np.array([x, y, BLOCK_HALF_SIZE]))
         in_view = 0.06 < u < 0.94 and 0.06 < v < 0.94
         in_the_way = abs(x - drawer[0]) < 0.18 and y > drawer[1] - 0.47
         if in_view and not in_the_way and all(np.hypot(x - b.x, y - b.y) > 0.1 for b in blocks):
@@ -307,15 +260,13 @@ class DrawerEnv:
         """The scripted expert at the present state, clipped: float32 [7]."""
         return self._ask_expert(self._observation)
 
-    def blind_expert_action(self) -> np.ndarray:
-        """The expert with the drawer's x hidden (it believes 0): what can be done without looking, float32 [7]."""
+    def expert_actions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the expert and of one that believes the drawer's x to be 0: what can be done without looking."""
         observation = self._observation.copy()
         observation[4] = 0.0
-        return self._ask_expert(observation)
+        return self.expert_action(), self._ask_expert(observation)
 
     def _ask_expert(self, observation: np.ndarray) -> np.ndarray:
-        if observation.size == 0:
-            raise RuntimeError("got no layout yet, expected reset(seed) before asking an expert")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the experts announce at every step that they exceed [-1, 1]
             return from_simulator_action(self._expert.get_action(observation))
@@ -345,7 +296,7 @@ def describe(
     blocks = {
         b.colour: {
             "position": (b.x, b.y),
-            "image": image_position(np.array([b.x, b.y, BLOCK_HALF_SIZE])),
+            "image": CAMERA.image_position(np.array([b.x, b.y, BLOCK_HALF_SIZE])),
             "to_handle": float(np.hypot(b.x - handle[0], b.y - handle[1])),
         }
         for b in appearance.blocks
@@ -354,10 +305,10 @@ def describe(
         "drawer_opening": opening,
         "drawer_x": drawer_x,
         "handle": tuple(handle.tolist()),
-        "handle_image": image_position(handle),
+        "handle_image": CAMERA.image_position(handle),
         "cabinet_colour": appearance.cabinet,
         "fingertips": tuple(fingertips.tolist()),
-        "hand_image": image_position(fingertips),
+        "hand_image": CAMERA.image_position(fingertips),
         "hand_to_handle": float(np.linalg.norm(fingertips - handle)),
         "hand_above_handle": float(fingertips[2] - handle[2]),
         "gripper_opening": gripper,

@@ -1,23 +1,15 @@
 """Record Meta-World drawer demonstrations, and questions about the same scenes for co-training.
 
-Decides: what an episode is recorded from, how scenes for questions are drawn, that answers are balanced. Refuses to
-know: what is asked (`drawers/questions.py`), how rows are kept (`simulated_rows.py`), models, prompts, normalisation.
-
-    python -m gen_vla.evaluation.drawers.recording demonstrations outputs/drawers --episodes-per-task 160
-    python -m gen_vla.evaluation.drawers.recording questions outputs/drawer-questions --count 4000
-    python -m gen_vla.evaluation.drawers.recording questions outputs/held-out --count 400 --seed 1000000
-
-    demonstrations  image, instruction, action float32 [7] (metres per policy step, open fraction: see
-                    `gen_vla.evaluation.drawers.environment`), task, episode_index, frame_index, seed
+    demonstrations  image, instruction, action float32 [7] (`simulation/actions.py`), task, episode_index, frame_index,
+                    seed
     questions       image, question, answer (one word), kind, seed
 
-An episode and a question depend on their own seed alone, so any number of workers records the same bytes.
+What it shares with other simulators is in `simulation/simulated_rows.py`.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -25,13 +17,11 @@ from typing import Any, cast
 import numpy as np
 
 from gen_vla.evaluation.drawers.environment import (
-    EVALUATION_SEEDS,
-    INSTRUCTIONS,
+    COLOURS,
     LAYOUT_HIGH,
     LAYOUT_LOW,
     MAX_POLICY_STEPS,
     TASKS,
-    TRAIN_SEEDS,
     Appearance,
     DrawerEnv,
     Scene,
@@ -41,34 +31,16 @@ from gen_vla.evaluation.drawers.environment import (
     anticipate,
     sample_appearance,
 )
-from gen_vla.evaluation.drawers.questions import KINDS, LEAST_SHARE
-from gen_vla.evaluation.simulation.recording_options import record_and_print, recording_parser
-from gen_vla.evaluation.simulation.simulated_rows import (
-    QuestionJob,
-    Rows,
-    Workers,
-    check_seed,
-    claim_folder,
-    collect_episodes,
-    demonstrate,
-    demonstration_features,
-    frames_of,
-    png,
-    record_scene_questions,
-    save_rows,
-)
+from gen_vla.evaluation.simulation import simulated_rows
+from gen_vla.evaluation.simulation.questions import QuestionKind, side_of, wanted_answer
+from gen_vla.evaluation.simulation.simulated_rows import DemonstrationJob, QuestionJob, Rows, as_image, demonstrate
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
 
 
 @dataclass(frozen=True)
-class EpisodeJob:
+class DrawerJob(DemonstrationJob):
     """Everything one demonstration depends on."""
 
-    task: Task
-    seed: int
-    image_size: int
-    noise: bool
-    paraphrase: bool
     variation: Variation
     start: Start
 
@@ -78,13 +50,12 @@ def _environment(task: Task, image_size: int, variation: Variation, start: Start
     return DrawerEnv(task, image_size, variation, start)
 
 
-def record_episode(job: EpisodeJob) -> Rows | None:
+def record_episode(job: DrawerJob) -> Rows | None:
     """One demonstration as rows, or None when the disturbed expert did not finish in MAX_POLICY_STEPS."""
-    env = _environment(job.task, job.image_size, job.variation, job.start)
+    env = _environment(cast(Task, job.task), job.image_size, job.variation, job.start)
     env.reset(job.seed)
-    wordings = [INSTRUCTIONS[job.task], *(paraphrases(INSTRUCTIONS[job.task]) if job.paraphrase else ())]
-    rows = demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, MAX_POLICY_STEPS)
-    return rows and [{**row, "task": job.task, "seed": job.seed} for row in rows]
+    wordings = [env.instruction, *(paraphrases(env.instruction) if job.paraphrase else ())]
+    return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, MAX_POLICY_STEPS)
 
 
 def record_demonstrations(
@@ -102,31 +73,110 @@ def record_demonstrations(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Record `episodes_per_task` successful episodes of every task -> the metadata written beside them.
+    """`simulated_rows.record_demonstrations` of the drawers."""
+    return simulated_rows.record_demonstrations(
+        output_dir,
+        record_episode,
+        DrawerJob(tasks[0], seed, image_size, noise, paraphrase, variation, start),
+        "demonstrations",
+        tasks,
+        episodes_per_task,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
-    Candidates are tried in the order of their seeds and the first that succeed are kept.
-    """
-    output = claim_folder(output_dir, overwrite)
-    if episodes_per_task < 1:
-        raise ValueError(f"got episodes_per_task {episodes_per_task}, expected at least 1")
-    began = time.perf_counter()
 
-    def make_job(task: str, number: int) -> EpisodeJob:
-        check_seed(seed + number, TRAIN_SEEDS)
-        return EpisodeJob(cast(Task, task), seed + number, image_size, noise, paraphrase, variation, start)
+# What is asked. Each answer function gets `DrawerEnv.scene_state()` and the block colours the question names.
+@dataclass(frozen=True)
+class DrawerQuestionKind(QuestionKind):
+    """`named` blocks fill the wordings' {0} and {1}; `seen` masks must be in the picture besides every block."""
 
-    with Workers(workers) as pool:
-        kept, tried = collect_episodes(pool, record_episode, make_job, tasks, episodes_per_task, progress)
-    frames = frames_of(kept)
-    metadata = {
-        "content": "demonstrations",
-        "frames": len(frames),
-        "episodes": {task: len(kept[task]) for task in tasks},
-        "candidates": tried,
-        "seeds": [min(row["seed"] for row in frames), max(row["seed"] for row in frames)],
-        "first_job": asdict(EpisodeJob(tasks[0], seed, image_size, noise, paraphrase, variation, start)),
-    }
-    return save_rows(output, frames, demonstration_features(), metadata, began)
+    named: int = 0
+    seen: tuple[str, ...] = ()
+
+
+def _two_way(value: float, low: float, high: float, names: tuple[str, str]) -> str | None:
+    if low < value < high:
+        return None
+    return names[0] if value <= low else names[1]
+
+
+def _nearest_block(state: dict[str, Any]) -> str | None:
+    """Nearest to the handle both on the table and in the picture, each by a clear margin."""
+    blocks, handle = state["blocks"], np.array(state["handle_image"])
+    if len(blocks) < 2:
+        return None
+    on_table = sorted((b["to_handle"], colour) for colour, b in blocks.items())
+    in_picture = sorted((float(np.linalg.norm(np.array(b["image"]) - handle)), c) for c, b in blocks.items())
+    clear = all(ranked[1][0] > 1.3 * ranked[0][0] for ranked in (on_table, in_picture))
+    return on_table[0][1] if clear and on_table[0][1] == in_picture[0][1] else None
+
+
+NUMBERS = ("zero", "one", "two", "three")
+KINDS: dict[str, DrawerQuestionKind] = {
+    "drawer_state": DrawerQuestionKind(
+        ("open", "closed"),
+        ("Is the drawer open or closed?", "Is the drawer closed or open?"),
+        lambda s, _: _two_way(s["drawer_opening"], 0.03, 0.35, ("closed", "open")),
+        seen=("cabinet", "handle"),
+    ),
+    "cabinet_colour": DrawerQuestionKind(
+        tuple(COLOURS),
+        ("What colour is the cabinet?", "Which colour does the drawer cabinet have?"),
+        lambda s, _: s["cabinet_colour"],
+        seen=("cabinet",),
+    ),
+    "block_colour": DrawerQuestionKind(
+        tuple(COLOURS),
+        ("What colour is the block?", "Which colour does the block on the table have?"),
+        lambda s, _: next(iter(s["blocks"])) if len(s["blocks"]) == 1 else None,
+    ),
+    "block_count": DrawerQuestionKind(
+        NUMBERS,
+        ("How many blocks are on the table?", "How many blocks are there?"),
+        lambda s, _: NUMBERS[len(s["blocks"])],
+    ),
+    "block_order": DrawerQuestionKind(
+        ("left", "right"),
+        ("Is the {0} block left or right of the {1} block?", "On which side of the {1} block is the {0} block?"),
+        lambda s, names: side_of(s["blocks"][names[0]]["image"], s["blocks"][names[1]]["image"]),
+        named=2,
+    ),
+    "block_side": DrawerQuestionKind(
+        ("left", "right"),
+        ("Is the {0} block left or right of the drawer handle?", "On which side of the handle is the {0} block?"),
+        lambda s, names: side_of(s["blocks"][names[0]]["image"], s["handle_image"]),
+        named=1,
+        seen=("handle",),
+    ),
+    "hand_side": DrawerQuestionKind(
+        ("left", "right"),
+        ("Is the robot hand left or right of the drawer handle?", "On which side of the handle is the robot hand?"),
+        lambda s, _: side_of(s["hand_image"], s["handle_image"]),
+        seen=("handle", "hand"),
+    ),
+    "hand_distance": DrawerQuestionKind(
+        ("near", "far"),
+        ("Is the robot hand near the drawer handle or far from it?", "Is the hand near or far from the handle?"),
+        lambda s, _: _two_way(s["hand_to_handle"], 0.13, 0.26, ("near", "far")),
+        seen=("handle", "hand"),
+    ),
+    "gripper": DrawerQuestionKind(
+        ("open", "closed"),
+        ("Is the gripper open or closed?", "Is the robot gripper closed or open?"),
+        lambda s, _: _two_way(s["gripper_opening"], 0.15, 0.85, ("closed", "open")),
+        seen=("hand",),
+    ),
+    "nearest_block": DrawerQuestionKind(
+        tuple(COLOURS),
+        ("Which block is nearest to the drawer handle?", "What colour is the block nearest to the handle?"),
+        lambda s, _: _nearest_block(s),
+        seen=("handle",),
+    ),
+}
+# Share of the picture that has to show: about two thirds of the smallest block, a third of the handle or the hand.
+LEAST_SHARE = {"cabinet": 0.03, "handle": 0.0015, "hand": 0.004, "block": 0.005}
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
@@ -147,11 +197,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 def record_question(job: QuestionJob) -> dict[str, Any]:
     """One picture with one question whose answer the picture shows: scenes are drawn until kind and answer fit."""
-    name = list(KINDS)[job.seed % len(KINDS)]
-    kind = KINDS[name]
-    wanted = kind.answers[job.seed // len(KINDS) % len(kind.answers)]
+    name, wanted = wanted_answer(KINDS, job.seed)
+    kind, rng = KINDS[name], np.random.default_rng([job.seed, 4])
     env = _environment("drawer-close", job.image_size, "full", "stock")
-    rng = np.random.default_rng([job.seed, 4])
     while True:
         scene = sample_scene(rng)
         named = _choose_blocks(scene.appearance, kind.named, rng)
@@ -161,8 +209,7 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
         if kind.answer(env.scene_state(), named) == wanted and _in_the_picture(env, kind.seen):
             break
     question = str(rng.choice(kind.wordings)).format(*named)
-    image = {"bytes": png(env.render()), "path": None}
-    return {"image": image, "question": question, "answer": wanted, "kind": name, "seed": job.seed}
+    return {"image": as_image(env.render()), "question": question, "answer": wanted, "kind": name, "seed": job.seed}
 
 
 def _choose_blocks(looks: Appearance, count: int, rng: np.random.Generator) -> list[str] | None:
@@ -188,35 +235,6 @@ def record_questions(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Record `count` pictures with a question each -> metadata with the majority baseline of every kind.
-
-    Seeds `seed .. seed + count - 1` lie wholly in TRAIN_SEEDS or wholly in EVALUATION_SEEDS (the held-out split).
-    """
-    return record_scene_questions(
-        output_dir,
-        record_question,
-        "questions",
-        range(seed, seed + count),
-        {"train": TRAIN_SEEDS, "evaluation": EVALUATION_SEEDS},
-        workers=workers,
-        image_size=image_size,
-        overwrite=overwrite,
-        progress=progress,
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Records one data set and prints its metadata."""
-    parser = recording_parser(
-        "Record Meta-World drawer demonstrations or questions about them.", episodes=160, image_size=96
-    )
-    parser.add_argument("--variation", choices=("none", "modest", "full"), default="modest", help="looks of scenes")
-    parser.add_argument("--start", choices=("stock", "half-open"), default="stock", help="how far open it starts")
-    chosen = parser.parse_args(arguments)
-    return record_and_print(
-        chosen, record_demonstrations, record_questions, variation=chosen.variation, start=chosen.start
-    )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    """`simulated_rows.record_questions` about drawer scenes."""
+    options = {"image_size": image_size, "overwrite": overwrite, "progress": progress}
+    return simulated_rows.record_questions(output_dir, record_question, "questions", count, seed, workers, **options)

@@ -1,12 +1,9 @@
-"""The drawers suite for one model: success, controls, questions, speed, in one report.
+"""The drawers suite for one model: success beside controls, questions, speed, and the table that sums them up.
 
-Decides: which controls stand beside a policy, with how many episodes, and the summary table. Refuses to know: how a
-rollout works (`drawers/rollouts.py`), how answers are scored (`scene_questions.py`).
-
-    policy        the model as it is
-    blank image   the model, shown grey: what it scores without looking
-    swapped       the model, told the other task: what it scores without listening (it should not do the task)
-    zero, random  no model at all;  blind expert  the script without seeing where the drawer is
+policy        the model as it is
+blank image   the model, shown grey: what it scores without looking
+swapped       the model, told the other task: what it scores without listening (it should not do the task)
+zero, random  no model at all;  blind expert  the script without seeing where the drawer is
 """
 
 from collections.abc import Sequence
@@ -17,9 +14,8 @@ from datasets import Dataset
 from rich.table import Table
 
 from gen_vla.evaluation.benchmarks.latency import measure_latency
-from gen_vla.evaluation.drawers.environment import EVALUATION_SEEDS, TASKS, Start
-from gen_vla.evaluation.drawers.rollouts import Report, evaluate_policy
-from gen_vla.evaluation.drawers.videos import record_video
+from gen_vla.evaluation.drawers.environment import TASKS, Start
+from gen_vla.evaluation.drawers.rollouts import BothDrawerTasks, DrawerReport, drawer_job, evaluate_policy
 from gen_vla.evaluation.policies.flow import check_answers
 from gen_vla.evaluation.policies.rollout import (
     VLAPolicy,
@@ -29,6 +25,8 @@ from gen_vla.evaluation.policies.rollout import (
     swapped_instruction,
     zero_policy,
 )
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
+from gen_vla.evaluation.simulation.videos import record_video
 from gen_vla.evaluation.vqa.scene_questions import QuestionReport, evaluate_questions
 
 
@@ -53,7 +51,7 @@ def run_suite(
             apart.
 
     Returns:
-        `{"rollouts": [Report], "questions": QuestionReport or None, "latency": {...}}`.
+        `{"rollouts": [DrawerReport], "questions": QuestionReport or None, "latency": {...}}`.
 
     Raises:
         ValueError: for questions to a model that writes no words, before anything is run.
@@ -91,16 +89,13 @@ def run_suite(
     return {"rollouts": rollouts, "questions": answers, "latency": latency}
 
 
-def record_episodes(model: Any, processor: Any, folder: Path, start: Start = "half-open", seed: int = 0) -> list[Path]:
-    """A video (MP4 and GIF) of each task on an evaluation seed; returns the GIFs."""
+def record_episodes(model: Any, processor: Any, folder: Path, start: Start = "half-open") -> list[Path]:
+    """A video (MP4 and GIF) of each task on the first evaluation seed; returns the GIFs."""
     policy = VLAPolicy(model, processor, next(iter(model.config.norm_stats)))
-    size = processor.image_processor.image_size
-    paths = []
+    env = BothDrawerTasks(processor.image_processor.image_size, "modest", start)
     for task in TASKS:
-        path = folder / task
-        record_video(policy, task, EVALUATION_SEEDS[seed], path, image_size=size, start=start)
-        paths.append(path.with_suffix(".gif"))
-    return paths
+        record_video(env, policy, drawer_job(task, EVALUATION_SEEDS[0]), folder / task, size=256)
+    return [(folder / task).with_suffix(".gif") for task in TASKS]
 
 
 def summary_table(results: dict[str, Any], title: str) -> Table:
@@ -119,7 +114,7 @@ def summary_table(results: dict[str, Any], title: str) -> Table:
     return table
 
 
-def _cell(report: Report, task: str) -> str:
+def _cell(report: DrawerReport, task: str) -> str:
     score = report.scores[task]
     low, high = (100 * bound for bound in score.interval)
     return f"{score.successes}/{score.n} ({low:.0f}-{high:.0f} %)"

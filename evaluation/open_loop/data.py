@@ -1,11 +1,8 @@
 """Recorded steps that a policy is asked about, and whether it was trained on them.
 
-Decides: which episodes and steps are taken, what of a model's recipe the data set is opened with, how training data is
-recognised. Refuses to know: file formats (`robot_data/source.py`), models, errors.
-
-Whether a policy was trained on an episode is not recorded. What its statistics (`norm_stats`) tell: if a data set has
-as many episodes and steps, and the same mean action, it is the one they are of. Its recipe tells the path. A data set
-that shares a part of its episodes with the training data is not recognised.
+Nothing records which episodes a policy was trained on. Its statistics (`norm_stats`) tell: if a data set has as many
+episodes and steps and the same mean action, they are of it. So does the path in its recipe. A data set that shares
+some of its episodes with the training data is not recognised.
 """
 
 from collections import Counter
@@ -24,7 +21,7 @@ from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.planning.data_check import spread
 from gen_vla.training.provenance.training_record import recipe_path
 from gen_vla.training.robot_data.episodes import episode_rows
-from gen_vla.training.robot_data.source import RobotSource, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.storage.hub_requests import HubError
 
 
@@ -38,7 +35,7 @@ class RecordedStep:
     Attributes:
         episode: its place among the episodes that were read.
         name: of the step in the data set, whatever folder it lies in.
-        place: of the step in `RecordedEpisode.actions`.
+        place: of the step in `RecordedEpisodes.actions`.
         images: RGB, one per camera.
         instruction: what was to be done.
         action: float32 [T, D] in units, what was done.
@@ -60,11 +57,11 @@ class RecordedStep:
 
 @dataclass
 class RecordedEpisodes:
-    """The steps to ask about, read as they are iterated over, and what was seen on the way.
+    """The steps to ask about, read as they are iterated over, and what was read so far.
 
     Args:
         source: an opened data set.
-        every: every so many steps of an episode one is taken, its first among them.
+        every: every n-th step of an episode is taken, starting with its first.
         episodes: how many, from all over the data set; `None` for all.
 
     Attributes:
@@ -72,7 +69,7 @@ class RecordedEpisodes:
         names: of each episode read, its number in the data set.
     """
 
-    source: RobotSource
+    source: RobotDataset
     every: int
     episodes: int | None
     actions: list[np.ndarray] = field(default_factory=list)
@@ -86,7 +83,8 @@ class RecordedEpisodes:
     @property
     def total(self) -> int:
         """Episodes that will be read, at most."""
-        return min(self.episodes or self.source.reader.count_episodes(), self.source.reader.count_episodes())
+        count = self.source.reader.count_episodes()
+        return min(self.episodes or count, count)
 
     def __iter__(self) -> Iterator[RecordedStep]:
         for episode, trajectory in self._chosen():
@@ -94,10 +92,13 @@ class RecordedEpisodes:
             self.actions.append(trajectory.actions)
             self.names.append(episode.index)
             for row in islice(episode_rows(episode, trajectory, self.source.horizon), 0, None, self.every):
-                place = (row["step_index"] - first) // (trajectory.steps.step or 1)
-                if (images := self._pictures(row)) is None:
+                try:
+                    images = [decode_picture(image, row["identity"]) for image in row["images"]]
+                except PictureError as error:
+                    self.source.problems.skip(str(error), "picture that cannot be decoded")
                     continue
                 self.source.problems.seen()
+                place = (row["step_index"] - first) // (trajectory.steps.step or 1)
                 yield RecordedStep(
                     episode=number,
                     name=f"{episode.index} {row['step_index']}",
@@ -128,14 +129,6 @@ class RecordedEpisodes:
                 if taken[shard] < before + share:
                     chosen.remove(shard)
 
-    def _pictures(self, row: dict[str, Any]) -> list[Image.Image] | None:
-        """Decoded; `None` where one cannot be, which is counted."""
-        try:
-            return [decode_picture(image, row["identity"]) for image in row["images"]]
-        except PictureError as error:
-            self.source.problems.skip(str(error), "picture that cannot be decoded")
-        return None
-
 
 def _finite(values: np.ndarray) -> np.ndarray | None:
     return values if np.isfinite(values).all() else None
@@ -145,25 +138,16 @@ def recipe_entry(model: str, key: str) -> dict[str, Any]:
     """What the recipe that trained a model says of a robot data set; `{}` where nothing is known."""
     try:
         path = recipe_path(model)
-    except HubError:
-        return {}
-    try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path else {}
         return next(entry for entry in recipe["data"]["robot"] if entry["key"] == key)
-    except (yaml.YAMLError, KeyError, TypeError, StopIteration):
+    except (HubError, yaml.YAMLError, KeyError, TypeError, StopIteration):
         return {}
 
 
 def open_recorded(
     data: str | Path, entry: dict[str, Any], cameras: Sequence[str] | None, horizon: int, split: str | None
-) -> RobotSource:
-    """The data set, read as the recipe reads it that the model learned from.
-
-    Args:
-        entry: of `recipe_entry`.
-        cameras: in place of the recipe's.
-        horizon: T of the model.
-    """
+) -> RobotDataset:
+    """The data set, read with the settings of `recipe_entry`, and `cameras` in place of the recipe's."""
     settings = {name: entry[name] for name in OPENED_WITH if name in entry}
     settings |= {"cameras": cameras} if cameras else {}
     problems = RowProblems(limit_share=1.0, name=str(data))
@@ -173,7 +157,7 @@ def open_recorded(
 def trained_on(
     episodes: RecordedEpisodes, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str | None
 ) -> str:
-    """What says that a model was trained on these episodes; empty where nothing does. Asked after they were read.
+    """What says that a model was trained on these episodes, after they were read; empty where nothing does.
 
     Args:
         statistics: the model's of the data set, `norm_stats[key]`.
@@ -181,9 +165,8 @@ def trained_on(
     """
     if _same_actions(episodes, statistics):
         return "number of episodes, number of steps and mean action are those of the training data"
-    path = str(entry.get("path") or "")
+    path, learned = str(entry.get("path") or ""), entry.get("split")
     parts, asked = Path(path).parts, str(data) if "://" in str(data) else str(Path(data).resolve())
-    learned = entry.get("split")
     same = split == learned or None in (split, learned)  # without a split all are read, or "train"
     named = parts and Path(asked).parts[-len(parts) :] == parts and same
     return f"its recipe trains on {path}{f', split {learned}' if learned else ''}" if named else ""
@@ -191,11 +174,10 @@ def trained_on(
 
 def _same_actions(episodes: RecordedEpisodes, statistics: dict[str, Any]) -> bool:
     """Whether statistics are those of the data set as a whole, without a pass over it where numbers differ."""
-    source = episodes.source
+    source, actions = episodes.source, episodes.actions
     count, steps = source.reader.count_episodes(), source.reader.count_steps()
     if count < statistics.get("num_trajectories", 0) or not statistics.get("num_trajectories"):
         return False
-    actions = episodes.actions
     if len(actions) < count:
         if steps is None or steps != statistics["num_transitions"]:
             return False
@@ -203,6 +185,6 @@ def _same_actions(episodes: RecordedEpisodes, statistics: dict[str, Any]) -> boo
         actions = [trajectory.actions for _, trajectory in source.trajectories(problems)]
     together = np.concatenate(actions).astype(np.float64)
     together = together[np.isfinite(together).all(axis=1)]
-    mean, spread_of = np.asarray(statistics["action"]["mean"]), np.asarray(statistics["action"]["std"])
+    mean, std = np.asarray(statistics["action"]["mean"]), np.asarray(statistics["action"]["std"])
     same = len(together) == statistics["num_transitions"] and mean.shape == together.shape[1:]
-    return same and bool((np.abs(together.mean(axis=0) - mean) <= 1e-5 * spread_of + 1e-7).all())
+    return same and bool((np.abs(together.mean(axis=0) - mean) <= 1e-5 * std + 1e-7).all())

@@ -1,7 +1,4 @@
-"""One recorded episode and what a policy would have done in it, beside the errors of all.
-
-Decides: what is drawn. Refuses to know: how errors come about (`open_loop/scores.py`).
-"""
+"""One recorded episode and what a policy would have done in it, beside the errors of all."""
 
 from pathlib import Path
 from typing import Any
@@ -111,7 +108,7 @@ def _draw_errors(axes: Any, results: dict[str, Any], known: Dimensions) -> None:
 
 
 def _bar(entry: dict[str, Any], figure: dict[str, Any], width: float) -> list[float]:
-    """A figure and its bounds as a bar shows them; NaN, which draws nothing, for a dimension without a range."""
+    """A figure and its bounds, as bars show them; NaN, which draws nothing, for a dimension without a range."""
     values = [figure["value"], *(figure["interval"] or [figure["value"]] * 2)]
     if entry["measure"] == "accuracy":
         return [1 - value for value in values]

@@ -1,6 +1,4 @@
-"""How far a policy's actions are from recorded ones, beside what needs no policy.
-
-Decides: the figures, the baselines, intervals. Refuses to know: models, data sets, where actions come from.
+"""How far a policy's actions are from recorded ones, beside baselines that need no policy.
 
 N steps of E episodes, chunks of T, D dimensions. Errors are of the steps of a chunk that lie within the episode.
 
@@ -12,12 +10,12 @@ N steps of E episodes, chunks of T, D dimensions. Errors are of the steps of a c
 Beside the policy:
 
     mean action       of the training data
-    last action       that of the step before, recorded, held for the whole chunk; at the first step the mean
+    last action       the recorded one of the step before, held for the whole chunk; at the first step the mean
     state             held in the same way, where it is nearer to the actions than their mean is: they are positions
     nearest writable  the recorded action clipped to q01..q99: the error in units that no policy can avoid
 
-Intervals are of a bootstrap over episodes: steps of one episode are no strangers to each other. Of few episodes a
-percentile interval is too narrow; its percentiles are moved outwards as Student's t does (Hesterberg, 2015).
+Intervals are of a bootstrap over episodes, since steps of one episode are alike. For few episodes its percentiles are
+moved outwards as Student's t does, since they would be too narrow (Hesterberg, 2015).
 """
 
 from collections.abc import Sequence
@@ -27,7 +25,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gen_vla.evaluation.statistics.seed_intervals import students_t
 from gen_vla.processors import normalize_actions
 
 
@@ -82,7 +79,7 @@ class EpisodeBootstrap:
         values = means[0].tolist()
         if self.episodes < 2:
             return [{"value": value, "interval": None} for value in values]
-        spread = (self.episodes / (self.episodes - 1)) ** 0.5 * students_t(self.episodes - 1)
+        spread = (self.episodes / (self.episodes - 1)) ** 0.5 * stats.t.isf(0.025, self.episodes - 1)
         level = float(stats.norm.sf(spread))
         bounds = np.quantile(means[1:], (level, 1 - level), axis=0).T.tolist()
         return [{"value": value, "interval": pair} for value, pair in zip(values, bounds, strict=True)]
@@ -143,25 +140,26 @@ class Dimensions:
         return np.where(self.binary, right, np.abs(predicted - recorded.astype(np.float64)))
 
 
-def contestants(found: Comparison, dimensions: Dimensions) -> dict[str, np.ndarray]:
-    """The policy and what it is compared with: float [N, T, D] in units, by name."""
+def with_baselines(found: Comparison, known: Dimensions) -> dict[str, np.ndarray]:
+    """The actions of the policy and of what it is compared with: float [N, T, D] in units, by name."""
     shape = found.recorded.shape
+    mean = np.broadcast_to(known.mean, shape)
 
     def held(values: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(np.where(np.isfinite(values), values, dimensions.mean)[:, None], shape)
+        return np.broadcast_to(np.where(np.isfinite(values), values, known.mean)[:, None], shape)
 
-    def far(values: np.ndarray) -> float:
-        errors = dimensions.normalized(values, found.recorded)[found.valid]
+    def distance(values: np.ndarray) -> float:
+        errors = known.normalized(values, found.recorded)[found.valid]
         return float(errors.mean()) if errors.size else 0.0
 
-    named = {POLICY: found.predicted, MEAN: np.broadcast_to(dimensions.mean, shape), HELD: held(found.held)}
-    if found.state is not None and far(held(found.state)) < far(named[MEAN]):
+    named = {POLICY: found.predicted, MEAN: mean, HELD: held(found.held)}
+    if found.state is not None and distance(held(found.state)) < distance(mean):
         named[STATE] = held(found.state)
-    return {**named, NEAREST: dimensions.writable(found.recorded)}
+    return {**named, NEAREST: known.writable(found.recorded)}
 
 
 def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """All figures.
+    """All figures; a figure is `{"value", "interval"}`.
 
     Args:
         statistics: the model's of the data set, `norm_stats[key]["action"]`.
@@ -169,78 +167,53 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
 
     Returns:
         `n`, `episodes`, `values` (compared per dimension), `outside` (share of the scaled recorded values that no
-        policy can write); `normalized` {contestant: {"l1": figure, "mse": figure}}; `relative` {baseline: figure}, the
-        policy's l1 divided by the baseline's; `dimensions` [{"name", "measure", "outside", contestant: figure}];
-        `chunk_steps` [{"step", "values", "l1": {contestant: value}, "dimensions": [D] of the policy}]. A figure is
-        {"value", "interval"}.
+        policy can write); `normalized` {name: {"l1": figure, "mse": figure}}; `relative` {baseline: figure}, the
+        policy's l1 divided by the baseline's; `dimensions` [{"name", "measure", "outside", name: figure}];
+        `chunk_steps` [{"step", "values", "l1": {name: value}, "dimensions": [D] of the policy}].
     """
     known = Dimensions(statistics)
-    bootstrap, named = EpisodeBootstrap(found.episode, found.valid), contestants(found, known)
+    bootstrap, named = EpisodeBootstrap(found.episode, found.valid), with_baselines(found, known)
     outside = known.outside(found.recorded)[found.valid]
     scaled = outside[:, known.scaled]
+    errors = {}  # normalized; the nearest writable action has none, since recorded values count as clipped
+    if known.compared.any():
+        errors = {name: known.normalized(of, found.recorded) for name, of in named.items() if name != NEAREST}
+    drawn = {name: bootstrap.means(_l1_and_mse(of)) for name, of in errors.items()}
+    relative = {name: drawn[POLICY][:, :1] / np.maximum(of[:, :1], 1e-12) for name, of in drawn.items()}
+    figures = {
+        name: bootstrap.figures(bootstrap.means(known.measured(values, found.recorded)))
+        for name, values in named.items()
+    }
     return {
         "n": len(found.episode),
         "episodes": bootstrap.episodes,
         "values": int(found.valid.sum()),
         "outside": float(scaled.mean()) if scaled.size else 0.0,
-        **_normalized_figures(found, known, named, bootstrap),
-        "dimensions": _dimension_figures(found, known, named, bootstrap, names, outside.mean(axis=0)),
-        "chunk_steps": _chunk_steps(found, known, named),
+        "normalized": {name: dict(zip(("l1", "mse"), bootstrap.figures(means))) for name, means in drawn.items()},
+        "relative": {name: bootstrap.figures(of)[0] for name, of in relative.items() if name != POLICY},
+        "dimensions": [
+            {
+                "name": name,
+                "measure": "accuracy" if known.binary[dim] else "error",
+                "outside": float(outside[:, dim].mean()),
+                **{of: values[dim] for of, values in figures.items()},
+            }
+            for dim, name in enumerate(names)
+        ],
+        "chunk_steps": _chunk_steps(found, errors, known.measured(found.predicted, found.recorded)),
     }
 
 
-def _normalized_figures(
-    found: Comparison, known: Dimensions, named: dict[str, np.ndarray], bootstrap: EpisodeBootstrap
-) -> dict[str, Any]:
-    """`normalized` and `relative`; both empty where no dimension is compared."""
-    if not known.compared.any():
-        return {"normalized": {}, "relative": {}}
-    normalized, drawn = {}, {}
-    for name, values in named.items():
-        if name == NEAREST:  # which is no error here
-            continue
-        errors = known.normalized(values, found.recorded)
-        means = bootstrap.means(np.stack([errors.mean(axis=-1), (errors**2).mean(axis=-1)], axis=-1))
-        normalized[name], drawn[name] = dict(zip(("l1", "mse"), bootstrap.figures(means))), means[:, :1]
-    relative = {
-        name: bootstrap.figures(drawn[POLICY] / np.maximum(drawn[name], 1e-12))[0]
-        for name in normalized
-        if name != POLICY
-    }
-    return {"normalized": normalized, "relative": relative}
+def _l1_and_mse(errors: np.ndarray) -> np.ndarray:
+    return np.stack([errors.mean(axis=-1), (errors**2).mean(axis=-1)], axis=-1)
 
 
-def _dimension_figures(
-    found: Comparison,
-    known: Dimensions,
-    named: dict[str, np.ndarray],
-    bootstrap: EpisodeBootstrap,
-    names: Sequence[str],
-    outside: np.ndarray,
-) -> list[dict[str, Any]]:
-    figures = {
-        name: bootstrap.figures(bootstrap.means(known.measured(values, found.recorded)))
-        for name, values in named.items()
-    }
-    return [
-        {
-            "name": name,
-            "measure": "accuracy" if known.binary[dim] else "error",
-            "outside": float(outside[dim]),
-            **{contestant: of[dim] for contestant, of in figures.items()},
-        }
-        for dim, name in enumerate(names)
-    ]
-
-
-def _chunk_steps(found: Comparison, known: Dimensions, named: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def _chunk_steps(found: Comparison, errors: dict[str, np.ndarray], measured: np.ndarray) -> list[dict[str, Any]]:
     """One entry per step of the chunk that any episode reaches."""
-    compared = [name for name in named if name != NEAREST and known.compared.any()]
-    errors = {name: known.normalized(named[name], found.recorded) for name in compared}
-    measured, steps = known.measured(found.predicted, found.recorded), []
+    steps = []
     for step, valid in enumerate(found.valid.T):
         if valid.any():
             l1 = {name: float(of[valid, step].mean()) for name, of in errors.items()}
-            told = measured[valid, step].mean(axis=0).tolist()
-            steps.append({"step": step, "values": int(valid.sum()), "l1": l1, "dimensions": told})
+            own = measured[valid, step].mean(axis=0).tolist()
+            steps.append({"step": step, "values": int(valid.sum()), "l1": l1, "dimensions": own})
     return steps

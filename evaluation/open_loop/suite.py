@@ -1,17 +1,15 @@
-"""A policy's actions beside recorded ones it was not trained on: what can be told without a robot or a simulator.
-
-Decides: how a policy is asked, what becomes of text that is no action, what a file of results holds. Refuses to know:
-which steps there are (`open_loop/data.py`), how far two actions are apart (`open_loop/scores.py`).
+"""A policy's actions beside recorded ones that it was not trained on, without a robot or a simulator.
 
     gen-vla evaluate open_loop my-robot my_held_out_data --every 10 --output open_loop.json --picture open_loop.png
 
 Open loop: the policy sees recorded pictures, whatever it answers, so that its mistakes never lead it to places nobody
-recorded. A small error is no success on the robot; one no smaller than that of the mean action says that the policy
-learned nothing of what the pictures show.
+recorded. A small error does not mean success on the robot; one no smaller than that of the mean action means that the
+policy learned nothing of what the pictures show. `data.py` reads the steps, `scores.py` compares the actions.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -44,7 +42,7 @@ class OpenLoopSettings:
         unnorm_key: whose statistics; `None` for the model's only ones.
         cameras: of the data set; `None` for those of the recipe, or of the model.
         split: of the data set; `None` for all episodes of a LeRobot set, and "train" of others.
-        every: every so many steps one is taken.
+        every: every n-th step of an episode is taken.
         episodes: at most so many, from all over the data set; `None` for all.
         rows: observations per call.
     """
@@ -60,64 +58,51 @@ class OpenLoopSettings:
 def ask_policy(
     model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8, progress: bool = True
 ) -> tuple[Comparison, int]:
-    """The policy's actions at recorded steps, and how many of its answers were no actions.
+    """The policy's actions at recorded steps, and how many of its answers were malformed.
 
     Args:
         key: whose statistics give the actions their units.
         rows: observations per call.
 
     Raises:
-        ValueError: if no step was read, or no answer was an action.
+        ValueError: if no step was read, actions have another width than the model's, or no answer was an action.
     """
     if rows < 1:
         raise ValueError(f"got batches of {rows}, expected at least 1")
-    told: list[tuple[RecordedStep, np.ndarray]] = []
-    asked = 0
+    answered: list[RecordedStep] = []
+    actions: list[np.ndarray] = []
+    asked, steps = 0, iter(episodes)
     with tqdm(total=episodes.total, unit="episode", disable=not progress) as bar:
-        for batch in _batches(episodes, rows):
-            _check_width(model, batch[0], key)
+        while batch := list(islice(steps, rows)):
+            width, expected = batch[0].action.shape[-1], len(model.config.norm_stats[key]["action"]["q01"])
+            if width != expected:
+                raise ValueError(
+                    f"got actions of {width} values in the data, expected {expected}, as the statistics {key!r} of "
+                    "the model have; name the data set of that robot, or another --unnorm-key"
+                )
             for step, action in zip(batch, predicted(model, processor, batch, key), strict=True):
                 asked += 1
                 if action is not None:
-                    told.append((_without_pictures(step), action))
+                    answered.append(replace(step, images=[]))  # pictures would fill the memory
+                    actions.append(action)
             bar.update(batch[-1].episode - bar.n)
             bar.set_postfix(steps=asked)
         bar.update(len(episodes.actions) - bar.n)
-    if not told:
+    if not actions:
         skipped = episodes.source.problems.report()
         raise ValueError(
             f"got no action to compare: {asked} steps were asked about, {asked} answers malformed, "
             f"{skipped['skipped']} steps skipped ({skipped['by_reason'] or 'none'}); expected at least one"
         )
-    return _together(told), asked - len(told)
-
-
-def _check_width(model: Any, step: RecordedStep, key: str) -> None:
-    width, expected = step.action.shape[-1], len(model.config.norm_stats[key]["action"]["q01"])
-    if width != expected:
-        raise ValueError(
-            f"got actions of {width} values in the data, expected {expected}, as the statistics {key!r} of the model "
-            "have; name the data set of that robot, or another --unnorm-key"
-        )
-
-
-def _batches(steps: Iterable[RecordedStep], rows: int) -> Iterator[list[RecordedStep]]:
-    batch: list[RecordedStep] = []
-    for step in steps:
-        batch.append(step)
-        if len(batch) == rows:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    return _comparison(answered, actions), asked - len(actions)
 
 
 def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: str) -> list[np.ndarray | None]:
-    """An action float32 [T, D] for every step, `None` where the text is none."""
+    """An action float32 [T, D] for every step, `None` where the text is malformed."""
     inputs = processor.action_inputs([step.images for step in batch], [step.instruction for step in batch])
-    begin = starting_noise(model, [step.name for step in batch])
+    noise = starting_noise(model, [step.name for step in batch])
     try:
-        found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **begin).actions
+        found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **noise).actions
     except ValueError as error:
         if not wrote_no_action(error):
             raise
@@ -125,21 +110,16 @@ def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: st
     return list(torch.as_tensor(found).float().cpu().numpy())
 
 
-def _without_pictures(step: RecordedStep) -> RecordedStep:
-    return replace(step, images=[])
-
-
-def _together(told: Sequence[tuple[RecordedStep, np.ndarray]]) -> Comparison:
-    steps, actions = zip(*told, strict=True)
+def _comparison(steps: Sequence[RecordedStep], actions: Sequence[np.ndarray]) -> Comparison:
     recorded = np.stack([step.action for step in steps])
-    nothing = np.full(recorded.shape[-1], np.nan, np.float32)
-    fits = all(step.state is None or step.state.shape == nothing.shape for step in steps)
+    missing = np.full(recorded.shape[-1], np.nan, np.float32)
+    comparable = all(step.state is None or step.state.shape == missing.shape for step in steps)
     return Comparison(
         predicted=np.stack(actions),
         recorded=recorded,
         valid=~np.stack([step.padded for step in steps]),
-        held=np.stack([nothing if step.held is None else step.held for step in steps]),
-        state=np.stack([nothing if step.state is None else step.state for step in steps]) if fits else None,
+        held=np.stack([missing if step.held is None else step.held for step in steps]),
+        state=np.stack([missing if step.state is None else step.state for step in steps]) if comparable else None,
         episode=np.array([step.episode for step in steps]),
         place=np.array([step.place for step in steps]),
     )
@@ -148,10 +128,10 @@ def _together(told: Sequence[tuple[RecordedStep, np.ndarray]]) -> Comparison:
 def evaluate_open_loop(
     model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings, progress: bool = True
 ) -> tuple[dict[str, Any], Comparison, RecordedEpisodes]:
-    """Results as they are written, and what they are of.
+    """Results as they are written, with the actions and the episodes behind them.
 
     Args:
-        name: of the model, a folder or a repository, for what its recipe says.
+        name: of the model, a folder or a repository, to find its recipe.
         data: as for a recipe's robot data.
 
     Raises:
@@ -187,44 +167,42 @@ def evaluate_open_loop(
 
 
 def open_loop_tables(results: dict[str, Any]) -> list[Table]:
-    """Errors of the dimensions and of all of them together beside the baselines', and along the chunk."""
-    named = [name for name in results["dimensions"][0] if name not in ("name", "measure", "outside")]
+    """Errors per dimension and over all beside the baselines', and along the chunk."""
+    named = [name for name, of in results["dimensions"][0].items() if isinstance(of, dict)]
+    together = results["normalized"]
     size = f"{results['n']} steps of {results['episodes']} episodes"
-    table = Table(title=f"{results['model']} on {results['data']}: mean absolute error, {size}")
-    for column in ("dimension", *named, "outside"):
-        table.add_column(column, justify="left" if column == "dimension" else "right")
+    table = _table(f"{results['model']} on {results['data']}: mean absolute error, {size}", *named, "outside")
+    table.columns[0].justify = "left"
     for entry in results["dimensions"]:
         figures = [figure_text(entry[name], entry["measure"], name == POLICY) for name in named]
         label = entry["name"] + (", share right" if entry["measure"] == "accuracy" else "")
         table.add_row(label, *figures, f"{entry['outside']:.1%}", end_section=entry is results["dimensions"][-1])
-    together = results["normalized"]
     for measure, label in (("l1", "all, normalized"), ("mse", "all, squared")) if together else ():
-        figures = [
-            figure_text(together[name][measure], "error", name == POLICY) if name in together else "" for name in named
-        ]
-        table.add_row(label, *figures, f"{results['outside']:.1%}" if measure == "l1" else "")
-    return [table, *([_chunk_table(results)] if len(results["chunk_steps"]) > 1 and results["normalized"] else [])]
-
-
-def _chunk_table(results: dict[str, Any]) -> Table:
-    named = list(results["chunk_steps"][0]["l1"])
-    table = Table(title="Along the chunk: all dimensions, normalized")
-    for column in ("step", "values", *named):
-        table.add_column(column, justify="right")
+        shown = {name: figure_text(of[measure], "error", name == POLICY) for name, of in together.items()}
+        outside = f"{results['outside']:.1%}" if measure == "l1" else ""
+        table.add_row(label, *(shown.get(name, "") for name in named), outside)
+    if len(results["chunk_steps"]) == 1 or not together:
+        return [table]
+    chunk = _table("Along the chunk: all dimensions, normalized", "values", *together, first="step")
     for entry in results["chunk_steps"]:
-        errors = (f"{entry['l1'][name]:.4f}" for name in named)
-        table.add_row(str(entry["step"]), str(entry["values"]), *errors)
+        chunk.add_row(str(entry["step"]), str(entry["values"]), *(f"{of:.4f}" for of in entry["l1"].values()))
+    return [table, chunk]
+
+
+def _table(title: str, *columns: str, first: str = "dimension") -> Table:
+    table = Table(title=title)
+    for column in (first, *columns):
+        table.add_column(column, justify="right")
     return table
 
 
 def figure_text(figure: dict[str, Any], measure: str, bounds: bool) -> str:
     """`0.0312 (0.0290-0.0351)`, or a share in per cent."""
-    scale, digits = (100, ".1f") if measure == "accuracy" else (1, ".4f")
+    scale, digits, unit = (100, ".1f", " %") if measure == "accuracy" else (1, ".4f", "")
     text = f"{scale * figure['value']:{digits}}"
     if bounds and figure["interval"]:
-        low, high = (scale * bound for bound in figure["interval"])
-        text += f" ({low:{digits}}-{high:{digits}})"
-    return text + (" %" if measure == "accuracy" else "")
+        text += " ({}-{})".format(*(f"{scale * bound:{digits}}" for bound in figure["interval"]))
+    return text + unit
 
 
 def open_loop_notes(results: dict[str, Any]) -> list[str]:
@@ -242,7 +220,7 @@ def open_loop_notes(results: dict[str, Any]) -> list[str]:
     if results["episodes"] < FEW_EPISODES:
         notes.append(f"intervals are of a bootstrap over {results['episodes']} episodes: so few hardly tell")
     if results["malformed"]:
-        notes.append(f"{results['malformed']} answers were no actions and are left out")
+        notes.append(f"{results['malformed']} malformed answers are left out")
     if results["skipped"]["skipped"]:
         notes.append(f"{results['skipped']['skipped']} steps skipped: {results['skipped']['by_reason']}")
     return notes

@@ -1,8 +1,4 @@
-"""Which cameras' pictures a model is shown for an action, and who can show it only one.
-
-Decides: how that is read from a processor, and what is said of a model of several cameras where there is one picture.
-Refuses to know: pictures, data sets, how a prompt holds them (`processing_openvla_plus.py`).
-"""
+"""Which cameras' pictures a model is shown for an action; suites of one camera refuse models of several."""
 
 from typing import Any
 

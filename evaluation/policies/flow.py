@@ -1,8 +1,5 @@
 """What evaluation has to know of the flow-matching π0: it begins with noise, and writes no words.
 
-Decides: which noise an action of an episode begins with, and what is said where answers are asked for. Refuses to
-know: suites, how the noise becomes an action.
-
 Noise belongs to a step of an episode, not to a batch: a suite that goes on after a stop, or runs other episodes beside
 it, gives the same actions.
 """
@@ -16,7 +13,7 @@ FLOW = "pi0_flow"  # its `model_type`
 
 
 def starting_noise(model: Any, steps: Sequence[str]) -> dict[str, Any]:
-    """What `predict_actions` is to begin with, a row per name of a step: `noise`, or nothing for other families."""
+    """The argument `noise` of `predict_actions`, a row per name of a step; empty for other families."""
     if model.config.model_type != FLOW:
         return {}
     import torch  # here, so that simulator processes do not load it

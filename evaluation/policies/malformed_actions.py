@@ -1,7 +1,4 @@
-"""When an error says that a model wrote no action, and is not a mistake in the program.
-
-Decides: how the two are told apart. Refuses to know: what becomes of an answer that is no action.
-"""
+"""Tells a model's malformed answer from a mistake in the program."""
 
 
 def wrote_no_action(error: ValueError) -> bool:

@@ -1,7 +1,4 @@
-"""Pictures of a run and of a prediction, for people.
-
-Decides: what is drawn and how. Refuses to know: how figures came about.
-"""
+"""Pictures of a training run and of a prediction, for people."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +26,8 @@ def plot_training(history: list[dict[str, Any]], path: str | Path, title: str) -
         steps, loss = _series(history, f"{source}/loss")
         losses.plot(steps, loss, color=colour, label=LABELS[source])
         accuracies.plot(*_series(history, f"{source}/token_accuracy"), color=colour, label=f"{LABELS[source]}, tokens")
-    accuracies.plot(
-        *_series(history, "robot/sign_accuracy"), color=COLOURS["robot"], linestyle="--", label="robot actions, signs"
-    )
+    signs = _series(history, "robot/sign_accuracy")
+    accuracies.plot(*signs, color=COLOURS["robot"], linestyle="--", label="robot actions, signs")
     losses.set(xlabel="step", ylabel="nats per token", yscale="log", title="loss per source, unweighted")
     accuracies.set(xlabel="step", ylabel="share right", ylim=(0, 1.02), title="accuracy")
     for axes in (losses, accuracies):
@@ -46,8 +42,8 @@ def plot_training(history: list[dict[str, Any]], path: str | Path, title: str) -
 
 
 def _series(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    points = [(entry["step"], entry[key]) for entry in history if key in entry]
-    return [step for step, _ in points], [value for _, value in points]
+    logged = [entry for entry in history if key in entry]
+    return [entry["step"] for entry in logged], [entry[key] for entry in logged]
 
 
 def draw_prediction(

@@ -1,11 +1,8 @@
-"""Policies that act in the simulator: what one is, a model as one, and controls to compare it with.
-
-Decides: the signature of a policy, what each control does. Refuses to know: environments, how episodes are run or
-scored. A policy is any function
+"""Policies that act in the simulator: a model as one, and controls to compare it with. A policy is any function
 
     policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> float32 [B, 7]
 
-with actions as in `gen_vla.evaluation.drawers.environment`. A `Moment` carries what only controls may use.
+with actions as in `gen_vla.evaluation.simulation.actions`. A `Moment` carries what only controls may use.
 """
 
 from __future__ import annotations
@@ -16,9 +13,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image
 
-from gen_vla.evaluation.drawers.environment import INSTRUCTIONS, MAX_MOVE, Task, opposite
+from gen_vla.evaluation.drawers.environment import INSTRUCTIONS, Task, opposite
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
+from gen_vla.evaluation.simulation.actions import MAX_MOVE
 
 
 class Moment(NamedTuple):
@@ -56,7 +54,7 @@ def expert_policy(images: list[np.ndarray], instructions: list[str], moments: li
 
 
 def blind_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-    """The expert that does not know where along x things are: what skill without sight reaches."""
+    """The expert that does not know where along x things are: what is reached without looking."""
     return np.stack([m.blind_expert for m in moments])
 
 
@@ -101,7 +99,7 @@ class VLAPolicy:
         import torch  # here, so that simulator processes do not load it
 
         inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
-        inputs = inputs.to(self.model.device)
-        begin = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
-        actions = self.model.predict_actions(**inputs, unnorm_key=self.unnorm_key, **begin).actions[:, 0]
+        noise = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
+        predicted = self.model.predict_actions(**inputs.to(self.model.device), unnorm_key=self.unnorm_key, **noise)
+        actions = predicted.actions[:, 0]
         return torch.as_tensor(actions).float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""A progress bar for episodes that run in lock step: it counts their steps, since whole batches end at once."""
+"""A progress bar of the steps of episodes that run in lock step, since whole batches of episodes end at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StepProgress:
         self._show_episodes()
 
     def step(self, episodes: int = 1) -> None:
-        """So many episodes went a step on."""
+        """So many episodes advanced by a step."""
         self.bar.update(episodes)
 
     def end(self, left: int) -> None:
@@ -35,7 +35,7 @@ class StepProgress:
         self._show_episodes()
 
     def more(self, steps: int) -> None:
-        """So many more steps are to come, as of an episode that begins again; fewer, if negative."""
+        """Adds steps to the total, such as those of an episode that begins again."""
         self.bar.total += steps
 
     def _show_episodes(self) -> None:

@@ -1,30 +1,19 @@
-"""Is one policy better than another? Differences of figures, with intervals, and a test where trials are paired.
-
-Decides: which figures may be compared (of two models in the same mode, of one model in two), and what a comparison
-says. Refuses to know: the formulas (`intervals.py`), where trials are kept (`report/trials.py`), tables.
+"""Is one policy better than another? Differences of two figures, with intervals, and a test where trials are paired.
 
     difference   one minus the other, of the figures as they are shown
-    interval     95 %: of a pair where both ran the same trials, else of strangers
-    p            of a pair: exact, over layouts; with one trial a layout it is McNemar's test
+    interval     95 %: paired where both ran the same trials, else of independent samples
+    p            where paired: exact, over layouts; with one trial a layout it is McNemar's test
 
 All of this is about trials. What another training run would have given, only a mean over seeds says: where a side is
-one, the interval and p have in them how much its seeds differ (`seed_intervals.py`).
+one, interval and p include how much its seeds differ (`statistics/seed_intervals.py`).
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.report.figures import Figure
-from gen_vla.evaluation.report.trials import Cell, Trials, read_trials
-from gen_vla.evaluation.statistics.intervals import (
-    Scored,
-    clustered_share,
-    difference_interval,
-    paired_correlation,
-    sign_flip_p,
-)
+from gen_vla.evaluation.report.trials import TrialFiles, Trials
+from gen_vla.evaluation.statistics.intervals import difference_interval, paired_correlation, sign_flip_p
 from gen_vla.evaluation.statistics.seed_intervals import (
     SeedMean,
     mean_over_seeds,
@@ -34,52 +23,18 @@ from gen_vla.evaluation.statistics.seed_intervals import (
 
 
 Difference = dict[str, Any]
-ROUNDED = 2e-3  # figures are written with four decimals, means of them with fewer
 EXPLANATION = (
     "Differences are in percentage points, this row's minus the other's, with 95 % intervals: of pairs where both ran "
-    "the same trials (p is exact, over layouts: McNemar's test where a layout has one trial), otherwise of strangers. "
-    "They are about trials, not about training runs, of which a side has one where no seeds are named. Where "
-    "they are, interval and p are Welch's, with the variance of trials in them, and a side of one seed is that run, "
-    "not its recipe. All are about one cell at a time: where nothing differs, one cell in twenty looks as if it did."
+    "the same trials (p is exact, over layouts: McNemar's test where a layout has one trial), otherwise of two "
+    "independent samples. They are about trials, not about training runs, of which a side has one where no seeds are "
+    "named. Where seeds are named, interval and p are Welch's, with the variance of trials in them, and a side of one "
+    "seed is that run, not its recipe. Each is about one cell: where nothing differs, one cell in twenty looks as if "
+    "it did."
 )
 
 
-class TrialFiles:
-    """The trials behind figures, each file read once.
-
-    Args:
-        paths: result files.
-    """
-
-    def __init__(self, paths: Sequence[Path]):
-        self._files: dict[str, dict[Cell, Trials]] = {str(path): read_trials(path) for path in paths}
-
-    def of(self, figure: Figure) -> Trials:
-        """The trials that a figure was made from; empty if there are none, or the ones there are do not give it.
-
-        Of a mean over seeds: each trial with its mean score.
-        """
-        if figure.get("seeds"):
-            return averaged([self.of(run) for run in figure["seeds"]])
-        trials = self._files.get(figure["source"], {}).get(Cell(figure["mode"], figure["task"]), {})
-        if not trials or len(trials) != figure["n"] or figure["value"] is None:
-            return {}
-        same = abs(clustered_share(list(trials.values())).share - figure["value"]) < ROUNDED
-        return trials if same else {}
-
-
-def averaged(runs: Sequence[Trials]) -> Trials:
-    """Each trial with its mean score over the runs that have it; empty if a run has none."""
-    scores: dict[str, list[Scored]] = defaultdict(list)
-    for name, trial in ((name, trial) for run in runs if all(runs) for name, trial in run.items()):
-        scores[name].append(trial)
-    return {name: of[0]._replace(score=sum(trial.score for trial in of) / len(of)) for name, of in scores.items()}
-
-
 def seed_mean_of(figure: Figure, files: TrialFiles) -> SeedMean | None:
-    """The mean over the seeds of a figure, or the one run that it is; `None` for what is no share, and if nothing says
-    how sure a run's is.
-    """
+    """The mean over a figure's seeds, or the one run that it is; `None` for an error, and without intervals."""
     runs = figure.get("seeds") or [figure]
     trials = [files.of(run) for run in runs]
     if all(trials):
@@ -106,14 +61,15 @@ def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
     """
     first, second = files.of(figure), files.of(other)
     shared = [name for name in first if name in second]
-    bounds, p = None, paired_p(first, second)
+    correlation = paired_correlation(first, second)
     seeds = [len(side.get("seeds") or [side]) for side in (figure, other)]
+    bounds, p = None, paired_p(first, second)
     if max(seeds) > 1:
-        bounds, p = compare_seeds(figure, other, files)
+        bounds, p = compare_seeds(figure, other, correlation, files)
     elif figure["interval"] is not None and other["interval"] is not None:
-        correlation = paired_correlation(first, second)
-        sides = ((f["value"], tuple(f["interval"])) for f in (figure, other))
-        bounds = difference_interval(*next(sides), *next(sides), correlation)
+        bounds = difference_interval(
+            figure["value"], figure["interval"], other["value"], other["interval"], correlation
+        )
     return {
         "against": other["model"],
         "benchmark": figure["benchmark"],
@@ -126,26 +82,26 @@ def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
     }
 
 
-def compare_seeds(figure: Figure, other: Figure, files: TrialFiles) -> tuple[tuple[float, float] | None, float | None]:
-    """Bounds and p of a difference of which a side at least is a mean over seeds."""
-    sides = [seed_mean_of(side, files) for side in (figure, other)]
-    if sides[0] is None or sides[1] is None:
+def compare_seeds(
+    figure: Figure, other: Figure, correlation: float, files: TrialFiles
+) -> tuple[tuple[float, float] | None, float | None]:
+    """Bounds and p of a difference of which at least one side is a mean over seeds."""
+    first, second = seed_mean_of(figure, files), seed_mean_of(other, files)
+    if first is None or second is None:
         return None, None
     runs = [[(run["model"], run["seed"]) for run in side.get("seeds") or ()] for side in (figure, other)]
-    correlation = paired_correlation(files.of(figure), files.of(other))
-    bounds, p = seed_difference(sides[0], sides[1], correlation, same_seeds=runs[0] == runs[1])
+    bounds, p = seed_difference(first, second, correlation, same_seeds=runs[0] == runs[1])
     return bounds, round(p, 6)
 
 
-def paired_p(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
-    """Of no difference, over the trials that both ran; `None` without any, or where scores are not right or wrong."""
+def paired_p(first: Trials, second: Trials) -> float | None:
+    """Over the trials that both ran; `None` without any, or where scores are not right or wrong."""
     gains: dict[str, int] = defaultdict(int)
-    for name in first:
-        if name in second:
-            gain = first[name].score - second[name].score
-            if gain not in (-1.0, 0.0, 1.0):
-                return None
-            gains[first[name].layout] += int(gain)
+    for name in filter(second.__contains__, first):
+        gain = first[name].score - second[name].score
+        if gain not in (-1.0, 0.0, 1.0):
+            return None
+        gains[first[name].layout] += int(gain)
     return round(sign_flip_p(list(gains.values())), 6) if gains else None
 
 

@@ -1,7 +1,4 @@
-"""Reads the suites' result files into one kind of figure.
-
-Decides: which file comes from which suite, and what of it is a figure. Refuses to know: how figures are laid out
-(`report/tables.py`), how they were measured.
+"""Reads the suites' result files into figures of one form; `report/tables.py` lays them out.
 
 A figure is a dictionary: `model`, `benchmark`, `mode`, `task`, `metric`, `value`, `n`, `interval` (two bounds or
 None), `share` (whether these are of a share, or else of an error), `malformed`, `crashed`, `note`, `control` (measured
@@ -21,59 +18,49 @@ from gen_vla.training.provenance.private_paths import shortened
 
 Figure = dict[str, Any]
 DEFAULTS: Figure = {
-    "mode": "",
-    "n": None,
-    "interval": None,
-    "share": True,
-    "malformed": None,
-    "crashed": None,
-    "note": "",
-    "control": False,
-    "hardware": "",
-    "parameters": None,
-    "trained": None,
-    "mean": None,
+    **dict.fromkeys(("n", "interval", "malformed", "crashed", "parameters", "trained", "mean")),
+    **{"mode": "", "note": "", "hardware": "", "share": True, "control": False},
 }
 SUCCESS_RATE = "success rate"
+# What a file that does not name its suite is known by.
+MARKS = {"policies": "tabletop", "rollouts": "drawers", "timings": "decoding", "kinds": "scene_questions"}
 
 
 def read_results(path: Path) -> list[Figure]:
     """The figures of a result file.
 
     Raises:
-        ValueError: if it is no JSON, or of no suite that is known here.
+        ValueError: if it is not JSON, or not of a known suite.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: got no JSON ({error}), expected the results of a suite") from error
-    reader = reader_of(results)
-    if reader is None:
+    suite = suite_of(results)
+    if suite is None:
         found = ", ".join(sorted(results)) if isinstance(results, dict) else type(results).__name__
         raise ValueError(
             f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, drawers, "
             "scene_questions, simpler, open_loop, vqa, representations, latency or decoding"
         )
-    shared = {**DEFAULTS, "source": str(path), **origin(results)}
-    figures = [{**shared, **figure} for figure in reader(results, path)]
-    measured = (results.get("provenance") or {}).get("model") or {}
-    for figure in figures:
+    measured = ((results.get("provenance") or {}).get("model") or {}).get("name")
+    figures = []
+    for read in READERS[suite](results, path):
+        figure = {**DEFAULTS, "source": str(path), **origin(results), **read}
         figure["model"] = shortened(figure["model"])
-        if figure["model"] != measured.get("name"):  # of another model in this file
+        if figure["model"] != measured:  # of another model in this file
             figure["revision"] = None
+        figures.append(figure)
     return figures
 
 
-def reader_of(results: Any) -> Callable[[dict[str, Any], Path], Iterator[Figure]] | None:
-    """What reads such a file, by its contents; `None` if nothing does."""
+def suite_of(results: Any) -> str | None:
+    """Which suite wrote a file, by its contents; `None` for a file of no suite."""
     if not isinstance(results, dict):
         return None
-    named = {"simpler": _simpler, "vqa": _vqa, "representations": _representations, "latency": _latency}
-    named["open_loop"] = _open_loop
-    if results.get("suite") in named:
-        return named[results["suite"]]
-    shapes = {"policies": _tabletop, "rollouts": _drawers, "timings": _decoding, "kinds": _scene_questions}
-    return next((reader for key, reader in shapes.items() if key in results), None)
+    if results.get("suite") in READERS:
+        return results["suite"]
+    return next((suite for key, suite in MARKS.items() if key in results), None)
 
 
 def hardware_of(environment: Any) -> str:
@@ -84,7 +71,7 @@ def hardware_of(environment: Any) -> str:
     return f"{environment['device']}{threads}" if "device" in environment else ""
 
 
-def _recorded_machine(results: dict[str, Any]) -> dict[str, Any] | None:
+def _recorded_machine(results: dict[str, Any]) -> Any:
     return (results.get("provenance") or {}).get("machine")
 
 
@@ -97,18 +84,18 @@ def _common(results: dict[str, Any], path: Path) -> Figure:
 
 def _simpler(results: dict[str, Any], path: Path) -> Iterator[Figure]:
     controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
+    keys = ("mode", "task", "metric", "value", "n", "interval", "malformed", "crashed")
     for policy, tasks in {"": results["tasks"], **controls}.items():
+        common = {**_common(results, path), "benchmark": "SimplerEnv", "control": bool(policy)}
         for entry in tasks:
-            keys = ("mode", "task", "metric", "value", "n", "interval", "malformed", "crashed")
             whole = entry["n"] == entry["expected"]
             part = "" if whole else f"{entry['n']} of the protocol's {entry['expected']} trials"
-            common = {**_common(results, path), "benchmark": "SimplerEnv", "control": bool(policy)}
-            note = ", ".join(text for text in (policy, part) if text)
+            note = ", ".join(filter(None, (policy, part)))
             yield {**common, "note": note, **{key: entry[key] for key in keys}}
 
 
 def _open_loop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    """The policy's errors, those of the baselines in a note beside them."""
+    """The policy's errors, with those of the baselines in a note."""
     size = {"n": results["n"], "malformed": results["malformed"]}
     common = {**_common(results, path), **size, "share": False, "benchmark": f"open loop on {results['data']}"}
     seen = ["trained on this data"] if results["trained_on"] else []
@@ -125,39 +112,35 @@ def _open_loop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
 
 
 def _vqa(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    common = {**_common(results, path), "benchmark": "visual questions", "mode": "questions"}
     for entry in results["tasks"]:
-        keys = ("task", "metric", "value", "n", "interval")
-        figure = {**_common(results, path), "benchmark": "visual questions", "mode": "questions"}
+        values = {key: entry.get(key) for key in ("task", "metric", "value", "n", "interval")}
         majority = entry.get("majority")
         note = "" if majority is None else f"always the most frequent answer: {majority:.2f}"
-        yield {**figure, "note": note, **{key: entry.get(key) for key in keys}}
+        yield {**common, **values, "note": note}
 
 
 def _representations(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    """Probes, of the models before and beside it once as comparisons of this model's, once as their own."""
+    """Probes. Those of the models before and beside it come twice: compared with this model, and as their own."""
     names = {**(results.get("models") or {}), "after": results.get("model") or path.stem}
     for entry in results["tasks"]:
-        keys = ("metric", "value", "n", "interval")
-        measured = {**_common(results, path), **{key: entry[key] for key in keys}}
-        measured["benchmark"] = f"linear probe on {results['data']}"
+        values = {key: entry[key] for key in ("metric", "value", "n", "interval")}
+        measured = {**_common(results, path), **values, "benchmark": f"linear probe on {results['data']}"}
         if entry["role"] != "after":
             yield {**measured, "task": entry["task"], "control": True}
+            measured["trained"] = None
         if names.get(entry["role"]):
-            measured["trained"] = measured["trained"] if entry["role"] == "after" else None
             tower = f"{results['data']}, {entry['tower']}"
             yield {**measured, "model": names[entry["role"]], "mode": "probe", "task": tower}
 
 
-def _latency(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    yield from _speed(results, _common(results, path))
-
-
-def _speed(latency: dict[str, Any], common: Figure) -> Iterator[Figure]:
+def _latency(latency: dict[str, Any], path: Path, common: Figure | None = None) -> Iterator[Figure]:
+    common = common or _common(latency, path)
+    shown = {"benchmark": "latency", "mode": "latency", "task": "seconds per action", "metric": "median seconds"}
     hardware = hardware_of(latency.get("machine") or common["hardware"])
     note = f"p95 {latency['p95_ms']} ms, {latency['forward_passes']} forward passes"
-    figure = {**common, "benchmark": "latency", "mode": "latency", "task": "seconds per action", "hardware": hardware}
     value = round(latency["median_ms"] / 1000, 5)
-    yield {**figure, "metric": "median seconds", "value": value, "n": latency["n"], "note": note}
+    yield {**common, **shown, "hardware": hardware, "value": value, "n": latency["n"], "note": note}
 
 
 def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
@@ -184,27 +167,20 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
 
 
 def _drawers(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    common = {**_common(results, path), "hardware": hardware_of(results.get("latency", {}).get("machine"))}
+    latency = results.get("latency") or {}
+    common = {**_common(results, path), "hardware": hardware_of(latency.get("machine"))}
+    drawers = {**common, "benchmark": "drawers", "metric": SUCCESS_RATE}
     for index, report in enumerate(results["rollouts"]):
         for task, score in report["scores"].items():
-            yield {
-                **common,
-                "benchmark": "drawers",
-                "task": task,
-                "metric": SUCCESS_RATE,
-                "value": round(score["successes"] / score["n"], 4),
-                "n": score["n"],
-                "interval": score["interval"],
-                "malformed": score["refused"],
-                "note": "" if index == 0 else report["policy"],
-                "control": index > 0,
-            }
+            counts = {"n": score["n"], "interval": score["interval"], "malformed": score["refused"]}
+            value = round(score["successes"] / score["n"], 4)
+            note = report["policy"] if index else ""
+            yield {**drawers, "task": task, "value": value, **counts, "note": note, "control": index > 0}
     if results.get("questions"):
-        machine = results.get("latency", {}).get("machine")
-        asked = {"model": common["model"], "trained": common["trained"], "machine": machine}
+        asked = {"model": common["model"], "trained": common["trained"], "machine": latency.get("machine")}
         yield from _scene_questions({**results["questions"], **asked}, path)
-    if results.get("latency"):
-        yield from _speed(results["latency"], common)
+    if latency:
+        yield from _latency(latency, path, common)
 
 
 def _scene_questions(results: dict[str, Any], path: Path) -> Iterator[Figure]:
@@ -231,3 +207,16 @@ def _decoding(results: dict[str, Any], path: Path) -> Iterator[Figure]:
     for count in results.get("passes_on_bridge", []):
         task = f"passes on Bridge, {count['nodes']} nodes, {'with' if count['prior'] else 'without'} prior"
         yield {**common, "task": task, "metric": "forward passes", "value": count["mean"], "n": count["n"]}
+
+
+READERS: dict[str, Callable[[dict[str, Any], Path], Iterator[Figure]]] = {
+    "tabletop": _tabletop,
+    "drawers": _drawers,
+    "scene_questions": _scene_questions,
+    "simpler": _simpler,
+    "open_loop": _open_loop,
+    "vqa": _vqa,
+    "representations": _representations,
+    "latency": _latency,
+    "decoding": _decoding,
+}

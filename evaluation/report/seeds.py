@@ -1,19 +1,17 @@
 """Policies that differ by their training seed only, and the mean of what they reach.
 
-Decides: which policies are runs of one recipe (told on the command line, or by the records in the result files), and
-what a figure about all of them says. Refuses to know: the formulas (`seed_intervals.py`), tables.
-
-A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy. The
-mean's figure is like others, with the group as its `model`, and `seeds`: the figures of the runs that it is made of,
-in the order of their seeds.
+A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy.
+Which policies are runs of one recipe is told on the command line, or by the records in the result files. The figure of
+a mean is like others, with the group as its `model`, and `seeds`: the figures of its runs in the order of their seeds.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
-from gen_vla.evaluation.report.comparisons import TrialFiles, seed_mean_of
+from gen_vla.evaluation.report.comparisons import seed_mean_of
 from gen_vla.evaluation.report.figures import Figure
+from gen_vla.evaluation.report.trials import TrialFiles
 from gen_vla.training.provenance.origin import origin
 from gen_vla.training.provenance.training_record import recipe_file, recipe_record
 from gen_vla.training.storage.hub_requests import HubError
@@ -58,43 +56,41 @@ def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -
     """Runs of one recipe by the name of their mean, and notes about what was not put together.
 
     Args:
-        named: names of models by the name of their mean; they go before what the files say.
+        named: names of models by the name of their mean; they take precedence over what the files say.
 
     Raises:
         ValueError: if a model is unknown, in two groups, or two models of a group have the same seed.
     """
     groups: Groups = {name: _named_policies(name, models, figures) for name, models in named.items()}
     taken = [policy for policies in groups.values() for policy in policies]
-    for policy in taken:
-        if taken.count(policy) > 1:
-            raise ValueError(f"got {policy[0]} more than once in --seeds, expected each model in one group")
+    if twice := [model for model, seed in taken if taken.count((model, seed)) > 1]:
+        raise ValueError(f"got {twice[0]} more than once in --seeds, expected each model in one group")
     notes = []
     recorded: dict[str, dict[Policy, str]] = {}
     for figure in figures:
         if figure["trained"] and not figure["control"] and policy_of(figure) not in taken:
-            of_recipe = recorded.setdefault(figure["trained"]["settings"], {})
-            of_recipe[policy_of(figure)] = figure["trained"]["recipe"]
+            recorded.setdefault(figure["trained"]["settings"], {})[policy_of(figure)] = figure["trained"]["recipe"]
     for settings, recipes in recorded.items():
-        if len(recipes) < 2:
-            continue
         policies = sorted(recipes, key=lambda policy: (policy[1], policy[0]))
         name = group_name(list(recipes.values()))
         if len({seed for _, seed in policies}) < len(policies):
             shown = ", ".join(f"{model} (seed {seed})" for model, seed in policies)
             notes.append(f"No mean over seeds of {name}: of {shown} two are the same run; leave one out.")
-        else:
+        elif len(policies) > 1:
             groups[name if name not in groups else f"{name}-{settings[:6]}"] = policies
     return groups, notes
 
 
 def _named_policies(name: str, models: Sequence[str], figures: Sequence[Figure]) -> list[Policy]:
     known = list(dict.fromkeys(policy_of(figure) for figure in figures if not figure["control"]))
+    measured = list(dict.fromkeys(model for model, _ in known))
     for model in models:
-        if model not in [policy[0] for policy in known]:
-            near = get_close_matches(model, [policy[0] for policy in known], n=1)
+        if model not in measured:
+            near = get_close_matches(model, measured, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            listed = ", ".join(dict.fromkeys(policy[0] for policy in known))
-            raise ValueError(f"got --seeds {name} with the model {model!r}, expected one of {listed}{hint}")
+            raise ValueError(
+                f"got --seeds {name} with the model {model!r}, expected one of {', '.join(measured)}{hint}"
+            )
     policies = [policy for model in models for policy in known if policy[0] == model]
     seeds = [seed for _, seed in policies if seed is not None]
     if len(policies) < 2:
@@ -114,7 +110,7 @@ def group_name(recipes: Sequence[str]) -> str:
 def seed_figures(figures: Sequence[Figure], groups: Groups, files: TrialFiles) -> tuple[list[Figure], list[str]]:
     """The means over seeds of everything that two or more runs of a group measured, and notes.
 
-    Figures that went into one are marked with its name: `mean`.
+    The figures of a mean are marked with its name: `mean`.
     """
     means, notes = [], []
     for name, policies in groups.items():
@@ -137,33 +133,27 @@ def seed_figures(figures: Sequence[Figure], groups: Groups, files: TrialFiles) -
 
 
 def _mean_figure(name: str, runs: Sequence[Figure], files: TrialFiles) -> Figure:
-    sums = {key: _sum([run[key] for run in runs]) for key in ("n", "malformed", "crashed")}
-    seeds = [{key: run[key] for key in RUN_KEYS} | {"seed": policy_of(run)[1]} for run in runs]
-    machines = ", ".join(dict.fromkeys(run["hardware"] for run in runs if run["hardware"]))
-    value = round(sum(run["value"] for run in runs) / len(runs), 6)
-    unsaid = {"source": "", **origin(None)}
-    found = {**runs[0], **sums, **unsaid, "model": name, "value": value, "seeds": seeds, "hardware": machines}
+    counts = {key: [run[key] for run in runs if run[key] is not None] for key in ("n", "malformed", "crashed")}
+    found = {
+        **runs[0],
+        **origin(None),
+        **{key: sum(known) if known else None for key, known in counts.items()},
+        "source": "",
+        "model": name,
+        "value": round(sum(run["value"] for run in runs) / len(runs), 6),
+        "seeds": [{key: run[key] for key in RUN_KEYS} | {"seed": policy_of(run)[1]} for run in runs],
+        "hardware": ", ".join(dict.fromkeys(run["hardware"] for run in runs if run["hardware"])),
+        "trained": None,
+    }
     mean = seed_mean_of(found, files)
     found["interval"] = None if mean is None else [round(bound, 4) for bound in mean.interval]
     found["note"] = f"mean of {seed_text(found)}"
     if mean is not None and not files.of(found):
         found["note"] += "; without the trials, which tell how alike the seeds are"
-    return {**found, "trained": None}
-
-
-def _sum(counts: Sequence[int | None]) -> int | None:
-    known = [count for count in counts if count is not None]
-    return sum(known) if known else None
+    return found
 
 
 def seed_text(figure: Figure, scale: float = 1, digits: int = 3) -> str:
     """`3 seeds: 0.740, 0.780, 0.820`."""
     values = ", ".join(f"{scale * run['value']:.{digits}f}" for run in figure["seeds"])
     return f"{len(figure['seeds'])} seeds: {values}"
-
-
-def seed_note(figure: Figure) -> str:
-    """`seed 1, one of openvla-plus-rt1` of a run; nothing of others."""
-    seed = (figure["trained"] or {}).get("seed")
-    parts = ["" if seed is None else f"training seed {seed}", f"one of {figure['mean']}" if figure["mean"] else ""]
-    return ", ".join(part for part in parts if part)

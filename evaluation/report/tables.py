@@ -1,21 +1,17 @@
-"""The paper's tables with our figures in them.
-
-Decides: which of our figures belongs into which cell of the paper's tables, and how a report is written (Markdown,
-JSON for model cards). Refuses to know: result files (`report/figures.py`), how two policies are compared
-(`report/comparisons.py`), which are runs of one recipe (`report/seeds.py`), bars (`report/pictures.py`).
+"""The paper's tables with our figures in them, as Markdown and as JSON for model cards.
 
 The paper's figures (`paper_tables.yaml`) stand in a column of their own that names the size of the paper's model. Ours
 stand in one column per benchmark, empty where nothing was run: neither is ever filled in from the other.
 
 A model of ours belongs to a row of the paper if its name is that row's (`openvla-plus`, `openvla-sc`, ... in the
 YAML), with or without `mini-` and the data set (`openvla-rt1-sc`); `rows` says so for others. Models without a row get
-rows of their own. A row's figures stand beside their differences from the rows that the paper compares it with, if the
+rows of their own. Beside a row's figures stand their differences from the rows that the paper compares it with, if the
 training data are the same.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,7 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from gen_vla.evaluation.report.comparisons import EXPLANATION, TrialFiles, comparable, compare, difference_text
+from gen_vla.evaluation.report.comparisons import EXPLANATION, comparable, compare, difference_text
 from gen_vla.evaluation.report.figures import SUCCESS_RATE, Figure, read_results
 from gen_vla.evaluation.report.seeds import (
     ON_SEEDS,
@@ -32,9 +28,9 @@ from gen_vla.evaluation.report.seeds import (
     find_groups,
     policy_of,
     seed_figures,
-    seed_note,
     seed_text,
 )
+from gen_vla.evaluation.report.trials import TrialFiles
 from gen_vla.evaluation.statistics.intervals import mean_interval
 from gen_vla.training.provenance.origin import provenance, with_provenance
 from gen_vla.training.provenance.private_paths import shortened
@@ -49,8 +45,7 @@ MAIN_METRICS = ("soft_accuracy", "exact_match", "accuracy", SUCCESS_RATE, "media
 
 def load_paper() -> dict[str, Any]:
     """`models` and `tables` of the paper."""
-    path = Path(__file__).with_name("paper_tables.yaml")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 
 
 def make_report(
@@ -65,8 +60,8 @@ def make_report(
         paths: result files of the suites.
         rows: the paper's row, by its short name, for models whose names do not say it.
         against: a model in the files, or a mean over seeds, which all models without a row are compared with.
-        seeds: models that differ by their training seed only, by a name for their mean. Those whose files say so are
-            put together without being named.
+        seeds: models that differ by their training seed only, by a name for their mean. Those whose files say so need
+            no naming.
 
     Returns:
         `{"figures": [...], "tables": [{"name", "title", "benchmark", "unit", "decimals", "notes", "rows": [{"model",
@@ -84,31 +79,21 @@ def make_report(
             raise ValueError(f"got the paper's row {slug!r}, expected one of {', '.join(slugs)}{hint}")
     rows, against = {shortened(model): row for model, row in (rows or {}).items()}, shortened(against)
     figures = [figure for path in paths for figure in read_results(path)]
-    unknown = add_missing_records(figures)
+    notes = add_missing_records(figures)
     figures += averages(figures)
     files = TrialFiles(paths)
-    groups, notes = find_groups(figures, shortened(dict(seeds or {})))
-    means, more = seed_figures(figures, groups, files)
+    groups, ungrouped = find_groups(figures, shortened(dict(seeds or {})))
+    means, unmeant = seed_figures(figures, groups, files)
     figures += means
     for figure in figures:
-        figure["row"] = _row_of(figure, rows, slugs)
+        figure["row"] = said_by_name(figure, lambda model: slugs.get(rows.get(model) or row_name(model)[0]))
     known = dict.fromkeys(figure["model"] for figure in figures)
     if against is not None and against not in known:
         raise ValueError(f"got the model {against!r} to compare with, expected one of {', '.join(known)}")
     tables = [fill_table(table, paper["models"], figures) for table in paper["tables"]]
     for table in tables:
         add_differences(table, paper["models"], figures, files, against)
-    return {"figures": figures, "tables": tables, "notes": unknown + notes + more}
-
-
-def _row_of(figure: Figure, rows: Mapping[str, str], slugs: Mapping[str, str]) -> str | None:
-    """The paper's row, as told or by the name; a mean's is that of its runs, where its own name has none."""
-
-    def named(model: str) -> str | None:
-        return slugs.get(rows.get(model) or row_name(model)[0])
-
-    runs = {named(run["model"]) for run in figure.get("seeds", ())}
-    return named(figure["model"]) or (runs.pop() if len(runs) == 1 else None)
+    return {"figures": figures, "tables": tables, "notes": notes + ungrouped + unmeant}
 
 
 def short_name(model: str) -> str:
@@ -117,10 +102,16 @@ def short_name(model: str) -> str:
 
 
 def row_name(model: str) -> tuple[str, str]:
-    """The short name without the data it was trained on, and these: `openvla-sc` and `rt1` of `openvla-rt1-sc`."""
+    """The short name without its training data, and these: `openvla-sc` and `rt1` of `openvla-rt1-sc`."""
     parts = short_name(model).split("-")
     named = [part for part in parts if part not in TRAINED_ON]
     return "-".join(named), "-".join(part for part in parts if part in TRAINED_ON)
+
+
+def said_by_name(figure: Figure, read: Callable[[str], str | None]) -> str | None:
+    """What a model's name says; where that of a mean over seeds says nothing, what the names of all its runs say."""
+    runs = {read(run["model"]) for run in figure.get("seeds", ())}
+    return read(figure["model"]) or (runs.pop() if len(runs) == 1 else None)
 
 
 def averages(figures: Sequence[Figure]) -> list[Figure]:
@@ -143,21 +134,33 @@ def averages(figures: Sequence[Figure]) -> list[Figure]:
 def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
     """A table of the paper, a row per model and column of it, our figures in their places."""
     rows = []
+
+    def add(model: str, of: Sequence[Figure], column: dict[str, Any], paper: float | None, size: str | None) -> None:
+        ours = [figure for figure in of if fits(figure, column)]
+        if ours or size:
+            shown = {"model": model, "task": column["label"], "paper": paper, "paper_size": size}
+            rows.append({**shown, "ours": ours, "drop_from": column.get("drop_from"), "differences": []})
+
     for name, values in table["rows"].items():
         if len(values) != len(table["columns"]):
             raise ValueError(f"{table['name']}, {name}: got {len(values)} values, expected {len(table['columns'])}")
+        own = [figure for figure in figures if figure["row"] == name]
         for column, value in zip(table["columns"], values, strict=True):
-            ours = [figure for figure in figures if figure["row"] == name and fits(figure, column)]
-            rows.append(_row(name, column, ours, value, models[name]["size"]))
-    strangers = [] if table.get("closed") else [figure for figure in figures if figure["row"] not in table["rows"]]
-    for model in dict.fromkeys(figure["model"] for figure in strangers):
+            add(name, own, column, value, models[name]["size"])
+    others = [] if table.get("closed") else [figure for figure in figures if figure["row"] not in table["rows"]]
+    for model in dict.fromkeys(figure["model"] for figure in others):
+        own = [figure for figure in figures if figure["model"] == model]
         for column in table["columns"]:
-            ours = [figure for figure in figures if figure["model"] == model and fits(figure, column)]
-            if ours:
-                rows.append(_row(short_name(model), column, ours))
-    shown = {key: table[key] for key in ("name", "title", "benchmark")}
-    notes = [table["note"]] if "note" in table else []
-    return {**shown, "unit": table.get("unit", "%"), "decimals": table["decimals"], "notes": notes, "rows": rows}
+            add(short_name(model), own, column, None, None)
+    shown = {key: table[key] for key in ("name", "title", "benchmark", "decimals")}
+    return {**shown, "unit": table.get("unit", "%"), "notes": [table["note"]] if "note" in table else [], "rows": rows}
+
+
+def fits(figure: Figure, column: dict[str, Any]) -> bool:
+    """Whether a figure belongs into a column of the paper; runs that a mean over seeds is made of do not."""
+    task = TASK_NAMES.get(figure["task"], figure["task"])
+    same = (figure["mode"], task) == (column["mode"], column["task"])
+    return same and not figure["control"] and not figure["mean"] and figure["metric"] in MAIN_METRICS
 
 
 def add_differences(
@@ -168,42 +171,22 @@ def add_differences(
     against: str | None = None,
 ) -> None:
     """Every row's `differences` from those it is compared with, and from itself before a change; times have none."""
+    others = [figure for figure in figures if not figure["control"] and not figure["mean"]]
     for row in table["rows"]:
         for figure in row["ours"] if table["unit"] == "%" else ():
             names = models.get(figure["row"], {}).get("against", [])
-            others = (f for f in figures if not f["control"] and not f["mean"])
-            for other in (f for f in others if comparable(figure, f, row["drop_from"])):
+            for other in (other for other in others if comparable(figure, other, row["drop_from"])):
                 itself = other["model"] == figure["model"]
-                named = other["row"] in names and trained_alike(figure, other)
-                if itself or (named if figure["row"] else other["model"] == against):
+                alike = trained_on(figure) == trained_on(other)
+                if itself or (other["row"] in names and alike if figure["row"] else other["model"] == against):
                     label = f"its own {other['mode']}" if itself else other["row"] or short_name(other["model"])
                     found = {"model": figure["model"], "label": label, **compare(figure, other, files)}
                     row["differences"].append(found)
 
 
-def trained_alike(figure: Figure, other: Figure) -> bool:
-    """Whether two models' names say the same training data."""
-    return _trained_on(figure) == _trained_on(other)
-
-
-def _trained_on(figure: Figure) -> str:
-    """By the model's name; a mean over seeds whose own name says nothing is named by its runs."""
-    runs = {row_name(run["model"])[1] for run in figure.get("seeds", ())}
-    return row_name(figure["model"])[1] or (runs.pop() if len(runs) == 1 else "")
-
-
-def fits(figure: Figure, column: dict[str, Any]) -> bool:
-    """Whether a figure of ours answers what a column of the paper asks; runs that a mean is made of leave it that."""
-    task = TASK_NAMES.get(figure["task"], figure["task"])
-    same = (figure["mode"], task) == (column["mode"], column["task"])
-    return same and not figure["control"] and not figure["mean"] and figure["metric"] in MAIN_METRICS
-
-
-def _row(
-    name: str, column: dict[str, Any], ours: list[Figure], paper: float | None = None, size: str | None = None
-) -> dict[str, Any]:
-    shown = {"model": name, "task": column["label"], "paper": paper, "paper_size": size}
-    return {**shown, "ours": ours, "drop_from": column.get("drop_from"), "differences": []}
+def trained_on(figure: Figure) -> str:
+    """The training data that the model's name says."""
+    return said_by_name(figure, lambda model: row_name(model)[1]) or ""
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -217,12 +200,14 @@ def as_markdown(report: dict[str, Any]) -> str:
     if any("seeds" in figure for figure in report["figures"]):
         lines += [ON_SEEDS, ""]
     lines += [line for note in report["notes"] for line in (note, "")]
-    placed = [figure for table in report["tables"] for row in table["rows"] for figure in row["ours"]]
-    others = [figure for figure in report["figures"] if not any(figure is other for other in placed)]
-    if others:
+    placed = {id(figure) for table in report["tables"] for row in table["rows"] for figure in row["ours"]}
+    if others := [figure for figure in report["figures"] if id(figure) not in placed]:
         lines += ["## Everything else that was measured", "", *_other_lines(others), ""]
-    lines += ["## Models and hardware", "", *_hardware_lines(report["figures"]), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Models and hardware", "", *_hardware_lines(report["figures"]), ""])
+
+
+def _line(*cells: Any) -> str:
+    return "| " + " | ".join("" if text is None else str(text).replace("|", "\\|") for text in cells) + " |"
 
 
 def _table_lines(table: dict[str, Any]) -> list[str]:
@@ -231,19 +216,17 @@ def _table_lines(table: dict[str, Any]) -> list[str]:
     robots = [b for b in BENCHMARKS if "SimplerEnv" in table["benchmark"] or b in measured]
     benchmarks = [*robots, *sorted(measured - set(BENCHMARKS))] or ["ours"]
     sizes = sorted({row["paper_size"] for row in table["rows"] if row["paper_size"]}, reverse=True)
-    paper = f"paper, {' and '.join(sizes)} ({table['benchmark']})"
     compared = ["difference"] if any(row["differences"] for row in table["rows"]) else []
-    lines = [
-        _line("model", "task", *(f"ours: {name}" for name in benchmarks), *compared, paper),
-        _line(*["---"] * (len(benchmarks) + len(compared) + 3)),
-    ]
+    ours = [f"ours: {name}" for name in benchmarks]
+    head = ["model", "task", *ours, *compared, f"paper, {' and '.join(sizes)} ({table['benchmark']})"]
+    lines = [_line(*head), _line(*["---"] * len(head))]
     for row in table["rows"]:
         ours = [
             "; ".join(cell(f, table["unit"]) for f in row["ours"] if f["benchmark"] == name) for name in benchmarks
         ]
         printed = "" if row["paper"] is None else f"{row['paper']:.{table['decimals']}f}, {row['paper_size']}"
-        found = [difference_text(difference) for difference in row["differences"]]
-        lines.append(_line(row["model"], row["task"], *ours, *["; ".join(found)] * len(compared), printed))
+        found = "; ".join(difference_text(difference) for difference in row["differences"])
+        lines.append(_line(row["model"], row["task"], *ours, *[found] * len(compared), printed))
     return lines
 
 
@@ -267,11 +250,11 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
     for f in figures:
         value = "" if f["value"] is None else f"{f['value']:g}"
         interval = "" if f["interval"] is None else "{:g}-{:g}".format(*f["interval"])
-        benchmark = f"{f['benchmark']}, {f['mode']}" if f["mode"] else f["benchmark"]
-        notes = (f["note"], seed_note(f), "for comparison" if f["control"] else "")
-        note = ", ".join(part for part in notes if part)
-        n = "" if f["n"] is None else str(f["n"])
-        lines.append(_line(short_name(f["model"]), benchmark, f["task"], f["metric"], value, interval, n, note))
+        seed = (f["trained"] or {}).get("seed")
+        trained = ["" if seed is None else f"training seed {seed}", f"one of {f['mean']}" if f["mean"] else ""]
+        note = ", ".join(filter(None, (f["note"], *trained, "for comparison" if f["control"] else "")))
+        benchmark = ", ".join(filter(None, (f["benchmark"], f["mode"])))
+        lines.append(_line(short_name(f["model"]), benchmark, f["task"], f["metric"], value, interval, f["n"], note))
     return lines
 
 
@@ -279,16 +262,11 @@ def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
     """A line per model and file: on what, when and by which command its figures were measured."""
     lines = [_line("model", "parameters", "measured on", "file", "date", "code", "command"), _line(*["---"] * 7)]
     keys = ("model", "parameters", "hardware", "source", "date", "commit", "command")
-    for model, parameters, hardware, source, date, commit, command in dict.fromkeys(
-        tuple(figure[key] for key in keys) for figure in figures if "seeds" not in figure
-    ):
+    runs = [figure for figure in figures if "seeds" not in figure]
+    for model, parameters, hardware, source, *made, command in dict.fromkeys(tuple(f[k] for k in keys) for f in runs):
         size, typed = f"{parameters:,}" if parameters else "", f"`{command}`" if command else ""
-        lines.append(_line(short_name(model), size, hardware, Path(source).name, date, commit, typed))
+        lines.append(_line(short_name(model), size, hardware, Path(source).name, *made, typed))
     return lines
-
-
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(str(text).replace("|", "\\|") for text in cells) + " |"
 
 
 def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -301,62 +279,49 @@ def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for policy, name in _card_names([policy_of(figure) for figure in runs]).items():
         own = [figure for figure in runs if policy_of(figure) == policy]
         entries = [_card_figure(figure) for figure in own]
-        measured = [entry for entry in entries if entry["value"] is not None and not entry["control"]]
-        if not measured:
-            continue
-        index = eval_results_to_model_index(short_name(policy[0]), [as_eval_result(entry) for entry in measured])
-        hardware = ", ".join(dict.fromkeys(figure["hardware"] for figure in own if figure["hardware"]))
-        cards[name] = {
-            "figures": entries,
-            "environment": {"hardware": hardware},
-            "commands": commands_of(own),
-            "model-index": index,
-        }
+        measured = [as_eval_result(e) for e in entries if e["value"] is not None and not e["control"]]
+        if measured:
+            hardware = dict.fromkeys(figure["hardware"] for figure in own if figure["hardware"])
+            typed = dict.fromkeys((f["command"], f["date"], f["commit"]) for f in own if f["command"])
+            cards[name] = {
+                "figures": entries,
+                "environment": {"hardware": ", ".join(hardware)},
+                "commands": [dict(zip(("command", "date", "commit"), entry)) for entry in typed],
+                "model-index": eval_results_to_model_index(short_name(policy[0]), measured),
+            }
     return cards
 
 
-def commands_of(figures: Sequence[Figure]) -> list[dict[str, str]]:
-    """What was typed for some figures, as far as their files say it, each once."""
-    keys = ("command", "date", "commit")
-    found = dict.fromkeys(tuple(figure[key] for key in keys) for figure in figures if figure["command"])
-    return [dict(zip(keys, entry)) for entry in found]
-
-
 def _card_names(policies: Sequence[Policy]) -> dict[Policy, str]:
-    """Short names; where two policies would share one, the whole of their models' names, and their seeds."""
-    short = {policy: short_name(policy[0]) for policy in dict.fromkeys(policies)}
-    names = {}
-    for policy, name in short.items():
-        if list(short.values()).count(name) > 1:
-            name = re.sub(r"[^\w.]+", "-", policy[0]).strip("-.")
-            name += "" if policy[1] is None else f"-seed{policy[1]}"
-        names[policy] = name
+    """Short names; where two policies would share one, their models' full names and their seeds."""
+    names = {policy: short_name(policy[0]) for policy in policies}
+    short = list(names.values())
+    for (model, seed), name in list(names.items()):
+        if short.count(name) > 1:
+            full = re.sub(r"[^\w.]+", "-", model).strip("-.")
+            names[model, seed] = full if seed is None else f"{full}-seed{seed}"
     return names
 
 
 def _card_figure(figure: Figure) -> dict[str, Any]:
     interval, spell = figure["interval"], "{:.2f}-{:.2f}" if figure["share"] else "{:.3g}-{:.3g}"
-    note = [figure["note"], *(f"{figure[key]} {key}" for key in ("malformed", "crashed") if figure[key])]
+    counted = (f"{figure[key]} {key}" for key in ("malformed", "crashed") if figure[key])
     return {
-        "task": f"{figure['task']}, {figure['mode']}" if figure["mode"] else figure["task"],
+        "task": ", ".join(filter(None, (figure["task"], figure["mode"]))),
         "dataset": figure["benchmark"],
         **{key: figure[key] for key in ("metric", "value", "n", "control")},
         "interval": None if interval is None else spell.format(*interval),
-        "note": ", ".join(part for part in note if part),
+        "note": ", ".join(filter(None, (figure["note"], *counted))),
     }
 
 
 def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
     """`report.md`, `report.json` and `cards/MODEL.json`; returns their paths."""
-    cards = folder / "cards"
-    cards.mkdir(parents=True, exist_ok=True)
-    recorded = with_provenance(report, provenance())
-    written = {folder / "report.md": as_markdown(report), folder / "report.json": _json(recorded)}
-    written |= {cards / f"{name}.json": _json(card) for name, card in card_results(report).items()}
-    for path, text in written.items():
-        path.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return list(written)
-
-
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False)
+    cards = {folder / "cards" / f"{name}.json": card for name, card in card_results(report).items()}
+    written = {folder / "report.json": with_provenance(report, provenance()), **cards}
+    texts = {path: json.dumps(values, indent=2, ensure_ascii=False) for path, values in written.items()}
+    texts = {folder / "report.md": as_markdown(report).rstrip(), **texts}
+    (folder / "cards").mkdir(parents=True, exist_ok=True)
+    for path, text in texts.items():
+        path.write_text(text + "\n", encoding="utf-8")
+    return list(texts)

@@ -1,49 +1,70 @@
 """The single trials behind a result file, so that two policies can be compared trial by trial.
 
-Decides: where each suite keeps its trials, and when two of them are the same trial. Refuses to know: figures
-(`report/figures.py`), the statistics (`intervals.py`).
-
     tabletop   episodes/policy.jsonl beside results.json
     simpler    trials*.jsonl beside results.json
     drawers    in the file itself
     vqa        NAME_answers.jsonl beside NAME.json
 
 Where these are missing, or are not those that the figures were made from, there are no trials, and a comparison is one
-of strangers.
+of independent samples.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from gen_vla.evaluation.report.figures import Figure, suite_of
 from gen_vla.evaluation.simpler.trials import scored_trial
-from gen_vla.evaluation.statistics.intervals import Scored
+from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
 
 
-class Cell(NamedTuple):
-    """Which figure of a file its trials belong to."""
-
-    mode: str
-    task: str
-
-
+Cell = tuple[str, str]  # mode and task of a figure
 Trials = dict[str, Scored]  # by name: the same name in two files is the same trial
 AVERAGED = ("simpler", "tabletop")  # suites whose trials of all tasks together make the figure `average`
+TOLERANCE = 2e-3  # figures are written with four decimals, means of them with fewer
+
+
+class TrialFiles:
+    """The trials behind figures; each of the result files `paths` is read once."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._files = {str(path): read_trials(path) for path in paths}
+
+    def of(self, figure: Figure) -> Trials:
+        """The trials that a figure was made from; empty if there are none, or the ones there are do not give it.
+
+        For a mean over seeds: each trial with its mean score.
+        """
+        if figure.get("seeds"):
+            return mean_trials([self.of(run) for run in figure["seeds"]])
+        trials = self._files.get(figure["source"], {}).get((figure["mode"], figure["task"]), {})
+        if not trials or len(trials) != figure["n"] or figure["value"] is None:
+            return {}
+        return trials if abs(clustered_share(list(trials.values())).share - figure["value"]) < TOLERANCE else {}
+
+
+def mean_trials(runs: Sequence[Trials]) -> Trials:
+    """Each trial with its mean score over the runs that have it; empty if a run has none."""
+    if not all(runs):
+        return {}
+    scores: dict[str, list[Scored]] = defaultdict(list)
+    for run in runs:
+        for name, trial in run.items():
+            scores[name].append(trial)
+    return {name: of[0]._replace(score=sum(trial.score for trial in of) / len(of)) for name, of in scores.items()}
 
 
 def read_trials(path: Path) -> dict[Cell, Trials]:
     """The trials behind the figures of a result file; empty where there are none."""
     results = json.loads(path.read_text(encoding="utf-8"))
-    suite = next((name for name in SUITES if results.get("suite") == name or MARKS.get(name) in results), None)
-    if suite is None:
-        return {}
+    suite = suite_of(results)
     cells: dict[Cell, Trials] = defaultdict(dict)
-    for cell, name, trial in SUITES[suite](results, path):
-        cells[cell][name] = trial
+    for (mode, task), name, trial in READERS[suite](results, path) if suite in READERS else ():
+        cells[mode, task][name] = trial
         if suite in AVERAGED:
-            cells[Cell(cell.mode, "average")][f"{cell.task}/{name}"] = trial._replace(part=cell.task)
+            cells[mode, "average"][f"{task}/{name}"] = trial._replace(part=task)
     return dict(cells)
 
 
@@ -63,7 +84,7 @@ def _simpler(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, S
         for entry in _lines(file):
             if entry.get("outcome", "crashed") != "crashed" and entry["counted"]:
                 _, name = entry["trial"].split("/", 1)
-                yield Cell(entry["mode"], entry["task"]), f"{name}, {shader}", scored_trial(entry)
+                yield (entry["mode"], entry["task"]), f"{name}, {shader}", scored_trial(entry)
 
 
 def _tabletop(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
@@ -73,24 +94,27 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, 
     for entry in (line for name in names for line in _lines(path.parent / "episodes" / f"{name}.jsonl")):
         if "outcome" not in entry or entry["outcome"] == "crashed" or entry["seed"] > settings["seeds"][1]:
             continue  # the file's head, or of a longer run than the one reported
-        part = f"{entry['task']}/{entry['variant']}"
-        trial = Scored(str(entry["seed"]), part, float(entry["outcome"] == "success"))
-        yield Cell(entry["mode"], entry["task"]), f"{entry['variant']}/{entry['seed']}, {rules}", trial
+        trial = Scored(str(entry["seed"]), f"{entry['task']}/{entry['variant']}", float(entry["outcome"] == "success"))
+        yield (entry["mode"], entry["task"]), f"{entry['variant']}/{entry['seed']}, {rules}", trial
 
 
 def _drawers(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
-    for entry in results["rollouts"][0].get("episodes", []):
-        yield Cell("", entry["task"]), str(entry["seed"]), Scored(str(entry["seed"]), "", float(entry["success"]))
+    episodes = results["rollouts"][0].get("episodes")
+    for entry in episodes if isinstance(episodes, list) else ():  # older files have their number alone
+        yield ("", entry["task"]), str(entry["seed"]), Scored(str(entry["seed"]), "", float(entry["success"]))
 
 
 def _vqa(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
     for index, entry in enumerate(_lines(path.with_name(f"{path.stem}_answers.jsonl"))):
         name = f"{index}: {entry['question']}"
-        picture = entry.get("picture")  # questions about one picture go along with each other
+        picture = entry.get("picture")  # questions about one picture tend to be answered alike
         layout = name if picture is None else f"picture {picture}"
-        yield Cell("questions", entry["task"]), name, Scored(layout, "", float(entry["score"]))
+        yield ("questions", entry["task"]), name, Scored(layout, "", float(entry["score"]))
 
 
-Reader = Callable[[dict[str, Any], Path], Iterator[tuple[Cell, str, Scored]]]
-SUITES: dict[str, Reader] = {"simpler": _simpler, "vqa": _vqa, "tabletop": _tabletop, "drawers": _drawers}
-MARKS = {"tabletop": "policies", "drawers": "rollouts"}  # what a file of theirs is known by
+READERS: dict[str | None, Callable[[dict[str, Any], Path], Iterator[tuple[Cell, str, Scored]]]] = {
+    "simpler": _simpler,
+    "vqa": _vqa,
+    "tabletop": _tabletop,
+    "drawers": _drawers,
+}

@@ -1,10 +1,8 @@
 """Labelled pictures to probe a vision tower with.
 
-Decides: where they come from and which of them are taken. Refuses to know: models, features.
-
-    digits    scikit-learn's 1,797 handwritten digits, which come with it: works offline
-    cifar10   the test split of uoft-cs/cifar10 on the Hub, which the paper uses
-    PATH      a data set saved to disk with columns `image` and `label`, or a folder with one of pictures per class
+digits    scikit-learn's 1,797 handwritten digits, which come with it: works offline
+cifar10   the test split of uoft-cs/cifar10 on the Hub, which the paper uses
+PATH      a data set saved to disk with columns `image` and `label`, or a folder with one of pictures per class
 """
 
 from dataclasses import dataclass

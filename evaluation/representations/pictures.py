@@ -1,7 +1,4 @@
-"""The figure of vision features before training, after plain fine-tuning and after the recipe.
-
-Decides: how features become points and how points are drawn. Refuses to know: models, probes' arithmetic.
-"""
+"""The figure of vision features before training, after plain fine-tuning and after the recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -79,10 +76,8 @@ def _caption(results: dict[str, Any], role: str) -> str:
     by_tower = {entry["tower"]: entry for entry in results["tasks"] if entry["role"] == role}
     joined = by_tower.pop(JOINED)
     low, high = (100 * bound for bound in joined["interval"])
-    lines = [f"linear probe {100 * joined['value']:.1f} %  ({low:.1f}-{high:.1f})"]
-    if len(by_tower) > 1:
-        parts = [
-            f"{name} {100 * entry['value']:.1f}{'*' if entry['frozen'] else ''}" for name, entry in by_tower.items()
-        ]
-        lines.append(",  ".join(parts) + ("   (* frozen)" if any(e["frozen"] for e in by_tower.values()) else ""))
-    return "\n".join(lines)
+    text = f"linear probe {100 * joined['value']:.1f} %  ({low:.1f}-{high:.1f})"
+    if len(by_tower) < 2:
+        return text
+    parts = [f"{name} {100 * of['value']:.1f}{'*' if of['frozen'] else ''}" for name, of in by_tower.items()]
+    return f"{text}\n{',  '.join(parts)}{'   (* frozen)' if any(of['frozen'] for of in by_tower.values()) else ''}"

@@ -1,8 +1,5 @@
 """What a vision tower still knows: linear probes of its features, and how far training moved them.
 
-Decides: which features are looked at, how they are probed, how drift is measured. Refuses to know: where pictures come
-from (`representations/data.py`), how figures look (`representations/pictures.py`), how a model was trained.
-
 Features are what the model itself uses (OpenVLA's second-to-last block, PaliGemma's last), averaged over a picture's
 patches; `joined` are those of all towers side by side, as the projector sees them.
 
@@ -13,7 +10,7 @@ patches; `joined` are those of all towers side by side, as the projector sees th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,23 +26,6 @@ from gen_vla.evaluation.statistics.intervals import wilson_interval
 
 JOINED = "joined"
 FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Accuracy of a linear probe over `n` held-out predictions."""
-
-    accuracy: float
-    n: int
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """From before to after training, over the same pictures."""
-
-    cka: float
-    cosine: float
 
 
 @torch.no_grad()
@@ -65,22 +45,20 @@ def tower_features(
 
 
 def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """By name, what makes features float [B, N, width] of the image processor's pixels."""
+    """By name, functions of the image processor's pixels that return features float [B, N, width]."""
     if model.config.model_type == FLOW:
         siglip = model.model.vlm.vision_tower
         return {"siglip": lambda pixels: siglip(pixels.to(siglip.dtype)).last_hidden_state}
     tower = model.model.vision_tower
 
-    def encoder(number: int, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        if tower.shared_pixels:
-            return lambda pixels: tower.encode(name, pixels)
-        return lambda pixels: tower.encode(name, pixels.split(3, dim=1)[number])
+    def encode(number: int, name: str, pixels: torch.Tensor) -> torch.Tensor:
+        return tower.encode(name, pixels if tower.shared_pixels else pixels.split(3, dim=1)[number])
 
-    return {name: encoder(number, name) for number, name in enumerate(tower.names)}
+    return {name: partial(encode, number, name) for number, name in enumerate(tower.names)}
 
 
-def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> Probe:
-    """How well a linear classifier reads the labels off features it was not fitted to.
+def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`.
 
     Raises:
         ValueError: if a class has fewer pictures than there are folds.
@@ -96,8 +74,8 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> Pro
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     right = int(np.sum(cross_val_predict(classifier, features, labels, cv=folds) == labels))
-    low, high = wilson_interval(right, len(labels))
-    return Probe(round(right / len(labels), 4), len(labels), (round(low, 4), round(high, 4)))
+    interval = [round(bound, 4) for bound in wilson_interval(right, len(labels))]
+    return {"value": round(right / len(labels), 4), "n": len(labels), "interval": interval}
 
 
 def linear_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -119,12 +97,13 @@ def cosine_drift(before: np.ndarray, after: np.ndarray) -> float:
     return max(0.0, float(np.mean(1 - cosines)))  # rounding can leave a cosine a little above 1
 
 
-def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, Drift]:
-    """For every tower that both models have, at the same width."""
-    shared = [name for name in after if name in before and before[name].shape == after[name].shape]
+def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """`cka` and `cosine` drift of every tower that both models have, at the same width."""
+    pairs = {name: (before[name], of) for name, of in after.items() if name in before}
     return {
-        name: Drift(round(linear_cka(before[name], after[name]), 4), round(cosine_drift(before[name], after[name]), 4))
-        for name in shared
+        name: {"cka": round(linear_cka(old, new), 4), "cosine": round(cosine_drift(old, new), 4)}
+        for name, (old, new) in pairs.items()
+        if old.shape == new.shape
     }
 
 
@@ -135,33 +114,26 @@ def compare_representations(
 
     Args:
         features: by role (`before`, `plain`, `after`), then by tower.
-        frozen: by role, the tower that training left alone.
+        frozen: by role, the tower that was not trained.
 
     Returns:
         `{"data", "classes", "tasks": [{"role", "tower", "frozen", "task", "metric", "value", "n", "interval"}],
         "drift": {role: {tower: {"cka", "cosine"}}}}`.
     """
-    tasks = []
-    for role, towers in features.items():
-        for tower, values in towers.items():
-            probe = linear_probe(values, pictures.labels)
-            tasks.append(
-                {
-                    "role": role,
-                    "tower": tower,
-                    "frozen": tower == frozen[role],
-                    "task": f"linear probe on {pictures.name}, {tower}, {role}",
-                    "metric": "accuracy",
-                    "value": probe.accuracy,
-                    "n": probe.n,
-                    "interval": list(probe.interval),
-                }
-            )
-    drift = {}
-    if "before" in features:
-        for role in features.keys() - {"before"}:
-            found = drift_by_tower(features["before"], features[role])
-            drift[role] = {tower: asdict(value) for tower, value in found.items()}
+    tasks = [
+        {
+            "role": role,
+            "tower": tower,
+            "frozen": tower == frozen[role],
+            "task": f"linear probe on {pictures.name}, {tower}, {role}",
+            "metric": "accuracy",
+            **linear_probe(values, pictures.labels),
+        }
+        for role, towers in features.items()
+        for tower, values in towers.items()
+    ]
+    others = [role for role in features if role != "before"] if "before" in features else []
+    drift = {role: drift_by_tower(features["before"], features[role]) for role in others}
     return {"data": pictures.name, "classes": pictures.classes, "tasks": tasks, "drift": drift}
 
 

@@ -1,9 +1,6 @@
 """Who else acts in SimplerEnv: the controls a model is compared with, and that say whether SimplerEnv works.
 
-Decides: which controls there are and which tasks each can do. Refuses to know: how the expert does them
-(`simpler/expert.py`), how trials are run, scores.
-
-    expert   the script that reads the simulator's state: simulator, controller and axes are as a policy is told
+    expert   the script of `simpler/expert.py`, which reads the simulator's state (below)
     random   a random move, turn and opening per step, the same for the same trial
     zero     stays where it is; the widowx closes its fingers
 
@@ -11,42 +8,42 @@ Each predicts what a model does (metres, radians, 1 for open), and goes through 
 """
 
 import zlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from gen_vla.evaluation.simpler.expert import KNOWN_TASKS, PACES, Script, plan
+from gen_vla.evaluation.simpler.environment import robot_family
+from gen_vla.evaluation.simpler.expert import KNOWN_TASKS, PACES, PUT_ON, Drawer, Hand, Script, Things, plan
 from gen_vla.evaluation.simpler.policy import Robot
 from gen_vla.evaluation.simpler.runs import Make
-from gen_vla.evaluation.simpler.scene import read_hand, read_things
 from gen_vla.evaluation.simpler.trials import TASKS, Trial
 
 
 RANDOM_MOVE, RANDOM_TURN = 0.02, 0.1  # metres and radians per step at most, in each direction
+PALM = {"widowx": 0, "google_robot": 2}  # which axis of the hand's frame points out of the palm; 1 is finger to finger
+CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
 
 
-class Control(Protocol):
-    """Predicts as a model does, and is told which trial begins."""
-
-    def begin(self, environment: Any, trial: Trial) -> None:
-        """A trial in an environment that is not yet reset."""
-        ...
-
-    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        """Float64 [1, 7]."""
-        ...
-
-
-class ExpertControl:
-    """Plans when it is first asked: then everything stands where it stands."""
+class Control:
+    """Predicts as a model does, and is told which trial begins; itself it stays where it is."""
 
     def __init__(self, robot: Robot):
         self.pace = PACES[robot]
 
     def begin(self, environment: Any, trial: Trial) -> None:
+        """A trial in an environment that is not yet reset."""
         self.simulator, self.trial = environment.unwrapped, trial
+        self.random = np.random.default_rng(zlib.crc32(trial.name.encode()))
         self.script: Script | None = None
+
+    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
+        """Float64 [1, 7]."""
+        return np.zeros((1, 7))
+
+
+class ExpertControl(Control):
+    """Plans when it is first asked: then everything stands where it stands."""
 
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
         hand = read_hand(self.simulator)
@@ -56,40 +53,18 @@ class ExpertControl:
         return self.script.step(hand)[None]
 
 
-class RandomControl:
+class RandomControl(Control):
     """Uniform moves and turns, open or closed fingers."""
 
-    def __init__(self, robot: Robot):
-        self.most = np.repeat([RANDOM_MOVE, RANDOM_TURN], 3)
-
-    def begin(self, environment: Any, trial: Trial) -> None:
-        self.random = np.random.default_rng(zlib.crc32(trial.name.encode()))
-
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        return np.append(self.random.uniform(-self.most, self.most), self.random.integers(2))[None].astype(float)
+        most = np.repeat([RANDOM_MOVE, RANDOM_TURN], 3)
+        return np.append(self.random.uniform(-most, most), self.random.integers(2))[None].astype(float)
 
 
-class ZeroControl:
-    """All seven numbers are 0."""
-
-    def __init__(self, robot: Robot):
-        pass
-
-    def begin(self, environment: Any, trial: Trial) -> None:
-        pass
-
-    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        return np.zeros((1, 7))
+CONTROLS: dict[str, type[Control]] = {"expert": ExpertControl, "random": RandomControl, "zero": Control}
 
 
-CONTROLS: dict[str, Callable[[Robot], Control]] = {
-    "expert": ExpertControl,
-    "random": RandomControl,
-    "zero": ZeroControl,
-}
-
-
-def unknown_tasks(control: str, robot: Robot) -> list[str]:
+def unknown_tasks(control: str, robot: str) -> list[str]:
     """The tasks of a robot that a control cannot do."""
     return [task for task in TASKS[robot] if control == "expert" and task not in KNOWN_TASKS]
 
@@ -103,3 +78,83 @@ def announced(make: Make, control: Control) -> Make:
         return environment
 
     return make_and_tell
+
+
+# What the expert reads: corners of the shapes that collide and the middles between them, in the robot's frame. Nothing
+# here imports the simulator: shapes are told apart by what their classes are called.
+def read_hand(simulator: Any) -> Hand:
+    """Where the gripper is."""
+    agent = simulator.agent
+    base = _matrix(agent.robot.pose)
+    frame = _seen_from(base, simulator.tcp.pose)
+    approach = frame[:3, PALM[robot_family(simulator.robot_uid)]]
+    fingers = surface(base, (agent.finger_left_link, agent.finger_right_link))
+    reach = float(((fingers - frame[:3, 3]) @ approach).max())
+    return Hand(frame[:3, 3], approach, frame[:3, 1], reach)
+
+
+def read_things(simulator: Any, trial: Trial) -> Things | Drawer:
+    """What a trial is about.
+
+    Raises:
+        ValueError: for a shape that is neither convex nor a box.
+    """
+    base = _matrix(simulator.agent.robot.pose)
+    if trial.task == "close_drawer":
+        return _drawer(simulator, base)
+    if trial.task == "pick_coke_can":
+        return Things(surface(base, [simulator.obj]), held_part(base, simulator.obj))
+    source, target = simulator.episode_source_obj, simulator.episode_target_obj
+    others = [actor for actor in simulator.episode_objs if actor not in (source, target)]
+    points = tuple(surface(base, [actor]) for actor in others) if trial.task not in PUT_ON else ()
+    return Things(surface(base, [source]), held_part(base, source), surface(base, [target]), points)
+
+
+def _drawer(simulator: Any, base: np.ndarray) -> Drawer:
+    link = simulator.drawer_obj
+    outward = _seen_from(base, link.pose)[:3, 0]
+    points = surface(base, [link])
+    along = points @ outward
+    front = points[along > along.max() - 1e-3]
+    opening = float(simulator.art_obj.get_qpos()[simulator.joint_idx])
+    return Drawer((front.min(0) + front.max(0)) / 2, outward, opening)
+
+
+def surface(base: np.ndarray, bodies: Iterable[Any]) -> np.ndarray:
+    """Points on what collides of some bodies, float64 [N, 3]."""
+    return np.concatenate([part for body in bodies for part in _parts(base, body)])
+
+
+def held_part(base: np.ndarray, actor: Any) -> np.ndarray:
+    """Points on the convex part whose middle is nearest to an object's centre of mass, float64 [N, 3]."""
+    balance = (_seen_from(base, actor.pose) @ _matrix(actor.cmass_local_pose))[:3, 3]
+    return min(_parts(base, actor), key=lambda part: np.linalg.norm((part.min(0) + part.max(0)) / 2 - balance))
+
+
+def _parts(base: np.ndarray, body: Any) -> list[np.ndarray]:
+    """Of each shape its corners and the middles between any two, float64 [N, 3]."""
+    parts = []
+    for shape in body.get_collision_shapes():
+        frame = _seen_from(base, body.pose) @ _matrix(shape.get_local_pose())
+        corners = _corners(shape.geometry) @ frame[:3, :3].T + frame[:3, 3]
+        first, second = np.triu_indices(len(corners))
+        parts.append((corners[first] + corners[second]) / 2)
+    return parts
+
+
+def _corners(geometry: Any) -> np.ndarray:
+    kind = type(geometry).__name__
+    if kind == "ConvexMeshGeometry":
+        return np.asarray(geometry.vertices, dtype=float) * np.asarray(geometry.scale)
+    if kind == "BoxGeometry":
+        return CORNERS * np.asarray(geometry.half_lengths)
+    raise ValueError(f"got a shape of {kind}, expected ConvexMeshGeometry or BoxGeometry")
+
+
+def _seen_from(base: np.ndarray, pose: Any) -> np.ndarray:
+    return np.linalg.inv(base) @ _matrix(pose)
+
+
+def _matrix(pose: Any) -> np.ndarray:
+    """A pose as float64 [4, 4]."""
+    return np.asarray(pose.to_transformation_matrix(), dtype=float)

@@ -1,8 +1,5 @@
 """SimplerEnv's environments as the published scripts build them, and what a policy sees in them.
 
-Decides: the arguments of the simulator and of a reset, which camera is looked through, what the background is. Refuses
-to know: which trials there are (`simpler/trials.py`), the policy.
-
 The real package is `mani_skill2_real2sim`. It is not on PyPI and needs Vulkan, Python 3.10 or 3.11 and numpy below 2:
 
     git clone https://github.com/simpler-env/SimplerEnv --recurse-submodules
@@ -21,7 +18,7 @@ import numpy as np
 from gen_vla.evaluation.simpler.trials import Trial
 
 
-CONTROLS = {
+CONTROLLERS = {
     "google_robot": {
         "control_mode": "arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_"
         "interpolate_by_planner",
@@ -85,7 +82,7 @@ def make_environment(trial: Trial, assets: Path, shader: str | None = None) -> A
         "scene_name": trial.scene,
         "max_episode_steps": trial.steps,
         "camera_cfgs": {"add_segmentation": True},
-        **CONTROLS[family],
+        **CONTROLLERS[family],
         **trial.build,
     }
     if shader is not None:

@@ -1,9 +1,5 @@
 """A scripted expert for SimplerEnv: where the objects are, seven numbers per step, through the model's own adapter.
 
-Decides: how each task is done, as a list of moves, and when a move is over. Refuses to know: the simulator's objects
-(`simpler/scene.py` reads them), pictures, instructions, and how to open drawers, whose handles cannot be touched: they
-are drawn, but have no shape that collides.
-
 It is no measure of how hard a task is. It says that simulator, controller and axes are what a policy is told they are:
 who moves by metres, turns by radians and opens by 1 gets done what the task asks.
 
@@ -12,13 +8,15 @@ who moves by metres, turns by radians and opens by 1 gets done what the task ask
     put near  the same beside the target, where nothing else stands
     push      in front of the drawer, down, forward to where a shut one is, away
 
-Positions are metres in the robot's frame: x away from it, z up.
+Positions are metres in the robot's frame: x away from it, z up; `simpler/controls.py` reads them in the simulator. It
+cannot open drawers: their handles are drawn, but have no shape that collides.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from gen_vla.evaluation.simpler.policy import Robot
 
@@ -48,7 +46,7 @@ class Hand:
         reach: metres of the fingers beyond the point.
     """
 
-    place: np.ndarray
+    position: np.ndarray
     approach: np.ndarray
     closing: np.ndarray
     reach: float
@@ -67,6 +65,11 @@ class Things:
     held: np.ndarray
     target: np.ndarray | None = None
     others: tuple[np.ndarray, ...] = ()
+
+    @property
+    def around(self) -> tuple[np.ndarray, ...]:
+        """All but the object to move."""
+        return self.others if self.target is None else (self.target, *self.others)
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def take(hand: Hand, things: Things, fingers: int, spot: np.ndarray | None = Non
         spot: where it goes from there (x, y).
     """
     closing, grasp = find_grasp(hand, things)
-    above = max(grasp[2] + ABOVE, _highest(things) + hand.reach + CLEAR)
+    highest = max(points[:, 2].max() for points in (things.source, *things.around))
+    above = max(grasp[2] + ABOVE, highest + hand.reach + CLEAR)
     over = np.array([*grasp[:2], above])
     lifted = np.array([*grasp[:2], grasp[2] + carried_height(things, spot)])
     return [
@@ -168,8 +172,8 @@ def put(hand: Hand, things: Things, fingers: int, spot: np.ndarray, ground: floa
 def push(hand: Hand, drawer: Drawer) -> list[Move]:
     """In front of the drawer as it stands, down to it, forward to where a shut one is, and away."""
     before = drawer.front + BEFORE_DRAWER * drawer.outward
-    high = np.array([*before[:2], max(hand.place[2], before[2])])
-    back = hand.place + drawer.outward * max(0.0, float((before - hand.place) @ drawer.outward))
+    high = np.array([*before[:2], max(hand.position[2], before[2])])
+    back = hand.position + drawer.outward * max(0.0, float((before - hand.position) @ drawer.outward))
     shut = drawer.front - drawer.opening * drawer.outward
     away = shut + BEFORE_DRAWER * drawer.outward
     return [Move(back, True), Move(high, True), Move(before, True), Move(shut, True), Move(away, True)]
@@ -199,12 +203,11 @@ def carried_height(things: Things, spot: np.ndarray | None) -> float:
     start, low = _middle(things.source)[:2], things.source[:, 2].min()
     way = np.zeros(2) if spot is None else spot - start
     heights = []
-    for other in (things.target, *things.others):
-        if other is not None:
-            share = np.clip((_middle(other)[:2] - start) @ way / max(way @ way, 1e-9), 0, 1)
-            aside = np.linalg.norm(_middle(other)[:2] - start - share * way)
-            if aside < _radius(other) + _radius(things.source) + FINGER:
-                heights.append(other[:, 2].max() - low)
+    for other in things.around:
+        share = np.clip((_middle(other)[:2] - start) @ way / max(way @ way, 1e-9), 0, 1)
+        aside = np.linalg.norm(_middle(other)[:2] - start - share * way)
+        if aside < _radius(other) + _radius(things.source) + FINGER:
+            heights.append(other[:, 2].max() - low)
     return max(ABOVE, float(max(heights, default=0.0)) + CLEAR)
 
 
@@ -231,11 +234,6 @@ def _radius(points: np.ndarray) -> float:
     return float(np.linalg.norm(points[:, :2] - _middle(points)[:2], axis=1).max())
 
 
-def _highest(things: Things) -> float:
-    all_things = (things.source, things.target, *things.others)
-    return max(float(points[:, 2].max()) for points in all_things if points is not None)
-
-
 # One step of it.
 class Script:
     """Goes through moves, from one `step` to the next.
@@ -255,17 +253,18 @@ class Script:
             self.index, self.steps, self.sent = self.index + 1, 0, 0.0
         self.steps += 1
         move = self.moves[self.index]
-        stuck = self.sent > 10 * STUCK and np.linalg.norm(hand.place - self.before) < STUCK
+        stuck = self.sent > 10 * STUCK and np.linalg.norm(hand.position - self.before) < STUCK
         self.share = self.share / 2 if stuck else 1.0
-        way = _shortened(self.pace.gain * (move.goal - hand.place), self.pace.metres)
+        way = _shortened(self.pace.gain * (move.goal - hand.position), self.pace.metres)
         turn = _shortened(self.pace.gain * turn_left(hand, move.closing, self.pace.lean), self.pace.radians)
-        self.before, self.sent = hand.place, self.share * float(np.linalg.norm(way))
-        return np.array([*(self.share * way), *roll_pitch_yaw(self.share * turn), float(move.open)])
+        self.before, self.sent = hand.position, self.share * float(np.linalg.norm(way))
+        angles = Rotation.from_rotvec(self.share * turn).as_euler("xyz")
+        return np.array([*(self.share * way), *angles, float(move.open)])
 
     def is_over(self, hand: Hand) -> bool:
         """Whether the present move has arrived, or was tried for long enough."""
         move = self.moves[self.index]
-        there = np.linalg.norm(move.goal - hand.place) < ARRIVED
+        there = np.linalg.norm(move.goal - hand.position) < ARRIVED
         turned = np.linalg.norm(turn_left(hand, move.closing, self.pace.lean)) < ALIGNED
         return self.steps >= max(move.least, 1) and bool((there and turned) or self.steps >= PATIENCE)
 
@@ -279,26 +278,7 @@ def turn_left(hand: Hand, closing: np.ndarray | None, lean: float = 0.0) -> np.n
     along = along / np.linalg.norm(along) * (1.0 if along @ hand.closing >= 0 else -1.0)
     now = np.stack([hand.approach, hand.closing, np.cross(hand.approach, hand.closing)], axis=1)
     wanted = np.stack([down, along, np.cross(down, along)], axis=1)
-    return rotation_vector(wanted @ now.T)
-
-
-def rotation_vector(matrix: np.ndarray) -> np.ndarray:
-    """Axis times angle [3] of a rotation matrix of less than half a turn."""
-    twice = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
-    sine, cosine = np.linalg.norm(twice) / 2, (np.trace(matrix) - 1) / 2
-    return np.zeros(3) if sine < 1e-9 else twice / (2 * sine) * np.arctan2(sine, cosine)
-
-
-def roll_pitch_yaw(vector: np.ndarray) -> np.ndarray:
-    """Axis times angle as rotations about the fixed axes x, then y, then z [3], the order of the models' actions."""
-    angle = np.linalg.norm(vector)
-    if angle < 1e-9:
-        return np.zeros(3)
-    x, y, z = vector / angle
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    matrix = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
-    pitch = -np.arcsin(np.clip(matrix[2, 0], -1, 1))
-    return np.array([np.arctan2(matrix[2, 1], matrix[2, 2]), pitch, np.arctan2(matrix[1, 0], matrix[0, 0])])
+    return Rotation.from_matrix(wanted @ now.T).as_rotvec()
 
 
 def _shortened(vector: np.ndarray, most: float) -> np.ndarray:

@@ -1,7 +1,6 @@
 """A model as a policy of SimplerEnv: `reset(task_description)` and `step(image, task_description)`.
 
-Decides: how a predicted action becomes what the two simulated robots are sent, as their published policies do it.
-Refuses to know: how the simulator is built (`simpler/environment.py`), which episodes count (`simpler/trials.py`).
+A predicted action becomes what the two simulated robots are sent as their published policies do it:
 
     predicted   x y z (metres)  roll pitch yaw (radians)  gripper (1 = open, 0 = closed)
     sent        world_vector    rot_axangle               gripper
@@ -12,12 +11,12 @@ An action that cannot be sent (wrong shape, NaN, infinity) raises `MalformedActi
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
@@ -28,8 +27,7 @@ Robot = Literal["google_robot", "widowx"]
 Predict = Callable[[np.ndarray, str], np.ndarray]  # uint8 [H, W, 3] and an instruction to float [T, 7], in units
 
 UNNORM_KEYS: dict[str, str] = {"google_robot": "fractal20220817_data", "widowx": "bridge_orig"}
-STICKY_STEPS: dict[str, int] = {"google_robot": 15, "widowx": 1}
-ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "open gripper")
+STICKY_STEPS: dict[str, int] = {"google_robot": 15, "widowx": 1}  # how often a large change of the gripper is sent
 
 
 class MalformedActionError(ValueError):
@@ -43,14 +41,12 @@ class SimplerPolicy:
         predict: uint8 [H, W, 3] and an instruction to float [T, 7], T steps beginning now.
         robot: whose conventions to follow.
         action_ensemble: average what the last T predictions say about the present step, instead of taking the newest.
-        action_scale: factor on translation and rotation.
     """
 
-    def __init__(self, predict: Predict, robot: Robot, *, action_ensemble: bool = False, action_scale: float = 1.0):
+    def __init__(self, predict: Predict, robot: Robot, *, action_ensemble: bool = False):
         if robot not in STICKY_STEPS:
             raise ValueError(f"got robot {robot!r}, expected one of {', '.join(STICKY_STEPS)}")
-        self.predict, self.robot = predict, robot
-        self.action_ensemble, self.action_scale = action_ensemble, action_scale
+        self.predict, self.robot, self.action_ensemble = predict, robot, action_ensemble
         self.reset("")
 
     def reset(self, task_description: str) -> None:
@@ -60,7 +56,7 @@ class SimplerPolicy:
         self.gripper = RelativeGripper(STICKY_STEPS[self.robot])
 
     def step(
-        self, image: np.ndarray, task_description: str | None = None, *args: Any, **kwargs: Any
+        self, image: np.ndarray, task_description: str | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """One step of control.
 
@@ -80,36 +76,16 @@ class SimplerPolicy:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"got an image of {image.dtype} {image.shape}, expected uint8 (height, width, 3)")
         values = self._current(checked_chunk(self.predict(image, self.task_description)))
-        raw = {"world_vector": values[:3], "rotation_delta": values[3:6], "open_gripper": values[6:]}
+        opening = values[6:]
+        raw = {"world_vector": values[:3], "rotation_delta": values[3:6], "open_gripper": opening}
+        relative = self.robot == "google_robot"
         action = {
-            "world_vector": values[:3] * self.action_scale,
-            "rot_axangle": axis_angle(*values[3:6]) * self.action_scale,
-            "gripper": self._gripper_command(values[6:]),
+            "world_vector": values[:3],
+            "rot_axangle": axis_angle(*values[3:6]),
+            "gripper": self.gripper.command(opening) if relative else 2.0 * (opening > 0.5) - 1.0,
             "terminate_episode": np.zeros(1),
         }
         return raw, action
-
-    def visualize_epoch(
-        self, predicted_raw_actions: Sequence[dict[str, np.ndarray]], images: Sequence[np.ndarray], save_path: str
-    ) -> None:
-        """A PNG of an episode, which the published evaluator asks for: pictures above a curve per dimension."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        curves = np.array([np.concatenate(list(action.values())) for action in predicted_raw_actions])
-        strip = np.concatenate([np.asarray(Image.fromarray(i).resize((160, 128))) for i in images[::3]], axis=1)
-        layout = [["pictures"] * len(ACTION_NAMES), list(ACTION_NAMES)]
-        figure, axes = plt.subplot_mosaic(layout, figsize=(22, 5), layout="constrained")
-        axes["pictures"].imshow(strip)
-        axes["pictures"].axis("off")
-        for index, name in enumerate(ACTION_NAMES):
-            axes[name].plot(curves[:, index])
-            axes[name].set(title=name, xlabel="step")
-        Path(save_path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save_path, dpi=80)
-        plt.close(figure)
 
     def _current(self, chunk: np.ndarray) -> np.ndarray:
         """The action for now, float64 [7]: the newest prediction's first, or the mean over those that reach so far."""
@@ -120,11 +96,6 @@ class SimplerPolicy:
             self.predictions.popleft()
         oldest = len(self.predictions) - 1
         return np.mean([past[oldest - place] for place, past in enumerate(self.predictions)], axis=0)
-
-    def _gripper_command(self, opening: np.ndarray) -> np.ndarray:
-        if self.robot == "google_robot":
-            return self.gripper.command(opening)
-        return 2.0 * (opening > 0.5) - 1.0
 
 
 class RelativeGripper:
@@ -164,13 +135,7 @@ def checked_chunk(chunk: Any) -> np.ndarray:
 
 def axis_angle(roll: float, pitch: float, yaw: float) -> np.ndarray:
     """Rotations about the fixed axes x, then y, then z (radians) as one rotation: axis times angle, float64 [3]."""
-    (cr, cp, cy), (sr, sp, sy) = np.cos(np.array([roll, pitch, yaw]) / 2), np.sin(np.array([roll, pitch, yaw]) / 2)
-    w = cr * cp * cy + sr * sp * sy
-    vector = np.array([sr * cp * cy - cr * sp * sy, cr * sp * cy + sr * cp * sy, cr * cp * sy - sr * sp * cy])
-    length = np.linalg.norm(vector)
-    if length < 1e-12:
-        return np.zeros(3)
-    return vector / length * 2 * np.arctan2(length, abs(w)) * (1.0 if w >= 0 else -1.0)
+    return Rotation.from_euler("xyz", [roll, pitch, yaw]).as_rotvec()
 
 
 class ModelPrediction:

@@ -1,9 +1,5 @@
 """Runs trials of SimplerEnv with one policy; survives crashes and interruptions.
 
-Decides: when a trial ends, what its outcome is, what is written down of it and when. Refuses to know: which trials
-there are and how they are averaged (`simpler/trials.py`), how the simulator is built (`simpler/environment.py`), what
-the policy is.
-
     success    the simulator says so at the last step
     failure    it does not
     malformed  the policy wrote no action: a failure, counted apart
@@ -14,8 +10,9 @@ the policy is.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,12 @@ from tqdm import tqdm
 from gen_vla.evaluation.simpler.environment import camera_image, reset_options
 from gen_vla.evaluation.simpler.policy import MalformedActionError, SimplerPolicy
 from gen_vla.evaluation.simpler.trials import Trial
+from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import shortened
 
 
 ATTEMPTS = 2
-Make = Callable[[Trial], Any]
+Make = Callable[[Trial], Any]  # builds the environment of a trial, not yet reset
 Paraphrase = Callable[[str], Sequence[str]]
 
 
@@ -57,20 +55,26 @@ class Outcome:
     variant: str
     counted: bool
     outcome: str
-    steps: int
-    instruction: str
-    seed: int | None
-    stats: dict[str, Any]
-    seconds: float
+    steps: int = 0
+    instruction: str = ""
+    seed: int | None = None
+    stats: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
     error: str | None = None
 
 
-def run_trial(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase | None = None) -> Outcome:
+def _outcome_of(trial: Trial, outcome: str, **found: Any) -> Outcome:
+    names = (trial.name, trial.mode, trial.task, trial.part, trial.variant)
+    return Outcome(*names, counted=trial.counted, outcome=outcome, **found)
+
+
+def run_trial(
+    policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase = held_out_paraphrases
+) -> Outcome:
     """One trial from building its environment to its last step, with a second attempt after a crash.
 
     Args:
-        make: builds the environment, not yet reset.
-        paraphrase: other wordings of an instruction; needed in mode `paraphrase`.
+        paraphrase: other wordings of an instruction, for mode `paraphrase`.
     """
     error = ""
     for _ in range(ATTEMPTS):
@@ -78,16 +82,10 @@ def run_trial(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Parap
             return _attempt(policy, trial, make, paraphrase)
         except SimulatorCrashError as crash:
             error = f"{type(crash.__cause__).__name__}: {crash.__cause__}"
-    return crashed(trial, error)
+    return _outcome_of(trial, "crashed", error=error)
 
 
-def crashed(trial: Trial, error: str) -> Outcome:
-    """The outcome of a trial the simulator would not finish."""
-    nothing: dict[str, Any] = {"steps": 0, "instruction": "", "seed": None, "stats": {}, "seconds": 0.0}
-    return Outcome(**_names(trial), outcome="crashed", error=error, **nothing)
-
-
-def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase | None) -> Outcome:
+def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase) -> Outcome:
     began = time.perf_counter()
     environment = _simulate(make, trial)
     try:
@@ -111,13 +109,13 @@ def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraph
         seed = getattr(simulator, "_episode_seed", None)
     finally:
         environment.close()
-    return Outcome(
-        **_names(trial),
-        outcome=outcome,
+    return _outcome_of(
+        trial,
+        outcome,
         steps=steps,
         instruction=told,
         seed=None if seed is None else int(seed),
-        stats={key: plain(value) for key, value in stats.items()},
+        stats={key: value.item() if isinstance(value, np.generic) else value for key, value in stats.items()},
         seconds=round(time.perf_counter() - began, 2),
         error=error,
     )
@@ -133,25 +131,13 @@ def _simulate(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         raise SimulatorCrashError from error
 
 
-def _instruction(original: str, trial: Trial, paraphrase: Paraphrase | None) -> str:
+def _instruction(original: str, trial: Trial, paraphrase: Paraphrase) -> str:
     if trial.mode != "paraphrase":
         return original
-    if paraphrase is None:
-        raise ValueError("got a trial in mode 'paraphrase' and no paraphrases, expected a function that knows them")
     wordings = list(paraphrase(original))
     if not wordings or original in wordings:
         raise ValueError(f"got the paraphrases {wordings} of {original!r}, expected others than the instruction")
     return wordings[trial.turn % len(wordings)]
-
-
-def _names(trial: Trial) -> dict[str, Any]:
-    shown = {key: getattr(trial, key) for key in ("mode", "task", "part", "variant", "counted")}
-    return {"trial": trial.name, **shown}
-
-
-def plain(value: Any) -> Any:
-    """Numpy's numbers and truth values as Python's, for JSON."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 class TrialLog:
@@ -181,12 +167,12 @@ class TrialLog:
         self.folder = folder
         self.path = folder / ("trials.jsonl" if count == 1 else f"trials-{index}-of-{count}.jsonl")
         self.outcomes: dict[str, dict[str, Any]] = {}
-        self.begun: dict[str, int] = {}
+        self.begun: Counter[str] = Counter()
         self.read()
 
     def read(self) -> None:
         """Reads what all processes have written; a line cut short by a kill is what never happened."""
-        self.outcomes, self.begun = {}, {}
+        self.outcomes, self.begun = {}, Counter()
         for file in sorted(self.folder.glob("trials*.jsonl")):
             for line in file.read_text(encoding="utf-8").split("\n"):
                 try:
@@ -194,7 +180,7 @@ class TrialLog:
                 except json.JSONDecodeError:
                     continue
                 if "begun" in entry:
-                    self.begun[entry["begun"]] = self.begun.get(entry["begun"], 0) + 1
+                    self.begun[entry["begun"]] += 1
                 elif "left" in entry:
                     self.begun[entry["left"]] -= 1
                 else:
@@ -215,33 +201,26 @@ class TrialLog:
 
     def _write(self, entry: dict[str, Any]) -> None:
         with self.path.open("a+b") as file:
-            if file.tell() and not _ends_line(file):
-                file.write(b"\n")
+            if file.tell():
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # a kill has cut the line before
+                    file.write(b"\n")
             file.write(json.dumps(entry).encode() + b"\n")
 
 
-def _ends_line(file: Any) -> bool:
-    file.seek(-1, 2)
-    return file.read(1) == b"\n"
-
-
 def run_trials(
-    policy: SimplerPolicy,
-    trials: Sequence[Trial],
-    log: TrialLog,
-    make: Make,
-    paraphrase: Paraphrase | None = None,
-    progress: bool = True,
+    policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make, progress: bool = True
 ) -> None:
     """Runs what the log does not have yet; a trial that took the process down `ATTEMPTS` times is noted as crashed."""
     left = [trial for trial in trials if trial.name not in log.outcomes]
     for trial in tqdm(left, unit="trial", disable=not progress):
-        if log.begun.get(trial.name, 0) >= ATTEMPTS:
-            log.end(crashed(trial, f"the process ended {ATTEMPTS} times in the middle of it"))
+        if log.begun[trial.name] >= ATTEMPTS:
+            error = f"the process ended {ATTEMPTS} times in the middle of it"
+            log.end(_outcome_of(trial, "crashed", error=error))
             continue
         log.begin(trial)
         try:
-            log.end(run_trial(policy, trial, make, paraphrase))
+            log.end(run_trial(policy, trial, make))
         except BaseException:
             log.leave(trial)
             raise

@@ -1,8 +1,7 @@
 """Which episodes SimplerEnv's benchmark consists of, and how their outcomes become a score.
 
-Decides: every trial of the published evaluation scripts, enumerated instead of drawn at random, and the averaging.
-Refuses to know: the simulator, the policy. Facts are those of github.com/simpler-env/SimplerEnv, folder `scripts`, and
-of `tools/calc_metrics_evaluation_videos.py` beside it.
+Every trial of the published evaluation scripts, enumerated instead of drawn at random, and the averaging. Facts are
+those of github.com/simpler-env/SimplerEnv, folder `scripts`, and of `tools/calc_metrics_evaluation_videos.py` there.
 
     robot         mode        task: parts x variants x episodes
     google_robot  matching    pick_coke_can 3 poses of the can x 4 robot colours x 25 positions, move_near 4 colours x
@@ -16,7 +15,7 @@ of `tools/calc_metrics_evaluation_videos.py` beside it.
                               paraphrases are not public either
 
 A score is the mean over parts and variants of the mean within each. The same layouts come in every variant and robot
-colour, so that its interval is that of fewer trials (`intervals.py`).
+colour, so that its interval is that of fewer trials (`statistics/intervals.py`).
 """
 
 from collections import Counter
@@ -37,6 +36,7 @@ COLOURS = (
 CAN_POSES = {"horizontal": "lr_switch", "standing": "upright", "vertical": "laid_vertically"}
 DRAWERS = ("top", "middle", "bottom")
 TABLE = "google_pick_coke_can_1_v4"
+PICK_CAN = "GraspSingleOpenedCokeCanInScene-v0"
 # Photograph, x and y of the robot (metres), its turn about z (radians).
 DRAWER_PLACES = (
     ("a0", 0.644, -0.179, -0.03),
@@ -74,7 +74,7 @@ class Trial:
         robot: the simulator's name of the robot; `place` its x, y (metres) and turn about z (radians).
         start: `obj_init_options` of the reset.
         overlay: the photograph behind the scene, by its file's name, or `None`.
-        turn: the how manieth of its task and part it is: which paraphrase, modulo their number.
+        turn: its index among the trials of its task and part; modulo their number, the paraphrase it is told.
     """
 
     mode: str
@@ -133,7 +133,9 @@ def _google_matching() -> Iterator[Trial]:
         look = {"urdf_version": colour}
         name = f"robot {colour or 'as it is'}"
         yield from _pick(name, TABLE, look, overlay="google_coke_can_real_eval_1.png")
-        yield from _move("MoveNearGoogleBakedTexInScene-v0", name, TABLE, look, "google_move_near_real_eval_1.png")
+        yield from _move(
+            "MoveNearGoogleBakedTexInScene-v0", name, TABLE, look, overlay="google_move_near_real_eval_1.png"
+        )
         build = {"station_name": "mk_station_recolor", "light_mode": "simple", "disable_bad_material": True, **look}
         for photograph, *place in DRAWER_PLACES:
             yield from _drawers(name, "dummy_drawer", build, place, f"open_drawer_{photograph}.png")
@@ -161,7 +163,7 @@ def _widowx_matching() -> Iterator[Trial]:
 
 def _variant_trials() -> Iterator[Trial]:
     """Variant aggregation; camera poses last and not counted."""
-    can, moved = "GraspSingleOpenedCokeCanInScene-v0", "MoveNearGoogleInScene-v0"
+    moved = "MoveNearGoogleInScene-v0"
     crowded = "GraspSingleOpenedCokeCanDistractorInScene-v0"
     scenes = {"base": TABLE}
     scenes |= {f"background {n}": f"{TABLE}_alt_background{s}" for n, s in ((1, ""), (2, "_2"))}
@@ -178,7 +180,7 @@ def _variant_trials() -> Iterator[Trial]:
     yield from _drawer_variants()
     for number, suffix in ((1, ""), (2, "2")):
         name = f"camera {number}"
-        alternative = can.replace("InScene", f"AltGoogleCamera{suffix}InScene")
+        alternative = PICK_CAN.replace("InScene", f"AltGoogleCamera{suffix}InScene")
         yield from _pick(name, TABLE, {}, environment=alternative, counted=False)
         alternative = moved.replace("GoogleInScene", f"AltGoogleCamera{suffix}InScene")
         yield from _move(alternative, name, TABLE, {}, counted=False)
@@ -201,119 +203,57 @@ def _drawer_variants() -> Iterator[Trial]:
                 yield from _drawers(name, scene, build, (x, y, 0.0), None)
 
 
+def _google_trial(task: str, environment: str, steps: int, place: Sequence[float], **others: Any) -> Trial:
+    x, y, angle = place
+    robot = "google_robot_static"
+    named = {"mode": "", "task": task, "environment": environment, "steps": steps, "robot": robot, **others}
+    return Trial(place=(x, y, angle), **named)
+
+
 def _pick(
-    variant: str,
-    scene: str,
-    build: dict[str, Any],
-    overlay: str | None = None,
-    environment: str = "GraspSingleOpenedCokeCanInScene-v0",
-    counted: bool = True,
+    variant: str, scene: str, build: dict[str, Any], environment: str = PICK_CAN, **others: Any
 ) -> Iterator[Trial]:
     """3 poses of the can on a grid of 5 x 5 positions."""
     for pose, option in CAN_POSES.items():
+        shown = {"part": pose, "variant": variant, "scene": scene, "build": {option: True, **build}, **others}
         for x in range(5):
             for y in range(5):
-                position = (round(-0.35 + x * 0.23 / 4, 6), round(-0.02 + y * 0.44 / 4, 6))
-                yield Trial(
-                    mode="",
-                    task="pick_coke_can",
-                    part=pose,
-                    variant=variant,
-                    environment=environment,
-                    scene=scene,
-                    robot="google_robot_static",
-                    place=(0.35, 0.20, 0.0),
-                    start={"init_xy": position},
-                    steps=80,
-                    build={option: True, **build},
-                    overlay=overlay,
-                    counted=counted,
-                )
+                start = {"init_xy": (round(-0.35 + x * 0.23 / 4, 6), round(-0.02 + y * 0.44 / 4, 6))}
+                yield _google_trial("pick_coke_can", environment, 80, (0.35, 0.20, 0.0), start=start, **shown)
 
 
-def _move(
-    environment: str, variant: str, scene: str, build: dict[str, Any], overlay: str | None = None, counted: bool = True
-) -> Iterator[Trial]:
+def _move(environment: str, variant: str, scene: str, build: dict[str, Any], **others: Any) -> Iterator[Trial]:
     """60 episodes: 5 triplets of objects x 6 pairs among them x 2 arrangements."""
+    shown = {"part": "", "variant": variant, "scene": scene, "build": build, **others}
     for episode in range(60):
-        yield Trial(
-            mode="",
-            task="move_near",
-            part="",
-            variant=variant,
-            environment=environment,
-            scene=scene,
-            robot="google_robot_static",
-            place=(0.35, 0.21, -0.09),
-            start={"episode_id": episode},
-            steps=80,
-            build=build,
-            overlay=overlay,
-            counted=counted,
-        )
+        start = {"episode_id": episode}
+        yield _google_trial("move_near", environment, 80, (0.35, 0.21, -0.09), start=start, **shown)
 
 
 def _drawers(
     variant: str, scene: str, build: dict[str, Any], place: Sequence[float], overlay: str | None
 ) -> Iterator[Trial]:
     """Open and close each of three drawers, ray traced."""
-    x, y, angle = place
+    shown = {"variant": variant, "scene": scene, "build": {"shader_dir": "rt", **build}, "overlay": overlay}
     for verb in ("open", "close"):
         for drawer in DRAWERS:
-            yield Trial(
-                mode="",
-                task=f"{verb}_drawer",
-                part=drawer,
-                variant=variant,
-                environment=f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0",
-                scene=scene,
-                robot="google_robot_static",
-                place=(x, y, angle),
-                start={"init_xy": (0.0, 0.0)},
-                steps=113,
-                build={"shader_dir": "rt", **build},
-                overlay=overlay,
-            )
+            environment = f"{verb.title()}{drawer.title()}DrawerCustomInScene-v0"
+            start = {"init_xy": (0.0, 0.0)}
+            yield _google_trial(f"{verb}_drawer", environment, 113, place, part=drawer, start=start, **shown)
 
 
 def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
     """At most `episodes` trials of every task, part and variant; all of them for `None`."""
     if episodes is not None and episodes < 1:
         raise ValueError(f"got {episodes} episodes, expected at least 1")
-    taken: dict[tuple[str, ...], int] = {}
+    taken: Counter[tuple[str, ...]] = Counter()
     chosen = []
     for trial in trials:
         group = (trial.mode, trial.task, trial.part, trial.variant)
-        taken[group] = taken.get(group, 0) + 1
+        taken[group] += 1
         if episodes is None or taken[group] <= episodes:
             chosen.append(trial)
     return chosen
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """A task in a mode.
-
-    Attributes:
-        score: the mean over parts and variants of the share of successes within each; `None` without a judged trial.
-        successes, n: over all judged trials.
-        interval: the score's, at 95 %; it knows that trials of one layout are no strangers.
-        malformed: failures in which the policy wrote no action; they are among the n.
-        crashed: trials the simulator did not finish, twice; they are not among the n.
-        expected: trials of the full protocol.
-        variants: share of successes and number of judged trials of each variant, the ones not counted included.
-    """
-
-    mode: str
-    task: str
-    score: float | None
-    successes: int
-    n: int
-    interval: tuple[float, float] | None
-    malformed: int
-    crashed: int
-    expected: int
-    variants: dict[str, tuple[float, int]]
 
 
 def scored_trial(entry: dict[str, Any]) -> Scored:
@@ -322,23 +262,36 @@ def scored_trial(entry: dict[str, Any]) -> Scored:
     return Scored(f"{task}/{part}/{robot}/{start}", f"{task}/{part}/{variant}", float(entry["outcome"] == "success"))
 
 
-def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> TaskScore:
-    """Outcomes are dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler/runs.py` writes them."""
+def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> dict[str, Any]:
+    """The score of a task in a mode.
+
+    Args:
+        outcomes: dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler/runs.py` writes them.
+        expected: trials of the full protocol.
+
+    Returns:
+        `value`: the mean over parts and variants of the share of successes within each, `None` without a judged trial;
+        `interval`: its, at 95 %, which knows that trials of one layout are not independent;
+        `successes` and `n`: over all judged trials; `malformed` of them are failures without an action;
+        `crashed`: trials the simulator did not finish, twice; they are not among the n;
+        `variants`: share of successes and number of judged trials of each, the ones not counted included.
+    """
     judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
     counted = [entry for entry in judged if entry["counted"]]
     variants: dict[str, list[bool]] = {}
     for entry in judged:
         variants.setdefault(entry["variant"], []).append(entry["outcome"] == "success")
     found = clustered_share([scored_trial(entry) for entry in counted]) if counted else None
-    return TaskScore(
-        mode=mode,
-        task=task,
-        score=round(found.share, 6) if found else None,
-        successes=sum(entry["outcome"] == "success" for entry in counted),
-        n=len(counted),
-        interval=(round(found.interval[0], 4), round(found.interval[1], 4)) if found else None,
-        malformed=sum(entry["outcome"] == "malformed" for entry in counted),
-        crashed=sum(entry["outcome"] == "crashed" and entry["counted"] for entry in outcomes),
-        expected=expected,
-        variants={name: (round(sum(seen) / len(seen), 4), len(seen)) for name, seen in variants.items()},
-    )
+    return {
+        "metric": "success rate",
+        "value": round(found.share, 6) if found else None,
+        "mode": mode,
+        "task": task,
+        "successes": sum(entry["outcome"] == "success" for entry in counted),
+        "n": len(counted),
+        "interval": (round(found.interval[0], 4), round(found.interval[1], 4)) if found else None,
+        "malformed": sum(entry["outcome"] == "malformed" for entry in counted),
+        "crashed": sum(entry["outcome"] == "crashed" and entry["counted"] for entry in outcomes),
+        "expected": expected,
+        "variants": {name: (round(sum(seen) / len(seen), 4), len(seen)) for name, seen in variants.items()},
+    }

@@ -1,11 +1,4 @@
-"""The tabletop as an environment: a seed and a task in, pictures out, 7-D actions in, done or not.
-
-Decides: how a layout is set up, what an action does, what is drawn, what remains of a masked picture. Refuses to know:
-models, batches of episodes, scores.
-
-    action   float [7]: dx, dy, dz of the hand in metres per policy step, three rotations (the wrist is fixed: zero),
-             gripper 0..1 with 1 = open; held for ACTION_REPEAT simulator steps (as in `drawers/environment.py`)
-    image    uint8 [H, W, 3] from the variant's camera
+"""The tabletop as an environment: a seed and a task in, pictures out, 7-D actions (`simulation/actions.py`) in.
 
 An episode depends on task and seed alone; looks never touch physics.
 """
@@ -28,22 +21,31 @@ from gen_vla.evaluation.simulation.offscreen_camera import (
 
 import numpy as np
 
-from gen_vla.evaluation.drawers.environment import (
+from gen_vla.evaluation.simulation.actions import (
     ACTION_REPEAT,
     DRAWER_TRAVEL,
+    METRES_PER_SIMULATOR_STEP,
     from_simulator_action,
     to_simulator_action,
 )
 from gen_vla.evaluation.simulation.experts import Expert, ExpertView
-from gen_vla.evaluation.simulation.layouts import GOALS, TASKS, Layout, TableObject, Task, goal_of, sample_layout
+from gen_vla.evaluation.simulation.layouts import (
+    GOALS,
+    HELD_STEPS,
+    TASKS,
+    Layout,
+    SceneState,
+    Task,
+    goal_of,
+    is_done,
+    sample_layout,
+)
 from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors, ornaments
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, show_object
-from gen_vla.evaluation.simulation.success import HELD_STEPS, SceneState, is_done
 
 
 HAND_START = (0.0, 0.55, 0.25)
 HAND_LOW, HAND_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])  # metres, Meta-World's reach
-METRES_PER_MOVE = 0.01  # what a move of 1.0 shifts the hand's target in a simulator step
 HANDLE = np.array([0.0, -0.16, 0.0])  # metres from the drawer's origin
 PHYSICS_STEPS = 5  # of 2.5 ms per simulator step
 SETTLING_STEPS = 60  # simulator steps until hand and objects rest
@@ -68,24 +70,29 @@ class TabletopEnv:
         self.layout: Layout | None = None
 
     # Episodes.
-    def reset(self, task: Task, seed: int, variant: Variant = ORDINARY) -> str:
-        """The layout of `seed` -> the instruction of this task in it."""
+    def reset(self, task: Task, seed: int, variant: Variant = ORDINARY, masked: bool = False) -> str:
+        """The layout of `seed` -> the instruction of this task in it.
+
+        Args:
+            masked: pictures show only the robot, the cabinet and the two objects; everything else is black.
+        """
         if task not in TASKS:
             raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS)}")
         layout = sample_layout(seed)
-        self.arrange(layout, variant, seed)
+        self.arrange(layout, variant, seed, masked)
         self.goal = goal_of(task, seed)
         self.seed = seed
         return self.goal.instruction(layout)
 
-    def arrange(self, layout: Layout, variant: Variant = ORDINARY, seed: int = 0) -> None:
+    def arrange(self, layout: Layout, variant: Variant = ORDINARY, seed: int = 0, masked: bool = False) -> None:
         """Sets a scene up: things in place and at rest, the hand at its start."""
-        self.layout, self.variant = layout, variant
+        self.layout, self.variant, self.masked = layout, variant, masked
         mujoco.mj_resetData(self.model, self.data)
         self.model.body("drawer").pos = [*layout.drawer, 0.0]
-        for index, thing in enumerate(layout.objects):
+        for address, (index, thing) in zip(self._objects, enumerate(layout.objects), strict=True):
             show_object(self.model, index, thing.shape, thing.colour)
-            self._place(index, thing)
+            turn = [np.cos(thing.yaw / 2), 0.0, 0.0, np.sin(thing.yaw / 2)]
+            self.data.qpos[address : address + 7] = [thing.x, thing.y, GRASP_HEIGHT, *turn]
         for _ in range(SETTLING_STEPS):
             self.data.mocap_pos[0], self.data.mocap_quat[0] = HAND_START, (1.0, 0.0, 1.0, 0.0)
             self._advance(effort=-1.0)
@@ -96,10 +103,6 @@ class TabletopEnv:
         self.distractors = distractors(variant, layout, seed)
         self._starts, self._held = self._object_positions(), 0
 
-    def _place(self, index: int, thing: TableObject) -> None:
-        pose = [thing.x, thing.y, GRASP_HEIGHT, np.cos(thing.yaw / 2), 0.0, 0.0, np.sin(thing.yaw / 2)]
-        self.data.qpos[self._objects[index] : self._objects[index] + 7] = pose
-
     def step(self, action: np.ndarray) -> bool:
         """Carries `action`, float [7] in physical units, out -> whether the task is done.
 
@@ -108,7 +111,7 @@ class TabletopEnv:
         """
         held = to_simulator_action(action)
         for _ in range(ACTION_REPEAT):
-            target = self.data.mocap_pos[0] + METRES_PER_MOVE * held[:3]
+            target = self.data.mocap_pos[0] + METRES_PER_SIMULATOR_STEP * held[:3]
             self.data.mocap_pos[0] = np.clip(target, HAND_LOW, HAND_HIGH)
             self._advance(float(held[3]))
         mujoco.mj_forward(self.model, self.data)
@@ -142,20 +145,26 @@ class TabletopEnv:
         """The scripted expert at the present state, clipped: float32 [7]."""
         return from_simulator_action(self._expert.action(self.goal, self.view()))
 
-    def blind_expert_action(self) -> np.ndarray:
-        """The expert that cannot see where along x anything is: float32 [7]."""
-        return from_simulator_action(self._expert.action(self.goal, self.view().without_x()))
+    def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Three experts' actions, float32 [7] each.
 
-    def deaf_expert_action(self) -> np.ndarray:
-        """The expert that does one of the six things this scene offers, whatever it was told: float32 [7]."""
-        guess = GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
-        return from_simulator_action(self._expert.action(guess, self.view()))
+        The expert, the blind one that cannot see where along x anything is, and the deaf one that does one of the six
+        things this scene offers, whatever it was told.
+        """
+        view, guess = self.view(), GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
+        asked = ((self.goal, view), (self.goal, view.without_x()), (guess, view))
+        expert, blind, deaf = (from_simulator_action(self._expert.action(goal, seen)) for goal, seen in asked)
+        return expert, blind, deaf
 
     # Pictures.
     def render(self, size: int | None = None) -> np.ndarray:
         """uint8 [H, W, 3] of the present moment, `image_size` pixels a side unless told."""
-        shapes = [*ornaments(self.distractors), *self._shadows()]
-        return self._camera().picture(self.model, self.data, self.variant.camera, size or self.image_size, shapes)
+        shapes, size = [*ornaments(self.distractors), *self._shadows()], size or self.image_size
+        picture = self._camera().picture(self.model, self.data, self.variant.camera, size, shapes)
+        if not self.masked:
+            return picture
+        kept = np.logical_or.reduce(list(self.segmentation(size).values()))
+        return np.where(kept[..., None], picture, 0).astype(np.uint8)
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
         """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background."""
@@ -167,11 +176,6 @@ class TabletopEnv:
         for index in range(2):
             masks[f"object{index}"] = bodies == self.model.body(f"object{index}").id
         return masks
-
-    def render_masked(self, size: int | None = None) -> np.ndarray:
-        """`render` with everything black but the robot, the cabinet and the two objects."""
-        kept = np.logical_or.reduce(list(self.segmentation(size).values()))
-        return np.where(kept[..., None], self.render(size), 0).astype(np.uint8)
 
     def _shadows(self) -> list[Ornament]:
         """Dark patches under what stands or hangs over the table: real shadows would triple the time of a picture."""

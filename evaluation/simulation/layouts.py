@@ -1,7 +1,4 @@
-"""What stands where in a tabletop scene, and what the robot is told to do there.
-
-Decides: tasks, instructions, which objects exist, how a seed becomes a layout, which seeds train and which judge.
-Refuses to know: the simulator, looks other than the objects' own, what counts as done (`simulation/success.py`).
+"""Tasks of the tabletop: what stands where, what the robot is told to do, and when it is done.
 
 Every scene holds a half-open drawer and two objects, so all four tasks start from the same pictures and six
 instructions fit each of them: only the words tell what to do.
@@ -10,6 +7,9 @@ instructions fit each of them: only the words tell what to do.
     move_near      "move the red can near the blue mug"
     open_drawer    "open the drawer"
     close_drawer   "close the drawer"
+
+A task counts as done when it has been so at the ends of HELD_STEPS policy steps in a row, so that a thing that flies
+past does not count.
 """
 
 import hashlib
@@ -44,6 +44,16 @@ OPEN_FRACTION = (0.35, 0.65)
 OBJECT_X, OBJECT_Y = (-0.29, 0.29), (0.49, 0.76)
 DRAWER_CLEARANCE = 0.2  # between a drawer's x and an object's: the drawer and the hand that moves it sweep this ground
 LEAST_DISTANCE = 0.2  # between the objects: "near" has to be earned
+
+# When a task is done.
+HELD_STEPS = 2  # policy steps in a row
+OPEN, SHUT = 0.9, 0.05  # of the drawer's way
+LIFTED = 0.05  # metres above where it stood
+IN_HAND = 0.06  # metres from the fingertips
+LEFT_ALONE = 0.04  # metres: the object that was not named first may have moved this much
+NEAR = 0.13  # metres between the middles of two objects
+MOVED = 0.05  # metres: the least way of an object that was to be moved
+SET_DOWN = 0.015  # metres above where it stood
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,33 @@ def goal_of(task: Task, seed: int) -> Goal:
     return Goal(task, sample_layout(seed).source if task in ("pick_object", "move_near") else 0)
 
 
+@dataclass(frozen=True)
+class SceneState:
+    """A moment: open fraction 0..1; objects and where they started float [2, 3], fingertips [3], metres."""
+
+    opening: float
+    objects: np.ndarray
+    starts: np.ndarray
+    fingertips: np.ndarray
+
+
+def is_done(goal: Goal, state: SceneState) -> bool:
+    """Whether this moment is what the goal asks for."""
+    if goal.task == "open_drawer":
+        return state.opening >= OPEN
+    if goal.task == "close_drawer":
+        return state.opening <= SHUT
+    source, other = goal.source, 1 - goal.source
+    moved = np.linalg.norm(state.objects - state.starts, axis=1)
+    risen = state.objects[source, 2] - state.starts[source, 2]
+    if moved[other] > LEFT_ALONE:
+        return False
+    if goal.task == "pick_object":
+        return bool(risen >= LIFTED and np.linalg.norm(state.fingertips - state.objects[source]) <= IN_HAND)
+    apart = np.linalg.norm(state.objects[source, :2] - state.objects[other, :2])
+    return bool(apart <= NEAR and moved[source] >= MOVED and risen <= SET_DOWN)
+
+
 def layout_digests(seeds: Iterable[int]) -> set[str]:
     """`Layout.digest` of every seed."""
     return {sample_layout(seed).digest() for seed in seeds}
@@ -149,9 +186,9 @@ def layout_digests(seeds: Iterable[int]) -> set[str]:
 def check_unseen(seeds: Iterable[int], trained: Iterable[str]) -> None:
     """Raises `ValueError` unless all seeds are for evaluation and none has a layout whose digest is in `trained`."""
     seeds = list(seeds)
-    strangers = [seed for seed in seeds if seed not in EVALUATION_SEEDS]
-    if strangers or not seeds:
-        raise ValueError(f"got seeds {strangers[:5]}, expected at least one and all in {EVALUATION_SEEDS}")
+    others = [seed for seed in seeds if seed not in EVALUATION_SEEDS]
+    if others or not seeds:
+        raise ValueError(f"got seeds {others[:5]}, expected at least one and all in {EVALUATION_SEEDS}")
     shared = layout_digests(seeds) & set(trained)
     if shared:
         raise ValueError(

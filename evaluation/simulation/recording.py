@@ -1,25 +1,17 @@
 """Record tabletop demonstrations, and questions about tabletop scenes for co-training.
 
-Decides: what an episode is recorded from, how scenes for questions are drawn, that answers are balanced. Refuses to
-know: what is asked (`questions.py`), how rows are kept (`simulated_rows.py`), models, prompts, normalisation.
-
-    python -m gen_vla.evaluation.simulation.recording demonstrations outputs/tabletop --episodes-per-task 200
-    python -m gen_vla.evaluation.simulation.recording questions outputs/tabletop-questions --count 4000
-    python -m gen_vla.evaluation.simulation.recording questions outputs/tabletop-held-out --count 400 --seed 1000000
-
-    demonstrations  image, instruction, action float32 [7] (see `gen_vla.evaluation.simulation.environment`), task,
-                    episode_index, frame_index, seed
+    demonstrations  image, instruction, action float32 [7] (`simulation/actions.py`), task, episode_index, frame_index,
+                    seed
     questions       image, question, answer (one word), kind, seed
 
-An episode and a question depend on their own seed alone, so any number of workers records the same bytes. Pictures
-have the ordinary looks: the variants are for evaluation. `recording.json` lists the digests of all layouts shown in
-demonstrations, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses to judge.
+Pictures have the ordinary looks: the variants are for evaluation. `recording.json` lists the digests of all layouts
+shown in demonstrations, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses to judge. What is asked is in
+`simulation/questions.py`, how rows are written in `simulation/simulated_rows.py`.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -32,38 +24,23 @@ from gen_vla.evaluation.simulation.environment import TabletopEnv
 
 import numpy as np
 
-from gen_vla.evaluation.drawers.environment import DRAWER_TRAVEL
+from gen_vla.evaluation.simulation import simulated_rows
+from gen_vla.evaluation.simulation.actions import DRAWER_TRAVEL
 from gen_vla.evaluation.simulation.layouts import (
     COLOURS,
-    EVALUATION_SEEDS,
     GOALS,
     MAX_STEPS,
     SHAPES,
     TASKS,
-    TRAIN_SEEDS,
     Layout,
     Task,
     draw_layout,
     layout_digests,
 )
 from gen_vla.evaluation.simulation.looks import CAMERA
-from gen_vla.evaluation.simulation.questions import KINDS, SceneFacts
-from gen_vla.evaluation.simulation.recording_options import record_and_print, recording_parser
+from gen_vla.evaluation.simulation.questions import KINDS, SceneFacts, wanted_answer
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT
-from gen_vla.evaluation.simulation.simulated_rows import (
-    QuestionJob,
-    Rows,
-    Workers,
-    check_seed,
-    claim_folder,
-    collect_episodes,
-    demonstrate,
-    demonstration_features,
-    frames_of,
-    png,
-    record_scene_questions,
-    save_rows,
-)
+from gen_vla.evaluation.simulation.simulated_rows import DemonstrationJob, QuestionJob, Rows, as_image, demonstrate
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
 
 
@@ -72,29 +49,17 @@ LEAST_SHARE = 0.0008  # of the picture: about ten pixels of an object or the han
 MOST_MOVES = 10  # policy steps of an expert before a question's picture: the robot is anywhere in its work
 
 
-@dataclass(frozen=True)
-class EpisodeJob:
-    """Everything one demonstration depends on."""
-
-    task: Task
-    seed: int
-    image_size: int
-    noise: bool
-    paraphrase: bool
-
-
 @lru_cache(maxsize=2)
 def _environment(image_size: int) -> TabletopEnv:
     return TabletopEnv(image_size)
 
 
-def record_episode(job: EpisodeJob) -> Rows | None:
+def record_episode(job: DemonstrationJob) -> Rows | None:
     """One demonstration as rows, or None when the disturbed expert did not finish in time."""
-    env = _environment(job.image_size)
-    instruction = env.reset(job.task, job.seed)
+    env, task = _environment(job.image_size), cast(Task, job.task)
+    instruction = env.reset(task, job.seed)
     wordings = [instruction, *(paraphrases(instruction) if job.paraphrase else ())]
-    rows = demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, MAX_STEPS[job.task])
-    return rows and [{**row, "task": job.task, "seed": job.seed} for row in rows]
+    return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, MAX_STEPS[task])
 
 
 def record_demonstrations(
@@ -110,33 +75,19 @@ def record_demonstrations(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Record `episodes_per_task` successful episodes of every task -> the metadata written beside them.
-
-    Candidates are tried in the order of their seeds and the first that succeed are kept.
-    """
-    output = claim_folder(output_dir, overwrite)
-    if episodes_per_task < 1:
-        raise ValueError(f"got episodes_per_task {episodes_per_task}, expected at least 1")
-    began = time.perf_counter()
-
-    def make_job(task: str, number: int) -> EpisodeJob:
-        check_seed(seed + number, TRAIN_SEEDS)
-        return EpisodeJob(cast(Task, task), seed + number, image_size, noise, paraphrase)
-
-    with Workers(workers) as pool:
-        kept, tried = collect_episodes(pool, record_episode, make_job, tasks, episodes_per_task, progress)
-    frames = frames_of(kept)
-    seeds = sorted({row["seed"] for row in frames})
-    metadata = {
-        "content": "tabletop demonstrations",
-        "frames": len(frames),
-        "episodes": {task: len(kept[task]) for task in tasks},
-        "candidates": tried,
-        "seeds": [seeds[0], seeds[-1]],
-        "first_job": asdict(EpisodeJob(tasks[0], seed, image_size, noise, paraphrase)),
-        "layouts": sorted(layout_digests(seeds)),
-    }
-    return save_rows(output, frames, demonstration_features(), metadata, began)
+    """`simulated_rows.record_demonstrations` of the tabletop."""
+    return simulated_rows.record_demonstrations(
+        output_dir,
+        record_episode,
+        DemonstrationJob(tasks[0], seed, image_size, noise, paraphrase),
+        "tabletop demonstrations",
+        tasks,
+        episodes_per_task,
+        workers=workers,
+        overwrite=overwrite,
+        progress=progress,
+        describe=lambda seeds: {"layouts": sorted(layout_digests(seeds))},
+    )
 
 
 def scene_facts(layout: Layout, rng: np.random.Generator) -> SceneFacts:
@@ -154,17 +105,14 @@ def scene_facts(layout: Layout, rng: np.random.Generator) -> SceneFacts:
 
 def record_question(job: QuestionJob) -> dict[str, Any]:
     """One picture with one question whose answer the picture shows: scenes are drawn until kind and answer fit."""
-    name = list(KINDS)[job.seed % len(KINDS)]
-    kind = KINDS[name]
-    wanted = kind.answers[job.seed // len(KINDS) % len(kind.answers)]
+    name, wanted = wanted_answer(KINDS, job.seed)
     env, rng = _environment(job.image_size), np.random.default_rng([job.seed, 7])
     while True:
         facts = scene_facts(_any_opening(draw_layout(rng), rng), rng)
-        if kind.answer(facts) == wanted and _pose_and_see(env, facts.layout, rng):
+        if KINDS[name].answer(facts) == wanted and _pose_and_see(env, facts.layout, rng):
             break
-    question = str(rng.choice(kind.wordings)).format(**facts.names)
-    image = {"bytes": png(env.render()), "path": None}
-    return {"image": image, "question": question, "answer": wanted, "kind": name, "seed": job.seed}
+    question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
+    return {"image": as_image(env.render()), "question": question, "answer": wanted, "kind": name, "seed": job.seed}
 
 
 def _any_opening(layout: Layout, rng: np.random.Generator) -> Layout:
@@ -179,9 +127,7 @@ def _pose_and_see(env: TabletopEnv, layout: Layout, rng: np.random.Generator) ->
     for _ in range(rng.integers(MOST_MOVES + 1)):
         env.step(env.expert_action())
     state = env.state()
-    if (
-        np.abs(state.objects - state.starts).max() > 0.01
-    ):  # it has been taken or pushed: no longer what the layout says
+    if np.abs(state.objects - state.starts).max() > 0.01:  # taken or pushed: no longer what the layout says
         return False
     masks = env.segmentation(112)
     return all(masks[name].mean() >= LEAST_SHARE for name in ("object0", "object1", "handle"))
@@ -197,30 +143,8 @@ def record_questions(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Record `count` pictures with a question each -> metadata with the majority baseline of every kind.
-
-    Seeds `seed .. seed + count - 1` lie wholly in TRAIN_SEEDS or wholly in EVALUATION_SEEDS (the held-out split).
-    """
-    return record_scene_questions(
-        output_dir,
-        record_question,
-        "tabletop questions",
-        range(seed, seed + count),
-        {"train": TRAIN_SEEDS, "evaluation": EVALUATION_SEEDS},
-        workers=workers,
-        image_size=image_size,
-        overwrite=overwrite,
-        progress=progress,
+    """`simulated_rows.record_questions` about tabletop scenes."""
+    options = {"image_size": image_size, "overwrite": overwrite, "progress": progress}
+    return simulated_rows.record_questions(
+        output_dir, record_question, "tabletop questions", count, seed, workers, **options
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Records one data set and prints its metadata."""
-    parser = recording_parser(
-        "Record tabletop demonstrations or questions about its scenes.", episodes=200, image_size=112
-    )
-    return record_and_print(parser.parse_args(arguments), record_demonstrations, record_questions)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

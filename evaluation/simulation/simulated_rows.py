@@ -1,12 +1,10 @@
-"""What all recorders of simulated data share: processes, disturbed experts, rows on disk.
-
-Decides: how an expert is disturbed, which episodes are kept, the columns of both kinds of data sets, how a finished
-one is told from a torn one. Refuses to know: environments, tasks, what is asked.
+"""What all recorders of simulated data share: worker processes, disturbed experts, rows on disk.
 
     demonstrations  image, instruction, action float32 [7], task, episode_index, frame_index, seed
     questions       image, question, answer, kind, seed
 
-A finished folder holds METADATA_FILE.
+An episode and a question depend on their own seed alone, so any number of workers records the same bytes. A finished
+folder holds METADATA_FILE.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,7 +26,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gen_vla.evaluation.drawers.environment import MAX_MOVE
+from gen_vla.evaluation.simulation.actions import MAX_MOVE
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TRAIN_SEEDS
 
 
 Job = TypeVar("Job")
@@ -39,13 +38,17 @@ METADATA_FILE = "recording.json"
 # Stronger noise no longer lets an expert open a drawer; weaker noise leaves a policy helpless off the expert's path.
 GAUSSIAN_NOISE = (0.0, 0.3, 0.6)  # standard deviation, in units of the largest move
 RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move instead of the expert's
+DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "task": "string"}
+DEMONSTRATION_COLUMNS |= dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")
+QUESTION_COLUMNS = {"image": "image", "question": "string", "answer": "string", "kind": "string", "seed": "int64"}
 MAX_START_MOVES = 5  # random policy steps before recording starts, in half of the episodes
 
 
-def png(image: np.ndarray) -> bytes:
+def as_image(picture: np.ndarray) -> dict[str, Any]:
+    """uint8 [H, W, 3] as a data set's image column holds it: a PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 class Demonstrable(Protocol):
@@ -73,8 +76,8 @@ def demonstrate(
     rows: Rows = []
     for frame in range(max_steps):
         action = env.expert_action()
-        row = {"image": {"bytes": png(env.render()), "path": None}, "instruction": instruction, "action": action}
-        rows.append({**row, "frame_index": frame})
+        row = {"image": as_image(env.render()), "instruction": instruction, "action": action, "frame_index": frame}
+        rows.append(row)
         if env.step(disturb(action, deviation, holds, rng)):
             return rows
     return None
@@ -96,92 +99,127 @@ def disturb(action: np.ndarray, deviation: float, holds: float, rng: np.random.G
     return disturbed
 
 
-def collect_episodes(
-    pool: Workers,
-    record: Callable[[Job], Rows | None],
-    make_job: Callable[[str, int], Job],
+@dataclass(frozen=True)
+class DemonstrationJob:
+    """Everything one demonstration depends on."""
+
+    task: str
+    seed: int
+    image_size: int
+    noise: bool
+    paraphrase: bool
+
+
+def record_demonstrations(
+    output_dir: str | Path,
+    record: Callable[[Any], Rows | None],
+    first: DemonstrationJob,
+    content: str,
     tasks: Sequence[str],
     episodes_per_task: int,
-    progress: bool,
-) -> tuple[dict[str, list[Rows]], dict[str, int]]:
-    """The first `episodes_per_task` successes of every task, and how many candidates that took.
+    *,
+    workers: int,
+    overwrite: bool = False,
+    progress: bool = True,
+    describe: Callable[[list[int]], dict[str, Any]] = lambda seeds: {},
+) -> dict[str, Any]:
+    """Records `episodes_per_task` successful episodes of every task -> the metadata written beside them.
+
+    Candidates are tried in the order of their seeds and the first that succeed are kept.
 
     Args:
-        record: the rows of a job's episode, or None for one that failed.
-        make_job: the candidate of a task with a number, counted over all tasks.
+        record: the rows of a job's episode, or None for one that failed; a function of a module, so that processes
+            can call it.
+        first: the first candidate; others differ in task and seed.
+        content: what the metadata calls the data set.
+        describe: more metadata, from the seeds that were kept.
     """
+    output = _claim_folder(output_dir, overwrite)
+    if episodes_per_task < 1:
+        raise ValueError(f"got episodes_per_task {episodes_per_task}, expected at least 1")
+    began = time.perf_counter()
     kept: dict[str, list[Rows]] = {task: [] for task in tasks}
     tried = dict.fromkeys(tasks, 0)
-    with tqdm(total=episodes_per_task * len(tasks), unit="episode", disable=not progress) as bar:
+    total = episodes_per_task * len(tasks)
+    with Workers(workers) as pool, tqdm(total=total, unit="episode", disable=not progress) as bar:
         while any(len(episodes) < episodes_per_task for episodes in kept.values()):
             jobs = []
             for offset, task in enumerate(tasks):
                 for _ in range(episodes_per_task - len(kept[task])):
-                    jobs.append((task, make_job(task, tried[task] * len(tasks) + offset)))
+                    seed = _checked_seed(first.seed + tried[task] * len(tasks) + offset, TRAIN_SEEDS)
+                    jobs.append(replace(first, task=task, seed=seed))
                     tried[task] += 1
-            for (task, _), rows in zip(jobs, pool.map(record, [job for _, job in jobs]), strict=True):
+            for job, rows in zip(jobs, pool.map(record, jobs), strict=True):
                 if rows is not None:
-                    kept[task].append(rows)
+                    kept[job.task].append([{**row, "task": job.task, "seed": job.seed} for row in rows])
                     bar.update()
-    return kept, tried
+    episodes = [rows for of_task in kept.values() for rows in of_task]
+    frames = [{**row, "episode_index": index} for index, rows in enumerate(episodes) for row in rows]
+    seeds = sorted({row["seed"] for row in frames})
+    metadata = {
+        "content": content,
+        "frames": len(frames),
+        "episodes": {task: len(kept[task]) for task in tasks},
+        "candidates": tried,
+        "seeds": [seeds[0], seeds[-1]],
+        "first_job": asdict(first),
+        **describe(seeds),
+    }
+    return _save_rows(output, frames, DEMONSTRATION_COLUMNS, metadata, began)
 
 
 @dataclass(frozen=True)
 class QuestionJob:
-    """Everything one question depends on; consecutive seeds take turns over kinds and answers, so both balance."""
+    """Everything one question depends on."""
 
     seed: int
     image_size: int
 
 
-def record_scene_questions(
+def record_questions(
     output_dir: str | Path,
     record: Callable[[QuestionJob], dict[str, Any]],
     content: str,
-    seeds: range,
-    splits: dict[str, range],
-    *,
+    count: int,
+    seed: int,
     workers: int,
+    *,
     image_size: int,
-    overwrite: bool,
-    progress: bool,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Records a picture with a question for every seed -> metadata with the majority baseline of every kind.
+    """Records `count` pictures with a question each -> metadata with the majority baseline of every kind.
+
+    Seeds `seed .. seed + count - 1` lie wholly in TRAIN_SEEDS or wholly in EVALUATION_SEEDS (the held-out split).
 
     Args:
         record: a simulator's; a function of a module, so that processes can call it.
         content: what the metadata calls the data set.
-        splits: the seeds of each split by its name; all of `seeds` must lie in one.
     """
-    output = claim_folder(output_dir, overwrite)
-    if not seeds:
-        raise ValueError(f"got count {len(seeds)}, expected at least 1")
+    output = _claim_folder(output_dir, overwrite)
+    if count < 1:
+        raise ValueError(f"got count {count}, expected at least 1")
     began = time.perf_counter()
-    split = "evaluation" if seeds[0] in splits["evaluation"] else "train"
-    for seed in (seeds[0], seeds[-1]):
-        check_seed(seed, splits[split])
-    jobs = [QuestionJob(seed, image_size) for seed in seeds]
+    seeds = [seed, seed + count - 1]
+    split, allowed = ("evaluation", EVALUATION_SEEDS) if seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
+    for bound in seeds:
+        _checked_seed(bound, allowed)
+    jobs = [QuestionJob(number, image_size) for number in range(seed, seed + count)]
     with Workers(workers) as pool:
-        rows = list(tqdm(pool.map(record, jobs), total=len(jobs), unit="question", disable=not progress))
+        rows = list(tqdm(pool.map(record, jobs), total=count, unit="question", disable=not progress))
     metadata = {
         "content": content,
         "split": split,
-        "questions": len(seeds),
-        "seeds": [seeds[0], seeds[-1]],
+        "questions": count,
+        "seeds": seeds,
         "image_size": image_size,
         "majority_baseline": majority_baseline(rows),
     }
-    return save_rows(output, rows, question_features(), metadata, began)
-
-
-def frames_of(kept: dict[str, list[Rows]]) -> Rows:
-    """All rows of all episodes, numbered."""
-    episodes = [rows for of_task in kept.values() for rows in of_task]
-    return [{**row, "episode_index": index} for index, rows in enumerate(episodes) for row in rows]
+    return _save_rows(output, rows, QUESTION_COLUMNS, metadata, began)
 
 
 def majority_baseline(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Per kind, how often the most frequent answer is right: what a model without eyes can reach."""
+    """Per kind of question, the share of its most frequent answer: what a model without eyes can reach."""
     answers: dict[str, Counter[str]] = {}
     for row in rows:
         answers.setdefault(row["kind"], Counter())[row["answer"]] += 1
@@ -207,12 +245,13 @@ class Workers:
         return map(function, jobs) if self._pool is None else self._pool.map(function, jobs, chunksize=4)
 
 
-def check_seed(seed: int, allowed: range) -> None:
+def _checked_seed(seed: int, allowed: range) -> int:
     if seed not in allowed:
         raise ValueError(f"got seed {seed}, expected one in {allowed}: training and evaluation never share a layout")
+    return seed
 
 
-def claim_folder(output_dir: str | Path, overwrite: bool) -> Path:
+def _claim_folder(output_dir: str | Path, overwrite: bool) -> Path:
     output = Path(output_dir)
     if (output / METADATA_FILE).exists() and not overwrite:
         raise FileExistsError(f"got a finished data set in {output}, expected none; pass overwrite=True to replace it")
@@ -221,35 +260,19 @@ def claim_folder(output_dir: str | Path, overwrite: bool) -> Path:
     return output
 
 
-def demonstration_features() -> dict[str, Any]:
-    from datasets import Image as ImageFeature
-    from datasets import List, Value
-
-    text, number = Value("string"), Value("int64")
-    columns = {"image": ImageFeature(), "instruction": text, "action": List(Value("float32"), length=7)}
-    return {**columns, "task": text, "episode_index": number, "frame_index": number, "seed": number}
-
-
-def question_features() -> dict[str, Any]:
-    from datasets import Image as ImageFeature
-    from datasets import Value
-
-    text = Value("string")
-    return {"image": ImageFeature(), "question": text, "answer": text, "kind": text, "seed": Value("int64")}
-
-
-def save_rows(
-    output: Path, rows: list[dict[str, Any]], features: dict[str, Any], metadata: dict, began: float
-) -> dict:
+def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict[str, Any], began: float) -> dict:
     """Write beside, then rename: a folder with METADATA_FILE in it is always complete."""
     # here, so that recording workers start a second sooner
-    from datasets import Dataset, Features
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
 
     from gen_vla.training.provenance.origin import provenance, with_provenance
 
+    kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7)}
+    features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    data = {name: [row[name] for row in rows] for name in features}
-    Dataset.from_dict(data, features=Features(features)).save_to_disk(str(unfinished))
+    data = {name: [row[name] for row in rows] for name in columns}
+    Dataset.from_dict(data, features=features).save_to_disk(str(unfinished))
     metadata = with_provenance({**metadata, "seconds": round(time.perf_counter() - began, 1)}, provenance())
     (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     if output.exists():

@@ -1,15 +1,11 @@
-"""Intervals of measured shares, and of the difference between two.
+"""95 % intervals of success rates, and of the difference between two.
 
-Decides: the formulas. Refuses to know: what was counted. It imports no simulator: the environment of one lacks the
-packages of another.
+Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike, so they say less
+than as many layouts would. `clustered_share` estimates how many independent trials they are worth, and takes Wilson's
+interval of that many. scipy's `binomtest` has the interval for whole numbers of trials only; the worth is not one.
 
-Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike, so that they tell
-less than as many layouts would. `clustered_share` estimates how many independent trials they are worth, and takes
-Wilson's interval of so many. A difference takes its interval from those of the two shares and from how much they go
-along with each other (Newcombe, 1998, methods 10 of both papers; Zou, 2007):
-
-    paired    both policies ran the same trials: correlated by layout
-    unpaired  they did not, or it is not known: no correlation
+The interval of a difference follows from those of the two shares and from the correlation of the two estimates
+(Newcombe, 1998, method 10 of both papers; Zou, 2007), which is 0 unless both policies ran the same trials.
 """
 
 import math
@@ -19,7 +15,7 @@ from typing import NamedTuple
 
 
 class Scored(NamedTuple):
-    """A judged trial: trials of a `layout` may end alike; a share is the mean over parts of the mean in each."""
+    """A scored trial: trials of a `layout` may end alike; a share is the mean over parts of the mean in each."""
 
     layout: str
     part: str
@@ -27,7 +23,7 @@ class Scored(NamedTuple):
 
 
 class ClusteredShare(NamedTuple):
-    """A share over n trials of so many layouts, worth `effective` independent ones; bounds at 95 %."""
+    """A share over n trials of so many layouts, worth `effective` independent ones, with its 95 % interval."""
 
     share: float
     n: int
@@ -37,7 +33,7 @@ class ClusteredShare(NamedTuple):
 
 
 def wilson_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Bounds of a success rate after k of n successes; honest at 0 and at n, where k/n +- sd is not."""
+    """Bounds of a success rate after k of n successes; k and n may be fractions."""
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"got {k} successes of {n}, expected 0 <= k <= n and n > 0")
     centre = (k + z * z / 2) / (n + z * z)
@@ -46,14 +42,14 @@ def wilson_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, flo
 
 
 def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = None) -> ClusteredShare:
-    """The share of successes with an interval that knows that trials of one layout are no strangers.
+    """The share of successes, with an interval that takes trials of one layout for a cluster.
 
-    The design effect is estimated with two layouts added, one that always succeeds and one that never does, so that a
-    policy that never fails is not taken for one whose trials are independent. Where every layout has one trial, and
-    every part as many, the interval is Wilson's.
+    The design effect is estimated with two layouts added, one that always succeeds and one that never does: otherwise
+    the trials of a policy that never fails would look independent. Where every layout has one trial, and every part
+    as many, the interval is Wilson's.
 
     Args:
-        weights: of each trial in the share, adding up to 1, where it is another than the mean over parts.
+        weights: of each trial in the share, adding up to 1; the mean over parts by default.
 
     Raises:
         ValueError: without a trial.
@@ -74,7 +70,7 @@ def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = 
 
 
 def mean_weights(trials: Sequence[Scored]) -> list[float]:
-    """Of each trial in the mean over parts of the mean within each; they add up to 1."""
+    """The weight of each trial in the mean over parts of the mean within each; they add up to 1."""
     sizes: dict[str, int] = defaultdict(int)
     for trial in trials:
         sizes[trial.part] += 1
@@ -91,10 +87,10 @@ def _layout_sums(trials: Sequence[Scored], weights: Sequence[float]) -> dict[str
 
 
 def mean_interval(shares: Sequence[tuple[float, Sequence[float] | None]]) -> tuple[float, float] | None:
-    """Bounds of the mean of independent shares, from each one and its bounds; `None` where one has none."""
-    if not shares or any(bounds is None for _, bounds in shares):
-        return None
+    """Bounds of the mean of independent shares, from each share and its bounds; `None` where one has no bounds."""
     known = [(share, bounds) for share, bounds in shares if bounds is not None]
+    if not known or len(known) < len(shares):
+        return None
     mean = math.fsum(share for share, _ in known) / len(known)
     below = math.sqrt(math.fsum((share - bounds[0]) ** 2 for share, bounds in known)) / len(known)
     above = math.sqrt(math.fsum((bounds[1] - share) ** 2 for share, bounds in known)) / len(known)
@@ -103,9 +99,9 @@ def mean_interval(shares: Sequence[tuple[float, Sequence[float] | None]]) -> tup
 
 def difference_interval(
     first: float,
-    first_interval: tuple[float, float],
+    first_interval: Sequence[float],
     second: float,
-    second_interval: tuple[float, float],
+    second_interval: Sequence[float],
     correlation: float = 0.0,
 ) -> tuple[float, float]:
     """Bounds of first - second, from the bounds of both and the correlation of the two estimates."""
@@ -117,10 +113,10 @@ def difference_interval(
 
 
 def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]) -> float:
-    """How much two shares go along with each other, over the trials that both ran, by layout.
+    """The correlation of two shares by layout, over the trials that both policies ran.
 
-    With Newcombe's correction for continuity, which takes a little of a positive correlation away. Trials that only
-    one of them ran lower it.
+    With Newcombe's correction for continuity, which lowers a positive correlation a little. Trials that only one of
+    them ran lower it, too.
 
     Args:
         first, second: trials by name; the same name is the same trial.
@@ -128,10 +124,12 @@ def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]
     shared = [name for name in first if name in second]
     if not shared:
         return 0.0
-    pairs = [[policy[name] for name in shared] for policy in (first, second)]
-    sums = [_layout_sums(trials, mean_weights(trials)) for trials in pairs]
-    shares = [math.fsum(score for _, score in of.values()) for of in sums]
-    moves = [[s - share * w for w, s in of.values()] for of, share in zip(sums, shares, strict=True)]
+    moves, shares = [], []
+    for policy in (first, second):
+        trials = [policy[name] for name in shared]
+        sums = _layout_sums(trials, mean_weights(trials)).values()
+        shares.append(math.fsum(score for _, score in sums))
+        moves.append([score - shares[-1] * weight for weight, score in sums])
     spread = math.sqrt(math.fsum(m * m for m in moves[0]) * math.fsum(m * m for m in moves[1]))
     variance = math.sqrt(math.prod(max(0.0, share * (1 - share)) for share in shares))
     if spread < 1e-12 or variance < 1e-12:
@@ -143,16 +141,17 @@ def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:
-    """Two-sided p of "it makes no difference": layouts' differences in successes, each as likely the other way round.
+    """Two-sided exact p of a permutation test that flips the sign of each layout's difference in successes.
 
-    Exact. Where every difference is -1, 0 or 1 it is McNemar's exact test.
+    With differences of -1, 0 and 1 alone it is McNemar's exact test. scipy's `permutation_test` is exact for a dozen
+    layouts only, and draws permutations at random beyond.
     """
-    observed = abs(sum(differences))
-    chances = {0: 1.0}
+    probabilities = {0: 1.0}  # of every sum
     for size in (abs(difference) for difference in differences if difference):
         flipped: dict[int, float] = defaultdict(float)
-        for total, chance in chances.items():
-            flipped[total + size] += chance / 2
-            flipped[total - size] += chance / 2
-        chances = flipped
-    return min(1.0, math.fsum(chance for total, chance in chances.items() if abs(total) >= observed))
+        for total, probability in probabilities.items():
+            flipped[total + size] += probability / 2
+            flipped[total - size] += probability / 2
+        probabilities = flipped
+    observed = abs(sum(differences))
+    return min(1.0, math.fsum(p for total, p in probabilities.items() if abs(total) >= observed))

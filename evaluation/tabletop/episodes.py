@@ -1,8 +1,5 @@
 """Which tabletop episodes a run consists of, and the file that remembers the finished ones.
 
-Decides: the modes, the order of episodes, the format on disk, when an earlier run may be continued. Refuses to know:
-how an episode is run (`tabletop/rollouts.py`), how episodes become scores (`tabletop/scores.py`).
-
     matching    the ordinary looks
     variants    every variant of every family (`simulation/looks.py`)
     masked      everything black but robot, cabinet and objects
@@ -13,13 +10,21 @@ written as it ends. Running again skips what is there; other settings are refuse
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TASKS, Task, goal_of, sample_layout
+from gen_vla.evaluation.simulation.layouts import (
+    EVALUATION_SEEDS,
+    MAX_STEPS,
+    TASKS,
+    Task,
+    goal_of,
+    sample_layout,
+)
 from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS
+from gen_vla.evaluation.simulation.rollouts import Ending, EpisodeJob, Outcome
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import shortened
 
@@ -27,27 +32,23 @@ from gen_vla.training.provenance.private_paths import shortened
 Paraphrase = Callable[[str], list[str]]  # an instruction -> other wordings
 Mode = Literal["matching", "variants", "masked", "paraphrase"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-Outcome = Literal["success", "failure", "malformed", "crashed"]
+EpisodeKey = tuple[str, str, str, int, str]  # mode, variant, task, seed, instruction: one episode and no other
 
 
 @dataclass(frozen=True)
-class Job:
+class TabletopJob(EpisodeJob):
     """One episode to run."""
 
     mode: Mode
     variant: str
-    task: Task
-    seed: int
-    instruction: str
 
     @property
-    def key(self) -> tuple[str, str, str, int, str]:
-        """What makes it one episode and no other."""
+    def key(self) -> EpisodeKey:
         return self.mode, self.variant, self.task, self.seed, self.instruction
 
 
 @dataclass(frozen=True)
-class Episode:
+class TabletopEpisode:
     """One finished episode; `steps` are policy steps, `detail` says what was malformed or how it crashed.
 
     A crashed episode says nothing about the policy: the simulator failed twice.
@@ -55,7 +56,7 @@ class Episode:
 
     mode: Mode
     variant: str
-    task: Task
+    task: str
     seed: int
     instruction: str
     layout: str
@@ -65,8 +66,7 @@ class Episode:
     detail: str | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, int, str]:
-        """That of its job."""
+    def key(self) -> EpisodeKey:
         return self.mode, self.variant, self.task, self.seed, self.instruction
 
 
@@ -75,14 +75,15 @@ def plan_jobs(
     tasks: Sequence[Task] = TASKS,
     episodes: int = 50,
     paraphrase: Paraphrase = held_out_paraphrases,
-) -> list[Job]:
+) -> list[TabletopJob]:
     """Every episode of a run: `episodes` layouts for each mode, variant and task.
 
     Raises:
         ValueError: if a mode or task is unknown, or there is nothing to run.
     """
-    _check_names("mode", modes, MODES)
-    _check_names("task", tasks, TASKS)
+    for what, names, known in (("modes", modes, MODES), ("tasks", tasks, TASKS)):
+        if not names or set(names) - set(known):
+            raise ValueError(f"got {what} {list(names)}, expected at least one, each of {', '.join(known)}")
     if not 1 <= episodes <= len(EVALUATION_SEEDS):
         raise ValueError(f"got episodes {episodes}, expected 1..{len(EVALUATION_SEEDS)}")
     jobs = []
@@ -91,7 +92,8 @@ def plan_jobs(
             for task in tasks:
                 for number, seed in enumerate(EVALUATION_SEEDS[:episodes]):
                     text = _instruction(task, seed, number, paraphrase if mode == "paraphrase" else None)
-                    jobs.append(Job(mode, variant.key, task, seed, text))
+                    start = (task, seed, variant, mode == "masked")
+                    jobs.append(TabletopJob(task, seed, text, MAX_STEPS[task], start, mode, variant.key))
     return jobs
 
 
@@ -105,12 +107,6 @@ def _instruction(task: Task, seed: int, number: int, paraphrase: Paraphrase | No
     return wordings[number % len(wordings)]
 
 
-def _check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ValueError(f"got {what}s {list(names)}, expected at least one, each of {', '.join(known)}")
-
-
 class EpisodeLog:
     """The finished episodes of one policy on disk, or only in memory without a path.
 
@@ -120,7 +116,7 @@ class EpisodeLog:
 
     def __init__(self, path: Path | None, settings: dict[str, Any]):
         self._path = path
-        self.episodes: list[Episode] = []
+        self.episodes: list[TabletopEpisode] = []
         if path is None:
             return
         if path.exists() and path.stat().st_size:
@@ -143,21 +139,26 @@ class EpisodeLog:
             )
         if len(finished) < len(whole):
             path.write_bytes(finished)
-        self.episodes = [Episode(**json.loads(line)) for line in lines]
+        self.episodes = [TabletopEpisode(**json.loads(line)) for line in lines]
 
-    def add(self, episode: Episode) -> None:
+    def add(self, episode: TabletopEpisode) -> None:
         """Remembers an episode; on disk before this returns."""
         self.episodes.append(episode)
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(episode)) + "\n")
 
-    def missing(self, jobs: Sequence[Job]) -> Iterator[Job]:
+    def finish(self, job: TabletopJob, ending: Ending) -> None:
+        """Remembers how a job ended."""
+        how = (sample_layout(job.seed).digest(), *ending)
+        self.add(TabletopEpisode(job.mode, job.variant, job.task, job.seed, job.instruction, *how))
+
+    def missing(self, jobs: Sequence[TabletopJob]) -> list[TabletopJob]:
         """The jobs that no finished episode answers."""
         done = {episode.key for episode in self.episodes}
-        return (job for job in jobs if job.key not in done)
+        return [job for job in jobs if job.key not in done]
 
-    def of(self, jobs: Sequence[Job]) -> list[Episode]:
+    def of(self, jobs: Sequence[TabletopJob]) -> list[TabletopEpisode]:
         """The finished episodes of these jobs, in their order."""
         found = {episode.key: episode for episode in self.episodes}
         return [found[job.key] for job in jobs if job.key in found]

@@ -1,7 +1,4 @@
-"""Pictures and videos of the tabletop for people.
-
-Decides: what is drawn and how it is laid out. Refuses to know: how episodes are run or scored.
-"""
+"""Pictures of the tabletop for people: a sheet of all variants, and a plot of the scores in each."""
 
 from __future__ import annotations
 
@@ -15,24 +12,11 @@ from gen_vla.evaluation.simulation.environment import TabletopEnv
 # The camera chooses the graphics backend, so it comes before whatever loads mujoco.
 # isort: split
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gen_vla.evaluation.drawers.environment import ActionError
-from gen_vla.evaluation.drawers.videos import (
-    DONE,
-    FAILED,
-    INK,
-    LAST_FRAME_REPEATS,
-    PAPER,
-    draw_frame,
-    smooth_render,
-    write_video,
-)
-from gen_vla.evaluation.policies.rollout import Moment
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, Task
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, Task
 from gen_vla.evaluation.simulation.looks import FAMILIES, ORDINARY, VARIANTS, Variant
-from gen_vla.evaluation.tabletop.policies import TabletopPolicy
+from gen_vla.evaluation.simulation.videos import INK, PAPER, smooth_render
 
 
 TILE, GAP, HEADING, CAPTION = 216, 8, 34, 24  # pixels
@@ -45,39 +29,30 @@ OTHER_SCENES: tuple[tuple[Task, int, int], ...] = (
 )
 
 
-class _Masked:
-    """An environment seen with its background removed."""
-
-    def __init__(self, env: TabletopEnv):
-        self._env = env
-
-    def render(self, size: int | None = None) -> np.ndarray:
-        return self._env.render_masked(size)
-
-
-def moment(
-    task: Task, seed: int, steps: int, variant: Variant = ORDINARY, size: int = TILE, masked: bool = False
+def _picture(
+    task: Task, seed: int, steps: int, variant: Variant = ORDINARY, masked: bool = False
 ) -> tuple[Image.Image, str]:
     """The picture after some steps of the expert, and its instruction."""
     env = TabletopEnv()
-    instruction = env.reset(task, seed, variant)
+    instruction = env.reset(task, seed, variant, masked)
     for _ in range(steps):
         env.step(env.expert_action())
-    return smooth_render(_Masked(env) if masked else env, size), instruction
+    return smooth_render(env, TILE), instruction
 
 
 def variants_sheet(path: str | Path) -> None:
     """A PNG with one picture per variant, a column per family; the first column shows the ordinary looks."""
-    ordinary, instruction = moment("pick_object", SHEET_SEED, SHEET_STEPS)
-    masked, _ = moment("pick_object", SHEET_SEED, SHEET_STEPS, masked=True)
+    ordinary, instruction = _picture("pick_object", SHEET_SEED, SHEET_STEPS)
+    masked, _ = _picture("pick_object", SHEET_SEED, SHEET_STEPS, masked=True)
     first = [(ordinary, instruction), (masked, "masked background")]
-    first += [moment(task, seed, steps) for task, seed, steps in OTHER_SCENES]
+    first += [_picture(task, seed, steps) for task, seed, steps in OTHER_SCENES]
     columns = [("ordinary", first)]
     for family in FAMILIES:
         members = [v for v in VARIANTS if v.family == family]
-        shown = [(moment("pick_object", SHEET_SEED, SHEET_STEPS, v)[0], v.name.replace("_", " ")) for v in members]
+        shown = [(_picture("pick_object", SHEET_SEED, SHEET_STEPS, v)[0], v.name.replace("_", " ")) for v in members]
         columns.append((family.replace("_", " "), shown))
-    _save(_draw_columns(columns), Path(path))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _draw_columns(columns).save(path)
 
 
 def _draw_columns(columns: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]]]) -> Image.Image:
@@ -94,37 +69,6 @@ def _draw_columns(columns: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]
             sheet.paste(picture, (x, y))
             draw.text((x + TILE / 2, y + TILE + CAPTION / 2), caption, fill=INK, font=small, anchor="mm")
     return sheet
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-
-
-def record_videos(
-    policy: TabletopPolicy, task: Task, seed: int, path: Path, *, image_size: int = 112, size: int = 320
-) -> bool:
-    """One episode as `path` (.mp4) and as a .gif beside it: scene, instruction, action -> whether it succeeded."""
-    env, limit = TabletopEnv(image_size), MAX_STEPS[task]
-    instruction = env.reset(task, seed)
-    frames: list[Image.Image] = []
-    success, ending = False, "not done"
-    while not success and len(frames) < limit:
-        experts = env.expert_action(), env.blind_expert_action(), env.deaf_expert_action()
-        action = policy([env.render()], [instruction], [Moment(task, seed, len(frames), *experts)])[0]
-        shown = None if action is None else np.asarray(action)
-        frames.append(draw_frame(smooth_render(env, size), instruction, shown, f"{len(frames) + 1}/{limit}"))
-        try:
-            if shown is None:
-                raise ActionError("the policy gave no action")
-            success = env.step(shown)
-        except ActionError:
-            ending = "malformed"
-            break
-    ending, colour = ("done", DONE) if success else (ending, FAILED)
-    last = draw_frame(smooth_render(env, size), instruction, None, ending, colour)
-    write_video(frames + [last] * LAST_FRAME_REPEATS, path)
-    return success
 
 
 def plot_variants(scores: dict[str, Any], path: str | Path, title: str) -> None:

@@ -1,17 +1,13 @@
 """Who acts on the tabletop: a model, or one of the controls it is compared with.
 
-Decides: which controls there are, how a model's failure to give an action is told from a mistake in the program.
-Refuses to know: environments, scores.
-
-    expert   the script that reads the simulator's state: the ceiling
-    zero     stays where it is
-    random   a random move per policy step
-    blind    the expert that does not know where along x anything is: skill without sight
-    deaf     the expert that does one of the six things a scene offers, whatever it is told: skill without words
+expert   the script that reads the simulator's state: the ceiling
+zero     stays where it is
+random   a random move per policy step
+blind    the expert that does not know where along x anything is: skill without sight
+deaf     the expert that does one of the six things a scene offers, whatever it is told: skill without words
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +21,7 @@ from gen_vla.evaluation.policies.rollout import (
     random_policy,
     zero_policy,
 )
-
-
-# One entry per observation: an action float [7], or None where the policy gave none.
-Actions = Sequence[np.ndarray | None] | np.ndarray
-TabletopPolicy = Callable[[list[np.ndarray], list[str], list[Moment]], Actions]
+from gen_vla.evaluation.simulation.rollouts import Actions, SimulationPolicy
 
 
 def deaf_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
@@ -37,7 +29,7 @@ def deaf_expert_policy(images: list[np.ndarray], instructions: list[str], moment
     return np.stack([moment.deaf_expert for moment in moments if moment.deaf_expert is not None])
 
 
-CONTROLS: dict[str, TabletopPolicy] = {
+CONTROLS: dict[str, SimulationPolicy] = {
     "expert": expert_policy,
     "random": random_policy,
     "zero": zero_policy,

@@ -1,12 +1,10 @@
 """Scores of tabletop episodes, and the tables that show them.
 
-Decides: what counts, how rates are averaged, intervals. Refuses to know: how episodes are run, the simulator.
-
-    a rate           successes of the episodes that ran; malformed ones are failures, crashed ones are left out
-    a variant's mean the mean over tasks of their rates
-    a family's mean  the mean over its variants, `variants` the mean over families, each of which has as many variants.
-                     SimplerEnv's scripts run camera poses but do not count them: the mean without stands beside
-    intervals        Wilson's, 95 %, of as many trials as these are worth: tasks and variants share their layouts
+a rate           successes of the episodes that ran; malformed ones are failures, crashed ones are left out
+a variant's mean the mean over tasks of their rates
+a family's mean  the mean over its variants, `variants` the mean over families, each of which has as many variants.
+                 SimplerEnv's scripts run camera poses but do not count them: the mean without stands beside
+intervals        Wilson's, 95 %, of as many trials as these are worth: tasks and variants share their layouts
 """
 
 from collections import Counter
@@ -21,13 +19,13 @@ from rich.table import Table
 from gen_vla.evaluation.simulation.layouts import TASKS
 from gen_vla.evaluation.simulation.looks import FAMILIES, variant_of
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
-from gen_vla.evaluation.tabletop.episodes import Episode
+from gen_vla.evaluation.tabletop.episodes import TabletopEpisode
 
 
 NOT_COUNTED_BY_SIMPLER = "camera"
 
 
-def rate(episodes: Sequence[Episode]) -> dict[str, Any]:
+def rate(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
     """Successes, n, rate, interval, malformed, crashed, median steps of the successes; rate None without n."""
     ran = [e for e in episodes if e.outcome != "crashed"]
     steps = [e.steps for e in ran if e.outcome == "success"]
@@ -42,7 +40,7 @@ def rate(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def scored_episode(episode: Episode, part: str = "") -> Scored:
+def scored_episode(episode: TabletopEpisode, part: str = "") -> Scored:
     """What a share is made of, of an episode that ran."""
     return Scored(str(episode.seed), part, float(episode.outcome == "success"))
 
@@ -51,7 +49,7 @@ def _interval(trials: Sequence[Scored], weights: Sequence[float] | None = None) 
     return [round(bound, 4) for bound in clustered_share(trials, weights).interval] if trials else [0.0, 1.0]
 
 
-def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
+def summarise(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
     """All that one policy's episodes say, by mode."""
     summary: dict[str, Any] = {}
     for mode in dict.fromkeys(e.mode for e in episodes):
@@ -60,14 +58,14 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     return summary
 
 
-def _summarise_tasks(episodes: Sequence[Episode]) -> dict[str, Any]:
+def _summarise_tasks(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
     tasks = {task: rate([e for e in episodes if e.task == task]) for task in _tasks_of(episodes)}
     mean = _mean([cell["rate"] for cell in tasks.values()])
     by_task = [scored_episode(e, e.task) for e in episodes if e.outcome != "crashed"]
     return {"tasks": tasks, "all": rate(episodes), "mean": mean, "interval": _interval(by_task)}
 
 
-def _summarise_variants(episodes: Sequence[Episode]) -> dict[str, Any]:
+def _summarise_variants(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
     families: dict[str, Any] = {}
     for family in FAMILIES:
         members = [e for e in episodes if variant_of(e.variant).family == family]
@@ -88,7 +86,7 @@ def _summarise_variants(episodes: Sequence[Episode]) -> dict[str, Any]:
     }
 
 
-def family_weights(episodes: Sequence[Episode]) -> list[float]:
+def family_weights(episodes: Sequence[TabletopEpisode]) -> list[float]:
     """Of each episode in the mean over families of the mean over variants of the mean over tasks of the rates."""
     cells = Counter((e.variant, e.task) for e in episodes)
     tasks = Counter(variant for variant, _ in cells)
@@ -97,7 +95,7 @@ def family_weights(episodes: Sequence[Episode]) -> list[float]:
     return [shares[e.variant] / cells[e.variant, e.task] for e in episodes]
 
 
-def _tasks_of(episodes: Sequence[Episode]) -> list[str]:
+def _tasks_of(episodes: Sequence[TabletopEpisode]) -> list[str]:
     present = {e.task for e in episodes}
     return [task for task in TASKS if task in present]
 
@@ -108,7 +106,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 # Tables.
-def results_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop") -> Table:
+def tabletop_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop") -> Table:
     """A row per policy and mode: every task with its interval, the mean, malformed and crashed episodes."""
     tasks = [t for t in TASKS if any(t in mode["tasks"] for s in summaries.values() for mode in s.values())]
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)

@@ -1,7 +1,5 @@
 """The tabletop suite: a model and controls, all modes, in one folder of results.
 
-Decides: which policies run in which modes, what the folder holds. Refuses to know: how episodes are run or scored.
-
     FOLDER/episodes/POLICY.jsonl   every finished episode, as it ended; running again continues there
     FOLDER/runs.jsonl              how each run came about that wrote episodes here (`provenance/origin.py`)
     FOLDER/results.json            scores, settings, speed
@@ -18,11 +16,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gen_vla.evaluation.drawers.environment import ACTION_REPEAT
+from gen_vla.evaluation.simulation.actions import ACTION_REPEAT
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import (
     EVALUATION_SEEDS,
@@ -33,16 +32,15 @@ from gen_vla.evaluation.simulation.layouts import (
     check_unseen,
     layout_digests,
 )
+from gen_vla.evaluation.simulation.rollouts import SimulationPolicy, run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
 from gen_vla.evaluation.tabletop.episodes import EpisodeLog, Mode, Paraphrase, plan_jobs
 from gen_vla.evaluation.tabletop.policies import (
     CONTROLS,
     ModelPolicy,
-    TabletopPolicy,
     choose_unnorm_key,
     fingerprint,
 )
-from gen_vla.evaluation.tabletop.rollouts import run_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.origin import note_run, provenance, with_other_runs, with_provenance
@@ -72,7 +70,7 @@ class Contestant:
     """A policy, what the results call it, which modes it runs in, and what identifies it when a run is continued."""
 
     name: str
-    policy: TabletopPolicy
+    policy: SimulationPolicy
     modes: tuple[Mode, ...]
     identity: dict[str, Any]
 
@@ -118,11 +116,13 @@ def run_suite(
     environment(settings.image_size).reset("pick_object", EVALUATION_SEEDS[0])  # fails here where nothing can simulate
     results: dict[str, Any] = {"settings": _describe(settings), "policies": {}}
     record = None if output is None else _begin(contestants, settings, output)
-    with Simulators(settings.workers, settings.image_size, environment) as simulators:
+    with Simulators(settings.workers, partial(environment, settings.image_size)) as simulators:
         for c in contestants:
             jobs, log = plans[c.name], logs[c.name]
+            missing = log.missing(jobs)
             options = {"batch_size": settings.batch_size, "name": c.name, "progress": progress}
-            pace = run_jobs(c.policy, jobs, log, simulators, **options)
+            options |= {"finished_before": len(jobs) - len(missing)}
+            pace = run_episodes(c.policy, missing, simulators, log.finish, **options)
             scores = summarise(log.of(jobs))
             scored = {"identity": c.identity, "scores": scores, "pace": pace.to_dict()}
             results["policies"][c.name] = with_record(scored, c.identity.get("model"))
@@ -136,7 +136,8 @@ def draw_results(
     contestants: Sequence[Contestant], results: dict[str, Any], settings: SuiteSettings, output: Path
 ) -> list[Path]:
     """Pictures and videos of a finished run -> their paths."""
-    from gen_vla.evaluation.tabletop.pictures import plot_variants, record_videos, variants_sheet
+    from gen_vla.evaluation.simulation.videos import record_video
+    from gen_vla.evaluation.tabletop.pictures import plot_variants, variants_sheet
 
     paths = []
     first = contestants[0]
@@ -145,10 +146,9 @@ def draw_results(
         paths += [output / "variants.png", output / "success.png"]
         variants_sheet(paths[0])
         plot_variants(scores, paths[1], first.identity.get("model", first.name))
-    for task in settings.tasks:
-        for seed in EVALUATION_SEEDS[: settings.videos]:
-            paths.append(output / "videos" / f"{first.name}-{task}-{seed}.mp4")
-            record_videos(first.policy, task, seed, paths[-1], image_size=settings.image_size)
+    for job in plan_jobs(("matching",), settings.tasks, settings.videos) if settings.videos else []:
+        paths.append(output / "videos" / f"{first.name}-{job.task}-{job.seed}.mp4")
+        record_video(TabletopEnv(settings.image_size), first.policy, job, paths[-1], size=320)
     return paths
 
 

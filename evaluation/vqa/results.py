@@ -1,18 +1,15 @@
-"""Answers to visual questions summed up: figures with their n and 95 % intervals, a table, a picture.
+"""Answers to visual questions summed up: scores with their n and 95 % intervals, tables, a picture.
 
-Decides: which figures a task has, which interval belongs to each (Wilson's where answers are right or wrong, a
-bootstrap for soft accuracy and F1; by picture where the data set names it, since questions about one picture tend to
-be answered alike), and how they are shown. Refuses to know: how answers came about (`vqa/suite.py`), when one is right
-(`lm_eval_tasks/`).
-
-A figure is a row of the results file:
+Intervals are Wilson's where answers are right or wrong, and a bootstrap's for soft accuracy and F1; both are clustered
+by picture where the data set names it, since questions about one picture tend to be answered alike. A figure is a row
+of the results file:
 
     {"task": "pope/adversarial", "metric": "recall", "value": 0.81, "n": 1500, "interval": [0.79, 0.83],
      "unparsable": 3 or null, "majority": 0.5 or null, "pictures": 500 or null}
 
 `n` counts what the figure is a share of; `unparsable` the answers of the task that were neither yes nor no; `majority`
 is what always giving the most frequent right answer (of a category, where there are some) would score; `pictures` is
-how many the interval is clustered by, null where they are not named and questions are taken for independent.
+the number of clusters, null where pictures are not named and questions are taken to be independent.
 """
 
 from collections import Counter
@@ -35,19 +32,16 @@ import matplotlib.pyplot as plt
 
 
 Figure = dict[str, Any]
-
 Pictures = Sequence[str] | None  # one per question, or not known
 
 RESAMPLES = 2000
 PICTURE_COLUMNS = ("imageId", "image_id", "image_source", "image_link")  # of GQA, TextVQA, POPE, VSR as published
-HEADLINES = ("soft_accuracy", "exact_match", "accuracy")  # the metric a task is compared by
-COLOURS = {"soft_accuracy": "#2e6f95", "exact_match": "#3a7d44", "accuracy": "#d1495b"}
-NAMES = {"textvqa": "TextVQA", "pope": "POPE", "gqa": "GQA", "vizwiz": "VizWiz", "vsr": "VSR"}
-LABELS = {
-    "soft_accuracy": "soft accuracy (agreement with ten people)",
-    "exact_match": "exact match",
-    "accuracy": "accuracy of yes or no",
+HEADLINES = {  # the metric a task is compared by: its colour and label
+    "soft_accuracy": ("#2e6f95", "soft accuracy (agreement with ten people)"),
+    "exact_match": ("#3a7d44", "exact match"),
+    "accuracy": ("#d1495b", "accuracy of yes or no"),
 }
+NAMES = {"textvqa": "TextVQA", "pope": "POPE", "gqa": "GQA", "vizwiz": "VizWiz", "vsr": "VSR"}
 
 
 def task_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
@@ -86,7 +80,8 @@ def _group_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]
     pictures = [name for name in named if name is not None] if None not in named else None
     if "soft_accuracy" in first:
         scores = [float(sample["soft_accuracy"]) for sample in samples]
-        interval = bootstrap_mean(scores, pictures)
+        rows = np.stack((scores, np.ones(len(scores))), axis=1)
+        interval = bootstrap(rows, pictures, lambda drawn: drawn[:, 0] / drawn[:, 1])
         return [_figure(task, "soft_accuracy", float(np.mean(scores)), len(scores), interval, pictures)]
     if "exact_match" in first:
         right = [float(sample["exact_match"]) for sample in samples]
@@ -94,47 +89,54 @@ def _group_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]
         return [_share(task, "exact_match", right, pictures, majority=majority)]
     if "accuracy" in first:
         metrics = [name for name in yes_no.METRICS if name in first and name != "unparsable"]
-        return yes_no_figures(task, [Judgement(*sample["accuracy"]) for sample in samples], metrics, pictures)
+        return _yes_no_figures(task, [Judgement(*sample["accuracy"]) for sample in samples], metrics, pictures)
     raise ValueError(f"got samples of task {task} with {sorted(first)}, expected one of {', '.join(HEADLINES)}")
 
 
-def yes_no_figures(
-    task: str, judgements: Sequence[Judgement], metrics: Sequence[str], pictures: Pictures = None
+def _yes_no_figures(
+    task: str, judgements: Sequence[Judgement], metrics: Sequence[str], pictures: Pictures
 ) -> list[Figure]:
     """Figures of a yes-or-no task; each is a share of its own n."""
     n, truths = len(judgements), sum(truth for truth, _ in judgements)
-    shares = {  # which questions count, and which of them in favour
-        "accuracy": ([True] * n, [truth == said for truth, said in judgements]),
-        "precision": ([said is True for _, said in judgements], [truth for truth, _ in judgements]),
-        "recall": ([truth for truth, _ in judgements], [said is True for _, said in judgements]),
-        "yes_ratio": ([True] * n, [said is True for _, said in judgements]),
+    counted = {"precision": [said is True for _, said in judgements], "recall": [truth for truth, _ in judgements]}
+    right = {  # of the questions that are counted
+        "accuracy": [truth == said for truth, said in judgements],
+        "precision": [truth for truth, _ in judgements],
+        "recall": [said is True for _, said in judgements],
+        "yes_ratio": [said is True for _, said in judgements],
     }
-    common = {"unparsable": sum(said is None for _, said in judgements)}
+    unparsable = sum(said is None for _, said in judgements)
     figures = []
     for metric in metrics:
         if metric == "f1":
             interval = bootstrap_f1(judgements, pictures)
-            figures.append(_figure(task, "f1", yes_no.f1(judgements), n, interval, pictures, **common))
+            figures.append(_figure(task, "f1", yes_no.f1(judgements), n, interval, pictures, unparsable))
         else:
             majority = max(truths, n - truths) / n if metric == "accuracy" else None
-            counts, favour = shares[metric]
-            chosen = [float(hit) for hit, counted in zip(favour, counts, strict=True) if counted]
-            of_those = pictures and [name for name, counted in zip(pictures, counts, strict=True) if counted]
-            figures.append(_share(task, metric, chosen, of_those, majority=majority, **common))
+            kept = np.flatnonzero(counted.get(metric, [True] * n))
+            chosen = [float(right[metric][index]) for index in kept]
+            of_those = pictures and [pictures[index] for index in kept]
+            figures.append(_share(task, metric, chosen, of_those, unparsable, majority))
     return figures
 
 
-def _share(task: str, metric: str, right: Sequence[float], pictures: Pictures, **more: Any) -> Figure:
-    n = len(right)
-    interval = share_interval(right, pictures) if n else None
-    return _figure(task, metric, sum(right) / n if n else 0.0, n, interval, pictures, **more)
-
-
-def share_interval(right: Sequence[float], pictures: Pictures = None) -> tuple[float, float]:
-    """Wilson's interval of a share, of as many questions as they are worth where pictures are named."""
-    if pictures is None:
-        return wilson_interval(int(sum(right)), len(right))
-    return clustered_share([Scored(name, "", r) for name, r in zip(pictures, right, strict=True)]).interval
+def _share(
+    task: str,
+    metric: str,
+    right: Sequence[float],
+    pictures: Pictures,
+    unparsable: int | None = None,
+    majority: float | None = None,
+) -> Figure:
+    """With Wilson's interval, of as many questions as they are worth where pictures are named."""
+    n, interval = len(right), None
+    if n and pictures is None:
+        interval = wilson_interval(int(sum(right)), n)
+    elif n:
+        interval = clustered_share(
+            [Scored(name, "", r) for name, r in zip(pictures or (), right, strict=True)]
+        ).interval
+    return _figure(task, metric, sum(right) / n if n else 0.0, n, interval, pictures, unparsable, majority)
 
 
 def _figure(
@@ -147,39 +149,39 @@ def _figure(
     unparsable: int | None = None,
     majority: float | None = None,
 ) -> Figure:
-    bounds = None if interval is None else [round(bound, 4) for bound in interval]
-    share = None if majority is None else round(majority, 4)
-    figure = {"task": task, "metric": metric, "value": round(value, 4), "n": n, "interval": bounds}
-    counted = None if pictures is None else len(set(pictures))
-    return {**figure, "unparsable": unparsable, "majority": share, "pictures": counted}
-
-
-def bootstrap_mean(scores: Sequence[float], pictures: Pictures = None) -> tuple[float, float]:
-    """95 % percentile bootstrap of a mean over questions, drawn by picture where these are named."""
-    rows = np.stack((np.asarray(scores, dtype=float), np.ones(len(scores))), axis=1)
-    return _bootstrap(rows, pictures, lambda drawn: drawn[:, 0] / drawn[:, 1])
+    return {
+        "task": task,
+        "metric": metric,
+        "value": round(value, 4),
+        "n": n,
+        "interval": None if interval is None else [round(bound, 4) for bound in interval],
+        "unparsable": unparsable,
+        "majority": None if majority is None else round(majority, 4),
+        "pictures": None if pictures is None else len(set(pictures)),
+    }
 
 
 def bootstrap_f1(judgements: Sequence[Judgement], pictures: Pictures = None) -> tuple[float, float]:
     """95 % percentile bootstrap of F1 = 2 r / (2 r + w + m) over questions: right yes, wrong yes, missed yes."""
-    rows = np.array(
-        [
-            (truth and said is True, not truth and said is True, truth and said is not True)
-            for truth, said in judgements
-        ],
-        dtype=float,
-    )
+    said_yes = [(truth, said is True) for truth, said in judgements]
+    rows = np.array([(truth and yes, not truth and yes, truth and not yes) for truth, yes in said_yes], dtype=float)
 
     def f1(drawn: np.ndarray) -> np.ndarray:
         return 2 * drawn[:, 0] / np.maximum(2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2], 1)
 
-    return _bootstrap(rows, pictures, f1)
+    return bootstrap(rows, pictures, f1)
 
 
-def _bootstrap(
+def bootstrap(
     rows: np.ndarray, pictures: Pictures, statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    """Of a statistic of sums over questions, or pictures; many of these are alike, so their counts are drawn."""
+    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over questions, drawn by picture where named.
+
+    Many rows are alike, so their counts are drawn, which is a thousand times as fast as scipy's `bootstrap`.
+
+    Args:
+        rows: float64 [questions, K].
+    """
     if pictures is not None:
         names, place = np.unique(np.asarray(pictures), return_inverse=True)
         sums = np.zeros((len(names), rows.shape[1]))
@@ -196,7 +198,7 @@ def headlines(figures: Sequence[Figure]) -> list[Figure]:
     return [figure for figure in figures if figure["metric"] in HEADLINES]
 
 
-def results_table(figures: Sequence[Figure], title: str) -> Table:
+def question_scores_table(figures: Sequence[Figure], title: str) -> Table:
     """A row per task and category: the score with its interval, n, and the majority answer's score."""
     table = Table(title=title)
     if any(head["pictures"] is None for head in headlines(figures)):
@@ -204,16 +206,15 @@ def results_table(figures: Sequence[Figure], title: str) -> Table:
     for column in ("task", "%", "95 %", "n", "pictures", "majority", "scored by"):
         table.add_column(column, justify="left" if column in ("task", "scored by") else "right", no_wrap=True)
     for head in headlines(figures):
-        low, high = head["interval"]
-        score, interval = f"{100 * head['value']:.1f}", f"{100 * low:.1f}-{100 * high:.1f}"
-        scored_by = head["metric"].replace("_", " ")
+        score, low, high = (f"{100 * share:.1f}" for share in (head["value"], *head["interval"]))
         pictures = "not named" if head["pictures"] is None else str(head["pictures"])
-        table.add_row(head["task"], score, interval, str(head["n"]), pictures, _percent(head["majority"]), scored_by)
+        counts = (str(head["n"]), pictures, _percent(head["majority"]))
+        table.add_row(head["task"], score, f"{low}-{high}", *counts, head["metric"].replace("_", " "))
     return table
 
 
 def yes_no_table(figures: Sequence[Figure]) -> Table | None:
-    """What yes-or-no tasks have besides, the answers that are neither among it; `None` without such a task."""
+    """The other figures of yes-or-no tasks, unparsable answers among them; `None` without such a task."""
     table = Table(title="Yes or no: %, and how many answers were neither")
     for column in ("task", "precision", "recall", "F1", "says yes", "neither", "n"):
         table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
@@ -229,34 +230,27 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
-def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> Path:
+def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> None:
     """Bars with intervals as a PNG: tasks full, their categories pale below them, a mark at the majority's score."""
     heads = headlines(figures)
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.34 * len(heads)), layout="constrained")
-    seen: set[str] = set()
+    labels = {metric: label for metric, (_, label) in HEADLINES.items()}
+    names: list[str] = []
     for place, head in enumerate(heads):
-        part = "/" in head["task"]
-        label = None if head["metric"] in seen else LABELS[head["metric"]]
-        seen.add(head["metric"])
-        axes.barh(
-            place,
-            100 * head["value"],
-            height=0.5 if part else 0.74,
-            color=COLOURS[head["metric"]],
-            alpha=0.45 if part else 1.0,
-            label=label,
-        )
-        low, high = (100 * bound for bound in head["interval"])
-        axes.plot([low, high], [place, place], color="#222222", linewidth=1.2, solid_capstyle="butt")
+        task, _, name = head["task"].rpartition("/")
+        names.append(NAMES.get(name) or name.replace("_", " "))
+        style = {"height": 0.5, "alpha": 0.45} if task else {"height": 0.74}
+        colour, label = HEADLINES[head["metric"]][0], labels.pop(head["metric"], None)
+        axes.barh(place, 100 * head["value"], color=colour, label=label, **style)
+        bounds = [100 * bound for bound in head["interval"]]
+        axes.plot(bounds, [place, place], color="#222222", linewidth=1.2, solid_capstyle="butt")
         axes.text(103, place, f"{100 * head['value']:.1f} %   n = {head['n']:,}", va="center", fontsize=8)
     marks = [(100 * head["majority"], place) for place, head in enumerate(heads) if head["majority"] is not None]
     if marks:
         axes.scatter(*zip(*marks), marker="|", s=170, color="black", zorder=3, label="always the most frequent answer")
-    names: list[str] = [head["task"].rpartition("/")[2] for head in heads]
-    axes.set_yticks(range(len(heads)), [NAMES.get(name) or name.replace("_", " ") for name in names])
-    for tick, head in zip(axes.get_yticklabels(), heads):
+    for tick, head in zip(axes.set_yticks(range(len(heads)), names), heads):
         part = "/" in head["task"]
-        tick.set(fontsize=8 if part else 10, color="#666666" if part else "black")
+        tick.label1.set(fontsize=8 if part else 10, color="#666666" if part else "black")
     axes.set(xlim=(0, 100), ylim=(len(heads) - 0.4, -0.6), xlabel="%, with 95 % intervals")
     axes.set_title(title, loc="left")
     axes.grid(axis="x", alpha=0.25)
@@ -264,7 +258,5 @@ def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> Pat
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    path = Path(path)
     figure.savefig(path, dpi=130)
     plt.close(figure)
-    return path

@@ -1,8 +1,7 @@
 """Is the vision-language model still in there? Questions about held-out scenes, answered by plain `generate`.
 
-Decides: how an answer is compared (exact match, case and outer space aside) and what stands beside the score: the
-share one gets by always giving a kind's most frequent answer. Refuses to know: how the pictures came about, how the
-model was trained.
+An answer is right if it matches exactly, but for case and outer space. Beside the score stands the share that always
+giving the most frequent answer of a kind would reach.
 
     gen-vla evaluate scene_questions MODEL --questions demo_output/held_out_questions
 """
@@ -75,10 +74,8 @@ def answer_questions(model: Any, processor: Any, images: list[Any], questions: l
     inputs = processor.question_inputs(images, questions).to(model.device)
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    return [
-        text.strip()
-        for text in processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    ]
+    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindScore:

@@ -1,8 +1,7 @@
 """Is the vision-language model still in there? TextVQA, POPE, GQA, VizWiz, VSR and the recorded scenes, by lm-eval.
 
-Decides: the protocol (lm-eval's `hf-multimodal` with the model's own chat template, greedy, no examples in the prompt)
-and the results file. Refuses to know: prompts and scoring (`lm_eval_tasks/`), how figures are summed up and shown
-(`vqa/results.py`).
+The protocol is lm-eval's `hf-multimodal` with the model's own chat template, greedy, without examples in the prompt.
+Prompts and scoring are in `lm_eval_tasks/`; `vqa/results.py` sums the figures up.
 
     gen-vla evaluate vqa MODEL --tasks textvqa,pope --limit 200 --output vqa.json
     gen-vla evaluate vqa MODEL --tasks scenes --local vqa_data --output vqa.json
@@ -76,7 +75,14 @@ def run_vqa(
         "suite": "vqa",
         "model": model,
         "environment": describe_machine(),
-        "protocol": describe_protocol(limit, batch_size),
+        "protocol": {
+            "harness": f"lm-eval {version('lm-eval')}, hf-multimodal",
+            "chat_template": True,
+            "examples_in_prompt": 0,
+            "decoding": "greedy",
+            "batch_size": batch_size,
+            "limit": limit,
+        },
         "data": {task: data_source(loaded[f"gen_vla_{task}"].config, local) for task in tasks},
         "tasks": [figure for task in tasks for figure in task_figures(task, samples[task])],
     }
@@ -105,18 +111,6 @@ def import_lm_eval() -> tuple[Any, Any]:
             f"got no usable lm-eval ({error}), expected it to be installed; run: pip install 'gen-vla[eval]'"
         ) from error
     return simple_evaluate, TaskManager
-
-
-def describe_protocol(limit: int | None, batch_size: int) -> dict[str, Any]:
-    """What scores depend on besides model and data."""
-    return {
-        "harness": f"lm-eval {version('lm-eval')}, hf-multimodal",
-        "chat_template": True,
-        "examples_in_prompt": 0,
-        "decoding": "greedy",
-        "batch_size": batch_size,
-        "limit": limit,
-    }
 
 
 def data_source(config: Any, local: str | Path | None) -> str:

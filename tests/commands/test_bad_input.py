@@ -1,6 +1,5 @@
 """`gen-vla train` on data and settings that cannot work: a message and exit code 2, before the first step."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 from published_sets import write_llava
+from rlds_data_sets import write_rlds
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import SETS, write_table_data
 from tiny_runs import tiny_recipe, write_robot_data
@@ -34,6 +34,12 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_table_data(tmp_path_factory.mktemp("tables"))
 
 
+@pytest.fixture
+def copied(tables: Path, tmp_path: Path) -> Path:
+    """The same data sets, to be damaged."""
+    return shutil.copytree(tables, tmp_path / "copy")
+
+
 def refused(capsys: pytest.CaptureFixture[str], recipe: str, work_dir: Path, *options: str) -> str:
     """The message of a run that is refused."""
     code = main(["train", recipe, "--work-dir", str(work_dir), *options])
@@ -54,12 +60,12 @@ def tiny(capsys: pytest.CaptureFixture[str], work_dir: Path, **overrides: Any) -
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.shufle_buffer=3", "unknown key 'shufle_buffer'; did you mean 'shuffle_buffer'?"),
-        ("training.batch_size=7", "got batch_size=7, expected an even number"),
+        ("data.shufle_buffer=3", "unknown key 'data.shufle_buffer'; did you mean 'shuffle_buffer'?"),
+        ("training.batch_size=7", "got training.batch_size=7, expected an even number"),
         ("data.co_training=[llav]", "got co_training with 'llav', which is no vision-language data set here; did you"),
-        ("data.max_bad_share=2.0", "got max_bad_share=2.0, expected a share from 0 to 1"),
-        ("data.robot.0.weight=0.0", "got weight=0.0, expected a number above 0"),
-        ("model.frozen=clip", "frozen: got 'clip' (str), expected one of"),
+        ("data.max_bad_share=2.0", "data.max_bad_share: got 2.0 (float), expected less than or equal to 1"),
+        ("data.robot.0.weight=0.0", "data.robot.0.weight: got 0.0 (float), expected greater than 0"),
+        ("model.frozen=clip", "model.frozen: got 'clip' (str), expected 'siglip' or 'dino'"),
         ("actions.action_dim=8", "got actions of 7 dimensions in robot/bridge_orig, expected actions.action_dim=8"),
         ("actions.action_dim=6", "got binary_dims=[6] with action_dim=6, expected dimensions from 0 to 5"),
         ("actions.binary_dims=[5, 6]", "dimension 5, expected 0 and 1 alone, since actions.binary_dims names it"),
@@ -74,42 +80,33 @@ def test_settings_that_cannot_work(setting: str, message: str, tables: Path, cap
     assert message in mini(capsys, tables, f"--set={setting}")
 
 
-def test_an_unknown_recipe_and_a_missing_model(tables: Path, capsys: Any) -> None:
-    assert "did you mean 'openvla_plus_bridge'?" in refused(capsys, "openvla_plus_brigde", tables)
-    assert "got " in refused(capsys, "openvla_plus_bridge", tables)
-    assert "gen-vla convert makes it" in refused(capsys, "openvla_plus_bridge", tables)
+def test_a_missing_model(tables: Path, capsys: Any) -> None:
+    message = refused(capsys, "openvla_plus_bridge", tables)
+    assert "got " in message
+    assert "gen-vla convert makes it" in message
 
 
-def test_a_truncated_tfrecord(tables: Path, tmp_path: Path, capsys: Any) -> None:
-    shutil.copytree(tables, tmp_path / "copy")
-    file = next((tmp_path / "copy" / "bridge_orig").glob("**/*.tfrecord-00001-of-00002"))
+def test_a_truncated_tfrecord(copied: Path, capsys: Any) -> None:
+    file = next((copied / "bridge_orig").glob("**/*.tfrecord-00001-of-00002"))
     file.write_bytes(file.read_bytes()[:-100])
-    message = mini(capsys, tmp_path / "copy")
+    message = mini(capsys, copied)
     assert file.name in message
     assert "cut off" in message
 
 
-def test_a_parquet_without_its_column(tmp_path: Path, tables: Path, capsys: Any) -> None:
-    shutil.copytree(tables, tmp_path / "copy")
-    folder = write_lerobot(tmp_path / "copy" / "lerobot", make_episodes(2, 5, size=16), "v2.1")
-    info = json.loads((folder / "meta" / "info.json").read_text())
-    info["features"]["motion"] = info["features"].pop("action")
-    (folder / "meta" / "info.json").write_text(json.dumps(info))
-    message = mini(capsys, tmp_path / "copy", "--set=data.robot.0.path=lerobot")
-    assert "expected action" in message
+def test_a_parquet_without_its_column(copied: Path, capsys: Any) -> None:
+    info = write_lerobot(copied / "lerobot", make_episodes(2, 5, size=16), "v2.1") / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"action":', '"motion":'))
+    assert "expected action" in mini(capsys, copied, "--set=data.robot.0.path=lerobot")
 
 
-def test_every_episode_with_nan_leaves_nothing(tmp_path: Path, tables: Path, capsys: Any) -> None:
-    from rlds_data_sets import write_rlds
-
-    shutil.copytree(tables, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "bridge_orig")
+def test_every_episode_with_nan_leaves_nothing(copied: Path, capsys: Any) -> None:
+    shutil.rmtree(copied / "bridge_orig")
     episodes = make_episodes(3, 6, size=16)
     for episode in episodes:
         episode.states[2, 0] = np.nan
-    write_rlds(tmp_path / "copy", episodes, "bridge_orig")
-    message = mini(capsys, tmp_path / "copy")
-    assert "without a step that has an instruction and a finite action" in message
+    write_rlds(copied, episodes, "bridge_orig")
+    assert "without a step that has an instruction and a finite action" in mini(capsys, copied)
 
 
 def test_nan_and_missing_columns_in_a_recording(tmp_path: Path, capsys: Any) -> None:
@@ -117,16 +114,14 @@ def test_nan_and_missing_columns_in_a_recording(tmp_path: Path, capsys: Any) -> 
     write_robot_data(tmp_path / "robot", action=actions)
     message = tiny(capsys, tmp_path)
     assert "robot data set 'tiny': got nan in row 5, dimension 1, expected finite actions" in message
-    other = tmp_path / "other"
-    message = tiny(capsys, other, data__robot=[{"path": "questions", "key": "tiny"}])
+    message = tiny(capsys, tmp_path / "other", data__robot=[{"path": "questions", "key": "tiny"}])
     assert "expected also instruction, action, episode_index" in message
 
 
-def test_an_empty_set(tmp_path: Path, tables: Path, capsys: Any) -> None:
-    shutil.copytree(tables, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "llava")
-    write_llava(tmp_path / "copy" / "llava", [], {}, zipped=True)
-    assert "llava" in mini(capsys, tmp_path / "copy")
+def test_an_empty_set(copied: Path, capsys: Any) -> None:
+    shutil.rmtree(copied / "llava")
+    write_llava(copied / "llava", [], {}, zipped=True)
+    assert "llava" in mini(capsys, copied)
 
 
 def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path: Path, capsys: Any) -> None:
@@ -140,9 +135,7 @@ def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path
     assert statistics["mask"] == [True, True, True]
 
 
-def test_a_run_without_a_connection(
-    tmp_path: Path, tables: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_a_connection(tables: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_answer(*_: Any, **__: Any) -> None:
         raise HTTP_ERROR("name or service not known")
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from gen_vla.commands.demo import use_own_cache
+from gen_vla.commands.demo_run import use_own_cache
 
 
 try:

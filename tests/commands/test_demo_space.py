@@ -13,28 +13,18 @@ import pytest
 from space_models import save_arm_model
 from tiny_models import tiny_tokenizer
 
+from gen_vla.commands.demo import absolute, demo_model
 from gen_vla.commands.main import main
-from gen_vla.commands.space import absolute, demo_model
 
 
-def repository(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    return folder
-
-
-def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path) -> None:
+def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = (tmp_path / "demo_output", tmp_path / "demo_output_quick")
-    quick = repository(outputs[1] / "repository")
-    assert demo_model(outputs) == str(quick)
-    whole = repository(outputs[0] / "repository")
-    assert demo_model(outputs) == str(whole)
-
-
-def test_folders_are_given_in_full_and_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for output in reversed(outputs):
+        (output / "repository").mkdir(parents=True)
+        (output / "repository" / "config.json").write_text("{}")
+        assert demo_model(outputs) == str(output / "repository")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "model").mkdir()
-    assert absolute("model") == str(tmp_path / "model")
+    assert absolute("demo_output") == str(tmp_path / "demo_output"), "the Space runs in a folder of its own"
     assert absolute("gen-vla/openvla-plus") == "gen-vla/openvla-plus"
 
 

@@ -7,14 +7,14 @@ import pytest
 from tiny_runs import tiny_recipe, write_questions, write_robot_data
 
 from gen_vla.commands.main import main
-from gen_vla.commands.recording import record_missing_data
+from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.drawers import recording as metaworld_recording
 
 
 def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gen_vla.commands.recording.record_missing_data", lambda *_: pytest.fail("recorded first"))
+    monkeypatch.setattr("gen_vla.commands.record.record_missing_data", lambda *_: pytest.fail("recorded first"))
     tiny_recipe(tmp_path, model={"initial_model": "nowhere"})
     assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]) == 2
     assert "initial_model='nowhere' and no folder" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from rlds_data_sets import write_rlds
 from robot_data_sets import Episode, make_episodes, write_lerobot
+from typer.main import get_command
 
 from gen_vla.commands import main as commands_main
 from gen_vla.commands.main import main
@@ -57,8 +58,6 @@ def commands(page: Path) -> list[str]:
 
 def command_tree() -> dict[str, Any]:
     """Every command as typer declares it, by its words."""
-    from typer.main import get_command
-
     def leaves(words: str, found: Any) -> Iterator[tuple[str, Any]]:
         for name, member in getattr(found, "commands", {}).items():
             yield from leaves(f"{words} {name}".strip(), member)
@@ -71,10 +70,6 @@ def command_tree() -> dict[str, Any]:
 def check(command: str) -> str:
     """The words of a `gen-vla` command, once its arguments are understood."""
     words = shlex.split(command, comments=True)[1:]
-    if not hasattr(commands_main, "app"):  # argparse, until the commands are typer's
-        if words[0] != "record":
-            commands_main.build_parser().parse_args(words)
-        return " ".join(words[:2] if words[0] == "evaluate" else words[:1])
     tree = command_tree()
     name = next((" ".join(words[:n]) for n in (3, 2, 1) if " ".join(words[:n]) in tree), None)
     assert name, command
@@ -106,10 +101,7 @@ def test_every_command_is_understood(page: Path) -> None:
 def test_the_pages_show_every_command() -> None:
     """Nothing that a user can run goes unmentioned."""
     shown = {check(c) for page in PAGES for c in commands(page) if c.startswith("gen-vla ")}
-    if hasattr(commands_main, "app"):
-        assert set(command_tree()) <= shown
-    else:
-        assert {words.split()[0] for words in shown} >= {"train", "evaluate", "convert", "publish", "predict", "demo"}
+    assert set(command_tree()) <= shown
 
 
 @each_page
@@ -298,7 +290,7 @@ def test_commands_of_typer_become_a_page() -> None:
         """Ask questions."""
 
     app.add_typer(suites, name="evaluate")
-    page = "\n".join(script("reference_pages").command("gen-vla", typer.main.get_command(app)))
+    page = "\n".join(script("reference_pages").command("gen-vla", typer.main.get_command(commands_main.app)))
     assert "## `gen-vla train`\n\nTrain a recipe." in page
     assert "| `RECIPE` |  | required |" in page
     assert "| `--steps` | how many \\| at most | `3` |" in page

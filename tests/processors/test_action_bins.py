@@ -26,7 +26,7 @@ from gen_vla.training.mixing.prepared_rows import ROBOT
 from gen_vla.training.model_building import make_recipe_action_config
 from gen_vla.training.publishing.assembling import publish_to_folder
 from gen_vla.training.recipes.loading import load_recipe
-from gen_vla.training.recipes.schema import ActionRecipe, RecipeError
+from gen_vla.training.recipes.schema import ActionRecipe
 from gen_vla.training.run import run_recipe
 
 
@@ -224,7 +224,7 @@ def test_recipes_choose_the_representation(trained: Any, llama2: Any) -> None:
     assert (config["bin_tokens_end"], config["action_dim"]) == (259, 4)
     assert make_recipe_action_config(ActionRecipe(representation="bins"), llama2)["bin_tokens_end"] == 32000
     assert make_recipe_action_config(ActionRecipe(), llama2)["representation"] == "string"
-    with pytest.raises(RecipeError, match="expected none: only strings have decimals"):
+    with pytest.raises(ValueError, match="expected none: only strings have decimals"):
         ActionRecipe(representation="bins", label_decimals=2)
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import ExifTags, Image
 from tiny_models import IMAGE_SIZE, tiny_processor, tiny_statistics
 
-from gen_vla.commands.picture_files import read_pictures
+from gen_vla.commands.predict import read_pictures
 from gen_vla.evaluation.vqa.suite import TASKS_FOLDER
 from gen_vla.processors.rgb_pictures import PictureError, to_rgb
 from gen_vla.training.collator import CoTrainingCollator

@@ -5,8 +5,8 @@ The names, shapes and configuration come from the original code (`fixtures/openv
 format depends on, and spells everything else character by character.
 """
 
-import importlib.util
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_models import tiny_tokenizer
 from tokenizers import Tokenizer
+from transformers import AutoModel, AutoProcessor
 
 
 PARITY = Path(__file__).resolve().parents[1] / "fixtures" / "openvla_parity"
@@ -32,20 +33,11 @@ RUN_SECTIONS = {
 }
 
 
-def parity_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor the fixtures' script gave the original model."""
-    spec = importlib.util.spec_from_file_location("parity_weights", PARITY / "weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return torch.from_numpy(module.weight(name, shape))
-
-
 def parity_tensors() -> dict[str, torch.Tensor]:
-    """All tensors of the original's tiny model, under the Hub layout's names."""
+    """All tensors that the fixtures' script gave the original's tiny model, under the Hub layout's names."""
+    weight = runpy.run_path(str(PARITY / "weights.py"))["weight"]
     shapes = json.loads((PARITY / "shapes.json").read_text(encoding="utf-8"))
-    return {name: parity_weight(name, tuple(shape)) for name, shape in shapes.items()}
+    return {name: torch.from_numpy(weight(name, tuple(shape))) for name, shape in shapes.items()}
 
 
 def full_size_shapes(layers: int = 32) -> dict[str, tuple[int, ...]]:
@@ -138,3 +130,9 @@ def write_run_folder(
         settings["model"]["image_resize_strategy"] = "resize-naive"
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def load_converted(folder: Path) -> tuple[Any, Any]:
+    """Model and processor of a folder, as its users load them."""
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=True)

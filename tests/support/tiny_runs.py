@@ -1,13 +1,15 @@
 """Whole training runs in seconds: made-up data sets of a few rows, and a recipe with a model of width 16.
 
-The rows are what `metaworld_recording` writes, columns and types alike, without the simulator. As a script it trains
-the recipe in an interpreter of its own and writes down, per process, what that process really trained on:
+The rows have the columns and types of what the simulators record. As a script it trains the recipe in an interpreter
+of its own and writes down, per process, what that process really trained on:
 
     python tiny_runs.py WORK_DIR [PAUSE_AT_STEP]         # or resumes it; then WORK_DIR/process-<rank>.json
 """
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -134,6 +136,35 @@ def tiny_recipe(work_dir: Path, **overrides: Any) -> Recipe:
     return load_recipe(path)
 
 
+def run_tiny(work_dir: Path, resume: bool = False, callbacks: Any = None, **overrides: Any) -> Path:
+    """Trains the tiny recipe with these settings; the folder of the model."""
+    recipe = tiny_recipe(work_dir, **overrides)
+    return run_recipe(recipe, work_dir, resume=resume, callbacks=callbacks, progress=False)
+
+
+def read_log(folder: Path) -> dict[str, Any]:
+    """What a run says of itself."""
+    return json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
+
+
+def logged_steps(folder: Path) -> list[dict[str, float]]:
+    """The entries of its log that have a loss."""
+    return [entry for entry in read_log(folder)["history"] if "loss" in entry]
+
+
+def run_in_two_processes(work_dir: Path) -> list[dict[str, Any]]:
+    """Runs WORK_DIR/tiny.yaml, or resumes it; what each process trained on."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(
+        [*launch, __file__, str(work_dir)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    seen = [json.loads((work_dir / f"process-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one["processes"] for one in seen] == [2, 2]
+    return seen
+
+
 def weights_hash(model: Any) -> str:
     """One number over the bytes of all weights, in the order of their names."""
     digest = hashlib.sha256()
@@ -185,7 +216,7 @@ def watch_places(monkeypatch: Any = None) -> list[tuple[int, str]]:
     plain, places = prepared_rows.RowPreparer.__call__, []
 
     def prepare(preparer: Any, row: dict[str, Any], source: str, place: int) -> dict[str, Any]:
-        places.append((place, row["identity"]))
+        places.append((place, f"{source} {row['identity']}"))
         return plain(preparer, row, source, place)
 
     replace = monkeypatch.setattr if monkeypatch else setattr

@@ -1,9 +1,5 @@
 """The loss, checked by hand, and real training runs, counted from inside."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_processor
-from tiny_runs import Witness, tiny_recipe
+from tiny_runs import Witness, logged_steps, run_in_two_processes, run_tiny, tiny_recipe
 from trl.trainer.utils import add_fused_lm_head
 
 from gen_vla.processors import ActionStringError, ActionStringProcessor, unnormalize_actions
@@ -23,9 +19,6 @@ from gen_vla.training.model_building import action_weights, build_model
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.run import run_recipe
 from gen_vla.training.trainer import CoTrainer, balanced_loss, score_answers, score_fused, step_totals
-
-
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 # ---- the loss
@@ -80,16 +73,16 @@ def test_the_plain_scores_are_those_of_trls_fused_head(llama_like: Any, tiny_str
     add_fused_lm_head(fused, outputs=("log_probs", "is_top1"))
     right_answers = plain(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(-1)
     batch["labels"][0, -3:] = right_answers[0, -4:-1]  # some right, some wrong
-    log_probs, likeliest = score_answers(plain, batch)
+    log_probs, predicted = score_answers(plain, batch)
     expected = fused(**batch, fused_lm_head=True)
     torch.testing.assert_close(log_probs, expected.log_probs, rtol=1e-5, atol=1e-5)
     labels = batch["labels"][:, 1:]
-    assert torch.equal((likeliest == labels) & labels.ne(-100), expected.is_top1.bool())
+    assert torch.equal((predicted == labels) & labels.ne(-100), expected.is_top1.bool())
     on_a_gpu = score_fused(fused, batch)
     torch.testing.assert_close(on_a_gpu[0], log_probs, rtol=1e-5, atol=1e-5)
-    assert torch.equal(on_a_gpu[1], likeliest)
+    assert torch.equal(on_a_gpu[1], predicted)
     top = plain(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1].argmax(-1)
-    assert torch.equal(likeliest, top.masked_fill(labels == -100, 0))
+    assert torch.equal(predicted, top.masked_fill(labels == -100, 0))
     assert 3 <= int(expected.is_top1.sum()) < int(batch["labels"].ne(-100).sum())
     assert log_probs[batch["labels"][:, 1:] == -100].eq(0).all()
     for scores, model in ((log_probs, plain), (expected.log_probs, fused)):
@@ -114,14 +107,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         witness = Witness().watch(patch)
         folder = run_recipe(recipe, work_dir, callbacks=[witness], progress=False)
-    history = json.loads((folder / "training_log.json").read_text())["history"]
-    return recipe, work_dir, before, load_model(folder), witness, history
+    return recipe, work_dir, before, load_model(folder), witness, logged_steps(folder)
 
 
 def test_every_batch_was_half_robot_and_half_vision_language(run: Any) -> None:
-    witness = run[4]
-    assert len(witness.batches) == 8
-    assert witness.batches == [[True, False, True, False]] * 8
+    assert run[4].batches == [[True, False, True, False]] * 8
 
 
 def test_the_frozen_tower_kept_its_bytes_and_all_else_moved(run: Any) -> None:
@@ -145,11 +135,10 @@ def test_the_optimizer_knows_nothing_of_the_frozen_tower(run: Any) -> None:
 
 
 def test_the_run_learned_and_logged_figures_per_source(run: Any) -> None:
-    steps = [entry for entry in run[5] if "loss" in entry]
+    steps = run[5]
     assert [entry["step"] for entry in steps] == list(range(1, 9))
-    figures = {
-        f"{kind}/{name}" for kind in ("robot", "vision_language") for name in ("loss", "token_accuracy", "exact")
-    }
+    names = ("loss", "token_accuracy", "exact")
+    figures = {f"{kind}/{name}" for kind in ("robot", "vision_language") for name in names}
     for entry in steps:
         assert figures | {"robot/sign_accuracy"} <= set(entry)
         assert "vision_language/sign_accuracy" not in entry
@@ -166,7 +155,7 @@ def test_the_figures_of_the_first_step_by_hand(run: Any) -> None:
     tables = open_data(recipe, work_dir).tables
     prepare = RowPreparer(processor, model.config.norm_stats)
     rows = [prepare(table[number], name, 0) for name, table in tables.items() for number in range(len(table))]
-    order = list(HalfAndHalfSampler([6], [4], 4, recipe.training.seed))
+    order = [index for _, index in HalfAndHalfSampler([6], [4], 4, recipe.training.seed)]
     collate = CoTrainingCollator(processor, action_weights(recipe, model.config))
     batch = collate([rows[index] for index in order])
     weights, is_robot = batch.pop("token_weights")[:, 1:], batch.pop("is_robot")
@@ -206,12 +195,9 @@ def test_gradient_accumulation_is_one_larger_batch(balance: str, tmp_path: Path)
     logs = []
     for name, batch, accumulated in ((f"whole-{balance}", 4, 1), (f"parts-{balance}", 2, 2)):
         settings = {"training__batch_size": batch, "training__gradient_accumulation_steps": accumulated}
-        recipe = tiny_recipe(
-            tmp_path, name=name, training__steps=2, training__logging_steps=1, loss__balance=balance, **settings
-        )
-        folder = run_recipe(recipe, tmp_path, progress=False)
-        history = json.loads((folder / "training_log.json").read_text())["history"]
-        logs.append([(entry["loss"], entry["grad_norm"]) for entry in history if "grad_norm" in entry])
+        settings |= {"training__steps": 2, "training__logging_steps": 1}
+        folder = run_tiny(tmp_path, name=name, loss__balance=balance, **settings)
+        logs.append([(entry["loss"], entry["grad_norm"]) for entry in logged_steps(folder)])
     assert len(logs[0]) == 2
     assert logs[1] == [pytest.approx(entry, rel=1e-3) for entry in logs[0]]
 
@@ -226,28 +212,12 @@ def test_outputs_are_not_returned(llama_like: Any, tiny_strings: ActionStringPro
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
     changes = {"training__steps": 4, "training__logging_steps": 1, "loss__balance": "token"}
     tiny_recipe(tmp_path, **changes)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*launch, str(SUPPORT / "tiny_runs.py"), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    seen = [json.loads((tmp_path / f"process-{rank}.json").read_text()) for rank in (0, 1)]
-    assert [one["processes"] for one in seen] == [2, 2]
+    seen = run_in_two_processes(tmp_path)
     for one in seen:
         assert one["batches"] == [[True, False, True, False]] * 4
     assert seen[0]["hash"] == seen[1]["hash"] != ""
     # and it is the run one process does with twice the batch
-    alone = tiny_recipe(tmp_path / "alone", training__batch_size=8, **changes)
-    folder = run_recipe(alone, tmp_path / "alone", progress=False)
-    histories = [
-        json.loads((place / "training_log.json").read_text())["history"] for place in (folder, tmp_path / "tiny")
-    ]
-    for one, two in zip(*histories, strict=True):
+    folder = run_tiny(tmp_path / "alone", training__batch_size=8, **changes)
+    for one, two in zip(logged_steps(folder), logged_steps(tmp_path / "tiny"), strict=True):
         for figure in ("loss", "grad_norm", "robot/loss", "vision_language/exact"):
-            if figure in one:
-                assert two[figure] == pytest.approx(one[figure], abs=1e-5), (figure, one["step"])
+            assert two[figure] == pytest.approx(one[figure], abs=1e-5), (figure, one["step"])

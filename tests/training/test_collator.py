@@ -76,27 +76,19 @@ def test_the_prompt_is_what_inference_feeds(processor: Any) -> None:
 
 def test_pictures_come_in_the_order_of_their_tokens(processor: Any) -> None:
     batch = CoTrainingCollator(processor)(ROWS)
+    for name in ("input_ids", "attention_mask", "labels", "token_weights"):
+        assert batch[name].shape == batch["input_ids"].shape
+        assert batch[name].dtype == (torch.float32 if name == "token_weights" else torch.int64), name
+    assert (batch["is_robot"].dtype, batch["pixel_values"].dtype) == (torch.bool, torch.float32)
     tokens = (batch["input_ids"] == processor.image_token_id).sum(dim=1).tolist()
     assert tokens == [IMAGE_TOKENS, IMAGE_TOKENS, 0, 2 * IMAGE_TOKENS]
     assert batch["pixel_values"].shape == (4, 6, 8, 8)
     assert batch["is_robot"].tolist() == [True, False, False, False]
     alone = CoTrainingCollator(processor)([ROWS[3]])
     assert torch.equal(alone["pixel_values"], batch["pixel_values"][2:])
-
-
-def test_a_batch_of_words_only_has_no_pixels(processor: Any) -> None:
-    batch = CoTrainingCollator(processor)([ROWS[2], ROWS[2]])
-    assert "pixel_values" not in batch
-    assert len(supervised(batch["labels"][0])) > 1
-
-
-def test_types_and_shapes(processor: Any) -> None:
-    batch = CoTrainingCollator(processor)(ROWS)
-    shape = batch["input_ids"].shape
-    for name in ("input_ids", "attention_mask", "labels", "token_weights"):
-        assert batch[name].shape == shape
-        assert batch[name].dtype == (torch.float32 if name == "token_weights" else torch.int64), name
-    assert (batch["is_robot"].dtype, batch["pixel_values"].dtype) == (torch.bool, torch.float32)
+    words = CoTrainingCollator(processor)([ROWS[2], ROWS[2]])
+    assert "pixel_values" not in words
+    assert len(supervised(words["labels"][0])) > 1
 
 
 def test_weights_belong_to_robot_answers_only(processor: Any) -> None:
@@ -121,14 +113,11 @@ def test_a_row_beyond_the_context_raises_and_is_not_cut(processor: Any) -> None:
         CoTrainingCollator(processor, max_tokens=length - 1)([ROWS[1]])
 
 
-def test_an_answer_that_merges_with_its_prompt_raises() -> None:
+def test_an_answer_that_merges_with_its_prompt_and_none_raise() -> None:
     processor = tiny_processor(tiny_tokenizer("gemma_like"))
     with pytest.raises(ValueError, match=r"got prompt 'a:' and answer '-1', expected the prompt's tokens to be a beg"):
         CoTrainingCollator(processor)([row("a:", "-1")])  # ":-" is one piece
     assert len(supervised(CoTrainingCollator(processor)([row("a:", " 1")])["labels"])) == 3
-
-
-def test_a_row_without_an_answer_raises(processor: Any) -> None:
     with pytest.raises(ValueError, match=r"and answer '', expected .* give every row an answer"):
         CoTrainingCollator(processor)([row("In: a?\nOut:", "")])
 
@@ -224,11 +213,8 @@ def test_steps_behind_an_episode_carry_no_loss(request: pytest.FixtureRequest) -
         )
         whole = supervised(batch["labels"][0])
         assert whole[-1] == processor.tokenizer.eos_token_id
-        assert [len(supervised(labels)) for labels in batch["labels"]] == [
-            len(whole),
-            31,
-            15,
-        ]  # 15 a step, a line's end
+        counts = [len(supervised(labels)) for labels in batch["labels"]]
+        assert counts == [len(whole), 31, 15]  # 15 a step, a line's end
         for number in (1, 2):
             kept = batch["labels"][number] != -100
             assert supervised(batch["labels"][number]) == whole[: int(kept.sum())]

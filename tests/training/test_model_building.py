@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import noise, tiny_pi0_model, tiny_recipe, weights_hash, write_robot_data
+from tiny_runs import logged_steps, noise, run_tiny, tiny_pi0_model, tiny_recipe, weights_hash, write_robot_data
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq
 from gen_vla.processors import OpenVLAPlusProcessor, Pi0PlusProcessor
@@ -37,8 +37,7 @@ def build(recipe: Any, work_dir: Path) -> tuple[Any, Any]:
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Each family, and the model folder of a run of 4 steps of it; copy its parent before changing anything in it."""
     work_dir = tmp_path_factory.mktemp(request.param)
-    recipe = tiny_recipe(work_dir, training__steps=4, **family_settings(request.param))
-    return request.param, run_recipe(recipe, work_dir, progress=False)
+    return request.param, run_tiny(work_dir, training__steps=4, **family_settings(request.param))
 
 
 def test_each_family_trains_acts_and_answers(finished: tuple[str, Path]) -> None:
@@ -47,12 +46,18 @@ def test_each_family_trains_acts_and_answers(finished: tuple[str, Path]) -> None
     model_class, processor_class, _ = FAMILIES[family]
     assert (type(model), type(processor)) == (model_class, processor_class)
     assert model.config.prompt_template == processor.prompt_template == processor_class.default_prompt_template
+    assert model.config.action_config == processor.action_config
+    assert (model.config.frozen, list(model.config.norm_stats)) == ("siglip", ["tiny"])
     texts = model.predict_actions(**processor.action_inputs([noise(0), noise(1)], ["open the drawer", "go"])).text
     assert [processor.action_strings.decode(text).shape for text in texts] == [(1, 3)] * 2
     question = processor.question_inputs(noise(2), "is the drawer open?")
     assert model.generate(**question, max_new_tokens=3, do_sample=False).shape[1] > question["input_ids"].shape[1]
-    steps = [entry for entry in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in entry]
+    steps = logged_steps(folder)
     assert steps[-1]["robot/loss"] < steps[0]["robot/loss"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config.get("use_cache", True)
+    assert config["text_config"].get("use_cache", True), "decoding would be quadratic for everyone who loads it"
+    assert str(folder.parent) not in (folder / "config.json").read_text()
 
 
 def test_the_frozen_encoder_of_each_family_stays_and_its_partner_moves(

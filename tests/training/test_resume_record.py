@@ -1,21 +1,23 @@
 """A run resumed on other processes learns the rows that are left; other data, batches and statistics are refused."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from datasets import load_from_disk
-from tiny_runs import tiny_recipe, watch_places, write_questions, write_robot_data
+from tiny_runs import (
+    logged_steps,
+    run_in_two_processes,
+    run_tiny,
+    tiny_recipe,
+    watch_places,
+    write_questions,
+    write_robot_data,
+)
 
-from gen_vla.training.run import run_recipe
 
-
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
 SETTINGS = {"training__steps": 4, "training__save_steps": 2}  # of 4 rows
 
 
@@ -27,7 +29,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]
     write_questions(work_dir / "questions", rows=16)
     with pytest.MonkeyPatch.context() as patch:
         places = watch_places(patch)
-        run_recipe(tiny_recipe(work_dir, **SETTINGS), work_dir, progress=False)
+        run_tiny(work_dir, **SETTINGS)
     assert [place for place, _ in places] == list(range(16))
     shutil.rmtree(work_dir / "tiny" / "checkpoints" / "checkpoint-4")
     return work_dir, places[8:]
@@ -40,12 +42,11 @@ def stopped(finished: tuple[Path, list[Any]], tmp_path: Path) -> Path:
 
 
 def resume(work_dir: Path, **changes: Any) -> Path:
-    return run_recipe(tiny_recipe(work_dir, **{**SETTINGS, **changes}), work_dir, resume=True, progress=False)
+    return run_tiny(work_dir, resume=True, **{**SETTINGS, **changes})
 
 
 def losses(work_dir: Path) -> list[float]:
-    history = json.loads((work_dir / "tiny" / "training_log.json").read_text())["history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return [entry["loss"] for entry in logged_steps(work_dir / "tiny")]
 
 
 def test_accumulated_batches_in_place_of_large_ones(
@@ -60,10 +61,7 @@ def test_accumulated_batches_in_place_of_large_ones(
 @pytest.mark.slow
 def test_two_processes_in_place_of_one(finished: tuple[Path, list[Any]], stopped: Path) -> None:
     tiny_recipe(stopped, **SETTINGS, training__batch_size=2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, str(SUPPORT / "tiny_runs.py"), str(stopped)], env=environment, check=True, timeout=300)
-    seen = [json.loads((stopped / f"process-{rank}.json").read_text())["places"] for rank in (0, 1)]
+    seen = [one["places"] for one in run_in_two_processes(stopped)]
     assert [place for place, _ in seen[0]] == [8, 9, 12, 13]
     assert [place for place, _ in seen[1]] == [10, 11, 14, 15]
     assert sorted(map(tuple, seen[0] + seen[1])) == sorted(finished[1])

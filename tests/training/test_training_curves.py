@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gen_vla.training.curves import plot_curves
+from gen_vla.training.run_folder import plot_curves
 
 
 def history(steps: int) -> list[dict[str, float]]:

@@ -1,22 +1,21 @@
-"""From other projects' checkpoints to folders of this family: `gen-vla convert SRC DST`.
+"""Converts other projects' checkpoints to folders of this family: `gen-vla convert SRC DST`.
 
-Decides: what becomes of a checkpoint's configuration, tokenizer and statistics, and that nothing is left behind by a
-conversion that fails. Refuses to know: how a layout is told (`foreign_layouts.py`), which tensor goes where
-(`modeling/convert_*_weights.py`), how weights larger than memory are read and written (`tensor_files.py`).
+`foreign_layouts.py` reads what a checkpoint says about itself, `modeling/convert_*_weights.py` plan which tensor goes
+where, and `storage/tensor_files.py` moves the weights one by one. A conversion that fails leaves nothing behind.
 
-The release of the paper's authors has OpenVLA's layout and three more tokens. They tell it: it writes actions as
+The release of the paper's authors has OpenVLA's layout and three more tokens. They identify it: it writes actions as
 "legacy" strings, and its prompts begin with one of these tokens.
 """
 
 import json
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub import hf_hub_download
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
@@ -45,6 +44,7 @@ GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"
 AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
 FAMILIES = ("pi0_plus", "pi0_flow")  # what PaliGemma becomes
 REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
+Converted: TypeAlias = tuple[Any, dict[str, Piece], Any]  # a model on the meta device, the plan, the processor
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,9 @@ class ConversionSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.actions is not None and self.actions not in REPRESENTATIONS:
-            known = ", ".join(map(repr, REPRESENTATIONS))
-            raise ConversionError(f"got actions={self.actions!r}, expected one of {known}")
-        if self.family not in (None, *FAMILIES):
-            raise ConversionError(f"got family={self.family!r}, expected one of {', '.join(map(repr, FAMILIES))}")
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A converted model before its weights are written."""
-
-    model_class: Any
-    config: Any
-    plan: dict[str, Piece]
-    processor: Any
+        for name, known in (("actions", REPRESENTATIONS), ("family", FAMILIES)):
+            if (value := getattr(self, name)) not in (None, *known):
+                raise ConversionError(f"got {name}={value!r}, expected one of {', '.join(map(repr, known))}")
 
 
 def convert(source: str | Path, destination: str | Path, **settings: Any) -> Path:
@@ -110,18 +98,25 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     if destination.exists():
         raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
     found = read_source(source)
-    if isinstance(found, PaliGemmaCheckpoint):
-        converted = (convert_to_flow if options.family == "pi0_flow" else convert_paligemma)(found, options)
+    if isinstance(found, OpenVLACheckpoint):
+        model, plan, processor = convert_openvla(found, options)
+    elif options.family == "pi0_flow":
+        model, plan, processor = convert_to_flow(found, options)
     else:
-        converted = convert_openvla(found, options)
-    converted.config.image_token_id = converted.processor.image_token_id
-    converted.config.action_config = converted.processor.action_config
-    converted.config.prompt_template = converted.processor.prompt_template
+        model, plan, processor = convert_paligemma(found, options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
         draft = Path(temporary) / destination.name
         draft.mkdir()
-        write_folder(draft, converted, found.tensors, options)
+        outputs = plan_outputs(found.tensors, model, plan, options.dtype)
+        save_architecture(draft, model, max(outputs, key=lambda output: output.nbytes).dtype)
+        processor.save_pretrained(draft)
+        if model.config.norm_stats:
+            text = json.dumps(model.config.norm_stats, indent=2) + "\n"
+            (draft / "dataset_statistics.json").write_text(text, encoding="utf-8")
+        total = sum(output.nbytes for output in outputs)
+        with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not options.progress) as bar:
+            write_shards(draft, outputs, options.max_shard_bytes, bar.update)
         draft.rename(destination)
     return destination
 
@@ -136,7 +131,8 @@ def convert_openvla(found: OpenVLACheckpoint, options: ConversionSettings) -> Co
     config = OpenVLAPlusConfig(**sizes, norm_stats=found.norm_stats, frozen=options.frozen)
     plan = plan_openvla(config)
     check_complete(plan, found.tensors.shapes, config)
-    return Converted(OpenVLAPlusForVision2Seq, config, plan, openvla_processor(found, config, options))
+    processor = openvla_processor(found, config, options)
+    return empty_model(OpenVLAPlusForVision2Seq, config, processor), plan, processor
 
 
 def openvla_processor(
@@ -165,39 +161,36 @@ def openvla_processor(
 
 def convert_paligemma(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
     """π0+ from PaliGemma. It does not act yet: it gets its action format from the recipe that trains it."""
-    unused = [name for name in ("actions", "frozen") if getattr(options, name) is not None]
-    if unused:
-        raise ConversionError(f"got {', '.join(unused)} for a PaliGemma, which does not act yet; only --dual applies")
+    if unused := ", ".join(name for name in ("actions", "frozen") if getattr(options, name) is not None):
+        raise ConversionError(f"got {unused} for a PaliGemma, which does not act yet; only --dual applies")
     frozen = None if options.dual is False else "siglip"
     config = Pi0PlusConfig(**paligemma_config(found.tensors.shapes, found.settings, frozen))
-    plan = plan_paligemma(found.tensors.shapes, model_shapes(Pi0PlusForVision2Seq, config), frozen)
     processor = paligemma_processor(Pi0PlusProcessor, found, config, options)
-    return Converted(Pi0PlusForVision2Seq, config, plan, processor)
+    model = empty_model(Pi0PlusForVision2Seq, config, processor)
+    return model, plan_paligemma(found.tensors.shapes, model_shapes(model), frozen), processor
 
 
 def convert_to_flow(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
-    """The flow-matching π0 from PaliGemma, as the paper's baseline begins; neither does this act yet."""
+    """The flow-matching π0 from PaliGemma, as the paper's baseline begins; it does not act yet either."""
     # Not at the top: the other families run with a transformers that lacks this one.
     from gen_vla.modeling.convert_paligemma_flow import flow_config, plan_flow
     from gen_vla.modeling.modeling_pi0_flow import Pi0FlowForActionPrediction
 
-    unused = [name for name in ("actions", "frozen", "dual") if getattr(options, name) is not None]
-    if unused:
+    if unused := ", ".join(name for name in ("actions", "frozen", "dual") if getattr(options, name) is not None):
         raise ConversionError(
-            f"got {', '.join(unused)} for the flow-matching π0, expected none of them: it has one encoder, all of it "
-            "trains, and its actions are no text"
+            f"got {unused} for the flow-matching π0, expected none of them: it has one encoder, all of it trains, and "
+            "its actions are no text"
         )
     config = flow_config(found.tensors.shapes, found.settings, options.expert)
-    plan = plan_flow(found.tensors.shapes, model_shapes(Pi0FlowForActionPrediction, config), config)
-    return Converted(
-        Pi0FlowForActionPrediction, config, plan, paligemma_processor(Pi0FlowProcessor, found, config, options)
-    )
+    processor = paligemma_processor(Pi0FlowProcessor, found, config, options)
+    model = empty_model(Pi0FlowForActionPrediction, config, processor)
+    return model, plan_flow(found.tensors.shapes, model_shapes(model), config), processor
 
 
 def paligemma_processor(
     processor_class: Any, found: PaliGemmaCheckpoint, config: Any, options: ConversionSettings
 ) -> Any:
-    """The processor that goes with a checkpoint of PaliGemma; it knows no action format yet."""
+    """The processor that goes with a checkpoint of PaliGemma, without an action format."""
     tokenizer = load_tokenizer(options.tokenizer or found.tokenizer_folder, GEMMA_TOKENS, config.text_config)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if image_token_id != config.image_token_id:
@@ -236,11 +229,8 @@ def load_tokenizer(
             "got a training run, which holds no tokenizer, and no tokenizer; pass --tokenizer with a folder or a name "
             "on the Hub, such as meta-llama/Llama-2-7b-hf"
         )
-    file = Path(source) / "tokenizer.json"
-    if not Path(source).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        file = Path(hf_hub_download(str(source), "tokenizer.json"))
+    folder = Path(source)
+    file = folder / "tokenizer.json" if folder.is_dir() else Path(hf_hub_download(str(source), "tokenizer.json"))
     if not file.is_file():
         raise FileNotFoundError(
             f"got {source} without tokenizer.json, expected a fast tokenizer; pass --tokenizer, or, with "
@@ -269,43 +259,34 @@ def load_tokenizer(
     return tokenizer
 
 
-def write_folder(folder: Path, converted: Converted, tensors: Any, options: ConversionSettings) -> None:
-    """The whole repository: architecture and code, processor, statistics, weights."""
-    outputs = plan_outputs(tensors, converted, options.dtype)
-    save_architecture(folder, converted, max(outputs, key=lambda output: output.nbytes).dtype)
-    converted.processor.save_pretrained(folder)
-    if converted.config.norm_stats:
-        text = json.dumps(converted.config.norm_stats, indent=2) + "\n"
-        (folder / "dataset_statistics.json").write_text(text, encoding="utf-8")
-    total = sum(output.nbytes for output in outputs)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not options.progress) as bar:
-        write_shards(folder, outputs, options.max_shard_bytes, bar.update)
-
-
-def plan_outputs(tensors: Any, converted: Converted, dtype: torch.dtype | None) -> list[Output]:
-    """The tensors to write, in the order of the plan, each with the shape the model wants."""
-    shapes = model_shapes(converted.model_class, converted.config)
-    assert shapes.keys() - converted.plan.keys() <= {"lm_head.weight"}
-    assert converted.plan.keys() <= shapes.keys()
-    usual = next(tensors.dtypes[piece.source] for piece in converted.plan.values() if piece.source)
-    outputs = []
-    for name, piece in converted.plan.items():
-        kind = dtype or (tensors.dtypes[piece.source] if piece.source else usual)
-        outputs.append(Output(name, shapes[name], kind, reader(tensors, piece, shapes[name])))
-    return outputs
-
-
-def reader(tensors: Any, piece: Piece, shape: tuple[int, ...]) -> Callable[[], torch.Tensor]:
-    """Reads a tensor when its turn comes."""
-    if piece.source is None:
-        return piece.made or (lambda: torch.zeros(shape))
-    return lambda: piece.change(tensors.read(piece.source, piece.part, piece.parts))
-
-
-def model_shapes(model_class: Any, config: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by the names in a file."""
+def empty_model(model_class: Any, config: Any, processor: Any) -> Any:
+    """The model that goes with a processor, on the meta device: shapes without memory."""
+    config.image_token_id = processor.image_token_id
+    config.action_config = processor.action_config
+    config.prompt_template = processor.prompt_template
     with torch.device("meta"):
-        model = model_class(config)
+        return model_class(config)
+
+
+def plan_outputs(tensors: Any, model: Any, plan: dict[str, Piece], dtype: torch.dtype | None) -> list[Output]:
+    """The tensors to write, in the order of the plan, each with the shape the model wants."""
+    shapes = model_shapes(model)
+    assert shapes.keys() - plan.keys() <= {"lm_head.weight"}
+    assert plan.keys() <= shapes.keys()
+    usual = next(tensors.dtypes[piece.source] for piece in plan.values() if piece.source)
+
+    def output(name: str, piece: Piece) -> Output:
+        source, shape = piece.source, shapes[name]
+        if source is None:
+            return Output(name, shape, dtype or usual, piece.made or (lambda: torch.zeros(shape)))
+        read = lambda: piece.change(tensors.read(source, piece.part, piece.parts))  # noqa: E731
+        return Output(name, shape, dtype or tensors.dtypes[source], read)
+
+    return [output(name, piece) for name, piece in plan.items()]
+
+
+def model_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by the names in a file."""
     return {file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -317,12 +298,10 @@ def file_name(name: str) -> str:
     return name
 
 
-def save_architecture(folder: Path, converted: Converted, dtype: torch.dtype) -> None:
+def save_architecture(folder: Path, model: Any, dtype: torch.dtype) -> None:
     """config.json, generation_config.json and the code, as `save_pretrained` would write them beside the weights."""
-    config = converted.config
-    with torch.device("meta"):
-        model = converted.model_class(config)
-    config.architectures = [converted.model_class.__name__]
+    config = model.config
+    config.architectures = [type(model).__name__]
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = str(dtype).removeprefix("torch.")
     custom_object_save(model, str(folder), config=config)

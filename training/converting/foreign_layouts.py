@@ -1,15 +1,12 @@
-"""Other projects' checkpoints: which layout a folder has, and what it says about itself.
+"""Recognises the layout of another project's checkpoint and reads everything but its weights (`conversion.py`).
 
-Decides: how a layout is told, where each keeps its tensors, sizes, statistics and image constants. Refuses to know:
-what becomes of any of it (`converting/conversion.py`).
-
-    layout                     told by                              what is read
+    layout                     recognised by                        what is read
     OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
                                                                     image processor
     Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
     PaliGemma on the Hub       config.json: model_type paligemma    *.safetensors, tokenizer.json, image processor
 
-The image processor lies in preprocessor_config.json where transformers 4 saved it, and in processor_config.json where
+The image processor is in preprocessor_config.json where transformers 4 saved it, and in processor_config.json where
 transformers 5 did.
 """
 
@@ -19,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers.image_processing_base import ImageProcessingMixin
 
 from gen_vla.modeling.conversion_plan import ConversionError
@@ -41,7 +39,7 @@ class OpenVLACheckpoint:
         timm_ids, text: see `openvla_config`.
         norm_stats: OpenVLA's statistics by data set; empty for a model that only talks.
         pixels: arguments of the image processor; constants as the checkpoint stores them.
-        tokenizer_folder: where the tokenizer lies, if it came along.
+        tokenizer_folder: where the tokenizer is, if it came along.
         bins: the number of bins, and the first token id behind theirs (`None`: the end of the vocabulary).
     """
 
@@ -70,7 +68,12 @@ def read_source(source: str | Path) -> OpenVLACheckpoint | PaliGemmaCheckpoint:
     path = Path(source)
     if path.suffix == ".pt" and path.is_file():
         return read_run(path.parent.parent, path)
-    folder = path if path.is_dir() else download(str(source))
+    folder = path
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise FileNotFoundError(f"got {source}, which is no folder and no name on the Hub like openvla/openvla-7b")
+        wanted = ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"]  # the last marks OpenVLA-OFT
+        folder = Path(snapshot_download(str(source), allow_patterns=wanted))
     settings = read_json(folder / "config.json")
     if "vla" in settings or "model" in settings:
         return read_run(folder, newest_checkpoint(folder / "checkpoints"))
@@ -84,25 +87,22 @@ def read_source(source: str | Path) -> OpenVLACheckpoint | PaliGemmaCheckpoint:
     )
 
 
-def download(name: str) -> Path:
-    """A snapshot of a Hub repository; from the cache where it lies there."""
-    from huggingface_hub import snapshot_download
-
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise FileNotFoundError(f"got {name}, which is no folder and no name on the Hub such as openvla/openvla-7b")
-    wanted = ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"]  # the last tells OpenVLA-OFT
-    return Path(snapshot_download(name, allow_patterns=wanted))
-
-
 def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint:
-    """OpenVLA's repository: everything lies in it."""
-    check_no_other_head(folder)
+    """OpenVLA's repository: everything is in it."""
+    # OpenVLA-OFT has OpenVLA's layout, and acts by networks in files beside it.
+    beside = sorted(path.name for word in ("action_head", "proprio_projector") for path in folder.glob(f"{word}*"))
+    if beside:
+        raise ConversionError(
+            f"got {folder.name} with {', '.join(beside)}, which is a checkpoint of OpenVLA-OFT: its actions come from "
+            "a head that this family does not have, and its language model was not trained to write them; expected a "
+            "checkpoint of OpenVLA"
+        )
     text = dict(settings.get("text_config") or {})
     if any(settings.get("timm_override_act_layers") or []):
         raise ConversionError(
             f"got encoders with the activations {settings['timm_override_act_layers']}, expected none but their own"
         )
-    extra = folder / "dataset_statistics.json"  # what fine-tuning saw; scripts of OpenVLA's users put it in place
+    extra = folder / "dataset_statistics.json"  # of fine-tuning; OpenVLA's users put it there
     statistics = {**(settings.get("norm_stats") or {}), **(read_json(extra) if extra.is_file() else {})}
     bin_tokens_end = None
     if "vocab_size" in text:  # padded to a multiple of 64, with at least one token behind the bins': padding
@@ -119,19 +119,8 @@ def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint
     )
 
 
-def check_no_other_head(folder: Path) -> None:
-    """Raises `ConversionError` for OpenVLA-OFT, which has OpenVLA's layout and acts by networks that lie beside it."""
-    beside = [path.name for word in ("action_head", "proprio_projector") for path in folder.glob(f"{word}*")]
-    if beside:
-        raise ConversionError(
-            f"got {folder.name} with {', '.join(sorted(beside))}, which is a checkpoint of OpenVLA-OFT: its actions "
-            "come from a head that this family does not have, and its language model was not trained to write them; "
-            "expected a checkpoint of OpenVLA"
-        )
-
-
 def read_paligemma(folder: Path, settings: dict[str, Any]) -> PaliGemmaCheckpoint:
-    """PaliGemma's repository: everything lies in it."""
+    """PaliGemma's repository: everything is in it."""
     pixels = image_settings(folder)
     if pixels.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
         raise ConversionError(f"got resample={pixels['resample']}, expected {PILLOW_BICUBIC}, Pillow's bicubic")
@@ -191,26 +180,23 @@ def check_resize(strategy: str) -> None:
 
 def newest_checkpoint(folder: Path) -> Path:
     """`latest-checkpoint.pt`, or the one with the most steps."""
-    latest = folder / "latest-checkpoint.pt"
-    if latest.is_file():
-        return latest
     steps = {int(match[1]): path for path in folder.glob("*.pt") if (match := re.search(r"step-(\d+)", path.name))}
-    if not steps:
+    latest = folder / "latest-checkpoint.pt"
+    if not steps and not latest.is_file():
         raise FileNotFoundError(f"got no checkpoint in {folder}, expected latest-checkpoint.pt or step-*.pt")
-    return steps[max(steps)]
+    return latest if latest.is_file() else steps[max(steps)]
 
 
 def read_run(folder: Path, checkpoint: Path) -> OpenVLACheckpoint:
     """A training run of Prismatic or OpenVLA, in which the names of the base models stand for their sizes."""
     settings = read_json(folder / "config.json")
-    statistics = folder / "dataset_statistics.json"
     if "vla" in settings:
         base = str(settings["vla"]["base_vlm"])
         strategy = "letterbox" if "letterbox" in base else "resize-naive"
-        norm_stats = read_json(statistics)
+        norm_stats = read_json(folder / "dataset_statistics.json")
     else:
         model = settings["model"]
-        base, strategy, norm_stats = f"{model['vision_backbone_id']} {model['llm_backbone_id']}", "", {}
+        base, norm_stats = f"{model['vision_backbone_id']} {model['llm_backbone_id']}", {}
         strategy = model.get("image_resize_strategy", "resize-naive")
     size = re.search(r"\d+b", base)
     if "dinosiglip" not in base or size is None or size[0] not in LLAMA2_HEADS or "mistral" in base:

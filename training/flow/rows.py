@@ -1,8 +1,5 @@
 """Rows and batches of a policy that makes its actions by flow matching (`model.family: pi0_flow`).
 
-Decides: that a robot row keeps its action as numbers, which noise and time it is mixed with, and how such rows become
-a batch. Refuses to know: the model, the loss (`flow/trainer.py`), which rows come together.
-
     robot row   prompt "close the drawer\\n"     actions float32 [T, D] in [-1, 1]     action_is_pad bool [T]
                 noise float32 [T, F], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
 
@@ -26,40 +23,22 @@ from gen_vla.training.mixing.row_randomness import row_generator
 
 @dataclass(frozen=True)
 class FlowNoise:
-    """Noise and time of a row. Can be pickled.
+    """Noise and time of a row: a time is a scaled draw from a beta distribution, and 1 is all noise. Can be pickled.
 
     Attributes:
+        config: the model's (`Pi0FlowConfig`).
         seed: of the run.
-        horizon, flow_dim: T and F.
-        alpha, beta, scale, offset: a time is a draw from Beta(alpha, beta), times scale, plus offset; 1 is all noise.
     """
 
+    config: Any
     seed: int
-    horizon: int
-    flow_dim: int
-    alpha: float
-    beta: float
-    scale: float
-    offset: float
-
-    @classmethod
-    def from_config(cls, config: Any, seed: int) -> "FlowNoise":
-        """The one a model's configuration (`Pi0FlowConfig`) describes."""
-        return cls(
-            seed=seed,
-            horizon=config.action_config["horizon"],
-            flow_dim=config.flow_dim,
-            alpha=config.time_sampling_beta_alpha,
-            beta=config.time_sampling_beta_beta,
-            scale=config.time_sampling_scale,
-            offset=config.time_sampling_offset,
-        )
 
     def __call__(self, place: int) -> dict[str, Any]:
         """`noise` float32 [T, F] and `timestep`, a float, of the row at this place of the run."""
-        random = row_generator(self.seed, "flow", place)
-        noise = random.standard_normal((self.horizon, self.flow_dim), dtype=np.float32)
-        return {"noise": noise, "timestep": float(random.beta(self.alpha, self.beta) * self.scale + self.offset)}
+        config, random = self.config, row_generator(self.seed, "flow", place)
+        noise = random.standard_normal((config.action_config["horizon"], config.flow_dim), dtype=np.float32)
+        time = random.beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta)
+        return {"noise": noise, "timestep": float(time * config.time_sampling_scale + config.time_sampling_offset)}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,5 @@
 """Training by flow matching: the loss of a step, and figures of what the model would have done.
 
-Decides: how micro-batches and processes add up to one mean over all numbers that count, and which figures are logged.
-Refuses to know: rows (`flow/rows.py`), how the model makes a velocity of its inputs.
-
 For robot data and each of its sources:
 
     loss           mean squared error of the velocity, over the action's dimensions and steps that are not padding;
@@ -19,11 +16,10 @@ import torch
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from gen_vla.processors import unnormalize_actions
-from gen_vla.training.mixing.prepared_rows import ROBOT
+from gen_vla.training.metrics import MetricSums
 from gen_vla.training.trainer import CoTrainer
 
 
-SUMS = ("squares", "values", "error", "rows", "replaced")
 NO_ZERO3 = (
     "got DeepSpeed ZeRO-3 for the flow-matching π0, expected whole weights in every process, or FSDP: its action "
     "expert reads inside of PaliGemma's layers, which ZeRO-3 has not been seen to gather for that; use "
@@ -75,18 +71,10 @@ def reach_last_layer(model: Any) -> None:
     model.model.vlm.register_forward_hook(add_nothing)
 
 
-class FlowMetrics:
-    """Adds up figures of training steps, as `SourceMetrics` does for tokens.
+class FlowMetrics(MetricSums):
+    """Figures of flow matching, as `SourceMetrics` has them of tokens."""
 
-    Args:
-        sources: names, in the order of `source_id`.
-        norm_stats: statistics of the robot data sets by key.
-    """
-
-    def __init__(self, sources: list[str], norm_stats: dict[str, Any]):
-        self.sources = sources
-        self.norm_stats = norm_stats
-        self.sums = np.zeros((len(sources), len(SUMS)))
+    COLUMNS = ("squares", "values", "error", "rows", "replaced")
 
     def add(self, velocity: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """One micro-batch.
@@ -115,25 +103,6 @@ class FlowMetrics:
         apart = unnormalize_actions(reached, statistics) - unnormalize_actions(actions, statistics)
         return float(np.abs(apart[counted]).mean())
 
-    def read(self, accelerator: Any) -> dict[str, float]:
-        """The figures over all processes since the last reading, by name; every process has to ask."""
-        local = torch.from_numpy(self.sums).to(accelerator.device, torch.float32)
-        totals: Any = accelerator.reduce(local).double().cpu().numpy()
-        self.sums[:] = 0.0
-        figures = _figures(ROBOT, totals.sum(axis=0), units=False)
-        for name, sums in zip(self.sources, totals, strict=True):
-            figures |= _figures(name, sums, units=True)
-        return figures
-
-
-def _figures(name: str, totals: np.ndarray, units: bool) -> dict[str, float]:
-    """Means of one source or of all that had any row."""
-    sums = dict(zip(SUMS, totals.tolist(), strict=True))
-    if not sums["rows"]:
-        return {}
-    figures = {"loss": sums["squares"] / sums["values"]}
-    if sums["replaced"]:
-        figures["replaced"] = sums["replaced"] / sums["rows"]
-    if units:
-        figures["action_error"] = sums["error"] / sums["rows"]
-    return {f"{name}/{figure}": value for figure, value in figures.items()}
+    def means(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
+        """See the docstring of this file."""
+        return {"loss": sums["squares"] / sums["values"], "action_error": sums["error"] / sums["rows"]}

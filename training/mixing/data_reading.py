@@ -1,7 +1,4 @@
-"""What opening a data set told about it, for people.
-
-Decides: which facts are kept. Refuses to know: how they are shown (`data_check_tables.py`), how anything is read.
-"""
+"""What opening a data set told about it, for people; `planning/data_check_tables.py` shows it."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,16 +1,13 @@
 """What every data set gives a mixture: named shards and the rows in them.
 
-Decides: the interface that readers implement and mixtures use, and the fields of their rows. Refuses to know: file
-formats, prompts, tokens, batches.
+robot row            images, instruction str, action float32 [T, D] in units, action_is_pad bool [T],
+                     episode_index int, step_index int, identity str
+vision-language row  images, turns [{"question": str, "answer": str}], identity str
 
-    robot row            images, instruction str, action float32 [T, D] in units, action_is_pad bool [T],
-                         episode_index int, step_index int, identity str
-    vision-language row  images, turns [{"question": str, "answer": str}], identity str
-
-    images               one entry per camera or picture, in order: {"bytes": bytes, "path": str | None} (an encoded
-                         picture), a PIL image, or a `VideoPicture` (a frame, decoded when it is asked for)
-    action, past the end of an episode: the last action again, and action_is_pad says where
-    identity             names the row in reports: file and number
+images               one entry per camera or picture, in order: {"bytes": bytes, "path": str | None} (an encoded
+                     picture), a PIL image, or a `VideoPicture` (a frame, decoded when it is asked for)
+action, past the end of an episode: the last action again, and action_is_pad says where
+identity             names the row in reports: file and number
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,7 @@
-"""Encoded pictures: a cheap look whether one is whole, and the decoding of it.
+"""Encoded pictures: a cheap check that one is whole, for readers of data sets, and the decoding of it.
 
-Decides: which bytes count as a picture. Refuses to know: rows, cameras, what a model does with pixels.
-
-A reader looks at the header and at the end of a picture's bytes (microseconds for JPEG, PNG and WebP; other formats
-are decoded); pixels are the collator's business. What passes the look and still fails to decode is reported there, by
-the identity of its row.
+The check looks at the header and at the end of a picture's bytes (microseconds for JPEG, PNG and WebP; other formats
+are decoded). What passes it and still fails to decode is reported by the identity of its row.
 """
 
 import io
@@ -24,7 +21,7 @@ END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def check_picture(data: bytes) -> None:
-    """Looks at the header and the end of an encoded picture; pixels are decoded only where the end does not tell.
+    """Checks the header and the end of an encoded picture; pixels are decoded only where the end does not tell.
 
     Raises:
         PictureError: with one of `NO_PICTURE`, `CUT_OFF`, `FLOATS` as its text, so that problems count by kind.

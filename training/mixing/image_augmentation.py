@@ -1,6 +1,4 @@
-"""Image augmentation as OpenVLA trained with it, on Pillow and numpy.
-
-Decides: the five changes, their order and their arithmetic. Refuses to know: which pictures of a run are changed.
+"""Image augmentation as OpenVLA trained with it, on Pillow and numpy; its settings are `recipes/data_schema.py`'s.
 
     random crop   0.9 of the area, sides in proportion, stretched back to the picture's size (bilinear)
     brightness    x + d,              d in -0.2..0.2
@@ -17,46 +15,11 @@ A model trained with crops is shown the matching centre crop at inference: `cent
 `ImageAugmentation.center_crop_area` here.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from PIL import Image
 
 from gen_vla.training.mixing.row_randomness import row_generator
-
-
-@dataclass(frozen=True)
-class ImageAugmentation:
-    """Settings. Each change can be left out: `crop_area=1.0`, a largest shift of 0.0, factors [1.0, 1.0].
-
-    Attributes:
-        crop_area: share of the area that a crop keeps, in (0, 1].
-        brightness: largest shift, in 0..1.
-        contrast, saturation: smallest and largest factor, at least 0.
-        hue: largest turn, in 0..0.5 of the circle.
-    """
-
-    crop_area: float = 0.9
-    brightness: float = 0.2
-    contrast: list[float] = field(default_factory=lambda: [0.8, 1.2])
-    saturation: list[float] = field(default_factory=lambda: [0.8, 1.2])
-    hue: float = 0.05
-
-    def __post_init__(self) -> None:
-        for name, largest in (("brightness", 1.0), ("hue", 0.5)):
-            if not 0.0 <= getattr(self, name) <= largest:
-                raise ValueError(f"image augmentation: got {name}={getattr(self, name)}, expected 0 to {largest}")
-        if not 0.0 < self.crop_area <= 1.0:
-            raise ValueError(f"image augmentation: got crop_area={self.crop_area}, expected a share in (0, 1]")
-        for name in ("contrast", "saturation"):
-            factors = getattr(self, name)
-            if len(factors) != 2 or not 0.0 <= factors[0] <= factors[1]:
-                raise ValueError(f"image augmentation: got {name}={factors}, expected the smallest and largest factor")
-
-    @property
-    def center_crop_area(self) -> float | None:
-        """What the image processor of a model trained like this shall crop at inference; `None` for nothing."""
-        return self.crop_area if self.crop_area < 1.0 else None
+from gen_vla.training.recipes.data_schema import ImageAugmentation
 
 
 class ImageAugmenter:
@@ -75,7 +38,7 @@ class ImageAugmenter:
         """A changed copy of an RGB picture, of the same size.
 
         Args:
-            picture: best of the size the model sees, as OpenVLA's are: the time is that of its pixels.
+            picture: best of the size the model sees, as OpenVLA's are; the time grows with its pixels.
             row: the row's place in the run. With several pictures to a row, give each a name of its own, or the same
                 to change them alike.
         """
@@ -142,7 +105,7 @@ def adjust_saturation(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
-    """float32 [3, H, W] in 0..1, HSV's hue moved by `turn` of the circle."""
+    """float32 [3, H, W] in 0..1, HSV's hue shifted by `turn` of the circle."""
     red, green, blue = pixels
     value, smallest = pixels.max(axis=0), pixels.min(axis=0)
     chroma = value - smallest
@@ -154,10 +117,10 @@ def adjust_hue(pixels: np.ndarray, turn: float) -> np.ndarray:
         np.where(value == green, (blue - red) / safe + np.float32(2.0), (red - green) / safe + np.float32(4.0)),
     )
     hue += np.float32(6.0 * turn)
-    turned = np.empty_like(pixels)
+    shifted = np.empty_like(pixels)
     for channel, place in enumerate((5.0, 3.0, 1.0)):
         # A channel is at its lowest for half of the circle: it rises, stays and falls over the other four sixths.
         sixth = hue + np.float32(place)
         sixth -= np.float32(6.0) * np.floor(sixth / np.float32(6.0))
-        turned[channel] = value - chroma * np.clip(np.minimum(sixth, np.float32(4.0) - sixth), 0.0, 1.0)
-    return turned
+        shifted[channel] = value - chroma * np.clip(np.minimum(sixth, np.float32(4.0) - sixth), 0.0, 1.0)
+    return shifted

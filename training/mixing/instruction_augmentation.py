@@ -1,19 +1,14 @@
-"""Instructions in other words: lists to train with, and other lists, disjoint from them, to evaluate with.
-
-Decides: which instructions belong to a task family, and how one is put another way with its objects' names kept whole.
-Refuses to know: prompts, data sets, models.
+"""Paraphrases of instructions: lists to train with, and held-out lists, disjoint from them, to evaluate with.
 
     move 7up can near blue plastic bottle           the form "move {object} near {target}" of the family move_near
     {object} = 7up can, {target} = blue plastic bottle
     slide the 7up can next to the blue plastic bottle       one of its wordings in train.yaml
 
-The lists are `paraphrases/*.yaml`. An instruction of no family stays as it is and is counted; so does one
-with a second clause ("... and wipe it"), since putting half of it in other words could change what it asks for.
+The lists are `paraphrases/*.yaml`. Names of objects are kept whole. An instruction of no family stays as it is; so
+does one with a second clause ("... and wipe it"), since a paraphrase of half of it could change what it asks for.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +21,6 @@ from gen_vla.training.mixing.row_randomness import row_generator
 PARAPHRASES = Path(__file__).resolve().parent / "paraphrases"
 Lists = Literal["train", "held_out"]
 LISTS: tuple[Lists, ...] = ("train", "held_out")
-UNKNOWN_KEPT = 50  # unknown instructions that a report names
 
 # Words that no name of an object holds: they begin another part of the sentence, or stand for an object.
 NO_NAME = (
@@ -68,7 +62,7 @@ def match(instruction: str) -> Match | None:
 
 
 def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
-    """An instruction in all the words that a list has for its family.
+    """All paraphrases of an instruction that a list has for its family.
 
     Args:
         instruction: an imperative, as data sets have them ("pick 7up can").
@@ -84,37 +78,12 @@ def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
 
 
 def held_out_paraphrases(instruction: str) -> list[str]:
-    """The wordings that no training ever saw, for evaluation; none for an instruction of no family."""
+    """The paraphrases that training never sees, for evaluation; none for an instruction of no family."""
     return paraphrases(instruction, "held_out")
 
 
-def coverage(instructions: Iterable[str]) -> dict[str, Any]:
-    """How many instructions of a data set have a family.
-
-    Returns:
-        `{"instructions": n, "known": n, "share": 0..1, "by_family": {name: n}, "unknown": [(instruction, n), ...]}`,
-        the most frequent first.
-    """
-    families: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
-    for instruction, count in Counter(instructions).items():
-        found = match(instruction)
-        if found is None:
-            unknown[instruction] += count
-        else:
-            families[found.family] += count
-    total = families.total() + unknown.total()
-    return {
-        "instructions": total,
-        "known": families.total(),
-        "share": families.total() / total if total else 0.0,
-        "by_family": dict(families.most_common()),
-        "unknown": unknown.most_common(UNKNOWN_KEPT),
-    }
-
-
 class InstructionAugmenter:
-    """Puts instructions in other words while training.
+    """Paraphrases instructions in training.
 
     Args:
         lists: whose wordings.
@@ -130,11 +99,9 @@ class InstructionAugmenter:
         self.probability = probability
         self.seed = seed
         self._cache: dict[str, list[str]] = {}
-        self._seen = 0
-        self._unknown: Counter[str] = Counter()
 
     def __call__(self, instruction: str, row: int | str) -> str:
-        """The instruction of a row, perhaps in other words.
+        """The instruction of a row, perhaps paraphrased.
 
         Args:
             instruction: as the data set has it.
@@ -143,22 +110,10 @@ class InstructionAugmenter:
         if instruction not in self._cache:
             self._cache[instruction] = paraphrases(instruction, self.lists)
         wordings = self._cache[instruction]
-        self._seen += 1
-        if not wordings:
-            self._unknown[instruction] += 1
-            return instruction
         draw = row_generator(self.seed, "instruction", row)
-        if draw.random() >= self.probability:
+        if not wordings or draw.random() >= self.probability:
             return instruction
         return wordings[int(draw.integers(len(wordings)))]
-
-    def report(self) -> dict[str, Any]:
-        """`{"seen": n, "unknown": n, "unknown_instructions": [(instruction, n), ...]}`, the most frequent first."""
-        return {
-            "seen": self._seen,
-            "unknown": self._unknown.total(),
-            "unknown_instructions": self._unknown.most_common(UNKNOWN_KEPT),
-        }
 
 
 def families() -> dict[str, dict[str, list[str]]]:

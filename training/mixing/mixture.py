@@ -1,8 +1,5 @@
 """The mixture: every batch half robot data, half vision-language data (the paper's C).
 
-Decides: which data set each place of a run belongs to, and for tables, which row. Refuses to know: prompts, tokens,
-pixels, losses; how rows of a stream are shuffled (`streaming_mixture.py`).
-
     place      0      1                2      3                4      5                6      7
     half       robot  vision-language  robot  vision-language  robot  vision-language  robot  vision-language
     data set   a      onevision        b      llava            a      robopoint        a      onevision
@@ -10,7 +7,7 @@ pixels, losses; how rows of a stream are shuffled (`streaming_mixture.py`).
 Robot and vision-language rows alternate, so that every stretch of even length that starts at an even place is exactly
 half and half: every per-device batch of every process. The vision-language places go to its sets in turn, the robot
 places by weight (here a: 2, b: 1). One order covers the whole run, each table reshuffled whenever it is used up, so
-that a resumed run only has to skip what it saw.
+that a resumed run only has to skip what it saw. `streaming_mixture.py` has the rows of streams.
 """
 
 from collections.abc import Iterator
@@ -64,8 +61,10 @@ def alternate(robot: list[float], vision_language: int) -> Iterator[int]:
             yield offset + next(turns)
 
 
-class HalfAndHalfSampler(Sampler[int]):
-    """Indices into the concatenation of all sets, for a whole run.
+class HalfAndHalfSampler(Sampler[tuple[int, int]]):
+    """`(place in the run, index into the concatenation of all sets)`, for a whole run.
+
+    The place makes the augmentation of a row differ every time it comes.
 
     Args:
         robot: sizes of the robot sets, which come first in the concatenation.
@@ -91,10 +90,10 @@ class HalfAndHalfSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         streams = [self._stream(number) for number in range(len(self.spans))]
-        for _, number in zip(range(self.length), alternate(self.weights, self.vision_language_sets)):
-            yield next(streams[number])
+        for place, number in zip(range(self.length), alternate(self.weights, self.vision_language_sets)):
+            yield place, next(streams[number])
 
     def _stream(self, number: int) -> Iterator[int]:
         """One set without end, in a new order each time round."""
@@ -102,19 +101,6 @@ class HalfAndHalfSampler(Sampler[int]):
         shuffle = np.random.default_rng([self.seed, number])
         while True:
             yield from (int(offset + row) for row in shuffle.permutation(size))
-
-
-class NumberedSampler(Sampler[tuple[int, int]]):
-    """`(place in the run, index)`, so that a row's augmentation differs every time it comes."""
-
-    def __init__(self, sampler: Sampler[int]):
-        self.sampler = sampler
-
-    def __len__(self) -> int:
-        return len(self.sampler)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        yield from enumerate(self.sampler)
 
 
 class MixedTables(torch.utils.data.Dataset):

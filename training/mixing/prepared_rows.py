@@ -1,7 +1,6 @@
 """A data set's row to a prompt and its answer: pictures decoded, instruction and pictures augmented, action spelled.
 
-Decides: what a model reads and writes for a row. Refuses to know: where rows come from and in which order
-(`mixture.py`, `streaming_mixture.py`), tokens, losses.
+Rows come from `mixture.py` or `streaming_mixture.py`; `collator.py` makes batches of them.
 
     robot row             prompt "In: What action should the robot take to close the drawer?\\nOut:\\n"
                           completion "+0.0312-0.1200..."                            source "robot/bridge_orig"

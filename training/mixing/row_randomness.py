@@ -1,7 +1,4 @@
-"""Random numbers of a row: the same for the same seed, purpose and row, in whichever process and order it is read.
-
-Decides: how they are seeded. Refuses to know: what they are for.
-"""
+"""Random numbers of a row: the same for the same seed, purpose and row, in whichever process and order it is read."""
 
 import hashlib
 

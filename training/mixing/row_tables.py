@@ -1,7 +1,4 @@
-"""Data sets as tables on this machine's disk, for the order of a run that is shuffled perfectly.
-
-Decides: how a recorded data set is read by row number, chunks of actions included, and how rows of any other data set
-get into such a table. Refuses to know: published file formats, prompts, the order of rows.
+"""Data sets as tables on this machine's disk, for a run whose rows are shuffled perfectly.
 
 A table gives rows as `data_source.py` describes them, by number. Recorded data sets are tables already. The rows of
 others are written once, under WORK_DIR/rows/, pictures as they are encoded (video frames as PNG):

@@ -1,18 +1,23 @@
 """Bad rows: skipped, counted and named, and too many of them stop a run.
 
-Decides: what is logged, when the share of bad rows is too large, and how counts of several processes become one.
-Refuses to know: what a row is and what is wrong with it; how counts travel (`counted_batches`).
+Counts of a loader's worker processes travel with the batches to the process that trains, and at the end of a run from
+all of its processes to each. Rows of batches that a worker had ready when the run ended are not counted.
 """
 
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from accelerate.utils import gather_object
+from torch.utils.data import get_worker_info
 
 
 logger = logging.getLogger(__name__)
 
+COUNTS = "row_counts"  # of a batch: reports by the name of their counter
 NAMED = 20  # problems that are logged and reported by name; the others are only counted
 
 
@@ -52,10 +57,6 @@ class RowProblems:
     """
 
     def __init__(self, limit_share: float = 0.01, minimum_rows: int = 200, name: str = "data"):
-        if not 0.0 <= limit_share <= 1.0:
-            raise ValueError(f"got limit_share={limit_share}, expected a share of rows from 0 to 1")
-        if minimum_rows < 1:
-            raise ValueError(f"got minimum_rows={minimum_rows}, expected at least 1")
         self.limit_share = limit_share
         self.minimum_rows = minimum_rows
         self.name = name
@@ -123,3 +124,35 @@ class RowProblems:
             f"{reasons}; for example {'; '.join(self._all.examples[:3])}. Repair the data or raise the limit "
             "(a recipe's data.max_bad_share)"
         )
+
+
+class CountedBatches:
+    """A collator whose batches bring the worker's counts. Can be pickled."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch; without worker processes nothing is added, since everything is counted where it is reported."""
+        batch = self.collate(rows)
+        worker = get_worker_info()
+        if worker is not None:
+            mixture: Any = worker.dataset
+            batch[COUNTS] = {name: counter.take() for name, counter in mixture.counters().items()}
+        return batch
+
+
+def receive_counts(mixture: Any, batch: dict[str, Any]) -> None:
+    """Takes the counts out of a batch and adds them to the mixture's; raises `TooManyBadRows` past the limit."""
+    counters = mixture.counters()
+    for name, report in batch.pop(COUNTS, {}).items():
+        counters[name].receive(report)
+
+
+def sum_over_processes(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Reports by name, added up over the processes of a run, which all have to call this."""
+    sums = {name: Counts() for name in reports}
+    for entry in gather_object([reports]):
+        for name, report in entry.items():
+            sums[name].add(report)
+    return {name: counts.report() for name, counts in sums.items()}

@@ -1,8 +1,5 @@
 """The mixture of streamed data sets: every per-device batch half and half, without knowing how many rows there are.
 
-Decides: which process and which loader worker reads which shards, the order of a stream's rows, and where a resumed
-run goes on. Refuses to know: which set a place belongs to (`mixture.alternate`), file formats, prompts, tokens.
-
     shards of one set        0 1 2 3 4 5 6 7        for 2 processes with 2 workers each: 4 readers
     process 0, worker 0      0       4              reads these, in a new order each time round,
     process 0, worker 1        1       5            and draws its next row from a buffer of some hundreds
@@ -43,14 +40,6 @@ STAND_INS = 100  # rows that are tried in the place of one that does not decode
 
 
 @dataclass(frozen=True)
-class Reader:
-    """One of those that divide the shards among themselves."""
-
-    number: int
-    total: int
-
-
-@dataclass(frozen=True)
 class ReadingLayout:
     """How a run divides its places among readers.
 
@@ -85,19 +74,21 @@ class RowStream:
 
     Args:
         source: the set.
-        reader: whose rows these are; the rows of all readers together are the set's, each once per pass.
+        reader: its number, of how many; the rows of all readers together are the set's, each once per pass.
         seed: of the order of shards (the same for all readers) and rows.
         buffer: rows among which the next one is drawn; 1 leaves the order of the files.
         skipping: leave frames of videos undecoded until `stop_skipping`.
     """
 
-    def __init__(self, source: DataSource, reader: Reader, seed: list[int], buffer: int, skipping: bool = False):
+    def __init__(
+        self, source: DataSource, reader: tuple[int, int], seed: list[int], buffer: int, skipping: bool = False
+    ):
         self.source = source
-        self.reader = reader
+        self.number, self.readers = reader
         self.seed = seed
         shards = source.shards()
-        self.strided = len(shards) < reader.total
-        self.shards = shards if self.strided else shards[reader.number :: reader.total]
+        self.strided = len(shards) < self.readers
+        self.shards = shards if self.strided else shards[self.number :: self.readers]
         self.buffer = buffer
         self.skipping = skipping
         self.rows = self._passes()
@@ -130,21 +121,21 @@ class RowStream:
                 yield row
             if not some:
                 raise ValueError(
-                    f"got the data set {self.source.name} without a row for reader {self.reader.number} of "
-                    f"{self.reader.total}, expected at least one; use fewer processes and workers, or another split"
+                    f"got the data set {self.source.name} without a row for reader {self.number} of "
+                    f"{self.readers}, expected at least one; use fewer processes and workers, or another split"
                 )
 
     def _one_pass(self, number: int) -> Iterator[dict[str, Any]]:
         order = np.random.default_rng([*self.seed, number]).permutation(len(self.shards))
         rows = self.source.rows([self.shards[index] for index in order])
-        for row in islice(rows, self.reader.number, None, self.reader.total) if self.strided else rows:
+        for row in islice(rows, self.number, None, self.readers) if self.strided else rows:
             if not self.skipping:
                 load_frames(row)
             yield {**row, "arrival": next(self.arrivals)}
 
     def _shuffled(self, rows: Iterator[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
         """Each row once, drawn from a buffer that is kept full as long as there are rows."""
-        draw = np.random.default_rng([*self.seed, number, self.reader.number])
+        draw = np.random.default_rng([*self.seed, number, self.number])
         self.kept = list(islice(rows, self.buffer - 1))
         for row in rows:
             chosen = int(draw.integers(len(self.kept) + 1))
@@ -233,7 +224,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         layout, own = self.layout or now, self.rank * workers + turn
         streams = {
             number: [
-                RowStream(source, Reader(number, layout.readers), [self.seed, name], self.buffer, self.start > 0)
+                RowStream(source, (number, layout.readers), [self.seed, name], self.buffer, self.start > 0)
                 for name, source in enumerate(self.sources.values())
             ]
             for number in sorted(layout.readers_for(own, now))

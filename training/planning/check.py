@@ -1,11 +1,7 @@
-"""`gen-vla train RECIPE --check`: a look at a recipe's data, as its run would see it, without training.
+"""`gen-vla train RECIPE --check`: shows a recipe's data as its run would see it (`data_check.py`), without training.
 
-Decides: where the tokenizer comes from when the model to start from is not here. Refuses to know: what is looked at
-(`data_check.py`).
-
-    gen-vla train my_robot.yaml --work-dir . --check         # needs the data; no GPU, no pretrained weights
-
-Data sets are read where they lie: no table is written, even for a recipe that does not stream.
+It needs the data, but no GPU and no pretrained weights; where the tokenizer of the model to start from is missing, a
+stand-in is made. Data sets are read where they lie: no table is written, even for a recipe that does not stream.
 """
 
 from dataclasses import replace
@@ -74,7 +70,7 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
 
 
 def start_folder(start: str, work_dir: Path) -> Path:
-    """Where tokenizer and configuration of the model to start from are to be; from the Hub, no weights are fetched."""
+    """The folder of the model to start from; from the Hub, no weights are fetched."""
     if not start.startswith(HUB_PREFIX):
         return work_dir / start
     from huggingface_hub import snapshot_download

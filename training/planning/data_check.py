@@ -1,10 +1,8 @@
 """What a run is about to learn from, gathered for a look before GPUs are rented.
 
-Decides: which rows are looked at, what of them and of the statistics is told, and what is worth a warning. Refuses to
-know: file formats, prompts, how it is shown (`data_check_tables.py`, `first_rows.py`).
-
 A row is shown as the model sees it: its tokens are those of the collator, its pictures are pixel values, turned back
-into colours. Both come out of the run's own preparer and collator, augmentation included.
+into colours. Both come out of the run's own preparer and collator, augmentation included. `data_check_tables.py` and
+`first_rows.py` show what is gathered here.
 """
 
 import copy
@@ -33,47 +31,30 @@ HARDLY_MOVES = 0.01  # of what dimensions range over in the median
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One row as the model sees it.
+    """One row as the model sees it."""
 
-    Attributes:
-        identity: names it in its data set.
-        words: what it is told, before anything is put around it: the instruction, or the first question.
-        picture_sizes: (width, height) of its pictures as they are stored.
-        pictures: as the model sees them, augmented and resized.
-        spans: its tokens as text, a picture's as `<image> x N`, and whether they are supervised.
-        tokens, supervised: how many there are; numbers of an action that is no text count as supervised.
-    """
-
-    identity: str
-    words: str
-    picture_sizes: list[tuple[int, int]]
-    pictures: list[Image.Image]
-    spans: list[tuple[str, bool]]
+    identity: str  # its name in its data set
+    words: str  # the instruction or the first question, before anything is put around it
+    picture_sizes: list[tuple[int, int]]  # (width, height), as they are stored
+    pictures: list[Image.Image]  # augmented and resized
+    spans: list[tuple[str, bool]]  # its tokens as text, a picture's as `<image> x N`, and whether they are supervised
     tokens: int
-    supervised: int
+    supervised: int  # tokens; and the numbers of an action that is no text
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of a data set's actions, in its units.
-
-    Attributes:
-        low, q01, q99, high: the smallest value, the 1st and the 99th percentile, the largest value.
-        clipped, share: how many of its values normalisation clips, and which share that is.
-        binary: whether it stays as it is, 0 or 1.
-        looks_binary: whether it holds 0 and 1 alone.
-        name: its number, and what the data set calls it.
-    """
+    """One dimension of a data set's actions, in its units."""
 
     low: float
     q01: float
     q99: float
     high: float
-    clipped: int
-    share: float
-    binary: bool
-    looks_binary: bool
-    name: str = "0"
+    clipped: int  # how many of its values normalisation clips
+    share: float  # which share that is
+    binary: bool  # whether it stays as it is, 0 or 1
+    looks_binary: bool  # whether it holds 0 and 1 alone
+    name: str = "0"  # its number, and what the data set calls it
 
     @property
     def constant(self) -> bool:
@@ -83,33 +64,30 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """One data set: what was read, some rows, its action dimensions if it is robot data, what to look at.
-
-    `stops` says why a run would stop at its rows, and is empty where nothing tells that it would.
-    """
+    """One data set: what was read, some rows, its action dimensions if it is robot data, what to look at."""
 
     name: str
     reading: DataReading
     rows: list[ShownRow]
     dimensions: list[Dimension] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    stops: str = ""
+    stops: str = ""  # why a run would stop at its rows
 
 
 def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[SourceCheck]:
-    """Looks at every data set of a run.
+    """Looks at every data set of a run, robot data first.
 
     Args:
         opened: the data sets; a streamed one is read from copies, so that the run's counts stay its own.
-        prepare, collator: the run's.
+        prepare: the run's.
+        collator: the run's.
 
     Raises:
         ValueError: for a row that would stop the run: another width of actions, an empty instruction.
     """
     checks = []
     for name in sorted(opened.readings, key=lambda name: name.partition("/")[0] != ROBOT):
-        reading = opened.readings[name]
-        robot = name.partition("/")[0] == ROBOT
+        reading, (kind, _, key) = opened.readings[name], name.partition("/")
         shown: list[ShownRow] = []
         unusable: list[PictureError | RowTooLong] = []
         for place, row in enumerate(sample_rows(opened, name, SHOWN_ROWS)):
@@ -118,17 +96,14 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
             except (PictureError, RowTooLong) as error:
                 unusable.append(error)
         dimensions = []
-        if robot:
-            key = name.partition("/")[2]
+        if kind == ROBOT:
             statistics = opened.norm_stats[key]["action"]
             dimensions = action_dimensions(statistics, opened.clipping[key], reading.action_names)
-        warnings = [
-            *reading_warnings(reading, shown),
-            *dimension_warnings(dimensions),
-            *picture_warnings(shown),
-            *unusable_warnings([str(error) for error in unusable], len(shown)),
-        ]
-        stops = stopping(unusable, len(shown), robot)
+        warnings = [*reading_warnings(reading, shown), *dimension_warnings(dimensions), *picture_warnings(shown)]
+        if unusable:  # rows of a data set tend to fail alike
+            count = len(unusable) + len(shown)
+            warnings.append(f"{len(unusable)} of {count} rows cannot be used: {unusable[0]}")
+        stops = stopping(unusable, len(shown), kind == ROBOT)
         checks.append(SourceCheck(name, reading, shown, dimensions, warnings, stops))
     return checks
 
@@ -225,12 +200,9 @@ def seen_pictures(images: list[Image.Image], image_processor: Any) -> list[Image
     """Prepared pictures as the first encoder gets them: at the model's size, its pixel values as colours."""
     if not images:
         return []
-    pixels = np.asarray(image_processor(images)["pixel_values"])[:, :3]
-    mean, std = (
-        np.asarray(constants[0])[:, None, None] for constants in (image_processor.means, image_processor.stds)
-    )
-    colours = np.clip(np.round(255 * (pixels * std + mean)), 0, 255).astype(np.uint8)
-    return [Image.fromarray(picture) for picture in colours.transpose(0, 2, 3, 1)]
+    pixels = np.asarray(image_processor(images)["pixel_values"])[:, :3].transpose(0, 2, 3, 1)
+    colours = pixels * np.asarray(image_processor.stds[0]) + np.asarray(image_processor.means[0])
+    return [Image.fromarray(picture) for picture in np.clip(np.round(255 * colours), 0, 255).astype(np.uint8)]
 
 
 def action_dimensions(
@@ -241,9 +213,8 @@ def action_dimensions(
     called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
     found = []
     for dim, clipped in enumerate(clipping["clipped"]):
-        low, q01, q99, high, mean, std = (
-            statistics[measure][dim] for measure in ("min", "q01", "q99", "max", "mean", "std")
-        )
+        measures = ("min", "q01", "q99", "max", "mean", "std")
+        low, q01, q99, high, mean, std = (statistics[measure][dim] for measure in measures)
         # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
         zero_or_one = {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) < 1e-9
         binary, share = not statistics["mask"][dim], clipped / clipping["values"]
@@ -279,14 +250,16 @@ def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
     for dim in dimensions:
         if dim.constant:
             warnings.append(f"dimension {dim.name} never changes: it is always {dim.low:g}")
-        elif not dim.binary and dim.q01 == dim.q99:
+        elif dim.binary:
+            continue
+        elif dim.q01 == dim.q99:
             warnings.append(
                 f"dimension {dim.name} is {dim.q01:g} in 98 % of the steps: all else becomes -1 or 1; if it is 0 or 1 "
                 "alone, name it in actions.binary_dims"
             )
-        elif not dim.binary and dim.looks_binary:
+        elif dim.looks_binary:
             warnings.append(f"dimension {dim.name} is 0 or 1 alone, and scaled: actions.binary_dims does not name it")
-        elif not dim.binary and dim.q99 - dim.q01 < HARDLY_MOVES * usual:
+        elif dim.q99 - dim.q01 < HARDLY_MOVES * usual:
             warnings.append(
                 f"dimension {dim.name} hardly moves: 98 % of its values lie within {dim.q99 - dim.q01:.2g}, where "
                 f"others take {usual:.2g}; its noise is scaled to [-1, 1] and learned like a motion"
@@ -298,13 +271,8 @@ def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
     return warnings
 
 
-def unusable_warnings(errors: list[str], usable: int) -> list[str]:
-    """Rows that could not be shown, the first one's error for all: rows of a data set tend to fail alike."""
-    return [f"{len(errors)} of {len(errors) + usable} rows cannot be used: {errors[0]}"] if errors else []
-
-
 def picture_warnings(shown: list[ShownRow]) -> list[str]:
     """Cameras that show nothing."""
-    pictures = [picture for row in shown for picture in row.pictures]
-    blank = sum(all(low == high for low, high in picture.getextrema()) for picture in pictures)  # type: ignore[misc]
+    pictures = [np.asarray(picture) for row in shown for picture in row.pictures]
+    blank = sum(bool((picture == picture[0, 0]).all()) for picture in pictures)
     return [f"{blank} of the {len(pictures)} pictures looked at are of one colour"] if blank else []

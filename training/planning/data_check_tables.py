@@ -1,7 +1,4 @@
-"""The look at a run's data on the screen: what was read, action dimensions, a row of each data set, warnings.
-
-Decides: words and columns. Refuses to know: how any of it was found (`data_check.py`), how the picture is drawn.
-"""
+"""Prints what `data_check.py` found: what was read, action dimensions, a row of each data set, warnings."""
 
 import sys
 from pathlib import Path
@@ -17,7 +14,6 @@ from gen_vla.training.planning.first_rows import draw_first_rows
 
 FILE_NAME = "first_rows.png"
 LONGEST = 600  # characters of a span that are shown
-NOT_KNOWN = "?"
 
 
 def show_data(checks: list[SourceCheck], folder: Path, name: str) -> None:
@@ -45,7 +41,7 @@ def read_table(checks: list[SourceCheck]) -> Table:
     for check in checks:
         reading = check.reading
         episodes = "" if reading.episodes is None else f"{reading.episodes:,}"
-        rows = NOT_KNOWN if reading.rows is None else f"{reading.rows:,}"
+        rows = "?" if reading.rows is None else f"{reading.rows:,}"
         kind = "\n".join((reading.format, *rate(reading)))
         table.add_row(*map(Text, (check.name, kind, episodes, rows, cameras(check), first_row(check))))
     return table

@@ -1,7 +1,4 @@
-"""The first rows of a run as one picture, `first_rows.png`: pictures as the model sees them, and their text.
-
-Decides: what is drawn and where. Refuses to know: where the rows come from (`data_check.py`).
-"""
+"""The first rows of a run as one picture, `first_rows.png`: pictures as the model sees them, and their text."""
 
 import textwrap
 import warnings
@@ -58,9 +55,8 @@ def _draw_row(figure: Any, row: ShownRow, corner: tuple[float, float], height: f
     for learned, paint in ((False, "black"), (True, colour)):
         text = "".join(part for part, supervised in row.spans if supervised == learned)
         lines = wrapped(text, LINES[learned])
-        figure.text(
-            left, below, "\n".join(lines), va="top", color=paint, parse_math=False, family="monospace", size=6.5
-        )
+        style = {"va": "top", "color": paint, "parse_math": False, "family": "monospace", "size": 6.5}
+        figure.text(left, below, "\n".join(lines), **style)
         below -= (len(lines) + 0.3) * 0.04 * height
 
 

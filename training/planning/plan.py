@@ -1,8 +1,5 @@
 """What a recipe's run will need: memory per GPU and hours on 1, 8 and 64 of them, before anything is rented.
 
-Decides: what is counted and the few assumptions, all printed beside the figures. Refuses to know: how a run is
-launched (`accelerate_configs/`), what is in the data.
-
     gen-vla train openvla_plus_bridge --plan
 
 Weights, gradients and optimizer state are counted exactly, from the model's parameters on the meta device. Activations
@@ -27,7 +24,6 @@ from rich.table import Table
 
 from gen_vla.training.checkpoints import family_named
 from gen_vla.training.converting.foreign_layouts import LLAMA2
-from gen_vla.training.flow.recipe_rules import is_flow
 from gen_vla.training.lora import lora_config
 from gen_vla.training.model_building import model_sizes
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
@@ -46,26 +42,17 @@ ADAM_BYTES = 8  # two float32 moments
 
 @dataclass(frozen=True)
 class PartSize:
-    """Parameters of one part of the model.
-
-    Attributes:
-        name: as in the model.
-        trainable, frozen: numbers of parameters.
-        layers, width, inner: depth, residual width, and width inside a block's MLP; 0 where there are no blocks.
-        tokens: of one row that pass through it, padding included.
-        largest_block: parameters of its largest block, which a sharded run gathers whole.
-        checkpointed: whether gradient checkpointing reaches it, where a recipe asks for that.
-    """
+    """One part of the model, and the tokens of one row that pass through it, padding included."""
 
     name: str
-    trainable: int
+    trainable: int  # parameters
     frozen: int
-    layers: int
+    layers: int  # 0 where there are no blocks, as are the widths of their residual and inside their MLP
     width: int
     inner: int
     tokens: int
-    largest_block: int
-    checkpointed: bool = True
+    largest_block: int  # parameters, which a sharded run gathers whole
+    checkpointed: bool = True  # whether gradient checkpointing reaches it, where a recipe asks for that
 
     @property
     def parameters(self) -> int:
@@ -74,15 +61,7 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Plan:
-    """One way to run a recipe. Bytes are per GPU.
-
-    Attributes:
-        gpus, strategy: how many, and how state is spread over them.
-        weights, gradients, optimizer, activations: bytes.
-        seconds_per_step: of one optimizer step.
-        rows_per_second: over all GPUs.
-        hours: of the recipe's steps.
-    """
+    """One way to run a recipe: how many GPUs and how state is spread over them, bytes per GPU, and times."""
 
     gpus: int
     strategy: str
@@ -91,7 +70,7 @@ class Plan:
     optimizer: float
     activations: float
     seconds_per_step: float
-    rows_per_second: float
+    rows_per_second: float  # over all GPUs
     hours: float
 
     @property
@@ -107,41 +86,28 @@ def plan_recipe(recipe: Recipe, work_dir: Path) -> tuple[list[PartSize], list[Pl
     """Sizes of the model's parts, and the ways to run the recipe."""
     config = planned_config(recipe, work_dir)
     parts = part_sizes(recipe, config)
-    plans = [plan(recipe, parts, gpus, strategy) for gpus in GPU_COUNTS for strategy in strategies(recipe, gpus)]
-    return parts, plans
-
-
-def strategies(recipe: Recipe, gpus: int) -> list[str]:
-    """What is worth comparing on so many GPUs."""
-    if gpus == 1:
-        return ["whole"]
-    return ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
+    several = ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
+    ways = [(gpus, strategy) for gpus in GPU_COUNTS for strategy in (several if gpus > 1 else ["whole"])]
+    return parts, [plan(recipe, parts, gpus, strategy) for gpus, strategy in ways]
 
 
 def planned_config(recipe: Recipe, work_dir: Path) -> Any:
-    """The model's configuration.
-
-    That of the model to start from, where it is there or another shipped recipe makes it, else the family's full size;
-    a recipe that starts from random weights has its own.
-    """
+    """The configuration of the model to start from, where it is there or another shipped recipe makes it, else the
+    family's full size; a recipe that starts from random weights has its own."""
     family, start = family_named(recipe.model.family), recipe.model.initial_model
     if start is not None and (saved := work_dir / start / "config.json").is_file():
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
     else:
-        maker = recipe if start is None else recipe_that_makes(start)
+        # A shipped recipe's run may be what is saved under this name.
+        shipped = [recipe] if start is None else [r for r in map(load_recipe, recipe_names()) if r.name == start]
+        maker = next((r for r in shipped if r.model.initial_model is None), None)
         settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
         config = family.config(**(settings or {}))
         if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
             config.text_config.max_position_embeddings = LLAMA2["max_position_embeddings"]
-    if not is_flow(recipe):
+    if not recipe.is_flow:
         config.frozen = recipe.model.frozen
     return config
-
-
-def recipe_that_makes(name: str) -> Recipe | None:
-    """The shipped recipe whose run is saved under this name and starts from random weights."""
-    recipes = (load_recipe(shipped) for shipped in recipe_names())
-    return next((r for r in recipes if r.name == name and r.model.initial_model is None), None)
 
 
 def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
@@ -152,8 +118,8 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
         if adapters is not None:
             model = get_peft_model(model, adapters).get_base_model()
     model.train()
-    row = row_tokens(recipe, config)
-    if is_flow(recipe):
+    row = max(row_lengths(recipe, config).values())  # a batch is padded to its longest kind
+    if recipe.is_flow:
         return flow_part_sizes(recipe, model, row)
     each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
@@ -162,8 +128,7 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
     ]
     parts.append(blocks_size("projector", model.model.projector, over_pictures(recipe, each)))
     parts.append(blocks_size("language_model", model.model.language_model, row))
-    tied = model.lm_head.weight is model.model.get_input_embeddings().weight
-    if not tied:
+    if model.lm_head.weight is not model.model.get_input_embeddings().weight:  # they are not tied
         parts.append(blocks_size("lm_head", model.lm_head, 0))
     return parts
 
@@ -202,22 +167,15 @@ def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
     )
 
 
-def row_tokens(recipe: Recipe, config: Any) -> int:
-    """Tokens of every row of a batch, which is padded to its longest kind."""
-    return max(row_lengths(recipe, config).values())
-
-
 def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
-    """Tokens of a row of each kind there is: its pictures, the prompt, the answer, EOS.
-
-    A flow's actions are no part of it, and bins have no token between steps.
-    """
+    """Tokens of a row of each kind there is: its pictures, the prompt, the answer (none of a flow), EOS."""
     actions, data, lengths = recipe.actions, recipe.data, {}
     if data.robot:
         pictures = cameras_shown(recipe) * config.num_image_tokens
+        # Bins have no token between steps.
         per_value, between = (1, 0) if actions.representation == "bins" else (actions.decimals + 3, 1)
         answer = actions.horizon * (actions.action_dim * per_value + between) - between + 1
-        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if is_flow(recipe) else answer)
+        lengths["robot"] = pictures + PROMPT_TOKENS + (0 if recipe.is_flow else answer)
     if data.questions:
         lengths["vision-language"] = config.num_image_tokens + PROMPT_TOKENS + ANSWER_TOKENS + 1
     return lengths
@@ -226,13 +184,13 @@ def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
 def row_sentence(recipe: Recipe, config: Any) -> str:
     """How long rows are beside what the model takes."""
     lengths = row_lengths(recipe, config)
-    told = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
-    texts = config.vlm_config.text_config if is_flow(recipe) else config.text_config
+    texts = config.vlm_config.text_config if recipe.is_flow else config.text_config
     context = texts.max_position_embeddings
-    told += f"; the model takes {context:,} (max_position_embeddings)"
+    sentence = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
+    sentence += f"; the model takes {context:,} (max_position_embeddings)"
     if lengths.get("robot", 0) <= context:
-        return told
-    return f"{told}: too long, a run would stop; lower actions.horizon or actions.decimals, or show fewer cameras"
+        return sentence
+    return f"{sentence}: too long, a run would stop; lower actions.horizon or actions.decimals, or show fewer cameras"
 
 
 def cameras_shown(recipe: Recipe) -> int:
@@ -250,8 +208,7 @@ def plan(recipe: Recipe, parts: list[PartSize], gpus: int, strategy: str) -> Pla
     """Memory and time of one way."""
     training = recipe.training
     shards = gpus if strategy == "FSDP2" else 1
-    trainable = sum(part.trainable for part in parts)
-    frozen = sum(part.frozen for part in parts)
+    trainable, frozen = sum(part.trainable for part in parts), sum(part.frozen for part in parts)
     # Half-precision copies: of every trained weight under autocast, of the block at work and the next one if sharded.
     halves = BFLOAT16 * (trainable if shards == 1 else 2 * max(part.largest_block for part in parts))
     micro_seconds = sum(work(part, training.gradient_checkpointing) for part in parts) * training.batch_size
@@ -313,9 +270,8 @@ def plan_tables(recipe: Recipe, parts: list[PartSize], plans: list[Plan]) -> lis
     for column in ("GPUs", "spread", "weights", "gradients", "Adam", "activations", "GB in all", "rows/s", "hours"):
         ways.add_column(column, justify="right")
     for way in plans:
-        parts_of_memory = (way.weights, way.gradients, way.optimizer, way.activations)
+        memory = (f"{b / 1e9:.1f}" for b in (way.weights, way.gradients, way.optimizer, way.activations))
         total = f"{way.total / 1e9:.0f}" + ("" if way.fits else " (too much)")
-        hours = f"{way.hours:.1f}" if way.fits else "-"
-        rows = f"{way.rows_per_second:.0f}" if way.fits else "-"
-        ways.add_row(str(way.gpus), way.strategy, *(f"{b / 1e9:.1f}" for b in parts_of_memory), total, rows, hours)
+        speed = (f"{way.rows_per_second:.0f}", f"{way.hours:.1f}") if way.fits else ("-", "-")
+        ways.add_row(str(way.gpus), way.strategy, *memory, total, *speed)
     return [sizes, ways]

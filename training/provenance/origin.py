@@ -1,7 +1,4 @@
-"""How a file of results came about: enough to repeat it, and nothing private.
-
-Decides: what is recorded, and how it is read back from files that are older than this record. Refuses to know: what
-was measured, which recipe trained the model (`training_record.py`).
+"""The record of how a file of results came about, and how it is read back from older files.
 
     "provenance": {
       "command": "gen-vla evaluate drawers outputs/my-robot --output results/drawers.json",   as typed
@@ -16,8 +13,8 @@ was measured, which recipe trained the model (`training_record.py`).
       "data": [{"name": ..., "revision": ...}]         or of a folder {"name", "files", "bytes", "listing"}
     }
 
-Paths are those of `private_paths.py`. Runs that continue earlier ones in a folder note each start in `runs.jsonl`
-there, and the record has the others as `other_runs`: they may be of another machine or of other code.
+Paths are shortened by `private_paths.py`. Runs that continue earlier ones in a folder append to `runs.jsonl` there,
+and the record has the others as `other_runs`: they may be of another machine or of other code.
 """
 
 import hashlib
@@ -28,7 +25,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -53,7 +50,7 @@ _TYPED: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)
 
 @contextmanager
 def called_as(*typed: str) -> Iterator[None]:
-    """While it lasts, this is the command that is recorded, and not how the interpreter was started."""
+    """Within the `with` block, this is the command that is recorded, and not how the interpreter was started."""
     token = _TYPED.set(typed)
     try:
         yield
@@ -62,8 +59,12 @@ def called_as(*typed: str) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """What was typed, for a shell, with paths that may be published."""
-    return " ".join(_word(part) for part in _TYPED.get() or _started_as(sys.orig_argv))
+    """What was typed, quoted for a shell, with paths that may be published."""
+    parts = []
+    for part in map(shortened, _TYPED.get() or _started_as(sys.orig_argv)):
+        in_home = part.startswith("~/") and len(part) > 2  # a shell expands `~` only outside quotes
+        parts.append(f"~/{shlex.quote(part[2:])}" if in_home else shlex.quote(part))
+    return " ".join(parts)
 
 
 def _started_as(arguments: Sequence[str]) -> list[str]:
@@ -76,12 +77,6 @@ def _started_as(arguments: Sequence[str]) -> list[str]:
     if Path(first).parent == Path(sys.executable).parent:  # a console script
         return [Path(first).name, *rest]
     return ["python", first, *rest]
-
-
-def _word(part: str) -> str:
-    """Quoted for a shell where needed, but `~` where the shell must see it."""
-    part = shortened(part)
-    return f"~/{shlex.quote(part[2:])}" if part.startswith("~/") and len(part) > 2 else shlex.quote(part)
 
 
 def provenance(
@@ -128,17 +123,12 @@ def note_run(folder: Path, record: dict[str, Any]) -> None:
 
 def with_other_runs(record: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A run's record with those of the other runs in its folder."""
-    path = folder / RUNS
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    others = [run for run in (_parsed(line) for line in lines) if run not in (None, record)]
+    path, others = folder / RUNS, []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        with suppress(json.JSONDecodeError):  # a line cut short by a kill, or the empty one at the end
+            others.append(json.loads(line))
+    others = [run for run in others if run != record]
     return {**record, "other_runs": others} if others else record
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # cut short by a kill
-        return None
 
 
 def origin(results: Any) -> dict[str, Any]:
@@ -152,19 +142,23 @@ def origin(results: Any) -> dict[str, Any]:
     return {"command": str(record.get("command") or ""), "date": date, "commit": commit, "revision": revision}
 
 
-# The machine and what is installed on it.
 def describe_hardware() -> dict[str, Any]:
-    """What figures of speed depend on; says nothing of whose machine it is."""
+    """What figures of speed depend on, without the machine's name."""
     import torch
 
-    cuda = torch.cuda.is_available()
-    graphics = {"gpus": torch.cuda.device_count(), "cuda": torch.version.cuda} if cuda else {}
+    device = {"device": _processor_name()}
+    if torch.cuda.is_available():
+        gpus = {"gpus": torch.cuda.device_count(), "cuda": torch.version.cuda}
+        device = {"device": torch.cuda.get_device_name(), "processor": _processor_name(), **gpus}
+    try:
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    except (AttributeError, ValueError, OSError):  # not on every system
+        memory = None
     return {
-        "device": torch.cuda.get_device_name() if cuda else _processor_name(),
-        **({"processor": _processor_name(), **graphics} if cuda else {}),
+        **device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": memory,
         "system": f"{platform.system()} {platform.machine()}",
     }
 
@@ -191,28 +185,19 @@ def _processor_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _memory_gb() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
 def installed_versions() -> dict[str, str]:
     """Of Python and of the packages that results may depend on, where they are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def code_version() -> dict[str, Any] | None:
     """The commit of this package and its files that differ from it; `None` where nothing says."""
     here = Path(__file__).resolve()
-    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None:  # not of a project around it
+    if _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None:  # else a project around it has git
         commit = _git(here.parent, "rev-parse", "HEAD")
         changes = _git(here.parent, "status", "--porcelain", "--untracked-files=all", "--", *CODE) or ""
         return {"commit": commit, "modified": [line[3:] for line in changes.splitlines()]} if commit else None
@@ -233,7 +218,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return run.stdout.rstrip() if run.returncode == 0 else None
 
 
-# Models and data sets.
 def model_identity(name: str | Path) -> dict[str, Any]:
     """Its name and what tells it from others of that name: a revision, or hashes of what a folder holds."""
     folder = Path(name)
@@ -257,7 +241,7 @@ def data_identity(name: str | Path) -> dict[str, Any]:
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith("cache-")  # which reading may leave behind
+        if path.is_file() and not path.name.startswith("cache-")  # left there by reading
     }
     listing = _digest(f"{path} {size}" for path, size in sorted(sizes.items()))
     return {"name": shortened(name), "files": len(sizes), "bytes": sum(sizes.values()), "listing": listing}

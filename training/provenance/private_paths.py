@@ -1,6 +1,4 @@
-"""Paths of this machine as they may be published: in files of results, on model cards.
-
-Decides: what is private in a path. Refuses to know: which texts hold paths.
+"""Shortens paths of this machine to what may be published, in files of results and on model cards.
 
     /home/ada/robots/outputs/mine    outputs/mine       where the working folder is /home/ada/robots
     /home/ada/robots-data/bridge     ../robots-data/... beside it
@@ -42,14 +40,14 @@ def shortened(value: Any) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _replacements(folder: str, home: str, typed_folder: str, account: str) -> list[Callable[[str], str]]:
-    """What is done to a text, in this order."""
-    folders = [folder]  # as it is typed it may hold links
+    """The replacements to make in a text, in this order: the working folder, what is beside it, home, the account."""
+    folders = [folder]
     if typed_folder and typed_folder != folder and os.path.realpath(typed_folder) == folder:
-        folders.append(typed_folder)
+        folders.append(typed_folder)  # with symbolic links, as it was typed
     homes = list(dict.fromkeys((home, os.path.realpath(home))))
-    places = [(place, ".", "") for place in folders]
     beside = [os.path.dirname(place) for place in folders]
-    places += [(place, "..", "../") for place in beside if not any(_lies_in(own, place) for own in homes)]
+    beside = [place for place in beside if not any(Path(own).is_relative_to(place) for own in homes)]
+    places = [*((place, ".", "") for place in folders), *((place, "..", "../") for place in beside)]
     places += [(place, "~", "~/") for place in homes]
     found = [_replacement(*place) for place in places if place[0] != "/"]
     if account not in SHARED:
@@ -62,10 +60,6 @@ def _replacement(place: str, alone: str, before: str) -> Callable[[str], str]:
     """Writes `alone` for a folder, and `before` for it and the slash behind it."""
     pattern = re.compile(rf"{BEGINS}{re.escape(place)}(?:(/)(?=[\w.~@%+-])|/?(?![\w./~@%+-]))")
     return lambda text: pattern.sub(lambda found: before if found[1] else alone, text)
-
-
-def _lies_in(path: str, folder: str) -> bool:
-    return Path(path).is_relative_to(folder)
 
 
 def _account() -> str:

@@ -1,10 +1,8 @@
-"""What a result file says about how its model was trained, so that runs that differ by their seed are known as such.
-
-Decides: what counts as the same recipe. Refuses to know: what a recipe means.
+"""The record in a result file of how its model was trained, so that runs that differ by their seed can be grouped.
 
     {"recipe": "openvla-plus-rt1", "seed": 1, "settings": "5f0c9b17a2e4"}
 
-`settings` is a digest of the recipe without its name, its words, its training seed and where figures went.
+`settings` is a digest of the recipe without its name, its description, its training seed and where figures went.
 """
 
 import hashlib

@@ -1,10 +1,8 @@
-"""From a trained folder to a Hub repository: assemble, verify, and put where `from_pretrained` finds it by name.
+"""Assembles and verifies a Hub repository from a trained folder, and installs it in the local cache.
 
-Decides: what belongs into a repository, that nothing is published unverified, and the layout of the local cache.
-Refuses to know: how the model was trained, what its card says (`model_cards/`).
-
-A repository is what `save_pretrained` of the model and of the processor write into one folder, plus the card and the
-records of the run. Filling the cache of huggingface_hub makes the name loadable on this machine, offline:
+A repository is what `save_pretrained` of the model and of the processor write into one folder, plus the card
+(`card.py`) and the records of the run. Filling the cache of huggingface_hub makes the name loadable on this machine,
+offline:
 
     CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
     CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
@@ -85,7 +83,7 @@ def publish_to_folder(
 
 
 def copy_record(record: Path, target: Path) -> None:
-    """Copies a YAML or JSON file; what is private in its paths stays here (`private_paths.py`)."""
+    """Copies a YAML or JSON file without what is private in its paths (`private_paths.py`)."""
     text = record.read_text(encoding="utf-8")
     content = yaml.safe_load(text) if record.suffix == ".yaml" else json.loads(text)
     public = shortened(content)
@@ -98,7 +96,7 @@ def copy_record(record: Path, target: Path) -> None:
 
 
 def cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """Rounds the weights; `model.to` would round the frequencies of the position code, too, which loading does not."""
+    """Rounds the weights; `model.to` would also round the rotary frequencies, which loading does not."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
 
@@ -108,7 +106,9 @@ def check_target(folder: str | Path, checkpoint: Path) -> Path:
     folder = Path(folder).resolve()
     if folder == checkpoint or folder in checkpoint.parents:
         raise FileExistsError(f"got {folder} as the target, which holds the checkpoint; choose another folder")
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_repository(folder)):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    known = all(EXPECTED_FILES.fullmatch(name) or name.endswith(".py") for name in names)
+    if folder.is_file() or (names and not (known and {"config.json", "README.md"} <= names)):
         raise FileExistsError(
             f"got {folder} as the target, which is no earlier repository (config.json, README.md and repository files "
             "only); it would be replaced as a whole, so choose a new or an empty folder"
@@ -116,15 +116,8 @@ def check_target(folder: str | Path, checkpoint: Path) -> Path:
     return folder
 
 
-def is_repository(folder: Path) -> bool:
-    """Whether all there is could have been written by `publish_to_folder`."""
-    names = {path.name for path in folder.iterdir()}
-    known = all(EXPECTED_FILES.fullmatch(name) or name.endswith(".py") for name in names)
-    return known and {"config.json", "README.md"} <= names
-
-
 def replace_folder(source: Path, target: Path) -> None:
-    """A copy of `source` as `target`; nobody ever finds half of it there."""
+    """Puts a copy of `source` at `target`, where no reader ever finds half of it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
     shutil.copytree(source, partial)
@@ -144,13 +137,6 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"got repository id {repo_id!r}, which the Hub does not take: {error}") from error
 
 
-def weight_files(folder: Path) -> set[str]:
-    """The files that the index of a sharded model names, or the one file of a small model."""
-    if not (folder / WEIGHTS_INDEX).is_file():
-        return {WEIGHTS}
-    return set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-
-
 def check_files(folder: Path) -> None:
     """Every file is one a repository should have, and every module the code imports from beside itself is there."""
     check_folder(folder)
@@ -161,13 +147,14 @@ def check_files(folder: Path) -> None:
         for name in modules
         for module in re.findall(r"^\s*from \.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.MULTILINE)
     }
-    weights = {name for name in names if name.endswith(".safetensors")}
-    unknown = {name for name in names - modules if not EXPECTED_FILES.fullmatch(name)}
-    strangers = sorted(unknown | (weights - weight_files(folder)))
-    if strangers or imported - modules:
+    index = folder / WEIGHTS_INDEX
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else [WEIGHTS]
+    unexpected = {name for name in names - modules if not EXPECTED_FILES.fullmatch(name)}
+    unexpected |= {name for name in names if name.endswith(".safetensors")} - set(shards)
+    if unexpected or imported - modules:
         raise PublishingError(
-            f"got unexpected files {strangers} and missing modules {sorted(imported - modules)} in the repository, "
-            "expected neither; remove or add them in training/publishing/assembling.py"
+            f"got unexpected files {sorted(unexpected)} and missing modules {sorted(imported - modules)} in the "
+            "repository, expected neither; remove or add them in training/publishing/assembling.py"
         )
 
 
@@ -219,10 +206,7 @@ def install_in_cache(folder: str | Path, repo_id: str, cache_dir: str | Path | N
     revision = content_hash(folder)
     snapshot = root / "snapshots" / revision
     if not snapshot.exists():
-        partial = root / "snapshots" / f".{revision}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder, partial)
-        partial.rename(snapshot)
+        replace_folder(folder, snapshot)
     (root / "refs").mkdir(exist_ok=True)
     (root / "refs" / "main").write_text(revision, encoding="ascii")
     return snapshot

@@ -1,7 +1,6 @@
-"""Writes a repository's README.md, the model card.
+"""Writes a repository's README.md, the model card, by `model_cards/template.md`.
 
-Decides: what a card says and in which order (`template.md`), and that a figure comes from a results file or is shown
-as not measured. Refuses to know: how anything was measured, what is known about a variant (`variants.py`).
+A figure comes from a results file, or is shown as not measured. What is known about a variant is in `variants.py`.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from gen_vla.training.publishing.variants import CARDS, describe_variant
+from gen_vla.training.publishing.variants import CARDS, action_format, describe_variant
 from gen_vla.training.recipes.loading import load_recipe
 
 
@@ -75,8 +74,8 @@ def write_card(
         commands=[command_text(entry) for entry in (results or {}).get("commands", [])],
         not_measured=NOT_MEASURED,
         unmeasured=unmeasured_kinds(measured),
-        parameters=count_parameters(model),
-        frozen=count_parameters(model.model.vision_tower.get_submodule(frozen)) if frozen else 0,
+        parameters=model.num_parameters(),
+        frozen=sum(p.numel() for p in model.model.vision_tower.get_submodule(frozen).parameters()) if frozen else 0,
         action_config=model.config.action_config or {},
         keys=list(model.config.norm_stats),
         answers=model.config.model_type != "pi0_flow",
@@ -87,29 +86,17 @@ def write_card(
 
 
 def command_text(entry: dict[str, Any]) -> str:
-    """What was typed, with a remark when, and with which commit of this package."""
+    """A command with a comment that says when it ran, and with which commit of this package."""
     commit = entry.get("commit")
-    remark = ", ".join(part for part in (entry.get("date"), f"gen-vla {commit}" if commit else "") if part)
-    return f"{entry['command']}  # {remark}" if remark else entry["command"]
-
-
-def count_parameters(module: Any) -> int:
-    """Numbers in all weights of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    comment = ", ".join(filter(None, (entry.get("date"), f"gen-vla {commit}" if commit else "")))
+    return f"{entry['command']}  # {comment}" if comment else entry["command"]
 
 
 def model_facts(config: Any) -> list[tuple[str, str]]:
     """Rows of the table for a model of which no recipe is known: what its configuration says."""
-    actions = config.action_config
-    if not actions:
-        spelled = "none: it does not act"
-    else:
-        kind = {"bins": "bins", "flow": "none: numbers out of noise, by flow matching"}.get(actions["representation"])
-        kind = kind or f"{actions['style']} strings, {actions['decimals']} decimals"
-        spelled = f"{kind}, {actions['action_dim']} dimensions, horizon {actions['horizon']}"
     return [
         ("dual encoder (D)", f"{config.frozen} never moves" if config.frozen else "none: every encoder trains"),
-        ("actions as strings (S)", spelled),
+        ("actions as strings (S)", action_format(config.action_config)),
         ("co-training (C)", "not known: there is no record of the training"),
     ]
 

@@ -1,13 +1,12 @@
-"""From a trained folder to the Hub: one commit with everything, or none.
+"""Publishes a trained model on the Hub: one commit with everything, or none.
 
-Decides: the order (may we? assemble, verify, compare, send the large files, commit, tag, collect) and that a step that
-fails leaves every branch as it was. Refuses to know: what belongs into a repository (`assembling.py`) and what counts
-as a change (`hub_state.py`).
+The order: check the access, assemble and verify (`assembling.py`), compare with what is there (`hub_state.py`), send
+the large files, commit, tag, add to the collection. A step that fails leaves every branch as it was.
 
-The commit names the one it follows. So it cannot overwrite what somebody else published meanwhile, and may be sent
-twice when an answer is lost. Large files go to the Hub's storage before it, under the hash of their content: those
-that have arrived are not sent again, by this run or a later one. `HfApi.upload_folder` cannot do this, since it may
-make several commits.
+The commit names its parent, so it cannot overwrite what somebody else published meanwhile, and may be sent twice when
+an answer is lost. Large files go to the Hub's storage before it, under the hash of their content: those that have
+arrived are not sent again, by this run or a later one. `HfApi.upload_folder` cannot do this, since it may split the
+upload into several commits.
 """
 
 import json
@@ -24,18 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gen_vla.training.lora_merging import check_checkpoint
+from gen_vla.training.publishing import hub_state
 from gen_vla.training.publishing.assembling import check_repo_id, check_target, install_in_cache, publish_to_folder
-from gen_vla.training.publishing.hub_state import (
-    MAIN,
-    Destination,
-    FileChange,
-    HubRepository,
-    check_access,
-    check_names,
-    compare,
-    differences,
-    read_repository,
-)
+from gen_vla.training.publishing.hub_state import Destination, FileChange, HubRepository, compare, differences
 from gen_vla.training.storage.hub_requests import CONFLICT, HubError, ask
 
 
@@ -58,7 +48,6 @@ def publish(
     output: str | Path | None = None,
     dry_run: bool = False,
     results: dict[str, Any] | None = None,
-    api: HfApi | None = None,
 ) -> Publication:
     """Assembles a repository, verifies it and puts it on the Hub in one commit.
 
@@ -68,21 +57,19 @@ def publish(
         output: where the assembled folder is kept; by default it is not.
         dry_run: stop before anything on the Hub changes; needs no token for what is public.
         results: measured figures for the card.
-        api: the Hub to ask; by default the one of `HF_ENDPOINT`, with the token of this machine.
 
     Raises:
         HubError: for what the Hub refuses; nothing is half published.
         FileNotFoundError, FileExistsError, PublishingError: as `publish_to_folder`.
     """
     check_repo_id(destination.repo_id)
-    checkpoint = check_checkpoint(checkpoint)
-    api = api or HfApi()
+    checkpoint, api = check_checkpoint(checkpoint), HfApi()
     if output is not None:
         check_target(output, checkpoint)
     if not dry_run:
-        check_access(api, destination)  # before the long work
+        hub_state.check_access(api, destination)  # before the long work
     with assembled(checkpoint, destination.repo_id, output, results) as folder:
-        return preview(folder, destination, api) if dry_run else upload_verified(folder, destination, api)
+        return preview(folder, destination, api) if dry_run else upload(folder, destination, api)
 
 
 def install(
@@ -107,140 +94,108 @@ def read_results(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def assembled(
-    checkpoint: str | Path, repo_id: str, output: str | Path | None, results: dict[str, Any] | None = None
+    checkpoint: str | Path, repo_id: str, output: str | Path | None, results: dict[str, Any] | None
 ) -> Iterator[Path]:
     """A verified repository, in `output` or for the time of the `with` block."""
     with tempfile.TemporaryDirectory(prefix="gen-vla-repository-") as temporary:
-        folder = Path(output) if output is not None else Path(temporary) / "repository"
         print(f"Assembling {repo_id} and verifying it in a fresh interpreter", file=sys.stderr)
-        yield publish_to_folder(checkpoint, repo_id, folder, results)
+        yield publish_to_folder(checkpoint, repo_id, output or Path(temporary) / "repository", results)
 
 
 def preview(folder: Path, destination: Destination, api: HfApi) -> Publication:
     """What an upload would do, as far as this machine may see the repository."""
     try:
-        repository = read_repository(api, destination.repo_id)
+        repository = hub_state.read_repository(api, destination.repo_id)
     except HubError as error:
         if error.status is not None:
             raise
         print(f"{error}; so this shows all files as new", file=sys.stderr)
         repository = None
     if repository is not None:
-        check_names(repository, destination)
+        hub_state.check_names(repository, destination)
     head = repository.head(destination.branch) if repository else None
     return Publication(destination.repo_id, compare(api, folder, destination.repo_id, head))
 
 
-def upload(folder: str | Path, destination: Destination, api: HfApi | None = None) -> Publication:
+def upload(folder: Path, destination: Destination, api: HfApi | None = None) -> Publication:
     """Makes the files of a verified folder those of the repository on the Hub, in one commit.
 
-    Files there that the folder lacks are deleted by the same commit. If nothing differs, there is no commit; a tag and
-    a collection asked for are seen to all the same. A branch or a repository made for a commit that then fails may
-    stay, with the files it was made with.
+    Files there that the folder lacks are deleted by the same commit. If nothing differs, there is no commit; the tag
+    and the collection asked for are taken care of all the same. A branch or a repository created for a commit that
+    then fails may stay, with the files it began with.
 
     Raises:
         HubError: see `hub_state.check_access`; and if the Hub cannot be reached or someone else commits meanwhile.
     """
     api = api or HfApi()
-    check_access(api, destination)
-    return upload_verified(Path(folder), destination, api)
-
-
-def upload_verified(folder: Path, destination: Destination, api: HfApi) -> Publication:
-    """As `upload`, for an account that has been checked; looks at the repository as it is now."""
     repo_id, branch, tag = destination.repo_id, destination.branch, destination.tag
-    repository = read_repository(api, repo_id) or create(api, destination)
-    check_names(repository, destination)
+    repository = hub_state.check_access(api, destination)
+    if repository is None:
+        private = destination.private or None  # an organisation has a default of its own
+        ask(f"create {repo_id}", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        repository = hub_state.read_repository(api, repo_id)
+    if repository is None:
+        raise HubError(f"could not find {repo_id} after creating it; run it again")
     print(f"Comparing with what {api.endpoint} has", file=sys.stderr)
     head = repository.head(branch)
     changes = compare(api, folder, repo_id, head)
     made = bool(differences(changes))
+    if made and tag in repository.tags:
+        raise HubError(f"got the tag {tag}, which {repo_id} already has; choose another name")
+    operations = send_large_files(api, folder, destination, repository, changes) if made else []
+    if branch not in repository.branches:  # if somebody else creates it meanwhile, the commit is refused
+        ask(
+            f"make the branch {branch}",
+            lambda: api.create_branch(repo_id, branch=branch, revision=head, exist_ok=True),
+        )
     if made:
-        if tag in repository.tags:
-            raise HubError(f"got the tag {tag}, which {repo_id} already has; choose another name")
-        head = send(api, folder, destination, repository, changes)
+        head = commit(api, folder, destination, head, operations)
         if left := differences(compare(api, folder, repo_id, head)):
             raise HubError(f"got other files in commit {head} of {repo_id} than were sent: {left}; look at it there")
-    elif branch not in repository.branches:
-        make_branch(api, destination, head)
-    finish(api, destination, head)
+    tag_and_collect(api, destination, head)
     return Publication(repo_id, changes, head, made)
 
 
-def create(api: HfApi, destination: Destination) -> HubRepository:
-    """A new repository, with the one file that the Hub puts there."""
-    repo_id, private = destination.repo_id, destination.private or None  # an organisation has a default of its own
-    ask(f"create {repo_id}", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-    repository = read_repository(api, repo_id)
-    if repository is None:
-        raise HubError(f"could not find {repo_id} after creating it; run it again")
-    return repository
-
-
-def send(
+def send_large_files(
     api: HfApi, folder: Path, destination: Destination, repository: HubRepository, changes: list[FileChange]
-) -> str:
-    """Sends what differs; the commit."""
+) -> list[Any]:
+    """Sends what the commit's operations refer to; the operations."""
     repo_id = destination.repo_id
-    additions = [
-        CommitOperationAdd(change.path, str(folder / change.path))
-        for change in changes
-        if change.kind in ("new", "changed")
-    ]
-    start = destination.branch if destination.branch in repository.branches else MAIN
+    changed = [change.path for change in changes if change.kind in ("new", "changed")]
+    additions = [CommitOperationAdd(path, str(folder / path)) for path in changed]
+    revision = destination.branch if destination.branch in repository.branches else hub_state.MAIN
     try:
         ask(
             f"send the large files of {repo_id}",
-            lambda: api.preupload_lfs_files(repo_id, additions, revision=start, free_memory=False),
+            lambda: api.preupload_lfs_files(repo_id, additions, revision=revision, free_memory=False),
             tries=1,
         )
     except HubError as error:
         note = "; nothing was published, and files that arrived are not sent again by the next run"
         raise HubError(f"{error}{note}", error.status) from error
-    deletions = [CommitOperationDelete(change.path) for change in changes if change.kind == "deleted"]
-    return commit(api, folder, destination, repository, [*additions, *deletions])
+    return [*additions, *(CommitOperationDelete(change.path) for change in changes if change.kind == "deleted")]
 
 
-def commit(
-    api: HfApi, folder: Path, destination: Destination, repository: HubRepository, operations: list[Any]
-) -> str:
-    """Commits on top of the repository as it was seen."""
-    repo_id, branch, head = destination.repo_id, destination.branch, repository.head(destination.branch)
-    if branch not in repository.branches:
-        make_branch(api, destination, head)
+def commit(api: HfApi, folder: Path, destination: Destination, parent: str, operations: list[Any]) -> str:
+    """Commits on top of `parent`; the new commit."""
+    repo_id, branch = destination.repo_id, destination.branch
     message = destination.message or f"Publish {repo_id.rpartition('/')[2]}"
+    options = {"commit_message": message, "revision": branch, "parent_commit": parent}
     try:
-        made = ask(
-            f"commit to {repo_id}",
-            lambda: api.create_commit(
-                repo_id, operations, commit_message=message, revision=branch, parent_commit=head
-            ),
-        )
+        return ask(f"commit to {repo_id}", lambda: api.create_commit(repo_id, operations, **options)).oid
     except HubError as error:
         if error.status not in CONFLICT:
             raise
-        if ours := lost_commit(api, folder, destination, head):
-            return ours
+        repository = hub_state.read_repository(api, repo_id)
+        head = repository.head(branch) if repository else parent
+        if head != parent and not differences(compare(api, folder, repo_id, head)):
+            return head  # the commit was made, and only the answer got lost
         note = "somebody else committed meanwhile; nothing was published, run it again to publish on top of that"
         raise HubError(f"could not commit to {repo_id}: {note}", error.status) from error
-    return made.oid
 
 
-def make_branch(api: HfApi, destination: Destination, head: str) -> None:
-    """A new branch; if somebody made it meanwhile, the commit that follows does not fit and is refused."""
-    repo_id, branch = destination.repo_id, destination.branch
-    ask(f"make the branch {branch}", lambda: api.create_branch(repo_id, branch=branch, revision=head, exist_ok=True))
-
-
-def lost_commit(api: HfApi, folder: Path, destination: Destination, head: str) -> str | None:
-    """The branch's commit after `head`, if it is the one that was asked for and only the answer got lost."""
-    repository = read_repository(api, destination.repo_id)
-    now = repository.head(destination.branch) if repository else head
-    return now if now != head and not differences(compare(api, folder, destination.repo_id, now)) else None
-
-
-def finish(api: HfApi, destination: Destination, commit: str) -> None:
-    """Tag and collection; what fails here is named beside what has been published."""
+def tag_and_collect(api: HfApi, destination: Destination, commit: str) -> None:
+    """Tags the commit and adds the repository to its collection; an error says what has been published already."""
     repo_id, tag, slug = destination.repo_id, destination.tag, destination.collection
     try:
         if tag:
@@ -252,25 +207,20 @@ def finish(api: HfApi, destination: Destination, commit: str) -> None:
         raise HubError(f"published {repo_id} as commit {commit}, but {error}{note}", error.status) from error
 
 
-def show(publication: Publication, console: Console | None = None) -> None:
-    """A table of all files, and what happened."""
+def show(publication: Publication) -> None:
+    """Prints a table of all files, and what happened."""
     table = Table("file", "what", title=publication.repo_id)
     table.add_column("MB", justify="right")
     for change in publication.changes:
-        table.add_row(change.path, change.kind, megabytes(change.size), style=STYLES[change.kind])
-    console = console or Console()
+        table.add_row(change.path, change.kind, f"{change.size / 1e6:,.3f}", style=STYLES[change.kind])
+    console = Console()
     console.print(table)
-    sent = [change for change in publication.changes if change.kind in ("new", "changed")]
-    total = f"{len(sent)} files, {megabytes(sum(change.size for change in sent))} MB,"
+    sent = [change.size for change in publication.changes if change.kind in ("new", "changed")]
+    total = f"{len(sent)} files, {sum(sent) / 1e6:,.3f} MB,"
     if publication.commit is None:
-        said = f"Dry run: {total} would be uploaded to {publication.repo_id}"
+        message = f"Dry run: {total} would be uploaded to {publication.repo_id}"
     elif publication.made:
-        said = f"Published {total} to {publication.repo_id} as commit {publication.commit}"
+        message = f"Published {total} to {publication.repo_id} as commit {publication.commit}"
     else:
-        said = f"Nothing to do: {publication.repo_id} has the same files at commit {publication.commit}"
-    console.print(said, soft_wrap=True, highlight=False)
-
-
-def megabytes(size: int) -> str:
-    """Bytes as megabytes, to the kilobyte."""
-    return f"{size / 1e6:,.3f}"
+        message = f"Nothing to do: {publication.repo_id} has the same files at commit {publication.commit}"
+    console.print(message, soft_wrap=True, highlight=False)

@@ -1,24 +1,23 @@
-"""What the Hub has under a repository's name, who may change it, and in what a folder differs from it.
+"""What the Hub has under a repository's name, who may change it, and how a folder differs from it.
 
-Decides: which accounts are refused before any long work, which file counts as changed, and that a file that the folder
-lacks is to be deleted. Refuses to know: how files get there (`hub_publishing.py`).
+The upload itself is in `hub_publishing.py`.
 """
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 
 from gen_vla.training.storage.hub_requests import HubError, ask
 
 
 MAIN = "main"
 KEPT = {".gitattributes"}  # the Hub writes it: which files are large ones
-CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Destination:
 
     Attributes:
         repo_id: `OWNER/NAME`.
-        branch: the branch that gets the commit; it is made from main if there is none.
+        branch: the branch that gets the commit; a missing one is created from main.
         private: whether a new repository is private; an existing one stays what it is.
         message: of the commit.
         tag: a name for the commit, for `revision=`.
@@ -44,14 +43,14 @@ class Destination:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """A repository on the Hub; `branches` and `tags` lead from names to commits."""
+    """A repository on the Hub; `branches` and `tags` map names to commits."""
 
     private: bool
     branches: dict[str, str]
     tags: dict[str, str]
 
     def head(self, branch: str) -> str:
-        """The commit that a commit to `branch` comes after."""
+        """The commit that a commit to `branch` follows."""
         return self.branches.get(branch, self.branches[MAIN])
 
 
@@ -65,7 +64,7 @@ class FileChange:
 
 
 def read_repository(api: HfApi, repo_id: str) -> HubRepository | None:
-    """What is there, `None` if nothing is; a private repository is nothing to those who may not see it."""
+    """What is there; `None` if there is nothing, or a private repository that this token may not see."""
     try:
         info = ask(f"look {repo_id} up", lambda: api.model_info(repo_id))
     except HubError as error:
@@ -78,38 +77,31 @@ def read_repository(api: HfApi, repo_id: str) -> HubRepository | None:
 
 
 def check_access(api: HfApi, destination: Destination) -> HubRepository | None:
-    """What is there now, if publishing to it can succeed.
+    """What is there now, after everything that can be checked before the long work.
 
     Raises:
         HubError: without a valid token, or without the right to write; for a public repository that shall be private;
-            for a branch that is none, a tag in use, or a collection that is not there.
+            for a branch that is a tag, a tag in use, or a collection that is missing.
     """
     account = ask("check the token", api.whoami)
     if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
         raise HubError(f"got a token of {account['name']} that may only read; make one that may write")
     roles = {account["name"]: "admin", **{org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}}
-    repository = read_repository(api, destination.repo_id)
-    check_rights(api, destination.repo_id, repository, roles)
+    repo_id, slug = destination.repo_id, destination.collection
+    repository = read_repository(api, repo_id)
     if repository is not None:
+        # Asks whether this file is a large one, which the Hub answers only to those who may write.
+        question = [CommitOperationAdd("README.md", b"-")]
+        ask(f"write to {repo_id}", lambda: api.preupload_lfs_files(repo_id, question), tries=1)
         check_names(repository, destination)
-    if destination.collection:
-        slug = destination.collection
+    elif roles.get(repo_id.split("/")[0]) in (None, "read"):
+        owners = ", ".join(name for name, role in roles.items() if role != "read")
+        raise HubError(f"got {repo_id}, which does not exist, and a token that creates repositories of {owners} only")
+    if slug:
         ask(f"find the collection {slug}", lambda: api.get_collection(slug))
         if slug.split("/")[0] not in roles:
             raise HubError(f"got the collection {slug}, expected one of {', '.join(roles)}")
     return repository
-
-
-def check_rights(api: HfApi, repo_id: str, repository: HubRepository | None, roles: dict[str, Any]) -> None:
-    """Raises `HubError` if an account with these roles may not create `repo_id`, or not write to it."""
-    owner = repo_id.split("/")[0]
-    if repository is None:
-        if roles.get(owner) in (None, "read"):
-            may = ", ".join(name for name, role in roles.items() if role != "read")
-            raise HubError(f"got {repo_id}, which is not there, and a token that makes repositories of {may} only")
-        return
-    question = [CommitOperationAdd("README.md", b"-")]  # asks whether this is a large file, and so may be written
-    ask(f"write to {repo_id}", lambda: api.preupload_lfs_files(repo_id, question), tries=1)
 
 
 def check_names(repository: HubRepository, destination: Destination) -> None:
@@ -126,22 +118,22 @@ def check_names(repository: HubRepository, destination: Destination) -> None:
 
 
 def compare(api: HfApi, folder: Path, repo_id: str, revision: str | None) -> list[FileChange]:
-    """What makes the files of a commit, or no files, those of the folder; sorted by path."""
-    there: dict[str, RepoFile] = {}
+    """The changes that turn the files of a commit (`None`: no files) into those of the folder, sorted by path."""
+    remote: dict[str, RepoFile] = {}
     if revision is not None:
         listing = ask(
             f"list the files of {repo_id}",
             lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=revision)),
             tries=1,
         )
-        there = {entry.path: entry for entry in listing if isinstance(entry, RepoFile)}
+        remote = {entry.path: entry for entry in listing if isinstance(entry, RepoFile)}
     changes = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, size = path.relative_to(folder).as_posix(), path.stat().st_size
-        kind = "new" if name not in there else "unchanged" if is_same(path, there[name]) else "changed"
-        changes.append(FileChange(name, size, kind))
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        kind = "new" if name not in remote else "unchanged" if is_same(path, remote[name]) else "changed"
+        changes.append(FileChange(name, path.stat().st_size, kind))
     kept = {change.path for change in changes} | KEPT
-    changes += [FileChange(name, entry.size, "deleted") for name, entry in there.items() if name not in kept]
+    changes += [FileChange(name, entry.size, "deleted") for name, entry in remote.items() if name not in kept]
     return sorted(changes, key=lambda change: change.path)
 
 
@@ -149,19 +141,12 @@ def is_same(path: Path, entry: RepoFile) -> bool:
     """Whether the file holds the bytes that the Hub has."""
     if path.stat().st_size != entry.size:
         return False
-    if entry.lfs is not None:
-        return hash_file(path, hashlib.sha256()) == entry.lfs.sha256
-    return hash_file(path, hashlib.sha1(b"blob %d\0" % entry.size)) == entry.blob_id  # as git names files
-
-
-def hash_file(path: Path, digest: Any) -> str:
-    """Hexadecimal digits over a file of any size."""
+    if entry.lfs is None:
+        return git_hash(path.read_bytes()) == entry.blob_id
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
 
 
 def differences(changes: list[FileChange]) -> list[FileChange]:
-    """Those that a commit is needed for."""
+    """Those that need a commit."""
     return [change for change in changes if change.kind != "unchanged"]

@@ -1,22 +1,19 @@
-"""What is known about a variant: its own words, and what its recipe says.
+"""What a model card says about a variant besides figures: its texts, and what its recipe says.
 
-Decides: that a variant's D, S, C, data, base and training come from a recipe, never from a card's words; that words
-are used only for a model trained like the recipe they were written for. Refuses to know: how a card looks
-(`template.md`), figures (`card.py`).
+    model_cards/<REPOSITORY>.yaml   texts about one variant, by the name of its repository
+    model_cards/_origins.yaml       of every base and data set: where it comes from, its terms, its limits
 
-    <REPOSITORY>.yaml   words of one variant, by the name of its repository
-    _origins.yaml       of every base and data set: where it comes from, its terms, what it limits
+D, S, C, data, base and training always come from a recipe, never from these texts, and the texts are used only for a
+model trained like the recipe they were written for. That recipe is `recipe.yaml` in the model's folder, which the run
+wrote. Without one the card says that there is no record of the run, and shows the recipe of the texts.
 
-A variant's repository may have a short name instead, `short_name` in its words. Those of the three families,
+A variant's repository may have a short name instead, `short_name` in its texts. Those of the three families,
 `openvla-plus`, `pi0-plus` and the baseline `openvla`, belong to the models trained on Bridge: OpenVLA's users and
-their scripts ask for actions in the units of `bridge_orig`, its arm can be bought, and the paper's robot ran models
-trained on it. RT-1's, which the paper's tables in simulation are about, say so: `openvla-plus-rt1`.
-
-The recipe is the one in the model's folder, `recipe.yaml`, which the run wrote. Without one the card says that there
-is no record of the run, and tells the recipe that the words were written for.
+their scripts ask for actions in the units of `bridge_orig`. RT-1's say so: `openvla-plus-rt1`.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,9 +64,11 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
         run: the recipe that trained it, if that is known.
 
     Raises:
-        ValueError: if the name is a variant's and the model is another, or a file of words is wrong.
+        ValueError: if the name is a variant's and the model is another, or a file of texts is wrong.
     """
-    made = method(run) if run else method_of_model(config)
+    acts = config.action_config
+    told = {"family": config.model_type, "D": config.frozen, "S": acts["representation"] if acts else None}
+    made = method(run) if run else told  # as much as a model itself tells
     words = written_words(name)
     if words and (differences := unlike(made, words)):
         raise ValueError(
@@ -82,28 +81,30 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
     recipe = run or (load_recipe(words["recipe"]) if words else None)
     if recipe is None:
         return Variant(UNWRITTEN, "Not described.", [NO_LIMITS], [], [], "other")
-    origins = [*origin_of_base(recipe), *origins_of_data(recipe)]
-    limits = [words["limits"]] if words.get("limits") else [o["limits"] for o in origins if "limits" in o]
-    described = words.get("summary") or f"{recipe.description} {UNWRITTEN}"
+    base, data = origin_of_base(recipe), origins_of_data(recipe)
+    limits = [words["limits"]] if words.get("limits") else [o["limits"] for o in (base, *data) if "limits" in o]
     return Variant(
-        summary=described,
+        summary=words.get("summary") or f"{recipe.description} {UNWRITTEN}",
         training=" ".join(filter(None, [words.get("training"), training_sentence(recipe, run is not None)])),
         limits=limits or [NO_LIMITS],
         facts=recipe_facts(recipe),
-        terms=[f"{origin['name']}: {origin['terms']}" for origin in origins],
-        license=words.get("license") or origins[0].get("license", "other"),
-        base_model=[origin["hub"] for origin in origin_of_base(recipe) if "hub" in origin],
+        terms=[f"{origin['name']}: {origin['terms']}" for origin in (base, *data)],
+        license=words.get("license") or base.get("license", "other"),
+        base_model=[base["hub"]] if "hub" in base else [],
         datasets=hub_datasets(recipe),
         tags=words.get("tags", []),
     )
 
 
 def written_words(name: str) -> dict[str, Any]:
-    """The words about a variant by the name of its repository; empty where there are none."""
-    path = CARDS / f"{full_name(name)}.yaml"
+    """The texts about a variant by the full or short name of its repository; empty where there are none."""
+    path = CARDS / f"{name}.yaml"
     if name.startswith("_") or not path.is_file():
+        others = sorted(CARDS.glob("[!_]*.yaml"))
+        path = next((other for other in others if read_yaml(other).get("short_name") == name), None)
+    if path is None:
         return {}
-    words = yaml.safe_load(path.read_text(encoding="utf-8"))
+    words = read_yaml(path)
     unknown = ", ".join(sorted(words.keys() - set(WORDS)))
     missing = ", ".join(sorted({"recipe", "summary"} - words.keys()))
     if unknown or missing:
@@ -112,18 +113,8 @@ def written_words(name: str) -> dict[str, Any]:
     return words
 
 
-def full_name(name: str) -> str:
-    """The variant's name that a short name stands for; any other name as it is."""
-    if (CARDS / f"{name}.yaml").is_file():
-        return name
-    for path in sorted(CARDS.glob("[!_]*.yaml")):
-        if yaml.safe_load(path.read_text(encoding="utf-8")).get("short_name") == name:
-            return path.stem
-    return name
-
-
 def unlike(made: dict[str, Any], words: dict[str, Any]) -> str:
-    """In which parts of the method a model differs from the one that words were written for; empty if in none."""
+    """In which parts of the method a model differs from the one that texts were written for; empty if in none."""
     written = method(load_recipe(words["recipe"]))
     return ", ".join(
         f"{part}: {mine!r}, not {written[part]!r}" for part, mine in made.items() if mine != written[part]
@@ -140,12 +131,6 @@ def method(recipe: Recipe) -> dict[str, Any]:
         "robot data": [source.key for source in recipe.data.robot],
         "paraphrased": recipe.data.instruction_augmentation is not None or records_paraphrases(recipe),
     }
-
-
-def method_of_model(config: Any) -> dict[str, Any]:
-    """As much of that as a model itself tells."""
-    actions = config.action_config
-    return {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
 
 
 def records_paraphrases(recipe: Recipe) -> bool:
@@ -178,24 +163,23 @@ def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("starts from", f"`{recipe.model.initial_model}`" if recipe.model.initial_model else "random weights"),
         ("dual encoder (D)", dual),
-        ("actions as strings (S)", spelling(recipe)),
+        ("actions as strings (S)", action_format(vars(recipe.actions) if robots else None)),
         ("co-training (C)", co_training),
         ("robot data", ", ".join(robots) or "none"),
         *([("augmentation", ", ".join(filter(None, augmented)))] if any(augmented) else []),
     ]
 
 
-def spelling(recipe: Recipe) -> str:
-    """How a recipe's model writes actions."""
-    actions = recipe.actions
-    if not recipe.data.robot:
+def action_format(actions: Mapping[str, Any] | None) -> str:
+    """How a model writes actions, from its `action_config` or its recipe's `actions`; `None` if it does not act."""
+    if not actions:
         return "none: it does not act"
-    size = f"{actions.action_dim} dimensions, horizon {actions.horizon}"
-    if actions.representation == "bins":
+    size = f"{actions['action_dim']} dimensions, horizon {actions['horizon']}"
+    if actions["representation"] == "bins":
         return f"none: one of 256 bins per value, {size}"
-    if actions.representation == "flow":
+    if actions["representation"] == "flow":
         return f"none: numbers out of noise, by flow matching, {size}"
-    return f"{actions.style} strings, {actions.decimals} decimals, {size}"
+    return f"{actions['style']} strings, {actions['decimals']} decimals, {size}"
 
 
 def training_sentence(recipe: Recipe, recorded: bool) -> str:
@@ -213,16 +197,20 @@ def training_sentence(recipe: Recipe, recorded: bool) -> str:
 
 def origins() -> dict[str, Any]:
     """Everything in `_origins.yaml`: `bases`, `robot` and `vision_language`, each by its name in the recipes."""
-    return yaml.safe_load((CARDS / "_origins.yaml").read_text(encoding="utf-8"))
+    return read_yaml(CARDS / "_origins.yaml")
 
 
-def origin_of_base(recipe: Recipe) -> list[dict[str, Any]]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file of `model_cards/`."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def origin_of_base(recipe: Recipe) -> dict[str, Any]:
     """What the model was trained from."""
     name = recipe.model.initial_model
     if name is None:
-        return [{"name": "Weights", "terms": "trained from random ones, so that only the data's terms bear on them"}]
-    unknown = {"name": f"The model `{name}` it starts from", "terms": "see there"}
-    return [origins()["bases"].get(name, unknown)]
+        return {"name": "Weights", "terms": "trained from random ones, so that only the data's terms bear on them"}
+    return origins()["bases"].get(name, {"name": f"The model `{name}` it starts from", "terms": "see there"})
 
 
 def origins_of_data(recipe: Recipe) -> list[dict[str, Any]]:

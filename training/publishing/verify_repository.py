@@ -1,14 +1,13 @@
-"""Checks a Hub repository folder the way a stranger's computer would: without this package.
+"""Checks a Hub repository folder as it is loaded on a user's computer: without this package.
 
     python -P verify_repository.py FOLDER EXPECTED.npz
 
-Decides: what a repository must prove: that the auto classes load it with `trust_remote_code` and use every tensor in
-it, that its logits are those of the checkpoint it came from, and that it acts and answers. Refuses to know: how the
-folder was made. It is run as a script in an interpreter of its own, in which `gen_vla` cannot be imported; exit code 1
-and a message on failure.
+The auto classes must load it with `trust_remote_code` and use every tensor in it; its logits, answer and actions must
+be those of the checkpoint it came from. `assembling.verify` runs this in an interpreter of its own, in which `gen_vla`
+cannot be imported; exit code 1 and a message on failure.
 
 EXPECTED.npz holds `images` uint8 [B, cameras, H, W, 3], `instructions` [B], `logits` float32 [B, V] at the last
-position (of a flow, the velocity at the last step, with torch's seed at 0), for a model that writes words `answer`
+position (of a flow, the velocity at the last step, with torch's seed at 0), for a model that generates text `answer`
 int64 [1, L] (prompt and answer to "what is this?" about the first picture), and, for a model that acts, `actions` [B]
 (the action strings; of a flow, with torch's seed at 0 again).
 """
@@ -28,7 +27,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor  
 TOLERANCE = 1e-4  # float32 on one machine; a wrong or missing tensor is off by far more
 
 
-def main(folder: str, expected_file: str) -> int:
+def main(folder: str, expected_file: str) -> None:
     """Runs all checks."""
     expected = np.load(expected_file)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -42,42 +41,35 @@ def main(folder: str, expected_file: str) -> int:
         del loaded
         model.eval()
         if problems := {kind: sorted(map(str, found))[:3] for kind, found in info.items() if found}:
-            return fail(f"{loader.__name__} got {problems}, expected the file's tensors to be the model's")
+            sys.exit(f"{loader.__name__} got {problems}, expected the file's tensors to be the model's")
         if not type(model).__module__.startswith("transformers_modules."):
-            return fail(f"{loader.__name__} gave {type(model)}, expected the class in the folder")
+            sys.exit(f"{loader.__name__} gave {type(model)}, expected the class in the folder")
         torch.manual_seed(0)
         with torch.no_grad():
             logits = model(**inputs).logits[:, -1].numpy()
         worst = float(np.abs(logits - expected["logits"]).max())
         if not worst <= TOLERANCE:
-            return fail(f"got logits that differ by {worst:.2e} from the checkpoint's, expected at most {TOLERANCE}")
-    return check_generation(model, processor, inputs, expected)  # type: ignore[reportPossiblyUnbound]
+            sys.exit(f"got logits that differ by {worst:.2e} from the checkpoint's, expected at most {TOLERANCE}")
+    check_generation(model, processor, inputs, expected)  # type: ignore[reportPossiblyUnbound]
 
 
-def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> int:
-    """Acts and answers."""
+def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> None:
+    """Checks the answer and the actions."""
     if "answer" in expected:
         question = processor.question_inputs(Image.fromarray(expected["images"][0, 0]), "what is this?")
         answer = model.generate(**question, max_new_tokens=4, do_sample=False).tolist()
         if answer != expected["answer"].tolist():
-            return fail(f"got the answer {answer}, expected {expected['answer'].tolist()}")
+            sys.exit(f"got the answer {answer}, expected {expected['answer'].tolist()}")
     if "actions" in expected:
         key = next(iter(model.config.norm_stats))
         torch.manual_seed(0)
         texts = model.predict_actions(**inputs, unnorm_key=key).text
         if texts != expected["actions"].tolist():
-            return fail(f"got actions {texts}, expected {expected['actions'].tolist()}")
+            sys.exit(f"got actions {texts}, expected {expected['actions'].tolist()}")
         if model.config.action_config["representation"] != "flow":  # whose texts are for people
             for text in texts:
                 processor.action_strings.decode(text)
-    return 0
-
-
-def fail(message: str) -> int:
-    """Says what is wrong; the exit code."""
-    print(message, file=sys.stderr)
-    return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:3]))
+    main(*sys.argv[1:3])

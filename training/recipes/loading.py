@@ -1,9 +1,8 @@
-"""Recipes: one YAML file holds everything that makes a run what it is.
+"""Reads recipes: one YAML file holds everything that makes a run what it is.
 
-Decides: how a file is read, and that anything but the settings of `schema.py` is an error: an unknown key fails
-with the nearest known name. `extends` starts from other recipes of the same folder, each over the one before it, and
-overrides single keys, so that a row of a table reads as its difference. Files whose names begin with `_` are such
-beginnings and no recipes. Refuses to know: which settings there are, how any of them is carried out.
+The settings are those of `schema.py`, anything else is an error. `extends` starts from other recipes of the same
+folder, each over the one before it, so that a row of a table reads as its difference. Files whose names begin with
+`_` are only such beginnings.
 
     recipe = load_recipe("mini_openvla_plus")         # a name in training/recipes, or a path
     recipe.training.steps
@@ -11,15 +10,16 @@ beginnings and no recipes. Refuses to know: which settings there are, how any of
 """
 
 import dataclasses
-import types
+import json
 import typing
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from gen_vla.training.recipes.schema import Recipe, RecipeError
+from gen_vla.training.recipes.data_schema import RecipeError, did_you_mean
+from gen_vla.training.recipes.schema import Recipe
 
 
 RECIPES = Path(__file__).resolve().parent
@@ -44,7 +44,17 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
         settings = _shrink(settings)
     for dotted, value in (overrides or {}).items():
         _override(settings, dotted, value)
-    return _build(Recipe, settings, where=str(name_or_path))
+    try:
+        # As JSON, since pydantic's strict mode takes a section from a dictionary only there.
+        return TypeAdapter(Recipe).validate_json(json.dumps(settings), strict=True)
+    except TypeError as error:
+        raise RecipeError(
+            f"{name_or_path}: {error}, expected text, numbers, true, false, null, lists and settings by name; write a "
+            "date in quotes"
+        ) from error
+    except ValidationError as error:
+        complaints = [_complaint(entry) for entry in error.errors()]
+        raise RecipeError(f"{name_or_path}: " + "\n".join(complaints)) from error
 
 
 def recipe_names() -> list[str]:
@@ -54,14 +64,7 @@ def recipe_names() -> list[str]:
 
 def as_settings(recipe: Recipe) -> dict[str, Any]:
     """The complete recipe as plain dictionaries, defaults filled in; it reads back as the same recipe."""
-    return _plain(dataclasses.asdict(recipe))
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which is how YAML reads them back."""
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return dataclasses.asdict(recipe)
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -71,11 +74,9 @@ def _find(name_or_path: str | Path) -> Path:
     named = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
     if named.is_file():
         return named
-    near = get_close_matches(path.stem, recipe_names(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
     raise RecipeError(
-        f"got recipe {str(name_or_path)!r}, which is no file; {hint}known: {', '.join(recipe_names())}, and "
-        f"files, seen from {Path.cwd()}"
+        f"got recipe {str(name_or_path)!r}, which is no file; {did_you_mean(path.stem, recipe_names())}, and files, "
+        f"seen from {Path.cwd()}"
     )
 
 
@@ -136,7 +137,10 @@ def _read(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     parents = settings.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise _wrong(f"{path}: extends", parents, "the name or the file of a recipe, or a list of them")
+        raise RecipeError(
+            f"{path}: extends: got {parents!r} ({type(parents).__name__}), expected the name or the file of a recipe, "
+            "or a list of them"
+        )
     base: dict[str, Any] = {}
     for parent in parents:
         beside = (path.parent / parent).resolve()
@@ -152,59 +156,28 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """`value` as `kind`: a dataclass from a dictionary, a list of them, or a plain value of the right type."""
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _build(next(argument for argument in arguments if argument is not type(None)), value, where)
-    if origin is list:
-        if not isinstance(value, list):
-            raise _wrong(where, value, "a list")
-        return [_build(arguments[0], entry, f"{where}[{index}]") for index, entry in enumerate(value)]
-    if origin is tuple:
-        if not isinstance(value, list) or len(value) != len(arguments):
-            raise _wrong(where, value, f"a list of {len(arguments)}")
-        return tuple(_build(argument, entry, where) for argument, entry in zip(arguments, value, strict=True))
-    if origin is Literal:
-        if value not in arguments:
-            raise _wrong(where, value, f"one of {', '.join(map(repr, arguments))}")
-        return value
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    plain = origin or kind
-    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
-        hint = " (YAML reads 2e-5 as text: write 2.0e-5)" if plain is float and isinstance(value, str) else ""
-        raise _wrong(where, value, plain.__name__ + hint)
-    return value
+def _complaint(error: Any) -> str:
+    """One of pydantic's errors as a line: the setting by its dotted name, what was got, what was expected."""
+    *section, last = error["loc"] or ("",)
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # of a check in `schema.py`
+        return f"{place}: {error['ctx']['error']}" if place else str(error["ctx"]["error"])
+    if error["type"] == "unexpected_keyword_argument":
+        return f"got unknown key {place!r}; {did_you_mean(str(last), _known(section))}"
+    if error["type"] == "missing":
+        return f"got no {place}, expected it: it has no default"
+    expected = error["msg"].removeprefix("Input should be ").replace("array", "list")
+    expected = expected.replace("an object", "settings by name")
+    if error["type"] == "float_type" and isinstance(error["input"], str):
+        expected += " (YAML reads 2e-5 as text: write 2.0e-5)"
+    return f"{place}: got {error['input']!r} ({type(error['input']).__name__}), expected {expected}"
 
 
-def _build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _wrong(where, value, "settings by name")
-    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
-    hints = typing.get_type_hints(kind)
-    for key in value:
-        if key not in fields:
-            known = [*fields, "extends"] if kind is Recipe else list(fields)
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(f"{where}: got unknown key {key!r}; {hint}known: {', '.join(known)}")
-    required = [
-        name
-        for name, entry in fields.items()
-        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-    ]
-    missing = [name for name in required if name not in value]
-    if missing:
-        raise RecipeError(f"{where}: got no {', '.join(missing)}, expected {', '.join(required)}")
-    return kind(**{key: _build(hints[key], entry, f"{where}: {key}") for key, entry in value.items()})
-
-
-def _wrong(where: str, value: Any, expected: str) -> RecipeError:
-    return RecipeError(f"{where}: got {value!r} ({type(value).__name__}), expected {expected}")
+def _known(section: list[str | int]) -> list[str]:
+    """Names of the settings in a section."""
+    kind: Any = Recipe
+    for part in section:
+        if isinstance(part, str):  # not the number of a list's entry
+            kind = typing.get_type_hints(kind)[part]
+            kind = next(filter(dataclasses.is_dataclass, (kind, *typing.get_args(kind))))
+    return [entry.name for entry in dataclasses.fields(kind)] + (["extends"] if kind is Recipe else [])

@@ -1,17 +1,16 @@
 """The data sets of a recipe: opened, checked, counted.
 
-Decides: which reader a recipe's source gets, and what must be in order before the first step: every data set is there,
-has rows and the columns of its kind, and finite actions of the recipe's width. Refuses to know: file formats, the
-order of rows, tokens.
+Before the first step every data set must be there, with rows and the columns of its kind, and with finite actions of
+the recipe's width.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, Image
 
 from gen_vla.processors import compute_statistics, count_clipped
@@ -31,11 +30,10 @@ from gen_vla.training.mixing.row_tables import (
     write_table,
 )
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
-from gen_vla.training.recipes.cameras import model_cameras
-from gen_vla.training.recipes.schema import Recipe, RobotSource, VisionLanguageSource
+from gen_vla.training.recipes.data_schema import RobotSource, VisionLanguageSource
+from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.robot_data.episodes import READING_VERSION, instruction_text
-from gen_vla.training.robot_data.source import RobotSource as RobotReader
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.robot_data.statistics import robot_statistics, scaled_mask
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
@@ -56,7 +54,7 @@ class OpenedData:
         clipping: by key `{"values": actions, "clipped": [D]}`, what normalising will clip.
         problems: bad rows the readers met.
         readings: what there is to tell about each.
-        cameras: names of the cameras an action is asked for with (`recipes/cameras.py`).
+        cameras: names of the cameras an action is asked for with (`model_cameras`).
     """
 
     tables: dict[str, RowTable] = field(default_factory=dict)
@@ -93,103 +91,157 @@ def open_data(recipe: Recipe, work_dir: Path, write_tables: bool = True) -> Open
         ValueError: for one without rows or columns, with damaged files, with actions of another width, or with more
             cameras than another.
     """
-    opened, data = OpenedData(), recipe.data
-    robots = [(source, _robot_reader(source, recipe, work_dir, opened)) for source in data.robot]
-    questions = [(source, _question_reader(source, recipe, work_dir, opened)) for source in data.questions]
+    opening, data = _Opening(recipe, work_dir, write_tables), recipe.data
+    robots = [(source, opening.robot_reader(source)) for source in data.robot]
+    questions = [(source, opening.question_reader(source)) for source in data.questions]
     shown = {source.key: [RECORDED_CAMERA] if isinstance(r, Dataset) else r.cameras for source, r in robots}
-    opened.cameras = model_cameras(shown)
-    tables = write_tables and not data.streaming
+    opening.opened.cameras = model_cameras(shown)
     for source, reader in robots:
-        _read_robot(source, reader, recipe, work_dir, opened, tables)
+        opening.read_robot(source, reader)
     for source, reader in questions:
-        _read_questions(source, reader, work_dir, opened, tables)
-    return opened
+        opening.read_questions(source, reader)
+    return opening.opened
 
 
-def location(path: str, work_dir: Path) -> str:
-    """Where a data set lies: below the work folder, unless the path is absolute or names a protocol."""
-    return path if "://" in path else str(work_dir / path)
+class _Opening:
+    """What `open_data` does with one data set after another; arguments are its."""
 
+    def __init__(self, recipe: Recipe, work_dir: Path, write_tables: bool):
+        self.recipe = recipe
+        self.work_dir = work_dir
+        self.tables = write_tables and not recipe.data.streaming
+        self.opened = OpenedData()
 
-def _robot_reader(source: RobotSource, recipe: Recipe, work_dir: Path, opened: OpenedData) -> Dataset | RobotReader:
-    """The opened data set: rows of a recording, unless they are streamed, or a reader."""
-    name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
-    others = set(source.cameras or ()) - {RECORDED_CAMERA}
-    if not recipe.data.streaming and not others and source.every == 1 and is_recorded(Path(place)):
-        return load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
-    problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
-    return open_robot_source(
-        place,
-        key=source.key,
-        cameras=source.cameras,
-        transform=source.transform or "identity",
-        action=source.action,
-        state=source.state,
-        split=source.split,
-        every=source.every,
-        displacements=source.displacements,
-        horizon=recipe.actions.horizon,
-        problems=problems,
-    )
+    def location(self, path: str) -> str:
+        """Where a data set lies: below the work folder, unless the path is absolute or names a protocol."""
+        return path if "://" in path else str(self.work_dir / path)
 
+    def problems(self, name: str) -> RowProblems:
+        """A new count of bad rows."""
+        self.opened.problems[name] = RowProblems(self.recipe.data.max_bad_share, name=name)
+        return self.opened.problems[name]
 
-def _read_robot(
-    source: RobotSource,
-    reader: Dataset | RobotReader,
-    recipe: Recipe,
-    work_dir: Path,
-    opened: OpenedData,
-    tables: bool,
-) -> None:
-    """Statistics and rows of a data set that is open."""
-    name = f"{ROBOT}/{source.key}"
-    if isinstance(reader, Dataset):
-        _read_recording(source, reader, recipe, opened)
-    else:
-        _read_robot_files(source, reader, recipe, work_dir, opened, tables)
-    width = len(opened.norm_stats[source.key]["action"]["q01"])
-    if width != recipe.actions.action_dim:
-        raise ValueError(
-            f"got actions of {width} dimensions in {name}, expected actions.action_dim={recipe.actions.action_dim}; "
-            "correct the recipe or the data set"
+    def robot_reader(self, source: RobotSource) -> Dataset | RobotDataset:
+        """The opened data set: rows of a recording, unless they are streamed, or a reader."""
+        place = self.location(source.path)
+        others = set(source.cameras or ()) - {RECORDED_CAMERA}
+        if not self.recipe.data.streaming and not others and source.every == 1 and is_recorded(Path(place)):
+            return load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
+        return open_robot_source(
+            place,
+            key=source.key,
+            cameras=source.cameras,
+            transform=source.transform or "identity",
+            action=source.action,
+            state=source.state,
+            split=source.split,
+            every=source.every,
+            displacements=source.displacements,
+            horizon=self.recipe.actions.horizon,
+            problems=self.problems(f"{ROBOT}/{source.key}"),
         )
-    statistics = opened.norm_stats[source.key]
-    _check_binary(statistics["action"], source.key, recipe.actions.binary_dims)
-    opened.norm_stats[source.key] = {**statistics, "action": {**statistics["action"], **_told(source, reader)}}
 
+    def read_robot(self, source: RobotSource, reader: Dataset | RobotDataset) -> None:
+        """Statistics and rows of a data set that is open."""
+        name, actions = f"{ROBOT}/{source.key}", self.recipe.actions
+        if isinstance(reader, Dataset):
+            self._read_recording(source, reader, name)
+            told: dict[str, Any] = {"displacements": source.displacements}
+        else:
+            self._read_robot_files(source, reader, name)
+            told = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
+        statistics = self.opened.norm_stats[source.key]
+        width = len(statistics["action"]["q01"])
+        if width != actions.action_dim:
+            raise ValueError(
+                f"got actions of {width} dimensions in {name}, expected actions.action_dim={actions.action_dim}; "
+                "correct the recipe or the data set"
+            )
+        _check_binary(statistics["action"], source.key, actions.binary_dims)
+        # Besides figures the model keeps what is told of actions, as keys of our own in OpenVLA's dictionary.
+        known = {key: value for key, value in told.items() if value is not None}
+        self.opened.norm_stats[source.key] = {**statistics, "action": {**statistics["action"], **known}}
 
-def _told(source: RobotSource, reader: Dataset | RobotReader) -> dict[str, Any]:
-    """What a recipe and its data set say of actions besides figures, which the model keeps; without what is not known.
+    def _read_recording(self, source: RobotSource, dataset: Dataset, name: str) -> None:
+        texts = [instruction_text(text).strip() for text in dataset["instruction"]]
+        table = RecordedDemonstrations(dataset, self.recipe.actions.horizon, name)
+        unlabelled = [f"{name} row {number}" for number, text in enumerate(texts) if not text]
+        _check_instructions(source, len(texts), unlabelled, len(unlabelled))
+        self.opened.tables[name] = table
+        episodes = len(set(dataset["episode_index"]))
+        dims = self.recipe.actions.binary_dims
+        mask = scaled_mask(table.actions.shape[1], dims) if table.actions.ndim == 2 else None
+        try:
+            statistics = compute_statistics(table.actions, episodes, mask)
+        except ValueError as error:
+            raise ValueError(f"robot data set {source.key!r}: {error}") from error
+        self.opened.norm_stats[source.key] = statistics
+        clipped = count_clipped(table.actions, statistics["action"]).tolist()
+        self.opened.clipping[source.key] = {"values": len(table.actions), "clipped": clipped}
+        others = [column for column, kind in dataset.features.items() if isinstance(kind, Image) and column != "image"]
+        self.opened.readings[name] = DataReading(
+            "recorded",
+            len(table),
+            episodes,
+            ["image"],
+            others,
+            instructions=len({*texts} - {""}),
+            without_instruction=len(unlabelled),
+            unlabelled=unlabelled[:NAMED],
+        )
 
-    Keys of our own in OpenVLA's dictionary (`processors/action_statistics.py`), whose readers look for theirs.
-    """
-    if isinstance(reader, Dataset):
-        told: dict[str, Any] = {"displacements": source.displacements}
-    else:
-        told = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
-    return {name: value for name, value in told.items() if value is not None}
+    def _read_robot_files(self, source: RobotSource, reader: RobotDataset, name: str) -> None:
+        statistics = robot_statistics(reader, self.work_dir / "statistics", unscaled=self.recipe.actions.binary_dims)
+        self.opened.norm_stats[source.key] = statistics.entry
+        steps = statistics.entry["num_transitions"]
+        _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
+        self.opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
+        self.opened.readings[name] = DataReading(
+            reader.reader.format,
+            statistics.rows,
+            statistics.entry["num_trajectories"],
+            reader.cameras,
+            [camera for camera in reader.reader.cameras if camera not in reader.cameras],
+            source.cameras is not None,
+            statistics.instructions,
+            steps - statistics.rows,
+            action_names=reader.action_names,
+            hertz=reader.hertz,
+            every=reader.every,
+            unlabelled=statistics.unlabelled,
+            skipped=statistics.problems,
+            notes=reader.reader.notes,
+        )
+        if self.tables:
+            settings = {**asdict(source), "place": self.location(source.path), "horizon": reader.horizon}
+            settings |= {"reading": READING_VERSION, "changed": reader.reader.folder.changed()}
+            self.opened.tables[name] = write_table(reader, ROBOT_FEATURES, self.work_dir, settings)
+        else:
+            self.opened.streams[name] = reader.undecoded()
 
+    def question_reader(self, source: VisionLanguageSource) -> Dataset | DataSource:
+        """The opened data set, as `robot_reader`."""
+        name, place = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path)
+        if not self.recipe.data.streaming and is_recorded(Path(place)):
+            return load_columns(Path(place), VISION_LANGUAGE_COLUMNS, REMEDY)
+        problems, layout = self.problems(name), find_format(place, source.format)
+        self.opened.readings[name] = DataReading(layout, None)
+        return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)
 
-def _read_recording(source: RobotSource, dataset: Dataset, recipe: Recipe, opened: OpenedData) -> None:
-    key = source.key
-    name, texts = f"{ROBOT}/{key}", [instruction_text(text).strip() for text in dataset["instruction"]]
-    table = RecordedDemonstrations(dataset, recipe.actions.horizon, name)
-    unlabelled = [f"{name} row {number}" for number, text in enumerate(texts) if not text]
-    _check_instructions(source, len(texts), unlabelled, len(unlabelled))
-    opened.tables[name] = table
-    episodes = len(set(dataset["episode_index"]))
-    _add_statistics(opened, key, table.actions, episodes, recipe)
-    others = [column for column, kind in dataset.features.items() if isinstance(kind, Image) and column != "image"]
-    opened.readings[name] = DataReading(
-        "recorded",
-        len(table),
-        episodes,
-        ["image"],
-        others,
-        instructions=len({*texts} - {""}),
-        without_instruction=len(unlabelled),
-        unlabelled=unlabelled[:NAMED],
-    )
+    def read_questions(self, source: VisionLanguageSource, reader: Dataset | DataSource) -> None:
+        """Rows of a data set that is open."""
+        name, place, opened = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path), self.opened
+        if isinstance(reader, Dataset):
+            opened.tables[name] = RecordedQuestions(reader, name)
+            opened.readings[name] = DataReading("recorded", len(reader))
+            return
+        if self.tables:
+            settings = {"format": source.format, "configs": source.configs, "path": place, "changed": _changed(place)}
+            opened.tables[name] = write_table(reader, QUESTION_FEATURES, self.work_dir, settings)
+        else:
+            opened.streams[name] = reader
+        rows = len(opened.tables[name]) if self.tables else reader.count_rows()
+        opened.readings[name] = replace(opened.readings[name], rows=rows)
 
 
 def _check_instructions(source: RobotSource, steps: int, unlabelled: list[str], count: int) -> None:
@@ -217,82 +269,48 @@ def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) 
             )
 
 
-def _add_statistics(opened: OpenedData, key: str, actions: np.ndarray, episodes: int, recipe: Recipe) -> None:
-    mask = scaled_mask(actions.shape[1], recipe.actions.binary_dims) if actions.ndim == 2 else None
-    try:
-        statistics = compute_statistics(actions, episodes, mask)
-    except ValueError as error:
-        raise ValueError(f"robot data set {key!r}: {error}") from error
-    opened.norm_stats[key] = statistics
-    clipped = count_clipped(actions, statistics["action"]).tolist()
-    opened.clipping[key] = {"values": len(actions), "clipped": clipped}
-
-
-def _read_robot_files(
-    source: RobotSource, reader: RobotReader, recipe: Recipe, work_dir: Path, opened: OpenedData, tables: bool
-) -> None:
-    name, place = f"{ROBOT}/{source.key}", location(source.path, work_dir)
-    statistics = robot_statistics(reader, work_dir / "statistics", unscaled=recipe.actions.binary_dims)
-    opened.norm_stats[source.key] = statistics.entry
-    steps = statistics.entry["num_transitions"]
-    _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
-    opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
-    opened.readings[name] = DataReading(
-        reader.reader.format,
-        statistics.rows,
-        statistics.entry["num_trajectories"],
-        reader.cameras,
-        [camera for camera in reader.reader.cameras if camera not in reader.cameras],
-        source.cameras is not None,
-        statistics.instructions,
-        steps - statistics.rows,
-        action_names=reader.action_names,
-        hertz=reader.hertz,
-        every=reader.every,
-        unlabelled=statistics.unlabelled,
-        skipped=statistics.problems,
-        notes=reader.reader.notes,
-    )
-    if tables:
-        settings = {**asdict(source), "place": place, "horizon": reader.horizon, "reading": READING_VERSION}
-        settings["changed"] = reader.reader.folder.changed()
-        opened.tables[name] = write_table(reader, ROBOT_FEATURES, work_dir, settings)
-    else:
-        opened.streams[name] = UndecodedRows(reader)
-
-
-def _question_reader(
-    source: VisionLanguageSource, recipe: Recipe, work_dir: Path, opened: OpenedData
-) -> Dataset | DataSource:
-    """The opened data set, as `_robot_reader`."""
-    name, place = f"{VISION_LANGUAGE}/{source.name}", location(source.path, work_dir)
-    if not recipe.data.streaming and is_recorded(Path(place)):
-        return load_columns(Path(place), VISION_LANGUAGE_COLUMNS, REMEDY)
-    problems = opened.problems[name] = RowProblems(recipe.data.max_bad_share, name=name)
-    layout = find_format(place, source.format)
-    opened.readings[name] = DataReading(layout, None)
-    return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)
-
-
-def _read_questions(
-    source: VisionLanguageSource, reader: Dataset | DataSource, work_dir: Path, opened: OpenedData, tables: bool
-) -> None:
-    name, place = f"{VISION_LANGUAGE}/{source.name}", location(source.path, work_dir)
-    if isinstance(reader, Dataset):
-        opened.tables[name] = RecordedQuestions(reader, name)
-        opened.readings[name] = DataReading("recorded", len(reader))
-        return
-    if tables:
-        settings = {"format": source.format, "configs": source.configs, "path": place, "changed": _changed(place)}
-        opened.tables[name] = write_table(reader, QUESTION_FEATURES, work_dir, settings)
-    else:
-        opened.streams[name] = reader
-    rows = len(opened.tables[name]) if tables else reader.count_rows()
-    opened.readings[name] = replace(opened.readings[name], rows=rows)
-
-
 def _changed(place: str) -> Mapping[str, int | str]:
     """When the files of a data set of this machine were last changed; `{}` for one elsewhere."""
     if (path := Path(place)).is_file():
         return {path.name: path.stat().st_mtime_ns}
     return DataFolder(place).changed()
+
+
+def model_cameras(data_sets: Mapping[str, Sequence[str]]) -> list[str] | None:
+    """The names that are saved with the processor, in the order of a prompt's pictures.
+
+    A name is the last part of what a data set stores ("wrist" of "observation.images.wrist"), the whole where that is
+    not enough to tell two apart. Data sets whose cameras have other names share a model place by place, under the
+    names of the first.
+
+    Args:
+        data_sets: by key, the stored names of the cameras that rows show.
+
+    Returns:
+        `None` without data sets, and for one picture that they call differently.
+
+    Raises:
+        ValueError: if one data set shows more cameras than another, or one camera twice.
+    """
+    if not data_sets:
+        return None
+    for key, cameras in data_sets.items():
+        if len(set(cameras)) < len(cameras):
+            raise ValueError(f"got the cameras {', '.join(cameras)} of {key}, expected each once; correct `cameras`")
+    if len({len(cameras) for cameras in data_sets.values()}) > 1:
+        found = "; ".join(f"{key}: {', '.join(cameras)}" for key, cameras in data_sets.items())
+        raise ValueError(
+            f"got robot data sets with different numbers of cameras ({found}), expected as many of each: an action is "
+            "asked for with one number of pictures; name as many `cameras` of each data set, corresponding ones in "
+            "the same place"
+        )
+    named = [short_names(cameras) for cameras in data_sets.values()]
+    if len(named[0]) == 1 and any(names != named[0] for names in named):
+        return None
+    return named[0]
+
+
+def short_names(cameras: Sequence[str]) -> list[str]:
+    """The last part of each name, unless two have the same."""
+    names = [re.split(r"[/.]", camera)[-1] for camera in cameras]
+    return names if len(set(names)) == len(names) else list(cameras)

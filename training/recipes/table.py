@@ -1,7 +1,4 @@
-"""The shipped recipes as a table: `gen-vla train --list`.
-
-Decides: what a reader sees of a recipe at a glance. Refuses to know: how any of it is carried out.
-"""
+"""The shipped recipes as a table: `gen-vla train --list`."""
 
 from rich.table import Table
 

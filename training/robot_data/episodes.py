@@ -1,12 +1,9 @@
-"""One recorded episode, as every robot data format gives it, and the rows it becomes.
+"""Episodes as every robot data format gives them, the interface of a format's reader, and the rows they become."""
 
-Decides: the reader's interface, and how a row's action chunk ends with its episode. Refuses to know: file formats,
-transforms.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +12,7 @@ from gen_vla.training.robot_data.transforms import Trajectory
 from gen_vla.training.storage.data_folder import DataFolder
 
 
-# To be raised when the same files give other rows or other statistics than before: kept ones are then made anew.
+# To be raised when the same files give other rows or other statistics than before: cached ones are then made anew.
 READING_VERSION = 2
 NO_INSTRUCTION = ("", "none", "nan", "null")
 
@@ -48,17 +45,20 @@ class RobotEpisode:
     images: Sequence[list[Any]]
 
 
-class EpisodeReader(Protocol):
-    """A robot data set in one format, opened and checked. Can be pickled.
+class EpisodeReader(ABC):
+    """One split of a robot data set in one format, opened and checked. Can be pickled.
+
+    Args:
+        folder: where its files lie.
+        every: of so many steps of an episode one becomes a row; all steps are given, rows are counted.
 
     Attributes:
         dataset: the data set's own name.
-        format: what people call its format.
+        format: the format's name in reports.
         stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
-        cameras: names of the cameras there are, the primary one first, without those of depth.
-        depth: cameras whose pictures are no colours, and what says so.
+        cameras: names of the color cameras, the primary one first.
+        depth: depth cameras, and what says that they are.
         features: names of the stored per-step features.
-        folder: where its files lie.
         action, state: the features that hold action and state, unless the caller says otherwise.
         value_names: what each value of a feature is called, by feature, where the data set says it.
         fps: steps a second as they are stored, where the data set says it.
@@ -67,48 +67,48 @@ class EpisodeReader(Protocol):
 
     dataset: str
     format: str
-    stored_raw: bool
+    stored_raw = False
     cameras: list[str]
     features: list[str]
-    folder: DataFolder
-    action: str
-    state: str
-    value_names: Mapping[str, Sequence[str]]
-    depth: Mapping[str, str]
-    notes: list[str]
+    action, state = "action", "state"
+    fps: float | None = None
+    _shards: Mapping[str, Any]
 
-    @property
-    def fps(self) -> float | None: ...
+    def __init__(self, folder: DataFolder, every: int = 1):
+        self.folder = folder
+        self.every = every
+        self.depth: Mapping[str, str] = {}
+        self.value_names: Mapping[str, Sequence[str]] = {}
+        self.notes: list[str] = []
 
     def shards(self) -> list[str]:
         """Units that can be read apart from each other."""
-        ...
+        return list(self._shards)
 
+    @abstractmethod
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
         """The episodes of one shard, with these features and cameras alone; damaged ones are skipped and counted."""
-        ...
 
+    @abstractmethod
     def count_steps(self) -> int | None:
         """Rows of all episodes: steps that have an instruction and are kept, where metadata says it."""
-        ...
 
+    @abstractmethod
     def count_episodes(self) -> int:
         """Episodes of the split."""
-        ...
 
+    @abstractmethod
     def files(self) -> dict[str, int]:
         """Bytes of the files that actions are read from, by name."""
-        ...
 
+    @abstractmethod
     def chosen(self) -> Any:
         """What besides the files decides which steps and instructions there are, as JSON takes it."""
-        ...
 
-    def use_cameras(self, cameras: Sequence[str]) -> None:
+    def use_cameras(self, cameras: Sequence[str]) -> None:  # noqa: B027
         """Checks what pictures of these cameras need, before `episodes` is called; raises `RobotDataError`."""
-        ...
 
 
 def instruction_text(value: Any) -> str:
@@ -121,7 +121,7 @@ def instruction_text(value: Any) -> str:
 
 
 def rows_of(steps: int, every: int) -> int:
-    """Rows of so many steps of which every so many one is kept, the first among them."""
+    """How many of so many steps are kept, when every n-th one is, beginning with the first."""
     return -(-steps // every)
 
 
@@ -136,9 +136,8 @@ def action_chunks(actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.nda
 
 
 def finite_chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
-    """Of which steps the chunk float [T, D] that starts there holds finite numbers alone: bool [S]."""
-    chunks, _ = action_chunks(actions, horizon)
-    return np.asarray(np.isfinite(chunks).all(axis=(1, 2)))
+    """Whether the chunk [T, D] that starts at a step holds only finite numbers: bool [S]."""
+    return np.asarray(np.isfinite(action_chunks(actions, horizon)[0]).all(axis=(1, 2)))
 
 
 def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:

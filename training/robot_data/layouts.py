@@ -1,16 +1,12 @@
-"""Whether what a converted data set stores is what its transform takes: OpenVLA's transforms, applied once.
-
-Decides: what counts as sign that a transform was applied already, or is still to be applied. Refuses to know: file
-formats; what the transforms do (`robot_transforms`).
+"""Checks that a converted data set stores what its transform takes, so that OpenVLA's transforms are applied once.
 
 Conversions of Bridge and RT-1 differ in what they store, and none says so in a way a program could read:
 
     transformed    Bridge's moves are the differences of its states; RT-1's gripper is 1 (open) or 0
-    as recorded    Bridge's moves are the commands, which the arm does not quite follow; RT-1's gripper is a command,
+    as recorded    Bridge's moves are commands, which the arm does not quite follow; RT-1's gripper is a command,
                    above 0 to close, below 0 to open, and mostly 0
 
-So the first episodes are looked at. Learning from a set transformed twice, or from one as recorded that was taken for
-transformed, would go unnoticed until the robot moves.
+So the first episodes are looked at: a transform applied twice, or missed, would go unnoticed until the robot moves.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,8 +36,8 @@ def check_layout(
 
     Args:
         transform: what is to be applied.
-        episodes: its features, [S, ...] by name; only the first `LOOKED_AT` are asked for, and none without need.
-        dataset: the data set's name: of one that is called after Bridge or RT-1, a transform may be missed.
+        episodes: its features, [S, ...] by name; only the first `LOOKED_AT` are read, and none without need.
+        dataset: the data set's name: a data set called after Bridge or RT-1 may need a transform.
         where: the data set, for the error.
         named: whether the recipe names the transform; without one, `identity` is a guess.
 
@@ -70,11 +66,8 @@ def check_layout(
 
 def _check_widths(transform: RobotTransform, stored: Sequence[Stored], where: str) -> None:
     for actions, states in stored:
-        found, wanted = (
-            f"an action of {actions.shape[1]} values ({', '.join(transform.action)})",
-            f"an action of {WIDTH}",
-        )
-        fits = actions.shape[1] == WIDTH
+        found = f"an action of {actions.shape[1]} values ({', '.join(transform.action)})"
+        wanted, fits = f"an action of {WIDTH}", actions.shape[1] == WIDTH
         if transform.name == "bridge" and states is not None:
             found += f" and a state of {states.shape[1]} ({', '.join(transform.state)})"
             wanted += f" and a state of {WIDTH}, or {WIDTH + 1} with a pad"

@@ -1,14 +1,11 @@
 """Data sets recorded by this project: a folder written by `datasets.save_to_disk`, one row per step.
 
-Decides: which columns there have to be, and that rows of one episode are neighbours. Refuses to know: who recorded
-them, transforms.
-
-    image, instruction, action float32 [D], episode_index
+image, instruction, action float32 [D], episode_index; rows of an episode stand together
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,33 +13,28 @@ import numpy as np
 from datasets import Dataset, Image, load_from_disk
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.episodes import RobotDataError, RobotEpisode, instruction_text, rows_of
-from gen_vla.training.robot_data.stored_columns import column_array
-from gen_vla.training.robot_data.stored_pictures import stored_pictures
+from gen_vla.training.robot_data.episodes import (
+    EpisodeReader,
+    RobotDataError,
+    RobotEpisode,
+    instruction_text,
+    rows_of,
+)
+from gen_vla.training.robot_data.stored_columns import column_array, stored_pictures
 from gen_vla.training.storage.data_folder import DataFolder
 
 
-INFO, STATE = "dataset_info.json", "state.json"
+STATE = "state.json"
 COLUMNS = ("image", "instruction", "action", "episode_index")
 
 
-class RecordedReader:
-    """All episodes; see `EpisodeReader`. There is one split, "train"; `cameras` are the columns of pictures.
-
-    `every` as for `LeRobotReader`.
-    """
+class RecordedReader(EpisodeReader):
+    """All episodes, a shard each. There is one split, "train"; `cameras` are the columns of pictures."""
 
     format = "recorded"
-    stored_raw = False
-    action, state = "action", "state"
 
     def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
-        self.folder = folder
-        self.notes: list[str] = []
-        self.depth: Mapping[str, str] = {}
-        self.every = every
-        self.fps: float | None = None
-        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know
+        super().__init__(folder, every)
         if split not in (None, "train"):
             raise RobotDataError(f"got split={split!r} of {folder.path}, expected 'train': a recording has no other")
         if not folder.is_local:
@@ -61,35 +53,23 @@ class RecordedReader:
         for camera in self.cameras:
             rows = rows.cast_column(camera, Image(decode=False))
         self._rows = rows.with_format("arrow")
-        self._shards = self._find_episodes()
-
-    def shards(self) -> list[str]:
-        """One per episode."""
-        return list(self._shards)
+        self._shards: dict[str, tuple[int, int]] = self._find_episodes()
 
     def count_steps(self) -> int:
-        """All rows that are kept."""
         return sum(rows_of(last - first, self.every) for first, last in self._shards.values())
 
     def count_episodes(self) -> int:
-        """All episodes."""
         return len(self._shards)
 
     def files(self) -> dict[str, int]:
-        """The Arrow files."""
         return self.folder.sizes()
 
     def chosen(self) -> Any:
-        """All episodes."""
         return list(self._shards)
-
-    def use_cameras(self, cameras: Sequence[str]) -> None:
-        """Nothing: pictures are in the rows."""
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
-        """The one episode of a shard."""
         first, last = self._shards[shard]
         table: Any = self._rows.select_columns([*features, *cameras, "instruction", "episode_index"])[first:last]
         index = table["episode_index"][0].as_py()

@@ -1,28 +1,28 @@
 """RLDS data sets: folders that TensorFlow Datasets wrote, read without TensorFlow.
 
-Decides: which folder, shards and features belong to a split, that shards are whole, and how an example becomes an
-episode. Refuses to know: protocol buffers (`tfrecord_reading`), transforms, rows.
-
     NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
     NAME/1.0.0/features.json        the tree of features
     NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
                                     one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
                                     "steps/observation/image_0" [S] JPEGs
+
+Protocol buffers are read by `training/storage/tfrecord_reading.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.episodes import RobotDataError, RobotEpisode, instruction_text
+from gen_vla.training.robot_data.episodes import EpisodeReader, RobotDataError, RobotEpisode, instruction_text
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.storage.tfrecord_reading import (
     FOOTER,
@@ -46,10 +46,9 @@ INSTRUCTIONS = ("language_instruction", "observation/natural_language_instructio
 
 @dataclass(frozen=True)
 class StepFeature:
-    """A feature of each step: "image", "text" or "tensor"; the shape, and how TensorFlow Datasets stores it.
+    """A feature of each step: its kind, "image", "text" or "tensor", and how TensorFlow Datasets stores it.
 
-    `dtype` is NumPy's name; `encoding` of a tensor is "none", or "bytes" or "zlib" where each step is a string of
-    bytes.
+    `dtype` is NumPy's name; `encoding` of a tensor is "none", or "bytes" or "zlib" where each step is a byte string.
     """
 
     kind: str
@@ -74,12 +73,13 @@ def find_rlds(folder: DataFolder) -> DataFolder | None:
     return folder.subfolder(found[0]) if found else None
 
 
-class RLDSReader:
-    """The episodes of one split; see `EpisodeReader`.
+class RLDSReader(EpisodeReader):
+    """The episodes of one split, a shard each file.
 
     Args:
         folder: with dataset_info.json and features.json.
         split: its name there; "train" where none is named, as TensorFlow Datasets calls the demonstrations.
+        every: as for `EpisodeReader`.
 
     Raises:
         RobotDataError: on metadata without the split, without pictures or instructions, or a shard that is missing.
@@ -90,21 +90,16 @@ class RLDSReader:
     stored_raw = True
     action, state = "action", "observation/state"
 
-    def __init__(self, folder: DataFolder, split: str | None = None):
-        self.folder = folder
-        self.notes: list[str] = []
-        self.value_names: Mapping[str, Sequence[str]] = {}  # which the format does not know, nor the rate
-        self.fps: float | None = None
+    def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
+        super().__init__(folder, every)
         info = folder.read_json(INFO)
         self.dataset = str(info["name"])
         self._step_features = read_features(folder)
         self.features = [name for name, feature in self._step_features.items() if feature.kind == "tensor"]
-        pictures = [name for name, feature in self._step_features.items() if feature.kind == "image"]
-        self.depth: Mapping[str, str] = {
-            name: why for name in pictures if (why := _depth(name, self._step_features[name]))
-        }
-        pictures = [name for name in pictures if name not in self.depth]
-        self.cameras = sorted(pictures, key=lambda name: (name not in PRIMARY_CAMERAS, name))
+        pictures = {name: _depth(name, f) for name, f in self._step_features.items() if f.kind == "image"}
+        self.depth = {name: reason for name, reason in pictures.items() if reason}
+        colors = [name for name in pictures if name not in self.depth]
+        self.cameras = sorted(colors, key=lambda name: (name not in PRIMARY_CAMERAS, name))
         self._instruction = next((name for name in INSTRUCTIONS if name in self._step_features), None)
         if self._instruction is None:
             raise RobotDataError(
@@ -112,38 +107,28 @@ class RLDSReader:
                 f"expected one of {' or '.join(INSTRUCTIONS)}: without instructions there is nothing to learn from"
             )
         entry = _split_entry(info, split or "train", folder)
-        self._episodes = _shard_lengths(entry, self.dataset, folder)
+        self._shards: dict[str, int] = _shard_lengths(entry, self.dataset, folder)  # episodes by file name
         self._sizes = self._check_shards(int(entry.get("numBytes", 0)))
-        self._first = dict(zip(self._episodes, np.cumsum([0, *self._episodes.values()])[:-1].tolist()))
-
-    def shards(self) -> list[str]:
-        """The split's files."""
-        return list(self._episodes)
+        self._first = dict(zip(self._shards, np.cumsum([0, *self._shards.values()]).tolist()))
 
     def count_steps(self) -> None:
         """RLDS metadata counts episodes, not steps."""
-        return
 
     def count_episodes(self) -> int:
-        """Episodes of the split."""
-        return sum(self._episodes.values())
+        return sum(self._shards.values())
 
     def files(self) -> dict[str, int]:
-        """The split's files."""
         return dict(self._sizes)
 
     def chosen(self) -> Any:
         """Episodes by file, the features they are read with, and that with the instruction."""
         features = {name: str(feature) for name, feature in self._step_features.items()}
-        return [self._episodes, features, self._instruction]
-
-    def use_cameras(self, cameras: Sequence[str]) -> None:
-        """Nothing: pictures are in the files of the steps."""
+        return [self._shards, features, self._instruction]
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
-        """The episodes of one file. Without cameras, the pictures of a local file are not even read."""
+        """The episodes of one file; without cameras, the pictures of a local file are not read."""
         wanted = {f"steps/{name}" for name in (*features, *cameras, self._instruction)}
         for number, record in self._records(shard, bool(cameras), problems):
             identity = f"{self.folder.describe(shard)} episode {number}"
@@ -197,16 +182,16 @@ class RLDSReader:
         return values.reshape(shape)
 
     def _check_shards(self, payload: int) -> dict[str, int]:
-        """Sizes of the shards; that they are there and whole. The sum of all records tells, where metadata has it."""
+        """Sizes of the shards; checks that they are there and whole, by the sum of all records in the metadata."""
         present = self.folder.sizes()
-        missing = [name for name in self._episodes if name not in present]
+        missing = [name for name in self._shards if name not in present]
         if missing:
             raise RobotDataError(
-                f"got {self.folder.path} without {len(missing)} of the {len(self._episodes)} shards its metadata "
+                f"got {self.folder.path} without {len(missing)} of the {len(self._shards)} shards its metadata "
                 f"names, expected {missing[0]}; fetch them again"
             )
-        sizes = {name: present[name] for name in self._episodes}
-        if sum(sizes.values()) != payload + (HEADER + FOOTER) * sum(self._episodes.values()):
+        sizes = {name: present[name] for name in self._shards}
+        if sum(sizes.values()) != payload + (HEADER + FOOTER) * sum(self._shards.values()):
             self._check_framing(sizes)
         return sizes
 
@@ -216,14 +201,12 @@ class RLDSReader:
             logger.warning("%s: the shards' sizes do not add up to what its metadata says", self.folder.path)
             return
         for name in tqdm(sizes, desc="checking shards", unit="shard", disable=len(sizes) < 8):
-            path = self.folder.local_path(name)
-            assert path is not None
-            if is_compressed(path):  # its own checksum at the end is looked at when it is read
+            path = Path(self.folder.root, name)
+            if is_compressed(path):  # its own checksum at the end is checked when it is read
                 continue
-            count = count_records(path)
-            if count != self._episodes[name]:
+            if (count := count_records(path)) != self._shards[name]:
                 raise TFRecordError(
-                    f"got {path} with {count} records, expected {self._episodes[name]} as {INFO} says; the file is "
+                    f"got {path} with {count} records, expected {self._shards[name]} as {INFO} says; the file is "
                     "cut off: fetch it again"
                 )
 

@@ -1,15 +1,13 @@
-"""Opens robot data sets of any format and gives their rows.
+"""Opens robot data sets of any format and gives their rows, with the transform and the cameras that were chosen.
 
-Decides: how the format is found, which cameras and transform are used, which episodes are skipped, what is checked
-before the first step. Refuses to know: the formats themselves, normalisation, prompts.
-
-    source = open_robot_source("hf://datasets/IPEC-COMMUNITY/bridge_orig_lerobot", key="bridge_orig", horizon=4)
-    row = next(source.rows(source.shards()))     # fields: see training/mixing/data_source.py
+dataset = open_robot_source("hf://datasets/IPEC-COMMUNITY/bridge_orig_lerobot", key="bridge_orig", horizon=4)
+row = next(dataset.rows(dataset.shards()))     # fields: see training/mixing/data_source.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,7 @@ from gen_vla.training.robot_data.lerobot.metadata import INFO as LEROBOT_INFO
 from gen_vla.training.robot_data.lerobot.reading import LeRobotReader
 from gen_vla.training.robot_data.recorded import STATE, RecordedReader
 from gen_vla.training.robot_data.rlds import RLDSReader, find_rlds
-from gen_vla.training.robot_data.stored_pictures import has_picture
+from gen_vla.training.robot_data.stored_columns import has_picture
 from gen_vla.training.robot_data.transforms import RobotTransform, Trajectory, choose_transform, thinned
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError, VideoPicture
 from gen_vla.training.storage.data_folder import DataFolder
@@ -39,17 +37,19 @@ from gen_vla.training.storage.data_folder import DataFolder
 NOT_FINITE = "action that is not finite"
 
 
-class RobotSource:
+class RobotDataset:
     """A robot data set as a `DataSource`. Made by `open_robot_source`.
 
     Attributes:
         name: the key of its statistics.
-        cameras: the cameras whose pictures rows hold, in order.
+        reader: of its format.
         transform: what makes actions of what is stored.
-        features: the stored features it reads.
+        cameras: the cameras whose pictures rows hold, in order.
+        horizon: T, the steps of a row's action chunk.
         problems: counts what was skipped.
-        every: of so many steps of an episode one is a row, see `robot_transforms.thinned`.
+        every: every n-th step of an episode is a row, see `transforms.thinned`.
         displacements: dimensions of an action that say how far to move; `None` where nobody said.
+        features: the stored features it reads.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class RobotSource:
         cameras: Sequence[str],
         horizon: int,
         problems: RowProblems,
-        every: int = 1,
         displacements: Sequence[int] | None = None,
+        every: int = 1,
     ):
         self.name = name
         self.reader = reader
@@ -73,6 +73,7 @@ class RobotSource:
         self.displacements = None if displacements is None else list(displacements)
         present = [feature for feature in transform.optional if feature in reader.features]
         self.features = [*transform.features, *present]
+        self._decode = True
 
     @property
     def hertz(self) -> float | None:
@@ -93,29 +94,40 @@ class RobotSource:
         """Rows, where metadata and transform leave no doubt; `None` for RLDS."""
         return self.reader.count_steps() if self.transform.name == "identity" else None
 
+    def undecoded(self) -> RobotDataset:
+        """The same data set, whose rows leave frames to decode, for streams that skip most rows after a resume.
+
+        Which rows there are does then not depend on whether their frames decode, as with encoded pictures.
+        """
+        dataset = copy(self)
+        dataset._decode = False
+        return dataset
+
     def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
-        """Robot rows in the order of the files, frames decoded; episodes without any instruction are passed over.
+        """Robot rows in the order of the files, frames decoded; steps without an instruction are passed over.
 
         Raises:
             TooManyBadRows: when more rows are bad than `problems` allows.
             TFRecordError: on a shard that cannot be followed further.
         """
-        for row in self.undecoded_rows(shards):
-            if not all(map(has_picture, row["images"])):
-                self.problems.skip(row["identity"], "step without a picture")
-                continue
-            try:
-                images = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
-            except VideoError as error:
-                self.problems.skip(f"{row['identity']}: {error}", MISSING_FRAME)
-                continue
-            self.problems.seen()
-            yield {**row, "images": images}
-
-    def undecoded_rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
-        """The same with frames still to decode, and also rows whose frames cannot be; good rows are not counted."""
         for episode, trajectory in self.labelled_episodes(shards):
-            yield from episode_rows(episode, trajectory, self.horizon)
+            for row in episode_rows(episode, trajectory, self.horizon):
+                if self._decode and not self._decode_images(row):
+                    continue
+                self.problems.seen()
+                yield row
+
+    def _decode_images(self, row: dict[str, Any]) -> bool:
+        """Whether all pictures are there; frames of videos are then decoded, in place."""
+        if not all(map(has_picture, row["images"])):
+            self.problems.skip(row["identity"], "step without a picture")
+            return False
+        try:
+            row["images"] = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
+        except VideoError as error:
+            self.problems.skip(f"{row['identity']}: {error}", MISSING_FRAME)
+            return False
+        return True
 
     def labelled_episodes(self, shards: list[str]) -> Iterator[tuple[RobotEpisode, Trajectory]]:
         """The whole episodes that these rows are of, frames undecoded; steps that make no row are counted as bad."""
@@ -131,9 +143,9 @@ class RobotSource:
     def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
         """Actions and proprio of every episode, unlabelled ones too, float32 [S, D]; no picture is read.
 
-        Steps of them may hold what is not finite, which counts for nothing here. Bad episodes go to `problems`.
+        They may hold what is not finite, which is not counted here. Bad episodes go to `problems`.
         """
-        yield from self._trajectories(self.shards(), (), problems)
+        return self._trajectories(self.shards(), (), problems)
 
     def _trajectories(
         self, shards: list[str], cameras: Sequence[str], problems: RowProblems
@@ -143,7 +155,7 @@ class RobotSource:
                 trajectory = thinned(self.transform.apply(episode.steps), self.every, self.displacements or ())
                 if self.transform.name == "identity" or np.isfinite(trajectory.actions).all():
                     yield episode, trajectory
-                else:  # which steps it spoiled, only a look at the transform would tell
+                else:  # the transforms look at neighbours: the whole episode goes
                     rows = rows_of(len(episode.instructions), self.every)
                     problems.skip(self.not_finite(episode, trajectory), f"episode with an {NOT_FINITE}", rows)
 
@@ -152,32 +164,6 @@ class RobotSource:
         place, dim = map(int, np.argwhere(~np.isfinite(trajectory.actions))[0])
         step = trajectory.steps.start + place * self.every
         return f"{episode.identity} ({trajectory.actions[place, dim]} in dimension {dim} at step {step})"
-
-
-class UndecodedRows:
-    """A robot data set for streams, which skip most of their rows after a resume: frames are left to decode.
-
-    Which rows there are does then not depend on whether their frames decode, as with pictures in any other format.
-    """
-
-    def __init__(self, source: RobotSource):
-        self.source = source
-        self.name = source.name
-        self.problems = source.problems
-
-    def shards(self) -> list[str]:
-        """As of the data set."""
-        return self.source.shards()
-
-    def count_rows(self) -> int | None:
-        """As of the data set."""
-        return self.source.count_rows()
-
-    def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
-        """As of the data set, frames undecoded."""
-        for row in self.source.undecoded_rows(shards):
-            self.problems.seen()
-            yield row
 
 
 def open_robot_source(
@@ -193,7 +179,7 @@ def open_robot_source(
     state: str | Sequence[str] | None = None,
     every: int = 1,
     displacements: Sequence[int] | None = None,
-) -> RobotSource:
+) -> RobotDataset:
     """Opens a robot data set and checks what can be checked without reading it.
 
     Args:
@@ -206,12 +192,12 @@ def open_robot_source(
         horizon: T, the steps of a row's action chunk.
         problems: the counter to use; by default a new one.
         action, state: the stored features that hold them, where they have other names; several are put side by side.
-        every: of so many steps of an episode one is kept, see `robot_transforms.thinned`.
+        every: every n-th step of an episode is kept, see `transforms.thinned`.
         displacements: dimensions of an action that say how far to move, not where to be; the transforms know theirs.
 
     Raises:
-        RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that what is stored does
-            not fit (`robot_layouts`); `EmptyRobotDataError` without a step that has an instruction.
+        RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that does not fit what is
+            stored (`layouts`); `EmptyRobotDataError` without a step that has an instruction.
         TFRecordError: on a shard that is cut off.
     """
     for word, value in (("horizon", horizon), ("every", every)):
@@ -235,11 +221,11 @@ def open_robot_source(
     named = [_find_camera(camera, reader, path) for camera in cameras] if cameras else [_main_camera(reader, path)]
     reader.use_cameras(named)
     moved = _displacements(displacements, chosen, every, path)
-    source = RobotSource(key, reader, chosen, named, horizon, problems or RowProblems(name=key), every, moved)
+    dataset = RobotDataset(key, reader, chosen, named, horizon, problems or RowProblems(name=key), moved, every)
     if not reader.stored_raw:
-        check_layout(chosen, _stored_steps(source), reader.dataset, str(path), named=transform != "auto")
-    _check_not_empty(source, path, split)
-    return source
+        check_layout(chosen, _stored_steps(dataset), reader.dataset, str(path), named=transform != "auto")
+    _check_not_empty(dataset, path, split)
+    return dataset
 
 
 def _open_reader(folder: DataFolder, split: str | None, every: int) -> EpisodeReader:
@@ -302,18 +288,18 @@ def _names(features: str | Sequence[str]) -> tuple[str, ...]:
     return (features,) if isinstance(features, str) else tuple(features)
 
 
-def _stored_steps(source: RobotSource) -> Iterator[Mapping[str, np.ndarray]]:
+def _stored_steps(dataset: RobotDataset) -> Iterator[Mapping[str, np.ndarray]]:
     """What is stored of every episode, unlabelled ones too; bad ones are passed over."""
-    problems = RowProblems(limit_share=1.0, name=source.name)
-    for shard in source.shards():
-        for episode in source.reader.episodes(shard, source.features, (), problems):
+    problems = RowProblems(limit_share=1.0, name=dataset.name)
+    for shard in dataset.shards():
+        for episode in dataset.reader.episodes(shard, dataset.features, (), problems):
             yield episode.steps
 
 
-def _check_not_empty(source: RobotSource, path: str | Path, split: str | None) -> None:
+def _check_not_empty(dataset: RobotDataset, path: str | Path, split: str | None) -> None:
     """Reads until the first step with an instruction: one episode, unless the data set has none."""
-    problems = RowProblems(limit_share=1.0, name=source.name)
-    for episode, trajectory in source.trajectories(problems):
+    problems = RowProblems(limit_share=1.0, name=dataset.name)
+    for episode, trajectory in dataset.trajectories(problems):
         finite = finite_chunks(trajectory.actions, 1)
         if any(text.strip() for text, whole in zip(episode.instructions[trajectory.steps], finite) if whole):
             return

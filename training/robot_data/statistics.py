@@ -1,7 +1,4 @@
-"""OpenVLA's statistics of a robot data set, by one pass over its actions.
-
-Decides: what a pass collects, and when figures of an earlier pass still hold. Refuses to know: file formats, formulas
-(`gen_vla.processors`).
+"""OpenVLA's statistics of a robot data set, by one pass over its actions, cached beside the run.
 
 No picture is read. All actions are held at once for the quantiles: 28 bytes a step of 7 dimensions, 60 MB for the
 2.1 million steps of Bridge.
@@ -22,7 +19,7 @@ from tqdm import tqdm
 from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
 from gen_vla.training.robot_data.episodes import READING_VERSION, EmptyRobotDataError, finite_chunks
-from gen_vla.training.robot_data.source import NOT_FINITE, RobotSource
+from gen_vla.training.robot_data.source import NOT_FINITE, RobotDataset
 
 
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
@@ -51,7 +48,7 @@ class RobotStatistics:
 
 
 def robot_statistics(
-    source: RobotSource,
+    dataset: RobotDataset,
     cache: Path | None = None,
     *,
     unscaled: Sequence[int] | None = None,
@@ -60,21 +57,21 @@ def robot_statistics(
     """Statistics of a data set: from the cache where its files are the same, else by a pass over it.
 
     Args:
-        source: an opened data set.
+        dataset: an opened data set.
         cache: a folder to keep them in, beside the run; `None` for none.
         unscaled: the dimensions that normalisation leaves as they are; `None` for the last one, as OpenVLA does.
 
     Raises:
-        TooManyBadRows: when more steps were skipped than the source tolerates.
+        TooManyBadRows: when more steps were skipped than the data set tolerates.
         EmptyRobotDataError: without a step that has an instruction.
     """
-    file = cache / f"robot_statistics_{source.name}.json" if cache else None
-    fingerprint = _fingerprint(source, unscaled)
+    file = cache / f"robot_statistics_{dataset.name}.json" if cache else None
+    fingerprint = _fingerprint(dataset, unscaled)
     if file and file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept.pop("fingerprint") == fingerprint:
             return RobotStatistics(**kept)
-    statistics = _pass_over(source, unscaled, progress)
+    statistics = _pass_over(dataset, unscaled, progress)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # every process of a run may write it
@@ -84,26 +81,26 @@ def robot_statistics(
     return statistics
 
 
-def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bool) -> RobotStatistics:
-    problems = RowProblems(source.problems.limit_share, source.problems.minimum_rows, source.name)
+def _pass_over(dataset: RobotDataset, unscaled: Sequence[int] | None, progress: bool) -> RobotStatistics:
+    problems = RowProblems(dataset.problems.limit_share, dataset.problems.minimum_rows, dataset.name)
     actions, proprio, rows, texts, unlabelled = [], [], 0, set(), []
     episodes = tqdm(
-        source.trajectories(problems),
-        total=source.reader.count_episodes(),
-        desc=f"statistics of {source.name}",
+        dataset.trajectories(problems),
+        total=dataset.reader.count_episodes(),
+        desc=f"statistics of {dataset.name}",
         unit="episode",
         disable=not progress,
     )
     for episode, trajectory in episodes:
         finite = finite_chunks(trajectory.actions, 1)
         if bad := int((~finite).sum()):
-            problems.skip(source.not_finite(episode, trajectory), f"step with an {NOT_FINITE}", bad)
+            problems.skip(dataset.not_finite(episode, trajectory), f"step with an {NOT_FINITE}", bad)
         if not finite.any():
             continue
         problems.seen(int(finite.sum()))
         actions.append(trajectory.actions[finite])
-        texts_here = itertools.compress(episode.instructions[trajectory.steps], finite)
-        told = [text.strip() for text in texts_here if text.strip()]
+        kept = itertools.compress(episode.instructions[trajectory.steps], finite)
+        told = [text.strip() for text in kept if text.strip()]
         rows += len(told)
         if len(told) < finite.sum() and len(unlabelled) < NAMED:
             unlabelled.append(episode.identity)
@@ -112,7 +109,7 @@ def _pass_over(source: RobotSource, unscaled: Sequence[int] | None, progress: bo
             proprio.append(trajectory.proprio[np.isfinite(trajectory.proprio).all(axis=1)])
     problems.finish()
     if not rows:
-        raise EmptyRobotDataError(f"got data set {source.name} without a step that has an instruction, expected some")
+        raise EmptyRobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
     entry = compute_statistics(together, len(actions), scaled_mask(together.shape[1], unscaled))
     if sum(map(len, proprio)):
@@ -127,19 +124,15 @@ def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] |
     return None if unscaled is None else [dim not in unscaled for dim in range(action_dim)]
 
 
-def data_fingerprint(source: RobotSource) -> dict[str, Any]:
-    """All that rows and figures depend on, except for pictures: which files, what is read of them and made of it."""
-    files = source.reader.files()
-    parts: dict[str, Any] = {"files": files, "changed": source.reader.folder.changed(files)}
-    parts |= {"chosen": source.reader.chosen(), "features": source.features}
-    parts |= {name: getattr(source.transform, name) for name in ("name", "action", "state")}
-    parts |= {"version": READING_VERSION, "limit_share": source.problems.limit_share}
-    if source.every > 1:
-        parts |= {"every": source.every, "displacements": sorted(source.displacements or ())}
-    return parts
-
-
-def _fingerprint(source: RobotSource, unscaled: Sequence[int] | None) -> str:
-    parts = data_fingerprint(source) | {"unscaled": None if unscaled is None else sorted(unscaled)}
+def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None) -> str:
+    """A hash of all that rows and figures depend on, except for pictures: files, what is read of them, made of it."""
+    files = dataset.reader.files()
+    parts: dict[str, Any] = {"files": files, "changed": dataset.reader.folder.changed(files)}
+    parts |= {"chosen": dataset.reader.chosen(), "features": dataset.features}
+    parts |= {name: getattr(dataset.transform, name) for name in ("name", "action", "state")}
+    parts |= {"version": READING_VERSION, "limit_share": dataset.problems.limit_share}
+    if dataset.every > 1:
+        parts |= {"every": dataset.every, "displacements": sorted(dataset.displacements or ())}
+    parts["unscaled"] = None if unscaled is None else sorted(unscaled)
     parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,21 +1,18 @@
-"""From the actions a robot data set stores to the actions a policy learns, for one episode at a time.
-
-Decides: OpenVLA's transforms of Bridge and of RT-1 (fractal), and which stored features each needs. Refuses to know:
-files, pictures, normalisation; whether the stored actions were transformed already (`robot_layouts`).
+"""Turns the actions a robot data set stores into the actions a policy learns, one episode at a time.
 
     bridge    step 0 goes; the move of step t is state[t+1] - state[t], so the last step goes, too; the gripper is made
               absolute and binary, looking backwards
     fractal   world vector, rotation delta, and the gripper from relative (+ closes) to absolute (1 = open)
     identity  the action as it is
 
-Of a data set too fast for a policy, every so many steps one is kept (`thinned`), with the action that leads to the
-next kept one: of positions the last that was commanded on the way there, of displacements their sum.
+These are OpenVLA's transforms of Bridge and of RT-1; whether a data set was transformed already, `layouts` finds out.
+Of a data set with too many steps a second, every n-th one is kept (`thinned`).
 
 A gripper is 1 when open, 0 when closed. Actions and states may be spread over several features, which are put side by
 side: action/world_vector [S, 3], action/rotation_delta [S, 3], action/gripper_closedness_action [S, 1] -> [S, 7].
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +22,8 @@ BRIDGE_NAMES = ("bridge_orig", "bridge_dataset")
 FRACTAL_NAMES = ("fractal20220817_data",)
 OPEN_ABOVE, CLOSED_BELOW = 0.95, 0.05  # of Bridge's gripper, 0..1
 RELATIVE_DEAD_ZONE = 0.1  # of RT-1's gripper command, -1..1
+FRACTAL_ACTION = ("world_vector", "rotation_delta", "gripper_closedness_action")
+FRACTAL_STATE = ("base_pose_tool_reached", "gripper_closed")  # position and quaternion, how far the gripper is closed
 MOVES = (0, 1, 2, 3, 4, 5)  # Bridge's and RT-1's dimensions that are displacements; the gripper is absolute
 
 
@@ -51,28 +50,26 @@ class RobotTransform:
         name: "bridge", "fractal" or "identity".
         action: the features that are the action, side by side.
         state: those that are the state.
-        needs_state: whether there is no action without them; else they are read where the data set has all of them.
-        learn: (actions float32 [S, D], states float32 [S, P] or `None`) -> trajectory.
-        displacements: dimensions of its actions that say how far to move, not where to be; `None` where only those
-            who recorded them know.
     """
 
     name: str
     action: tuple[str, ...]
     state: tuple[str, ...]
-    needs_state: bool
-    learn: Callable[[np.ndarray, np.ndarray | None], Trajectory]
-    displacements: tuple[int, ...] | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
-        """What it cannot do without."""
-        return (*self.action, *self.state) if self.needs_state else self.action
+        """The features it needs."""
+        return (*self.action, *self.state) if self.name == "bridge" else self.action
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """What it reads where the data set has it."""
-        return () if self.needs_state else self.state
+        """The features it reads where the data set has them."""
+        return () if self.name == "bridge" else self.state
+
+    @property
+    def displacements(self) -> tuple[int, ...] | None:
+        """Dimensions of its actions that say how far to move, not where to be; `None` where it does not know."""
+        return None if self.name == "identity" else MOVES
 
     def stored(self, steps: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         """Actions float32 [S, D] and states float32 [S, P], `None` where there is none, as they are stored."""
@@ -81,7 +78,7 @@ class RobotTransform:
 
     def apply(self, steps: Mapping[str, np.ndarray]) -> Trajectory:
         """The episode as a policy learns it."""
-        return self.learn(*self.stored(steps))
+        return TRANSFORMS[self.name](*self.stored(steps))
 
 
 def side_by_side(steps: Mapping[str, np.ndarray], names: tuple[str, ...]) -> np.ndarray:
@@ -113,17 +110,16 @@ def identity(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
 
 
 def thinned(trajectory: Trajectory, every: int, displacements: Sequence[int]) -> Trajectory:
-    """Every so many steps one, the first among them, with the action from there to the next one that is kept.
+    """Every n-th step, beginning with the first, with the action that leads to the next kept one.
 
-    At a kept step the picture shows the robot before the first of the steps it stands for, and until the next picture
-    all of them are carried out. So a position is that of the last one, where the robot is told to be when it is looked
-    at again; that of the first one would have it stop early and wait. Displacements add up. Angles among them are
-    added like lengths, which is right for small ones: turns about several axes do not add, by half the product of two
-    angles. The last kept step may stand for fewer.
+    Until the next picture is taken, the actions of all n steps are carried out. So a position is that of the last of
+    them (that of the first would have the robot stop early and wait), and displacements add up. Angles are added like
+    lengths, which is right for small ones: rotations about several axes do not add, by half the product of two angles.
+    The last kept step may stand for fewer than n.
 
     Args:
         trajectory: actions [S, D] -> [ceil(S / every), D].
-        every: 1 keeps all.
+        every: n; 1 keeps all.
         displacements: the dimensions that are summed; of all others, grippers among them, the last value counts.
     """
     if every == 1:
@@ -139,10 +135,10 @@ def thinned(trajectory: Trajectory, every: int, displacements: Sequence[int]) ->
 
 
 def binarize_gripper(positions: np.ndarray) -> np.ndarray:
-    """Positions [S] in 0..1 -> 0 or 1: between the thresholds, the value of the next step that is clear counts.
+    """Positions [S] in 0..1 -> 0 or 1: between the thresholds, the next step that is open or closed decides.
 
-    Steps in between at the end of an episode keep the last position as it is, as in OpenVLA's code. What is not finite
-    becomes NaN: no position is made up for it.
+    Where none follows, the episode's last position is kept as it is, as in OpenVLA's code. What is not finite becomes
+    NaN: no position is made up for it.
     """
     opened, closed = positions > OPEN_ABOVE, positions < CLOSED_BELOW
     clear = np.where(opened | closed, np.arange(len(positions)), len(positions))
@@ -165,31 +161,7 @@ def absolute_gripper(commands: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(commands), states / 2 + 0.5, np.nan).astype(np.float32)
 
 
-FRACTAL_ACTION = ("world_vector", "rotation_delta", "gripper_closedness_action")
-FRACTAL_STATE = ("base_pose_tool_reached", "gripper_closed")  # position and quaternion, how far the gripper is closed
-
-
-def bridge_transform(action: tuple[str, ...], state: tuple[str, ...]) -> RobotTransform:
-    """Bridge's, of features with any names."""
-    return RobotTransform("bridge", action, state, True, bridge, MOVES)
-
-
-def fractal_transform(action: tuple[str, ...], state: tuple[str, ...]) -> RobotTransform:
-    """RT-1's, of features with any names."""
-    return RobotTransform("fractal", action, state, False, fractal, MOVES)
-
-
-def identity_transform(
-    action: tuple[str, ...] = ("action",), state: tuple[str, ...] = ("observation/state",)
-) -> RobotTransform:
-    """Actions as they are stored, under any names; the state is proprio where there is one."""
-    return RobotTransform("identity", action, state, False, identity)
-
-
-BRIDGE = bridge_transform(("action",), ("observation/state",))
-FRACTAL = fractal_transform(
-    tuple(f"action/{name}" for name in FRACTAL_ACTION), tuple(f"observation/{name}" for name in FRACTAL_STATE)
-)
+TRANSFORMS = {"bridge": bridge, "fractal": fractal, "identity": identity}
 
 
 def choose_transform(
@@ -205,8 +177,7 @@ def choose_transform(
 
     Args:
         wanted: "bridge", "fractal", `None` for identity, or "auto": by the data set's name where its format stores
-            what was recorded (RLDS); data sets in the other formats were transformed when they were converted, or
-            have to be named.
+            what was recorded (RLDS), else identity.
         dataset: the name in the data set's own metadata.
         stored_raw: whether the format stores what was recorded.
         features: those the data set has.
@@ -220,8 +191,6 @@ def choose_transform(
         point = "." if "action.world_vector" in features else "/"
         action = tuple(f"action{point}{name}" for name in FRACTAL_ACTION)
         state = tuple(f"observation{point}{name}" for name in FRACTAL_STATE)
-    known = {None: identity_transform, "identity": identity_transform}
-    known |= {"bridge": bridge_transform, "fractal": fractal_transform}
-    if wanted not in known:
+    if (name := wanted or "identity") not in TRANSFORMS:
         raise ValueError(f'got transform={wanted!r}, expected "bridge", "fractal", "identity", None or "auto"')
-    return known[wanted](action, state)
+    return RobotTransform(name, action, state)

@@ -1,12 +1,9 @@
-"""Frames of a video at given times.
-
-Decides: when to go on decoding and when to seek, how far a frame's time may be off, and how a frame is named before it
-is decoded. Refuses to know: where videos lie, what they show.
+"""Frames of a video at given times: decodes on or seeks, whichever is faster, and refuses a time without a frame.
 
 One thread decodes: loaders have worker processes for the other cores.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import av
@@ -26,24 +23,24 @@ class VideoError(ValueError):
 
 
 def video_seconds(video: str | BinaryIO) -> float | None:
-    """How long the frames of a video take, by their number and rate in its header; `None` where it has none."""
+    """How long the frames of a video take, by the number and rate in its header; `None` where it has none."""
     try:
         with av.open(video) as container:
             stream = container.streams.video[0]
             return float(stream.frames / stream.average_rate) if stream.frames and stream.average_rate else None
     except (FFmpegError, OSError, IndexError):
-        return None  # which its frames will tell when they are read
+        return None  # reading its frames will say why
 
 
 class VideoFrames:
     """Reads frames of several videos, one after the other; the last one stays open for the next request.
 
-    How far decoding goes on depends on how far key frames are apart, which is taken to be alike in all videos.
+    Whether it decodes on or seeks depends on the distance of key frames, which is taken to be alike in all videos.
 
     Args:
         open_video: gives a video by name, a path or a seekable file.
-        fps: frames per second. A frame counts for a time when it is less than a quarter of a frame away from it: then
-            it can be no other one. (lerobot allows 0.1 ms, which refuses recordings with a slightly uneven clock.)
+        fps: frames per second. A frame matches a time less than a quarter of a frame away, so that no other one can.
+            (lerobot allows 0.1 ms, which refuses recordings with a slightly uneven clock.)
         seconds: until when frames are needed, by name, where that is known. A video of another rate has to last as
             long.
     """
@@ -63,11 +60,6 @@ class VideoFrames:
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())
         self._frame: Any = None
-
-    def read(self, name: str, times: Iterable[float]) -> Iterator[Image.Image]:
-        """RGB pictures of the frames at ascending times in seconds; raises `VideoError`."""
-        for time in times:
-            yield self.picture(name, time)
 
     def picture(self, name: str, time: float) -> Image.Image:
         """The RGB picture of the frame at a time in seconds; raises `VideoError`."""
@@ -99,24 +91,20 @@ class VideoFrames:
         return self._frame
 
     def _check_clock(self, name: str, stream: Any) -> None:
-        """That the video's time begins at 0, and that it is not the same frames at another rate."""
+        """Checks that the video's time begins at 0, and that it is not the same frames at another rate."""
         start = float((stream.start_time or 0) * stream.time_base)
         rate = float(stream.average_rate or self._fps)
         seconds, needed = stream.frames / rate, self._seconds.get(name, 0.0)
         if abs(start) > self._tolerance:
-            told = (
-                f"whose first frame is at {start:.3f} s, expected it at 0 s, where its first row is; write the video"
-            )
-            told += " again from its frames"
+            found = f"whose first frame is at {start:.3f} s, expected it at 0 s, where its first row is; write the"
+            found += " video again from its frames"
         elif abs(rate / self._fps - 1) > 0.05 and 0 < seconds < needed - 1.5 / self._fps:
-            told = (
-                f"of {rate:g} frames a second and {seconds:.3f} s, expected {self._fps:g} (fps of the data set) for "
-            )
-            told += f"{needed:.3f} s; write the video again at that rate, or correct fps"
+            found = f"of {rate:g} frames a second and {seconds:.3f} s, expected {self._fps:g} (fps of the data set)"
+            found += f" for {needed:.3f} s; write the video again at that rate, or correct fps"
         else:
             return
         self.close()
-        raise VideoError(f"got {name} {told}: frames would stand beside actions of other steps")
+        raise VideoError(f"got {name} {found}: frames would stand beside actions of other steps")
 
     def _note_group(self) -> None:
         """Learns how long groups are, the longest one met, once a whole one was; every seek tells of another."""
@@ -132,12 +120,11 @@ class VideoFrames:
         fresh = name != self._name
         if fresh:
             self.close()
-            self._container = av.open(self._open_video(name))
-            self._name = name
+            self._container, self._name = av.open(self._open_video(name)), name
             self._container.streams.video[0].codec_context.thread_count = 1
             self._check_clock(name, self._container.streams.video[0])
-        now = 0.0 if fresh else self._frame.time if self._frame is not None else None
         stream = self._container.streams.video[0]
+        now = None if self._frame is None else self._frame.time
         if fresh or now is None or not now - self._tolerance <= time <= now + self._soon:
             if not fresh or time > SOON:
                 self._container.seek(int(max(time - self._tolerance, 0.0) / stream.time_base), stream=stream)

@@ -1,7 +1,6 @@
 """A folder of a data set, on this machine or wherever fsspec reads (`hf://datasets/OWNER/NAME[@REVISION]`).
 
-Decides: how paths are resolved, and that a remote file is opened for reading in parts, never fetched whole. Refuses to
-know: which files a data set has.
+A remote file is opened for reading in parts, never fetched whole.
 """
 
 import glob
@@ -28,9 +27,10 @@ class DataFolder:
     def __init__(self, path: str | Path):
         self.path = str(path)
         # fsspec reads "::" as a chain of protocols; in a path of this machine it is part of a name.
-        local = "://" not in self.path
         filesystem, root = (
-            (LocalFileSystem(), LocalFileSystem._strip_protocol(self.path)) if local else url_to_fs(self.path)
+            url_to_fs(self.path)
+            if "://" in self.path
+            else (LocalFileSystem(), LocalFileSystem._strip_protocol(self.path))
         )
         self.filesystem: AbstractFileSystem = filesystem
         self.root = root.rstrip("/")

@@ -1,10 +1,7 @@
-"""Asking the Hub: patience with a busy server, plain words about a refusing one.
+"""Requests to the Hub: retries while it is busy, and plain words when it refuses.
 
-Decides: which failures are worth another attempt, how long to wait and when to stop, and what a person is told.
-Refuses to know: what is asked.
-
-huggingface_hub itself repeats what it sends to the storage of large files, and listings of files; it asks only once
-for everything else (who am I, create, commit, tag). `ask` is for that; `tries=1` is for what is repeated already.
+huggingface_hub retries uploads to the storage of large files and listings of files itself; everything else (who am I,
+create, commit, tag) it asks once. `ask` retries those; `tries=1` is for what is retried already.
 """
 
 import sys
@@ -22,7 +19,13 @@ FAILURES = (*NO_ANSWER, LocalTokenNotFoundError, RuntimeError)  # the last one w
 BUSY = (408, 429, 500, 502, 503, 504)
 CONFLICT = (409, 412)
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before the second, third, ... attempt
-LONGEST_WAIT = 300.0  # the Hub counts requests over five minutes; one that asks for longer is not waited for
+LONGEST_WAIT = 300.0  # the Hub counts requests over five minutes; a longer wait that it asks for is an error
+ADVICE = {  # by HTTP status: what happened, and what to do
+    401: ("the Hub does not accept the token", "run `hf auth login`, or put a valid one into HF_TOKEN"),
+    403: ("the token may not do this", "use one with the right to write there"),
+    404: ("not found", "check the name, and whether the token may see it"),
+    429: ("too many requests", "run it again in some minutes"),
+}
 
 
 class HubError(ValueError):
@@ -38,7 +41,7 @@ def ask(what: str, call: Callable[[], Answer], tries: int = len(WAITS) + 1) -> A
 
     Args:
         what: completes "could not ...", for the message.
-        call: asks the Hub. Carrying it out twice must do no harm: an answer may be lost after the work was done.
+        call: asks the Hub. It must be safe to repeat, since an answer may be lost after the work was done.
 
     Raises:
         HubError: with the last failure as its cause.
@@ -65,13 +68,16 @@ def seconds_to_wait(error: Exception, wait: float) -> float | None:
     return wait if isinstance(error, NO_ANSWER) else None
 
 
-def status_of(error: BaseException | None) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """The HTTP status of an error or of its cause."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError):
-            return error.response.status_code
+    return getattr(getattr(root_cause(error), "response", None), "status_code", None)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The HTTP error behind an error, or the first of its causes."""
+    while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
-    return None
+    return error
 
 
 def reason(error: Exception) -> str:
@@ -80,27 +86,12 @@ def reason(error: Exception) -> str:
         return "there is no token; run `hf auth login`, or put one that may write into the variable HF_TOKEN"
     if isinstance(error, OfflineModeIsEnabled):
         return "the variable HF_HUB_OFFLINE forbids asking the Hub; unset it"
-    status = status_of(error)
+    status, cause = status_of(error), root_cause(error)
     if status is None:
-        causes = [str(error), *([str(error.__cause__)] if error.__cause__ else [])]
-        return f"no answer ({' '.join(cause.strip() for cause in causes)}); check the connection and run it again"
-    said = server_words(error)
-    if status == 401:
-        return f"the Hub does not accept the token ({said}); run `hf auth login`, or put a valid one into HF_TOKEN"
-    if status == 403:
-        return f"the token may not do this ({said}); use one with the right to write there"
-    if status == 404:
-        return f"not found ({said}); check the name, and whether the token may see it"
-    if status == 429:
-        return f"too many requests ({said}); run it again in some minutes"
+        causes = dict.fromkeys(str(entry).strip() for entry in (error, error.__cause__ or error))
+        return f"no answer ({' '.join(causes)}); check the connection and run it again"
+    message = " ".join((getattr(cause, "server_message", None) or str(cause)).split())
     if status >= 500:
-        return f"the Hub is in trouble (HTTP {status}, {said}); run it again later"
-    return f"HTTP {status}, {said}"
-
-
-def server_words(error: BaseException) -> str:
-    """The server's own message, on one line."""
-    while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
-        error = error.__cause__
-    said = getattr(error, "server_message", None) or str(error)
-    return " ".join(said.split())
+        return f"the Hub is in trouble (HTTP {status}, {message}); run it again later"
+    prefix, advice = ADVICE.get(status, (f"HTTP {status}", None))
+    return f"{prefix} ({message}); {advice}" if advice else f"{prefix}, {message}"

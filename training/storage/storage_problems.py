@@ -1,8 +1,4 @@
-"""A disk that is full, or a folder that cannot be written: one sentence in place of a library's traceback.
-
-Decides: which errors of torch, safetensors and the operating system mean that, and what a person is told. Refuses to
-know: what was to be written.
-"""
+"""Recognises a full disk in the errors of torch, safetensors and the operating system, and says so in one sentence."""
 
 import errno
 from pathlib import Path

@@ -1,12 +1,10 @@
 """Reads TFRecord files of `tf.train.Example` without TensorFlow: the shards of RLDS and TFDS data sets.
 
-Decides: the framing, its checksums, the protocol-buffer fields. Refuses to know: what the features mean, image codecs.
-
     framing  uint64 length, uint32 CRC of it, `length` bytes, uint32 CRC of them; little endian; masked CRC-32C
     Example  field 1 Features -> field 1 map entries (1 name, 2 Feature) -> one of 1 bytes, 2 float32, 3 int64 lists
 
-Reading a local file in order is one way; the other maps it into memory and only touches what is looked at, so that a
-pass over the actions, or a check of the framing, never reads the pictures between them.
+`read_records` reads a file in order. `map_records` maps a local file into memory and touches only what is looked at,
+so that a pass over the actions, or a check of the framing, never reads the images between them.
 """
 
 import gzip
@@ -16,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import google_crc32c
 import numpy as np
@@ -61,21 +59,48 @@ def read_records(
     if _is_gzip(file, path):
         file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
     try:
-        yield from _follow_framing(path, file, damaged)
+        yield from _follow_framing(path, lambda _, size: file.read(size), damaged)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise TFRecordError(
             f"got {path}, a GZIP file that ends early or is damaged ({error}): fetch it again"
         ) from error
 
 
-def _follow_framing(path: str | Path, file: BinaryIO, damaged: Callable[[int], None] | None) -> Iterator[bytes]:
+def map_records(path: str | Path) -> Iterator[bytes | memoryview]:
+    """Yields the raw records of a local file as views; what is not looked at is not read, nor its checksum checked.
+
+    A file compressed with GZIP is read as a whole.
+
+    Raises:
+        TFRecordError: where the framing cannot be followed.
+    """
+    if is_compressed(path):
+        yield from read_records(path)
+    elif os.path.getsize(path):
+        with open(path, "rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        yield from _follow_framing(path, lambda place, size: view[place : place + size], check=False)
+
+
+def _follow_framing(
+    path: str | Path,
+    take: Callable[[int, int], Any],
+    damaged: Callable[[int], None] | None = None,
+    check: bool = True,
+) -> Iterator[Any]:
+    """Yields the records; `take` gives the bytes at a place in the file, `check` compares their checksums."""
     place = number = 0
-    while header := file.read(HEADER):
-        length = _record_length(header, path, place)
-        body, footer = file.read(length), file.read(FOOTER)
-        if len(body) + len(footer) != length + FOOTER:
-            raise _cut_off(path, place)
-        if _masked_crc(body) == struct.unpack("<I", footer)[0]:
+    while header := take(place, HEADER):
+        whole = len(header) == HEADER and _is_checksum(header[8:], header[:8])
+        length = struct.unpack("<Q", header[:8])[0] if whole else 0
+        body = take(place + HEADER, length)
+        footer = take(place + HEADER + length, FOOTER)
+        if not whole or len(body) + len(footer) != length + FOOTER:
+            raise TFRecordError(
+                f"got {path} with no whole record at byte {place}, expected length, checksum, data, checksum; "
+                "the file is cut off or no TFRecord file: fetch it again"
+            )
+        if not check or _is_checksum(footer, body):
             yield body
         elif damaged is None:
             raise TFRecordError(
@@ -95,7 +120,7 @@ def _is_gzip(file: BinaryIO, path: str | Path) -> bool:
     """
     header = file.read(HEADER)
     file.seek(0)
-    if len(header) == HEADER and _masked_crc(header[:8]) == struct.unpack("<I", header[8:])[0]:
+    if len(header) == HEADER and _is_checksum(header[8:], header[:8]):
         return False
     if header[:2] in ZLIB_MAGICS:
         raise TFRecordError(
@@ -111,56 +136,15 @@ def is_compressed(path: str | Path) -> bool:
         return _is_gzip(file, path)
 
 
-def map_records(path: str | Path) -> Iterator[bytes | memoryview]:
-    """Yields the raw records of a local file as views; what is not looked at is not read, nor its checksum checked.
-
-    A file compressed with GZIP is read as a whole.
-
-    Raises:
-        TFRecordError: where the framing cannot be followed.
-    """
-    if is_compressed(path):
-        yield from read_records(path)
-        return
-    size = os.path.getsize(path)
-    if size == 0:
-        return
-    with open(path, "rb") as file:
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    place = 0
-    while place < size:
-        length = _record_length(bytes(view[place : place + HEADER]), path, place)
-        if place + HEADER + length + FOOTER > size:
-            raise _cut_off(path, place)
-        yield view[place + HEADER : place + HEADER + length]
-        place += HEADER + length + FOOTER
-
-
 def count_records(path: str | Path) -> int:
     """The records of a local file by its framing alone; raises `TFRecordError` on one that is cut off."""
     return sum(1 for _ in map_records(path))
 
 
-def _record_length(header: bytes, path: str | Path, place: int) -> int:
-    if len(header) < HEADER:
-        raise _cut_off(path, place)
-    length, crc = struct.unpack("<QI", header)
-    if _masked_crc(header[:8]) != crc:
-        raise _cut_off(path, place)
-    return length
-
-
-def _masked_crc(data: bytes) -> int:
-    """TFRecord rotates the CRC and adds a constant, so that a record may itself hold CRCs."""
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + CRC_MASK) & 0xFFFFFFFF
-
-
-def _cut_off(path: str | Path, place: int) -> TFRecordError:
-    return TFRecordError(
-        f"got {path} with no whole record at byte {place}, expected length, checksum, data, checksum; "
-        "the file is cut off or no TFRecord file: fetch it again"
-    )
+def _is_checksum(footer: bytes, data: bytes | memoryview) -> bool:
+    """Whether four bytes are the checksum of others: a rotated CRC plus a constant, since records may hold CRCs."""
+    crc = google_crc32c.value(bytes(data))
+    return struct.unpack("<I", footer)[0] == (((crc >> 15) | (crc << 17)) + CRC_MASK) & 0xFFFFFFFF
 
 
 def parse_example(record: bytes | memoryview, wanted: Collection[str] | None = None) -> Features:
@@ -190,7 +174,7 @@ def _feature(body: memoryview) -> "list[bytes] | np.ndarray":
 def _integers(values: memoryview) -> list[int]:
     numbers = []
     for _, value in _fields(values, wanted=1):
-        if isinstance(value, int):
+        if isinstance(value, int):  # unpacked
             numbers.append(value)
             continue
         place = 0

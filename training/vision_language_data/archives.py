@@ -1,11 +1,9 @@
-"""Where the pictures of a LLaVA data set lie: a folder, a zip file, or tar archives, some of them split into parts.
+"""The pictures of a LLaVA data set: in a folder, a zip file, or tar archives, some of them split into parts.
 
-Decides: how a picture is reached, and with how many reads. Refuses to know: rows, conversations.
-
-    folder   any picture at any time, one read each
-    zip      the table of contents is read once; then any picture at any time, one read each, its checksum verified
-    tar      no picture without everything before it, least of all in a .tar.gz: archives are streamed from front to
-             back, and their order is the order of the rows. `NAME.tar.gz.part_00`, `.part_01`, ... are one archive.
+folder   any picture at any time, one read each
+zip      the table of contents is read once; then any picture at any time, one read each, its checksum verified
+tar      no picture without everything before it, least of all in a .tar.gz: archives are streamed from front to
+         back, and their order is the order of the rows. `NAME.tar.gz.part_00`, `.part_01`, ... are one archive.
 """
 
 import gzip
@@ -45,9 +43,9 @@ class FolderPictures:
         self.folders = [f"{root}/images", root]
 
     def read(self, name: str) -> bytes:
-        """The bytes of one picture; raises `RowError` if there is no such file."""
+        """The bytes of one picture; raises `RowError` if there is no such file, or it lies outside the data set."""
         if name.startswith("/") or ".." in name.split("/"):
-            raise RowError(MISSING_PICTURE)  # nothing outside the data set is a part of it
+            raise RowError(MISSING_PICTURE)
         for folder in self.folders:
             try:
                 data = self.filesystem.cat_file(f"{folder}/{name}")
@@ -60,6 +58,8 @@ class FolderPictures:
 
 class ZipPictures:
     """Pictures in a zip file, found by name with or without a leading `images/`.
+
+    `zipfile` would need three reads a picture, and several hundred bytes of memory a name.
 
     Raises:
         ArchiveError: if the file has no table of contents, as one that was cut off.
@@ -120,8 +120,7 @@ def find_archives(filesystem: AbstractFileSystem, folder: str) -> dict[str, list
     """
     parts: dict[str, dict[str, str]] = {}
     for path in sorted(filesystem.ls(folder, detail=False)):
-        found = ARCHIVE.fullmatch(path.rsplit("/", 1)[-1])
-        if found:
+        if found := ARCHIVE.fullmatch(path.rsplit("/", 1)[-1]):
             parts.setdefault(found["stem"], {})[found["part"] or ""] = path
     for stem, paths in parts.items():
         _check_parts(stem, list(paths))
@@ -129,7 +128,7 @@ def find_archives(filesystem: AbstractFileSystem, folder: str) -> dict[str, list
 
 
 def _check_parts(stem: str, names: list[str]) -> None:
-    """Parts are counted 00, 01, ..., or 1, 2, ..., or aa, ab, ...; a whole archive has the single name ''."""
+    """Parts are numbered 00, 01, ..., or 1, 2, ..., or aa, ab, ...; a whole archive has the single name ''."""
     if names == [""]:
         return
     numbers = [_part_number(name) for name in names]
@@ -157,6 +156,7 @@ def stream_members(filesystem: AbstractFileSystem, parts: list[str]) -> Iterator
         TAR_ERRORS: where the archive is damaged or cut off.
     """
     with io.BufferedReader(_JoinedParts(filesystem, parts), STREAM_BYTES) as joined:
+        # tarfile's own decompression would take a cut for the end of the archive.
         packed = joined.peek(2)[:2] == b"\x1f\x8b"
         plain: Any = gzip.GzipFile(fileobj=joined) if packed else joined
         with tarfile.open(fileobj=plain, mode="r|", bufsize=STREAM_BYTES) as opened:
@@ -169,7 +169,7 @@ def stream_members(filesystem: AbstractFileSystem, parts: list[str]) -> Iterator
 
 
 class _JoinedParts(io.RawIOBase):
-    """Files one behind the other, opened one at a time."""
+    """Files one after the other, opened one at a time."""
 
     def __init__(self, filesystem: AbstractFileSystem, paths: list[str]):
         self.filesystem = filesystem
@@ -180,20 +180,16 @@ class _JoinedParts(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
-            if self.file is None:
-                if not self.left:
-                    return 0
-                self.file = self.filesystem.open(self.left.pop(0), "rb")
-            data = self.file.read(len(buffer))
-            if data:
+        while self.file or self.left:
+            self.file = self.file or self.filesystem.open(self.left.pop(0), "rb")
+            if data := self.file.read(len(buffer)):
                 buffer[: len(data)] = data
                 return len(data)
             self.file.close()
             self.file = None
+        return 0
 
     def close(self) -> None:
-        if self.file is not None:
+        if self.file:
             self.file.close()
-            self.file = None
         super().close()

@@ -1,7 +1,5 @@
 """A JSON array of rows, or JSON lines, too large for memory, read by row number; names found by their hash.
 
-Decides: how rows are found in the file. Refuses to know: what a row holds.
-
 The files meant hold gigabytes (RoboPoint: 1.7 GB, 1.4 million rows). One pass notes where every row lies (16 bytes a
 row); afterwards a row is one seek and one read, in any process.
 """
@@ -49,7 +47,7 @@ def local_copy(filesystem: AbstractFileSystem, path: str) -> Path:
     return copy
 
 
-def scan_rows(path: Path, progress: bool = True) -> Iterator[tuple[int, int, Any]]:
+def scan_rows(path: Path) -> Iterator[tuple[int, int, Any]]:
     """Yields (first byte, number of bytes, row) for each entry of a JSON array or of JSON lines, one block of the file
     in memory. JSON lines begin with an object; a single one is taken for them in a file called `.jsonl` alone.
 
@@ -57,9 +55,8 @@ def scan_rows(path: Path, progress: bool = True) -> Iterator[tuple[int, int, Any
         JsonRowsError: if the file holds something else, or ends inside a row.
     """
     size = path.stat().st_size
-    bar = tqdm(
-        total=size, unit="B", unit_scale=True, desc=path.name, disable=not progress or size < WORTH_A_BAR, leave=False
-    )
+    hidden = size < WORTH_A_BAR
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=hidden, leave=False)
     with open(path, "rb") as file, bar:
         text = _Text(path, file)
         if text.next_character() == "{":
@@ -69,9 +66,9 @@ def scan_rows(path: Path, progress: bool = True) -> Iterator[tuple[int, int, Any
             raise text.error("expected a list of rows")
         text.skip(1)
         while text.next_character() != "]":
-            offset, length, row = text.value()
-            yield offset, length, row
-            bar.update(length)
+            row = text.value()
+            yield row
+            bar.update(row[1])
             if text.next_character() == ",":
                 text.skip(1)
             elif text.next_character() != "]":
@@ -149,27 +146,27 @@ class _Text:
 
 
 class JsonRows:
-    """Rows of a JSON array by number.
+    """Rows of a JSON file by number.
 
     Args:
         path: a local file.
-        offsets, lengths: int64 [n], first byte and number of bytes of each row, as `scan_rows` gives them.
+        places: (first byte, number of bytes) of each row, as `scan_rows` gives them.
     """
 
-    def __init__(self, path: Path, offsets: list[int], lengths: list[int]):
+    def __init__(self, path: Path, places: list[tuple[int, int]]):
         self.path = path
-        self.offsets = np.asarray(offsets, dtype=np.int64)
-        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.places = np.array(places, dtype=np.int64).reshape(-1, 2)
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.places)
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """Yields (number, row) in the order asked for."""
         with open(self.path, "rb") as file:
             for number in numbers:
-                file.seek(int(self.offsets[number]))
-                yield int(number), json.loads(file.read(int(self.lengths[number])))
+                offset, length = self.places[number].tolist()
+                file.seek(offset)
+                yield int(number), json.loads(file.read(length))
 
 
 class NameIndex:
@@ -187,8 +184,7 @@ class NameIndex:
     def find(self, name: str) -> list[int]:
         """The numbers of a name, ascending; none if it is unknown."""
         wanted = np.uint64(_hash(name))
-        first = int(np.searchsorted(self.hashes, wanted, side="left"))
-        last = int(np.searchsorted(self.hashes, wanted, side="right"))
+        first, last = (int(np.searchsorted(self.hashes, wanted, side=side)) for side in ("left", "right"))
         return self.order[first:last].tolist()
 
 

@@ -1,7 +1,5 @@
 """LLaVA rows: conversations in a JSON list or JSON lines, and pictures in a folder, a zip file or tar archives.
 
-Decides: the shards and the order of the rows. Refuses to know: which data set this is.
-
     {"id": "...", "image": "region_ref/1033.png", "conversations": [{"from": "human", "value": "<image>\\n..."}, ...]}
 
 With a folder or a zip file rows come in the JSON's order. With tar archives a row comes when its picture does; the
@@ -12,11 +10,11 @@ of one archive are read in a single pass over it: readers get even shares of eve
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from fsspec import AbstractFileSystem
@@ -26,41 +24,26 @@ from gen_vla.training.vision_language_data.archives import TAR_ERRORS, find_arch
 from gen_vla.training.vision_language_data.json_rows import JsonRows, NameIndex, scan_rows
 from gen_vla.training.vision_language_data.rows import (
     MISSING_PICTURE,
+    Attempts,
+    ConversationSource,
+    Pictures,
     Row,
     RowError,
     build_row,
-    good_rows,
     messages_of,
     picture_name,
     pictures_of,
     read_pictures,
+    row_ranges,
 )
 
 
-ROWS_PER_SHARD = 1000
-SHARDS_WANTED = 64  # of a small set, so that several processes each get some
 TEXT_ONLY = "text-only"
 DAMAGED_ARCHIVE = "archive is damaged or cut off before this picture"
 SEVERAL_PICTURES = "several pictures, which a stream of archives cannot bring together"
 
-Attempts = Iterator[tuple[str, Callable[[], Row]]]
 
-
-class Pictures(Protocol):
-    """Pictures that can be read in any order."""
-
-    def read(self, name: str) -> bytes:
-        """The encoded bytes of one picture; raises `RowError` without it."""
-        ...
-
-
-def row_ranges(count: int) -> list[range]:
-    """Ranges of at most `ROWS_PER_SHARD` rows; smaller ones where that gives too few."""
-    step = max(1, min(ROWS_PER_SHARD, -(-count // SHARDS_WANTED)))
-    return [range(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-def side_by_side(streams: list[tuple[int, Attempts]]) -> Attempts:
+def interleave(streams: list[tuple[int, Attempts]]) -> Attempts:
     """All entries of several streams, each as far along as the others at any time.
 
     Args:
@@ -74,14 +57,13 @@ def side_by_side(streams: list[tuple[int, Attempts]]) -> Attempts:
         yield next(streams[number][1])
 
 
-def shards_named(known: dict[str, Any], wanted: list[str], name: str) -> list[Any]:
-    """The entries of the wanted shards; raises `ValueError` for one that the set does not have."""
-    unknown = [shard for shard in wanted if shard not in known]
-    if unknown:
-        raise ValueError(
-            f"got shard {unknown[0]!r} of {name!r}, expected some of its shards(), such as {[*known][:3]}"
-        )
-    return [known[shard] for shard in wanted]
+def check_configs(name: str, configs: Iterable[str] | None, known: list[str]) -> None:
+    """Raises `ValueError` for a config that a data set does not have."""
+    for config in configs or []:
+        if config not in known:
+            near = get_close_matches(config, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"{name!r}: got unknown config {config!r}; {hint}known: {', '.join(known)}")
 
 
 def image_names(row: Any) -> list[str]:
@@ -93,7 +75,7 @@ def image_names(row: Any) -> list[str]:
     return ["base64" if name.startswith("data:image/") else name for name in names]
 
 
-class LlavaSource:
+class LlavaSource(ConversationSource):
     """LLaVA rows whose pictures can be read in any order. Opening it scans the JSON once.
 
     Args:
@@ -104,38 +86,28 @@ class LlavaSource:
     """
 
     def __init__(self, name: str, json_path: Path, pictures: Pictures, problems: RowProblems):
-        self.name, self.pictures, self.problems = name, pictures, problems
-        places = [(offset, length) for offset, length, _ in scan_rows(json_path)]
-        if not places:
+        super().__init__(name, problems)
+        self.pictures = pictures
+        self.json_rows = JsonRows(json_path, [(offset, length) for offset, length, _ in scan_rows(json_path)])
+        if not self.count_rows():
             raise ValueError(f"got {json_path} without a row, expected a list of conversations")
-        self.json_rows = JsonRows(json_path, [place[0] for place in places], [place[1] for place in places])
-        self._ranges = {f"{json_path.name}:{r.start}-{r.stop}": r for r in row_ranges(len(places))}
+        self._shards = {f"{json_path.name}:{r.start}-{r.stop}": r for r in row_ranges(self.count_rows())}
 
-    def shards(self) -> list[str]:
-        """Ranges of rows."""
-        return list(self._ranges)
-
-    def count_rows(self) -> int | None:
-        """Rows of the JSON."""
+    def count_rows(self) -> int:
         return len(self.json_rows)
 
-    def rows(self, shards: list[str]) -> Iterator[Row]:
-        """The rows of these shards, in the JSON's order."""
-        return good_rows(self._attempts(shards_named(self._ranges, shards, self.name)), self.problems)
-
-    def _attempts(self, ranges: list[range]) -> Attempts:
-        for numbers in ranges:
+    def _attempts(self, shards: list[range]) -> Attempts:
+        for numbers in shards:
             for number, row in self.json_rows.read(numbers):
-                identity = f"{self.json_rows.path.name} row {number}"
-                names = image_names(row)
-                yield " ".join([identity, *names]), partial(self._row, " ".join([identity, *names]), row)
+                identity = " ".join([f"{self.json_rows.path.name} row {number}", *image_names(row)])
+                yield identity, partial(self._row, identity, row)
 
     def _row(self, identity: str, row: Any) -> Row:
         messages = messages_of(row)
         return build_row(identity, messages, read_pictures(pictures_of(row), self.pictures.read))
 
 
-class ArchivedLlavaSource:
+class ArchivedLlavaSource(ConversationSource):
     """LLaVA rows whose pictures lie in tar archives, each named after the folder it holds.
 
     `region_ref.tar.gz` holds the pictures whose name has the folder `region_ref`; what stands before that folder, in
@@ -161,67 +133,48 @@ class ArchivedLlavaSource:
         problems: RowProblems,
         configs: list[str] | None = None,
     ):
-        self.name, self.filesystem, self.problems = name, filesystem, problems
-        archives = find_archives(filesystem, archive_folder)
-        _check_configs(name, configs, [*archives, TEXT_ONLY])
-        self.archives = {stem: parts for stem, parts in archives.items() if configs is None or stem in configs}
-        self._scan(json_path, sorted(archives), everything=configs is None)
-        if configs is not None and TEXT_ONLY not in configs:
-            self.text_rows = self.text_rows[:0]
-        sizes = {f"{stem}.tar": int((self.stems == number).sum()) for stem, number in self.stem_numbers.items()}
-        sizes[TEXT_ONLY] = len(self.text_rows)
+        super().__init__(name, problems)
+        self.filesystem, self.archives = filesystem, find_archives(filesystem, archive_folder)
+        check_configs(name, configs, [*self.archives, TEXT_ONLY])
+        self._scan(json_path, configs)
         self._shards = {
-            f"{group}:{r.start}-{r.stop}": (group.removesuffix(".tar"), r)
-            for group, size in sizes.items()
-            for r in row_ranges(size)
+            f"{group if group == TEXT_ONLY else f'{group}.tar'}:{r.start}-{r.stop}": (group, r)
+            for group, numbers in self.row_numbers.items()
+            for r in row_ranges(len(numbers))
         }
         if not self._shards:
             raise ValueError(f"{name!r}: got no row of {configs or 'any archive'} in {json_path}, expected some")
 
-    def _scan(self, json_path: Path, known: list[str], everything: bool) -> None:
+    def _scan(self, json_path: Path, configs: list[str] | None) -> None:
         """Notes where rows lie, which archive each one needs, and the name of its picture there."""
-        stems = set(known)
-        offsets, lengths, texts, numbers, keys = [], [], [], [], []
-        homeless: Counter[str] = Counter()
+        stems = set(self.archives)
+        only = next(iter(stems)) if len(stems) == 1 else ""  # a single archive holds all, whatever it is called
+        places: list[tuple[int, int]] = []
+        found: dict[str, list[tuple[int, str]]] = {group: [] for group in (*self.archives, TEXT_ONLY)}
+        unknown: Counter[str] = Counter()
         for number, (offset, length, row) in enumerate(scan_rows(json_path)):
-            offsets.append(offset)
-            lengths.append(length)
+            places.append((offset, length))
             names = image_names(row)
-            if not names:
-                texts.append(number)
-                continue
-            stem, tail = _home(names[0], stems)
-            if not stem and len(known) == 1:
-                stem = known[0]  # a single archive holds all pictures, whatever it is called
-            if not stem:
-                homeless[names[0].split("/")[0]] += 1
-            elif stem in self.archives:
-                numbers.append(number)
-                keys.append((stem, tail))
-        if homeless and everything:
+            stem, tail = _split_name(names[0], stems) if names else (TEXT_ONLY, "")
+            if not (stem := stem or only):
+                unknown[names[0].split("/")[0]] += 1
+            elif configs is None or stem in configs:
+                found[stem].append((number, tail))
+        if unknown and configs is None:
             raise ValueError(
-                f"{self.name!r}: got {sum(homeless.values())} rows with pictures in {', '.join([*homeless][:5])}, of "
-                f"which there is no archive; fetch it, or choose with configs from {', '.join(known)}, {TEXT_ONLY}"
+                f"{self.name!r}: got {sum(unknown.values())} rows with pictures in {', '.join([*unknown][:5])}, of "
+                f"which there is no archive; fetch it, or choose with configs from {', '.join(found)}"
             )
-        self.json_rows = JsonRows(json_path, offsets, lengths)
-        self.text_rows, self.picture_rows = np.array(texts, dtype=np.int64), np.array(numbers, dtype=np.int64)
-        self.stem_numbers = {stem: number for number, stem in enumerate(self.archives)}
-        self.stems = np.array([self.stem_numbers[stem] for stem, _ in keys], dtype=np.int16)
-        self.index = NameIndex(f"{stem}\0{tail}" for stem, tail in keys)
+        self.json_rows = JsonRows(json_path, places)
+        self.row_numbers = {g: np.array([number for number, _ in rows], np.int64) for g, rows in found.items()}
+        self.indexes = {group: NameIndex(tail for _, tail in rows) for group, rows in found.items()}
 
-    def shards(self) -> list[str]:
-        """Ranges of the rows of each archive, then of the rows without a picture."""
-        return list(self._shards)
-
-    def count_rows(self) -> int | None:
+    def count_rows(self) -> int:
         """Rows of the JSON that belong to the chosen archives."""
-        return len(self.picture_rows) + len(self.text_rows)
-
-    def rows(self, shards: list[str]) -> Iterator[Row]:
-        """The rows of these shards: of every archive in the order of its pictures, archives side by side."""
-        return good_rows(self._attempts(shards_named(self._shards, shards, self.name)), self.problems)
+        return sum(map(len, self.row_numbers.values()))
 
     def _attempts(self, shards: list[tuple[str, range]]) -> Attempts:
+        """Of every archive in the order of its pictures, archives side by side."""
         groups: dict[str, list[range]] = {}
         for group, numbers in dict.fromkeys(shards):
             groups.setdefault(group, []).append(numbers)
@@ -230,33 +183,33 @@ class ArchivedLlavaSource:
             (sum(map(len, ranges)), readers.get(group, partial(self._archive_attempts, group))(ranges))
             for group, ranges in groups.items()
         ]
-        return side_by_side(streams)
+        return interleave(streams)
 
     def _text_attempts(self, ranges: list[range]) -> Attempts:
         for numbers in ranges:
-            for number, row in self.json_rows.read(self.text_rows[numbers.start : numbers.stop].tolist()):
+            for number, row in self.json_rows.read(self.row_numbers[TEXT_ONLY][numbers.start : numbers.stop]):
                 yield self._identity(number, []), partial(self._row, number, row, [], None)
 
     def _archive_attempts(self, stem: str, ranges: list[range]) -> Attempts:
         """Rows as their pictures come; in the end the rows whose pictures did not."""
-        own = np.flatnonzero(self.stems == self.stem_numbers[stem])
-        awaited = np.zeros(len(self.picture_rows), dtype=bool)
+        row_numbers, index = self.row_numbers[stem], self.indexes[stem]
+        awaited = np.zeros(len(row_numbers), dtype=bool)
         for numbers in ranges:
-            awaited[own[numbers.start : numbers.stop]] = True
+            awaited[numbers.start : numbers.stop] = True
         reason = MISSING_PICTURE
         try:
             for member, file in stream_members(self.filesystem, self.archives[stem]):
-                tail = _home(member, {stem})[1]
-                places = [place for place in self.index.find(f"{stem}\0{tail}") if awaited[place]]
+                tail = _split_name(member, {stem})[1]
+                places = [place for place in index.find(tail) if awaited[place]]
                 picture = file.read() if places else b""
-                for place, (number, row) in zip(places, self.json_rows.read(self.picture_rows[places]), strict=True):
+                for place, (number, row) in zip(places, self.json_rows.read(row_numbers[places]), strict=True):
                     names = image_names(row)
-                    if _home(names[0], {stem})[1] == tail:
+                    if _split_name(names[0], {stem})[1] == tail:
                         awaited[place] = False
                         yield self._identity(number, names), partial(self._row, number, row, names, picture)
         except TAR_ERRORS:
             reason = DAMAGED_ARCHIVE
-        for number, row in self.json_rows.read(self.picture_rows[awaited]):
+        for number, row in self.json_rows.read(row_numbers[awaited]):
             yield self._identity(number, image_names(row)), partial(_give_up, reason)
 
     def _identity(self, number: int, names: list[str]) -> str:
@@ -274,18 +227,10 @@ def _give_up(reason: str) -> Row:
     raise RowError(reason)
 
 
-def _home(name: str, stems: set[str]) -> tuple[str, str]:
-    """The archive a picture belongs to ('' for none), and its name behind that archive's folder."""
+def _split_name(name: str, stems: set[str]) -> tuple[str, str]:
+    """The archive a picture belongs to ('' for none), and its name below that archive's folder."""
     folders = name.split("/")
     for depth, folder in enumerate(folders[:-1]):
         if folder in stems:
             return folder, "/".join(folders[depth + 1 :])
     return "", name
-
-
-def _check_configs(name: str, configs: Iterable[str] | None, known: list[str]) -> None:
-    for config in configs or []:
-        if config not in known:
-            near = get_close_matches(config, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name!r}: got unknown config {config!r}; {hint}known: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Conversations as people publish them to rows of questions and answers; rows that cannot be used are told by reason.
+"""Conversations as people publish them to rows of questions and answers; rows that cannot be used say why.
 
     LLaVA, ShareGPT   {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, ...]}
     OpenAI, TRL       {"images": [...], "messages": [{"role": "user", "content": "What is it?"}, ...]}
@@ -6,18 +6,19 @@
     ->                {"images": [...], "turns": [{"question": "What is it?", "answer": "A can."}], "identity": "..."}
 
 `<image>` markers leave the text: the pictures of a row come first, also those without a marker. The text of a system
-message begins the question after it, on a line of its own, as in the processor's chat template.
+message begins the question after it, on a line of its own, as in the processor's chat template. Otherwise texts keep
+their wording, so that the points of RoboPoint (`[(0.461, 0.527), (0.498, 0.521)]`) stay as they were published.
 
-A text keeps its wording to the letter: only outer white space and the markers go, so that the points of RoboPoint
-(`[(0.461, 0.527), (0.498, 0.521)]`) stay as they were published.
+`ConversationSource` is what the readers of all published layouts have in common.
 """
 
 import binascii
 import json
 import re
+from abc import ABC, abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from gen_vla.training.mixing.encoded_pictures import NO_PICTURE, PictureError, check_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems
@@ -32,9 +33,12 @@ EMPTY_QUESTION = "empty question without a picture"
 EMPTY_ANSWER = "empty answer"
 MISSING_PICTURE = "missing picture"
 TWO_PLACES = "pictures in a column and others in the messages"
+ROWS_PER_SHARD = 1000
+SHARDS_WANTED = 64  # of a small set, so that several processes each get some
 _MARKER = re.compile(r"\s*<image>\s*")
 
 Row = dict[str, Any]
+Attempts = Iterator[tuple[str, Callable[[], Row]]]  # identities, and what builds the row or raises `RowError`
 
 
 class RowError(ValueError):
@@ -214,13 +218,59 @@ def build_row(identity: str, messages: Iterable[tuple[Any, Any]], pictures: list
     return {"images": pictures, "turns": turns, "identity": identity}
 
 
-def good_rows(attempts: Iterable[tuple[str, Callable[[], Row]]], problems: RowProblems) -> Iterator[Row]:
-    """The rows that can be built; the others are counted under their identity, and stop the run past its limit."""
-    for identity, build in attempts:
-        try:
-            row = build()
-        except RowError as error:
-            problems.skip(identity, str(error))
-            continue
-        problems.seen()
-        yield row
+def row_ranges(count: int) -> list[range]:
+    """Ranges of at most `ROWS_PER_SHARD` rows; smaller ones where that gives too few."""
+    step = max(1, min(ROWS_PER_SHARD, -(-count // SHARDS_WANTED)))
+    return [range(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+class Pictures(Protocol):
+    """Pictures that can be read in any order."""
+
+    def read(self, name: str) -> bytes:
+        """The encoded bytes of one picture; raises `RowError` without it."""
+        ...
+
+
+class ConversationSource(ABC):
+    """A vision-language data set as a `DataSource`. Readers of a layout say what their shards are and read them.
+
+    Args:
+        name: of the set, in reports.
+        problems: counts bad rows.
+    """
+
+    def __init__(self, name: str, problems: RowProblems):
+        self.name, self.problems = name, problems
+        self._shards: dict[str, Any] = {}  # what `_attempts` takes, by name
+
+    def shards(self) -> list[str]:
+        """Ranges of rows, or row groups."""
+        return list(self._shards)
+
+    @abstractmethod
+    def count_rows(self) -> int:
+        """Rows of all shards, bad ones too."""
+
+    @abstractmethod
+    def _attempts(self, shards: list[Any]) -> Attempts: ...
+
+    def rows(self, shards: list[str]) -> Iterator[Row]:
+        """The rows of these shards; bad ones are counted under their identity, and stop the run past its limit."""
+        unknown = [shard for shard in shards if shard not in self._shards]
+        if unknown:
+            raise ValueError(
+                f"got shard {unknown[0]!r} of {self.name!r}, expected some of its shards(), such as "
+                f"{self.shards()[:3]}"
+            )
+        return self._good_rows([self._shards[shard] for shard in shards])
+
+    def _good_rows(self, shards: list[Any]) -> Iterator[Row]:
+        for identity, build in self._attempts(shards):
+            try:
+                row = build()
+            except RowError as error:
+                self.problems.skip(identity, str(error))
+                continue
+            self.problems.seen()
+            yield row

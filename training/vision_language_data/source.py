@@ -1,7 +1,5 @@
 """Opens a vision-language data set in the layout in which it was published.
 
-Decides: which files make up a set and which layout they are in. Refuses to know: how a layout is read.
-
     llava      chat.json or .jsonl; images.zip, images/  liuhaotian/LLaVA-CC3M-Pretrain-595K
     robopoint  robopoint_*.json; images/*.tar.gz         wentao-yuan/robopoint-data (two archives come in parts)
     onevision  CONFIG/train-*.parquet                    lmms-lab/LLaVA-OneVision-Data
@@ -18,22 +16,22 @@ Paths are local, or `hf://datasets/OWNER/NAME[@REVISION]`, or anything else fssp
 import json
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
-from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures, find_archives
 from gen_vla.training.vision_language_data.json_rows import local_copy
-from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource
+from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource, check_configs
+from gen_vla.training.vision_language_data.rows import ConversationSource
 from gen_vla.training.vision_language_data.tables import COLUMNS, Layout, RecordedSource, TableSource, missing_columns
 
 
 Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"]
-FORMATS: tuple[Format, ...] = ("auto", "llava", "vqasynth", "onevision", "robopoint", "recorded")
+FORMATS: tuple[Format, ...] = get_args(Format)
 JSON_NAMES = {"llava": "chat", "robopoint": "robopoint"}  # how the name of the JSON file begins
 OTHER_SPLITS = ("test", "validation", "val")
 
@@ -45,7 +43,7 @@ def open_vision_language_source(
     format: Format = "auto",
     configs: list[str] | None = None,
     problems: RowProblems | None = None,
-) -> DataSource:
+) -> ConversationSource:
     """A vision-language data set as a source of rows.
 
     Args:
@@ -132,7 +130,7 @@ def _open_llava(
     layout: str,
     configs: list[str] | None,
     problems: RowProblems,
-) -> DataSource:
+) -> ConversationSource:
     if filesystem.isfile(root):
         json_path, root = root, root.rsplit("/", 1)[0]
     else:
@@ -177,12 +175,7 @@ def _parquet_files(filesystem: AbstractFileSystem, root: str, name: str, configs
     files = [root] if filesystem.isfile(root) else sorted(filesystem.find(root))
     files = [file for file in files if file.endswith(".parquet")]
     folders = {file: file.removeprefix(f"{root}/").split("/")[0] for file in files}
-    known = sorted(set(folders.values()))
-    for config in configs or []:
-        if config not in known:
-            near = get_close_matches(config, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name!r}: got unknown config {config!r}; {hint}known: {', '.join(known)}")
+    check_configs(name, configs, sorted(set(folders.values())))
     wanted = [file for file in files if configs is None or folders[file] in configs]
     training = [file for file in wanted if not _is_other_split(file.removeprefix(f"{root}/"))]
     if not training:

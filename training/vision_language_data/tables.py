@@ -1,7 +1,5 @@
 """Vision-language rows in Arrow tables: LLaVA-OneVision and VQASynth (parquet), recorded question sets (arrow files).
 
-Decides: which columns hold what. Refuses to know: file names, which files belong to a set.
-
     onevision  image {bytes, path} or null, conversations [{from, value}]; many configs, one folder each
     vqasynth   images [{bytes, path}], messages [{role, content: [{type: "text" | "image", text, index}]}]
     recorded   image {bytes, path} or null, question, answer; written by `save_to_disk`
@@ -10,6 +8,7 @@ A shard is a row group of a parquet file, or a range of rows of an arrow file; o
 and the columns of the row groups in use are fetched.
 """
 
+import posixpath
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,16 +20,18 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.vision_language_data.llava import Attempts, Pictures, row_ranges, shards_named
 from gen_vla.training.vision_language_data.rows import (
     CONVERSATIONS,
     PICTURES,
+    Attempts,
+    ConversationSource,
+    Pictures,
     Row,
     build_row,
-    good_rows,
     messages_of,
     pictures_of,
     read_pictures,
+    row_ranges,
 )
 
 
@@ -44,6 +45,7 @@ OTHER_NAMES = dict(zip((*PICTURES, *CONVERSATIONS), (*PICTURES[::-1], *CONVERSAT
 ROWS_AT_A_TIME = 16  # pictures of this many rows are in memory at once
 FOOTERS_AT_A_TIME = 16
 UNREADABLE = "row group of a damaged parquet file"
+NOT_THE_FILE = (FileNotFoundError, ConnectionError, TimeoutError)  # what says nothing about a file's content
 
 
 def missing_columns(layout: str, found: list[str]) -> list[str]:
@@ -51,8 +53,8 @@ def missing_columns(layout: str, found: list[str]) -> list[str]:
     return [column for column in COLUMNS[layout] if column not in found and OTHER_NAMES.get(column) not in found]
 
 
-class TableSource:
-    """Rows of parquet files. Opening it reads the footer of every file.
+class TableSource(ConversationSource):
+    """Rows of parquet files, by row group. Opening it reads the footer of every file.
 
     Args:
         name: of the set.
@@ -74,12 +76,13 @@ class TableSource:
         problems: RowProblems,
         pictures: Pictures | None = None,
     ):
-        self.name, self.filesystem, self.problems, self.pictures = name, filesystem, problems, pictures
+        super().__init__(name, problems)
+        self.filesystem, self.pictures = filesystem, pictures
         self.layout: Layout = layout
         with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
             groups = list(pool.map(self._row_groups, paths))
-        common = _common_folder(paths)
-        self._groups = {
+        common = posixpath.commonpath(map(posixpath.dirname, paths)).rstrip("/") + "/"
+        self._shards = {
             f"{path.removeprefix(common)}:{start}-{start + rows}": (path, group, start, rows)
             for path, sizes in zip(paths, groups, strict=True)
             for group, (start, rows) in enumerate(sizes)
@@ -92,9 +95,9 @@ class TableSource:
         try:
             with self.filesystem.open(path, "rb") as file:
                 footer = pq.read_metadata(file)
+        except NOT_THE_FILE:
+            raise
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
-                raise
             raise ValueError(f"got {path}, which is no whole parquet file ({error}); fetch it again") from error
         found = footer.schema.to_arrow_schema().names
         missing = missing_columns(self.layout, found)
@@ -103,33 +106,23 @@ class TableSource:
         sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
         return [(sum(sizes[:group]), rows) for group, rows in enumerate(sizes)]
 
-    def shards(self) -> list[str]:
-        """Row groups."""
-        return list(self._groups)
+    def count_rows(self) -> int:
+        return sum(rows for _, _, _, rows in self._shards.values())
 
-    def count_rows(self) -> int | None:
-        """Rows of all files, from their footers."""
-        return sum(rows for _, _, _, rows in self._groups.values())
-
-    def rows(self, shards: list[str]) -> Iterator[Row]:
-        """The rows of these row groups, in the order of the files."""
-        return good_rows(self._attempts(shards_named(self._groups, shards, self.name)), self.problems)
-
-    def _attempts(self, groups: list[tuple[str, int, int, int]]) -> Attempts:
-        for path, group, start, rows in groups:
+    def _attempts(self, shards: list[tuple[str, int, int, int]]) -> Attempts:
+        for path, group, start, rows in shards:
             file_name, number = path.rsplit("/", 1)[-1], start
             try:
                 for cells in self._cells(path, group):
                     identity = f"{file_name} row {number}"
                     yield identity, partial(_row, identity, cells, self.pictures)
                     number += 1
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-                if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
-                    raise
-                # What reading stopped at is lost up to the end of the row group.
-                self.problems.skip(
-                    f"{file_name} rows {number} to {start + rows - 1}", UNREADABLE, start + rows - number
-                )
+            except NOT_THE_FILE:
+                raise
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError):
+                # Where reading stopped, the rest of the row group is lost.
+                lost = start + rows - number
+                self.problems.skip(f"{file_name} rows {number} to {start + rows - 1}", UNREADABLE, lost)
 
     def _cells(self, path: str, group: int) -> Iterator[dict[str, Any]]:
         with self.filesystem.open(path, "rb") as file, pq.ParquetFile(file, pre_buffer=True) as table:
@@ -138,7 +131,7 @@ class TableSource:
                 yield from batch.to_pylist()
 
 
-class RecordedSource:
+class RecordedSource(ConversationSource):
     """Rows of a data set that `save_to_disk` wrote, memory-mapped.
 
     Args:
@@ -151,49 +144,35 @@ class RecordedSource:
     """
 
     def __init__(self, name: str, paths: list[Path], problems: RowProblems):
-        self.name, self.paths, self.problems = name, paths, problems
-        self._ranges: dict[str, tuple[Path, range]] = {}
+        super().__init__(name, problems)
         for path in paths:
-            rows = sum(batch.num_rows for batch in _batches(path))
-            self._ranges |= {f"{path.name}:{r.start}-{r.stop}": (path, r) for r in row_ranges(rows)}
-        if not self._ranges:
+            ranges = row_ranges(_recorded_table(path).num_rows)
+            self._shards |= {f"{path.name}:{r.start}-{r.stop}": (path, r) for r in ranges}
+        if not self._shards:
             raise ValueError(f"{name!r}: got {len(paths)} arrow files without a row, expected some")
 
-    def shards(self) -> list[str]:
-        """Ranges of rows."""
-        return list(self._ranges)
+    def count_rows(self) -> int:
+        return sum(len(numbers) for _, numbers in self._shards.values())
 
-    def count_rows(self) -> int | None:
-        """Rows of all files."""
-        return sum(len(numbers) for _, numbers in self._ranges.values())
-
-    def rows(self, shards: list[str]) -> Iterator[Row]:
-        """The rows of these shards, in the order of the files."""
-        return good_rows(self._attempts(shards_named(self._ranges, shards, self.name)), self.problems)
-
-    def _attempts(self, ranges: list[tuple[Path, range]]) -> Attempts:
-        for path, numbers in ranges:
-            first = 0
-            for batch in _batches(path):
-                start, stop = max(numbers.start - first, 0), min(numbers.stop - first, batch.num_rows)
-                for offset in range(start, stop, ROWS_AT_A_TIME):
-                    part = batch.slice(offset, min(ROWS_AT_A_TIME, stop - offset)).select(COLUMNS["recorded"])
-                    for number, cells in enumerate(part.to_pylist(), start=first + offset):
-                        identity = f"{path.name} row {number}"
-                        yield identity, partial(_row, identity, cells, None)
-                first += batch.num_rows
+    def _attempts(self, shards: list[tuple[Path, range]]) -> Attempts:
+        for path, numbers in shards:
+            rows = _recorded_table(path).slice(numbers.start, len(numbers))
+            for start in range(0, len(numbers), ROWS_AT_A_TIME):
+                for number, cells in enumerate(rows.slice(start, ROWS_AT_A_TIME).to_pylist(), numbers.start + start):
+                    identity = f"{path.name} row {number}"
+                    yield identity, partial(_row, identity, cells, None)
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _recorded_table(path: Path) -> pa.Table:
     try:
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
             missing = [column for column in COLUMNS["recorded"] if column not in stream.schema.names]
             if missing:
                 raise ValueError(f"got {path} with columns {stream.schema.names}, expected also {', '.join(missing)}")
-            yield from stream
+            return stream.read_all().select(COLUMNS["recorded"])
+    except FileNotFoundError:
+        raise
     except (pa.ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
 
 
@@ -201,14 +180,3 @@ def _row(identity: str, cells: dict[str, Any], pictures: Pictures | None) -> Row
     recorded = "question" in cells
     messages = [("human", cells["question"]), ("gpt", cells["answer"])] if recorded else messages_of(cells)
     return build_row(identity, messages, read_pictures(pictures_of(cells), pictures.read if pictures else None))
-
-
-def _common_folder(paths: list[str]) -> str:
-    """The folders that all paths begin with, with the slash at the end."""
-    folders = [path.split("/")[:-1] for path in paths]
-    common = []
-    for names in zip(*folders):
-        if len(set(names)) > 1:
-            break
-        common.append(names[0])
-    return "/".join([*common, ""]) if common else ""

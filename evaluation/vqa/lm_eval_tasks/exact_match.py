@@ -1,7 +1,7 @@
 """Exact match of a short answer, for GQA and for questions about the recorded scenes.
 
-Decides: that case, outer space and punctuation do not count, as in lmms-eval's GQA. Refuses to know: data sets,
-prompts, models. Imports nothing of this project, so that plain lm-eval can load it from its folder.
+Case, outer space and punctuation do not count, as in lmms-eval's GQA. Imports nothing of this project, so that plain
+lm-eval can load it from its folder.
 """
 
 import string

@@ -1,12 +1,10 @@
 """Where the questions and pictures of each task come from: files on this machine, or a data set on the Hub.
 
-Decides: the layouts that are read (README.md in this folder shows them), that only the split a task asks about is
-fetched, and what is checked before a model is loaded: columns, pictures that are missing. Refuses to know:
-prompts, scoring, models. Imports nothing from outside of this folder, so that plain lm-eval can load it from there:
+README.md in this folder shows the layouts. A task's YAML names its `repository` and the `files` of its split in it;
+`vqa_data/<name>/` is read where it exists. Missing columns and pictures are reported before a model is loaded. Imports
+nothing from outside of this folder, so that plain lm-eval can load it from there:
 
     lm_eval --include_path evaluation/vqa/lm_eval_tasks --tasks gen_vla_pope --metadata '{"local": "vqa_data"}' ...
-
-A task's YAML names its `repository` and the `files` of its split in it; `vqa_data/<name>/` is read where it exists.
 """
 
 import glob
@@ -72,10 +70,8 @@ def picture(doc: dict[str, Any]) -> list[Any]:
 
 def read_rows(folder: Path | None, repository: str | None, files: str, what: str, obtain: str) -> Dataset:
     """A table from `folder` where it holds one, else from the Hub; pictures are not opened yet."""
-    if folder is not None and folder.is_dir():
-        rows = read_folder(folder, files)
-        if rows is not None:
-            return rows
+    if folder is not None and (rows := read_folder(folder, files)) is not None:
+        return rows
     expected = f"{folder or 'DIR/<task> of --local DIR'} to hold {' or '.join((files, *QUESTION_FILES))}"
     if repository is None:
         raise FileNotFoundError(f"got no file with {what}, expected {expected}. {obtain}".strip())
@@ -91,19 +87,15 @@ def read_rows(folder: Path | None, repository: str | None, files: str, what: str
 def read_folder(folder: Path, files: str) -> Dataset | None:
     """The first of: a saved data set, the published layout's files, one of `QUESTION_FILES`; `None` without any."""
     saved = (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
-    found = [folder] if saved else [folder / name for name in (files, *QUESTION_FILES) if any(folder.glob(name))]
-    if not found:
-        return None
+    found = next((name for name in (files, *QUESTION_FILES) if any(folder.glob(name))), None)
     try:
-        return (
-            datasets.load_from_disk(str(folder))
-            if saved
-            else read_table(f"{glob.escape(str(folder))}/{found[0].relative_to(folder)}")
-        )  # type: ignore[return-value]
+        if saved:
+            return datasets.load_from_disk(str(folder))  # type: ignore[return-value]
+        return read_table(f"{glob.escape(str(folder))}/{found}") if found else None
     except Exception as error:  # what its readers raise has no common class below this one
         raise ValueError(
-            f"got {found[0]}, which could not be read ({error.__cause__ or error}), expected a saved data set "
-            "or whole parquet or JSON lines files, with at least one row; fetch it again"
+            f"got {folder if saved else folder / str(found)}, which could not be read ({error.__cause__ or error}), "
+            "expected a saved data set or whole parquet or JSON lines files, with at least one row; fetch it again"
         ) from error
 
 
@@ -129,23 +121,17 @@ def with_pictures(rows: Dataset, folder: Path | None, name: str, obtain: str) ->
     if not isinstance(feature, datasets.Value):
         return rows if isinstance(feature, datasets.Image) else rows.cast_column("image", datasets.Image())
     names = rows["image"][:]
-    paths = {file: find_picture(folder, file) for file in dict.fromkeys(names)}
-    missing = [file for file, path in paths.items() if path is None]
-    if missing:
+    places = [] if folder is None else [folder / "images", folder]
+    found = {file: [str((place / file).absolute()) for place in places if (place / file).is_file()] for file in names}
+    if missing := [file for file, paths in found.items() if not paths]:
         where = folder / "images" if folder else f"DIR/{name}/images of --local DIR"
         shown = ", ".join(missing[:MISSING_SHOWN]) + (", ..." if len(missing) > MISSING_SHOWN else "")
         raise FileNotFoundError(
-            f"got {len(missing)} of {len(paths)} pictures of task {name} missing ({shown}), "
+            f"got {len(missing)} of {len(found)} pictures of task {name} missing ({shown}), "
             f"expected them in {where}. {obtain}".strip()
         )
-    found = [str(paths[file]) for file in names]
-    return rows.remove_columns("image").add_column("image", found).cast_column("image", datasets.Image())  # type: ignore[call-arg]
-
-
-def find_picture(folder: Path | None, file: str) -> Path | None:
-    """The picture of that name in `folder/images` or in `folder`."""
-    places = [] if folder is None else [folder / "images" / file, folder / file]
-    return next((place.absolute() for place in places if place.is_file()), None)
+    images = [found[file][0] for file in names]
+    return rows.remove_columns("image").add_column("image", images).cast_column("image", datasets.Image())  # type: ignore[call-arg]
 
 
 def join_pictures(questions: Dataset, pictures: Dataset) -> Dataset:

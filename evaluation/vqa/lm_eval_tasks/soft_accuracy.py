@@ -1,8 +1,7 @@
 """Soft accuracy of TextVQA and VizWiz: how many of ten annotators gave the model's answer.
 
-Decides: when two answers are the same (the VQA evaluation's normalisation, in the form of the EvalAI servers, which
-TextVQA's and lmms-eval's scoring use too) and how agreement becomes a score. Refuses to know: data sets, prompts,
-models.
+Answers are compared after the VQA evaluation's normalisation, in the form of the EvalAI servers, which TextVQA's and
+lmms-eval's scoring use too.
 
     annotators                         answer      matches among the nine others      score
     "two" x 2, "three" x 8             "2"         1 (twice), 2 (eight times)         (2 * 1/3 + 8 * 2/3) / 10 = 0.6

@@ -1,8 +1,7 @@
-"""Yes-or-no questions, for POPE and VSR: accuracy, precision, recall, F1, the share of yes, answers that are neither.
+"""Yes-or-no questions, for POPE and VSR: accuracy, precision, recall, F1, the share of yes, unparsable answers.
 
-Decides: what counts as a yes (the first word says so) and what becomes of an answer that is neither: it is wrong, and
-it is counted. Refuses to know: data sets, prompts, models. Imports nothing of this project, so that plain lm-eval can
-load it from its folder.
+The first word of an answer decides. An answer that is neither yes nor no is wrong, and counted as unparsable. Imports
+nothing of this project, so that plain lm-eval can load it from its folder.
 
 Two rules differ from lmms-eval's, where the model would be flattered: recall is over all questions whose answer is yes
 (there, an unparsable answer leaves the denominator), and the yes-ratio is that of the predictions, as POPE's authors
@@ -35,19 +34,17 @@ def parse_yes_no(answer: str) -> bool | None:
 
 def accuracy(judgements: Sequence[Judgement]) -> float:
     """Right answers of all questions."""
-    return sum(truth == said for truth, said in judgements) / len(judgements)
+    return _share([truth == said for truth, said in judgements])
 
 
 def precision(judgements: Sequence[Judgement]) -> float:
     """Of the questions answered yes, those where it is true; 0 where none was."""
-    said_yes = [truth for truth, said in judgements if said]
-    return sum(said_yes) / len(said_yes) if said_yes else 0.0
+    return _share([truth for truth, said in judgements if said])
 
 
 def recall(judgements: Sequence[Judgement]) -> float:
     """Of the questions whose answer is yes, those answered yes; 0 where there is none."""
-    said = [said is True for truth, said in judgements if truth]
-    return sum(said) / len(said) if said else 0.0
+    return _share([said is True for truth, said in judgements if truth])
 
 
 def f1(judgements: Sequence[Judgement]) -> float:
@@ -58,12 +55,16 @@ def f1(judgements: Sequence[Judgement]) -> float:
 
 def yes_ratio(judgements: Sequence[Judgement]) -> float:
     """Of all questions, those the model answered yes."""
-    return sum(said is True for _, said in judgements) / len(judgements)
+    return _share([said is True for _, said in judgements])
 
 
 def unparsable(judgements: Sequence[Judgement]) -> float:
     """Of all questions, those the model answered neither yes nor no."""
-    return sum(said is None for _, said in judgements) / len(judgements)
+    return _share([said is None for _, said in judgements])
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 0.0
 
 
 METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsable")  # by name, as in pope.yaml
@@ -75,7 +76,12 @@ def process_pope(doc: dict[str, Any], results: list[str]) -> dict[str, Judgement
     Raises:
         ValueError: if the data set's answer is neither yes nor no.
     """
-    judgement = judge(doc["answer"], results[0])
+    truth = parse_yes_no(doc["answer"])
+    if truth is None:
+        raise ValueError(
+            f"got {doc['answer']!r} as the right answer, expected yes or no; the row is not one of POPE's"
+        )
+    judgement = Judgement(truth, parse_yes_no(results[0]))
     return dict.fromkeys((*METRICS, *(f"{doc['category']}_{metric}" for metric in METRICS)), judgement)
 
 
@@ -83,11 +89,3 @@ def process_vsr(doc: dict[str, Any], results: list[str]) -> dict[str, Judgement]
     """lm-eval's call for one statement of VSR, whose `label` is 1 where it is true."""
     judgement = Judgement(bool(doc["label"]), parse_yes_no(results[0]))
     return dict.fromkeys(("accuracy", "yes_ratio", "unparsable"), judgement)
-
-
-def judge(expected: str, answer: str) -> Judgement:
-    """An answer beside the one a data set holds."""
-    truth = parse_yes_no(expected)
-    if truth is None:
-        raise ValueError(f"got {expected!r} as the right answer, expected yes or no; the row is not one of POPE's")
-    return Judgement(truth, parse_yes_no(answer))

@@ -8,18 +8,16 @@ from rich.console import Console
 from gen_vla.evaluation.benchmarks import decoding_benchmark as benchmark
 from gen_vla.evaluation.benchmarks import decoding_replay as replay
 from gen_vla.evaluation.benchmarks import random_models
-from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, draw_timings, run_benchmark, timings_table
+from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, run_benchmark
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
+from gen_vla.evaluation.benchmarks.decoding_results import draw_timings, timings_table
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_prior import ActionPrior
 from gen_vla.modeling.action_strings import ActionStringProcessor
 
 
-WAYS = {
-    "string": [Way(0), Way(6), Way(6, static=True)],
-    "bins": [Way(0), Way(1)],
-}
-PIECES = {character: number for number, character in enumerate("0123456789+-.", start=3)}
+WAYS = {"string": [Way(0), Way(6), Way(6, static=True)], "bins": [Way(0), Way(1)]}
+PIECES = random_models.PIECES
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,7 @@ PIECES = {character: number for number, character in enumerate("0123456789+-.", 
 def test_passes_of_a_single_value(nodes, passes):
     """One value of one decimal, a prior that knows the sign: "+0.5" is sign, integer, point (forced), digit."""
     strings = ActionStringProcessor(1, 1, 1)
-    grammar = ActionGrammar(strings, PIECES, eos_token_id=2)
+    grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
     prior = ActionPrior(grammar, previous=np.array([[0.9]]))
     target = [PIECES[character] for character in "+0.5"]
     assert passes_for(grammar, prior, target, nodes) == passes
@@ -67,9 +65,7 @@ def test_a_folder_without_bridge_is_named(tmp_path):
         read_bridge(tmp_path)
 
 
-def test_every_way_is_timed_and_chooses_the_same_actions(monkeypatch, tmp_path):
-    tiny = {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)}
-    monkeypatch.setitem(random_models.SIZES, "tiny", tiny)
+def test_every_way_is_timed_and_chooses_the_same_actions(tiny_sizes, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ways_of", lambda representation, nodes, device: WAYS[representation])
     results = run_benchmark(["tiny"], [1, 2], [6], 2, None, "cpu", torch.float32, [1, 2])
     assert len(results["timings"]) == (2 + 1) * (3 + 2)
@@ -95,8 +91,7 @@ def test_every_way_is_timed_and_chooses_the_same_actions(monkeypatch, tmp_path):
     assert "…" not in text
 
 
-def test_replaying_writes_the_given_actions_and_takes_their_passes(monkeypatch):
-    monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
+def test_replaying_writes_the_given_actions_and_takes_their_passes(tiny_sizes):
     model = random_models.build_random("tiny", "cpu", torch.float32, horizon=2)
     before, actions = replay.actions_to_write(replay.recorded_actions(None), 2, 3, repeat=1)
     targets = [replay.target_ids(model.action_grammar, action) for action in actions]
@@ -111,11 +106,7 @@ def test_replaying_writes_the_given_actions_and_takes_their_passes(monkeypatch):
     assert not np.allclose(model.predict_actions(**inputs, unnorm_key="random").normalized, actions, atol=0.1)
 
 
-def test_both_families_are_measured(monkeypatch):
-    monkeypatch.setitem(
-        random_models.SIZES, "pi0-tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)}
-    )
-    monkeypatch.setitem(random_models.VOCABULARY, "pi0_plus", 257153)
+def test_both_families_are_measured(tiny_sizes):
     model = random_models.build_random("pi0-tiny", "cpu", torch.float32)
     assert model.config.model_type == "pi0_plus"
     inputs = random_models.random_inputs(model, 2)
@@ -123,8 +114,7 @@ def test_both_families_are_measured(monkeypatch):
     assert model.predict_actions(**inputs, unnorm_key="random").text == plain.text
 
 
-def test_bytes_of_a_pass_by_hand(monkeypatch):
-    monkeypatch.setitem(random_models.SIZES, "tiny", {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)})
+def test_bytes_of_a_pass_by_hand(tiny_sizes):
     model = random_models.build_random("tiny", "cpu", torch.float32)
     layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32  # attention, MLP, two norms
     assert benchmark.bytes_per_pass(model, rows=3, length=10) == 4 * (2 * layer + 3 * 10 * 2 * 2 * 32)

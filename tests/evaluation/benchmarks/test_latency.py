@@ -64,23 +64,13 @@ def test_the_command_prints_and_writes(tiny_openvla, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "latency.json"
-    arguments = [
-        "evaluate",
-        "latency",
-        str(tmp_path / "model"),
-        "--repeats",
-        "2",
-        "--busy",
-        "1",
-        "--output",
-        str(output),
-    ]
-    assert main(arguments) == 0, capsys.readouterr().err
+    arguments = ["evaluate", "latency", str(tmp_path / "model"), "--output", str(output)]
+    assert main([*arguments, "--repeats", "2", "--busy", "1"]) == 0, capsys.readouterr().err
     assert "prefill" in capsys.readouterr().out
     results = json.loads(output.read_text())
     assert (results["suite"], results["n"]) == ("latency", 2)
     assert results["busy"]["neighbours"] == 1
     assert 0 < results["busy"]["median_ms"] <= results["busy"]["worst_ms"]
     assert results["forward_passes"] == measure_latency(model, processor, 1, progress=False)["forward_passes"]
-    assert main([*arguments[:-4], "--repeats", "0"]) == 2
+    assert main([*arguments, "--repeats", "0"]) == 2
     assert "got 0 repeats" in capsys.readouterr().err

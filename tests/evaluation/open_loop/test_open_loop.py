@@ -220,7 +220,6 @@ def test_a_model_knows_the_names_that_recorded_data_lacks(policy, tmp_path):
 
 
 def test_the_command(policy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gen_vla.commands.suite_options.load_any", lambda name: policy)
     monkeypatch.setattr("gen_vla.commands.evaluate.load_any", lambda name: policy)
     monkeypatch.setenv("COLUMNS", "160")
     folder = write_lerobot(tmp_path / "data", make_episodes(4, 6, size=16), "v3.0")

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
 from gen_vla.commands.main import main
@@ -17,7 +16,6 @@ from gen_vla.evaluation.report.tables import (
     load_paper,
     make_report,
     row_name,
-    short_name,
 )
 from gen_vla.training.publishing.card import checked_figure
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
@@ -70,22 +68,25 @@ def row(report, name, model, task):
     return next(r for r in table(report, name)["rows"] if (r["model"], r["task"]) == (model, task))
 
 
-def test_printed_averages_are_means_of_the_printed_tasks():
-    """A slip of the pen in transcribing would show; one average of the paper itself is off by 0.075."""
+def test_printed_figures_are_transcribed_without_a_slip():
+    """One average of the paper itself is off by 0.075."""
+    tables = {entry["name"]: entry["rows"] for entry in load_paper()["tables"]}
     wrong = []
-    for printed in load_paper()["tables"][:2]:
-        for model, values in printed["rows"].items():
+    for name in ("Table II", "Table III"):
+        for model, values in tables[name].items():
             for first in range(0, len(values), 5):
                 if abs(sum(values[first : first + 4]) / 4 - values[first + 4]) > 0.051:
-                    wrong.append((printed["name"], model, first))
+                    wrong.append((name, model, first))
     assert wrong == [("Table III", "OpenVLA+SC", 0)]
-
-
-def test_printed_real_robot_figures_have_the_means_that_the_authors_show():
-    """Of figures/Results.png in their repository."""
-    (robot,) = (entry for entry in load_paper()["tables"] if entry["name"] == "Table V")
-    means = {model: round(sum(values) / len(values), 2) for model, values in robot["rows"].items()}
-    assert means == {"OpenVLA": 10.67, "OpenVLA⁺": 25.0, "π0 w/ Inst. Aug.": 9.33, "π0⁺": 30.0}
+    for model in ("OpenVLA", "OpenVLA+SC", "OpenVLA⁺", "π0⁺"):
+        assert tables["Table IV"][model][0] == tables["Table II"][model][0]
+        assert tables["Table IV"][model][2] == tables["Table II"][model][3]
+    assert tables["Table II"]["OpenVLA⁺"] == [90.32, 53.50, 92.40, 77.60, 78.46]
+    assert tables["Table V"]["OpenVLA⁺"][:3] == [60.0, 24.0, 64.0]
+    assert tables["Section IV-C"]["π0⁺"] == [1.70]
+    assert tables["Figure 3"]["OpenVLA+S"] == tables["Table II"]["OpenVLA+S"][:4]  # robot data alone
+    means = {model: round(sum(values) / len(values), 2) for model, values in tables["Table V"].items()}
+    assert means == {"OpenVLA": 10.67, "OpenVLA⁺": 25.0, "π0 w/ Inst. Aug.": 9.33, "π0⁺": 30.0}  # of Results.png
 
 
 def test_a_recipe_trains_every_model_of_the_paper():
@@ -93,6 +94,7 @@ def test_a_recipe_trains_every_model_of_the_paper():
     trained = {row_name(load_recipe(name).name)[0] for name in recipe_names()}
     bases = {"prismatic-dinosiglip-224px-7b", "paligemma-3b-pt-224-dual"}  # converted, not trained
     models = load_paper()["models"]
+    assert "paper_tables.yaml" in (RESULTS.parents[1] / "setup.cfg").read_text(encoding="utf-8")  # is installed
     for name, facts in models.items():
         assert facts["slug"] in trained | bases, name
         assert set(facts.get("against", [])) <= set(models), name
@@ -109,24 +111,19 @@ def test_the_page_goes_through_every_table_and_names_recipes_there_are():
         load_recipe(name)
 
 
-def test_recipes_names_lead_to_their_rows():
-    assert row_name("runs/openvla-rt1-sc") == ("openvla-sc", "rt1")
-    assert row_name("gen-vla/openvla-plus-bridge") == ("openvla-plus", "bridge")
-    assert row_name("mini-openvla-plus-tabletop") == ("openvla-plus", "tabletop")
-    assert row_name("openvla-rt1-sc-vqa-spatial") == ("openvla-sc-vqa-spatial", "rt1")
-    rows = {facts["slug"]: name for name, facts in load_paper()["models"].items()}
-    assert rows[row_name("pi0-rt1")[0]] == rows[row_name("mini-pi0-bridge")[0]] == "π0 w/ Inst. Aug."
-
-
-def test_printed_figures_agree_between_tables():
-    tables = {entry["name"]: entry["rows"] for entry in load_paper()["tables"]}
-    for model in ("OpenVLA", "OpenVLA+SC", "OpenVLA⁺", "π0⁺"):
-        assert tables["Table IV"][model][0] == tables["Table II"][model][0]
-        assert tables["Table IV"][model][2] == tables["Table II"][model][3]
-    assert tables["Table II"]["OpenVLA⁺"] == [90.32, 53.50, 92.40, 77.60, 78.46]
-    assert tables["Table V"]["OpenVLA⁺"][:3] == [60.0, 24.0, 64.0]
-    assert tables["Section IV-C"]["π0⁺"] == [1.70]
-    assert tables["Figure 3"]["OpenVLA+S"] == tables["Table II"]["OpenVLA+S"][:4]  # robot data alone
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [
+        ("runs/openvla-rt1-sc", ("openvla-sc", "rt1")),
+        ("gen-vla/openvla-plus-bridge", ("openvla-plus", "bridge")),
+        ("outputs/Mini_OpenVLA_Plus_tabletop/", ("openvla-plus", "tabletop")),
+        ("openvla-rt1-sc-vqa-spatial", ("openvla-sc-vqa-spatial", "rt1")),
+        ("mini-pi0-bridge", ("pi0", "bridge")),
+    ],
+)
+def test_names_of_models_lead_to_their_rows(model, row):
+    assert row_name(model) == row
+    assert row[0] in [facts["slug"] for facts in load_paper()["models"].values()]
 
 
 def test_ours_and_the_papers_stand_in_their_own_columns(simpler, tabletop):
@@ -222,11 +219,10 @@ def test_an_unknown_file_is_named(tmp_path, content, message, capsys):
     assert "odd.json" in capsys.readouterr().err
 
 
-def test_cells_and_names():
+def test_cells():
     figure = {**DEFAULTS, "value": 0.0328, "n": 20, "row": None}
     assert cell(figure, "s") == "0.033, n 20"
     assert cell({**figure, "value": None, "crashed": 3}) == "no judgement, 3 crashed"
-    assert short_name("outputs/Mini_OpenVLA_Plus/") == "openvla-plus"
 
 
 def test_the_command_writes_a_page_cards_and_pictures(simpler, tabletop, tmp_path, capsys):
@@ -250,14 +246,13 @@ def test_the_command_writes_a_page_cards_and_pictures(simpler, tabletop, tmp_pat
     assert "expected MODEL=ROW" in capsys.readouterr().err
 
 
-def test_models_in_folders_of_the_user_are_found_as_they_are_typed_and_written(tmp_path, monkeypatch, simpler):
+@pytest.mark.parametrize("written", ["outputs/mine", "{}/outputs/mine"])  # as files have it, and as old files do
+@pytest.mark.parametrize("typed", ["outputs/mine", "{}/outputs/mine"])
+def test_models_in_folders_of_the_user_are_found(tmp_path, monkeypatch, simpler, written, typed):
     monkeypatch.chdir(tmp_path)
-    results = json.loads(simpler.read_text())
-    for written in ("outputs/mine", f"{tmp_path}/outputs/mine"):  # as files have it, and as old files do
-        write(simpler, {**results, "model": written})
-        for typed in ("outputs/mine", f"{tmp_path}/outputs/mine"):
-            report = make_report([simpler], {typed: "openvla-sc"})
-            assert row(report, "Table II", "OpenVLA+SC", "Move Near")["ours"][0]["model"] == "outputs/mine"
+    write(simpler, {**json.loads(simpler.read_text()), "model": written.format(tmp_path)})
+    report = make_report([simpler], {typed.format(tmp_path): "openvla-sc"})
+    assert row(report, "Table II", "OpenVLA+SC", "Move Near")["ours"][0]["model"] == "outputs/mine"
 
 
 def test_questions_alone_say_the_machine_of_their_record(tmp_path):
@@ -265,9 +260,3 @@ def test_questions_alone_say_the_machine_of_their_record(tmp_path):
     record = {"machine": {"device": "a card", "threads": 2}}
     path = write(tmp_path / "q.json", {"provenance": record, "model": "me/mine", "total": total, "kinds": {}})
     assert read_results(path)[0]["hardware"] == "a card, 2 threads"
-
-
-def test_the_tables_are_a_file_that_is_installed():
-    setup = (RESULTS.parents[1] / "setup.cfg").read_text()
-    assert "paper_tables.yaml" in setup
-    assert yaml.safe_load((RESULTS.parent / "report" / "paper_tables.yaml").read_text())["models"]

@@ -13,7 +13,6 @@ from gen_vla.commands.main import main
 from gen_vla.evaluation.representations.data import balanced_choice, load_pictures
 from gen_vla.evaluation.representations.pictures import embed
 from gen_vla.evaluation.representations.probes import (
-    Probe,
     compare_representations,
     cosine_drift,
     drift_by_tower,
@@ -23,28 +22,19 @@ from gen_vla.evaluation.representations.probes import (
 )
 
 
-def test_features_are_what_the_projector_sees_averaged_over_patches(tiny_openvla):
+@pytest.mark.parametrize("family", ["openvla", "pi0"])  # with pixels for each tower, and with pixels they share
+def test_features_are_what_the_projector_sees_averaged_over_patches(family, tiny_openvla, gemma_like, tiny_strings):
     model, processor = tiny_openvla
+    if family == "pi0":
+        model, processor = tiny_pi0_model(gemma_like, tiny_strings), tiny_pi0_processor(gemma_like, tiny_strings)
     images = [picture(seed) for seed in range(3)]
     features = tower_features(model, processor, images, batch_size=2, progress=False)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.model.vision_tower(pixels).mean(dim=1).numpy()
-    assert {name: values.shape for name, values in features.items()} == {
-        "dino": (3, 16),
-        "siglip": (3, 16),
-        "joined": (3, 32),
-    }
     np.testing.assert_allclose(features["joined"], expected, atol=1e-5)
-
-
-def test_both_towers_of_pi0_see_the_same_pixels(gemma_like, tiny_strings):
-    model, processor = tiny_pi0_model(gemma_like, tiny_strings), tiny_pi0_processor(gemma_like, tiny_strings)
-    features = tower_features(model, processor, [picture(0)], progress=False)
-    pixels = processor.image_processor([picture(0)], return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = model.model.vision_tower(pixels).mean(dim=1).numpy()
-    np.testing.assert_allclose(features["joined"], expected, atol=1e-5)
+    shapes = {name: values.shape for name, values in features.items()}
+    assert family == "pi0" or shapes == {"dino": (3, 16), "siglip": (3, 16), "joined": (3, 32)}
 
 
 def test_cka_knows_rotation_and_scale_from_change():
@@ -70,14 +60,14 @@ def test_drift_is_measured_where_both_models_have_the_tower():
     x = np.random.default_rng(0).normal(size=(9, 3))
     found = drift_by_tower({"siglip": x, "dino": x}, {"siglip": x, "dino": x[:, :2], "other": x})
     assert list(found) == ["siglip"]
-    assert (found["siglip"].cka, found["siglip"].cosine) == (1.0, 0.0)
+    assert found["siglip"] == {"cka": 1.0, "cosine": 0.0}
 
 
 def test_probes_read_what_is_there_and_nothing_else():
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
-    assert linear_probe(np.eye(3)[labels], labels) == Probe(1.0, 60, (0.9398, 1.0))
-    assert linear_probe(rng.normal(size=(60, 5)), labels).accuracy < 0.55
+    assert linear_probe(np.eye(3)[labels], labels) == {"value": 1.0, "n": 60, "interval": [0.9398, 1.0]}
+    assert linear_probe(rng.normal(size=(60, 5)), labels)["value"] < 0.55
     with pytest.raises(ValueError, match="a class of 4 pictures, expected at least 5"):
         linear_probe(np.zeros((10, 2)), np.array([0] * 6 + [1] * 4))
 
@@ -89,12 +79,6 @@ def test_choice_is_balanced_and_repeatable():
     assert chosen.tolist() == balanced_choice(labels, 13, seed=1).tolist()
     assert chosen.tolist() != balanced_choice(labels, 13, seed=2).tolist()
     assert len(balanced_choice(labels, 1000, seed=0)) == 103
-
-
-def test_digits_come_with_scikit_learn():
-    pictures = load_pictures("digits", samples=40)
-    assert np.bincount(pictures.labels).tolist() == [4] * 10
-    assert (pictures.images[0].mode, pictures.images[0].size) == ("RGB", (8, 8))
 
 
 def write_pictures(folder, labels, kind):
@@ -139,6 +123,8 @@ def test_points_of_a_class_lie_together():
 def test_an_untouched_tower_has_not_moved(tiny_openvla):
     model, processor = tiny_openvla
     pictures = load_pictures("digits", samples=50)
+    assert np.bincount(pictures.labels).tolist() == [5] * 10
+    assert (pictures.images[0].mode, pictures.images[0].size) == ("RGB", (8, 8))
     before = tower_features(model, processor, pictures.images, progress=False)
     with torch.no_grad():
         for parameter in model.model.vision_tower.dino.parameters():

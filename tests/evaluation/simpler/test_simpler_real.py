@@ -30,7 +30,7 @@ class Script:
 
 needs_simulator = pytest.mark.skipif(
     importlib.util.find_spec("mani_skill2_real2sim") is None,
-    reason="SimplerEnv is not installed; gen_vla/evaluation/simpler_environment.py says how",
+    reason="SimplerEnv is not installed; gen_vla.evaluation.simpler.environment says how",
 )
 
 

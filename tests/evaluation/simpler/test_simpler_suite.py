@@ -11,7 +11,7 @@ from gen_vla.commands.main import main
 from gen_vla.evaluation.simpler.environment import SimplerMissingError, camera_image, find_assets, make_environment
 from gen_vla.evaluation.simpler.policy import SimplerPolicy
 from gen_vla.evaluation.simpler.runs import TrialLog, run_trial, run_trials
-from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, results_table
+from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, simpler_table
 from gen_vla.evaluation.simpler.trials import trials_of
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
@@ -217,7 +217,7 @@ def test_the_command_writes_results_and_a_table(simulator, bridge_model, tmp_pat
     assert (results["suite"], results["seeds"]) == ("simpler", [3274329834])
     assert results["provenance"]["command"].startswith("gen-vla evaluate simpler ")
     assert "model.safetensors" in results["provenance"]["model"]["sha256"]
-    assert results_table(results, "again").row_count == 2
+    assert simpler_table(results, "again").row_count == 2
     arguments[arguments.index("widowx")] = "google_robot"
     assert main(arguments) == 2
     assert "got task 'stack_cube'" in capsys.readouterr().err

@@ -97,12 +97,14 @@ def test_the_score_averages_within_a_variant_first():
         outcome("top", "camera 1", "failure", counted=False),
     ]
     score = score_task("variants", "open_drawer", outcomes, 189)
-    assert score.score == 0.75  # (2 / 4 + 1 / 1) / 2, not 3 / 5
-    assert (score.successes, score.n, score.malformed, score.crashed) == (3, 5, 1, 1)
-    assert score.interval is not None
-    assert score.interval[0] < 0.3 < 0.95 < score.interval[1]  # one trial is half of it: hardly anything is known
-    assert score.variants == {"base": (0.5, 4), "dark": (1.0, 1), "camera 1": (0.0, 1)}
-    assert score.expected == 189
+    assert score["value"] == 0.75  # (2 / 4 + 1 / 1) / 2, not 3 / 5
+    assert (score["successes"], score["n"], score["malformed"], score["crashed"]) == (3, 5, 1, 1)
+    assert score["interval"] is not None
+    assert (
+        score["interval"][0] < 0.3 < 0.95 < score["interval"][1]
+    )  # one trial is half of it: hardly anything is known
+    assert score["variants"] == {"base": (0.5, 4), "dark": (1.0, 1), "camera 1": (0.0, 1)}
+    assert score["expected"] == 189
 
 
 def test_the_same_layouts_in_four_colours_are_no_four_times_as_many():
@@ -111,9 +113,9 @@ def test_the_same_layouts_in_four_colours_are_no_four_times_as_many():
     alike = [
         outcome("", f"colour {c}", "success" if i < 15 else "failure", layout=i) for i in range(25) for c in range(4)
     ]
-    assert score_task("matching", "move_near", one, 25).interval == (0.4074, 0.766)
+    assert score_task("matching", "move_near", one, 25)["interval"] == (0.4074, 0.766)
     found = score_task("matching", "move_near", alike, 100)
-    assert (found.score, found.n, found.interval) == (0.6, 100, (0.4074, 0.766))
+    assert (found["value"], found["n"], found["interval"]) == (0.6, 100, (0.4074, 0.766))
 
 
 def test_every_trial_has_a_layout_that_its_variants_share():
@@ -125,4 +127,4 @@ def test_every_trial_has_a_layout_that_its_variants_share():
 
 def test_crashes_alone_give_no_score():
     score = score_task("matching", "stack_cube", [outcome("", "robot", "crashed")], 24)
-    assert (score.score, score.n, score.interval, score.crashed) == (None, 0, None, 1)
+    assert (score["value"], score["n"], score["interval"], score["crashed"]) == (None, 0, None, 1)

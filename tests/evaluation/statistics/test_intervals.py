@@ -15,34 +15,24 @@ from gen_vla.evaluation.statistics.intervals import (
 )
 
 
-def test_known_intervals():
+def test_wilsons_interval():
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
     assert wilson_interval(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)
     assert wilson_interval(10, 10)[1] == 1.0
 
 
 @pytest.mark.parametrize(("k", "n"), [(-1, 5), (6, 5), (0, 0)])
-def test_counts_that_cannot_be(k, n):
+def test_impossible_counts(k, n):
     with pytest.raises(ValueError, match=f"got {k} successes of {n}"):
         wilson_interval(k, n)
 
 
-def trials(successes, layouts, times=1):
-    """So many layouts, the first of them solved, each the same so many times."""
-    return [Scored(str(i), str(t), float(i < successes)) for i in range(layouts) for t in range(times)]
-
-
-def test_one_trial_a_layout_is_wilsons_interval():
-    found = clustered_share(trials(45, 50))
-    assert (found.n, found.layouts, found.effective) == (50, 50, pytest.approx(50))
-    assert found.interval == pytest.approx(wilson_interval(45, 50))
-
-
-@pytest.mark.parametrize("solved", [0, 30, 75])
-def test_layouts_that_always_end_alike_count_once(solved):
-    found = clustered_share(trials(solved, 75, times=4))
-    assert (found.n, found.layouts) == (300, 75)
-    assert found.interval == pytest.approx(wilson_interval(solved, 75))
+@pytest.mark.parametrize(("solved", "layouts", "times"), [(45, 50, 1), (0, 75, 4), (30, 75, 4), (75, 75, 4)])
+def test_layouts_whose_trials_end_alike_count_once(solved, layouts, times):
+    """With one trial a layout the interval is Wilson's."""
+    found = clustered_share([Scored(str(i), str(t), float(i < solved)) for i in range(layouts) for t in range(times)])
+    assert (found.n, found.layouts) == (layouts * times, layouts)
+    assert found.interval == pytest.approx(wilson_interval(solved, layouts))
 
 
 def test_layouts_whose_trials_are_independent_count_almost_as_often_as_they_were_run():
@@ -51,7 +41,7 @@ def test_layouts_whose_trials_are_independent_count_almost_as_often_as_they_were
     assert 600 < found.effective <= 800
 
 
-def test_it_holds_the_truth_where_looks_repeat_layouts_and_wilsons_does_not():
+def test_coverage_where_looks_repeat_layouts():
     """50 layouts in 20 looks, each layout with a rate of its own around 0.8; correlation 0.3 within a layout."""
     rng = random.Random(0)
     held, naive = 0, 0
@@ -110,29 +100,27 @@ def test_paired_differences_worked_out_by_hand():
     assert bounds == pytest.approx((-0.507, -0.026), abs=1e-3)
 
 
-def test_a_pair_tells_more_than_two_strangers():
+def test_paired_trials_narrow_the_interval_and_unpaired_ones_widen_it():
     first, second = pairs(30, 8, 1, 11)
     correlation, (low, high) = compared(first, second)
-    strangers = {f"other {name}": trial for name, trial in second.items()}
-    alone, (wide_low, wide_high) = compared(first, strangers)
+    alone, (wide_low, wide_high) = compared(first, {f"other {name}": trial for name, trial in second.items()})
     assert alone == 0 < correlation
     assert wide_low < 0 < low < high < wide_high
-
-
-def test_trials_that_only_one_ran_loosen_a_pair():
-    first, second = pairs(30, 8, 1, 11)
     half = {name: trial for name, trial in second.items() if int(name) % 2}
-    assert 0 < paired_correlation(first, half) < paired_correlation(first, second)
+    assert 0 < paired_correlation(first, half) < correlation
     assert paired_correlation(first, {name: Scored(name, "", 1.0) for name in first}) == 0
 
 
-def test_mcnemars_exact_test_where_layouts_have_one_trial():
-    assert sign_flip_p([1, *[-1] * 7, *[0] * 13]) == pytest.approx(0.0703, abs=1e-4)  # 2 * (1 + 8) / 2 ** 8
-    assert sign_flip_p([1] * 6 + [-1] * 16) == pytest.approx(0.0525, abs=1e-4)
-    assert sign_flip_p([0, 0]) == 1
-
-
-def test_layouts_are_flipped_whole():
-    assert sign_flip_p([4]) == 1  # four trials of one layout: as likely the other way round
-    assert sign_flip_p([4, 4, 4]) == 0.25
-    assert sign_flip_p([4, 1, -1]) == 0.75  # 6, 4, 4, 2 and their opposites against 4
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1, *[-1] * 7, *[0] * 13], 0.0703),  # McNemar: 2 * (1 + 8) / 2 ** 8
+        ([1] * 6 + [-1] * 16, 0.0525),
+        ([0, 0], 1),
+        ([4], 1),  # four trials of one layout: as likely the other way round
+        ([4, 4, 4], 0.25),
+        ([4, 1, -1], 0.75),  # 6, 4, 4, 2 and their opposites against 4
+    ],
+)
+def test_layouts_are_flipped_whole(differences, p):
+    assert sign_flip_p(differences) == pytest.approx(p, abs=1e-4)

@@ -5,23 +5,22 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import needs_simulator  # noqa: F401  # skips this file without one
 import pytest
 from rich.console import Console
 
 
-try:
-    from gen_vla.evaluation.tabletop.scores import family_weights, rate, results_table, summarise, variants_table
-except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
-    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+# isort: split
 
-from gen_vla.evaluation.tabletop.episodes import Episode
+from gen_vla.evaluation.tabletop.episodes import TabletopEpisode
+from gen_vla.evaluation.tabletop.scores import family_weights, rate, summarise, tabletop_table, variants_table
 
 
 def episodes(outcomes: str, mode: Any = "matching", variant="ordinary/ordinary", task: Any = "pick_object"):
     """One per letter: s success, f failure, m malformed, c crashed."""
     names: dict[str, Any] = {"s": "success", "f": "failure", "m": "malformed", "c": "crashed"}
     return [
-        Episode(mode, variant, task, 1_000_000 + i, "go", str(i), names[letter], 10 + i, 1)
+        TabletopEpisode(mode, variant, task, 1_000_000 + i, "go", str(i), names[letter], 10 + i, 1)
         for i, letter in enumerate(outcomes)
     ]
 
@@ -90,7 +89,7 @@ def test_tables_show_malformed_and_crashed_in_columns_of_their_own():
     found = summarise([*episodes("ssfmc"), *episodes("sm", "variants", "lighting/dim")])
     screen = io.StringIO()
     console = Console(file=screen, width=100)
-    console.print(results_table({"policy": found}))
+    console.print(tabletop_table({"policy": found}))
     console.print(variants_table(found["variants"]))
     text = screen.getvalue()
     for expected in ("formed", "crashed", "2/4", "15-85 %", "dim", "without camera"):

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import needs_simulator  # noqa: F401  # skips this file without one
 import pytest
 from PIL import Image
 
 
-try:
-    from gen_vla.evaluation.simulation.environment import TabletopEnv
-
-    TabletopEnv(64).reset("pick_object", 0)
-except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
-    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+# isort: split
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, sample_layout

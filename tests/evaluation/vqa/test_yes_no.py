@@ -3,7 +3,7 @@
 import pytest
 
 from gen_vla.evaluation.vqa.lm_eval_tasks import yes_no
-from gen_vla.evaluation.vqa.lm_eval_tasks.yes_no import Judgement, judge, parse_yes_no, process_pope, process_vsr
+from gen_vla.evaluation.vqa.lm_eval_tasks.yes_no import Judgement, parse_yes_no, process_pope, process_vsr
 
 
 @pytest.mark.parametrize(
@@ -30,36 +30,28 @@ def test_parsing(answer, said):
 
 
 # truth, said: 3 right yes, 1 missed, 1 neither | 2 right no, 2 wrong yes, 1 neither
-TABLE = [
-    *[Judgement(True, True)] * 3,
-    Judgement(True, False),
-    Judgement(True, None),
-    *[Judgement(False, False)] * 2,
-    *[Judgement(False, True)] * 2,
-    Judgement(False, None),
-]
+MIXED = (
+    [(True, True)] * 3 + [(True, False), (True, None)] + [(False, False)] * 2 + [(False, True)] * 2 + [(False, None)]
+)
 
 
-def test_the_table():
-    assert yes_no.accuracy(TABLE) == 5 / 10
-    assert yes_no.precision(TABLE) == 3 / 5
-    assert yes_no.recall(TABLE) == 3 / 5  # of five, the one that is neither included
-    assert yes_no.f1(TABLE) == pytest.approx(3 / 5)
-    assert yes_no.yes_ratio(TABLE) == 5 / 10
-    assert yes_no.unparsable(TABLE) == 2 / 10
-
-
-def test_precision_and_recall_differ():
-    table = [Judgement(True, True), *[Judgement(False, True)] * 3, Judgement(True, False)]
-    assert (yes_no.precision(table), yes_no.recall(table)) == (1 / 4, 1 / 2)
-    assert yes_no.f1(table) == pytest.approx(2 * (1 / 4) * (1 / 2) / (3 / 4))
-    assert yes_no.yes_ratio(table) == 4 / 5  # of what the model said; of the truth it would be 2 / 5
-
-
-def test_a_model_that_never_says_yes():
-    table = [Judgement(True, False), Judgement(False, False), Judgement(True, None)]
-    assert (yes_no.precision(table), yes_no.recall(table), yes_no.f1(table)) == (0.0, 0.0, 0.0)
-    assert yes_no.recall([Judgement(False, True)]) == 0.0
+@pytest.mark.parametrize(
+    ("judgements", "expected"),
+    [
+        # Recall is over all five, the unparsable one included.
+        (MIXED, {"accuracy": 0.5, "precision": 0.6, "recall": 0.6, "f1": 0.6, "yes_ratio": 0.5, "unparsable": 0.2}),
+        # The share of yes is that of what the model said; of the truth it would be 2 / 5.
+        (
+            [(True, True)] + [(False, True)] * 3 + [(True, False)],
+            {"precision": 1 / 4, "recall": 1 / 2, "f1": 1 / 3, "yes_ratio": 4 / 5},
+        ),
+        ([(True, False), (False, False), (True, None)], {"precision": 0.0, "recall": 0.0, "f1": 0.0}),
+        ([(False, True)], {"recall": 0.0}),
+    ],
+)
+def test_metrics(judgements, expected):
+    table = [Judgement(*judgement) for judgement in judgements]
+    assert {name: getattr(yes_no, name)(table) for name in expected} == pytest.approx(expected)
 
 
 def test_pope_is_scored_overall_and_in_its_category():
@@ -76,4 +68,4 @@ def test_vsr_is_true_where_its_label_is_one():
 
 def test_an_answer_that_is_none_of_popes():
     with pytest.raises(ValueError, match="got 'two' as the right answer, expected yes or no"):
-        judge("two", "yes")
+        process_pope({"answer": "two", "category": "popular"}, ["yes"])

@@ -1,17 +1,17 @@
 """`gen-vla convert` for PaliGemma: transformers' own model, under the published files' names, comes back as π0+."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign_checkpoints import load_converted
 from safetensors.torch import save_file
 from tiny_models import IMAGE_SIZE, IMAGE_TOKENS, picture, tiny_tokenizer, with_large_weights
 from tokenizers import Tokenizer
 from transformers import (
-    AutoModel,
-    AutoProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
@@ -29,13 +29,8 @@ from gen_vla.training.storage.tensor_files import SafetensorsFolder
 
 
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_key_value_heads": 1, "head_dim": 8}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "image_size": IMAGE_SIZE,
-    "patch_size": 4,
-}
+VISION: dict[str, int] = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "patch_size": 4}
+VISION["image_size"] = IMAGE_SIZE
 HEADS = {"text_config": {"num_attention_heads": 8}, "vision_config": {"num_attention_heads": 16}}
 
 
@@ -53,23 +48,25 @@ def gemma_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def stock_config(vision: dict[str, int], text: dict[str, int], image_token_index: int) -> PaliGemmaConfig:
+    """transformers' configuration of a PaliGemma of these sizes."""
+    return PaliGemmaConfig(
+        vision_config={"model_type": "siglip_vision_model", **vision, "vision_use_head": False},
+        text_config={"model_type": "gemma", **text, "pad_token_id": 0},
+        image_token_index=image_token_index,
+        projection_dim=text["hidden_size"],
+        hidden_size=text["hidden_size"],
+    )
+
+
 @pytest.fixture(scope="module")
 def stock() -> Any:
     """transformers' PaliGemma, tiny."""
     torch.manual_seed(5)
     size = gemma_tokenizer().get_vocab_size() + 11  # rows to spare, as in the published embedding
-    config = PaliGemmaConfig(
-        vision_config={
-            "model_type": "siglip_vision_model",
-            **VISION,
-            "num_attention_heads": 16,
-            "vision_use_head": False,
-        },
-        text_config={"model_type": "gemma", **TEXT, "num_attention_heads": 8, "vocab_size": size, "pad_token_id": 0},
-        image_token_index=gemma_tokenizer().token_to_id("<image>") or 0,
-        projection_dim=64,
-        hidden_size=64,
-    )
+    text = {**TEXT, "num_attention_heads": 8, "vocab_size": size}
+    image_token = gemma_tokenizer().token_to_id("<image>") or 0
+    config = stock_config({**VISION, "num_attention_heads": 16}, text, image_token)
     model = with_large_weights(PaliGemmaForConditionalGeneration(config))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -104,13 +101,8 @@ def write_paligemma(folder: Path, tensors: dict[str, torch.Tensor], **settings: 
         **settings,
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    half = [0.5, 0.5, 0.5]
-    pixels = {
-        "image_mean": half,
-        "image_std": half,
-        "resample": 3,
-        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    }
+    pixels: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+    pixels["size"] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
     return folder
 
@@ -119,8 +111,7 @@ def write_paligemma(folder: Path, tensors: dict[str, torch.Tensor], **settings: 
 def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
     source = write_paligemma(tmp_path / "source", published(stock))
     convert(source, tmp_path / "converted", dual=dual, progress=False)
-    model = AutoModel.from_pretrained(tmp_path / "converted", trust_remote_code=True).eval()
-    processor = AutoProcessor.from_pretrained(tmp_path / "converted", trust_remote_code=True)
+    model, processor = load_converted(tmp_path / "converted")
     assert model.config.frozen == ("siglip" if dual else None)
     assert list(model.model.vision_tower.names) == ["siglip", "siglip_copy"][: 1 + dual]
     assert processor.num_image_tokens == IMAGE_TOKENS
@@ -213,32 +204,25 @@ def test_sizes_come_from_the_tensors(stock: Any) -> None:
         paligemma_config(shapes, {}, "siglip")
 
 
-def test_missing_and_unexpected_tensors_are_listed(stock: Any, tmp_path: Path) -> None:
-    spoiled = published(stock)
-    del spoiled["vision_tower.vision_model.post_layernorm.bias"]
-    write_paligemma(tmp_path / "source", spoiled)
-    with pytest.raises(ConversionError, match=r"2 missing and 0 unexpected(?s:.*)siglip_copy.post_layernorm.bias"):
-        convert(tmp_path / "source", tmp_path / "converted", progress=False)
-    spoiled = {**published(stock), "action_expert.weight": torch.ones(1)}
-    write_paligemma(tmp_path / "other", spoiled)
-    with pytest.raises(ConversionError, match=r"0 missing and 1 unexpected(?s:.*)unexpected: action_expert.weight"):
-        convert(tmp_path / "other", tmp_path / "converted", progress=False)
+def test_what_does_not_fit_is_refused(stock: Any, tmp_path: Path) -> None:
+    incomplete = published(stock)
+    del incomplete["vision_tower.vision_model.post_layernorm.bias"]
+    expert = {**published(stock), "action_expert.weight": torch.ones(1)}
     head = {**published(stock), "vision_tower.vision_model.head.probe": torch.ones(1)}
-    write_paligemma(tmp_path / "head", head)
-    with pytest.raises(ConversionError, match=r"unexpected: vision_tower.vision_model.head.probe"):
-        convert(tmp_path / "head", tmp_path / "converted", progress=False)
-    assert not (tmp_path / "converted").exists()
-
-
-def test_paligemma_2_and_foreign_tokenizers_are_refused(stock: Any, tmp_path: Path) -> None:
-    write_paligemma(tmp_path / "two", published(stock), text_config={"model_type": "gemma2"})
-    with pytest.raises(ConversionError, match="got a language model of type 'gemma2', expected 'gemma'"):
-        convert(tmp_path / "two", tmp_path / "converted", progress=False)
-    write_paligemma(tmp_path / "other", published(stock), image_token_index=5)
-    with pytest.raises(ConversionError, match=r"got a tokenizer whose <image> is \d+, expected 5"):
-        convert(tmp_path / "other", tmp_path / "converted", progress=False)
+    cases: list[tuple[dict[str, torch.Tensor], dict[str, Any], str]] = [
+        (incomplete, {}, r"2 missing and 0 unexpected(?s:.*)siglip_copy.post_layernorm.bias"),
+        (expert, {}, r"0 missing and 1 unexpected(?s:.*)unexpected: action_expert.weight"),
+        (head, {}, r"unexpected: vision_tower.vision_model.head.probe"),
+        (published(stock), {"text_config": {"model_type": "gemma2"}}, "a language model of type 'gemma2', expected"),
+        (published(stock), {"image_token_index": 5}, r"got a tokenizer whose <image> is \d+, expected 5"),
+    ]
+    for number, (tensors, settings, message) in enumerate(cases):
+        write_paligemma(tmp_path / str(number), tensors, **settings)
+        with pytest.raises(ConversionError, match=message):
+            convert(tmp_path / str(number), tmp_path / "converted", progress=False)
     with pytest.raises(ConversionError, match="got actions for a PaliGemma, which does not act yet"):
-        convert(tmp_path / "other", tmp_path / "converted", actions="bins", progress=False)
+        convert(tmp_path / "0", tmp_path / "converted", actions="bins", progress=False)
+    assert not (tmp_path / "converted").exists()
 
 
 def test_the_command(stock: Any, tmp_path: Path) -> None:
@@ -251,35 +235,19 @@ def test_the_command(stock: Any, tmp_path: Path) -> None:
 
 def test_the_full_size_has_the_published_shapes() -> None:
     """The shapes of google/paligemma-3b-pt-224's tensors give the default configuration."""
-    blocks, layers, width = 27, 18, 1152
-    shapes: dict[str, tuple[int, ...]] = {
-        "language_model.model.embed_tokens.weight": (257216, 2048),
-        "language_model.model.norm.weight": (2048,),
-        "multi_modal_projector.linear.weight": (2048, width),
-        "multi_modal_projector.linear.bias": (2048,),
-    }
-    vision = "vision_tower.vision_model"
-    shapes |= {
-        f"{vision}.embeddings.patch_embedding.{k}": s for k, s in (("weight", (width, 3, 14, 14)), ("bias", (width,)))
-    }
-    shapes[f"{vision}.embeddings.position_embedding.weight"] = (256, width)
-    shapes |= {f"{vision}.post_layernorm.{kind}": (width,) for kind in ("weight", "bias")}
-    linear = {f"self_attn.{name}_proj": (width, width) for name in ("q", "k", "v", "out")}
-    linear |= {"mlp.fc1": (4304, width), "mlp.fc2": (width, 4304)}
-    for block in range(blocks):
-        for name, shape in linear.items():
-            shapes[f"{vision}.encoder.layers.{block}.{name}.weight"] = shape
-            shapes[f"{vision}.encoder.layers.{block}.{name}.bias"] = shape[:1]
-        for name in ("layer_norm1", "layer_norm2"):
-            shapes |= {f"{vision}.encoder.layers.{block}.{name}.{kind}": (width,) for kind in ("weight", "bias")}
-    matrices = {"self_attn.q_proj": (2048, 2048), "self_attn.k_proj": (256, 2048), "self_attn.v_proj": (256, 2048)}
-    matrices |= {"self_attn.o_proj": (2048, 2048), "mlp.gate_proj": (16384, 2048), "mlp.up_proj": (16384, 2048)}
-    matrices |= {"mlp.down_proj": (2048, 16384), "input_layernorm": (2048,), "post_attention_layernorm": (2048,)}
-    for layer in range(layers):
-        shapes |= {f"language_model.model.layers.{layer}.{name}.weight": s for name, s in matrices.items()}
-    config = Pi0PlusConfig(**paligemma_config(shapes, HEADS, "siglip"))
+    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    text = {"hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18, "num_attention_heads": 8}
+    text |= {"num_key_value_heads": 1, "head_dim": 256, "vocab_size": 257216}
     default = Pi0PlusConfig()
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        assert getattr(config.text_config, name) == getattr(default.text_config, name), name
-        assert getattr(config.vision_config, name) == getattr(default.vision_config, name), name
-    assert model_shapes(Pi0PlusForVision2Seq, config) == model_shapes(Pi0PlusForVision2Seq, default)
+    with torch.device("meta"):
+        stock = PaliGemmaForConditionalGeneration(
+            stock_config({**vision, "image_size": 224, "patch_size": 14}, text, image_token_index=257152)
+        )
+        shapes = {name: tuple(tensor.shape) for name, tensor in published(stock).items()}
+        assert sum(map(math.prod, shapes.values())) == 2_923_466_480
+        config = Pi0PlusConfig(**paligemma_config(shapes, HEADS, "siglip"))
+        assert model_shapes(Pi0PlusForVision2Seq(config)) == model_shapes(Pi0PlusForVision2Seq(default))
+    assert {name: getattr(config.text_config, name) for name in text} == text
+    assert {name: getattr(config.vision_config, name) for name in vision} == vision
+    for name in ("text_config", "vision_config"):
+        assert getattr(config, name).num_attention_heads == getattr(default, name).num_attention_heads

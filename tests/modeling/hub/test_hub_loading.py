@@ -1,4 +1,4 @@
-"""From `gen-vla publish` to a stranger's `from_pretrained("OWNER/NAME")`, over HTTP and then from the cache."""
+"""From `gen-vla publish` to a user's `from_pretrained("OWNER/NAME")`, over HTTP and then from the cache."""
 
 import json
 import subprocess
@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hub_stand_in import HubStandIn
 from hub_stand_in_storage import Account
 from huggingface_hub import HfApi, constants
+from repository_reader import GREEDY, QUESTION, check_same, read_repositories, use
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
 
 from gen_vla.processors import ActionStringProcessor
@@ -22,10 +21,6 @@ from gen_vla.training.publishing.hub_state import Destination
 
 STRINGS = ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2])
 OPENVLA, PI0 = "gen-vla/tiny-openvla", "gen-vla/tiny-pi0"
-INSTRUCTION, QUESTION = "open the drawer", "How many?"
-READER = (
-    Path(__file__).resolve().parents[2] / "support" / "hub" / "hub_reader.py"
-)  # in which gen_vla cannot be imported
 
 
 @pytest.fixture(scope="module")
@@ -69,54 +64,23 @@ def published(
     return {OPENVLA: second, f"{OPENVLA}@v1": first, f"{PI0}@{pi0_commit}": pi0}
 
 
-def read(hub: HubStandIn, folder: Path, names: list[str], **variables: str) -> list[dict[str, Any]]:
-    """What the reader writes about each name, in an interpreter with the cache of `folder`."""
-    folder.mkdir(exist_ok=True)
-    image = np.asarray(picture())
-    np.savez(folder / "inputs.npz", image=image, instruction=INSTRUCTION, question=QUESTION)
-    environment = {**hub.environment("hf_bob", folder / "home"), **variables}
-    finished = subprocess.run(
-        [sys.executable, "-P", str(READER), str(folder / "inputs.npz"), str(folder), *names],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return [dict(np.load(folder / f"{number}.npz")) for number in range(len(names))]
-
-
-def check(outputs: dict[str, Any], name: str, model: Any, processor: Any) -> None:
-    """The reader came to the numbers of the model that was published."""
-    inputs = processor.action_inputs(picture(), INSTRUCTION)
-    with torch.no_grad():
-        logits = model(**inputs).logits.numpy()
-    action = model.predict_action(**inputs, unnorm_key="tiny")
-    for loader in ("AutoModel", "AutoModelForImageTextToText"):
-        np.testing.assert_allclose(outputs[f"logits {loader}"], logits, rtol=0, atol=1e-6, err_msg=name)
-        np.testing.assert_array_equal(outputs[f"action {loader}"], action)
-    question = processor.question_inputs(picture(), QUESTION)
-    answer = model.generate(**question, max_new_tokens=4, do_sample=False)[:, question["input_ids"].shape[1] :]
-    assert str(outputs["answer"]) == processor.batch_decode(answer, skip_special_tokens=True)[0]
-    repo_id = name.partition("@")[0]
-    assert f"{repo_id} contains custom code which must be executed" in str(outputs["untrusted"])
-    assert "pass the argument `trust_remote_code=True`" in str(outputs["untrusted"])
-
-
 def test_models_load_by_name_over_http_and_then_offline(
     hub: HubStandIn, published: dict[str, tuple[Path, Any, Any]], tmp_path: Path
 ) -> None:
-    names = list(published)
-    for variables in ({}, {"HF_HUB_OFFLINE": "1"}):
+    environment = hub.environment("hf_bob", tmp_path / "home")
+    for variables in (environment, {**environment, "HF_HUB_OFFLINE": "1"}):
         hub.log.clear()
-        outputs = read(hub, tmp_path / "reader", names, **variables)
-        for found, (name, (_, model, processor)) in zip(outputs, published.items(), strict=True):
-            check(found, name, model, processor)
+        found = read_repositories(list(published), tmp_path / "reader", variables)
+        assert bool(hub.log) == (variables is environment)
+        for outputs, (name, (_, model, processor)) in zip(found, published.items(), strict=True):
+            check_same(outputs, use(model, processor))
             repo_id, _, revision = name.partition("@")
-            assert hub.storage.repositories[repo_id].sha(revision or "main") in str(found["module"])
-        assert bool(hub.log) == (not variables)
+            assert hub.storage.repositories[repo_id].sha(revision or "main") in str(outputs["class"])
+            question = processor.question_inputs(picture(), QUESTION)
+            answer = model.generate(**question, **GREEDY)[:, question["input_ids"].shape[1] :]
+            assert str(outputs["pipeline"]) == processor.batch_decode(answer, skip_special_tokens=True)[0]
+            assert f"{repo_id} contains custom code which must be executed" in str(outputs["untrusted"])
+            assert "pass the argument `trust_remote_code=True`" in str(outputs["untrusted"])
     assert hub.storage.repositories[OPENVLA].history() == ["Publish tiny-openvla", "First version", "initial commit"]
 
 

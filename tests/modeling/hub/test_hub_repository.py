@@ -1,14 +1,12 @@
 """What `save_pretrained` writes is a whole Hub repository: it loads where this package is not installed.
 
-The model and the processor are saved into one folder, and a fresh interpreter in which `gen_vla` cannot be imported
-loads them by the auto classes and has to come to the same numbers.
+Model and processor are saved into one folder, and a fresh interpreter in which `gen_vla` cannot be imported loads them
+by the auto classes and has to come to the same numbers.
 """
 
 import ast
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from repository_reader import check_same, has_words, read_repositories, use
 from safetensors import safe_open
 from tiny_models import (
     picture,
@@ -33,119 +32,63 @@ from gen_vla.processors import ActionStringProcessor
 
 
 ROOT = Path(__file__).resolve().parents[3]
-SHIPPED = {
-    "action_bins.py",
-    "action_choices.py",
-    "action_grammar.py",
-    "action_prediction.py",
-    "action_prior.py",
-    "action_statistics.py",
-    "action_strings.py",
-    "captured_pass.py",
-    "cpu_threads.py",
-    "configuration_openvla_plus.py",
-    "decoder_operations.py",
-    "dual_vision_tower.py",
-    "image_language_model.py",
-    "image_processing_openvla_plus.py",
-    "lean_layers.py",
-    "model_fingerprint.py",
-    "modeling_openvla_plus.py",
-    "nested_configuration.py",
-    "openvla_contract.py",
-    "parallel_streams.py",
-    "processing_openvla_plus.py",
-    "prompt_texts.py",
-    "rgb_pictures.py",
-    "slot_cache.py",
-    "static_passes.py",
-    "static_plan.py",
-    "text_tokens.py",
-    "token_trees.py",
-    "transformers_version.py",
-    "tree_decoding.py",
-    "tree_passes.py",
-    "triton_operations.py",
-}
-SHIPPED_WITH_A_FLOW = {  # nothing that decodes tokens but what the processors import
-    "cpu_threads.py",
-    "action_bins.py",
-    "action_grammar.py",
-    "action_statistics.py",
-    "action_strings.py",
-    "configuration_pi0_flow.py",
-    "image_processing_openvla_plus.py",
-    "modeling_pi0_flow.py",
-    "nested_configuration.py",
-    "openvla_contract.py",
-    "pi0_version.py",
-    "processing_openvla_plus.py",
-    "processing_pi0_flow.py",
-    "processing_pi0_plus.py",
-    "prompt_texts.py",
-    "rgb_pictures.py",
-    "text_tokens.py",
-    "transformers_version.py",
-}
 ALLOWED = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)
-INSTRUCTIONS = ["open the drawer", "go"]
-QUESTION = "How many?"
-NO_PACKAGE = "import sys; sys.modules['gen_vla'] = None"  # what `import gen_vla` then raises is ModuleNotFoundError
-
-FRESH = """
-import sys
-import numpy as np, torch
-from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-
-try:
-    import gen_vla.processors
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("gen_vla can be imported")
-folder, source, target = sys.argv[1:]
-data = np.load(source)
-pictures = [Image.fromarray(data[name]) for name in ("first", "second")]
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "openvla_plus"
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__name__ == type(other).__name__ == "OpenVLAPlusForVision2Seq"
-assert not model.training and not model.model.vision_tower.siglip.embeddings.patch_embedding.weight.requires_grad
-inputs = processor.action_inputs(pictures, list(data["instructions"]))
-with torch.no_grad():
-    logits = [network(**inputs).logits.numpy() for network in (model, other)]
-prediction = model.predict_actions(**inputs, unnorm_key="tiny")
-one = model.predict_action(**processor.action_inputs(pictures[0], str(data["instructions"][0])))
-question = processor.question_inputs(pictures[0], str(data["question"]))
-answer = model.generate(**question, do_sample=False, max_new_tokens=5)
-np.savez(target, logits=logits[0], other=logits[1], tokens=prediction.token_ids, actions=prediction.actions,
-         one=one, answer=answer.numpy(), text=processor.batch_decode(answer), texts=prediction.text)
-"""
+IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+STRINGS = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
 
 
 @pytest.fixture(scope="module")
-def repository(llama_like: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """The folder, and the model and the processor it was written by."""
-    folder = tmp_path_factory.mktemp("repository")
-    strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
-    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder, model, processor
+def repositories(llama_like: Any, gemma_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By family: the folder, and the model and the processor it was written by."""
+    made = {
+        "openvla_plus": (tiny_model(llama_like, STRINGS), tiny_processor(llama_like, STRINGS)),
+        "pi0_plus": (tiny_pi0_model(gemma_like, STRINGS), tiny_pi0_processor(gemma_like, STRINGS)),
+        "pi0_flow": (tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)),
+    }
+    written = {}
+    for family, (model, processor) in made.items():
+        folder = tmp_path_factory.mktemp(family)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        written[family] = (folder, model, processor)
+    return written
 
 
-def test_the_files_that_ship(repository: tuple[Path, Any, Any]) -> None:
-    folder = repository[0]
+@pytest.fixture(scope="module")
+def repository(repositories: dict[str, Any]) -> tuple[Path, Any, Any]:
+    return repositories["openvla_plus"]
+
+
+def source(module: str) -> Path:
+    """Where a module that ships is kept."""
+    folder = "processors" if (ROOT / "processors" / f"{module}.py").exists() else "modeling"
+    return ROOT / folder / f"{module}.py"
+
+
+def imported(*modules: str) -> set[str]:
+    """These modules, all those they import from beside themselves, and all that those import."""
+    needed, unread = set(modules), set(modules)
+    while unread:
+        found = set(IMPORT.findall(source(unread.pop()).read_text()))
+        unread |= found - needed
+        needed |= found
+    return needed
+
+
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])
+def test_the_files_that_ship(family: str, repositories: dict[str, Any]) -> None:
+    """The code is what the auto classes need, and no file more."""
+    folder = repositories[family][0]
     written = {path.name for path in folder.iterdir()}
-    assert {name for name in written if name.endswith(".py")} == SHIPPED
+    entrances = [f"{kind}_{family}" for kind in ("configuration", "modeling", "processing")]
+    code = imported(*entrances, "image_processing_openvla_plus")
+    assert {name for name in written if name.endswith(".py")} == {f"{module}.py" for module in code}
     assert {"config.json", "model.safetensors", "processor_config.json", "chat_template.jinja"} <= written
     assert {"tokenizer.json", "tokenizer_config.json"} <= written
     assert not [name for name in written if name.endswith((".bin", ".pt", ".pkl"))]
-    for name in SHIPPED:
-        home = ROOT / ("processors" if (ROOT / "processors" / name).exists() else "modeling") / name
-        assert (folder / name).read_bytes() == home.read_bytes(), name
+    assert all((folder / f"{module}.py").read_bytes() == source(module).read_bytes() for module in code)
+    assert len(code) > 15
+    assert ("tree_decoding" in code) == (family != "pi0_flow")  # which writes no tokens
 
 
 @pytest.mark.parametrize("folder", ["modeling", "processors"])
@@ -155,7 +98,7 @@ def test_shipped_files_import_only_what_every_user_has(folder: str) -> None:
     assert len(files) >= 5
     for path in files:
         tree = ast.parse(path.read_text())
-        # What is tried for and done without: Triton, which PyTorch brings along for GPUs.
+        # Optional imports: Triton, which PyTorch brings along for GPUs.
         tried = [node for block in ast.walk(tree) if isinstance(block, ast.Try) for node in block.body]
         for node in ast.walk(tree):
             if node in tried:
@@ -170,32 +113,30 @@ def test_shipped_files_import_only_what_every_user_has(folder: str) -> None:
                 assert (path.parent / f"{node.module}.py").is_file(), f"{path} imports .{node.module}"
 
 
-IMPORT = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
-ENTRANCES = ("configuration_*.py", "modeling_*.py", "processing_*.py", "image_processing_*.py")
-
-
 def entrances() -> list[Path]:
     """The files of a repository that transformers opens by name."""
-    folders = [ROOT / "modeling", ROOT / "processors"]
-    return sorted(path for folder in folders for name in ENTRANCES for path in folder.glob(name))
+    kinds = ("configuration", "modeling", "processing", "image_processing")
+    return sorted(
+        path
+        for folder in ("modeling", "processors")
+        for kind in kinds
+        for path in (ROOT / folder).glob(f"{kind}_*.py")
+    )
 
 
 @pytest.mark.parametrize("entrance", entrances(), ids=lambda path: path.stem)
 def test_an_entrance_names_everything_it_needs(entrance: Path) -> None:
     """transformers 4 copies from a local folder what the file it enters by imports, and nothing those import."""
     direct = set(IMPORT.findall(entrance.read_text()))
-    needed, open_names = set(direct), set(direct)
-    while open_names:
-        found = set(IMPORT.findall((entrance.parent / f"{open_names.pop()}.py").read_text()))
-        open_names |= found - needed
-        needed |= found
-    needed -= {entrance.stem}
-    assert needed == direct, f"add imports of {sorted(needed - direct)} to {entrance.name}"
+    missing = imported(*direct) - direct - {entrance.stem}
+    assert not missing, f"add imports of {sorted(missing)} to {entrance.name}"
 
 
-def test_links_of_modeling_are_the_files_of_processors() -> None:
-    for name in ("action_strings.py", "action_grammar.py", "action_statistics.py", "transformers_version.py"):
-        assert (ROOT / "modeling" / name).samefile(ROOT / "processors" / name)
+def test_modules_in_both_folders_are_one_file() -> None:
+    names = {path.name for path in (ROOT / "modeling").glob("*.py")} - {"__init__.py"}
+    shared = [name for name in names if (ROOT / "processors" / name).exists()]
+    assert len(shared) >= 4
+    assert all((ROOT / "modeling" / name).samefile(ROOT / "processors" / name) for name in shared)
 
 
 def name_in_the_file(name: str) -> str:
@@ -207,31 +148,25 @@ def name_in_the_file(name: str) -> str:
     return name
 
 
-def test_the_weights_are_whole(repository: tuple[Path, Any, Any]) -> None:
-    folder, model, _ = repository
+def test_every_tensor_is_saved_and_read_back(repository: tuple[Path, Any, Any], tmp_path: Path) -> None:
+    model = OpenVLAPlusForVision2Seq.from_pretrained(repository[0])
     state = model.state_dict()
-    with safe_open(folder / "model.safetensors", "pt") as file:
+    assert all(torch.equal(tensor, state[name]) for name, tensor in repository[1].state_dict().items())
+    with torch.no_grad():
+        for tensor in state.values():
+            tensor.add_(1.0)  # so that none is what a new model begins with
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {name_in_the_file(name) for name in state}
         for name, tensor in state.items():
             assert torch.equal(file.get_tensor(name_in_the_file(name)), tensor), name
-    whole: Any = OpenVLAPlusForVision2Seq.from_pretrained(folder, output_loading_info=True)
+    whole: Any = OpenVLAPlusForVision2Seq.from_pretrained(tmp_path, output_loading_info=True)
     loaded, info = whole
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     for (name, buffer), (_, original) in zip(loaded.named_buffers(), model.named_buffers(), strict=True):
         assert torch.equal(buffer, original), name  # buffers that are not saved are filled again
-
-
-def test_every_saved_tensor_is_read_back(repository: tuple[Path, Any, Any], tmp_path: Path) -> None:
-    model = OpenVLAPlusForVision2Seq.from_pretrained(repository[0])
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.add_(1.0)
-    model.save_pretrained(tmp_path)
-    again = OpenVLAPlusForVision2Seq.from_pretrained(tmp_path).state_dict()
-    for name, tensor in repository[1].state_dict().items():
-        torch.testing.assert_close(again[name], tensor + 1.0, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -244,47 +179,17 @@ def test_the_data_type_asked_for_is_everywhere(repository: tuple[Path, Any, Any]
     assert prediction.actions.dtype == np.float32
 
 
-def test_loads_in_a_fresh_interpreter_without_the_package(repository: tuple[Path, Any, Any], tmp_path: Path) -> None:
-    folder, model, processor = repository
-    pictures = [picture(), picture(1)]
-    source, target = tmp_path / "inputs.npz", tmp_path / "outputs.npz"
-    np.savez(
-        source,
-        first=np.asarray(pictures[0]),
-        second=np.asarray(pictures[1]),
-        instructions=INSTRUCTIONS,
-        question=QUESTION,
-    )
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "OMP_NUM_THREADS": "1",
-    }
-    environment.pop("PYTHONPATH", None)
-    finished = subprocess.run(
-        [sys.executable, "-c", NO_PACKAGE + FRESH, str(folder), str(source), str(target)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    fresh = np.load(target)
-    inputs = processor.action_inputs(pictures, INSTRUCTIONS)
-    with torch.no_grad():
-        logits = model(**inputs).logits.numpy()
-    np.testing.assert_allclose(fresh["logits"], logits, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(fresh["other"], logits, rtol=0, atol=1e-6)
-    prediction = model.predict_actions(**inputs, unnorm_key="tiny")
-    assert fresh["tokens"].tolist() == prediction.token_ids.tolist()
-    assert fresh["texts"].tolist() == prediction.text
-    np.testing.assert_array_equal(fresh["actions"], prediction.actions)
-    np.testing.assert_array_equal(fresh["one"], prediction.actions[0, 0])
-    answer = model.generate(**processor.question_inputs(pictures[0], QUESTION), do_sample=False, max_new_tokens=5)
-    assert fresh["answer"].tolist() == answer.tolist()
-    assert fresh["text"].tolist() == processor.batch_decode(answer)
+def test_repositories_load_in_a_fresh_interpreter_without_the_package(
+    repositories: dict[str, Any], tmp_path: Path
+) -> None:
+    found = read_repositories([folder for folder, _, _ in repositories.values()], tmp_path)
+    for outputs, (_, model, processor) in zip(found, repositories.values(), strict=True):
+        expected = use(model, processor)
+        check_same(outputs, expected)
+        assert type(model).__name__ in str(outputs["class"])
+        assert len(expected["texts"]) == 2
+        if has_words(model):
+            assert expected["answer None"].tolist() == expected["answer static"].tolist()
 
 
 def test_the_saved_configs_say_how_to_act(repository: tuple[Path, Any, Any]) -> None:
@@ -295,94 +200,6 @@ def test_the_saved_configs_say_how_to_act(repository: tuple[Path, Any, Any]) -> 
     assert config["norm_stats"] == model.config.norm_stats
     assert "image_token_id" not in saved
     assert str(folder) not in (folder / "config.json").read_text()
-
-
-def test_pi0_plus_loads_in_a_fresh_interpreter_too(gemma_like: Any, tmp_path: Path) -> None:
-    strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
-    model, processor = tiny_pi0_model(gemma_like, strings), tiny_pi0_processor(gemma_like, strings)
-    folder = tmp_path / "repo"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    renamed = {name.replace("openvla", "pi0") if name[:4] in ("mode", "conf") else name for name in SHIPPED}
-    assert {path.name for path in folder.glob("*.py")} == renamed | {"processing_pi0_plus.py"}
-    pictures = [picture(), picture(1)]
-    images = np.stack([np.asarray(image) for image in pictures])
-    np.savez(tmp_path / "inputs.npz", images=images, instructions=INSTRUCTIONS, question=QUESTION)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    reader = (
-        Path(__file__).resolve().parents[2] / "support" / "hub" / "repository_reader.py"
-    )  # in which gen_vla cannot be imported
-    finished = subprocess.run(
-        [sys.executable, "-P", str(reader), str(tmp_path / "inputs.npz"), str(tmp_path), str(folder)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    fresh = np.load(tmp_path / "0.npz")
-    inputs = processor.action_inputs(pictures, INSTRUCTIONS)
-    with torch.no_grad():
-        np.testing.assert_array_equal(fresh["logits AutoModel"], model(**inputs).logits.numpy())
-    prediction = model.predict_actions(**inputs)
-    assert fresh["texts"].tolist() == prediction.text
-    np.testing.assert_array_equal(fresh["actions"], prediction.actions)
-    answer = model.generate(**processor.question_inputs(pictures[0], QUESTION), do_sample=False, max_new_tokens=8)
-    assert fresh["answer None"].tolist() == fresh["answer static"].tolist() == answer.tolist()
-
-
-FRESH_FLOW = """
-import sys
-import numpy as np, torch
-from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-
-folder, source, target = sys.argv[1:]
-data = np.load(source)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-inputs = processor.action_inputs([Image.fromarray(image) for image in data["images"]], list(data["instructions"]))
-assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "pi0_flow"
-model, info = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-other = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
-assert not any(info.values()), info
-assert type(model).__name__ == type(other).__name__ == "Pi0FlowForActionPrediction"
-assert type(model).__module__.startswith("transformers_modules.")
-predictions = [network.predict_actions(**inputs, noise=torch.from_numpy(data["noise"])) for network in (model, other)]
-torch.manual_seed(3)
-one = model.predict_action(**{name: value[:1] for name, value in inputs.items()}, unnorm_key="tiny", do_sample=False)
-np.savez(target, actions=predictions[0].actions, other=predictions[1].actions, one=one)
-"""
-
-
-def test_a_flow_loads_in_a_fresh_interpreter_too(gemma_like: Any, tmp_path: Path) -> None:
-    model, processor = tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
-    folder = tmp_path / "repo"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    assert {path.name for path in folder.glob("*.py")} == SHIPPED_WITH_A_FLOW
-    pictures = [picture(), picture(1)]
-    noise = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
-    images = np.stack([np.asarray(image) for image in pictures])
-    np.savez(tmp_path / "inputs.npz", images=images, instructions=INSTRUCTIONS, noise=noise.numpy())
-    arguments = [str(folder), str(tmp_path / "inputs.npz"), str(tmp_path / "outputs.npz")]
-    finished = subprocess.run(
-        [sys.executable, "-P", "-c", f"{NO_PACKAGE}; import torch; torch.set_num_threads(1){FRESH_FLOW}", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    fresh = np.load(tmp_path / "outputs.npz")
-    inputs = processor.action_inputs(pictures, INSTRUCTIONS)
-    expected = model.predict_actions(**inputs, noise=noise).actions
-    np.testing.assert_allclose(fresh["actions"], expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(fresh["other"], expected, rtol=0, atol=1e-6)
-    torch.manual_seed(3)
-    one = model.predict_action(**{name: value[:1] for name, value in inputs.items()})
-    np.testing.assert_allclose(fresh["one"], one, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])

@@ -10,6 +10,7 @@ import torch
 from foreign_checkpoints import (
     PARITY,
     expected,
+    load_converted,
     parity_tensors,
     run_state,
     wide_tokenizer,
@@ -18,7 +19,6 @@ from foreign_checkpoints import (
 )
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import AutoModel, AutoProcessor
 
 from gen_vla.training.converting.conversion import convert
 
@@ -45,13 +45,18 @@ def converted(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch
 
 
 @pytest.fixture(scope="module")
-def model(converted: Path) -> Any:
-    return AutoModel.from_pretrained(converted, trust_remote_code=True).eval()
+def loaded(converted: Path) -> tuple[Any, Any]:
+    return load_converted(converted)
 
 
 @pytest.fixture(scope="module")
-def processor(converted: Path) -> Any:
-    return AutoProcessor.from_pretrained(converted, trust_remote_code=True)
+def model(loaded: tuple[Any, Any]) -> Any:
+    return loaded[0]
+
+
+@pytest.fixture(scope="module")
+def processor(loaded: tuple[Any, Any]) -> Any:
+    return loaded[1]
 
 
 def inputs_of(original: dict[str, np.ndarray], processor: Any, case: int) -> dict[str, torch.Tensor]:
@@ -151,8 +156,7 @@ def test_a_script_written_for_openvla(
     """Real vocabulary, the processor called with prompt and picture, the lead-in left to the model."""
     tokenizer = Tokenizer.from_str(llama2.backend_tokenizer.to_str())
     convert(write_hub_folder(tmp_path / "source", tensors, tokenizer), tmp_path / "converted", progress=False)
-    processor = AutoProcessor.from_pretrained(tmp_path / "converted", trust_remote_code=True)
-    vla = AutoModel.from_pretrained(tmp_path / "converted", trust_remote_code=True, dtype=torch.float32)
+    vla, processor = load_converted(tmp_path / "converted")
     for case, prompt in enumerate(json.loads((PARITY / "prompts.json").read_text(encoding="utf-8"))):
         image = Image.fromarray(original[f"image_{case}"])
         inputs = processor(prompt, image).to("cpu", dtype=torch.float32)
@@ -174,12 +178,12 @@ def test_a_training_run(
     wide_tokenizer().save(str(tmp_path / "tokenizer.json"))
     run = write_run_folder(tmp_path / "run", tensors)
     convert(run, tmp_path / "converted", tokenizer=tmp_path, progress=False)
-    other = AutoModel.from_pretrained(tmp_path / "converted", trust_remote_code=True).eval()
+    other, other_processor = load_converted(tmp_path / "converted")
     assert other.config.text_config.rms_norm_eps == 1e-5  # Llama-2's, where the Hub layout runs with 1e-6
     assert model.config.text_config.rms_norm_eps == 1e-6
     for (name, ours), (_, theirs) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
         assert torch.equal(ours, theirs), name
-    inputs = inputs_of(original, AutoProcessor.from_pretrained(tmp_path / "converted", trust_remote_code=True), 0)
+    inputs = inputs_of(original, other_processor, 0)
     pixels = inputs["pixel_values"][0, :, PIXELS, PIXELS]
     np.testing.assert_allclose(pixels, original["run_pixels"], rtol=0, atol=1e-6)
     assert np.abs(pixels.numpy() - original["pixels_0"]).max() > 1e-3  # the Hub layout's constants are rounded

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from repository_reader import read_repositories
 from tiny_models import (
-    picture,
     tiny_model,
     tiny_pi0_flow_model,
     tiny_pi0_flow_processor,
@@ -27,7 +27,6 @@ from gen_vla.training.publishing.assembling import install_in_cache
 
 
 ROOT = Path(__file__).resolve().parents[3]
-READER = ROOT / "tests" / "repository_reader.py"
 OTHER = Path(os.environ.get("GEN_VLA_TRANSFORMERS4", ROOT / ".venv-transformers4" / "bin" / "python"))
 KINDS = ("openvla_plus", "openvla_plus_resaved", "pi0_plus", "pi0_plus_single")
 
@@ -51,25 +50,10 @@ def write_repository(kind: str, folder: Path, llama_like: Any, gemma_like: Any) 
     processor.save_pretrained(folder)
 
 
-def read(python: Path, repositories: list[str], work: Path, cache: Path) -> list[dict[str, np.ndarray]]:
-    """What an interpreter gets out of repositories."""
-    output = work / ("four" if python == OTHER else "five")
-    output.mkdir()
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    settings["HF_MODULES_CACHE"] = str(output / "modules")
-    settings.pop("PYTHONPATH", None)
-    command = [str(python), "-P", str(READER), str(work / "inputs.npz"), str(output), *repositories]
-    run = subprocess.run(command, cwd=work, env=settings, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return [dict(np.load(output / f"{number}.npz")) for number in range(len(repositories))]
-
-
 @pytest.fixture(scope="module")
 def readings(llama_like: Any, gemma_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By repository, what transformers 5 and transformers 4 get out of it: from its folder, and by its name."""
     work = tmp_path_factory.mktemp("both")
-    images = np.stack([np.asarray(picture(seed)) for seed in (0, 1)])
-    np.savez(work / "inputs.npz", images=images, instructions=["open the drawer", "go"], question="How many?")
     repositories = {}
     for kind in KINDS:
         write_repository(kind, work / kind, llama_like, gemma_like)
@@ -77,8 +61,10 @@ def readings(llama_like: Any, gemma_like: Any, tmp_path_factory: pytest.TempPath
         name = f"gen-vla/{kind.replace('_', '-')}"
         install_in_cache(work / kind, name, work / "hub")
         repositories[kind, "name"] = name
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(work / "hub")}
     outputs = [
-        read(python, list(repositories.values()), work, work / "hub") for python in (Path(sys.executable), OTHER)
+        read_repositories(list(repositories.values()), work / place, variables, python)
+        for place, python in (("five", sys.executable), ("four", OTHER))
     ]
     return {key: (five, four) for key, five, four in zip(repositories, *outputs, strict=True)}
 
@@ -95,11 +81,10 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
     five, four = (dict(reading) for reading in readings[kind, way])
     assert str(five.pop("version")).startswith("5.")
     assert str(four.pop("version")).startswith("4.57")
-    np.testing.assert_array_equal(four.pop("logits AutoModelForVision2Seq"), four["logits AutoModel"])
-    assert set(four) == set(five)
-    for name in five:
+    assert set(four) == set(five) - {"pipeline", "untrusted"}
+    for name in set(four) - {"class"}:
         np.testing.assert_array_equal(four[name], five[name], err_msg=name)
-    assert five["logits AutoModel"].std() > 0.1
+    assert five["logits"].std() > 0.1
     assert five["tokens"].shape == (2, 18)
 
 

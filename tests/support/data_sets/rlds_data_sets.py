@@ -6,6 +6,7 @@ reads (see `tests/fixtures/robot_readings`).
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +66,6 @@ def tensor_feature(shape: tuple[int, ...] = (), dtype: str = "float32") -> dict[
     }
 
 
-def text_feature() -> dict[str, Any]:
-    """A text in features.json."""
-    return {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
-
-
-def image_feature(height: int, width: int) -> dict[str, Any]:
-    """A picture in features.json."""
-    shape = {"dimensions": [str(height), str(width), "3"]}
-    return {
-        "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-        "image": {"shape": shape, "dtype": "uint8", "encodingFormat": "jpeg"},
-    }
-
-
 def features_dict(features: dict[str, Any]) -> dict[str, Any]:
     """A dictionary of features in features.json."""
     name = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
@@ -93,7 +80,8 @@ def write_rlds(
     version = folder / name / ("0.1.0" if fractal else "1.0.0")
     version.mkdir(parents=True, exist_ok=True)
     parts = [list(part) for part in np.array_split(np.arange(len(episodes)), shards)]
-    records = [_fractal_record(e) if fractal else _bridge_record(e) for e in episodes]
+    steps = [_fractal_steps(episode) if fractal else _bridge_steps(episode) for episode in episodes]
+    records = [example({f"steps/{key}": _stored(values) for key, values in each.items()}) for each in steps]
     for number, part in enumerate(parts):
         file = version / f"{name}-{split}.tfrecord-{number:05d}-of-{shards:05d}"
         file.write_bytes(b"".join(framed(records[index]) for index in part))
@@ -105,79 +93,69 @@ def write_rlds(
     }
     info = {"fileFormat": "tfrecord", "name": name, "splits": [entry], "version": version.name}
     (version / "dataset_info.json").write_text(json.dumps(info))
-    tree = _fractal_features(episodes[0]) if fractal else _bridge_features(episodes[0])
-    (version / "features.json").write_text(json.dumps(tree))
+    (version / "features.json").write_text(json.dumps(_features(steps[0])))
     return version
 
 
-def _bridge_record(episode: Episode) -> bytes:
-    length = len(episode.actions)
-    features: dict[str, Any] = {
-        "steps/action": episode.actions.reshape(-1),
-        "steps/observation/state": episode.states.reshape(-1),
-        "steps/language_instruction": [episode.instruction.encode()] * length,
-        "steps/is_first": (np.arange(length) == 0).astype(np.int64),
-        "steps/is_last": (np.arange(length) == length - 1).astype(np.int64),
-        "episode_metadata/file_path": [b"/somewhere/out.npy"],
+def _bridge_steps(episode: Episode) -> dict[str, Any]:
+    """Arrays [S, ...] by name, pictures among them, and texts."""
+    number = np.arange(len(episode.actions))
+    return {
+        "action": episode.actions,
+        "language_instruction": [episode.instruction] * len(number),
+        "is_first": number == 0,
+        "is_last": number == len(number) - 1,
+        **{f"observation/{camera}": pictures for camera, pictures in episode.pictures.items()},
+        "observation/state": episode.states,
     }
-    for camera, pictures in episode.pictures.items():
-        features[f"steps/observation/{camera}"] = [encode(picture) for picture in pictures]
-    return example(features)
 
 
-def _bridge_features(episode: Episode) -> dict[str, Any]:
-    cameras = {camera: image_feature(*p.shape[1:3]) for camera, p in episode.pictures.items()}
-    steps = {
-        "action": tensor_feature((7,)),
-        "language_instruction": text_feature(),
-        "is_first": tensor_feature(dtype="bool"),
-        "is_last": tensor_feature(dtype="bool"),
-        "observation": features_dict({**cameras, "state": tensor_feature((7,))}),
+def _fractal_steps(episode: Episode) -> dict[str, Any]:
+    number, actions = np.arange(len(episode.actions)), episode.actions
+    return {
+        "action/world_vector": actions[:, :3],
+        "action/rotation_delta": actions[:, 3:6],
+        "action/gripper_closedness_action": actions[:, 6:],
+        "action/terminate_episode": np.zeros((len(number), 3), dtype=np.int32),
+        "observation/image": next(iter(episode.pictures.values())),
+        "observation/natural_language_instruction": [episode.instruction] * len(number),
+        "observation/base_pose_tool_reached": episode.states,
+        "observation/gripper_closed": actions[:, 6:],
+        "is_first": number == 0,
+        "is_last": number == len(number) - 1,
     }
-    return _episode_features(steps, {"file_path": text_feature()})
 
 
-def _fractal_record(episode: Episode) -> bytes:
-    length, actions = len(episode.actions), episode.actions
-    first = next(iter(episode.pictures.values()))
-    features: dict[str, Any] = {
-        "steps/action/world_vector": actions[:, :3].reshape(-1),
-        "steps/action/rotation_delta": actions[:, 3:6].reshape(-1),
-        "steps/action/gripper_closedness_action": actions[:, 6],
-        "steps/action/terminate_episode": np.zeros(3 * length, dtype=np.int64),
-        "steps/observation/image": [encode(picture) for picture in first],
-        "steps/observation/natural_language_instruction": [episode.instruction.encode()] * length,
-        "steps/observation/base_pose_tool_reached": episode.states.reshape(-1),
-        "steps/observation/gripper_closed": actions[:, 6],
-        "steps/is_first": (np.arange(length) == 0).astype(np.int64),
-        "steps/is_last": (np.arange(length) == length - 1).astype(np.int64),
-    }
-    return example(features)
+def _stored(values: Any) -> list[bytes] | np.ndarray:
+    if isinstance(values, list):
+        return [text.encode() for text in values]
+    return [encode(picture) for picture in values] if values.ndim == 4 else values.reshape(-1)
 
 
-def _fractal_features(episode: Episode) -> dict[str, Any]:
-    first = next(iter(episode.pictures.values()))
-    action = {
-        "world_vector": tensor_feature((3,)),
-        "rotation_delta": tensor_feature((3,)),
-        "gripper_closedness_action": tensor_feature((1,)),
-        "terminate_episode": tensor_feature((3,), "int32"),
-    }
-    observation = {
-        "image": image_feature(*first.shape[1:3]),
-        "natural_language_instruction": text_feature(),
-        "base_pose_tool_reached": tensor_feature((7,)),
-        "gripper_closed": tensor_feature((1,)),
-    }
-    steps = {"action": features_dict(action), "observation": features_dict(observation)}
-    return _episode_features(
-        {**steps, "is_first": tensor_feature(dtype="bool"), "is_last": tensor_feature(dtype="bool")}
-    )
+def _features(steps: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, values in steps.items():
+        if isinstance(values, list):
+            kind = "tensorflow_datasets.core.features.text_feature.Text"
+            feature: dict[str, Any] = {"pythonClassName": kind, "text": {}}
+        elif values.ndim == 4:
+            shape = {"dimensions": [str(size) for size in values.shape[1:]]}
+            image = {"shape": shape, "dtype": "uint8", "encodingFormat": "jpeg"}
+            feature = {"pythonClassName": "tensorflow_datasets.core.features.image_feature.Image", "image": image}
+        else:
+            feature = tensor_feature(values.shape[1:], str(values.dtype))
+        group, _, last = name.rpartition("/")
+        (tree.setdefault(group, {}) if group else tree)[last] = feature
+    nested = {name: node if "pythonClassName" in node else features_dict(node) for name, node in tree.items()}
+    kind = "tensorflow_datasets.core.features.dataset_feature.Dataset"
+    sequence = {"pythonClassName": kind, "sequence": {"feature": features_dict(nested), "length": "-1"}}
+    return features_dict({"steps": sequence})
 
 
-def _episode_features(steps: dict[str, Any], more: dict[str, Any] | None = None) -> dict[str, Any]:
-    sequence = {
-        "pythonClassName": "tensorflow_datasets.core.features.dataset_feature.Dataset",
-        "sequence": {"feature": features_dict(steps), "length": "-1"},
-    }
-    return features_dict({"steps": sequence, **({"episode_metadata": features_dict(more)} if more else {})})
+def edit_features(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes features.json, given the features of a step by name; "observation" is the features in it."""
+    path = folder / "features.json"
+    tree = json.loads(path.read_text())
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    change({**steps, "observation": steps["observation"]["featuresDict"]["features"]})
+    path.write_text(json.dumps(tree))

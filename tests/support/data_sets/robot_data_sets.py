@@ -82,10 +82,11 @@ def write_lerobot(
     tasks = list(dict.fromkeys(episode.instruction for episode in episodes))
     tables = _tables(episodes, tasks, kind)
     info = _info(episodes, tasks, version, kind, codec)
+    video = codec if kind == "video" else None
     if version == "v3.0":
-        _write_v3(folder, episodes, tables, tasks, kind, codec)
+        _write_v3(folder, episodes, tables, tasks, video)
     else:
-        _write_v2(folder, episodes, tables, tasks, version, kind, codec)
+        _write_v2(folder, episodes, tables, tasks, version, video)
     (folder / "meta" / "info.json").write_text(json.dumps(info, indent=4))
     return folder
 
@@ -175,44 +176,36 @@ def _features_of(table: pa.Table) -> str:
 
 
 def _write_v2(
-    folder: Path,
-    episodes: list[Episode],
-    tables: list[pa.Table],
-    tasks: list[str],
-    version: str,
-    kind: str,
-    codec: str,
+    folder: Path, episodes: list[Episode], tables: list[pa.Table], tasks: list[str], version: str, codec: str | None
 ) -> None:
     (folder / "data" / "chunk-000").mkdir(parents=True)
     for number, (episode, table) in enumerate(zip(episodes, tables, strict=True)):
         pq.write_table(table, folder / "data" / "chunk-000" / f"episode_{number:06d}.parquet")
-        for camera, pictures in episode.pictures.items() if kind == "video" else ():
+        for camera, pictures in episode.pictures.items() if codec else ():
             target = folder / "videos" / "chunk-000" / camera_feature(camera) / f"episode_{number:06d}.mp4"
-            write_video(target, pictures, codec)
+            write_video(target, pictures, codec or "")
     lines = [{"episode_index": n, "tasks": [e.instruction], "length": len(e.actions)} for n, e in enumerate(episodes)]
     _write_lines(folder / "meta" / "episodes.jsonl", lines)
     _write_lines(folder / "meta" / "tasks.jsonl", [{"task_index": n, "task": t} for n, t in enumerate(tasks)])
-    stats = [_stats(episode) for episode in episodes]
     if version == "v2.1":
-        lines = [{"episode_index": number, "stats": entry} for number, entry in enumerate(stats)]
+        lines = [{"episode_index": number, "stats": _stats(episode)} for number, episode in enumerate(episodes)]
         _write_lines(folder / "meta" / "episodes_stats.jsonl", lines)
     else:
-        (folder / "meta" / "stats.json").write_text(json.dumps(stats[0]))
+        (folder / "meta" / "stats.json").write_text(json.dumps(_stats(episodes[0])))
 
 
 def _write_v3(
-    folder: Path, episodes: list[Episode], tables: list[pa.Table], tasks: list[str], kind: str, codec: str
+    folder: Path, episodes: list[Episode], tables: list[pa.Table], tasks: list[str], codec: str | None
 ) -> None:
     last = len(episodes) - 1
     files = [int(last > 0 and number == last) for number in range(len(episodes))]
-    rows, index = [], 0
-    starts = [0.0, 0.0]
+    rows, index, starts = [], 0, [0.0, 0.0]
     for number, (episode, file) in enumerate(zip(episodes, files, strict=True)):
         length = len(episode.actions)
         row = {"episode_index": number, "tasks": [episode.instruction], "length": length}
         row |= {"data/chunk_index": 0, "data/file_index": file}
         row |= {"dataset_from_index": index, "dataset_to_index": index + length}
-        for camera in episode.pictures if kind == "video" else ():
+        for camera in episode.pictures if codec else ():
             key = f"videos/{camera_feature(camera)}"
             row |= {f"{key}/chunk_index": 0, f"{key}/file_index": file}
             row |= {f"{key}/from_timestamp": starts[file], f"{key}/to_timestamp": starts[file] + length / FPS}
@@ -230,10 +223,10 @@ def _write_v3(
         with pq.ParquetWriter(folder / "data" / "chunk-000" / f"file-{file:03d}.parquet", tables[0].schema) as writer:
             for number in members:
                 writer.write_table(tables[number])
-        for camera in episodes[0].pictures if kind == "video" else ():
+        for camera in episodes[0].pictures if codec else ():
             pictures = np.concatenate([episodes[number].pictures[camera] for number in members])
             target = folder / "videos" / camera_feature(camera) / "chunk-000" / f"file-{file:03d}.mp4"
-            write_video(target, pictures, codec)
+            write_video(target, pictures, codec or "")
 
 
 def _stats(episode: Episode) -> dict[str, Any]:
@@ -279,16 +272,19 @@ def write_recording(folder: Path, episodes: list[Episode]) -> Path:
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
 
-    rows: dict[str, list[Any]] = {"image": [], "instruction": [], "action": [], "episode_index": []}
-    for number, episode in enumerate(episodes):
-        for picture, action in zip(next(iter(episode.pictures.values())), episode.actions, strict=True):
-            rows["image"].append({"bytes": encode(picture, "PNG"), "path": None})
-            rows["instruction"].append(episode.instruction)
-            rows["action"].append(action.tolist())
-            rows["episode_index"].append(number)
+    rows = [
+        {
+            "image": {"bytes": encode(picture, "PNG"), "path": None},
+            "instruction": episode.instruction,
+            "action": action.tolist(),
+            "episode_index": number,
+        }
+        for number, episode in enumerate(episodes)
+        for picture, action in zip(next(iter(episode.pictures.values())), episode.actions, strict=True)
+    ]
     actions = List(Value("float32"), length=7)
     kinds = {"image": ImageFeature(), "instruction": Value("string"), "action": actions}
-    Dataset.from_dict(rows, features=Features({**kinds, "episode_index": Value("int64")})).save_to_disk(str(folder))
+    Dataset.from_list(rows, features=Features({**kinds, "episode_index": Value("int64")})).save_to_disk(str(folder))
     return folder
 
 

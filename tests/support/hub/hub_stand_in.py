@@ -5,12 +5,10 @@
         hub.faults.append(Fault("PUT", "/storage/", status=500, times=2))
         HfApi(endpoint=hub.endpoint, token="hf_token").create_repo("gen-vla/tiny")
 
-Decides: the part of the Hub's HTTP interface that uploading and loading a model asks for, and how it fails when told
-to. Refuses to know: what a commit is (`hub_stand_in_storage.py`). Large files go to and come from addresses of another
-host name, as on the Hub, which must never see a token.
+It answers what uploading and loading a model ask for; `hub_stand_in_storage.py` keeps the files. Large files go to and
+come from addresses of another host name, as on the Hub, which must never see a token.
 """
 
-import base64
 import hashlib
 import json
 import os
@@ -22,7 +20,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 from hub_stand_in_storage import LFS_SUFFIXES, Account, Refusal, Repository, Storage
@@ -40,7 +38,6 @@ ROUTES: list[tuple[str, str, str]] = [
     ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
     ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
     ("POST", rf"/api/models/{REPO}/branch/(?P<branch>[^/]+)", "create_branch"),
-    ("DELETE", rf"/api/models/{REPO}/branch/(?P<branch>[^/]+)", "delete_branch"),
     ("POST", rf"/api/models/{REPO}/tag/(?P<revision>[^/]+)", "create_tag"),
     ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", "collection"),
     ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items", "add_to_collection"),
@@ -53,7 +50,7 @@ ROUTES: list[tuple[str, str, str]] = [
 
 @dataclass
 class Fault:
-    """What goes wrong with requests of a method whose path holds a text.
+    """What goes wrong with requests of a method whose path contains a text.
 
     Attributes:
         status: the answer instead of the right one; `None` cuts the connection.
@@ -132,58 +129,47 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16  # head and body in one piece; in two, the second waits 40 ms for the first to be acknowledged
     account: Account | None
-    query: dict[str, list[str]]
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
-
-    def do_GET(self) -> None:
-        self.answer("GET")
-
-    def do_HEAD(self) -> None:
-        self.answer("GET")
-
-    def do_POST(self) -> None:
-        self.answer("POST")
-
-    def do_PUT(self) -> None:
-        self.answer("PUT")
-
-    def do_DELETE(self) -> None:
-        self.answer("DELETE")
+        """Prints nothing."""
 
     @property
     def hub(self) -> HubStandIn:
-        """The server's state."""
         return self.server.hub  # type: ignore[attr-defined]
 
     @property
     def storage(self) -> Storage:
-        """What it keeps."""
         return self.hub.storage
 
-    def answer(self, method: str) -> None:
+    def answer(self) -> None:
         """Finds the route, or the fault, and sends what it gives."""
-        url = urlsplit(self.path)
-        self.query = parse_qs(url.query)
-        self.hub.log.append((method, url.path))
-        fault = self.hub.fault(method, url.path)
+        method, path = "GET" if self.command == "HEAD" else self.command, urlsplit(self.path).path
+        self.hub.log.append((method, path))
+        fault = self.hub.fault(method, path)
         if fault is not None and not fault.done:
             return self.fail(fault)
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
-            self.account = self.who() if not url.path.startswith("/storage/") else None
-            reply = self.route(method, url.path)
+            self.account = self.who(path)
+            reply = self.route(method, path)
         except Refusal as refusal:
             reply = self.refusal(refusal)
         return self.fail(fault) if fault is not None else self.send(*reply)
 
+    do_GET = do_HEAD = do_POST = do_PUT = answer
+
     def route(self, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers; a route's named groups are the arguments of its method."""
+        """Status, body and headers; a route's named groups are the arguments of its method.
+
+        That of a repository becomes the repository, if the account may read from it, or write to it.
+        """
         for wanted, pattern, name in ROUTES:
             found = re.fullmatch(pattern, path)
             if wanted == method and found:
-                parts = {key: unquote(part) for key, part in found.groupdict().items() if part is not None}
+                parts: dict[str, Any] = {key: unquote(part) for key, part in found.groupdict().items() if part}
+                if "repo" in parts:
+                    allowed = self.storage.readable if method == "GET" else self.storage.writable
+                    parts["repo"] = allowed(parts["repo"], self.account)
                 result = getattr(self, name)(**parts)
                 return result if isinstance(result, tuple) else (200, json.dumps(result).encode(), {})
         raise Refusal(404, f"no such address: {method} {path}")
@@ -217,13 +203,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def who(self) -> Account | None:
-        """Whose token came along; `None` without one."""
+    def who(self, path: str) -> Account | None:
+        """Whose token came along; `None` without one, which is how the storage of large files must be asked."""
         header = self.headers.get("Authorization")
         if header is None:
             return None
         account = self.storage.accounts.get(header.removeprefix("Bearer "))
-        if account is None:
+        if account is None or path.startswith("/storage/"):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return account
 
@@ -242,10 +228,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def validate_yaml(self) -> Any:
         front = re.match(r"---\n(.*?)\n---", self.json()["content"], re.DOTALL)
-        problem = "" if front and isinstance(yaml.safe_load(front[1]), dict) else "no metadata"
-        if problem:
-            return 400, json.dumps({"errors": [{"message": problem}], "warnings": []}).encode(), {}
-        return {"errors": [], "warnings": []}
+        if front and isinstance(yaml.safe_load(front[1]), dict):
+            return {"errors": [], "warnings": []}
+        return 400, json.dumps({"errors": [{"message": "no metadata"}], "warnings": []}).encode(), {}
 
     def create_repository(self) -> Any:
         asked = self.json()
@@ -262,48 +247,35 @@ class Handler(BaseHTTPRequestHandler):
         self.storage.create(name, private)
         return address
 
-    def model_info(self, repo: str, revision: str = "main") -> Any:
-        repository = self.readable(repo)
-        files = [{"rfilename": path} for path in sorted(repository.tree(revision))]
-        sha = repository.sha(revision)
-        return {"id": repo, "private": repository.private, "sha": sha, "siblings": files, "tags": []}
+    def model_info(self, repo: Repository, revision: str = "main") -> Any:
+        files = [{"rfilename": path} for path in sorted(repo.tree(revision))]
+        return {"id": repo.name, "private": repo.private, "sha": repo.sha(revision), "siblings": files, "tags": []}
 
-    def refs(self, repo: str) -> Any:
-        def listed(kind: str, names: dict[str, str]) -> Any:
-            return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha} for name, sha in names.items()]
+    def refs(self, repo: Repository) -> Any:
+        branches, tags = (
+            [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha} for name, sha in names.items()]
+            for kind, names in (("heads", repo.branches), ("tags", repo.tags))
+        )
+        return {"branches": branches, "tags": tags, "converts": []}
 
-        repository = self.readable(repo)
-        return {
-            "branches": listed("heads", repository.branches),
-            "tags": listed("tags", repository.tags),
-            "converts": [],
-        }
-
-    def create_branch(self, repo: str, branch: str) -> Any:
-        repository = self.storage.writable(repo, self.account)
-        if branch in repository.branches:
+    def create_branch(self, repo: Repository, branch: str) -> Any:
+        if branch in repo.branches:
             raise Refusal(409, f"Reference already exists: refs/heads/{branch}")
-        repository.branches[branch] = repository.sha(self.json().get("startingPoint", "main"))
+        repo.branches[branch] = repo.sha(self.json().get("startingPoint", "main"))
         return {}
 
-    def delete_branch(self, repo: str, branch: str) -> Any:
-        del self.storage.writable(repo, self.account).branches[branch]
-        return {}
-
-    def create_tag(self, repo: str, revision: str) -> Any:
-        repository, tag = self.storage.writable(repo, self.account), self.json()["tag"]
-        if tag in repository.tags:
+    def create_tag(self, repo: Repository, revision: str) -> Any:
+        tag = self.json()["tag"]
+        if tag in repo.tags:
             raise Refusal(409, f"Tag already exists: {tag}")
-        repository.tags[tag] = repository.sha(revision)
+        repo.tags[tag] = repo.sha(revision)
         return {}
 
     def collection(self, slug: str) -> Any:
         if slug not in self.storage.collections:
             raise Refusal(404, "Collection not found")
-        items = [
-            {"_id": str(number), "id": item, "type": "model", "position": number}
-            for number, item in enumerate(self.storage.collections[slug])
-        ]
+        ids = self.storage.collections[slug]
+        items = [{"_id": str(place), "id": item, "type": "model", "position": place} for place, item in enumerate(ids)]
         facts = {"position": 0, "private": False, "theme": "green", "upvotes": 0, "items": items}
         owner = {"type": "org", "name": slug.split("/")[0]}
         return {"slug": slug, "title": slug, "owner": owner, "lastUpdated": "2025-01-01T00:00:00.000Z", **facts}
@@ -319,80 +291,58 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- files
 
-    def readable(self, repo: str) -> Repository:
-        return self.storage.readable(repo, self.account)
+    def storage_address(self, sha256: str) -> str:
+        return f"http://localhost:{self.hub.port}/storage/{sha256}"
 
-    def tree(self, repo: str, revision: str, folder: str = "") -> Any:
-        found = {
-            path: blob
-            for path, blob in self.readable(repo).tree(revision).items()
-            if not folder or path.startswith(f"{folder}/")
-        }
-        if folder and not found:
-            raise Refusal(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
+    def tree(self, repo: Repository, revision: str, folder: str = "") -> Any:
         listed = []
-        for path, blob in sorted(found.items()):
+        for path, blob in sorted(repo.tree(revision).items()):
             entry = {"type": "file", "path": path, "size": len(blob.content), "oid": blob.oid}
             if blob.lfs:
                 entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 134}
-            listed.append(entry)
+            listed += [entry] if not folder or path.startswith(f"{folder}/") else []
+        if folder and not listed:
+            raise Refusal(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
         return listed
 
-    def preupload(self, repo: str, revision: str) -> Any:
-        tree = self.storage.writable(repo, self.account).tree(revision)
+    def preupload(self, repo: Repository, revision: str) -> Any:
         files = []
-        for file in self.json()["files"]:
-            blob = tree.get(file["path"])
-            mode = "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular"
+        for path in (file["path"] for file in self.json()["files"]):
+            blob = repo.tree(revision).get(path)
+            mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
             oid = (blob.sha256 if blob.lfs else blob.oid) if blob else None
-            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return {"files": files}
 
-    def lfs_batch(self, repo: str) -> Any:
-        self.storage.writable(repo, self.account)
+    def lfs_batch(self, repo: Repository) -> Any:
         objects = []
         for entry in self.json()["objects"]:
             known = {"oid": entry["oid"], "size": entry["size"]}
             if entry["oid"] not in self.storage.large_files:
-                address = f"http://localhost:{self.hub.port}/storage/{entry['oid']}"
-                known["actions"] = {"upload": {"href": address}}
+                known["actions"] = {"upload": {"href": self.storage_address(entry["oid"])}}
             objects.append(known)
         return {"transfer": "basic", "objects": objects}
 
-    def no_token(self) -> None:
-        if self.headers.get("Authorization"):
-            raise Refusal(400, "a token was sent to the storage of large files")
-
     def store(self, sha256: str) -> Any:
-        self.no_token()
         if hashlib.sha256(self.body).hexdigest() != sha256:
             raise Refusal(400, "XAmzContentSHA256Mismatch")
         self.storage.large_files[sha256] = self.body
         return {}
 
     def fetch(self, sha256: str) -> Any:
-        self.no_token()
         return 200, self.storage.large_files[sha256], {"ETag": f'"{sha256}"', "Content-Type": "binary/octet-stream"}
 
-    def commit(self, repo: str, revision: str) -> Any:
-        repository = self.storage.writable(repo, self.account)
+    def commit(self, repo: Repository, revision: str) -> Any:
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
-        sha = self.storage.commit(repository, revision, lines, base64.b64decode)
-        return {"commitUrl": f"{self.hub.endpoint}/{repo}/commit/{sha}", "commitOid": sha}
+        sha = self.storage.commit(repo, revision, lines)
+        return {"commitUrl": f"{self.hub.endpoint}/{repo.name}/commit/{sha}", "commitOid": sha}
 
-    def resolve(self, repo: str, revision: str, path: str) -> Any:
-        repository = self.readable(repo)
-        commit = {"X-Repo-Commit": repository.sha(revision)}
-        blob = repository.tree(revision).get(path)
+    def resolve(self, repo: Repository, revision: str, path: str) -> Any:
+        commit, blob = {"X-Repo-Commit": repo.sha(revision)}, repo.tree(revision).get(path)
         if blob is None:
-            refusal = Refusal(404, f"Entry not found: {path}", "EntryNotFound")
-            status, body, headers = self.refusal(refusal)
-            return status, body, headers | commit
+            status, body, headers = self.refusal(Refusal(404, f"Entry not found: {path}", "EntryNotFound"))
+            return status, body, {**headers, **commit}
         if blob.lfs:
             linked = {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.content))}
-            return (
-                302,
-                b"",
-                {**commit, **linked, "Location": f"http://localhost:{self.hub.port}/storage/{blob.sha256}"},
-            )
+            return 302, b"", {**commit, **linked, "Location": self.storage_address(blob.sha256)}
         return 200, blob.content, {**commit, "ETag": f'"{blob.oid}"', "Content-Type": "text/plain"}

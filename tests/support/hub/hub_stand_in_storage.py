@@ -1,12 +1,12 @@
-"""What the stand-in for the Hub keeps: accounts, repositories with commits, large files, collections.
+"""What the stand-in for the Hub (`hub_stand_in.py`) keeps: accounts, repositories, large files, collections.
 
-Decides: what a commit is (a whole tree, a parent, a message) and that it happens in one step or not at all. Refuses to
-know: HTTP (`hub_stand_in.py`).
+A commit is a whole tree of files, a parent and a message; it happens in one step or not at all.
 """
 
 import hashlib
 import json
 import threading
+from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,13 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Blob:
-    """One file: its bytes, and whether it lies in the storage of large files."""
+    """One file: its bytes, and whether it is in the storage of large files."""
 
     content: bytes
     lfs: bool
 
     @property
     def sha256(self) -> str:
-        """The name of a large file."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
@@ -46,7 +45,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """A tree of files, whose name is a hash over all there is."""
+    """A tree of files, named by a hash over all there is."""
 
     tree: dict[str, Blob]
     parent: str | None
@@ -54,7 +53,6 @@ class Commit:
 
     @property
     def sha(self) -> str:
-        """40 hexadecimal digits."""
         names = sorted((path, blob.oid) for path, blob in self.tree.items())
         return hashlib.sha1(json.dumps([self.parent, self.message, names]).encode()).hexdigest()
 
@@ -63,6 +61,7 @@ class Commit:
 class Repository:
     """Branches and tags that point to commits."""
 
+    name: str
     private: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
@@ -76,18 +75,18 @@ class Repository:
 
     def sha(self, revision: str) -> str:
         """A branch, a tag or a commit; `Refusal` if there is none."""
-        for names in (self.branches, self.tags, {sha: sha for sha in self.commits}):
-            if revision in names:
-                return names[revision]
-        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        found = self.branches.get(revision) or self.tags.get(revision) or revision
+        if found not in self.commits:
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return found
 
     def tree(self, revision: str) -> dict[str, Blob]:
         """All files of a revision."""
         return self.commits[self.sha(revision)].tree
 
-    def history(self, branch: str = MAIN) -> list[str]:
-        """The messages of a branch, the newest first."""
-        messages, sha = [], self.branches.get(branch)
+    def history(self) -> list[str]:
+        """The messages of the main branch, the newest first."""
+        messages, sha = [], self.branches.get(MAIN)
         while sha is not None:
             messages.append(self.commits[sha].message)
             sha = self.commits[sha].parent
@@ -106,10 +105,6 @@ class Account:
         """Whether it may change what belongs to `owner`."""
         return self.role == "write" and (owner == self.name or self.orgs.get(owner) in ("write", "admin"))
 
-    def reads_from(self, owner: str) -> bool:
-        """Whether it may read what `owner` keeps private."""
-        return owner == self.name or owner in self.orgs
-
 
 @dataclass
 class Storage:
@@ -124,16 +119,14 @@ class Storage:
     def create(self, repo_id: str, private: bool) -> None:
         """A new repository as the Hub makes it: one commit with one file."""
         with self.lock:
-            if repo_id in self.repositories:
-                raise Refusal(409, "You already created this model repo")
-            self.repositories[repo_id] = repository = Repository(private)
+            self.repositories[repo_id] = repository = Repository(repo_id, private)
             repository.add(MAIN, Commit({".gitattributes": Blob(GITATTRIBUTES, False)}, None, "initial commit"))
 
     def readable(self, repo_id: str, account: Account | None) -> Repository:
-        """The repository, unless it is missing or private, which must look the same to a stranger."""
-        repository = self.repositories.get(repo_id)
-        hidden = repository and repository.private and not (account and account.reads_from(repo_id.split("/")[0]))
-        if repository is None or hidden:
+        """The repository, unless it is missing or private; the answer does not tell which."""
+        repository, owner = self.repositories.get(repo_id), repo_id.split("/")[0]
+        allowed = account is not None and (owner == account.name or owner in account.orgs)
+        if repository is None or (repository.private and not allowed):
             status, message = (404, "Repository not found") if account else (401, "Invalid username or password.")
             raise Refusal(status, message, "RepoNotFound")
         return repository
@@ -145,27 +138,22 @@ class Storage:
             raise Refusal(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
         return repository
 
-    def commit(self, repository: Repository, branch: str, lines: list[dict[str, Any]], decode: Any) -> str:
+    def commit(self, repository: Repository, branch: str, lines: list[dict[str, Any]]) -> str:
         """Applies the lines of a commit request; the new commit's name."""
         with self.lock:
-            if branch not in repository.branches:
-                raise Refusal(404, f"Invalid rev id: {branch}", "RevisionNotFound")
             header, *operations = lines
-            head = repository.branches[branch]
+            head = repository.sha(branch)
             if header["value"].get("parentCommit", head) != head:
                 raise Refusal(412, "A commit has happened since. Please refresh and try again.")
             tree = dict(repository.tree(branch))
             for operation in operations:
                 kind, value = operation["key"], operation["value"]
                 if kind == "file":
-                    tree[value["path"]] = Blob(decode(value["content"]), False)
+                    tree[value["path"]] = Blob(b64decode(value["content"]), False)
                 elif kind == "lfsFile":
                     if value["oid"] not in self.large_files:
                         raise Refusal(400, f"Your push was rejected: missing LFS object {value['oid']}")
                     tree[value["path"]] = Blob(self.large_files[value["oid"]], True)
-                elif kind == "deletedFile":
-                    if tree.pop(value["path"], None) is None:
-                        raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-                else:
-                    raise Refusal(400, f"unknown operation {kind}")
+                elif tree.pop(value["path"], None) is None:
+                    raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
             return repository.add(branch, Commit(tree, head, header["value"]["summary"]))

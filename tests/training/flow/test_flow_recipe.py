@@ -10,7 +10,6 @@ from PIL import Image
 from tiny_models import tiny_pi0_flow_config, tiny_pi0_flow_processor, tiny_statistics
 from tiny_runs import tiny_flow_settings, tiny_recipe
 
-from gen_vla.training.flow.recipe_rules import is_flow
 from gen_vla.training.model_building import begin_with, new_config
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import RecipeError
@@ -23,12 +22,8 @@ def flow_recipe(work_dir: Path, **changes: Any) -> Any:
 
 
 def test_the_shipped_recipes_are_the_papers_baseline() -> None:
-    assert [
-        name for name in ("pi0_rt1", "pi0_bridge", "pi0_plus_rt1", "openvla_rt1") if is_flow(load_recipe(name))
-    ] == [
-        "pi0_rt1",
-        "pi0_bridge",
-    ]
+    names = ("pi0_rt1", "pi0_bridge", "pi0_plus_rt1", "openvla_rt1")
+    assert [name for name in names if load_recipe(name).is_flow] == ["pi0_rt1", "pi0_bridge"]
     recipe = load_recipe("pi0_rt1")
     assert recipe.data.instruction_augmentation is not None
     assert (recipe.data.questions, recipe.model.frozen) == ([], None)
@@ -36,7 +31,7 @@ def test_the_shipped_recipes_are_the_papers_baseline() -> None:
 
 def test_family_and_actions_go_together(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"tiny: got model.family='pi0_flow' with actions.representation='bins', exp"
+        RecipeError, match=r"tiny.yaml: got model.family='pi0_flow' with actions.representation='bins', exp"
     ):
         flow_recipe(tmp_path, actions__representation="bins")
     with pytest.raises(

@@ -22,15 +22,8 @@ TIMES = {
 }
 
 
-def draw(seed: int = 0) -> FlowNoise:
-    return FlowNoise.from_config(SimpleNamespace(action_config={"horizon": 2}, flow_dim=3, **TIMES), seed)
-
-
-def test_noise_is_drawn_wherever_the_model_has_it() -> None:
-    config = SimpleNamespace(action_config={"horizon": 2, "action_dim": 3}, flow_dim=32, **TIMES)
-    noise = FlowNoise.from_config(config, 0)(5)["noise"]
-    assert noise.shape == (2, 32)
-    assert noise.all()
+def draw(seed: int = 0, flow_dim: int = 3) -> FlowNoise:
+    return FlowNoise(SimpleNamespace(action_config={"horizon": 2}, flow_dim=flow_dim, **TIMES), seed)
 
 
 class Words:
@@ -62,20 +55,14 @@ CHUNK = [[0.5, -1, 1], [-9, 0.5, 0]]
 
 
 def test_an_action_stays_numbers_normalised_and_clipped_and_says_where_it_is_padding() -> None:
-    prepared = FlowRowPreparer(Words(), STATS, draw_noise=draw())(row(CHUNK, padded=True), "robot/mine", 7)
+    settings = {"augment_instruction": lambda text, place: f"{text} {place}", "draw_noise": draw()}
+    prepared = FlowRowPreparer(Words(), STATS, **settings)(row(CHUNK, padded=True), "robot/mine", 7)
     np.testing.assert_allclose(prepared["actions"], [[0.5, -0.5, 1], [-1, 0.25, 0]], atol=1e-6)
     assert prepared["actions"].dtype == np.float32
     assert prepared["action_is_pad"].tolist() == [False, True]
-    assert (prepared["prompt"], prepared["source"], "completion" in prepared) == ("go\n", "robot/mine", False)
+    assert (prepared["prompt"], prepared["source"], "completion" in prepared) == ("go 7\n", "robot/mine", False)
     with pytest.raises(ValueError, match=r"got an action of shape \[1, 3\], expected actions.horizon=2 by"):
         FlowRowPreparer(Words(), STATS, draw_noise=draw())(row(CHUNK[:1]), "robot/mine", 0)
-
-
-def test_instructions_are_augmented_by_place() -> None:
-    told = FlowRowPreparer(
-        Words(), STATS, augment_instruction=lambda text, place: f"{text} {place}", draw_noise=draw()
-    )
-    assert told(row(CHUNK), "robot/mine", 3)["prompt"] == "go 3\n"
 
 
 def test_noise_and_time_belong_to_a_place_of_the_run() -> None:
@@ -85,6 +72,9 @@ def test_noise_and_time_belong_to_a_place_of_the_run() -> None:
     assert not np.array_equal(first["noise"], other["noise"])
     assert draw(seed=1)(3)["timestep"] != first["timestep"]
     assert (first["noise"].shape, first["noise"].dtype) == ((2, 3), np.float32)
+    wide = draw(flow_dim=32)(5)["noise"]  # of a model with noise behind the action's dimensions
+    assert wide.shape == (2, 32)
+    assert wide.all()
 
 
 def test_times_are_those_the_model_would_draw() -> None:

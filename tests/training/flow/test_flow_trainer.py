@@ -1,10 +1,6 @@
 """Training by flow matching: figures by hand, and real runs that give the same however their rows are divided."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,16 @@ from datasets import load_from_disk
 from test_convert_paligemma_weights import published, stock, write_paligemma  # noqa: F401  # a fixture
 from test_training_metrics import OneProcess
 from tiny_models import tiny_statistics
-from tiny_runs import Witness, noise, tiny_flow_settings, tiny_recipe, weights_hash
+from tiny_runs import (
+    Witness,
+    logged_steps,
+    noise,
+    run_in_two_processes,
+    run_tiny,
+    tiny_flow_settings,
+    tiny_recipe,
+    weights_hash,
+)
 
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.converting.conversion import convert
@@ -27,17 +32,8 @@ from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.run import run_recipe
 
 
-SUPPORT = Path(__file__).resolve().parents[2] / "support"
-
-
-def run_flow(work_dir: Path, resume: bool = False, **changes: Any) -> Path:
-    recipe = tiny_recipe(work_dir, **{**tiny_flow_settings(), "training__logging_steps": 1, **changes})
-    return run_recipe(recipe, work_dir, resume=resume, progress=False)
-
-
-def history(folder: Path) -> list[dict[str, float]]:
-    entries = json.loads((folder / "training_log.json").read_text())["history"]
-    return [entry for entry in entries if "loss" in entry]
+def run_flow(work_dir: Path, **changes: Any) -> Path:
+    return run_tiny(work_dir, **{**tiny_flow_settings(), "training__logging_steps": 1, **changes})
 
 
 # ---- figures
@@ -86,9 +82,9 @@ def test_the_first_step_by_hand(finished: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, **tiny_flow_settings())
     opened = open_data(recipe, tmp_path)
     model, processor = build_model(recipe, tmp_path, opened)
-    prepare = FlowRowPreparer(processor, opened.norm_stats, draw_noise=FlowNoise.from_config(model.config, 0))
+    prepare = FlowRowPreparer(processor, opened.norm_stats, draw_noise=FlowNoise(model.config, 0))
     table = opened.tables["robot/tiny"]
-    order = list(HalfAndHalfSampler([6], [], 4, recipe.training.seed))
+    order = [index for _, index in HalfAndHalfSampler([6], [], 4, recipe.training.seed)]
     rows = [prepare(table[index], "robot/tiny", place) for place, index in enumerate(order)]
     batch = FlowCollator(processor)(rows)
     assert batch["action_is_pad"].any()
@@ -98,13 +94,13 @@ def test_the_first_step_by_hand(finished: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         velocity = model(**batch).logits[..., :3]
     squares = (velocity - (batch["noise"] - batch["actions"])).square()
-    first = history(finished)[0]
+    first = logged_steps(finished)[0]
     assert first["loss"] == pytest.approx(float(squares[counted].mean()), abs=1e-4)
     assert first["robot/loss"] == pytest.approx(float(squares[counted].mean()), rel=1e-4)
 
 
 def test_a_run_acts_and_says_what_it_saw(finished: Path) -> None:
-    steps = history(finished)
+    steps = logged_steps(finished)
     assert set(steps[0]) >= {"robot/tiny/loss", "robot/tiny/action_error"}
     model, processor = load_model(finished), load_processor(finished)
     assert model.config.action_config["representation"] == "flow"
@@ -116,7 +112,7 @@ def test_a_run_acts_and_says_what_it_saw(finished: Path) -> None:
 def test_it_learns_six_demonstrations_and_looks_at_their_pictures(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"training__steps": 300, "training__batch_size": 12, "training__save_steps": 300}
     folder = run_flow(tmp_path, **settings, training__learning_rate=3e-3, training__logging_steps=50)
-    assert history(folder)[-1]["robot/loss"] < 0.3 * history(folder)[0]["robot/loss"]
+    assert logged_steps(folder)[-1]["robot/loss"] < 0.3 * logged_steps(folder)[0]["robot/loss"]
     model, processor = load_model(folder), load_processor(folder)
     rows: Any = load_from_disk(str(tmp_path / "robot"))
     torch.manual_seed(0)
@@ -143,7 +139,8 @@ def test_a_stopped_run_resumes_to_the_same_weights(finished: Path, tmp_path: Pat
     shutil.rmtree(tmp_path / "copy" / "tiny" / "checkpoints" / "checkpoint-8")
     folder = run_flow(tmp_path / "copy", resume=True)
     assert weights_hash(load_model(folder)) == weights_hash(load_model(finished))
-    assert [entry["robot/loss"] for entry in history(folder)] == [entry["robot/loss"] for entry in history(finished)]
+    losses = [[entry["robot/loss"] for entry in logged_steps(run)] for run in (folder, finished)]
+    assert losses[0] == losses[1]
 
 
 def test_gradient_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
@@ -153,17 +150,13 @@ def test_gradient_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
         settings: dict[str, Any] = {"training__batch_size": batch}
         settings["training__gradient_accumulation_steps"] = accumulated
         folder = run_flow(tmp_path, name=name, training__steps=2, **settings)
-        logs.append([(entry["loss"], entry["grad_norm"], entry["robot/loss"]) for entry in history(folder)])
+        logs.append([(entry["loss"], entry["grad_norm"], entry["robot/loss"]) for entry in logged_steps(folder)])
     assert logs[1] == [pytest.approx(entry, rel=1e-3) for entry in logs[0]]
 
 
 def test_rows_come_from_streams_too_and_read_the_same_after_a_stop(tmp_path: Path) -> None:
-    stream: dict[str, Any] = {
-        "data__streaming": True,
-        "data__shuffle_buffer": 4,
-        "training__steps": 4,
-        "training__save_steps": 2,
-    }
+    stream: dict[str, Any] = {"data__streaming": True, "data__shuffle_buffer": 4}
+    stream |= {"training__steps": 4, "training__save_steps": 2}
     whole = run_flow(tmp_path / "whole", **stream)
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / "tiny" / "checkpoints" / "checkpoint-4")
@@ -183,13 +176,18 @@ def test_starting_from_a_model_takes_its_weights_and_another_horizon(finished: P
     assert model.predict_action(**processor.action_inputs(noise(0), "go")).shape == (2, 3)
 
 
-def test_a_converted_paligemma_trains(stock: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_converted_paligemma_trains(
+    stock: Any,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = write_paligemma(tmp_path / "source", published(stock))
     expert = {"hidden_size": 32, "intermediate_size": 48}
     convert(source, tmp_path / "start", family="pi0_flow", expert=expert, progress=False)
-    folder = run_flow(
-        tmp_path, training__steps=1, model={"family": "pi0_flow", "initial_model": "start", "frozen": None}
-    )
+    start, witness = {"family": "pi0_flow", "initial_model": "start", "frozen": None}, Witness().watch(monkeypatch)
+    folder = run_flow(tmp_path, training__steps=1, model=start, callbacks=[witness])
+    assert witness.batches == [[True] * 4]
+    assert witness.optimized == witness.with_state
     model, processor = load_model(folder), load_processor(folder)
     assert model.config.action_config["horizon"] == model.config.chunk_size == 3
     assert model.predict_action(**processor.action_inputs(noise(0), "go")).shape == (3, 3)
@@ -200,23 +198,10 @@ def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
     """Noise and times belong to rows, so that it does not matter who holds them."""
     changes = {**tiny_flow_settings(), "training__steps": 4, "training__logging_steps": 1}
     tiny_recipe(tmp_path, **changes)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = [str(SUPPORT / "tiny_runs.py"), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([*launch, *script], env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr[-3000:]
-    seen = [json.loads((tmp_path / f"process-{rank}.json").read_text()) for rank in (0, 1)]
+    seen = run_in_two_processes(tmp_path)
     assert seen[0]["hash"] == seen[1]["hash"] != ""
     assert [one["batches"] for one in seen] == [[[True] * 4] * 4] * 2
     alone = run_flow(tmp_path / "alone", training__steps=4, training__batch_size=8)
-    for one, two in zip(history(alone), history(tmp_path / "tiny"), strict=True):
+    for one, two in zip(logged_steps(alone), logged_steps(tmp_path / "tiny"), strict=True):
         for figure in ("loss", "grad_norm", "robot/loss", "robot/tiny/action_error"):
             assert two[figure] == pytest.approx(one[figure], abs=1e-5), (figure, one["step"])
-
-
-def test_a_witness_sees_the_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    witness = Witness().watch(monkeypatch)
-    recipe = tiny_recipe(tmp_path, **tiny_flow_settings(), training__steps=1)
-    run_recipe(recipe, tmp_path, callbacks=[witness], progress=False)
-    assert witness.batches == [[True] * 4]
-    assert witness.optimized == witness.with_state

@@ -1,6 +1,5 @@
 """Counts of bad rows from a loader's worker processes: the same in the log as without workers."""
 
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,16 @@ from typing import Any
 import pytest
 from test_mixture import mixed
 from test_streaming_mixture import mixture
-from tiny_runs import tiny_recipe, tiny_settings, write_questions
+from tiny_runs import read_log, run_tiny, tiny_settings, write_questions
 from torch.utils.data import DataLoader
 
-from gen_vla.training.mixing.counted_batches import COUNTS, CountedBatches, receive_counts, sum_over_processes
-from gen_vla.training.mixing.skipped_rows import TooManyBadRows
-from gen_vla.training.run import run_recipe
+from gen_vla.training.mixing.skipped_rows import (
+    COUNTS,
+    CountedBatches,
+    TooManyBadRows,
+    receive_counts,
+    sum_over_processes,
+)
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -68,9 +71,7 @@ def test_the_log_of_a_run_with_workers_has_the_bad_rows(tmp_path: Path, streamin
         work_dir = tmp_path / str(workers)
         write_questions(work_dir / "questions", answer=["0123456789" * 15, "yes", "two", "no"])
         settings = {"data__max_bad_share": 0.5, "data__streaming": streaming, "data__num_workers": workers}
-        recipe = tiny_recipe(work_dir, training__steps=3, **settings)
-        folder = run_recipe(recipe, work_dir, progress=False)
-        logs.append(json.loads((folder / "training_log.json").read_text())["data"])
+        logs.append(read_log(run_tiny(work_dir, training__steps=3, **settings))["data"])
     assert logs[0]["undecodable"] == logs[1]["undecodable"]
     assert logs[0]["undecodable"]["vision_language/scenes"]["by_reason"].keys() == {"too long"}
     rows = 3 * tiny_settings()["training"]["batch_size"]

@@ -2,7 +2,6 @@
 
 import colorsys
 import pickle
-import time
 from functools import partial
 
 import numpy as np
@@ -73,32 +72,24 @@ def test_contrast_spreads_each_channel_around_its_own_mean():
 
 
 @pytest.mark.parametrize(
-    ("factor", "rgb", "expected"),
+    ("change", "rgb", "expected"),
     [
-        (1.2, (0.8, 0.4, 0.6), [0.8, 0.32, 0.56]),  # S 0.5 becomes 0.6
-        (0.5, (0.8, 0.4, 0.6), [0.8, 0.6, 0.7]),
-        (9.0, (0.8, 0.4, 0.6), [0.8, 0.0, 0.4]),  # S stops at 1
-        (1.2, (0.5, 0.5, 0.5), [0.5, 0.5, 0.5]),
-        (1.2, (0.0, 0.0, 0.0), [0.0, 0.0, 0.0]),
+        ({"factor": 1.2}, (0.8, 0.4, 0.6), [0.8, 0.32, 0.56]),  # S 0.5 becomes 0.6
+        ({"factor": 0.5}, (0.8, 0.4, 0.6), [0.8, 0.6, 0.7]),
+        ({"factor": 9.0}, (0.8, 0.4, 0.6), [0.8, 0.0, 0.4]),  # S stops at 1
+        ({"factor": 1.2}, (0.5, 0.5, 0.5), [0.5, 0.5, 0.5]),
+        ({"factor": 1.2}, (0.0, 0.0, 0.0), [0.0, 0.0, 0.0]),
+        ({"turn": 1 / 3}, (1.0, 0.0, 0.0), [0.0, 1.0, 0.0]),
+        ({"turn": 1 / 6}, (1.0, 0.0, 0.0), [1.0, 1.0, 0.0]),
+        ({"turn": -1 / 12}, (1.0, 0.0, 0.0), [1.0, 0.0, 0.5]),
+        ({"turn": 0.05}, (0.8, 0.4, 0.4), [0.8, 0.52, 0.4]),
+        ({"turn": 0.5}, (0.8, 0.4, 0.6), [0.4, 0.8, 0.6]),
+        ({"turn": 0.25}, (0.7, 0.7, 0.7), [0.7, 0.7, 0.7]),
     ],
 )
-def test_saturation(factor, rgb, expected):
-    assert changed(partial(adjust_saturation, factor=factor), *rgb) == expected
-
-
-@pytest.mark.parametrize(
-    ("turn", "rgb", "expected"),
-    [
-        (1 / 3, (1.0, 0.0, 0.0), [0.0, 1.0, 0.0]),
-        (1 / 6, (1.0, 0.0, 0.0), [1.0, 1.0, 0.0]),
-        (-1 / 12, (1.0, 0.0, 0.0), [1.0, 0.0, 0.5]),
-        (0.05, (0.8, 0.4, 0.4), [0.8, 0.52, 0.4]),
-        (0.5, (0.8, 0.4, 0.6), [0.4, 0.8, 0.6]),
-        (0.25, (0.7, 0.7, 0.7), [0.7, 0.7, 0.7]),
-    ],
-)
-def test_hue(turn, rgb, expected):
-    assert changed(partial(adjust_hue, turn=turn), *rgb) == expected
+def test_saturation_and_hue(change, rgb, expected):
+    adjust = adjust_saturation if "factor" in change else adjust_hue
+    assert changed(partial(adjust, **change), *rgb) == expected
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.05, 0.013, 0.05, 0.5])
@@ -159,9 +150,10 @@ def test_draws_fill_their_ranges_independently():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop_area": 0.0}, r"crop_area=0\.0, expected a share"),
-        ({"brightness": 1.5}, r"brightness=1\.5, expected 0 to 1"),
-        ({"hue": 0.6}, r"hue=0\.6, expected 0 to 0\.5"),
+        (
+            {"crop_area": 0.0, "hue": 0.6},
+            r"crop_area\s+Input should be greater than 0[^.](.|\s)*hue\s+Input should be less",
+        ),
         ({"contrast": [1.2, 0.8]}, r"contrast=\[1\.2, 0\.8\], expected the smallest and largest"),
         ({"saturation": [0.8]}, r"saturation=\[0\.8\], expected the smallest and largest"),
     ],
@@ -185,14 +177,3 @@ def test_the_centre_crop_for_inference_fits_the_image_processor():
     plain = OpenVLAPlusImageProcessor(image_size=18)
     centre = picture.crop((1, 1, 19, 19))
     assert np.array_equal(processor(picture)["pixel_values"], plain(centre)["pixel_values"])
-
-
-def test_a_picture_takes_milliseconds():
-    picture = Image.fromarray((noise(224, 224) * 255).astype(np.uint8).transpose(1, 2, 0))
-    augment = ImageAugmenter(ImageAugmentation())
-    times = []
-    for row in range(10):
-        start = time.perf_counter()
-        augment(picture, row)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.05

@@ -11,7 +11,6 @@ from gen_vla.training.mixing.instruction_augmentation import (
     LISTS,
     SLOTS,
     InstructionAugmenter,
-    coverage,
     families,
     held_out_paraphrases,
     match,
@@ -82,22 +81,13 @@ def test_the_tabletop_is_judged_with_words_that_no_training_saw():
             assert not train & judged
 
 
-@pytest.mark.parametrize(
-    "instruction",
-    [
-        "pick coke can",
-        "move pepsi can near orange",
-        "open middle drawer",
-        "close bottom drawer",
-        "place apple into top drawer",
-        "put the spoon on the towel",
-        "put carrot on plate",
-        "stack the green block on the yellow block",
-        "put eggplant into yellow basket",
-    ],
-)
-def test_the_instructions_of_simpler_are_known(instruction):
-    assert len(held_out_paraphrases(instruction)) >= 5
+def test_the_instructions_of_simpler_are_known():
+    for instruction in (
+        *("pick coke can", "move pepsi can near orange", "open middle drawer", "close bottom drawer"),
+        *("place apple into top drawer", "put the spoon on the towel", "put carrot on plate"),
+        *("stack the green block on the yellow block", "put eggplant into yellow basket"),
+    ):
+        assert len(held_out_paraphrases(instruction)) >= 5, instruction
 
 
 def test_a_list_of_the_paper_s_robots_word_for_word():
@@ -152,9 +142,7 @@ def test_names_stay_whole(instruction, slots):
 def test_what_could_change_its_meaning_stays_as_it_is(instruction):
     assert match(instruction) is None
     assert paraphrases(instruction) == held_out_paraphrases(instruction) == []
-    augment = InstructionAugmenter()
-    assert augment(instruction, 0) == instruction
-    assert augment.report()["unknown_instructions"] == [(instruction, 1)]
+    assert InstructionAugmenter()(instruction, 0) == instruction
 
 
 def test_every_wording_reads_on_from_the_prompt():
@@ -186,15 +174,11 @@ def test_probability_and_wordings_are_drawn_evenly():
     assert InstructionAugmenter(probability=0.0)("open the drawer", 0) == "open the drawer"
 
 
-def test_coverage_names_what_has_no_family(data_dir):
+def test_instructions_of_bridge_have_families(data_dir):
     shard = next((data_dir / "octo_bridge_debug").glob("**/*train.tfrecord-*"))
     steps = [example["steps/language_instruction"][0] for example in read_examples(shard)]
-    report = coverage([*(bytes(step).decode() for step in steps), "dance", "dance", "sing"])
-    assert (report["instructions"], report["known"]) == (28, 25)
-    assert report["share"] == 25 / 28
-    assert set(report["by_family"]) == {"put_on", "put_from", "flip_upright_in", "turn"}
-    assert report["unknown"] == [("dance", 2), ("sing", 1)]
-    assert coverage([])["share"] == 0.0
+    found = [match(bytes(step).decode()) for step in steps]
+    assert {each and each.family for each in found} == {"put_on", "put_from", "flip_upright_in", "turn"}
 
 
 def test_settings_that_cannot_be_are_errors():

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import tiny_processor
 from tiny_runs import noise
 
-from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, NumberedSampler, alternate, weighted_turns
+from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, alternate, weighted_turns
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.skipped_rows import TooManyBadRows
 
@@ -16,8 +16,15 @@ from gen_vla.training.mixing.skipped_rows import TooManyBadRows
 # ---- the order
 
 
+def order_of(*sizes: Any, **settings: Any) -> list[int]:
+    """Which row stands at each place; the places themselves are counted."""
+    places, order = zip(*HalfAndHalfSampler(*sizes, **settings))
+    assert places == tuple(range(len(order)))
+    return list(order)
+
+
 def test_the_order_of_a_small_run() -> None:
-    order = list(HalfAndHalfSampler([3], [2], length=12, seed=0))
+    order = order_of([3], [2], length=12, seed=0)
     assert all(index < 3 for index in order[::2])  # robot rows come first in the concatenation
     assert all(index in (3, 4) for index in order[1::2])
     assert [sorted(order[0:6:2]), sorted(order[6:12:2])] == [[0, 1, 2]] * 2  # every row once before any comes again
@@ -28,24 +35,23 @@ def test_the_order_of_a_small_run() -> None:
 @pytest.mark.parametrize(("robot", "vision"), [([5], [3]), ([1], [7]), ([4, 2], [3, 3, 5]), ([2, 9, 1], [1])])
 @pytest.mark.parametrize("batch", [2, 4, 6])
 def test_every_batch_is_half_and_half(robot: list[int], vision: list[int], batch: int) -> None:
-    sampler = HalfAndHalfSampler(robot, vision, length=batch * 30, seed=3)
-    order = list(sampler)
-    assert len(order) == len(sampler) == batch * 30
+    order = order_of(robot, vision, length=batch * 30, seed=3)
+    assert len(order) == len(HalfAndHalfSampler(robot, vision, length=batch * 30, seed=3)) == batch * 30
     for start in range(0, len(order), batch):
         assert sum(index < sum(robot) for index in order[start : start + batch]) == batch // 2
     assert set(order) == set(range(sum(robot) + sum(vision)))
 
 
 def test_the_sets_of_a_kind_take_turns() -> None:
-    order = list(HalfAndHalfSampler([2], [3, 4, 5], length=30, seed=1))
+    order = order_of([2], [3, 4, 5], length=30, seed=1)
     which = [sum(index >= start for start in (2, 5, 9)) for index in order]
     assert which == [0, 1, 0, 2, 0, 3] * 5
-    two_robots = list(HalfAndHalfSampler([2, 2], [4], length=16, seed=1))
+    two_robots = order_of([2, 2], [4], length=16, seed=1)
     assert [index // 2 for index in two_robots[::2]] == [0, 1] * 4
 
 
 def test_a_used_up_set_comes_again_in_another_order() -> None:
-    order = list(HalfAndHalfSampler([50], [10], length=100, seed=0))
+    order = order_of([50], [10], length=100, seed=0)
     rounds = [order[1 + 20 * k : 1 + 20 * (k + 1) : 2] for k in range(5)]
     assert all(sorted(one) == list(range(50, 60)) for one in rounds)
     assert len({tuple(one) for one in rounds}) == 5
@@ -53,17 +59,16 @@ def test_a_used_up_set_comes_again_in_another_order() -> None:
 
 
 def test_the_seed_decides_the_order_and_a_longer_run_begins_alike() -> None:
-    order = list(HalfAndHalfSampler([6], [5], length=40, seed=7))
+    order = order_of([6], [5], length=40, seed=7)
     sampler = HalfAndHalfSampler([6], [5], length=40, seed=7)
-    assert list(sampler) == order
-    assert list(sampler) == order  # asking twice changes nothing, so that a resumed run can skip
-    assert list(HalfAndHalfSampler([6], [5], length=40, seed=8)) != order
-    assert list(islice(HalfAndHalfSampler([6], [5], length=90, seed=7), 40)) == order
+    assert list(sampler) == list(sampler)  # asking twice changes nothing, so that a resumed run can skip
+    assert order_of([6], [5], length=40, seed=8) != order
+    assert order_of([6], [5], length=90, seed=7)[:40] == order
 
 
 @pytest.mark.parametrize(("robot", "vision"), [([4], []), ([], [4]), ([], [1, 3])])
 def test_one_kind_alone_is_not_mixed(robot: list[int], vision: list[int]) -> None:
-    assert set(HalfAndHalfSampler(robot, vision, length=12, seed=0)) == {0, 1, 2, 3}
+    assert set(order_of(robot, vision, length=12, seed=0)) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("robot", "vision"), [([], []), ([0], [3]), ([3], [2, 0])])
@@ -100,16 +105,10 @@ def test_weights_move_robot_places_and_leave_the_halves_alone() -> None:
     order = list(islice(alternate([3.0, 1.0], 2), 16))
     assert order[::2] == [0, 0, 1, 0] * 2
     assert order[1::2] == [2, 3] * 4
-    sampler = HalfAndHalfSampler([5, 2], [4], length=32, seed=0, weights=[3.0, 1.0])
-    which = ["ab"[index >= 5] for index in list(sampler)[::2]]
+    weighted = order_of([5, 2], [4], length=32, seed=0, weights=[3.0, 1.0])
+    which = ["ab"[index >= 5] for index in weighted[::2]]
     assert which == list("aaba") * 4
-    assert list(HalfAndHalfSampler([5, 2], [4], 32, 0, [2.0, 2.0])) == list(HalfAndHalfSampler([5, 2], [4], 32, 0))
-
-
-def test_places_are_numbered() -> None:
-    sampler = HalfAndHalfSampler([3], [2], length=4, seed=0)
-    assert list(NumberedSampler(sampler)) == list(enumerate(sampler))
-    assert len(NumberedSampler(sampler)) == 4
+    assert order_of([5, 2], [4], 32, 0, [2.0, 2.0]) == order_of([5, 2], [4], 32, 0)
 
 
 # ---- rows that cannot be read

@@ -21,6 +21,7 @@ from gen_vla.training.mixing.row_tables import (
     write_table,
 )
 from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import open_data
 
 
@@ -49,21 +50,11 @@ def test_a_recorded_row(tmp_path: Path) -> None:
 
 def test_chunks_end_with_their_episode_and_repeat_its_last_action(tmp_path: Path) -> None:
     table = demonstrations(tmp_path, 3)
-    assert [table[row]["action"][:, 0].tolist() for row in range(5)] == [
-        [0, 1, 2],
-        [1, 2, 2],
-        [2, 2, 2],
-        [3, 4, 4],
-        [4, 4, 4],
-    ]
-    no, yes = False, True
-    assert [table[row]["action_is_pad"].tolist() for row in range(5)] == [
-        [no, no, no],
-        [no, no, yes],
-        [no, yes, yes],
-        [no, no, yes],
-        [no, yes, yes],
-    ]
+    chunks = [[0, 1, 2], [1, 2, 2], [2, 2, 2], [3, 4, 4], [4, 4, 4]]
+    assert [table[row]["action"][:, 0].tolist() for row in range(5)] == chunks
+    recorded = [3, 2, 1, 2, 1]  # steps of each chunk
+    for row, steps in enumerate(recorded):
+        assert table[row]["action_is_pad"].tolist() == [False] * steps + [True] * (3 - steps)
 
 
 def test_recorded_questions_and_rows_without_a_picture(tmp_path: Path) -> None:
@@ -84,6 +75,12 @@ def test_missing_folders_and_columns_are_named(tmp_path: Path) -> None:
         ValueError, match=r"questions: got columns \['image', 'question', 'answer'\], expected also ins"
     ):
         data(folder, ROBOT_COLUMNS)
+
+
+def lerobot_recipe(folder: Path, **data: Any) -> Recipe:
+    """A recipe of a LeRobot data set `lerobot`, still to be written."""
+    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16, **data}
+    return tiny_recipe(folder, actions={"action_dim": 7}, data=data)
 
 
 class Listed:
@@ -138,19 +135,19 @@ def test_a_table_that_is_used_again_keeps_its_counts(tmp_path: Path) -> None:
                 yield row
             self.problems.skip("2", "cut off")
 
-    row = {"images": [], "turns": [{"question": "a?", "answer": "b"}], "identity": "0"}
+    turns = [{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d"}]
+    row = {"images": [], "turns": turns, "identity": "0"}
     first, again = (Damaged([row, row]) for _ in range(2))
     for source in (first, again):
-        assert len(write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)) == 2
+        table = write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)
+        assert [table[number]["turns"] for number in range(len(table))] == [turns] * 2
     assert (first.readings, again.readings) == (1, 0)
     expected = {"seen": 2, "skipped": 1, "by_reason": {"cut off": 1}, "examples": ["2: cut off"]}
     assert first.problems.report() == again.problems.report() == expected
 
 
 def test_a_missing_folder_is_refused_before_tables_are_written(tmp_path: Path) -> None:
-    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
-    data["vision_language"] = [{"path": "nowhere", "name": "scenes"}]
-    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
+    recipe = lerobot_recipe(tmp_path, vision_language=[{"path": "nowhere", "name": "scenes"}])
     write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
     with pytest.raises(FileNotFoundError, match=r"got no vision-language data set at .*nowhere"):
         open_data(recipe, tmp_path)
@@ -160,19 +157,11 @@ def test_a_missing_folder_is_refused_before_tables_are_written(tmp_path: Path) -
 
 def test_without_tables_a_data_set_is_a_stream(tmp_path: Path) -> None:
     """For a look at the first rows of a data set that would take hours to write."""
-    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16}
-    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
     write_lerobot(tmp_path / "lerobot", make_episodes(2, 5, size=16), "v2.1", "image")
-    opened = open_data(recipe, tmp_path, write_tables=False)
+    opened = open_data(lerobot_recipe(tmp_path), tmp_path, write_tables=False)
     assert (list(opened.streams), list(opened.tables)) == (["robot/own"], [])
     assert not (tmp_path / "rows").exists()
     assert opened.readings["robot/own"].rows == 11
-
-
-def test_conversations_are_written(tmp_path: Path) -> None:
-    turns = [{"question": "a?", "answer": "b"}, {"question": "c?", "answer": "d"}]
-    source = Listed([{"images": [], "turns": turns, "identity": "0"}])
-    assert write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)[0]["turns"] == turns
 
 
 def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: Path) -> None:
@@ -193,12 +182,7 @@ def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: 
 
 def test_a_table_is_written_anew_when_the_files_change(tmp_path: Path) -> None:
     """Converted again with other numbers, a data set has the same files of the same sizes."""
-    recipe = tiny_recipe(
-        tmp_path,
-        actions={"action_dim": 7},
-        data={"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16},
-    )
-    firsts = []
+    recipe, firsts = lerobot_recipe(tmp_path), []
     for sign in (1, -1):
         episodes = make_episodes(2, 5, size=16)
         for episode in episodes:

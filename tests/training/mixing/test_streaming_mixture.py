@@ -1,9 +1,5 @@
 """The streamed mixture: exact halves on every process and worker, every row once per pass, resumed exactly."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -11,24 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import counting_filesystem
-import numpy as np
 import pytest
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import mini_recipe, write_table_data
 from tiny_models import tiny_processor, tiny_statistics
-from tiny_runs import Witness, noise, weights_hash
+from tiny_runs import Witness, noise, read_log, run_in_two_processes, weights_hash
 from torch.utils.data import DataLoader
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.mixing.streaming_mixture import Reader, ReadingLayout, RowStream, StreamingMixture
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
+from gen_vla.training.mixing.streaming_mixture import ReadingLayout, RowStream, StreamingMixture
+from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
-
-
-SUPPORT = Path(__file__).resolve().parents[2] / "support"
+from gen_vla.training.run_folder import write_recipe
 
 
 class Files:
@@ -59,7 +52,7 @@ class Files:
 
 
 def stream(source: Files, number: int = 0, total: int = 1, buffer: int = 4, seed: int = 0) -> RowStream:
-    return RowStream(source, Reader(number, total), [seed, 0], buffer)
+    return RowStream(source, (number, total), [seed, 0], buffer)
 
 
 def taken(rows: RowStream, count: int) -> list[int]:
@@ -251,7 +244,7 @@ def write_videos(folder: Path, version: str) -> Path:
 
 def video_mixture(llama_like: Any, path: str, **settings: Any) -> StreamingMixture:
     problems = RowProblems(limit_share=1.0)
-    source = UndecodedRows(open_robot_source(path, key="mine", problems=problems))
+    source = open_robot_source(path, key="mine", problems=problems).undecoded()
     processor = tiny_processor(llama_like, ActionStringProcessor(action_dim=7, decimals=4))
     prepare = RowPreparer(processor, {"mine": tiny_statistics(7)})
     settings = {"batch_size": 3, "buffer": 6, "max_bad_share": 1.0, **settings}
@@ -319,32 +312,22 @@ def test_tables_of_published_sets_are_written_once_and_train(tmp_path: Path) -> 
     write_table_data(tmp_path)
     recipe = mini_recipe("openvla_plus_bridge", data__streaming=False)
     folder = run_recipe(recipe, tmp_path, progress=False)
-    log = json.loads((folder / "training_log.json").read_text())
-    assert log["data"]["robot"] == [15]  # 6, 7 and 8 steps, of which the transform leaves two less
-    assert log["data"]["vision_language"] == [4, 4, 4, 4]
+    data = read_log(folder)["data"]
+    assert data["robot"] == [15]  # 6, 7 and 8 steps, of which the transform leaves two less
+    assert data["vision_language"] == [4, 4, 4, 4]
     assert len(list((tmp_path / "rows").glob("*.arrow"))) == 5
 
 
 @pytest.mark.slow
 def test_two_processes_stream_disjoint_rows_in_exact_halves(tmp_path: Path) -> None:
     write_table_data(tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    finished = subprocess.run(
-        [*launch, str(SUPPORT / "streamed_run.py"), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    seen = [json.loads((tmp_path / f"process-{rank}.json").read_text()) for rank in (0, 1)]
-    assert [one["processes"] for one in seen] == [2, 2]
+    write_recipe(tmp_path / "tiny.yaml", mini_recipe("openvla_plus_bridge", training__steps=3))
+    seen = run_in_two_processes(tmp_path)
     for one in seen:
         assert one["batches"] == [[True, False] * 4] * 3
     assert seen[0]["hash"] == seen[1]["hash"] != ""
-    rows = [set(one["rows"]) for one in seen]
-    assert all(rows)
+    assert [len(one["places"]) for one in seen] == [3 * 8] * 2
+    rows = [{row for _, row in one["places"]} for one in seen]
     assert not rows[0] & rows[1]
-    assert np.all([len(one["rows"]) == 3 * 8 for one in seen])
-    data = json.loads(next(tmp_path.glob("*/training_log.json")).read_text())["data"]
+    data = read_log(tmp_path / "mini-openvla-plus-bridge")["data"]
     assert sum(report["seen"] for report in data["undecodable"].values()) == 2 * 3 * 8  # of both processes

@@ -1,6 +1,5 @@
 """What is gathered of a run's data before it trains: rows as the model sees them, dimensions, warnings."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,24 +102,25 @@ def test_byte_pieces_of_a_prompt_are_spelled(tmp_path: Path) -> None:
     assert "to öffne die schublade?\n" in row.spans[0][0]
 
 
-def test_a_stream_is_looked_at_without_counting(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("episodes", "version", "places"),
+    [
+        (3, "v2.1", [(0, 0), (0, 1), (1, 3), (2, 6)]),
+        (4, "v3.0", [(0, 0), (1, 1), (3, 5), (3, 7)]),  # three episodes in one file: rows lie apart in it
+    ],
+)
+def test_a_stream_is_looked_at_without_counting(
+    tmp_path: Path, episodes: int, version: str, places: list[tuple[int, int]]
+) -> None:
     data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16, "streaming": True}
     tokenizer = {"vocab_size": 400, "texts_from_rows": 5}
     recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data, tokenizer=tokenizer)
-    write_lerobot(tmp_path / "lerobot", make_episodes(3, 5, size=16), "v2.1")
+    write_lerobot(tmp_path / "lerobot", make_episodes(episodes, 5, size=16), version)
     opened = open_data(recipe, tmp_path)
     rows = sample_rows(opened, "robot/own", 4)
-    assert [(row["episode_index"], row["step_index"]) for row in rows] == [(0, 0), (0, 1), (1, 3), (2, 6)]
+    assert [(row["episode_index"], row["step_index"]) for row in rows] == places
     assert opened.problems["robot/own"].report()["seen"] == 0
     assert len(looked_at(recipe, tmp_path)["robot/own"].rows) == 4
-
-
-def test_rows_of_a_stream_with_few_shards_lie_apart(tmp_path: Path) -> None:
-    data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16, "streaming": True}
-    recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data)
-    write_lerobot(tmp_path / "lerobot", make_episodes(4, 5, size=16), "v3.0")  # three episodes in one file
-    rows = sample_rows(open_data(recipe, tmp_path), "robot/own", 4)
-    assert [(row["episode_index"], row["step_index"]) for row in rows] == [(0, 0), (1, 1), (3, 5), (3, 7)]
 
 
 def test_a_row_that_cannot_be_used_is_a_warning(tmp_path: Path) -> None:
@@ -143,16 +143,6 @@ def test_a_row_that_cannot_be_used_is_a_warning(tmp_path: Path) -> None:
     assert not check.stops, "another row stands in for it"
     told = "1 of 4 rows cannot be used: robot/tiny row 0: got a picture of 10 bytes that does not decode"
     assert any(text.startswith(told) for text in check.warnings)
-
-
-def test_actions_too_long_for_the_model_are_told_once(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, actions__horizon=8)
-    checks = looked_at(recipe, tmp_path)
-    (told,) = [warning for warning in checks["robot/tiny"].warnings if "cannot be used" in warning]
-    assert re.match(r"4 of 4 rows cannot be used: got a row of \d+ tokens .*at most 128; ", told)
-    assert "lower actions.horizon or actions.decimals, or show fewer cameras" in told
-    assert told.endswith(checks["robot/tiny"].stops)
-    assert not checks["vision_language/scenes"].stops
 
 
 def test_what_would_stop_a_run() -> None:

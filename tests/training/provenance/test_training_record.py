@@ -7,7 +7,7 @@ import pytest
 from hub_stand_in import Fault
 from huggingface_hub import constants, hf_hub_download
 
-from gen_vla.commands.suite_options import write_results
+from gen_vla.commands.options import write_results
 from gen_vla.training.provenance.training_record import recipe_file, trained_as, with_record
 from gen_vla.training.publishing.hub_publishing import upload
 from gen_vla.training.publishing.hub_state import Destination
@@ -29,21 +29,20 @@ def trained(folder, name="openvla_rt1_d", **training):
     return str(folder)
 
 
-def test_runs_that_differ_by_seed_have_the_same_settings(tmp_path):
-    records = [record_of(trained(tmp_path / str(seed), seed=seed)) for seed in (0, 3)]
-    assert [(record["recipe"], record["seed"]) for record in records] == [("openvla-rt1-d", 0), ("openvla-rt1-d", 3)]
-    assert records[0]["settings"] == records[1]["settings"]
-
-
-def test_other_settings_are_another_recipe_but_not_another_name_or_tracker(tmp_path):
-    usual = record_of(trained(tmp_path / "usual"))
+def test_settings_differ_by_the_recipe_but_not_by_seed_name_or_tracker(tmp_path):
+    usual, other_seed = (record_of(trained(tmp_path / str(seed), seed=seed)) for seed in (0, 3))
+    assert [(record["recipe"], record["seed"]) for record in (usual, other_seed)] == [
+        ("openvla-rt1-d", 0),
+        ("openvla-rt1-d", 3),
+    ]
     longer = record_of(trained(tmp_path / "longer", steps=7))
     tracked = record_of(trained(tmp_path / "tracked", report_to="tensorboard"))
     folder = tmp_path / "named"
     folder.mkdir()
     write_recipe(folder / "recipe.yaml", replace(load_recipe("openvla_rt1_d"), name="mine", description="other words"))
     named = record_of(str(folder))
-    assert usual["settings"] == tracked["settings"] == named["settings"] != longer["settings"]
+    assert {record["settings"] for record in (usual, other_seed, tracked, named)} == {usual["settings"]}
+    assert usual["settings"] != longer["settings"]
     assert named["recipe"] == "mine"
 
 
@@ -66,14 +65,12 @@ def test_what_is_no_recipe_says_nothing(tmp_path, text):
 
 
 def test_results_have_the_record_where_there_is_one(tmp_path):
-    assert with_record({"n": 1}, trained(tmp_path / "a", seed=4))["trained"]["seed"] == 4
+    model = trained(tmp_path / "a", seed=4)
+    assert with_record({"n": 1}, model)["trained"]["seed"] == 4
     assert with_record({"n": 1}, str(tmp_path / "nothing/at all")) == {"n": 1}
     assert with_record({"n": 1}, None) == {"n": 1}
-
-
-def test_every_suites_file_has_it(tmp_path):
     output = tmp_path / "results.json"
-    write_results({"model": trained(tmp_path / "a", seed=4), "n": 1}, output)
+    write_results({"model": model, "n": 1}, output)
     assert json.loads(output.read_text())["trained"]["seed"] == 4
     write_results({"suite": "loader"}, output)
     assert "trained" not in json.loads(output.read_text())
@@ -113,15 +110,12 @@ def test_a_repository_without_a_recipe_is_asked_once(loaded, hub, tmp_path):
     assert recipe_file("gen-vla/mine", "0" * 40) is None
 
 
-def test_offline_results_are_written_and_say_why_nothing_is_known(loaded, monkeypatch, capsys):
+def test_results_are_written_without_an_answer_of_the_hub_and_say_so(loaded, hub, monkeypatch, capsys):
+    hub.faults.append(Fault("GET", "recipe.yaml"))
+    assert with_record({"n": 1}, "gen-vla/mine") == {"n": 1}
+    assert "could not read recipe.yaml" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert with_record({"n": 1}, "gen-vla/mine") == {"n": 1}
     told = capsys.readouterr().err
     assert "could not read recipe.yaml of gen-vla/mine, which says how it was trained" in told
     assert "HF_HUB_OFFLINE forbids asking the Hub; run it again online" in told
-
-
-def test_a_hub_that_does_not_answer_costs_no_results(loaded, hub, capsys):
-    hub.faults.append(Fault("GET", "recipe.yaml"))
-    assert with_record({"n": 1}, "gen-vla/mine") == {"n": 1}
-    assert "could not read recipe.yaml" in capsys.readouterr().err

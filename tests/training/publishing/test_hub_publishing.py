@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 from hub_stand_in import Fault, HubStandIn, Waits
-from hub_stand_in_storage import Blob, Commit
+from hub_stand_in_storage import Account, Blob, Commit
+from huggingface_hub import HfApi
 
 from gen_vla.training.publishing.hub_publishing import Publication, upload
-from gen_vla.training.publishing.hub_state import Destination
+from gen_vla.training.publishing.hub_state import Destination, FileChange, compare, read_repository
 from gen_vla.training.storage.hub_requests import HubError
 
 
@@ -230,3 +231,113 @@ def test_a_card_the_hub_does_not_take_stops_before_the_commit(hub: HubStandIn, f
     with pytest.raises(ValueError, match=r"Invalid metadata in README\.md"):
         put(folder)
     assert hub.storage.repositories[REPO].history() == ["initial commit"]
+
+
+# ---- what is there, and who may change it
+
+
+def test_nothing_and_something(hub: HubStandIn, folder: Path) -> None:
+    assert read_repository(HfApi(), REPO) is None
+    first = put(folder, tag="v1", private=True).commit
+    repository = read_repository(HfApi(), REPO)
+    assert repository is not None
+    assert (repository.private, repository.branches, repository.tags) == (True, {"main": first}, {"v1": first})
+    assert repository.head("main") == repository.head("a branch to be made") == first
+    hub.storage.accounts["hf_eve"] = Account("eve")
+    assert read_repository(HfApi(token="hf_eve"), REPO) is None  # private: as if it were not there
+
+
+def test_files_are_compared_by_content(hub: HubStandIn, folder: Path) -> None:
+    one, two = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    revision = put(folder).commit
+    (folder / one).write_bytes(b"\2" * 300_000)  # as long as before
+    (folder / "README.md").write_text(CARD.upper())
+    assert compare(HfApi(), folder, REPO, revision) == [
+        FileChange("README.md", 28, "changed"),
+        FileChange("config.json", 3, "unchanged"),
+        FileChange(one, 300_000, "changed"),
+        FileChange(two, 300_000, "unchanged"),
+    ]
+    (folder / "README.md").unlink()
+    (folder / one).unlink()
+    (folder / "deep").mkdir()
+    (folder / "config.json").rename(folder / "deep" / "config.json")
+    assert compare(HfApi(), folder, REPO, revision) == [
+        FileChange("README.md", 28, "deleted"),
+        FileChange("config.json", 3, "deleted"),
+        FileChange("deep/config.json", 3, "new"),
+        FileChange(one, 300_000, "deleted"),
+        FileChange(two, 300_000, "unchanged"),
+    ]
+    assert compare(HfApi(), folder, REPO, None) == [
+        FileChange("deep/config.json", 3, "new"),
+        FileChange(two, 300_000, "new"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("token", "account", "message"),
+    [
+        (None, None, r"could not check the token: there is no token; run `hf auth login`"),
+        ("hf_wrong", None, r"could not check the token: the Hub does not accept the token .*Invalid user token"),
+        ("hf_reader", Account("bob", {"gen-vla": "admin"}, "read"), "got a token of bob that may only read"),
+        ("hf_other", Account("eve"), r"could not write to gen-vla/tiny: the token may not do this .*right"),
+        ("hf_member", Account("kim", {"gen-vla": "read"}), r"could not write to gen-vla/tiny: the token may not do"),
+    ],
+)
+def test_an_account_that_may_not_write_is_refused_at_once(
+    token: str | None,
+    account: Account | None,
+    message: str,
+    hub: HubStandIn,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    put(folder)
+    before = state(hub)
+    (folder / "config.json").write_text("[]\n")
+    monkeypatch.delenv("HF_TOKEN") if token is None else monkeypatch.setenv("HF_TOKEN", token)
+    if token and account:
+        hub.storage.accounts[token] = account
+    hub.log.clear()
+    with pytest.raises(HubError, match=message):
+        put(folder)
+    assert state(hub) == before
+    assert hub.requests("PUT", "") == hub.requests("POST", "/commit/") == 0
+
+
+def test_new_repositories_are_created_only_where_the_account_may(hub: HubStandIn, folder: Path) -> None:
+    for owner, roles in (("someone", {}), ("readers", {"readers": "read"})):
+        hub.storage.accounts["hf_ada"] = Account("ada", {"gen-vla": "write", **roles})
+        message = rf"got {owner}/x, which does not exist, .*creates repositories of ada, gen-vla only"
+        with pytest.raises(HubError, match=message):
+            upload(folder, Destination(f"{owner}/x"))
+    assert hub.storage.repositories == {}
+    upload(folder, Destination("ada/x"))
+    assert set(hub.storage.repositories) == {"ada/x"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"private": True}, "got --private for gen-vla/tiny, which is public; make it private in its settings first"),
+        ({"branch": "v0"}, "got the revision v0, which is a tag of gen-vla/tiny; expected a branch"),
+        ({"tag": "main"}, "got the tag main, which is a branch of gen-vla/tiny; choose another name"),
+        ({"tag": "v0"}, "got the tag v0, which gen-vla/tiny already has on an older commit; choose another"),
+        ({"tag": "v1"}, "got the tag v1, which gen-vla/tiny already has; choose another name"),
+        ({"collection": "gen-vla/none"}, "could not find the collection gen-vla/none: not found"),
+        ({"collection": "eve/robots"}, "got the collection eve/robots, expected one of ada, gen-vla"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    options: dict[str, Any], message: str, hub: HubStandIn, folder: Path
+) -> None:
+    put(folder, tag="v0")
+    (folder / "config.json").write_text("1\n")
+    put(folder, tag="v1")
+    (folder / "config.json").write_text("2\n")
+    hub.storage.collections["eve/robots"] = []
+    before = state(hub)
+    with pytest.raises(HubError, match=message):
+        put(folder, **options)
+    assert state(hub) == before

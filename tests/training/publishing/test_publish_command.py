@@ -5,7 +5,6 @@ Without the seconds of verifying in a fresh interpreter, which test_publishing.p
 
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from hub_stand_in_storage import Blob, Commit
 from huggingface_hub import constants
 from tiny_models import tiny_model, tiny_processor
 
-from gen_vla.commands.main import build_parser, main, run_publish
+from gen_vla.commands.main import main
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.publishing import assembling as publishing
 
@@ -111,11 +110,3 @@ def test_the_cache_is_filled_without_the_hub(
     (tmp_path / "results.json").write_text('{"accuracy": 1.0}')
     assert main([*command, "--results", str(tmp_path / "results.json")]) == 2
     assert 'results.json without a list of "figures"' in capsys.readouterr().err
-
-
-def test_the_commands_of_the_page_are_understood() -> None:
-    page = Path(__file__).resolve().parents[3] / "docs" / "how_to" / "publish.md"
-    commands = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("gen-vla publish")]
-    assert len(commands) == 5
-    for command in commands:
-        assert build_parser().parse_args(shlex.split(command)[1:]).run is run_publish

@@ -1,5 +1,7 @@
 """Recipes are complete and strict: what is written is what runs, and what is misspelt does not."""
 
+import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,8 @@ import pytest
 import yaml
 from tiny_runs import tiny_settings
 
-from gen_vla.training.recipes.loading import as_settings, load_recipe, recipe_names
-from gen_vla.training.recipes.schema import RecipeError
+from gen_vla.training.recipes.loading import RECIPES, as_settings, load_recipe, recipe_names
+from gen_vla.training.recipes.schema import SCHEMA_FILE, RecipeError, json_schema
 
 
 def written(folder: Path, settings: Any, name: str = "mine") -> Path:
@@ -55,9 +57,9 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
     )
     assert (recipe.training.batch_size, recipe.training.learning_rate) == (16, 2e-5)
     assert (recipe.actions.action_dim, recipe.actions.binary_dims, recipe.loss.balance) == (7, [6], "token")
-    with pytest.raises(RecipeError, match=r"training: got no steps, expected steps"):
+    with pytest.raises(RecipeError, match=r"got no training\.steps, expected it: it has no default"):
         load_recipe(written(tmp_path, {"name": "a", "description": "b", "training": {}}))
-    with pytest.raises(RecipeError, match=r"got no name, training, expected name, description, training"):
+    with pytest.raises(RecipeError, match=r"got no name, .*\ngot no training, expected it"):
         load_recipe(written(tmp_path, {"description": "b"}))
 
 
@@ -65,14 +67,17 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
     ("setting", "expected"),
     [
         ({"trainning": {"steps": 1}}, r"got unknown key 'trainning'; did you mean 'training'\? known: name,"),
-        ({"training__lerning_rate": 1.0}, r"training: got unknown key 'lerning_rate'; did you mean 'learning_rate'\?"),
-        ({"model__frozn": None}, r"model: got unknown key 'frozn'; did you mean 'frozen'\?"),
+        (
+            {"training__lerning_rate": 1.0},
+            r"got unknown key 'training.lerning_rate'; did you mean 'learning_rate'\? known: steps,",
+        ),
+        ({"model__frozn": None}, r"got unknown key 'model.frozn'; did you mean 'frozen'\?"),
         ({"zzz": 1}, r"got unknown key 'zzz'; known: name,"),
         ({"extend": "base"}, r"got unknown key 'extend'; did you mean 'extends'\?"),
-        ({"data__robot": [{"path": "a", "kye": "b"}]}, r"data: robot\[0\]: got unknown key 'kye'; did you mean 'key'"),
+        ({"data__robot": [{"path": "a", "kye": "b"}]}, r"got unknown key 'data.robot.0.kye'; did you mean 'key'"),
         (
             {"data__robot": [{"path": "a", "key": "b", "record": {"episodes_per_tsk": 1}}]},
-            r"robot\[0\]: record: got unknown key 'episodes_per_tsk'; did you mean 'episodes_per_task'",
+            r"unknown key 'data.robot.0.record.episodes_per_tsk'; did you mean 'episodes_per_task'",
         ),
     ],
 )
@@ -84,21 +89,29 @@ def test_a_misspelt_key_gets_the_nearest_name(setting: dict[str, Any], expected:
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
-        ({"training__steps": "ten"}, r"training: steps: got 'ten' \(str\), expected int$"),
-        ({"training__steps": 1.5}, r"training: steps: got 1.5 \(float\), expected int$"),
-        ({"training__steps": True}, r"training: steps: got True \(bool\), expected int$"),
-        ({"training__steps": 0}, r"got steps=0, expected at least 1"),
-        ({"training__batch_size": -2}, r"got batch_size=-2, expected at least 1"),
-        ({"training__bf16": 1}, r"training: bf16: got 1 \(int\), expected bool$"),
-        ({"training__learning_rate": True}, r"learning_rate: got True \(bool\), expected float$"),
-        ({"training__learning_rate": "2e-5"}, r"got '2e-5' \(str\), expected float \(YAML reads 2e-5 as text: write"),
-        ({"model__frozen": "clip"}, r"model: frozen: got 'clip' \(str\), expected one of 'siglip', 'dino'"),
-        ({"loss__balance": None}, r"loss: balance: got None .*expected one of 'token', 'example', 'source'"),
-        ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a list"),
-        ({"actions__binary_dims": [0, "x"]}, r"binary_dims\[1\]: got 'x' \(str\), expected int"),
-        ({"model__dino": ["a"]}, r"model: dino: got \['a'\] \(list\), expected dict"),
+        ({"training__steps": "ten"}, r"training.steps: got 'ten' \(str\), expected a valid integer$"),
+        ({"training__steps": 1.5}, r"training.steps: got 1.5 \(float\), expected a valid integer$"),
+        ({"training__steps": True}, r"training.steps: got True \(bool\), expected a valid integer$"),
+        ({"training__steps": 0}, r"training.steps: got 0 \(int\), expected greater than or equal to 1"),
+        ({"training__batch_size": -2}, r"training.batch_size: got -2 \(int\), expected greater than or equal to 1"),
+        ({"training__bf16": 1}, r"training.bf16: got 1 \(int\), expected a valid boolean$"),
+        ({"training__learning_rate": True}, r"learning_rate: got True \(bool\), expected a valid number$"),
+        (
+            {"training__learning_rate": "2e-5"},
+            r"got '2e-5' \(str\), expected a valid number \(YAML reads 2e-5 as text: w",
+        ),
+        ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip' or 'dino'"),
+        ({"loss__balance": None}, r"loss.balance: got None .*expected 'token', 'example' or 'source'"),
+        ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a valid list"),
+        ({"actions__binary_dims": [0, "x"]}, r"actions.binary_dims.1: got 'x' \(str\), expected a valid integer"),
+        ({"model__dino": ["a"]}, r"model.dino: got \['a'\] \(list\), expected settings by name"),
         ({"data": "robot"}, r"data: got 'robot' \(str\), expected settings by name"),
-        ({"name": 3}, r"name: got 3 \(int\), expected str"),
+        ({"name": 3}, r"name: got 3 \(int\), expected a valid string"),
+        ({"name": date(2026, 1, 1)}, "Object of type date .* write a date in quotes"),
+        ({"training__steps": "10"}, r"training.steps: got '10' \(str\), expected a valid integer$"),
+        ({"training__learning_rate": None}, r"learning_rate: got None \(NoneType\), expected a valid number$"),
+        ({"data__robot": [{"path": "a", "key": "b", "weight": float("inf")}]}, r"weight: got inf .* a finite number$"),
+        ({"data__max_bad_share": 2}, r"data.max_bad_share: got 2 \(int\), expected less than or equal to 1"),
         ({"name": "../elsewhere"}, r"got name '../elsewhere', expected letters"),
     ],
 )
@@ -117,8 +130,18 @@ def test_yaml_reads_an_exponent_without_a_point_as_text(tmp_path: Path) -> None:
     assert load_recipe(written(tmp_path, text.replace("RATE", "1"))).training.learning_rate == 1.0
 
 
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    mistakes = {"training__steps": True, "model__frozn": None, "actions__binary_dims": [9]}
+    with pytest.raises(RecipeError) as told:
+        load_recipe(written(tmp_path, tiny_settings(**mistakes)))
+    lines = str(told.value).splitlines()
+    lines[0] = lines[0].removeprefix(f"{tmp_path / 'mine.yaml'}: ")
+    beginnings = ["actions: got binary_dims=[9] with ", "got unknown key 'model.frozn'", "training.steps: got True"]
+    assert [line[: len(begin)] for line, begin in zip(sorted(lines), beginnings, strict=True)] == beginnings
+
+
 def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"got batch_size=3, expected an even number"):
+    with pytest.raises(RecipeError, match=r"got training.batch_size=3, expected an even number"):
         load_recipe(written(tmp_path, tiny_settings(training__batch_size=3)))
     only_robot = tiny_settings(training__batch_size=3, data__vision_language=[])
     assert load_recipe(written(tmp_path, only_robot)).training.batch_size == 3
@@ -129,7 +152,7 @@ def test_settings_that_contradict_each_other(tmp_path: Path) -> None:
         load_recipe(written(tmp_path, tiny_settings(data__robot=twice)))
 
 
-def test_extends_merges_single_settings(tmp_path: Path) -> None:
+def test_extends_merges_single_settings_of_a_file_or_a_shipped_recipe(tmp_path: Path) -> None:
     base = load_recipe(written(tmp_path, tiny_settings(), "base"))
     changes = {"extends": "base.yaml", "name": "row", "model": {"frozen": None, "text": {"num_hidden_layers": 3}}}
     row = load_recipe(written(tmp_path, changes, "row"))
@@ -141,9 +164,6 @@ def test_extends_merges_single_settings(tmp_path: Path) -> None:
     assert last.data.vision_language == []
     assert last.data.robot == base.data.robot
     assert last.model == row.model
-
-
-def test_extends_takes_a_shipped_recipe_by_name(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, {"extends": "mini_vlm", "name": "short", "training": {"steps": 1}}))
     assert recipe.training.steps == 1
     assert recipe.model == load_recipe("mini_vlm").model
@@ -196,7 +216,7 @@ def test_overrides_by_dotted_name(tmp_path: Path) -> None:
     assert (recipe.training.steps, recipe.name, recipe.loss.balance) == (10, "other", "source")
     assert recipe.model.text["num_hidden_layers"] == 1
     assert recipe.training.batch_size == 4
-    with pytest.raises(RecipeError, match=r"unknown key 'stpes'; did you mean 'steps'\?"):
+    with pytest.raises(RecipeError, match=r"unknown key 'training.stpes'; did you mean 'steps'\?"):
         load_recipe(path, {"training.stpes": 10})
     with pytest.raises(RecipeError, match=r"unknown key 'trainig'; did you mean 'training'\?"):
         load_recipe(path, {"trainig.steps": 10})
@@ -207,3 +227,18 @@ def test_overrides_by_dotted_name(tmp_path: Path) -> None:
     for wrong in ("name.first", "training.steps.more"):
         with pytest.raises(RecipeError, match=rf"got override '{wrong}'.*expected settings by name"):
             load_recipe(path, {wrong: "x"})
+
+
+def test_the_schema_for_editors_is_current() -> None:
+    """If not: python -m gen_vla.training.recipes.schema."""
+    schema = json_schema()
+    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == schema
+    for section in (schema, *schema["$defs"].values()):
+        for name, setting in section["properties"].items():
+            assert "$ref" in setting or len(setting["description"]) > 5, name
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_files_that_extend_others_are_right_in_an_editor(path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), json_schema())

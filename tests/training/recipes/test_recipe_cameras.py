@@ -18,10 +18,9 @@ from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.model_building import build_model
 from gen_vla.training.publishing.assembling import publish_to_folder
-from gen_vla.training.recipes.cameras import model_cameras, short_names
+from gen_vla.training.recipes.data_schema import RobotSource
 from gen_vla.training.recipes.loading import Recipe
-from gen_vla.training.recipes.schema import RobotSource
-from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.recipes.sources import model_cameras, open_data, short_names
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import build_collator, build_preparer, run_recipe
 

@@ -1,6 +1,5 @@
 """Every row of the paper's tables: its settings, and two steps of its mini counterpart on data in the real formats."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from table_data import INSTRUCTIONS, SETS, mini_recipe, write_table_data
-from tiny_runs import Witness, noise
+from tiny_runs import Witness, noise, read_log
 
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
@@ -106,8 +105,7 @@ def test_a_row_trains(name: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch
     encoder = ".vlm.vision_tower." if name in FLOWS else ".siglip."
     frozen = {entry for entry in witness.optimized if encoder in entry}
     assert bool(frozen) == (recipe.model.frozen is None)
-    log = json.loads((folder / "training_log.json").read_text())
-    logged = {key for entry in log["history"] for key in entry}
+    logged = {key for entry in read_log(folder)["history"] for key in entry}
     for source in [f"robot/{recipe.data.robot[0].key}", *(f"vision_language/{s.name}" for s in recipe.data.questions)]:
         assert f"{source}/loss" in logged
     model, processor = load_model(folder), load_processor(folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rlds_data_sets import example, framed, write_rlds
+from rlds_data_sets import edit_features, example, framed, write_rlds
 from robot_data_sets import encode, make_episodes
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
@@ -27,14 +27,20 @@ def shard_of(folder, number):
     return folder / f"bridge_orig-train.tfrecord-{number:05d}-of-00002"
 
 
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+def edit_split(folder, **changes):
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0].update(changes)
+    path.write_text(json.dumps(info))
 
 
 def open_reader(folder, split="train"):
     return RLDSReader(DataFolder(folder), split)
+
+
+def read_episodes(folder, features=("action",), cameras=()):
+    reader, problems = open_reader(folder), RowProblems(limit_share=1.0)
+    return [e for shard in reader.shards() for e in reader.episodes(shard, features, cameras, problems)], problems
 
 
 def test_metadata_and_features(written):
@@ -43,26 +49,31 @@ def test_metadata_and_features(written):
     assert reader.shards() == [shard_of(written, 0).name, shard_of(written, 1).name]
     assert reader.cameras == ["observation/image_0", "observation/image_1"]
     assert reader.features == ["action", "is_first", "is_last", "observation/state"]
-    assert reader.count_episodes() == 4
-    assert reader.count_steps() is None
+    assert (reader.count_episodes(), reader.count_steps()) == (4, None)
     assert reader.files() == {shard_of(written, n).name: shard_of(written, n).stat().st_size for n in (0, 1)}
     features = read_features(DataFolder(written))
     assert features["action"] == StepFeature("tensor", (7,))
     assert features["is_first"] == StepFeature("tensor", ())
     assert features["observation/image_1"].kind == "image"
     assert features["language_instruction"].kind == "text"
+    edit_split(written, numBytes="1")  # as an older tfds counts
+    assert open_reader(written).count_episodes() == 4
 
 
 @pytest.mark.parametrize("cameras", [(), ("observation/image_1",)])
-def test_episodes_hold_what_was_asked_for(written, cameras):
-    reader = open_reader(written)
-    episodes = list(reader.episodes(reader.shards()[1], ["action", "is_first"], cameras, RowProblems()))
-    assert [episode.index for episode in episodes] == [2, 3]
-    assert set(episodes[0].steps) == {"action", "is_first"}
-    assert episodes[0].steps["action"].shape == (7, 7)
-    assert episodes[0].steps["is_first"].tolist() == [1, 0, 0, 0, 0, 0, 0]
-    assert len(list(episodes[0].images)) == (7 if cameras else 0)
-    assert episodes[1].identity.endswith("tfrecord-00001-of-00002 episode 1")
+@pytest.mark.parametrize("packed", [False, True])
+def test_episodes_hold_what_was_asked_for(written, cameras, packed):
+    for number in (0, 1) if packed else ():
+        path = shard_of(written, number)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    episodes, _ = read_episodes(written, ["action", "is_first"], cameras)
+    assert [episode.index for episode in episodes] == [0, 1, 2, 3]
+    for episode, made in zip(episodes, make_episodes(4, 5, size=16), strict=True):
+        assert np.array_equal(episode.steps["action"], made.actions)
+    assert set(episodes[2].steps) == {"action", "is_first"}
+    assert episodes[2].steps["is_first"].tolist() == [1, 0, 0, 0, 0, 0, 0]
+    assert len(list(episodes[2].images)) == (7 if cameras else 0)
+    assert episodes[3].identity.endswith("tfrecord-00001-of-00002 episode 1")
 
 
 def test_the_version_folder_is_found_from_above(written):
@@ -75,60 +86,39 @@ def test_the_version_folder_is_found_from_above(written):
         find_rlds(DataFolder(written.parent.parent))
 
 
-@pytest.mark.parametrize("cut", [1, 100, 3000])
+@pytest.mark.parametrize("cut", [1, 100, 3000, "last record"])
 def test_a_shard_that_is_cut_off_is_found_at_opening(written, cut):
     path = shard_of(written, 1)
-    path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(TFRecordError, match=r"tfrecord-00001-of-00002.*cut off"):
-        open_reader(written)
-
-
-def test_a_shard_that_lacks_its_last_record(written):
-    path = shard_of(written, 1)
     content = path.read_bytes()
-    first = 12 + int.from_bytes(content[:8], "little") + 4
-    path.write_bytes(content[:first])
-    with pytest.raises(TFRecordError, match=r"1 records, expected 2"):
+    whole = cut == "last record"
+    path.write_bytes(content[: 12 + int.from_bytes(content[:8], "little") + 4] if whole else content[:-cut])
+    message = r"1 records, expected 2" if whole else r"tfrecord-00001-of-00002.*cut off"
+    with pytest.raises(TFRecordError, match=message):
         open_reader(written)
 
 
-def test_metadata_of_an_older_tfds_counts_bytes_differently(written):
-    edit(written / "dataset_info.json", lambda info: info["splits"][0].update(numBytes="1"))
-    assert open_reader(written).count_episodes() == 4
-
-
-def test_a_missing_shard_is_named(written):
+def test_what_is_missing_is_named(written):
+    with pytest.raises(RobotDataError, match=r"split='val', expected one of train"):
+        open_reader(written, "val")
     shard_of(written, 0).unlink()
     with pytest.raises(RobotDataError, match=r"without 1 of the 2 shards.*tfrecord-00000-of-00002"):
         open_reader(written)
-
-
-def test_splits_are_listed(written):
-    with pytest.raises(RobotDataError, match=r"split='val', expected one of train"):
-        open_reader(written, "val")
-    edit(written / "dataset_info.json", lambda info: info["splits"][0].update(shardLengths=[]))
+    edit_split(written, shardLengths=[])
     with pytest.raises(RobotDataError, match="without episodes"):
         open_reader(written)
 
 
-def test_metadata_that_is_no_robot_data(written):
-    def drop(name):
-        def change(tree):
-            del tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"][name]
-
-        return change
-
-    edit(written / "features.json", drop("language_instruction"))
-    with pytest.raises(RobotDataError, match="without instructions there is nothing to learn"):
-        open_reader(written)
-    edit(written / "features.json", lambda tree: tree["featuresDict"]["features"].pop("steps"))
-    with pytest.raises(RobotDataError, match="expected an RLDS data set"):
-        open_reader(written)
-
-
-def test_other_file_formats_are_refused(written):
-    edit(written / "dataset_info.json", lambda info: info.update(fileFormat="array_record"))
-    with pytest.raises(RobotDataError, match="files of array_record, expected tfrecord"):
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("features.json", '"language_instruction"', '"words"', "without instructions there is nothing to learn"),
+        ("features.json", '"steps"', '"frames"', "expected an RLDS data set"),
+        ("dataset_info.json", '"tfrecord"', '"array_record"', "files of array_record, expected tfrecord"),
+    ],
+)
+def test_metadata_that_is_no_robot_data(written, file, old, new, message):
+    (written / file).write_text((written / file).read_text().replace(old, new))
+    with pytest.raises(RobotDataError, match=message):
         open_reader(written)
 
 
@@ -137,23 +127,18 @@ def test_a_damaged_episode_is_skipped_and_named(written):
     content = bytearray(path.read_bytes())
     content[200] ^= 0xFF
     path.write_bytes(bytes(content))
-    reader = open_reader(written)
-    problems = RowProblems(limit_share=1.0)
-    episodes = list(reader.episodes(path.name, ["action"], ["observation/image_0"], problems))
-    assert [episode.index for episode in episodes] == [1]
+    episodes, problems = read_episodes(written, ["action"], ["observation/image_0"])
+    assert [episode.index for episode in episodes] == [1, 2, 3]
     assert problems.report()["examples"] == [f"{path} episode 0: episode with a wrong checksum"]
 
 
-def test_an_episode_of_other_features_is_skipped(written):
-    def change(tree):
-        steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
-        steps["action"]["tensor"]["shape"]["dimensions"] = ["6"]
-
-    edit(written / "features.json", change)
-    reader = open_reader(written)
-    problems = RowProblems(limit_share=1.0)
-    assert list(reader.episodes(reader.shards()[0], ["action"], [], problems)) == []
-    assert problems.report()["by_reason"] == {"episode that does not hold the features features.json says": 2}
+def test_an_episode_of_other_features_is_skipped_and_says_which(written):
+    edit_features(written, lambda steps: steps["action"]["tensor"]["shape"].update(dimensions=["6"]))
+    episodes, problems = read_episodes(written)
+    assert episodes == []
+    assert problems.report()["by_reason"] == {"episode that does not hold the features features.json says": 4}
+    with pytest.raises(RobotDataError, match=r"episode 0 \(got action with 35 values, expected shape \[5, 6\]\)"):
+        open_robot_source(written, key="x", transform=None)
 
 
 def test_the_real_sample(data_dir):
@@ -167,44 +152,15 @@ def test_the_real_sample(data_dir):
     assert np.isfinite(episode.steps["action"]).all()
 
 
-def test_shards_compressed_with_gzip_are_read(written):
-    plain = [episode.steps["action"] for episode in _episodes(written, ["action"])]
-    for number in (0, 1):
-        path = shard_of(written, number)
-        path.write_bytes(gzip.compress(path.read_bytes()))
-    for cameras in ((), ("observation/image_0",)):
-        read = [episode.steps["action"] for episode in _episodes(written, ["action"], cameras)]
-        assert all(np.array_equal(a, b) for a, b in zip(plain, read, strict=True))
-
-
-@pytest.mark.parametrize("encoding", ["zlib", "bytes"])
-def test_tensors_that_are_stored_as_bytes(tmp_path, encoding):
+@pytest.mark.parametrize(("encoding", "pack"), [("zlib", zlib.compress), ("bytes", bytes)])
+def test_tensors_that_are_stored_as_bytes(tmp_path, encoding, pack):
     episode = make_episodes(1, 5, size=16)[0]
     folder = write_rlds(tmp_path, [episode], name="my_set")
-    pack = zlib.compress if encoding == "zlib" else bytes
     rows = [pack(row.astype("<f8").tobytes()) for row in episode.actions]
     features: dict[str, Any] = {"steps/action": rows, "steps/language_instruction": [b"go"] * len(rows)}
     features["steps/observation/image_0"] = [encode(picture) for picture in episode.pictures["image_0"]]
     next(folder.glob("*.tfrecord-*")).write_bytes(framed(example(features)))
     stored = {"dtype": "float64", "encoding": encoding, "shape": {"dimensions": ["7"]}}
-    edit(folder / "features.json", lambda tree: _steps(tree)["action"].update(tensor=stored))
-    assert np.array_equal(_episodes(folder, ["action"])[0].steps["action"], episode.actions)
-
-
-def test_an_episode_that_is_skipped_says_which_feature(written):
-    edit(
-        written / "features.json",
-        lambda tree: _steps(tree)["action"]["tensor"].update(shape={"dimensions": ["6"]}),
-    )
-    with pytest.raises(RobotDataError, match=r"episode 0 \(got action with 35 values, expected shape \[5, 6\]\)"):
-        open_robot_source(written, key="x", transform=None)
-
-
-def _episodes(folder, features, cameras=()):
-    reader = open_reader(folder)
-    problems = RowProblems(limit_share=1.0)
-    return [episode for shard in reader.shards() for episode in reader.episodes(shard, features, cameras, problems)]
-
-
-def _steps(tree):
-    return tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    edit_features(folder, lambda steps: steps["action"].update(tensor=stored))
+    ((read,), _) = read_episodes(folder)
+    assert np.array_equal(read.steps["action"], episode.actions)

@@ -26,7 +26,7 @@ from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.robot_data.episodes import RobotDataError
 from gen_vla.training.robot_data.layouts import LOOKED_AT, check_layout
 from gen_vla.training.robot_data.source import open_robot_source
-from gen_vla.training.robot_data.transforms import identity_transform
+from gen_vla.training.robot_data.transforms import RobotTransform
 
 
 def read(path: Path, **settings: Any) -> list[dict[str, Any]]:
@@ -133,7 +133,7 @@ def test_a_state_or_action_of_another_form_is_refused(tmp_path: Path) -> None:
 
 def test_only_the_first_episodes_are_looked_at_and_none_without_need() -> None:
     steps = ({"action": np.ones((3, 7)), "state": np.zeros((3, 7))} for _ in range(20))
-    transform = identity_transform(("action",), ("state",))
+    transform = RobotTransform("identity", ("action",), ("state",))
     check_layout(transform, steps, "my_robot", "here", named=False)
     check_layout(transform, steps, "bridge", "here", named=True)
     assert len(list(steps)) == 20

@@ -13,7 +13,7 @@ from rlds_data_sets import write_rlds
 from robot_data_sets import make_episodes, write_lerobot
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.source import RobotSource, open_robot_source
+from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 
 
 READINGS = Path(__file__).resolve().parents[2] / "fixtures" / "robot_readings"
@@ -26,15 +26,15 @@ def tfds() -> Any:
 
 
 @pytest.fixture(scope="module")
-def bridge(data_dir: Path) -> RobotSource:
+def bridge(data_dir: Path) -> RobotDataset:
     return open_robot_source(data_dir / "octo_bridge_debug", key="bridge_orig", cameras=CAMERAS, transform=None)
 
 
-def rows_of(source: RobotSource) -> list[dict[str, Any]]:
+def rows_of(source: RobotDataset) -> list[dict[str, Any]]:
     return list(source.rows(source.shards()))
 
 
-def states_of(source: RobotSource) -> np.ndarray:
+def states_of(source: RobotDataset) -> np.ndarray:
     proprio = [trajectory.proprio for _, trajectory in source.trajectories(RowProblems())]
     return np.concatenate([states for states in proprio if states is not None])
 

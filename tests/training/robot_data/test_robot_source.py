@@ -1,50 +1,69 @@
 """Opening robot data sets of every format, their rows, what is skipped, and that only what is needed is read."""
 
-import io
 import pickle
-from pathlib import Path
-from typing import Any
 
 import counting_filesystem
 import numpy as np
 import pytest
-from PIL import Image
 from rlds_data_sets import write_rlds
-from robot_data_sets import Episode, make_episodes, write_lerobot, write_recording
+from robot_data_sets import make_episodes, write_lerobot, write_recording
+from robot_rows import FORMATS, grey, places, read_rows, write
 
 from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError
-from gen_vla.training.robot_data.source import UndecodedRows, open_robot_source
+from gen_vla.training.robot_data.episodes import (
+    EmptyRobotDataError,
+    RobotDataError,
+    RobotEpisode,
+    action_chunks,
+    episode_rows,
+)
+from gen_vla.training.robot_data.source import open_robot_source
+from gen_vla.training.robot_data.transforms import Trajectory
 from gen_vla.training.robot_data.video_frames import VideoPicture
 
 
-FORMATS = ("rlds", "v2.0", "v2.1", "v3.0", "recording")
+@pytest.fixture
+def counted():
+    """A remote file system that counts the bytes fetched of each file, and remote folders on it."""
+    filesystem = counting_filesystem.register()
+
+    def open_remote(folder, **settings):
+        source = open_robot_source(f"counted://{folder}", key="x", **settings)
+        filesystem.fetched.clear()
+        return source, filesystem.fetched
+
+    return open_remote
 
 
-def write(folder: Path, form: str, episodes: list[Episode]) -> Path:
-    if form == "rlds":
-        return write_rlds(folder, episodes, name="mine", shards=2)
-    if form == "recording":
-        return write_recording(folder / "recording", episodes)
-    return write_lerobot(folder / "lerobot", episodes, form)
+def test_chunks_repeat_the_last_action():
+    chunks, past = action_chunks(np.array([[0.0], [1.0], [2.0]]), 2)
+    assert chunks[:, :, 0].tolist() == [[0, 1], [1, 2], [2, 2]]
+    assert past.tolist() == [[False, False], [False, False], [False, True]]
+    assert chunks.dtype == np.float32
+    chunks, past = action_chunks(np.array([[5.0]]), 3)
+    assert chunks[:, :, 0].tolist() == [[5, 5, 5]]
+    assert past.tolist() == [[False, True, True]]
 
 
-def grey(picture: Any) -> float:
-    opened = Image.open(io.BytesIO(picture["bytes"])) if isinstance(picture, dict) else picture
-    return float(np.asarray(opened.convert("RGB")).mean())
+def test_rows_are_the_steps_that_a_transform_kept_and_that_have_an_instruction():
+    episode = RobotEpisode(7, "file episode 7", ["a", "b", "", "d", "e"], {}, [[step] for step in range(5)])
+    rows = list(episode_rows(episode, Trajectory(np.array([[1.0], [2.0], [3.0]]), None, slice(1, 4)), 2))
+    assert [(row["step_index"], row["instruction"], row["images"]) for row in rows] == [(1, "b", [1]), (3, "d", [3])]
+    assert [row["action"][:, 0].tolist() for row in rows] == [[1, 2], [3, 3]]
+    assert (rows[0]["identity"], rows[0]["episode_index"]) == ("file episode 7 step 1", 7)
+    assert list(episode_rows(episode, Trajectory(np.zeros((0, 7)), None, slice(1, 1)), 4)) == []
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_rows_of_every_format_are_the_same(tmp_path, form):
     episodes = make_episodes(3, 4)
     source: DataSource = open_robot_source(write(tmp_path, form, episodes), key="mine", horizon=3)
-    rows = list(source.rows(source.shards()))
+    shards = source.shards()
+    rows = list(source.rows(shards))
     assert source.name == "mine"
-    assert [(row["episode_index"], row["step_index"]) for row in rows] == [
-        (number, step) for number in range(3) for step in range(4 + number)
-    ]
+    assert places(rows) == [(number, step) for number in range(3) for step in range(4 + number)]
     for row in rows:
         episode, step = episodes[row["episode_index"]], row["step_index"]
         assert row["instruction"] == episode.instruction
@@ -54,31 +73,21 @@ def test_rows_of_every_format_are_the_same(tmp_path, form):
         assert row["action_is_pad"].tolist() == [step + ahead >= len(episode.actions) for ahead in range(3)]
         assert grey(row["images"][0]) == pytest.approx(40 * row["episode_index"] + 5 * step, abs=1.5)
         assert row["identity"].endswith(f"step {step}")
-    assert len({row["identity"] for row in rows}) == len(rows)
+    identities = [row["identity"] for row in rows]
+    assert len(set(identities)) == len(rows)
     assert source.count_rows() == (None if form == "rlds" else len(rows))
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_shards_divide_the_rows_and_sources_travel_to_workers(tmp_path, form):
-    source = open_robot_source(write(tmp_path, form, make_episodes(3, 4)), key="mine")
-    shards = source.shards()
     assert len(shards) > 1
-    whole = [row["identity"] for row in source.rows(shards)]
-    copy = pickle.loads(pickle.dumps(source))
-    assert [row["identity"] for shard in shards for row in copy.rows([shard])] == whole
-    assert copy.problems.report()["seen"] == 2 * len(whole)
+    copy = pickle.loads(pickle.dumps(source))  # as sources travel to workers
+    assert [row["identity"] for shard in shards for row in copy.rows([shard])] == identities
+    assert copy.problems.report()["seen"] == 2 * len(rows)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_undecoded_rows_are_the_same_rows(tmp_path, form):
-    source = open_robot_source(write(tmp_path, form, make_episodes(3, 4)), key="mine")
-    undecoded: DataSource = UndecodedRows(source)
-    assert (undecoded.name, undecoded.shards(), undecoded.count_rows()) == (
-        "mine",
-        source.shards(),
-        source.count_rows(),
-    )
-    rows, others = list(source.rows(source.shards())), list(undecoded.rows(undecoded.shards()))
+    rows, source = read_rows(write(tmp_path, form, make_episodes(3, 4)))
+    undecoded: DataSource = source.undecoded()
+    assert (undecoded.name, undecoded.shards(), undecoded.count_rows()) == ("x", source.shards(), source.count_rows())
+    others = list(undecoded.rows(undecoded.shards()))
     assert undecoded.problems.report()["seen"] == 2 * len(rows)
     for row, other in zip(rows, others, strict=True):
         assert isinstance(other["images"][0], VideoPicture) == (form in ("v2.0", "v2.1", "v3.0"))
@@ -89,8 +98,7 @@ def test_undecoded_rows_are_the_same_rows(tmp_path, form):
 def test_cameras_are_named_and_come_in_the_order_asked(tmp_path):
     episodes = make_episodes(1, 4, ("image_0", "wrist"))
     for path in (write_rlds(tmp_path, episodes), write_lerobot(tmp_path / "lerobot", episodes)):
-        source = open_robot_source(path, key="x", cameras=["wrist", "image_0"], transform=None)
-        pictures = next(source.rows(source.shards()))["images"]
+        pictures = read_rows(path, cameras=["wrist", "image_0"], transform=None)[0][0]["images"]
         assert [round(grey(picture)) for picture in pictures] in ([3, 0], [2, 0])
         with pytest.raises(RobotDataError, match=r"camera 'wirst', expected one of .*image_0, .*wrist"):
             open_robot_source(path, key="x", cameras=["wirst"])
@@ -113,69 +121,66 @@ def test_a_data_set_without_a_plain_action_needs_its_transform(tmp_path):
 
 def test_an_action_under_another_name(tmp_path):
     episodes = make_episodes(1, 4, size=16)
-    source = open_robot_source(write_lerobot(tmp_path / "set", episodes), key="x", action="observation.state")
-    row = next(source.rows(source.shards()))
-    assert np.array_equal(row["action"][0], episodes[0].states[0])
+    folder = write_lerobot(tmp_path / "set", episodes)
+    assert np.array_equal(read_rows(folder, action="observation.state")[0][0]["action"][0], episodes[0].states[0])
+    assert read_rows(folder, action=["action", "observation.state"])[0][0]["action"].shape == (1, 14)
     with pytest.raises(RobotDataError, match="expected arm"):
-        open_robot_source(tmp_path / "set", key="x", action=["action", "arm"])
-    both = open_robot_source(tmp_path / "set", key="x", action=["action", "observation.state"])
-    assert next(both.rows(both.shards()))["action"].shape == (1, 14)
+        open_robot_source(folder, key="x", action=["action", "arm"])
 
 
 @pytest.mark.parametrize("form", ["rlds", "v2.1", "v3.0", "recording"])
 def test_chunks_with_nan_are_skipped_and_named(tmp_path, form):
     episodes = make_episodes(3, 4)
     episodes[1].actions[2, 0] = np.nan
-    problems = RowProblems(limit_share=0.5)
-    source = open_robot_source(write(tmp_path, form, episodes), key="mine", horizon=2, problems=problems)
-    rows = list(source.rows(source.shards()))
+    folder = write(tmp_path, form, episodes)
+    rows, source = read_rows(folder, horizon=2)
     assert [row["step_index"] for row in rows if row["episode_index"] == 1] == [0, 3, 4]
     assert np.isfinite([row["action"] for row in rows]).all()
-    report = problems.report()
+    report = source.problems.report()
     assert report["seen"] == len(rows) == 13
     assert report["by_reason"] == {"action that is not finite": 2}
     assert "episode 1 (nan in dimension 0 at step 2): action that is" in report["examples"][0]
-    strict = open_robot_source(source.reader.folder.path, key="mine", problems=RowProblems(0.01, minimum_rows=5))  # type: ignore[attr-defined]
     with pytest.raises(TooManyBadRows, match="not finite"):
-        list(strict.rows(strict.shards()))
+        read_rows(folder, problems=RowProblems(0.01, minimum_rows=5))
 
 
 def test_a_last_action_that_is_not_finite_fills_no_chunk(tmp_path):
     episodes = make_episodes(1, 5)
     episodes[0].actions[4, 6] = np.nan
-    source = open_robot_source(write_lerobot(tmp_path / "set", episodes), key="x", horizon=3)
-    source.problems = RowProblems(limit_share=1.0)
-    assert [row["step_index"] for row in source.undecoded_rows(source.shards())] == [0, 1]
+    rows, source = read_rows(write_lerobot(tmp_path / "set", episodes), horizon=3)
+    assert [row["step_index"] for row in rows] == [0, 1]
     assert source.problems.report()["skipped"] == 3
 
 
 def test_a_transform_that_looks_at_neighbours_leaves_out_the_episode(tmp_path):
     episodes = make_episodes(3, 4)
     episodes[1].states[2, 0] = np.nan
-    problems = RowProblems(limit_share=0.5)
-    source = open_robot_source(write_rlds(tmp_path, episodes), key="x", transform="bridge", problems=problems)
-    assert {row["episode_index"] for row in source.rows(source.shards())} == {0, 2}
-    assert problems.report()["by_reason"] == {"episode with an action that is not finite": 5}
-    assert "episode 1 (nan in dimension 0 at step 1): episode with" in problems.report()["examples"][0]
+    rows, source = read_rows(write_rlds(tmp_path, episodes), transform="bridge")
+    assert {row["episode_index"] for row in rows} == {0, 2}
+    report = source.problems.report()
+    assert report["by_reason"] == {"episode with an action that is not finite": 5}
+    assert "episode 1 (nan in dimension 0 at step 1): episode with" in report["examples"][0]
 
 
 def test_unlabelled_episodes_are_passed_over(tmp_path):
     episodes = make_episodes(3, 4, size=16)
     episodes[1].instruction = " "
     for path in (write_rlds(tmp_path, episodes), write_lerobot(tmp_path / "set", episodes)):
-        source = open_robot_source(path, key="x", transform=None)
-        assert {row["episode_index"] for row in source.rows(source.shards())} == {0, 2}
+        rows, source = read_rows(path, transform=None)
+        assert {row["episode_index"] for row in rows} == {0, 2}
         assert source.count_rows() in (None, 10)
         assert source.problems.report()["skipped"] == 0
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_set_without_any_instruction_is_empty(tmp_path, form):
+def test_sets_without_the_split_or_any_instruction(tmp_path, form):
     episodes = make_episodes(2, 4, size=16)
+    with pytest.raises(RobotDataError, match=r"got split='test'.*expected"):
+        open_robot_source(write(tmp_path / "split", form, episodes), key="x", split="test")
     for episode in episodes:
         episode.instruction = ""
     with pytest.raises(EmptyRobotDataError, match="instruction"):
-        open_robot_source(write(tmp_path, form, episodes), key="x")
+        open_robot_source(write(tmp_path / "empty", form, episodes), key="x")
 
 
 def test_an_unknown_folder_and_settings_out_of_range(tmp_path):
@@ -183,73 +188,49 @@ def test_an_unknown_folder_and_settings_out_of_range(tmp_path):
         open_robot_source(tmp_path / "nothing", key="x")
     with pytest.raises(RobotDataError, match=r"LeRobot.*RLDS.*recording"):
         open_robot_source(tmp_path, key="x")
-    with pytest.raises(ValueError, match="horizon=0"):
-        open_robot_source(tmp_path, key="x", horizon=0)
+    for setting in ("horizon", "every"):
+        with pytest.raises(ValueError, match=f"got {setting}=0, expected at least 1"):
+            open_robot_source(tmp_path, key="x", **{setting: 0})
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_an_unknown_split_is_refused(tmp_path, form):
-    with pytest.raises(RobotDataError, match=r"got split='test'.*expected"):
-        open_robot_source(write(tmp_path, form, make_episodes(2, 4, size=16)), key="x", split="test")
-
-
-def test_of_a_remote_rlds_set_one_shard_is_read(tmp_path):
-    filesystem = counting_filesystem.register()
-    folder = write_rlds(tmp_path, make_episodes(6, 5), shards=3)
-    source = open_robot_source(f"counted://{folder}", key="x")
-    filesystem.fetched.clear()
+def test_of_a_remote_rlds_set_one_shard_is_read(tmp_path, counted):
+    source, fetched = counted(write_rlds(tmp_path, make_episodes(6, 5), shards=3))
     rows = list(source.rows(source.shards()[1:2]))
     assert {row["episode_index"] for row in rows} == {2, 3}
-    assert set(filesystem.fetched) == {"bridge_orig-train.tfrecord-00001-of-00003"}
+    assert set(fetched) == {"bridge_orig-train.tfrecord-00001-of-00003"}
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-def test_of_a_remote_lerobot_set_one_shard_and_camera_is_read(tmp_path, version):
-    filesystem = counting_filesystem.register()
+def test_of_a_remote_lerobot_set_one_shard_and_camera_is_read(tmp_path, counted, version):
     folder = write_lerobot(tmp_path / "set", make_episodes(3, 5, ("image_0", "wrist")), version)
-    source = open_robot_source(f"counted://{folder}", key="x", cameras=["wrist"])
-    filesystem.fetched.clear()
+    source, fetched = counted(folder, cameras=["wrist"])
+    assert len(list(source.trajectories(RowProblems()))) == 3
+    assert not any(name.endswith(".mp4") for name in fetched), "actions alone need no video"
+    fetched.clear()
     rows = list(source.rows(source.shards()[-1:]))
     assert {row["episode_index"] for row in rows} == {2}
     assert grey(rows[0]["images"][0]) == pytest.approx(83, abs=1.5)
     last = "episode_000002" if version == "v2.1" else "file-001"
-    assert set(filesystem.fetched) == {f"{last}.parquet", f"{last}.mp4"}
-    assert filesystem.fetched[f"{last}.mp4"] <= (folder / _video(version, last)).stat().st_size + 4096
+    assert set(fetched) == {f"{last}.parquet", f"{last}.mp4"}
+    (video,) = (path for path in (folder / "videos").rglob(f"{last}.mp4") if "wrist" in str(path))
+    assert fetched[f"{last}.mp4"] <= video.stat().st_size + 4096
 
 
-def _video(version: str, last: str) -> str:
-    camera = "observation.images.wrist"
-    return f"videos/chunk-000/{camera}/{last}.mp4" if version == "v2.1" else f"videos/{camera}/chunk-000/{last}.mp4"
-
-
-def test_of_a_long_remote_video_only_a_part_is_fetched(tmp_path):
-    filesystem = counting_filesystem.register()
+def test_of_a_long_remote_video_only_a_part_is_fetched(tmp_path, counted):
     episodes = make_episodes(40, 4, size=64)
     random = np.random.default_rng(0)
     for episode in episodes:
-        noise = random.integers(0, 255, episode.pictures["image_0"].shape, dtype=np.uint8)
-        episode.pictures["image_0"] = noise
+        shape = episode.pictures["image_0"].shape
+        episode.pictures["image_0"] = random.integers(0, 255, shape, dtype=np.uint8)
     folder = write_lerobot(tmp_path / "set", episodes, "v3.0")
-    source = open_robot_source(f"counted://{folder}", key="x")
+    source, fetched = counted(folder)
     assert len(source.shards()) == 4  # 16 + 16 + 7 episodes of the first file, and the last one's own
-    filesystem.fetched.clear()
-    first_of_second = next(source.rows(source.shards()[1:2]))
-    assert first_of_second["episode_index"] == 16
+    assert next(source.rows(source.shards()[1:2]))["episode_index"] == 16
     size = (folder / "videos/observation.images.image_0/chunk-000/file-000.mp4").stat().st_size
-    assert 0 < filesystem.fetched["file-000.mp4"] < size / 5
+    assert 0 < fetched["file-000.mp4"] < size / 5
 
 
-def test_statistics_of_a_remote_lerobot_set_read_no_video(tmp_path):
-    filesystem = counting_filesystem.register()
-    folder = write_lerobot(tmp_path / "set", make_episodes(3, 5), "v3.0")
-    source = open_robot_source(f"counted://{folder}", key="x")
-    filesystem.fetched.clear()
-    assert len(list(source.trajectories(RowProblems()))) == 3
-    assert not any(name.endswith(".mp4") for name in filesystem.fetched)
-
-
-def test_a_recording_has_to_be_on_this_machine(tmp_path):
-    counting_filesystem.register()
+def test_a_recording_has_to_be_on_this_machine(tmp_path, counted):
     folder = write_recording(tmp_path / "recording", make_episodes(1, 3, size=16))
     with pytest.raises(RobotDataError, match="on this machine"):
-        open_robot_source(f"counted://{folder}", key="x")
+        counted(folder)

@@ -1,6 +1,7 @@
 """Statistics by one pass: exact figures, what is skipped, and the cache."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,16 @@ from robot_data_sets import (
     make_episodes,
     with_column,
     write_lerobot,
-    write_recording,
 )
-from test_lerobot_splits import check
+from robot_rows import FORMATS, check, write
 
 from gen_vla.processors import compute_statistics
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
+from gen_vla.training.robot_data import statistics as robot_data_statistics
 from gen_vla.training.robot_data.source import open_robot_source
-from gen_vla.training.robot_data.statistics import robot_statistics
+
+
+robot_statistics = partial(robot_data_statistics.robot_statistics, progress=False)
 
 
 def counting_up(values: list[float], instruction: str = "go") -> Episode:
@@ -34,7 +37,7 @@ def counting_up(values: list[float], instruction: str = "go") -> Episode:
 def test_figures_by_hand(tmp_path):
     episodes = [counting_up(list(range(0, 60))), counting_up(list(range(60, 101)), instruction="")]
     source = open_robot_source(write_lerobot(tmp_path / "set", episodes), key="mine")
-    statistics = robot_statistics(source, progress=False)
+    statistics = robot_statistics(source)
     action = statistics.entry["action"]
     assert statistics.entry["num_transitions"] == 101
     assert statistics.entry["num_trajectories"] == 2
@@ -48,24 +51,19 @@ def test_figures_by_hand(tmp_path):
     assert set(statistics.entry["proprio"]) == {"mean", "std", "max", "min", "q01", "q99"}
 
 
-@pytest.mark.parametrize("form", ["rlds", "v2.0", "v2.1", "v3.0", "recording"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_every_format_gives_the_same(tmp_path, form):
-    episodes = make_episodes(4, 5, size=16) if form in ("rlds", "recording") else make_episodes(4, 5)
-    if form == "rlds":
-        path = write_rlds(tmp_path, episodes, shards=2)
-    else:
-        write = write_recording if form == "recording" else write_lerobot
-        path = write(tmp_path / "set", episodes, **({} if form == "recording" else {"version": form}))
-    source = open_robot_source(path, key="x", transform=None)
+    episodes = make_episodes(4, 5)
+    source = open_robot_source(write(tmp_path, form, episodes), key="x", transform=None)
     expected = compute_statistics(np.concatenate([episode.actions for episode in episodes]), num_trajectories=4)
-    entry = robot_statistics(source, progress=False).entry
+    entry = robot_statistics(source).entry
     assert ("proprio" in entry) == (form != "recording")
     assert {name: entry[name] for name in expected} == expected
 
 
 def test_the_bridge_transform_is_applied(tmp_path):
     source = open_robot_source(write_rlds(tmp_path, [counting_up([0.0, 0.01, 0.03, 0.06, 1.0])]), key="bridge_orig")
-    action = robot_statistics(source, progress=False).entry["action"]
+    action = robot_statistics(source).entry["action"]
     assert action["min"][0] == pytest.approx(0.02, abs=1e-5)
     assert action["max"][0] == pytest.approx(0.94, abs=1e-5)
     assert action["max"][6] == 1.0
@@ -76,9 +74,9 @@ def test_skipped_episodes_are_reported_and_too_many_stop(tmp_path):
     episodes[1].actions[0] = np.inf
     path = write_rlds(tmp_path, episodes)
     with pytest.raises(TooManyBadRows, match="x: got 6 bad rows"):
-        robot_statistics(open_robot_source(path, key="x", transform="fractal"), progress=False)
+        robot_statistics(open_robot_source(path, key="x", transform="fractal"))
     tolerant = open_robot_source(path, key="x", transform="fractal", problems=RowProblems(limit_share=0.5))
-    statistics = robot_statistics(tolerant, progress=False)
+    statistics = robot_statistics(tolerant)
     assert statistics.entry["num_trajectories"] == 2
     assert statistics.problems["skipped"] == 6
     assert tolerant.problems.report()["skipped"] == 0  # training counts for itself
@@ -90,9 +88,9 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path):
     episodes[2].actions[:] = np.nan
     path = write_rlds(tmp_path, episodes)
     with pytest.raises(TooManyBadRows, match=r"x: got 8 bad rows among 18, .*inf in dimension 2 at step 0"):
-        robot_statistics(open_robot_source(path, key="x", transform=None), progress=False)
+        robot_statistics(open_robot_source(path, key="x", transform=None))
     tolerant = open_robot_source(path, key="x", transform=None, problems=RowProblems(limit_share=0.5))
-    statistics = robot_statistics(tolerant, progress=False)
+    statistics = robot_statistics(tolerant)
     expected = compute_statistics(np.concatenate([episodes[0].actions, episodes[1].actions[1:]]), num_trajectories=2)
     assert {name: statistics.entry[name] for name in expected} == expected
     assert statistics.rows == 10
@@ -102,33 +100,27 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path):
 def test_figures_are_kept_until_the_files_change(tmp_path, monkeypatch):
     path, cache = write_rlds(tmp_path, make_episodes(3, 5, size=16)), tmp_path / "run"
     source = open_robot_source(path, key="x", transform=None)
-    first = robot_statistics(source, cache, progress=False)
+    first = robot_statistics(source, cache)
     kept = json.loads((cache / "robot_statistics_x.json").read_text())
     assert kept["entry"] == first.entry
     reread = open_robot_source(path, key="x", transform=None)
     monkeypatch.setattr(reread, "trajectories", lambda problems: pytest.fail("read again"))
-    assert robot_statistics(reread, cache, progress=False) == first
+    assert robot_statistics(reread, cache) == first
     other = open_robot_source(path, key="x", transform="bridge")
-    assert robot_statistics(other, cache, progress=False).entry["num_transitions"] == 12
+    assert robot_statistics(other, cache).entry["num_transitions"] == 12
     negated = make_episodes(3, 5, size=16)
     for episode in negated:
         episode.actions = -episode.actions  # as many bytes as before
     again = open_robot_source(write_rlds(tmp_path, negated), key="x", transform=None)
     assert again.reader.files() == source.reader.files()
-    low = robot_statistics(again, cache, progress=False).entry["action"]["min"]
+    low = robot_statistics(again, cache).entry["action"]["min"]
     np.testing.assert_allclose(low, [-value for value in first.entry["action"]["max"]])
     changed = open_robot_source(write_rlds(tmp_path, make_episodes(4, 5, size=16)), key="x", transform=None)
-    assert robot_statistics(changed, cache, progress=False).entry["num_trajectories"] == 4
+    assert robot_statistics(changed, cache).entry["num_trajectories"] == 4
 
 
-def split_changed(folder, version):
-    edit_info(folder, splits={"train": "0:1", "val": "1:4"})
-    return {"split": "val"}
-
-
-def split_moved(folder, version):
-    edit_info(folder, splits={"train": "2:4"})
-    return {"split": "train"}
+def edit_splits(folder, version, **splits):
+    edit_info(folder, splits=splits)
 
 
 def episodes_removed(folder, version):
@@ -157,18 +149,6 @@ def actions_edited(folder, version):
     edit_rows(folder, lambda table: with_column(table, "action", table["observation.state"]))
 
 
-def another_action(folder, version):
-    return {"action": ["observation.state"], "state": ["action"]}
-
-
-def two_actions(folder, version):
-    return {"action": ["action", "observation.state"]}
-
-
-def thinner(folder, version):
-    return {"every": 2, "displacements": [0, 1]}
-
-
 def camera_without_times(folder, version):
     if version == "v3.0":
         name = "videos/observation.images.image_0/from_timestamp"
@@ -177,35 +157,36 @@ def camera_without_times(folder, version):
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 @pytest.mark.parametrize(
-    "change",
+    ("change", "settings"),
     [
-        split_changed,
-        split_moved,
-        episodes_removed,
-        episodes_shortened,
-        tasks_edited,
-        actions_edited,
-        another_action,
-        two_actions,
-        thinner,
-        camera_without_times,
+        (partial(edit_splits, train="0:1", val="1:4"), {"split": "val"}),
+        (partial(edit_splits, train="2:4"), {"split": "train"}),
+        (episodes_removed, {}),
+        (episodes_shortened, {}),
+        (tasks_edited, {}),
+        (actions_edited, {}),
+        (None, {"action": ["observation.state"], "state": ["action"]}),
+        (None, {"action": ["action", "observation.state"]}),
+        (None, {"every": 2, "displacements": [0, 1]}),
+        (camera_without_times, {}),
     ],
 )
-def test_kept_figures_are_never_those_of_other_rows(tmp_path, version, change):
+def test_kept_figures_are_never_those_of_other_rows(tmp_path, version, change, settings):
     folder, cache = write_lerobot(tmp_path / "set", make_episodes(4, 5, size=16), version), tmp_path / "kept"
 
-    def figures(kept, **settings):
-        source = open_robot_source(folder, key="x", problems=RowProblems(limit_share=1.0), **settings)
-        return robot_statistics(source, kept, progress=False)
+    def opened(**settings):
+        return open_robot_source(folder, key="x", problems=RowProblems(limit_share=1.0), **settings)
 
     edit_info(folder, splits={"train": "0:1"})
-    first = figures(cache, split="train" if change in (split_changed, split_moved) else None)
-    settings = change(folder, version) or {}
-    assert figures(cache, **settings) == figures(None, **settings)
-    assert (figures(None, **settings) == first) == (change is camera_without_times and version == "v2.1")
-    again = open_robot_source(folder, key="x", problems=RowProblems(limit_share=1.0), **settings)
+    first = robot_statistics(opened(split="train" if "split" in settings else None), cache)
+    if change:
+        change(folder, version)
+    fresh = robot_statistics(opened(**settings))
+    assert robot_statistics(opened(**settings), cache) == fresh
+    assert (fresh == first) == (change is camera_without_times and version == "v2.1")
+    again = opened(**settings)
     again.trajectories = lambda problems: pytest.fail("read again")  # type: ignore[method-assign]
-    assert robot_statistics(again, cache, progress=False) == figures(None, **settings)
+    assert robot_statistics(again, cache) == fresh
 
 
 def test_kept_figures_do_not_outlive_a_stricter_limit(tmp_path):
@@ -213,18 +194,9 @@ def test_kept_figures_do_not_outlive_a_stricter_limit(tmp_path):
     episodes[1].actions[0, 2] = np.inf
     path, cache = write_rlds(tmp_path, episodes), tmp_path / "kept"
     tolerant = open_robot_source(path, key="x", transform=None, problems=RowProblems(limit_share=0.5))
-    robot_statistics(tolerant, cache, progress=False)
+    robot_statistics(tolerant, cache)
     with pytest.raises(TooManyBadRows):
-        robot_statistics(open_robot_source(path, key="x", transform=None), cache, progress=False)
-
-
-def test_other_features_of_the_same_rlds_files(tmp_path):
-    path, cache = write_rlds(tmp_path, make_episodes(3, 5, size=16)), tmp_path / "kept"
-    robot_statistics(open_robot_source(path, key="x", transform=None), cache, progress=False)
-    text = (path / "features.json").read_text()
-    (path / "features.json").write_text(text.replace('"language_instruction"', '"other_words"'))
-    with pytest.raises(ValueError, match="expected one of language_instruction"):
-        open_robot_source(path, key="x", transform=None)
+        robot_statistics(open_robot_source(path, key="x", transform=None), cache)
 
 
 def test_the_check_shows_the_split_that_is_named_now(tmp_path, capsys):
@@ -236,10 +208,7 @@ def test_the_check_shows_the_split_that_is_named_now(tmp_path, capsys):
 
 def test_dimensions_that_stay_as_they_are(tmp_path):
     source = open_robot_source(write_rlds(tmp_path, make_episodes(2, 5, size=16)), key="x", transform=None)
-    cache = tmp_path / "run"
-    assert robot_statistics(source, cache, progress=False).entry["action"]["mask"] == [True] * 6 + [False]
-    statistics = robot_statistics(source, cache, unscaled=[0, 6], progress=False)
-    assert statistics.entry["action"]["mask"] == [False, True, True, True, True, True, False]
-    assert statistics.clipped[0] == 0
-    all_scaled = robot_statistics(source, cache, unscaled=[], progress=False)
-    assert all_scaled.entry["action"]["mask"] == [True] * 7
+    for unscaled, others in ((None, [6]), ([0, 6], [0, 6]), ([], [])):
+        statistics = robot_statistics(source, tmp_path / "run", unscaled=unscaled)
+        assert statistics.entry["action"]["mask"] == [dim not in others for dim in range(7)]
+        assert all(statistics.clipped[dim] == 0 for dim in others)

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from gen_vla.training.robot_data.transforms import (
-    BRIDGE,
-    FRACTAL,
+    RobotTransform,
     absolute_gripper,
     binarize_gripper,
-    bridge_transform,
     choose_transform,
-    identity_transform,
 )
+
+
+def choose(dataset="x", wanted="auto", raw=True, features=("action",)):
+    return choose_transform(wanted, dataset, stored_raw=raw, features=features, action=("action",), state=("state",))
 
 
 def test_bridge_by_hand():
@@ -20,7 +21,7 @@ def test_bridge_by_hand():
     state[:, 6] = [0.1, 0.2, 0.3, 0.4, 0.5]
     action = np.full((5, 7), 7.0, dtype=np.float32)
     action[:, 6] = [0.0, 1.0, 0.5, 0.0, 0.9]
-    result = BRIDGE.apply({"action": action, "observation/state": state})
+    result = RobotTransform("bridge", ("action",), ("state",)).apply({"action": action, "state": state})
     # Steps 1, 2 and 3 are left: 0 is dropped, 4 has no next state. The half-open step 2 closes, as step 3 does.
     assert result.actions[:, 0].tolist() == [0.5, -0.25, 1.75]
     assert result.actions[:, 6].tolist() == [1.0, 0.0, 0.0]
@@ -37,14 +38,15 @@ def test_fractal_by_hand():
         "action/rotation_delta": -np.arange(12, dtype=np.float32).reshape(4, 3),
         "action/gripper_closedness_action": np.array([[0.0], [1.0], [0.05], [-0.5]], dtype=np.float32),
     }
-    result = FRACTAL.apply(steps)
+    transform = choose("fractal20220817_data", features=steps)
+    result = transform.apply(steps)
     assert result.actions[1].tolist() == [3.0, 4.0, 5.0, -3.0, -4.0, -5.0, 0.0]
     assert result.actions[:, 6].tolist() == [1.0, 0.0, 0.0, 1.0]
     assert result.proprio is None
     assert result.steps == slice(0, 4)
     pose = np.arange(28, dtype=np.float32).reshape(4, 7)
     more = {"observation/base_pose_tool_reached": pose, "observation/gripper_closed": np.ones((4, 1), np.float32)}
-    proprio = FRACTAL.apply({**steps, **more}).proprio
+    proprio = transform.apply({**steps, **more}).proprio
     assert proprio is not None
     assert proprio[1].tolist() == [7, 8, 9, 10, 11, 12, 13, 1]
 
@@ -102,7 +104,7 @@ def test_vectorised_grippers_equal_a_loop():
 
 
 def test_identity_takes_any_name_and_flattens():
-    transform = identity_transform(("command",), ("joints",))
+    transform = RobotTransform("identity", ("command",), ("joints",))
     result = transform.apply({"command": np.ones((2, 2, 3)), "joints": np.zeros((2, 4))})
     assert result.actions.shape == (2, 6)
     assert result.actions.dtype == np.float32
@@ -112,18 +114,14 @@ def test_identity_takes_any_name_and_flattens():
 
 
 def test_features_are_put_side_by_side_in_the_order_named():
-    transform = bridge_transform(("move", "hand"), ("pose", "hand"))
+    transform = RobotTransform("bridge", ("move", "hand"), ("pose", "hand"))
     move, pose = np.zeros((4, 6)), np.arange(24.0).reshape(4, 6)
     result = transform.apply({"hand": np.array([0.0, 1.0, 1.0, 0.0]), "move": move, "pose": pose})
     assert result.actions.tolist() == [[6.0] * 6 + [1.0]] * 2
     assert result.proprio is not None
     assert result.proprio[0].tolist() == [6, 7, 8, 9, 10, 11, 1]
     assert transform.features == ("move", "hand", "pose", "hand")
-    assert identity_transform(("move",), ("pose",)).optional == ("pose",)
-
-
-def choose(wanted, dataset, raw, features=("action",)):
-    return choose_transform(wanted, dataset, stored_raw=raw, features=features, action=("action",), state=("state",))
+    assert RobotTransform("identity", ("move",), ("pose",)).optional == ("pose",)
 
 
 @pytest.mark.parametrize(
@@ -139,19 +137,19 @@ def choose(wanted, dataset, raw, features=("action",)):
     ],
 )
 def test_transforms_are_chosen_by_name(wanted, dataset, raw, chosen):
-    assert choose(wanted, dataset, raw).name == chosen
+    assert choose(dataset, wanted, raw).name == chosen
 
 
 @pytest.mark.parametrize("point", [".", "/"])
 def test_rt1s_action_may_be_in_parts(point):
     names = [f"action{point}{name}" for name in ("world_vector", "rotation_delta", "gripper_closedness_action")]
-    parts = choose("fractal", "x", False, [*names, "action.else"])
+    parts = choose(wanted="fractal", features=[*names, "action.else"])
     assert parts.action == tuple(names)
     assert parts.state == (f"observation{point}base_pose_tool_reached", f"observation{point}gripper_closed")
-    whole = choose("fractal", "x", False, [*names, "action"])
+    whole = choose(wanted="fractal", features=[*names, "action"])
     assert (whole.action, whole.state) == (("action",), ("state",))
 
 
 def test_an_unknown_transform_is_refused():
     with pytest.raises(ValueError, match="transform='bridgev2', expected \"bridge\""):
-        choose("bridgev2", "x", True)
+        choose(wanted="bridgev2")

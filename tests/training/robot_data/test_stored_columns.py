@@ -1,28 +1,21 @@
-"""The forms in which LeRobot data sets store numbers and pictures."""
+"""The forms in which data sets store numbers and pictures in tables."""
 
 import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from robot_data_sets import (
-    edit_episodes,
-    edit_info,
-    edit_lines,
-    edit_rows,
-    encode,
-    make_episodes,
-    with_column,
-    write_lerobot,
-)
-from test_lerobot_splits import check
+from robot_data_sets import edit_info, edit_rows, encode, make_episodes, with_column, write_lerobot
+from robot_rows import check, greys, read_rows
 
 from gen_vla.training.mixing.encoded_pictures import decode_picture
-from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import RobotDataError
-from gen_vla.training.robot_data.source import open_robot_source
-from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values
-from gen_vla.training.robot_data.stored_pictures import stored_pictures
+from gen_vla.training.robot_data.stored_columns import (
+    column_array,
+    column_seconds,
+    column_values,
+    stored_pictures,
+)
 from gen_vla.training.storage.data_folder import DataFolder
 
 
@@ -33,20 +26,26 @@ def chunked(*arrays: pa.Array) -> pa.ChunkedArray:
     return pa.chunked_array(arrays)
 
 
-def pictures_of(folder, **settings):
-    """Greys of the rows by episode."""
-    source = open_robot_source(folder, key="x", **settings)
-    found: dict[int, list[int]] = {}
-    for row in source.rows(source.shards()):
-        picture = np.asarray(decode_picture(row["images"][0], "x"))
-        assert picture.shape == (16, 16, 3)
-        found.setdefault(row["episode_index"], []).append(int(picture.mean()))
-    return found
+@pytest.fixture
+def pictures(tmp_path):
+    """A data set with pictures in its table."""
+    return write_lerobot(tmp_path / "set", make_episodes(2, 4, size=16), "v2.1", "image")
+
+
+PAIRS = ([[1, 2], [3, 4]], [[5, 6]])
 
 
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
+        *(
+            (chunked(*(pa.array(values, kind) for values in PAIRS)), [[1, 2], [3, 4], [5, 6]])
+            for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 2), pa.large_list(pa.float64()))
+        ),
+        (chunked(*map(pa.array, PAIRS)).slice(1, 2), [[3, 4], [5, 6]]),
+        (chunked(pa.array([1.5, 2.5])), [1.5, 2.5]),
+        (chunked(pa.array([[[1, 2]], [[3, 4]]])), [[[1, 2]], [[3, 4]]]),
+        (chunked(pa.array([[1, 2], None, [3, 4]])), [[1, 2], [np.nan, np.nan], [3, 4]]),
         (chunked(pa.array([True, False, None])), [1, 0, np.nan]),
         (chunked(pa.array([[True, False], [False, True]])), [[1, 0], [0, 1]]),
         (chunked(pa.array([[1, 2], None], pa.list_(pa.int64(), 2))), [[1, 2], [np.nan, np.nan]]),
@@ -60,6 +59,14 @@ def pictures_of(folder, **settings):
 )
 def test_columns_of_numbers(column, expected):
     np.testing.assert_array_equal(column_array(column, "x"), expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"), [([[1], [2, 3], [4, 5, 6]], "x of uneven length"), (["a"], "x of string, expected numbers")]
+)
+def test_columns_that_are_no_arrays(values, message):
+    with pytest.raises(RobotDataError, match=message):
+        column_array(chunked(pa.array(values)), "x")
 
 
 @pytest.mark.parametrize(
@@ -79,21 +86,19 @@ def test_times_as_durations():
     assert column_seconds(chunked(pa.array([[0.5]], pa.list_(pa.float32(), 1))), "x").tolist() == [0.5]
 
 
-def test_a_gripper_of_truth_values(tmp_path):
-    episodes = make_episodes(2, 4, size=16)
-    folder = write_lerobot(tmp_path / "set", episodes, "v2.1", "image")
-
+def test_a_gripper_of_booleans_and_features_without_a_dtype(pictures):
     def apart(table):
         actions = np.array(table["action"].to_pylist(), dtype=np.float32)
         table = with_column(table, "action", pa.array(actions[:, :6].tolist(), pa.list_(pa.float32(), 6)))
         return table.append_column("action.gripper", pa.array(actions[:, 6] > 0.5))
 
-    edit_rows(folder, apart)
-    features = json.loads((folder / "meta/info.json").read_text())["features"]
-    edit_info(folder, features={**features, "action.gripper": {"dtype": "bool", "shape": [1], "names": None}})
-    source = open_robot_source(folder, key="x", action=["action", "action.gripper"])
-    rows = list(source.rows(source.shards()))
-    np.testing.assert_array_equal([row["action"][0] for row in rows], np.concatenate([e.actions for e in episodes]))
+    edit_rows(pictures, apart)
+    features = json.loads((pictures / "meta/info.json").read_text())["features"]
+    features |= {"action.gripper": {"dtype": "bool", "shape": [1], "names": None}, "note": {"shape": [1]}, "bare": {}}
+    edit_info(pictures, features=features, fps=None)
+    rows, _ = read_rows(pictures, action=["action", "action.gripper"])
+    expected = np.concatenate([episode.actions for episode in make_episodes(2, 4, size=16)])
+    np.testing.assert_array_equal([row["action"][0] for row in rows], expected)
 
 
 @pytest.mark.parametrize("column", ["timestamp", "task_index", "episode_index"])
@@ -103,14 +108,9 @@ def test_numbers_of_rows_as_lists_of_one(tmp_path, column, version, kind):
     episodes = make_episodes(3, 4)
     folder = write_lerobot(tmp_path / "set", episodes, version, kind)
     edit_rows(folder, lambda t: with_column(t, column, pa.array([[value] for value in t[column].to_pylist()])))
-    source = open_robot_source(folder, key="x")
-    rows = list(source.rows(source.shards()))
+    rows, _ = read_rows(folder)
     assert [row["instruction"] for row in rows] == [e.instruction for e in episodes for _ in e.actions]
     np.testing.assert_array_equal([row["action"][0] for row in rows], np.concatenate([e.actions for e in episodes]))
-
-
-def as_bytes(value, folder):
-    return value["bytes"]
 
 
 def as_path(value, folder):
@@ -124,39 +124,35 @@ def as_relative_path(value, folder):
     return as_path(value, folder)[len(str(folder)) + 1 :]
 
 
-def as_struct_of_path(value, folder):
-    return {"bytes": None, "path": as_relative_path(value, folder)}
-
-
 def as_array(value, folder):
-    return np.asarray(decode_picture(value, "x")).tolist()
+    return np.asarray(decode_picture(value, "x"))
 
 
-def as_channels_first(value, folder):
-    return np.asarray(decode_picture(value, "x")).transpose(2, 0, 1).tolist()
+FORMS = {
+    "bytes": lambda value, folder: value["bytes"],
+    "path": as_path,
+    "relative path": as_relative_path,
+    "struct of path": lambda value, folder: {"bytes": None, "path": as_relative_path(value, folder)},
+    "array": lambda value, folder: as_array(value, folder).tolist(),
+    "channels first": lambda value, folder: as_array(value, folder).transpose(2, 0, 1).tolist(),
+    "grey": lambda value, folder: as_array(value, folder)[:, :, 0].tolist(),
+}
 
 
-def as_grey(value, folder):
-    return np.asarray(decode_picture(value, "x"))[:, :, 0].tolist()
-
-
-@pytest.mark.parametrize(
-    "form", [as_bytes, as_path, as_relative_path, as_struct_of_path, as_array, as_channels_first, as_grey]
-)
-def test_pictures_in_any_form(tmp_path, form):
-    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4, size=16), "v2.1", "image")
-    expected = pictures_of(folder)
-    edit_rows(folder, lambda t: with_column(t, CAMERA, pa.array([form(v, folder) for v in t[CAMERA].to_pylist()])))
-    assert pictures_of(folder) == expected
-
-
-def test_pictures_in_any_form_are_shown_by_the_check(tmp_path, capsys):
-    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4, size=16), "v2.1", "image")
-    edit_rows(folder, lambda t: with_column(t, CAMERA, pa.array([as_bytes(v, folder) for v in t[CAMERA].to_pylist()])))
-    code, printed, _ = check(folder, capsys)
-    assert code == 0
-    assert "16 x 16" in printed
-    assert "cannot be used" not in printed
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_in_any_form(pictures, capsys, form):
+    store = FORMS[form]
+    edit_rows(
+        pictures, lambda t: with_column(t, CAMERA, pa.array([store(v, pictures) for v in t[CAMERA].to_pylist()]))
+    )
+    rows, _ = read_rows(pictures)
+    assert all(np.asarray(decode_picture(row["images"][0], "x")).shape == (16, 16, 3) for row in rows)
+    assert greys(rows) == {number: [40 * number + 5 * step for step in range(4 + number)] for number in (0, 1)}
+    if form == "bytes":
+        code, printed, _ = check(pictures, capsys)
+        assert code == 0
+        assert "16 x 16" in printed
+        assert "cannot be used" not in printed
 
 
 @pytest.mark.parametrize(
@@ -184,49 +180,8 @@ def test_a_step_without_a_picture_is_none(tmp_path):
     assert np.asarray(arrays[1]).tolist() == [[1, 2]]
 
 
-def test_a_feature_without_a_dtype_and_rates_of_none(tmp_path):
-    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4, size=16), "v2.1", "image")
-    features = json.loads((folder / "meta/info.json").read_text())["features"]
-    edit_info(folder, features={**features, "note": {"shape": [1]}, "bare": {}}, fps=None)
-    assert len(pictures_of(folder)) == 2
-
-
-@pytest.mark.parametrize("column", ["length", "data/chunk_index", "data/file_index", "episode_index"])
-@pytest.mark.parametrize("value", [None, float("nan"), 1.5, -1])
-def test_a_number_that_is_none_is_named(tmp_path, column, value):
-    folder = write_lerobot(tmp_path / "set", make_episodes(4, 4, size=16), "v3.0", "image")
-    edit_episodes(folder, lambda t: t.assign(**{column: t[column].astype(float).where(t.index != 1, value)}))
-    with pytest.raises(
-        RobotDataError, match=rf"got {column}=.* for episode .* in .*file-000.parquet, expected a whole"
-    ):
-        open_robot_source(folder, key="x")
-
-
-def test_whole_numbers_may_be_floats_and_unused_ones_anything(tmp_path):
-    folder = write_lerobot(tmp_path / "set", make_episodes(4, 4, ("image_0", "wrist")), "v3.0")
-    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    columns += [f"videos/{CAMERA}/{key}" for key in ("chunk_index", "file_index")]
-    edit_episodes(folder, lambda t: t.assign(**{column: t[column].astype(float) for column in columns}))
-    unused = [f"videos/observation.images.wrist/{key}" for key in ("chunk_index", "file_index", "from_timestamp")]
-    edit_episodes(folder, lambda t: t.assign(**dict.fromkeys(unused, np.nan), dataset_from_index=None))
-    source = open_robot_source(folder, key="x", problems=RowProblems(limit_share=0.0))
-    assert len(list(source.rows(source.shards()))) == 4 + 5 + 6 + 7
-
-
-@pytest.mark.parametrize("name", ["episodes", "tasks"])
-def test_numbers_in_json_lines(tmp_path, name):
-    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4, size=16), "v2.1", "image")
-    key = "task_index" if name == "tasks" else "length"
-    edit_lines(folder / f"meta/{name}.jsonl", lambda lines: [{**line, key: float(line[key])} for line in lines])
-    assert len(pictures_of(folder)) == 2
-    edit_lines(folder / f"meta/{name}.jsonl", lambda lines: [{**line, key: None} for line in lines])
-    with pytest.raises(RobotDataError, match=rf"got {key}=None .* in .*{name}.jsonl, expected a whole number"):
-        open_robot_source(folder, key="x")
-
-
-def test_an_action_of_named_parts_is_refused_by_name(tmp_path, capsys):
-    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4, size=16), "v2.1", "image")
-    edit_rows(folder, lambda t: with_column(t, "action", pa.array([{"x": v[0]} for v in t["action"].to_pylist()])))
-    code, _, errors = check(folder, capsys)
+def test_an_action_of_named_parts_is_refused_by_name(pictures, capsys):
+    edit_rows(pictures, lambda t: with_column(t, "action", pa.array([{"x": v[0]} for v in t["action"].to_pylist()])))
+    code, _, errors = check(pictures, capsys)
     assert code == 2
     assert "got action of struct<x: double>, expected numbers" in errors

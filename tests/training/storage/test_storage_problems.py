@@ -33,13 +33,10 @@ def test_a_full_disk_is_recognised_whoever_writes() -> None:
     assert weights.startswith("a file could not be written whole, most likely because the disk is full")
 
 
-def test_what_safetensors_says() -> None:
+def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     text = "Error while serializing: I/O error: No space left on device (os error 28)"
     assert str(storage_problem(SafetensorError(text))).startswith("the disk is full (Error while serializing")
     assert storage_problem(SafetensorError("Error while deserializing header: HeaderTooLarge")) is None
-
-
-def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     assert storage_problem(error_of(lambda: (tmp_path / "nothing").read_text())) is None
     assert storage_problem(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
     assert storage_problem(ValueError("No space left")) is None

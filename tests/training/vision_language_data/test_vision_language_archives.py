@@ -83,18 +83,14 @@ def test_a_long_extra_field_takes_a_second_read(memory):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_flipped_bit_in_a_zip_is_a_bad_checksum(memory, method):
-    data = bytearray(zip_of({"a.jpg": picture(1), "b.jpg": picture(2)}, method))
-    data[200] ^= 0x10
-    memory.pipe_file("/set/images.zip", bytes(data))
+def test_damage_to_a_zip(memory, method):
+    whole = zip_of({"a.jpg": picture(1), "b.jpg": picture(2)}, method)
+    memory.pipe_file("/set/images.zip", whole[:200] + bytes([whole[200] ^ 0x10]) + whole[201:])
     pictures = ZipPictures(memory, "/set/images.zip")
     with pytest.raises(RowError, match=BAD_CHECKSUM):
         pictures.read("a.jpg")
     assert pictures.read("b.jpg") == picture(2)
-
-
-def test_a_zip_cut_off_is_refused_when_opened(memory):
-    memory.pipe_file("/set/images.zip", zip_of({"a.jpg": picture(1)})[:-30])
+    memory.pipe_file("/set/images.zip", whole[:-30])
     with pytest.raises(ArchiveError, match=r"images\.zip.*no whole zip file.*fetch it again"):
         ZipPictures(memory, "/set/images.zip")
 
@@ -160,10 +156,9 @@ def test_an_archive_in_parts_streams_as_if_it_were_whole(memory, packed, parts):
 
 def test_members_can_be_left_unread_and_folders_and_leading_dots_do_not_matter(memory):
     memory.pipe_file("/set/a.tar.gz", tar({f"./{name}": data for name, data in MEMBERS.items()}))
-    stream = stream_members(memory, ["/set/a.tar.gz"])
-    read = {name: file.read() for number, (name, file) in enumerate(stream) if number % 3 == 0}
-    assert list(read) == list(MEMBERS)[::3]
-    assert all(MEMBERS[name] == data for name, data in read.items())
+    stream = enumerate(stream_members(memory, ["/set/a.tar.gz"]))
+    read = {name: file.read() for number, (name, file) in stream if number % 3 == 0}
+    assert list(read.items()) == list(MEMBERS.items())[::3]
 
 
 def test_a_stream_reads_no_more_than_it_needs(memory, monkeypatch):

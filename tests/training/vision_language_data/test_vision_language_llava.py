@@ -19,10 +19,9 @@ from gen_vla.training.vision_language_data.llava import (
     TEXT_ONLY,
     ArchivedLlavaSource,
     LlavaSource,
-    row_ranges,
-    side_by_side,
+    interleave,
 )
-from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION
+from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION, row_ranges
 
 
 LOCAL = fsspec.filesystem("file")
@@ -32,22 +31,26 @@ def all_rows(source: DataSource) -> list[dict[str, Any]]:
     return list(source.rows(source.shards()))
 
 
+def one(image: str | None, question: str, answer: str, **more: Any) -> dict[str, Any]:
+    """A row of one question."""
+    return {**({"image": image} if image else {}), "conversations": conversation(question, answer), **more}
+
+
 def captions(count: int) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     names = [f"GCC_train_{number:09d}.jpg" for number in range(count)]
-    rows: list[dict[str, Any]] = [
-        {"id": name[:-4], "image": name, "conversations": conversation("Describe it.\n<image>", f"caption {number}")}
-        for number, name in enumerate(names)
-    ]
+    rows = [one(name, "Describe it.\n<image>", f"caption {n}", id=name[:-4]) for n, name in enumerate(names)]
     return rows, {name: picture(number) for number, name in enumerate(names)}
+
+
+def llava(folder, rows, pictures, zipped=False, problems: RowProblems | None = None) -> LlavaSource:
+    write_llava(folder, rows, pictures, zipped)
+    reader = ZipPictures(LOCAL, str(folder / "images.zip")) if zipped else FolderPictures(LOCAL, str(folder))
+    return LlavaSource("llava", folder / "chat.json", reader, problems or RowProblems(limit_share=1.0))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_captions_of_cc3m_row_for_row(tmp_path, zipped):
-    rows, pictures = captions(3)
-    folder = write_llava(tmp_path / "cc3m", rows, pictures, zipped)
-    reader = ZipPictures(LOCAL, str(folder / "images.zip")) if zipped else FolderPictures(LOCAL, str(folder))
-    problems = RowProblems()
-    source = LlavaSource("llava", folder / "chat.json", reader, problems)
+    source = llava(tmp_path / "cc3m", *captions(3), zipped)
     assert source.count_rows() == 3
     assert all_rows(source) == [
         {
@@ -57,43 +60,38 @@ def test_captions_of_cc3m_row_for_row(tmp_path, zipped):
         }
         for number in range(3)
     ]
-    assert problems.report()["seen"] == 3
+    assert source.problems.report()["seen"] == 3
 
 
 def test_several_pictures_text_only_rows_and_bad_rows(tmp_path):
     rows: list[Any] = [
         {"image": ["a.jpg", "b.jpg"], "conversations": conversation("<image><image>\nWhich?", "The second.")},
-        {"conversations": conversation("2 + 2?", "4")},
-        {"image": "gone.jpg", "conversations": conversation("<image>\nWhat?", "A can.")},
-        {"image": "page.jpg", "conversations": conversation("<image>\nWhat?", "A can.")},
-        {"image": "a.jpg", "conversations": conversation("<image>\nWhat?", "")},
+        one(None, "2 + 2?", "4"),
+        one("gone.jpg", "<image>\nWhat?", "A can."),
+        one("page.jpg", "<image>\nWhat?", "A can."),
+        one("a.jpg", "<image>\nWhat?", ""),
         "no row",
         {"image": "b.jpg"},
     ]
-    pictures = {"a.jpg": picture(1), "b.jpg": picture(2), "page.jpg": b"<html>404</html>"}
-    folder = write_llava(tmp_path, rows, pictures, zipped=False)
-    problems = RowProblems(limit_share=1.0)
-    good = all_rows(LlavaSource("llava", folder / "chat.json", FolderPictures(LOCAL, str(folder)), problems))
+    source = llava(tmp_path, rows, {"a.jpg": picture(1), "b.jpg": picture(2), "page.jpg": b"<html>404</html>"})
+    good = all_rows(source)
     assert [[image["bytes"] for image in row["images"]] for row in good] == [[picture(1), picture(2)], []]
     assert [row["turns"][0]["question"] for row in good] == ["Which?", "2 + 2?"]
-    report = problems.report()
+    report = source.problems.report()
     assert report["by_reason"] == {NO_CONVERSATION: 2, MISSING_PICTURE: 1, NO_PICTURE: 1, EMPTY_ANSWER: 1}
     assert report["examples"][0] == f"chat.json row 2 gone.jpg: {MISSING_PICTURE}"
 
 
 def test_past_the_share_of_bad_rows_the_run_stops(tmp_path):
     rows, pictures = captions(8)
-    folder = write_llava(tmp_path, rows, dict(list(pictures.items())[:5]), zipped=True)
     problems = RowProblems(limit_share=0.2, minimum_rows=5)
-    source = LlavaSource("llava", folder / "chat.json", ZipPictures(LOCAL, str(folder / "images.zip")), problems)
+    source = llava(tmp_path, rows, dict(list(pictures.items())[:5]), True, problems)
     with pytest.raises(TooManyBadRows, match=r"row 6 GCC_train_000000006\.jpg: missing picture"):
         all_rows(source)
 
 
 def test_shards_divide_the_rows_and_are_read_without_the_others(tmp_path, monkeypatch):
-    rows, pictures = captions(130)
-    folder = write_llava(tmp_path, rows, pictures, zipped=False)
-    source = LlavaSource("llava", folder / "chat.json", FolderPictures(LOCAL, str(folder)), RowProblems())
+    source = llava(tmp_path, *captions(130))
     assert source.shards()[:2] == ["chat.json:0-3", "chat.json:3-6"]
     assert len(source.shards()) == 44
     halves = [source.shards()[::2], source.shards()[1::2]]
@@ -103,23 +101,18 @@ def test_shards_divide_the_rows_and_are_read_without_the_others(tmp_path, monkey
     asked: list[str] = []
     original = FolderPictures.read
     monkeypatch.setattr(FolderPictures, "read", lambda self, name: asked.append(name) or original(self, name))
-    stream = source.rows(["chat.json:126-129"])
-    next(stream)
+    next(source.rows(["chat.json:126-129"]))
     assert asked == ["GCC_train_000000126.jpg"]
     with pytest.raises(ValueError, match=r"shard 'chat\.json:0-9' of 'llava', expected some of its shards"):
         source.rows(["chat.json:0-9"])
 
 
-def test_ranges_are_small_for_small_sets_and_bounded_for_large_ones():
+def test_ranges_are_small_for_small_sets_and_bounded_for_large_ones(tmp_path):
     assert row_ranges(3) == [range(0, 1), range(1, 2), range(2, 3)]
     assert row_ranges(0) == []
     assert [len(r) for r in row_ranges(200_500)][-2:] == [1000, 500]
-
-
-def test_an_empty_list_is_an_error_when_opened(tmp_path):
-    folder = write_llava(tmp_path, [], {}, zipped=False)
     with pytest.raises(ValueError, match="without a row"):
-        LlavaSource("llava", folder / "chat.json", FolderPictures(LOCAL, str(folder)), RowProblems())
+        llava(tmp_path, [], {})
 
 
 POINTS = "[(0.461, 0.527), (0.498, 0.521)]"
@@ -127,48 +120,27 @@ POINTS = "[(0.461, 0.527), (0.498, 0.521)]"
 
 def robopoint_rows() -> list[dict[str, Any]]:
     """As published: several rows of one picture, COCO with its sub-folder, rows without a picture in between."""
+    chat = conversation("What is Python?", "A language.", "And a snake?", "Too.")
     return [
-        {
-            "id": "region_ref/7_left",
-            "image": "region_ref/7.png",
-            "conversations": conversation("<image>\nPinpoint free space.", POINTS),
-        },
-        {"id": "chat_0", "conversations": conversation("What is Python?", "A language.", "And a snake?", "Too.")},
-        {
-            "id": "000000033471",
-            "image": "coco/train2017/000000033471.jpg",
-            "conversations": conversation("<image>\nWhat colour?", "Red."),
-        },
-        {
-            "id": "region_ref/7_right",
-            "image": "region_ref/7.png",
-            "conversations": conversation("And to the right?\n<image>", "[(0.9, 0.1)]"),
-        },
-        {
-            "id": "region_ref/3_left",
-            "image": "region_ref/3.png",
-            "conversations": conversation("<image>\nWhere?", "[(0.2, 0.25)]"),
-        },
+        one("region_ref/7.png", "<image>\nPinpoint free space.", POINTS, id="region_ref/7_left"),
+        {"id": "chat_0", "conversations": chat},
+        one("coco/train2017/000000033471.jpg", "<image>\nWhat colour?", "Red.", id="000000033471"),
+        one("region_ref/7.png", "And to the right?\n<image>", "[(0.9, 0.1)]", id="region_ref/7_right"),
+        one("region_ref/3.png", "<image>\nWhere?", "[(0.2, 0.25)]", id="region_ref/3_left"),
     ]
 
 
 ARCHIVES = {
-    "region_ref": {
-        "region_ref/3.png": picture(3, "PNG"),
-        "region_ref/5.png": picture(5, "PNG"),
-        "region_ref/7.png": picture(7, "PNG"),
-    },
+    "region_ref": {f"region_ref/{number}.png": picture(number, "PNG") for number in (3, 5, 7)},
     "coco": {"coco/train2017/000000033471.jpg": picture(33)},
 }
 
 
-def robopoint(folder, problems: RowProblems | None = None, configs=None, rows=None, **changed) -> ArchivedLlavaSource:
-    archives = {name: tar(members) for name, members in ARCHIVES.items()} | changed
-    write_robopoint(folder, rows or robopoint_rows(), archives, {"region_ref": 3})
-    json_path = folder / "robopoint_1432k.json"
-    return ArchivedLlavaSource(
-        "robopoint", json_path, LOCAL, str(folder / "images"), problems or RowProblems(), configs
-    )
+def robopoint(folder, configs=None, rows=None, archives=None, parts=None, **changed) -> ArchivedLlavaSource:
+    archives = archives or {name: tar(members) for name, members in ARCHIVES.items()} | changed
+    write_robopoint(folder, rows or robopoint_rows(), archives, parts or {"region_ref": 3})
+    json_path, problems = folder / "robopoint_1432k.json", RowProblems(limit_share=1.0)
+    return ArchivedLlavaSource("robopoint", json_path, LOCAL, str(folder / "images"), problems, configs)
 
 
 def test_robopoint_in_parts_comes_in_the_order_of_the_archive(tmp_path):
@@ -176,22 +148,18 @@ def test_robopoint_in_parts_comes_in_the_order_of_the_archive(tmp_path):
     ranges = ["region_ref.tar:0-1", "region_ref.tar:1-2", "region_ref.tar:2-3"]
     assert source.shards() == ["coco.tar:0-1", *ranges, f"{TEXT_ONLY}:0-1"]
     assert source.count_rows() == 5
-    assert list(source.rows(ranges)) == [
-        {
-            "images": [{"bytes": picture(3, "PNG"), "path": "region_ref/3.png"}],
-            "turns": [{"question": "Where?", "answer": "[(0.2, 0.25)]"}],
-            "identity": "robopoint_1432k.json row 4 region_ref/3.png",
-        },
-        {
-            "images": [{"bytes": picture(7, "PNG"), "path": "region_ref/7.png"}],
-            "turns": [{"question": "Pinpoint free space.", "answer": POINTS}],
-            "identity": "robopoint_1432k.json row 0 region_ref/7.png",
-        },
-        {
-            "images": [{"bytes": picture(7, "PNG"), "path": "region_ref/7.png"}],
-            "turns": [{"question": "And to the right?", "answer": "[(0.9, 0.1)]"}],
-            "identity": "robopoint_1432k.json row 3 region_ref/7.png",
-        },
+    rows = list(source.rows(ranges))
+    assert [(row["images"], row["turns"], row["identity"]) for row in rows] == [
+        (
+            [{"bytes": picture(number, "PNG"), "path": f"region_ref/{number}.png"}],
+            [{"question": question, "answer": answer}],
+            f"robopoint_1432k.json row {row} region_ref/{number}.png",
+        )
+        for number, question, answer, row in (
+            (3, "Where?", "[(0.2, 0.25)]", 4),
+            (7, "Pinpoint free space.", POINTS, 0),
+            (7, "And to the right?", "[(0.9, 0.1)]", 3),
+        )
     ]
     (text_row,) = pickle.loads(pickle.dumps(source)).rows([f"{TEXT_ONLY}:0-1"])
     assert text_row["images"] == []
@@ -208,10 +176,8 @@ def test_folders_above_the_archives_own_do_not_matter(tmp_path, member):
 
 @pytest.mark.parametrize("member", ["a.jpg", "images/a.jpg", "./images/a.jpg"])
 def test_a_single_archive_holds_pictures_without_a_folder(tmp_path, member):
-    rows = [{"image": "a.jpg", "conversations": conversation("<image>\nWhat?", "A can.")}]
-    write_robopoint(tmp_path, rows, {"images": tar({member: picture(1)})}, {})
-    json_path, images = tmp_path / "robopoint_1432k.json", str(tmp_path / "images")
-    (row,) = all_rows(ArchivedLlavaSource("llava", json_path, LOCAL, images, RowProblems()))
+    rows = [one("a.jpg", "<image>\nWhat?", "A can.")]
+    (row,) = all_rows(robopoint(tmp_path, rows=rows, archives={"images": tar({member: picture(1)})}))
     assert row["images"] == [{"bytes": picture(1), "path": "a.jpg"}]
 
 
@@ -226,33 +192,26 @@ def test_configs_choose_archives_and_rows_without_a_picture(tmp_path):
 
 
 def test_an_archive_that_was_not_fetched_is_an_error_when_opened(tmp_path):
-    rows = [
-        *robopoint_rows(),
-        {"image": "gqa/images/1.jpg", "conversations": conversation("<image>\nWhat?", "A can.")},
-    ]
+    rows = [*robopoint_rows(), one("gqa/images/1.jpg", "<image>\nWhat?", "A can.")]
     with pytest.raises(ValueError, match=r"1 rows with pictures in gqa, of which there is no archive; fetch it, or"):
         robopoint(tmp_path / "a", rows=rows)
     assert robopoint(tmp_path / "b", rows=rows, configs=["coco"]).count_rows() == 1
 
 
 def test_pictures_that_are_not_in_their_archive_are_named(tmp_path):
-    problems = RowProblems(limit_share=1.0)
-    source = robopoint(tmp_path / "set", problems, coco=tar({"coco/train2017/other.jpg": picture(1)}))
+    source = robopoint(tmp_path / "set", coco=tar({"coco/train2017/other.jpg": picture(1)}))
     assert list(source.rows(["coco.tar:0-1"])) == []
-    assert problems.report()["examples"] == [
-        f"robopoint_1432k.json row 2 coco/train2017/000000033471.jpg: {MISSING_PICTURE}"
-    ]
+    named = f"robopoint_1432k.json row 2 coco/train2017/000000033471.jpg: {MISSING_PICTURE}"
+    assert source.problems.report()["examples"] == [named]
 
 
 def test_a_cut_archive_costs_the_rows_behind_the_cut(tmp_path):
-    problems = RowProblems(limit_share=1.0)
     noise = np.random.default_rng(0).bytes(4_000_000)
     members = {"region_ref/3.png": picture(3, "PNG"), "region_ref/5.png": noise, "region_ref/7.png": picture(7)}
-    source = robopoint(tmp_path / "set", problems, region_ref=tar(members)[:3_000_000])
-    assert [row["images"][0]["path"] for row in source.rows([s for s in source.shards() if "region" in s])] == [
-        "region_ref/3.png"
-    ]
-    assert problems.report()["by_reason"] == {DAMAGED_ARCHIVE: 2}
+    source = robopoint(tmp_path / "set", region_ref=tar(members)[:3_000_000])
+    rows = list(source.rows([shard for shard in source.shards() if "region" in shard]))
+    assert [row["images"][0]["path"] for row in rows] == ["region_ref/3.png"]
+    assert source.problems.report()["by_reason"] == {DAMAGED_ARCHIVE: 2}
 
 
 def test_a_picture_is_unpacked_once_for_all_of_its_rows_and_not_at_all_for_none(tmp_path, monkeypatch):
@@ -276,12 +235,9 @@ def test_readers_divide_every_archive_and_each_reads_it_once(tmp_path, monkeypat
     for stem, count in (("gqa", 90), ("vg", 30)):
         names = [f"{stem}/{number}.jpg" for number in range(count)]
         archives[stem] = tar({name: picture(number) for number, name in enumerate(reversed(names))})
-        rows += [{"image": name, "conversations": conversation("<image>\nWhat?", name)} for name in names]
-    rows += [{"conversations": conversation("2 + 2?", str(number))} for number in range(60)]
-    write_robopoint(tmp_path, rows, archives, {"gqa": 2})
-    problems = RowProblems()
-    json_path, images = tmp_path / "robopoint_1432k.json", str(tmp_path / "images")
-    source = ArchivedLlavaSource("robopoint", json_path, LOCAL, images, problems)
+        rows += [one(name, "<image>\nWhat?", name) for name in names]
+    rows += [one(None, "2 + 2?", str(number)) for number in range(60)]
+    source = robopoint(tmp_path, rows=rows, archives=archives, parts={"gqa": 2})
     streamed = []
     original = vision_language_llava.stream_members
     monkeypatch.setattr(
@@ -303,5 +259,5 @@ def test_readers_divide_every_archive_and_each_reads_it_once(tmp_path, monkeypat
 
 def test_streams_side_by_side_stay_level():
     streams = [(size, iter([(name, dict)] * size)) for name, size in (("a", 4), ("b", 2), ("c", 1))]
-    assert "".join(name for name, _ in side_by_side(streams)) == "aabaabc"
-    assert list(side_by_side([])) == []
+    assert "".join(name for name, _ in interleave(streams)) == "aabaabc"
+    assert list(interleave([])) == []

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from functools import partial
 
 import pytest
 from published_sets import conversation, picture
@@ -15,9 +16,9 @@ from gen_vla.training.vision_language_data.rows import (
     NO_CONVERSATION,
     TWO_PLACES,
     WRONG_ORDER,
+    ConversationSource,
     RowError,
     build_row,
-    good_rows,
     messages_of,
     pictures_of,
     read_pictures,
@@ -44,16 +45,28 @@ def test_markers_leave_the_text_and_nothing_else_changes(text, question):
     assert markers == text.count("<image>")
 
 
-def test_points_stay_to_the_letter():
-    points = "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]"
-    assert turns_of([("human", "Where?"), ("gpt", points)])[0][0]["answer"] == points
-
-
-def test_several_turns_and_both_vocabularies_of_speakers():
-    messages = [("user", "One?"), ("assistant", "1"), ("human", "Two? <image>"), ("gpt", "2")]
-    turns, markers = turns_of(messages)
-    assert turns == [{"question": "One?", "answer": "1"}, {"question": "Two?", "answer": "2"}]
-    assert markers == 1
+@pytest.mark.parametrize(
+    ("messages", "turns"),
+    [
+        (
+            [("human", "Where?"), ("gpt", "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]")],
+            [("Where?", "[(0.461, 0.527), (0.498, 0.521), (1.0, 0.0)]")],
+        ),
+        (
+            [("user", "One?"), ("assistant", "1"), ("human", "Two? <image>"), ("gpt", "2")],
+            [("One?", "1"), ("Two?", "2")],
+        ),
+        (
+            [("system", "Be brief. "), ("human", "<image>\nWhat?"), ("gpt", "A"), ("human", "So?"), ("gpt", "Yes.")],
+            [("Be brief.\nWhat?", "A"), ("So?", "Yes.")],
+        ),
+        ([("system", " "), ("human", "What?"), ("gpt", "A can.")], [("What?", "A can.")]),
+    ],
+)
+def test_turns_of_both_vocabularies_of_speakers(messages, turns):
+    found, markers = turns_of(messages)
+    assert [(turn["question"], turn["answer"]) for turn in found] == turns
+    assert markers == sum("<image>" in text for _, text in messages)
 
 
 @pytest.mark.parametrize(
@@ -82,21 +95,6 @@ def test_bad_conversations_have_a_reason(messages, reason):
 def test_what_is_no_list_of_messages_is_no_conversation(conversations):
     with pytest.raises(RowError, match=NO_CONVERSATION):
         messages_of({"conversations": conversations})
-
-
-def test_a_system_message_begins_the_question_after_it():
-    messages = [
-        ("system", "Be brief. "),
-        ("human", "<image>\nWhat?"),
-        ("gpt", "A can."),
-        ("human", "So?"),
-        ("gpt", "Yes."),
-    ]
-    assert turns_of(messages)[0] == [
-        {"question": "Be brief.\nWhat?", "answer": "A can."},
-        {"question": "So?", "answer": "Yes."},
-    ]
-    assert turns_of([("system", " "), ("human", "What?"), ("gpt", "A can.")])[0][0]["question"] == "What?"
 
 
 PICTURE, OTHER = picture(1), picture(2)
@@ -222,13 +220,21 @@ def test_a_row_without_its_picture_is_bad(question, pictures, reason):
         build_row("row", [("human", question), ("gpt", "A can.")], pictures)
 
 
-def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
-    def attempt(number: int):
-        messages = [("human", "What?"), ("gpt", "" if number % 4 == 3 else "A can.")]
-        return f"row {number}", lambda: build_row(f"row {number}", messages, [])
+class Answers(ConversationSource):
+    """Eight rows, of which every fourth has an empty answer."""
 
+    def count_rows(self) -> int:
+        return 8
+
+    def _attempts(self, shards):
+        for number in range(8):
+            messages = [("human", "What?"), ("gpt", "" if number % 4 == 3 else "A can.")]
+            yield f"row {number}", partial(build_row, f"row {number}", messages, [])
+
+
+def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
     problems = RowProblems(limit_share=0.5, minimum_rows=4)
-    rows = list(good_rows((attempt(number) for number in range(8)), problems))
+    rows = list(Answers("a", problems).rows([]))
     assert [row["identity"] for row in rows] == [f"row {number}" for number in (0, 1, 2, 4, 5, 6)]
     assert problems.report() == {
         "seen": 6,
@@ -236,6 +242,5 @@ def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
         "by_reason": {EMPTY_ANSWER: 2},
         "examples": [f"row 3: {EMPTY_ANSWER}", f"row 7: {EMPTY_ANSWER}"],
     }
-    strict = RowProblems(limit_share=0.2, minimum_rows=4)
     with pytest.raises(TooManyBadRows, match="row 3"):
-        list(good_rows((attempt(number) for number in range(8)), strict))
+        list(Answers("a", RowProblems(limit_share=0.2, minimum_rows=4)).rows([]))

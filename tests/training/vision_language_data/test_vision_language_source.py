@@ -39,6 +39,7 @@ def onevision_rows(answer: str) -> list[dict[str, Any]]:
 
 def write_set(layout: str, folder) -> None:
     """Each set answers `It is a.jpg.` for one row."""
+    image = {"bytes": picture(0), "path": None}
     if layout in ("llava", "unpacked"):
         write_llava(folder, llava_rows("a.jpg"), {"a.jpg": picture(0)}, zipped=layout == "llava")
     elif layout == "robopoint":
@@ -48,15 +49,24 @@ def write_set(layout: str, folder) -> None:
     elif layout == "onevision":
         write_parquet(folder / "aokvqa(cauldron,llava_format)" / SPLIT_NAME, onevision_rows("It is a.jpg."), ONEVISION)
     elif layout == "vqasynth":
-        texts = {"user": [{"type": "image", "index": 0}, {"type": "text", "text": "What?"}]}
-        texts["assistant"] = [{"type": "text", "text": "It is a.jpg."}]
-        messages = [{"role": role, "content": content} for role, content in texts.items()]
-        row = {"messages": messages, "images": [{"bytes": picture(0), "path": None}]}
+        asked = {"role": "user", "content": [{"type": "image", "index": 0}, {"type": "text", "text": "What?"}]}
+        said = {"role": "assistant", "content": [{"type": "text", "text": "It is a.jpg."}]}
+        row = {"messages": [asked, said], "images": [image]}
         write_parquet(folder / "data" / SPLIT_NAME, [row], VQASYNTH)
         write_parquet(folder / "data" / "test-00000-of-00001.parquet", [row, row], VQASYNTH)
     else:
-        row = {"image": {"bytes": picture(0), "path": None}, "question": "What?", "answer": "It is a.jpg."}
+        row = {"image": image, "question": "What?", "answer": "It is a.jpg."}
         Dataset.from_list([row]).cast_column("image", Image()).save_to_disk(folder)
+
+
+@pytest.fixture
+def memory(tmp_path, monkeypatch):
+    """A remote file system, and a cache of this test alone."""
+    monkeypatch.setattr(vision_language_json, "HF_HOME", str(tmp_path / "cache"))
+    filesystem = fsspec.filesystem("memory")
+    yield filesystem
+    if filesystem.exists("/there"):
+        filesystem.rm("/there", recursive=True)
 
 
 LAYOUTS = ("llava", "unpacked", "robopoint", "robopoint_unpacked", "onevision", "vqasynth", "recorded")
@@ -64,25 +74,17 @@ LAYOUTS = ("llava", "unpacked", "robopoint", "robopoint_unpacked", "onevision", 
 
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_recognised_here_and_elsewhere(tmp_path, monkeypatch, layout, remote):
-    monkeypatch.setattr(vision_language_json, "HF_HOME", str(tmp_path / "cache"))
+def test_every_layout_is_recognised_here_and_elsewhere(tmp_path, memory, layout, remote):
     write_set(layout, tmp_path / "set")
-    memory = fsspec.filesystem("memory")
     if remote:
         memory.put(str(tmp_path / "set"), "/there", recursive=True)
-    try:
-        source = open_vision_language_source("memory://there" if remote else tmp_path / "set", name="mine")
-        assert source.name == "mine"
-        assert source.count_rows() == 1
-        (row,) = source.rows(source.shards())
-        (image,) = row["images"]
-        assert image["bytes"] == picture(0)
-        ((turn),) = row["turns"]
-        assert turn["question"] == "What?"
-        assert turn["answer"].startswith("It is ")
-    finally:
-        if remote:
-            memory.rm("/there", recursive=True)
+    source = open_vision_language_source("memory://there" if remote else tmp_path / "set", name="mine")
+    assert (source.name, source.count_rows()) == ("mine", 1)
+    (row,) = source.rows(source.shards())
+    assert [image["bytes"] for image in row["images"]] == [picture(0)]
+    (turn,) = row["turns"]
+    assert turn["question"] == "What?"
+    assert turn["answer"].startswith("It is ")
 
 
 def test_json_lines_with_messages_are_rows(tmp_path):
@@ -140,14 +142,15 @@ def test_settings_that_mean_nothing_for_a_layout_are_errors(tmp_path):
 def test_nothing_there_and_nothing_known(tmp_path):
     with pytest.raises(FileNotFoundError, match="no vision-language data set at"):
         open_vision_language_source(tmp_path / "nowhere", name="x")
-    with pytest.raises(ValueError, match=r"with nothing in it, expected chat\.json"):
-        open_vision_language_source(tmp_path, name="x")
-    with pytest.raises(ValueError, match=r"JSON files none in .*expected one chat"):
-        open_vision_language_source(tmp_path, name="x", format="llava")
-    with pytest.raises(ValueError, match=r"without a state\.json that names its files"):
-        open_vision_language_source(tmp_path, name="x", format="recorded")
-    with pytest.raises(ValueError, match="no parquet file of training data"):
-        open_vision_language_source(tmp_path, name="x", format="onevision")
+    messages: dict[Any, str] = {
+        "auto": r"with nothing in it, expected chat\.json",
+        "llava": "JSON files none in .*expected one chat",
+        "recorded": r"without a state\.json that names its files",
+        "onevision": "no parquet file of training data",
+    }
+    for format, message in messages.items():
+        with pytest.raises(ValueError, match=message):
+            open_vision_language_source(tmp_path, name="x", format=format)
 
 
 def test_problems_are_counted_where_the_caller_looks(tmp_path):
@@ -158,14 +161,11 @@ def test_problems_are_counted_where_the_caller_looks(tmp_path):
     assert problems.report()["examples"] == ["chat.json row 1 gone.jpg: missing picture"]
 
 
-def test_only_what_rows_ask_for_is_fetched(tmp_path, monkeypatch):
+def test_only_what_rows_ask_for_is_fetched(tmp_path, memory, monkeypatch):
     """Of a remote LLaVA set: the JSON once, the zip's table of contents, and the picture of the row that is read."""
-    monkeypatch.setattr(vision_language_json, "HF_HOME", str(tmp_path / "cache"))
     names = [f"{number}.png" for number in range(50)]
     pictures = {name: picture(number, "PNG", (128, 128)) for number, name in enumerate(names)}
     folder = write_llava(tmp_path / "set", llava_rows(*names), pictures, zipped=True)
-    size = (folder / "images.zip").stat().st_size
-    memory = fsspec.filesystem("memory")
     memory.put(str(folder), "/there", recursive=True)
     fetched: list[int] = []
     cat_file = type(memory).cat_file
@@ -176,13 +176,10 @@ def test_only_what_rows_ask_for_is_fetched(tmp_path, monkeypatch):
         return data
 
     monkeypatch.setattr(type(memory), "cat_file", counting)
-    try:
-        source = open_vision_language_source("memory://there", name="llava")
-        assert sum(fetched) == 0
-        rows = list(itertools.islice(source.rows(source.shards()), 2))
-        assert [row["turns"][0]["answer"] for row in rows] == ["It is 0.png.", "It is 1.png."]
-        assert len(fetched) == 2
-        assert sum(fetched) < size // 20
-        assert json.loads(next((tmp_path / "cache").rglob("chat.json")).read_text()) == llava_rows(*names)
-    finally:
-        memory.rm("/there", recursive=True)
+    source = open_vision_language_source("memory://there", name="llava")
+    assert sum(fetched) == 0
+    rows = list(itertools.islice(source.rows(source.shards()), 2))
+    assert [row["turns"][0]["answer"] for row in rows] == ["It is 0.png.", "It is 1.png."]
+    assert len(fetched) == 2
+    assert sum(fetched) < (folder / "images.zip").stat().st_size // 20
+    assert json.loads(next((tmp_path / "cache").rglob("chat.json")).read_text()) == llava_rows(*names)

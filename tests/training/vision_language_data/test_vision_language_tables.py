@@ -12,12 +12,13 @@ from datasets import Dataset, Image
 from published_sets import ONEVISION, VQASYNTH, conversation, picture, write_parquet
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.vision_language_data import llava as vision_language_llava
+from gen_vla.training.vision_language_data import rows as vision_language_rows
 from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION, WRONG_ORDER
 from gen_vla.training.vision_language_data.tables import UNREADABLE, RecordedSource, TableSource
 
 
 LOCAL = fsspec.filesystem("file")
+SPLIT_NAME = "train-00000-of-00001.parquet"
 
 
 def all_rows(source: Any) -> list[dict[str, Any]]:
@@ -30,40 +31,33 @@ def onevision_row(number: int, question: str = "<image>\nWhat?", answer: str = "
     return row | changed
 
 
+def open_tables(*paths: Any, layout: Any = "onevision", problems: RowProblems | None = None) -> TableSource:
+    return TableSource(layout, LOCAL, list(map(str, paths)), layout, problems or RowProblems(limit_share=1.0))
+
+
 def part(kind: str, text: str | None = None, index: int | None = None) -> dict[str, Any]:
     return {"type": kind, "text": text, "index": index}
 
 
 def test_onevision_row_for_row_with_a_text_only_one(tmp_path):
-    path = tmp_path / "magpie" / "train-00000-of-00001.parquet"
+    path = tmp_path / "magpie" / SPLIT_NAME
     text_only = onevision_row(1, "2 + 2?", "4", image=None)
     write_parquet(path, [onevision_row(0), text_only, onevision_row(2, "What?\n<image>")], ONEVISION)
-    source = TableSource("onevision", LOCAL, [str(path)], "onevision", RowProblems())
-    assert source.shards() == ["train-00000-of-00001.parquet:0-2", "train-00000-of-00001.parquet:2-3"]
+    source = open_tables(path)
+    assert source.shards() == [f"{SPLIT_NAME}:0-2", f"{SPLIT_NAME}:2-3"]
     assert source.count_rows() == 3
-    assert all_rows(source) == [
-        {
-            "images": [{"bytes": picture(0), "path": "0.jpg"}],
-            "turns": [{"question": "What?", "answer": "A can."}],
-            "identity": "train-00000-of-00001.parquet row 0",
-        },
-        {
-            "images": [],
-            "turns": [{"question": "2 + 2?", "answer": "4"}],
-            "identity": "train-00000-of-00001.parquet row 1",
-        },
-        {
-            "images": [{"bytes": picture(2), "path": "2.jpg"}],
-            "turns": [{"question": "What?", "answer": "A can."}],
-            "identity": "train-00000-of-00001.parquet row 2",
-        },
+    expected = [([{"bytes": picture(n), "path": f"{n}.jpg"}], "What?", "A can.") for n in range(3)]
+    expected[1] = ([], "2 + 2?", "4")
+    rows = [
+        {"images": images, "turns": [{"question": asked, "answer": said}], "identity": f"{SPLIT_NAME} row {number}"}
+        for number, (images, asked, said) in enumerate(expected)
     ]
-    last = pickle.loads(pickle.dumps(source)).rows(source.shards()[1:])
-    assert [row["identity"] for row in last] == ["train-00000-of-00001.parquet row 2"]
+    assert all_rows(source) == rows
+    assert list(pickle.loads(pickle.dumps(source)).rows(source.shards()[1:])) == rows[2:]
 
 
 def test_bad_onevision_rows_are_counted(tmp_path):
-    path = tmp_path / "train-00000-of-00001.parquet"
+    path = tmp_path / SPLIT_NAME
     rows = [
         onevision_row(0, image=None),
         onevision_row(1, image={"bytes": None, "path": "1.jpg"}),
@@ -74,7 +68,7 @@ def test_bad_onevision_rows_are_counted(tmp_path):
     ]
     write_parquet(path, rows, ONEVISION, row_group_size=10)
     problems = RowProblems(limit_share=1.0)
-    (good,) = all_rows(TableSource("onevision", LOCAL, [str(path)], "onevision", problems))
+    (good,) = all_rows(open_tables(path, problems=problems))
     assert good["identity"].endswith("row 5")
     expected = {MISSING_PICTURE: 2, EMPTY_ANSWER: 1, WRONG_ORDER: 1, NO_CONVERSATION: 1}
     assert problems.report()["by_reason"] == expected
@@ -87,17 +81,17 @@ def test_vqasynth_row_for_row(tmp_path):
         {"role": "user", "content": [part("text", "And the cup?")]},
         {"role": "assistant", "content": [part("text", "Twice as far.")]},
     ]
-    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path = tmp_path / "data" / SPLIT_NAME
     row = {"messages": messages, "images": [{"bytes": picture(0, "PNG"), "path": None}]}
     write_parquet(path, [row], VQASYNTH)
-    assert all_rows(TableSource("vqasynth", LOCAL, [str(path)], "vqasynth", RowProblems())) == [
+    assert all_rows(open_tables(path, layout="vqasynth")) == [
         {
             "images": [{"bytes": picture(0, "PNG"), "path": None}],
             "turns": [
                 {"question": "How far is the can?", "answer": "The can is 0.53 meters away."},
                 {"question": "And the cup?", "answer": "Twice as far."},
             ],
-            "identity": "train-00000-of-00001.parquet row 0",
+            "identity": f"{SPLIT_NAME} row 0",
         }
     ]
 
@@ -111,18 +105,18 @@ def test_pictures_of_vqasynth_come_in_the_order_in_which_they_are_named(tmp_path
     path = tmp_path / "train.parquet"
     write_parquet(path, [row(1, 0), row(None), row(2), row()], VQASYNTH)
     problems = RowProblems(limit_share=1.0)
-    rows = all_rows(TableSource("vqasynth", LOCAL, [str(path)], "vqasynth", problems))
+    rows = all_rows(open_tables(path, layout="vqasynth", problems=problems))
     shown = [[image["bytes"] for image in row["images"]] for row in rows]
     assert shown == [[picture(1), picture(0)], [picture(0), picture(1)], [picture(0), picture(1)]]
     assert problems.report()["examples"] == [f"train.parquet row 2: {MISSING_PICTURE}"]
 
 
 def test_several_files_keep_their_folder_in_the_name_of_a_shard(tmp_path):
-    paths = [tmp_path / config / "train-00000-of-00001.parquet" for config in ("a(x,y)", "b")]
+    paths = [tmp_path / config / SPLIT_NAME for config in ("a(x,y)", "b")]
     for number, path in enumerate(paths):
         write_parquet(path, [onevision_row(number)], ONEVISION)
-    source = TableSource("onevision", LOCAL, [str(path) for path in paths], "onevision", RowProblems())
-    assert source.shards() == [f"{config}/train-00000-of-00001.parquet:0-1" for config in ("a(x,y)", "b")]
+    source = open_tables(*paths)
+    assert source.shards() == [f"{config}/{SPLIT_NAME}:0-1" for config in ("a(x,y)", "b")]
     with pytest.raises(ValueError, match="'b' of 'onevision', expected some of its shards"):
         source.rows(["b"])
 
@@ -131,14 +125,14 @@ def test_a_missing_column_and_damage_are_errors_when_opened(tmp_path):
     path = tmp_path / "train.parquet"
     write_parquet(path, [{"id": "0"}], pa.schema([("id", pa.string())]))
     with pytest.raises(ValueError, match=r"train\.parquet with columns \['id'\], expected also image, conversations"):
-        TableSource("onevision", LOCAL, [str(path)], "onevision", RowProblems())
+        open_tables(path)
     write_parquet(path, [onevision_row(0)], ONEVISION)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"train\.parquet, which is no whole parquet file.*fetch it again"):
-        TableSource("onevision", LOCAL, [str(path)], "onevision", RowProblems())
+        open_tables(path)
     write_parquet(path, [], ONEVISION)
     with pytest.raises(ValueError, match="1 parquet files without a row"):
-        TableSource("onevision", LOCAL, [str(path)], "onevision", RowProblems())
+        open_tables(path)
 
 
 def test_a_damaged_row_group_costs_its_rows_and_no_others(tmp_path):
@@ -149,7 +143,7 @@ def test_a_damaged_row_group_costs_its_rows_and_no_others(tmp_path):
     data[column.dictionary_page_offset or column.data_page_offset] ^= 0xFF
     path.write_bytes(bytes(data))
     problems = RowProblems(limit_share=1.0)
-    rows = all_rows(TableSource("onevision", LOCAL, [str(path)], "onevision", problems))
+    rows = all_rows(open_tables(path, problems=problems))
     assert [row["identity"] for row in rows] == ["train.parquet row 2", "train.parquet row 3"]
     report = problems.report()
     assert (report["seen"], report["skipped"], report["by_reason"]) == (2, 2, {UNREADABLE: 2})
@@ -212,7 +206,7 @@ def test_recorded_questions_row_for_row(tmp_path):
 
 
 def test_ranges_of_recorded_questions_cross_the_batches_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_language_llava, "SHARDS_WANTED", 3)
+    monkeypatch.setattr(vision_language_rows, "SHARDS_WANTED", 3)
     table = pa.table({name: [question(n)[name] for n in range(50)] for name in ("image", "question", "answer")})
     path = tmp_path / "data-00000-of-00001.arrow"
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:

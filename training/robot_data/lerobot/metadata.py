@@ -1,29 +1,31 @@
-"""The metadata of LeRobot data sets v2.0, v2.1 and v3.0, brought to one form.
-
-Says which file holds each episode's rows and videos, and the text of each task; the files are read by
-`lerobot_reading`.
+"""The metadata of LeRobot data sets v2.0, v2.1 and v3.0, brought to one form; `reading.py` reads the files.
 
     v2.0, v2.1  meta/info.json, tasks.jsonl, episodes.jsonl; data and video files of one episode each
     v3.0        meta/info.json, tasks.parquet, episodes/**.parquet; files of many episodes one after the other: when
                 an episode begins and ends in a video is videos/CAMERA/from_timestamp and to_timestamp (seconds)
+
+LeRobot itself reads all episodes and never looks at `splits` of meta/info.json, and public converters copy
+`"train": "0:100"` for any number of them. So without a named split all are read, and a note says what a split holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError, instruction_text
-from gen_vla.training.robot_data.lerobot.splits import split_episodes
 from gen_vla.training.storage.data_folder import DataFolder
 
 
 INFO = "meta/info.json"
 VERSIONS = ("v2.0", "v2.1", "v3.0")
-DEEP_FORMATS = ("gray10", "gray12", "gray14", "gray16", "grayf")  # FFmpeg's, of videos of depth
+DEPTH_PIXELS = ("gray10", "gray12", "gray14", "gray16", "grayf")  # FFmpeg's, of depth videos
+BOUND = re.compile(r"(\d+(?:\.\d+)?)%|(\d*)")
+SPLIT_FORMS = '"0:100", "0:80%", ":", several of them with commas between, or a list of episode numbers'
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,13 @@ class LeRobotMetadata:
 
     Attributes:
         fps: steps a second; `None` where there is no such number.
+        features: entries of meta/info.json by name.
         cameras: "video" or "image" by name.
-        depth: of the cameras, those that hold depth and no colours, and what says so.
+        depth: of the cameras, those that hold depth and no colors, and what says so.
         tasks: number to text, "" for none.
-        told: what people should know of the choice of episodes, or "".
-        whole: whether the chosen episodes are all there ever were: no number is missing.
+        episodes: the chosen ones, in the order of their numbers.
+        note: what people should know of the choice of episodes, or "".
+        complete: whether the chosen episodes are all there ever were: no number is missing.
     """
 
     version: str
@@ -74,12 +78,12 @@ class LeRobotMetadata:
     depth: dict[str, str]
     tasks: dict[int, str]
     episodes: list[EpisodePlace]
-    told: str = ""
-    whole: bool = True
+    note: str = ""
+    complete: bool = True
 
 
 def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetadata:
-    """Reads meta/ for one split, or all episodes without one (`lerobot_splits`).
+    """Reads meta/ for one split, or all episodes without one.
 
     Raises:
         RobotDataError: on another version, a split that is not there, or metadata that lacks something.
@@ -94,13 +98,11 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
         )
     try:
         features: dict[str, dict[str, Any]] = {name: entry or {} for name, entry in info["features"].items()}
-        cameras = {name: entry["dtype"] for name, entry in features.items() if _is_camera(entry)}
-        if version == "v3.0":
-            tasks = _tasks_v3(folder)
-            episodes = _episodes_v3(folder, info, cameras, tasks)
-        else:
-            tasks = _tasks_v2(folder)
-            episodes = _episodes_v2(folder, info, cameras, tasks)
+        cameras = {name: f["dtype"] for name, f in features.items() if f.get("dtype") in ("video", "image")}
+        videos = [camera for camera, kind in cameras.items() if kind == "video"]
+        tasks = _tasks_v3(folder) if version == "v3.0" else _tasks_v2(folder)
+        read_episodes = _episodes_v3 if version == "v3.0" else _episodes_v2
+        episodes = sorted(read_episodes(folder, info, videos, tasks), key=lambda episode: episode.index)
     except (KeyError, FileNotFoundError) as error:
         raise RobotDataError(f"got {folder.path} whose metadata lacks {error}, expected LeRobot {version}") from error
     numbers = [episode.index for episode in episodes]
@@ -108,7 +110,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
         twice = next((number for number in numbers if numbers.count(number) > 1), None)
         found = "no episodes" if twice is None else f"episode {twice} more than once"
         raise RobotDataError(f"got {folder.describe('meta')} that lists {found}, expected every episode once")
-    wanted, told = split_episodes(info, split, numbers, folder.describe(INFO))
+    wanted, note = split_episodes(info, split, numbers, folder.describe(INFO))
     chosen = [episode for episode in episodes if episode.index in wanted]
     if all(episode.labelled is False for episode in chosen) or not any(tasks.values()):
         raise EmptyRobotDataError(
@@ -116,12 +118,8 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
             "among them, expected episodes with a task: without instructions there is nothing to learn from"
         )
     depth = {name: reason for name in cameras if (reason := _depth(name, features[name]))}
-    whole = sorted(numbers) == list(range(len(chosen))) and info.get("total_episodes") in (None, len(chosen))
-    return LeRobotMetadata(version, _fps(info), features, cameras, depth, tasks, chosen, told, whole)
-
-
-def _is_camera(feature: Any) -> bool:
-    return feature.get("dtype") in ("video", "image")
+    complete = sorted(numbers) == list(range(len(chosen))) and info.get("total_episodes") in (None, len(chosen))
+    return LeRobotMetadata(version, _fps(info), features, cameras, depth, tasks, chosen, note, complete)
 
 
 def _depth(name: str, feature: dict[str, Any]) -> str:
@@ -131,7 +129,7 @@ def _depth(name: str, feature: dict[str, Any]) -> str:
         if any(part.get(key) is True for part in about):
             return f"{key} in {INFO}"
     pixels = [str(part.get("video.pix_fmt")) for part in about if "video.pix_fmt" in part]
-    if any(pixel.startswith(DEEP_FORMATS) for pixel in pixels):
+    if any(pixel.startswith(DEPTH_PIXELS) for pixel in pixels):
         return f"video.pix_fmt {pixels[0]} in {INFO}"
     shape = list(feature.get("shape") or ())
     if "depth" in name.lower() and 1 in (shape[:1] + shape[-1:]):
@@ -180,20 +178,16 @@ def _tasks_v2(folder: DataFolder) -> dict[int, str]:
 
 
 def _episodes_v2(
-    folder: DataFolder, info: dict[str, Any], cameras: dict[str, str], tasks: dict[int, str]
-) -> list[EpisodePlace]:
-    name, episodes = "meta/episodes.jsonl", []
+    folder: DataFolder, info: dict[str, Any], videos: Sequence[str], tasks: dict[int, str]
+) -> Iterator[EpisodePlace]:
+    name = "meta/episodes.jsonl"
     for entry in folder.read_json_lines(name):
         index, length = (_needed(entry, key, folder.describe(name)) for key in ("episode_index", "length"))
         names = {"episode_index": index, "episode_chunk": index // int(info["chunks_size"])}
-        videos = {
-            camera: VideoPlace(info["video_path"].format(video_key=camera, **names), 0.0)
-            for camera, kind in cameras.items()
-            if kind == "video" and info.get("video_path")
-        }
+        path = info.get("video_path")
+        places = {c: VideoPlace(path.format(video_key=c, **names), 0.0) for c in videos if path}
         data = info["data_path"].format(**names)
-        episodes.append(EpisodePlace(index, length, _labelled(entry.get("tasks"), tasks), data, videos))
-    return sorted(episodes, key=lambda episode: episode.index)
+        yield EpisodePlace(index, length, _labelled(entry.get("tasks"), tasks), data, places)
 
 
 def _tasks_v3(folder: DataFolder) -> dict[int, str]:
@@ -209,29 +203,21 @@ def _tasks_v3(folder: DataFolder) -> dict[int, str]:
 
 
 def _episodes_v3(
-    folder: DataFolder, info: dict[str, Any], cameras: dict[str, str], tasks: dict[int, str]
-) -> list[EpisodePlace]:
-    files = [name for name in folder.sizes("meta/episodes") if name.endswith(".parquet")]
-    videos = [camera for camera, kind in cameras.items() if kind == "video"]
-    episodes = []
-    for file in files:
+    folder: DataFolder, info: dict[str, Any], videos: Sequence[str], tasks: dict[int, str]
+) -> Iterator[EpisodePlace]:
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    keys = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    optional = ["tasks", *(f"videos/{camera}/{key}" for camera in videos for key in keys)]
+    for file in folder.sizes("meta/episodes"):
+        if not file.endswith(".parquet"):
+            continue
         where = folder.describe(file)
-        for row in _episode_rows_v3(folder, file, videos):
+        for row in _read_table(folder, file, columns, optional).to_pylist():
             index, length = _needed(row, "episode_index", where), _needed(row, "length", where)
             chunk = {key: _needed(row, f"data/{key}", where) for key in ("chunk_index", "file_index")}
             places = {camera: place for camera in videos if (place := _video_v3(row, camera, info))}
             data = info["data_path"].format(**chunk)
-            episodes.append(EpisodePlace(index, length, _labelled(row.get("tasks"), tasks), data, places))
-    return sorted(episodes, key=lambda episode: episode.index)
-
-
-def _episode_rows_v3(folder: DataFolder, name: str, videos: list[str]) -> list[dict[str, Any]]:
-    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    wanted = ["tasks"]
-    for camera in videos:
-        keys = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-        wanted += [f"videos/{camera}/{key}" for key in keys]
-    return _read_table(folder, name, columns, wanted).to_pylist()
+            yield EpisodePlace(index, length, _labelled(row.get("tasks"), tasks), data, places)
 
 
 def _video_v3(row: dict[str, Any], camera: str, info: dict[str, Any]) -> VideoPlace | None:
@@ -253,3 +239,84 @@ def _read_table(folder: DataFolder, name: str, columns: list[str] | None = None,
             raise KeyError(f"the column {missing[0]} of {name}")
         wanted = None if columns is None else [*columns, *(column for column in optional if column in there)]
         return parquet.read(columns=wanted)
+
+
+def split_episodes(
+    info: dict[str, Any], split: str | None, numbers: Sequence[int], where: str
+) -> tuple[set[int], str]:
+    """The episodes of a split, and a note about it ("" for none).
+
+    Args:
+        info: meta/info.json.
+        split: a name under `splits`; `None` for all episodes.
+        numbers: those of all episodes there are, ascending; they may have gaps.
+        where: the path of meta/info.json, for messages.
+
+    Raises:
+        RobotDataError: on a split that is not there, cannot be read or holds no episode that there is.
+    """
+    splits = info.get("splits") or {}
+    if not isinstance(splits, dict):
+        raise RobotDataError(f"got {where} with splits={splits!r}, expected an object, such as {{}} for none")
+    if split is None:
+        return set(numbers), _note_without_split(splits, numbers)
+    if split not in splits and not (split == "train" and not splits):
+        raise RobotDataError(
+            f"got split={split!r}, expected one of {', '.join(splits) or 'none'} as in {where}; without `split` all "
+            f"{len(numbers)} episodes are read"
+        )
+    value = splits.get(split, ":")
+    named, clipped = parse_split(value, numbers)
+    if named is None:
+        raise RobotDataError(f"got split {split!r} = {value!r} in {where}, expected {SPLIT_FORMS}; correct it there")
+    if not named:
+        raise RobotDataError(
+            f"got split {split!r} ({value}) in {where} with none of the {len(numbers)} episodes there are (numbers "
+            f"{numbers[0]} to {numbers[-1]}); correct it there, or leave out `split` to read all"
+        )
+    note = f"split {split!r} ({value}) holds {len(named)} of {len(numbers)} episodes"
+    if clipped:
+        note += f" and names others, which are not there: their numbers are {numbers[0]} to {numbers[-1]}"
+    return named, note if clipped or len(named) < len(numbers) else ""
+
+
+def parse_split(value: Any, numbers: Sequence[int]) -> tuple[set[int] | None, bool]:
+    """Episodes of `numbers` that a value under `splits` names, `None` for an invalid one; whether it names others.
+
+    A range is of episode numbers, its end excluded; a percentage is of the episodes there are, in their order.
+    """
+    if isinstance(value, list):
+        if not all(isinstance(number, int) and not isinstance(number, bool) for number in value):
+            return None, False
+        return set(value) & set(numbers), not set(value) <= set(numbers)
+    named: set[int] = set()
+    clipped = False
+    for part in str(value).split(",") if isinstance(value, str) else [None]:
+        first, colon, last = (part or "").replace(" ", "").partition(":")
+        begin, end = _bound(first, 0, numbers), _bound(last, numbers[-1] + 1, numbers)
+        if begin is None or end is None or not colon:
+            return None, False
+        named |= {number for number in numbers if begin <= number < end}
+        clipped |= end > numbers[-1] + 1
+    return named, clipped
+
+
+def _bound(text: str, default: int, numbers: Sequence[int]) -> int | None:
+    """An episode number; a percentage becomes the number of the episode in that place."""
+    if not (match := BOUND.fullmatch(text)):
+        return None
+    if match[1] is None:
+        return int(text or default)
+    place = round(float(match[1]) / 100 * len(numbers))
+    return numbers[place] if place < len(numbers) else numbers[-1] + 1
+
+
+def _note_without_split(splits: dict[str, Any], numbers: Sequence[int]) -> str:
+    held = {name: parse_split(value, numbers)[0] for name, value in splits.items()}
+    if all(episodes is not None and len(episodes) == len(numbers) for episodes in held.values()):
+        return ""
+    named = ", ".join(
+        f"{name} ({splits[name]}) " + ("cannot be understood" if episodes is None else f"holds {len(episodes)}")
+        for name, episodes in held.items()
+    )
+    return f"all {len(numbers)} episodes are read, as no split is named; of its splits {named}: name one with `split`"

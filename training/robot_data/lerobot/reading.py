@@ -1,13 +1,13 @@
 """LeRobot data sets v2.0, v2.1 and v3.0: parquet files of steps, and videos or pictures inside the parquet files.
 
-Reads columns and row groups, and makes episodes of rows and frames. The layout of the metadata is in
-`lerobot_metadata`, decoding in `video_frames`.
+Reads columns and row groups, and makes episodes of rows and frames. The metadata are in `metadata.py`, checks of times
+in `video_times.py`, decoding in `training/robot_data/video_frames.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.episodes import RobotDataError, RobotEpisode, rows_of
+from gen_vla.training.robot_data.episodes import EpisodeReader, RobotDataError, RobotEpisode, rows_of
 from gen_vla.training.robot_data.lerobot.metadata import INFO, EpisodePlace, VideoPlace, read_metadata
 from gen_vla.training.robot_data.lerobot.video_times import (
     check_row_order,
@@ -24,8 +24,12 @@ from gen_vla.training.robot_data.lerobot.video_times import (
     check_row_times,
     misplaced_episodes,
 )
-from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values
-from gen_vla.training.robot_data.stored_pictures import stored_pictures
+from gen_vla.training.robot_data.stored_columns import (
+    column_array,
+    column_seconds,
+    column_values,
+    stored_pictures,
+)
 from gen_vla.training.robot_data.video_frames import VideoFrames, VideoPicture, video_seconds
 from gen_vla.training.storage.data_folder import DataFolder
 
@@ -39,122 +43,110 @@ ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")  # lerob
 EPISODES_PER_SHARD = 16
 
 
-class LeRobotReader:
-    """The episodes of one split; see `EpisodeReader`. Actions are stored as whoever converted them saw fit.
+class LeRobotReader(EpisodeReader):
+    """The episodes of one split; shards are an episode (v2), or a few episodes of one file (v3.0).
 
     Args:
         folder: with meta/info.json.
         split: its name there; `None` for all episodes.
-        every: of so many steps of an episode one becomes a row; all steps are given, rows are counted.
+        every: as for `EpisodeReader`.
 
     Raises:
         RobotDataError: on metadata that lacks something, or a file of episodes that is missing.
     """
 
-    stored_raw = False
-
     def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
-        self.folder = folder
-        self.every = every
-        metadata = read_metadata(folder, split)
-        self.dataset = Path(folder.path).name
-        self.format = f"LeRobot {metadata.version}"
-        self.fps = metadata.fps
-        self.notes = [metadata.told] if metadata.told else []
-        for note in self.notes:
-            logger.warning("%s: %s", folder.path, note)
-        called = {name: value_names(feature) for name, feature in metadata.features.items()}
-        self.value_names: Mapping[str, Sequence[str]] = {name: names for name, names in called.items() if names}
-        self._tasks = metadata.tasks
-        self._kinds = metadata.cameras
-        self.depth: Mapping[str, str] = metadata.depth
-        self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
-        self._shards = _divide(metadata.episodes)
-        self._whole = metadata.whole
+        super().__init__(folder, every)
+        self._metadata = metadata = read_metadata(folder, split)
+        self._places = metadata.episodes
+        self._shards: dict[str, list[EpisodePlace]] = _divide(self._places)
         self._misplaced: dict[int, str] = {}
         self._seconds: dict[str, float] = {}  # until when frames are needed, by video file
         self._timed = False
-        self._check_files(metadata.episodes, ())
-        stored = self._stored_columns(metadata.episodes[0].data)
-        self.features = [name for name in metadata.features if name in stored and name not in self._kinds]
+        self.dataset = Path(folder.path).name
+        self.format = f"LeRobot {metadata.version}"
+        self.fps = metadata.fps
+        if metadata.note:
+            self._note(metadata.note)
+        called = {name: value_names(feature) for name, feature in metadata.features.items()}
+        self.value_names = {name: names for name, names in called.items() if names}
+        self.depth = metadata.depth
+        self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
+        self._check_files(())
+        first = self._places[0].data
+        stored = self._stored_columns(first)
+        self.features = [name for name in metadata.features if name in stored and name not in metadata.cameras]
         self.action = next((name for name in ACTIONS if name in self.features), ACTIONS[0])
         self.state = next((name for name in STATES if name in self.features), STATES[0])
         absent = [name for name in ("task_index", "timestamp", "episode_index") if name not in stored]
         if absent:
             raise RobotDataError(
-                f"got {folder.describe(metadata.episodes[0].data)} with columns {', '.join(stored)}, "
-                f"expected also {', '.join(absent)}"
+                f"got {folder.describe(first)} with columns {', '.join(stored)}, expected also {', '.join(absent)}"
             )
 
     def use_cameras(self, cameras: Sequence[str]) -> None:
         """Checks files and times of these cameras' videos; episodes whose times cannot be right are then skipped."""
-        episodes = self._places()
-        pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
-        stored = self._stored_columns(episodes[0].data)
-        absent = [camera for camera in pictures if camera not in stored]
+        first = self._places[0].data
+        absent = [camera for camera in self._of_kind("image", cameras) if camera not in self._stored_columns(first)]
         if absent:
             raise RobotDataError(
-                f"got {self.folder.describe(episodes[0].data)} without the column {absent[0]} of pictures, which "
+                f"got {self.folder.describe(first)} without the column {absent[0]} of pictures, which "
                 f"{INFO} names; name another camera with `cameras`"
             )
-        videos = [camera for camera in cameras if self._kinds[camera] == "video"]
+        videos = self._of_kind("video", cameras)
         if videos and self.fps is None:
             raise RobotDataError(
                 f"got {self.folder.describe(INFO)} without a number of frames a second as fps, expected one, since "
                 f"{videos[0]} is a video; write it there"
             )
         for camera in videos:
-            if not any(camera in place.videos for place in episodes):
+            if not any(camera in place.videos for place in self._places):
                 keys = ", ".join(f"videos/{camera}/{key}" for key in ("chunk_index", "file_index", "from_timestamp"))
                 raise RobotDataError(
                     f"got {self.folder.describe('meta/episodes')} that lacks, for every episode, one of {keys}, or "
-                    f"video_path in {INFO}; write "
-                    "them by converting the data set again, or name another camera with `cameras`"
+                    f"video_path in {INFO}; write them by converting the data set again, or name another camera with "
+                    "`cameras`"
                 )
-        self._check_files(episodes, videos)
+        self._check_files(videos)
         self._timed, fps = bool(videos), self.fps or 1.0
         for camera in videos:
-            self._misplaced |= misplaced_episodes(episodes, camera, fps, self._video_seconds, self._whole)
-            for place in episodes:
+            self._misplaced |= misplaced_episodes(
+                self._places, camera, fps, self._video_seconds, self._metadata.complete
+            )
+            for place in self._places:
                 if video := place.videos.get(camera):
                     needed = video.start + place.length / fps
                     self._seconds[video.file] = max(needed, self._seconds.get(video.file, 0.0))
 
-    def shards(self) -> list[str]:
-        """One per episode (v2), or per few episodes of one file (v3.0)."""
-        return list(self._shards)
-
     def count_steps(self) -> int | None:
         """Rows of the episodes that have a task text; `None` where the metadata does not say which have."""
-        places = [place for place in self._places() if place.index not in self._misplaced]
+        places = [place for place in self._places if place.index not in self._misplaced]
         if any(place.labelled is None for place in places):
             return None
         return sum(rows_of(place.length, self.every) for place in places if place.labelled)
 
     def count_episodes(self) -> int:
-        """Episodes of the split."""
-        return len(self._places())
+        return len(self._places)
 
     def files(self) -> dict[str, int]:
         """The parquet files of the split."""
-        used = {place.data for place in self._places()}
+        used = {place.data for place in self._places}
         return {name: size for name, size in self.folder.sizes("data").items() if name in used}
 
     def chosen(self) -> Any:
         """Numbers and lengths of the episodes, those that are skipped, and the texts of the tasks."""
-        episodes = [[place.index, place.length, place.data] for place in self._places()]
-        return [episodes, sorted(self._misplaced), self._timed, sorted(self._tasks.items())]
+        episodes = [[place.index, place.length, place.data] for place in self._places]
+        return [episodes, sorted(self._misplaced), self._timed, sorted(self._metadata.tasks.items())]
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
         """The episodes of a shard: one read of the columns asked for, one decoder per camera, no frame decoded."""
-        pictures = [camera for camera in cameras if self._kinds[camera] == "image"]
-        rows = _ParquetRows(self.folder, [*features, *pictures, "timestamp", "task_index"])
+        columns = [*features, *self._of_kind("image", cameras), "timestamp", "task_index"]
+        rows = _ParquetRows(self.folder, columns)
         decoders = {
             camera: VideoFrames(self._open_video, self.fps or 1.0, self._seconds)
-            for camera in cameras
-            if self._kinds[camera] == "video"
+            for camera in self._of_kind("video", cameras)
         }
         for place in self._shards[shard]:
             identity = f"{self.folder.describe(place.data)} episode {place.index}"
@@ -162,21 +154,23 @@ class LeRobotReader:
                 if place.index in self._misplaced:
                     raise RobotDataError(f"got {self._misplaced[place.index]}")
                 table, more = rows.read(place)
-                self._tell_of_more(identity, place.length, more)
+                if more and not any("behind the length" in note for note in self.notes):
+                    self._note(
+                        f"{identity} has {more} rows behind the length of {place.length} in its metadata, not read"
+                    )
                 yield self._episode(table, place, identity, features, cameras, decoders)
             except (RobotDataError, pa.ArrowException, OSError) as error:
                 reason = "episode that cannot be read from its parquet file"
                 reason = "episode whose times cannot be right" if place.index in self._misplaced else reason
                 problems.skip(f"{identity} ({error})", reason, rows_of(place.length, self.every))
 
-    def _tell_of_more(self, identity: str, length: int, more: int) -> None:
-        """Once per data set."""
-        if more and not any("behind the length" in note for note in self.notes):
-            self.notes.append(f"{identity} has {more} rows behind the length of {length} in its metadata, not read")
-            logger.warning("%s: %s", self.folder.path, self.notes[-1])
+    def _of_kind(self, kind: str, cameras: Sequence[str]) -> list[str]:
+        """The cameras whose pictures are stored as "video" or "image"."""
+        return [camera for camera in cameras if self._metadata.cameras[camera] == kind]
 
-    def _places(self) -> list[EpisodePlace]:
-        return [place for places in self._shards.values() for place in places]
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        logger.warning("%s: %s", self.folder.path, note)
 
     def _episode(
         self,
@@ -188,7 +182,7 @@ class LeRobotReader:
         decoders: dict[str, VideoFrames],
     ) -> RobotEpisode:
         numbers = column_values(table["task_index"], "task_index").tolist()
-        texts = [self._tasks.get(number, "") for number in numbers]  # 3.0 finds 3, and NaN nothing
+        texts = [self._metadata.tasks.get(number, "") for number in numbers]  # 3.0 finds 3, and NaN nothing
         steps = {name: column_array(table[name], name) for name in features}
         times = column_seconds(table["timestamp"], "timestamp")
         if self._timed:
@@ -200,9 +194,8 @@ class LeRobotReader:
             if camera in decoders:
                 video = place.videos[camera]
                 check_row_span(times, self._span(video, place.length, times), self.fps or 1.0)
-                columns.append(
-                    [VideoPicture(decoders[camera], video.file, time) for time in (video.start + times).tolist()]
-                )
+                shown = (video.start + times).tolist()
+                columns.append([VideoPicture(decoders[camera], video.file, time) for time in shown])
             else:
                 columns.append(stored_pictures(table[camera], camera, self.folder))
         return RobotEpisode(place.index, identity, texts, steps, [list(row) for row in zip(*columns)])
@@ -210,7 +203,7 @@ class LeRobotReader:
     def _span(self, video: VideoPlace, length: int, times: np.ndarray) -> float:
         """Seconds that an episode takes in its video.
 
-        Where the metadata does not say it, as for a video of its own, rows whose times reach behind their number may
+        Where the metadata does not say it, as for a video of its own, rows may have times beyond their number and
         still be right: the first ones may have been taken out, and their frames kept.
         """
         fps = self.fps or 1.0
@@ -227,9 +220,9 @@ class LeRobotReader:
         """How long a video's frames take; of a remote one only reading it tells."""
         return video_seconds(self._open_video(name)) if self.folder.is_local else None
 
-    def _check_files(self, episodes: Sequence[EpisodePlace], cameras: Sequence[str]) -> None:
-        """That the files are there, videos of these cameras: all of a local data set, the first of a remote one."""
-        checked = episodes if self.folder.is_local else episodes[:1]
+    def _check_files(self, cameras: Sequence[str]) -> None:
+        """Checks that the files are there, videos of these cameras too: all of a local data set, else the first."""
+        checked = self._places if self.folder.is_local else self._places[:1]
         names = {place.data for place in checked}
         names |= {place.videos[camera].file for place in checked for camera in cameras if camera in place.videos}
         missing = sorted(name for name in names if not self.folder.exists(name))
@@ -252,32 +245,30 @@ class LeRobotReader:
 class _ParquetRows:
     """Reads the rows of episodes, a row group at a time; the last file and row groups are kept.
 
-    Which rows are an episode's their column episode_index says: of a set from which episodes were taken out, the
-    numbers of rows in the metadata may be those of before.
+    The column episode_index says which rows are an episode's: row numbers in the metadata may be outdated, where
+    episodes were taken out.
     """
 
     def __init__(self, folder: DataFolder, columns: list[str]):
         self._folder = folder
         self._columns = list(dict.fromkeys([*columns, "episode_index"]))
-        self._name: str | None = None
-        self._parquet: pq.ParquetFile | None = None
+        self._name = ""
+        self._parquet: Any = None
         self._ranges: list[tuple[int, int]] = []  # the least and the greatest episode number in each row group
-        self._groups: list[int] = []
-        self._table: pa.Table | None = None
+        self._groups: list[int] | None = None  # of `_table`
+        self._table: Any = None
         self._numbers = np.empty(0)
 
     def read(self, place: EpisodePlace) -> tuple[pa.Table, int]:
-        """The first `length` rows of the episode, and how many more there are; raises `RobotDataError` when the file
+        """The first `length` rows of the episode, and how many more there are; raises `RobotDataError` where the file
         has fewer."""
-        if self._name != place.data or self._parquet is None:
+        if self._name != place.data:
             self._open(place.data)
-        assert self._parquet is not None
         groups = [group for group, (low, high) in enumerate(self._ranges) if low <= place.index <= high]
-        if self._table is None or groups != self._groups:
+        if groups != self._groups:
             table = self._parquet.read_row_groups(groups, columns=self._columns)
-            self._table, self._groups = table, groups
-            self._numbers = column_values(table["episode_index"], "episode_index")
-        assert self._table is not None
+            numbers = column_values(table["episode_index"], "episode_index")
+            self._table, self._numbers, self._groups = table, numbers, groups
         rows = np.flatnonzero(self._numbers == place.index)
         together = len(rows) == 0 or rows[-1] - rows[0] == len(rows) - 1
         if len(rows) < place.length or not together:
@@ -289,19 +280,18 @@ class _ParquetRows:
         return self._table.slice(int(rows[0]) if len(rows) else 0, place.length), len(rows) - place.length
 
     def _open(self, name: str) -> None:
+        self._name = ""
         self._parquet = pq.ParquetFile(self._folder.open(name), pre_buffer=False)
         absent = [column for column in self._columns if column not in self._parquet.schema_arrow.names]
         if absent:
             raise RobotDataError(f"got {self._folder.describe(name)} without column {absent[0]}")
         self._ranges = [self._range(group) for group in range(self._parquet.num_row_groups)]
-        self._name, self._table, self._groups = name, None, []
+        self._name, self._groups = name, None
 
     def _range(self, group: int) -> tuple[int, int]:
         """Episode numbers of a row group, from the file's statistics where it has them."""
-        assert self._parquet is not None
         metadata = self._parquet.metadata.row_group(group)
-        for number in range(metadata.num_columns):
-            column = metadata.column(number)
+        for column in map(metadata.column, range(metadata.num_columns)):
             known = column.path_in_schema.partition(".")[0] == "episode_index" and column.is_stats_set
             if known and column.statistics.has_min_max:
                 return column.statistics.min, column.statistics.max

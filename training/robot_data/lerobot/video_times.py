@@ -1,7 +1,7 @@
-"""Whether the times of a LeRobot data set can be right: those at which episodes begin in videos, and those of rows.
+"""Checks the times of a LeRobot data set: those at which episodes begin in videos, and those of rows.
 
 A time that is one frame off shows a frame of the neighbouring episode, or every frame beside the action of another
-step, and nothing fails. Lengths, rates and neighbours tell:
+step, and nothing fails. Lengths, rates and neighbours show it:
 
     seconds   0        1.2            2.6
     frames    |episode 0|  episode 1   |     from_timestamp 0, 1.2; to_timestamp 1.2, 2.6; at 5 frames a second
@@ -24,7 +24,7 @@ def misplaced_episodes(
     camera: str,
     fps: float,
     seconds_of: Callable[[str], float | None],
-    whole: bool = True,
+    complete: bool = True,
 ) -> dict[int, str]:
     """Episodes whose place in their video cannot be right, and why, by number.
 
@@ -34,7 +34,7 @@ def misplaced_episodes(
         fps: rows and frames a second.
         seconds_of: how long the frames of a video take, `None` where that is not known; asked of those with several
             episodes.
-        whole: whether these are all episodes that the videos ever held. Where they are not, a video may be longer.
+        complete: whether these are all episodes that the videos ever held. Otherwise a video may be longer.
     """
     files = defaultdict(list)
     misplaced = {}
@@ -49,11 +49,10 @@ def misplaced_episodes(
     numbers = {place.index for place in episodes}
     for file, places in files.items():
         ordered = sorted(places, key=lambda place: place.videos[camera].start)
-        told = _out_of_line(ordered, camera, fps, numbers)
-        if not told and len(ordered) > 1 and (seconds := seconds_of(file)) is not None:
-            complete = whole or ordered[-1].index + 1 in numbers
-            told = _other_length(ordered, camera, fps, seconds, file, complete)
-        for index, reason in told.items():
+        reasons = _out_of_line(ordered, camera, fps, numbers)
+        if not reasons and len(ordered) > 1 and (seconds := seconds_of(file)) is not None:
+            reasons = _other_length(ordered, camera, fps, seconds, file, complete or ordered[-1].index + 1 in numbers)
+        for index, reason in reasons.items():
             misplaced[index] = (
                 f"from_timestamp and to_timestamp of videos/{camera} in meta/episodes that cannot be right: {reason}; "
                 "write them again from the lengths and frames, such as by converting the data set again"
@@ -64,31 +63,40 @@ def misplaced_episodes(
 def _out_of_line(ordered: Sequence[EpisodePlace], camera: str, fps: float, numbers: set[int]) -> dict[int, str]:
     """Episodes of a file that do not follow on the one before, or are shorter than their rows.
 
-    Behind one that does not, the next ones have to be where its rows would put them: most often all are off.
+    After one that does not, the next ones have to be where its rows would put them: most often all are off.
     """
-    told, end, before = {}, 0.0, None  # of the episode before: its end in seconds, its number
+    reasons: dict[int, str] = {}
+    end, before, tolerance = 0.0, None, 0.25 / fps  # of the episode before: its end in seconds, its number
     for place in ordered:
-        start, until, needed = _start(place, camera), _end(place, camera, fps), place.length / fps
+        start, until, needed = place.videos[camera].start, _end(place, camera, fps), place.length / fps
         # A file begins with the first episode there is, or the one that follows the last of another file.
         follows = place.index - 1 == before if before is not None else place.index == 0 or place.index - 1 in numbers
-        if reason := _misplaced(start, until, needed, end, follows, 0.25 / fps):
-            told[place.index] = reason
+        reason = ""
+        if start < end - tolerance:
+            reason = f"it begins at {start:.3f} s, where what is before lasts until {end:.3f} s"
+        elif follows and start > end + tolerance:
+            reason = f"it begins at {start:.3f} s, and what is before ends at {end:.3f} s"
+        elif until - start < needed - tolerance:
+            reason = f"it lasts from {start:.3f} to {until:.3f} s, and its rows take {needed:.3f} s at fps of {INFO}"
+        if reason:
+            reasons[place.index] = reason
             start = until = end
         end, before = max(until, start + needed), place.index
-    return told
+    return reasons
 
 
 def _other_length(
     ordered: Sequence[EpisodePlace], camera: str, fps: float, seconds: float, file: str, complete: bool
 ) -> dict[int, str]:
-    """All episodes of a file, where the frames in its video are not as many as their places in it together.
+    """All episodes of a file, where its video does not have as many frames as their places together.
 
     A video that ends early lacks its last frames, which is noticed when they are read, unless places are longer than
-    the rows: then nothing but the end tells that all are. One that is longer by less than an episode has frames
-    somewhere between that no place counts, if the file is `complete`: no episode was taken out behind the last one.
+    the rows: then only the end shows that all are. One that is longer by less than an episode has frames somewhere
+    between that no place counts, if the file is `complete`: no episode was taken out after the last one.
     """
     end = _end(ordered[-1], camera, fps)
-    longer = sum(_end(place, camera, fps) - _start(place, camera) - place.length / fps for place in ordered)
+    starts = [place.videos[camera].start for place in ordered]
+    longer = sum(_end(place, camera, fps) - start - place.length / fps for place, start in zip(ordered, starts))
     shortest = min(place.length for place in ordered) / fps
     early = longer > 0.25 / fps and end > seconds + 0.5 / fps
     late = complete and 0.5 / fps < seconds - end < shortest - 0.5 / fps
@@ -98,30 +106,15 @@ def _other_length(
     return {place.index: reason for place in ordered}
 
 
-def _start(place: EpisodePlace, camera: str) -> float:
-    return place.videos[camera].start
-
-
 def _end(place: EpisodePlace, camera: str, fps: float) -> float:
-    until = place.videos[camera].end
-    return place.videos[camera].start + place.length / fps if until is None else until
-
-
-def _misplaced(start: float, until: float, needed: float, end: float, follows: bool, tolerance: float) -> str:
-    """What is wrong with a place from `start` to `until`, whose rows take `needed`, behind what lasts until `end`."""
-    if start < end - tolerance:
-        return f"it begins at {start:.3f} s, where what is before lasts until {end:.3f} s"
-    if follows and start > end + tolerance:
-        return f"it begins at {start:.3f} s, and what is before ends at {end:.3f} s"
-    if until - start < needed - tolerance:
-        return f"it lasts from {start:.3f} to {until:.3f} s, and its rows take {needed:.3f} s at fps of {INFO}"
-    return ""
+    video = place.videos[camera]
+    return video.start + place.length / fps if video.end is None else video.end
 
 
 def check_row_times(times: np.ndarray, fps: float) -> None:
-    """That the times of an episode's rows, float64 [S] in seconds, rise as frames do, so that each has its own frame.
+    """Checks that the times of an episode's rows, float64 [S] in seconds, rise as frames do.
 
-    A clock may be uneven and miss some steps.
+    Each row then has its own frame. A clock may be uneven and miss some steps.
 
     Raises:
         RobotDataError: for times that are missing, do not rise, or rise at another rate than fps.
@@ -130,8 +123,7 @@ def check_row_times(times: np.ndarray, fps: float) -> None:
     if not np.isfinite(times).all():
         found = "timestamp with values that are no number"
     elif len(steps) and steps.min() < 0.25 / fps:
-        place = int(np.argmax(steps < 0.25 / fps))
-        found = f"timestamp {times[place]:.3f} at row {place} and {times[place + 1]:.3f} at the next"
+        found = _neighbours(times, int(np.argmax(steps < 0.25 / fps)))
     elif len(steps) and not 0.9 < float(np.median(steps)) * fps < 1.1:
         found = f"rows {np.median(steps):.3f} s apart by their timestamp"
     else:
@@ -143,10 +135,10 @@ def check_row_times(times: np.ndarray, fps: float) -> None:
 
 
 def check_row_span(times: np.ndarray, seconds: float, fps: float) -> None:
-    """That the times of an episode's rows, float64 [S], lie in the `seconds` that its place in a video takes.
+    """Checks that the times of an episode's rows, float64 [S], lie in the `seconds` that its place in a video takes.
 
     Raises:
-        RobotDataError: for rows before or behind it, which would show frames of other episodes.
+        RobotDataError: for rows before or after it, which would show frames of other episodes.
     """
     if len(times) and (times[0] < -0.25 / fps or times[-1] > seconds - 0.75 / fps):
         raise RobotDataError(
@@ -157,13 +149,15 @@ def check_row_span(times: np.ndarray, seconds: float, fps: float) -> None:
 
 
 def check_row_order(times: np.ndarray) -> None:
-    """That the times of an episode's rows never fall; raises `RobotDataError`.
+    """Checks that the times of an episode's rows never fall, which chunks of actions need without videos, too.
 
-    Rows of pictures have no need of times, but chunks of actions need the rows in order.
+    Raises:
+        RobotDataError: for a row before the one it follows.
     """
     if len(times) and np.nanmin(np.diff(times), initial=0.0) < 0:
-        place = int(np.nanargmin(np.diff(times)))
-        raise RobotDataError(
-            f"got timestamp {times[place]:.3f} at row {place} and {times[place + 1]:.3f} at the next, expected rows "
-            "in the order of time; sort them"
-        )
+        found = _neighbours(times, int(np.nanargmin(np.diff(times))))
+        raise RobotDataError(f"got {found}, expected rows in the order of time; sort them")
+
+
+def _neighbours(times: np.ndarray, row: int) -> str:
+    return f"timestamp {times[row]:.3f} at row {row} and {times[row + 1]:.3f} at the next"

@@ -1,30 +1,32 @@
-"""What the commands of all suites share.
-
-Decides: how a model is named and loaded, where results go. Refuses to know: any suite.
-"""
+"""What several commands share: options declared once, how a model is loaded, how results are written."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typer import Argument, Option
 
 
-def add_model(command: Any) -> None:
-    """The model to measure."""
-    command.add_argument("model", help="a folder, or a name on the Hub or in the cache")
+Model = Annotated[str, Argument(help="A folder, or a name on the Hub or in the cache.")]
+OptionalModel = Annotated[str | None, Argument(help="A folder, or a name on the Hub or in the cache.")]
+Output = Annotated[Path | None, Option(help="Write the results there as JSON.")]
+UnnormKey = Annotated[str | None, Option(help="Whose units the actions have (default: the model's only data set).")]
+HalfPrecision = Annotated[bool, Option("--bf16", help="In half precision (default: float32).")]
 
 
-def add_output(command: Any) -> None:
-    """Where the results go."""
-    command.add_argument("--output", type=Path, help="write the results there as JSON")
+def entries(text: str) -> list[str]:
+    """`"a,b"` to `["a", "b"]`, and `""` to an empty list."""
+    return [entry for entry in text.split(",") if entry]
 
 
-def write_results(results: dict[str, Any], output: Path | None, data: Iterable[str | Path | None] = ()) -> int:
-    """Writes JSON where asked for, with how it came about and how the model was trained; returns exit code 0.
+def write_results(results: dict[str, Any], output: Path | None, data: Iterable[str | Path | None] = ()) -> None:
+    """Writes JSON if an output is given, with the provenance and a record of how the model was trained.
 
     Args:
         results: of a suite; `model` in them is the one that was measured, a folder or a name, and `models` names those
             it was compared with by their roles.
+        output: the file.
         data: the data sets that were read, folders or names; `None` is left out.
     """
     from gen_vla.training.provenance.origin import provenance, with_provenance
@@ -36,7 +38,6 @@ def write_results(results: dict[str, Any], output: Path | None, data: Iterable[s
         compared = [name for name in results.get("models", {}).values() if name != model]
         written = with_provenance(with_record(results, model), provenance(model, data, compared))
         output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 def load_any(name: str) -> tuple[Any, Any]:

@@ -1,33 +1,17 @@
-"""Episodes and scenes of the Meta-World drawers as videos and pictures for people.
-
-Decides: what a frame shows and how large it is. Refuses to know: how a policy works, how it is scored
-(`drawers/rollouts.py`).
-"""
+"""Episodes of the simulated suites as videos for people."""
 
 from __future__ import annotations
 
-import math
-import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gen_vla.evaluation.drawers.environment import (
-    EVALUATION_SEEDS,
-    FRAMEBUFFER,
-    MAX_MOVE,
-    MAX_POLICY_STEPS,
-    ActionError,
-    DrawerEnv,
-    Start,
-    Task,
-    Variation,
-)
-from gen_vla.evaluation.drawers.rollouts import Episode
-from gen_vla.evaluation.policies.rollout import Moment, Policy
+from gen_vla.evaluation.policies.rollout import Moment
+from gen_vla.evaluation.simulation.actions import MAX_MOVE, ActionError
+from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER
+from gen_vla.evaluation.simulation.rollouts import EpisodeJob, SimulationPolicy
 
 
 INK, PAPER, FAINT = (236, 239, 244), (27, 31, 40), (76, 86, 106)
@@ -37,44 +21,41 @@ FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
 
 
-def record_video(
-    policy: Policy,
-    task: Task,
-    seed: int,
-    path: str | Path,
-    *,
-    size: int = 256,
-    image_size: int = 96,
-    variation: Variation = "modest",
-    start: Start = "stock",
-    max_steps: int = MAX_POLICY_STEPS,
-) -> Episode:
-    """One episode as `path`.mp4 and `path`.gif: the scene, the instruction, and the action about to be carried out."""
-    if seed not in EVALUATION_SEEDS:
-        raise ValueError(f"got seed {seed}, expected one in {EVALUATION_SEEDS}")
-    env = DrawerEnv(task, image_size, variation, start)
-    env.reset(seed)
-    frames: list[Image.Image] = []
-    success, refusal, step = False, None, 0
-    while not success and refusal is None and step < max_steps:
-        moment = Moment(task, seed, step, env.expert_action(), env.blind_expert_action())
-        action = np.asarray(policy([env.render()], [env.instruction], [moment]))[0]
-        frames.append(draw_frame(smooth_render(env, size), env.instruction, action, f"{step + 1}/{max_steps}"))
-        try:
-            success = env.step(action)
-        except ActionError as error:
-            refusal = str(error)
-        step += 1
-    ending = "done" if success else "refused" if refusal else "not done"
-    last = draw_frame(smooth_render(env, size), env.instruction, None, ending, DONE if success else FAILED)
-    write_video(frames + [last] * LAST_FRAME_REPEATS, Path(path))
-    return Episode(task, seed, success, step, refusal)
-
-
 class Rendered(Protocol):
     """Whatever draws itself as uint8 [size, size, 3]."""
 
     def render(self, size: int | None = None) -> np.ndarray: ...
+
+
+def record_video(env: Any, policy: SimulationPolicy, job: EpisodeJob, path: Path, size: int) -> bool:
+    """One episode as `path`.mp4 and `path`.gif: scene, instruction and the action about to be carried out.
+
+    Args:
+        env: an environment that also draws itself `size` pixels large.
+
+    Returns:
+        whether it succeeded.
+    """
+    env.reset(*job.start)
+    frames: list[Image.Image] = []
+    ending, colour = "not done", FAILED
+    for step in range(job.max_steps):
+        moment = Moment(job.task, job.seed, step, *env.expert_actions())
+        action = policy([env.render()], [job.instruction], [moment])[0]
+        shown = None if action is None else np.asarray(action)
+        frames.append(draw_frame(smooth_render(env, size), job.instruction, shown, f"{step + 1}/{job.max_steps}"))
+        try:
+            if shown is None:
+                raise ActionError("the policy gave no action")
+            if env.step(shown):
+                ending, colour = "done", DONE
+                break
+        except ActionError:
+            ending = "malformed"
+            break
+    last = draw_frame(smooth_render(env, size), job.instruction, None, ending, colour)
+    write_video(frames + [last] * LAST_FRAME_REPEATS, path)
+    return ending == "done"
 
 
 def smooth_render(env: Rendered, size: int) -> Image.Image:
@@ -136,29 +117,3 @@ def write_video(frames: list[Image.Image], path: Path) -> None:
     reduced = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
     duration = 1000 // FRAMES_PER_SECOND
     reduced[0].save(path.with_suffix(".gif"), save_all=True, append_images=reduced[1:], duration=duration, loop=0)
-
-
-def contact_sheet(
-    images: Sequence[Image.Image], path: str | Path, captions: Sequence[str] | None = None, columns: int = 6
-) -> None:
-    """A PNG of equally large pictures in rows, each with its caption, wrapped to three lines, below."""
-    width, height = images[0].size
-    gap, text = 4, 44 if captions else 0
-    rows = math.ceil(len(images) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + text + gap) + gap), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for index, image in enumerate(images):
-        x, y = gap + index % columns * (width + gap), gap + index // columns * (height + text + gap)
-        sheet.paste(image, (x, y))
-        if captions:
-            lines = textwrap.wrap(captions[index], width=max(8, width // 6))[:3]
-            draw.multiline_text((x + 2, y + height + 2), "\n".join(lines), fill=INK, font=font, spacing=2)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
-
-
-def first_picture(task: Task, seed: int, variation: Variation, start: Start) -> Image.Image:
-    """What a policy sees first, drawn for people."""
-    env = DrawerEnv(task, variation=variation, start=start)
-    env.reset(seed)
-    return smooth_render(env, 160)

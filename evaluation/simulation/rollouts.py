@@ -1,42 +1,51 @@
-"""Runs tabletop episodes: many at once, one policy call for all of them.
-
-Decides: how episodes share a batch, when one ends, what happens after a crash. Refuses to know: how a policy works,
-how simulators are kept (`simulation/simulators.py`), how outcomes become scores (`tabletop/scores.py`).
+"""Runs episodes of the simulated suites: many at once, one policy call for all of them.
 
 As soon as an episode ends its place goes to the next, so the batch stays full. An episode ends with success, at its
-task's limit, with a step that cannot be carried out (malformed: counted as a failure, never replaced by another
-action), or with a crash of the simulator. Crashed episodes are run once more, each alone, after all others; one that
-crashes again is reported as crashed and says nothing about the policy.
+limit, with a step that cannot be carried out (malformed: counted as a failure, never replaced by another action), or
+with a crash of the simulator. Crashed episodes are run once more, each alone, after all others; one that crashes again
+is reported as crashed and says nothing about the policy.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gen_vla.evaluation.policies.rollout import Moment
 from gen_vla.evaluation.policies.step_progress import StepProgress
-from gen_vla.evaluation.simulation.layouts import MAX_STEPS, sample_layout
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
-from gen_vla.evaluation.tabletop.episodes import Episode, EpisodeLog, Job, Outcome
-from gen_vla.evaluation.tabletop.policies import TabletopPolicy
 
 
 ATTEMPTS = 2  # of an episode whose simulator crashes
+Outcome = Literal["success", "failure", "malformed", "crashed"]
+# One entry per observation: an action float [7], or None where the policy gave none.
+Actions = Sequence[np.ndarray | None] | np.ndarray
+SimulationPolicy = Callable[[list[np.ndarray], list[str], list[Moment]], Actions]
 
 
-@dataclass
-class _Running:
-    """An episode in its slot."""
+@dataclass(frozen=True)
+class EpisodeJob:
+    """An episode to run; `start` holds the arguments of its environment's `reset`."""
 
-    job: Job
-    reply: Reply | None = None
-    steps: int = 0
+    task: str
+    seed: int
+    instruction: str
+    max_steps: int
+    start: tuple[Any, ...]
+
+
+class Ending(NamedTuple):
+    """How an episode ended, after how many policy steps; `detail` says what was malformed or how it crashed."""
+
+    outcome: Outcome
+    steps: int
+    attempts: int
+    detail: str | None = None
 
 
 @dataclass
@@ -55,19 +64,28 @@ class Pace:
 
 
 @dataclass
+class _Running:
+    """An episode in its slot."""
+
+    job: EpisodeJob
+    reply: Reply | None = None
+    steps: int = 0
+
+
+@dataclass
 class _Round:
     """One pass over a queue of jobs with some slots."""
 
-    policy: TabletopPolicy
+    policy: SimulationPolicy
     simulators: Simulators
     attempt: int
     bar: StepProgress
     pace: Pace
-    log: EpisodeLog
+    finish: Callable[[Any, Ending], None]
     slots: dict[int, _Running] = field(default_factory=dict)
-    crashed: list[Job] = field(default_factory=list)
+    crashed: list[EpisodeJob] = field(default_factory=list)
 
-    def run(self, jobs: Sequence[Job], width: int) -> list[Job]:
+    def run(self, jobs: Sequence[EpisodeJob], width: int) -> list[EpisodeJob]:
         """Runs every job, `width` at a time -> those whose simulator crashed and that may be tried again."""
         queue = deque(jobs)
         while queue or self.slots:
@@ -76,7 +94,7 @@ class _Round:
                 if slot not in self.slots and queue:
                     job = queue.popleft()
                     self.slots[slot] = _Running(job)
-                    requests.append(Start(slot, job.task, job.seed, job.variant, job.mode == "masked"))
+                    requests.append(Start(slot, job.start))
             for request, answer in zip(requests, self.simulators.ask(requests), strict=True):
                 self._take(request.slot, answer)
         return self.crashed
@@ -84,9 +102,7 @@ class _Round:
     def _moves(self) -> list[Start | Move]:
         """One call of the policy for every running episode."""
         states = [(slot, running, running.reply) for slot, running in self.slots.items() if running.reply is not None]
-        moments = [
-            Moment(s.job.task, s.job.seed, s.steps, r.expert, r.blind_expert, r.deaf_expert) for _, s, r in states
-        ]
+        moments = [Moment(s.job.task, s.job.seed, s.steps, *reply.experts) for _, s, reply in states]
         began = time.perf_counter()
         actions = self.policy([r.image for _, _, r in states], [s.job.instruction for _, s, _ in states], moments)
         self.pace.policy_seconds += time.perf_counter() - began
@@ -94,7 +110,8 @@ class _Round:
             raise ValueError(
                 f"got {len(actions)} actions from the policy, expected {len(states)}, None where it has none"
             )
-        return [Move(slot, _as_array(action)) for (slot, _, _), action in zip(states, actions, strict=True)]
+        arrays = [None if action is None else np.asarray(action, dtype=np.float64) for action in actions]
+        return [Move(slot, action) for (slot, _, _), action in zip(states, arrays, strict=True)]
 
     def _take(self, slot: int, answer: Reply | Crash) -> None:
         """What an answer means for the episode in a slot."""
@@ -114,40 +131,36 @@ class _Round:
             self._end(slot, "malformed", answer.refusal)
         elif answer.success:
             self._end(slot, "success")
-        elif running.steps >= MAX_STEPS[running.job.task]:
+        elif running.steps >= running.job.max_steps:
             self._end(slot, "failure")
 
     def _end(self, slot: int, outcome: Outcome, detail: str | None = None) -> None:
         running = self.slots.pop(slot)
-        job = running.job
-        layout = sample_layout(job.seed).digest()
-        result = (job.instruction, layout, outcome, running.steps, self.attempt, detail)
-        self.log.add(Episode(job.mode, job.variant, job.task, job.seed, *result))
-        self.bar.end(MAX_STEPS[job.task] - running.steps)
+        self.finish(running.job, Ending(outcome, running.steps, self.attempt, detail))
+        self.bar.end(running.job.max_steps - running.steps)
 
 
-def _as_array(action: Any) -> np.ndarray | None:
-    return None if action is None else np.asarray(action, dtype=np.float64)
-
-
-def run_jobs(
-    policy: TabletopPolicy,
-    jobs: Sequence[Job],
-    log: EpisodeLog,
+def run_episodes(
+    policy: SimulationPolicy,
+    jobs: Sequence[EpisodeJob],
     simulators: Simulators,
+    finish: Callable[[Any, Ending], None],
     *,
     batch_size: int = 16,
-    name: str = "policy",
+    finished_before: int = 0,
+    name: str | None = "policy",
     progress: bool = True,
 ) -> Pace:
-    """Runs the jobs that the log lacks and writes each episode to it as it ends -> how fast it went."""
+    """Runs every job and calls `finish` as it ends -> how fast it went.
+
+    Args:
+        finished_before: episodes of an earlier run, for the progress bar.
+    """
     if batch_size < 1:
         raise ValueError(f"got batch_size {batch_size}, expected at least 1")
     pace, began = Pace(), time.perf_counter()
-    missing = list(log.missing(jobs))
-    limits = [MAX_STEPS[job.task] for job in missing]
-    with StepProgress(limits, len(jobs) - len(missing), name, progress) as bar:
-        crashed = _Round(policy, simulators, 1, bar, pace, log).run(missing, batch_size)
-        _Round(policy, simulators, 2, bar, pace, log).run(crashed, 1)
+    with StepProgress([job.max_steps for job in jobs], finished_before, name, progress) as bar:
+        crashed = _Round(policy, simulators, 1, bar, pace, finish).run(jobs, batch_size)
+        _Round(policy, simulators, 2, bar, pace, finish).run(crashed, 1)
     pace.seconds = time.perf_counter() - began
     return pace

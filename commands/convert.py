@@ -1,0 +1,63 @@
+"""`gen-vla convert SOURCE DESTINATION`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+
+def convert(
+    source: Annotated[str, Argument(help="A folder, a .pt file of a training run, or a name on the Hub.")],
+    destination: Annotated[Path, Argument(help="The folder to write; must not exist yet.")],
+    actions: Annotated[
+        Literal["bins", "legacy", "signed", "plain"] | None,
+        Option(help="How the model writes actions (default: as it was trained to)."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, Option(help="Folder or Hub name of the tokenizer, for training runs, which hold none.")
+    ] = None,
+    frozen: Annotated[
+        Literal["siglip", "dino"] | None,
+        Option(help="OpenVLA: the encoder that further training leaves alone."),
+    ] = None,
+    dual: Annotated[
+        bool | None,
+        Option(
+            "--dual/--no-dual",
+            help="PaliGemma: double the encoder and freeze one copy (default), or leave it as it is.",
+        ),
+    ] = None,
+    family: Annotated[
+        Literal["pi0_plus", "pi0_flow"] | None,
+        Option(
+            help="PaliGemma: what it becomes, the family of this package (default), or π0 with an action expert of "
+            "random weights, the flow-matching baseline."
+        ),
+    ] = None,
+    center_crop: Annotated[
+        float | None,
+        Option(metavar="AREA", help="Share of each picture's area to keep: 0.9 for models trained with random crops."),
+    ] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None, Option(help="(default: each weight's own)")
+    ] = None,
+    max_shard_gb: Annotated[float, Option(help="Size of a weight file.")] = 5.0,
+) -> None:
+    """Turn a checkpoint of OpenVLA, Prismatic or PaliGemma into a folder of this family."""
+    import torch
+
+    from gen_vla.training.converting import conversion
+
+    folder = conversion.convert(
+        source,
+        destination,
+        actions=actions,
+        tokenizer=tokenizer,
+        frozen=frozen,
+        dual=dual,
+        family=family,
+        center_crop_area=center_crop,
+        dtype=getattr(torch, dtype) if dtype else None,
+        max_shard_bytes=int(max_shard_gb * 1e9),
+    )
+    print(f"Converted into {folder}")

@@ -1,0 +1,64 @@
+"""`gen-vla predict MODEL IMAGE... INSTRUCTION`."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from gen_vla.commands.options import Model, load_any
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def predict(
+    model: Model,
+    images: Annotated[
+        list[str],
+        Argument(
+            metavar="IMAGE",
+            help="A picture file; of a model of several cameras one each, in the order of training or as CAMERA=FILE.",
+        ),
+    ],
+    instruction: Annotated[str, Argument(help='For example "close the drawer".')],
+    unnorm_key: Annotated[str | None, Option(help="The data set whose units are wanted.")] = None,
+    picture: Annotated[Path | None, Option(help="Draw the prediction into this PNG.")] = None,
+) -> None:
+    """One action for one picture, or one per camera, as JSON."""
+    pictures = read_pictures(images)
+    loaded, processor = load_any(model)
+    prediction = loaded.predict_actions(**processor.action_inputs(pictures, instruction), unnorm_key=unnorm_key)
+    statistics = loaded.get_action_stats(unnorm_key)
+    described: dict[str, Any] = {
+        name: statistics[name] for name in ("names", "fps", "displacements") if name in statistics
+    }
+    print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0], **described}))
+    if picture:
+        from gen_vla.evaluation.policies.pictures import draw_prediction, side_by_side
+
+        shown = side_by_side(list(pictures.values()) if isinstance(pictures, dict) else pictures)
+        draw_prediction(shown, instruction, prediction, picture)
+
+
+def read_pictures(files: Sequence[str]) -> "list[Image] | dict[str, Image]":
+    """The pictures in RGB: in the order of the files, or by camera where they are written CAMERA=FILE.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a file is no picture, is cut off, or holds floating-point numbers; if only some files have a
+            camera, or two have the same.
+    """
+    from gen_vla.processors.rgb_pictures import to_rgb
+
+    named = [file.split("=", 1) for file in files if "=" in file and not Path(file).is_file()]
+    if not named:
+        return [to_rgb(Path(file)) for file in files]
+    cameras = [camera for camera, _ in named]
+    if len(named) < len(files) or len(set(cameras)) < len(cameras):
+        raise ValueError(
+            f"got the pictures {' '.join(files)}, expected FILE or CAMERA=FILE for all of them, each camera once"
+        )
+    return {camera: to_rgb(Path(file)) for camera, file in named}

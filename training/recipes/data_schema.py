@@ -1,0 +1,214 @@
+"""The settings of a recipe's data sets, and of what is done to their rows: the section `data` of `schema.py`."""
+
+from collections import Counter
+from dataclasses import field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+Simulator = Literal["drawers", "tabletop"]
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read as one; says where, what was got and what was expected."""
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """What an error says of a name that nothing has: the nearest one, and all that there are."""
+    near = get_close_matches(name, known, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"
+
+
+@dataclass(frozen=True, config=STRICT)
+class DemonstrationRecording:
+    """How to record demonstrations of the simulator's experts."""
+
+    episodes_per_task: int
+    """Episodes of each task, at least 1."""
+    seed: int = 0
+    """Seed of scenes and noise, 0 or more."""
+    simulator: Simulator = "drawers"
+    """`drawers` (Meta-World) or `tabletop`."""
+    start: Literal["stock", "half-open"] | None = None
+    """How far a drawer is open at the start; for `drawers` only, by default `half-open`."""
+    variation: Literal["none", "modest", "full"] | None = None
+    """How much scenes differ in their looks; for `drawers` only, by default `modest`."""
+    paraphrase: bool = False
+    """Whether each demonstration draws its instruction from the paraphrases for training."""
+
+    def __post_init__(self) -> None:
+        if self.simulator == "tabletop" and (self.start or self.variation):
+            raise RecipeError(
+                f"got start={self.start!r} and variation={self.variation!r} for the tabletop, expected none: it has "
+                "one way to start and one look"
+            )
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the simulator's `record_demonstrations`."""
+        shared = {"episodes_per_task": self.episodes_per_task, "seed": self.seed, "paraphrase": self.paraphrase}
+        if self.simulator == "tabletop":
+            return shared
+        return {**shared, "start": self.start or "half-open", "variation": self.variation or "modest"}
+
+
+@dataclass(frozen=True, config=STRICT)
+class QuestionRecording:
+    """How to record questions about the simulator's scenes."""
+
+    count: int
+    """Questions, at least 1."""
+    seed: int = 0
+    """Seed of scenes and questions, 0 or more."""
+    simulator: Simulator = "drawers"
+    """`drawers` (Meta-World) or `tabletop`."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the simulator's `record_questions`."""
+        return {"count": self.count, "seed": self.seed}
+
+
+@dataclass(frozen=True, config=STRICT)
+class RobotSource:
+    """A robot data set: RLDS, LeRobot, or recorded (columns image, instruction, action, episode_index)."""
+
+    path: str
+    """Its folder, relative to the work folder, or `hf://datasets/OWNER/NAME[@REVISION]/...`."""
+    key: str
+    """Its name in the statistics, and later the `unnorm_key`."""
+    cameras: list[str] | None = None
+    """Names of the cameras whose pictures a row shows, in this order; by default the data set's main camera. All robot
+    data sets show as many, and the model keeps the names of the first."""
+    transform: Literal["auto", "bridge", "fractal"] | None = "auto"
+    """What turns its actions into the family's: `bridge`, `fractal`, null for nothing, or `auto`, by the data set's
+    own name."""
+    action: list[str] | None = None
+    """Names of the features that hold an action; several are concatenated."""
+    state: list[str] | None = None
+    """Names of the features that hold the robot's state; several are concatenated."""
+    split: str | None = None
+    """A part of an RLDS or LeRobot data set, by the name it has there. By default `train` of an RLDS set, and all
+    episodes of a LeRobot set, which itself has no splits when it is read."""
+    without_instruction: Literal["skip", "refuse"] = "skip"
+    """Steps whose task is null, empty or missing: `skip` counts them and leaves them out, `refuse` stops before the
+    first training step."""
+    every: int = Field(1, ge=1)
+    """Every n-th step of an episode becomes a row, at least 1, for data faster than a policy can act: 5 makes 10 Hz of
+    50 Hz. A row's action then leads to the next row, and chunks are of such steps."""
+    displacements: list[int] | None = None
+    """Dimensions of an action, counted from 0, that say how far to move, not where to be: with `every` they are
+    summed, while all others are as in the last step. `[]` for none; the transforms know theirs."""
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How often its rows come relative to those of the other robot data sets, above 0."""
+    record: DemonstrationRecording | None = None
+    """How to record it if the folder is missing; null for a data set that must be there."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class VisionLanguageSource:
+    """A vision-language data set in one of the published layouts, or recorded (columns image, question, answer)."""
+
+    path: str
+    """Its folder, relative to the work folder, or `hf://datasets/OWNER/NAME[@REVISION]/...`."""
+    name: str
+    """Its name in figures and reports."""
+    format: Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"] = "auto"
+    """Its layout; `auto` looks at the files."""
+    configs: list[str] | None = None
+    """Parts of a data set that has several, by name; null for all."""
+    record: QuestionRecording | None = None
+    """How to record it if the folder is missing; null for a data set that must be there."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ImageAugmentation:
+    """Random changes of a robot row's pictures (`mixing/image_augmentation.py`).
+
+    Each can be left out: `crop_area: 1.0`, a largest shift of 0.0, factors [1.0, 1.0].
+    """
+
+    crop_area: float = Field(0.9, gt=0, le=1)
+    """Share of the area that a crop keeps, above 0 and at most 1."""
+    brightness: float = Field(0.2, ge=0, le=1)
+    """Largest shift of brightness, 0 to 1, where 1 is from black to white."""
+    contrast: list[float] = field(default_factory=lambda: [0.8, 1.2])
+    """Smallest and largest factor of contrast, 0 or more."""
+    saturation: list[float] = field(default_factory=lambda: [0.8, 1.2])
+    """Smallest and largest factor of saturation, 0 or more."""
+    hue: float = Field(0.05, ge=0, le=0.5)
+    """Largest shift of hue, 0 to 0.5 of the colour circle."""
+
+    def __post_init__(self) -> None:
+        for name in ("contrast", "saturation"):
+            factors = getattr(self, name)
+            if len(factors) != 2 or not 0.0 <= factors[0] <= factors[1]:
+                raise RecipeError(f"got {name}={factors}, expected the smallest and largest factor")
+
+    @property
+    def center_crop_area(self) -> float | None:
+        """The centre crop of the image processor of a model trained like this, at inference; `None` for no crop."""
+        return self.crop_area if self.crop_area < 1.0 else None
+
+
+@dataclass(frozen=True, config=STRICT)
+class InstructionAugmentation:
+    """Paraphrases in place of a robot row's instruction, from the lists for training."""
+
+    probability: float = Field(0.5, gt=0, le=1)
+    """Share of rows whose instruction is replaced, above 0 and at most 1."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataRecipe:
+    """What a batch is made of. With both kinds of data, half of every per-device batch is robot data (C)."""
+
+    robot: list[RobotSource] = field(default_factory=list)
+    """The robot data sets."""
+    vision_language: list[VisionLanguageSource] = field(default_factory=list)
+    """The vision-language data sets; `co_training` says which of them are used."""
+    co_training: list[str] | None = None
+    """Names of the vision-language data sets that are used (C); null for all of them, `[]` for none."""
+    image_size: int = Field(64, ge=1)
+    """Side of the pictures the encoders see, in pixels, at least 1."""
+    streaming: bool = False
+    """Whether data sets are read shard by shard, in an order shuffled by a buffer; otherwise from a table on this
+    machine's disk, in a perfectly shuffled order."""
+    shuffle_buffer: int = Field(1000, ge=1)
+    """Rows of a streamed data set among which the next one is drawn, at least 1."""
+    num_workers: int = Field(0, ge=0)
+    """Processes per device that read, decode and tokenize; 0 does it in the training process."""
+    max_bad_share: float = Field(0.01, ge=0, le=1)
+    """Share of unreadable rows of a data set, 0 to 1, that stops a run."""
+    image_augmentation: ImageAugmentation | None = None
+    """Random crops and colours of robot rows' pictures; the saved model's image processor then crops the centre. Null
+    for none."""
+    instruction_augmentation: InstructionAugmentation | None = None
+    """Paraphrases of instructions; null for none."""
+
+    def __post_init__(self) -> None:
+        names = [source.name for source in self.vision_language]
+        for word, entries, owners, reason in (
+            ("key", [source.key for source in self.robot], "robot data sets", "statistics are kept by key"),
+            ("name", names, "vision-language data sets", "figures are kept by name"),
+        ):
+            for entry, count in Counter(entries).items():
+                if count > 1:
+                    raise RecipeError(
+                        f"got the {word} {entry!r} for {count} {owners}, expected a {word} of its own for each, since "
+                        f"{reason}"
+                    )
+        for name in self.co_training or []:
+            if name not in names:
+                raise RecipeError(
+                    f"got co_training with {name!r}, which is no vision-language data set here; "
+                    f"{did_you_mean(name, names)}"
+                )
+
+    @property
+    def questions(self) -> list[VisionLanguageSource]:
+        """The vision-language sets that are used."""
+        used = self.co_training
+        return [source for source in self.vision_language if used is None or source.name in used]
