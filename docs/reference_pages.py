@@ -4,9 +4,10 @@ A page says where with `<!-- generated: commands -->` or `<!-- generated: settin
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 SCHEMA = Path(__file__).resolve().parents[1] / "training" / "recipes" / "recipe.schema.json"
@@ -43,16 +44,21 @@ def command(name: str, found: Any) -> Iterator[str]:
         yield from command(f"{name} {inner}", member)
     if not hasattr(found, "commands"):
         yield from (f"## `{name}`", "", (found.help or "").replace("\b\n", "\n").strip(), "")
-        rows = [row(param) for param in found.params if not getattr(param, "hidden", False) and param.name != "help"]
+        shown = [param for param in found.params if not getattr(param, "hidden", False)]
+        hints = get_type_hints(found.callback)
+        rows = [row(param, hints[param.name]) for param in shown if param.name in hints]
         yield from (["| | | default |", "| --- | --- | --- |", *rows, ""] if rows else [])
 
 
-def row(param: Any) -> str:
+def row(param: Any, hint: Any) -> str:
     """A table's row: the names of a parameter, what it is for, its default."""
     argument = param.param_type_name == "argument"
     names = (param.metavar or param.name.upper(),) if argument else (*param.opts, *param.secondary_opts)
     default = "" if param.default in (None, False, (), []) or callable(param.default) else f"`{param.default}`"
     text = " ".join((getattr(param, "help", None) or "").split())
+    literals = [hint, *get_args(hint)]  # Literal["a", "b"], also in `list[...]` or with None
+    if choices := [value for one in literals if get_origin(one) is Literal for value in get_args(one)]:
+        text = f"{text} One of {', '.join(f'`{choice}`' for choice in choices)}.".strip()
     return cells(", ".join(f"`{name}`" for name in names), text, default or ("required" if param.required else ""))
 
 
@@ -64,24 +70,26 @@ def settings() -> Iterator[str]:
         yield "The schema file is not there yet."
         return
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    for name, section in {"A recipe": schema, **schema.get("$defs", {})}.items():
-        if "properties" not in section:
-            continue
-        yield from (f"## {section.get('title', name)} {{: #{name.lower().replace(' ', '-')} }}", "")
-        yield from (" ".join(section.get("description", "").split()), "")
+    sections, shown = [("", "a-recipe", schema)], set()
+    for path, anchor, section in sections:  # grows while it is read: what a section refers to comes behind it
+        title = f"`{path}`" if path else "A recipe"
+        yield from (f"## {title} {{: #{anchor} }}", "", " ".join(section.get("description", "").split()), "")
         yield from ("| setting | type | default | |", "| --- | --- | --- | --- |")
         for key, found in section["properties"].items():
             default = f"`{json.dumps(found['default'], ensure_ascii=False)}`" if "default" in found else ""
             default = default or ("required" if key in section.get("required", []) else "")
             yield cells(f"`{key}`", kind(found), default, " ".join(found.get("description", "").split()))
+            for name in re.findall(r'"#/\$defs/(\w+)"', json.dumps(found)):
+                if name not in shown and "properties" in schema["$defs"][name]:
+                    shown.add(name)
+                    sections.append((f"{path}.{key}".strip("."), name.lower(), schema["$defs"][name]))
         yield ""
 
 
 def kind(found: dict[str, Any]) -> str:
     """The type of a value, with links to the sections that it may be."""
     if "$ref" in found:
-        name = found["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
+        return f"[settings](#{found['$ref'].rpartition('/')[2].lower()})"
     if alternatives := found.get("anyOf") or found.get("oneOf"):
         return " or ".join(kind(one) for one in alternatives)
     if values := found.get("enum") or ([found["const"]] if "const" in found else []):

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -92,7 +92,8 @@ def test_every_command_is_understood(page: Path) -> None:
         elif first == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
         elif first == "python":
-            assert (ROOT / rest[0]).is_file(), command
+            module = rest[1].removeprefix("gen_vla.").replace(".", "/") + ".py" if rest[0] == "-m" else rest[0]
+            assert (ROOT / module).is_file(), command
         else:
             assert first in OTHERS, f"{page}: nothing checks {command!r}"
 
@@ -254,14 +255,18 @@ def test_figures_in_sentences_are_those_of_the_result_files() -> None:
 def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = script("reference_pages")
     schema = {
-        "properties": {"steps": {"type": "integer", "default": 10, "description": "Optimizer steps."}},
+        "properties": {
+            "steps": {"type": "integer", "default": 10, "description": "Optimizer steps."},
+            "model": {"$ref": "#/$defs/Model"},
+        },
         "$defs": {"Model": {"properties": {"frozen": {"enum": ["siglip", None]}, "name": {}}, "required": ["name"]}},
     }
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     monkeypatch.setattr(pages, "SCHEMA", tmp_path / "schema.json")
     text = pages.on_page_markdown("<!-- generated: settings -->")
     assert "| `steps` | integer | `10` | Optimizer steps. |" in text
-    assert "## Model {: #model }" in text
+    assert "| `model` | [settings](#model) |  |  |" in text
+    assert "## `model` {: #model }" in text
     assert '| `frozen` | `"siglip"`, `null` |  |  |' in text
     assert "| `name` | any | required |  |" in text
     assert "train" in pages.on_page_markdown("<!-- generated: commands -->")
@@ -272,7 +277,12 @@ def test_commands_of_typer_become_a_page() -> None:
     app, suites = typer.Typer(), typer.Typer()
 
     @app.command()
-    def train(recipe: str, steps: int = typer.Option(3, help="how many | at most"), mini: bool = False) -> None:
+    def train(
+        recipe: str,
+        steps: int = typer.Option(3, help="how many | at most"),
+        style: Literal["plain", "legacy"] | None = typer.Option(None, help="Spelling."),
+        mini: bool = False,
+    ) -> None:
         """Train a recipe."""
 
     @suites.command()
@@ -284,6 +294,7 @@ def test_commands_of_typer_become_a_page() -> None:
     assert "## `gen-vla train`\n\nTrain a recipe." in page
     assert "| `RECIPE` |  | required |" in page
     assert "| `--steps` | how many \\| at most | `3` |" in page
+    assert "| `--style` | Spelling. One of `plain`, `legacy`. |  |" in page
     assert "| `--mini`, `--no-mini` |  |  |" in page
     assert "## `gen-vla evaluate vqa`" in page
 
