@@ -46,9 +46,7 @@ Task = Literal["drawer-close", "drawer-open"]
 Variation = Literal["none", "modest", "full"]
 Start = Literal["stock", "half-open"]
 TASKS: tuple[Task, ...] = ("drawer-close", "drawer-open")
-CLOSE_INSTRUCTION = "close the drawer"
-OPEN_INSTRUCTION = "open the drawer"
-INSTRUCTIONS: dict[Task, str] = {"drawer-close": CLOSE_INSTRUCTION, "drawer-open": OPEN_INSTRUCTION}
+INSTRUCTIONS: dict[Task, str] = {"drawer-close": "close the drawer", "drawer-open": "open the drawer"}
 
 MAX_POLICY_STEPS = 40  # 200 simulator steps
 FINGER_TRAVEL = (0.04, -0.03)  # metres the right and left finger move to close
@@ -147,13 +145,7 @@ class DrawerEnv:
     in none of 25 once trained and judged half-open.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        image_size: int = 96,
-        variation: Variation = "modest",
-        start: Start = "stock",
-    ):
+    def __init__(self, task: Task, image_size: int = 96, variation: Variation = "modest", start: Start = "stock"):
         if task not in TASKS:
             raise ValueError(f"got task {task!r}, expected one of {list(TASKS)}")
         if not 16 <= image_size <= FRAMEBUFFER:

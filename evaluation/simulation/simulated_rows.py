@@ -183,8 +183,8 @@ def record_questions(
     count: int,
     seed: int,
     workers: int,
-    *,
     image_size: int,
+    *,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
