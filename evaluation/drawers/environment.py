@@ -276,6 +276,32 @@ class DrawerEnv:
         )
 
 
+class BothDrawerTasks:
+    """The environments of both tasks as one that is told the task when it is reset.
+
+    It is made in simulator processes, so this file imports no torch.
+    """
+
+    def __init__(self, image_size: int, variation: Variation, start: Start):
+        self._setting = image_size, variation, start
+        self._environments: dict[Task, DrawerEnv] = {}
+
+    def reset(self, task: Task, seed: int) -> None:
+        if task not in self._environments:
+            self._environments[task] = DrawerEnv(task, *self._setting)
+        self._current = self._environments[task]
+        self._current.reset(seed)
+
+    def step(self, action: np.ndarray) -> bool:
+        return self._current.step(action)
+
+    def render(self, size: int | None = None) -> np.ndarray:
+        return self._current.render(size)
+
+    def expert_actions(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._current.expert_actions()
+
+
 def describe(
     drawer_x: float,
     opening: float,

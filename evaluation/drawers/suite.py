@@ -23,7 +23,7 @@ from gen_vla.evaluation.drawers.environment import (
     INSTRUCTIONS,
     MAX_POLICY_STEPS,
     TASKS,
-    DrawerEnv,
+    BothDrawerTasks,
     Start,
     Task,
     Variation,
@@ -46,29 +46,6 @@ from gen_vla.evaluation.simulation.simulators import Simulators
 from gen_vla.evaluation.simulation.videos import record_video
 from gen_vla.evaluation.statistics.intervals import wilson_interval
 from gen_vla.evaluation.vqa.scene_questions import evaluate_questions
-
-
-class BothDrawerTasks:
-    """The environments of both tasks as one that is told the task when it is reset."""
-
-    def __init__(self, image_size: int, variation: Variation, start: Start):
-        self._setting = image_size, variation, start
-        self._environments: dict[Task, DrawerEnv] = {}
-
-    def reset(self, task: Task, seed: int) -> None:
-        if task not in self._environments:
-            self._environments[task] = DrawerEnv(task, *self._setting)
-        self._current = self._environments[task]
-        self._current.reset(seed)
-
-    def step(self, action: np.ndarray) -> bool:
-        return self._current.step(action)
-
-    def render(self, size: int | None = None) -> np.ndarray:
-        return self._current.render(size)
-
-    def expert_actions(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._current.expert_actions()
 
 
 @dataclass(frozen=True)

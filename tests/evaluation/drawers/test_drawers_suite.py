@@ -14,9 +14,8 @@ from rich.console import Console
 
 # isort: split
 
-from gen_vla.evaluation.drawers.environment import DrawerEnv
+from gen_vla.evaluation.drawers.environment import BothDrawerTasks, DrawerEnv
 from gen_vla.evaluation.drawers.suite import (
-    BothDrawerTasks,
     DrawerReport,
     DrawerScore,
     as_card_results,
