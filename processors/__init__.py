@@ -1,7 +1,6 @@
-"""What turns pictures, words and actions into tensors and back. Everything here but this file ships to the Hub.
+"""Processors of the model families; every file but this one ships to the Hub.
 
-`register_for_auto_class` lives here and not in the modules, because this file never ships: what is saved can then be
-loaded without this package.
+`register_for_auto_class` is called here, so that what is saved can be loaded without this package.
 """
 
 from gen_vla.processors.action_bins import ActionBins, codec_from_action_config

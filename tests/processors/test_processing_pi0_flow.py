@@ -34,12 +34,12 @@ def test_whoever_writes_the_prompt_a_newline_ends_it(typed: str, gemma_like: Any
     wanted = processor.action_inputs(picture(), "go")["input_ids"].tolist()
     assert processor(typed, picture())["input_ids"].tolist() == wanted
     assert processor(images=picture(), text=[typed])["input_ids"].tolist() == wanted
-    assert processor.tidied("") == ""
+    assert processor.normalized_prompt("") == ""
 
 
 def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
     processor = tiny_pi0_flow_processor(gemma_like)
-    assert processor.action_prompt("Go") == processor.tidied(" go \n ") == "go\n"
+    assert processor.action_prompt("Go") == processor.normalized_prompt(" go \n ") == "go\n"
     with pytest.raises(ValueError, match="got 2 pictures for an action, expected one"):
         processor(images=[picture(), picture()], text="go\n")
     with pytest.raises(ValueError, match="got a question, expected an instruction"):
