@@ -19,10 +19,13 @@ from gen_vla.processors.action_statistics import (
     unnormalize_actions,
 )
 from gen_vla.processors.action_strings import ActionStringError, ActionStringProcessor
-from gen_vla.processors.flow_actions import make_flow_action_config
 from gen_vla.processors.image_processing_openvla_plus import OpenVLAPlusImageProcessor
 from gen_vla.processors.processing_openvla_plus import OpenVLAPlusProcessor
-from gen_vla.processors.processing_pi0_flow import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor
+from gen_vla.processors.processing_pi0_flow import (
+    PI0_FLOW_PROMPT_TEMPLATE,
+    Pi0FlowProcessor,
+    make_flow_action_config,
+)
 from gen_vla.processors.processing_pi0_plus import PI0_PROMPT_TEMPLATE, Pi0PlusProcessor
 from gen_vla.processors.prompt_texts import PROMPT_TEMPLATE
 

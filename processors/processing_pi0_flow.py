@@ -3,8 +3,10 @@
 <image> x N <bos>  pick up the can \\n
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+from .action_strings import check_binary_dims, check_sizes
 from .processing_pi0_plus import Pi0PlusProcessor
 from .prompt_texts import prompt_parts
 
@@ -13,7 +15,6 @@ from .prompt_texts import prompt_parts
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
-from .action_strings import ActionStringProcessor  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
 from .processing_openvla_plus import OpenVLAPlusProcessor  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
@@ -25,6 +26,26 @@ PI0_FLOW_PROMPT_TEMPLATE = {"action": "{instruction}\n", "question": "{question}
 NO_WORDS = (
     "the flow-matching π0 writes no words: it has no output layer for them; openvla_plus and pi0_plus answer questions"
 )
+
+
+def make_flow_action_config(action_dim: int = 7, horizon: int = 1, binary_dims: Sequence[int] = ()) -> dict[str, Any]:
+    """The `action_config` of actions float [T, D] in [-1, 1]; no tokens belong to it.
+
+    Args:
+        action_dim: D.
+        horizon: T, the steps of one prediction.
+        binary_dims: dimensions that are 0 or 1 (a gripper); predictions are rounded there.
+    """
+    check_sizes(action_dim=action_dim, horizon=horizon)
+    check_binary_dims(binary_dims, action_dim)
+    return {
+        "representation": "flow",
+        "action_dim": action_dim,
+        "horizon": horizon,
+        "binary_dims": sorted(set(binary_dims)),
+        "lead_in": "",
+        "lead_in_ids": [],
+    }
 
 
 class Pi0FlowProcessor(Pi0PlusProcessor):

@@ -170,7 +170,7 @@ def test_a_changed_string_is_refused_or_is_another_valid_one(style: str, data: s
 
 @pytest.mark.parametrize("text", [None, 3.0, b"+0.0312", ["+0.0312"]])
 def test_only_text_is_decoded(text: object) -> None:
-    with pytest.raises(ActionStringError, match=f"got {type(text).__name__}, expected a string"):
+    with pytest.raises(ActionStringError, match=f"got {type(text).__name__}, expected an action string"):
         ActionStringProcessor(action_dim=1).decode(text)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny_models import IMAGE_SIZE, IMAGE_TOKENS, picture, tiny_pi0_flow_processor
 from transformers import PI0Processor, SiglipImageProcessor
 
-from gen_vla.processors import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor
+from gen_vla.processors import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor, make_flow_action_config
 
 
 @pytest.mark.parametrize("name", ["gemma_like", "gemma"])
@@ -50,3 +50,22 @@ def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
     loaded = Pi0FlowProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.action_config == processor.action_config
     assert loaded.prompt_template == PI0_FLOW_PROMPT_TEMPLATE
+
+
+def test_the_action_format() -> None:
+    assert make_flow_action_config(7, 4, [6]) == {
+        "representation": "flow",
+        "action_dim": 7,
+        "horizon": 4,
+        "binary_dims": [6],
+        "lead_in": "",
+        "lead_in_ids": [],
+    }
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"action_dim": 0}, "got action_dim=0"),
+        ({"horizon": 1.5}, "got horizon=1.5"),
+        ({"binary_dims": [7]}, r"got binary_dims=\[7\], expected dimensions from 0 to 6"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            make_flow_action_config(**settings)
