@@ -77,8 +77,8 @@ class ReplayingDecoder(TreeDecoder):
         self.stopwatch.choosing += 1000 * (time.perf_counter() - began)
         return result
 
-    def _pick(self, row: Row, logits: np.ndarray) -> int:
-        super()._pick(row, logits)
+    def _choose(self, row: Row, logits: np.ndarray) -> int:
+        super()._choose(row, logits)
         index = self.order.setdefault(id(row), len(self.order))  # in the first pass all rows are walked, in order
         return self.targets[index][len(row.tokens)]
 
