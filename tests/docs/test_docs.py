@@ -58,6 +58,7 @@ def commands(page: Path) -> list[str]:
 
 def command_tree() -> dict[str, Any]:
     """Every command as typer declares it, by its words."""
+
     def leaves(words: str, found: Any) -> Iterator[tuple[str, Any]]:
         for name, member in getattr(found, "commands", {}).items():
             yield from leaves(f"{words} {name}".strip(), member)

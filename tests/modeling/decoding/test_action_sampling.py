@@ -137,11 +137,12 @@ def test_a_saved_generation_config_changes_no_action(acting: Any) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_spread_of_an_action_is_measured_by_sampling(llama_like: Any, seed: int) -> None:
-    """The code of docs/how_to/run_on_a_robot.md, against the standard deviation by all actions and their probabilities."""
+    """The code of how_to/run_on_a_robot.md, against the standard deviation by all actions and their probabilities."""
     strings = ActionStringProcessor(1, decimals=1)
     model, processor = tiny_model(llama_like, strings, seed=seed), tiny_processor(llama_like, strings)
     names: dict[str, Any] = {"model": model, "processor": processor, "unnorm_key": "tiny"}
-    exec(compile(blocks(ROOT / "docs" / "how_to" / "run_on_a_robot.md", "python")[-1], "run_on_a_robot.md", "exec"), names)
+    page = ROOT / "docs" / "how_to" / "run_on_a_robot.md"
+    exec(compile(blocks(page, "python")[-1], page.name, "exec"), names)
     exact = exact_distribution(model, processor.action_inputs(picture(), "go"), 1.0)
     values = np.array([float(strings.decode(model.action_grammar.text(tokens))[0, 0]) for tokens in exact])
     probabilities = np.array(list(exact.values()))
