@@ -15,7 +15,7 @@ from PIL import Image
 
 # isort: split
 
-from gen_vla.commands.recording import record_missing_data
+from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.simulation import recording
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, layout_digests, sample_layout
