@@ -180,7 +180,7 @@ def commit(api: HfApi, folder: Path, destination: Destination, parent: str, oper
     """Commits on top of `parent`; the new commit."""
     repo_id, branch = destination.repo_id, destination.branch
     message = destination.message or f"Publish {repo_id.rpartition('/')[2]}"
-    options = {"commit_message": message, "revision": branch, "parent_commit": parent}
+    options: dict[str, Any] = {"commit_message": message, "revision": branch, "parent_commit": parent}
     try:
         return ask(f"commit to {repo_id}", lambda: api.create_commit(repo_id, operations, **options)).oid
     except HubError as error:
