@@ -50,19 +50,19 @@ class EpisodeReader(ABC):
 
     Args:
         folder: where its files lie.
-        every: of so many steps of an episode one becomes a row; all steps are given, rows are counted.
+        every: every n-th step of an episode becomes a row: all steps are given, but only rows are counted.
 
     Attributes:
         dataset: the data set's own name.
         format: the format's name in reports.
         stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
-        cameras: names of the color cameras, the primary one first.
+        cameras: names of the colour cameras, the primary one first.
         depth: depth cameras, and what says that they are.
         features: names of the stored per-step features.
         action, state: the features that hold action and state, unless the caller says otherwise.
         value_names: what each value of a feature is called, by feature, where the data set says it.
         fps: steps a second as they are stored, where the data set says it.
-        notes: what people should know of the choice of episodes.
+        notes: remarks on the choice of episodes, for reports.
     """
 
     dataset: str
@@ -121,7 +121,7 @@ def instruction_text(value: Any) -> str:
 
 
 def rows_of(steps: int, every: int) -> int:
-    """How many of so many steps are kept, when every n-th one is, beginning with the first."""
+    """How many of `steps` are kept where every n-th one is, beginning with the first."""
     return -(-steps // every)
 
 

@@ -32,7 +32,7 @@ Stored = tuple[np.ndarray, np.ndarray | None]  # actions [S, D], states [S, P]
 def check_layout(
     transform: RobotTransform, episodes: Iterable[Mapping[str, np.ndarray]], dataset: str, where: str, *, named: bool
 ) -> None:
-    """Looks at the first episodes of a data set that somebody converted.
+    """Looks at the first episodes of a converted data set.
 
     Args:
         transform: what is to be applied.

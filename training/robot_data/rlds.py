@@ -98,8 +98,8 @@ class RLDSReader(EpisodeReader):
         self.features = [name for name, feature in self._step_features.items() if feature.kind == "tensor"]
         pictures = {name: _depth(name, f) for name, f in self._step_features.items() if f.kind == "image"}
         self.depth = {name: reason for name, reason in pictures.items() if reason}
-        colors = [name for name in pictures if name not in self.depth]
-        self.cameras = sorted(colors, key=lambda name: (name not in PRIMARY_CAMERAS, name))
+        colours = [name for name in pictures if name not in self.depth]
+        self.cameras = sorted(colours, key=lambda name: (name not in PRIMARY_CAMERAS, name))
         self._instruction = next((name for name in INSTRUCTIONS if name in self._step_features), None)
         if self._instruction is None:
             raise RobotDataError(

@@ -7,7 +7,7 @@ row = next(dataset.rows(dataset.shards()))     # fields: see training/mixing/dat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from gen_vla.training.storage.data_folder import DataFolder
 NOT_FINITE = "action that is not finite"
 
 
+@dataclass(eq=False)
 class RobotDataset:
     """A robot data set as a `DataSource`. Made by `open_robot_source`.
 
@@ -47,33 +48,26 @@ class RobotDataset:
         cameras: the cameras whose pictures rows hold, in order.
         horizon: T, the steps of a row's action chunk.
         problems: counts what was skipped.
+        displacements: dimensions of an action that say how far to move; `None` where that is unknown.
         every: every n-th step of an episode is a row, see `transforms.thinned`.
-        displacements: dimensions of an action that say how far to move; `None` where nobody said.
-        features: the stored features it reads.
+        decode: whether rows hold decoded frames of videos.
     """
 
-    def __init__(
-        self,
-        name: str,
-        reader: EpisodeReader,
-        transform: RobotTransform,
-        cameras: Sequence[str],
-        horizon: int,
-        problems: RowProblems,
-        displacements: Sequence[int] | None = None,
-        every: int = 1,
-    ):
-        self.name = name
-        self.reader = reader
-        self.transform = transform
-        self.cameras = list(cameras)
-        self.horizon = horizon
-        self.problems = problems
-        self.every = every
-        self.displacements = None if displacements is None else list(displacements)
-        present = [feature for feature in transform.optional if feature in reader.features]
-        self.features = [*transform.features, *present]
-        self._decode = True
+    name: str
+    reader: EpisodeReader
+    transform: RobotTransform
+    cameras: list[str]
+    horizon: int
+    problems: RowProblems
+    displacements: list[int] | None = None
+    every: int = 1
+    decode: bool = True
+
+    @property
+    def features(self) -> list[str]:
+        """The stored features it reads."""
+        present = [feature for feature in self.transform.optional if feature in self.reader.features]
+        return [*self.transform.features, *present]
 
     @property
     def hertz(self) -> float | None:
@@ -99,9 +93,7 @@ class RobotDataset:
 
         Which rows there are does then not depend on whether their frames decode, as with encoded pictures.
         """
-        dataset = copy(self)
-        dataset._decode = False
-        return dataset
+        return replace(self, decode=False)
 
     def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
         """Robot rows in the order of the files, frames decoded; steps without an instruction are passed over.
@@ -112,7 +104,7 @@ class RobotDataset:
         """
         for episode, trajectory in self.labelled_episodes(shards):
             for row in episode_rows(episode, trajectory, self.horizon):
-                if self._decode and not self._decode_images(row):
+                if self.decode and not self._decode_images(row):
                     continue
                 self.problems.seen()
                 yield row
@@ -248,7 +240,7 @@ def _main_camera(reader: EpisodeReader, path: str | Path) -> str:
         return colours[0]
     others = ", ".join([*reader.cameras, *reader.depth])
     found = f"no camera but {others}, of depth by name or metadata" if others else "no camera"
-    raise RobotDataError(f"got {path} with {found}, expected one of colours; a recipe names it with `cameras`")
+    raise RobotDataError(f"got {path} with {found}, expected a colour camera; name it with `cameras`")
 
 
 def _find_camera(wanted: str, reader: EpisodeReader, path: str | Path) -> str:
@@ -258,30 +250,30 @@ def _find_camera(wanted: str, reader: EpisodeReader, path: str | Path) -> str:
         raise RobotDataError(f"got camera {wanted!r}, expected one of {', '.join(reader.cameras) or 'none'} in {path}")
     if why := reader.depth.get(matches[0]):
         raise RobotDataError(
-            f"got camera {wanted!r} of {path}, which holds depth ({why}), expected one of colours: "
+            f"got camera {wanted!r} of {path}, which holds depth ({why}), expected a colour camera: "
             f"{', '.join(reader.cameras) or 'none'}"
         )
     return matches[0]
 
 
 def _displacements(
-    told: Sequence[int] | None, transform: RobotTransform, every: int, path: str | Path
-) -> Sequence[int] | None:
+    named: Sequence[int] | None, transform: RobotTransform, every: int, path: str | Path
+) -> list[int] | None:
     """The dimensions that are displacements, from who opens the data set or from its transform."""
     known = transform.displacements
-    if told is not None and known is not None and sorted(told) != list(known):
+    if named is not None and known is not None and sorted(named) != list(known):
         raise RobotDataError(
-            f"got displacements={list(told)} for {path}, expected {list(known)}, which the {transform.name} transform "
-            "makes; leave them out"
+            f"got displacements={list(named)} for {path}, expected {list(known)}, which the {transform.name} "
+            "transform makes; leave them out"
         )
-    told = known if told is None else told
-    if every > 1 and told is None:
+    named = known if named is None else named
+    if every > 1 and named is None:
         raise RobotDataError(
             f"got every={every} for {path}, expected to be told which dimensions of its actions are displacements, "
             "which are summed over the steps that are left out; give `displacements`: [] where all are positions to "
             "be at, [0, 1, 2, 3, 4, 5] for a hand's moves and turns before its gripper"
         )
-    return told
+    return None if named is None else list(named)
 
 
 def _names(features: str | Sequence[str]) -> tuple[str, ...]:

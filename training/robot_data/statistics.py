@@ -100,11 +100,11 @@ def _pass_over(dataset: RobotDataset, unscaled: Sequence[int] | None, progress: 
         problems.seen(int(finite.sum()))
         actions.append(trajectory.actions[finite])
         kept = itertools.compress(episode.instructions[trajectory.steps], finite)
-        told = [text.strip() for text in kept if text.strip()]
-        rows += len(told)
-        if len(told) < finite.sum() and len(unlabelled) < NAMED:
+        labelled = [text.strip() for text in kept if text.strip()]
+        rows += len(labelled)
+        if len(labelled) < finite.sum() and len(unlabelled) < NAMED:
             unlabelled.append(episode.identity)
-        texts.update(told)
+        texts.update(labelled)
         if trajectory.proprio is not None:
             proprio.append(trajectory.proprio[np.isfinite(trajectory.proprio).all(axis=1)])
     problems.finish()

@@ -1,4 +1,4 @@
-"""Columns of a parquet or Arrow table as arrays, and as pictures: encoded bytes, paths to files, arrays of colors."""
+"""Columns of a parquet or Arrow table as arrays, and as pictures: encoded bytes, paths to files, arrays of colours."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import reduce
 from typing import IO, Any
 
 import numpy as np
@@ -141,12 +142,8 @@ def _check_parts(stem: str, names: list[str]) -> None:
 
 
 def _part_number(name: str) -> int:
-    if name.isdigit():
-        return int(name)
-    number = 0
-    for letter in name:
-        number = number * 26 + ord(letter) - ord("a")
-    return number
+    letters = (ord(letter) - ord("a") for letter in name)
+    return int(name) if name.isdigit() else reduce(lambda number, letter: number * 26 + letter, letters, 0)
 
 
 def stream_members(filesystem: AbstractFileSystem, parts: list[str]) -> Iterator[tuple[str, IO[bytes]]]:

@@ -59,32 +59,31 @@ def scan_rows(path: Path) -> Iterator[tuple[int, int, Any]]:
     bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=hidden, leave=False)
     with open(path, "rb") as file, bar:
         text = _Text(path, file)
-        if text.next_character() == "{":
-            yield from _lines(text, bar)
-            return
-        if text.next_character() != "[":
-            raise text.error("expected a list of rows")
-        text.skip(1)
-        while text.next_character() != "]":
-            row = text.value()
+        for row in _lines(text) if text.next_character() == "{" else _array(text):
             yield row
             bar.update(row[1])
-            if text.next_character() == ",":
-                text.skip(1)
-            elif text.next_character() != "]":
-                raise text.error("expected ',' or ']' behind a row")
 
 
-def _lines(text: "_Text", bar: Any) -> Iterator[tuple[int, int, Any]]:
+def _array(text: "_Text") -> Iterator[tuple[int, int, Any]]:
+    if text.next_character() != "[":
+        raise text.error("expected a list of rows")
+    text.skip(1)
+    while text.next_character() != "]":
+        yield text.value()
+        if text.next_character() == ",":
+            text.skip(1)
+        elif text.next_character() != "]":
+            raise text.error("expected ',' or ']' behind a row")
+
+
+def _lines(text: "_Text") -> Iterator[tuple[int, int, Any]]:
     start = text.error("expected a list of rows, or JSON lines of at least two")
     first = text.value()
     if not text.next_character() and text.path.suffix != ".jsonl":
         raise start
     yield first
     while text.next_character():
-        row = text.value()
-        yield row
-        bar.update(row[1])
+        yield text.value()
 
 
 class _Text:

@@ -26,7 +26,7 @@ from gen_vla.training.vision_language_data.rows import (
     MISSING_PICTURE,
     Attempts,
     ConversationSource,
-    Pictures,
+    ReadPicture,
     Row,
     RowError,
     build_row,
@@ -79,15 +79,13 @@ class LlavaSource(ConversationSource):
     """LLaVA rows whose pictures can be read in any order. Opening it scans the JSON once.
 
     Args:
-        name: of the set.
         json_path: a local file.
-        pictures: where they are.
-        problems: counts bad rows.
+        read: gives the pictures.
     """
 
-    def __init__(self, name: str, json_path: Path, pictures: Pictures, problems: RowProblems):
+    def __init__(self, name: str, json_path: Path, read: ReadPicture, problems: RowProblems):
         super().__init__(name, problems)
-        self.pictures = pictures
+        self.read = read
         self.json_rows = JsonRows(json_path, [(offset, length) for offset, length, _ in scan_rows(json_path)])
         if not self.count_rows():
             raise ValueError(f"got {json_path} without a row, expected a list of conversations")
@@ -104,7 +102,7 @@ class LlavaSource(ConversationSource):
 
     def _row(self, identity: str, row: Any) -> Row:
         messages = messages_of(row)
-        return build_row(identity, messages, read_pictures(pictures_of(row), self.pictures.read))
+        return build_row(identity, messages, read_pictures(pictures_of(row), self.read))
 
 
 class ArchivedLlavaSource(ConversationSource):
@@ -114,10 +112,8 @@ class ArchivedLlavaSource(ConversationSource):
     the JSON or in the archive, does not matter. A single archive holds them all. Opening it scans the JSON once.
 
     Args:
-        name: of the set.
         json_path: a local file.
         filesystem, archive_folder: where the archives are.
-        problems: counts bad rows.
         configs: archives to use, `"text-only"` for rows without a picture; `None` for all.
 
     Raises:

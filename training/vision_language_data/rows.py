@@ -18,7 +18,7 @@ import re
 from abc import ABC, abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from gen_vla.training.mixing.encoded_pictures import NO_PICTURE, PictureError, check_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems
@@ -39,6 +39,7 @@ _MARKER = re.compile(r"\s*<image>\s*")
 
 Row = dict[str, Any]
 Attempts = Iterator[tuple[str, Callable[[], Row]]]  # identities, and what builds the row or raises `RowError`
+ReadPicture = Callable[[str], bytes]  # the encoded bytes of a picture by its path; raises `RowError` without it
 
 
 class RowError(ValueError):
@@ -91,11 +92,11 @@ def messages_of(row: Any) -> list[tuple[Any, Any]]:
     lists of parts, which are joined by line breaks. A column `system` is a message before them. Raises `RowError` for
     anything else.
     """
-    told = [
+    messages = [
         (message.get("from") or message.get("role"), "\n".join(map(_text_of, _parts(message))))
         for message in _messages(row)
     ]
-    return [(SYSTEM, row["system"]), *told] if row.get("system") else told
+    return [(SYSTEM, row["system"]), *messages] if row.get("system") else messages
 
 
 def _messages(row: Any) -> list[dict[str, Any]]:
@@ -164,16 +165,15 @@ def picture_name(picture: Any) -> str | None:
     return picture.replace("\\", "/").removeprefix("./") if isinstance(picture, str) else None
 
 
-def read_pictures(pictures: Iterable[Any], read: Callable[[str], bytes] | None) -> list[dict[str, Any]]:
+def read_pictures(pictures: Iterable[Any], read: ReadPicture | None) -> list[dict[str, Any]]:
     """Pictures given as bytes, by a path, as base64 or as `{"bytes", "path"}`, all as the last of these.
 
-    Args:
-        read: gives the bytes behind a path, or raises `RowError`; `None` where there are no files beside the rows.
+    `read` is `None` where there are no files beside the rows.
     """
     return [_read_picture(picture, read) for picture in pictures]
 
 
-def _read_picture(picture: Any, read: Callable[[str], bytes] | None) -> dict[str, Any]:
+def _read_picture(picture: Any, read: ReadPicture | None) -> dict[str, Any]:
     if isinstance(picture, bytes):
         return {"bytes": picture, "path": None}
     name = picture_name(picture)
@@ -222,14 +222,6 @@ def row_ranges(count: int) -> list[range]:
     """Ranges of at most `ROWS_PER_SHARD` rows; smaller ones where that gives too few."""
     step = max(1, min(ROWS_PER_SHARD, -(-count // SHARDS_WANTED)))
     return [range(start, min(start + step, count)) for start in range(0, count, step)]
-
-
-class Pictures(Protocol):
-    """Pictures that can be read in any order."""
-
-    def read(self, name: str) -> bytes:
-        """The encoded bytes of one picture; raises `RowError` without it."""
-        ...
 
 
 class ConversationSource(ABC):

@@ -63,9 +63,8 @@ def open_vision_language_source(
     root = root.rstrip("/")
     problems = problems or RowProblems(name=name)
     if configs is not None and found not in ("onevision", "robopoint"):
-        raise ValueError(
-            f"{name!r}: got configs {configs} for format {found!r}, expected them for onevision, robopoint"
-        )
+        expected = "expected them for onevision, robopoint"
+        raise ValueError(f"{name!r}: got configs {configs} for format {found!r}, {expected}")
     if found == "recorded":
         return RecordedSource(name, _arrow_files(filesystem, root), problems)
     if found in ("llava", "robopoint"):
@@ -73,7 +72,7 @@ def open_vision_language_source(
     layout: Layout = "vqasynth" if found == "vqasynth" else "onevision"
     files = _parquet_files(filesystem, root, name, configs)
     folder = root.rsplit("/", 1)[0] if filesystem.isfile(root) else root
-    return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder))
+    return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder).read)
 
 
 def find_format(path: str | Path, format: Format = "auto") -> Format:
@@ -94,10 +93,8 @@ def find_format(path: str | Path, format: Format = "auto") -> Format:
 
 
 def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
-    if filesystem.isfile(root):
-        names = [root.rsplit("/", 1)[-1]]
-    else:
-        names = [entry.rsplit("/", 1)[-1] for entry in filesystem.ls(root, detail=False)]
+    entries = [root] if filesystem.isfile(root) else filesystem.ls(root, detail=False)
+    names = [entry.rsplit("/", 1)[-1] for entry in entries]
     if "state.json" in names:
         return "recorded"
     for layout in ("robopoint", "llava"):
@@ -124,27 +121,19 @@ def _is_json_of(layout: str, name: str) -> bool:
 
 
 def _open_llava(
-    filesystem: AbstractFileSystem,
-    root: str,
-    name: str,
-    layout: str,
-    configs: list[str] | None,
-    problems: RowProblems,
+    filesystem: AbstractFileSystem, root: str, name: str, layout: str, configs: list[str] | None, problems: RowProblems
 ) -> ConversationSource:
     if filesystem.isfile(root):
         json_path, root = root, root.rsplit("/", 1)[0]
     else:
-        files = [
-            entry
-            for entry in sorted(filesystem.ls(root, detail=False))
-            if _is_json_of(layout, entry.rsplit("/", 1)[-1])
-        ]
-        if len(files) != 1:
-            found = ", ".join(file.rsplit("/", 1)[-1] for file in files) or "none"
+        names = sorted(entry.rsplit("/", 1)[-1] for entry in filesystem.ls(root, detail=False))
+        names = [entry for entry in names if _is_json_of(layout, entry)]
+        if len(names) != 1:
             raise ValueError(
-                f"got JSON files {found} in {root}, expected one {JSON_NAMES[layout]}*.json; name the file itself"
+                f"got JSON files {', '.join(names) or 'none'} in {root}, expected one {JSON_NAMES[layout]}*.json; "
+                "name the file itself"
             )
-        json_path = files[0]
+        json_path = f"{root}/{names[0]}"
     rows_path = local_copy(filesystem, json_path)
     for folder in (f"{root}/images", root):
         if filesystem.isdir(folder) and find_archives(filesystem, folder):
@@ -155,7 +144,7 @@ def _open_llava(
         )
     zipped = f"{root}/images.zip"
     pictures = ZipPictures(filesystem, zipped) if filesystem.isfile(zipped) else FolderPictures(filesystem, root)
-    return LlavaSource(name, rows_path, pictures, problems)
+    return LlavaSource(name, rows_path, pictures.read, problems)
 
 
 def _arrow_files(filesystem: AbstractFileSystem, root: str) -> list[Path]:

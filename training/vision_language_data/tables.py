@@ -25,7 +25,7 @@ from gen_vla.training.vision_language_data.rows import (
     PICTURES,
     Attempts,
     ConversationSource,
-    Pictures,
+    ReadPicture,
     Row,
     build_row,
     messages_of,
@@ -57,11 +57,9 @@ class TableSource(ConversationSource):
     """Rows of parquet files, by row group. Opening it reads the footer of every file.
 
     Args:
-        name: of the set.
         filesystem, paths: the files, in order.
         layout: whose columns; conversations may also be called messages, and image images, and the other way round.
-        problems: counts bad rows.
-        pictures: where pictures are that rows give by a path; without it such a row is bad.
+        read: gives pictures that rows name by a path; without it such a row is bad.
 
     Raises:
         ValueError: naming the file, if one is no parquet file or lacks a column, or if there is no row at all.
@@ -74,10 +72,10 @@ class TableSource(ConversationSource):
         paths: list[str],
         layout: Layout,
         problems: RowProblems,
-        pictures: Pictures | None = None,
+        read: ReadPicture | None = None,
     ):
         super().__init__(name, problems)
-        self.filesystem, self.pictures = filesystem, pictures
+        self.filesystem, self.read = filesystem, read
         self.layout: Layout = layout
         with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
             groups = list(pool.map(self._row_groups, paths))
@@ -115,7 +113,7 @@ class TableSource(ConversationSource):
             try:
                 for cells in self._cells(path, group):
                     identity = f"{file_name} row {number}"
-                    yield identity, partial(_row, identity, cells, self.pictures)
+                    yield identity, partial(_row, identity, cells, self.read)
                     number += 1
             except NOT_THE_FILE:
                 raise
@@ -135,9 +133,7 @@ class RecordedSource(ConversationSource):
     """Rows of a data set that `save_to_disk` wrote, memory-mapped.
 
     Args:
-        name: of the set.
         paths: its arrow files, local, in order.
-        problems: counts bad rows.
 
     Raises:
         ValueError: naming the file, if one cannot be read or lacks a column, or if there is no row at all.
@@ -176,7 +172,7 @@ def _recorded_table(path: Path) -> pa.Table:
         raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
 
 
-def _row(identity: str, cells: dict[str, Any], pictures: Pictures | None) -> Row:
+def _row(identity: str, cells: dict[str, Any], read: ReadPicture | None) -> Row:
     recorded = "question" in cells
     messages = [("human", cells["question"]), ("gpt", cells["answer"])] if recorded else messages_of(cells)
-    return build_row(identity, messages, read_pictures(pictures_of(cells), pictures.read if pictures else None))
+    return build_row(identity, messages, read_pictures(pictures_of(cells), read))

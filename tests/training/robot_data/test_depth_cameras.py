@@ -1,4 +1,4 @@
-"""Depth is never chosen as the picture by itself, and never read as colors; unused cameras cannot block a data set."""
+"""Depth is never chosen unless it is named, and never read as colours; unused cameras cannot block a data set."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_a_name_is_the_last_resort(tmp_path):
     ("dtype", "channels", "depth"),
     [("float32", 1, True), ("uint16", 1, True), ("uint8", 1, True), ("uint8", 3, False), ("float32", 4, True)],
 )
-def test_pictures_of_rlds_sets_that_are_no_colors(tmp_path, dtype, channels, depth):
+def test_pictures_of_rlds_sets_that_are_no_colours(tmp_path, dtype, channels, depth):
     folder = write_rlds(tmp_path, make_episodes(2, 4, ("image", "a_depth"), 16), name="mine")
     changes = {"dtype": dtype, "shape": {"dimensions": ["16", "16", str(channels)]}}
     edit_features(folder, lambda steps: steps["observation"]["a_depth"]["image"].update(changes))

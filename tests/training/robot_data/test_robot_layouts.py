@@ -18,7 +18,8 @@ from converted_sets import (
     split,
 )
 from rlds_data_sets import write_rlds
-from robot_data_sets import Episode, make_episodes, write_lerobot
+from robot_data_sets import make_episodes, write_lerobot
+from robot_rows import grey, read_rows
 from table_data import mini_recipe, write_table_data
 
 from gen_vla.training.recipes.loading import load_recipe
@@ -29,66 +30,53 @@ from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.robot_data.transforms import RobotTransform
 
 
-def read(path: Path, **settings: Any) -> list[dict[str, Any]]:
-    source = open_robot_source(path, key="x", **settings)
-    return list(source.rows(source.shards()))
-
-
 def shade(row: dict[str, Any]) -> int:
-    """Which step of which episode the picture shows; frames of a video are PIL images."""
-    return round(float(np.asarray(row["images"][0]).mean()) / 5)
-
-
-def expected_rows(folder: Path, episodes: list[Episode], name: str) -> list[dict[str, Any]]:
-    return read(write_rlds(folder / "rlds", episodes, name), horizon=2)
+    """Which step of which episode the picture shows."""
+    return round(grey(row["images"][0]) / 5)
 
 
 SPLIT: dict[str, Any] = {"action": SPLIT_ACTION, "state": SPLIT_STATE}
+BRIDGE: list[tuple[Layout, dict[str, Any]]] = [
+    (raw, {"transform": "bridge"}),
+    (openpi, {"transform": "bridge"}),
+    (openx2lerobot, {}),
+    (openx2lerobot, {"transform": None}),
+    (split, SPLIT),
+]
+FRACTAL: list[tuple[Layout, dict[str, Any]]] = [
+    (raw, {"transform": "fractal"}),
+    (openpi, {"transform": "fractal"}),
+    (parts, {"transform": "fractal"}),
+    (openx2lerobot, {}),
+    (split, SPLIT),
+]
 
 
-@pytest.mark.parametrize("version", ["v2.0", "v3.0"])
 @pytest.mark.parametrize(
-    ("layout", "settings"),
+    ("version", "name", "layout", "settings"),
     [
-        (raw, {"transform": "bridge"}),
-        (openpi, {"transform": "bridge"}),
-        (openx2lerobot, {}),
-        (openx2lerobot, {"transform": None}),
-        (split, SPLIT),
+        *((version, "bridge_orig", *case) for version in ("v2.0", "v3.0") for case in BRIDGE),
+        *(("v2.1", "fractal20220817_data", *case) for case in FRACTAL),
     ],
 )
-def test_bridge_in_every_layout(tmp_path: Path, layout: Layout, settings: dict[str, Any], version: str) -> None:
-    episodes = bridge_episodes()
-    expected = expected_rows(tmp_path, episodes, "bridge_orig")
-    folder = write_lerobot(tmp_path / "bridge_lerobot", [layout(episode) for episode in episodes], version)
-    rows = read(folder, horizon=2, **settings)
-    assert len(rows) == len(expected) == 21  # 8, 9 and 10 steps, of which the transform leaves two less
+def test_every_layout_gives_the_rows_of_the_rlds_set(
+    tmp_path: Path, version: str, name: str, layout: Layout, settings: dict[str, Any]
+) -> None:
+    bridge = name == "bridge_orig"
+    episodes = bridge_episodes() if bridge else fractal_episodes()
+    expected, _ = read_rows(write_rlds(tmp_path / "rlds", episodes, name), horizon=2)
+    folder = write_lerobot(tmp_path / f"{name}_lerobot", [layout(episode) for episode in episodes], version)
+    rows, _ = read_rows(folder, horizon=2, **settings)
+    # 8, 9 and 10 steps, of which Bridge's transform leaves two less.
+    assert len(rows) == len(expected) == (21 if bridge else 27)
     for row, other in zip(rows, expected, strict=True):
         assert np.array_equal(row["action"], other["action"])
         assert np.array_equal(row["action_is_pad"], other["action_is_pad"])
         assert row["instruction"] == other["instruction"]
         assert shade(row) == 8 * other["episode_index"] + other["step_index"]
-    assert {row["action"][0, 6] for row in rows} == {0.0, 1.0}
-
-
-@pytest.mark.parametrize(
-    ("layout", "settings"),
-    [
-        (raw, {"transform": "fractal"}),
-        (openpi, {"transform": "fractal"}),
-        (parts, {"transform": "fractal"}),
-        (openx2lerobot, {}),
-        (split, SPLIT),
-    ],
-)
-def test_fractal_in_every_layout(tmp_path: Path, layout: Layout, settings: dict[str, Any]) -> None:
-    episodes = fractal_episodes()
-    expected = expected_rows(tmp_path, episodes, "fractal20220817_data")
-    folder = write_lerobot(tmp_path / "fractal20220817_data_lerobot", [layout(episode) for episode in episodes])
-    rows = read(folder, horizon=2, **settings)
-    assert [row["action"].tolist() for row in rows] == [row["action"].tolist() for row in expected]
-    assert [shade(row) for row in rows] == [8 * row["episode_index"] + row["step_index"] for row in expected]
-    assert [row["action"][0, 6] for row in rows[:8]] == [1, 1, 0, 0, 0, 1, 1, 1]
+    grippers = [row["action"][0, 6] for row in rows]
+    assert set(grippers) == {0.0, 1.0}
+    assert bridge or grippers[:8] == [1, 1, 0, 0, 0, 1, 1, 1]
 
 
 def test_a_transform_is_not_applied_twice(tmp_path: Path) -> None:
@@ -104,7 +92,7 @@ def test_a_transform_is_not_missed_unless_the_recipe_says_so(tmp_path: Path) -> 
     bridge = write_lerobot(tmp_path / "Bridge_v2_lerobot", bridge_episodes())
     with pytest.raises(RobotDataError, match=r"moves are not the differences.*set transform: bridge to apply it"):
         open_robot_source(bridge, key="x")
-    assert np.array_equal(read(bridge, transform=None)[1]["action"][0], bridge_episodes()[0].actions[1])
+    assert np.array_equal(read_rows(bridge, transform=None)[0][1]["action"][0], bridge_episodes()[0].actions[1])
     fractal = write_lerobot(tmp_path / "fractal_lerobot", fractal_episodes())
     with pytest.raises(RobotDataError, match=r"gripper takes values below 0.*set transform: fractal to apply it"):
         open_robot_source(fractal, key="x")

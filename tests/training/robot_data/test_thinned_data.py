@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from robot_data_sets import make_episodes, write_lerobot, write_recording
-from robot_rows import FORMATS, grey, places, read_rows, write
-from test_check_command import checked
+from robot_data_sets import make_episodes, write_lerobot
+from robot_rows import FORMATS, check, grey, places, read_rows, write
 from tiny_runs import tiny_recipe, write_robot_data
 
 from gen_vla.processors import compute_statistics
@@ -138,13 +137,12 @@ def test_recipes_that_cannot_be_meant(tmp_path: Path) -> None:
             tiny_recipe(tmp_path, data__robot=[entry])
 
 
-def test_a_look_at_the_data_says_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_lerobot(tmp_path / "arm", make_episodes(2, 6, size=16))
-    write_recording(tmp_path / "recording", make_episodes(2, 6, size=16))
-    shared: dict[str, Any] = {"actions": {"action_dim": 7, "decimals": 2}, "data__co_training": []}
-    for path, every, expected in (("arm", 1, "5 Hz"), ("arm", 2, "1 step in 2"), ("recording", 2, "1 step in 2")):
-        entry = {"path": path, "key": "k", "every": every, "displacements": []}
-        tiny_recipe(tmp_path, data__robot=[entry], **shared)
-        text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
-        assert expected in text
-        assert ("2.5 Hz" in text) == ("of 5 Hz" in text) == ((path, every) == ("arm", 2))
+@pytest.mark.parametrize(
+    ("form", "every", "expected"), [("v2.1", 1, "5 Hz"), ("v2.1", 2, "1 step in 2"), ("recording", 2, "1 step in 2")]
+)
+def test_a_look_at_the_data_says_the_rate(tmp_path: Path, capsys: Any, form: str, every: int, expected: str) -> None:
+    folder = write(tmp_path, form, make_episodes(2, 6, size=16))
+    code, text, _ = check(folder, capsys, f", every: {every}, displacements: []")
+    assert code == 0
+    assert expected in text
+    assert ("2.5 Hz" in text) == ("of 5 Hz" in text) == (form == "v2.1" and every == 2)

@@ -3,6 +3,7 @@
 import json
 from base64 import b64encode
 from functools import partial
+from typing import Any
 
 import pytest
 from published_sets import conversation, picture
@@ -101,7 +102,7 @@ PICTURE, OTHER = picture(1), picture(2)
 ASKED, ANSWERED = {"type": "text", "text": "What?"}, {"type": "text", "text": "A can."}
 
 
-def said(*content: object, **row: object) -> dict[str, object]:
+def said(*content: Any, **row: Any) -> dict[str, Any]:
     """A row of one question, under `messages`, and its answer."""
     messages = [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "A can."}]
     return {"messages": messages, **row}
@@ -134,10 +135,10 @@ def test_rows_as_people_publish_them(row):
     assert built["turns"] == [{"question": "What?", "answer": "A can."}]
 
 
-def test_contents_of_several_parts_and_numbers():
-    row = said({"type": "text", "text": "How many"}, "cans?")
-    row["messages"][1]["content"] = 3  # type: ignore[index]
-    assert messages_of(row) == [("user", "How many\ncans?"), ("assistant", "3")]
+def test_contents_of_several_parts_and_numbers_and_a_column_of_system_messages():
+    row = said({"type": "text", "text": "How many"}, "cans?", system="Be short.")
+    row["messages"][1]["content"] = 3
+    assert messages_of(row) == [("system", "Be short."), ("user", "How many\ncans?"), ("assistant", "3")]
 
 
 @pytest.mark.parametrize(
@@ -167,25 +168,16 @@ def test_a_row_never_loses_a_picture_in_silence(row):
         build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
 
 
-def test_a_column_of_system_messages():
-    row = {"system": "Be short.", "messages": conversation("What?", "A can.")}
-    assert build_row("row", messages_of(row), [])["turns"] == [{"question": "Be short.\nWhat?", "answer": "A can."}]
-
-
 def test_pictures_in_two_places_and_numbers_that_are_none():
-    part = {"type": "image", "image": OTHER}
-    row = {"images": [PICTURE], "messages": conversation([part, {"type": "text", "text": "What?"}], "A can.")}
+    part: dict[str, Any] = {"type": "image", "image": OTHER}
+    row = said(part, ASKED, images=[PICTURE])
     with pytest.raises(RowError, match=TWO_PLACES):
         pictures_of(row)
     assert pictures_of({**row, "images": [PICTURE, OTHER]}) == [PICTURE, OTHER]
-    for index in ("first", 0.5, 2, None):
-        part = {"type": "image", "index": index}
-        row["messages"] = conversation([part, {"type": "text", "text": "What?"}], "A can.")
-        if index is None:
-            assert pictures_of(row) == [PICTURE]
-        else:
-            with pytest.raises(RowError, match=MISSING_PICTURE):
-                pictures_of(row)
+    assert pictures_of(said({"type": "image", "index": None}, ASKED, images=[PICTURE])) == [PICTURE]
+    for index in ("first", 0.5, 2):
+        with pytest.raises(RowError, match=MISSING_PICTURE):
+            pictures_of(said({"type": "image", "index": index}, ASKED, images=[PICTURE]))
 
 
 def test_pictures_without_a_marker_and_markers_of_later_turns():

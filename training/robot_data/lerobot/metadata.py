@@ -64,10 +64,10 @@ class LeRobotMetadata:
         fps: steps a second; `None` where there is no such number.
         features: entries of meta/info.json by name.
         cameras: "video" or "image" by name.
-        depth: of the cameras, those that hold depth and no colors, and what says so.
+        depth: of the cameras, those that hold depth and no colours, and what says so.
         tasks: number to text, "" for none.
         episodes: the chosen ones, in the order of their numbers.
-        note: what people should know of the choice of episodes, or "".
+        note: a remark on the choice of episodes, for reports, or "".
         complete: whether the chosen episodes are all there ever were: no number is missing.
     """
 
