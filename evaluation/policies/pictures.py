@@ -96,13 +96,9 @@ def draw_prediction(
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures in a row, all as high as the first."""
     height = pictures[0].height
-    scaled = [picture.resize((max(1, picture.width * height // picture.height), height)) for picture in pictures]
-    strip = Image.new("RGB", (sum(picture.width for picture in scaled), height))
-    left = 0
-    for picture in scaled:
-        strip.paste(picture, (left, 0))
-        left += picture.width
-    return strip
+    sizes = [(max(1, picture.width * height // picture.height), height) for picture in pictures]
+    scaled = [picture.convert("RGB").resize(size) for picture, size in zip(pictures, sizes, strict=True)]
+    return Image.fromarray(np.hstack([np.asarray(picture) for picture in scaled]))
 
 
 def _write_coloured(axes: Any, text: str, probabilities: np.ndarray) -> None:

@@ -119,11 +119,11 @@ def test_pointing_at_a_digit_tells_its_probability(person: Visitor, models: dict
     digits = shown_string(person).locator(".chosen, .fixed")
     assert digits.count() == 49
     first = digits.nth(0)
-    chance = 100 * prediction.digit_probabilities[0, 0]
-    assert first.get_attribute("data-tip") == f"“{prediction.text[0][0]}”: {chance:.1f} %"
+    percent = 100 * prediction.digit_probabilities[0, 0]
+    assert first.get_attribute("data-tip") == f"“{prediction.text[0][0]}”: {percent:.1f} %"
     first.hover()
     tip = first.evaluate("element => getComputedStyle(element, '::after').content")
-    assert f"{chance:.1f} %" in tip
+    assert f"{percent:.1f} %" in tip
     assert digits.nth(2).get_attribute("class") == "fixed"  # the point
     person.screenshot("act_hover")
 
