@@ -89,7 +89,7 @@ class Move(NamedTuple):
 
     goal: np.ndarray
     open: bool
-    least: int = 0
+    min_steps: int = 0
     closing: np.ndarray | None = None
 
 
@@ -255,8 +255,8 @@ class Script:
         move = self.moves[self.index]
         stuck = self.sent > 10 * STUCK and np.linalg.norm(hand.position - self.before) < STUCK
         self.share = self.share / 2 if stuck else 1.0
-        way = _shortened(self.pace.gain * (move.goal - hand.position), self.pace.metres)
-        turn = _shortened(self.pace.gain * turn_left(hand, move.closing, self.pace.lean), self.pace.radians)
+        way = _limited(self.pace.gain * (move.goal - hand.position), self.pace.metres)
+        turn = _limited(self.pace.gain * remaining_rotation(hand, move.closing, self.pace.lean), self.pace.radians)
         self.before, self.sent = hand.position, self.share * float(np.linalg.norm(way))
         angles = Rotation.from_rotvec(self.share * turn).as_euler("xyz")
         return np.array([*(self.share * way), *angles, float(move.open)])
@@ -265,11 +265,11 @@ class Script:
         """Whether the present move has arrived, or was tried for long enough."""
         move = self.moves[self.index]
         there = np.linalg.norm(move.goal - hand.position) < ARRIVED
-        turned = np.linalg.norm(turn_left(hand, move.closing, self.pace.lean)) < ALIGNED
-        return self.steps >= max(move.least, 1) and bool((there and turned) or self.steps >= PATIENCE)
+        turned = np.linalg.norm(remaining_rotation(hand, move.closing, self.pace.lean)) < ALIGNED
+        return self.steps >= max(move.min_steps, 1) and bool((there and turned) or self.steps >= PATIENCE)
 
 
-def turn_left(hand: Hand, closing: np.ndarray | None, lean: float = 0.0) -> np.ndarray:
+def remaining_rotation(hand: Hand, closing: np.ndarray | None, lean: float = 0.0) -> np.ndarray:
     """The rotation [3] (axis times angle) after which the hand points down, leaning, and closes along `closing`."""
     if closing is None:
         return np.zeros(3)
@@ -281,6 +281,6 @@ def turn_left(hand: Hand, closing: np.ndarray | None, lean: float = 0.0) -> np.n
     return Rotation.from_matrix(wanted @ now.T).as_rotvec()
 
 
-def _shortened(vector: np.ndarray, most: float) -> np.ndarray:
+def _limited(vector: np.ndarray, most: float) -> np.ndarray:
     length = float(np.linalg.norm(vector))
     return vector if length <= most else vector * (most / length)

@@ -16,7 +16,8 @@ import numpy as np
 from gen_vla.evaluation.simulation.actions import ActionError
 
 
-ANSWER_SECONDS = 120.0  # for one step of all environments of a process, the first of which also loads the simulator
+# A process is taken for dead after so long: the first answer also loads the simulator, an environment per request.
+LOADING_SECONDS, REQUEST_SECONDS = 120.0, 10.0
 
 
 class Environment(Protocol):
@@ -150,13 +151,13 @@ class Simulators:
         return None
 
     def _receive(self, worker: int, count: int) -> Sequence[Reply | Crash]:
-        pipe = self._workers[worker][0]
+        pipe, limit = self._workers[worker][0], LOADING_SECONDS + REQUEST_SECONDS * count
         try:
-            if pipe.poll(ANSWER_SECONDS):
+            if pipe.poll(limit):
                 return pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker, count, "ended")
-        return self._replace(worker, count, f"gave no answer for {ANSWER_SECONDS:g} s")
+        return self._replace(worker, count, f"gave no answer for {limit:g} s")
 
     def _replace(self, worker: int, count: int, what: str) -> Sequence[Crash]:
         """A new process in the place of a dead or hanging one; a crash for each of its requests."""

@@ -13,7 +13,7 @@ Without a model, the controls run in every mode.
     expert   the script that reads the simulator's state: the ceiling
     zero     stays where it is
     random   a random move per policy step
-    blind    the expert that does not know where along x anything is: skill without sight
+    blind    the expert that does not know where along x anything is: skill without seeing
     deaf     the expert that does one of the six things a scene offers, whatever it is told: skill without words
 """
 

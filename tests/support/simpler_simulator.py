@@ -83,7 +83,7 @@ class Body(Entity):
         return self.shapes
 
 
-def turned(vector: Any) -> np.ndarray:
+def rotation_matrix(vector: Any) -> np.ndarray:
     """Axis times angle as a matrix [3, 3]."""
     return Rotation.from_rotvec(vector).as_matrix()
 
@@ -92,10 +92,10 @@ class Table:
     """The widowx's table: a hand that goes where it is told, a bar and a plate, all in the robot's frame."""
 
     def __init__(self, place: Any):
-        self.base = Pose([*place, 0.87], turned([0, 0, np.pi]))
+        self.base = Pose([*place, 0.87], rotation_matrix([0, 0, np.pi]))
         self.hand, self.rotation = np.array([0.3, 0.0, 0.15]), np.array([[0, 0, 1.0], [0, 1, 0], [-1, 0, 0]])
         self.bar, self.plate = np.array([0.35, 0.08, 0.01]), np.array([0.35, -0.1, 0.005])
-        self.along = turned([0, 0, 0.6])
+        self.along = rotation_matrix([0, 0, 0.6])
         self.open, self.held = True, False
 
     def _body(self, name: str, half_lengths: Any, place: Any, rotation: Any = None) -> Body:
@@ -117,7 +117,7 @@ class Table:
     def step(self, action: np.ndarray) -> bool:
         """Moves hand and bar; whether the bar lies on the plate."""
         self.hand = self.hand + action[:3]
-        self.rotation = turned(action[3:6]) @ self.rotation
+        self.rotation = rotation_matrix(action[3:6]) @ self.rotation
         if self.held:
             self.bar = self.bar + action[:3]
         over_plate = bool(np.abs(self.bar - self.plate)[:2].max() < 0.03)

@@ -29,8 +29,8 @@ from gen_vla.evaluation.simpler.expert import (
     find_grasp,
     plan,
     push,
+    remaining_rotation,
     take,
-    turn_left,
 )
 from gen_vla.evaluation.simpler.trials import trials_of
 
@@ -41,7 +41,7 @@ HAND = Hand(np.array([0.3, 0.0, 0.15]), np.array([0, 0, -1.0]), np.array([0, 1.0
 def box(middle, half_lengths, angle=0.0):
     """Corners of a box turned about z."""
     corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) * half_lengths
-    return corners @ simpler_simulator.turned([0, 0, angle]).T + middle
+    return corners @ simpler_simulator.rotation_matrix([0, 0, angle]).T + middle
 
 
 # Plans.
@@ -71,7 +71,7 @@ def test_putting_goes_over_the_target_and_opens_a_centimetre_above_it():
     ] * 4
     assert [move.goal[2].round(3) for move in moves] == [0.12, 0.02, 0.02, 0.12, 0.12, 0.05, 0.05, 0.12]
     assert [move.open for move in moves] == [True, True, False, False, False, False, True, True]
-    assert [move.least for move in moves] == [0, 0, 3, 0, 0, 0, 3, 0]
+    assert [move.min_steps for move in moves] == [0, 0, 3, 0, 0, 0, 3, 0]
 
 
 def test_hand_and_object_pass_over_what_is_high():
@@ -89,8 +89,8 @@ def test_beside_is_the_nearest_place_where_nothing_stands():
     spot, ground = beside(source, target, ())
     assert spot == pytest.approx([0.7, distance], abs=1e-6)
     assert ground == pytest.approx(0.0, abs=1e-9)
-    stranger = box([0.7, distance, 0.05], [0.03, 0.03, 0.05])
-    aside, _ = beside(source, target, (stranger,))
+    obstacle = box([0.7, distance, 0.05], [0.03, 0.03, 0.05])
+    aside, _ = beside(source, target, (obstacle,))
     assert np.linalg.norm(aside - [0.7, 0.0]) == pytest.approx(distance)
     assert np.linalg.norm(aside - spot) > 2 * 0.03 * np.sqrt(2)
 
@@ -117,13 +117,13 @@ def test_what_it_does_not_know_it_does_not_try():
 
 # Steps.
 def test_the_hand_turns_to_point_down_and_never_by_more_than_a_quarter():
-    assert turn_left(HAND, np.array([0, 1.0, 0])) == pytest.approx([0, 0, 0])
-    assert turn_left(HAND, np.array([0.6, 0.8, 0])) == pytest.approx([0, 0, -np.arctan2(0.6, 0.8)])
-    assert turn_left(HAND, np.array([-0.6, -0.8, 0])) == pytest.approx([0, 0, -np.arctan2(0.6, 0.8)])
+    assert remaining_rotation(HAND, np.array([0, 1.0, 0])) == pytest.approx([0, 0, 0])
+    assert remaining_rotation(HAND, np.array([0.6, 0.8, 0])) == pytest.approx([0, 0, -np.arctan2(0.6, 0.8)])
+    assert remaining_rotation(HAND, np.array([-0.6, -0.8, 0])) == pytest.approx([0, 0, -np.arctan2(0.6, 0.8)])
     tilted = Hand(HAND.position, np.array([np.sin(0.3), 0, -np.cos(0.3)]), HAND.closing, 0.0)
-    assert turn_left(tilted, np.array([0, 1.0, 0])) == pytest.approx([0, 0.3, 0])
-    assert turn_left(tilted, np.array([0, 1.0, 0]), lean=0.3) == pytest.approx([0, 0, 0], abs=1e-9)
-    assert turn_left(tilted, None) == pytest.approx([0, 0, 0])
+    assert remaining_rotation(tilted, np.array([0, 1.0, 0])) == pytest.approx([0, 0.3, 0])
+    assert remaining_rotation(tilted, np.array([0, 1.0, 0]), lean=0.3) == pytest.approx([0, 0, 0], abs=1e-9)
+    assert remaining_rotation(tilted, None) == pytest.approx([0, 0, 0])
 
 
 def at(*place):
@@ -139,7 +139,7 @@ def test_steps_are_shares_of_the_way_and_have_a_longest():
 
 def test_fingers_are_waited_for():
     here = np.array([0.3, 0, 0.02])
-    script = Script([Move(here, False, least=3), Move(np.array([0.3, 0, 0.12]), False)], PACES["widowx"])
+    script = Script([Move(here, False, min_steps=3), Move(np.array([0.3, 0, 0.12]), False)], PACES["widowx"])
     assert [script.step(at(*here))[2].round(3) for _ in range(4)] == [0, 0, 0, 0.03]
 
 
@@ -178,7 +178,7 @@ def test_a_drawer_is_read_from_its_front():
         simpler_simulator.Shape(simpler_simulator.BoxGeometry([0.3, 0.2, 0.01]), (0, 0, -0.05)),
     ]
     link = simpler_simulator.Body("top_drawer", 1, shapes, simpler_simulator.Pose((-0.1, 0, 0.6)))
-    base = simpler_simulator.Pose((0.6, 0, 0), simpler_simulator.turned([0, 0, np.pi]))
+    base = simpler_simulator.Pose((0.6, 0, 0), simpler_simulator.rotation_matrix([0, 0, np.pi]))
     cabinet = SimpleNamespace(get_qpos=lambda: np.array([0.2, 0, 0]))
     robot = SimpleNamespace(robot=SimpleNamespace(pose=base))
     simulator = SimpleNamespace(agent=robot, drawer_obj=link, art_obj=cabinet, joint_idx=0)
