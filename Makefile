@@ -33,7 +33,7 @@ test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
 
 # Where there is a GPU, Triton comes with PyTorch, and `make test` runs the same tests on it.
 test-kernels: $(VENV)/installed-dev $(VENV)-triton/installed
-	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)-triton $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/decoding/test_lean_layers.py
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)-triton $(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/decoding/test_fused_layers.py
 
 lint: types
 	$(BIN)/ruff check .

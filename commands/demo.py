@@ -44,19 +44,9 @@ def demo(
 
 
 def open_space(model: str | None, baseline: str | None, outputs: Sequence[str | Path]) -> int:
-    """Starts the Space as on the Hub, as a program of its own in its folder, and stays until it is stopped.
+    """Starts the Space as on the Hub, as a program of its own in its folder; returns its exit code.
 
-    Args:
-        model: a folder or a name on the Hub; by default what a demo left.
-        baseline: a second one, to compare it with.
-        outputs: where demos were told to write, the preferred one first.
-
-    Returns:
-        The exit code.
-
-    Raises:
-        FileNotFoundError: if there is no model, or no Space because only the package was installed.
-        ValueError: if Gradio is missing.
+    Without a model it opens with what a demo left in one of the outputs, the first one preferred.
     """
     if not SPACE.is_dir():
         raise FileNotFoundError(f"got no {SPACE}, expected the Space there; it lies in the project's repository only")

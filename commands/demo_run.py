@@ -36,16 +36,7 @@ QUICK_EPISODES = 2
 
 
 def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: bool = False) -> dict[str, Any]:
-    """Runs all steps.
-
-    Args:
-        output: folder for everything.
-        episodes: rollouts per task for the policy; controls that run the model get 40 % of it.
-        quick: a few minutes that show every part running, with a policy that has learnt nothing.
-
-    Returns:
-        The results, as they are written to `results.json`.
-    """
+    """Runs all steps with so many rollouts per task, 40 % of them for controls; returns what `results.json` holds."""
     console, began = Console(), time.perf_counter()
     output = Path(output).resolve()
     use_own_cache(output / "huggingface")
@@ -121,7 +112,7 @@ def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
 
 
 def check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises `ValueError` if the model in the folder is of other settings than those asked for."""
+    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for."""
     import yaml
 
     from gen_vla.training.recipes.loading import as_settings

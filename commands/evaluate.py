@@ -251,13 +251,13 @@ def report(
     from gen_vla.evaluation.report.pictures import draw_tables
     from gen_vla.evaluation.report.tables import make_report, write_report
 
-    rows = dict(entry.rpartition("=")[::2] for entry in row or ())
+    rows = {named: line for named, _, line in (entry.rpartition("=") for entry in row or ())}
     if "" in rows:
         raise ValueError(f"got --row {' --row '.join(row or ())}, expected MODEL=ROW")
-    named = [entry.partition("=")[::2] for entry in seeds or ()]
-    if any(not name or not models for name, models in named) or len(dict(named)) < len(named):
+    groups = {name: entries(models) for name, _, models in (entry.partition("=") for entry in seeds or ())}
+    if "" in groups or not all(groups.values()) or len(groups) < len(seeds or ()):
         raise ValueError(f"got --seeds {' --seeds '.join(seeds or ())}, expected NAME=MODEL,MODEL, each name once")
-    made = make_report(results, rows, against, {name: entries(models) for name, models in named})
+    made = make_report(results, rows, against, groups)
     for path in (*write_report(made, output), *draw_tables(made, output)):
         print(path)
 

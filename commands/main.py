@@ -6,6 +6,7 @@ raises for a mistake; here that becomes a message and exit code 2.
 
 import os
 import sys
+from typing import Any
 
 
 # Read when torch loads, here and in the processes this one starts: threads that wait for each other by spinning keep
@@ -70,9 +71,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
-def parse(arguments: list[str]) -> typer.Context:
+def parse(arguments: list[str]) -> Any:
     """What a command line asks for, without running it: `params` of the result are the arguments of the function."""
-    command, name = get_command(app), "gen-vla"
+    command: Any = get_command(app)
+    name = "gen-vla"
     while commands := getattr(command, "commands", None):
         name, *arguments = arguments
         command = commands[name]

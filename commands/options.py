@@ -23,11 +23,8 @@ def entries(text: str) -> list[str]:
 def write_results(results: dict[str, Any], output: Path | None, data: Iterable[str | Path | None] = ()) -> None:
     """Writes JSON if an output is given, with the provenance and a record of how the model was trained.
 
-    Args:
-        results: of a suite; `model` in them is the one that was measured, a folder or a name, and `models` names those
-            it was compared with by their roles.
-        output: the file.
-        data: the data sets that were read, folders or names; `None` is left out.
+    `model` in the results is the one that was measured, a folder or a name, and `models` names those it was compared
+    with by their roles; `data` are the data sets that were read, of which `None` is left out.
     """
     from gen_vla.training.provenance.origin import provenance, with_provenance
     from gen_vla.training.provenance.training_record import with_record
@@ -41,11 +38,7 @@ def write_results(results: dict[str, Any], output: Path | None, data: Iterable[s
 
 
 def load_any(name: str) -> tuple[Any, Any]:
-    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one.
-
-    Raises:
-        FileNotFoundError: for what is neither a folder nor a name, or a folder in which something is missing.
-    """
+    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one."""
     import torch
     from transformers import AutoModel, AutoProcessor
 

@@ -1,7 +1,6 @@
-"""The models. Everything here but this file ships to the Hub.
+"""The model families; every file but this one ships to the Hub, the `convert_*` and `conversion_plan` files excepted.
 
-`register_for_auto_class` lives here and not in the modules, because this file never ships: what is saved can then be
-loaded without this package.
+`register_for_auto_class` is called here, so that what is saved can be loaded without this package.
 """
 
 from typing import Any
@@ -21,7 +20,7 @@ except ImportError as error:
     too_old = str(error)
 
     def __getattr__(name: str) -> Any:
-        """What needs a newer transformers says so when it is asked for; the other families do without."""
+        """Raises where a name needs a newer transformers; the other families do not."""
         if "Flow" in name:
             raise ImportError(too_old)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

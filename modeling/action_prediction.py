@@ -1,14 +1,9 @@
-"""From observations to robot actions: the part of inference every model of the family shares.
-
-Decides: the lead-in between prompt and action, decoding under the action grammar, probabilities, un-normalisation by
-data set. Refuses to know: how logits come about, what a picture is, prompts' words.
-"""
+"""`predict_actions`: from observations to robot actions, under the action grammar, by tree decoding or `generate`."""
 
 import copy
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,69 +11,34 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
 
-from .action_choices import chosen_chances, token_chances, written_tokens
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
-from .action_prior import hints_of, priors_for
 from .action_statistics import statistics_per_row, unnormalize_actions
-from .cpu_threads import with_threads_that_pay
-from .nested_configuration import check_context
+from .base_configuration import check_context
+from .cpu_threads import limit_cpu_threads
+from .draft_distribution import draft_distributions, previous_per_row
+from .openvla_contract import ActionPrediction
 from .static_passes import WIDTH_STEP
+from .token_probabilities import action_tokens, padded_probabilities, token_probabilities
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
 
 
-# What was fastest for one row (`gen-vla evaluate decoding`): tree nodes per pass on a CPU; on a GPU tokens, of which
-# the accepted ones are a part. Batches do best with fewer per row.
+# What was fastest for one row (`gen-vla evaluate decoding`): tree nodes per pass on a CPU; on a GPU the width of a
+# pass, accepted tokens included. Batches do best with fewer per row.
 DEFAULT_NODES = 8
 DEFAULT_WIDTH = 64
-LEAST_NODES = 4
+MIN_NODES = 4
 SAMPLING_OPTIONS = {"temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
-OUTPUT_OPTIONS = {
-    "return_dict_in_generate",
-    "output_scores",
-    "output_logits",
-    "output_attentions",
-    "output_hidden_states",
-}
+OUTPUT_OPTIONS = {f"output_{name}" for name in ("scores", "logits", "attentions", "hidden_states")}
 # Options of `generate` with the values that change nothing.
 NEUTRAL = {
     "use_cache": True,
     "num_beams": 1,
     "temperature": 1.0,
-    "top_k": 0,
     "top_p": 1.0,
     "typical_p": 1.0,
-    "min_p": 0.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
     "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
+    **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "min_length"), 0),
 }
-
-
-@dataclass
-class ActionPrediction:
-    """What `predict_actions` returns. B observations, T steps, D dimensions, L tokens of the longest action.
-
-    Attributes:
-        actions: float32 [B, T, D], in the units of each row's data set.
-        normalized: float32 [B, T, D], in [-1, 1] as the model wrote them.
-        text: the B action strings; for bins, the bin numbers.
-        token_ids: int64 [B, L]; rows that ended early are filled with EOS.
-        digit_probabilities: float32 [B, L], the model's probability of each token among those the grammar allowed
-            there: 1 where there was no choice. With sampling, at the sampling temperature; other options of `generate`
-            (`top_p`, beams, penalties) do not enter.
-        forward_passes: passes through the language model, the prompt's included.
-        tree_nodes: continuations that those passes checked, over all rows; 0 for token by token.
-    """
-
-    actions: np.ndarray
-    normalized: np.ndarray
-    text: list[str]
-    token_ids: np.ndarray
-    digit_probabilities: np.ndarray
-    forward_passes: int
-    tree_nodes: int = 0
 
 
 class ActionPredictionMixin:
@@ -95,7 +55,7 @@ class ActionPredictionMixin:
     check_weights: Any
 
     @torch.no_grad()
-    @with_threads_that_pay
+    @limit_cpu_threads
     def predict_actions(
         self,
         input_ids: Any = None,
@@ -106,10 +66,10 @@ class ActionPredictionMixin:
         tree_nodes: int | None = None,
         **kwargs: Any,
     ) -> ActionPrediction:
-        """The actions for a batch of observations.
+        """The actions for a batch of observations: those of choosing one allowed token after another.
 
-        The result is that of choosing one allowed token after another. Unless an option asks for something only
-        `generate` has (beams, other caches...), it takes a fraction of the forward passes (`tree_decoding.py`).
+        Unless an option asks for something only `generate` has (beams, other caches...), tree decoding takes a
+        fraction of the forward passes (`tree_decoding.py`).
 
         Args:
             input_ids: int64 [B, L], left-padded; the lead-in is appended where it is missing.
@@ -117,72 +77,54 @@ class ActionPredictionMixin:
             pixel_values: float [pictures, C, H, W], as many for each row as its image tokens.
             unnorm_key: one data set for all rows, or one per row.
             previous: what this method returned for the step before of the same episodes, or the normalised actions
-                in it, float [B, T, D]; a row that has none is `None`. A hint: it saves passes and changes no token.
-                `None` at the first step.
-            tree_nodes: continuations checked per pass and row; 0 decodes token by token with `generate`. By default
+                in it, float [B, T, D]; `None` at the first step, or for a row at its first. It saves passes and
+                changes no token.
+            tree_nodes: nodes of a draft tree per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
-            kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...), as
-                given here: a saved generation config has no say, and sampling is not cut off (`top_k`) unasked. With
-                `cache_implementation="static"` passes have shapes that repeat and, on a GPU, run as CUDA graphs: what
-                is done without being asked where a GPU holds the whole model, and `"dynamic"` keeps from doing.
+            kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). A saved
+                generation config has no effect, and `top_k` is off by default. With `cache_implementation="static"`
+                passes have shapes that repeat and, on a GPU, run as CUDA graphs; this is the default where a GPU holds
+                the whole model, and `"dynamic"` turns it off.
 
         Raises:
             ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
                 inputs are missing or padded on the right, an observation has no picture, prompt and action do not fit
-                into the model's context, the model computes no numbers, or an option is none of `generate`'s or leaves
-                no whole action.
+                into the model's context, the model computes NaN, or an option is none of `generate`'s or leaves no
+                whole action.
             TypeError: if inputs are no tensors.
         """
         self.check_weights()
         grammar = self.action_grammar
-        kwargs = checked_options(kwargs, grammar.max_tokens)
-        if input_ids is None or pixel_values is None:
-            missing = "input_ids" if input_ids is None else "pixel_values"
-            raise ValueError(f"got no {missing}, expected those of processor.action_inputs(image, instruction)")
-        for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
-            if not isinstance(given, torch.Tensor):
-                raise TypeError(f"got {name} of type {type(given).__name__}, expected a tensor: return_tensors='pt'")
+        options = checked_options(kwargs, grammar.max_tokens)
+        check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        by_tree = self._decodes_by_tree(tree_nodes, kwargs)
-        if by_tree:  # which looks at tokens on the CPU: better once than time and again
+        by_tree = self._decodes_by_tree(tree_nodes, options)
+        if by_tree:  # which looks at tokens on the CPU: one copy is faster than many
             input_ids, mask = input_ids.cpu(), mask.cpu()
-        if not bool(mask[:, -1].all()):
-            raise ValueError(
-                "got a batch padded on the right, expected the left: an action continues the last token of its row; "
-                "use processor.action_inputs or padding_side='left'"
-            )
-        blind = (input_ids != self.config.image_token_id).all(dim=1).nonzero()[:, 0].tolist()
-        if blind:
-            raise ValueError(
-                f"got no image token in row {blind[0]} of {rows}, expected a picture for every observation; use "
-                "processor.action_inputs(images, instructions)"
-            )
+        check_prompts(input_ids, mask, self.config.image_token_id)
         lead_in_ids = self.config.action_config["lead_in_ids"]
         prompt, mask = append_lead_in(input_ids, mask, lead_in_ids, pad=grammar.eos_token_id)
         context = self.config.text_config.max_position_embeddings
         check_context(int(mask.sum(dim=1).max()), grammar.max_tokens, context)
         if by_tree:
-            nodes = tree_nodes or self.default_tree_nodes(rows)
+            decoder = self._tree_decoder(grammar, tree_nodes or self.default_tree_nodes(rows), options)
             histograms = [entry.get("histogram") for entry in action_statistics]
-            token_ids, chances, cost = self._decode_by_tree(
-                grammar, prompt, mask, pixel_values, kwargs, histograms, previous, nodes
-            )
+            last = previous.normalized if isinstance(previous, ActionPrediction) else previous
+            token_ids, probabilities, cost = decode_by_tree(decoder, prompt, mask, pixel_values, histograms, last)
         else:
-            token_ids, chances = self._generate_action(grammar, prompt, mask, pixel_values, kwargs)
+            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pixel_values, options)
             cost = DecodingCost(passes=token_ids.shape[1])
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
-        actions = np.stack(
-            [unnormalize_actions(row, stats) for row, stats in zip(normalized, action_statistics, strict=True)]
-        )
+        actions = [unnormalize_actions(*row) for row in zip(normalized, action_statistics, strict=True)]
         return ActionPrediction(
-            actions,
+            np.stack(actions),
             normalized,
             text,
             token_ids,
-            chosen_chances(token_ids, chances),
+            padded_probabilities(token_ids, probabilities),
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
         )
@@ -190,7 +132,7 @@ class ActionPredictionMixin:
     def default_tree_nodes(self, rows: int) -> int:
         """Tree nodes per pass and row for a batch of `rows`: as calibrated, else what suits most models on the device.
 
-        One for bins: among 256 of them a guess is hardly ever right.
+        One for bins: a draft among 256 of them is hardly ever accepted.
         """
         calibrated = self.__dict__.get("_tree_nodes", {}).get((str(self.device), rows))
         if calibrated is not None:
@@ -199,16 +141,12 @@ class ActionPredictionMixin:
             return 1
         share = 1 / rows**0.5
         if self.device.type != "cuda":
-            return max(round(DEFAULT_NODES * share), LEAST_NODES)
+            return max(round(DEFAULT_NODES * share), MIN_NODES)
         width = WIDTH_STEP * max(round(DEFAULT_WIDTH * share / WIDTH_STEP), 1)
-        return max(width - 1 - longest_forced_run(self.action_grammar), LEAST_NODES)
+        return max(width - 1 - longest_forced_run(self.action_grammar), MIN_NODES)
 
     def calibrate_tree_nodes(
-        self,
-        *,
-        candidates: Sequence[int] = (2, 4, 8, 16, 24, 40, 64, 96, 128),
-        repeats: int = 3,
-        **inputs: Any,
+        self, *, candidates: Sequence[int] = (2, 4, 8, 16, 24, 40, 64, 96, 128), repeats: int = 3, **inputs: Any
     ) -> dict[int, float]:
         """Measures which `tree_nodes` is fastest here, and uses it from now on for batches of this size.
 
@@ -226,7 +164,7 @@ class ActionPredictionMixin:
         for repeat in range(repeats + 1):
             for nodes, measured in times.items():
                 began = time.perf_counter()
-                self.predict_actions(**inputs, tree_nodes=nodes)  # ends with logits on the CPU: nothing is under way
+                self.predict_actions(**inputs, tree_nodes=nodes)  # ends with logits on the CPU: the GPU is idle
                 if repeat:  # the first round warms up
                     measured.append(1000 * (time.perf_counter() - began))
         medians = {nodes: statistics.median(measured) for nodes, measured in times.items()}
@@ -251,8 +189,7 @@ class ActionPredictionMixin:
     def _generate_action(
         self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Constrained decoding by `generate`: token ids int64 [B, L], and per row the probability of each, float64
-        [tokens of the row] (`action_choices.py`)."""
+        """Constrained decoding by `generate`: token ids int64 [B, L], and per row their probabilities, float64."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
         sampling = bool(options.get("do_sample"))
         settings = {
@@ -263,8 +200,8 @@ class ActionPredictionMixin:
             **({"top_k": 0} if sampling else {}),  # of generate's own defaults the one that changes the distribution
             **options,
         }
-        # What is not set here, generate takes from the model's generation_config, such as penalties that a checkpoint
-        # was saved with. A shallow copy, which shares all weights, has an empty one; other threads keep the model's.
+        # generate would take what is not set here from the model's generation_config, such as penalties saved with a
+        # checkpoint. A shallow copy, which shares all weights, gets an empty one; other threads keep the model's.
         model = copy.copy(self)
         model.generation_config = GenerationConfig()
         output = model.generate(
@@ -276,7 +213,7 @@ class ActionPredictionMixin:
         )
         token_ids = output.sequences[:, prompt.shape[1] :]
         beams = getattr(output, "beam_indices", None)
-        columns = torch.tensor(written_tokens(grammar)[0], device=token_ids.device)
+        columns = torch.tensor(action_tokens(grammar)[0], device=token_ids.device)
         steps = [
             (logits if beams is None else logits[beams[:, step].clamp(min=0)])[:, columns]
             for step, logits in enumerate(output.logits[: token_ids.shape[1]])
@@ -284,18 +221,18 @@ class ActionPredictionMixin:
         logits, token_ids = torch.stack(steps, dim=1).float().cpu().numpy(), token_ids.cpu().numpy()
         lengths = (token_ids != grammar.eos_token_id).sum(axis=1)
         temperature = options.get("temperature", 1.0) if sampling else 1.0
-        chances = [
-            token_chances(grammar, row[:length].tolist(), logits[index, :length], temperature)
+        probabilities = [
+            token_probabilities(grammar, row[:length].tolist(), logits[index, :length], temperature)
             for index, (row, length) in enumerate(zip(token_ids, lengths, strict=True))
         ]
-        return token_ids, chances
+        return token_ids, probabilities
 
     def _decodes_by_tree(self, tree_nodes: int | None, options: dict[str, Any]) -> bool:
         """Whether tree decoding can do what is asked; raises `ValueError` where it was asked for and cannot."""
         others = sorted(set(options) - {"do_sample", "temperature", "cache_implementation"})
         if options.get("cache_implementation") not in (None, "dynamic", "static"):
             others.append("cache_implementation")
-        if not is_plain(self.get_output_embeddings()):
+        if not is_weight_only(self.get_output_embeddings()):
             others.append("an output layer that is more than its weight")
         if tree_nodes is not None and tree_nodes < 0:
             raise ValueError(f"got tree_nodes={tree_nodes}, expected 0 for token by token, or a number of nodes")
@@ -306,40 +243,65 @@ class ActionPredictionMixin:
             )
         return tree_nodes != 0 and not others and self.get_output_embeddings().weight.device.type != "meta"
 
-    def _decode_by_tree(
-        self,
-        grammar: ActionGrammar | BinGrammar,
-        prompt: Any,
-        mask: Any,
-        pixel_values: Any,
-        options: dict[str, Any],
-        histograms: list[Any],
-        previous: Any,
-        nodes: int,
-    ) -> tuple[np.ndarray, list[np.ndarray], DecodingCost]:
-        """As `_generate_action`, with what it cost."""
-        told = previous.normalized if isinstance(previous, ActionPrediction) else previous
-        hints = hints_of(grammar, told, rows=len(histograms))
+    def _tree_decoder(self, grammar: ActionGrammar | BinGrammar, nodes: int, options: dict[str, Any]) -> TreeDecoder:
         temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
-        wanted = options.get("cache_implementation")
-        static = None if wanted is None else wanted == "static"
-        decoder = TreeDecoder(self, grammar, nodes, temperature, static)
-        guesses = nodes > 1 or not isinstance(grammar, BinGrammar)  # one guess among 256 is not worth making
-        rows, cost = decoder.decode(
-            prompt,
-            mask,
-            pixel_values,
-            priors=lambda: priors_for(grammar, histograms, hints) if guesses else [None] * len(hints),
+        cache = options.get("cache_implementation")
+        return TreeDecoder(self, grammar, nodes, temperature, static=None if cache is None else cache == "static")
+
+
+def decode_by_tree(
+    decoder: TreeDecoder, prompt: Any, mask: Any, pixel_values: Any, histograms: list[Any], previous: Any
+) -> tuple[np.ndarray, list[np.ndarray], DecodingCost]:
+    """Token ids int64 [B, L], per row their probabilities, and what they cost.
+
+    Args:
+        histograms: of the data set of each row, or `None`.
+        previous: as of `previous_per_row`.
+    """
+    grammar = decoder.grammar
+    last = previous_per_row(grammar, previous, rows=len(histograms))
+    drafts = decoder.nodes > 1 or not isinstance(grammar, BinGrammar)  # a draft of one among 256 bins is not worth it
+    rows, cost = decoder.decode(
+        prompt,
+        mask,
+        pixel_values,
+        drafts=lambda: draft_distributions(grammar, histograms, last) if drafts else [None] * len(last),
+    )
+    longest = max(len(row.tokens) for row in rows)
+    length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
+    tokens = [row.tokens + [grammar.eos_token_id] * (length - len(row.tokens)) for row in rows]
+    probabilities = [row.probabilities(grammar, decoder.temperature) for row in rows]
+    return np.array(tokens, dtype=np.int64), probabilities, cost
+
+
+def check_tensors(input_ids: Any, pixel_values: Any) -> None:
+    """Raises an error unless inputs are there, and tensors."""
+    for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
+        if given is None:
+            raise ValueError(f"got no {name}, expected those of processor.action_inputs(image, instruction)")
+    for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
+        if not isinstance(given, torch.Tensor):
+            raise TypeError(f"got {name} of type {type(given).__name__}, expected a tensor: return_tensors='pt'")
+
+
+def check_prompts(input_ids: Any, attention_mask: Any, image_token_id: int) -> None:
+    """Raises `ValueError` for rows int64 [B, L] that are padded on the right or have no image token."""
+    if not bool(attention_mask[:, -1].all()):
+        raise ValueError(
+            "got a batch padded on the right, expected the left: an action continues the last token of its row; "
+            "use processor.action_inputs or padding_side='left'"
         )
-        longest = max(len(row.tokens) for row in rows)
-        length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
-        tokens = [row.tokens + [grammar.eos_token_id] * (length - len(row.tokens)) for row in rows]
-        return np.array(tokens, dtype=np.int64), [row.chances(grammar, temperature) for row in rows], cost
+    blind = (input_ids != image_token_id).all(dim=1).nonzero()[:, 0].tolist()
+    if blind:
+        raise ValueError(
+            f"got no image token in row {blind[0]} of {len(input_ids)}, expected a picture for every observation; use "
+            "processor.action_inputs(images, instructions)"
+        )
 
 
-def is_plain(output_layer: Any) -> bool:
-    """Whether logits are the hidden states times an output layer's weight, whose rows tree decoding reads alone: no
-    bias, no other kind of layer (quantised, scaled), no hook, no adapter of PEFT."""
+def is_weight_only(output_layer: Any) -> bool:
+    """Whether an output layer is no more than its weight, of which tree decoding reads a few rows: no bias, no other
+    kind of layer (quantised, scaled), no hook, no adapter of PEFT."""
     if "base_layer" in output_layer._modules:
         if not output_layer.disable_adapters and set(output_layer.active_adapters) - set(output_layer.merged_adapters):
             return False
@@ -349,13 +311,7 @@ def is_plain(output_layer: Any) -> bool:
 
 
 def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad: int) -> tuple[Any, Any]:
-    """Rows that all end in the lead-in, still left-padded.
-
-    Args:
-        input_ids, attention_mask: int64 [B, L].
-        lead_in: the ids to end in; rows that already do are left alone.
-        pad: what to put before rows that need no lead-in where others do.
-    """
+    """Rows and masks int64 [B, L] that all end in the lead-in, still left-padded; `pad` goes before those that did."""
     if not lead_in:
         return input_ids, attention_mask
     wanted = torch.tensor(lead_in, device=input_ids.device)
@@ -370,36 +326,33 @@ def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad:
     return torch.where(has, shifted, appended), torch.where(has, shifted_masks, masks)
 
 
-def checked_options(options: dict[str, Any], most_tokens: int) -> dict[str, Any]:
-    """Those of `generate`'s options that change anything.
-
-    Args:
-        options: what the caller wants.
-        most_tokens: of an action.
+def checked_options(options: dict[str, Any], max_tokens: int) -> dict[str, Any]:
+    """Those of `generate`'s options that have an effect; an action takes up to `max_tokens`.
 
     Raises:
         ValueError: for options that `generate` does not have or that do not give one legal action a row.
     """
-    if options.get("do_sample") and (options.get("num_beams") or 1) > 1:
+    sampling, beams = bool(options.get("do_sample")), options.get("num_beams")
+    if sampling and (beams or 1) > 1:
         raise ValueError(
-            f"got do_sample=True with num_beams={options['num_beams']}, expected one or the other: sampling beams "
-            "draws more continuations than the grammar allows"
+            f"got do_sample=True with num_beams={beams}, expected one or the other: sampling beams draws more "
+            "continuations than the grammar allows"
         )
     temperature = options.get("temperature")
-    if options.get("do_sample") and temperature is not None and not temperature > 0:
+    if sampling and temperature is not None and not temperature > 0:
         raise ValueError(
             f"got temperature={temperature} with do_sample=True, expected a number above 0; leave both out for the "
             "most probable action"
         )
-    if (limit := options.get("max_new_tokens")) is not None and limit < most_tokens:
+    if (limit := options.get("max_new_tokens")) is not None and limit < max_tokens:
         raise ValueError(
-            f"got max_new_tokens={limit}, expected none: an action of this model takes up to {most_tokens} tokens, "
+            f"got max_new_tokens={limit}, expected none: an action of this model takes up to {max_tokens} tokens, "
             "and the grammar ends it"
         )
-    if options.get("num_beams") == 0 or any(options.get(f"forced_{end}_token_id") for end in ("bos", "eos")):
+    if beams == 0 or any(options.get(f"forced_{end}_token_id") for end in ("bos", "eos")):
         raise ValueError(
-            f"got num_beams={options.get('num_beams')} or a forced token, expected at least one beam, and only tokens "
-            "of the action's grammar"
+            f"got num_beams={beams} or a forced token, expected at least one beam, and only tokens of the action's "
+            "grammar"
         )
     known = vars(GenerationConfig())
     for name in options:
@@ -410,9 +363,10 @@ def checked_options(options: dict[str, Any], most_tokens: int) -> dict[str, Any]
                 f"got the option {name!r}, expected options of generate that leave one action per observation; {hint}"
                 "call generate with ActionLogitsProcessor for anything else"
             )
-    unused = {"max_new_tokens", "max_length", *OUTPUT_OPTIONS}  # an action ends before those limits
-    unused |= set() if options.get("do_sample") or options.get("penalty_alpha") else SAMPLING_OPTIONS
-    unused |= set() if (options.get("num_beams") or 1) > 1 else {"length_penalty", "early_stopping"}
+    # An action ends before the limits of length, and a prediction has fields of its own.
+    unused = {"max_new_tokens", "max_length", "return_dict_in_generate", *OUTPUT_OPTIONS}
+    unused |= set() if sampling or options.get("penalty_alpha") else SAMPLING_OPTIONS
+    unused |= set() if (beams or 1) > 1 else {"length_penalty", "early_stopping"}
     return {
         name: value
         for name, value in options.items()

@@ -1,21 +1,11 @@
-"""Configuration of OpenVLA+: two vision encoders, a projector, a Llama, and what the actions mean.
-
-Decides: the fields of config.json and their defaults, which are the full-size model's (7.5B parameters). Refuses to
-know: how any of it is computed.
-"""
+"""Configuration of OpenVLA+: two vision encoders, a projector, a Llama. Defaults are the full-size model's (7.5B)."""
 
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
 from .action_statistics import plain_statistics  # noqa: F401
-from .nested_configuration import (
-    ActionStatisticsMixin,
-    as_config,
-    auto_map_for,
-    check_output_layer,
-    tied_embeddings,
-)
+from .base_configuration import ActionTextConfig, as_config, image_tokens
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -42,11 +32,10 @@ SIGLIP_DEFAULTS = {
     "vision_use_head": False,
 }
 TEXT_DEFAULTS = {"model_type": "llama", "vocab_size": 32064, "pad_token_id": 32000, "max_position_embeddings": 2048}
-FROZEN_CHOICES = ("siglip", "dino", None)
 
 
-class OpenVLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
-    """Configuration of `OpenVLAPlusForVision2Seq`.
+class OpenVLAPlusConfig(ActionTextConfig):
+    """Configuration of `OpenVLAPlusForVision2Seq`; the fields of `ActionTextConfig`, and:
 
     Args:
         dino_config: DINOv2 with registers (a dictionary or a config). Its last block is never built: the features are
@@ -54,17 +43,13 @@ class OpenVLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         siglip_config: SigLIP's vision encoder, likewise.
         text_config: Llama.
         frozen: the encoder that never moves: `"siglip"` (the recipe), `"dino"`, or `None` (without D).
-        image_token_id: id of the placeholder whose embeddings the projected patches replace.
-        action_config: the action format, see `action_grammar.py`; `None` for a model that only talks.
-        norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
-        prompt_template: the texts training used; the processor holds the same.
-        tie_word_embeddings: whether the output layer is the embedding matrix; by default as `text_config` says.
-        initializer_range: standard deviation of new weights in the projector and the output layer; about the inverse
-            square root of the widths, so a small model that starts from nothing needs more than the default.
     """
 
     model_type = "openvla_plus"
     sub_configs = {"dino_config": AutoConfig, "siglip_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  # pyright: ignore
+    text_defaults = TEXT_DEFAULTS
+    frozen_choices = ("siglip", "dino", None)
+    model_file = "modeling_openvla_plus.OpenVLAPlusForVision2Seq"
 
     def __init__(
         self,
@@ -73,42 +58,16 @@ class OpenVLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         text_config: Any = None,
         frozen: str | None = "siglip",
         image_token_id: int = 32001,
-        action_config: dict[str, Any] | None = None,
-        norm_stats: dict[str, Any] | None = None,
-        prompt_template: dict[str, str] | None = None,
-        tie_word_embeddings: bool | None = None,
-        initializer_range: float = 0.02,
-        auto_map: dict[str, str] | None = None,
         **kwargs: Any,
     ):
-        if frozen not in FROZEN_CHOICES:
-            raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(map(repr, FROZEN_CHOICES))}")
         self.dino_config = as_config(dino_config, DINO_DEFAULTS)
         self.siglip_config = as_config(siglip_config, SIGLIP_DEFAULTS)
-        self.text_config = as_config(text_config, TEXT_DEFAULTS)
-        patches = {name: (c.image_size // c.patch_size) ** 2 for name, c in self.encoder_configs.items()}
+        patches = {name: image_tokens(config) for name, config in self.encoder_configs.items()}
         if len(set(patches.values())) != 1:
             raise ValueError(f"got {patches} patches per encoder, expected the same number; they share a grid")
-        self.frozen = frozen
-        self.image_token_id = image_token_id
-        self.action_config = action_config
-        self.norm_stats = norm_stats
-        self.prompt_template = prompt_template
-        self.initializer_range = initializer_range
-        self.auto_map = auto_map or auto_map_for(
-            "configuration_openvla_plus.OpenVLAPlusConfig", "modeling_openvla_plus.OpenVLAPlusForVision2Seq"
-        )
-        check_output_layer(self.text_config)
-        # transformers 5 reads the flag here, transformers 4 reads the text configuration's.
-        tied = tied_embeddings(tie_word_embeddings, text_config, self.text_config)
-        super().__init__(tie_word_embeddings=tied, **kwargs)  # pyright: ignore
+        super().__init__(text_config, frozen, image_token_id, **kwargs)
 
     @property
     def encoder_configs(self) -> dict[str, Any]:
         """The vision encoders' configurations, in the order of their channels."""
         return {"dino": self.dino_config, "siglip": self.siglip_config}
-
-    @property
-    def num_image_tokens(self) -> int:
-        """N, the tokens one picture takes."""
-        return (self.dino_config.image_size // self.dino_config.patch_size) ** 2

@@ -1,16 +1,18 @@
-"""Configuration of the flow-matching π0: transformers' own, and what the actions mean.
-
-Decides: the fields of config.json that `PI0Config` lacks. Refuses to know: sizes, which are `PI0Config`'s, and how any
-of it is computed.
-"""
+"""Configuration of the flow-matching π0: that of transformers' PI0, and what the actions mean."""
 
 import copy
 from typing import Any
 
+import transformers
+
 from .action_statistics import plain_statistics  # noqa: F401
-from .nested_configuration import ActionStatisticsMixin, auto_map_for
-from .pi0_version import PI0Config
-from .transformers_version import OLDEST  # noqa: F401
+from .base_configuration import ActionStatisticsMixin, auto_map_for, image_tokens
+from .transformers_version import check_pi0
+
+
+check_pi0(transformers.__version__)  # before the import of what older versions lack
+
+from transformers import PI0Config  # noqa: E402
 
 
 class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
@@ -20,11 +22,11 @@ class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
         action_config: the action format, `make_flow_action_config(...)`; its horizon is `chunk_size`, its dimensions
             are at most `max_action_dim`. `None` for a model that was not trained to act on a robot yet.
         norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
-        prompt_template: the texts training used; the processor holds the same.
-        noise_in_padding: whether the flow has all of `max_action_dim`: noise also behind the first D dimensions, whose
-            velocities are learned (towards zeros) and followed, as in the published weights of π0 (openpi's
-            `models/pi0.py`, LeRobot's `pi0/modeling_pi0.py`). Without, all is zero there. A saved configuration of
-            this family that does not say it was trained without.
+        prompt_template: the prompts of training; the processor holds the same.
+        noise_in_padding: whether the flow has all of `max_action_dim`, as in the published weights of π0 (openpi's
+            `models/pi0.py`, LeRobot's `pi0/modeling_pi0.py`): noise also behind the first D dimensions, whose
+            velocities are learned (towards zeros) and followed. Without, all is zero there; so is the default of saved
+            configurations of this family that lack the field.
     """
 
     model_type = "pi0_flow"
@@ -39,9 +41,7 @@ class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
         self.vlm_config, self.dit_config = copy.deepcopy((self.vlm_config, self.dit_config))
         super().__post_init__(**kwargs)
         if not getattr(self, "auto_map", None):
-            self.auto_map = auto_map_for(
-                "configuration_pi0_flow.Pi0FlowConfig", "modeling_pi0_flow.Pi0FlowForActionPrediction"
-            )
+            self.auto_map = auto_map_for("Pi0FlowConfig", "modeling_pi0_flow.Pi0FlowForActionPrediction")
         check_action_config(self.action_config, self.chunk_size, self.max_action_dim)
 
     @classmethod
@@ -88,7 +88,7 @@ class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
     @property
     def num_image_tokens(self) -> int:
         """N, the tokens one picture takes."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        return image_tokens(self.vision_config)
 
 
 def check_action_config(action_config: dict[str, Any] | None, chunk_size: int, max_action_dim: int) -> None:

@@ -1,14 +1,15 @@
-"""What a conversion of weights is made of: for every tensor of the result, where it comes from.
+"""Plans of weight conversions: where each tensor of the result comes from. It never ships to the Hub."""
 
-Decides: the form of such a plan, and that a checkpoint fits it exactly or is refused with the list of what does not
-fit. Refuses to know: any architecture (`convert_*_weights.py`), files. Nothing that ships imports this file.
-"""
-
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+
+Shapes = dict[str, tuple[int, ...]]  # of tensors by name
 
 
 class ConversionError(ValueError):
@@ -33,14 +34,14 @@ class Piece:
     made: Callable[[], torch.Tensor] | None = None
 
 
-def depth(names: Iterable[str], stem: str) -> int:
+def count_blocks(names: Iterable[str], stem: str) -> int:
     """The number of blocks, from the highest number in a tensor's name; gaps are found as missing tensors."""
     numbers = re.compile(re.escape(stem) + r"\.(\d+)\.")
     return 1 + max((int(match[1]) for name in names if (match := numbers.match(name))), default=-1)
 
 
-def require(shapes: dict[str, tuple[int, ...]], names: Iterable[str], owner: str) -> None:
-    """Raises `ConversionError` if a tensor that tells a size is missing."""
+def require_tensors(shapes: Shapes, names: Iterable[str], owner: str) -> None:
+    """Raises `ConversionError` if a tensor that sizes are read from is missing."""
     missing = [name for name in names if name not in shapes]
     if missing:
         raise ConversionError(
@@ -49,8 +50,8 @@ def require(shapes: dict[str, tuple[int, ...]], names: Iterable[str], owner: str
         )
 
 
-def refuse(missing: Iterable[str], unexpected: Iterable[str], owner: str) -> None:
-    """Raises `ConversionError` with every tensor that is missing and every one that nobody expects, if any."""
+def check_tensors(missing: Iterable[str], unexpected: Iterable[str], owner: str) -> None:
+    """Raises `ConversionError` with every missing and every unexpected tensor, if any."""
     missing, unexpected = sorted(missing), sorted(unexpected)
     if missing or unexpected:
         raise ConversionError(
@@ -59,3 +60,49 @@ def refuse(missing: Iterable[str], unexpected: Iterable[str], owner: str) -> Non
             + "".join(f"  unexpected: {name}\n" for name in unexpected)
             + f"expected {owner}'s tensors, each once; the download may be incomplete, or the architecture another"
         )
+
+
+def encoder_sizes(
+    patches: int, width: int, heads: int, patch_size: int, blocks: int, where: str = ""
+) -> dict[str, int]:
+    """Sizes of a vision encoder as its configuration names them; raises `ConversionError` for impossible ones."""
+    side = math.isqrt(patches)
+    if side * side != patches or width % heads:
+        raise ConversionError(
+            f"got {patches} patches of width {width}{where}, expected a square and a multiple of {heads} heads"
+        )
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "image_size": side * patch_size,
+        "patch_size": patch_size,
+    }
+
+
+def language_model_sizes(shapes: Shapes, stem: str, heads: int) -> dict[str, int]:
+    """Sizes of a Llama or Gemma as its configuration names them; raises `ConversionError` for impossible ones."""
+    vocab_size, hidden_size = shapes[f"{stem}.embed_tokens.weight"]
+    queries, keys = (shapes[f"{stem}.layers.0.self_attn.{name}_proj.weight"][0] for name in ("q", "k"))
+    if queries % heads or keys % (queries // heads):
+        raise ConversionError(f"got {queries} query and {keys} key rows, expected whole heads of {heads}")
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": shapes[f"{stem}.layers.0.mlp.gate_proj.weight"][0],
+        "num_hidden_layers": count_blocks(shapes, f"{stem}.layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys // (queries // heads),
+        "head_dim": queries // heads,
+    }
+
+
+def language_model_tensors(stem: str) -> list[str]:
+    """The tensors that `language_model_sizes` reads."""
+    layer = [f"layers.0.{name}.weight" for name in ("mlp.gate_proj", "self_attn.q_proj", "self_attn.k_proj")]
+    return [f"{stem}.{name}" for name in ("embed_tokens.weight", *layer)]
+
+
+def given(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The settings of those names that are set."""
+    return {name: settings[name] for name in names if settings.get(name) is not None}

@@ -1,7 +1,4 @@
-"""OpenVLA's tensors under this family's names.
-
-Decides: the configuration that a checkpoint's tensors imply, and for every tensor of the result where it comes from.
-Refuses to know: files, tokenizers, actions. `gen-vla convert` does the rest; nothing that ships imports this file.
+"""Converts OpenVLA's tensors: the configuration that they imply, and their names in OpenVLA+.
 
     OpenVLA (timm's names)                          OpenVLA+
     vision_backbone.featurizer.blocks.3.attn.qkv    model.vision_tower.dino.encoder.layer.3.attention.attention.query
@@ -10,21 +7,30 @@ Refuses to know: files, tokenizers, actions. `gen-vla convert` does the rest; no
     language_model.model.layers.3...                model.language_model.layers.3...
     language_model.lm_head                          lm_head
 
-Widths, depths and vocabulary come from the tensors. Numbers of attention heads cannot: an encoder's follows from its
-timm id, the language model's stands in its configuration. The last block of each encoder, the final norms and SigLIP's
-attention pool have no effect on OpenVLA's features, which are those of the second-to-last block; they are left out.
-
-DINOv2's attention is written under the names of transformers 4, which 5 reads as well.
+Widths, depths and vocabulary come from the tensors; numbers of attention heads from an encoder's timm id and the
+configuration of the language model. The last block of each encoder, the final norms and SigLIP's attention pool do not
+affect OpenVLA's features, which are those of the second-to-last block; they are left out. DINOv2's attention is
+written under the names of transformers 4, which 5 reads as well.
 """
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from .conversion_plan import ConversionError, Piece, depth, refuse, require
+from .conversion_plan import (
+    ConversionError,
+    Piece,
+    Shapes,
+    check_tensors,
+    count_blocks,
+    encoder_sizes,
+    given,
+    language_model_sizes,
+    language_model_tensors,
+    require_tensors,
+)
 
 
 DINO, SIGLIP, TEXT = "vision_backbone.featurizer", "vision_backbone.fused_featurizer", "language_model.model"
@@ -34,14 +40,14 @@ ATTENTION_HEADS = {
     "vit_so400m_patch14_siglip_224": 16,
     "vit_so400m_patch14_siglip_384": 16,
 }
-# Tensors without effect on the second-to-last block's patch features, and buffers that follow from the configuration.
+# Tensors that do not affect the second-to-last block's patch features, and buffers that the configuration implies.
 WITHOUT_EFFECT = re.compile(
     r"vision_backbone\.(fused_)?featurizer\.(norm|fc_norm)\.|vision_backbone\.fused_featurizer\.attn_pool\."
     r"|language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 )
 
 
-def openvla_config(shapes: dict[str, tuple[int, ...]], timm_ids: list[str], text: dict[str, Any]) -> dict[str, Any]:
+def openvla_config(shapes: Shapes, timm_ids: list[str], text: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `OpenVLAPlusConfig` for a checkpoint.
 
     Args:
@@ -58,9 +64,7 @@ def openvla_config(shapes: dict[str, tuple[int, ...]], timm_ids: list[str], text
         raise ConversionError(f"got the encoders {timm_ids}, expected DINOv2 and SigLIP, in this order")
     names = [f"{DINO}.reg_token", f"{DINO}.blocks.0.mlp.fc1.weight", f"{SIGLIP}.blocks.0.mlp.fc1.weight"]
     names += [f"{encoder}.{name}" for encoder in (DINO, SIGLIP) for name in ("pos_embed", "patch_embed.proj.weight")]
-    names += [f"{TEXT}.embed_tokens.weight", f"{TEXT}.layers.0.mlp.gate_proj.weight"]
-    names += [f"{TEXT}.layers.0.self_attn.{name}_proj.weight" for name in ("q", "k")]
-    require(shapes, names, "OpenVLA")
+    require_tensors(shapes, names + language_model_tensors(TEXT), "OpenVLA")
     dino_hidden = shapes[f"{DINO}.blocks.0.mlp.fc1.weight"][0]
     dino_width = shapes[f"{DINO}.pos_embed"][-1]
     return {
@@ -83,7 +87,7 @@ def openvla_config(shapes: dict[str, tuple[int, ...]], timm_ids: list[str], text
     }
 
 
-def _encoder_sizes(shapes: dict[str, tuple[int, ...]], encoder: str, timm_id: str) -> dict[str, int]:
+def _encoder_sizes(shapes: Shapes, encoder: str, timm_id: str) -> dict[str, int]:
     heads = ATTENTION_HEADS.get(timm_id.partition(".")[0])
     if heads is None:
         raise ConversionError(
@@ -92,39 +96,18 @@ def _encoder_sizes(shapes: dict[str, tuple[int, ...]], encoder: str, timm_id: st
         )
     _, patches, width = shapes[f"{encoder}.pos_embed"]
     patch_size = shapes[f"{encoder}.patch_embed.proj.weight"][-1]
-    side = math.isqrt(patches)
-    if side * side != patches or width % heads:
-        raise ConversionError(
-            f"got {patches} patches of width {width} in {encoder}, expected a square and a multiple of {heads} heads"
-        )
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": depth(shapes, f"{encoder}.blocks"),
-        "num_attention_heads": heads,
-        "image_size": side * patch_size,
-        "patch_size": patch_size,
-    }
+    blocks = count_blocks(shapes, f"{encoder}.blocks")
+    return encoder_sizes(patches, width, heads, patch_size, blocks, f" in {encoder}")
 
 
-def _text_config(shapes: dict[str, tuple[int, ...]], text: dict[str, Any]) -> dict[str, Any]:
-    vocab_size, hidden_size = shapes[f"{TEXT}.embed_tokens.weight"]
-    queries = shapes[f"{TEXT}.layers.0.self_attn.q_proj.weight"][0]
-    keys = shapes[f"{TEXT}.layers.0.self_attn.k_proj.weight"][0]
+def _text_config(shapes: Shapes, text: dict[str, Any]) -> dict[str, Any]:
     heads = text.get("num_attention_heads", 32)  # the default of transformers, on which OpenVLA's config.json relies
-    if queries % heads or keys % (queries // heads):
-        raise ConversionError(f"got {queries} query and {keys} key rows, expected whole heads of {heads}")
     kept = ("rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "hidden_act")
     return {
         "model_type": "llama",
         "rms_norm_eps": 1e-6,  # likewise; the released model runs with it although Llama-2 was trained with 1e-5
-        **{name: text[name] for name in kept if text.get(name) is not None},
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "intermediate_size": shapes[f"{TEXT}.layers.0.mlp.gate_proj.weight"][0],
-        "num_hidden_layers": depth(shapes, f"{TEXT}.layers"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys // (queries // heads),
-        "head_dim": queries // heads,
+        **given(text, kept),
+        **language_model_sizes(shapes, TEXT, heads),
         "bos_token_id": text.get("bos_token_id", 1),
         "eos_token_id": text.get("eos_token_id", 2),
         "pad_token_id": text.get("pad_token_id", 32000),
@@ -132,7 +115,7 @@ def _text_config(shapes: dict[str, tuple[int, ...]], text: dict[str, Any]) -> di
 
 
 def plan_openvla(config: Any) -> dict[str, Piece]:
-    """Where every tensor of a model of this configuration comes from."""
+    """Where each tensor of a model of this configuration comes from."""
     plan = _dino_plan(config.dino_config.num_hidden_layers - 1)
     plan |= _siglip_plan(config.siglip_config.num_hidden_layers - 1)
     for layer in (1, 2, 3):
@@ -199,12 +182,12 @@ def _split_qkv(ours: str, theirs: str, names: tuple[str, str, str]) -> dict[str,
 
 
 def _with_class_position(positions: torch.Tensor) -> torch.Tensor:
-    """timm adds no position to CLS, transformers adds the first one: zeros."""
+    """Zeros in front, for CLS: transformers adds a position to it, timm does not."""
     return torch.cat((torch.zeros_like(positions[:, :1]), positions), dim=1)
 
 
 def check_complete(plan: dict[str, Piece], shapes: Iterable[str], config: Any) -> None:
-    """Raises `ConversionError` with every tensor that is missing and every one that nobody expects."""
+    """Raises `ConversionError` with every missing and every unexpected tensor."""
     present = set(shapes)
     needed = {piece.source for piece in plan.values() if piece.source is not None}
     last = (
@@ -212,7 +195,7 @@ def check_complete(plan: dict[str, Piece], shapes: Iterable[str], config: Any) -
         f"{SIGLIP}.blocks.{config.siglip_config.num_hidden_layers - 1}.",
     )
     unexpected = [n for n in present - needed if not WITHOUT_EFFECT.match(n) and not n.startswith(last)]
-    refuse(needed - present, unexpected, "OpenVLA")
+    check_tensors(needed - present, unexpected, "OpenVLA")
 
 
 def hub_name(name: str) -> str:

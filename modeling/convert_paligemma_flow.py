@@ -1,10 +1,7 @@
-"""PaliGemma's tensors under the flow-matching π0's names, and an action expert with random weights: π0's beginning.
+"""Converts PaliGemma to a flow-matching π0 whose action expert has random weights, from which π0's training starts.
 
-Decides: the configuration that a checkpoint's tensors imply, where every tensor comes from, and what the expert's are.
-Refuses to know: files, tokenizers, actions; what PaliGemma's tensors are called (`convert_paligemma_weights.py`).
-`gen-vla convert --family pi0_flow` does the rest; nothing that ships imports this file.
-
-The expert attends to the keys and values of PaliGemma's layers, so it has as many layers and heads, and as wide ones.
+The expert attends to the keys and values of PaliGemma's layers, so it has as many layers, and heads of the same number
+and width.
 """
 
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import torch
 
 from .configuration_pi0_flow import Pi0FlowConfig
-from .conversion_plan import Piece, refuse
+from .conversion_plan import Piece, Shapes, check_tensors
 from .convert_paligemma_weights import paligemma_config, paligemma_names
 from .modeling_pi0_flow import Pi0FlowForActionPrediction
 
@@ -25,8 +22,8 @@ PARTS = {  # π0+'s names with one encoder, and ours
 }
 
 
-def flow_names(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Our names of PaliGemma's tensors, and the checkpoint's; without its output layer, which π0 does not have."""
+def flow_names(shapes: Shapes) -> dict[str, str]:
+    """The checkpoint's tensor by each of our names, without the output layer, which π0 does not have."""
     ours = {}
     for name, source in paligemma_names(shapes, None).items():
         for before, after in PARTS.items():
@@ -35,9 +32,7 @@ def flow_names(shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
     return ours
 
 
-def flow_config(
-    shapes: dict[str, tuple[int, ...]], settings: dict[str, Any], expert: dict[str, Any] | None = None
-) -> Pi0FlowConfig:
+def flow_config(shapes: Shapes, settings: dict[str, Any], expert: dict[str, Any] | None = None) -> Pi0FlowConfig:
     """The configuration for a checkpoint of PaliGemma.
 
     Args:
@@ -62,8 +57,8 @@ def flow_config(
 
 
 def expert_weights(config: Pi0FlowConfig, seed: int) -> dict[str, torch.Tensor]:
-    """All tensors that are not PaliGemma's, float32, as transformers draws new ones: beside a PaliGemma of next to
-    nothing, since the real one need not lie in memory for that.
+    """All tensors that are not PaliGemma's, float32, as transformers initialises them: in a model with a minimal
+    PaliGemma, to save memory.
     """
     settings = config.to_dict()
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
@@ -77,10 +72,8 @@ def expert_weights(config: Pi0FlowConfig, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("model.vlm.")}
 
 
-def plan_flow(
-    shapes: dict[str, tuple[int, ...]], model_shapes: dict[str, tuple[int, ...]], config: Pi0FlowConfig, seed: int = 0
-) -> dict[str, Piece]:
-    """Where every tensor of a model comes from.
+def plan_flow(shapes: Shapes, model_shapes: Shapes, config: Pi0FlowConfig, seed: int = 0) -> dict[str, Piece]:
+    """Where each tensor of a model comes from.
 
     Args:
         shapes: of the checkpoint, by its names.
@@ -88,10 +81,10 @@ def plan_flow(
         seed: of the expert's weights.
 
     Raises:
-        ConversionError: with all tensors that are missing, under our names, or unexpected.
+        ConversionError: with all missing tensors, under our names, and all unexpected ones.
     """
     names, expert = flow_names(shapes), expert_weights(config, seed)
     missing = model_shapes.keys() - names.keys() - expert.keys()
-    refuse(missing, {names[ours] for ours in names.keys() - model_shapes.keys()}, "PaliGemma")
+    check_tensors(missing, {names[ours] for ours in names.keys() - model_shapes.keys()}, "PaliGemma")
     drawn = {name: Piece(None, made=lambda tensor=tensor: tensor) for name, tensor in expert.items()}
     return {name: drawn[name] if name in drawn else Piece(names[name]) for name in model_shapes}

@@ -1,5 +1,4 @@
-"""How many of a CPU's threads compute an action: products of small matrices take longer when threads share them, and
-many times longer where other programs want the same cores."""
+"""Runs small models on one CPU thread: sharing their small matrix products among threads is slower."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,9 +12,8 @@ import torch
 ONE_THREAD_BELOW = 20_000_000
 
 
-def with_threads_that_pay(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of a model that computes with one thread where the model is small and on a CPU, else with as many as
-    torch has."""
+def limit_cpu_threads(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a method of a model: one thread where the model is small and on a CPU, else as many as torch has."""
 
     @wraps(method)
     def call(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -32,5 +30,5 @@ def with_threads_that_pay(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def weights_per_pass(model: Any) -> int:
-    """Weights that a pass multiplies with; of the embeddings it looks up a few rows."""
+    """Weights that a forward pass multiplies with; of the embeddings it only looks up a few rows."""
     return sum(weight.numel() for weight in model.model.parameters()) - model.get_input_embeddings().weight.numel()

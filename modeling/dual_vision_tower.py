@@ -1,16 +1,14 @@
-"""One or two vision encoders side by side, of which at most one is frozen (the paper's D).
+"""One or two vision encoders side by side, of which at most one is frozen (the paper's D): no gradient, no autograd
+graph, evaluation mode whatever `train()` says.
 
-Decides: which hidden states are the features, how they are joined, and what frozen means: no gradient, no autograd
-graph, evaluation mode whatever `train()` says. Refuses to know: language, actions, where the weights come from.
-
-Layout of OpenVLA+, DINOv2 with 4 registers and SigLIP on 224 pixels (256 patches), features before the last block:
+OpenVLA+: DINOv2 with 4 registers and SigLIP on 224 pixels (256 patches), features before the last block:
 
     pixel_values [B, 6, 224, 224] = DINOv2's normalisation of the picture on channels 0-2, SigLIP's on 3-5
     dino   [B, 1 + 4 + 256, 1024] -> drop CLS and registers -> [B, 256, 1024]
     siglip [B, 256, 1152]                                    -> [B, 256, 1152]
     features = concatenation on the last axis                 [B, 256, 2176]
 
-Layout of pi0+, one SigLIP twice, features behind the last block and its norm:
+π0+: one SigLIP twice, features behind the last block and its norm:
 
     pixel_values [B, 3, 224, 224]                both encoders see the same channels
     siglip, siglip_copy [B, 256, 1152] each   -> features [B, 256, 2304]
@@ -27,7 +25,7 @@ from transformers import AutoModel
 from .parallel_streams import in_parallel
 
 
-# DINOv2's attention, by its names in files and in transformers 4.
+# DINOv2's attention: names in files and in transformers 4, and in transformers 5.
 ATTENTION_IN_TRANSFORMERS_5 = {
     ".attention.attention.query.": ".attention.q_proj.",
     ".attention.attention.key.": ".attention.k_proj.",
@@ -69,10 +67,10 @@ class DualVisionTower(nn.Module):
         self.freeze()
 
     def freeze(self) -> None:
-        """Applies what `frozen` says; `train()` does it again, since trainers switch modes wholesale.
+        """Freezes the frozen encoder; `train()` does it again, since trainers switch modes wholesale.
 
-        It also takes the token that masks patches in DINOv2's pretraining out of training: nothing here uses it, and a
-        parameter without a gradient stops distributed training. `from_pretrained` would undo that if done only once.
+        The token that masks patches in DINOv2's pretraining is frozen as well: nothing here uses it, and a parameter
+        without a gradient stops distributed training. `from_pretrained` would undo that if done only once.
         """
         for name in self.names:
             mask_token = getattr(self.get_submodule(name).embeddings, "mask_token", None)
@@ -87,7 +85,7 @@ class DualVisionTower(nn.Module):
         return self
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        """As in torch, for files' names of tensors as well: Trainer reads its checkpoints with `load_state_dict`."""
+        """As in torch, also with the tensor names of files: Trainer reads its checkpoints with `load_state_dict`."""
         own = {prefix + name for name in self.state_dict()}
         for name in [name for name in state_dict if name.startswith(prefix) and name not in own]:
             if (renamed := name_in_transformers_5(name)) in own:
@@ -117,7 +115,7 @@ class DualVisionTower(nn.Module):
 
 
 def name_in_transformers_5(name: str) -> str:
-    """What transformers 5 calls a tensor of DINOv2 in memory; in files it has the name of transformers 4."""
+    """The name of DINOv2's tensor in transformers 5's memory; in files it has the name of transformers 4."""
     for old, new in ATTENTION_IN_TRANSFORMERS_5.items():
         name = name.replace(old, new)
     return name
@@ -131,9 +129,9 @@ def prefix_tokens(config: Any) -> int:
 
 
 def second_to_last_block_encoder(config: Any) -> nn.Module:
-    """An encoder whose `last_hidden_state` is the output of the configured model's second-to-last block.
+    """An encoder whose `last_hidden_state` is the output of the second-to-last block.
 
-    The last block and SigLIP's pooling head are not built and the final norm is the identity, so no parameter is left
+    The last block and SigLIP's pooling head are not built and the final norm is the identity, so that no parameter is
     without a gradient.
     """
     config = deepcopy(config)

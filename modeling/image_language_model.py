@@ -1,18 +1,26 @@
-"""What every model of the family does alike: pictures' features into a row of embeddings, hidden states into logits.
-
-Decides: which embeddings a picture's features replace, what happens when pictures and image tokens do not match, how
-positions follow from padding, logits and loss. Refuses to know: encoders, projectors, which language model it is, who
-may attend to whom.
-"""
+"""What the families that write tokens share: image features among word embeddings, `generate`, logits and loss."""
 
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .nested_configuration import check_context
+from .base_configuration import check_context
+from .openvla_contract import OpenVLAContractMixin
+
+
+class ImageLanguagePreTrainedModel(OpenVLAContractMixin, PreTrainedModel):
+    """What transformers needs to know about the families."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012  # transformers' own declaration
+    _supports_sdpa = True
+    _supports_flash_attn = False  # see openvla_contract.py
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
 
 
 class ImageLanguageModelMixin:
@@ -41,21 +49,20 @@ class ImageLanguageModelMixin:
         pixel_values: torch.Tensor | None,
         past_key_values: Any,
     ) -> torch.Tensor:
-        """Embeddings float [B, L, text width] of words and pictures.
+        """Embeddings float [B, L, text width] of words and of the pictures of the image tokens in `input_ids`.
 
-        With or without a cache, the pictures are those of the image tokens in `input_ids`. A single token without
-        pictures is a decoding step and is not checked.
+        A single token without pictures is a decoding step and is not checked.
 
         Raises:
-            ValueError: if the numbers of image tokens and image features differ, pictures are missing, or a cache is
-                to be filled that layers would not keep.
+            ValueError: if the numbers of image tokens and image features differ, pictures are missing, or layers would
+                ignore the cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
         if past_key_values is not None and self.training and drops_caches(self.language_model):
             raise ValueError(
                 "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
-                "checkpointed layers keep no cache, so that all but the first token would be wrong; call model.eval()"
+                "checkpointed layers fill no cache, so that all but the first token would be wrong; call model.eval()"
             )
         embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
@@ -105,24 +112,27 @@ class ImageLanguageModelMixin:
 
 
 class ImageLanguageHeadMixin:
-    """For a model with `model`, a backbone as above, and `lm_head`."""
+    """For a model that is `backbone_class`, a backbone as above, and an output layer."""
 
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+    backbone_class: Any
     config: Any
-    model: Any
-    lm_head: Any
     loss_function: Any
-    loss_type: str
+    post_init: Any
     check_weights: Any
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any):
-        super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+    def __init__(self, config: Any):
+        super().__init__(config)  # pyright: ignore[reportCallIssue]
         self.loss_type = "ForCausalLM"  # what transformers falls back on, with a warning, for names like our classes'
+        self.model = self.backbone_class(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As in transformers, with tensors under names that both of its generations read.
+        """As in transformers, with tensor names that versions 4 and 5 read.
 
-        transformers 5 has names of its own for DINOv2's attention, reads those of 4 as well, and writes whichever it
-        has read. Without a memory of what it has read it writes those of 4.
+        transformers 5 has other names for DINOv2's attention, reads both, and writes those that it has read; where it
+        does not remember them, those of 4.
         """
         if getattr(self, "hf_quantizer", None) is None:
             self._weight_conversions = None
@@ -141,24 +151,23 @@ class ImageLanguageHeadMixin:
         self.lm_head = new_embeddings
 
     def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
-        """As in transformers, where the token of a picture is never written.
+        """As in transformers; the image token is never written.
 
         Raises:
-            ValueError: also if weights are missing, or `assistant_model` is of another family or has other image
-                tokens.
+            ValueError: also if weights are missing, or `assistant_model` has another family or other image tokens.
         """
         self.check_weights()
         if assistant_model is not None:
             check_assistant(self.config, assistant_model.config)
             kwargs["assistant_model"] = assistant_model
-        never = NoImageToken(self.config.image_token_id)
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), never])
+        no_image_token = NoImageToken(self.config.image_token_id)
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
         return super().generate(*args, **kwargs)  # pyright: ignore
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """As in transformers, where a beam gets each picture of its row once, in order, instead of each one twice."""
+        """As in transformers; but each beam gets the pictures of its row in order, instead of each one repeated."""
         pixels = kwargs.get("pixel_values")
         expanded = super()._expand_inputs_for_generation(  # pyright: ignore
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
@@ -169,32 +178,20 @@ class ImageLanguageHeadMixin:
         return expanded
 
     def _prepare_generated_length(
-        self,
-        generation_config: Any,
-        has_default_max_length: bool,
-        has_default_min_length: bool,
-        model_input_name: str,
-        input_ids_length: int,
-        inputs_tensor: torch.Tensor,
+        self, *args: Any, input_ids_length: int, inputs_tensor: torch.Tensor, **kwargs: Any
     ) -> Any:
         """As in transformers, and no token is written at a position that does not exist.
 
         Raises:
-            ValueError: if the prompt fills the context. A limit of new tokens beyond it is lowered.
+            ValueError: if the prompt fills the context. A larger limit of new tokens is lowered.
         """
         prepared = super()._prepare_generated_length(  # pyright: ignore
-            generation_config,
-            has_default_max_length,
-            has_default_min_length,
-            model_input_name,
-            input_ids_length,
-            inputs_tensor,
+            *args, input_ids_length=input_ids_length, inputs_tensor=inputs_tensor, **kwargs
         )
         context, prompt = self.config.text_config.max_position_embeddings, inputs_tensor.shape[1]
         check_context(prompt, 1, context)
-        prepared.max_length = min(
-            prepared.max_length, context - (prompt - input_ids_length)
-        )  # embeddings count as none
+        # `input_ids` of a prompt of embeddings are empty.
+        prepared.max_length = min(prepared.max_length, context - (prompt - input_ids_length))
         return prepared
 
     def _pictures_by_row(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -250,11 +247,12 @@ class ImageLanguageHeadMixin:
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Logits float [B, L, V] of the last `logits_to_keep` positions (0 = all), or of those it names, as
-        `CausalLMOutputWithPast`, or as a tuple of what it holds where `return_dict` is false.
+        """`CausalLMOutputWithPast`, or a tuple of its entries where `return_dict` is false.
 
-        `labels` int64 [B, L], -100 where nothing is supervised, adds the mean cross-entropy of the next token (the sum
-        over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
+        Args:
+            labels: int64 [B, L], -100 where nothing is supervised; adds the mean cross-entropy of the next token (the
+                sum over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
+            logits_to_keep: logits [B, L, V] of so many last positions (0 = all), or of those it names.
         """
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
@@ -273,7 +271,7 @@ class ImageLanguageHeadMixin:
 
 
 class NoImageToken(LogitsProcessor):
-    """Keeps `generate` from writing the image token, on whatever device the scores are."""
+    """Keeps `generate` from writing the image token."""
 
     def __init__(self, image_token_id: int):
         self.image_token_id = image_token_id
@@ -305,10 +303,5 @@ def is_empty(cache: Any) -> bool:
 
 
 def drops_caches(language_model: Any) -> bool:
-    """Whether layers are checkpointed, which then ignore a cache they are given."""
+    """Whether layers are checkpointed, which then ignore a cache."""
     return any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in language_model.layers)
-
-
-def positions_of(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """Positions int64 [B, length] of the last tokens of rows padded on either side, counted from 0 without padding."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]

@@ -1,10 +1,6 @@
 """OpenVLA+: pictures through two vision encoders and a projector into a Llama that writes words or actions.
 
-Decides: the wiring (encoders -> projector -> language model -> output layer) and where image features go. Refuses to
-know: which encoder is frozen and why (`dual_vision_tower.py`), how actions are decoded (`action_prediction.py`),
-prompts, pixels' normalisation.
-
-Layout of a row with N image tokens, left-padded; features replace the embeddings of the image tokens:
+A row with N image tokens, left-padded; image features replace the embeddings of the image tokens:
 
     <pad> <pad> <s> <image> x N  In : ▁What ▁action ...
 """
@@ -13,38 +9,35 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .action_prediction import ActionPredictionMixin
 from .configuration_openvla_plus import OpenVLAPlusConfig
 from .dual_vision_tower import DualVisionTower
-from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, positions_of
-from .openvla_contract import OpenVLAContractMixin
+from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, ImageLanguagePreTrainedModel
+from .verification_passes import prompt_positions
 
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
-from .action_choices import token_chances  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
-from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
-from .captured_pass import CapturedPass  # noqa: F401
-from .cpu_threads import with_threads_that_pay  # noqa: F401
-from .decoder_operations import PlainOperations  # noqa: F401
-from .lean_layers import run_layers  # noqa: F401
-from .model_fingerprint import ModelFingerprint  # noqa: F401
-from .nested_configuration import as_config  # noqa: F401
+from .base_configuration import as_config  # noqa: F401
+from .cpu_threads import limit_cpu_threads  # noqa: F401
+from .draft_distribution import DraftDistribution  # noqa: F401
+from .draft_trees import DraftTree  # noqa: F401
+from .fused_layers import run_layers  # noqa: F401
+from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
-from .slot_cache import SlotCache  # noqa: F401
+from .static_cache import StaticTreeCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
 from .static_plan import StaticPlan  # noqa: F401
-from .token_trees import TokenTree  # noqa: F401
+from .token_probabilities import token_probabilities  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
-from .tree_passes import TreeCache  # noqa: F401
 
 
 if TYPE_CHECKING:  # imported where there is a GPU
@@ -66,22 +59,11 @@ class FusedProjector(nn.Module):
         return self.fc3(nn.functional.gelu(self.fc2(hidden)))
 
 
-class OpenVLAPlusPreTrainedModel(OpenVLAContractMixin, PreTrainedModel):
+class OpenVLAPlusPreTrainedModel(ImageLanguagePreTrainedModel):
     """What transformers needs to know about the family."""
 
     config_class = OpenVLAPlusConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = [  # noqa: RUF012  # transformers' own declaration
-        "Dinov2WithRegistersLayer",
-        "SiglipEncoderLayer",
-        "LlamaDecoderLayer",
-    ]
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = False  # see openvla_contract.py
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
+    _no_split_modules = ["Dinov2WithRegistersLayer", "SiglipEncoderLayer", "LlamaDecoderLayer"]  # noqa: RUF012
 
 
 class OpenVLAPlusModel(ImageLanguageModelMixin, OpenVLAPlusPreTrainedModel):
@@ -118,7 +100,7 @@ class OpenVLAPlusModel(ImageLanguageModelMixin, OpenVLAPlusPreTrainedModel):
         """
         embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = positions_of(attention_mask, embeds.shape[1])
+            position_ids = prompt_positions(attention_mask)[:, -embeds.shape[1] :]
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
@@ -134,15 +116,7 @@ class OpenVLAPlusForVision2Seq(
 ):
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
-    _tied_weights_keys = {  # noqa: RUF012
-        "lm_head.weight": "model.language_model.embed_tokens.weight"
-    }
-
-    def __init__(self, config: OpenVLAPlusConfig):
-        super().__init__(config)
-        self.model = OpenVLAPlusModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
+    backbone_class = OpenVLAPlusModel
 
     def forward(
         self,

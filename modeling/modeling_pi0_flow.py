@@ -1,10 +1,6 @@
-"""π0 with flow matching: transformers' PI0, told about robots' actions. The paper's baseline, not its recipe.
+"""π0 with flow matching, the paper's baseline: transformers' PI0 with actions of robots and their units.
 
-Decides: which of the dimensions and steps the loss counts, what a prediction is made of, which weights never learn,
-and which names of tensors are read. Refuses to know: the architecture and the flow (transformers.models.pi0), prompts,
-pixels' normalisation.
-
-A row of the prefix and what follows it, for a horizon of T; x = may look at:
+A row of the prefix and what follows it, for a horizon of T; x = attends to:
 
                       i  p  s  a1..aT
     i  image          x  x  .  .        PaliGemma's prefix, computed once
@@ -13,15 +9,14 @@ A row of the prefix and what follows it, for a horizon of T; x = may look at:
     a1..aT            x  x  x  x
 
 x_t = t * noise + (1 - t) * actions; the expert predicts the velocity noise - actions at time t in (0, 1]. Actions of D
-dimensions fill the first D of `max_action_dim`; behind them they are zero. Whether noise, velocity and loss are zero
-there, too, in training and in inference, is told by `config.noise_in_padding`: not so in the published weights of π0,
-whose loss is openpi's, a mean over all of `max_action_dim` (LeRobot's fine-tuning counts the first D alone).
+dimensions fill the first D of `max_action_dim` and are zero behind them; `config.noise_in_padding` says whether noise,
+velocity and loss are zero there, too. In the published weights of π0 they are not: its loss is openpi's, a mean over
+all of `max_action_dim` (LeRobot's fine-tuning counts the first D alone).
 
-The family sees no proprioception, as OpenVLA does not: without `state`, the state token is that of zeros.
+As OpenVLA, the family gets no proprioception: without `state`, the state token is that of zeros.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,16 +24,19 @@ import torch
 from torch import nn
 
 from .action_statistics import statistics_per_row, unnormalize_actions
+from .base_configuration import check_context
 from .configuration_pi0_flow import Pi0FlowConfig
-from .cpu_threads import with_threads_that_pay
-from .nested_configuration import check_context
-from .openvla_contract import OpenVLAContractMixin
-from .pi0_version import PI0ForConditionalGeneration
+from .cpu_threads import limit_cpu_threads
+from .openvla_contract import ActionPrediction, OpenVLAContractMixin
 
 
 # isort: split
 # What those files import: transformers copies from a local folder only what this file names itself.
 from .transformers_version import OLDEST  # noqa: F401
+
+
+# After the configuration, which raises an understandable error where transformers has no PI0.
+from transformers import PI0ForConditionalGeneration  # isort: skip
 
 
 # Names in files of transformers' PI0 and of openpi's and LeRobot's PyTorch weights (`lerobot/pi0_base`), and ours.
@@ -54,41 +52,28 @@ FOREIGN_NAMES = {
 }
 
 
-@dataclass
-class FlowPrediction:
-    """What `predict_actions` returns; the fields of `ActionPrediction`. B observations, T steps, D dimensions.
+class FlowPrediction(ActionPrediction):
+    """What `predict_actions` of a flow returns; the fields of `ActionPrediction`, where:
 
-    Attributes:
-        actions: float32 [B, T, D], in the units of each row's data set.
-        normalized: float32 [B, T, D], clipped to [-1, 1], binary dimensions rounded to 0 or 1.
-        text: B times the normalised values, four decimals, one line per step: for people, the model writes no text.
-        token_ids: int64 [B, 0]: no tokens.
-        digit_probabilities: float32 [B, 0]: one sample of a flow has no probabilities.
-        forward_passes: one through the vision-language model, and one through the action expert per step.
-        tree_nodes: 0.
+    normalized: is clipped to [-1, 1], binary dimensions are rounded to 0 or 1.
+    text: holds the normalised values of each row for people, four decimals, one line per step.
+    token_ids, digit_probabilities: are empty, [B, 0].
+    forward_passes: counts one through the vision-language model, and one through the action expert per step.
     """
-
-    actions: np.ndarray
-    normalized: np.ndarray
-    text: list[str]
-    token_ids: np.ndarray
-    digit_probabilities: np.ndarray
-    forward_passes: int
-    tree_nodes: int = 0
 
 
 class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGeneration):
     """The model; `forward` computes velocities and the loss, `predict_actions` actions.
 
-    No gradient reaches some weights of PaliGemma, since of its last layer only keys and values are used; they are
-    frozen. The action expert has no embedding of words, since it never reads any.
+    Of PaliGemma's last layer only keys and values are used, so that no gradient reaches the rest, which is frozen. The
+    action expert has no embedding of words.
     """
 
     config_class = Pi0FlowConfig
     config: Any
     model: Any
     main_input_name = "input_ids"
-    accepts_loss_kwargs = False  # the loss is a mean over this batch; trainers that accumulate gradients divide it
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, which trainers that accumulate gradients divide
     _no_split_modules = ["SiglipEncoderLayer", "GemmaDecoderLayer"]  # noqa: RUF012  # transformers' own declaration
     _supports_flash_attn = False  # see openvla_contract.py
     _keys_to_ignore_on_load_unexpected = [r"gemma_expert\.lm_head", r"^model\.dit\.embed_tokens"]  # noqa: RUF012
@@ -99,7 +84,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         self.freeze()
 
     def freeze(self) -> None:
-        """Excludes what no gradient reaches; `train()` does it again, since loading makes parameters anew."""
+        """Freezes what no gradient reaches; `train()` does it again, since loading creates parameters anew."""
         for part in unreached(self.model.vlm.language_model):
             part.requires_grad_(False)
 
@@ -139,39 +124,41 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         Args:
             input_ids, attention_mask: int64 [B, L], padded on either side.
             pixel_values: float [B * cameras, 3, H, W] with the same cameras in each row, or [B, cameras, 3, H, W].
-            actions: float [B, T, D] normalised to [-1, 1]; or with zeros behind them, [B, T, max_action_dim].
-            action_is_pad: bool [B, T], steps behind the end of an episode, which do not count.
-            state: float [B, S], S up to `max_state_dim`, filled with zeros; `None` is zeros.
+            actions: float [B, T, D] normalised to [-1, 1]; or padded with zeros, [B, T, max_action_dim].
+            action_is_pad: bool [B, T], steps after the end of an episode, which do not count.
+            state: float [B, S], S up to `max_state_dim`, padded with zeros; by default zeros.
             noise: float [B, T, max_action_dim], or D without `noise_in_padding`; by default normal. Without
                 `actions` it is x_t itself.
             timestep: float [B], t; by default drawn as in π0 (`time_sampling_*` of the configuration).
-            token_type_ids: taken from the processor and not needed: a prompt is all prefix.
+            token_type_ids: no effect: a prompt is all prefix.
 
         Returns:
             `CausalLMOutputWithPast`, or a tuple where `return_dict` is false. `logits`: the velocity, float [B, T,
             max_action_dim]; `loss`: its squared error, a mean over the flow's dimensions and the steps that count.
         """
-        given = [value for value in (input_ids, noise, actions) if value is not None]
-        if not given:
-            raise ValueError("got none of input_ids, noise and actions, expected at least one: they tell the batch")
-        rows, kind = len(given[0]), self.action_out_proj.weight.dtype
+        inputs = [value for value in (input_ids, noise, actions) if value is not None]
+        if not inputs:
+            raise ValueError(
+                "got none of input_ids, noise and actions, expected at least one, for the size of the batch"
+            )
+        rows, dtype = len(inputs[0]), self.action_out_proj.weight.dtype
         if noise is None:
             noise = self.draw_noise(rows)
-        device = self._device_for(given[0])
-        noise = self._in_flow(self._widened(noise, "noise", rows, device, self.config.flow_dim))
-        target = None if actions is None else self._in_flow(self._widened(actions, "actions", rows, device))
+        device = self._device_for(inputs[0])
+        noise = self._in_flow(self._padded(noise, "noise", rows, device, self.config.flow_dim))
+        target = None if actions is None else self._in_flow(self._padded(actions, "actions", rows, device))
         if pixel_values is not None:
             pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
             if input_ids is not None:
                 self._check_pictures(input_ids, pixel_attention_mask)
         if target is not None:
-            kwargs["actions"] = target.to(kind)
+            kwargs["actions"] = target.to(dtype)
         outputs: Any = super().forward(
             state=self._state(state, rows, device),
-            noise=noise.to(kind),
+            noise=noise.to(dtype),
             timestep=timestep,
             input_ids=input_ids,
-            pixel_values=None if pixel_values is None else pixel_values.to(kind),
+            pixel_values=None if pixel_values is None else pixel_values.to(dtype),
             pixel_attention_mask=pixel_attention_mask,
             attention_mask=attention_mask,
             **kwargs,
@@ -182,7 +169,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         return outputs.to_tuple() if return_dict is False else outputs
 
     @torch.no_grad()
-    @with_threads_that_pay
+    @limit_cpu_threads
     def predict_actions(
         self,
         input_ids: Any = None,
@@ -205,8 +192,8 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             unnorm_key: one data set for all rows, or one per row.
             num_steps: steps of the flow; by default `config.num_inference_steps`, 10.
             noise: as for `forward`, where the flow begins; by default drawn.
-            generator: what draws it, on the CPU; by default torch's own, so that `torch.manual_seed` decides.
-            kwargs: options of other families' decoding, as long as they ask for nothing.
+            generator: draws it, on the CPU; by default torch's global one.
+            kwargs: options of token decoding, as long as they have their default.
 
         Raises:
             ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
@@ -214,7 +201,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
                 finite.
         """
         self.check_weights()
-        refuse_options(kwargs)
+        check_no_options(kwargs)
         action_config = self._action_config()
         if input_ids is None or pixel_values is None:
             missing = "input_ids" if input_ids is None else "pixel_values"
@@ -235,7 +222,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             state=self._state(state, rows, device),
             input_ids=input_ids,
             pixel_values=pixel_values.to(self.action_out_proj.weight.dtype),
-            noise=self._in_flow(self._widened(noise, "noise", rows, device, self.config.flow_dim)),
+            noise=self._in_flow(self._padded(noise, "noise", rows, device, self.config.flow_dim)),
             attention_mask=mask,
             pixel_attention_mask=pixel_attention_mask,
             num_steps=steps,
@@ -252,12 +239,10 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         )
 
     def draw_noise(self, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Normal noise float32 [rows, T, `config.flow_dim`], drawn on the CPU and row by row: the same on every device
-        and in every batch.
-        """
+        """Normal noise float32 [rows, T, `config.flow_dim`], the same on every device and in every batch."""
         shape = (self.config.chunk_size, self.config.flow_dim)
-        drawn = [torch.randn(shape, generator=generator, dtype=torch.float32) for _ in range(rows)]
-        return torch.stack(drawn) if self.device.type == "meta" else torch.stack(drawn).to(self.device)
+        noise = torch.stack([torch.randn(shape, generator=generator, dtype=torch.float32) for _ in range(rows)])
+        return noise if self.device.type == "meta" else noise.to(self.device)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Raises `ValueError`: this model writes no tokens."""
@@ -284,7 +269,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         width, dims = self.config.max_action_dim, self.config.flow_dim
         return values if dims == width else nn.functional.pad(values[..., :dims], (0, width - dims))
 
-    def _widened(
+    def _padded(
         self, values: torch.Tensor, name: str, rows: int, device: torch.device, dims: int | None = None
     ) -> torch.Tensor:
         """Float [B, T, dims (by default D) or max_action_dim] with zeros behind, on a device; another shape raises."""
@@ -298,20 +283,20 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         return nn.functional.pad(values, (0, width - values.shape[2])).to(device)
 
     def _device_for(self, given: torch.Tensor) -> torch.device:
-        """Where the model computes; where its weights are offloaded and lie nowhere, where its inputs are."""
+        """The device of the model; that of its inputs where its weights are offloaded."""
         return given.device if self.device.type == "meta" else self.device
 
     def _state(self, state: torch.Tensor | None, rows: int, device: torch.device) -> torch.Tensor:
-        """Float [B, max_state_dim]: the state with zeros behind it, or zeros."""
-        width, kind = self.config.max_state_dim, self.action_out_proj.weight.dtype
+        """The state padded with zeros, or zeros, float [B, max_state_dim]."""
+        width, dtype = self.config.max_state_dim, self.action_out_proj.weight.dtype
         if state is None:
-            return torch.zeros(rows, width, dtype=kind, device=device)
+            return torch.zeros(rows, width, dtype=dtype, device=device)
         if state.ndim != 2 or len(state) != rows or state.shape[1] > width:
             raise ValueError(f"got state of shape {list(state.shape)}, expected [{rows}, at most {width}]")
-        return nn.functional.pad(state, (0, width - state.shape[1])).to(device, kind)
+        return nn.functional.pad(state, (0, width - state.shape[1])).to(device, dtype)
 
     def _check_pictures(self, input_ids: torch.Tensor, pixel_attention_mask: torch.Tensor) -> None:
-        """Raises `ValueError` unless every row has the image tokens of its pictures; PI0 itself would not notice."""
+        """Raises `ValueError` unless every row has the image tokens of its pictures; PI0 itself does not check."""
         each = self.config.num_image_tokens
         found = (input_ids == self.config.image_token_id).sum(1)
         wanted = pixel_attention_mask.sum(1) * each
@@ -336,7 +321,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         return (errors * counts).sum() / counts.sum().clamp(min=1)
 
     def _normalized(self, flow: torch.Tensor, action_config: dict[str, Any]) -> np.ndarray:
-        """What the end of the flow means: float32 [B, T, D] in [-1, 1], 0 or 1 in binary dimensions."""
+        """The normalised actions at the end of a flow, float32 [B, T, D] in [-1, 1], 0 or 1 in binary dimensions."""
         values = flow[..., : self._action_dim].float().cpu().numpy()
         if not np.isfinite(values).all():
             raise ValueError(
@@ -349,21 +334,21 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         return values
 
     def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:
-        """Of the vision encoder only: a checkpointed layer of Gemma drops the cache, which is what actions look at."""
+        """Of the vision encoder only: a checkpointed layer of Gemma drops the cache, which actions attend to."""
         self.model.vlm.vision_tower._set_gradient_checkpointing(enable, **kwargs)
 
 
 def unreached(language_model: nn.Module) -> list[nn.Module]:
-    """What computes no key and no value: the end of the last layer, and the norm behind it."""
+    """Modules that no key or value depends on: the end of the last layer, and the norm after it."""
     last: Any = language_model.layers[-1]  # pyright: ignore
     attention = last.self_attn
     return [attention.q_proj, attention.o_proj, last.mlp, last.post_attention_layernorm, language_model.norm]  # pyright: ignore
 
 
 def as_cameras(pixel_values: torch.Tensor, pixel_attention_mask: Any, rows: int) -> tuple[torch.Tensor, Any]:
-    """Pictures float [B, cameras, 3, H, W] and which of them there are, bool [B, cameras].
+    """Pictures float [B, cameras, 3, H, W] and which of them exist, bool [B, cameras].
 
-    Pictures float [B * cameras, 3, H, W], row after row as the processor returns them, are put into rows.
+    Pictures may be given as [B * cameras, 3, H, W], row after row, as the processor returns them.
     """
     if pixel_values.ndim == 4:
         if len(pixel_values) % rows:
@@ -374,13 +359,13 @@ def as_cameras(pixel_values: torch.Tensor, pixel_attention_mask: Any, rows: int)
     return pixel_values, pixel_attention_mask
 
 
-def refuse_options(options: dict[str, Any]) -> None:
-    """Raises `ValueError` for options of token decoding, unless they ask for nothing, as OpenVLA's scripts do."""
-    nothing = {"do_sample": False, "use_cache": True, "num_beams": 1}
+def check_no_options(options: dict[str, Any]) -> None:
+    """Raises `ValueError` for options of token decoding, except their defaults, which OpenVLA's scripts pass."""
+    defaults = {"do_sample": False, "use_cache": True, "num_beams": 1}
     given = {name: value for name, value in options.items() if value is not None}
-    asked = sorted(name for name, value in given.items() if name not in nothing or value != nothing[name])
-    if asked:
+    wrong = sorted(name for name, value in given.items() if name not in defaults or value != defaults[name])
+    if wrong:
         raise ValueError(
-            f"got {', '.join(asked)}, expected state, num_steps, noise or generator: the flow-matching π0 decodes no "
+            f"got {', '.join(wrong)}, expected state, num_steps, noise or generator: the flow-matching π0 decodes no "
             "tokens, so that trees, previous actions, sampling and caches mean nothing to it"
         )

@@ -1,25 +1,21 @@
 """π0+: pictures through SigLIP, frozen and trained side by side, and a linear projector into a Gemma.
 
-Decides: the wiring, which is PaliGemma's with its encoder doubled, and who may attend to whom. Refuses to know: how
-actions are decoded (`action_prediction.py`), prompts, pixels' normalisation.
-
-Attention within one row of two image tokens, a prompt of two and an answer of two; x = may look at:
+Attention within one row of two image tokens, a prompt of two and an answer of two; x = attends to:
 
     token_type_ids       0  0  0  0  1  1
                          i  i  p  p  a  a
-    i  image             x  x  x  x  .  .     image and prompt see each other: the prefix
+    i  image             x  x  x  x  .  .     image and prompt attend to each other: the prefix
     i  image             x  x  x  x  .  .
     p  prompt            x  x  x  x  .  .
     p  prompt            x  x  x  x  .  .
-    a  answer            x  x  x  x  x  .     the answer sees what stands before it
+    a  answer            x  x  x  x  x  .     the answer attends to what stands before it
     a  answer            x  x  x  x  x  x
 
 `token_type_ids` says what is prefix (0) and what is answer (1). The prefix ends at the first 1 of a row, or at its
-first supervised token: whatever follows, a later turn of a conversation included, is causal, so that a token never
-shows in the logits that predict it, and what follows can be computed on top of a cache. The processor and the training
-collator write `token_type_ids`, and `generate` takes a prompt without them for a prefix. A plain forward pass without
-them is causal throughout; in training that would be the wrong attention and raises. Everything behind a cache is
-causal.
+first supervised token; everything after it is causal, later turns of a conversation and everything behind a cache
+included, so that no token takes part in the logits that predict it. The processor and the training collator write
+`token_type_ids`. Without them `generate` takes the whole prompt for a prefix, a plain forward pass is causal
+throughout, and training raises an error.
 
 Weights are PaliGemma's: `widen_paligemma_state_dict` doubles the encoder and makes the projector [W, W] / 2, after
 which every number the model computes is PaliGemma's, bit for bit.
@@ -29,38 +25,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .action_prediction import ActionPrediction, ActionPredictionMixin
 from .configuration_pi0_plus import Pi0PlusConfig
 from .dual_vision_tower import DualVisionTower
-from .image_language_model import ImageLanguageHeadMixin, ImageLanguageModelMixin, is_empty, positions_of
-from .openvla_contract import OpenVLAContractMixin
+from .image_language_model import (
+    ImageLanguageHeadMixin,
+    ImageLanguageModelMixin,
+    ImageLanguagePreTrainedModel,
+    is_empty,
+)
+from .verification_passes import additive_mask, prompt_positions
 
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
-from .action_choices import token_chances  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
-from .action_prior import ActionPrior  # noqa: F401
 from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
-from .captured_pass import CapturedPass  # noqa: F401
-from .cpu_threads import with_threads_that_pay  # noqa: F401
-from .decoder_operations import PlainOperations  # noqa: F401
-from .lean_layers import run_layers  # noqa: F401
-from .model_fingerprint import ModelFingerprint  # noqa: F401
-from .nested_configuration import as_config  # noqa: F401
+from .base_configuration import as_config  # noqa: F401
+from .cpu_threads import limit_cpu_threads  # noqa: F401
+from .draft_distribution import DraftDistribution  # noqa: F401
+from .draft_trees import DraftTree  # noqa: F401
+from .fused_layers import run_layers  # noqa: F401
+from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
-from .slot_cache import SlotCache  # noqa: F401
+from .static_cache import StaticTreeCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
 from .static_plan import StaticPlan  # noqa: F401
-from .token_trees import TokenTree  # noqa: F401
+from .token_probabilities import token_probabilities  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
-from .tree_passes import TreeCache  # noqa: F401
 
 
 if TYPE_CHECKING:  # imported where there is a GPU
@@ -87,18 +85,11 @@ class ChannelProjector(nn.Linear):
         return torch.stack([nn.functional.linear(x.contiguous(), w.contiguous(), bias) for x, w in parts]).sum(dim=0)
 
 
-class Pi0PlusPreTrainedModel(OpenVLAContractMixin, PreTrainedModel):
+class Pi0PlusPreTrainedModel(ImageLanguagePreTrainedModel):
     """What transformers needs to know about the family."""
 
     config_class = Pi0PlusConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["SiglipEncoderLayer", "GemmaDecoderLayer"]  # noqa: RUF012  # transformers' own declaration
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_flash_attn = False  # see openvla_contract.py
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
 
 class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
@@ -116,8 +107,8 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values float [B, 3, H, W] to embeddings [B, N, text width], scaled as the language model expects.
 
-        Gemma multiplies word embeddings by the square root of its width, and PaliGemma spares pictures that.
-        transformers 5 scales in the embedding layer, transformers 4 scales words and pictures alike behind it.
+        Gemma multiplies word embeddings by the square root of its width, which PaliGemma does not do to pictures.
+        transformers 5 scales in the embedding layer, transformers 4 scales words and pictures alike after it.
         """
         features = super().get_image_features(pixel_values)
         if hasattr(self.get_input_embeddings(), "embed_scale"):
@@ -149,21 +140,20 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
 
         Raises:
             ValueError: if the numbers of image tokens and image features differ, pictures are missing, or
-                `token_type_ids` is missing in training, or a row of training is no prompt with an answer behind it.
+                `token_type_ids` is missing in training, or a row of training is not a prompt with an answer.
         """
         embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
         length = embeds.shape[1]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        positions = position_ids
-        if positions is None and attention_mask is not None and attention_mask.ndim == 2:
-            positions = positions_of(attention_mask, length)
-        elif positions is None:
-            positions = torch.arange(length, device=embeds.device)[None] + past
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = prompt_positions(attention_mask)[:, -length:]
+        elif position_ids is None:
+            position_ids = torch.arange(length, device=embeds.device)[None] + past
         if attention_mask is None or attention_mask.ndim == 2:
             if self.training and token_type_ids is None and is_empty(past_key_values):
                 raise ValueError(
                     "got no token_type_ids in training, expected 0 on image and prompt and 1 on the answer, [B, L]: "
-                    "without them the model cannot tell which tokens see each other; CoTrainingCollator and "
+                    "without them the model cannot tell which tokens attend to each other; CoTrainingCollator and "
                     "Pi0PlusProcessor write them"
                 )
             first = length > 1 and is_empty(past_key_values)
@@ -173,11 +163,11 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
             allowed = prefix_attention(
                 token_type_ids if first else None, attention_mask, past, length, key_length(past_key_values, length)
             )
-            attention_mask = additive(allowed.to(embeds.device), embeds.dtype)
+            attention_mask = additive_mask(allowed.to(embeds.device), embeds.dtype)
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            position_ids=positions + FIRST_POSITION,
+            position_ids=position_ids + FIRST_POSITION,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
@@ -187,23 +177,14 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
 class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0PlusPreTrainedModel, GenerationMixin):
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
-    _tied_weights_keys = {  # noqa: RUF012
-        "lm_head.weight": "model.language_model.embed_tokens.weight"
-    }
+    backbone_class = Pi0PlusModel
     prompt_is_bidirectional = True
     first_position = FIRST_POSITION
 
-    def __init__(self, config: Pi0PlusConfig):
-        super().__init__(config)
-        self.model = Pi0PlusModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.post_init()
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `forward`, also where that has been replaced: TRL's trainers do, and what they put there keeps `labels`
-        from the model."""
+        """As `forward`, also where TRL's trainers replace that by a function that does not pass `labels` on."""
         if kwargs.get("labels") is not None:
-            kwargs["token_type_ids"] = behind_prompt(kwargs.get("token_type_ids"), kwargs["labels"])
+            kwargs["token_type_ids"] = end_prefix_at_labels(kwargs.get("token_type_ids"), kwargs["labels"])
         return super().__call__(*args, **kwargs)
 
     def forward(
@@ -223,11 +204,10 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
     ) -> Any:
         """As `Pi0PlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`.
 
-        Where `labels` are given, the prefix ends before the first supervised token of a row, whatever
-        `token_type_ids` say.
+        The prefix ends before the first supervised token of a row, whatever `token_type_ids` say.
         """
         if labels is not None:
-            token_type_ids = behind_prompt(token_type_ids, labels)
+            token_type_ids = end_prefix_at_labels(token_type_ids, labels)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -249,19 +229,19 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         """
         given = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((value for value in given if value is not None), None)
-        if prompt is not None and "prompt_length" not in kwargs:  # which an assistant has from the model it assists
+        if prompt is not None and "prompt_length" not in kwargs:  # which an assistant gets from the model it assists
             kwargs["prompt_length"] = prompt.shape[1]
             types = kwargs.get("token_type_ids")
             if types is None:
                 types = torch.zeros(prompt.shape[:2], dtype=torch.long, device=prompt.device)
-            refuse_cut_prefix(types, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
+            check_prefix_uncut(types, kwargs.get("attention_mask"), kwargs.get("past_key_values"))
             kwargs["token_type_ids"] = types
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, inputs_embeds: Any = None, prompt_length: int | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """As in `ImageLanguageHeadMixin`; behind a prompt, generated tokens and candidates for them are answer."""
+        """As in `ImageLanguageHeadMixin`; tokens after the prompt, also candidates of an assistant, are answer."""
         inputs = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         types = inputs.get("token_type_ids")
         if types is not None and prompt_length is not None:  # transformers repeats the prompt's last type
@@ -271,15 +251,12 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
         return inputs
 
     def predict_actions(self, *args: Any, token_type_ids: Any = None, **kwargs: Any) -> ActionPrediction:
-        """As `ActionPredictionMixin.predict_actions`; `token_type_ids` is taken from the processor and not needed.
-
-        What is given is a prompt, so all of it, and the lead-in appended to it, is prefix.
-        """
+        """As `ActionPredictionMixin.predict_actions`; `token_type_ids` has no effect: all is prefix."""
         return super().predict_actions(*args, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-        """Leaves a padding mask alone for caches of fixed length, too: the forward pass makes the mask of it."""
+        """The padding mask unchanged, also for caches of fixed length: the forward pass builds the full mask."""
         return attention_mask
 
 
@@ -290,13 +267,13 @@ def prefix_attention(
     queries: int,
     keys: int,
 ) -> torch.Tensor:
-    """Which key a query may look at: bool [B or 1, 1, queries, keys], the picture in this file's docstring.
+    """Which keys a query attends to, bool [B or 1, queries, keys]; see the picture in this file's docstring.
 
     Args:
         token_type_ids: int64 [B, queries], 0 on the prefix, which ends at the first 1; `None` where there is none.
         attention_mask: int64 [B, past + queries], 0 on padding; `None` without padding.
         past: tokens in the cache.
-        keys: places for keys: `past` and `queries`, or the length of a cache of fixed length.
+        keys: the sum of `past` and `queries`, or the length of a cache of fixed length.
     """
     given = token_type_ids if token_type_ids is not None else attention_mask
     device = given.device if given is not None else None
@@ -310,11 +287,11 @@ def prefix_attention(
     if attention_mask is not None:
         real = nn.functional.pad(attention_mask.bool(), (0, keys - attention_mask.shape[1]))
         allowed = allowed & real[:, None, :]
-    return allowed[:, None]
+    return allowed
 
 
-def behind_prompt(token_type_ids: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
-    """Types int64 [B, L] that are 1 where `token_type_ids` are, and where a token is supervised."""
+def end_prefix_at_labels(token_type_ids: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+    """`token_type_ids` int64 [B, L] that are 1 on supervised tokens, too."""
     supervised = (labels != -100).long()
     return supervised if token_type_ids is None else token_type_ids | supervised
 
@@ -324,8 +301,8 @@ def is_prefix(token_type_ids: torch.Tensor) -> torch.Tensor:
     return (token_type_ids != 0).cumsum(dim=1) == 0
 
 
-def refuse_cut_prefix(token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any) -> None:
-    """Raises `ValueError` for a cache that ends inside the prefix of a row; types of new tokens alone tell nothing."""
+def check_prefix_uncut(token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None, cache: Any) -> None:
+    """Raises `ValueError` for a cache that ends inside the prefix of a row, if types of all tokens are given."""
     if is_empty(cache) or (attention_mask is not None and attention_mask.shape[1] != token_type_ids.shape[1]):
         return
     prefix = is_prefix(token_type_ids)
@@ -333,18 +310,18 @@ def refuse_cut_prefix(token_type_ids: torch.Tensor, attention_mask: torch.Tensor
         prefix = prefix & attention_mask.to(prefix.device).bool()
     if bool(prefix[:, int(cache.get_seq_length()) :].any()):
         raise ValueError(
-            "got past_key_values that end inside the prefix (token_type_ids 0 from the first token on, which they are "
-            "where none are given), expected a 1 in the cached part of each row: the tokens of a prefix see each "
-            "other, so that they have to be computed at once; give token_type_ids that are 1 from the first answer "
-            "on, or leave past_key_values out"
+            "got past_key_values that end inside the prefix (token_type_ids 0 from the first token on, which is the "
+            "default), expected a 1 in the cached part of each row: the tokens of a prefix attend to each other and "
+            "have to be computed at once; give token_type_ids that are 1 from the first answer on, or leave "
+            "past_key_values out"
         )
 
 
 def check_training_rows(token_type_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-    """Raises `ValueError` for a row that is not a prompt with an answer behind it.
+    """Raises `ValueError` for a row that is not a prompt with an answer.
 
-    Without an answer every token would see what it is to predict; without a prompt the model would learn to continue
-    text that it has read in one direction, which is not what `generate` gives it.
+    Without an answer every token would attend to the token it is to predict; without a prompt the model would learn to
+    continue a causal prompt, which `generate` never gives it.
     """
     real = torch.ones_like(token_type_ids) if attention_mask is None else attention_mask.to(token_type_ids.device)
     answer = ~is_prefix(token_type_ids)
@@ -359,14 +336,8 @@ def check_training_rows(token_type_ids: torch.Tensor, attention_mask: torch.Tens
             )
 
 
-def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask to add to attention scores. The least number, not minus infinity: a row of padding sees nothing."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill(~allowed, torch.finfo(dtype).min)
-
-
 def key_length(cache: Any, queries: int) -> int:
-    """Places for keys in the next step: what a cache of fixed length has, or what is in it and what comes."""
+    """Keys in the next step: the length of a cache of fixed length, or its tokens and the queries."""
     if cache is None:
         return queries
     return cache.layers[0].max_cache_len if cache.is_compileable else cache.get_seq_length() + queries
@@ -391,7 +362,7 @@ def widen_paligemma_state_dict(
 
 
 def widen_paligemma_tensor(name: str, tensor: torch.Tensor, frozen: str | None = "siglip") -> dict[str, torch.Tensor]:
-    """One tensor of PaliGemma as the tensors it becomes; for those who read files tensor by tensor.
+    """The tensors that one tensor of PaliGemma becomes, by name.
 
     The names of transformers 5 (`model.vision_tower.encoder`), of transformers 4 (`model.vision_tower.vision_model`)
     and of the published files (`vision_tower.vision_model`, `language_model.model`) are known.

@@ -1,19 +1,17 @@
-"""What scripts written for OpenVLA do to a model before they ask for actions, and why it works here, too.
-
-Decides: which arguments of OpenVLA's loading code are taken, and what stands in for flash attention; that `norm_stats`
-may be read and replaced on the model, and is saved beside it; that a model with missing weights does nothing; the
-shape of one observation's action. Refuses to know: how an action comes about (`action_prediction.py`,
-`modeling_pi0_flow.py`).
+"""What scripts written for OpenVLA expect of a model: loading options, statistics, the action of one observation.
 
     load_in_8bit, load_in_4bit    gone from transformers 5; here on both generations, as a `quantization_config`
     attn_implementation="flash_attention_2"    becomes "sdpa", with a warning: flash attention knows causal and full
-        masks, not a tree of continuations (`tree_decoding.py`) or a prefix. On a GPU, PyTorch's own sdpa runs the same
+        masks, not those of a draft tree (`tree_decoding.py`) or a prefix. On a GPU, PyTorch's own sdpa runs the same
         algorithm where there is no mask, as in the encoders.
     model.norm_stats = {...}      OpenVLA's way to add the statistics of a fine-tuning; here it is `config.norm_stats`
+
+A model with missing weights neither acts nor answers.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,31 @@ from .action_statistics import select_statistics
 
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass
+class ActionPrediction:
+    """What `predict_actions` returns. B observations, T steps, D dimensions, L tokens of the longest action.
+
+    Attributes:
+        actions: float32 [B, T, D], in the units of each row's data set.
+        normalized: float32 [B, T, D], in [-1, 1] as the model wrote them.
+        text: the B action strings; for bins, the bin numbers.
+        token_ids: int64 [B, L]; rows that ended early are filled with EOS.
+        digit_probabilities: float32 [B, L], the model's probability of each token among those the grammar allowed
+            there, 1 where there was no choice; at the sampling temperature, without the effect of other options of
+            `generate` (`top_p`, beams, penalties).
+        forward_passes: passes through the language model, the prefill included.
+        tree_nodes: nodes of draft trees that those passes verified, over all rows; 0 for token by token.
+    """
+
+    actions: np.ndarray
+    normalized: np.ndarray
+    text: list[str]
+    token_ids: np.ndarray
+    digit_probabilities: np.ndarray
+    forward_passes: int
+    tree_nodes: int = 0
 
 
 class OpenVLAContractMixin:
@@ -41,9 +64,8 @@ class OpenVLAContractMixin:
     def missing_weights(self) -> Sequence[str]:
         """Names of the weights that `from_pretrained` did not find, or found in another shape, and drew at random.
 
-        As long as there are any, the model neither acts nor answers, and a saved copy does not either: they are kept
-        in the configuration. `load_state_dict` takes out what it sets, and this package's training what it trains;
-        after other training, or where a weight was set by hand, assign `()`.
+        They are saved in the configuration. `load_state_dict` removes what it sets, and this package's training what
+        it trains; after other training, or where a weight was set by hand, assign `()`.
         """
         return getattr(self.config, "missing_weights", ())
 
@@ -69,11 +91,11 @@ class OpenVLAContractMixin:
             if kwargs.get("quantization_config") is not None:
                 raise ValueError("got load_in_8bit or load_in_4bit beside a quantization_config, expected one of them")
             kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=load_in_8bit, load_in_4bit=load_in_4bit)
-        told = kwargs.pop("output_loading_info", False)
+        with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # pyright: ignore
         mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
         model.missing_weights = sorted({*info["missing_keys"], *mismatched, *model.missing_weights})
-        return (model, info) if told else model
+        return (model, info) if with_info else model
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
         """As in torch."""
@@ -113,10 +135,7 @@ class OpenVLAContractMixin:
         return actions[0] if len(actions) == 1 else actions
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As in transformers, with OpenVLA's statistics.
-
-        Scripts of OpenVLA's users look for `dataset_statistics.json` beside the weights.
-        """
+        """As in transformers, with `dataset_statistics.json` beside the weights, as in OpenVLA."""
         self.config.norm_stats = self.config.norm_stats  # checked again, since entries may have been added
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
         if is_main_process and self.config.norm_stats:
@@ -130,7 +149,7 @@ class OpenVLAContractMixin:
 
     @norm_stats.setter
     def norm_stats(self, value: dict[str, Any]) -> None:
-        self.config.norm_stats = value  # which checks it, see nested_configuration.py
+        self.config.norm_stats = value  # which checks it, see base_configuration.py
 
     def get_action_stats(self, unnorm_key: str | None = None) -> dict[str, Any]:
         """The action statistics of a data set (OpenVLA's method)."""
@@ -149,7 +168,7 @@ def replace_flash_attention(config: Any) -> None:
         return
     logger.warning_once(
         f"got attn_implementation={asking[0]._attn_implementation!r}, using 'sdpa': flash attention cannot take the "
-        "mask of a tree of continuations, which saves more than it does"
+        "mask of a draft tree, which saves more time than it does"
     )
     for part in asking:
         part._attn_implementation = "sdpa"

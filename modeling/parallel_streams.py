@@ -1,8 +1,4 @@
-"""Independent work side by side on a GPU.
-
-Decides: when it is worth a stream of its own (while a CUDA graph is recorded: replayed, the branches cost no launches)
-and that later work waits for all of it. Refuses to know: what is computed.
-"""
+"""Parallel CUDA streams for independent work while a graph is recorded: replayed, the branches cost no launches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +10,7 @@ _STREAMS: dict[tuple[int, int], Any] = {}  # by device and number; -1 is the one
 
 
 def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
-    """What calls without an effect on each other return, in their order.
-
-    Args:
-        device: they all compute on.
-    """
+    """The results of calls without an effect on each other, which compute on `device`; later work waits for all."""
     if device.type != "cuda" or torch.compiler.is_compiling() or not torch.cuda.is_current_stream_capturing():
         return [call() for call in calls]
     main = torch.cuda.current_stream(device)
@@ -36,7 +28,7 @@ def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> lis
 
 
 def recording_stream(device: torch.device) -> Any:
-    """The stream on which a device records: PyTorch's own for this lies on whatever device was the first to record."""
+    """The stream on which a device records: PyTorch's default for this lies on the device that was first to record."""
     return _side_stream(device, -1)
 
 

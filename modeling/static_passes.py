@@ -1,8 +1,4 @@
-"""Passes of tree decoding whose shapes repeat, recorded as CUDA graphs on a GPU.
-
-Decides: to which sizes prompts, widths and caches are rounded up, which recordings are kept and when they are used.
-Refuses to know: what is in a tree, which tokens are accepted (`tree_decoding.py`), what a recorded pass computes
-(`static_plan.py`).
+"""Verification passes whose shapes repeat, recorded as CUDA graphs on a GPU (`static_plan.py`).
 
 A decode pass is more than a thousand small kernels. Launched one by one they keep a GPU waiting for the CPU; a CUDA
 graph launches them at once, but always with the same shapes at the same addresses:
@@ -19,60 +15,61 @@ go on.
 import math
 import threading
 import weakref
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules import module as global_hooks
 
-from .captured_pass import rounded_up
-from .model_fingerprint import ModelFingerprint
-from .slot_cache import cache_shape
-from .static_plan import StaticPlan
-from .tree_passes import Fed, Prompt, prompt_positions
+from .static_cache import cache_shape
+from .static_plan import StaticPlan, rounded_up
+from .verification_passes import PassInputs, Prompt, prompt_positions
 
 
-PROMPT_STEP = 32  # static prompts are as long as multiples of this
-WIDTH_STEP = 16  # static widths are multiples of this
-CAPACITY_STEP = 64  # and static caches of this
-PLANS_KEPT = 8  # per model; each has a cache of its own
-# Of a GPU's memory, what they may take together before the oldest are dropped; nor is a plan that would take more by
-# itself made without being asked for, since it stays when the call is over, and recording it takes as much again.
+PROMPT_STEP = 32  # lengths of static prompts are multiples of this
+WIDTH_STEP = 16  # likewise static widths
+CAPACITY_STEP = 64  # and static caches
+MAX_PLANS = 8  # per model; each has a cache of its own
+# Of a GPU's memory, what the plans may take together before the oldest are dropped. A plan that would take more by
+# itself is not made unless requested, since it stays when the call is over, and recording it takes as much again.
 MEMORY_SHARE = 1 / 16
-PlanSizes = tuple[tuple[int, ...], int, int, int]  # the wanted tokens, rows, width, capacity
+PlanSizes = tuple[tuple[int, ...], int, int, int]  # token ids, rows, width, capacity
 
 
 class StaticPasses:
-    """What `GrowingPasses` does, in shapes that repeat.
+    """As `DynamicPasses`, in shapes that repeat.
 
     Args:
         prompt: of one call.
-        plan: what stays from call to call, for this batch size; see `kept_plan`.
+        plan: what stays from call to call, for this batch size; see `get_plan`.
     """
 
     def __init__(self, model: Any, prompt: Prompt, plan: StaticPlan):
         self.model, self.plan = model, plan
-        self.prompt: Prompt | None = lengthened(prompt, model.config.image_token_id)  # until it has been fed
+        self.prompt: Prompt | None = padded_prompt(prompt, model.config.image_token_id)  # until it has been fed
         self.features: torch.Tensor | None = None  # of its pictures
         rows, scratch = len(prompt.ids), plan.cache.scratch
-        # Int64 [B, 4 W + 1]: what a decode pass is told, see there. The last column is where a row's kept slots end.
+        # Int64 [B, 4 W + 1], the `numbers` of a decode pass. The last column is where a row's accepted tokens end.
         self.numbers = np.zeros((rows, 4 * scratch + 1), dtype=np.int64)
         self.numbers[:, -1] = scratch + self.prompt.ids.shape[1]
 
     def encode_pictures(self) -> None:
-        """Sets the encoders to work, on a GPU without waiting for them; what the first pass would do otherwise."""
+        """Starts the encoders, on a GPU without waiting for them; else the first pass does."""
         if self.prompt is not None:
             self.model.model.check_pictures(self.prompt.ids, self.prompt.pixel_values)
             if self.prompt.pixel_values is not None:
                 self.features = self.plan.run(self.plan.vision_pass, (self.prompt.pixel_values,))
 
     def width(self, widest: int) -> int:
-        """How wide a pass is in which the widest row feeds so many tokens."""
+        """The width of a pass in which the widest row feeds so many tokens."""
         if widest > self.plan.cache.scratch:
             raise RuntimeError(f"got {widest} tokens to feed, expected {self.plan.cache.scratch} at most")
         return self.plan.cache.scratch
 
-    def run(self, fed: Fed) -> torch.Tensor:
-        """Logits float32 [B, W, G]; in the first pass [B, 1 + W, G], behind the prompt's last token, too."""
+    def run(self, fed: PassInputs) -> torch.Tensor:
+        """Logits float32 [B, W, G]; [B, 1 + W, G] in the prefill, with the prompt's last token first."""
         if self.prompt is not None:
             return self._run_prompt(self.prompt, fed)
         width, most = self.plan.cache.scratch, self.numbers[:, -1].max()
@@ -80,21 +77,21 @@ class StaticPasses:
             raise RuntimeError(f"got {most} slots, expected {self.plan.cache.slots} at most")
         self.numbers[:, :width] = fed.ids
         self.numbers[:, width : 2 * width] = fed.positions
-        return self.plan.run(self.plan.decode_pass, (torch.from_numpy(self.numbers), fed.sight))
+        return self.plan.run(self.plan.decode_pass, (torch.from_numpy(self.numbers), fed.tree_mask))
 
-    def _run_prompt(self, prompt: Prompt, fed: Fed) -> torch.Tensor:
+    def _run_prompt(self, prompt: Prompt, fed: PassInputs) -> torch.Tensor:
         if self.features is None:
             self.encode_pictures()
         ids = torch.cat((prompt.ids, fed.ids), dim=1)
-        positions = torch.cat((prompt_positions(prompt), fed.positions), dim=1)
-        inputs = (torch.stack((ids, positions)), prompt.mask.bool(), fed.sight)
+        positions = torch.cat((prompt_positions(prompt.mask), fed.positions), dim=1)
+        inputs = (torch.stack((ids, positions)), prompt.mask.bool(), fed.tree_mask)
         if self.features is not None:
             places = (ids == self.model.config.image_token_id).flatten().nonzero()[:, 0]
             inputs = (*inputs, places, self.features)
         return self.plan.run(self.plan.prompt_pass, inputs)
 
     def keep(self, paths: list[list[int]]) -> None:
-        """Keeps the prompt of the first pass, and of what was fed the places each row names."""
+        """Keeps the prompt of the prefill, and of the fed tokens those that each row accepted."""
         width = self.plan.cache.scratch
         self.numbers[:, 2 * width : 4 * width] = 0  # the same slot twice is no move
         for row, path in enumerate(paths):
@@ -105,7 +102,7 @@ class StaticPasses:
         self.prompt = None
 
     def close(self) -> None:
-        """Leaves the plan to the next call, perhaps on another stream: when nothing is under way, errors or not."""
+        """Leaves the plan to the next call, perhaps on another stream: when the GPU has finished, errors or not."""
         try:
             if self.plan.head.is_cuda:
                 torch.cuda.current_stream(self.plan.head.device).synchronize()
@@ -113,8 +110,61 @@ class StaticPasses:
             self.plan.lock.release()
 
 
+class ModelFingerprint:
+    """What makes a recording of a model stale: weights and buffers that lie elsewhere or are of another type, modules
+    or their `forward` exchanged, adapters switched. A graph reads weights in place, so changes in place do not count.
+
+    `holds` looks at some thousand modules in a fraction of a millisecond: it calls no module, but reads the
+    dictionaries in which they keep their parts.
+    """
+
+    def __init__(self, model: Any):
+        every = list(model.modules())
+        self.modules = every[1:]  # kept, so that nothing new gets an address that was seen; the model itself may go
+        self.own = [module.__dict__ for module in self.modules]
+        self.parts = [module._modules for module in every if module._modules]
+        tensors = [(module._parameters, module._buffers) for module in every]
+        self.tensors = [those for those in chain.from_iterable(tensors) if those]
+        hooks = [(module._forward_hooks, module._forward_pre_hooks) for module in every]
+        self.hooks = list(chain.from_iterable(hooks))
+        # PEFT's layers; transformers' models have some of the same names, as methods.
+        self.adapters = [module for module in self.modules if isinstance(getattr(module, "merged_adapters", 0), list)]
+        self.seen = self._look()
+
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        return self._look() == self.seen
+
+    def has_hooks(self) -> bool:
+        """Whether there are forward hooks, which a graph does not call."""
+        everywhere = global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks
+        return any(map(len, (*everywhere, *self.hooks)))
+
+    def _look(self) -> tuple[Any, ...]:
+        parts = map(id, chain.from_iterable(map(dict.values, self.parts)))
+        tensors = [tensor for tensor in chain.from_iterable(map(dict.values, self.tensors)) if tensor is not None]
+        dtypes = list(map(attrgetter("dtype"), tensors))
+        addresses = list(map(torch.Tensor.data_ptr, tensors))
+        if not all(addresses):  # a tensor that wraps others has none, and is identified by id
+            addresses = [address or id(tensor) for address, tensor in zip(addresses, tensors)]
+        # `forward` of a module itself, in place of its class's. Its id alone, since it might keep the model alive.
+        forwards = [(index, id(own["forward"])) for index, own in enumerate(self.own) if "forward" in own]
+        return list(parts), addresses, dtypes, forwards, [adapter_state(module) for module in self.adapters]
+
+
+def adapter_state(module: Any) -> tuple[Any, ...]:
+    """What of a PEFT layer's state decides what it computes, its weights excepted."""
+    scaling = getattr(module, "scaling", None)
+    return (
+        str(module.active_adapters),
+        bool(module.disable_adapters),
+        str(module.merged_adapters),
+        str(scaling) if isinstance(scaling, dict) else "",
+    )
+
+
 class Recordings:
-    """The plans of a model, and what it was like when they were made."""
+    """The plans of a model, and its fingerprint when they were made."""
 
     def __init__(self, model: Any):
         self.fingerprint = ModelFingerprint(model)
@@ -123,11 +173,11 @@ class Recordings:
 
 # Kept per model and beside it, since a recorded graph can be neither copied nor pickled with it.
 _RECORDINGS: "weakref.WeakKeyDictionary[Any, Recordings]" = weakref.WeakKeyDictionary()
-_BOOKS = threading.Lock()  # held by whoever looks into the recordings or the plans of a model, and no longer
+_PLANS_LOCK = threading.Lock()  # held while the recordings or the plans of a model are looked up or changed
 
 
 def recordings_of(model: Any) -> Recordings:
-    """What was recorded of a model as it is now; nothing, where its weights have moved or an adapter has changed."""
+    """The recordings of a model as it is now: none, where its weights have moved or an adapter has changed."""
     known = _RECORDINGS.get(model)
     if known is None or not known.fingerprint.holds():
         known = _RECORDINGS[model] = Recordings(model)
@@ -135,44 +185,46 @@ def recordings_of(model: Any) -> Recordings:
 
 
 def static_passes(
-    model: Any, token_ids: tuple[int, ...], prompt: Prompt, widest: int, more: int, asked: bool = True
+    model: Any, token_ids: tuple[int, ...], prompt: Prompt, widest: int, more: int, requested: bool = True
 ) -> StaticPasses | None:
-    """Passes for a call, or `None` where they do not suit or another call, of another thread, uses the plan.
+    """Passes for a call, or `None` where they do not suit or the plan is in use by another thread.
 
     Widths and capacities are rounded up, so that prompts of different lengths share a plan. Under autocast they never
-    suit: what it computes in is decided anew in each call, and a graph would read weights that it has cast and let go.
+    suit: it casts weights anew in each call, and a graph would read cast weights that are gone.
 
     Args:
-        token_ids: the wanted rows of the output layer.
+        token_ids: the needed rows of the output layer.
         widest: the most tokens a row will feed in a pass.
         more: the most tokens that will be accepted.
-        asked: whether the caller wants them in any case.
+        requested: whether the caller wants them in any case.
     """
     device = model.get_output_embeddings().weight.device
-    if torch.is_autocast_enabled(device.type) or not (asked or suits_static_passes(model, device)):
+    if torch.is_autocast_enabled(device.type) or not (requested or suits_static_passes(model, device)):
         return None
     width = rounded_up(widest, WIDTH_STEP)
     capacity = rounded_up(width + rounded_up(prompt.ids.shape[1], PROMPT_STEP) + more, CAPACITY_STEP)
-    with _BOOKS, torch.inference_mode(False):
-        plan = kept_plan(model, (token_ids, len(prompt.ids), width, capacity), device, asked)
+    with _PLANS_LOCK, torch.inference_mode(False):
+        plan = get_plan(model, (token_ids, len(prompt.ids), width, capacity), device, requested)
     if plan is None:
         return None
     passes = StaticPasses(model, prompt, plan)
     return passes if plan.lock.acquire(blocking=False) else None
 
 
-def kept_plan(model: Any, sizes: PlanSizes, device: torch.device, asked: bool) -> StaticPlan | None:
-    """The plan for a call, made where there is none; the oldest ones go."""
+def get_plan(model: Any, sizes: PlanSizes, device: torch.device, requested: bool) -> StaticPlan | None:
+    """The plan for a call, made where there is none; the oldest ones are dropped."""
     recordings = recordings_of(model)
     hooked, plans = recordings.fingerprint.has_hooks(), recordings.plans
     most = memory_of(device) * MEMORY_SHARE
-    if not asked and (hooked or any(plan.failed for plan in plans.values()) or cache_bytes(model, sizes) > most):
+    if not requested and (hooked or any(plan.failed for plan in plans.values()) or cache_bytes(model, sizes) > most):
         return None
     graphs = records_graphs(device) and not hooked  # a graph calls no hook
     key = (*sizes, graphs, model.training)
     plan = plans.pop(key, None) or StaticPlan(model, *sizes, graphs)
     plans[key] = plan
-    while len(plans) > PLANS_KEPT or (len(plans) > 1 and held(plans) > most):
+    while len(plans) > MAX_PLANS or (
+        len(plans) > 1 and sum(each.cache.buffer.nbytes for each in plans.values()) > most
+    ):
         del plans[next(iter(plans))]
     return plan
 
@@ -183,18 +235,13 @@ def records_graphs(device: torch.device) -> bool:
 
 
 def suits_static_passes(model: Any, device: torch.device) -> bool:
-    """Whether static passes are the better way without being asked for: on a GPU that holds the whole model, as it is.
+    """Whether static passes are used without being requested: on a GPU that holds the whole model, unquantised.
 
-    Quantised layers are left to plain passes, and, in `static_passes`, hooks and models that could not be recorded.
+    `get_plan` also leaves models with hooks, and those that could not be recorded, to dynamic passes.
     """
     if not records_graphs(device) or model.training or getattr(model, "hf_quantizer", None) is not None:
         return False
     return len(set(getattr(model, "hf_device_map", {"": device}).values())) <= 1
-
-
-def held(plans: dict[Any, StaticPlan]) -> int:
-    """Bytes of the caches of plans."""
-    return sum(plan.cache.buffer.nbytes for plan in plans.values())
 
 
 def cache_bytes(model: Any, sizes: PlanSizes) -> int:
@@ -209,7 +256,7 @@ def memory_of(device: torch.device) -> float:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else float("inf")
 
 
-def lengthened(prompt: Prompt, image_token_id: int) -> Prompt:
+def padded_prompt(prompt: Prompt, image_token_id: int) -> Prompt:
     """A prompt on the CPU, padded on the left to a length that repeats; pictures stay where they are."""
     ids, mask = prompt.ids.cpu(), prompt.mask.cpu()
     more = rounded_up(ids.shape[1], PROMPT_STEP) - ids.shape[1]

@@ -1,10 +1,7 @@
-"""The operations of a decoder layer as Triton kernels, for GPUs; a CPU never gets here.
+"""The operations of `fused_layers.py` as Triton kernels, for GPUs.
 
-Decides: how each operation is split among blocks of threads. Refuses to know: when it is used (`static_plan.py`
-compares every recording with transformers' own forward pass).
-
-Sums are formed in float32 and rounded where transformers rounds, so that the difference to it is the order of sums.
-Each kernel does in one launch what takes PyTorch five to ten, over numbers that fit a multiprocessor's registers.
+Sums are formed in float32 and rounded where transformers rounds, so that only the order of sums differs. Each kernel
+does in one launch what takes PyTorch five to ten, over numbers that fit a multiprocessor's registers.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false
@@ -12,25 +9,25 @@ from typing import Any
 
 import torch
 
-from .decoder_operations import PlainOperations, activation_name
-from .slot_cache import SlotCache
+from .fused_layers import TorchOperations, activation_name
+from .static_cache import StaticTreeCache
 
 
 try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_plan.py does without") from error
+    raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_plan.py works without it") from error
 
 BLOCK_ROWS = 64  # queries of a block of attention
 BLOCK_NUMBERS = 8192  # of the keys it looks at at a time: 64 keys of width 128
 PARTS = 4  # blocks that share a head's keys
-HEADS = 8  # of a token that a block turns
-NOTHING = tl.constexpr(-1e30)  # the score of a key that is not seen
+HEADS = 8  # of a token that a block rotates
+NOTHING = tl.constexpr(-1e30)  # the score of a masked key
 
 
-class TritonOperations(PlainOperations):
-    """As `PlainOperations`, on a GPU.
+class TritonOperations(TorchOperations):
+    """As `TorchOperations`, on a GPU.
 
     Args:
         attends: whether attention is one of the kernels; it asks for more memory on the chip than small GPUs have.
@@ -58,7 +55,12 @@ class TritonOperations(PlainOperations):
         return normed
 
     def rotate_and_store(
-        self, projected: list[torch.Tensor], cosines: torch.Tensor, sines: torch.Tensor, cache: SlotCache, layer: int
+        self,
+        projected: list[torch.Tensor],
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        cache: StaticTreeCache,
+        layer: int,
     ) -> torch.Tensor:
         query, key, value = projected
         rows, tokens, width = cosines.shape
@@ -113,7 +115,7 @@ class TritonOperations(PlainOperations):
         gated_kernel[(triton.cdiv(count, 1024),)](gate, up, result, count, GELU=name != "silu", BLOCK=1024)
         return result
 
-    def move(self, cache: SlotCache, source: torch.Tensor, target: torch.Tensor) -> None:
+    def move(self, cache: StaticTreeCache, source: torch.Tensor, target: torch.Tensor) -> None:
         layers, both, rows, heads, slots, width = cache.buffer.shape
         move_kernel[(layers * both * rows * heads,)](
             *(cache.buffer, source, target, source.shape[1], source.stride(0), rows, heads, slots),
@@ -166,7 +168,7 @@ def rotate_and_store_kernel(
     HALF: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """Some heads of a token: queries and keys turned by its position; keys and values to their slots."""
+    """Some heads of a token: queries and keys rotated by its position; keys and values to their slots."""
     token, block = tl.program_id(0), tl.program_id(1)
     row, place = token // tokens, token % tokens
     slot = tl.load(written + place)
@@ -191,15 +193,15 @@ def rotate_and_store_kernel(
     if block < query_blocks + key_blocks:
         angle = token * WIDTH + column
         there = column < WIDTH // 2
-        turned_first = turned_part(first, -second, cosines, sines, angle, there)
-        second = turned_part(second, first, cosines, sines, angle + WIDTH // 2, there)
-        first = turned_first
+        rotated_first = rotated_part(first, -second, cosines, sines, angle, there)
+        second = rotated_part(second, first, cosines, sines, angle + WIDTH // 2, there)
+        first = rotated_first
     tl.store(target + start[:, None] + column[None, :], first, mask=inside)
     tl.store(target + start[:, None] + WIDTH // 2 + column[None, :], second, mask=inside)
 
 
 @triton.jit
-def turned_part(straight, across, cosines, sines, angle, inside):
+def rotated_part(straight, across, cosines, sines, angle, inside):
     """straight * cos + across * sin of [heads, half], each product and the sum rounded."""
     cosine = tl.load(cosines + angle, mask=inside).to(tl.float32)[None, :]
     sine = tl.load(sines + angle, mask=inside).to(tl.float32)[None, :]
@@ -298,11 +300,11 @@ def attend_kernel(
         seen = seen & (tl.load(mask + place, mask=seen, other=0.0) == 0.0)
         scores = tl.where(seen, scores, NOTHING)
         higher = tl.maximum(highest, tl.max(scores, axis=1))
-        chances = tl.where(seen, tl.exp(scores - higher[:, None]), 0.0)
+        probabilities = tl.where(seen, tl.exp(scores - higher[:, None]), 0.0)
         shrunk = tl.exp(highest - higher)
-        total = total * shrunk + tl.sum(chances, axis=1)
+        total = total * shrunk + tl.sum(probabilities, axis=1)
         value = tl.load(values + content, mask=there[:, None], other=0.0)
-        gathered = gathered * shrunk[:, None] + tl.dot(chances.to(value.dtype), value)
+        gathered = gathered * shrunk[:, None] + tl.dot(probabilities.to(value.dtype), value)
         highest = higher
     at = part.to(tl.int64) * lines + line
     tl.store(mixed + at[:, None] * WIDTH + column[None, :], gathered, mask=inside[:, None])

@@ -1,7 +1,6 @@
-"""What turns pictures, words and actions into tensors and back. Everything here but this file ships to the Hub.
+"""Processors of the model families; every file but this one ships to the Hub.
 
-`register_for_auto_class` lives here and not in the modules, because this file never ships: what is saved can then be
-loaded without this package.
+`register_for_auto_class` is called here, so that what is saved can be loaded without this package.
 """
 
 from gen_vla.processors.action_bins import ActionBins, codec_from_action_config
@@ -20,10 +19,13 @@ from gen_vla.processors.action_statistics import (
     unnormalize_actions,
 )
 from gen_vla.processors.action_strings import ActionStringError, ActionStringProcessor
-from gen_vla.processors.flow_actions import make_flow_action_config
 from gen_vla.processors.image_processing_openvla_plus import OpenVLAPlusImageProcessor
 from gen_vla.processors.processing_openvla_plus import OpenVLAPlusProcessor
-from gen_vla.processors.processing_pi0_flow import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor
+from gen_vla.processors.processing_pi0_flow import (
+    PI0_FLOW_PROMPT_TEMPLATE,
+    Pi0FlowProcessor,
+    make_flow_action_config,
+)
 from gen_vla.processors.processing_pi0_plus import PI0_PROMPT_TEMPLATE, Pi0PlusProcessor
 from gen_vla.processors.prompt_texts import PROMPT_TEMPLATE
 

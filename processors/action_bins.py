@@ -1,21 +1,14 @@
-"""Robot actions as bin numbers: OpenVLA's representation, the baseline to action strings.
+"""Robot actions as bin numbers, OpenVLA's representation and the baseline to action strings.
 
-Decides: which of 256 bins a normalised value in [-1, 1] falls into, which value a bin stands for, and how bins are
-written for people. Refuses to know: units and data sets (`action_statistics.py`), token ids (`action_grammar.py`),
-prompts, models.
-
-256 edges from -1 to 1 enclose 255 bins; a bin stands for its centre. Bin 255 holds nothing but the value 1 and stands
-for the same centre as bin 254:
+256 edges from -1 to 1 enclose 255 bins; a bin stands for its centre. Bin 255 holds the value 1 alone and stands for
+the same centre as bin 254:
 
     value    -1.0 .. -0.9922   ...   -0.0039 .. 0.0039   ...   0.9922 .. 0.9999    1.0
     bin      0                       127                       254                 255
     centre   -0.9961                 0.0                       0.9961              0.9961
 
-The text of an action is its bin numbers, `"127 254 0"`, one line per step of a chunk. It is what results and logs
-show; the model writes one token per bin instead (the last ones of its vocabulary, in OpenVLA).
-
-This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
-import it from beside themselves.
+The text of an action, which results and logs show, is its bin numbers, `"127 254 0"`, one line per step of a chunk;
+the model writes one token per bin instead. `modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 import re
@@ -23,10 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from .action_strings import ActionStringError, ActionStringProcessor
+from .action_strings import (
+    ActionStringError,
+    ActionStringProcessor,
+    by_representation,
+    check_sizes,
+    checked_chunk,
+    read_keys,
+)
 
 
-# What stood before the action in OpenVLA's training: a space, a piece of its own in Llama's vocabulary (29871).
+# What OpenVLA's training has before the action: a space, a token of its own in Llama's vocabulary (29871).
 LEAD_IN = " "
 
 
@@ -44,9 +44,8 @@ class ActionBins:
     lead_in = LEAD_IN
 
     def __init__(self, action_dim: int = 7, horizon: int = 1, bins: int = 256):
-        for name, value, least in (("action_dim", action_dim, 1), ("horizon", horizon, 1), ("bins", bins, 3)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"got {name}={value!r}, expected an integer of at least {least}")
+        check_sizes(action_dim=action_dim, horizon=horizon)
+        check_sizes(3, bins=bins)
         self.action_dim = action_dim
         self.horizon = horizon
         self.bins = bins
@@ -57,14 +56,10 @@ class ActionBins:
     @classmethod
     def from_action_config(cls, action_config: dict[str, Any]) -> "ActionBins":
         """Builds the codec a saved `action_config` describes."""
-        keys = ("action_dim", "horizon", "bins")
-        missing = [key for key in keys if key not in action_config]
-        if missing:
-            raise ValueError(f"got an action_config without {', '.join(missing)}, expected {', '.join(keys)}")
-        return cls(**{key: action_config[key] for key in keys})
+        return cls(**read_keys(action_config, "action_dim", "horizon", "bins"))
 
     def encode(self, actions: Any) -> str:
-        """The text of one action or chunk: float [D] (horizon 1) or [T, D], normalised to [-1, 1]."""
+        """The text of one action or chunk, float [D] (horizon 1) or [T, D], normalised to [-1, 1]."""
         return "\n".join(" ".join(map(str, step)) for step in self.to_bins(actions).tolist())
 
     def decode(self, text: str) -> np.ndarray:
@@ -77,19 +72,7 @@ class ActionBins:
         Raises:
             ActionStringError: on another shape, NaN or infinity. Values outside [-1, 1] are clipped and counted.
         """
-        chunk = np.asarray(actions, dtype=np.float64)
-        if chunk.ndim == 1 and self.horizon == 1:
-            chunk = chunk[None]
-        if chunk.shape != (self.horizon, self.action_dim):
-            raise ActionStringError(
-                f"got an action of shape {list(np.shape(actions))}, expected [{self.horizon}, {self.action_dim}]"
-            )
-        if not np.isfinite(chunk).all():
-            step, dim = map(int, np.argwhere(~np.isfinite(chunk))[0])
-            raise ActionStringError(
-                f"got {chunk[step, dim]} in step {step}, dimension {dim}, expected a finite number; "
-                "drop or repair the row before encoding it"
-            )
+        chunk = checked_chunk(actions, self.horizon, self.action_dim)
         self.clipped += (np.abs(chunk) > 1.0).sum(axis=0)
         return np.digitize(np.clip(chunk, -1.0, 1.0), self.edges) - 1
 
@@ -112,9 +95,5 @@ class ActionBins:
 
 
 def codec_from_action_config(action_config: dict[str, Any]) -> ActionStringProcessor | ActionBins:
-    """What encodes and decodes the actions of a saved `action_config`."""
-    codecs: dict[str, Any] = {"string": ActionStringProcessor, "bins": ActionBins}
-    representation = action_config.get("representation")
-    if representation not in codecs:
-        raise ValueError(f"got representation={representation!r}, expected one of {', '.join(map(repr, codecs))}")
-    return codecs[representation].from_action_config(action_config)
+    """The codec of a saved `action_config`."""
+    return by_representation(action_config, string=ActionStringProcessor, bins=ActionBins)

@@ -1,13 +1,11 @@
-"""Which token may come next in an action: the grammar that makes a malformed action impossible to generate.
+"""The token grammar of actions, under which `generate` can write nothing else.
 
-Decides: the token automaton of an action string, compiled from the character automaton of `action_strings.py` and the
-tokenizer's ids, and the mask a `LogitsProcessor` derives from it. What it accepts is exactly what the tokenizer makes
-of the strings `ActionStringProcessor.encode` writes, one token sequence per string. Digits are tokens of their own, so
-a string falls into digits and the runs of characters between them, and the tokenizer was asked about every run there
-is: `0.5,-1.0,` is the runs `.` `,-` `.` `,`, each with its ids, whatever the vocabulary merges in them.
+The token automaton of an action string is compiled from the character automaton of `action_strings.py`. It accepts
+exactly the token sequences that the tokenizer gives for the strings of `ActionStringProcessor.encode`, one per string.
+Digits are tokens of their own, so a string consists of digits and runs of characters between them, whose ids the
+tokenizer was asked for: `0.5,-1.0,` has the runs `.` `,-` `.` `,`, whatever the vocabulary merges in them.
 
-Refuses to know: prompts, models, units. It reads `action_config`, the dictionary saved in the model's and the
-processor's configuration:
+It is described by `action_config` in the configurations of model and processor:
 
     {"representation": "string", "style": "signed", "action_dim": 7, "horizon": 1, "decimals": 4, "binary_dims": [6],
      "lead_in": "\\n", "lead_in_ids": [13], "pieces": {"+": 29974, ...}, "runs": {"\\n+": [13, 29974], ...},
@@ -16,14 +14,13 @@ processor's configuration:
     {"representation": "bins", "action_dim": 7, "horizon": 1, "bins": 256, "bin_tokens_end": 32000,
      "lead_in": " ", "lead_in_ids": [29871], "eos_token_id": 2}
 
-`pieces` are the ids of texts that are one token, `runs` those of every run without digits; where `runs` is missing, as
-in configurations saved before it existed, a run is its longest pieces from left to right (the same for Llama-2 and
-Gemma). `lead_in_ids` is appended to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with
-a minus sign after it (`▁-` is one piece) and is therefore generated as a part of the answer. Bin b is written as the
-token `bin_tokens_end - 1 - b`: OpenVLA's bins are the last tokens of the vocabulary, counted from its end.
+`pieces` are the ids of texts that are one token, `runs` those of every run without digits. Old configurations lack
+`runs`; a run is then its longest pieces from left to right (the same for Llama-2 and Gemma). `lead_in_ids` is appended
+to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with a minus sign after it (`▁-` is one
+piece) and is generated with the answer. Bin b is the token `bin_tokens_end - 1 - b`: OpenVLA counts its bins from the
+end of the vocabulary.
 
-This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
-import it from beside themselves.
+`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 import re
@@ -35,19 +32,19 @@ import torch
 from transformers import LogitsProcessor
 
 from .action_bins import ActionBins
-from .action_strings import DIGITS, ActionStringError, ActionStringProcessor
+from .action_strings import DIGITS, ActionStringError, ActionStringProcessor, by_representation
 
 
 def make_action_config(
     codec: ActionStringProcessor | ActionBins, tokenizer: Any, bin_tokens_end: int | None = None
 ) -> dict[str, Any]:
-    """Everything inference needs to know about the action format, as a dictionary for config.json.
+    """The action format as a dictionary for config.json.
 
     Args:
         codec: the representation, with its dimensions.
         tokenizer: the tokenizer of the model.
-        bin_tokens_end: for bins, the first token id behind theirs; by default the end of the vocabulary, added tokens
-            not counted, as in OpenVLA.
+        bin_tokens_end: for bins, the first token id after theirs; by default the end of the vocabulary without added
+            tokens, as in OpenVLA.
 
     Raises:
         ValueError: if the tokenizer has no token of its own for a character of the style, merges digits with anything,
@@ -57,7 +54,6 @@ def make_action_config(
         raise ValueError("got a tokenizer without an end-of-sequence token, expected one; set tokenizer.eos_token")
     if isinstance(codec, ActionBins):
         return _bins_config(codec, tokenizer, tokenizer.vocab_size if bin_tokens_end is None else bin_tokens_end)
-    generated_lead_in = codec.style == "legacy"
     return {
         "representation": "string",
         "style": codec.style,
@@ -66,8 +62,8 @@ def make_action_config(
         "decimals": codec.decimals,
         "binary_dims": list(codec.binary_dims),
         "lead_in": codec.lead_in,
-        "lead_in_ids": [] if generated_lead_in else _ids_between_digits(tokenizer, codec.lead_in),
-        **_spelling(codec, tokenizer),
+        "lead_in_ids": [] if codec.style == "legacy" else _ids_between_digits(tokenizer, codec.lead_in),
+        **_pieces_and_runs(codec, tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
     }
 
@@ -93,19 +89,15 @@ def _bins_config(codec: ActionBins, tokenizer: Any, end: int) -> dict[str, Any]:
 
 
 def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar | BinGrammar":
-    """The grammar of a saved `action_config`, whatever its representation."""
-    grammars: dict[str, Any] = {"string": ActionGrammar, "bins": BinGrammar}
-    representation = action_config.get("representation")
-    if representation not in grammars:
-        raise ValueError(f"got representation={representation!r}, expected one of {', '.join(map(repr, grammars))}")
-    return grammars[representation].from_action_config(action_config)
+    """The grammar of a saved `action_config`."""
+    return by_representation(action_config, string=ActionGrammar, bins=BinGrammar)
 
 
 class TokenGrammar:
-    """A deterministic automaton over token ids, acyclic but for EOS after EOS.
+    """A deterministic automaton over token ids without cycles, except EOS after EOS.
 
     Attributes:
-        transitions: per state, the token ids that may follow and the state each leads to. State 0 is the start; behind
+        transitions: per state, the token ids that may follow and the state each leads to. State 0 is the start; after
             EOS only EOS follows, so that finished rows of a batch stay legal.
         text_of: the text of each token.
         max_tokens: tokens of the longest word, EOS not counted.
@@ -115,7 +107,7 @@ class TokenGrammar:
         self.transitions = transitions
         self.text_of = text_of
         self.eos_token_id = eos_token_id
-        self.max_tokens = _longest_word(transitions, eos_token_id)
+        self.max_tokens = _max_tokens(transitions, eos_token_id)
 
     def advance(self, tokens: Iterable[int], state: int = 0) -> int:
         """The state after `tokens`; raises `ActionStringError` at the first token the grammar does not allow."""
@@ -133,12 +125,12 @@ class TokenGrammar:
         return state
 
     def _texts(self, tokens: Iterable[int]) -> list[str]:
-        """The text of each token but EOS; raises `ActionStringError` at one that no action is written with."""
+        """The text of each token but EOS; raises `ActionStringError` at one that is part of no action."""
         texts = []
         for position, token in enumerate(tokens):
             if token != self.eos_token_id and token not in self.text_of:
                 raise ActionStringError(
-                    f"got token {token} at position {position}, which no action is spelled with; generate under "
+                    f"got token {token} at position {position}, which is part of no action; generate under "
                     "ActionLogitsProcessor and leave the prompt out",
                     position=position,
                 )
@@ -148,13 +140,13 @@ class TokenGrammar:
 
 
 class ActionGrammar(TokenGrammar):
-    """The grammar of action strings; its words are the tokenized strings, then EOS.
+    """The grammar of action strings: their tokens, then EOS.
 
     Args:
         strings: the action format.
         pieces: token id of every text that is one token of an action.
         eos_token_id: what follows a complete action.
-        prefix: a lead-in that is generated as a part of the answer.
+        prefix: a lead-in that is generated with the answer.
         runs: token ids of every run without digits; by default the longest pieces from left to right.
     """
 
@@ -174,8 +166,8 @@ class ActionGrammar(TokenGrammar):
             runs = {
                 run: [pieces[piece] for piece in re.findall(longest_first, run)] for run in _all_runs(edges, start)
             }
-        self.spelled = {digit: [pieces[digit]] for digit in DIGITS} | runs
-        transitions = _compile(edges, start, self.spelled, eos_token_id)
+        self.unit_ids = {digit: [pieces[digit]] for digit in DIGITS} | runs
+        transitions = _compile(edges, start, self.unit_ids, eos_token_id)
         super().__init__(transitions, {token: piece for piece, token in pieces.items()}, eos_token_id)
 
     @classmethod
@@ -187,25 +179,25 @@ class ActionGrammar(TokenGrammar):
         return cls(strings, pieces, eos_token_id, prefix, action_config.get("runs"))
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of an action string, a generated lead-in included, EOS left out: what training supervises.
+        """The tokens of an action string, with a generated lead-in, without EOS: what training supervises.
 
         Raises:
             ActionStringError: if `text` is no action string.
         """
         self.strings.decode(text.removeprefix(self.prefix))
-        return [token for unit in re.findall("[0-9]|[^0-9]+", text) for token in self.spelled[unit]]
+        return [token for unit in re.findall("[0-9]|[^0-9]+", text) for token in self.unit_ids[unit]]
 
     def text(self, tokens: Iterable[int]) -> str:
-        """The action string that `tokens` spell, without a generated lead-in and without EOS."""
+        """The action string of `tokens`, without a generated lead-in and without EOS."""
         return "".join(self._texts(tokens)).removeprefix(self.prefix)
 
 
 class BinGrammar(TokenGrammar):
-    """The grammar of bins: T * D tokens, each one of the bins', then EOS.
+    """The grammar of bins: T * D tokens of bins, then EOS.
 
     Args:
         bins: the action format.
-        bin_tokens_end: the first token id behind the bins'.
+        bin_tokens_end: the first token id after those of the bins.
         eos_token_id: what follows a complete action.
     """
 
@@ -240,8 +232,7 @@ class BinGrammar(TokenGrammar):
 class ActionLogitsProcessor(LogitsProcessor):
     """Sets every logit the grammar forbids to minus infinity.
 
-    It keeps no state between calls, so rows may be reordered (beams) and may finish at different lengths. Apply it to
-    action requests only: it would force any other answer into digits.
+    It keeps no state between calls, so rows may be reordered (beams) and may finish at different lengths.
 
     Args:
         grammar: the action grammar.
@@ -260,26 +251,26 @@ class ActionLogitsProcessor(LogitsProcessor):
         return scores.masked_fill(~allowed, float("-inf"))  # type: ignore[return-value]
 
 
-def _ids_behind_a_digit(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of `text` in the middle of an answer, where no tokenizer puts a space before it."""
+def _ids_after_digit(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of `text` inside an answer, where no tokenizer puts a space before it."""
     digit = tokenizer.encode("0", add_special_tokens=False)
     return tokenizer.encode("0" + text, add_special_tokens=False)[len(digit) :]
 
 
 def _ids_between_digits(tokenizer: Any, text: str) -> list[int]:
-    return _ids_behind_a_digit(tokenizer, text + "0")[:-1]
+    return _ids_after_digit(tokenizer, text + "0")[:-1]
 
 
-def _spelling(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, Any]:
-    """`pieces` and `runs` of `action_config`: the tokens an action of this style is made of."""
+def _pieces_and_runs(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, Any]:
+    """`pieces` and `runs` of `action_config`."""
     edges, start = _with_prefix(strings.automaton.edges, strings.lead_in if strings.style == "legacy" else "")
     runs = _all_runs(edges, start)
-    _check_digits_stand_alone(tokenizer, runs, last={run for run, target in runs.items() if not edges[target]})
+    _check_digits_unmerged(tokenizer, runs, last={run for run, target in runs.items() if not edges[target]})
     spelled = {run: _ids_between_digits(tokenizer, run) for run in sorted(runs)}
     parts = {run[start:end] for run in runs for end in range(len(run) + 1) for start in range(end)}
     pieces: dict[str, int] = {}
     for text in sorted({*DIGITS} | parts):
-        ids = _ids_behind_a_digit(tokenizer, text) if text in DIGITS else _ids_between_digits(tokenizer, text)
+        ids = _ids_after_digit(tokenizer, text) if text in DIGITS else _ids_between_digits(tokenizer, text)
         if len(ids) == 1:
             pieces[text] = ids[0]
         elif len(text) == 1:
@@ -297,15 +288,12 @@ def _spelling(strings: ActionStringProcessor, tokenizer: Any) -> dict[str, Any]:
     return {"pieces": pieces, "runs": spelled}
 
 
-def _check_digits_stand_alone(tokenizer: Any, runs: Iterable[str], last: set[str]) -> None:
+def _check_digits_unmerged(tokenizer: Any, runs: Iterable[str], last: set[str]) -> None:
     """Raises `ValueError` if a digit merges with its neighbours, as where digits are grouped by threes.
 
-    Where it does not, whatever stands before and behind it, each run has the same tokens in every string.
-
-    Args:
-        runs: every run without digits of the style; `last` are those that an action ends in.
+    Else each run has the same tokens in every string. `last` are the runs that an action ends in.
     """
-    digits = {digit: _ids_behind_a_digit(tokenizer, digit) for digit in DIGITS}
+    digits = {digit: _ids_after_digit(tokenizer, digit) for digit in DIGITS}
     triples = "".join(map("".join, product(DIGITS, repeat=3)))
     expected = {triples: [token for digit in triples for token in digits[digit]]}
     for run in runs:
@@ -317,7 +305,7 @@ def _check_digits_stand_alone(tokenizer: Any, runs: Iterable[str], last: set[str
             expected |= {digit + run: [*digits[digit], *ids] for digit in DIGITS}
     several = any(len(ids) != 1 for ids in digits.values())
     for text, ids in expected.items():
-        if several or _ids_behind_a_digit(tokenizer, text) != ids:
+        if several or _ids_after_digit(tokenizer, text) != ids:
             raise ValueError(
                 f"got digits that share tokens with their neighbours (in {text[:20]!r}...), expected one each; action "
                 "strings need a vocabulary that never merges digits, such as Llama-2's or Gemma's"
@@ -325,7 +313,7 @@ def _check_digits_stand_alone(tokenizer: Any, runs: Iterable[str], last: set[str
 
 
 def _with_prefix(edges: list[dict[str, int]], prefix: str) -> tuple[list[dict[str, int]], int]:
-    """The automaton that reads `prefix` first: its edges and its start. `edges` itself is not changed."""
+    """Edges and start of a new automaton that reads `prefix` first."""
     edges, start = list(edges), 0
     for character in reversed(prefix):
         edges.append({character: start})
@@ -334,9 +322,9 @@ def _with_prefix(edges: list[dict[str, int]], prefix: str) -> tuple[list[dict[st
 
 
 def _runs(edges: list[dict[str, int]], start: int) -> dict[str, int]:
-    """Every run without digits behind `start` that a digit or the end of the word follows, and where it leads."""
+    """Every run without digits after `start` that a digit or the end of the action follows, and where it leads."""
     runs, unfinished = {}, [("", start)]
-    for text, state in unfinished:  # which grows
+    for text, state in unfinished:  # grows while it is read
         unfinished += [(text + c, target) for c, target in edges[state].items() if c not in DIGITS]
         if text and (not edges[state] or not edges[state].keys().isdisjoint(DIGITS)):
             runs[text] = state
@@ -344,29 +332,29 @@ def _runs(edges: list[dict[str, int]], start: int) -> dict[str, int]:
 
 
 def _all_runs(edges: list[dict[str, int]], start: int) -> dict[str, int]:
-    """Likewise, behind the start of a word and behind every digit in it."""
-    behind = {target for state in edges for character, target in state.items() if character in DIGITS}
-    return {run: target for state in (start, *sorted(behind)) for run, target in _runs(edges, state).items()}
+    """Likewise, after the start of an action and after every digit in it."""
+    after = {target for state in edges for character, target in state.items() if character in DIGITS}
+    return {run: target for state in (start, *sorted(after)) for run, target in _runs(edges, state).items()}
 
 
 def _compile(
-    edges: list[dict[str, int]], start: int, spelled: dict[str, list[int]], eos_token_id: int
+    edges: list[dict[str, int]], start: int, unit_ids: dict[str, list[int]], eos_token_id: int
 ) -> list[dict[int, int]]:
     """Transitions over token ids.
 
-    A token state is a character state, which is the start or behind a digit, and the tokens written since then: a
-    beginning of the ids of one run or more. So every string has the one spelling that it was given.
+    A token state is a character state, which is the start or after a digit, and the tokens since then: a prefix of the
+    ids of at least one run. So every string has exactly one token sequence.
     """
     nodes: list[tuple[int, tuple[int, ...]]] = [(start, ())]
     numbers = {nodes[0]: 0}
     transitions: list[dict[int, int]] = []
     complete = []
-    for number, (state, written) in enumerate(nodes):  # which grows
+    for number, (state, written) in enumerate(nodes):  # grows while it is read
         following: dict[int, tuple[int, tuple[int, ...]]] = {}
         for run, target in ({"": state} | _runs(edges, state)).items():
-            ids = tuple(spelled.get(run, ()))
+            ids = tuple(unit_ids.get(run, ()))
             if ids == written:
-                following |= {spelled[c][0]: (behind, ()) for c, behind in edges[target].items() if c in DIGITS}
+                following |= {unit_ids[c][0]: (after, ()) for c, after in edges[target].items() if c in DIGITS}
                 complete += [] if edges[target] else [number]
             elif ids[: len(written)] == written:
                 following[ids[len(written)]] = (state, ids[: len(written) + 1])
@@ -381,8 +369,8 @@ def _compile(
     return [*transitions, {eos_token_id: finished}]
 
 
-def _longest_word(transitions: list[dict[int, int]], eos_token_id: int) -> int:
-    """Tokens of the longest path from the start to EOS; the automaton has no cycle but the one behind EOS."""
+def _max_tokens(transitions: list[dict[int, int]], eos_token_id: int) -> int:
+    """Tokens of the longest path from the start to EOS."""
     length, reached = 0, {0}
     while reached:
         reached = {

@@ -1,21 +1,17 @@
-"""Between a data set's units and [-1, 1]: OpenVLA's normalisation, its JSON layout, its lookup by key.
-
-Decides: the two formulas, the statistics computed over a data set, and what happens on a missing or ambiguous
-`unnorm_key`. Refuses to know: how an action is spelled, which robot it is for, what the units are.
+"""Normalisation between a data set's units and [-1, 1]: OpenVLA's formulas, JSON layout and lookup by `unnorm_key`.
 
 A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics.json` beside a checkpoint):
 
     {"bridge_orig": {"action": {"mean": [D], "std": [D], "min": [D], "max": [D], "q01": [D], "q99": [D],
                                 "mask": [D] (optional; False = the dimension is left as it is, a gripper 0..1),
                                 "histogram": [D][40] (ours, optional; counts of normalised values),
-                                "names": [D] (ours, optional; what the data set calls its values),
-                                "fps": float (ours, optional; steps a second of what was learned),
-                                "displacements": [...] (ours, optional; the dimensions that say how far to move, all
-                                others where to be)},
+                                "names": [D] (ours, optional; the data set's names of the values),
+                                "fps": float (ours, optional; steps a second of the training data),
+                                "displacements": [...] (ours, optional; the dimensions that are displacements; all
+                                others are positions)},
                      "proprio": {...} (optional), "num_transitions": int, "num_trajectories": int}}
 
-This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
-import it from beside themselves.
+`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 from collections.abc import Sequence
@@ -79,10 +75,8 @@ def plain_statistics(norm_stats: Any) -> dict[str, Any]:
 
 
 def check_action_statistics(statistics: dict[str, Any], name: str = "a data set") -> None:
-    """Raises `ValueError` unless the `"action"` entry of one data set can be used.
-
-    q01 and q99 are needed. They, and min, max, mean and std where present, must be lists of D finite numbers, q01 at
-    most q99, and the mask D booleans.
+    """Raises `ValueError` for an `"action"` entry without q01 and q99, with other than finite numbers, or with
+    entries of different lengths.
     """
     for needed in ("q01", "q99"):
         if statistics.get(needed) is None:
@@ -157,10 +151,10 @@ def statistics_per_row(
 
 
 def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
-    """Maps [q01, q99] to [-1, 1] and clips; constant dimensions become 0, unmasked ones stay as they are.
+    """Maps [q01, q99] to [-1, 1] and clips; constant dimensions become 0, those outside the mask stay as they are.
 
-    A dimension that is both constant and unmasked stays as it is. OpenVLA makes it 0, which `unnormalize_actions`
-    could not undo: a gripper that was open in every frame would be commanded to close.
+    OpenVLA makes also constant dimensions outside the mask 0, which `unnormalize_actions` could not undo: a gripper
+    that was open in every frame would be commanded to close.
 
     Args:
         actions: float [..., D] in the data set's units.
@@ -178,7 +172,7 @@ def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
 
 
 def histogram(actions: Any, statistics: dict[str, Any]) -> list[list[int]]:
-    """Counts [D][HISTOGRAM_BINS] of the normalised values of float [N, D] over [-1, 1]: what decoding expects."""
+    """Counts [D][HISTOGRAM_BINS] of the normalised values of float [N, D] over [-1, 1], for draft distributions."""
     normalized = normalize_actions(actions, statistics)
     edges = np.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1)
     return [np.histogram(column, edges)[0].tolist() for column in normalized.T]
@@ -193,7 +187,7 @@ def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
 
 
 def unnormalize_actions(normalized: Any, statistics: dict[str, Any]) -> np.ndarray:
-    """The inverse of `normalize_actions` up to clipping: float [..., D] in [-1, 1] to float32 [..., D] in units.
+    """The inverse of `normalize_actions`: float [..., D] in [-1, 1] to float32 [..., D] in the data set's units.
 
     Raises:
         ValueError: for statistics that cannot be used, and where a result would not be a finite number.

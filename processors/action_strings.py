@@ -1,23 +1,16 @@
-"""Robot actions as strings of digits: writes them, reads them, refuses everything else.
+"""Robot actions as strings of digits: encodes them, decodes them, and refuses every other text.
 
-Decides: how a normalised action in [-1, 1] is spelled (three styles), and which strings are spellings at all. One
-character automaton per style defines both: `decode` walks it, and the token grammar used for constrained decoding
-(`action_grammar.py`) is compiled from it, so that what can be generated is exactly what can be read.
-
-Refuses to know: units and data sets (`action_statistics.py`), token ids, prompts, models.
-
-Axes: T steps of an action chunk (the horizon), D action dimensions.
+One character automaton per style defines the strings: `decode` runs it, and the token grammar of constrained decoding
+(`action_grammar.py`) is compiled from it, so that exactly what can be generated can be decoded.
 
     style     one step, D = 3, decimals = 4    two steps            tokens in the Llama and Gemma vocabularies
     signed    +0.0312-0.1200+1.0000            joined by "\\n"       one per character: 7 per value
     plain     0.0312\\n-0.1200\\n1.0000          joined by "\\n\\n"     one per character, the sign only when negative
     legacy    0.0312,-0.12,1.0,                simply concatenated  ",-" is one token, decimals vary
 
-"plain" is the rendering the paper shows; "legacy" is what the checkpoint released by the paper's authors writes.
-"signed" is ours: fixed width, so that every value takes the same number of tokens.
-
-This file also lies in `modeling/` (a symbolic link), because a Hub repository is one flat folder in which both halves
-import it from beside themselves.
+"plain" is the format in the paper, "legacy" that of the checkpoint released by the paper's authors. "signed" is ours:
+fixed width, so that every value takes the same number of tokens. `modeling/` links to this file, which both halves of
+a Hub repository use.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,17 +23,17 @@ STYLES = ("signed", "plain", "legacy")
 DIGITS = "0123456789"
 SEPARATORS = ",\n"
 
-# What stands between the prompt and the action, by style. A signed or plain answer starts on a new line, which keeps
-# its first character a token of its own; the legacy checkpoint continues the prompt's line after a space.
+# What stands between the prompt and the action. A new line keeps the first character a token of its own; the legacy
+# checkpoint continues the prompt's line after a space.
 LEAD_IN = {"signed": "\n", "plain": "\n", "legacy": " "}
 
 
 class ActionStringError(ValueError):
-    """A text is not the spelling of an action, or an action has no spelling.
+    """A text that is no action string, or an action that has none.
 
     Attributes:
-        position: index of the first character that does not fit, or `None` where no text is concerned.
-        expected: what could have stood there, in words.
+        position: index of the first wrong character or token, or `None` where there is none.
+        expected: what was possible there, in words.
     """
 
     def __init__(self, message: str, position: int | None = None, expected: str | None = None):
@@ -55,7 +48,7 @@ class ActionStringProcessor:
     Args:
         action_dim: D, the number of action dimensions.
         horizon: T, the number of steps in one string.
-        decimals: digits after the point (at most 4 fit the 5e-5 round trip the tests promise).
+        decimals: digits after the point; 4 keep the error below 5e-5.
         style: `"signed"`, `"plain"` or `"legacy"`.
         binary_dims: dimensions that are only ever 0 or 1 (a gripper); all others range over [-1, 1].
 
@@ -72,11 +65,8 @@ class ActionStringProcessor:
     ):
         if style not in STYLES:
             raise ValueError(f"got style={style!r}, expected one of {', '.join(map(repr, STYLES))}")
-        for name, value in (("action_dim", action_dim), ("horizon", horizon), ("decimals", decimals)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"got {name}={value!r}, expected an integer of at least 1")
-        if any(not 0 <= dim < action_dim for dim in binary_dims):
-            raise ValueError(f"got binary_dims={list(binary_dims)}, expected dimensions from 0 to {action_dim - 1}")
+        check_sizes(action_dim=action_dim, horizon=horizon, decimals=decimals)
+        check_binary_dims(binary_dims, action_dim)
         self.action_dim = action_dim
         self.horizon = horizon
         self.decimals = decimals
@@ -88,14 +78,7 @@ class ActionStringProcessor:
     @classmethod
     def from_action_config(cls, action_config: dict[str, Any]) -> "ActionStringProcessor":
         """Builds the processor a saved `action_config` describes (see `action_grammar.make_action_config`)."""
-        keys = ("action_dim", "horizon", "decimals", "style", "binary_dims")
-        missing = [key for key in keys if key not in action_config]
-        if missing:
-            raise ValueError(
-                f"got an action_config without {', '.join(missing)}, expected {', '.join(keys)}; "
-                "write it with make_action_config or take it from the model's config.json"
-            )
-        return cls(**{key: action_config[key] for key in keys})
+        return cls(**read_keys(action_config, "action_dim", "horizon", "decimals", "style", "binary_dims"))
 
     @property
     def lead_in(self) -> str:
@@ -103,7 +86,7 @@ class ActionStringProcessor:
         return LEAD_IN[self.style]
 
     def encode(self, actions: Any) -> str:
-        """Spells one action or one chunk of actions.
+        """The string of one action or one chunk of actions.
 
         Args:
             actions: float [D] (horizon 1) or [T, D], normalised to [-1, 1]; binary dimensions hold 0 or 1.
@@ -117,9 +100,9 @@ class ActionStringProcessor:
         """
         chunk = self._as_chunk(actions)
         self.clipped += (np.abs(chunk) > 1.0).sum(axis=0)
-        # Adding 0.0 turns -0.0 into 0.0, so that zero has one spelling.
+        # Adding 0.0 turns -0.0 into 0.0, so that zero is always written alike.
         rounded = np.round(np.clip(chunk, -1.0, 1.0), self.decimals) + 0.0
-        steps = [[self._spell(value) for value in step] for step in rounded]
+        steps = [[self._format(value) for value in step] for step in rounded]
         if self.style == "signed":
             return "\n".join("".join(step) for step in steps)
         if self.style == "plain":
@@ -127,23 +110,23 @@ class ActionStringProcessor:
         return "".join(value + "," for step in steps for value in step)
 
     def decode(self, text: str) -> np.ndarray:
-        """Reads an action string.
+        """The actions of an action string.
 
         Returns:
             float32 [T, D] in [-1, 1].
 
         Raises:
             ActionStringError: with the position of the first character that does not fit and what was expected there.
-                Nothing is repaired: no stripping, no padding, no default action.
+                Nothing is repaired.
         """
         if not isinstance(text, str):
-            raise ActionStringError(f"got {type(text).__name__}, expected a string that spells an action")
+            raise ActionStringError(f"got {type(text).__name__}, expected an action string")
         spans = self.automaton.read(text)
         values = np.array([float(span) for span in spans], dtype=np.float32) + np.float32(0.0)
         return values.reshape(self.horizon, self.action_dim)
 
     def logits_processor(self, tokenizer: Any, prompt_length: int) -> Any:
-        """A `LogitsProcessor` for plain `generate` that only lets action strings through.
+        """A `LogitsProcessor` for plain `generate` that allows action strings alone.
 
         Args:
             tokenizer: the tokenizer of the model that generates.
@@ -155,21 +138,7 @@ class ActionStringProcessor:
         return ActionLogitsProcessor(grammar, prompt_length)
 
     def _as_chunk(self, actions: Any) -> np.ndarray:
-        chunk = np.asarray(actions, dtype=np.float64)
-        shape = list(chunk.shape)
-        if chunk.ndim == 1 and self.horizon == 1:
-            chunk = chunk[None]
-        if chunk.shape != (self.horizon, self.action_dim):
-            expected = f"[{self.horizon}, {self.action_dim}]"
-            if self.horizon == 1:
-                expected = f"[{self.action_dim}] or {expected}"
-            raise ActionStringError(f"got an action of shape {shape}, expected {expected}")
-        if not np.isfinite(chunk).all():
-            step, dim = map(int, np.argwhere(~np.isfinite(chunk))[0])
-            raise ActionStringError(
-                f"got {chunk[step, dim]} in step {step}, dimension {dim}, expected a finite number; "
-                "drop or repair the row before encoding it"
-            )
+        chunk = checked_chunk(actions, self.horizon, self.action_dim)
         for dim in self.binary_dims:
             odd = ~np.isin(np.round(chunk[:, dim], self.decimals), (0.0, 1.0))
             if odd.any():
@@ -179,7 +148,7 @@ class ActionStringProcessor:
                 )
         return chunk
 
-    def _spell(self, value: float) -> str:
+    def _format(self, value: float) -> str:
         if self.style == "signed":
             return f"{value:+.{self.decimals}f}"
         fixed = f"{value:.{self.decimals}f}"
@@ -187,6 +156,55 @@ class ActionStringProcessor:
             return fixed
         trimmed = fixed.rstrip("0")
         return trimmed + "0" if trimmed.endswith(".") else trimmed
+
+
+def read_keys(action_config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Those entries of a saved `action_config`; raises `ValueError` where one is missing."""
+    missing = [key for key in keys if key not in action_config]
+    if missing:
+        raise ValueError(
+            f"got an action_config without {', '.join(missing)}, expected {', '.join(keys)}; "
+            "write it with make_action_config or take it from the model's config.json"
+        )
+    return {key: action_config[key] for key in keys}
+
+
+def by_representation(action_config: dict[str, Any], **classes: Any) -> Any:
+    """What the class for the representation of a saved `action_config` makes of it."""
+    representation = action_config.get("representation")
+    if representation not in classes:
+        raise ValueError(f"got representation={representation!r}, expected one of {', '.join(map(repr, classes))}")
+    return classes[representation].from_action_config(action_config)
+
+
+def check_sizes(least: int = 1, /, **sizes: Any) -> None:
+    """Raises `ValueError` unless all sizes are integers of at least `least`."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"got {name}={value!r}, expected an integer of at least {least}")
+
+
+def check_binary_dims(binary_dims: Sequence[int], action_dim: int) -> None:
+    """Raises `ValueError` for a dimension that an action does not have."""
+    if any(not 0 <= dim < action_dim for dim in binary_dims):
+        raise ValueError(f"got binary_dims={list(binary_dims)}, expected dimensions from 0 to {action_dim - 1}")
+
+
+def checked_chunk(actions: Any, horizon: int, action_dim: int) -> np.ndarray:
+    """Actions [D] (horizon 1) or [T, D] as float64 [T, D]; `ActionStringError` for other shapes, NaN, infinity."""
+    chunk = np.asarray(actions, dtype=np.float64)
+    if chunk.ndim == 1 and horizon == 1:
+        chunk = chunk[None]
+    if chunk.shape != (horizon, action_dim):
+        expected = f"[{action_dim}] or [1, {action_dim}]" if horizon == 1 else f"[{horizon}, {action_dim}]"
+        raise ActionStringError(f"got an action of shape {list(np.shape(actions))}, expected {expected}")
+    if not np.isfinite(chunk).all():
+        step, dim = map(int, np.argwhere(~np.isfinite(chunk))[0])
+        raise ActionStringError(
+            f"got {chunk[step, dim]} in step {step}, dimension {dim}, expected a finite number; "
+            "drop or repair the row before encoding it"
+        )
+    return chunk
 
 
 class CharacterAutomaton:
@@ -217,7 +235,7 @@ class CharacterAutomaton:
         self.final = here
 
     def read(self, text: str) -> list[str]:
-        """Splits `text` into the spelled values; raises `ActionStringError` at the first misfit."""
+        """The values of `text` as texts; raises `ActionStringError` at the first wrong character."""
         spans = [""] * self.values
         state = 0
         for position, character in enumerate(text):
@@ -248,7 +266,7 @@ class CharacterAutomaton:
         return len(self.edges) - 1
 
     def _chain(self, state: int, options: str) -> int:
-        """One new state behind `state`, reached by every character of `options`."""
+        """One new state after `state`, reached by every character of `options`."""
         target = self._new(self.value_of[state])
         for character in options:
             self.edges[state][character] = target
@@ -260,7 +278,7 @@ class CharacterAutomaton:
         return state
 
     def _fixed_value(self, start: int, decimals: int, style: str, binary: bool) -> int:
-        """sign? integer point decimals; behind a 1 every decimal is 0, behind "-0." at least one of them is not."""
+        """sign? integer point decimals; after a 1 every decimal is 0, after "-0." at least one of them is not."""
         value = self.value_of[start]
         end = self._new(value)
         free = self._decimals(value, decimals, "0" if binary else DIGITS, end)
@@ -276,21 +294,21 @@ class CharacterAutomaton:
             self.edges[self._chain(negative, "0")]["."] = only_zeros[0]
             for here, nonzero in zip(only_zeros, [*free[1:], end], strict=True):
                 self.edges[here].update(dict.fromkeys(DIGITS[1:], nonzero))
-            del self.edges[only_zeros[-1]]["0"]  # -0.0000 is no spelling: zero is written without a minus
+            del self.edges[only_zeros[-1]]["0"]  # -0.0000 is not allowed: zero is written without a minus
         return end
 
     def _decimals(self, value: int, decimals: int, digits: str, end: int) -> list[int]:
-        """States behind the point and behind each decimal but the last, which leads to `end`."""
+        """States after the point and after each decimal but the last, which leads to `end`."""
         states = [self._new(value) for _ in range(decimals)]
         for here, following in zip(states, [*states[1:], end], strict=True):
             self.edges[here].update(dict.fromkeys(digits, following))
         return states
 
     def _legacy_value(self, start: int, decimals: int, style: str, binary: bool) -> int:
-        """-? integer point 1 to `decimals` digits without idle zeros, then a comma.
+        """-? integer point 1 to `decimals` digits without superfluous zeros, then a comma.
 
-        Two spellings are read although `encode` never writes them, because the released checkpoint may: "-0.0", and
-        "1e-04", which is how numpy prints that float32 and the only exponent four decimals can produce.
+        The released checkpoint may also write "-0.0", and "1e-04", which is how numpy prints that float32 and the only
+        exponent that four decimals can produce.
         """
         value = self.value_of[start]
         zero, one, end = self._new(value), self._new(value), self._new(value)

@@ -1,9 +1,7 @@
-"""Pictures to pixels for a dual vision tower: one naive resize, then one normalisation per encoder.
+"""Pictures to pixel values: one resize, then one normalisation per encoder; and the order of cameras.
 
-Decides: the optional centre crop, the bicubic resize straight to a square (no aspect ratio kept: OpenVLA's
-"resize-naive", done by Pillow on uint8 as its training did), the mean and std of each encoder, their order on the
-channel axis, which pictures of several cameras an action is asked for with. What counts as a picture, which way up it
-is and what its transparent parts are: `rgb_pictures.py`. Refuses to know: text, models.
+The resize is OpenVLA's "resize-naive": bicubic, straight to a square, done by Pillow on uint8 as in its training.
+`rgb_pictures.py` reads the pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGLIP_MEAN = (0.5, 0.5, 0.5)
 SIGLIP_STD = (0.5, 0.5, 0.5)
-# What callers of transformers' image processors may ask for, where it is what happens anyhow.
+# Arguments of transformers' image processors that are accepted with the value that describes what is done here.
 ALWAYS_DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
 RESIZE_STRATEGIES = ("resize-naive", "resize-with-pad")
 
@@ -32,10 +30,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
 
     Args:
         image_size: side of the square the encoders see, in pixels.
-        means: per encoder, the mean of the three channels in 0..1; DINOv2 first, SigLIP second.
-        stds: likewise, the standard deviations.
+        means, stds: per encoder, of the three channels in 0..1; DINOv2 first, SigLIP second.
         center_crop_area: share of the area kept by a centre crop before the resize, or `None` for no crop. OpenVLA
-            crops 0.9 for models that were trained with random resized crops.
+            keeps 0.9 for models that were trained with random resized crops.
         resize_strategy: `"resize-naive"` (OpenVLA's) stretches a picture to the square; `"resize-with-pad"` keeps its
             shape between black bars, as the published weights of π0 were trained.
     """
@@ -67,23 +64,18 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         self.center_crop_area = center_crop_area
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Turns pictures into pixel values.
+        """`pixel_values` float32 [B, 3 x encoders, image_size, image_size].
 
         Args:
-            images: a picture (anything `rgb_pictures.to_rgb` reads: a PIL image, a uint8 array [H, W, 3], a path, a
-                URL, bytes), a stack of arrays [B, H, W, 3], or a (nested) list, flattened in order.
+            images: a picture (anything `rgb_pictures.to_rgb` reads, with its errors), a stack of arrays [B, H, W, 3],
+                or a (nested) list, flattened in order.
             return_tensors: `"pt"`, `"np"` or `None`.
 
-        Returns:
-            `pixel_values`: float32 [B, 3 x encoders, image_size, image_size].
-
         Raises:
-            TypeError: for anything else, such as a float array, naming what was got; for arguments that ask for
-                something else (sizes and constants are those the model was trained with).
-            ValueError: if there is no picture at all, or one cannot be read.
-            FileNotFoundError: for a path without a file.
+            TypeError: also for arguments that would change sizes or constants, which are those of training.
+            ValueError: also if there is no picture at all.
         """
-        refuse_arguments(kwargs, ("images", "return_tensors"), ALWAYS_DONE)
+        check_arguments(kwargs, ("images", "return_tensors"), ALWAYS_DONE)
         pictures = [to_rgb(image) for image in flatten_images(images)]
         if not pictures:
             raise ValueError("got no images, expected at least one; leave pixel_values out for text alone")
@@ -105,9 +97,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
 def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> Image.Image:
     """The picture as a square of `size` pixels.
 
-    With `"resize-with-pad"` it is scaled bilinearly until its longer side fits and centred between bars of pixel 0, -1
-    once normalised, the wider bar at the bottom or on the right: openpi's `resize_with_pad` (`shared/image_tools.py`,
-    and `openpi_client/image_tools.py` with Pillow), and LeRobot's `resize_with_pad_torch`.
+    With `"resize-with-pad"` it is scaled bilinearly until its longer side fits, between bars of pixel 0 of which the
+    wider one is at the bottom or on the right: openpi's `resize_with_pad` (`openpi_client/image_tools.py`), LeRobot's
+    `resize_with_pad_torch`.
     """
     if picture.size == (size, size):
         return picture
@@ -121,19 +113,19 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
     return padded
 
 
-def refuse_arguments(given: dict[str, Any], known: Sequence[str], already: dict[str, Any]) -> None:
-    """Raises `TypeError` for arguments that would otherwise vanish.
+def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: dict[str, Any]) -> None:
+    """Raises `TypeError` for arguments that would otherwise be ignored.
 
     Args:
-        given: arguments by name that a call has no parameter for; those that are `None` ask for nothing.
-        known: names to suggest where one looks like a typing error.
-        already: what may be asked for, since it happens anyhow.
+        extra: arguments that a call has no parameter for, by name; `None` is accepted.
+        known: names to suggest for a misspelled one.
+        fixed: arguments that are accepted with one value.
     """
-    for name, value in given.items():
-        if value is None or (name in already and value == already[name]):
+    for name, value in extra.items():
+        if value is None or (name in fixed and value == fixed[name]):
             continue
-        if name in already:
-            raise TypeError(f"got {name}={value!r}, expected {already[name]!r} or nothing: it cannot be changed here")
+        if name in fixed:
+            raise TypeError(f"got {name}={value!r}, expected {fixed[name]!r} or nothing: it cannot be changed here")
         near = get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"got the argument {name!r}, expected one of {', '.join(known)}{hint}")
@@ -147,10 +139,8 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def with_open_pictures(conversation: Any) -> Any:
-    """Messages, or a batch of conversations, as transformers 4 and 5 both read them.
-
-    Pictures, whatever they are given by (`rgb_pictures.to_rgb`), become RGB, since transformers' own loading has black
-    where they are transparent; words alone become a list of one part.
+    """Messages, or a batch of conversations, as transformers 4 and 5 both read them: text as a list of one part, and
+    pictures opened by `to_rgb`, since transformers' own loading makes transparent parts black.
     """
     if isinstance(conversation, (list, tuple)):
         return [with_open_pictures(each) for each in conversation]
@@ -163,7 +153,6 @@ def with_open_pictures(conversation: Any) -> Any:
 
 
 def _open_part(part: Any) -> Any:
-    """One part of a message; a picture's place is under the key that says what it is."""
     if not isinstance(part, Mapping) or part.get("type") != "image":
         return part
     for key in ("image", "url", "path", "base64"):
@@ -190,7 +179,7 @@ def checked_cameras(cameras: Any) -> list[str] | None:
 
 
 def is_batch(image: Any) -> bool:
-    """Whether `image` is a list of rows, each with the pictures of its cameras, and not one row's list of pictures."""
+    """Whether `image` is a list of rows, each with pictures by camera, and not the list of pictures of one row."""
     return isinstance(image, (list, tuple)) and any(isinstance(row, (list, tuple)) or by_camera(row) for row in image)
 
 
@@ -207,7 +196,7 @@ def pictures_in_order(row: Any, cameras: list[str] | None) -> list[Any]:
         if set(row) != set(cameras or ()):
             raise ValueError(
                 f"got pictures of {', '.join(map(str, row)) or 'no camera'} for an action, expected "
-                f"{_wanted_pictures(cameras)}: those that the model was trained with"
+                f"{_expected_pictures(cameras)}: those that the model was trained with"
             )
         return [row[camera] for camera in cameras or ()]
     pictures = as_rows(row)
@@ -219,21 +208,20 @@ def check_camera_count(count: int, cameras: list[str] | None) -> None:
     """Raises `ValueError` unless an action is asked for with as many pictures as there are cameras."""
     if count != len(cameras or [None]):
         raise ValueError(
-            f"got {count} pictures for an action, expected {_wanted_pictures(cameras)}: as many as the model was "
+            f"got {count} pictures for an action, expected {_expected_pictures(cameras)}: as many as the model was "
             "trained with; pass a list of them, or a dictionary by camera"
         )
 
 
-def _wanted_pictures(cameras: list[str] | None) -> str:
+def _expected_pictures(cameras: list[str] | None) -> str:
     return f"one per camera ({', '.join(cameras)}, in this order)" if cameras else "one"
 
 
 def as_rows(given: Any) -> list[Any]:
-    """One text or picture, or several, as a list; what is neither is left for others to name."""
+    """One text or picture, or several, as a list."""
     return list(given) if are_several(given) else [given]
 
 
 def are_several(given: Any) -> bool:
-    """Whether `given` is a list, or pictures of one size stacked in an array [B, H, W, 3], as vectorised
-    environments have them."""
+    """Whether `given` is a list, or a stack of pictures [B, H, W, 3], as vectorised environments have them."""
     return isinstance(given, (list, tuple)) or (hasattr(given, "__array__") and getattr(given, "ndim", 0) == 4)

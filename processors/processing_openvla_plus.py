@@ -1,20 +1,14 @@
-"""Pictures and words to model inputs: prompts, one BOS, image tokens in their place, left padding.
-
-Decides: the layout of a row, which training and inference share:
+"""Processor of OpenVLA+: pictures and texts to model inputs. Training and inference share its layout of a row:
 
     <s> <image> x N  In: What action should the robot take to pick up the can?\\nOut: \\n | +0.0312-0.1200... </s>
     <s> <image> x N  In: How many blocks are there?\\nOut:                               | two </s>
     BOS image tokens  prompt                                                 lead-in       answer EOS
 
-Image tokens always follow BOS directly, wherever a text has its `<image>` placeholders: that is where OpenVLA puts the
-patches. A row without pictures has none, one of several cameras has theirs one behind the other, in the order of
-`cameras`. A BOS that a chat template already wrote is not written again. Prompt, lead-in and action are tokenised each
-on its own and joined as ids, so that no vocabulary merges across their borders. In instructions, questions and answers
-`</s>`, `<image>` and the like are text; in a call with a whole prompt they are control tokens, which chat templates
-write.
-
-Refuses to know: how prompts are worded (`prompt_texts.py`), how pictures become pixels
-(`image_processing_openvla_plus.py`), how actions are spelled (`action_strings.py`), units, the model.
+Image tokens always follow BOS directly, where OpenVLA puts the patches, wherever a text has its `<image>`
+placeholders; those of several cameras follow each other in the order of `cameras`. A BOS of a chat template is not
+written again. Prompt, lead-in and action are tokenised separately and joined as ids, so that no vocabulary
+merges across their borders. In instructions, questions and answers `</s>`, `<image>` and the like are text; in a call
+with a whole prompt they are control tokens, which chat templates write.
 """
 
 from collections.abc import Sequence
@@ -31,27 +25,26 @@ from .image_processing_openvla_plus import (
     ALWAYS_DONE,
     as_rows,
     by_camera,
+    check_arguments,
     check_camera_count,
     checked_cameras,
     flatten_images,
     is_batch,
     pictures_in_order,
-    refuse_arguments,
     with_open_pictures,
 )
 from .prompt_texts import (
     PROMPT_TEMPLATE,
-    around_words,
     chat_template_for,
+    check_no_control_tokens,
     check_prompt_template,
     checked_instruction,
     checked_text,
     is_text,
-    refuse_control_tokens,
-    tidied,
-    without,
+    normalized_prompt,
+    prompt_parts,
 )
-from .text_tokens import checked_token_id, control_tokens, encode_words, ids_behind, make_tokenizer_loadable
+from .text_tokens import checked_token_id, continuation_ids, control_tokens, encode_as_text, make_tokenizer_loadable
 
 
 # isort: split
@@ -61,18 +54,8 @@ from .rgb_pictures import to_rgb  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
-CALL_ARGUMENTS = (
-    "images",
-    "text",
-    "return_tensors",
-    "padding",
-    "padding_side",
-    "add_special_tokens",
-    "split_special_tokens",
-    "max_length",
-    "truncation",
-)
-
+CALL_ARGUMENTS = ("images", "text", "return_tensors", "padding", "padding_side", "add_special_tokens")
+CALL_ARGUMENTS += ("split_special_tokens", "max_length", "truncation")
 UPLOAD_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
@@ -87,8 +70,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         prompt_template: texts with `{instruction}`, `{question}` and `{answer}`.
         image_token: the placeholder token.
         chat_template: Jinja; by default derived from `prompt_template`.
-        cameras: names of the cameras whose pictures ask for an action, in the order of training; `None` for one of any
-            name.
+        cameras: names of the cameras of an action's pictures, in the order of training; `None` for one of any name.
     """
 
     default_prompt_template = PROMPT_TEMPLATE
@@ -122,7 +104,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
     @property
     def action_strings(self) -> ActionStringProcessor | ActionBins:
-        """A new codec in the model's action format, its clip counters at zero."""
+        """A new codec of the model's action format."""
         if not self.action_config:
             raise ValueError("got a processor without action_config, expected one; it was not made for actions")
         return codec_from_action_config(self.action_config)
@@ -144,9 +126,9 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Inputs for `predict_action` and `predict_actions`.
 
         Args:
-            image: what the cameras show for one instruction, or a list of B of that for a list of instructions: a
-                picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a dictionary by their names,
-                or a list in their order. Pictures of one camera may be a stack [B, H, W, 3].
+            image: for one instruction, a picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a
+                dictionary by their names or a list in their order. For B instructions a list of B of these; or, for
+                one camera, a stack [B, H, W, 3].
             instruction: one text, or a list of B.
 
         Returns:
@@ -154,8 +136,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             by row.
 
         Raises:
-            ValueError: if rows and instructions differ in number, a row has pictures of other cameras than those of
-                training, or more or fewer, or an instruction is empty.
+            ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
+                of training, or an instruction is empty.
             TypeError: if an image is not a picture or an instruction is not a text; see `rgb_pictures.to_rgb`.
         """
         prompts = [self.action_prompt(text) for text in as_rows(instruction)]
@@ -194,28 +176,27 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Tokenizes texts and processes pictures.
 
         `images` and `text` may be given in either order, so that OpenVLA's `processor(prompt, image)` works. A prompt
-        that asks for an action needs the pictures of `cameras`, however it is given.
+        that asks for an action needs the pictures of `cameras`.
 
         Args:
             images: one picture, one per text, a list of lists (one per text, empty for a text-only row), or `None`;
-                for a prompt that asks for an action, a dictionary by camera as well.
-            text: one text or a list of them. `<image>` placeholders are moved to the front of the row, and blanks that
-                no prompt of training has are taken off (`tidied`).
+                for a prompt that asks for an action, also a dictionary by camera.
+            text: one text or a list of them. `<image>` placeholders are moved to the front of the row, and whitespace
+                that no prompt of training has is removed (`normalized_prompt`).
             padding, padding_side, max_length, return_tensors: as for a tokenizer.
-            add_special_tokens: whether a row starts with BOS. Without it, and without a BOS at its beginning, a text
-                is taken for the continuation of another, and may have no pictures.
-            split_special_tokens: as for a tokenizer, whether control tokens written in `text` are text, `<image>` too;
-                those of the prompt template stay tokens.
-            truncation: only to be told apart from `None`: nothing is ever cut, a longer row raises.
-            kwargs: arguments of other processors of transformers, as long as they ask for what happens anyhow.
+            add_special_tokens: whether a row starts with BOS. Without it, a text that does not begin with BOS is a
+                continuation of another, and may have no pictures.
+            split_special_tokens: as for a tokenizer, whether control tokens in `text`, also `<image>`, are text; those
+                of the prompt template stay tokens.
+            truncation: with `max_length`, a longer row raises; nothing is ever cut.
+            kwargs: `fixed_arguments`.
 
         Raises:
-            ValueError: if pictures and placeholders do not match, tensors are asked for in which an action has more
-                or fewer pictures than in training, a row with pictures has no BOS, or a row is longer than
-                `max_length` allows.
-            TypeError: for an argument that this processor does not have, so that none is silently without effect.
+            ValueError: if pictures and placeholders do not match, tensors are asked for in which an action has other
+                pictures than in training, a row with pictures has no BOS, or a row is longer than `max_length`.
+            TypeError: for an unknown argument, so that none is silently ignored.
         """
-        refuse_arguments(kwargs, CALL_ARGUMENTS, self.already_done)
+        check_arguments(kwargs, CALL_ARGUMENTS, self.fixed_arguments)
         if videos is not None or audio is not None:
             raise ValueError("got videos or audio, expected pictures and text; this model family has no other inputs")
         if is_text(images) and not is_text(text):
@@ -245,42 +226,35 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return inputs
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; messages are words or lists of parts, and pictures whatever `action_inputs`
-        takes.
+        """As in transformers, with all kinds of pictures that `action_inputs` takes.
 
         Raises:
-            ValueError: for a control token in a message, which the rendered text could not tell from its own;
-                `<image>` is a placeholder.
+            ValueError: for a control token other than `<image>` in a message.
         """
         tokens = [token for token in control_tokens(self.tokenizer) if token != self.image_token]
-        refuse_control_tokens(conversation, tokens)
+        check_no_control_tokens(conversation, tokens)
         given = with_open_pictures(conversation) if kwargs.get("tokenize") else conversation
         return super().apply_chat_template(given, *args, **kwargs)
 
     @property
-    def already_done(self) -> dict[str, Any]:
-        """Arguments of other processors that may be given, with the value that describes what happens here."""
-        kinds = {f"return_{name}": name in self.model_input_names for name in ("attention_mask", "token_type_ids")}
-        nothing = {"text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
-        return {**ALWAYS_DONE, **kinds, **nothing}
+    def fixed_arguments(self) -> dict[str, Any]:
+        """Arguments of other processors that are accepted with the value that describes what is done here."""
+        outputs = {f"return_{name}": name in self.model_input_names for name in ("attention_mask", "token_type_ids")}
+        return {**ALWAYS_DONE, **outputs, "text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
 
     def encode_text(self, text: str, split_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text at the beginning of a row, without BOS.
-
-        Args:
-            split_special_tokens: whether control tokens written in it are text, those of the prompt template excepted.
-        """
+        """Token ids of a text at the beginning of a row, without BOS; `split_special_tokens` as for a call."""
         if split_special_tokens:
-            return encode_words(self.tokenizer, text, self.prompt_template.values())
+            return encode_as_text(self.tokenizer, text, self.prompt_template.values())
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def encode_continuation(self, text: str, split_special_tokens: bool = True) -> list[int]:
-        """As `encode_text`, of a text behind another one; raises `ValueError` if digits merge with what follows."""
-        return ids_behind(text, lambda whole: self.encode_text(whole, split_special_tokens))
+        """As `encode_text`, of a text that continues another; raises `ValueError` where digits merge with it."""
+        return continuation_ids(text, lambda whole: self.encode_text(whole, split_special_tokens))
 
     def encode_prompt(self, prompt: str, split_special_tokens: bool = True) -> list[int]:
-        """As `encode_text`, of a prompt: where it ends in the lead-in of an action, that is joined as its ids."""
-        before, after = around_words(self.prompt_template, "action")
+        """As `encode_text`, of a prompt; the lead-in of an action is joined as its ids."""
+        before, after = prompt_parts(self.prompt_template, "action")
         lead_in, lead_in_ids = self._lead_in
         if not lead_in_ids or not (prompt.startswith(before) and prompt.endswith(after + lead_in)):
             return self.encode_text(prompt, split_special_tokens)
@@ -288,28 +262,32 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
     @property
     def _lead_in(self) -> tuple[str, list[int]]:
-        """What stands between an action's prompt and the action, and its ids; nothing where the model writes it."""
+        """Text and ids between an action's prompt and the action; empty where the model generates them."""
         config = self.action_config or {}
         return (config["lead_in"], config["lead_in_ids"]) if config.get("lead_in_ids") else ("", [])
 
     def row_start(self, images: int) -> list[int]:
-        """Token ids before the text of a row that has no other row before it: BOS and image tokens."""
+        """Token ids before the text of a row: BOS and image tokens."""
         return [self.tokenizer.bos_token_id, *[self.image_token_id] * (self.num_image_tokens * images)]
 
-    def tidied(self, prompt: str) -> str:
-        """A prompt as training has it, without stray blanks; see `prompt_texts.py`."""
-        return tidied(prompt, self.prompt_template, self._lead_in[0])
+    def normalized_prompt(self, prompt: str) -> str:
+        """A prompt as in training, see `prompt_texts.normalized_prompt`."""
+        return normalized_prompt(prompt, self.prompt_template, self._lead_in[0])
 
     def _pictures(self, images: Any, texts: list[str], marks: Sequence[str], check: bool) -> tuple[Any, list[int]]:
         """Pictures in the order of `cameras`, and how many belong to each text.
 
         Args:
             marks: placeholder and BOS where they are not text.
-            check: whether actions need the pictures of training, unless they are explicitly given none. Training
-                itself asks for no tensors and is not checked: its questions may be worded like an action's prompt.
+            check: whether prompts of actions must have the pictures of training, or none. Training asks for no tensors
+                and is not checked: its questions may be worded like an action's prompt.
         """
-        beginning = around_words(self.prompt_template, "action")[0]
-        acting = [bool(self.action_config) and without(text, marks).lstrip().startswith(beginning) for text in texts]
+        beginning = prompt_parts(self.prompt_template, "action")[0]
+        acting = [bool(self.action_config)] * len(texts)
+        for row, text in enumerate(texts):
+            for mark in marks:
+                text = text.replace(mark, "")
+            acting[row] = acting[row] and text.lstrip().startswith(beginning)
         rows = [images] if by_camera(images) else images
         if is_batch(rows) and len(rows) == len(texts):
             images = [
@@ -330,7 +308,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             while text.startswith(bos):
                 text = text.removeprefix(bos)
         if starts_row:
-            return [*self.row_start(images), *self.encode_prompt(self.tidied(text), split_special_tokens)]
+            return [*self.row_start(images), *self.encode_prompt(self.normalized_prompt(text), split_special_tokens)]
         if images:
             raise ValueError(
                 f"got a text with {images} pictures that does not start with {bos!r} while add_special_tokens=False, "
@@ -347,8 +325,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
                 "and 'left' or 'right'"
             )
         width = limit if padding == "max_length" and limit else max(len(row) for row in rows)
-        if not padding or padding == "do_not_pad":
-            width = 0
+        width = 0 if not padding or padding == "do_not_pad" else width
         padded: dict[str, list[list[int]]] = {}
         for row in rows:
             gap = max(width - len(row), 0)
@@ -358,19 +335,16 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         return BatchFeature(padded, tensor_type=return_tensors)
 
     def token_inputs(self, row: list[int]) -> dict[str, tuple[list[int], int]]:
-        """Everything the model is told about the tokens of a row, by name: one value per token, and padding's value.
-
-        Training asks the same of a prompt and of an answer, which is a row without a beginning.
-        """
+        """The inputs of a row by name, one value per token, and the value on padding; for prompts and answers."""
         return {"input_ids": (row, self.tokenizer.pad_token_id), "attention_mask": ([1] * len(row), 0)}
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with a tokenizer that both of its generations can load."""
+        """As in transformers, with a tokenizer that versions 4 and 5 can load."""
         upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
         repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
         written = super().save_pretrained(save_directory, **kwargs)
         make_tokenizer_loadable(Path(save_directory))
-        if push_to_hub:  # which saves once more, so that what goes up is what lies here
+        if push_to_hub:  # which saves once more
             self.push_to_hub(repo_id, **upload)
         return written
 
@@ -381,10 +355,10 @@ class OpenVLAPlusProcessor(ProcessorMixin):
 
 
 def images_per_row(images: Any, texts: list[str], image_token: str | None = None) -> list[int]:
-    """How many pictures belong to each text; raises `ValueError` where that is not clear.
+    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any.
 
-    Args:
-        image_token: the placeholder, if texts may have any.
+    Raises:
+        ValueError: if that is not clear.
     """
     placeholders = [text.count(image_token) if image_token else 0 for text in texts]
     if images is None:

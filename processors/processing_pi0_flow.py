@@ -1,26 +1,24 @@
-"""Pictures and words to the inputs of the flow-matching π0: π0's own prompt, which is the instruction and a newline.
+"""Processor of the flow-matching π0, whose prompt is the instruction and a newline:
 
-    <image> x N <bos>  pick up the can \\n
-
-Decides: that prompt, whoever writes it, and that nobody asks this model questions. Everything else is the family's
-processor; refuses to know what that refuses to know.
+<image> x N <bos>  pick up the can \\n
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+from .action_strings import check_binary_dims, check_sizes
 from .processing_pi0_plus import Pi0PlusProcessor
-from .prompt_texts import around_words
+from .prompt_texts import prompt_parts
 
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
-from .action_strings import ActionStringProcessor  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
 from .processing_openvla_plus import OpenVLAPlusProcessor  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
-from .text_tokens import encode_words  # noqa: F401
+from .text_tokens import encode_as_text  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -30,16 +28,35 @@ NO_WORDS = (
 )
 
 
+def make_flow_action_config(action_dim: int = 7, horizon: int = 1, binary_dims: Sequence[int] = ()) -> dict[str, Any]:
+    """The `action_config` of actions float [T, D] in [-1, 1]; no tokens belong to it.
+
+    Args:
+        action_dim: D.
+        horizon: T, the steps of one prediction.
+        binary_dims: dimensions that are 0 or 1 (a gripper); predictions are rounded there.
+    """
+    check_sizes(action_dim=action_dim, horizon=horizon)
+    check_binary_dims(binary_dims, action_dim)
+    return {
+        "representation": "flow",
+        "action_dim": action_dim,
+        "horizon": horizon,
+        "binary_dims": sorted(set(binary_dims)),
+        "lead_in": "",
+        "lead_in_ids": [],
+    }
+
+
 class Pi0FlowProcessor(Pi0PlusProcessor):
     """Processor of the flow-matching π0; arguments and calls are those of `OpenVLAPlusProcessor`."""
 
     default_prompt_template = PI0_FLOW_PROMPT_TEMPLATE
 
-    def tidied(self, prompt: str) -> str:
-        """A prompt as training has it; a newline that was not typed is added, since every prompt of this model has
-        one behind its words."""
-        tidy, (_, after) = super().tidied(prompt), around_words(self.prompt_template, "action")
-        return tidy if tidy.endswith(after) or not tidy.strip() else tidy.rstrip() + after
+    def normalized_prompt(self, prompt: str) -> str:
+        """A prompt as in training, with the newline at its end, which may be missing."""
+        text, (_, after) = super().normalized_prompt(prompt), prompt_parts(self.prompt_template, "action")
+        return text if text.endswith(after) or not text.strip() else text.rstrip() + after
 
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> Any:
         """Raises `ValueError`: this model answers no questions."""

@@ -1,14 +1,10 @@
-"""Pictures and words to π0+'s inputs: PaliGemma's layout of a row, and which tokens are prompt and which answer.
-
-Decides: that image tokens stand before BOS, that a newline ends the prompt and the answer follows it directly, and
-`token_type_ids`:
+"""Processor of π0+: PaliGemma's layout of a row, and `token_type_ids`, which tell prompt from answer.
 
     <image> x N <bos>  What action should the robot take to pick up the can? \\n | +0.0312-0.1200... <eos>
     <image> x N <bos>  How many blocks are there? \\n                            | two <eos>
     0 ... 0     0      0 ...                                                     | 1 ...
 
-For actions the newline is the lead-in of the action format. Everything else is the family's processor; refuses to
-know what that refuses to know.
+Image tokens stand before BOS, and a newline ends the prompt; for actions it is the lead-in of the action format.
 """
 
 from collections.abc import Mapping
@@ -25,7 +21,7 @@ from .action_strings import ActionStringProcessor  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
 from .prompt_texts import PROMPT_TEMPLATE  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
-from .text_tokens import encode_words  # noqa: F401
+from .text_tokens import encode_as_text  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -39,8 +35,8 @@ PI0_PROMPT_TEMPLATE = {
 class Pi0PlusProcessor(OpenVLAPlusProcessor):
     """Processor of π0+; arguments and calls are those of `OpenVLAPlusProcessor`.
 
-    A call also returns `token_type_ids` int64 [B, L]: 0 on image tokens, prompt and padding, 1 on a text that
-    continues another, as TRL's collator passes answers: without BOS, and with `add_special_tokens=False`.
+    A call also returns `token_type_ids` int64 [B, L]: 0 on image tokens, prompt and padding, 1 on an answer, which is
+    a text without BOS under `add_special_tokens=False`, as TRL's collator passes it.
     """
 
     default_prompt_template = PI0_PROMPT_TEMPLATE
@@ -50,7 +46,7 @@ class Pi0PlusProcessor(OpenVLAPlusProcessor):
         return [*[self.image_token_id] * (self.num_image_tokens * images), self.tokenizer.bos_token_id]
 
     def token_inputs(self, row: list[int]) -> dict[str, tuple[list[int], int]]:
-        """See `OpenVLAPlusProcessor.token_inputs`; a row that does not begin with BOS, or image tokens and BOS, is an
+        """As `OpenVLAPlusProcessor.token_inputs`; a row that does not begin with BOS, or image tokens and BOS, is an
         answer.
         """
         images = next((place for place, token in enumerate(row) if token != self.image_token_id), len(row))
@@ -58,12 +54,11 @@ class Pi0PlusProcessor(OpenVLAPlusProcessor):
         return {**super().token_inputs(row), "token_type_ids": ([0 if begins else 1] * len(row), 0)}
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `OpenVLAPlusProcessor.apply_chat_template`; `token_type_ids` are 1 from the first answer on, as in
-        training.
+        """As `OpenVLAPlusProcessor.apply_chat_template`; `token_type_ids` are 1 from the first answer on.
 
         Raises:
-            ValueError: if inputs are asked for of a conversation that ends in an answer. As a row of training, all of
-                it would be supervised, the prompt as well, which is read in both directions.
+            ValueError: if inputs are asked for of a conversation that ends in an answer: in training, the prompt would
+                be supervised, too, whose tokens attend to those after them.
         """
         inputs = super().apply_chat_template(conversation, *args, **kwargs)
         if not kwargs.get("tokenize") or not kwargs.get("return_dict"):
@@ -73,7 +68,7 @@ class Pi0PlusProcessor(OpenVLAPlusProcessor):
             if roles[-1] == "assistant" and not kwargs.get("continue_final_message"):
                 raise ValueError(
                     f"got a conversation that ends in an answer (row {row}), expected one that ends in a question: "
-                    "the prompt of π0+ is read in both directions, and only answers are supervised. For TRL's "
+                    "the prompt of π0+ attends in both directions, and only answers are supervised. For TRL's "
                     "SFTTrainer give rows with 'prompt' and 'completion' instead of 'messages'; rows "
                     "without pictures are for CoTrainingCollator"
                 )
@@ -86,7 +81,7 @@ class Pi0PlusProcessor(OpenVLAPlusProcessor):
         return inputs
 
     def _mark_answers(self, inputs: Any, row: int, prompt: str) -> None:
-        """Sets `token_type_ids` of a row to 1 behind its first prompt, a text with BOS and without pictures."""
+        """Sets `token_type_ids` of a row to 1 after its first prompt, a text with BOS and without pictures."""
         prompt_ids = self(text=[prompt], add_special_tokens=False, padding=False, return_tensors=None)["input_ids"][0]
         ids, mask, types = (inputs[name][row] for name in ("input_ids", "attention_mask", "token_type_ids"))
         places = [place for place, real in enumerate(mask) if real and int(ids[place]) != self.image_token_id]

@@ -1,8 +1,4 @@
-"""The words around an instruction or a question, and what may be typed instead of them.
-
-Decides: OpenVLA's prompts, what a template of prompts has to have, which blanks of a prompt are taken off, how a
-conversation is rendered. Refuses to know: tokens, pictures, actions (`processing_openvla_plus.py`).
-"""
+"""Prompt templates: OpenVLA's prompts, checks of instructions and messages, and the chat template."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,13 +20,13 @@ def check_prompt_template(prompt_template: dict[str, str]) -> None:
             raise ValueError(f"got prompt_template[{name!r}]={prompt!r}, expected a text with {placeholder} once")
 
 
-def tidied(prompt: str, prompt_template: dict[str, str], lead_in: str) -> str:
-    """A prompt without blanks around its words and behind it, where no prompt of training has any.
+def normalized_prompt(prompt: str, prompt_template: dict[str, str], lead_in: str) -> str:
+    """A prompt of `prompt_template` without whitespace around its words and after it; any other text unchanged.
 
-    A space behind `Out:`, typed by hand, would be a token that the model never saw there. What is written like
-    none of `prompt_template` stays as it is, and so does the lead-in of an action.
+    A space after `Out:`, typed by hand, would be a token that the model never saw there. The lead-in of an action
+    stays.
     """
-    (before, after), asked = (around_words(prompt_template, name) for name in ("action", "question"))
+    (before, after), asked = (prompt_parts(prompt_template, name) for name in ("action", "question"))
     bare, tail = prompt.strip(), prompt[len(prompt.rstrip()) :]
     found = []
     for start, end in ((before, after + lead_in), (before, after), asked):
@@ -41,25 +37,17 @@ def tidied(prompt: str, prompt_template: dict[str, str], lead_in: str) -> str:
     return prompt if prompt in found or not found else found[0]
 
 
-def around_words(prompt_template: dict[str, str], name: str) -> tuple[str, str]:
-    """What a prompt has before and behind its words."""
+def prompt_parts(prompt_template: dict[str, str], name: str) -> tuple[str, str]:
+    """The text of a prompt before and after its words."""
     before, _, after = prompt_template[name].partition("{instruction}" if name == "action" else "{question}")
     return before, after
-
-
-def without(text: Any, marks: Sequence[str]) -> str:
-    """A text without those; what is no text, which is refused elsewhere, is taken for an empty one."""
-    words = text if isinstance(text, str) else ""
-    for mark in marks:
-        words = words.replace(mark, "")
-    return words
 
 
 def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
     """Jinja that renders messages with the prompts of `prompt_template`: BOS, images, then the turns.
 
-    No prompt of training has a place for a system message: its text begins the question after it, on a line of its
-    own. Roles but system, user and assistant are an error, and so is a system message with no question after it.
+    The text of a system message begins the question after it, on a line of its own. Other roles than system, user and
+    assistant are an error, and so is a system message with no question after it.
     """
     before, after = (repr(part) for part in prompt_template["question"].split("{question}"))
     lead, tail = (repr(part) for part in prompt_template["answer"].split("{answer}"))
@@ -83,11 +71,11 @@ def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:
     )
 
 
-def refuse_control_tokens(conversation: Any, tokens: Sequence[str]) -> None:
-    """Raises `ValueError` if a message of a conversation, or of a batch of them, has one of the tokens in it."""
+def check_no_control_tokens(conversation: Any, tokens: Sequence[str]) -> None:
+    """Raises `ValueError` if a message of a conversation, or of a batch of them, contains one of the tokens."""
     if isinstance(conversation, (list, tuple)):
         for each in conversation:
-            refuse_control_tokens(each, tokens)
+            check_no_control_tokens(each, tokens)
     elif isinstance(conversation, Mapping):
         if "role" in conversation and not conversation.get("content") and conversation.get("content") != "":
             raise ValueError(
@@ -99,11 +87,11 @@ def refuse_control_tokens(conversation: Any, tokens: Sequence[str]) -> None:
                     f"got {found[0]!r} in a message ({words[:60]!r}), expected words: in a rendered conversation it "
                     "is a control token; take it out, or ask by question_inputs or action_inputs, where it is text"
                 )
-            refuse_control_tokens(words if isinstance(words, (list, tuple)) else (), tokens)
+            check_no_control_tokens(words if isinstance(words, (list, tuple)) else (), tokens)
 
 
 def checked_text(value: Any, name: str, empty: bool = False) -> str:
-    """`value` if it is a text with something in it; the error names it otherwise."""
+    """`value` if it is a text, and not blank unless `empty`; else an error that names it."""
     if not isinstance(value, str):
         raise TypeError(f"got {type(value).__name__} as {name}, expected a string")
     if not empty and not value.strip():
@@ -112,9 +100,9 @@ def checked_text(value: Any, name: str, empty: bool = False) -> str:
 
 
 def checked_instruction(value: Any, prompt_template: dict[str, str]) -> str:
-    """An instruction as prompts have it, in lower case; one that is a whole prompt already raises `ValueError`."""
+    """An instruction in lower case, as in prompts; a whole prompt raises `ValueError`."""
     words = checked_text(value, "instruction").strip().lower()
-    before = around_words(prompt_template, "action")[0].strip().lower()
+    before = prompt_parts(prompt_template, "action")[0].strip().lower()
     if before and words.startswith(before):
         raise ValueError(
             f"got the instruction {value!r}, which is a whole prompt, expected its words alone; "

@@ -1,6 +1,6 @@
-"""Turns anything a picture can be into upright RGB pixels of 8 bits; acting, training and evaluation call `to_rgb`.
+"""`to_rgb` turns any kind of picture into upright RGB of 8 bits, for acting, training and evaluation.
 
-It imports numpy and Pillow alone, since the Space and lm-eval's tasks link to this file.
+It imports numpy and Pillow alone, since the Space and the tasks of lm-eval link to this file.
 """
 
 import binascii
@@ -26,10 +26,10 @@ class PictureError(ValueError):
 
 
 def to_rgb(picture: Any) -> Image.Image:
-    """A picture in RGB, turned as its EXIF orientation says, on white where it is transparent.
+    """A picture in RGB, rotated as its EXIF orientation says, on white where it is transparent.
 
-    Of an animation or a file with several pictures it is the first one. Of 16 bits per channel the higher 8 are kept,
-    as Pillow itself reads colour of 16 bits; grey values of 16 bits are taken to use their full range, 0..65535.
+    Of several pictures in a file it is the first one. Of 16 bits per channel the higher 8 are kept, as Pillow itself
+    reads colour of 16 bits; grey values of 16 bits are taken to use the full range, 0..65535.
 
     Args:
         picture: a PIL image; an array [H, W] or [H, W, 1] (grey), [H, W, 2] (grey, alpha), [H, W, 3] (RGB) or
@@ -62,7 +62,7 @@ def to_rgb(picture: Any) -> Image.Image:
 
 
 def is_encoded(picture: Any) -> bool:
-    """Whether this is a picture as `datasets` has it where it is not decoded: `{"bytes": ..., "path": ...}`."""
+    """Whether this is an undecoded picture of `datasets`: `{"bytes": ..., "path": ...}`."""
     return isinstance(picture, Mapping) and bool(picture) and set(picture) <= {"bytes", "path"}
 
 
@@ -83,7 +83,7 @@ def _pixels(picture: Image.Image) -> Image.Image:
 
 
 def _in_eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of 16 bits in 8 bits; with alpha where one value is declared transparent."""
+    """Grey of 16 bits in 8 bits, with alpha where one value is declared transparent."""
     values = np.asarray(picture)
     if values.size and not 0 <= values.min() <= values.max() <= 65535:
         raise PictureError(
@@ -98,7 +98,7 @@ def _in_eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _high_bytes(values: np.ndarray) -> np.ndarray:
-    """uint8 of values of 16 bits; raises `PictureError` if they seem to be 8 bits in a type of 16."""
+    """uint8 of uint16; raises `PictureError` if the values seem to be of 8 bits."""
     if values.size and 0 < values.max() <= 255:
         raise PictureError(
             f"got a picture of 16 bits per channel whose largest value is {values.max()}, expected values of "
@@ -146,7 +146,7 @@ def _no_picture(got: str, remedy: str) -> TypeError:
 
 
 def _from_text(text: str) -> Any:
-    """What a text stands for: the bytes behind a URL, a path, or the bytes that are written in base64."""
+    """The bytes at a URL, the path, or the bytes in base64 that a text stands for."""
     if text.startswith(("http://", "https://")):
         try:
             with urlopen(Request(text, headers={"User-Agent": "gen-vla"}), timeout=URL_TIMEOUT) as answer:
@@ -167,7 +167,7 @@ def _from_text(text: str) -> Any:
 
 
 def _decoded(file: Any, broken: str) -> Image.Image:
-    """The RGB picture in a file; `broken` names it in an error, and says what is wrong."""
+    """The RGB picture in a file; `broken` describes the file in an error."""
     try:
         with Image.open(file) as picture:
             picture.load()

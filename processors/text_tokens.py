@@ -1,8 +1,4 @@
-"""Texts to token ids: what of a text is words and what a control token, and how one text continues another.
-
-Control tokens are those that a tokenizer marks as special: BOS, EOS, padding, `<image>`. Layouts of rows are in
-`processing_openvla_plus.py`, wordings in `prompt_texts.py`.
-"""
+"""Texts to token ids: control tokens (BOS, EOS, padding, `<image>`) as text, and texts that continue another."""
 
 import json
 import re
@@ -16,12 +12,8 @@ def control_tokens(tokenizer: Any) -> list[str]:
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
-def encode_words(tokenizer: Any, text: str, template: Iterable[str]) -> list[int]:
-    """Token ids of a text, without BOS, in which what looks like a control token is text.
-
-    Args:
-        template: texts whose own control tokens stay such, wherever they are written.
-    """
+def encode_as_text(tokenizer: Any, text: str, template: Iterable[str]) -> list[int]:
+    """Token ids of a text without BOS, its control tokens encoded as text, except those that occur in `template`."""
     written = [token for token in control_tokens(tokenizer) if token in text]
     marks = [token for token in written if any(token in part for part in template)]
     if len(written) == len(marks):
@@ -32,25 +24,25 @@ def encode_words(tokenizer: Any, text: str, template: Iterable[str]) -> list[int
     return ids
 
 
-def ids_behind(text: str, encode: Callable[[str], list[int]]) -> list[int]:
+def continuation_ids(text: str, encode: Callable[[str], list[int]]) -> list[int]:
     """Token ids of a text that continues another.
 
-    Tokenizers like Llama's put a space before a text that stands alone, but not behind a digit.
+    Tokenizers like Llama's put a space before a text that stands alone, but not after a digit.
 
     Raises:
-        ValueError: if the tokenizer joins a digit to what follows it.
+        ValueError: if the tokenizer merges a digit with what follows it.
     """
     digit, whole = encode("0"), encode("0" + text)
     if whole[: len(digit)] != digit:
         raise ValueError(
-            f"got a tokenizer that joins a digit to {text[:20]!r}, expected one token for every digit: a text that "
+            f"got a tokenizer that merges a digit with {text[:20]!r}, expected one token for every digit: a text that "
             "continues another needs a tokenizer such as Llama-2's or Gemma's"
         )
     return whole[len(digit) :]
 
 
 def checked_token_id(tokenizer: Any, token: str) -> int:
-    """The id of `token`, in a tokenizer that also has the special tokens every row needs."""
+    """The id of `token`; raises `ValueError` if the tokenizer lacks it, BOS, EOS or padding."""
     missing = [name for name in ("bos_token", "eos_token", "pad_token") if getattr(tokenizer, name) is None]
     if missing:
         raise ValueError(

@@ -1,9 +1,7 @@
-"""Stops an import under a transformers that is too old, in words.
-
-Decides: the oldest version this code runs with. Refuses to know: everything else.
+"""Raises an understandable `ImportError` under a transformers that is too old.
 
 OpenVLA's own requirements pin transformers 4.40.1, where a repository of this family would fail deep inside with
-`KeyError: 'dinov2_with_registers'` or a file that is not found. Imported by what transformers opens first.
+`KeyError: 'dinov2_with_registers'` or a missing file. Imported by the files that transformers opens first.
 """
 
 import re
@@ -12,16 +10,7 @@ import transformers
 
 
 OLDEST = (4, 57)
-
-
-def check_transformers(version: str) -> None:
-    """Raises `ImportError` for a version older than `OLDEST`."""
-    check_version(
-        version,
-        OLDEST,
-        "this model",
-        "OpenVLA's own code needs an older one, and this model does not need it: use a new environment",
-    )
+OLDEST_WITH_PI0 = (5, 17)  # the oldest that the flow-matching family was tested with
 
 
 def check_version(version: str, oldest: tuple[int, int], what: str, advice: str) -> None:
@@ -33,6 +22,18 @@ def check_version(version: str, oldest: tuple[int, int], what: str, advice: str)
             f"got transformers {version}, expected {wanted} or newer for {what}: "
             f"pip install 'transformers>={wanted}'. {advice}"
         )
+
+
+def check_transformers(version: str) -> None:
+    """Raises `ImportError` for a version older than `OLDEST`."""
+    advice = "OpenVLA's own code needs an older one, and this model does not need it: use a new environment"
+    check_version(version, OLDEST, "this model", advice)
+
+
+def check_pi0(version: str) -> None:
+    """Raises `ImportError` for a version older than `OLDEST_WITH_PI0`."""
+    advice = "That version brings its architecture; the other model families run with older ones"
+    check_version(version, OLDEST_WITH_PI0, "the flow-matching π0", advice)
 
 
 check_transformers(transformers.__version__)

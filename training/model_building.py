@@ -222,7 +222,7 @@ def recipe_texts(recipe: Recipe, work_dir: Path, opened: OpenedData) -> list[str
     template = family_named(recipe.model.family).processor.default_prompt_template
     instructions, questions, answers = set(recipe.tokenizer.instructions), set(), set()
     for name in recipe.tokenizer.texts_from:
-        dataset = load_columns(work_dir / name, ("image",), "record or convert it first")
+        dataset = load_columns(work_dir / name, ("image",))
         if "instruction" in dataset.column_names:
             instructions |= {text.lower() for text in set(dataset["instruction"])}
         if "question" in dataset.column_names:

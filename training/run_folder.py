@@ -170,66 +170,53 @@ def is_first_process() -> bool:
 
 
 def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> Path | None:
-    """Draws a trainer's log history.
+    """Draws a trainer's log history as a PNG: a panel per figure, a line per source.
 
     Args:
         history: entries with `step` and figures named `KIND/NAME/FIGURE`.
-        path: of the PNG.
 
     Returns:
         The path, or `None` where there is nothing to draw: fewer than two logs.
     """
-    curves = {figure: _curves(history, figure) for figure, *_ in PANELS}
-    if max((len(steps) for steps, _ in curves["loss"].values()), default=0) < 2:
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for entry in history:
+        for key, value in entry.items():
+            source, _, figure = key.rpartition("/")
+            if "/" in source:
+                curves.setdefault(figure, {}).setdefault(source, []).append((entry["step"], value))
+    sources = list(curves.get("loss", {}))
+    if max((len(curves["loss"][source]) for source in sources), default=0) < 2:
         return None
-    shown = [panel for panel in PANELS if curves[panel[0]]]
-    colours = _colours(list(curves["loss"]))
+    robot = [source for source in sources if source.startswith(f"{ROBOT}/")]
+    pairs = [(robot, ROBOT_COLOURS), ([source for source in sources if source not in robot], QUESTION_COLOURS)]
+    colours = {name: shades[n % len(shades)] for names, shades in pairs for n, name in enumerate(names)}
+    shown = [panel for panel in PANELS if panel[0] in curves]
     rows = -(-len(shown) // 3)
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):
-        figure, axes = plt.subplots(rows, 3, figsize=(12, 3.1 * rows + 0.7), layout="constrained", squeeze=False)
-        for place, panel in zip(axes.flat, shown):
-            _draw(place, panel, curves[panel[0]], colours)
-        for place in list(axes.flat)[len(shown) :]:
-            place.axis("off")
+        picture, grid = plt.subplots(rows, 3, figsize=(12, 3.1 * rows + 0.7), layout="constrained", squeeze=False)
+        for axes in list(grid.flat)[len(shown) :]:
+            axes.axis("off")
+        for axes, panel in zip(grid.flat, shown):
+            _draw_panel(axes, panel, curves[panel[0]], colours)
         handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
-        figure.suptitle(title, fontsize=12, fontweight="bold")
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
+        picture.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
+        picture.suptitle(title, fontsize=12, fontweight="bold")
+        picture.savefig(path, dpi=120)
+        plt.close(picture)
     return Path(path)
 
 
-def _curves(history: list[dict[str, Any]], figure: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Steps and values by source."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    for entry in history:
-        for key, value in entry.items():
-            source, _, name = key.rpartition("/")
-            if name == figure and "/" in source:
-                steps, values = found.setdefault(source, ([], []))
-                steps.append(entry["step"])
-                values.append(value)
-    return found
-
-
-def _colours(sources: list[str]) -> dict[str, str]:
-    """Warm colours for robot data, cool ones for the rest."""
-    robot = [source for source in sources if source.partition("/")[0] == ROBOT]
-    questions = [source for source in sources if source not in robot]
-    pairs = [(robot, ROBOT_COLOURS), (questions, QUESTION_COLOURS)]
-    return {name: shades[n % len(shades)] for names, shades in pairs for n, name in enumerate(names)}
-
-
-def _draw(axes: Any, panel: tuple[str, str, str, bool], curves: dict[str, Any], colours: dict[str, str]) -> None:
+def _draw_panel(
+    axes: Any, panel: tuple[str, str, str, bool], curves: dict[str, list[tuple[int, float]]], colours: dict[str, str]
+) -> None:
     _, title, label, share = panel
-    for source, (steps, values) in curves.items():
-        axes.plot(steps, values, color=colours[source], linewidth=1.6, marker="o" if len(steps) < 12 else "", ms=3)
+    for source, points in curves.items():
+        style = {"linewidth": 1.6, "marker": "o" if len(points) < 12 else "", "ms": 3}
+        axes.plot(*zip(*points), color=colours[source], **style)
     axes.set_title(title, loc="left")
     axes.set(xlabel="step", ylabel=label)
+    axes.set_ylim(*((-0.03, 1.03) if share else (0, None)))
     if share:
-        axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    else:
-        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -34,11 +34,7 @@ Observation = tuple[list[Image.Image], str]
 
 
 def model_views(processor: Any, named: Sequence[str] | None) -> Sequence[str] | None:
-    """The cameras of a data set to read: those named, else those the model knows by name, `None` for the primary one.
-
-    Raises:
-        ValueError: if they are more or fewer than the model's.
-    """
+    """Cameras of a data set to read: those named, else those the model knows by name; `None` is the primary one."""
     wanted, known = pictures_per_action(processor), camera_names(processor)
     if named and len(named) != wanted:
         raise ValueError(

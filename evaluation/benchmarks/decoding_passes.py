@@ -2,7 +2,7 @@
 
 Passes depend on what is written, and random weights write strings that no robot would; recorded actions of the Bridge
 sample are the test: 25 episodes of 10 steps, each step but an episode's first with the step before as a hint. How
-trees are grown is in `modeling/token_trees.py`.
+trees are grown is in `modeling/draft_trees.py`.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.benchmarks.random_models import BRIDGE, NORMALIZED, PIECES
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior
 from gen_vla.modeling.action_statistics import histogram, normalize_actions
 from gen_vla.modeling.action_strings import ActionStringProcessor
-from gen_vla.modeling.token_trees import grow_tree
+from gen_vla.modeling.draft_distribution import DraftDistribution
+from gen_vla.modeling.draft_trees import grow_tree
 from gen_vla.modeling.tree_decoding import Row
 
 
@@ -51,18 +51,18 @@ def replay_passes(episodes: list[np.ndarray], nodes: int, with_prior: bool = Tru
         others = np.concatenate([np.zeros((0, 7)), *episodes[:number], *episodes[number + 1 :]])
         counts = histogram(others, NORMALIZED) if with_prior else None
         for before, action in itertools.pairwise(episode):
-            prior = ActionPrior(grammar, counts, before if with_prior else None)
+            prior = DraftDistribution(grammar, counts, before if with_prior else None)
             target = [PIECES[character] for character in strings.encode(action)]
             passes.append(passes_for(grammar, prior, target, nodes))
     return passes
 
 
-def passes_for(grammar: ActionGrammar, prior: ActionPrior, target: list[int], nodes: int) -> int:
+def passes_for(grammar: ActionGrammar, prior: DraftDistribution, target: list[int], nodes: int) -> int:
     """Passes, the prompt's included, until `target` is written."""
-    row, passes = Row(position=0, prior=prior), 0
+    row, passes = Row(position=0, draft=prior), 0
     row.accept_forced(grammar)
     while not row.done:
-        tree, node = grow_tree(grammar, prior, row.place, nodes), -1
+        tree, node = grow_tree(grammar, prior, row.cursor, nodes), -1
         passes += 1
         while not row.done and node is not None:
             token = target[len(row.tokens)]

@@ -16,14 +16,11 @@ from gen_vla.modeling.tree_decoding import Row, TreeDecoder
 
 
 class Stopwatch:
-    """Takes the time of passes on the device that computes them, without making the caller wait for them.
-
-    Attributes:
-        choosing: milliseconds of the grammar, growing and packing of trees: between passes, the first trees while a
-            GPU is at the pictures. Trees grown while it computes a pass are no part of it.
-    """
+    """Takes the time of passes on the device that computes them, without making the caller wait for them."""
 
     def __init__(self) -> None:
+        # Milliseconds of the grammar, growing and packing of trees: between passes, the first trees while a GPU is at
+        # the pictures. Trees grown while it computes a pass are no part of it.
         self.choosing = 0.0
         self.passes: list[list[Callable[[], float]]] = []  # milliseconds of each pass's parts, once the device is idle
 
@@ -50,14 +47,9 @@ class Stopwatch:
 
 
 class ReplayingDecoder(TreeDecoder):
-    """Writes given tokens, at the cost of choosing them, and takes the time of every pass.
+    """Writes given tokens, at the cost of choosing them, and takes the time of every pass."""
 
-    Attributes:
-        targets: token ids per row.
-        stopwatch: what times go to.
-    """
-
-    targets: list[list[int]]
+    targets: list[list[int]]  # token ids per row
     stopwatch: Stopwatch
 
     def _passes(self, prompt: Any) -> Any:
@@ -85,8 +77,8 @@ class ReplayingDecoder(TreeDecoder):
         self.stopwatch.choosing += 1000 * (time.perf_counter() - began)
         return result
 
-    def _pick(self, row: Row, logits: np.ndarray) -> int:
-        super()._pick(row, logits)
+    def _choose(self, row: Row, logits: np.ndarray) -> int:
+        super()._choose(row, logits)
         index = self.order.setdefault(id(row), len(self.order))  # in the first pass all rows are walked, in order
         return self.targets[index][len(row.tokens)]
 

@@ -38,11 +38,7 @@ INSTRUCTION = "close the drawer"
 def measure_latency(
     model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
 ) -> dict[str, Any]:
-    """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera.
-
-    Returns:
-        Median, 95th percentile and worst in milliseconds, passes through the model per action, n, and the machine.
-    """
+    """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera."""
     generator = np.random.default_rng(0)
     milliseconds, passes = [], 0
     for _ in tqdm(range(warmup + repeats), unit="action", disable=not progress):
@@ -63,11 +59,7 @@ def measure_latency(
 
 
 def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20) -> dict[str, Any]:
-    """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy.
-
-    Returns:
-        `neighbours`, `median_ms`, `p95_ms`, `worst_ms`.
-    """
+    """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     try:
         found = measure_latency(model, processor, repeats)
@@ -81,12 +73,7 @@ def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20)
 def measure_parts(
     model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
 ) -> dict[str, Any]:
-    """Where the time of an action goes.
-
-    Returns:
-        `{"parts_ms": {part: mean}, "total_ms": mean of the same calls, "passes": mean, "passes_timed": mean, "n"}`;
-        the parts add up to the total.
-    """
+    """Where the time of an action goes: means over `repeats` calls, whose parts add up to the total."""
     generator = np.random.default_rng(1)
     rounds = tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress)
     calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][warmup:]
@@ -173,10 +160,7 @@ def random_pictures(generator: np.random.Generator, processor: Any) -> list[Imag
 def latency_table(results: dict[str, Any], title: str) -> Table:
     """A row per part with its share, then the total and the passes.
 
-    Args:
-        results: of `measure_latency`, with those of `measure_parts` under `parts` and, where they were made, those of
-            `measure_busy` under `busy`.
-        title: of the table.
+    `results` are those of `measure_latency`, with those of `measure_parts` and maybe `measure_busy` in them.
     """
     parts, machine = results["parts"], results["machine"]
     table = Table(title=title, caption=f"{machine['device']}, {machine['threads']} threads, n = {results['n']}")

@@ -43,7 +43,7 @@ def build_random(
         action_config={**action, "lead_in_ids": [13], "eos_token_id": 2},
         norm_stats={"random": statistics},
     )
-    model_class = Pi0PlusForVision2Seq if isinstance(config, Pi0PlusConfig) else OpenVLAPlusForVision2Seq
+    model_class: Any = Pi0PlusForVision2Seq if isinstance(config, Pi0PlusConfig) else OpenVLAPlusForVision2Seq
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

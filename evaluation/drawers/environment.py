@@ -46,9 +46,7 @@ Task = Literal["drawer-close", "drawer-open"]
 Variation = Literal["none", "modest", "full"]
 Start = Literal["stock", "half-open"]
 TASKS: tuple[Task, ...] = ("drawer-close", "drawer-open")
-CLOSE_INSTRUCTION = "close the drawer"
-OPEN_INSTRUCTION = "open the drawer"
-INSTRUCTIONS: dict[Task, str] = {"drawer-close": CLOSE_INSTRUCTION, "drawer-open": OPEN_INSTRUCTION}
+INSTRUCTIONS: dict[Task, str] = {"drawer-close": "close the drawer", "drawer-open": "open the drawer"}
 
 MAX_POLICY_STEPS = 40  # 200 simulator steps
 FINGER_TRAVEL = (0.04, -0.03)  # metres the right and left finger move to close
@@ -147,13 +145,7 @@ class DrawerEnv:
     in none of 25 once trained and judged half-open.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        image_size: int = 96,
-        variation: Variation = "modest",
-        start: Start = "stock",
-    ):
+    def __init__(self, task: Task, image_size: int = 96, variation: Variation = "modest", start: Start = "stock"):
         if task not in TASKS:
             raise ValueError(f"got task {task!r}, expected one of {list(TASKS)}")
         if not 16 <= image_size <= FRAMEBUFFER:
@@ -282,6 +274,32 @@ class DrawerEnv:
             gripper=float(np.clip(1.0 - data.qpos[self._fingers[0]] / FINGER_TRAVEL[0], 0.0, 1.0)),
             appearance=self.appearance,
         )
+
+
+class BothDrawerTasks:
+    """The environments of both tasks as one that is told the task when it is reset.
+
+    It is made in simulator processes, so this file imports no torch.
+    """
+
+    def __init__(self, image_size: int, variation: Variation, start: Start):
+        self._setting = image_size, variation, start
+        self._environments: dict[Task, DrawerEnv] = {}
+
+    def reset(self, task: Task, seed: int) -> None:
+        if task not in self._environments:
+            self._environments[task] = DrawerEnv(task, *self._setting)
+        self._current = self._environments[task]
+        self._current.reset(seed)
+
+    def step(self, action: np.ndarray) -> bool:
+        return self._current.step(action)
+
+    def render(self, size: int | None = None) -> np.ndarray:
+        return self._current.render(size)
+
+    def expert_actions(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._current.expert_actions()
 
 
 def describe(

@@ -70,10 +70,9 @@ def record_demonstrations(
     variation: Variation = "modest",
     start: Start = "stock",
     tasks: tuple[Task, ...] = TASKS,
-    overwrite: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
-    """`simulated_rows.record_demonstrations` of the drawers."""
+    """`simulated_rows.record_demonstrations` (`options` are passed on) of the drawers."""
     return simulated_rows.record_demonstrations(
         output_dir,
         record_episode,
@@ -82,8 +81,7 @@ def record_demonstrations(
         tasks,
         episodes_per_task,
         workers=workers,
-        overwrite=overwrite,
-        progress=progress,
+        **options,
     )
 
 
@@ -226,15 +224,8 @@ def _in_the_picture(env: DrawerEnv, needed: tuple[str, ...]) -> bool:
 
 
 def record_questions(
-    output_dir: str | Path,
-    count: int = 4000,
-    seed: int = 0,
-    workers: int = 2,
-    *,
-    image_size: int = 96,
-    overwrite: bool = False,
-    progress: bool = True,
+    output_dir: str | Path, count: int = 4000, seed: int = 0, workers: int = 2, image_size: int = 96, **options: Any
 ) -> dict[str, Any]:
-    """`simulated_rows.record_questions` about drawer scenes."""
-    options = {"image_size": image_size, "overwrite": overwrite, "progress": progress}
-    return simulated_rows.record_questions(output_dir, record_question, "questions", count, seed, workers, **options)
+    """`simulated_rows.record_questions` (`options` are passed on) about drawer scenes."""
+    drawn = (count, seed, workers, image_size)
+    return simulated_rows.record_questions(output_dir, record_question, "questions", *drawn, **options)

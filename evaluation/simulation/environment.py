@@ -40,8 +40,8 @@ from gen_vla.evaluation.simulation.layouts import (
     is_done,
     sample_layout,
 )
-from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors, ornaments
-from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, show_object
+from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors
+from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, ornaments, show_object
 
 
 HAND_START = (0.0, 0.55, 0.25)

@@ -1,7 +1,6 @@
-"""Scripted experts of the tabletop: from the simulator's state to the next move, with no memory.
+"""Scripted experts of the tabletop: from the simulator's state to the next move.
 
-Decides: how each task is done. Refuses to know: the simulator, pictures, layouts. An expert may take over at any
-moment: what to do next follows from positions alone.
+They have no memory: what to do next follows from positions alone, so an expert may take over at any moment.
 
 Moves are Meta-World's: float [4], dx, dy, dz of the hand (1.0 is one centimetre per simulator step) and effort.
 """

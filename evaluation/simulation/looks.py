@@ -1,7 +1,6 @@
 """The looks a tabletop scene can have: the ordinary one, and four named variants in each of five families.
 
-Decides: which families and variants exist and what each changes. Refuses to know: layouts, tasks, physics: nothing
-here can be touched, so an episode unfolds identically under every variant; a test holds that to the bit.
+Nothing here can be touched, so an episode unfolds identically under every variant; a test holds that to the bit.
 
     background     what walls and floor are made of
     table_texture  what the table is made of
@@ -15,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import CameraPose, Ornament
+from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
 
 
 # The camera chooses the graphics backend, so it comes before whatever loads mujoco.
@@ -32,7 +31,6 @@ from gen_vla.evaluation.simulation.layouts import (
     Layout,
     TableObject,
 )
-from gen_vla.evaluation.simulation.scene import ornament_object
 
 
 CAMERA = CameraPose(lookat=(-0.02, 0.68, 0.08), distance=0.94, azimuth=115.0, elevation=-34.0)
@@ -159,8 +157,3 @@ def _between(x: float, y: float, layout: Layout) -> bool:
     along = second - first
     share = float(np.clip(np.dot(np.array([x, y]) - first, along) / np.dot(along, along), 0.0, 1.0))
     return bool(np.hypot(*(first + share * along - (x, y))) < DISTRACTOR_DISTANCE)
-
-
-def ornaments(things: list[TableObject]) -> list[Ornament]:
-    """What the camera has to draw for these objects."""
-    return [ornament for thing in things for ornament in ornament_object(thing.shape, thing.colour, thing.x, thing.y)]

@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo simulation, drawn without a window by a camera that stands where it is told.
 
-Decides: which graphics backend is used, what rendering leaves out to be fast on a CPU, how ornaments (shapes that are
-only drawn, never simulated) and segmentation are drawn. Refuses to know: what a scene holds.
+It also draws ornaments, shapes that are never simulated, and segmentations; what makes pictures slow on a CPU is left
+out.
 
 Import this file before mujoco: MuJoCo chooses its graphics backend when it loads.
 """

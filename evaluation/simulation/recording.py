@@ -72,10 +72,9 @@ def record_demonstrations(
     *,
     paraphrase: bool = False,
     tasks: tuple[Task, ...] = TASKS,
-    overwrite: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
-    """`simulated_rows.record_demonstrations` of the tabletop."""
+    """`simulated_rows.record_demonstrations` (`options` are passed on) of the tabletop."""
     return simulated_rows.record_demonstrations(
         output_dir,
         record_episode,
@@ -84,8 +83,7 @@ def record_demonstrations(
         tasks,
         episodes_per_task,
         workers=workers,
-        overwrite=overwrite,
-        progress=progress,
+        **options,
         describe=lambda seeds: {"layouts": sorted(layout_digests(seeds))},
     )
 
@@ -134,17 +132,8 @@ def _pose_and_see(env: TabletopEnv, layout: Layout, rng: np.random.Generator) ->
 
 
 def record_questions(
-    output_dir: str | Path,
-    count: int = 4000,
-    seed: int = 0,
-    workers: int = 2,
-    *,
-    image_size: int = 112,
-    overwrite: bool = False,
-    progress: bool = True,
+    output_dir: str | Path, count: int = 4000, seed: int = 0, workers: int = 2, image_size: int = 112, **options: Any
 ) -> dict[str, Any]:
-    """`simulated_rows.record_questions` about tabletop scenes."""
-    options = {"image_size": image_size, "overwrite": overwrite, "progress": progress}
-    return simulated_rows.record_questions(
-        output_dir, record_question, "tabletop questions", count, seed, workers, **options
-    )
+    """`simulated_rows.record_questions` (`options` are passed on) about tabletop scenes."""
+    drawn = (count, seed, workers, image_size)
+    return simulated_rows.record_questions(output_dir, record_question, "tabletop questions", *drawn, **options)

@@ -1,16 +1,15 @@
 """The tabletop as one MuJoCo model: Meta-World's robot, table and drawer, two objects of any shape, a room around.
 
-Decides: what objects are made of, which surfaces and textures there are. Refuses to know: where things stand
-(`simulation/layouts.py`), what a variant looks like (`simulation/looks.py`), how things move.
-
-Each of the two object bodies holds the parts of every shape; a scene shows the parts of one and hides the others, so
-that no scene needs another compilation. Only one part of each shape, `touch`, can be touched.
+Where things stand is in `simulation/layouts.py`, what a variant looks like in `simulation/looks.py`. Each of the two
+object bodies holds the parts of every shape; a scene shows the parts of one and hides the others, so that no scene
+needs another compilation. Only one part of each shape, `touch`, can be touched.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,10 +25,9 @@ import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 from PIL import Image
 
-from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES
+from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, TableObject
 
 
-RGBA = tuple[float, float, float, float]
 WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)
 GRASP_HEIGHT = 0.03  # metres from the table to every object's origin, where the fingers take it
 OBJECT_MASS, OBJECT_INERTIA = 0.2, 2e-4  # kg, kg m^2 around each axis
@@ -194,15 +192,13 @@ def show_object(model: Any, index: int, shape: str, colour: str) -> None:
             model.geom_contype[geom] = model.geom_conaffinity[geom] = int(shown and part.touch)
 
 
-def ornament_object(shape: str, colour: str, x: float, y: float) -> list[Ornament]:
-    """The same object as something that is only drawn, standing on the table at (x, y) metres."""
-    parts = [part for part in PARTS[shape] if not (part.touch and shape in UNSEEN_TOUCH)]
-    return [
-        Ornament(p.kind, p.size, (x + p.position[0], y + p.position[1], p.position[2]), _opaque(p, colour))
-        for p in parts
-    ]
-
-
-def _opaque(part: Part, colour: str) -> RGBA:
-    red, green, blue = part.colour or COLOURS[colour]
-    return red, green, blue, 1.0
+def ornaments(things: Iterable[TableObject]) -> list[Ornament]:
+    """These objects as something that is only drawn, standing on the table."""
+    drawn = []
+    for thing in things:
+        for part in PARTS[thing.shape]:
+            if not (part.touch and thing.shape in UNSEEN_TOUCH):
+                position = (thing.x + part.position[0], thing.y + part.position[1], part.position[2])
+                colour = (*(part.colour or COLOURS[thing.colour]), 1.0)
+                drawn.append(Ornament(part.kind, part.size, position, colour))
+    return drawn

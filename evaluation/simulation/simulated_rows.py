@@ -17,10 +17,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -30,8 +32,6 @@ from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TRAIN_SEEDS
 
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 Rows = list[dict[str, Any]]
 
 METADATA_FILE = "recording.json"
@@ -141,7 +141,7 @@ def record_demonstrations(
     kept: dict[str, list[Rows]] = {task: [] for task in tasks}
     tried = dict.fromkeys(tasks, 0)
     total = episodes_per_task * len(tasks)
-    with Workers(workers) as pool, tqdm(total=total, unit="episode", disable=not progress) as bar:
+    with _mapping(workers) as over_workers, tqdm(total=total, unit="episode", disable=not progress) as bar:
         while any(len(episodes) < episodes_per_task for episodes in kept.values()):
             jobs = []
             for offset, task in enumerate(tasks):
@@ -149,7 +149,7 @@ def record_demonstrations(
                     seed = _checked_seed(first.seed + tried[task] * len(tasks) + offset, TRAIN_SEEDS)
                     jobs.append(replace(first, task=task, seed=seed))
                     tried[task] += 1
-            for job, rows in zip(jobs, pool.map(record, jobs), strict=True):
+            for job, rows in zip(jobs, over_workers(record, jobs), strict=True):
                 if rows is not None:
                     kept[job.task].append([{**row, "task": job.task, "seed": job.seed} for row in rows])
                     bar.update()
@@ -183,8 +183,8 @@ def record_questions(
     count: int,
     seed: int,
     workers: int,
-    *,
     image_size: int,
+    *,
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -205,8 +205,8 @@ def record_questions(
     for bound in seeds:
         _checked_seed(bound, allowed)
     jobs = [QuestionJob(number, image_size) for number in range(seed, seed + count)]
-    with Workers(workers) as pool:
-        rows = list(tqdm(pool.map(record, jobs), total=count, unit="question", disable=not progress))
+    with _mapping(workers) as over_workers:
+        rows = list(tqdm(over_workers(record, jobs), total=count, unit="question", disable=not progress))
     metadata = {
         "content": content,
         "split": split,
@@ -226,23 +226,19 @@ def majority_baseline(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     return {kind: round(max(c.values()) / c.total(), 4) for kind, c in answers.items()}
 
 
-class Workers:
-    """`map` in order over processes, or in this process for `workers=1`. Spawned: OpenGL does not survive a fork."""
-
-    def __init__(self, workers: int):
-        if workers < 1:
-            raise ValueError(f"got workers {workers}, expected at least 1")
-        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def map(self, function: Callable[[Job], Result], jobs: list[Job]) -> Iterator[Result]:
-        return map(function, jobs) if self._pool is None else self._pool.map(function, jobs, chunksize=4)
+@contextmanager
+def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """A `map` in order over processes, or in this one for `workers=1`. Spawned: OpenGL does not survive a fork."""
+    if workers < 1:
+        raise ValueError(f"got workers {workers}, expected at least 1")
+    if workers == 1:
+        yield map
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
+        yield partial(pool.map, chunksize=4)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _checked_seed(seed: int, allowed: range) -> int:

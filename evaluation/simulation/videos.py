@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -19,12 +19,6 @@ FORWARD, BACKWARD, DONE, FAILED = (136, 192, 208), (208, 135, 112), (163, 190, 1
 PANEL_HEIGHT = 76
 FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
-
-
-class Rendered(Protocol):
-    """Whatever draws itself as uint8 [size, size, 3]."""
-
-    def render(self, size: int | None = None) -> np.ndarray: ...
 
 
 def record_video(env: Any, policy: SimulationPolicy, job: EpisodeJob, path: Path, size: int) -> bool:
@@ -58,7 +52,7 @@ def record_video(env: Any, policy: SimulationPolicy, job: EpisodeJob, path: Path
     return ending == "done"
 
 
-def smooth_render(env: Rendered, size: int) -> Image.Image:
+def smooth_render(env: Any, size: int) -> Image.Image:
     """Rendered large and reduced, since the policy's camera has no antialiasing."""
     large = Image.fromarray(env.render(min(2 * size, FRAMEBUFFER)))
     return large.resize((size, size), Image.Resampling.LANCZOS)

@@ -9,10 +9,17 @@
 
 A model runs in every mode asked for, the controls beside it in `matching` only: their physics is the same everywhere.
 Without a model, the controls run in every mode.
+
+    expert   the script that reads the simulator's state: the ceiling
+    zero     stays where it is
+    random   a random move per policy step
+    blind    the expert that does not know where along x anything is: skill without sight
+    deaf     the expert that does one of the six things a scene offers, whatever it is told: skill without words
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +28,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.policies.rollout import (
+    Moment,
+    VLAPolicy,
+    blind_expert_policy,
+    expert_policy,
+    random_policy,
+    zero_policy,
+)
 from gen_vla.evaluation.simulation.actions import ACTION_REPEAT
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import (
@@ -32,15 +50,9 @@ from gen_vla.evaluation.simulation.layouts import (
     check_unseen,
     layout_digests,
 )
-from gen_vla.evaluation.simulation.rollouts import SimulationPolicy, run_episodes
+from gen_vla.evaluation.simulation.rollouts import Actions, SimulationPolicy, run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
 from gen_vla.evaluation.tabletop.episodes import EpisodeLog, Mode, Paraphrase, plan_jobs
-from gen_vla.evaluation.tabletop.policies import (
-    CONTROLS,
-    ModelPolicy,
-    choose_unnorm_key,
-    fingerprint,
-)
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.origin import note_run, provenance, with_other_runs, with_provenance
@@ -49,6 +61,61 @@ from gen_vla.training.provenance.training_record import with_record
 
 BENCHMARK_VERSION = 1  # another one when layouts, looks, limits or success change: results are no longer comparable
 TRAIN_LAYOUTS_CHECKED = 2000  # besides those a data set names
+
+
+def deaf_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The expert that guesses what to do: float32 [B, 7]."""
+    return np.stack([moment.deaf_expert for moment in moments if moment.deaf_expert is not None])
+
+
+CONTROLS: dict[str, SimulationPolicy] = {
+    "expert": expert_policy,
+    "random": random_policy,
+    "zero": zero_policy,
+    "blind": blind_expert_policy,
+    "deaf": deaf_expert_policy,
+}
+
+
+class ModelPolicy:
+    """A model whose text may fail to be an action: then that observation, and no other, gets None."""
+
+    def __init__(self, model: Any, processor: Any, unnorm_key: str):
+        self._policy = VLAPolicy(model, processor, unnorm_key)
+
+    def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> Actions:
+        try:
+            return self._policy(images, instructions, moments)
+        except ValueError as error:
+            if not wrote_no_action(error):
+                raise
+        if len(images) == 1:
+            return [None]
+        single = [self([i], [t], [m]) for i, t, m in zip(images, instructions, moments, strict=True)]
+        return [actions[0] for actions in single]
+
+
+def choose_unnorm_key(model: Any, unnorm_key: str | None) -> str:
+    """The statistics whose units the model's actions get: the key asked for, or the only one.
+
+    Raises:
+        ValueError: if the key is unknown, or none was given and there are several.
+    """
+    keys = list(model.config.norm_stats)
+    if unnorm_key is None and len(keys) == 1:
+        return keys[0]
+    if unnorm_key is None or unnorm_key not in keys:
+        raise ValueError(f"got unnorm_key {unnorm_key!r}, expected one of {', '.join(keys)}")
+    return unnorm_key
+
+
+def fingerprint(model: Any) -> str:
+    """Differs for models with other weights, so that a retrained model does not continue its predecessor's results."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        some = weight.detach().reshape(-1)[:256].float().cpu().numpy()
+        digest.update(name.encode() + str(tuple(weight.shape)).encode() + some.tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -78,7 +145,7 @@ class Contestant:
 def model_contestant(
     model: Any, processor: Any, name: str, modes: tuple[Mode, ...], unnorm_key: str | None = None
 ) -> Contestant:
-    """A model as a contestant."""
+    """A model among the contestants."""
     key = choose_unnorm_key(model, unnorm_key)
     identity = {"model": name, "weights": fingerprint(model), "unnorm_key": key}
     return Contestant("policy", ModelPolicy(model, processor, key), modes, identity)
@@ -112,7 +179,8 @@ def run_suite(
     """
     check_unseen(EVALUATION_SEEDS[: settings.episodes], _trained_layouts(settings.trained_on))
     plans = {c.name: plan_jobs(c.modes, settings.tasks, settings.episodes, paraphrase) for c in contestants}
-    logs = {c.name: EpisodeLog(_log_path(output, c), _identity(c, settings)) for c in contestants}
+    folder = None if output is None else output / "episodes"
+    logs = {c.name: EpisodeLog(folder and folder / f"{c.name}.jsonl", _identity(c, settings)) for c in contestants}
     environment(settings.image_size).reset("pick_object", EVALUATION_SEEDS[0])  # fails here where nothing can simulate
     results: dict[str, Any] = {"settings": _describe(settings), "policies": {}}
     record = None if output is None else _begin(contestants, settings, output)
@@ -160,33 +228,24 @@ def _begin(contestants: Sequence[Contestant], settings: SuiteSettings, output: P
     return record
 
 
-def _log_path(output: Path | None, contestant: Contestant) -> Path | None:
-    return None if output is None else output / "episodes" / f"{contestant.name}.jsonl"
+def _rules(settings: SuiteSettings) -> dict[str, Any]:
+    names = {"benchmark": BENCHMARK_VERSION, "image_size": settings.image_size}
+    return {**names, "action_repeat": ACTION_REPEAT, "max_steps": dict(MAX_STEPS)}
 
 
 def _identity(contestant: Contestant, settings: SuiteSettings) -> dict[str, Any]:
     """What must be the same for earlier episodes to count; more episodes, modes or tasks may be added."""
-    return {
-        **contestant.identity,
-        "benchmark": BENCHMARK_VERSION,
-        "image_size": settings.image_size,
-        "action_repeat": ACTION_REPEAT,
-        "max_steps": dict(MAX_STEPS),
-        "mujoco": version("mujoco"),
-    }
+    return {**contestant.identity, **_rules(settings), "mujoco": version("mujoco")}
 
 
 def _describe(settings: SuiteSettings) -> dict[str, Any]:
     seeds = EVALUATION_SEEDS[: settings.episodes]
     return {
-        "benchmark": BENCHMARK_VERSION,
+        **_rules(settings),
         "modes": list(settings.modes),
         "tasks": list(settings.tasks),
         "episodes_per_task_and_variant": settings.episodes,
         "seeds": [seeds[0], seeds[-1]],
-        "image_size": settings.image_size,
-        "action_repeat": ACTION_REPEAT,
-        "max_steps": dict(MAX_STEPS),
         "workers": settings.workers,
         "batch_size": settings.batch_size,
         "trained_on": str(settings.trained_on) if settings.trained_on else None,

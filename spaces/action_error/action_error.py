@@ -1,8 +1,7 @@
 """`evaluate.load("gen-vla/action_error")`: how far action strings are from the recorded actions.
 
-Decides: which figures describe the error of robot actions written as strings, and what becomes of a string that is no
-action: it is counted, it is wrong wherever right and wrong are counted, and it has no distance. Refuses to know: how
-actions are spelled (`action_strings.py`) and un-normalised (`action_statistics.py`), as the family's models do it.
+A string that is no action is counted, it is wrong wherever right and wrong are counted, and it has no distance.
+Spelling is that of `action_strings.py`, units are those of `action_statistics.py`, as in the family's models.
 """
 
 from typing import Any
@@ -20,8 +19,6 @@ Errors of robot actions written as strings (gen-vla's formats): L1 per dimension
 signs that are right, of strings that are right to the last digit, of values and of whole actions within a tolerance,
 and how many strings are no action at all.
 """
-
-CITATION = ""
 
 INPUTS = """\
 Args:
@@ -57,7 +54,7 @@ class ActionError(evaluate.Metric):
         words = datasets.Value("string")
         return evaluate.MetricInfo(
             description=DESCRIPTION,
-            citation=CITATION,
+            citation="",
             inputs_description=INPUTS,
             features=datasets.Features({"predictions": words, "references": words}),
         )
@@ -82,10 +79,13 @@ class ActionError(evaluate.Metric):
         expected = np.stack([read_reference(strings, text, row) for row, text in enumerate(references)])
         read, fine, complaint = read_predictions(strings, predictions)
         ranging = [dim for dim in range(action_dim) if dim not in strings.binary_dims]
-        # 1e-6 for float32: 0.30 and 0.35 are 0.05 apart
-        near = (np.abs(read - expected) <= tolerance + 1e-6) & fine[:, None, None]
+        apart = np.abs(read - expected)
+        near = (apart <= tolerance + 1e-6) & fine[:, None, None]  # 1e-6 for float32: 0.30 and 0.35 are 0.05 apart
         same_sign = ((read < 0) == (expected < 0)) & fine[:, None, None]
         exact = [text == recorded for text, recorded in zip(predictions, references, strict=True)]
+        in_units = apart
+        if statistics is not None:
+            in_units = np.abs(unnormalize_actions(read, statistics) - unnormalize_actions(expected, statistics))
         return {
             "n": len(predictions),
             "malformed": int((~fine).sum()),
@@ -93,7 +93,9 @@ class ActionError(evaluate.Metric):
             "sign_accuracy": float(same_sign[..., ranging].mean()) if ranging else None,
             "within_tolerance": float(near.all(axis=(1, 2)).mean()),
             "within_tolerance_per_dimension": near.mean(axis=(0, 1)).tolist(),
-            **distances(read[fine], expected[fine], statistics),
+            "l1_per_dimension": in_units[fine].mean(axis=(0, 1)).tolist() if fine.any() else None,
+            "l1_normalized": float(apart[fine].mean()) if fine.any() else None,
+            "units": statistics is not None,
             "first_malformed": complaint,
         }
 
@@ -122,17 +124,3 @@ def read_predictions(
         except ActionStringError as error:
             complaint = complaint or f"prediction {row}: {error}"
     return read, fine, complaint
-
-
-def distances(read: np.ndarray, expected: np.ndarray, statistics: dict[str, Any] | None) -> dict[str, Any]:
-    """L1 of float32 [N, T, D] of well-formed actions."""
-    if statistics is not None:
-        in_units = np.abs(unnormalize_actions(read, statistics) - unnormalize_actions(expected, statistics))
-    else:
-        in_units = np.abs(read - expected)
-    some = len(read) > 0
-    return {
-        "l1_per_dimension": in_units.mean(axis=(0, 1)).tolist() if some else None,
-        "l1_normalized": float(np.abs(read - expected).mean()) if some else None,
-        "units": statistics is not None,
-    }

@@ -1,7 +1,4 @@
-"""The Space of the metric: predicted and recorded action strings in, their errors out.
-
-Decides: what is asked and shown. Refuses to know: how anything is measured (`action_error.py`).
-"""
+"""The Space of the metric: predicted and recorded action strings in, their errors out."""
 
 from pathlib import Path
 from typing import Any
@@ -21,20 +18,14 @@ def measure(
 ) -> tuple[list[list[str]], dict[str, Any]]:
     """A row per dimension, and everything the metric returns."""
     written, recorded = (
-        [line.strip() for line in text.splitlines() if line.strip()] for text in (predictions, references)
+        [line.strip() for line in text.split("\n") if line.strip()] for text in (predictions, references)
     )
     if len(written) != len(recorded):
-        raise gr.Error(
-            f"got {len(written)} predicted and {len(recorded)} recorded actions, expected one line for each"
-        )
+        counts = f"{len(written)} predicted and {len(recorded)} recorded actions"
+        raise gr.Error(f"got {counts}, expected one line for each")
+    shape = {"action_dim": int(action_dim), "decimals": int(decimals), "tolerance": tolerance}
     try:
-        result = METRIC.compute(
-            predictions=written,
-            references=recorded,
-            action_dim=int(action_dim),
-            decimals=int(decimals),
-            tolerance=tolerance,
-        )
+        result = METRIC.compute(predictions=written, references=recorded, **shape)
     except ValueError as error:
         raise gr.Error(str(error)) from error
     errors = result["l1_per_dimension"] or [None] * int(action_dim)

@@ -1,7 +1,5 @@
 """An action as HTML: its string coloured by probability, its values as a table, two models side by side.
 
-Decides: colours, wording, rounding. Refuses to know: models, pages; it turns a `PredictedAction` into text.
-
 Colours run from orange (a guess) over cream to teal (sure): people who see no red or no green tell these apart, and
 dark letters keep a contrast of more than 7 : 1 on all of them. What the format leaves no choice about stays grey.
 """
@@ -20,89 +18,6 @@ GUESS, EVEN, SURE = (253, 176, 116), (254, 243, 214), (158, 222, 208)  # RGB at 
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
 ROW_NAMES = ("move x", "move y", "move z", "roll", "pitch", "yaw", "gripper")
 MILLI, DEGREES = 1000.0, 180.0 / np.pi
-
-
-def headline(action: PredictedAction) -> str:
-    """What an action means, in one sentence."""
-    return f'<p class="sentence">{escape(in_words(action.steps[0], frame_of(action.data_set)))}</p>'
-
-
-def action_card(action: PredictedAction) -> str:
-    """How an action is written, its values, what it cost."""
-    return (
-        f'<div class="card"><h3>What the model wrote</h3>{action_string(action)}{LEGEND}'
-        f"<h3>What it means{later_steps(action)}</h3>{action_table(action)}"
-        f'<p class="cost">{cost(action)}</p></div>'
-    )
-
-
-def cost(action: PredictedAction) -> str:
-    """Time and passes; one pass can check several guesses, so there may be fewer passes than tokens."""
-    return (
-        f"{seconds(action.milliseconds)} for this action: the language model ran {action.forward_passes} times to "
-        f"write {len(action.pieces)} tokens."
-    )
-
-
-def seconds(milliseconds: float) -> str:
-    """A time as people say it."""
-    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
-
-
-def later_steps(action: PredictedAction) -> str:
-    """A remark where there are more steps than the table shows."""
-    return f" (the first of {len(action.steps)} steps)" if len(action.steps) > 1 else ""
-
-
-def action_string(action: PredictedAction) -> str:
-    """The string, character by character; its text content is exactly what the model wrote."""
-    values: list[list[str]] = []
-    for value, piece in zip(value_of_pieces(action), action.pieces):
-        while len(values) <= value:
-            values.append([])
-        values[value].append(coloured(piece.text, piece.probability, piece.choice))
-    named = [
-        f'<span class="value" data-name="{DIMENSIONS[index % len(DIMENSIONS)]}">{"".join(pieces)}</span>'
-        for index, pieces in enumerate(values)
-    ]
-    return f'<div class="action-string" data-testid="action-string">{"".join(named)}</div>'
-
-
-def coloured(text: str, probability: float, choice: bool) -> str:
-    """One token; its probability shows when it is pointed at, or tapped."""
-    if not choice:
-        return f'<span class="fixed" data-tip="fixed by the format">{escape(text)}</span>'
-    tip = f"“{text.strip()}”: {percent(probability)}"
-    style = f"background: {colour(probability)}"
-    return f'<span class="chosen" tabindex="-1" data-tip="{escape(tip)}" style="{style}">{escape(text)}</span>'
-
-
-def percent(probability: float) -> str:
-    """A probability in words; one that is not 1 is never called 100 %."""
-    if probability >= 0.9995:
-        return "over 99.9 %"
-    return f"{100 * probability:.1f} %"
-
-
-def colour(probability: float) -> str:
-    """The background of a token, as CSS."""
-    below, above, share = (GUESS, EVEN, 2 * probability) if probability < 0.5 else (EVEN, SURE, 2 * probability - 1)
-    mixed = (round(low + (high - low) * share) for low, high in zip(below, above))
-    return "rgb({}, {}, {})".format(*mixed)
-
-
-def value_of_pieces(action: PredictedAction) -> list[int]:
-    """Which value each token belongs to: the last one that has begun where the token ends."""
-    if len(action.pieces) == action.steps.size:  # one token per value
-        return list(range(len(action.pieces)))
-    begins = [match.start() for match in NUMBER.finditer("".join(piece.text for piece in action.pieces))]
-    owners, end = [], 0
-    for piece in action.pieces:
-        end += len(piece.text)
-        owners.append(max(sum(begin < end for begin in begins) - 1, 0))
-    return owners
-
-
 LEGEND = (
     '<div class="legend"><span>a guess</span>'
     f'<i style="background: linear-gradient(to right, rgb{GUESS}, rgb{EVEN}, rgb{SURE})"></i><span>sure</span>'
@@ -111,12 +26,72 @@ LEGEND = (
 )
 
 
+def headline(action: PredictedAction) -> str:
+    """What an action means, in one sentence."""
+    return f'<p class="sentence">{escape(in_words(action.steps[0], frame_of(action.data_set)))}</p>'
+
+
+def action_card(action: PredictedAction) -> str:
+    """How an action is written, its values, what it cost: one pass may check several guesses."""
+    later = f" (the first of {len(action.steps)} steps)" if len(action.steps) > 1 else ""
+    return (
+        f'<div class="card"><h3>What the model wrote</h3>{action_string(action)}{LEGEND}'
+        f"<h3>What it means{later}</h3>{action_table(action)}"
+        f'<p class="cost">{seconds(action.milliseconds)} for this action: the language model ran '
+        f"{action.forward_passes} times to write {len(action.pieces)} tokens.</p></div>"
+    )
+
+
+def seconds(milliseconds: float) -> str:
+    """A time as people say it."""
+    return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
+
+
+def action_string(action: PredictedAction) -> str:
+    """The string, token by token; its text content is exactly what the model wrote."""
+    owners = value_of_pieces(action)
+    values = ["" for _ in range(max(owners, default=-1) + 1)]
+    for owner, piece in zip(owners, action.pieces):
+        values[owner] += coloured(piece.text, piece.probability, piece.choice)
+    named = [
+        f'<span class="value" data-name="{DIMENSIONS[index % len(DIMENSIONS)]}">{pieces}</span>'
+        for index, pieces in enumerate(values)
+    ]
+    return f'<div class="action-string" data-testid="action-string">{"".join(named)}</div>'
+
+
+def coloured(text: str, probability: float, choice: bool) -> str:
+    """One token; its probability shows when it is pointed at, or tapped. One that is not 1 is never called 100 %."""
+    if not choice:
+        return f'<span class="fixed" data-tip="fixed by the format">{escape(text)}</span>'
+    percent = "over 99.9 %" if probability >= 0.9995 else f"{100 * probability:.1f} %"
+    tip = escape(f"“{text.strip()}”: {percent}")
+    style = f"background: {colour(probability)}"
+    return f'<span class="chosen" tabindex="-1" data-tip="{tip}" style="{style}">{escape(text)}</span>'
+
+
+def colour(probability: float) -> str:
+    """The background of a token, as CSS."""
+    below, above, share = (GUESS, EVEN, 2 * probability) if probability < 0.5 else (EVEN, SURE, 2 * probability - 1)
+    return "rgb({}, {}, {})".format(*(round(low + (high - low) * share) for low, high in zip(below, above)))
+
+
+def value_of_pieces(action: PredictedAction) -> list[int]:
+    """Which value each token belongs to: the last one that has begun where the token ends."""
+    if len(action.pieces) == action.steps.size:  # one token per value
+        return list(range(len(action.pieces)))
+    begins = [match.start() for match in NUMBER.finditer("".join(piece.text for piece in action.pieces))]
+    ends = np.cumsum([len(piece.text) for piece in action.pieces])
+    return [max(sum(begin < end for begin in begins) - 1, 0) for end in ends]
+
+
 def action_table(action: PredictedAction) -> str:
-    """The first step's values, and where they lie in the range of the data set."""
+    """The first step's values, and where they lie in the range of the data set, on an axis drawn from zero."""
     rows = []
     for index, name in enumerate(ROW_NAMES):
+        normalized, gripper = float(action.normalized[0, index]), DIMENSIONS[index] == "gripper"
+        span = bar(0.0, normalized) if gripper else bar(0.5, (normalized + 1) / 2)
         value = in_units(index, float(action.steps[0, index]))
-        span = bar(*place_in_range(index, float(action.normalized[0, index])))
         rows.append(f"<tr><th scope='row'>{name}</th><td>{value}</td><td>{span}</td></tr>")
     return (
         '<table class="values" data-testid="action-table"><thead><tr><th></th><th scope="col">value</th>'
@@ -129,20 +104,11 @@ def in_units(index: int, value: float) -> str:
     """A value of an action, as people read it."""
     if index < 3:
         return f"{MILLI * value:+.1f} mm"
-    if index < 6:
-        return f"{DEGREES * value:+.1f}°"
-    return f"{value:.2f}, {gripper_in_words(value)}"
-
-
-def place_in_range(index: int, normalized: float) -> tuple[float, float]:
-    """Where zero and a value lie between the ends 0 and 1 of what the data hold."""
-    if DIMENSIONS[index] == "gripper":
-        return 0.0, normalized
-    return 0.5, (normalized + 1) / 2
+    return f"{DEGREES * value:+.1f}°" if index < 6 else f"{value:.2f}, {gripper_in_words(value)}"
 
 
 def bar(zero: float, place: float) -> str:
-    """A small axis with the value on it, drawn from zero."""
+    """A small axis from 0 to 1 with a value on it, drawn from zero."""
     middle = 100 * float(np.clip(place, 0, 1))
     start, end = sorted((100 * zero, middle))
     return (
@@ -181,10 +147,9 @@ def comparison(models: Sequence[Compared]) -> str:
 def difference(original: PredictedAction, changed: PredictedAction) -> str:
     """How far two actions are apart: in millimetres, degrees, and the gripper in words."""
     apart = changed.steps[0] - original.steps[0]
-    metres, radians = float(np.linalg.norm(apart[:3])), float(np.linalg.norm(apart[3:6]))
-    grippers = [gripper_in_words(float(action.steps[0, 6])) for action in (original, changed)]
-    gripper = f"stays {grippers[0]}" if grippers[0] == grippers[1] else f"is {grippers[1]} instead of {grippers[0]}"
+    millimetres, degrees = MILLI * np.linalg.norm(apart[:3]), DEGREES * np.linalg.norm(apart[3:6])
+    before, after = (gripper_in_words(float(action.steps[0, 6])) for action in (original, changed))
+    gripper = f"stays {before}" if before == after else f"is {after} instead of {before}"
     return (
-        f"The two movements are <strong>{MILLI * metres:.0f} mm and {DEGREES * radians:.0f}°</strong> apart; the "
-        f"gripper {gripper}."
+        f"The two movements are <strong>{millimetres:.0f} mm and {degrees:.0f}°</strong> apart; the gripper {gripper}."
     )

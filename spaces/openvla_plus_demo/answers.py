@@ -1,9 +1,5 @@
 """What the page's tabs do: a visitor's pictures and words in, what is shown and what programs get out.
 
-Decides: what is asked of which model, what a result holds for programs, that two models can be compared. Refuses to
-know: the page (`app.py`), how models work (`policy.py`), how a result is drawn (`action_html.py`,
-`motion_pictures.py`).
-
 Pictures come one per camera, in the order of `Answers.cameras`.
 """
 
@@ -82,14 +78,11 @@ class Answers:
         assert self.baseline is not None, "the tab is only there with a second model"
         check_pictures(pictures, self.cameras)
         copies = [changed(picture, change, strength) for picture in pictures]
-        models = [
-            Compared(
-                name,
-                colour,
-                *(policy.act(shown, instruction, data_set) for shown in self._for(policy, pictures, copies)),
-            )
-            for name, colour, policy in zip(self.names(), (TEAL, ORANGE), (self.policy, self.baseline))
-        ]
+        models = []
+        for name, colour, policy in zip(self.names(), (TEAL, ORANGE), (self.policy, self.baseline)):
+            order = [self.cameras.index(camera) for camera in policy.cameras] or [0]
+            acted = (policy.act([of[at] for at in order], instruction, data_set) for of in (pictures, copies))
+            models.append(Compared(name, colour, *acted))
         plain = [
             {"name": m.name, "picture": plain_values(m.original), "changed_copy": plain_values(m.changed)}
             for m in models
@@ -104,12 +97,6 @@ class Answers:
         """What the models are called on the page: the last part of their names, told apart if need be."""
         short = [Path(policy.name).name for policy in (self.policy, self.baseline) if policy]
         return short if len(set(short)) == len(short) else [f"{name} ({i})" for i, name in enumerate(short, start=1)]
-
-    def _for(self, policy: Policy, *shown: Sequence[Any]) -> list[list[Any]]:
-        """Pictures in the order of another model's cameras."""
-        if not self.cameras:
-            return [list(pictures) for pictures in shown]
-        return [[pictures[self.cameras.index(camera)] for camera in policy.cameras] for pictures in shown]
 
     def _with_arrows(
         self, pictures: Sequence[Any], models: Sequence[Compared], actions: Sequence[PredictedAction]
@@ -152,23 +139,16 @@ def check_pictures(pictures: Sequence[Any], cameras: Sequence[str] = ()) -> None
     """
     missing = [camera for camera, picture in zip(cameras, pictures) if picture is None]
     if missing:
-        raise gr.Error(
-            f"Choose a picture of {listed(missing)} first: this model looks through {len(cameras)} cameras at the "
-            "same moment.",
-            print_exception=False,
-        )
+        *others, last = missing
+        named = f"{', '.join(others)} and {last}" if others else last
+        seen = f"this model looks through {len(cameras)} cameras at the same moment"
+        raise gr.Error(f"Choose a picture of {named} first: {seen}.", print_exception=False)
     if pictures[0] is None:
         raise gr.Error("Choose a picture first: upload one, take one, or tap an example.", print_exception=False)
     for index, picture in enumerate(pictures):
         if is_squeezed(picture):
             which = f"The picture of {cameras[index]}" if cameras else "This picture"
             gr.Warning(f"{which} is much longer than it is wide. The model sees it squeezed to a square.")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names as people list them."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def path_of(action: PredictedAction) -> np.ndarray:

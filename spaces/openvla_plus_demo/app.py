@@ -3,11 +3,8 @@
     python app.py                                            # the model named in the front matter of README.md
     GEN_VLA_MODEL=FOLDER GEN_VLA_BASELINE=FOLDER python app.py      # local models
 
-Decides: the page, its words, what runs at the same time, what programs can call. Refuses to know: what is in an answer
-(`answers.py`), how models work (`policy.py`), how several cameras are shown (`camera_fields.py`), what pictures
-are accepted (`picture_input.py`).
-
-The page opens with a finished example, so that what it shows needs no explaining.
+This file has the page and its words; `answers.py` has what its tabs do. The page opens with a finished example, so
+that what it shows needs no explaining.
 """
 
 import contextlib
@@ -89,25 +86,19 @@ def add_act_tab(answers: Answers) -> None:
     opening = act(*opening_pictures(answers), EXAMPLES[0][1], answers.policy.data_sets[0])
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            pictures, instruction, data_set = observation_fields(answers, "act", answers.policy.data_sets)
+            inputs = observation_fields(answers, "act", answers.policy.data_sets)
             button = gr.Button("Predict the movement", variant="primary", elem_id="act-button")
-            add_examples(pictures, instruction, answers.cameras, 1)
+            add_examples(inputs[:-1], answers.cameras, 1)
         with gr.Column(scale=6, min_width=280):
             sentence = gr.HTML(opening[1], elem_id="act-sentence")
             with gr.Row(elem_classes="pictures"):
                 arrow = result_picture(opening[2], "On the picture", "act-arrow")
                 space = result_picture(opening[3], "In space", "act-space")
-            gr.Markdown(arrow_note(answers), elem_classes="note")
+            where = f"is on the picture of `{answers.cameras[answers.arrow_at]}`, " if answers.cameras else ""
+            gr.Markdown(ARROW_NOTE.format(where=where), elem_classes="note")
             words = gr.HTML(opening[4], elem_id="act-words")
-            with gr.Accordion("The same for programs", open=False):
-                plain = gr.JSON(opening[0], elem_id="act-json", show_label=False)
-    ask_model(
-        [button.click, instruction.submit],
-        act,
-        [*pictures, instruction, data_set],
-        [plain, sentence, arrow, space, words],
-        "act-sentence",
-    )
+            plain = json_for_programs(opening[0], elem_id="act-json")
+    ask_model(button, act, inputs, [plain, sentence, arrow, space, words], "act-sentence")
 
 
 def add_ask_tab(answers: Answers) -> None:
@@ -121,11 +112,11 @@ def add_ask_tab(answers: Answers) -> None:
             picture = picture_input("Picture", "ask-picture", path)
             question = gr.Textbox(EXAMPLES[0][2], label="Question", elem_id="ask-question", lines=1, max_lines=4)
             button = gr.Button("Ask", variant="primary", elem_id="ask-button")
-            add_examples([picture], question, (), 2)
+            add_examples([picture, question], (), 2)
         with gr.Column(scale=6, min_width=280):
             words = gr.Textbox(answer, label="Answer", elem_id="ask-answer", interactive=False, lines=2)
             took = gr.Markdown(cost, elem_classes="note")
-    ask_model([button.click, question.submit], answers.ask, [picture, question], [words, took], "ask-answer")
+    ask_model(button, answers.ask, [picture, question], [words, took], "ask-answer")
 
 
 def add_compare_tab(answers: Answers) -> None:
@@ -135,45 +126,39 @@ def add_compare_tab(answers: Answers) -> None:
         return
     compare = one_field_each(answers.compare, answers.cameras)
     settings = (EXAMPLES[0][1], answers.shared_data_sets[0], RECOLOUR, 0.3)
-    values, original_picture, changed_picture, table = compare(*opening_pictures(answers), *settings)
+    opening = compare(*opening_pictures(answers), *settings)
     gr.Markdown(
         f"Two models, `{'` and `'.join(answers.names())}`, on one scene in two looks. A robust policy keeps its "
         "movement when only the looks change; one that has learnt the looks by heart does not."
     )
+    labels = ("The pictures", "The changed copies") if answers.cameras else ("The picture", "The changed copy")
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            pictures, instruction, data_set = observation_fields(answers, "compare", answers.shared_data_sets)
+            inputs = observation_fields(answers, "compare", answers.shared_data_sets)
             change = gr.Radio(list(CHANGES), value=RECOLOUR, label="Change", elem_id="compare-change")
             strength = gr.Slider(0, 1, value=0.3, step=0.05, label="How much")
             button = gr.Button("Compare", variant="primary", elem_id="compare-button")
-            add_examples(pictures, instruction, answers.cameras, 1)
+            add_examples(inputs[:-1], answers.cameras, 1)
         with gr.Column(scale=6, min_width=280):
             with gr.Row(elem_classes="pictures"):
-                labels = (
-                    ("The pictures", "The changed copies") if answers.cameras else ("The picture", "The changed copy")
-                )
-                original = result_picture(original_picture, labels[0], "compare-original")
-                copy = result_picture(changed_picture, labels[1], "compare-changed")
-            words = gr.HTML(table, elem_id="compare-words")
-            with gr.Accordion("The same for programs", open=False):
-                plain = gr.JSON(values, show_label=False)
-    ask_model(
-        [button.click, instruction.submit],
-        compare,
-        [*pictures, instruction, data_set, change, strength],
-        [plain, original, copy, words],
-        "compare-original",
-    )
+                original = result_picture(opening[1], labels[0], "compare-original")
+                copy = result_picture(opening[2], labels[1], "compare-changed")
+            words = gr.HTML(opening[3], elem_id="compare-words")
+            plain = json_for_programs(opening[0])
+    ask_model(button, compare, [*inputs, change, strength], [plain, original, copy, words], "compare-original")
 
 
-def ask_model(triggers: list[Any], answer: Any, inputs: list[Any], outputs: list[Any], result: str) -> None:
-    """Wires a button to the model, which answers one visitor after another; programs call it by the method's name.
+def ask_model(button: gr.Button, answer: Any, inputs: list[Any], outputs: list[Any], result: str) -> None:
+    """Wires a button, and the key Enter in a text field, to the model, which answers one visitor after another.
+
+    Programs call it by the method's name.
 
     Args:
         result: the id of what is scrolled to where it is out of sight: on a phone it comes below the fields.
     """
+    (words,) = (field for field in inputs if isinstance(field, gr.Textbox))
     event = gr.on(
-        triggers,
+        [button.click, words.submit],
         answer,
         inputs,
         outputs,
@@ -191,14 +176,11 @@ def opening_pictures(answers: Answers) -> list[Any]:
     return [read_picture(path) for path in scene_pictures(FIRST_SCENE, answers.cameras)]
 
 
-def observation_fields(
-    answers: Answers, tab: str, data_sets: list[str]
-) -> tuple[list[gr.Image], gr.Textbox, gr.Dropdown]:
+def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list[Any]:
     """What a policy needs to know: pictures, order, whose units."""
     pictures = camera_fields(answers.cameras, tab, FIRST_SCENE)
-    instruction = gr.Textbox(
-        EXAMPLES[0][1], label="What should be done", elem_id=f"{tab}-instruction", lines=1, max_lines=4
-    )
+    label, elem_id = "What should be done", f"{tab}-instruction"
+    instruction = gr.Textbox(EXAMPLES[0][1], label=label, elem_id=elem_id, lines=1, max_lines=4)
     data_set = gr.Dropdown(
         data_sets,
         value=data_sets[0],
@@ -206,29 +188,23 @@ def observation_fields(
         info="The model writes numbers between -1 and 1; this decides how many millimetres and degrees they are.",
         elem_id=f"{tab}-data-set",
     )
-    return pictures, instruction, data_set
-
-
-def arrow_note(answers: Answers) -> str:
-    """What an arrow means, and on which camera's picture it is."""
-    where = f"is on the picture of `{answers.cameras[answers.arrow_at]}`, " if answers.cameras else ""
-    return ARROW_NOTE.format(where=where)
+    return [*pictures, instruction, data_set]
 
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
     """A picture that only shows."""
-    return gr.Image(
-        picture,
-        label=label,
-        elem_id=elem_id,
-        format="png",
-        interactive=False,
-        buttons=["fullscreen", "download"],
-    )
+    buttons = ["fullscreen", "download"]
+    return gr.Image(picture, label=label, elem_id=elem_id, format="png", interactive=False, buttons=buttons)
 
 
-def add_examples(pictures: list[gr.Image], words: gr.Textbox, cameras: Sequence[str], column: int) -> None:
-    """Scenes that come with the Space; choosing one fills the fields in.
+def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
+    """What programs get, folded away."""
+    with gr.Accordion("The same for programs", open=False):
+        return gr.JSON(values, elem_id=elem_id, show_label=False)
+
+
+def add_examples(fields: list[Any], cameras: Sequence[str], column: int) -> None:
+    """Scenes that come with the Space; choosing one fills the fields, pictures and words, in.
 
     `gr.Examples` would make the fields anew for this visitor, without what `picture_input` changed in them.
     """
@@ -236,14 +212,12 @@ def add_examples(pictures: list[gr.Image], words: gr.Textbox, cameras: Sequence[
     rows = [[*paths, text] for paths, text in scenes if all(map(os.path.isfile, paths))]  # not all have every view
     examples = gr.Dataset(
         label="Examples",
-        components=[*pictures, words],
+        components=fields,
         samples=rows,
-        elem_id=f"{pictures[0].elem_id}-examples",
+        elem_id=f"{fields[0].elem_id}-examples",
         elem_classes="several-examples" if cameras else None,
     )
-    examples.click(
-        lambda row: row, examples, [*pictures, words], show_progress="hidden", queue=False, api_visibility="private"
-    )
+    examples.click(lambda row: row, examples, fields, show_progress="hidden", queue=False, api_visibility="private")
 
 
 def footer(answers: Answers) -> str:

@@ -1,11 +1,8 @@
 """One field per camera: how a page shows them, what programs call them, which example pictures they open with.
 
-Decides: the layout of the fields, parameter names, which view of an example scene stands for which camera. Refuses to
-know: models, what becomes of a picture.
-
-A model of one camera has the field it always had; of several, smaller ones beside each other, each under its camera's
-name. The example scenes were drawn from in front, from the side and from the hand. No robot's cameras stand just
-there, and the page says so.
+A model of one camera has one large field; of several, smaller ones beside each other, each under its camera's name.
+The example scenes were drawn from in front, from the side and from the hand. No robot's cameras stand just there, and
+the page says so.
 """
 
 import functools

@@ -1,7 +1,5 @@
 """The same scene looking different: what a robot policy should not care about.
 
-Decides: how a copy of a picture is recoloured, and what counts as its background. Refuses to know: models.
-
 There is no segmentation model here. The background is what one reaches from the picture's edge without crossing a jump
 in colour, which is right for a table before a plain wall and only a guess elsewhere; the visitor sees the copy, and
 sets how large a jump may be.

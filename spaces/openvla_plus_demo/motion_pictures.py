@@ -1,7 +1,5 @@
 """A motion as pictures: an arrow on the camera's picture, and the gripper in space before and after.
 
-Decides: what both look like. Refuses to know: models, where "forward" is (`robot_frames.py`).
-
 A model does not say where in the picture the hand is, so the arrow starts in the middle; its length shows the share of
 the longest motion in the data set. In space the motion is to scale and the gripper is not.
 """

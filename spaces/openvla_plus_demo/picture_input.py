@@ -1,9 +1,7 @@
-"""Pictures from strangers: what is accepted, and what a visitor is told about the rest.
+"""Visitors' pictures: what is accepted, and what they are told about the rest.
 
-Decides: file types, the number of pixels. How a file becomes RGB is `rgb_pictures.py`, as in the models' processor.
-Refuses to know: models, what a picture is used for. The size of files is limited where the page is launched.
-
-A picture's header is read before its pixels: a small file can claim more pixels than there is memory for.
+How a file becomes RGB is `rgb_pictures.py`, as in the models' processor. A picture's header is read before its pixels:
+a small file can claim more pixels than there is memory for. The size of files is limited where the page is launched.
 """
 
 from functools import partial
@@ -29,7 +27,7 @@ class PictureError(ValueError):
 def picture_input(
     label: str, elem_id: str, path: str, height: int = 300, min_width: int = 160, camera: str = ""
 ) -> gr.Image:
-    """An image field that opens with a file, and whose value is a checked RGB picture or `None`.
+    """An image field that opens with a file; its value is a checked RGB picture or `None`.
 
     Args:
         height, min_width: in pixels.
@@ -45,9 +43,8 @@ def picture_input(
         min_width=min_width,
         placeholder="Drop a picture here, or tap to choose one",
     )
-    field.preprocess = partial(
-        read_upload, camera=camera
-    )  # Gradio's own opens any file, and its errors say nothing to a visitor
+    # Gradio's own opens any file, and its errors say nothing to a visitor.
+    field.preprocess = partial(read_upload, camera=camera)
     return field
 
 
@@ -73,19 +70,17 @@ def read_picture(path: str) -> Image.Image:
     try:
         picture = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise PictureError(
-            "This file is not a picture that can be read here. Use a PNG, JPEG, WebP or BMP file."
-        ) from error
+        message = "This file is not a picture that can be read here. Use a PNG, JPEG, WebP or BMP file."
+        raise PictureError(message) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"This picture has far too many pixels; at most {megapixels(MAX_PIXELS)} fit.") from error
     width, height = picture.size
+    size = f"This picture has {width} x {height} pixels"
     if width * height > MAX_PIXELS:
-        raise PictureError(
-            f"This picture has {width} x {height} pixels, {megapixels(width * height)}; at most "
-            f"{megapixels(MAX_PIXELS)} fit. Make it smaller first."
-        )
+        found, most = megapixels(width * height), megapixels(MAX_PIXELS)
+        raise PictureError(f"{size}, {found}; at most {most} fit. Make it smaller first.")
     if min(width, height) < LEAST_SIDE:
-        raise PictureError(f"This picture has {width} x {height} pixels; each side needs at least {LEAST_SIDE}.")
+        raise PictureError(f"{size}; each side needs at least {LEAST_SIDE}.")
     try:
         picture.load()
         return rgb_pictures.to_rgb(picture)

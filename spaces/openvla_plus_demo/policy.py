@@ -1,8 +1,5 @@
 """A model of the family as this Space uses it: loaded by name with the code that comes with it, acting and answering.
 
-Decides: which model is loaded, what an action looks like to the rest of the Space, how long a visitor's words may be.
-Refuses to know: how anything is shown, where pictures come from.
-
 Nothing but the model's own repository is needed: `processor.action_inputs` and `model.predict_actions` for actions,
 `processor.question_inputs` and `model.generate` for questions.
 """
@@ -16,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from huggingface_hub import metadata_load
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -135,11 +132,7 @@ class Policy:
 
 
 def check_config(name: str, config: Any) -> None:
-    """Raises `ValueError` for a model whose actions this Space cannot show.
-
-    Args:
-        config: the model's configuration.
-    """
+    """Raises `ValueError` for a model whose actions this Space cannot show, by its configuration."""
     if config.model_type == "pi0_flow":
         raise ValueError(
             f"got {name}, a flow-matching π0, expected a model that writes actions and answers: this Space shows "
@@ -164,7 +157,7 @@ def check_config(name: str, config: Any) -> None:
 
 
 def checked_words(text: str | None, what: str) -> str:
-    """The words without outer space; raises `ValueError` if there are none or too many."""
+    """The words without outer space; a `ValueError` if there are none or too many."""
     words = (text or "").strip()
     if not words:
         raise ValueError(f"The {what} is empty. Write a few words, then try again.")
@@ -182,21 +175,13 @@ def model_names(folder: Path) -> tuple[str, str | None]:
     Raises:
         ValueError: if neither names a model.
     """
-    named = front_matter(folder / "README.md").get("models") or []
     chosen, baseline = os.environ.get("GEN_VLA_MODEL"), os.environ.get("GEN_VLA_BASELINE")
     if chosen:
         return chosen, baseline
+    named = (metadata_load(folder / "README.md") or {}).get("models")
     if not named:
         raise ValueError(
             "got no model, expected its name on the Hub under `models:` in the front matter of README.md, or a folder "
             "in GEN_VLA_MODEL"
         )
     return named[0], baseline or (named[1] if len(named) > 1 else None)
-
-
-def front_matter(readme: Path) -> dict[str, Any]:
-    """The YAML between the first two `---` lines of a README."""
-    text = readme.read_text(encoding="utf-8")
-    if not text.startswith("---\n"):
-        raise ValueError(f"got {readme} without front matter, expected YAML between two lines of ---")
-    return yaml.safe_load(text.split("---\n", 2)[1]) or {}

@@ -1,8 +1,5 @@
 """Where "forward" is: the directions of a data set's axes, in words and as its usual camera sees them.
 
-Decides: the frame of each data set this Space knows, the projection of a motion onto the picture, a motion in plain
-words. Refuses to know: models, drawing.
-
 Actions carry no camera. For BridgeData and RT-1 the usual camera looks the way the robot reaches, so x runs away from
 the viewer, y to the left, z up; that is also the guess for data sets not listed. The simulated scenes have cameras of
 their own (`evaluation/drawers/environment.py`, `evaluation/simulation/looks.py`).

@@ -1,7 +1,4 @@
-"""The Space of the metric: one answer beside what people answered, and how its score comes about.
-
-Decides: what is asked and shown. Refuses to know: the rule (`soft_accuracy.py`).
-"""
+"""The Space of the metric: one answer beside what people answered, and how its score comes about."""
 
 import gradio as gr
 from soft_accuracy import normalize_answer, soft_accuracy
@@ -26,10 +23,8 @@ def explain(answer: str, people: str) -> tuple[str, list[list[str]]]:
     same = [normalize_answer(annotation) == given for annotation in annotations]
     rows = []
     for annotation, own in zip(annotations, same, strict=True):
-        others = sum(same) - own
-        rows.append(
-            [annotation, normalize_answer(annotation), "yes" if own else "", str(others), f"{min(1, others / 3):.2f}"]
-        )
+        others, compared = sum(same) - own, normalize_answer(annotation)
+        rows.append([annotation, compared, "yes" if own else "", str(others), f"{min(1, others / 3):.2f}"])
     return f"## {score:.2f}\n“{answer}” is compared as “{given}”; the score is the mean of the last column.", rows
 
 

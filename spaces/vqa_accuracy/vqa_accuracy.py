@@ -1,7 +1,6 @@
 """`evaluate.load("gen-vla/vqa_accuracy")`: soft accuracy of answers to visual questions, as TextVQA and VizWiz score.
 
-Decides: the metric's inputs and outputs. Refuses to know: when two answers are the same and what agreement is worth
-(`soft_accuracy.py`, which the project's lm-eval tasks use too).
+The rule is in `soft_accuracy.py`, which the project's lm-eval tasks use too.
 """
 
 import datasets

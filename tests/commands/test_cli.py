@@ -61,15 +61,6 @@ def test_mistakes_give_a_message_and_exit_code_2(arguments, message, capsys, mon
     assert message in capsys.readouterr().err
 
 
-def test_every_command_of_the_readme_is_understood():
-    """The commands parse; what they do is tested where it is done."""
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    commands = [line for line in readme.splitlines() if line.startswith("gen-vla ")]
-    assert len(commands) >= 8
-    for command in commands:
-        assert parse(shlex.split(command, comments=True)[1:]).params
-
-
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -93,11 +84,3 @@ def test_arguments(command, expected):
 
 def test_overrides_are_yaml():
     assert parse_overrides(["a.b=1", "c=[1, 2]", "d=null", "e=x=y"]) == {"a.b": 1, "c": [1, 2], "d": None, "e": "x=y"}
-
-
-def test_publish_writes_a_repository_and_fills_a_cache(saved_model, tmp_path, capsys):
-    arguments = ["publish", str(saved_model), "gen-vla/tiny", "--output", str(tmp_path / "repository")]
-    assert main([*arguments, "--cache-dir", str(tmp_path / "cache")]) == 0, capsys.readouterr().err
-    assert (tmp_path / "repository" / "README.md").is_file()
-    revision = (tmp_path / "cache" / "models--gen-vla--tiny" / "refs" / "main").read_text()
-    assert (tmp_path / "cache" / "models--gen-vla--tiny" / "snapshots" / revision / "config.json").is_file()

@@ -11,17 +11,20 @@ from gen_vla.commands.main import main
 from gen_vla.commands.predict import read_pictures
 
 
-def test_one_action_as_json_and_drawn(saved_model, tmp_path, capsys):
+def test_one_action_as_json_and_drawn(tiny_openvla, tmp_path, capsys):
+    for part in tiny_openvla:
+        part.save_pretrained(tmp_path / "model")
     picture = tmp_path / "camera.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(picture)
-    code = main(["predict", str(saved_model), str(picture), "open the drawer", "--picture", str(tmp_path / "out.png")])
+    command = ["predict", str(tmp_path / "model"), str(picture)]
+    code = main([*command, "open the drawer", "--picture", str(tmp_path / "out.png")])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     answer = json.loads(captured.out.strip().splitlines()[-1])
     assert np.array(answer["action"]).shape == (1, 3)
     assert len(answer["text"]) == 15
     assert (tmp_path / "out.png").stat().st_size > 1000
-    assert main(["predict", str(saved_model), str(picture), " "]) == 2
+    assert main([*command, " "]) == 2
     assert "empty instruction" in capsys.readouterr().err
 
 

@@ -4,28 +4,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import (
-    picture,
-    tiny_model,
-    tiny_pi0_flow_model,
-    tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
-    tiny_processor,
-)
+from tiny_models import picture, tiny_model, tiny_pair, tiny_processor
 
 from gen_vla.processors import ActionStringProcessor
 
 
 STRINGS = ActionStringProcessor(action_dim=3, decimals=2)
-FAMILIES = {"openvla_plus": (tiny_model, tiny_processor), "pi0_plus": (tiny_pi0_model, tiny_pi0_processor)}
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=["openvla_plus", "pi0_plus"])
 def tiny(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any) -> tuple[Any, Any]:
-    model, processor = FAMILIES[request.param]
-    tokenizer = llama_like if request.param == "openvla_plus" else gemma_like
-    return model(tokenizer, STRINGS), processor(tokenizer, STRINGS)
+    return tiny_pair(request.param, gemma_like if request.param == "pi0_plus" else llama_like, STRINGS)
 
 
 def with_context(model: Any, context: int) -> Any:
@@ -88,7 +77,7 @@ def test_an_answer_stops_where_the_context_ends(tiny: Any) -> None:
 
 
 def test_a_flow_has_to_fit(gemma_like: Any) -> None:
-    model, processor = tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
+    model, processor = tiny_pair("pi0_flow", gemma_like)
     inputs = processor.action_inputs(picture(), "go")
     length = inputs["input_ids"].shape[1]
     model.config.text_config.max_position_embeddings = length + 5  # a state and 4 steps

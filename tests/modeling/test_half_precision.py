@@ -8,6 +8,7 @@ root mean square error of the logits over their standard deviation:
     pi0+           1.3 %       0.18 %
 """
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import (
-    picture,
-    tiny_config,
-    tiny_model,
-    tiny_pi0_config,
-    tiny_pi0_model,
-    tiny_pi0_processor,
-    tiny_processor,
-)
+from tiny_models import picture, tiny_config, tiny_pair, tiny_pi0_config, vision_settings
 from transformers import BitsAndBytesConfig
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq
@@ -39,16 +32,14 @@ INSTRUCTIONS = ["open the drawer", "go", "pick up two", "close it"]
 def family(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any, tmp_path_factory: Any) -> Any:
     """Name, model, inputs of four observations, and folders of the model in float32 and in halves."""
     strings = ActionStringProcessor(action_dim=3, decimals=2)
-    pi0 = request.param == "pi0_plus"
-    tokenizer = gemma_like if pi0 else llama_like
-    build, build_processor = (tiny_pi0_model, tiny_pi0_processor) if pi0 else (tiny_model, tiny_processor)
-    processor = build_processor(tokenizer, strings)
+    tokenizer = gemma_like if request.param == "pi0_plus" else llama_like
+    model, processor = tiny_pair(request.param, tokenizer, strings)
     folders = {}
     for dtype in (torch.float32, *HALVES):
         folders[dtype] = tmp_path_factory.mktemp("dtypes")
-        build(tokenizer, strings).to(dtype).save_pretrained(folders[dtype])
+        copy.deepcopy(model).to(dtype).save_pretrained(folders[dtype])
     inputs = processor.action_inputs([picture(seed) for seed in range(4)], INSTRUCTIONS)
-    return CLASSES[request.param], build(tokenizer, strings), inputs, folders
+    return CLASSES[request.param], model, inputs, folders
 
 
 @torch.no_grad()
@@ -117,25 +108,24 @@ def test_layers_on_disk_change_nothing(family: Any, tmp_path: Path) -> None:
 NO_BITSANDBYTES = "no bitsandbytes, which is for GPUs and therefore no dependency: pip install bitsandbytes"
 
 
-def wide_model(name: str, llama_like: Any, gemma_like: Any, strings: ActionStringProcessor) -> tuple[Any, Any]:
+def wide_model(name: str, tokenizer: Any, strings: ActionStringProcessor) -> tuple[Any, Any]:
     """A model and its processor with widths of 64, since quantisation works on blocks of weights."""
-    size = {"image_size": 8, "patch_size": 4, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    siglip = {"model_type": "siglip_vision_model", **size, "intermediate_size": 64, "vision_use_head": False}
+    siglip = vision_settings(hidden_size=64, intermediate_size=64)
     if name == "pi0_plus":
-        text = {**tiny_pi0_config(gemma_like).text_config.to_dict(), "head_dim": 32}
-        model = tiny_pi0_model(gemma_like, strings, vision_config=siglip, text_config=text)
-        return model, tiny_pi0_processor(gemma_like, strings)
-    text = {**tiny_config(llama_like).text_config.to_dict(), "hidden_size": 64, "head_dim": 16}
-    dino = {"model_type": "dinov2_with_registers", **size, "mlp_ratio": 2, "num_register_tokens": 2}
-    model = tiny_model(llama_like, strings, dino_config=dino, siglip_config=siglip, text_config=text)
-    return model, tiny_processor(llama_like, strings)
+        text = {**tiny_pi0_config(tokenizer).text_config.to_dict(), "head_dim": 32}
+        return tiny_pair(name, tokenizer, strings, vision_config=siglip, text_config=text)
+    text = {**tiny_config(tokenizer).text_config.to_dict(), "hidden_size": 64, "head_dim": 16}
+    dino = {**tiny_config(tokenizer).dino_config.to_dict(), "hidden_size": 64}
+    return tiny_pair(name, tokenizer, strings, dino_config=dino, siglip_config=siglip, text_config=text)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason=NO_BITSANDBYTES)
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_quantised_loading(name: str, bits: int, llama_like: Any, gemma_like: Any, tmp_path: Path) -> None:
-    exact, processor = wide_model(name, llama_like, gemma_like, ActionStringProcessor(action_dim=3, decimals=2))
+    exact, processor = wide_model(
+        name, gemma_like if name == "pi0_plus" else llama_like, ActionStringProcessor(action_dim=3, decimals=2)
+    )
     exact.save_pretrained(tmp_path)
     kinds: dict[int, Any] = {
         4: {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},

@@ -9,15 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import (
-    picture,
-    tiny_model,
-    tiny_pi0_flow_model,
-    tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
-    tiny_processor,
-)
+from tiny_models import picture, tiny_model, tiny_pair
 from tiny_runs import tiny_recipe
 from transformers import AutoModel, TrainerCallback
 
@@ -28,11 +20,8 @@ from gen_vla.training.run import run_recipe
 @pytest.fixture(params=["openvla_plus", "pi0_plus", "pi0_flow"])
 def made(request: Any, llama_like: Any, gemma_like: Any, tiny_strings: Any) -> tuple[Any, Any]:
     """A model and its processor."""
-    if request.param == "openvla_plus":
-        return tiny_model(llama_like, tiny_strings), tiny_processor(llama_like, tiny_strings)
-    if request.param == "pi0_plus":
-        return tiny_pi0_model(gemma_like, tiny_strings), tiny_pi0_processor(gemma_like, tiny_strings)
-    return tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
+    tokenizer = llama_like if request.param == "openvla_plus" else gemma_like
+    return tiny_pair(request.param, tokenizer, tiny_strings)
 
 
 def change(folder: Path, tensors_to: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:

@@ -5,17 +5,18 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import picture, tiny_config, tiny_model, tiny_processor
+from tiny_models import picture, tiny_config, tiny_model, tiny_pair, tiny_processor
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq
 
 
-WORDS = ["In: Go?\nOut:", "In: How many Out?\nOut:", "In: x\nOut:"]
+QUESTIONS = ["Go?", "How many Out?", "x"]
+WORDS = [f"In: {question}\nOut:" for question in QUESTIONS]
 
 
 @pytest.fixture(scope="module")
 def model(llama_like: Any) -> Any:
-    """One model for the tests that do not change it."""
+    """One OpenVLA+ for the tests that do not change it."""
     return tiny_model(llama_like, pad_token_id=llama_like.pad_token_id)
 
 
@@ -24,14 +25,21 @@ def processor(llama_like: Any) -> Any:
     return tiny_processor(llama_like)
 
 
+@pytest.fixture(scope="module", params=["openvla_plus", "pi0_plus"])
+def made(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any) -> tuple[Any, Any]:
+    """A model of each family that writes tokens, and its processor."""
+    if request.param == "pi0_plus":
+        return tiny_pair("pi0_plus", gemma_like)
+    return tiny_pair("openvla_plus", llama_like, pad_token_id=llama_like.pad_token_id)
+
+
 @torch.no_grad()
 def logits_of(model: Any, inputs: Any, **options: Any) -> torch.Tensor:
     return model(**inputs, **options).logits
 
 
-def batch(processor: Any, pictures: tuple[int, ...] = (1, 1, 1)) -> Any:
-    images = [[picture(10 * row + n) for n in range(count)] for row, count in enumerate(pictures)]
-    return processor(images=images, text=WORDS)
+def batch(processor: Any) -> Any:
+    return processor(images=[[picture(10 * row)] for row in range(3)], text=WORDS)
 
 
 def test_black_and_white_pictures_give_other_logits(model: Any, processor: Any) -> None:
@@ -43,64 +51,42 @@ def test_black_and_white_pictures_give_other_logits(model: Any, processor: Any) 
 
 @pytest.mark.parametrize("pictures", [(1, 1, 1), (1, 0, 2), (0, 0, 0)])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_batch_equals_its_rows(model: Any, processor: Any, pictures: tuple[int, ...], side: str) -> None:
-    inputs = batch(processor, pictures)
-    if side == "right":
-        images = [[picture(10 * row + n) for n in range(count)] for row, count in enumerate(pictures)]
-        inputs = processor(images=images, text=WORDS, padding_side="right")
+def test_a_padded_batch_equals_its_rows(made: tuple[Any, Any], pictures: tuple[int, ...], side: str) -> None:
+    model, processor = made
+    images = [[picture(10 * row + n) for n in range(count)] for row, count in enumerate(pictures)]
+    prompts = [processor.question_prompt(question) for question in QUESTIONS]
+    inputs = processor(images=images, text=prompts, padding_side=side)
     together = logits_of(model, inputs)
-    for row, (words, count) in enumerate(zip(WORDS, pictures, strict=True)):
-        single = processor(images=[[picture(10 * row + n) for n in range(count)]], text=[words])
-        alone = logits_of(model, single)[0]
+    for row, prompt in enumerate(prompts):
+        alone = logits_of(model, processor(images=images[row : row + 1], text=[prompt]))[0]
         torch.testing.assert_close(together[row][inputs["attention_mask"][row].bool()], alone, rtol=0, atol=1e-5)
-
-
-def test_steps_with_a_cache_equal_one_pass_without(model: Any, processor: Any) -> None:
-    inputs = batch(processor)
-    whole = logits_of(model, inputs)
-    split = inputs["input_ids"].shape[1] - 5
-    with torch.no_grad():
-        first = model(
-            input_ids=inputs["input_ids"][:, :split],
-            attention_mask=inputs["attention_mask"][:, :split],
-            pixel_values=inputs["pixel_values"],
-            use_cache=True,
-        )
-        cache = first.past_key_values
-        for end in (
-            split + 1,
-            split + 2,
-            split + 5,
-        ):  # one, one and three tokens at a time, positions worked out inside
-            start = cache.get_seq_length()
-            step = model(
-                input_ids=inputs["input_ids"][:, start:end],
-                attention_mask=inputs["attention_mask"][:, :end],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            torch.testing.assert_close(step.logits, whole[:, start:end], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def greedy_by_hand(model: Any, inputs: Any, steps: int) -> list[int]:
-    """Tokens from full forward passes over one row, no cache, no generate."""
-    ids = inputs["input_ids"]
+    """Tokens from full forward passes over one row, no cache, no generate; what is written is answer (1)."""
+    inputs = dict(inputs)
+    del inputs["attention_mask"]
     for _ in range(steps):
-        logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
-        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
-    return ids[0, -steps:].tolist()
+        written = model(**inputs).logits[:, -1:].argmax(-1)
+        inputs["input_ids"] = torch.cat((inputs["input_ids"], written), dim=1)
+        if "token_type_ids" in inputs:
+            types = inputs["token_type_ids"]
+            inputs["token_type_ids"] = torch.cat((types, torch.ones_like(types[:, :1])), dim=1)
+    return inputs["input_ids"][0, -steps:].tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
-def test_greedy_generation_equals_full_passes(model: Any, processor: Any, options: dict[str, Any]) -> None:
-    inputs = batch(processor)
-    output = model.generate(
-        **inputs, do_sample=False, max_new_tokens=8, min_new_tokens=8, eos_token_id=None, **options
-    )
-    for row, words in enumerate(WORDS):
-        single = processor(images=picture(10 * row), text=words)
-        assert output[row, -8:].tolist() == greedy_by_hand(model, single, 8)
+def test_greedy_generation_equals_full_passes(made: tuple[Any, Any], options: dict[str, Any]) -> None:
+    model, processor = made
+    inputs = dict(processor.question_inputs([picture(row) for row in range(3)], QUESTIONS))
+    greedy = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "eos_token_id": None}
+    expected = [
+        greedy_by_hand(model, processor.question_inputs(picture(row), words), 8) for row, words in enumerate(QUESTIONS)
+    ]
+    assert model.generate(**inputs, **greedy, **options)[:, -8:].tolist() == expected
+    inputs.pop("token_type_ids", None)  # a prompt without them is all prefix
+    assert model.generate(**inputs, **greedy, **options)[:, -8:].tolist() == expected
 
 
 def test_sampling_is_seeded_and_beams_are_sorted(model: Any, processor: Any) -> None:
@@ -126,11 +112,12 @@ def test_sampling_is_seeded_and_beams_are_sorted(model: Any, processor: Any) -> 
     assert len({tuple(row) for row in beams.sequences[:3].tolist()}) == 3
 
 
-def test_text_alone_generates(model: Any, processor: Any, llama_like: Any) -> None:
-    inputs = processor(text=WORDS)
+def test_text_alone_generates(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    inputs = processor(text=[processor.question_prompt(question) for question in QUESTIONS])
     output = model.generate(**inputs, do_sample=False, max_new_tokens=3)
     assert output.shape == (3, inputs["input_ids"].shape[1] + 3)
-    assert model.generation_config.eos_token_id == llama_like.eos_token_id
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
 
 
 def test_pictures_and_tokens_that_do_not_match_raise(model: Any, processor: Any) -> None:
@@ -162,10 +149,12 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token(model: Any, processor: 
     labels[:, :-4] = -100
     with torch.no_grad():
         output = model(**inputs, labels=labels)
-    chances = output.logits.double().softmax(-1)
+    probabilities = output.logits.double().softmax(-1)
     length = labels.shape[1]
     terms = [
-        -chances[row, place - 1, labels[row, place]].log() for row in range(3) for place in range(length - 4, length)
+        -probabilities[row, place - 1, labels[row, place]].log()
+        for row in range(3)
+        for place in range(length - 4, length)
     ]
     assert float(output.loss) == pytest.approx(float(sum(terms)) / 12, rel=1e-5)
     with torch.no_grad():  # a trainer that accumulates gradients over 24 supervised tokens

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor, tiny_statistics
+from tiny_models import picture, tiny_model, tiny_pair, tiny_pi0_model, tiny_statistics
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq, openvla_contract
@@ -26,10 +26,8 @@ def folder(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any, tmp
     folder = tmp_path_factory.mktemp(request.param)
     strings = ActionStringProcessor(action_dim=3, decimals=2)
     statistics = {"bridge_orig": tiny_statistics(3), "libero_spatial_no_noops": tiny_statistics(3, scale=0.5)}
-    if request.param == "pi0_plus":
-        model, processor = tiny_pi0_model(gemma_like, strings), tiny_pi0_processor(gemma_like, strings)
-    else:
-        model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    tokenizer = gemma_like if request.param == "pi0_plus" else llama_like
+    model, processor = tiny_pair(request.param, tokenizer, strings)
     model.config.norm_stats = statistics
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -11,15 +11,7 @@ import torch
 from accelerate import cpu_offload
 from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
-from tiny_models import (
-    picture,
-    tiny_model,
-    tiny_pi0_flow_model,
-    tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
-    tiny_processor,
-)
+from tiny_models import picture, tiny_model, tiny_pair
 from transformers import Trainer, TrainingArguments, pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -28,19 +20,11 @@ FAMILIES = ("openvla_plus", "pi0_plus", "pi0_flow")
 PAD = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "labels": -100}
 
 
-def make(family: str, llama_like: Any, gemma_like: Any, strings: Any, seed: int = 0) -> tuple[Any, Any]:
-    """A model and its processor."""
-    if family == "openvla_plus":
-        return tiny_model(llama_like, strings, seed=seed), tiny_processor(llama_like, strings)
-    if family == "pi0_plus":
-        return tiny_pi0_model(gemma_like, strings, seed=seed), tiny_pi0_processor(gemma_like, strings)
-    return tiny_pi0_flow_model(gemma_like, seed=seed), tiny_pi0_flow_processor(gemma_like)
-
-
 @pytest.fixture(params=FAMILIES)
 def maker(request: Any, llama_like: Any, gemma_like: Any, tiny_strings: Any) -> Callable[..., tuple[Any, Any]]:
     """Makes a model and a processor of one family; called with a `seed`, with other weights."""
-    return lambda seed=0: make(request.param, llama_like, gemma_like, tiny_strings, seed)
+    tokenizer = llama_like if request.param == "openvla_plus" else gemma_like
+    return lambda seed=0: tiny_pair(request.param, tokenizer, tiny_strings, seed)
 
 
 def training_rows(processor: Any) -> list[dict[str, torch.Tensor]]:
@@ -59,6 +43,12 @@ def training_rows(processor: Any) -> list[dict[str, torch.Tensor]]:
         labels[:start] = -100
         rows.append({**row, "labels": labels})
     return rows
+
+
+def observation(model: Any, processor: Any, **flow: Any) -> dict[str, Any]:
+    """Inputs of one observation; for a flow with its noise and `flow`."""
+    inputs = {**processor.action_inputs(picture(), "go")}
+    return {**inputs, "noise": torch.zeros(1, 4, 3), **flow} if model.config.model_type == "pi0_flow" else inputs
 
 
 def only(batch: Any) -> dict[str, torch.Tensor]:
@@ -120,9 +110,7 @@ def test_a_plain_trainer_goes_on_from_a_checkpoint(
 def test_checkpointed_layers_are_not_asked_for_actions(maker: Callable[..., tuple[Any, Any]]) -> None:
     """They would drop the cache and go on, and every token but the first would be another one."""
     model, processor = maker()
-    inputs = {**processor.action_inputs(picture(), "go")}
-    if hasattr(model.config, "chunk_size"):
-        inputs["noise"] = torch.zeros(1, 4, 3)
+    inputs = observation(model, processor)
     expected = model.predict_action(**inputs)
     np.testing.assert_array_equal(model.train().predict_action(**inputs), expected)
     model.gradient_checkpointing_enable()
@@ -154,9 +142,7 @@ def test_saved_weights_are_a_state_dict(llama_like: Any, tmp_path: Path) -> None
 
 def test_outputs_come_as_tuples_where_asked(maker: Callable[..., tuple[Any, Any]]) -> None:
     model, processor = maker()
-    inputs = {**processor.action_inputs(picture(), "go")}
-    if hasattr(model.config, "chunk_size"):
-        inputs |= {"noise": torch.zeros(1, 4, 3), "timestep": torch.ones(1)}
+    inputs = observation(model, processor, timestep=torch.ones(1))
     with torch.no_grad():
         expected, found = model(**inputs).logits, model(**inputs, return_dict=False)
     assert isinstance(found, tuple)
@@ -176,9 +162,7 @@ class Logits(torch.nn.Module):
 
 def test_a_forward_pass_is_exported_with_its_check(maker: Callable[..., tuple[Any, Any]]) -> None:
     model, processor = maker()
-    inputs = {**processor.action_inputs(picture(), "go")}
-    if hasattr(model.config, "chunk_size"):
-        inputs |= {"noise": torch.zeros(1, 4, 3), "timestep": torch.ones(1)}
+    inputs = observation(model, processor, timestep=torch.ones(1))
     with torch.no_grad():
         program: Any = torch.export.export(Logits(model), (), inputs, strict=False).module()
         torch.testing.assert_close(program(**inputs), model(**inputs).logits, rtol=0, atol=1e-5)
@@ -189,9 +173,7 @@ def test_a_forward_pass_is_exported_with_its_check(maker: Callable[..., tuple[An
 
 def test_an_offloaded_model_acts(maker: Callable[..., tuple[Any, Any]]) -> None:
     model, processor = maker()
-    inputs = {**processor.action_inputs(picture(), "go")}
-    if hasattr(model.config, "chunk_size"):
-        inputs["noise"] = torch.zeros(1, 4, 3)
+    inputs = observation(model, processor)
     expected = model.predict_action(**inputs)
     offloaded: Any = cpu_offload(model, torch.device("cpu"))  # weights lie on the meta device between uses
     assert offloaded.device.type == "meta"
@@ -206,7 +188,7 @@ def test_an_offloaded_model_acts(maker: Callable[..., tuple[Any, Any]]) -> None:
 def test_a_pipeline_opens_the_pictures_of_messages(
     family: str, llama_like: Any, gemma_like: Any, tiny_strings: Any, tmp_path: Path
 ) -> None:
-    model, processor = make(family, llama_like, gemma_like, tiny_strings)
+    model, processor = tiny_pair(family, gemma_like if family == "pi0_plus" else llama_like, tiny_strings)
     picture().save(tmp_path / "camera.png")
     inputs = processor.question_inputs(picture(), "How many?")
     answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
@@ -220,9 +202,9 @@ def test_a_pipeline_opens_the_pictures_of_messages(
 def test_pushing_goes_where_it_was_told(hub: HubStandIn, tiny_openvla: tuple[Any, Any], tmp_path: Path) -> None:
     model, processor = tiny_openvla
     model.push_to_hub("gen-vla/tiny", private=True)
-    told = {"repo_id": "gen-vla/tiny", "private": True, "commit_message": "A processor"}
-    processor.save_pretrained(tmp_path / "first", push_to_hub=True, **told)
-    processor.save_pretrained(tmp_path / "alone", push_to_hub=True, **{**told, "repo_id": "gen-vla/alone"})
+    options = {"repo_id": "gen-vla/tiny", "private": True, "commit_message": "A processor"}
+    processor.save_pretrained(tmp_path / "first", push_to_hub=True, **options)
+    processor.save_pretrained(tmp_path / "alone", push_to_hub=True, **{**options, "repo_id": "gen-vla/alone"})
     assert hub.storage.repositories["gen-vla/tiny"].private
     assert hub.storage.repositories["gen-vla/alone"].private
     assert hub.storage.repositories["gen-vla/tiny"].history()[0] == "A processor"

@@ -5,14 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import (
-    IMAGE_TOKENS,
-    picture,
-    tiny_model,
-    tiny_pi0_model,
-    tiny_pi0_processor,
-    tiny_processor,
-)
+from tiny_models import IMAGE_TOKENS, picture, tiny_pair
 from transformers import StaticCache
 
 
@@ -25,8 +18,8 @@ GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "eos_tok
 def made(request: Any, llama_like: Any, gemma_like: Any) -> tuple[Any, Any]:
     """A model and its processor."""
     if request.param == "pi0_plus":
-        return tiny_pi0_model(gemma_like), tiny_pi0_processor(gemma_like)
-    return tiny_model(llama_like, pad_token_id=llama_like.pad_token_id), tiny_processor(llama_like)
+        return tiny_pair("pi0_plus", gemma_like)
+    return tiny_pair("openvla_plus", llama_like, pad_token_id=llama_like.pad_token_id)
 
 
 def turn(processor: Any, counts: tuple[int, ...], seed: int) -> dict[str, torch.Tensor]:
@@ -149,7 +142,7 @@ def test_prompt_lookup_changes_no_token(made: Any) -> None:
 
 def test_a_prefix_in_two_parts_is_refused(gemma_like: Any) -> None:
     """What a cache has of a prefix has not seen the rest of it."""
-    model, processor = tiny_pi0_model(gemma_like), tiny_pi0_processor(gemma_like)
+    model, processor = tiny_pair("pi0_plus", gemma_like)
     one, _, whole = conversation(processor, (1,), (1,))
     for types in (None, torch.zeros_like(whole["input_ids"])):
         with pytest.raises(ValueError, match="got past_key_values that end inside the prefix"):

@@ -59,20 +59,13 @@ def test_encode_is_openvlas_formula() -> None:
     np.testing.assert_array_equal(bins.decode(text)[0], centres.astype(np.float32))
 
 
-def test_the_ids_openvla_documents() -> None:
-    grammar = BinGrammar(ActionBins(action_dim=4), bin_tokens_end=32000, eos_token_id=2)
-    text = grammar.text([31999, 31872, 31745, 31744, 2])
-    assert text == "0 127 254 255"
-    np.testing.assert_allclose(grammar.strings.decode(text)[0], [-0.996, 0, 0.996, 0.996], atol=1e-3)
-
-
 def test_values_outside_are_clipped_and_counted_and_nan_raises() -> None:
     bins = ActionBins(action_dim=2)
     assert bins.encode([1.5, -7.0]) == "255 0"
     assert bins.clipped.tolist() == [1, 1]
     with pytest.raises(ActionStringError, match="got nan in step 0, dimension 1, expected a finite number"):
         bins.encode([0.0, np.nan])
-    with pytest.raises(ActionStringError, match=r"got an action of shape \[3\], expected \[1, 2\]"):
+    with pytest.raises(ActionStringError, match=r"got an action of shape \[3\], expected \[2\] or \[1, 2\]"):
         bins.encode([0.0, 0.0, 0.0])
 
 
@@ -112,16 +105,6 @@ def test_config_of_the_llama_vocabulary(llama2: Any) -> None:
     assert isinstance(codec_from_action_config(config), ActionBins)
     strings = ActionStringProcessor()
     assert isinstance(codec_from_action_config(make_action_config(strings, llama2)), ActionStringProcessor)
-
-
-def test_the_lead_in_is_one_token_behind_the_prompt(tokenizer: Any) -> None:
-    """Whatever the vocabulary: the prompt as written by the processor ends in the lead-in's tokens."""
-    bins = ActionBins(action_dim=2, bins=16)
-    config = make_action_config(bins, tokenizer)
-    processor = tiny_processor(tokenizer)
-    processor.action_config = config
-    ids = processor.encode_text(processor.action_prompt("go"))
-    assert ids[-len(config["lead_in_ids"]) :] == config["lead_in_ids"]
 
 
 def test_only_bins_may_be_generated() -> None:
@@ -172,25 +155,6 @@ def test_the_lead_in_is_appended_where_it_is_missing(tiny_bins: tuple[Any, Any])
     for text in (prompt, prompt + " "):
         actual = model.predict_action(**processor(text, picture()), unnorm_key="tiny", do_sample=False)
         np.testing.assert_array_equal(actual, expected)
-
-
-def test_a_batch_gives_what_its_rows_give(tiny_bins: tuple[Any, Any]) -> None:
-    model, processor = tiny_bins
-    pictures, words = [picture(0), picture(1), picture(2)], ["open the drawer", "go", "close it now"]
-    batch = model.predict_actions(**processor.action_inputs(pictures, words))
-    for row in range(3):
-        single = model.predict_actions(**processor.action_inputs(pictures[row], words[row]))
-        assert single.text == [batch.text[row]]
-        np.testing.assert_array_equal(single.actions[0], batch.actions[row])
-    assert len(set(batch.text)) > 1  # else the pictures and words would not matter
-
-
-def test_a_chunk_has_horizon_times_dimensions_tokens(llama_like: Any) -> None:
-    config = make_action_config(ActionBins(action_dim=3, horizon=4, bins=16), llama_like)
-    model = tiny_model(llama_like, action_config=config, norm_stats={"tiny": tiny_statistics(3)})
-    processor = tiny_processor(llama_like)
-    processor.action_config = config
-    assert model.predict_action(**processor.action_inputs(picture(), "go")).shape == (4, 3)
 
 
 def test_a_saved_repository_acts_in_bins(tiny_bins: tuple[Any, Any], tmp_path: Any) -> None:

@@ -37,13 +37,6 @@ def test_spelling_of_one_action_and_of_two_steps(style: str) -> None:
     assert one.decode(SPELLED[style]).dtype == np.float32
 
 
-def test_signed_takes_seven_characters_per_value() -> None:
-    strings = ActionStringProcessor()
-    assert len(strings.encode(np.zeros(7))) == 49
-    assert strings.encode(np.zeros(7)) == "+0.0000" * 7
-    assert len(ActionStringProcessor(action_dim=7, horizon=3).encode(np.ones((3, 7)))) == 3 * 49 + 2
-
-
 @pytest.mark.parametrize("style", STYLES)
 def test_values_that_round_to_zero_lose_their_sign(style: str) -> None:
     strings = ActionStringProcessor(action_dim=1, style=style)
@@ -52,23 +45,6 @@ def test_values_that_round_to_zero_lose_their_sign(style: str) -> None:
         assert strings.encode([value]) == zero
     assert strings.encode([-0.00006]).startswith("-0.0001")
     assert not np.signbit(strings.decode(zero)).any()
-
-
-def edge_actions(count: int, action_dim: int) -> np.ndarray:
-    """Actions of which a third of the values are edges: zeros, ends, ties of the rounding, next to the ends."""
-    rng = np.random.default_rng(7)
-    edges = [0.0, -0.0, 1.0, -1.0, 0.5, 5e-5, -5e-5, 1e-4, -1e-4, 0.99995, -0.99995, 0.1, -0.9, 1e-9, 0.9999, 0.00015]
-    values = rng.uniform(-1.0, 1.0, (count, action_dim))
-    return np.where(rng.random(values.shape) < 1 / 3, rng.choice(edges, values.shape), values)
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_round_trip_of_ten_thousand_actions(style: str) -> None:
-    strings = ActionStringProcessor(action_dim=7, style=style)
-    actions = edge_actions(10_000, 7)
-    decoded = np.stack([strings.decode(strings.encode(action))[0] for action in actions])
-    assert np.abs(decoded - actions).max() <= 5e-5 + 1e-7  # half of the last decimal, and float32
-    assert strings.clipped.sum() == 0
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -194,7 +170,7 @@ def test_a_changed_string_is_refused_or_is_another_valid_one(style: str, data: s
 
 @pytest.mark.parametrize("text", [None, 3.0, b"+0.0312", ["+0.0312"]])
 def test_only_text_is_decoded(text: object) -> None:
-    with pytest.raises(ActionStringError, match=f"got {type(text).__name__}, expected a string"):
+    with pytest.raises(ActionStringError, match=f"got {type(text).__name__}, expected an action string"):
         ActionStringProcessor(action_dim=1).decode(text)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from tiny_models import picture
 
 from gen_vla.processors import OpenVLAPlusImageProcessor
@@ -79,42 +79,6 @@ def test_the_way_of_resizing_is_saved_and_old_processors_stretch(tmp_path: Path)
         OpenVLAPlusImageProcessor(resize_strategy="letterbox")
 
 
-def test_rows_and_columns_are_not_swapped() -> None:
-    array = np.zeros((4, 4, 3), dtype=np.uint8)
-    array[0, 3] = 255  # top right
-    pixels = OpenVLAPlusImageProcessor(image_size=4)(array, return_tensors="np")["pixel_values"][0, 3]
-    assert np.argwhere(pixels == 1.0).tolist() == [[0, 3]]
-
-
-def test_the_resize_keeps_no_aspect_ratio() -> None:
-    array = np.zeros((10, 30, 3), dtype=np.uint8)
-    array[:, 15:] = 255
-    pixels = OpenVLAPlusImageProcessor(image_size=8)(array, return_tensors="np")["pixel_values"][0, 3]
-    assert (pixels[:, :3] == -1.0).all()
-    assert (pixels[:, 5:] == 1.0).all()
-
-
-def test_other_modes_and_arrays_become_rgb() -> None:
-    processor = OpenVLAPlusImageProcessor(image_size=4)
-
-    def pixels(image: Any) -> np.ndarray:
-        return processor(image, return_tensors="np")["pixel_values"]
-
-    rgb = picture(2, (6, 5))
-    array = np.asarray(rgb)
-    gray = rgb.convert("L")
-    np.testing.assert_array_equal(pixels(array), pixels(rgb))
-    np.testing.assert_array_equal(pixels(torch.tensor(array)), pixels(rgb))
-    np.testing.assert_array_equal(pixels(rgb.convert("RGBA")), pixels(rgb))
-    np.testing.assert_array_equal(pixels(np.asarray(gray)), pixels(gray))
-    np.testing.assert_array_equal(pixels(np.asarray(gray)[:, :, None]), pixels(gray))
-    np.testing.assert_array_equal(pixels(gray)[0, 3], pixels(gray)[0, 5])
-    column = np.arange(5, dtype=np.uint8)[:, None]  # a gray picture of width 1 is not a picture of 1 channel
-    np.testing.assert_array_equal(pixels(column), pixels(Image.fromarray(column)))
-    palette = rgb.quantize(16)
-    np.testing.assert_array_equal(pixels(palette), pixels(palette.convert("RGB")))
-
-
 def test_lists_and_nested_lists_are_flattened_in_order() -> None:
     processor = OpenVLAPlusImageProcessor(image_size=4)
     images = [picture(seed) for seed in range(3)]
@@ -140,43 +104,11 @@ def test_center_crop_keeps_the_share_of_the_area() -> None:
             OpenVLAPlusImageProcessor(center_crop_area=area)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (None, "got NoneType as an image"),
-        (3, "got int as an image"),
-        (np.zeros((4, 4, 3)), r"got an array of dtype float64 and shape \[4, 4, 3\] as an image"),
-        (np.zeros((3, 8, 8), np.uint8), r"got an array of dtype uint8 and shape \[3, 8, 8\] as an image"),
-        (np.zeros((1, 1, 4, 4, 3), np.uint8), r"dtype uint8 and shape \[1, 1, 4, 4, 3\]"),
-        (torch.zeros(3, 4, 4), r"dtype float32 and shape \[3, 4, 4\]"),
-        (np.zeros((0, 4, 3), np.uint8), r"dtype uint8 and shape \[0, 4, 3\]"),
-    ],
-)
-def test_what_is_no_picture_is_named(wrong: Any, message: str) -> None:
-    processor = OpenVLAPlusImageProcessor(image_size=4)
-    with pytest.raises(TypeError, match=message):
-        processor(wrong)
-    with pytest.raises(TypeError, match=message + ".*expected a PIL image or a uint8 array"):
-        processor([picture(), wrong])
-
-
 def test_no_pictures_at_all_is_named() -> None:
     empty: list[Any] = [[], [[]], [[], []]]
     for nothing in empty:
         with pytest.raises(ValueError, match="got no images, expected at least one"):
             OpenVLAPlusImageProcessor(image_size=4)(nothing)
-
-
-@pytest.mark.parametrize(("orientation", "turned"), [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_270)])
-def test_a_photograph_is_the_way_up_its_camera_noted(orientation: int, turned: Any, tmp_path: Path) -> None:
-    processor, upright = OpenVLAPlusImageProcessor(image_size=4), picture(2, (6, 5))
-    notes = upright.getexif()
-    notes[ExifTags.Base.Orientation] = orientation
-    upright.save(tmp_path / "photograph.png", exif=notes)
-    photograph = Image.open(tmp_path / "photograph.png")
-    expected = processor(upright.transpose(turned), return_tensors="np")["pixel_values"]
-    for opened in (photograph, photograph.convert("RGB"), ImageOps.exif_transpose(photograph)):
-        np.testing.assert_array_equal(processor(opened, return_tensors="np")["pixel_values"], expected)
 
 
 def test_pictures_of_messages_are_opened(tmp_path: Path) -> None:

@@ -8,20 +8,6 @@ import torch
 from test_processing_openvla_plus import PROMPT, STRINGS, row_of, rows_of
 from tiny_models import picture, tiny_processor
 
-from gen_vla.processors import OpenVLAPlusProcessor
-
-
-@pytest.fixture
-def processor(tokenizer: Any) -> OpenVLAPlusProcessor:
-    """The tiny processor with each tokenizer in turn."""
-    return tiny_processor(tokenizer, STRINGS)
-
-
-@pytest.fixture
-def tiny(llama_like: Any) -> OpenVLAPlusProcessor:
-    """The tiny processor with one tokenizer, where the vocabulary does not matter."""
-    return tiny_processor(llama_like, STRINGS)
-
 
 def test_pictures_of_several_cameras_come_in_the_order_of_training(tokenizer: Any) -> None:
     processor = tiny_processor(tokenizer, STRINGS, cameras=["top", "wrist"])

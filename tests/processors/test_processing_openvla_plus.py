@@ -9,10 +9,15 @@ import pytest
 import torch
 from jinja2 import TemplateError
 from tiny_models import IMAGE_TOKENS, picture, tiny_processor
-from transformers import AutoProcessor
+from transformers import AutoProcessor, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor, OpenVLAPlusImageProcessor, OpenVLAPlusProcessor
+from gen_vla.processors import (
+    ActionStringProcessor,
+    OpenVLAPlusImageProcessor,
+    OpenVLAPlusProcessor,
+    Pi0PlusProcessor,
+)
 from gen_vla.training.checkpoints import read_processor
 
 
@@ -20,24 +25,13 @@ STRINGS = ActionStringProcessor(action_dim=3, decimals=2)
 PROMPT = "In: What action should the robot take to open the drawer?\nOut:"
 
 
-@pytest.fixture
-def processor(tokenizer: Any) -> OpenVLAPlusProcessor:
-    """The tiny processor with each tokenizer in turn."""
-    return tiny_processor(tokenizer, STRINGS)
-
-
-@pytest.fixture
-def tiny(llama_like: Any) -> OpenVLAPlusProcessor:
-    """The tiny processor with one tokenizer, where the vocabulary does not matter."""
-    return tiny_processor(llama_like, STRINGS)
-
-
 def row_of(processor: Any, text: str, pictures: int = 1) -> list[int]:
-    """The layout, written out: BOS, image tokens, the text."""
+    """The layout, written out: BOS, image tokens, the text; for π0+ BOS behind the images."""
     tokenizer = processor.tokenizer
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    text_ids = tokenizer.encode(text, add_special_tokens=False)
-    return [tokenizer.bos_token_id, *[image] * (IMAGE_TOKENS * pictures), *text_ids]
+    images = [tokenizer.convert_tokens_to_ids("<image>")] * (IMAGE_TOKENS * pictures)
+    bos = [tokenizer.bos_token_id]
+    start = [*images, *bos] if isinstance(processor, Pi0PlusProcessor) else [*bos, *images]
+    return [*start, *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def rows_of(inputs: Any) -> list[list[int]]:
@@ -89,24 +83,68 @@ def test_either_order_is_the_same_call(processor: Any) -> None:
         torch.testing.assert_close(call["pixel_values"], calls[0]["pixel_values"], rtol=0, atol=0)
 
 
-def test_one_bos_never_two(processor: Any) -> None:
-    bos = processor.tokenizer.bos_token
-    expected = [row_of(processor, "In: Go?\nOut:")]
-    texts = ["In: Go?\nOut:", "<image>In: Go?\nOut:", f"{bos}In: Go?\nOut:", f"{bos}<image>In: Go?\nOut:"]
-    texts += [f"<image>{bos}In: Go?\nOut:", f"{bos}{bos}In: Go?\nOut:"]
-    for text in texts:
+def test_one_bos_never_two(any_family: Any) -> None:
+    processor, bos = any_family, any_family.tokenizer.bos_token
+    prompt = processor.question_prompt("Go?")
+    expected = [row_of(processor, prompt)]
+    texts = [prompt, f"<image>{prompt}", f"{bos}{prompt}", f"{bos}<image>{prompt}", f"<image>{bos}{prompt}"]
+    for text in (*texts, f"{bos}{bos}{prompt}"):
         assert rows_of(processor(images=picture(), text=text)) == expected
-    for text in (texts[3], texts[4]):
+    for text in texts[3:]:
         assert rows_of(processor(images=picture(), text=text, add_special_tokens=False)) == expected
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Go?"}]}]
     rendered = processor.apply_chat_template(messages)
-    assert rendered == f"{bos}<image>In: Go?\nOut:"
+    assert rendered == f"{bos}<image>{prompt}"
     for special in (True, False):
         assert rows_of(processor(images=picture(), text=rendered, add_special_tokens=special)) == expected
     messages[0]["content"][0] = {"type": "image", "image": picture()}
     tokenized = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     assert rows_of(tokenized) == expected
-    assert tokenized["pixel_values"].shape == (1, 6, 8, 8)
+    assert torch.equal(tokenized["pixel_values"], processor(images=picture())["pixel_values"])
+
+
+def test_text_alone_and_mixed_batches(any_family: Any) -> None:
+    processor = any_family
+    alone = processor(text=processor.question_prompt("Go?"))
+    assert rows_of(alone) == [row_of(processor, processor.question_prompt("Go?"), pictures=0)]
+    assert "pixel_values" not in alone
+    assert "pixel_values" not in processor(images=[[], []], text=["a", "b"])
+    pictures = [picture(seed) for seed in range(3)]
+    mixed = processor(images=[pictures[:1], [], pictures[1:]], text=["one", "none", "two"])
+    expected = [row_of(processor, text, count) for text, count in (("one", 1), ("none", 0), ("two", 2))]
+    assert rows_of(mixed) == expected
+    flat = processor(images=pictures, text=["<image>one", "none", "t<image>wo<image>"])
+    assert rows_of(flat) == expected
+    images_only = processor(images=pictures)
+    assert list(images_only) == ["pixel_values"]
+    for batch in (mixed, flat):
+        assert torch.equal(batch["pixel_values"], images_only["pixel_values"])
+
+
+def test_all_settings_survive_saving(any_family: Any, tmp_path: Path) -> None:
+    template = {**any_family.prompt_template, "question": "Q: {question}\nA:"}
+    images = any_family.image_processor
+    images.center_crop_area = 0.9
+    action_config, cameras = any_family.action_config, ["top", "wrist"]
+    processor = type(any_family)(
+        images,
+        any_family.tokenizer,
+        5,
+        action_config,
+        prompt_template=template,
+        image_token="<image>",
+        cameras=cameras,
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = type(processor).from_pretrained(tmp_path, trust_remote_code=True)
+    for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id", "cameras"):
+        assert getattr(loaded, name) == getattr(processor, name), name
+    assert loaded.chat_template == processor.chat_template
+    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
+    before, after = (p.action_inputs([picture(), picture(1)], "go") for p in (processor, loaded))
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    assert before["input_ids"].tolist()[0].count(processor.image_token_id) == 10
 
 
 def test_the_chat_template_renders_turns_with_the_prompts(tiny: Any) -> None:
@@ -130,22 +168,6 @@ def test_another_image_token(llama_like: Any) -> None:
     assert rendered == "<s><PAD>In: Go?\nOut:"
     ids = processor(images=picture(), text=rendered)["input_ids"][0].tolist()
     assert ids[: IMAGE_TOKENS + 1] == [1] + [llama_like.pad_token_id] * IMAGE_TOKENS
-
-
-def test_text_alone_and_mixed_batches(processor: Any) -> None:
-    alone = processor(text="In: Go?\nOut:")
-    assert rows_of(alone) == [row_of(processor, "In: Go?\nOut:", pictures=0)]
-    assert "pixel_values" not in alone
-    assert "pixel_values" not in processor(images=[[], []], text=["a", "b"])
-    mixed = processor(images=[[picture()], [], [picture(1), picture(2)]], text=["one", "none", "two"])
-    expected = [row_of(processor, text, count) for text, count in (("one", 1), ("none", 0), ("two", 2))]
-    assert rows_of(mixed) == expected
-    assert mixed["pixel_values"].shape == (3, 6, 8, 8)
-    flat = processor(images=[picture(), picture(1), picture(2)], text=["<image>one", "none", "t<image>wo<image>"])
-    assert rows_of(flat) == expected
-    torch.testing.assert_close(flat["pixel_values"], mixed["pixel_values"], rtol=0, atol=0)
-    images_only = processor(images=[picture(), picture(1)])
-    assert list(images_only) == ["pixel_values"]
 
 
 @pytest.mark.parametrize(
@@ -303,32 +325,7 @@ def test_trl_collator_on_conversations(processor: Any) -> None:
     assert processor.tokenizer.decode(supervised, skip_special_tokens=True).strip() == "two"
 
 
-def test_all_settings_survive_saving(llama_like: Any, tmp_path: Path) -> None:
-    template = {**PROMPT_TEMPLATE, "question": "Q: {question}\nA:"}
-    processor = OpenVLAPlusProcessor(
-        image_processor=OpenVLAPlusImageProcessor(image_size=8, center_crop_area=0.9),
-        tokenizer=llama_like,
-        num_image_tokens=5,
-        action_config=tiny_processor(llama_like, STRINGS).action_config,
-        prompt_template=template,
-        image_token="<image>",
-        cameras=["top", "wrist"],
-    )
-    processor.save_pretrained(tmp_path)
-    loaded = OpenVLAPlusProcessor.from_pretrained(tmp_path, trust_remote_code=True)
-    for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id", "cameras"):
-        assert getattr(loaded, name) == getattr(processor, name), name
-    assert loaded.chat_template == processor.chat_template
-    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
-    before, after = (p.action_inputs([picture(), picture(1)], "go") for p in (processor, loaded))
-    for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
-    assert before["input_ids"].tolist()[0].count(processor.image_token_id) == 10
-
-
 def test_a_processor_that_cannot_work_is_refused(llama_like: Any) -> None:
-    from transformers import PreTrainedTokenizerFast
-
     bare = PreTrainedTokenizerFast(tokenizer_object=llama_like.backend_tokenizer, bos_token="<s>", eos_token="</s>")
     with pytest.raises(ValueError, match="got a tokenizer without pad_token, expected all three"):
         tiny_processor(bare)

@@ -9,7 +9,7 @@ import torch
 from tiny_models import IMAGE_SIZE, IMAGE_TOKENS, picture, tiny_pi0_flow_processor
 from transformers import PI0Processor, SiglipImageProcessor
 
-from gen_vla.processors import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor
+from gen_vla.processors import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor, make_flow_action_config
 
 
 @pytest.mark.parametrize("name", ["gemma_like", "gemma"])
@@ -34,12 +34,12 @@ def test_whoever_writes_the_prompt_a_newline_ends_it(typed: str, gemma_like: Any
     wanted = processor.action_inputs(picture(), "go")["input_ids"].tolist()
     assert processor(typed, picture())["input_ids"].tolist() == wanted
     assert processor(images=picture(), text=[typed])["input_ids"].tolist() == wanted
-    assert processor.tidied("") == ""
+    assert processor.normalized_prompt("") == ""
 
 
 def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
     processor = tiny_pi0_flow_processor(gemma_like)
-    assert processor.action_prompt("Go") == processor.tidied(" go \n ") == "go\n"
+    assert processor.action_prompt("Go") == processor.normalized_prompt(" go \n ") == "go\n"
     with pytest.raises(ValueError, match="got 2 pictures for an action, expected one"):
         processor(images=[picture(), picture()], text="go\n")
     with pytest.raises(ValueError, match="got a question, expected an instruction"):
@@ -50,3 +50,22 @@ def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
     loaded = Pi0FlowProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert loaded.action_config == processor.action_config
     assert loaded.prompt_template == PI0_FLOW_PROMPT_TEMPLATE
+
+
+def test_the_action_format() -> None:
+    assert make_flow_action_config(7, 4, [6]) == {
+        "representation": "flow",
+        "action_dim": 7,
+        "horizon": 4,
+        "binary_dims": [6],
+        "lead_in": "",
+        "lead_in_ids": [],
+    }
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"action_dim": 0}, "got action_dim=0"),
+        ({"horizon": 1.5}, "got horizon=1.5"),
+        ({"binary_dims": [7]}, r"got binary_dims=\[7\], expected dimensions from 0 to 6"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            make_flow_action_config(**settings)

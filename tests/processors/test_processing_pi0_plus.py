@@ -1,17 +1,17 @@
 """π0+'s rows: image tokens before BOS, PaliGemma's ids and pixels, and which token is prompt and which answer."""
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_processing_openvla_plus import row_of, rows_of
 from tiny_models import IMAGE_SIZE, IMAGE_TOKENS, picture, tiny_pi0_processor
 from transformers import PaliGemmaProcessor, SiglipImageProcessor
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from gen_vla.processors import PI0_PROMPT_TEMPLATE, ActionStringProcessor, Pi0PlusProcessor
+from gen_vla.processors import ActionStringProcessor, Pi0PlusProcessor
 from gen_vla.training.collator import CoTrainingCollator
 
 
@@ -31,19 +31,6 @@ def tiny(gemma_like: Any) -> Pi0PlusProcessor:
     return tiny_pi0_processor(gemma_like, STRINGS)
 
 
-def row_of(processor: Any, text: str, pictures: int = 1) -> list[int]:
-    """The layout, written out: image tokens, BOS, the text."""
-    tokenizer = processor.tokenizer
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return [*[image] * (IMAGE_TOKENS * pictures), tokenizer.bos_token_id, *ids]
-
-
-def rows_of(inputs: Any, name: str = "input_ids") -> list[list[int]]:
-    """Rows without their padding."""
-    return [row[mask.bool()].tolist() for row, mask in zip(inputs[name], inputs["attention_mask"], strict=True)]
-
-
 def test_prompts(processor: Any) -> None:
     assert processor.action_prompt(" Open the DRAWER ") == PROMPT
     assert processor.question_prompt("How many? ") == "How many?\n"
@@ -53,6 +40,7 @@ def test_prompts(processor: Any) -> None:
     assert inputs["pixel_values"].shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert inputs["token_type_ids"].tolist() == [[0] * inputs["input_ids"].shape[1]]
     assert inputs["input_ids"][0, -1] == processor.action_config["lead_in_ids"][0]
+    assert not processor(text=["one\n", "three\n"])["token_type_ids"].any()
 
 
 def test_ids_and_pixels_are_paligemmas(gemma_like: Any, gemma: Any) -> None:
@@ -71,32 +59,6 @@ def test_ids_and_pixels_are_paligemmas(gemma_like: Any, gemma: Any) -> None:
             torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_one_bos_behind_the_images_whatever_the_text(processor: Any) -> None:
-    bos = processor.tokenizer.bos_token
-    expected = [row_of(processor, "Go?\n")]
-    for text in ("Go?\n", "<image>Go?\n", f"<image>{bos}Go?\n", f"{bos}<image>Go?\n", f"{bos}Go?\n"):
-        assert rows_of(processor(images=picture(), text=text)) == expected
-        assert rows_of(processor(text, picture())) == expected
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Go?"}]}]
-    rendered = processor.apply_chat_template(messages)
-    assert rendered == f"{bos}<image>Go?\n"
-    for special in (True, False):
-        assert rows_of(processor(images=picture(), text=rendered, add_special_tokens=special)) == expected
-
-
-def test_text_alone_and_mixed_batches_are_left_padded(processor: Any) -> None:
-    alone = processor(text="Go?\n")
-    assert rows_of(alone) == [row_of(processor, "Go?\n", pictures=0)]
-    assert "pixel_values" not in alone
-    mixed = processor(images=[[picture()], [], [picture(1), picture(2)]], text=["one\n", "none\n", "two\n"])
-    expected = [row_of(processor, text, count) for text, count in (("one\n", 1), ("none\n", 0), ("two\n", 2))]
-    assert rows_of(mixed) == expected
-    assert mixed["pixel_values"].shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
-    assert mixed["token_type_ids"].shape == mixed["input_ids"].shape
-    assert mixed["attention_mask"][:, -1].all()
-    assert not mixed["token_type_ids"].any()
-
-
 def test_pixels_by_hand(tiny: Any) -> None:
     flat = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), (0, 255, 51), np.uint8)
     pixels = tiny.action_inputs(flat, "go")["pixel_values"][0]
@@ -110,6 +72,11 @@ ROWS = [
     ("vision_language", "How many?\n", "two", 1),
     ("vision_language", "Out?\n", "2", 0),
 ]
+
+
+def types_of(inputs: Any) -> list[list[int]]:
+    """`token_type_ids` of rows without their padding."""
+    return rows_of({**inputs, "input_ids": inputs["token_type_ids"]})
 
 
 def expected_rows(processor: Any) -> list[tuple[list[int], int]]:
@@ -129,7 +96,7 @@ def test_the_training_collator_marks_answers(processor: Any) -> None:
     batch = CoTrainingCollator(processor)(rows)
     whole = expected_rows(processor)
     assert rows_of(batch) == [row for row, _ in whole]
-    assert rows_of(batch, "token_type_ids") == [[0] * start + [1] * (len(row) - start) for row, start in whole]
+    assert types_of(batch) == [[0] * start + [1] * (len(row) - start) for row, start in whole]
     assert torch.equal(batch["token_type_ids"] == 1, batch["labels"] != -100)
     assert batch["pixel_values"].shape == (3, 3, IMAGE_SIZE, IMAGE_SIZE)
 
@@ -147,27 +114,13 @@ def test_trls_collator_marks_answers_too(processor: Any) -> None:
     batch = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(rows)
     whole = expected_rows(processor)
     assert rows_of(batch) == [row for row, _ in whole]
-    assert rows_of(batch, "token_type_ids") == [[0] * start + [1] * (len(row) - start) for row, start in whole]
+    assert types_of(batch) == [[0] * start + [1] * (len(row) - start) for row, start in whole]
 
 
 def test_a_continuation_is_an_answer(tiny: Any) -> None:
     inputs = tiny(text=["two", "Go"], add_special_tokens=False)
-    assert rows_of(inputs, "token_type_ids") == [[1] * len(row) for row in rows_of(inputs)]
+    assert types_of(inputs) == [[1] * len(row) for row in rows_of(inputs)]
     assert tiny.model_input_names == ["input_ids", "attention_mask", "token_type_ids", "pixel_values"]
-
-
-def test_all_settings_survive_saving(gemma_like: Any, tmp_path: Path) -> None:
-    template = {**PI0_PROMPT_TEMPLATE, "question": "answer en {question}\n"}
-    processor = tiny_pi0_processor(gemma_like, STRINGS, prompt_template=template)
-    processor.save_pretrained(tmp_path)
-    loaded = Pi0PlusProcessor.from_pretrained(tmp_path, trust_remote_code=True)
-    for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id"):
-        assert getattr(loaded, name) == getattr(processor, name), name
-    assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
-    before, after = (p.question_inputs(picture(), "go") for p in (processor, loaded))
-    for name in before:
-        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
-    assert tiny_pi0_processor(gemma_like).prompt_template == PI0_PROMPT_TEMPLATE
 
 
 @pytest.mark.parametrize(

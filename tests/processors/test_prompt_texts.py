@@ -6,13 +6,7 @@ import pytest
 from test_processing_openvla_plus import PROMPT, STRINGS, row_of, rows_of
 from tiny_models import picture, tiny_pi0_flow_processor, tiny_pi0_processor, tiny_processor
 
-from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor, OpenVLAPlusProcessor
-
-
-@pytest.fixture
-def processor(tokenizer: Any) -> OpenVLAPlusProcessor:
-    """The tiny processor with each tokenizer in turn."""
-    return tiny_processor(tokenizer, STRINGS)
+from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
 
 
 @pytest.mark.parametrize(
@@ -55,8 +49,8 @@ def test_prompts_of_training_are_never_changed(llama_like: Any, template: dict[s
     processor = tiny_processor(llama_like, ActionStringProcessor(style=style), prompt_template=templates)
     for words in ("open the drawer", "a\nOut: b", "x?", "In: y"):
         for prompt in (processor.action_prompt(words), processor.question_prompt(words)):
-            assert processor.tidied(prompt) == prompt
-    assert processor.tidied(processor.action_prompt("go") + " ") == processor.action_prompt("go")
+            assert processor.normalized_prompt(prompt) == prompt
+    assert processor.normalized_prompt(processor.action_prompt("go") + " ") == processor.action_prompt("go")
 
 
 BINS = {"representation": "bins", "action_dim": 7, "horizon": 1, "bins": 256, "lead_in": " "}
@@ -67,8 +61,8 @@ def test_the_space_of_bins_is_a_lead_in(llama_like: Any) -> None:
     processor = tiny_processor(llama_like)
     processor.action_config = {**BINS, "lead_in_ids": llama_like.encode(" ", add_special_tokens=False)}
     for blanks in (" ", "  ", " \n"):
-        assert processor.tidied(PROMPT + blanks) == PROMPT + " "
-    assert processor.tidied(PROMPT + "\n") == PROMPT
+        assert processor.normalized_prompt(PROMPT + blanks) == PROMPT + " "
+    assert processor.normalized_prompt(PROMPT + "\n") == PROMPT
 
 
 def test_a_whole_prompt_is_no_instruction(llama_like: Any, gemma_like: Any) -> None:

@@ -286,15 +286,6 @@ def test_the_space_reads_them_alike(file: Any) -> None:
         np.testing.assert_array_equal(np.asarray(read_picture(str(path))), pixels)
 
 
-@pytest.mark.parametrize("file", KINDS, indirect=True)
-def test_twice_is_once(file: Any) -> None:
-    path, pixels = file
-    once = to_rgb(path)
-    assert once.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(to_rgb(once)), pixels)
-    np.testing.assert_array_equal(np.asarray(to_rgb(np.asarray(once))), pixels)
-
-
 @pytest.mark.parametrize(
     ("array", "right"),
     [

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from policy import MAX_CHARACTERS, Policy, checked_words, front_matter, model_names
+from huggingface_hub import metadata_load
+from policy import MAX_CHARACTERS, Policy, checked_words, model_names
 from space_browser import ROOT, SPACE
 from space_models import save_arm_model, save_pi0_arm_model
 from tiny_models import (
@@ -76,13 +76,14 @@ def test_models_that_cannot_act_are_refused_before_their_weights_are_loaded(
         Policy(str(tmp_path))
 
 
-def test_models_of_other_families_are_refused(tmp_path: Path) -> None:
+def test_models_of_other_families_and_bodies_are_refused(tmp_path: Path) -> None:
     LlavaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a model of type llava without action_config"):
         Policy(str(tmp_path))
-
-
-def test_a_model_that_writes_nothing_is_refused(tmp_path: Path) -> None:
+    strings = ActionStringProcessor(action_dim=3)
+    tiny_model(tiny_tokenizer("llama_like"), strings).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="action_dim=3, expected 7"):
+        Policy(str(tmp_path))
     tokenizer = tiny_tokenizer("gemma_like")
     tiny_pi0_flow_model(tokenizer, action_dim=7).save_pretrained(tmp_path)
     tiny_pi0_flow_processor(tokenizer, action_dim=7).save_pretrained(tmp_path)
@@ -127,14 +128,6 @@ def test_a_question_is_answered_as_by_generate(arm: tuple[Policy, Any, Any]) -> 
     assert milliseconds > 0
 
 
-def test_models_of_other_bodies_are_refused(tmp_path: Path) -> None:
-    tokenizer, strings = tiny_tokenizer("llama_like"), ActionStringProcessor(action_dim=3)
-    tiny_model(tokenizer, strings).save_pretrained(tmp_path)
-    tiny_processor(tokenizer, strings).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="action_dim=3, expected 7"):
-        Policy(str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [(None, "The question is empty"), (" \n", "The question is empty"), ("x" * 201, "201 characters; at most 200")],
@@ -145,28 +138,32 @@ def test_words_that_cannot_be_used(words: str | None, message: str) -> None:
     assert len(checked_words("x" * MAX_CHARACTERS, "question")) == 200
 
 
-def test_which_models_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GEN_VLA_MODEL", "GEN_VLA_BASELINE"):
+@pytest.mark.parametrize(
+    ("readme", "model", "baseline", "named"),
+    [
+        ("---\nmodels: [a/b, c/d]\n---\n# Words\n---\n", None, None, ("a/b", "c/d")),
+        ("---\nmodels: [a/b]\n---\n", None, None, ("a/b", None)),
+        ("---\nmodels: [a/b]\n---\n", None, "folder", ("a/b", "folder")),
+        ("---\nmodels: [a/b]\n---\n", "other", "folder", ("other", "folder")),
+        ("---\nmodels: [a/b, c/d]\n---\n", "other", None, ("other", None)),
+        ("---\ntitle: x\n---\n", None, None, None),
+        ("# no front matter\n", None, None, None),
+    ],
+)
+def test_which_models_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readme: str, model: Any, baseline: Any, named: Any
+) -> None:
+    """By the environment before the front matter; a local model is never compared with one nobody asked for."""
+    for name, value in (("GEN_VLA_MODEL", model), ("GEN_VLA_BASELINE", baseline)):
         monkeypatch.delenv(name, raising=False)
-    readme = tmp_path / "README.md"
-    readme.write_text("---\nmodels: [a/b, c/d]\n---\n# Words\n---\n")
-    assert model_names(tmp_path) == ("a/b", "c/d")
-    readme.write_text("---\nmodels: [a/b]\n---\n")
-    assert model_names(tmp_path) == ("a/b", None)
-    monkeypatch.setenv("GEN_VLA_BASELINE", "folder")
-    assert model_names(tmp_path) == ("a/b", "folder")
-    monkeypatch.setenv("GEN_VLA_MODEL", "other")
-    assert model_names(tmp_path) == ("other", "folder")
-    monkeypatch.delenv("GEN_VLA_BASELINE")
-    readme.write_text("---\nmodels: [a/b, c/d]\n---\n")
-    assert model_names(tmp_path) == ("other", None)
-    monkeypatch.delenv("GEN_VLA_MODEL")
-    readme.write_text("---\ntitle: x\n---\n")
-    with pytest.raises(ValueError, match="expected its name on the Hub under `models:`"):
-        model_names(tmp_path)
-    readme.write_text("# no front matter\n")
-    with pytest.raises(ValueError, match="without front matter"):
-        model_names(tmp_path)
+        if value:
+            monkeypatch.setenv(name, value)
+    (tmp_path / "README.md").write_text(readme)
+    if named:
+        assert model_names(tmp_path) == named
+    else:
+        with pytest.raises(ValueError, match="expected its name on the Hub under `models:`"):
+            model_names(tmp_path)
 
 
 def test_the_page_without_a_second_model_says_what_to_set(arm: tuple[Policy, Any, Any]) -> None:
@@ -210,12 +207,11 @@ def test_the_space_is_what_the_hub_expects() -> None:
     for line in pins(SPACE / "requirements.txt"):
         name, version = line.split("==")
         assert pinned[name] == version, f"{name} is tested as {pinned[name]}"
-    settings = front_matter(SPACE / "README.md")
+    settings: Any = metadata_load(SPACE / "README.md")
     assert settings["sdk"] == "gradio"
     assert settings["sdk_version"] == pinned["gradio"]
     assert (SPACE / settings["app_file"]).is_file()
     assert len(settings["short_description"]) <= 60  # the Hub refuses longer ones
-    assert yaml.safe_load((SPACE / "README.md").read_text().split("---\n")[1]) == settings
     assert not (ROOT / "spaces" / "__init__.py").exists()
     for path in (SPACE / "examples").iterdir():
         assert path.suffix == ".png"

@@ -15,14 +15,14 @@ from action_html import (
     action_table,
     bar,
     colour,
+    coloured,
     difference,
     in_units,
-    percent,
     seconds,
     value_of_pieces,
 )
 from policy import Piece, PredictedAction
-from robot_frames import RobotFrame, direction, frame_of, gripper_in_words, in_words, rotation_matrix
+from robot_frames import RobotFrame, direction, frame_of, in_words, rotation_matrix
 
 
 TEXT = "+0.5000-0.2500+0.0000+0.0000+0.0000-1.0000+1.0000"
@@ -55,9 +55,8 @@ def test_an_action_in_words(action: list[float], words: str) -> None:
 
 def test_words_follow_the_data_set() -> None:
     right = np.array([0.03, 0.0, 0.0])
-    assert direction(right, frame_of("metaworld_drawers")) == "right"
-    assert direction(right, frame_of("bridge_orig")) == direction(right, frame_of("never_heard_of")) == "forward"
-    assert [gripper_in_words(opening) for opening in (0.0, 0.5, 1.0)] == ["closed", "half open", "open"]
+    names = ("metaworld_drawers", "bridge_orig", "never_heard_of")
+    assert [direction(right, frame_of(name)) for name in names] == ["right", "forward", "forward"]
 
 
 def test_axes_on_the_picture() -> None:
@@ -83,22 +82,19 @@ def test_rotations_are_about_fixed_axes() -> None:
     np.testing.assert_allclose(rotation_matrix(np.array([0, quarter, quarter])) @ [0, 0, 1], [0, 1, 0], atol=1e-12)
 
 
-def test_colours_at_the_ends_and_in_the_middle() -> None:
-    for probability, expected in ((0.0, GUESS), (0.5, EVEN), (1.0, SURE)):
-        assert colour(probability) == "rgb({}, {}, {})".format(*expected)
-    assert colour(0.25) == "rgb(254, 210, 165)"
-
-
-def test_letters_are_readable_on_every_colour() -> None:
-    """At least 7 : 1 with #111827, the strictest level of the Web Content Accessibility Guidelines."""
-    for probability in np.linspace(0, 1, 21):
-        red, green, blue = map(int, re.findall(r"\d+", colour(float(probability))))
-        assert (luminance(red, green, blue) + 0.05) / (luminance(0x11, 0x18, 0x27) + 0.05) > 7
-
-
 def luminance(*channels: int) -> float:
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_from_a_guess_to_sure_on_all_of_which_letters_are_readable() -> None:
+    """At least 7 : 1 with #111827, the strictest level of the Web Content Accessibility Guidelines."""
+    ends = [colour(probability) for probability in (0.0, 0.5, 1.0)]
+    assert ends == ["rgb({}, {}, {})".format(*end) for end in (GUESS, EVEN, SURE)]
+    assert colour(0.25) == "rgb(254, 210, 165)"
+    for probability in np.linspace(0, 1, 21):
+        red, green, blue = map(int, re.findall(r"\d+", colour(float(probability))))
+        assert (luminance(red, green, blue) + 0.05) / (luminance(0x11, 0x18, 0x27) + 0.05) > 7
 
 
 def test_the_string_s_text_is_what_the_model_wrote() -> None:
@@ -132,9 +128,9 @@ def test_markup_in_tokens_stays_text() -> None:
 
 
 def test_values_in_units() -> None:
-    assert in_units(0, 0.0123) == "+12.3 mm"
-    assert in_units(3, -0.1) == "-5.7°"
-    assert in_units(6, 1.0) == "1.00, open"
+    assert [in_units(0, 0.0123), in_units(3, -0.1)] == ["+12.3 mm", "-5.7°"]
+    grippers = [in_units(6, opening) for opening in (0.0, 0.5, 1.0)]
+    assert grippers == ["0.00, closed", "0.50, half open", "1.00, open"]
     rows = action_table(predicted()).split("<tr>")[2:]
     assert len(rows) == 7
     assert "+30.0 mm" in rows[0]
@@ -146,23 +142,29 @@ def test_bars_start_at_zero_and_stay_inside() -> None:
     assert 'left: 0.0%; width: 100.0%"></i><u style="left: 100.0%">' in bar(0.0, 1.1)
 
 
-def test_how_far_two_actions_are_apart() -> None:
-    other = predicted(values=[0.0, 0.03, 0.0, 0.0, 0.0, -0.2, 0.0])
-    assert text_of(difference(predicted(), predicted())) == (
-        "The two movements are 0 mm and 0° apart; the gripper stays open."
-    )
-    assert text_of(difference(predicted(), other)) == (
-        "The two movements are 50 mm and 0° apart; the gripper is closed instead of open."
-    )
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (None, "0 mm and 0° apart; the gripper stays open."),
+        ([0.0, 0.03, 0.0, 0.0, 0.0, -0.2, 0.0], "50 mm and 0° apart; the gripper is closed instead of open."),
+    ],
+)
+def test_how_far_two_actions_are_apart(values: list[float] | None, words: str) -> None:
+    assert text_of(difference(predicted(), predicted(values=values))) == f"The two movements are {words}"
 
 
-def test_chances_and_times_in_words() -> None:
-    assert [percent(p) for p in (1.0, 0.9996, 0.999, 0.5)] == ["over 99.9 %", "over 99.9 %", "99.9 %", "50.0 %"]
+@pytest.mark.parametrize(
+    ("probability", "words"),
+    [(1.0, "over 99.9 %"), (0.9996, "over 99.9 %"), (0.999, "99.9 %"), (0.5, "50.0 %")],
+)
+def test_probabilities_in_words(probability: float, words: str) -> None:
+    assert f'data-tip="“5”: {words}"' in coloured("5", probability, True)
+
+
+def test_a_card_says_times_passes_and_further_steps() -> None:
     assert [seconds(t) for t in (83.4, 1234.0)] == ["83 ms", "1.2 s"]
-    assert "83 ms for this action: the language model ran 13 times to write 49 tokens" in action_card(predicted())
-
-
-def test_more_steps_than_the_table_shows_are_mentioned() -> None:
+    card = action_card(predicted())
+    assert "83 ms for this action: the language model ran 13 times to write 49 tokens" in card
+    assert "steps)" not in card
     steps = np.repeat(predicted().steps, 3, axis=0)
     assert "the first of 3 steps" in action_card(replace(predicted(), steps=steps))
-    assert "steps)" not in action_card(predicted())

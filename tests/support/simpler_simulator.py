@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from scipy.spatial.transform import Rotation
 
 
 ROBOTS = {"google_robot_static": "overhead_camera", "widowx": "3rd_view_camera"}
@@ -84,10 +85,7 @@ class Body(Entity):
 
 def turned(vector: Any) -> np.ndarray:
     """Axis times angle as a matrix [3, 3]."""
-    angle = np.linalg.norm(vector)
-    x, y, z = np.array(vector) / max(angle, 1e-12)
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    return Rotation.from_rotvec(vector).as_matrix()
 
 
 class Table:
@@ -132,15 +130,9 @@ class Table:
         return over_plate and not self.held
 
 
-class Articulation:
-    """A robot or a cabinet."""
-
-    def __init__(self, name: str, links: list[Entity]):
-        self.name, self._links = name, links
-        self.pose = Pose()
-
-    def get_links(self) -> list[Entity]:
-        return self._links
+def articulation(link: str, id: int) -> types.SimpleNamespace:
+    """A robot or a cabinet of one link."""
+    return types.SimpleNamespace(pose=Pose(), get_links=lambda: [Entity(link, id)])
 
 
 class SimplerEnvironment(gymnasium.Env):
@@ -156,7 +148,7 @@ class SimplerEnvironment(gymnasium.Env):
             assert options["rgb_overlay_cameras"] == [ROBOTS[robot]]
         MADE.append({"uid": uid, "robot": robot, "control_mode": control_mode, **options})
         self.uid, self.robot_uid, self.camera = uid, robot, ROBOTS[robot]
-        self.agent = types.SimpleNamespace(robot=Articulation(robot, [Entity("link_gripper", ROBOT)]))
+        self.agent = types.SimpleNamespace(robot=articulation("link_gripper", ROBOT))
         turn = np.pi / 2
         bounds = np.array([1, 1, 1, turn, turn, turn, 1], dtype=np.float32)
         self.action_space = spaces.Box(-bounds, bounds)
@@ -207,14 +199,11 @@ class SimplerEnvironment(gymnasium.Env):
             "PutEggplantInBasketScene-v0": "put eggplant into yellow basket",
         }.get(self.uid, "move apple near sponge")
 
-    def is_final_subtask(self) -> bool:
-        return True
-
     def get_actors(self) -> list[Entity]:
         return [Entity("arena", ARENA), Entity("opened_coke_can", OBJECT)]
 
-    def get_articulations(self) -> list[Articulation]:
-        return [self.agent.robot, Articulation("cabinet", [Entity("top_drawer", CABINET)])]
+    def get_articulations(self) -> list[types.SimpleNamespace]:
+        return [self.agent.robot, articulation("top_drawer", CABINET)]
 
     def _observe(self) -> dict[str, Any]:
         """The room, and on it three stripes of 20 rows: robot, object, cabinet."""

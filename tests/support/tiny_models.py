@@ -1,7 +1,6 @@
-"""What the tests build in milliseconds: two tokenizers, a processor and a model, all with made-up small numbers.
+"""Small tokenizers, processors and models that tests build in milliseconds.
 
-The tokenizers merge what the real ones merge around actions and nothing else, so that a test that passes with them
-tests the awkward cases:
+The tokenizers merge what the real ones merge around actions and nothing else:
 
     llama_like   a space before the first word, "\\n" is the byte token <0x0A>, merges ",-" "▁-" ":-" "e-"
     gemma_like   no such space, "\\n" is a piece, merges these and "\\n\\n"
@@ -94,122 +93,59 @@ def tiny_statistics(action_dim: int, scale: float = 1.0) -> dict[str, Any]:
     return {"action": {**action, "q01": low, "q99": high}, "num_transitions": 10, "num_trajectories": 2}
 
 
-def tiny_config(
-    tokenizer: Any, strings: ActionStringProcessor | ActionBins | None = None, **settings: Any
-) -> OpenVLAPlusConfig:
-    """Two encoders of width 16, a Llama of width 32 with 2 layers each."""
+def vision_settings(**settings: Any) -> dict[str, Any]:
+    """A SigLIP of width 16 with 2 layers."""
     size = {"image_size": IMAGE_SIZE, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2}
+    heads = {"num_attention_heads": 2, "intermediate_size": 32}
+    return {"model_type": "siglip_vision_model", **size, **heads, **settings}
+
+
+def text_settings(tokenizer: Any, **settings: Any) -> dict[str, Any]:
+    """A language model of 2 layers."""
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    sizes = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return {**sizes, "vocab_size": len(tokenizer), "max_position_embeddings": 512, **tokens, **settings}
+
+
+def action_settings(tokenizer: Any, strings: ActionStringProcessor | ActionBins | None) -> dict[str, Any]:
+    """What a configuration says of images and actions."""
+    return {
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "action_config": make_action_config(strings, tokenizer) if strings else None,
+        "norm_stats": {"tiny": tiny_statistics(strings.action_dim)} if strings else None,
+    }
+
+
+def tiny_config(tokenizer: Any, strings: Any = None, **settings: Any) -> OpenVLAPlusConfig:
+    """Two encoders of width 16, a Llama of width 32 with 2 layers each."""
+    siglip = vision_settings()
+    dino = {name: siglip[name] for name in siglip if name != "intermediate_size"}
     return OpenVLAPlusConfig(
         **{
             "dino_config": {
+                **dino,
                 "model_type": "dinov2_with_registers",
-                **size,
-                **heads,
                 "mlp_ratio": 2,
                 "num_register_tokens": 2,
             },
-            "siglip_config": {"model_type": "siglip_vision_model", **size, **heads, "intermediate_size": 32},
-            "text_config": {
-                "model_type": "llama",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "vocab_size": len(tokenizer),
-                "max_position_embeddings": 512,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
-            "action_config": make_action_config(strings, tokenizer) if strings else None,
-            "norm_stats": {"tiny": tiny_statistics(strings.action_dim)} if strings else None,
+            "siglip_config": siglip,
+            "text_config": text_settings(tokenizer, model_type="llama", hidden_size=32, num_key_value_heads=2),
+            **action_settings(tokenizer, strings),
             **settings,
         }
     )
-
-
-def tiny_processor(tokenizer: Any, strings: ActionStringProcessor | ActionBins | None = None, **settings: Any) -> Any:
-    """The processor that belongs to `tiny_config`."""
-    return OpenVLAPlusProcessor(
-        image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE),
-        tokenizer=tokenizer,
-        num_image_tokens=IMAGE_TOKENS,
-        action_config=make_action_config(strings, tokenizer) if strings else None,
-        **settings,
-    )
-
-
-def tiny_model(
-    tokenizer: Any, strings: ActionStringProcessor | ActionBins | None = None, seed: int = 0, **settings: Any
-) -> Any:
-    """A float32 model in evaluation mode whose random weights are large enough for pictures and words to matter."""
-    torch.manual_seed(seed)
-    return with_large_weights(OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)))
-
-
-def with_large_weights(model: Any) -> Any:
-    """The model in evaluation mode, its weights drawn again with a standard deviation of 0.2."""
-    with torch.no_grad():
-        for parameter in model.eval().parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0.0, 0.2)
-    return model
 
 
 def tiny_pi0_config(tokenizer: Any, strings: Any = None, **settings: Any) -> Pi0PlusConfig:
     """A SigLIP of width 16, a Gemma of width 64 (whose square root is exact) with 2 layers each."""
+    heads = {"num_key_value_heads": 1, "head_dim": 8}
     return Pi0PlusConfig(
         **{
-            "vision_config": {
-                "model_type": "siglip_vision_model",
-                "image_size": IMAGE_SIZE,
-                "patch_size": 4,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "vision_use_head": False,
-            },
-            "text_config": {
-                "model_type": "gemma",
-                "hidden_size": 64,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 1,
-                "head_dim": 8,
-                "vocab_size": len(tokenizer),
-                "max_position_embeddings": 512,
-                "bos_token_id": tokenizer.bos_token_id,
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-            },
-            "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
-            "action_config": make_action_config(strings, tokenizer) if strings else None,
-            "norm_stats": {"tiny": tiny_statistics(strings.action_dim)} if strings else None,
+            "vision_config": vision_settings(vision_use_head=False),
+            "text_config": text_settings(tokenizer, model_type="gemma", hidden_size=64, **heads),
+            **action_settings(tokenizer, strings),
             **settings,
         }
-    )
-
-
-def tiny_pi0_model(tokenizer: Any, strings: Any = None, seed: int = 0, **settings: Any) -> Any:
-    """As `tiny_model`, for π0+."""
-    torch.manual_seed(seed)
-    return with_large_weights(Pi0PlusForVision2Seq(tiny_pi0_config(tokenizer, strings, **settings)))
-
-
-def tiny_pi0_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
-    """The processor that belongs to `tiny_pi0_config`."""
-    half = [[0.5, 0.5, 0.5]]
-    return Pi0PlusProcessor(
-        image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE, means=half, stds=half),
-        tokenizer=tokenizer,
-        num_image_tokens=IMAGE_TOKENS,
-        action_config=make_action_config(strings, tokenizer) if strings else None,
-        **settings,
     )
 
 
@@ -240,6 +176,27 @@ def tiny_pi0_flow_config(tokenizer: Any, action_dim: int = 3, horizon: int = 4, 
     )
 
 
+def with_large_weights(model: Any) -> Any:
+    """The model in evaluation mode, its weights drawn again with a standard deviation of 0.2."""
+    with torch.no_grad():
+        for parameter in model.eval().parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.2)
+    return model
+
+
+def tiny_model(tokenizer: Any, strings: Any = None, seed: int = 0, **settings: Any) -> Any:
+    """A float32 model in evaluation mode whose random weights are large enough for pictures and words to matter."""
+    torch.manual_seed(seed)
+    return with_large_weights(OpenVLAPlusForVision2Seq(tiny_config(tokenizer, strings, **settings)))
+
+
+def tiny_pi0_model(tokenizer: Any, strings: Any = None, seed: int = 0, **settings: Any) -> Any:
+    """As `tiny_model`, for π0+."""
+    torch.manual_seed(seed)
+    return with_large_weights(Pi0PlusForVision2Seq(tiny_pi0_config(tokenizer, strings, **settings)))
+
+
 def tiny_pi0_flow_model(tokenizer: Any, action_dim: int = 3, horizon: int = 4, seed: int = 0, **settings: Any) -> Any:
     """As `tiny_model`, for the flow-matching π0; `settings` are fields of its configuration."""
     torch.manual_seed(seed)
@@ -247,16 +204,40 @@ def tiny_pi0_flow_model(tokenizer: Any, action_dim: int = 3, horizon: int = 4, s
     return with_large_weights(Pi0FlowForActionPrediction(config))
 
 
+def build_processor(processor_class: Any, tokenizer: Any, action_config: Any, **settings: Any) -> Any:
+    """A processor; those of π0 normalise pictures once."""
+    half = {} if processor_class is OpenVLAPlusProcessor else {"means": [[0.5] * 3], "stds": [[0.5] * 3]}
+    images = OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE, **half)
+    return processor_class(images, tokenizer, IMAGE_TOKENS, action_config, **settings)
+
+
+def tiny_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
+    """The processor that belongs to `tiny_config`."""
+    action_config = make_action_config(strings, tokenizer) if strings else None
+    return build_processor(OpenVLAPlusProcessor, tokenizer, action_config, **settings)
+
+
+def tiny_pi0_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
+    """The processor that belongs to `tiny_pi0_config`."""
+    action_config = make_action_config(strings, tokenizer) if strings else None
+    return build_processor(Pi0PlusProcessor, tokenizer, action_config, **settings)
+
+
 def tiny_pi0_flow_processor(tokenizer: Any, action_dim: int = 3, horizon: int = 4, **settings: Any) -> Any:
     """The processor that belongs to `tiny_pi0_flow_config`."""
-    half = [[0.5, 0.5, 0.5]]
-    return Pi0FlowProcessor(
-        image_processor=OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE, means=half, stds=half),
-        tokenizer=tokenizer,
-        num_image_tokens=IMAGE_TOKENS,
-        action_config=make_flow_action_config(action_dim, horizon, binary_dims=[action_dim - 1]),
-        **settings,
-    )
+    action_config = make_flow_action_config(action_dim, horizon, binary_dims=[action_dim - 1])
+    return build_processor(Pi0FlowProcessor, tokenizer, action_config, **settings)
+
+
+def tiny_pair(family: str, tokenizer: Any, strings: Any = None, seed: int = 0, **settings: Any) -> tuple[Any, Any]:
+    """A model of a family, `settings` fields of its configuration, and its processor."""
+    if family == "pi0_flow":
+        return tiny_pi0_flow_model(tokenizer, seed=seed, **settings), tiny_pi0_flow_processor(tokenizer)
+    model, processor = {
+        "openvla_plus": (tiny_model, tiny_processor),
+        "pi0_plus": (tiny_pi0_model, tiny_pi0_processor),
+    }[family]
+    return model(tokenizer, strings, seed=seed, **settings), processor(tokenizer, strings)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (12, 10)) -> Image.Image:

@@ -60,7 +60,7 @@ def test_each_family_trains_acts_and_answers(finished: tuple[str, Path]) -> None
     assert str(folder.parent) not in (folder / "config.json").read_text()
 
 
-def test_the_frozen_encoder_of_each_family_stays_and_its_partner_moves(
+def test_the_frozen_encoder_of_each_family_stays_and_all_else_moves(
     finished: tuple[str, Path], tmp_path: Path
 ) -> None:
     family, folder = finished
@@ -68,9 +68,11 @@ def test_the_frozen_encoder_of_each_family_stays_and_its_partner_moves(
     recipe = tiny_recipe(tmp_path / "copy", training__steps=4, **family_settings(family))
     before, after = build(recipe, tmp_path / "copy")[0].state_dict(), load_model(folder).state_dict()
     unmoved = {name for name in before if torch.equal(before[name], after[name])}
-    partner = "siglip_copy" if family == "pi0_plus" else "dino"
-    assert {name for name in before if ".vision_tower.siglip." in name} <= unmoved
-    assert not [name for name in unmoved if f".{partner}." in name and "mask_token" not in name]
+    frozen = {name for name in before if ".vision_tower.siglip." in name}
+    assert len(frozen) > 10
+    assert frozen <= unmoved
+    # the token that masks patches in pretraining is used nowhere
+    assert {name.rpartition(".")[2] for name in unmoved - frozen} <= {"mask_token"}
 
 
 @pytest.mark.slow

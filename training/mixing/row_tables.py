@@ -53,10 +53,12 @@ class RowTable(Protocol):
         ...
 
 
-def load_columns(path: Path, columns: tuple[str, ...], remedy: str) -> Dataset:
+def load_columns(path: Path, columns: tuple[str, ...]) -> Dataset:
     """A data set from disk; raises `FileNotFoundError` or `ValueError` that says what is missing and what to do."""
     if not is_recorded(path):
-        raise FileNotFoundError(f"got no data set at {path}, expected a folder written by save_to_disk; {remedy}")
+        raise FileNotFoundError(
+            f"got no data set at {path}, expected a folder written by save_to_disk; record or convert it first"
+        )
     dataset = load_from_disk(str(path))
     assert isinstance(dataset, Dataset)
     missing = [column for column in columns if column not in dataset.column_names]

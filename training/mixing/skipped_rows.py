@@ -83,7 +83,7 @@ class RowProblems:
             logger.warning("%s: skipped %s: %s", self.name, identity, reason)
         self._add({"seen": 0, "skipped": rows, "by_reason": {reason: rows}, "examples": [f"{identity}: {reason}"]})
         if self._all.seen + self._all.skipped >= self.minimum_rows:
-            self._check()
+            self.finish()
 
     def take(self) -> dict[str, Any]:
         """A report of what was counted since the last call; a copy in another process begins with what it counts."""
@@ -95,11 +95,7 @@ class RowProblems:
         """Counts what a copy in another process counted; raises `TooManyBadRows` as `skip` does."""
         self._all.add(report)
         if self._all.seen + self._all.skipped >= self.minimum_rows:
-            self._check()
-
-    def finish(self) -> None:
-        """Judges the share at the end of the data, however few rows there were; raises `TooManyBadRows`."""
-        self._check()
+            self.finish()
 
     def report(self) -> dict[str, Any]:
         """What was counted, see `Counts.report`."""
@@ -114,7 +110,8 @@ class RowProblems:
         if self._process != os.getpid():
             self._process, self._news = os.getpid(), Counts()
 
-    def _check(self) -> None:
+    def finish(self) -> None:
+        """Judges the share at the end of the data, however few rows there were; raises `TooManyBadRows`."""
         rows = self._all.seen + self._all.skipped
         if self._all.skipped <= self.limit_share * rows:
             return

@@ -75,15 +75,10 @@ class SourceCheck:
 
 
 def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[SourceCheck]:
-    """Looks at every data set of a run, robot data first.
+    """Looks at every data set of a run, robot data first, with the run's preparer and collator.
 
-    Args:
-        opened: the data sets; a streamed one is read from copies, so that the run's counts stay its own.
-        prepare: the run's.
-        collator: the run's.
-
-    Raises:
-        ValueError: for a row that would stop the run: another width of actions, an empty instruction.
+    A streamed one is read from copies, so that the run's counts stay its own. A row that would stop the run for
+    another width of actions or an empty instruction raises its `ValueError`.
     """
     checks = []
     for name in sorted(opened.readings, key=lambda name: name.partition("/")[0] != ROBOT):

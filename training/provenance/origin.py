@@ -164,7 +164,7 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """The machine in the few words that stand beside a figure of speed."""
+    """The machine in short, for beside a figure of speed."""
     import torch
     import transformers
 
@@ -219,7 +219,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def model_identity(name: str | Path) -> dict[str, Any]:
-    """Its name and what tells it from others of that name: a revision, or hashes of what a folder holds."""
+    """Its name and what identifies it: a revision, or hashes of the files in a folder."""
     folder = Path(name)
     if not folder.is_dir():
         repository, _, revision = str(name).partition("@")

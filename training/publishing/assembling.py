@@ -59,7 +59,7 @@ def publish_to_folder(
     Raises:
         FileNotFoundError: if the checkpoint is incomplete.
         FileExistsError: if `folder` holds anything but an earlier repository.
-        PublishingError: if the repository does not reproduce the checkpoint or holds a file nobody expects.
+        PublishingError: if the repository does not reproduce the checkpoint or holds an unexpected file.
     """
     check_repo_id(repo_id)
     checkpoint = check_checkpoint(checkpoint)

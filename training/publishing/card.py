@@ -30,7 +30,7 @@ def write_card(
 
     Args:
         folder: of the repository; a `recipe.yaml` in it is the run's.
-        repo_id: the repository's name, for the examples in the card and to find the words about the variant.
+        repo_id: the repository's name, for the examples in the card and to find the texts about the variant.
         model: the model, for its size and settings.
         results: `{"figures": [{"task", "dataset", "metric", "value", "n", "interval", "note", "control"}],
             "environment": {...}, "commands": [{"command", "date", "commit"}]}`; controls are shown in the table, but
@@ -110,13 +110,13 @@ def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
 
 
 def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table that say what the values of an action are; none for a data set that told nothing."""
-    told = {key: action_words(statistics["action"]) for key, statistics in norm_stats.items()}
-    return [(f"an action of `{key}`", words) for key, words in told.items() if words]
+    """Rows of the table that say what the values of an action are, for data sets that say so."""
+    described = {key: action_words(statistics["action"]) for key, statistics in norm_stats.items()}
+    return [(f"an action of `{key}`", text) for key, text in described.items() if text]
 
 
 def action_words(statistics: dict[str, Any]) -> str:
-    """What a data set's statistics (`norm_stats[key]["action"]`) tell of its actions besides figures."""
+    """What a data set's statistics (`norm_stats[key]["action"]`) say about its actions besides figures."""
     names, fps, moved = (statistics.get(word) for word in ("names", "fps", "displacements"))
     parts = [", ".join(f"`{str(name).replace('|', '/')}`" for name in names or ())]
     if moved is not None:
@@ -136,11 +136,11 @@ def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 def unmeasured_kinds(measured: list[dict[str, Any]]) -> list[str]:
-    """What a card must say nobody has measured."""
+    """What a card must list as not measured."""
     known = {figure["metric"] for figure in measured}
     answered = any(task_type(figure) == ANSWERING for figure in measured)
     missing = {"Success rates": SUCCESS_RATE not in known, "Question answering": not answered}
-    return [words for words, is_missing in missing.items() if is_missing]
+    return [kind for kind, is_missing in missing.items() if is_missing]
 
 
 def task_type(figure: dict[str, Any]) -> str:

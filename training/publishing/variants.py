@@ -25,7 +25,7 @@ from gen_vla.training.recipes.schema import Recipe
 
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
-WORDS = ("recipe", "summary", "training", "limits", "license", "tags", "short_name")
+TEXTS = ("recipe", "summary", "training", "limits", "license", "tags", "short_name")
 UNWRITTEN = "No description has been written for this model."
 NO_LIMITS = "Nobody has written down what this model can and cannot do. Do not run it on a robot."
 ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
@@ -66,33 +66,34 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
     Raises:
         ValueError: if the name is a variant's and the model is another, or a file of texts is wrong.
     """
-    acts = config.action_config
-    told = {"family": config.model_type, "D": config.frozen, "S": acts["representation"] if acts else None}
-    made = method(run) if run else told  # as much as a model itself tells
-    words = written_words(name)
-    if words and (differences := unlike(made, words)):
+    actions = config.action_config
+    trained = {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
+    if run:
+        trained = method(run)
+    texts = written_words(name)
+    if texts and (differing := differences(trained, texts)):
         raise ValueError(
-            f"got the repository name {name!r} for a model made otherwise ({differences}), expected one trained like "
-            f"the recipe {words['recipe']!r}; choose another name, since the card of {name!r} would be wrong"
+            f"got the repository name {name!r} for a model made otherwise ({differing}), expected one trained like "
+            f"the recipe {texts['recipe']!r}; choose another name, since the card of {name!r} would be wrong"
         )
-    if not words and run:
-        words = written_words(run.name)
-        words = {} if words and unlike(made, words) else words
-    recipe = run or (load_recipe(words["recipe"]) if words else None)
+    if not texts and run:
+        texts = written_words(run.name)
+        texts = {} if texts and differences(trained, texts) else texts
+    recipe = run or (load_recipe(texts["recipe"]) if texts else None)
     if recipe is None:
         return Variant(UNWRITTEN, "Not described.", [NO_LIMITS], [], [], "other")
     base, data = origin_of_base(recipe), origins_of_data(recipe)
-    limits = [words["limits"]] if words.get("limits") else [o["limits"] for o in (base, *data) if "limits" in o]
+    limits = [texts["limits"]] if texts.get("limits") else [o["limits"] for o in (base, *data) if "limits" in o]
     return Variant(
-        summary=words.get("summary") or f"{recipe.description} {UNWRITTEN}",
-        training=" ".join(filter(None, [words.get("training"), training_sentence(recipe, run is not None)])),
+        summary=texts.get("summary") or f"{recipe.description} {UNWRITTEN}",
+        training=" ".join(filter(None, [texts.get("training"), training_sentence(recipe, run is not None)])),
         limits=limits or [NO_LIMITS],
         facts=recipe_facts(recipe),
         terms=[f"{origin['name']}: {origin['terms']}" for origin in (base, *data)],
-        license=words.get("license") or base.get("license", "other"),
+        license=texts.get("license") or base.get("license", "other"),
         base_model=[base["hub"]] if "hub" in base else [],
         datasets=hub_datasets(recipe),
-        tags=words.get("tags", []),
+        tags=texts.get("tags", []),
     )
 
 
@@ -104,21 +105,20 @@ def written_words(name: str) -> dict[str, Any]:
         path = next((other for other in others if read_yaml(other).get("short_name") == name), None)
     if path is None:
         return {}
-    words = read_yaml(path)
-    unknown = ", ".join(sorted(words.keys() - set(WORDS)))
-    missing = ", ".join(sorted({"recipe", "summary"} - words.keys()))
+    texts = read_yaml(path)
+    unknown = ", ".join(sorted(texts.keys() - set(TEXTS)))
+    missing = ", ".join(sorted({"recipe", "summary"} - texts.keys()))
     if unknown or missing:
         wrong = f"unknown key {unknown}" if unknown else f"no {missing}"
-        raise ValueError(f"{path}: got {wrong}; known: {', '.join(WORDS)}; recipe and summary are required")
-    return words
+        raise ValueError(f"{path}: got {wrong}; known: {', '.join(TEXTS)}; recipe and summary are required")
+    return texts
 
 
-def unlike(made: dict[str, Any], words: dict[str, Any]) -> str:
+def differences(trained: dict[str, Any], texts: dict[str, Any]) -> str:
     """In which parts of the method a model differs from the one that texts were written for; empty if in none."""
-    written = method(load_recipe(words["recipe"]))
-    return ", ".join(
-        f"{part}: {mine!r}, not {written[part]!r}" for part, mine in made.items() if mine != written[part]
-    )
+    expected = method(load_recipe(texts["recipe"]))
+    differing = {part: value for part, value in trained.items() if value != expected[part]}
+    return ", ".join(f"{part}: {value!r}, not {expected[part]!r}" for part, value in differing.items())
 
 
 def method(recipe: Recipe) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def method(recipe: Recipe) -> dict[str, Any]:
 
 
 def records_paraphrases(recipe: Recipe) -> bool:
-    """Whether a data set of it is recorded with its instructions in other words."""
+    """Whether one of its data sets is recorded with paraphrased instructions."""
     return any(source.record is not None and source.record.paraphrase for source in recipe.data.robot)
 
 
@@ -154,9 +154,9 @@ def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
         co_training = f"none: questions only, {', '.join(questions)}"
     else:
         co_training = f"half of every batch: {', '.join(questions)}" if questions else "none: robot data only"
-    words = recipe.data.instruction_augmentation
+    paraphrases = recipe.data.instruction_augmentation
     augmented = [
-        f"instructions in other words for {words.probability:.0%} of the rows" if words else "",
+        f"instructions in other words for {paraphrases.probability:.0%} of the rows" if paraphrases else "",
         "instructions in other words, drawn for each demonstration" if records_paraphrases(recipe) else "",
         "pictures" if recipe.data.image_augmentation else "",
     ]

@@ -39,7 +39,6 @@ from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
 
 
-REMEDY = "record or convert it first"
 RECORDED_CAMERA = "image"  # the column of pictures that `RecordedDemonstrations` shows
 
 
@@ -126,7 +125,7 @@ class _Opening:
         place = self.location(source.path)
         others = set(source.cameras or ()) - {RECORDED_CAMERA}
         if not self.recipe.data.streaming and not others and source.every == 1 and is_recorded(Path(place)):
-            return load_columns(Path(place), ROBOT_COLUMNS, REMEDY)
+            return load_columns(Path(place), ROBOT_COLUMNS)
         return open_robot_source(
             place,
             key=source.key,
@@ -223,7 +222,7 @@ class _Opening:
         """The opened data set, as `robot_reader`."""
         name, place = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path)
         if not self.recipe.data.streaming and is_recorded(Path(place)):
-            return load_columns(Path(place), VISION_LANGUAGE_COLUMNS, REMEDY)
+            return load_columns(Path(place), VISION_LANGUAGE_COLUMNS)
         problems, layout = self.problems(name), find_format(place, source.format)
         self.opened.readings[name] = DataReading(layout, None)
         return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)

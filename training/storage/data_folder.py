@@ -50,7 +50,7 @@ class DataFolder:
         return f"{self.path.rstrip('/')}/{name}"
 
     def local_path(self, name: str) -> Path | None:
-        """Where the file lies on this machine, `None` if it is remote."""
+        """Where the file is on this machine, `None` if it is remote."""
         return Path(self.root, name) if self.is_local else None
 
     def exists(self, name: str) -> bool:

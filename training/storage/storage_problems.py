@@ -6,7 +6,7 @@ from pathlib import Path
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_WORDS = ("No space left", "Disk quota exceeded", "File too large")
-UNFINISHED = ("inline_container", "PytorchStreamWriter", "iostream error")  # torch.save, whose words tell no reason
+UNFINISHED = ("inline_container", "PytorchStreamWriter", "iostream error")  # torch.save, which gives no reason
 REMEDY = (
     "make room or name another folder; a training run goes on with --resume from its newest whole checkpoint, if it "
     "has one"
@@ -27,7 +27,7 @@ def storage_problem(error: BaseException) -> str | None:
 
 
 def make_work_dir(folder: str | Path) -> Path:
-    """The folder, made if it is missing; raises `OSError` in words if it cannot be."""
+    """The folder, created if it is missing; raises an `OSError` that says what to do if it cannot be."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,7 +3,7 @@
     framing  uint64 length, uint32 CRC of it, `length` bytes, uint32 CRC of them; little endian; masked CRC-32C
     Example  field 1 Features -> field 1 map entries (1 name, 2 Feature) -> one of 1 bytes, 2 float32, 3 int64 lists
 
-`read_records` reads a file in order. `map_records` maps a local file into memory and touches only what is looked at,
+`read_records` reads a file in order. `map_records` maps a local file into memory and reads only what is accessed,
 so that a pass over the actions, or a check of the framing, never reads the images between them.
 """
 
@@ -67,7 +67,7 @@ def read_records(
 
 
 def map_records(path: str | Path) -> Iterator[bytes | memoryview]:
-    """Yields the raw records of a local file as views; what is not looked at is not read, nor its checksum checked.
+    """Yields the raw records of a local file as views; what is not accessed is not read, nor is its checksum checked.
 
     A file compressed with GZIP is read as a whole.
 
@@ -116,7 +116,7 @@ def _follow_framing(
 def _is_gzip(file: BinaryIO, path: str | Path) -> bool:
     """Whether a file is compressed with GZIP; raises `TFRecordError` for zlib, TensorFlow's other compression.
 
-    The first bytes of a plain TFRecord file may be the same by chance, as a record's length; its checksum tells.
+    The first bytes of a plain TFRecord file may be the same by chance, as a record's length; its checksum decides.
     """
     header = file.read(HEADER)
     file.seek(0)

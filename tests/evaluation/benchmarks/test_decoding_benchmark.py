@@ -12,8 +12,8 @@ from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, run_benchmark
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
 from gen_vla.evaluation.benchmarks.decoding_results import draw_timings, timings_table
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior
 from gen_vla.modeling.action_strings import ActionStringProcessor
+from gen_vla.modeling.draft_distribution import DraftDistribution
 
 
 WAYS = {"string": [Way(0), Way(6), Way(6, static=True)], "bins": [Way(0), Way(1)]}
@@ -31,7 +31,7 @@ def test_passes_of_a_single_value(nodes, passes):
     """One value of one decimal, a prior that knows the sign: "+0.5" is sign, integer, point (forced), digit."""
     strings = ActionStringProcessor(1, 1, 1)
     grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
-    prior = ActionPrior(grammar, previous=np.array([[0.9]]))
+    prior = DraftDistribution(grammar, previous=np.array([[0.9]]))
     target = [PIECES[character] for character in "+0.5"]
     assert passes_for(grammar, prior, target, nodes) == passes
 

@@ -12,7 +12,6 @@ import pytest
 # isort: split
 
 from gen_vla.evaluation.drawers import environment as drawers
-from gen_vla.evaluation.simulation.actions import ActionError, from_simulator_action, to_simulator_action
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
 
 
@@ -29,19 +28,6 @@ def open_env() -> drawers.DrawerEnv:
     return drawers.DrawerEnv("drawer-open", image_size=64)
 
 
-def test_metres_become_simulator_moves_and_open_becomes_effort():
-    simulator = to_simulator_action(np.array([0.05, -0.025, 0.01, 0, 0, 0, 1.0]))
-    np.testing.assert_allclose(simulator, [1.0, -0.5, 0.2, -1.0], atol=1e-7)
-    simulator = to_simulator_action(np.array([0.2, 0, 0, 0, 0, 0, 0.25]))
-    np.testing.assert_allclose(simulator, [1.0, 0.0, 0.0, 0.5], atol=1e-7)
-
-
-def test_simulator_actions_become_metres_after_clipping():
-    action = from_simulator_action(np.array([12.0, -0.5, 0.2, 1.0]))
-    assert action.dtype == np.float32
-    np.testing.assert_allclose(action, [0.05, -0.025, 0.01, 0, 0, 0, 0], atol=1e-7)
-
-
 def test_a_move_of_two_centimetres_moves_the_hand_two_centimetres(open_env):
     """Per policy step, once the arm has caught up with its target."""
     open_env.reset(SEED)
@@ -53,19 +39,6 @@ def test_a_move_of_two_centimetres_moves_the_hand_two_centimetres(open_env):
 
 
 @pytest.mark.parametrize(
-    ("action", "message"),
-    [
-        ([0.0] * 4, r"shape \(4,\), expected \(7,\)"),
-        ([0.0, np.nan, 0, 0, 0, 0, 1], "non-finite action .*expected 7 finite"),
-        ([0.0, 0, 0, 0.2, 0, 0, 1], r"rotations \[0.2, 0.0, 0.0\], expected 0"),
-    ],
-)
-def test_impossible_actions_are_refused(open_env, action, message):
-    with pytest.raises(ActionError, match=message):
-        open_env.step(np.array(action))
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"task": "drawer-shut"}, "drawer-shut.*expected one of"),
@@ -73,12 +46,9 @@ def test_impossible_actions_are_refused(open_env, action, message):
         ({"task": "drawer-open", "variation": "wild"}, "wild.*expected none, modest or full"),
     ],
 )
-def test_wrong_settings_say_what_was_expected(arguments, message):
+def test_wrong_settings_say_what_was_expected(open_env, arguments, message):
     with pytest.raises(ValueError, match=message):
         drawers.DrawerEnv(**arguments)
-
-
-def test_a_seed_of_neither_range_is_refused(open_env):
     with pytest.raises(ValueError, match="got seed -1, expected one in"):
         open_env.reset(-1)
 
@@ -111,24 +81,20 @@ def test_the_first_picture_and_state_are_not_those_of_the_layout_before(open_env
 
 @pytest.mark.parametrize("start", ["stock", "half-open"])
 @pytest.mark.parametrize("task", drawers.TASKS)
-def test_the_expert_succeeds_and_standing_still_does_not(task, start):
+def test_the_expert_succeeds_and_standing_still_or_not_seeing_does_not(task, start):
     env = drawers.DrawerEnv(task, start=start)
-    successes = {"expert": 0, "still": 0}
-    for seed in range(SEED, SEED + 20):
-        env.reset(seed)
-        successes["expert"] += any(env.step(env.expert_action()) for _ in range(drawers.MAX_POLICY_STEPS))
-        env.reset(seed)
-        successes["still"] += any(env.step(np.zeros(7)) for _ in range(drawers.MAX_POLICY_STEPS))
-    assert successes == {"expert": 20, "still": 0}
 
+    def successes(act) -> int:
+        won = 0
+        for seed in range(SEED, SEED + 20):
+            env.reset(seed)
+            won += any(env.step(act()) for _ in range(drawers.MAX_POLICY_STEPS))
+        return won
 
-def test_wide_layouts_stop_an_expert_that_cannot_see():
-    env = drawers.DrawerEnv("drawer-open")
-    successes = 0
-    for seed in range(SEED, SEED + 20):
-        env.reset(seed)
-        successes += any(env.step(env.expert_actions()[1]) for _ in range(drawers.MAX_POLICY_STEPS))
-    assert successes <= 6
+    assert successes(env.expert_action) == 20
+    assert successes(lambda: np.zeros(7)) == 0
+    if (task, start) == ("drawer-open", "stock"):  # the layouts are too wide for an expert that believes x to be 0
+        assert successes(lambda: env.expert_actions()[1]) <= 6
 
 
 def test_looks_never_touch_physics():

@@ -46,12 +46,8 @@ def test_every_step_asked_about_knows_its_chunk_and_what_was_done_before(tmp_pat
     episodes = make_episodes(2, 6, size=16)
     read = recorded(write_lerobot(tmp_path / "data", episodes, "v3.0"), every=4)
     steps = list(read)
-    assert [(step.episode, step.place, step.name) for step in steps] == [
-        (0, 0, "0 0"),
-        (0, 4, "0 4"),
-        (1, 0, "1 0"),
-        (1, 4, "1 4"),
-    ]
+    assert [step.name for step in steps] == ["0 0", "0 4", "1 0", "1 4"]
+    assert [f"{step.episode} {step.place}" for step in steps] == [step.name for step in steps]
     assert (read.names, [len(actions) for actions in read.actions], read.total) == ([0, 1], [6, 7], 2)
     np.testing.assert_array_equal(steps[1].action, episodes[0].actions[4:6])
     np.testing.assert_array_equal(steps[1].held, episodes[0].actions[3])
@@ -241,15 +237,12 @@ def test_the_command(policy, tmp_path, monkeypatch, capsys):
         assert len(set(drawn.convert("RGB").tobytes())) > 50
 
     report = make_report([output])
-    figures = report["figures"]
-    assert [(f["task"], f["metric"]) for f in figures[:2]] == [
-        ("all dimensions", "normalized L1"),
-        ("x", "mean absolute error"),
-    ]
-    assert figures[0]["value"] == round(results["normalized"]["policy"]["l1"]["value"], 6)
-    assert "mean action 0." in figures[1]["note"]
-    page = as_markdown(report)
-    assert "| robot | open loop on" in page
+    together, x, *_ = report["figures"]
+    assert (together["task"], together["metric"]) == ("all dimensions", "normalized L1")
+    assert together["value"] == round(results["normalized"]["policy"]["l1"]["value"], 6)
+    assert (x["task"], x["metric"]) == ("x", "mean absolute error")
+    assert "mean action 0." in x["note"]
+    assert "| robot | open loop on" in as_markdown(report)
     assert len(card_results(report)["robot"]["figures"]) == 8
 
 

@@ -52,33 +52,26 @@ def figures(results, dim):
     return {name: entry["value"] for name, entry in results["dimensions"][dim].items() if isinstance(entry, dict)}
 
 
-def test_errors_of_each_dimension_without_the_padded_step():
-    results = score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
+@pytest.fixture(scope="module")
+def results():
+    return score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
+
+
+def test_errors_of_each_dimension_without_the_padded_step(results):
     assert (results["n"], results["episodes"], results["values"]) == (2, 2, 3)
-    assert [(entry["name"], entry["measure"]) for entry in results["dimensions"]] == [
-        ("position", "error"),
-        ("gripper", "accuracy"),
-        ("claw", "accuracy"),
-        ("still", "error"),
-    ]
-    assert figures(results, 0)[POLICY] == pytest.approx((0.25 + 0.5 + 1.0) / 3)
-    assert figures(results, 1)[POLICY] == pytest.approx(2 / 3)
-    assert figures(results, 2)[POLICY] == pytest.approx(2 / 3)
-    assert figures(results, 3)[POLICY] == 0
+    measures = [(entry["name"], entry["measure"]) for entry in results["dimensions"]]
+    assert measures == list(zip(NAMES, ("error", "accuracy", "accuracy", "error"), strict=True))
+    errors = [figures(results, dim)[POLICY] for dim in range(4)]
+    assert errors == pytest.approx([(0.25 + 0.5 + 1.0) / 3, 2 / 3, 2 / 3, 0])
     assert [(entry["step"], entry["values"]) for entry in results["chunk_steps"]] == [(0, 2), (1, 1)]
     assert results["chunk_steps"][0]["dimensions"] == pytest.approx([(0.25 + 1.0) / 2, 1.0, 0.5, 0.0])
     assert results["chunk_steps"][1]["dimensions"] == pytest.approx([0.5, 0.0, 1.0, 0.0])
 
 
-def test_normalized_errors_are_of_the_position_alone_and_clipped_as_in_training():
-    results = score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
+def test_normalized_errors_are_of_the_position_alone_and_clipped_as_in_training(results):
     assert results["normalized"][POLICY]["l1"]["value"] == pytest.approx((0.25 + 0.0 + 1.0) / 3)  # 1.5 counts as 1
     assert results["normalized"][POLICY]["mse"]["value"] == pytest.approx((0.25**2 + 1.0) / 3)
     assert NEAREST not in results["normalized"]
-
-
-def test_what_no_policy_can_write():
-    results = score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
     assert figures(results, 0)[NEAREST] == pytest.approx(0.5 / 3)
     assert results["dimensions"][0]["outside"] == pytest.approx(1 / 3)
     assert results["outside"] == pytest.approx(1 / 9)  # of three scaled dimensions
@@ -95,15 +88,11 @@ def test_statistics_that_are_enough_to_act_but_not_to_compare_are_named():
         Dimensions({"q01": [0.0], "q99": [1.0]})
 
 
-def test_baselines_are_of_the_same_steps():
-    results = score(comparison(PREDICTED, RECORDED), STATISTICS, NAMES)
+def test_baselines_are_of_the_same_steps(results):
     assert figures(results, 0)[MEAN] == pytest.approx((0.5 + 1.5 + 1.0) / 3)
-    assert figures(results, 0)[HELD] == pytest.approx(
-        (0.5 + 1.5 + 0.5) / 3
-    )  # nothing is held at a first step: the mean
+    assert figures(results, 0)[HELD] == pytest.approx((0.5 + 1.5 + 0.5) / 3)  # at a first step the mean
     assert figures(results, 1)[MEAN] == pytest.approx(2 / 3)  # always open
-    relative = results["relative"][MEAN]["value"]
-    assert relative == pytest.approx((0.25 + 0.0 + 1.0) / (0.5 + 1.0 + 1.0))
+    assert results["relative"][MEAN]["value"] == pytest.approx((0.25 + 0.0 + 1.0) / (0.5 + 1.0 + 1.0))
     assert list(results["relative"]) == [MEAN, HELD]
 
 

@@ -1,6 +1,7 @@
 """The pictures are files a person can open, and they show what they were given."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from gen_vla.evaluation.policies.pictures import draw_prediction, plot_training, side_by_side
@@ -29,35 +30,23 @@ def has_colour(image: np.ndarray, colour: tuple[int, int, int]) -> bool:
     return bool((np.abs(image.astype(int) - colour).max(axis=-1) < 12).any())
 
 
-def test_prediction_picture_changes_with_the_action(tmp_path):
-    def prediction(x: float) -> ActionPrediction:
-        actions = np.array([[[x, 0, 0, 0, 0, 0, 1]]], np.float32)
-        text = "+0.5000" * 7
-        return ActionPrediction(actions, actions, [text], np.zeros((1, 49)), np.full((1, 49), 0.5), 49)
+def drawn(path, values, steps=1, **how) -> np.ndarray:
+    """Pixels of a prediction of these values, the first step of so many."""
+    actions = np.array([[[*values], *[[0.75 / steps] * len(values)] * (steps - 1)]], np.float32)
+    text = "\n".join("".join(f"{value:+.4f}" for value in step) for step in actions[0])
+    shape = (1, len(text))
+    prediction = ActionPrediction(actions, actions, [text], np.zeros(shape), np.full(shape, 0.5), len(text))
+    return pixels(draw_prediction(Image.new("RGB", (32, 32), (0, 255, 0)), "close it", prediction, path, **how))
 
-    scene = Image.new("RGB", (32, 32), (0, 255, 0))
-    first = pixels(draw_prediction(scene, "close the drawer", prediction(0.5), tmp_path / "a.png", note="a note"))
-    second = pixels(
-        draw_prediction(scene, "close the drawer", prediction(-0.5), tmp_path / "b.png", recorded=np.zeros(7))
-    )
+
+@pytest.mark.parametrize("width", [7, 14])  # of one arm, and of two
+def test_a_prediction_is_drawn_by_its_first_step(tmp_path, width):
+    first = drawn(tmp_path / "a.png", [0.5] * width, note="a note")
     assert has_colour(first, (0, 255, 0))
-    assert not np.array_equal(first, second)
-
-
-def test_a_chunk_of_two_arms_is_drawn_by_its_first_step(tmp_path):
-    def prediction(*steps: float) -> ActionPrediction:
-        actions = np.array([[[step] * 14 for step in steps]], np.float32)
-        text = "\n".join(f"{step:+.4f}" * 14 for step in steps)
-        shape = (1, len(text))
-        return ActionPrediction(actions, actions, [text], np.zeros(shape), np.full(shape, 0.5), len(text))
-
-    scene = Image.new("RGB", (32, 32), (0, 255, 0))
-    drawn = [
-        pixels(draw_prediction(scene, "hand over the cube", prediction(*steps), tmp_path / f"{number}.png"))
-        for number, steps in enumerate([(0.5, -0.25), (0.5, 0.75), (0.25, -0.25)])
-    ]
-    assert np.array_equal(drawn[0], drawn[1])
-    assert not np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(first, drawn(tmp_path / "b.png", [-0.5] * width, note="a note"))
+    assert not np.array_equal(first, drawn(tmp_path / "c.png", [0.5] * width, recorded=np.zeros(width)))
+    chunks = [drawn(tmp_path / f"{steps}.png", [0.5] * width, steps) for steps in (2, 3)]
+    assert np.array_equal(*chunks)
 
 
 def test_pictures_side_by_side_are_as_high_as_the_first():

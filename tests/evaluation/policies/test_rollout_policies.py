@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -39,9 +37,3 @@ def test_a_blank_picture_is_grey():
 
     pictures = [np.zeros((4, 4, 3), dtype=np.uint8)]
     assert policies.blank_image(brightness)(pictures, ["go"], [moment(1, 0)]) == 128
-
-
-def test_a_model_of_several_cameras_is_refused():
-    processor = SimpleNamespace(cameras=["top", "wrist"])
-    with pytest.raises(ValueError, match=r"got a model of 2 cameras \(top, wrist\).*the simulation shows one picture"):
-        policies.VLAPolicy(None, processor, "tiny")

@@ -3,15 +3,8 @@
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
-from tiny_models import tiny_model, tiny_processor, tiny_statistics
 
-from gen_vla.evaluation.simpler.policy import (
-    MalformedActionError,
-    ModelPrediction,
-    SimplerPolicy,
-    axis_angle,
-)
-from gen_vla.processors import ActionStringProcessor
+from gen_vla.evaluation.simpler.policy import MalformedActionError, ModelPrediction, SimplerPolicy, axis_angle
 
 
 IMAGE = np.zeros((480, 640, 3), dtype=np.uint8)
@@ -89,14 +82,13 @@ def test_bad_input_is_named():
         policy_of([1.0], "widowx").step(IMAGE.astype(float), "stack")
 
 
-def test_a_model_predicts_in_the_robots_units(llama_like):
-    strings = ActionStringProcessor(action_dim=7, decimals=1)
-    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
-    with pytest.raises(ValueError, match=r"without statistics of 'bridge_orig'.*it has tiny"):
-        ModelPrediction(model, processor, "widowx")
-    model.config.norm_stats["bridge_orig"] = tiny_statistics(7)
+def test_a_model_predicts_in_the_robots_units(bridge_model):
+    model, processor = bridge_model
     predicted = ModelPrediction(model, processor, "widowx")(IMAGE, "put carrot on plate")
     inputs = processor.action_inputs(IMAGE, "put carrot on plate")
     expected = model.predict_actions(**inputs, unnorm_key="bridge_orig").actions[0]
     np.testing.assert_array_equal(predicted, expected)
     assert predicted.shape == (1, 7)
+    del model.config.norm_stats["bridge_orig"]
+    with pytest.raises(ValueError, match=r"without statistics of 'bridge_orig'.*it has tiny"):
+        ModelPrediction(model, processor, "widowx")

@@ -36,22 +36,12 @@ needs_simulator = pytest.mark.skipif(
 
 @pytest.mark.timeout(600)
 @needs_simulator
-def test_a_script_closes_the_top_drawer():
-    trial = trials_of("google_robot", "matching", ["close_drawer"])[0]
-    assets = find_assets()
-    check_assets(trial, assets)
-    outcome = run_trial(
-        SimplerPolicy(Script(), "google_robot"), trial, lambda trial: make_environment(trial, assets, "ibl")
-    )
-    assert (outcome.outcome, outcome.steps, outcome.instruction) == ("success", 113, "close top drawer")
-    assert float(outcome.stats["qpos"]) <= 0.05
-
-
-@pytest.mark.timeout(600)
-@needs_simulator
-def test_the_expert_closes_the_bottom_drawer():
-    trial = next(t for t in trials_of("google_robot", "matching", ["close_drawer"]) if t.part == "bottom")
+@pytest.mark.parametrize(("part", "scripted"), [("top", True), ("bottom", False)])
+def test_a_script_and_the_expert_close_a_drawer(part, scripted):
+    trial = next(t for t in trials_of("google_robot", "matching", ["close_drawer"]) if t.part == part)
     assets, expert = find_assets(), ExpertControl("google_robot")
+    check_assets(trial, assets)
     make = announced(lambda trial: make_environment(trial, assets, "ibl"), expert)
-    outcome = run_trial(SimplerPolicy(expert, "google_robot"), trial, make)
-    assert (outcome.outcome, outcome.steps, outcome.instruction) == ("success", 113, "close bottom drawer")
+    outcome = run_trial(SimplerPolicy(Script() if scripted else expert, "google_robot"), trial, make)
+    assert (outcome.outcome, outcome.steps, outcome.instruction) == ("success", 113, f"close {part} drawer")
+    assert float(outcome.stats["qpos"]) <= 0.05

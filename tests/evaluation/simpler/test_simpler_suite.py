@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import simpler_simulator
-from tiny_models import tiny_model, tiny_processor, tiny_statistics
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.simpler.environment import SimplerMissingError, camera_image, find_assets, make_environment
@@ -13,17 +12,12 @@ from gen_vla.evaluation.simpler.policy import SimplerPolicy
 from gen_vla.evaluation.simpler.runs import TrialLog, run_trial, run_trials
 from gen_vla.evaluation.simpler.suite import SimplerSettings, evaluate_simpler, simpler_table
 from gen_vla.evaluation.simpler.trials import trials_of
-from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 
 
 @pytest.fixture
-def simulator(monkeypatch, tmp_path):
-    """`make` for all of the google_robot's trials."""
-    trials = (
-        trials_of("google_robot", "matching") + trials_of("google_robot", "variants") + trials_of("widowx", "matching")
-    )
-    assets = simpler_simulator.install(monkeypatch, tmp_path / "assets", trials)
+def simulator(assets):
+    """`make` for all trials."""
     return lambda trial: make_environment(trial, assets)
 
 
@@ -55,16 +49,10 @@ def test_environments_get_what_the_published_scripts_pass(simulator):
     trial = trials_of("google_robot", "matching", ["open_drawer"])[3]  # place a1
     run_trial(up(0.0), trial, simulator)
     made, reset = simpler_simulator.MADE[-1], simpler_simulator.RESETS[-1]
-    assert (made["uid"], made["scene_name"], made["shader_dir"]) == (
-        "OpenTopDrawerCustomInScene-v0",
-        "dummy_drawer",
-        "rt",
-    )
-    assert (made["station_name"], made["light_mode"], made["disable_bad_material"]) == (
-        "mk_station_recolor",
-        "simple",
-        True,
-    )
+    assert made["uid"] == "OpenTopDrawerCustomInScene-v0"
+    assert (made["scene_name"], made["shader_dir"]) == ("dummy_drawer", "rt")
+    assert (made["station_name"], made["light_mode"]) == ("mk_station_recolor", "simple")
+    assert made["disable_bad_material"] is True
     assert made["rgb_overlay_path"].endswith("real_inpainting/open_drawer_a1.png")
     assert made["control_mode"].startswith("arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target")
     assert reset["robot_init_options"]["init_xy"].tolist() == [0.765, -0.182]
@@ -139,9 +127,8 @@ def test_resuming_runs_only_what_is_left(simulator, tmp_path):
     made = len(simpler_simulator.MADE)
     run_trials(up(0.01), trials, again, simulator, progress=False)
     assert len(simpler_simulator.MADE) == made + 2
-    assert [entry["outcome"] for entry in TrialLog(tmp_path / "run", {"model": "m"}).outcomes.values()] == [
-        "success"
-    ] * 3
+    outcomes = TrialLog(tmp_path / "run", {"model": "m"}).outcomes.values()
+    assert [entry["outcome"] for entry in outcomes] == ["success"] * 3
     with pytest.raises(ValueError, match=r"other settings .*\(model\)"):
         TrialLog(tmp_path / "run", {"model": "other"})
 
@@ -168,24 +155,13 @@ def test_an_interruption_by_hand_is_no_crash(simulator, tmp_path):
     assert log.outcomes[drawer_trial().name]["outcome"] == "success"
 
 
-@pytest.fixture
-def bridge_model(llama_like):
-    """A tiny model that knows the units of Bridge."""
-    strings = ActionStringProcessor(action_dim=7, decimals=1)
-    model = tiny_model(llama_like, strings)
-    model.config.norm_stats["bridge_orig"] = tiny_statistics(7)
-    return model, tiny_processor(llama_like, strings)
-
-
 def test_two_processes_share_a_folder(simulator, bridge_model, tmp_path):
     model, processor = bridge_model
     for index in (0, 1):
         settings = SimplerSettings("widowx", tasks=("stack_cube",), episodes=3, shard=(index, 2))
         results = evaluate_simpler(model, processor, "tiny", settings, tmp_path / "run", progress=False)
-    assert sorted(path.name for path in (tmp_path / "run").glob("trials*")) == [
-        "trials-0-of-2.jsonl",
-        "trials-1-of-2.jsonl",
-    ]
+    files = sorted(path.name for path in (tmp_path / "run").glob("trials*"))
+    assert files == ["trials-0-of-2.jsonl", "trials-1-of-2.jsonl"]
     assert (results["tasks"][0]["n"], results["tasks"][0]["expected"]) == (3, 24)
     assert len((tmp_path / "run" / "runs.jsonl").read_text().splitlines()) == 2
     assert "provenance" in results
@@ -193,20 +169,12 @@ def test_two_processes_share_a_folder(simulator, bridge_model, tmp_path):
         SimplerSettings("widowx", shard=(2, 2)).trials()
 
 
-def test_results_say_how_a_model_was_trained(simulator, bridge_model, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("name: mine\ntraining: {seed: 3, steps: 5}\n")
-    settings = SimplerSettings("widowx", tasks=("stack_cube",), episodes=1)
-    model, processor = bridge_model
-    evaluate_simpler(model, processor, str(tmp_path), settings, tmp_path / "run", progress=False)
-    trained = json.loads((tmp_path / "run" / "results.json").read_text())["trained"]
-    assert (trained["recipe"], trained["seed"]) == ("mine", 3)
-
-
 def test_the_command_writes_results_and_a_table(simulator, bridge_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     model, processor = bridge_model
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "recipe.yaml").write_text("name: mine\ntraining: {seed: 3, steps: 5}\n")
     output = tmp_path / "run"
     arguments = ["evaluate", "simpler", str(tmp_path / "model"), "--robot", "widowx", "--modes", "matching", "masked"]
     arguments += ["--tasks", "stack_cube", "--episodes", "1", "--output", str(output)]
@@ -215,6 +183,7 @@ def test_the_command_writes_results_and_a_table(simulator, bridge_model, tmp_pat
     results = json.loads((output / "results.json").read_text())
     assert [(t["mode"], t["n"], t["value"]) for t in results["tasks"]] == [("matching", 1, 0.0), ("masked", 1, 0.0)]
     assert (results["suite"], results["seeds"]) == ("simpler", [3274329834])
+    assert (results["trained"]["recipe"], results["trained"]["seed"]) == ("mine", 3)
     assert results["provenance"]["command"].startswith("gen-vla evaluate simpler ")
     assert "model.safetensors" in results["provenance"]["model"]["sha256"]
     assert simpler_table(results, "again").row_count == 2
@@ -238,10 +207,8 @@ def test_a_missing_scene_stops_everything(simulator, tmp_path):
 
 
 def test_every_instruction_of_the_benchmark_has_held_out_paraphrases(simulator):
-    told = {simulator(trial).unwrapped.get_language_instruction() for trial in trials_of("widowx", "matching")[::24]}
-    told |= {
-        simulator(trial).unwrapped.get_language_instruction() for trial in trials_of("google_robot", "matching")[::7]
-    }
+    trials = trials_of("widowx", "matching")[::24] + trials_of("google_robot", "matching")[::7]
+    told = {simulator(trial).unwrapped.get_language_instruction() for trial in trials}
     assert len(told) == 12  # a can, a move, 6 drawers, 4 of the widowx
     for instruction in told:
         assert 5 <= len(held_out_paraphrases(instruction)) <= 9

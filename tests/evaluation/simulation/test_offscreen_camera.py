@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 
 
-try:
-    from gen_vla.evaluation.simulation.offscreen_camera import (
-        CameraPose,
-        Ornament,
-        mujoco,
-        ornament_segment,
-        thread_camera,
-    )
+# isort: split
 
-    MODEL = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/></worldbody></mujoco>")
-    CAMERA = thread_camera("empty", lambda: MODEL)
-except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
-    pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
+from gen_vla.evaluation.simulation.offscreen_camera import (
+    CameraPose,
+    Ornament,
+    mujoco,
+    ornament_segment,
+    thread_camera,
+)
 
 
+MODEL = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/></worldbody></mujoco>")
+CAMERA = thread_camera("empty", lambda: MODEL)
 LEVEL = CameraPose(lookat=(0.0, 0.0, 0.0), distance=1.0, azimuth=90.0, elevation=0.0, fovy=90.0)  # looks along +y
 
 

@@ -21,7 +21,7 @@ from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS
 from gen_vla.evaluation.simulation.rollouts import run_episodes
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
 from gen_vla.evaluation.tabletop.episodes import MODES, EpisodeLog, plan_jobs
-from gen_vla.evaluation.tabletop.policies import CONTROLS, ModelPolicy
+from gen_vla.evaluation.tabletop.suite import CONTROLS, ModelPolicy
 
 
 SEED = EVALUATION_SEEDS.start
@@ -185,12 +185,6 @@ def test_results_of_other_settings_are_not_continued(tmp_path):
     EpisodeLog(tmp_path / "a.jsonl", {"model": "a", "image_size": 64})
     with pytest.raises(ValueError, match=r"other settings \(image_size 64, now 96\), expected the same"):
         EpisodeLog(tmp_path / "a.jsonl", {"model": "a", "image_size": 96})
-
-
-def test_more_episodes_only_add_to_a_log():
-    log = run(CONTROLS["expert"], PICKS[:1])
-    assert log.missing(PICKS) == PICKS[1:]
-    assert [e.seed for e in log.of(PICKS)] == [SEED]
 
 
 def test_a_simulator_answers_in_the_order_of_the_requests():

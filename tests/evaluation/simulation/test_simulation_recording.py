@@ -15,6 +15,7 @@ from PIL import Image
 
 # isort: split
 
+from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.simulation import recording
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, layout_digests, sample_layout
@@ -125,8 +126,10 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     """Both mini recipes of the tabletop, cut to a few rows: recorded, trained, and the policy acts in the suite."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
     start = load_recipe("mini_tabletop_vlm", few)
+    record_missing_data(start, tmp_path)
     run_recipe(start, tmp_path, progress=False)
     recipe = load_recipe("mini_openvla_plus_tabletop", few | {"data.robot.0.record.episodes_per_task": 1})
+    record_missing_data(recipe, tmp_path)
     folder = run_recipe(recipe, tmp_path, progress=False)
     recorded: Any = load_from_disk(str(tmp_path / "tabletop"))
     assert set(recorded["task"]) == set(TASKS)

@@ -15,8 +15,14 @@ from PIL import Image
 from gen_vla.commands.main import main
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, sample_layout
 from gen_vla.evaluation.tabletop.pictures import plot_variants, variants_sheet
-from gen_vla.evaluation.tabletop.policies import choose_unnorm_key, fingerprint
-from gen_vla.evaluation.tabletop.suite import SuiteSettings, control_contestants, model_contestant, run_suite
+from gen_vla.evaluation.tabletop.suite import (
+    SuiteSettings,
+    choose_unnorm_key,
+    control_contestants,
+    fingerprint,
+    model_contestant,
+    run_suite,
+)
 
 
 COMMAND = ["evaluate", "tabletop", "--tasks", "pick_object", "--workers", "1", "--image-size", "48", "--videos", "1"]

@@ -57,16 +57,16 @@ def exact_distribution(model: Any, inputs: Any, temperature: float) -> dict[tupl
     actions: dict[tuple[int, ...], float] = {}
     pending = [((), 0, 1.0)]
     while pending:
-        tokens, state, chance = pending.pop()
+        tokens, state, probability = pending.pop()
         allowed = sorted(grammar.transitions[state])
         if allowed == [grammar.eos_token_id]:
-            actions[tokens] = chance
+            actions[tokens] = probability
             continue
         ids = torch.cat((prompt, torch.tensor(tokens).long()))[None]
         logits = model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits[0, -1].double()
         shares = (logits[allowed] / temperature).softmax(-1).tolist()
         pending += [
-            ((*tokens, token), grammar.transitions[state][token], chance * share)
+            ((*tokens, token), grammar.transitions[state][token], probability * share)
             for token, share in zip(allowed, shares, strict=True)
         ]
     return actions
@@ -86,7 +86,7 @@ def check_distribution(prediction: Any, exact: dict[tuple[int, ...], float], eos
     """Chi-square of the drawn actions; those expected fewer than five times count as one."""
     counted = Counter(tuple(t for t in row if t != eos_token_id) for row in prediction.token_ids.tolist())
     assert counted.keys() <= exact.keys()
-    often = [action for action, chance in exact.items() if chance * DRAWS >= 5]
+    often = [action for action, probability in exact.items() if probability * DRAWS >= 5]
     found, expected = [counted[action] for action in often], [exact[action] * DRAWS for action in often]
     assert len(often) > 10
     rest = max(DRAWS - sum(expected), 1e-9)
@@ -95,9 +95,9 @@ def check_distribution(prediction: Any, exact: dict[tuple[int, ...], float], eos
         found, expected = [*found[:-2], sum(found[-2:])], [*expected[:-2], sum(expected[-2:])]
     assert chisquare(found, expected, sum_check=False).pvalue > 0.001
     # The probability of every drawn token, at the sampling temperature, is what the exact one is a product of.
-    chances = prediction.digit_probabilities.prod(axis=1)
+    probabilities = prediction.digit_probabilities.prod(axis=1)
     wanted = [exact[tuple(t for t in row if t != eos_token_id)] for row in prediction.token_ids.tolist()]
-    np.testing.assert_allclose(chances, wanted, rtol=1e-3)
+    np.testing.assert_allclose(probabilities, wanted, rtol=1e-3)
 
 
 @pytest.fixture(scope="module", params=["bins", "signed", "legacy"])
@@ -137,15 +137,16 @@ def test_a_saved_generation_config_changes_no_action(acting: Any) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_spread_of_an_action_is_measured_by_sampling(llama_like: Any, seed: int) -> None:
-    """The code of docs/how_to/run_on_a_robot.md, against the standard deviation by all actions and their probabilities."""
+    """The code of how_to/run_on_a_robot.md, against the standard deviation by all actions and their probabilities."""
     strings = ActionStringProcessor(1, decimals=1)
     model, processor = tiny_model(llama_like, strings, seed=seed), tiny_processor(llama_like, strings)
     names: dict[str, Any] = {"model": model, "processor": processor, "unnorm_key": "tiny"}
-    exec(compile(blocks(ROOT / "docs" / "how_to" / "run_on_a_robot.md", "python")[-1], "run_on_a_robot.md", "exec"), names)
+    page = ROOT / "docs" / "how_to" / "run_on_a_robot.md"
+    exec(compile(blocks(page, "python")[-1], page.name, "exec"), names)
     exact = exact_distribution(model, processor.action_inputs(picture(), "go"), 1.0)
     values = np.array([float(strings.decode(model.action_grammar.text(tokens))[0, 0]) for tokens in exact])
-    chances = np.array(list(exact.values()))
-    wanted = np.sqrt(chances @ (values - chances @ values) ** 2)
+    probabilities = np.array(list(exact.values()))
+    wanted = np.sqrt(probabilities @ (values - probabilities @ values) ** 2)
     torch.manual_seed(0)
     found = names["spread"](picture(), "go", draws=800)
     assert found.shape == (1, 1)
@@ -167,6 +168,8 @@ def test_options_that_are_given_count(llama_like: Any) -> None:
 @pytest.mark.parametrize(
     "option",
     [
+        {"do_sample": False, "use_cache": True, "num_beams": 1, "max_new_tokens": 15, "top_p": None},
+        {"temperature": None},
         {"top_k": 1},
         {"top_p": 0.2},
         {"temperature": 0.7},

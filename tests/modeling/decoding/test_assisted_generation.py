@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_models import picture, tiny_model, tiny_pair, tiny_pi0_model, tiny_processor
 
 
 GREEDY = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "eos_token_id": None}
@@ -14,9 +14,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "eos_t
 @pytest.fixture(params=("openvla_plus", "pi0_plus"))
 def made(request: Any, llama_like: Any, gemma_like: Any) -> tuple[Any, Any]:
     """A model and its processor."""
-    if request.param == "pi0_plus":
-        return tiny_pi0_model(gemma_like), tiny_pi0_processor(gemma_like)
-    return tiny_model(llama_like), tiny_processor(llama_like)
+    return tiny_pair(request.param, gemma_like if request.param == "pi0_plus" else llama_like)
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -1,27 +1,19 @@
 """What a recording must not be made or replayed in, with stand-ins for CUDA graphs (`test_static_passes.py`)."""
 
-import threading
 import time
 
 import numpy as np
 import pytest
 import torch
-from test_static_passes import RepeatedPass, plans_of
-from test_tree_decoding import family, inputs_of
-from tiny_models import layer_operations
+from test_static_passes import RepeatedPass, errors_of, plans_of
+from test_tree_decoding import inputs_of
+from tiny_models import layer_operations, tiny_pair
 
-from gen_vla.modeling import static_passes, static_plan
+from gen_vla.modeling import static_passes
 from gen_vla.processors import ActionStringProcessor
 
 
 STRINGS = ActionStringProcessor(3, 1, 3)
-
-
-@pytest.fixture
-def record_with(monkeypatch):
-    """Has passes recorded by a stand-in."""
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    return lambda stand_in: monkeypatch.setattr(static_plan, "CapturedPass", stand_in)
 
 
 class EmptyPass(RepeatedPass):
@@ -62,30 +54,12 @@ class InterruptedPass(RepeatedPass):
             raise KeyboardInterrupt
 
 
-def errors_of(function, arguments):
-    """What goes wrong where each argument has a thread of its own, all of them at once."""
-    errors = []
-
-    def call(argument):
-        try:
-            function(argument)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=call, args=(argument,)) for argument in arguments]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return errors
-
-
 @pytest.mark.parametrize("inference", [(True, False), (False, True, False)])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_calls_in_and_out_of_inference_mode(inference, record_with, llama_like):
     """Buffers made in inference mode could not be written to outside of it."""
     record_with(RepeatedPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = inputs_of(processor, 2)
     expected = model.predict_actions(**inputs, cache_implementation="dynamic")
     for mode in inference:
@@ -97,7 +71,7 @@ def test_calls_in_and_out_of_inference_mode(inference, record_with, llama_like):
 def test_autocast_takes_plain_passes(record_with, llama_like):
     """A graph would hold what autocast made of the weights, which goes with it, and know nothing of the next one."""
     record_with(RepeatedPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = inputs_of(processor, 2)
     plain = model.predict_actions(**inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -113,7 +87,7 @@ def test_autocast_takes_plain_passes(record_with, llama_like):
 
 def test_pictures_of_another_type_are_not_rounded(record_with, llama_like):
     record_with(RepeatedPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = inputs_of(processor, 2)
     exact = model.predict_actions(**inputs, cache_implementation="dynamic")
     model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()})
@@ -124,7 +98,7 @@ def test_pictures_of_another_type_are_not_rounded(record_with, llama_like):
 def test_a_recording_that_holds_no_work_is_found_out(record_with, llama_like):
     """It would give the first observation's action for every later one."""
     record_with(EmptyPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = inputs_of(processor, 4)
     expected = model.predict_actions(**inputs, cache_implementation="dynamic")
     with pytest.warns(RuntimeWarning, match="differs from the plain one"):
@@ -134,10 +108,10 @@ def test_a_recording_that_holds_no_work_is_found_out(record_with, llama_like):
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_first_call_without_numbers_is_no_reason_not_to_record(record_with, llama_like):
     record_with(RepeatedPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = inputs_of(processor, 2)
     expected = model.predict_actions(**inputs, cache_implementation="dynamic")
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="got NaN as probabilities"):
         model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"] * float("nan")})
     assert model.predict_actions(**inputs).text == expected.text
     assert [len(plan.recorded) for plan in plans_of(model)] == [3]
@@ -146,7 +120,7 @@ def test_a_first_call_without_numbers_is_no_reason_not_to_record(record_with, ll
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_one_thread_records_at_a_time(record_with, llama_like):
     record_with(LonelyPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
 
     def act(rows):
         model.predict_actions(**inputs_of(processor, rows))
@@ -164,7 +138,7 @@ def test_one_thread_drops_plans_at_a_time(record_with, llama_like, monkeypatch):
 
     record_with(RepeatedPass)
     monkeypatch.setattr(static_passes, "memory_of", no_memory)
-    model, _ = family("openvla", llama_like, STRINGS)
+    model, _ = tiny_pair("openvla_plus", llama_like, STRINGS)
 
     def ask(rows):
         ids = torch.ones(rows, 5, dtype=torch.long)
@@ -178,19 +152,19 @@ def test_one_thread_drops_plans_at_a_time(record_with, llama_like, monkeypatch):
 def test_a_plan_is_as_before_after_an_interruption(broken, record_with, llama_like, monkeypatch):
     InterruptedPass.interruptions = 0
     record_with(InterruptedPass if broken == "recording" else RepeatedPass)
-    model, processor = family("openvla", llama_like, STRINGS)
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = inputs_of(processor, 2)
     expected = model.predict_actions(**inputs, cache_implementation="dynamic")
     with monkeypatch.context() as patched:
         if broken == "arguments":
-            patched.setattr(static_passes, "lengthened", interrupted)
+            patched.setattr(static_passes, "padded_prompt", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.predict_actions(**inputs)
     (plan,) = plans_of(model)
     assert plan.operations is None
     assert not plan.lock.locked()
     assert model.predict_actions(**inputs).text == expected.text
-    assert layer_operations([plan]) == {"PlainOperations"}
+    assert layer_operations([plan]) == {"TorchOperations"}
 
 
 def interrupted(*_):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
+from tiny_models import picture, tiny_model, tiny_pair
 
 from gen_vla.modeling import cpu_threads
 from gen_vla.processors import ActionStringProcessor
@@ -29,10 +29,7 @@ def two_threads() -> Any:
 def test_threads_while_acting(
     llama_like: Any, gemma_like: Any, monkeypatch: pytest.MonkeyPatch, family: str, below: int, threads: int
 ) -> None:
-    if family == "openvla_plus":
-        model, processor = tiny_model(llama_like, STRINGS), tiny_processor(llama_like, STRINGS)
-    else:
-        model, processor = tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
+    model, processor = tiny_pair(family, llama_like if family == "openvla_plus" else gemma_like, STRINGS)
     monkeypatch.setattr(cpu_threads, "ONE_THREAD_BELOW", below)
     seen = []
     encoder = next(module for module in model.modules() if type(module).__name__ == "SiglipEncoder")

@@ -8,23 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny_models import (
-    layer_operations,
-    picture,
-    tiny_model,
-    tiny_pi0_flow_model,
-    tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
-    tiny_processor,
-)
+from tiny_models import layer_operations, picture, tiny_pair, tiny_pi0_flow_model, tiny_pi0_flow_processor
 from tiny_runs import tiny_pi0_model as pi0_settings
 from tiny_runs import tiny_recipe
 
 from gen_vla.evaluation.benchmarks import random_models
 from gen_vla.evaluation.benchmarks.decoding_benchmark import limits_of
 from gen_vla.modeling import static_passes
-from gen_vla.modeling.tree_passes import Fed, GrowingPasses, Prompt
+from gen_vla.modeling.verification_passes import DynamicPasses, PassInputs, Prompt
 from gen_vla.processors import ActionBins, ActionStringProcessor
 from gen_vla.training.run import run_recipe
 
@@ -36,20 +27,13 @@ pytestmark = pytest.mark.skipif(
 INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
 
 
-@pytest.fixture(params=["openvla", "pi0"])
+@pytest.fixture(params=["openvla_plus", "pi0_plus"])
 def family(request, llama_like):
-    """How to build a model on the GPU for an action format, and its processor."""
+    """Builds a model on the GPU for an action format, and its processor."""
 
-    def build(codec, seed=0, dtype=torch.float32):
-        model, processor = (
-            (tiny_model, tiny_processor)
-            if request.param == "openvla"
-            else (
-                tiny_pi0_model,
-                tiny_pi0_processor,
-            )
-        )
-        return model(llama_like, codec, seed=seed).to(DEVICE, dtype), processor(llama_like, codec)
+    def build(codec, dtype=torch.float32):
+        model, processor = tiny_pair(request.param, llama_like, codec)
+        return model.to(DEVICE, dtype), processor
 
     return build
 
@@ -131,9 +115,9 @@ def test_recorded_logits_in_half_precision(family):
     head = model.get_output_embeddings().weight[:20]
     prompt = Prompt(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
     ids, positions = torch.arange(16).repeat(4, 1), torch.arange(40, 56).repeat(4, 1)
-    fed = Fed(ids, positions, torch.ones(4, 16, 16, dtype=torch.bool).tril())
+    fed = PassInputs(ids, positions, torch.ones(4, 16, 16, dtype=torch.bool).tril())
     with torch.no_grad():
-        plain = GrowingPasses(model, head, prompt, room=64).run(fed)
+        plain = DynamicPasses(model, head, prompt, room=64).run(fed)
         passes = static_passes.static_passes(model, tuple(range(20)), prompt, widest=16, more=40)
         assert passes is not None
         recorded = passes.run(fed)
@@ -181,13 +165,9 @@ def test_a_benchmark_says_what_a_recorded_pass_spends_its_time_on(monkeypatch):
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_larger_models_recordings_write_what_plain_passes_write(monkeypatch):
     """Heads as wide as the kernels for attention take, in both families, in half precision."""
-    monkeypatch.setitem(
-        random_models.SIZES, "small", {"vision": (64, 2, 2), "image": (32, 16), "text": (512, 512, 2, 4)}
-    )
-    monkeypatch.setitem(
-        random_models.SIZES, "pi0-small", {"vision": (64, 2, 2), "image": (32, 16), "text": (512, 512, 2, 4)}
-    )
+    shape = {"vision": (64, 2, 2), "image": (32, 16), "text": (512, 512, 2, 4)}
     for size in ("small", "pi0-small"):
+        monkeypatch.setitem(random_models.SIZES, size, shape)
         model = random_models.build_random(size, DEVICE, torch.bfloat16)
         for rows in (1, 5):
             inputs = random_models.random_inputs(model, rows)

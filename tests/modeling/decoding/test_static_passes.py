@@ -8,14 +8,14 @@ import weakref
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_tree_decoding import family, inputs_of
-from tiny_models import layer_operations
+from test_tree_decoding import inputs_of
+from tiny_models import layer_operations, tiny_pair
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gen_vla.modeling import static_passes, static_plan
-from gen_vla.modeling.decoder_operations import PlainOperations
-from gen_vla.modeling.model_fingerprint import ModelFingerprint
+from gen_vla.modeling.fused_layers import TorchOperations
+from gen_vla.modeling.static_passes import ModelFingerprint
 from gen_vla.processors import ActionStringProcessor
 
 
@@ -51,13 +51,40 @@ class RefusedPass:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
-@pytest.mark.parametrize("kind", ["openvla", "pi0"])
-def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
+def errors_of(function, arguments):
+    """What goes wrong where each argument has a thread of its own, all of them at once."""
+    errors = []
+
+    def call(argument):
+        try:
+            function(argument)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(argument,)) for argument in arguments]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return errors
+
+
+@pytest.fixture
+def recording_device(record_with):
+    """A device on which passes seem to be recorded."""
+    record_with(RepeatedPass)
+
+
+def plans_of(model):
+    known = static_passes._RECORDINGS.get(model)
+    return list(known.plans.values()) if known else []
+
+
+@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
+def test_recorded_passes_give_the_same(kind, llama_like, recording_device):
     """Recording a pass runs it before its time, replaying it reads its arguments from fixed places."""
-    monkeypatch.setattr(static_plan, "CapturedPass", RepeatedPass)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
     strings = ActionStringProcessor(3, 2, 3, "plain")
-    model, processor = family(kind, llama_like, strings)
+    model, processor = tiny_pair(kind, llama_like, strings)
     recorded = []
     for rows in (4, 1, 4, 1):
         inputs = inputs_of(processor, rows)
@@ -65,19 +92,18 @@ def test_recorded_passes_give_the_same(kind, llama_like, monkeypatch):
         for nodes in (3, 30, 3):
             fast = model.predict_actions(**inputs, tree_nodes=nodes, cache_implementation="static")
             assert fast.text == slow.text
-        plans = static_passes._RECORDINGS[model].plans.values()
+        plans = plans_of(model)
         recorded.append(sum(len(plan.recorded) for plan in plans))
     assert recorded[1] == recorded[3] == 3 * len(plans)  # of pictures, of the prompt, the others; each recorded once
-    assert layer_operations(plans) == {"PlainOperations"}
+    assert layer_operations(plans) == {"TorchOperations"}
 
 
 @pytest.mark.parametrize(
     ("recording", "reason"), [(DifferentPass, "differs from the plain one"), (RefusedPass, "not")]
 )
-def test_recordings_that_fail_are_not_used(recording, reason, llama_like, monkeypatch):
-    monkeypatch.setattr(static_plan, "CapturedPass", recording)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    model, processor = family("openvla", llama_like, strings := ActionStringProcessor(3, 2, 3))
+def test_recordings_that_fail_are_not_used(recording, reason, llama_like, record_with):
+    record_with(recording)
+    model, processor = tiny_pair("openvla_plus", llama_like, strings := ActionStringProcessor(3, 2, 3))
     inputs = inputs_of(processor, 3)
     slow = model.predict_actions(**inputs, tree_nodes=0)
     with pytest.warns(RuntimeWarning, match=f"not used for decoding: .*{reason}"):
@@ -87,21 +113,19 @@ def test_recordings_that_fail_are_not_used(recording, reason, llama_like, monkey
     assert strings.decode(fast.text[0]).shape == (2, 3)
 
 
-def test_a_recording_is_made_anew_for_other_weights(llama_like, monkeypatch):
+def test_a_recording_is_made_anew_for_other_weights(llama_like, recording_device):
     """An adapter or a move puts other weights in a recording's place; a change in place does not."""
-    monkeypatch.setattr(static_plan, "CapturedPass", RepeatedPass)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
     model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
-    (plan,) = static_passes._RECORDINGS[model].plans.values()
+    (plan,) = plans_of(model)
     with torch.no_grad():
         model.model.projector.fc3.weight.mul_(-1)
     model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
-    assert list(static_passes._RECORDINGS[model].plans.values()) == [plan]
+    assert plans_of(model) == [plan]
     model.model.projector.fc3 = copy.deepcopy(model.model.projector.fc3)
     model.predict_actions(**inputs, tree_nodes=5, cache_implementation="static")
-    (other,) = static_passes._RECORDINGS[model].plans.values()
+    (other,) = plans_of(model)
     assert other is not plan
 
 
@@ -117,26 +141,26 @@ class OnTheDevice(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("operations", [None, PlainOperations()])
-@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+@pytest.mark.parametrize("operations", [None, TorchOperations()])
+@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
 def test_passes_stay_on_the_device(kind, operations, llama_like):
     """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
-    model, _ = family(kind, llama_like, ActionStringProcessor(3, 1, 3))
+    model, _ = tiny_pair(kind, llama_like, ActionStringProcessor(3, 1, 3))
     model.to("meta")
     plan = static_plan.StaticPlan(model, tuple(range(14)), batch=2, width=16, capacity=128, graphs=False)
-    length, width, channels = 32, 16, 6 if kind == "openvla" else 3
+    length, width, channels = 32, 16, 6 if kind == "openvla_plus" else 3
 
     def empty(*shape, dtype=torch.long):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    seen, sight = empty(2, length, dtype=torch.bool), empty(2, width, width, dtype=torch.bool)
+    seen, tree_mask = empty(2, length, dtype=torch.bool), empty(2, width, width, dtype=torch.bool)
     pictures = empty(2, channels, 8, 8, dtype=torch.float32)
     plan.operations = operations
     with OnTheDevice():
         features = plan.vision_pass(pictures)
-        first = plan.prompt_pass(empty(2, 2, length + width), seen, sight, empty(2 * 4), features)
-        words = plan.prompt_pass(empty(2, 2, length + width), seen, sight)
-        then = plan.decode_pass(empty(2, 4 * width + 1), sight)
+        first = plan.prompt_pass(empty(2, 2, length + width), seen, tree_mask, empty(2 * 4), features)
+        words = plan.prompt_pass(empty(2, 2, length + width), seen, tree_mask)
+        then = plan.decode_pass(empty(2, 4 * width + 1), tree_mask)
     assert first.shape == words.shape == (2, 1 + width, 14)
     assert then.shape == (2, width, 14)
     with pytest.raises(AssertionError, match="cpu"), OnTheDevice():
@@ -145,36 +169,24 @@ def test_passes_stay_on_the_device(kind, operations, llama_like):
 
 def test_static_plans_are_shared_and_follow_the_weights(llama_like):
     strings = ActionStringProcessor(3, 1, 3)
-    model, processor = family("openvla", llama_like, strings)
+    model, processor = tiny_pair("openvla_plus", llama_like, strings)
     call = {"tree_nodes": 5, "cache_implementation": "static"}
     before = model.predict_actions(**inputs_of(processor, 2), **call)
     model.predict_actions(**inputs_of(processor, 2), **call)
-    assert len(static_passes._RECORDINGS[model].plans) == 1
+    assert len(plans_of(model)) == 1
     with torch.no_grad():
         model.lm_head.weight.mul_(-1)  # in place: the same buffers, other logits
     after = model.predict_actions(**inputs_of(processor, 2), **call)
     assert after.text == model.predict_actions(**inputs_of(processor, 2), tree_nodes=0).text != before.text
     model.lm_head.weight.data = model.lm_head.weight.data.clone()
     model.predict_actions(**inputs_of(processor, 2), **call)
-    assert len(static_passes._RECORDINGS[model].plans) == 1
+    assert len(plans_of(model)) == 1
     copy.deepcopy(model)
-
-
-@pytest.fixture
-def recording_device(monkeypatch):
-    """A device on which passes seem to be recorded."""
-    monkeypatch.setattr(static_plan, "CapturedPass", RepeatedPass)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-
-
-def plans_of(model):
-    known = static_passes._RECORDINGS.get(model)
-    return list(known.plans.values()) if known else []
 
 
 def test_where_passes_are_recorded_without_being_asked(recording_device, llama_like):
     """Not with hooks, which a graph does not call, not in training, not for quantised layers or several devices."""
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs, called = inputs_of(processor, 2), []
     expected = model.predict_actions(**inputs, cache_implementation="dynamic").text
     assert not plans_of(model)
@@ -196,10 +208,9 @@ def test_where_passes_are_recorded_without_being_asked(recording_device, llama_l
     assert [len(plan.recorded) for plan in plans_of(model)] == [3]
 
 
-def test_a_model_that_cannot_be_recorded_is_not_tried_again(monkeypatch, llama_like):
-    monkeypatch.setattr(static_plan, "CapturedPass", RefusedPass)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+def test_a_model_that_cannot_be_recorded_is_not_tried_again(record_with, llama_like):
+    record_with(RefusedPass)
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
     with pytest.warns(RuntimeWarning, match="CUDA graphs are not used"):
         first = model.predict_actions(**inputs)
@@ -222,7 +233,7 @@ class WithoutMemory(TorchDispatchMode):
 
 
 def test_without_memory_to_record_passes_are_plain(recording_device, llama_like):
-    model, processor = family("pi0", llama_like, ActionStringProcessor(3, 1, 3))
+    model, processor = tiny_pair("pi0_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
     expected = model.predict_actions(**inputs, cache_implementation="dynamic").text
     model.predict_actions(**inputs)
@@ -235,7 +246,7 @@ def test_without_memory_to_record_passes_are_plain(recording_device, llama_like)
     assert not plan.recorded
 
 
-def test_encoders_are_recorded_once_or_not_at_all(monkeypatch, llama_like):
+def test_encoders_are_recorded_once_or_not_at_all(record_with, llama_like):
     """What computes a decoder's layers makes no difference to them."""
     tried = []
 
@@ -244,16 +255,15 @@ def test_encoders_are_recorded_once_or_not_at_all(monkeypatch, llama_like):
             tried.append(function.__name__)
             super().__init__()
 
-    monkeypatch.setattr(static_plan, "CapturedPass", Refused)
-    monkeypatch.setattr(static_passes, "records_graphs", lambda device: True)
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    record_with(Refused)
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     with pytest.warns(RuntimeWarning, match="CUDA graphs are not used"):
         model.predict_actions(**inputs_of(processor, 1))
     assert tried == ["vision_pass"]
 
 
 def test_calls_of_several_threads_do_not_share_a_plan(recording_device, llama_like):
-    model, processor = family("pi0", llama_like, ActionStringProcessor(3, 2, 3))
+    model, processor = tiny_pair("pi0_plus", llama_like, ActionStringProcessor(3, 2, 3))
     calls = [inputs_of(processor, 1) for _ in range(6)]
     for number, inputs in enumerate(calls):
         inputs["pixel_values"] = inputs["pixel_values"] * (1 - number / 3)
@@ -266,48 +276,36 @@ def test_calls_of_several_threads_do_not_share_a_plan(recording_device, llama_li
         for _ in range(3):
             found[number] = model.predict_actions(**calls[number]).text
 
-    threads = [threading.Thread(target=act, args=(number,)) for number in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert errors_of(act, range(len(calls))) == []
     assert found == expected
     (plan,) = plans_of(model)
     assert plan.lock.acquire(blocking=False)
 
 
-def test_a_plan_is_free_again_after_an_error(recording_device, llama_like, monkeypatch):
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
-    inputs = inputs_of(processor, 1)
-    model.predict_actions(**inputs)
-    with pytest.raises(ValueError, match="do not match"):
-        model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
-    (plan,) = plans_of(model)
-    assert plan.lock.acquire(blocking=False)
-
-
 def test_few_plans_are_kept(recording_device, llama_like, monkeypatch):
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
-    monkeypatch.setattr(static_passes, "PLANS_KEPT", 2)
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
+    monkeypatch.setattr(static_passes, "MAX_PLANS", 2)
     for rows in (1, 2, 3, 1):
         model.predict_actions(**inputs_of(processor, rows))
-    assert [len(plan.real) for plan in plans_of(model)] == [3, 1]
+    assert [len(plan.not_padding) for plan in plans_of(model)] == [3, 1]
     first = plans_of(model)[0]
     size = first.cache.buffer.nbytes
     assert static_passes.cache_bytes(model, ((), 3, first.cache.scratch, first.cache.slots)) == size
     monkeypatch.setattr(static_passes, "memory_of", lambda device: size / static_passes.MEMORY_SHARE)
     model.predict_actions(**inputs_of(processor, 3))
-    assert [len(plan.real) for plan in plans_of(model)] == [3]
+    assert [len(plan.not_padding) for plan in plans_of(model)] == [3]
     expected = model.predict_actions(**inputs_of(processor, 4), cache_implementation="dynamic")
     assert model.predict_actions(**inputs_of(processor, 4)).text == expected.text
-    assert [len(plan.real) for plan in plans_of(model)] == [3]  # another one would be too large, but for whoever asks
+    assert [len(plan.not_padding) for plan in plans_of(model)] == [
+        3
+    ]  # another one would be too large, but for whoever asks
     model.predict_actions(**inputs_of(processor, 4), cache_implementation="static")
-    assert [len(plan.real) for plan in plans_of(model)] == [4]
+    assert [len(plan.not_padding) for plan in plans_of(model)] == [4]
 
 
 def test_switching_an_adapter_is_seen(llama_like):
     """It changes what layers compute, and neither a module nor a weight."""
-    model, _ = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    model, _ = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     before = ModelFingerprint(model)
     assert before.holds()
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
@@ -328,8 +326,8 @@ def test_switching_an_adapter_is_seen(llama_like):
 
 
 def test_what_else_makes_a_recording_stale(llama_like):
-    """Buffers, types where addresses are the same by chance, and a module's own `forward`."""
-    model, _ = family("pi0", llama_like, ActionStringProcessor(3, 1, 3))
+    """Buffers, types where addresses are the same by coincidence, and a module's own `forward`."""
+    model, _ = tiny_pair("pi0_plus", llama_like, ActionStringProcessor(3, 1, 3))
     rotation, mlp = model.model.language_model.rotary_emb, model.model.language_model.layers[0].mlp
     seen = ModelFingerprint(model)
     rotation.inv_freq = rotation.inv_freq / 2
@@ -352,7 +350,7 @@ def test_what_else_makes_a_recording_stale(llama_like):
 
 
 def test_recordings_go_with_their_model(recording_device, llama_like):
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     model.predict_actions(**inputs_of(processor, 1))
     assert plans_of(model)
     gone, plan = weakref.ref(model), weakref.ref(plans_of(model)[0])
@@ -363,7 +361,7 @@ def test_recordings_go_with_their_model(recording_device, llama_like):
 
 
 def test_hooks_are_called_where_static_passes_are_asked_for(recording_device, llama_like):
-    model, processor = family("openvla", llama_like, ActionStringProcessor(3, 1, 3))
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs, called = inputs_of(processor, 2), []
     expected = model.predict_actions(**inputs)
     assert len(plans_of(model)) == 1

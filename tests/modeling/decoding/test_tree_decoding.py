@@ -1,42 +1,35 @@
 """Tree decoding against plain constrained decoding: the same tokens, in fewer passes, for every kind of action."""
 
-from collections import Counter
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_models import picture, tiny_model, tiny_pair, tiny_processor
 
 from gen_vla.modeling import tree_decoding
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior, Place, step
-from gen_vla.modeling.token_trees import TokenTree, grow_tree
+from gen_vla.modeling.draft_distribution import Cursor, advance
+from gen_vla.modeling.draft_trees import DraftTree, grow_tree
 from gen_vla.modeling.tree_decoding import TreeDecoder, longest_forced_run, pack
-from gen_vla.modeling.tree_passes import TreeCache
+from gen_vla.modeling.verification_passes import DynamicTreeCache
 from gen_vla.processors import ActionBins, ActionStringProcessor, make_action_config
 
 
 INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
 
 
-def family(kind: str, tokenizer, strings, seed: int = 0):
-    if kind == "openvla":
-        return tiny_model(tokenizer, strings, seed=seed), tiny_processor(tokenizer, strings)
-    return tiny_pi0_model(tokenizer, strings, seed=seed), tiny_pi0_processor(tokenizer, strings)
-
-
 def inputs_of(processor, rows: int):
     return processor.action_inputs([picture(row) for row in range(rows)], INSTRUCTIONS[:rows])
 
 
-@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
 @pytest.mark.parametrize("style", ["signed", "plain", "legacy"])
 @pytest.mark.parametrize(("horizon", "rows"), [(1, 1), (1, 4), (3, 3)])
 def test_same_tokens_as_one_at_a_time(kind, style, horizon, rows, llama_like):
     strings = ActionStringProcessor(3, horizon, 3, style, binary_dims=(2,))
     for seed in range(2):
-        model, processor = family(kind, llama_like, strings, seed)
+        model, processor = tiny_pair(kind, llama_like, strings, seed)
         inputs = inputs_of(processor, rows)
         slow = model.predict_actions(**inputs, tree_nodes=0)
         for nodes, cache in ((1, "dynamic"), (7, "dynamic"), (30, "dynamic"), (2, "static"), (30, "static")):
@@ -48,10 +41,10 @@ def test_same_tokens_as_one_at_a_time(kind, style, horizon, rows, llama_like):
             assert fast.forward_passes < slow.forward_passes
 
 
-def test_horizon_16_and_a_wrong_prior(llama_like):
-    """The worst prior, sure of the wrong end, costs passes and no token."""
+def test_horizon_16_and_a_wrong_draft(llama_like):
+    """The worst draft, sure of the wrong end, costs passes and no token."""
     strings = ActionStringProcessor(2, 16, 2, "signed")
-    model, processor = family("openvla", llama_like, strings)
+    model, processor = tiny_pair("openvla_plus", llama_like, strings)
     inputs = inputs_of(processor, 2)
     slow = model.predict_actions(**inputs, tree_nodes=0)
     good = model.predict_actions(**inputs, tree_nodes=12, previous=slow.normalized)
@@ -60,9 +53,9 @@ def test_horizon_16_and_a_wrong_prior(llama_like):
     assert good.forward_passes < bad.forward_passes < slow.forward_passes
 
 
-@pytest.mark.parametrize("kind", ["openvla", "pi0"])
+@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
 def test_many_random_cases(kind, llama_like):
-    """600 actions: every style, dimensions and horizon drawn, priors that know, do not know or are wrong."""
+    """600 actions: every style, dimensions and horizon drawn, drafts that know, do not know or are wrong."""
     random = np.random.default_rng(7)
     for case in range(60):
         strings = ActionStringProcessor(
@@ -72,14 +65,14 @@ def test_many_random_cases(kind, llama_like):
             ("signed", "plain", "legacy")[case % 3],
             binary_dims=(0,) if case % 2 else (),
         )
-        model, processor = family(kind, llama_like, strings, seed=case)
+        model, processor = tiny_pair(kind, llama_like, strings, seed=case)
         inputs = inputs_of(processor, rows := int(random.integers(1, 5)))
         slow = model.predict_actions(**inputs, tree_nodes=0)
-        for hint in (None, slow.normalized, -slow.normalized, random.uniform(-1, 1, slow.normalized.shape)):
+        for previous in (None, slow.normalized, -slow.normalized, random.uniform(-1, 1, slow.normalized.shape)):
             fast = model.predict_actions(
                 **inputs,
                 tree_nodes=int(random.integers(1, 40)),
-                previous=hint,
+                previous=previous,
                 cache_implementation=str(random.choice(["dynamic", "static"])),
             )
             assert fast.text == slow.text, (case, rows)
@@ -88,7 +81,7 @@ def test_many_random_cases(kind, llama_like):
 def test_exact_ties_are_broken_alike(llama_like):
     """With an output layer of zeros every token ties with every other; both ways then take the same one."""
     strings = ActionStringProcessor(3, 2, 3, "signed")
-    model, processor = family("openvla", llama_like, strings)
+    model, processor = tiny_pair("openvla_plus", llama_like, strings)
     model.lm_head.weight.data.zero_()
     inputs = inputs_of(processor, 3)
     slow = model.predict_actions(**inputs, tree_nodes=0)
@@ -101,7 +94,7 @@ def test_near_ties_in_float32(llama_like):
     strings = ActionStringProcessor(3, 1, 4, "signed")
     same = 0
     for seed in range(20):
-        model, processor = family("openvla", llama_like, strings, seed)
+        model, processor = tiny_pair("openvla_plus", llama_like, strings, seed)
         weight = model.lm_head.weight.data
         weight.copy_(weight[:1] + 1e-3 * weight)
         inputs = inputs_of(processor, 2)
@@ -139,34 +132,13 @@ def test_bf16_agrees_with_itself_almost_always(llama_like):
     strings = ActionStringProcessor(3, 1, 2)
     same = rows = 0
     for seed in range(6):
-        model, processor = family("openvla", llama_like, strings, seed)
+        model, processor = tiny_pair("openvla_plus", llama_like, strings, seed)
         model = model.to(torch.bfloat16)
         inputs = inputs_of(processor, 4)
         slow, fast = model.predict_actions(**inputs, tree_nodes=0), model.predict_actions(**inputs, tree_nodes=16)
         same += sum(a == b for a, b in zip(slow.text, fast.text, strict=True))
         rows += 4
     assert same >= rows - 2
-
-
-def test_sampling_has_the_right_distribution(llama_like):
-    """The first dimension's sign and the gripper, sampled through trees, against the model's own probabilities."""
-    strings = ActionStringProcessor(2, 1, 1, binary_dims=(1,))
-    model, processor = family("openvla", llama_like, strings, seed=3)
-    inputs = inputs_of(processor, 1)
-    many = {name: value.repeat_interleave(400, dim=0) for name, value in inputs.items()}
-    torch.manual_seed(0)
-    temperature = 3.0
-    by_tree = Counter(model.predict_actions(**many, do_sample=True, temperature=temperature, tree_nodes=6).text)
-    torch.manual_seed(1)
-    plainly = Counter(model.predict_actions(**many, do_sample=True, temperature=temperature, tree_nodes=0).text)
-    assert len(by_tree) > 10
-    for position in range(len("+0.0+0.0")):
-        for character in "+-01359":
-            shares = [
-                sum(count for text, count in texts.items() if text[position] == character) / 400
-                for texts in (by_tree, plainly)
-            ]
-            assert abs(shares[0] - shares[1]) < 0.14  # four standard errors of a difference at 400 draws each
 
 
 def test_calibration_keeps_the_fastest_budget_per_batch_size(tiny_openvla):
@@ -194,46 +166,16 @@ def test_the_two_ways_cannot_be_mixed(tiny_openvla):
         model.predict_actions(**inputs, previous=np.zeros((2, 1, 3)))
 
 
-def test_a_tree_holds_the_best_continuations_and_is_as_large_as_asked(llama_like):
-    strings = ActionStringProcessor(1, 1, 2)
-    grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
-    prior = ActionPrior(grammar, previous=np.array([0.25]))
-    tree = grow_tree(grammar, prior, Place(), 20)
-    words = []
-    for node in range(20):
-        word, at = "", node
-        while at >= 0:
-            word, at = grammar.text_of[tree.tokens[at]] + word, tree.parents[at]
-        words.append(word)
-        assert tree.depths[node] == len(word)
-        assert tree.parents[node] < node
-    assert words[:3] == ["+", "+0", "+0."]
-    assert next(word for word in words if len(word) == 4) == "+0.2"
-    assert len(set(words)) == 20
-    assert len(grow_tree(grammar, prior, Place(), 10_000).tokens) < 10_000  # all there is
-
-
-def test_prior_masses_are_probabilities(llama_like):
-    strings = ActionStringProcessor(2, 1, 3)
-    grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
-    histogram = [[0, 0, 0, 9], [1, 1, 1, 1]]
-    prior = ActionPrior(grammar, histogram)
-    for value in range(2):
-        assert prior.mass(value, -1.0, 1.0) == pytest.approx(1.0)
-        assert prior.mass(value, -1.0, -0.0005) + prior.mass(value, -0.0005, 1.0) == pytest.approx(1.0)
-    assert prior.mass(0, 0.5, 1.0) > 0.6 > 0.3 > prior.mass(1, 0.5, 1.0)
-
-
 def test_places_follow_the_values(llama_like):
     for style, text in (("signed", "+0.12-1.00"), ("plain", "0.12\n-1.00"), ("legacy", " 0.12,-1.0,")):
         strings = ActionStringProcessor(2, 1, 2, style)
         grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
         ids = {piece: token for token, piece in grammar.text_of.items()}
-        place, seen = Place(), []
+        cursor, seen = Cursor(), []
         while text:
             piece = max((p for p in ids if text.startswith(p)), key=len)
-            place, text = step(grammar, place, ids[piece]), text[len(piece) :]
-            seen.append((place.value, place.prefix))
+            cursor, text = advance(grammar, cursor, ids[piece]), text[len(piece) :]
+            seen.append((cursor.value, cursor.prefix))
         assert seen[-1] == (2, "")
         assert (1, "-") in seen
 
@@ -250,7 +192,7 @@ def test_trees_grown_while_a_gpu_computes_change_nothing(style, llama_like, monk
     for moments in (0, 10_000, 2):
         time_left, trees = iter([True] * moments), []
         waiting = partial(next, time_left, False)
-        monkeypatch.setattr(tree_decoding, "under_way", lambda device, waiting=waiting: waiting)
+        monkeypatch.setattr(tree_decoding, "is_computing", lambda device, waiting=waiting: waiting)
         monkeypatch.setattr(tree_decoding, "grow_tree", lambda *args, t=trees: t.append(args) or grow_tree(*args))
         found.append(model.predict_actions(**inputs, tree_nodes=9, previous=previous))
         grown.append(len(trees))
@@ -259,28 +201,28 @@ def test_trees_grown_while_a_gpu_computes_change_nothing(style, llama_like, monk
         assert (other.forward_passes, other.tree_nodes) == (found[0].forward_passes, found[0].tree_nodes)
         np.testing.assert_array_equal(other.digit_probabilities, found[0].digit_probabilities)
     asked_for, *beforehand = grown
-    assert asked_for < beforehand[0] <= asked_for * (1 + tree_decoding.FORESEEN)
+    assert asked_for < beforehand[0] <= asked_for * (1 + tree_decoding.DRAFTED_AHEAD)
     assert beforehand[1] == asked_for  # the two moments went into looking where the first trees may be left
 
 
 def test_packing_shows_each_node_its_ancestors_only():
     """Two pending tokens, then a tree of a, b (siblings) and c below b."""
-    tree = TokenTree(tokens=[7, 8, 9], parents=[-1, -1, 1], depths=[1, 1, 2])
-    ids, positions, sight = pack([(3, [5, 6], tree), (9, [4], TokenTree())], 5)
+    tree = DraftTree(tokens=[7, 8, 9], parents=[-1, -1, 1], depths=[1, 1, 2])
+    ids, positions, tree_mask = pack([(3, [5, 6], tree), (9, [4], DraftTree())], 5)
     assert ids.tolist() == [[5, 6, 7, 8, 9], [4, 0, 0, 0, 0]]
     assert positions[0].tolist() == [3, 4, 5, 5, 6]
-    assert sight[0].int().tolist() == [
+    assert tree_mask[0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [1, 1, 0, 1, 0],
         [1, 1, 0, 1, 1],
     ]
-    assert sight[1].int().tolist() == np.eye(5, dtype=int).tolist()
+    assert tree_mask[1].int().tolist() == np.eye(5, dtype=int).tolist()
 
 
 def test_cache_keeps_what_was_accepted_and_grows():
-    cache = TreeCache(3)
+    cache = DynamicTreeCache(3)
     keys = torch.arange(4.0).view(1, 1, 4, 1)
     cache.update(keys, -keys, 0)
     cache.keep(1, torch.tensor([[3, 1]]))

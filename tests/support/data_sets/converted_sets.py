@@ -41,39 +41,33 @@ def fractal_episodes(count: int = 3, length: int = 8) -> list[Episode]:
     return episodes
 
 
+# The layouts are those of the docstring of this file.
 def raw(episode: Episode) -> Episode:
-    """See the docstring of this file."""
     return episode
 
 
 def openpi(episode: Episode) -> Episode:
-    """See the docstring of this file."""
     return replace(episode, columns={"state": episode.states, "actions": episode.actions})
 
 
 def parts(episode: Episode) -> Episode:
-    """See the docstring of this file."""
     names = ("world_vector", "rotation_delta", "gripper_closedness_action")
     values = np.split(episode.actions, [3, 6], axis=1)
     return replace(episode, columns={f"action.{name}": part for name, part in zip(names, values, strict=True)})
 
 
 def openx2lerobot(episode: Episode) -> Episode:
-    """See the docstring of this file; RT-1's state [8] is position, quaternion and gripper."""
-    learned = transformed(episode)
-    assert learned.proprio is not None
-    gripper = learned.proprio[:, 6:]
-    pad = np.zeros_like(gripper)
-    widened = [learned.proprio[:, :6], pad, gripper] if is_bridge(episode) else [learned.proprio, gripper]
+    """RT-1's state [8] is position, quaternion and gripper."""
+    learned, proprio = transformed(episode)
+    pad = np.zeros_like(proprio[:, 6:])
+    widened = [proprio[:, :6], pad, proprio[:, 6:]] if is_bridge(episode) else [proprio, proprio[:, 6:]]
     columns = {"observation.state": np.concatenate(widened, axis=1, dtype=np.float32), "action": learned.actions}
     return kept(episode, learned, columns)
 
 
 def split(episode: Episode) -> Episode:
-    """See the docstring of this file."""
-    learned = transformed(episode)
-    assert learned.proprio is not None
-    values = [*np.split(learned.proprio, [3, 6], axis=1), *np.split(learned.actions, [3, 6], axis=1)]
+    learned, proprio = transformed(episode)
+    values = [*np.split(proprio, [3, 6], axis=1), *np.split(learned.actions, [3, 6], axis=1)]
     columns = dict(zip([*SPLIT_STATE, *SPLIT_ACTION], values, strict=True))
     shown = replace(episode, pictures={f"video.{camera}": frames for camera, frames in episode.pictures.items()})
     return kept(shown, learned, columns)
@@ -84,9 +78,11 @@ def is_bridge(episode: Episode) -> bool:
     return "image" not in episode.pictures
 
 
-def transformed(episode: Episode) -> Trajectory:
-    """OpenVLA's transform of the data set the episode is from; checked by hand in `test_robot_transforms`."""
-    return (bridge if is_bridge(episode) else fractal)(episode.actions, episode.states)
+def transformed(episode: Episode) -> tuple[Trajectory, np.ndarray]:
+    """OpenVLA's transform of the data set, checked by hand in `test_robot_transforms`, and its proprioception."""
+    learned = (bridge if is_bridge(episode) else fractal)(episode.actions, episode.states)
+    assert learned.proprio is not None
+    return learned, learned.proprio
 
 
 def kept(episode: Episode, learned: Trajectory, columns: dict[str, np.ndarray]) -> Episode:

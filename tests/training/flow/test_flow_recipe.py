@@ -29,46 +29,37 @@ def test_the_shipped_recipes_are_the_papers_baseline() -> None:
     assert (recipe.data.questions, recipe.model.frozen) == ([], None)
 
 
-def test_family_and_actions_go_together(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"tiny.yaml: got model.family='pi0_flow' with actions.representation='bins', exp"
-    ):
-        flow_recipe(tmp_path, actions__representation="bins")
-    with pytest.raises(
-        RecipeError, match=r"got model.family='openvla_plus' with actions.representation='flow', expec"
-    ):
-        tiny_recipe(tmp_path, actions__representation="flow")
+MODEL = tiny_flow_settings()["model"]
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "told"),
+    ("changes", "told"),
     [
+        ({"actions__representation": "bins"}, "'pi0_flow' with actions.representation='bins', expected"),
+        ({"data__co_training": None}, r"data.co_training=\['scenes'\] for the flow-matching π0, expected \[\]: it"),
+        ({"training__lora": {"rank": 4}}, r"training.lora=LoraRecipe\(rank=4.*, expected None"),
+        ({"loss__balance": "example"}, "loss.balance='example' for the flow-matching π0, expected 'token'"),
+        ({"loss__decimal_weights": [1.0]}, r"loss.decimal_weights=\[1.0\] .* expected \[\]"),
+        ({"loss__constant_dimension_weight": 0.5}, "loss.constant_dimension_weight=0.5 .* expected 1.0"),
+        ({"actions__label_decimals": 2}, "label_decimals=2 with representation 'flow', expected none"),
+        ({"model": {**MODEL, "frozen": "siglip"}}, "model.frozen='siglip' for the flow-matching π0, expected None"),
         (
-            "data__co_training",
-            None,
-            r"data.co_training=\['scenes'\] for the flow-matching π0, expected \[\]: it learns",
+            {"model": {**MODEL, "dino": {"hidden_size": 8}}},
+            r"dino=\{'hidden_size': 8\} for pi0_flow, expected none",
         ),
-        ("training__lora", {"rank": 4}, r"training.lora=LoraRecipe\(rank=4.*, expected None"),
-        ("loss__balance", "example", "loss.balance='example' for the flow-matching π0, expected 'token'"),
-        ("loss__decimal_weights", [1.0], r"loss.decimal_weights=\[1.0\] .* expected \[\]"),
-        ("loss__constant_dimension_weight", 0.5, "loss.constant_dimension_weight=0.5 .* expected 1.0"),
-        ("actions__label_decimals", 2, "label_decimals=2 with representation 'flow', expected none"),
     ],
 )
-def test_settings_for_tokens_are_refused(setting: str, value: Any, told: str, tmp_path: Path) -> None:
+def test_settings_for_tokens_and_other_encoders_are_refused(
+    changes: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     with pytest.raises(RecipeError, match=told):
-        flow_recipe(tmp_path, **{setting: value})
+        flow_recipe(tmp_path, **changes)
 
 
-def test_a_frozen_encoder_dino_and_an_expert_elsewhere_are_refused(tmp_path: Path) -> None:
-    model = tiny_flow_settings()["model"]
-    with pytest.raises(RecipeError, match=r"model.frozen='siglip' for the flow-matching π0, expected None"):
-        flow_recipe(tmp_path, model={**model, "frozen": "siglip"})
-    with pytest.raises(RecipeError, match=r"got dino=\{'hidden_size': 8\} for pi0_flow, expected none"):
-        flow_recipe(tmp_path, model={**model, "dino": {"hidden_size": 8}})
-    with pytest.raises(
-        RecipeError, match=r"got expert=\{'hidden_size': 8\} for openvla_plus, expected none: only pi0"
-    ):
+def test_other_families_have_no_flow_and_no_expert(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"'openvla_plus' with actions.representation='flow', expected"):
+        tiny_recipe(tmp_path, actions__representation="flow")
+    with pytest.raises(RecipeError, match=r"expert=\{'hidden_size': 8\} for openvla_plus, expected none: only pi0"):
         tiny_recipe(tmp_path, model__expert={"hidden_size": 8})
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from robot_data_sets import make_episodes, write_lerobot
 from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
 
@@ -25,17 +24,10 @@ from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import open_data
 
 
-REMEDY = "record it first"
-
-
-def data(folder: Path, columns: tuple[str, ...] = ("image",)) -> Dataset:
-    return load_columns(folder, columns, REMEDY)
-
-
 def demonstrations(tmp_path: Path, horizon: int, **columns: Any) -> RecordedDemonstrations:
     actions = [[float(step), 0.0, 1.0] for step in range(5)]
     folder = write_robot_data(tmp_path / "robot", 5, action=actions, episode_index=[7, 7, 7, 9, 9], **columns)
-    return RecordedDemonstrations(data(folder), horizon, "robot/mine")
+    return RecordedDemonstrations(load_columns(folder, ROBOT_COLUMNS), horizon, "robot/mine")
 
 
 def test_a_recorded_row(tmp_path: Path) -> None:
@@ -59,22 +51,22 @@ def test_chunks_end_with_their_episode_and_repeat_its_last_action(tmp_path: Path
 
 def test_recorded_questions_and_rows_without_a_picture(tmp_path: Path) -> None:
     folder = write_questions(tmp_path / "q", 2, image=[None, noise(1)], question=["a?", "b?"], answer=["one", "two"])
-    table = RecordedQuestions(data(folder), "vision_language/s")
+    table = RecordedQuestions(load_columns(folder, ()), "vision_language/s")
     assert [len(table[row]["images"]) for row in range(2)] == [0, 1]
     assert table[1]["turns"] == [{"question": "b?", "answer": "two"}]
 
 
 def test_missing_folders_and_columns_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"got no data set at .*nowhere.*save_to_disk; record it first"):
-        data(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"got no data set at .*nowhere.*save_to_disk; record or convert"):
+        load_columns(tmp_path / "nowhere", ())
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="got no data set at"):
-        data(tmp_path / "empty")
+        load_columns(tmp_path / "empty", ())
     folder = write_questions(tmp_path / "questions")
     with pytest.raises(
         ValueError, match=r"questions: got columns \['image', 'question', 'answer'\], expected also ins"
     ):
-        data(folder, ROBOT_COLUMNS)
+        load_columns(folder, ROBOT_COLUMNS)
 
 
 def lerobot_recipe(folder: Path, **data: Any) -> Recipe:

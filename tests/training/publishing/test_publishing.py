@@ -153,7 +153,7 @@ def test_a_flow_matching_model_is_verified_by_its_velocities_and_actions(
     tiny_pi0_flow_model(gemma_like).save_pretrained(tmp_path / "flow")
     tiny_pi0_flow_processor(gemma_like).save_pretrained(tmp_path / "flow")
     folder = publish_to_folder(tmp_path / "flow", "gen-vla/tiny-flow", tmp_path / "published")
-    assert (folder / "pi0_version.py").is_file()
+    assert (folder / "transformers_version.py").is_file()
 
     def change(draft: Path) -> None:
         weights = load_file(draft / "model.safetensors")

@@ -69,7 +69,7 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
         ({"trainning": {"steps": 1}}, r"got unknown key 'trainning'; did you mean 'training'\? known: name,"),
         (
             {"training__lerning_rate": 1.0},
-            r"got unknown key 'training.lerning_rate'; did you mean 'learning_rate'\? known: steps,",
+            r"key 'training.lerning_rate'; did you mean 'learning_rate'\? known: st",
         ),
         ({"model__frozn": None}, r"got unknown key 'model.frozn'; did you mean 'frozen'\?"),
         ({"zzz": 1}, r"got unknown key 'zzz'; known: name,"),
@@ -79,16 +79,6 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
             {"data__robot": [{"path": "a", "key": "b", "record": {"episodes_per_tsk": 1}}]},
             r"unknown key 'data.robot.0.record.episodes_per_tsk'; did you mean 'episodes_per_task'",
         ),
-    ],
-)
-def test_a_misspelt_key_gets_the_nearest_name(setting: dict[str, Any], expected: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=expected):
-        load_recipe(written(tmp_path, tiny_settings(**setting)))
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
         ({"training__steps": "ten"}, r"training.steps: got 'ten' \(str\), expected a valid integer$"),
         ({"training__steps": 1.5}, r"training.steps: got 1.5 \(float\), expected a valid integer$"),
         ({"training__steps": True}, r"training.steps: got True \(bool\), expected a valid integer$"),
@@ -96,10 +86,6 @@ def test_a_misspelt_key_gets_the_nearest_name(setting: dict[str, Any], expected:
         ({"training__batch_size": -2}, r"training.batch_size: got -2 \(int\), expected greater than or equal to 1"),
         ({"training__bf16": 1}, r"training.bf16: got 1 \(int\), expected a valid boolean$"),
         ({"training__learning_rate": True}, r"learning_rate: got True \(bool\), expected a valid number$"),
-        (
-            {"training__learning_rate": "2e-5"},
-            r"got '2e-5' \(str\), expected a valid number \(YAML reads 2e-5 as text: w",
-        ),
         ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip' or 'dino'"),
         ({"loss__balance": None}, r"loss.balance: got None .*expected 'token', 'example' or 'source'"),
         ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a valid list"),
@@ -115,7 +101,7 @@ def test_a_misspelt_key_gets_the_nearest_name(setting: dict[str, Any], expected:
         ({"name": "../elsewhere"}, r"got name '../elsewhere', expected letters"),
     ],
 )
-def test_a_wrong_value_says_where_and_what_was_expected(
+def test_unknown_keys_and_wrong_values_say_where_and_what_was_expected(
     setting: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=expected):
@@ -124,7 +110,7 @@ def test_a_wrong_value_says_where_and_what_was_expected(
 
 def test_yaml_reads_an_exponent_without_a_point_as_text(tmp_path: Path) -> None:
     text = "name: a\ndescription: b\ntraining: {steps: 1, learning_rate: RATE}\ndata: {robot: [{path: a, key: b}]}\n"
-    with pytest.raises(RecipeError, match=r"write 2\.0e-5"):
+    with pytest.raises(RecipeError, match=r"got '2e-5' \(str\), expected a valid number \(YAML .* write 2\.0e-5"):
         load_recipe(written(tmp_path, text.replace("RATE", "2e-5")))
     assert load_recipe(written(tmp_path, text.replace("RATE", "2.0e-5"))).training.learning_rate == 2e-5
     assert load_recipe(written(tmp_path, text.replace("RATE", "1"))).training.learning_rate == 1.0

@@ -1,11 +1,8 @@
-"""A guess where the next action will be, before the model is asked.
+"""The distribution that draft trees are built from, before the model is asked: where the next action's values will be,
+by the data set's histogram and the previous action of the episode. A bad draft costs forward passes, never a token.
 
-Decides: how probable a value is thought to be, from the data set's histogram and the episode's previous action.
-Refuses to know: the model, which continuations are worth checking (`token_trees.py`). A wrong guess costs forward
-passes, never a token.
-
-Values are kept as a cumulative distribution over [-1, 1] per dimension, on a grid of 1/1000, linear between. A digit
-prefix such as "-0.03" is the interval [-0.0399, -0.03], so its probability is a difference of two entries.
+It is kept as a cumulative distribution over [-1, 1] per value, on a grid of 1/1000, linear between. A digit prefix
+such as "-0.03" is the interval [-0.0399, -0.03], so its probability is a difference of two entries.
 """
 
 from collections.abc import Sequence
@@ -19,22 +16,22 @@ from .action_grammar import ActionGrammar, BinGrammar
 
 
 GRID = 1000  # steps per unit
-END_MASS = 0.01  # probability kept for each of -1 and 1, where clipping gathers values
-FLOOR = 0.1  # share of the uniform distribution in every prior
-PREVIOUS_SHARE = 0.6  # weight of the previous action's neighbourhood where there is one
-STEPS_KEPT = 2**15  # from place to place, some megabytes
-HISTOGRAMS_KEPT = 32  # 112 kB each for 7 dimensions
 EDGES = np.linspace(-1.0, 1.0, 2 * GRID + 1)  # of the grid
+END_MASS = 0.01  # probability kept for each of -1 and 1, where clipping gathers values
+UNIFORM_SHARE = 0.1  # of the uniform distribution in every draft
+PREVIOUS_SHARE = 0.6  # of the previous action's neighbourhood, where there is one
 NEIGHBOURHOOD = 0.15  # its scale, for a normalised action
+CACHED_STEPS = 2**15  # from cursor to cursor, some megabytes
+CACHED_HISTOGRAMS = 32  # 112 kB each for 7 dimensions
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """Where in an action a token sequence ends.
 
     Attributes:
         state: of the token grammar.
         value: how many values are complete.
-        prefix: the characters of the value that is being written.
+        prefix: the characters of the unfinished value.
     """
 
     state: int = 0
@@ -42,8 +39,8 @@ class Place(NamedTuple):
     prefix: str = ""
 
 
-class ActionPrior:
-    """What is expected of the next action. Rows that expect the same may share one: it remembers what it worked out.
+class DraftDistribution:
+    """What is expected of the next action. Rows that expect the same may share one, which caches what was computed.
 
     Args:
         grammar: the action format.
@@ -52,10 +49,9 @@ class ActionPrior:
 
     Attributes:
         cumulative: float [values, 2 GRID + 3], see `below`.
-        digit_masses: float [rows, 10], of the values that a beginning and one more digit begin; which row belongs to
-            which beginning says `digit_row`.
-        digit_chances, best_digits: the same given the beginning, and the largest of each row.
-        trees, options: what `token_trees.py` worked out before.
+        digit_masses: float [rows, 10], the mass of a prefix and one more digit; `digit_row` tells the row of a prefix.
+        digit_probabilities, best_digit_probabilities: the same given the prefix, and the largest of each row.
+        trees, options: the cache of `draft_trees.py`.
     """
 
     def __init__(
@@ -86,24 +82,22 @@ class ActionPrior:
         self.digit_masses = np.concatenate((tenths, hundredths, thousandths), axis=2).reshape(-1, 10)
         columns = np.ascontiguousarray(self.digit_masses.T)
         totals = columns.sum(axis=0)
-        self.digit_chances = self.digit_masses / totals[:, None]
-        self.best_digits: list[float] = (columns.max(axis=0) / totals).tolist()
+        self.digit_probabilities = self.digit_masses / totals[:, None]
+        self.best_digit_probabilities: list[float] = (columns.max(axis=0) / totals).tolist()
 
     def mass(self, value: int, low: float, high: float) -> float:
         """The probability that value number `value` lies in [low, high], ends included."""
         return self.below(value, high, including=True) - self.below(value, low)
 
     def masses(self, value: int, bounds: np.ndarray) -> np.ndarray:
-        """Float64 [N]: the probability of a value from each of N + 1 ascending bounds in [-1, 1] to below the next;
-        the last bound is included."""
+        """The probability of each interval between ascending bounds [N + 1], float64 [N], the last bound included."""
         line = self.cumulative[value]
         below = np.where(bounds <= -1.0, 0.0, np.interp(bounds, EDGES, line[1:-1]))
         below[-1] = self.below(value, float(bounds[-1]), including=True)
         return np.diff(below)
 
     def decimal_masses(self, value: int, negative: bool, decimals: str) -> list[float]:
-        """The masses of the ten values "0.", `decimals` and one more digit begin, signed; for a digit more than a grid
-        step resolves, equal parts."""
+        """Masses of the ten prefixes "0.", `decimals` and one more digit; all the same below the grid's step."""
         masses = self.digit_masses[digit_row(value, negative, decimals[:2])].tolist()
         if len(decimals) <= 2:
             return masses
@@ -121,11 +115,11 @@ class ActionPrior:
         return line[whole + 1] + (place - whole) * (line[whole + 2] - line[whole + 1])
 
 
-def hints_of(grammar: Any, previous: Any, rows: int) -> list[np.ndarray | None]:
-    """Per row the previous normalised action, float64 [T, D], or `None`.
+def previous_per_row(grammar: Any, previous: Any, rows: int) -> list[np.ndarray | None]:
+    """The previous normalised action of each row, float64 [T, D], or `None`.
 
     Args:
-        previous: float [B, T, D], [B, D] for actions of one step, a sequence of such rows or `None`, or `None`.
+        previous: float [B, T, D], or [B, D] for actions of one step; or a sequence of B rows, some `None`; or `None`.
 
     Raises:
         ValueError: for another number of rows or another shape.
@@ -135,51 +129,51 @@ def hints_of(grammar: Any, previous: Any, rows: int) -> list[np.ndarray | None]:
     if len(previous) != rows:
         raise ValueError(f"got {len(previous)} previous actions for {rows} observations, expected one each")
     shape = (grammar.strings.horizon, grammar.strings.action_dim)
-    hints: list[np.ndarray | None] = []
+    actions: list[np.ndarray | None] = []
     for row, each in enumerate(previous):
         values = each.float().cpu() if isinstance(each, torch.Tensor) else each
-        hint = None if values is None else np.asarray(values, dtype=np.float64)
-        if hint is not None and hint.shape not in (shape, shape[1:] if shape[0] == 1 else shape):
+        action = None if values is None else np.asarray(values, dtype=np.float64)
+        if action is not None and action.shape not in (shape, shape[1:] if shape[0] == 1 else shape):
             raise ValueError(
-                f"got a previous action of shape {list(hint.shape)} in row {row}, expected {list(shape)}: what "
+                f"got a previous action of shape {list(action.shape)} in row {row}, expected {list(shape)}: what "
                 "predict_actions returned for the step before, its `normalized`, or None"
             )
-        hints.append(None if hint is None else hint.reshape(shape))
-    return hints
+        actions.append(None if action is None else action.reshape(shape))
+    return actions
 
 
-def priors_for(
-    grammar: ActionGrammar | BinGrammar, histograms: list[Any], hints: list[np.ndarray | None]
-) -> list[ActionPrior]:
-    """What each row's trees are grown from; rows that expect the same share it."""
-    unhinted = {id(counts): counts for counts, hint in zip(histograms, hints, strict=True) if hint is None}
-    shared = {key: ActionPrior(grammar, counts) for key, counts in unhinted.items()}
+def draft_distributions(
+    grammar: ActionGrammar | BinGrammar, histograms: list[Any], previous: list[np.ndarray | None]
+) -> list[DraftDistribution]:
+    """One for each row; rows of a data set that have no previous action share it."""
+    first_steps = {id(counts): counts for counts, action in zip(histograms, previous, strict=True) if action is None}
+    shared = {key: DraftDistribution(grammar, counts) for key, counts in first_steps.items()}
     return [
-        shared[id(counts)] if hint is None else ActionPrior(grammar, counts, hint)
-        for counts, hint in zip(histograms, hints, strict=True)
+        shared[id(counts)] if action is None else DraftDistribution(grammar, counts, action)
+        for counts, action in zip(histograms, previous, strict=True)
     ]
 
 
 def _density(dims: int, histograms: Sequence[Sequence[float]] | None) -> np.ndarray:
-    """Float [D, 2 GRID]: smoothed histograms over a floor of the uniform distribution."""
+    """Smoothed histograms with a share of the uniform distribution, float [D, 2 GRID]."""
     if histograms is None:
         return np.full((dims, 2 * GRID), 1.0 / (2 * GRID))
     counts = np.asarray(histograms, dtype=np.float64)
     return _smoothed(counts.tobytes(), counts.shape[1])
 
 
-@lru_cache(maxsize=HISTOGRAMS_KEPT)
+@lru_cache(maxsize=CACHED_HISTOGRAMS)
 def _smoothed(counts: bytes, bins: int) -> np.ndarray:
-    """The density of float64 [D, bins] counts. Kept by what they are: statistics may be edited in place."""
+    """The density of float64 [D, bins] counts, cached by content: statistics may be edited in place."""
     lines = np.frombuffer(counts).reshape(-1, bins) + 0.5
     centres = (np.arange(bins) + 0.5) / bins * 2.0 - 1.0
     grid = (np.arange(2 * GRID) + 0.5) / GRID - 1.0
     smooth = np.stack([np.interp(grid, centres, line) for line in lines])
-    return FLOOR / (2 * GRID) + (1 - FLOOR) * smooth / smooth.sum(axis=1, keepdims=True)
+    return UNIFORM_SHARE / (2 * GRID) + (1 - UNIFORM_SHARE) * smooth / smooth.sum(axis=1, keepdims=True)
 
 
 def _neighbourhood(previous: np.ndarray) -> np.ndarray:
-    """Float [values, 2 GRID]: a peak with long tails around each previous value, taken to the nearest grid point."""
+    """A peak with long tails at the grid point nearest to each previous value, float [values, 2 GRID]."""
     steps = np.rint((np.nan_to_num(previous).clip(-1.0, 1.0) + 1.0) * GRID).astype(int)
     peaks, sums = _peaks()
     return np.stack([peaks[step] for step in steps.tolist()]) / sums[steps, None]
@@ -187,20 +181,20 @@ def _neighbourhood(previous: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _peaks() -> tuple[np.ndarray, np.ndarray]:
-    """For a value at each grid point its peak, float [2 GRID + 1, 2 GRID], windows on one line; and the peak's sum."""
+    """The peak at each grid point, float [2 GRID + 1, 2 GRID], as windows on one line; and the sum of each."""
     distance = np.abs((np.arange(-2 * GRID, 2 * GRID) + 0.5) / GRID) / NEIGHBOURHOOD
     line = np.exp(-distance) + 0.2 / (1.0 + distance**2)
     peaks = np.lib.stride_tricks.sliding_window_view(line, 2 * GRID)[::-1]
     return peaks, peaks.sum(axis=1)
 
 
-@lru_cache(maxsize=STEPS_KEPT)
-def step(grammar: Any, place: Place, token: int) -> Place:
-    """The place after one more token."""
-    state = grammar.transitions[place.state][token]
+@lru_cache(maxsize=CACHED_STEPS)
+def advance(grammar: Any, cursor: Cursor, token: int) -> Cursor:
+    """The cursor after one more token."""
+    state = grammar.transitions[cursor.state][token]
     if isinstance(grammar, BinGrammar):
-        return Place(state, place.value + 1)
-    value, prefix, text = place.value, place.prefix, grammar.text_of.get(token, "")
+        return Cursor(state, cursor.value + 1)
+    value, prefix, text = cursor.value, cursor.prefix, grammar.text_of.get(token, "")
     legacy, decimals = grammar.strings.style == "legacy", grammar.strings.decimals
     for character in text:
         if character in ", \n":
@@ -209,9 +203,9 @@ def step(grammar: Any, place: Place, token: int) -> Place:
         prefix += character
         if not legacy and len(prefix.partition(".")[2]) == decimals:
             value, prefix = value + 1, ""
-    return Place(state, value, prefix)
+    return Cursor(state, value, prefix)
 
 
 def digit_row(value: int, negative: bool, decimals: str) -> int:
-    """Where the ten digits behind "0." and up to two `decimals` are found: 111 rows for each value and sign."""
+    """The row of the ten digits after "0." and up to two `decimals`: there are 111 for each value and sign."""
     return (value * 2 + negative) * 111 + (0, 1, 11)[len(decimals)] + int(decimals or 0)

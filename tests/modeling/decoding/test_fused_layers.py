@@ -11,10 +11,15 @@ import pytest
 import torch
 from transformers import AutoModel, GemmaConfig, LlamaConfig
 
-from gen_vla.modeling.decoder_operations import PlainOperations, activation_name
-from gen_vla.modeling.lean_layers import can_be_lean, input_scale, run_layers
-from gen_vla.modeling.slot_cache import SlotCache
-from gen_vla.modeling.tree_passes import additive
+from gen_vla.modeling.fused_layers import (
+    TorchOperations,
+    activation_name,
+    input_scale,
+    run_layers,
+    supports_fused_layers,
+)
+from gen_vla.modeling.static_cache import StaticTreeCache
+from gen_vla.modeling.verification_passes import additive_mask
 
 
 SIZES: dict[str, Any] = {
@@ -40,7 +45,7 @@ NO_TRITON = "no GPU with Triton: its kernels cannot run here; make test-kernels 
 @pytest.fixture(params=["plain", "triton"])
 def operations(request):
     if request.param == "plain":
-        return PlainOperations()
+        return TorchOperations()
     if not HAS_TRITON or (DEVICE == "cpu" and not INTERPRETED):
         pytest.skip(NO_TRITON)
     from gen_vla.modeling.triton_operations import TritonOperations
@@ -60,10 +65,10 @@ def language_model(name, dtype=torch.float32):
 def empty_cache(name, dtype=torch.float32):
     config = CONFIGS[name]
     shape = (config.num_hidden_layers, ROWS, config.num_key_value_heads, SLOTS, config.head_dim)
-    return SlotCache(shape, WIDTH, dtype, torch.device(DEVICE))
+    return StaticTreeCache(shape, WIDTH, dtype, torch.device(DEVICE))
 
 
-def random_sight(generator):
+def random_tree_mask(generator):
     """Each token sees itself and some before it."""
     some = torch.rand(ROWS, WIDTH, WIDTH, generator=generator) < 0.4
     return (some.tril() | torch.eye(WIDTH, dtype=torch.bool)).to(DEVICE)
@@ -71,14 +76,14 @@ def random_sight(generator):
 
 @torch.no_grad()
 def whole_and_own(name, operations, dtype):
-    """Hidden states of a prompt's pass and of a decode pass, by transformers and by lean layers, over caches alike."""
+    """Hidden states of a prefill and of a decode pass, by transformers and by fused layers, over equal caches."""
     model, generator = language_model(name, dtype), torch.Generator().manual_seed(1)
     caches = empty_cache(name, dtype), empty_cache(name, dtype)
     results = []
     for tokens in (LENGTH + WIDTH, WIDTH):
         embeds = torch.randn(ROWS, tokens, SIZES["hidden_size"], generator=generator).to(DEVICE, dtype)
         positions = torch.randint(0, 40, (ROWS, tokens), generator=generator).to(DEVICE)
-        sight = random_sight(generator)
+        tree_mask = random_tree_mask(generator)
         for cache in caches:
             if tokens > WIDTH:
                 cache.feed_prompt(LENGTH)
@@ -91,10 +96,10 @@ def whole_and_own(name, operations, dtype):
             starts = torch.tensor([[WIDTH + LENGTH + 3], [WIDTH + LENGTH + 1]], device=DEVICE)
             real = torch.ones(ROWS, SLOTS, dtype=torch.bool, device=DEVICE)
             real[1, WIDTH : WIDTH + 2] = False  # padding of a prompt
-            allowed = caches[0].allowed(sight, starts, real)
+            allowed = caches[0].allowed(tree_mask, starts, real)
         whole = model(
             inputs_embeds=embeds,
-            attention_mask=additive(allowed, dtype),
+            attention_mask=additive_mask(allowed, dtype),
             position_ids=positions,
             past_key_values=caches[0],
             use_cache=True,
@@ -113,7 +118,7 @@ def moves():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_lean_layers_are_the_models_own(name, operations):
+def test_fused_layers_are_the_models_own(name, operations):
     results, caches = whole_and_own(name, operations, torch.float32)
     for whole, own in results:
         torch.testing.assert_close(own, whole, atol=2e-4, rtol=1e-4)
@@ -123,7 +128,7 @@ def test_lean_layers_are_the_models_own(name, operations):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_lean_layers_in_half_precision(name, operations):
+def test_fused_layers_in_half_precision(name, operations):
     """As far from transformers' half precision as that is from float32, or less."""
     (_, (exact, _)), _ = whole_and_own(name, operations, torch.float32)
     (_, (whole, own)), _ = whole_and_own(name, operations, HALF)
@@ -138,7 +143,7 @@ def test_lean_layers_in_half_precision(name, operations):
 def test_operations_round_as_pytorch(name, dtype, operations):
     """All but attention and sums: to the last bit, or the neighbour of it where a library's exponential differs."""
     torch.manual_seed(0)
-    layer, plain = language_model(name, dtype).layers[0], PlainOperations()
+    layer, plain = language_model(name, dtype).layers[0], TorchOperations()
     hidden, more = torch.randn(2, ROWS, WIDTH, SIZES["hidden_size"], device=DEVICE, dtype=dtype)
     sums = [hidden.clone(), hidden.clone()]
     step = torch.finfo(dtype).eps
@@ -184,9 +189,9 @@ def test_attention_over_parts_of_the_slots(group, width, operations):
     allowed[0, :, 64:200] = False
     allowed[1, 5:7] = False  # the second one is padding and sees nothing
     allowed[1, 5, 7] = True
-    mask = additive(allowed.to(DEVICE), HALF)
+    mask = additive_mask(allowed.to(DEVICE), HALF)
     found = operations.attend(query, keys, values, mask, 0.1).float()
-    exact = PlainOperations().attend(query.float(), keys.float(), values.float(), mask.float(), 0.1)
+    exact = TorchOperations().attend(query.float(), keys.float(), values.float(), mask.float(), 0.1)
     assert bool(found.isfinite().all())
     found[1, 6] = exact[1, 6]
     torch.testing.assert_close(found, exact, atol=0.03, rtol=0.03)
@@ -204,27 +209,27 @@ class AdaptedAttention(torch.nn.Module):
         return self._modules["attention"] if name == "attention" else getattr(self._modules["attention"], name)
 
 
-def test_what_cannot_be_lean():
+def test_what_cannot_be_fused():
     model = language_model("llama")
-    assert can_be_lean(model)
+    assert supports_fused_layers(model)
     assert activation_name(model.layers[0].mlp.act_fn) == "silu"
     assert activation_name(language_model("gemma").layers[0].mlp.act_fn) == "gelu_tanh"
     assert activation_name(torch.nn.ReLU()) is None
     handle = model.layers[1].mlp.register_forward_hook(lambda *_: None)
-    assert not can_be_lean(model)
+    assert not supports_fused_layers(model)
     handle.remove()
-    model.layers[1].mlp.forward = lambda hidden: hidden  # of its own, where lean layers have the class's
-    assert not can_be_lean(model)
+    model.layers[1].mlp.forward = lambda hidden: hidden  # of its own, where fused layers have the class's
+    assert not supports_fused_layers(model)
     del model.layers[1].mlp.forward
-    assert can_be_lean(model)
+    assert supports_fused_layers(model)
     attention = model.layers[1].self_attn
     model.layers[1].self_attn = AdaptedAttention(attention)
     assert model.layers[1].self_attn.q_proj is attention.q_proj
-    assert not can_be_lean(model)
+    assert not supports_fused_layers(model)
     model.layers[1].self_attn = attention
-    assert can_be_lean(model)
+    assert supports_fused_layers(model)
     model.layers[1].input_layernorm = torch.nn.LayerNorm(48)
-    assert not can_be_lean(model)
+    assert not supports_fused_layers(model)
     del model.layers[1].input_layernorm  # as where a layer has other parts
-    assert not can_be_lean(model)
-    assert not can_be_lean(torch.nn.Linear(2, 2))
+    assert not supports_fused_layers(model)
+    assert not supports_fused_layers(torch.nn.Linear(2, 2))

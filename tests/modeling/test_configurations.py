@@ -1,32 +1,53 @@
-"""The configuration: full-size defaults, errors, and that every field survives config.json."""
+"""The configurations of all families: defaults, errors, and that every field survives config.json."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import tiny_config, tiny_pi0_config, tiny_pi0_flow_config, tiny_statistics
+from tiny_models import IMAGE_TOKENS, tiny_config, tiny_pi0_config, tiny_pi0_flow_config, tiny_statistics
 from transformers import Gemma2Config, GemmaConfig, LlamaConfig
 
 from gen_vla.modeling import OpenVLAPlusConfig, Pi0FlowConfig, Pi0PlusConfig
-from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
+from gen_vla.processors import (
+    PROMPT_TEMPLATE,
+    ActionBins,
+    ActionStringProcessor,
+    make_action_config,
+    make_flow_action_config,
+)
 
 
 def test_configuration_defaults_and_errors() -> None:
-    config = OpenVLAPlusConfig()
-    assert config.num_image_tokens == 256
-    assert config.frozen == "siglip"
-    assert (config.dino_config.hidden_size, config.siglip_config.hidden_size) == (1024, 1152)
-    assert (config.text_config.vocab_size, config.text_config.hidden_size) == (32064, 4096)
+    openvla, pi0 = OpenVLAPlusConfig(), Pi0PlusConfig()
+    for config in (openvla, pi0):
+        assert (config.num_image_tokens, config.frozen) == (256, "siglip")
+    assert (openvla.dino_config.hidden_size, openvla.siglip_config.hidden_size) == (1024, 1152)
+    assert (openvla.text_config.vocab_size, openvla.text_config.hidden_size) == (32064, 4096)
+    assert (pi0.text_config.vocab_size, pi0.text_config.hidden_size, pi0.image_token_id) == (257216, 2048, 257152)
     with pytest.raises(ValueError, match="got frozen='llama', expected one of 'siglip', 'dino', None"):
         OpenVLAPlusConfig(frozen="llama")
     with pytest.raises(ValueError, match=r"got {'dino': 4, 'siglip': 256} patches per encoder, expected the same"):
         OpenVLAPlusConfig(dino_config={"image_size": 8, "patch_size": 4})
+    with pytest.raises(ValueError, match="got frozen='dino', expected one of 'siglip', None"):
+        Pi0PlusConfig(frozen="dino")
+    with pytest.raises(ValueError, match="got a text_config of model_type 'gemma2', expected 'gemma'"):
+        Pi0PlusConfig(text_config={"model_type": "gemma2"})
 
 
-@pytest.mark.parametrize("frozen", ["siglip", "dino", None])
-def test_every_field_survives_saving(llama_like: Any, tmp_path: Path, frozen: str | None) -> None:
-    config = tiny_config(
+@pytest.mark.parametrize(
+    ("make", "frozen"),
+    [
+        *((tiny_config, name) for name in ("siglip", "dino", None)),
+        (tiny_pi0_config, "siglip"),
+        (tiny_pi0_config, None),
+    ],
+)
+def test_every_field_survives_saving(make: Any, frozen: str | None, llama_like: Any, tmp_path: Path) -> None:
+    config = make(
         llama_like,
         ActionStringProcessor(action_dim=3, horizon=2, binary_dims=[2]),
         frozen=frozen,
@@ -35,21 +56,17 @@ def test_every_field_survives_saving(llama_like: Any, tmp_path: Path, frozen: st
         norm_stats={"a": tiny_statistics(3), "b": tiny_statistics(3, 2.0)},
     )
     config.save_pretrained(tmp_path)
-    loaded = OpenVLAPlusConfig.from_pretrained(tmp_path)
+    loaded = type(config).from_pretrained(tmp_path)
     for name in ("frozen", "image_token_id", "action_config", "norm_stats", "prompt_template", "tie_word_embeddings"):
         assert getattr(loaded, name) == getattr(config, name), name
     assert loaded.frozen == frozen
     assert loaded.tie_word_embeddings is loaded.text_config.tie_word_embeddings is True
     assert loaded.num_image_tokens == 4
-    for name in ("dino_config", "siglip_config", "text_config"):
+    for name in config.sub_configs:
         assert getattr(loaded, name).to_dict() == getattr(config, name).to_dict(), name
         assert type(getattr(loaded, name)) is type(getattr(config, name))
-    assert set(loaded.auto_map) == {
-        "AutoConfig",
-        "AutoModel",
-        "AutoModelForImageTextToText",
-        "AutoModelForVision2Seq",
-    }
+    autos = {"AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForVision2Seq"}
+    assert set(loaded.auto_map) == autos
 
 
 @pytest.mark.parametrize(
@@ -117,3 +134,55 @@ def test_statistics_that_were_added_as_arrays_are_written(llama_like: Any, tmp_p
     config.save_pretrained(tmp_path)
     loaded = OpenVLAPlusConfig.from_pretrained(tmp_path)
     assert (loaded.norm_stats or {})["added"] == {"action": {"q01": [0.0] * 3, "q99": [1.0] * 3}}
+
+
+def test_where_noise_is_stays_with_saved_weights(gemma_like: Any, tmp_path: Path) -> None:
+    """A configuration that was saved before the field existed has no noise in the padding, a new one has."""
+    for expected in (True, False):
+        config = tiny_pi0_flow_config(gemma_like, noise_in_padding=expected)
+        config.save_pretrained(tmp_path)
+        settings = json.loads((tmp_path / "config.json").read_text())
+        assert settings.pop("noise_in_padding") is expected
+        assert Pi0FlowConfig.from_pretrained(tmp_path).noise_in_padding is expected
+        assert Pi0FlowConfig.from_pretrained(tmp_path).flow_dim == (8 if expected else 3)
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert Pi0FlowConfig.from_pretrained(tmp_path).noise_in_padding is False
+    assert Pi0FlowConfig().noise_in_padding
+
+
+def test_the_configuration_of_a_flow(gemma_like: Any) -> None:
+    config: Any = tiny_pi0_flow_config(gemma_like)
+    assert config.frozen is None
+    assert config.num_image_tokens == IMAGE_TOKENS
+    assert config.image_token_id == gemma_like.convert_tokens_to_ids("<image>")
+    config.image_token_id = 7
+    assert config.vlm_config.image_token_id == 7
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"action_config": make_flow_action_config(3, 5)}, "horizon=5, expected chunk_size, which is 4"),
+        ({"action_config": make_flow_action_config(9, 4)}, "action_dim=9, expected at most max_action_dim"),
+        ({"action_config": make_action_config(ActionBins(3, 4), gemma_like)}, "representation='bins'"),
+    ]
+    for settings, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            tiny_pi0_flow_config(gemma_like, **settings)
+
+
+@pytest.mark.parametrize("version", ["4.57.6", "5.16.1"])
+def test_without_the_architecture_only_this_family_is_missing(version: str) -> None:
+    script = f"""
+import transformers
+transformers.__version__ = "{version}"
+import gen_vla.modeling as modeling
+modeling.Pi0PlusConfig
+try:
+    modeling.Pi0FlowConfig
+except ImportError as error:
+    print(error)
+try:
+    modeling.Pi0Config
+except AttributeError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert f"got transformers {version}, expected 5.17 or newer for the flow-matching π0" in run.stdout
+    assert "has no attribute 'Pi0Config'" in run.stdout

@@ -39,22 +39,22 @@ def arm_recipe(work_dir: Path, **entry: Any) -> Recipe:
     return tiny_recipe(work_dir, data__robot=[source], data__co_training=[], actions=actions, **steps, **tokens)
 
 
-def told(work_dir: Path, **entry: Any) -> dict[str, Any]:
+def metadata(work_dir: Path, **entry: Any) -> dict[str, Any]:
     statistics = open_data(arm_recipe(work_dir, **entry), work_dir).norm_stats["arm"]["action"]
     return {name: statistics.get(name) for name in ("names", "fps", "displacements")}
 
 
 def test_what_is_known_is_kept_beside_the_statistics(tmp_path: Path) -> None:
     named_arm(tmp_path / "arm")
-    assert told(tmp_path) == {"names": JOINTS, "fps": 5.0, "displacements": None}
-    assert told(tmp_path, displacements=[]) == {"names": JOINTS, "fps": 5.0, "displacements": []}
-    thinned = told(tmp_path, every=2, displacements=[0, 1])
+    assert metadata(tmp_path) == {"names": JOINTS, "fps": 5.0, "displacements": None}
+    assert metadata(tmp_path, displacements=[]) == {"names": JOINTS, "fps": 5.0, "displacements": []}
+    thinned = metadata(tmp_path, every=2, displacements=[0, 1])
     assert thinned == {"names": JOINTS, "fps": 2.5, "displacements": [0, 1]}
 
 
 def test_transforms_tell_what_they_make_and_formats_without_a_rate_nothing(tmp_path: Path) -> None:
     write_rlds(tmp_path, make_episodes(2, 6, size=16))
-    bridge = told(tmp_path, path="bridge_orig/1.0.0", transform="bridge")
+    bridge = metadata(tmp_path, path="bridge_orig/1.0.0", transform="bridge")
     assert bridge == {"names": None, "fps": None, "displacements": [0, 1, 2, 3, 4, 5]}
     recording = tiny_recipe(tmp_path)
     action = open_data(recording, tmp_path).norm_stats["tiny"]["action"]

@@ -1,14 +1,11 @@
-"""Keys and values in buffers whose shapes never change.
+"""Keys and values of tree decoding in buffers whose shapes never change (`static_plan.py`).
 
-Decides: how large they are, where a row's keys and values lie. Refuses to know: what is in a tree, what is recorded
-(`static_plan.py`).
-
-    slots    0 ... W - 1          the tree of the pass under way, in every row alike
+    slots    0 ... W - 1          the draft tree of the current pass, in every row alike
              W ... W + L - 1      the prompt, left-padded
-             W + L ...            what was accepted, row by row as much as there is
+             W + L ...            accepted tokens, as many as each row has
 
-A pass writes where the last one did, so its slots are the same in every row and known beforehand. What it accepted
-is moved behind the rest at the beginning of the next pass.
+A pass writes where the last one did, so its slots are the same in every row and known beforehand. Accepted tokens are
+moved behind the rest at the beginning of the next pass.
 """
 
 from typing import Any
@@ -16,14 +13,13 @@ from typing import Any
 import torch
 
 
-class SlotCache:
-    """Buffers for all layers.
+class StaticTreeCache:
+    """Buffers of all layers, with what attention layers and models of transformers use of a cache when the attention
+    mask and the positions are given.
 
     Args:
         shape: layers, rows, heads of keys, slots, width of a head.
         scratch: W above.
-
-    It has what transformers' attention layers and models use of a cache when the mask and the positions are given.
 
     Attributes:
         buffer: [layers, 2, rows, heads, slots, width], keys and values.
@@ -33,16 +29,16 @@ class SlotCache:
 
     def __init__(self, shape: tuple[int, int, int, int, int], scratch: int, dtype: torch.dtype, device: torch.device):
         layers, *rest = shape
-        # Zeros, since a masked slot still takes part in a product, and 0 times nothing sensible could be NaN.
+        # Zeros, since a masked slot still takes part in a product, and 0 times an uninitialised number could be NaN.
         self.buffer = torch.zeros((layers, 2, *rest), dtype=dtype, device=device)
         self.scratch, self.slots = scratch, shape[3]
         self.written = torch.arange(scratch, device=device)
         self.visible = self.slots
 
     def feed_prompt(self, length: int) -> None:
-        """The next pass writes a prompt of `length` tokens and a tree behind it, and sees no more than these.
+        """Prepares a pass that writes a prompt of `length` tokens and a tree behind it, and sees no more than these.
 
-        What an earlier call left behind them is cleared: were it NaN, it would be so in every later product.
+        What an earlier call left behind them is cleared: a NaN there would be in every later product.
         """
         slots = torch.arange(self.scratch + length, device=self.buffer.device)
         self.written = slots.roll(-self.scratch)
@@ -50,12 +46,12 @@ class SlotCache:
         self.buffer[:, :, :, :, self.visible :].zero_()
 
     def feed_tree(self) -> None:
-        """The next pass writes a tree and sees all slots."""
+        """Prepares a pass that writes a tree and sees all slots."""
         self.written = torch.arange(self.scratch, device=self.buffer.device)
         self.visible = self.slots
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values that may be attended to, [rows, heads, visible slots, width] each, views of the buffer."""
+        """Visible keys and values, [rows, heads, visible slots, width] each, views of the buffer."""
         keys, values = self.buffer[index, :, :, :, : self.visible]
         return keys, values
 
@@ -66,20 +62,20 @@ class SlotCache:
         return self.layer(layer_idx)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Not what is kept, which differs from row to row: positions and masks are always given."""
+        """Always 0: the true length differs from row to row, and positions and masks are always given."""
         return 0
 
-    def allowed(self, sight: torch.Tensor, starts: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Whom the tokens of a tree see, bool [rows, W, slots].
+    def allowed(self, tree_mask: torch.Tensor, starts: torch.Tensor, not_padding: torch.Tensor) -> torch.Tensor:
+        """Which slots the tokens of a tree attend to, bool [rows, W, slots].
 
         Args:
-            sight: bool [rows, W, W], among themselves.
-            starts: int64 [rows, 1], where each row's kept slots end.
-            real: bool [rows, slots], false where the prompt is padded.
+            tree_mask: bool [rows, W, W], among themselves.
+            starts: int64 [rows, 1], where each row's accepted tokens end.
+            not_padding: bool [rows, slots], false where the prompt is padded.
         """
-        kept = (torch.arange(self.slots, device=starts.device) < starts) & real
-        kept = kept[:, None, self.scratch :].expand(-1, sight.shape[1], -1)
-        return torch.cat((sight, kept), dim=2)
+        kept = (torch.arange(self.slots, device=starts.device) < starts) & not_padding
+        kept = kept[:, None, self.scratch :].expand(-1, tree_mask.shape[1], -1)
+        return torch.cat((tree_mask, kept), dim=2)
 
 
 def cache_shape(text_config: Any, batch: int, capacity: int) -> tuple[int, int, int, int, int]:

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_vla.evaluation.benchmarks.decoding_passes import read_bridge
-from gen_vla.modeling import token_trees
+from gen_vla.modeling import draft_trees
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior, Place, step
 from gen_vla.modeling.action_strings import ActionStringProcessor
-from gen_vla.modeling.token_trees import grow_tree, likely_ends
-from gen_vla.modeling.tree_decoding import FORESEEN, Row
+from gen_vla.modeling.draft_distribution import Cursor, DraftDistribution, advance
+from gen_vla.modeling.draft_trees import grow_tree, likely_exits
+from gen_vla.modeling.tree_decoding import DRAFTED_AHEAD, Row
 from gen_vla.processors import ActionStringProcessor as ProcessorStrings
 from gen_vla.processors import make_action_config
 
@@ -27,11 +27,11 @@ def grammar_of(decimals: int) -> ActionGrammar:
     return ActionGrammar(ActionStringProcessor(1, 1, decimals), PIECES, eos_token_id=2)
 
 
-def place_behind(grammar, text: str) -> Place:
-    place = Place()
+def cursor_after(grammar, text: str) -> Cursor:
+    cursor = Cursor()
     for character in text:
-        place = step(grammar, place, PIECES[character])
-    return place
+        cursor = advance(grammar, cursor, PIECES[character])
+    return cursor
 
 
 def texts_of(grammar, tree) -> list[str]:
@@ -41,11 +41,11 @@ def texts_of(grammar, tree) -> list[str]:
     return texts
 
 
-def mass_of(prior, sign: str, decimals: str) -> float:
+def mass_of(draft, sign: str, decimals: str) -> float:
     """Of the values that begin so, from the cumulative distribution: 1000 steps on each side of 0."""
     width = 10 ** (3 - len(decimals))
     ends = np.array([int(decimals) * width, (int(decimals) + 1) * width])
-    below = prior.cumulative[0][1 + 1000 + (ends if sign == "+" else -ends)]
+    below = draft.cumulative[0][1 + 1000 + (ends if sign == "+" else -ends)]
     return abs(below[1] - below[0])
 
 
@@ -53,19 +53,19 @@ def mass_of(prior, sign: str, decimals: str) -> float:
 def test_a_tree_of_digits_holds_the_most_probable_beginnings(start, nodes):
     """All beginnings of up to three decimals weighed one by one: the tree's are the heaviest, in their order."""
     grammar = grammar_of(3)
-    prior = ActionPrior(grammar, HISTOGRAM, np.array([[-0.21]]))
-    tree = grow_tree(grammar, prior, place_behind(grammar, start), nodes)
+    draft = DraftDistribution(grammar, HISTOGRAM, np.array([[-0.21]]))
+    tree = grow_tree(grammar, draft, cursor_after(grammar, start), nodes)
     sign, decimals = start[0], start[3:]
     every = [f"{number:0{more}d}" for more in range(1, 4 - len(decimals)) for number in range(10**more)]
-    heaviest = sorted((mass_of(prior, sign, decimals + text) for text in every), reverse=True)
-    found = [mass_of(prior, sign, decimals + text) for text in texts_of(grammar, tree)]
+    heaviest = sorted((mass_of(draft, sign, decimals + text) for text in every), reverse=True)
+    found = [mass_of(draft, sign, decimals + text) for text in texts_of(grammar, tree)]
     np.testing.assert_allclose(found, heaviest[:nodes], rtol=1e-9)
 
 
 def test_a_digit_finer_than_the_grid_is_any_of_ten():
     grammar = grammar_of(4)
-    prior = ActionPrior(grammar, HISTOGRAM)
-    tree = grow_tree(grammar, prior, place_behind(grammar, "+0.123"), 20)
+    draft = DraftDistribution(grammar, HISTOGRAM)
+    tree = grow_tree(grammar, draft, cursor_after(grammar, "+0.123"), 20)
     assert sorted(texts_of(grammar, tree)) == list("0123456789")
 
 
@@ -73,21 +73,21 @@ def test_trees_do_not_depend_on_what_is_kept(monkeypatch):
     kept = []
     for limit in (2**16, 3):
         grammar = grammar_of(3)
-        monkeypatch.setattr(token_trees, "FORKS_KEPT", limit)
-        tree = grow_tree(grammar, ActionPrior(grammar, HISTOGRAM, np.array([[-0.4]])), Place(), 80)
+        monkeypatch.setattr(draft_trees, "CACHED_BRANCHES", limit)
+        tree = grow_tree(grammar, DraftDistribution(grammar, HISTOGRAM, np.array([[-0.4]])), Cursor(), 80)
         assert len(tree.tokens) == 80
-        kept.append((tree, len(token_trees._forks(grammar))))
+        kept.append((tree, len(draft_trees._branches(grammar))))
     assert kept[0][0] == kept[1][0]
     assert kept[1][1] <= 3 < kept[0][1]
 
 
 def test_a_fork_shows_itself_and_not_all_that_follows():
-    """Ways to a place are many more than places: shown with all that follows, a fork would never end."""
+    """Ways to a cursor are many more than cursors: shown with all that follows, a branch would never end."""
     grammar = grammar_of(4)
-    fork = token_trees.fork_at(grammar, Place())
-    grow_tree(grammar, ActionPrior(grammar, HISTOGRAM), Place(), 500)
-    assert fork.following
-    assert len(repr(fork)) < 1000
+    branch = draft_trees.branch_at(grammar, Cursor())
+    grow_tree(grammar, DraftDistribution(grammar, HISTOGRAM), Cursor(), 500)
+    assert branch.following
+    assert len(repr(branch)) < 1000
 
 
 @given(
@@ -99,96 +99,96 @@ def test_a_fork_shows_itself_and_not_all_that_follows():
 )
 @settings(max_examples=60, deadline=None)
 def test_decimals_finer_than_the_grid_lead_to_the_same_trees(style, numbers, signs, more, nodes):
-    """Two beginnings of a value, and trees from priors that share nothing: alike, and taken for one where kept."""
+    """Two beginnings of a value, and trees from drafts that share nothing: alike, and taken for one where kept."""
     grammar = ActionGrammar(ActionStringProcessor(2, 1, 5, style), {**PIECES, "\n": 1}, eos_token_id=2)
     texts = [f"{sign}0.{number:03d}{more}" for sign, number in zip(signs, numbers, strict=True)]
     if style == "plain":
         texts = [text.lstrip("+") for text in texts]
-    places = [place_behind(grammar, text) for text in texts]
+    cursors = [cursor_after(grammar, text) for text in texts]
     previous = np.array([[0.3, -0.6]])
-    prior = ActionPrior(grammar, HISTOGRAM * 2, previous)
-    trees = [grow_tree(grammar, prior, place, nodes) for place in places]
+    draft = DraftDistribution(grammar, HISTOGRAM * 2, previous)
+    trees = [grow_tree(grammar, draft, cursor, nodes) for cursor in cursors]
     apart = [_grown_apart(style, text, nodes, previous) for text in texts]
     assert trees[0] == trees[1] == apart[0] == apart[1]
-    same_state = places[0].state == places[1].state
+    same_state = cursors[0].state == cursors[1].state
     assert (trees[0] is trees[1]) == same_state
     assert same_state or style == "plain"  # where a sign makes the value longer
 
 
 def _grown_apart(style, text, nodes, previous):
     grammar = ActionGrammar(ActionStringProcessor(2, 1, 5, style), {**PIECES, "\n": 1}, eos_token_id=2)
-    prior = ActionPrior(grammar, HISTOGRAM * 2, previous)
-    return grow_tree(grammar, prior, place_behind(grammar, text), nodes)
+    draft = DraftDistribution(grammar, HISTOGRAM * 2, previous)
+    return grow_tree(grammar, draft, cursor_after(grammar, text), nodes)
 
 
 def test_legacy_numbers_end_where_they_like_so_none_are_alike(llama_like):
     strings = ProcessorStrings(2, 1, 4, "legacy")
     grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
     ids = {piece: token for token, piece in grammar.text_of.items()}
-    forks = set()
+    branches = set()
     for text in ("0.123", "0.456"):
-        place = step(
-            grammar, Place(), next(ids[piece] for piece in (" ", " 0") if ids.get(piece) in grammar.transitions[0])
+        cursor = advance(
+            grammar, Cursor(), next(ids[piece] for piece in (" ", " 0") if ids.get(piece) in grammar.transitions[0])
         )
-        for character in text[len(place.prefix) :]:
-            place = step(grammar, place, ids[character])
-        forks.add(token_trees.fork_at(grammar, place))
-    assert len(forks) == 2
+        for character in text[len(cursor.prefix) :]:
+            cursor = advance(grammar, cursor, ids[character])
+        branches.add(draft_trees.branch_at(grammar, cursor))
+    assert len(branches) == 2
 
 
 @pytest.mark.parametrize("nodes", [3, 12, 60])
-def test_likely_ends_are_where_a_model_that_follows_the_prior_leaves_the_tree(nodes):
-    """Values drawn from the prior itself: each end comes as often as it says, or more often where it stands for one
+def test_likely_ends_are_where_a_model_that_follows_the_draft_leaves_the_tree(nodes):
+    """Values drawn from the draft itself: each end comes as often as it says, or more often where it stands for one
     of many that are not alike."""
     grammar = ActionGrammar(ActionStringProcessor(2, 1, 4), PIECES, eos_token_id=2)
-    prior = ActionPrior(grammar, HISTOGRAM * 2, np.array([[0.31, -0.6]]))
-    tree = grow_tree(grammar, prior, Place(), nodes)
-    ends = likely_ends(grammar, prior, tree)
-    chances = [chance for chance, _ in ends]
-    assert chances == sorted(chances, reverse=True)
-    assert sum(chances) <= 1 + 1e-9
+    draft = DraftDistribution(grammar, HISTOGRAM * 2, np.array([[0.31, -0.6]]))
+    tree = grow_tree(grammar, draft, Cursor(), nodes)
+    ends = likely_exits(grammar, draft, tree)
+    probabilities = [probability for probability, _ in ends]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) <= 1 + 1e-9
     random, draws = np.random.default_rng(0), 4000
-    found = Counter(_left_at(grammar, prior, tree, random) for _ in range(draws))
-    for chance, place in ends[:3]:
-        seen = found[token_trees.fork_at(grammar, place).place] / draws
-        assert seen > chance - 4 * np.sqrt(chance / draws)
+    found = Counter(_left_at(grammar, draft, tree, random) for _ in range(draws))
+    for probability, cursor in ends[:3]:
+        seen = found[draft_trees.branch_at(grammar, cursor).cursor] / draws
+        assert seen > probability - 4 * np.sqrt(probability / draws)
     best = max(found, key=found.__getitem__)
-    assert best in [place for _, place in ends[:2]]
+    assert best in [cursor for _, cursor in ends[:2]]
 
 
-def _left_at(grammar, prior, tree, random) -> Place:
-    """Where a value written as the prior expects leaves the tree, forced tokens included; without a fork, the end."""
-    place, node = Place(), -1
+def _left_at(grammar, draft, tree, random) -> Cursor:
+    """Where a value that follows the draft leaves the tree, forced tokens included; without a branch, the end."""
+    cursor, node = Cursor(), -1
     while node is not None:
-        options = token_trees._ordered_options(grammar, prior, token_trees.fork_at(grammar, place))
+        options = draft_trees._ordered_options(grammar, draft, draft_trees.branch_at(grammar, cursor))
         if not options:
             break
-        tokens, chances = zip(*options, strict=True)
-        token = tokens[random.choice(len(tokens), p=np.array(chances) / sum(chances))]
-        place, node = step(grammar, place, token), tree.child(node, token)
-    while len(following := grammar.transitions[place.state]) == 1 and grammar.eos_token_id not in following:
-        place = step(grammar, place, next(iter(following)))
-    return token_trees.fork_at(grammar, place).place
+        tokens, probabilities = zip(*options, strict=True)
+        token = tokens[random.choice(len(tokens), p=np.array(probabilities) / sum(probabilities))]
+        cursor, node = advance(grammar, cursor, token), tree.child(node, token)
+    while len(following := grammar.transitions[cursor.state]) == 1 and grammar.eos_token_id not in following:
+        cursor = advance(grammar, cursor, next(iter(following)))
+    return draft_trees.branch_at(grammar, cursor).cursor
 
 
-def test_two_foreseen_trees_are_mostly_enough_on_real_actions(data_dir):
+def test_two_trees_drafted_ahead_are_mostly_enough_on_real_actions(data_dir):
     """Of the trees that recorded Bridge steps need after the first, two grown beforehand are 70 % and more."""
     episodes = read_bridge(data_dir / "octo_bridge_debug")[::4]
     grammar = ActionGrammar(ActionStringProcessor(7, binary_dims=(6,)), PIECES, eos_token_id=2)
-    needed = foreseen = 0
+    needed = drafted = 0
     for episode in episodes:
         for before, action in itertools.pairwise(episode):
-            prior, row = ActionPrior(grammar, None, before), Row(0, None)
+            draft, row = DraftDistribution(grammar, None, before), Row(0, None)
             target, expected = [PIECES[c] for c in grammar.strings.encode(action)], []
             while not row.done:
-                here = token_trees.fork_at(grammar, row.place)
-                needed, foreseen = needed + bool(row.tokens), foreseen + (here in expected)
-                tree, node = grow_tree(grammar, prior, row.place, 57), -1
-                ends = likely_ends(grammar, prior, tree)[:FORESEEN]
-                expected = [token_trees.fork_at(grammar, place) for _, place in ends]
+                here = draft_trees.branch_at(grammar, row.cursor)
+                needed, drafted = needed + bool(row.tokens), drafted + (here in expected)
+                tree, node = grow_tree(grammar, draft, row.cursor, 57), -1
+                ends = likely_exits(grammar, draft, tree)[:DRAFTED_AHEAD]
+                expected = [draft_trees.branch_at(grammar, cursor) for _, cursor in ends]
                 while not row.done and node is not None:
                     row.accept(grammar, target[len(row.tokens)])
                     node = tree.child(node, row.tokens[-1])
                 row.accept_forced(grammar)
     assert needed > 500
-    assert foreseen > 0.7 * needed
+    assert drafted > 0.7 * needed

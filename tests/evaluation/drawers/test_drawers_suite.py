@@ -14,15 +14,15 @@ from rich.console import Console
 
 # isort: split
 
-from gen_vla.evaluation.drawers.environment import DrawerEnv
-from gen_vla.evaluation.drawers.rollouts import (
-    BothDrawerTasks,
+from gen_vla.evaluation.drawers.environment import BothDrawerTasks, DrawerEnv
+from gen_vla.evaluation.drawers.suite import (
     DrawerReport,
     DrawerScore,
+    as_card_results,
     drawer_job,
     evaluate_policy,
+    summary_table,
 )
-from gen_vla.evaluation.drawers.suite import as_card_results, summary_table
 from gen_vla.evaluation.policies import rollout as policies
 from gen_vla.evaluation.simulation import videos
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS

@@ -56,14 +56,14 @@ def test_instructions_and_questions(processor: Any) -> None:
 def test_training_shows_what_acting_feeds(processor: Any) -> None:
     words, images = looks(processor.tokenizer), [picture()]
     robot = {"images": images, "prompt": processor.action_prompt(words), "completion": "+0.5-1.0", "source": "robot/a"}
-    asked, told = processor.question_prompt(words), processor.answer_text(words)
-    question = {"images": images, "prompt": asked, "completion": told, "source": "vision_language/a"}
-    talk = {**question, "images": [], "more_turns": [{"prompt": asked, "completion": told}] * 2}
+    asked, answer = processor.question_prompt(words), processor.answer_text(words)
+    question = {"images": images, "prompt": asked, "completion": answer, "source": "vision_language/a"}
+    talk = {**question, "images": [], "more_turns": [{"prompt": asked, "completion": answer}] * 2}
     collator = CoTrainingCollator(processor)
     rows = [collator([row])["input_ids"][0].tolist() for row in (robot, question, talk)]
     check_row(processor, rows[0], robot["prompt"] + robot["completion"], ends=1)
-    check_row(processor, rows[1], asked + told, ends=1)
-    check_row(processor, rows[2], (asked + told) * 3, pictures=0, ends=3)
+    check_row(processor, rows[1], asked + answer, ends=1)
+    check_row(processor, rows[2], (asked + answer) * 3, pictures=0, ends=3)
     for row, inputs in zip(rows, (processor.action_inputs, processor.question_inputs)):
         fed = inputs(picture(), words)["input_ids"][0].tolist()
         assert row[: len(fed)] == fed
