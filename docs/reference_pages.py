@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from typer.main import get_command
+
+from gen_vla.commands.main import app
+
 
 SCHEMA = Path(__file__).resolve().parents[1] / "training" / "recipes" / "recipe.schema.json"
-STRICT = False  # True once the commands are written with typer and the schema file is there
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -24,16 +27,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def commands() -> Iterator[str]:
     """Every command with its options."""
-    from gen_vla.commands import main
-
-    if hasattr(main, "app"):
-        from typer.main import get_command
-
-        yield from command("gen-vla", get_command(main.app))
-    elif STRICT:
-        raise FileNotFoundError("got no gen_vla.commands.main.app, expected the typer application")
-    else:
-        yield from ("```text", main.build_parser().format_help(), "```")
+    yield from command("gen-vla", get_command(app))
 
 
 def command(name: str, found: Any) -> Iterator[str]:
@@ -64,11 +58,6 @@ def row(param: Any, hint: Any) -> str:
 
 def settings() -> Iterator[str]:
     """Every section of a recipe with its settings, from the JSON Schema."""
-    if not SCHEMA.is_file():
-        if STRICT:
-            raise FileNotFoundError(f"got no {SCHEMA}, expected the JSON Schema of the recipes")
-        yield "The schema file is not there yet."
-        return
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
     sections, shown = [("", "a-recipe", schema)], set()
     for path, anchor, section in sections:  # grows while it is read: what a section refers to comes behind it
