@@ -114,7 +114,7 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
 
 
 def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: dict[str, Any]) -> None:
-    """Raises `TypeError` for extra arguments, which would be ignored, except `None` and those with the value in `fixed`;
+    """Raises `TypeError` for extra arguments, else ignored, except `None` and the values in `fixed`;
     `known` names are suggested for a misspelled one.
     """
     for name, value in extra.items():

@@ -11,7 +11,7 @@ from gen_vla.evaluation.benchmarks import random_models
 from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, draw_timings, run_benchmark, timings_table
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.action_prior import ActionPrior
+from gen_vla.modeling.draft_distribution import DraftDistribution
 from gen_vla.modeling.action_strings import ActionStringProcessor
 
 
@@ -33,7 +33,7 @@ def test_passes_of_a_single_value(nodes, passes):
     """One value of one decimal, a prior that knows the sign: "+0.5" is sign, integer, point (forced), digit."""
     strings = ActionStringProcessor(1, 1, 1)
     grammar = ActionGrammar(strings, PIECES, eos_token_id=2)
-    prior = ActionPrior(grammar, previous=np.array([[0.9]]))
+    prior = DraftDistribution(grammar, previous=np.array([[0.9]]))
     target = [PIECES[character] for character in "+0.5"]
     assert passes_for(grammar, prior, target, nodes) == passes
 
