@@ -11,8 +11,8 @@ from gen_vla.evaluation.benchmarks import random_models
 from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, draw_timings, run_benchmark, timings_table
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
 from gen_vla.modeling.action_grammar import ActionGrammar
-from gen_vla.modeling.draft_distribution import DraftDistribution
 from gen_vla.modeling.action_strings import ActionStringProcessor
+from gen_vla.modeling.draft_distribution import DraftDistribution
 
 
 WAYS = {
