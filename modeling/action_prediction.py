@@ -151,9 +151,8 @@ class ActionPredictionMixin:
         """Measures which `tree_nodes` is fastest here, and uses it from now on for batches of this size.
 
         Args:
-            candidates: numbers of nodes to try, each at least 1.
-            repeats: timed calls of each, in turns.
-            inputs: as for `predict_actions`; observations like those to come, with their `previous`.
+            repeats: timed calls of each candidate, in turns.
+            inputs: as for `predict_actions`; typical observations, with their `previous`.
 
         Returns:
             Median milliseconds per call for each candidate.

@@ -92,13 +92,8 @@ def as_config(given: Any, defaults: dict[str, Any]) -> Any:
 def tied_embeddings(tie_word_embeddings: bool | None, given: Any, text_config: Any) -> bool:
     """Whether the output layer is the embedding matrix; written into `text_config` too, where transformers 4 looks.
 
-    Args:
-        tie_word_embeddings: of the outer configuration; `None` for what the text configuration says.
-        given: the text configuration as the caller gave it.
-        text_config: the object made from it.
-
-    Raises:
-        ValueError: if the two disagree.
+    `given` is the text configuration of the caller, which the outer flag must not contradict; `None` leaves the
+    decision to it.
     """
     tied = text_config.tie_word_embeddings if tie_word_embeddings is None else tie_word_embeddings
     says = isinstance(given, PretrainedConfig) or "tie_word_embeddings" in (given or {})

@@ -51,9 +51,8 @@ def openvla_config(shapes: Shapes, timm_ids: list[str], text: dict[str, Any]) ->
     """Arguments of `OpenVLAPlusConfig` for a checkpoint.
 
     Args:
-        shapes: by tensor name.
         timm_ids: of the two encoders, DINOv2 first.
-        text: what the checkpoint says about its Llama; sizes in it are ignored.
+        text: the checkpoint's configuration of its Llama; sizes in it are ignored.
 
     Raises:
         ConversionError: if the checkpoint is of another architecture, or a tensor that tells a size is missing.

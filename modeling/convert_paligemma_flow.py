@@ -73,12 +73,7 @@ def expert_weights(config: Pi0FlowConfig, seed: int) -> dict[str, torch.Tensor]:
 
 
 def plan_flow(shapes: Shapes, model_shapes: Shapes, config: Pi0FlowConfig, seed: int = 0) -> dict[str, Piece]:
-    """Where each tensor of a model comes from.
-
-    Args:
-        shapes: of the checkpoint, by its names.
-        model_shapes: of the model, by ours.
-        seed: of the expert's weights.
+    """Where each tensor of a model comes from, given shapes by the names of the checkpoint and by ours.
 
     Raises:
         ConversionError: with all missing tensors, under our names, and all unexpected ones.

@@ -94,11 +94,9 @@ def attention_heads(settings: dict[str, Any], owner: str) -> int:
 
 
 def plan_paligemma(shapes: Shapes, model_shapes: Shapes, frozen: str | None) -> dict[str, Piece]:
-    """Where each tensor of a model comes from.
+    """Where each tensor of a model comes from, given shapes by the names of the checkpoint and by ours.
 
-    Args:
-        shapes: of the checkpoint, by its names.
-        model_shapes: of the model, by ours. The output layer is the embedding and need not be in the checkpoint.
+    The output layer is the embedding and need not be in the checkpoint.
 
     Raises:
         ConversionError: with all missing tensors, under our names, and all unexpected ones.

@@ -26,12 +26,8 @@ CACHED_HISTOGRAMS = 32  # 112 kB each for 7 dimensions
 
 
 class Cursor(NamedTuple):
-    """Where in an action a token sequence ends.
-
-    Attributes:
-        state: of the token grammar.
-        value: how many values are complete.
-        prefix: the characters of the unfinished value.
+    """Where in an action a token sequence ends: the state of the token grammar, the number of complete values, and the
+    characters of the unfinished one.
     """
 
     state: int = 0

@@ -115,16 +115,12 @@ class OpenVLAContractMixin:
             )
 
     def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
-        """The action for one observation, OpenVLA's contract.
+        """The action for one observation, OpenVLA's contract: float32 [D] for a horizon of 1, else [T, D], in the data
+        set's units.
 
         Args:
-            input_ids, attention_mask, pixel_values: from `processor.action_inputs(image, instruction)` or from
+            kwargs: as for `predict_actions`, from `processor.action_inputs(image, instruction)` or
                 `processor(prompt, image)`.
-            unnorm_key: the data set whose units are wanted; may be left out where the model knows only one.
-            kwargs: as for `predict_actions`.
-
-        Returns:
-            float32 [D] for a horizon of 1, else [T, D], in the data set's units.
         """
         if input_ids is not None and input_ids.shape[0] != 1:
             raise ValueError(

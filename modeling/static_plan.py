@@ -197,15 +197,11 @@ class StaticPlan:
 
 
 class CapturedPass:
-    """A function of tensors of fixed shapes, recorded as a CUDA graph.
+    """A function of tensors of fixed shapes, recorded as a CUDA graph in the memory of a plan.
 
     Args:
         function: what to record; it has run before, on other tensors of these shapes.
         examples: arguments.
-        plan: its memory and device are used.
-
-    Attributes:
-        operations: what layers are computed with; `None` for the model's own forward pass.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], examples: tuple[torch.Tensor, ...], plan: StaticPlan):

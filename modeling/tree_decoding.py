@@ -94,8 +94,6 @@ class TreeDecoder:
     """Decodes a batch of actions.
 
     Args:
-        model: a model of the family.
-        grammar: of its actions.
         nodes: tree nodes per pass and row; at least 1.
         temperature: sample at this temperature; `None` takes the most probable token.
         static: passes of shapes that repeat, for a GPU (`static_passes.py`); `None` for them where they suit.

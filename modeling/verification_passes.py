@@ -87,7 +87,6 @@ class DynamicPasses:
     """Passes of whatever width is asked for.
 
     Args:
-        model: a model of the family.
         head: float [G, width], the needed rows of the output layer.
         room: slots that accepted tokens and trees will usually take; more are made when needed.
     """

@@ -41,8 +41,6 @@ def make_action_config(
     """The action format as a dictionary for config.json.
 
     Args:
-        codec: the representation, with its dimensions.
-        tokenizer: the tokenizer of the model.
         bin_tokens_end: for bins, the first token id after theirs; by default the end of the vocabulary without added
             tokens, as in OpenVLA.
 
@@ -143,9 +141,7 @@ class ActionGrammar(TokenGrammar):
     """The grammar of action strings: their tokens, then EOS.
 
     Args:
-        strings: the action format.
         pieces: token id of every text that is one token of an action.
-        eos_token_id: what follows a complete action.
         prefix: a lead-in that is generated with the answer.
         runs: token ids of every run without digits; by default the longest pieces from left to right.
     """
@@ -196,9 +192,7 @@ class BinGrammar(TokenGrammar):
     """The grammar of bins: T * D tokens of bins, then EOS.
 
     Args:
-        bins: the action format.
         bin_tokens_end: the first token id after those of the bins.
-        eos_token_id: what follows a complete action.
     """
 
     prefix = ""

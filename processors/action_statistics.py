@@ -28,11 +28,7 @@ EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
 
 def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dict[str, Any]:
-    """The action statistics of one data set.
-
-    Args:
-        norm_stats: statistics by data set name.
-        unnorm_key: the name; `None` is allowed where there is only one.
+    """The action statistics of one data set; `unnorm_key` may be `None` where there is only one.
 
     Raises:
         ValueError: without statistics, on an unknown key, or without a key where there are several; lists the keys.
@@ -151,17 +147,11 @@ def statistics_per_row(
 
 
 def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
-    """Maps [q01, q99] to [-1, 1] and clips; constant dimensions become 0, those outside the mask stay as they are.
+    """Maps [q01, q99] of float [..., D] to [-1, 1] and clips, float32; constant dimensions become 0, and those outside
+    the mask stay as they are.
 
     OpenVLA makes also constant dimensions outside the mask 0, which `unnormalize_actions` could not undo: a gripper
     that was open in every frame would be commanded to close.
-
-    Args:
-        actions: float [..., D] in the data set's units.
-        statistics: the `"action"` entry of one data set.
-
-    Returns:
-        float32 [..., D].
     """
     actions = np.asarray(actions, dtype=np.float64)
     low, high, mask = _bounds(statistics, actions.shape[-1])
@@ -206,11 +196,9 @@ def unnormalize_actions(normalized: Any, statistics: dict[str, Any]) -> np.ndarr
 
 
 def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool] | None = None) -> dict[str, Any]:
-    """Statistics of one data set in OpenVLA's layout.
+    """Statistics of one data set in OpenVLA's layout, of all its actions float [N, D] in its units.
 
     Args:
-        actions: float [N, D], every action of the data set, in its units.
-        num_trajectories: the episodes they come from.
         mask: which dimensions are normalised; by default all but the last, the gripper.
 
     Raises:

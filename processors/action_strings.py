@@ -86,17 +86,14 @@ class ActionStringProcessor:
         return LEAD_IN[self.style]
 
     def encode(self, actions: Any) -> str:
-        """The string of one action or one chunk of actions.
+        """The string of one action or chunk, without lead-in and EOS.
 
         Args:
             actions: float [D] (horizon 1) or [T, D], normalised to [-1, 1]; binary dimensions hold 0 or 1.
 
-        Returns:
-            The string, without the lead-in and without an end-of-sequence token.
-
         Raises:
-            ActionStringError: on another shape, NaN, infinity, or a binary dimension that is neither 0 nor 1.
-                Values outside [-1, 1] are clipped and counted in `clipped`.
+            ActionStringError: on another shape, NaN, infinity, or a binary dimension that is neither 0 nor 1. Values
+                outside [-1, 1] are clipped and counted in `clipped`.
         """
         chunk = self._as_chunk(actions)
         self.clipped += (np.abs(chunk) > 1.0).sum(axis=0)
@@ -110,10 +107,7 @@ class ActionStringProcessor:
         return "".join(value + "," for step in steps for value in step)
 
     def decode(self, text: str) -> np.ndarray:
-        """The actions of an action string.
-
-        Returns:
-            float32 [T, D] in [-1, 1].
+        """The actions of an action string, float32 [T, D] in [-1, 1].
 
         Raises:
             ActionStringError: with the position of the first character that does not fit and what was expected there.

@@ -114,12 +114,8 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
 
 
 def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: dict[str, Any]) -> None:
-    """Raises `TypeError` for arguments that would otherwise be ignored.
-
-    Args:
-        extra: arguments that a call has no parameter for, by name; `None` is accepted.
-        known: names to suggest for a misspelled one.
-        fixed: arguments that are accepted with one value.
+    """Raises `TypeError` for extra arguments, else ignored, except `None` and the values in `fixed`;
+    `known` names are suggested for a misspelled one.
     """
     for name, value in extra.items():
         if value is None or (name in fixed and value == fixed[name]):

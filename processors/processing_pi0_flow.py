@@ -29,11 +29,9 @@ NO_WORDS = (
 
 
 def make_flow_action_config(action_dim: int = 7, horizon: int = 1, binary_dims: Sequence[int] = ()) -> dict[str, Any]:
-    """The `action_config` of actions float [T, D] in [-1, 1]; no tokens belong to it.
+    """The `action_config` of actions float [T, D] in [-1, 1], to which no tokens belong.
 
     Args:
-        action_dim: D.
-        horizon: T, the steps of one prediction.
         binary_dims: dimensions that are 0 or 1 (a gripper); predictions are rounded there.
     """
     check_sizes(action_dim=action_dim, horizon=horizon)

@@ -25,9 +25,7 @@ def encode_as_text(tokenizer: Any, text: str, template: Iterable[str]) -> list[i
 
 
 def continuation_ids(text: str, encode: Callable[[str], list[int]]) -> list[int]:
-    """Token ids of a text that continues another.
-
-    Tokenizers like Llama's put a space before a text that stands alone, but not after a digit.
+    """Token ids of a text that continues another, where tokenizers like Llama's put no space: after a digit.
 
     Raises:
         ValueError: if the tokenizer merges a digit with what follows it.
