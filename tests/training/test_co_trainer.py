@@ -180,7 +180,10 @@ def test_the_figures_of_the_first_step_by_hand(run: Any) -> None:
 def test_gradient_accumulation_is_one_larger_batch(balance: str, tmp_path: Path) -> None:
     logs = []
     for name, batch, accumulated in ((f"whole-{balance}", 4, 1), (f"parts-{balance}", 2, 2)):
-        settings = {"training__batch_size": batch, "training__gradient_accumulation_steps": accumulated}
+        settings: dict[str, Any] = {
+            "training__batch_size": batch,
+            "training__gradient_accumulation_steps": accumulated,
+        }
         settings |= {"training__steps": 2, "training__logging_steps": 1}
         folder = run_tiny(tmp_path, name=name, loss__balance=balance, **settings)
         logs.append([(entry["loss"], entry["grad_norm"]) for entry in logged_steps(folder)])
@@ -196,7 +199,7 @@ def test_outputs_are_not_returned(llama_like: Any, tiny_strings: ActionStringPro
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    changes = {"training__steps": 4, "training__logging_steps": 1, "loss__balance": "token"}
+    changes: dict[str, Any] = {"training__steps": 4, "training__logging_steps": 1, "loss__balance": "token"}
     tiny_recipe(tmp_path, **changes)
     seen = run_in_two_processes(tmp_path)
     for one in seen:

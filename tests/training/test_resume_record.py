@@ -18,7 +18,7 @@ from tiny_runs import (
 )
 
 
-SETTINGS = {"training__steps": 4, "training__save_steps": 2}  # of 4 rows
+SETTINGS: dict[str, Any] = {"training__steps": 4, "training__save_steps": 2}  # of 4 rows
 
 
 @pytest.fixture(scope="module")

@@ -95,13 +95,13 @@ class RobotSource:
     without_instruction: Literal["skip", "refuse"] = "skip"
     """Steps whose task is null, empty or missing: `skip` counts them and leaves them out, `refuse` stops before the
     first training step."""
-    every: int = Field(1, ge=1)
+    every: int = Field(default=1, ge=1)
     """Every n-th step of an episode becomes a row, at least 1, for data faster than a policy can act: 5 makes 10 Hz of
     50 Hz. A row's action then leads to the next row, and chunks are of such steps."""
     displacements: list[int] | None = None
     """Dimensions of an action, counted from 0, that say how far to move, not where to be: with `every` they are
     summed, while all others are as in the last step. `[]` for none; the transforms know theirs."""
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """How often its rows come relative to those of the other robot data sets, above 0."""
     record: DemonstrationRecording | None = None
     """How to record it if the folder is missing; null for a data set that must be there."""
@@ -130,15 +130,15 @@ class ImageAugmentation:
     Each can be left out: `crop_area: 1.0`, a largest shift of 0.0, factors [1.0, 1.0].
     """
 
-    crop_area: float = Field(0.9, gt=0, le=1)
+    crop_area: float = Field(default=0.9, gt=0, le=1)
     """Share of the area that a crop keeps, above 0 and at most 1."""
-    brightness: float = Field(0.2, ge=0, le=1)
+    brightness: float = Field(default=0.2, ge=0, le=1)
     """Largest shift of brightness, 0 to 1, where 1 is from black to white."""
     contrast: list[float] = field(default_factory=lambda: [0.8, 1.2])
     """Smallest and largest factor of contrast, 0 or more."""
     saturation: list[float] = field(default_factory=lambda: [0.8, 1.2])
     """Smallest and largest factor of saturation, 0 or more."""
-    hue: float = Field(0.05, ge=0, le=0.5)
+    hue: float = Field(default=0.05, ge=0, le=0.5)
     """Largest shift of hue, 0 to 0.5 of the colour circle."""
 
     def __post_init__(self) -> None:
@@ -157,7 +157,7 @@ class ImageAugmentation:
 class InstructionAugmentation:
     """Paraphrases in place of a robot row's instruction, from the lists for training."""
 
-    probability: float = Field(0.5, gt=0, le=1)
+    probability: float = Field(default=0.5, gt=0, le=1)
     """Share of rows whose instruction is replaced, above 0 and at most 1."""
 
 
@@ -171,16 +171,16 @@ class DataRecipe:
     """The vision-language data sets; `co_training` says which of them are used."""
     co_training: list[str] | None = None
     """Names of the vision-language data sets that are used (C); null for all of them, `[]` for none."""
-    image_size: int = Field(64, ge=1)
+    image_size: int = Field(default=64, ge=1)
     """Side of the pictures the encoders see, in pixels, at least 1."""
     streaming: bool = False
     """Whether data sets are read shard by shard, in an order shuffled by a buffer; otherwise from a table on this
     machine's disk, in a perfectly shuffled order."""
-    shuffle_buffer: int = Field(1000, ge=1)
+    shuffle_buffer: int = Field(default=1000, ge=1)
     """Rows of a streamed data set among which the next one is drawn, at least 1."""
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(default=0, ge=0)
     """Processes per device that read, decode and tokenize; 0 does it in the training process."""
-    max_bad_share: float = Field(0.01, ge=0, le=1)
+    max_bad_share: float = Field(default=0.01, ge=0, le=1)
     """Share of unreadable rows of a data set, 0 to 1, that stops a run."""
     image_augmentation: ImageAugmentation | None = None
     """Random crops and colours of robot rows' pictures; the saved model's image processor then crops the centre. Null

@@ -83,9 +83,9 @@ class ActionRecipe:
     style: Literal["signed", "plain", "legacy"] = "signed"
     """How a string is written: `signed` has a fixed width and one token per character; `plain` is the paper's;
     `legacy` that of the authors' release."""
-    action_dim: int = Field(7, ge=1)
+    action_dim: int = Field(default=7, ge=1)
     """Values of one step, as the data sets hold them; at least 1."""
-    horizon: int = Field(1, ge=1)
+    horizon: int = Field(default=1, ge=1)
     """Steps of a chunk, at least 1; those behind an episode's end are not learned."""
     decimals: int = 4
     """Decimals of a value in a string, at least 1."""
@@ -126,7 +126,7 @@ class LossRecipe:
 class LoraRecipe:
     """Low-rank adapters in the language model; the saved model has them merged in."""
 
-    rank: int = Field(32, ge=1)
+    rank: int = Field(default=32, ge=1)
     """`r` of peft's `LoraConfig`, at least 1."""
     alpha: float = 16.0
     """`lora_alpha` of peft's `LoraConfig`, above 0."""
@@ -142,7 +142,7 @@ class TrainingRecipe:
 
     steps: int = Field(ge=1)
     """Optimizer steps, at least 1."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Rows per device, at least 1; an even number where both kinds of data are mixed."""
     learning_rate: float = 2e-5
     """The largest learning rate, above 0; it falls along a cosine after the warm-up."""
@@ -156,7 +156,7 @@ class TrainingRecipe:
     """Largest norm of the gradient; a larger gradient is scaled down to it. 0 for no limit."""
     adam_beta2: float = 0.999
     """AdamW's second beta, from 0 to below 1."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches per optimizer step, at least 1."""
     gradient_checkpointing: bool = True
     """Whether activations are computed again in the backward pass, which saves memory and takes time."""
@@ -164,9 +164,9 @@ class TrainingRecipe:
     """Whether the forward pass computes in bfloat16."""
     lora: LoraRecipe | None = None
     """Adapters to train instead of all weights; null for all weights."""
-    save_steps: int = Field(1000, ge=1)
+    save_steps: int = Field(default=1000, ge=1)
     """Steps between checkpoints, at least 1."""
-    logging_steps: int = Field(20, ge=1)
+    logging_steps: int = Field(default=20, ge=1)
     """Steps between figures in the log, at least 1."""
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
     """Where the figures go besides the log."""
