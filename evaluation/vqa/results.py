@@ -113,7 +113,7 @@ def _yes_no_figures(
             figures.append(_figure(task, "f1", yes_no.f1(judgements), n, interval, pictures, unparsable))
         else:
             majority = max(truths, n - truths) / n if metric == "accuracy" else None
-            kept = np.flatnonzero(counted.get(metric, [True] * n))
+            kept = [index for index, counts in enumerate(counted.get(metric, [True] * n)) if counts]
             chosen = [float(right[metric][index]) for index in kept]
             of_those = pictures and [pictures[index] for index in kept]
             figures.append(_share(task, metric, chosen, of_those, unparsable, majority))
@@ -239,9 +239,9 @@ def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> Non
     for place, head in enumerate(heads):
         task, _, name = head["task"].rpartition("/")
         names.append(NAMES.get(name) or name.replace("_", " "))
-        style = {"height": 0.5, "alpha": 0.45} if task else {"height": 0.74}
+        height, alpha = (0.5, 0.45) if task else (0.74, 1.0)
         colour, label = HEADLINES[head["metric"]][0], labels.pop(head["metric"], None)
-        axes.barh(place, 100 * head["value"], color=colour, label=label, **style)
+        axes.barh(place, 100 * head["value"], height, color=colour, label=label, alpha=alpha)
         bounds = [100 * bound for bound in head["interval"]]
         axes.plot(bounds, [place, place], color="#222222", linewidth=1.2, solid_capstyle="butt")
         axes.text(103, place, f"{100 * head['value']:.1f} %   n = {head['n']:,}", va="center", fontsize=8)

@@ -193,8 +193,14 @@ def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
     """A picture that only shows."""
-    buttons = ["fullscreen", "download"]
-    return gr.Image(picture, label=label, elem_id=elem_id, format="png", interactive=False, buttons=buttons)
+    return gr.Image(
+        picture,
+        label=label,
+        elem_id=elem_id,
+        format="png",
+        interactive=False,
+        buttons=["fullscreen", "download"],
+    )
 
 
 def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
