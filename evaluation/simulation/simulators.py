@@ -23,7 +23,8 @@ LOADING_SECONDS, REQUEST_SECONDS = 120.0, 10.0
 class Environment(Protocol):
     """What an episode runs in; `reset` takes what `Start` holds."""
 
-    def reset(self, *arguments: Any) -> Any: ...
+    @property
+    def reset(self) -> Callable[..., Any]: ...
 
     def step(self, action: np.ndarray) -> bool: ...
 

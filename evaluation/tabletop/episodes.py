@@ -32,7 +32,7 @@ from gen_vla.training.provenance.private_paths import shortened
 Paraphrase = Callable[[str], list[str]]  # an instruction -> other wordings
 Mode = Literal["matching", "variants", "masked", "paraphrase"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-EpisodeKey = tuple[str, str, str, int, str]  # mode, variant, task, seed, instruction: one episode and no other
+EpisodeKey = tuple[Mode, str, str, int, str]  # mode, variant, task, seed, instruction: one episode and no other
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class EpisodeLog:
 
     def finish(self, job: TabletopJob, ending: Ending) -> None:
         """Remembers how a job ended."""
-        how = (sample_layout(job.seed).digest(), *ending)
-        self.add(TabletopEpisode(job.mode, job.variant, job.task, job.seed, job.instruction, *how))
+        layout = sample_layout(job.seed).digest()
+        self.add(TabletopEpisode(*job.key, layout, ending.outcome, ending.steps, ending.attempts, ending.detail))
 
     def missing(self, jobs: Sequence[TabletopJob]) -> list[TabletopJob]:
         """The jobs that no finished episode answers."""
