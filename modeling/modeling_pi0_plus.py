@@ -145,10 +145,12 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
         embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
         length = embeds.shape[1]
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = prompt_positions(attention_mask)[:, -length:]
-        elif position_ids is None:
-            position_ids = torch.arange(length, device=embeds.device)[None] + past
+        if position_ids is not None:
+            positions = position_ids
+        elif attention_mask is not None and attention_mask.ndim == 2:
+            positions = prompt_positions(attention_mask)[:, -length:]
+        else:
+            positions = torch.arange(length, device=embeds.device)[None] + past
         if attention_mask is None or attention_mask.ndim == 2:
             if self.training and token_type_ids is None and is_empty(past_key_values):
                 raise ValueError(
@@ -167,7 +169,7 @@ class Pi0PlusModel(ImageLanguageModelMixin, Pi0PlusPreTrainedModel):
         return self.language_model(
             inputs_embeds=embeds,
             attention_mask=attention_mask,
-            position_ids=position_ids + FIRST_POSITION,
+            position_ids=positions + FIRST_POSITION,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,

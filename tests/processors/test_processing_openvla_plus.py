@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from jinja2 import TemplateError
-from tiny_models import IMAGE_TOKENS, picture, tiny_processor
+from tiny_models import IMAGE_TOKENS, picture, tiny_pi0_processor, tiny_processor
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -121,14 +121,16 @@ def test_text_alone_and_mixed_batches(any_family: Any) -> None:
         assert torch.equal(batch["pixel_values"], images_only["pixel_values"])
 
 
-def test_all_settings_survive_saving(any_family: Any, tmp_path: Path) -> None:
-    template = {**any_family.prompt_template, "question": "Q: {question}\nA:"}
-    images = any_family.image_processor
+@pytest.mark.parametrize("make", [tiny_processor, tiny_pi0_processor])
+def test_all_settings_survive_saving(make: Any, gemma_like: Any, tmp_path: Path) -> None:
+    base = make(gemma_like, STRINGS)
+    template = {**base.prompt_template, "question": "Q: {question}\nA:"}
+    images = base.image_processor
     images.center_crop_area = 0.9
-    action_config, cameras = any_family.action_config, ["top", "wrist"]
-    processor = type(any_family)(
+    action_config, cameras = base.action_config, ["top", "wrist"]
+    processor = type(base)(
         images,
-        any_family.tokenizer,
+        base.tokenizer,
         5,
         action_config,
         prompt_template=template,

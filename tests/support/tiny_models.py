@@ -206,7 +206,9 @@ def tiny_pi0_flow_model(tokenizer: Any, action_dim: int = 3, horizon: int = 4, s
 
 def build_processor(processor_class: Any, tokenizer: Any, action_config: Any, **settings: Any) -> Any:
     """A processor; those of π0 normalise pictures once."""
-    half = {} if processor_class is OpenVLAPlusProcessor else {"means": [[0.5] * 3], "stds": [[0.5] * 3]}
+    half: dict[str, Any] = {"means": [[0.5] * 3], "stds": [[0.5] * 3]}
+    if processor_class is OpenVLAPlusProcessor:
+        half = {}
     images = OpenVLAPlusImageProcessor(image_size=IMAGE_SIZE, **half)
     return processor_class(images, tokenizer, IMAGE_TOKENS, action_config, **settings)
 
