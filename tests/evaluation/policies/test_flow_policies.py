@@ -31,7 +31,7 @@ def flow(gemma_like: Any) -> tuple[Any, Any]:
     return model, tiny_pi0_flow_processor(gemma_like, action_dim=7)
 
 
-def test_noise_belongs_to_a_step_of_an_episode(flow, llama_like: Any):
+def test_noise_belongs_to_a_step_of_an_episode(flow: tuple[Any, Any], llama_like: Any) -> None:
     model, _ = flow
     both = starting_noise(model, ["open 1 0", "open 2 0"])["noise"]
     assert tuple(both.shape) == (2, 4, 7)
@@ -41,7 +41,7 @@ def test_noise_belongs_to_a_step_of_an_episode(flow, llama_like: Any):
     assert starting_noise(tiny_model(llama_like, strings), ["open 1 0"]) == {}
 
 
-def test_rollouts_give_the_same_in_every_batch(flow):
+def test_rollouts_give_the_same_in_every_batch(flow: tuple[Any, Any]) -> None:
     policies = pytest.importorskip("gen_vla.evaluation.policies.rollout", exc_type=ImportError)
     model, processor = flow
     policy = policies.VLAPolicy(model, processor, "bridge_orig")
@@ -55,7 +55,7 @@ def test_rollouts_give_the_same_in_every_batch(flow):
     assert np.abs(policy(FRAMES[1:], ["open the drawer"], [later])[0] - together[1]).max() > 1e-3
 
 
-def test_it_acts_in_simpler_env(flow):
+def test_it_acts_in_simpler_env(flow: tuple[Any, Any]) -> None:
     policy = SimplerPolicy(ModelPrediction(*flow, "widowx"), "widowx", action_ensemble=True)
     policy.reset("put it there")
     actions = [policy.step(frame, "put it there")[1] for frame in (*FRAMES, *FRAMES)]
@@ -65,7 +65,7 @@ def test_it_acts_in_simpler_env(flow):
     assert predict(FRAMES[0], "go").shape == (4, 7)
 
 
-def test_parts_add_up_and_every_step_of_the_flow_is_timed(flow):
+def test_parts_add_up_and_every_step_of_the_flow_is_timed(flow: tuple[Any, Any]) -> None:
     found = measure_parts(*flow, repeats=2, warmup=0, progress=False)
     assert tuple(found["parts_ms"]) == PARTS
     assert all(value > 0 for value in found["parts_ms"].values())
@@ -73,7 +73,7 @@ def test_parts_add_up_and_every_step_of_the_flow_is_timed(flow):
     assert found["passes_timed"] == found["passes"] == 11
 
 
-def test_features_are_those_of_its_one_encoder(flow):
+def test_features_are_those_of_its_one_encoder(flow: tuple[Any, Any]) -> None:
     model, processor = flow
     features = tower_features(model, processor, [picture(0)], progress=False)
     pixels = processor.image_processor([picture(0)], return_tensors="pt")["pixel_values"]
@@ -89,7 +89,7 @@ def test_a_picture_of_its_action_is_drawn(flow, tmp_path: Path):
     assert draw_prediction(picture(0), "go", prediction, tmp_path / "action.png").stat().st_size > 1000
 
 
-def test_questions_are_refused(flow):
+def test_questions_are_refused(flow: tuple[Any, Any]) -> None:
     questions = Dataset.from_dict({"image": [None], "question": ["?"], "answer": ["yes"], "kind": ["a"]})
     with pytest.raises(ValueError, match="got a question, expected an instruction for action_inputs: the flow"):
         evaluate_questions(*flow, questions, progress=False)

@@ -45,8 +45,8 @@ def test_a_prediction_is_drawn_by_its_first_step(tmp_path, width):
     assert has_colour(first, (0, 255, 0))
     assert not np.array_equal(first, drawn(tmp_path / "b.png", [-0.5] * width, note="a note"))
     assert not np.array_equal(first, drawn(tmp_path / "c.png", [0.5] * width, recorded=np.zeros(width)))
-    chunks = [drawn(tmp_path / f"{steps}.png", [0.5] * width, steps) for steps in (2, 3)]
-    assert np.array_equal(*chunks)
+    two, three = (drawn(tmp_path / f"{steps}.png", [0.5] * width, steps) for steps in (2, 3))
+    assert np.array_equal(two, three)
 
 
 def test_pictures_side_by_side_are_as_high_as_the_first():

@@ -38,7 +38,7 @@ def test_three_seeds_worked_out_by_hand():
     total = 0.01 / 3 + variance
     worth = variance * mean.effective / total
     degrees = total**2 / ((0.01 / 3) ** 2 / 2 + variance**2 / 49)
-    assert mean.interval == pytest.approx(wilson_interval(0.8 * worth, worth, stats.t.isf(0.025, degrees)))
+    assert mean.interval == pytest.approx(wilson_interval(0.8 * worth, worth, float(stats.t.isf(0.025, degrees))))
     low, high = clustered_share([trial for won in (35, 40, 45) for trial in run(won)]).interval
     assert mean.interval[0] < low - 0.05 < high < mean.interval[1]
 
