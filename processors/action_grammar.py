@@ -269,8 +269,9 @@ def _pieces_and_runs(strings: ActionStringProcessor, tokenizer: Any) -> dict[str
             pieces[text] = ids[0]
         elif len(text) == 1:
             raise ValueError(
-                f"got {len(ids)} tokens for {text!r}, expected 1; style {strings.style!r} needs a "
-                "vocabulary with a token of its own for each of its characters, so choose another style or tokenizer"
+                f"got {len(ids)} tokens for {text!r}, expected 1; style {strings.style!r} needs a vocabulary that "
+                "has a token for each of its characters and never merges digits with them, so choose another style or "
+                "tokenizer"
             )
     text_of = {token: piece for piece, token in pieces.items()}
     for run, ids in spelled.items():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models
@@ -115,6 +115,8 @@ def test_a_string_is_spelled_as_the_tokenizer_does_whatever_it_merges(
 
 @settings(max_examples=40, deadline=None)
 @given(merges=merge_tables("+-,\n▁e.01"), style=st.sampled_from(STYLES), seed=st.integers(0, 99))
+@example(merges=[("e", "0")], style="legacy", seed=0)
+@example(merges=[("0", "-")], style="legacy", seed=0)
 def test_merged_digits_are_refused_or_never_occur(merges: list[tuple[str, str]], style: str, seed: int) -> None:
     tokenizer, refusal = tiny_tokenizer("gemma_like", first_merges=merges), ""
     try:
