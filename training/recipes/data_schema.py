@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
-STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
+STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Simulator = Literal["drawers", "tabletop"]
 
 
@@ -27,9 +27,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
 class DemonstrationRecording:
     """How to record demonstrations of the simulator's experts."""
 
-    episodes_per_task: int
+    episodes_per_task: int = Field(ge=1)
     """Episodes of each task, at least 1."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of scenes and noise, 0 or more."""
     simulator: Simulator = "drawers"
     """`drawers` (Meta-World) or `tabletop`."""
@@ -59,9 +59,9 @@ class DemonstrationRecording:
 class QuestionRecording:
     """How to record questions about the simulator's scenes."""
 
-    count: int
+    count: int = Field(ge=1)
     """Questions, at least 1."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of scenes and questions, 0 or more."""
     simulator: Simulator = "drawers"
     """`drawers` (Meta-World) or `tabletop`."""
@@ -101,7 +101,7 @@ class RobotSource:
     displacements: list[int] | None = None
     """Dimensions of an action, counted from 0, that say how far to move, not where to be: with `every` they are
     summed, while all others are as in the last step. `[]` for none; the transforms know theirs."""
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0)
     """How often its rows come relative to those of the other robot data sets, above 0."""
     record: DemonstrationRecording | None = None
     """How to record it if the folder is missing; null for a data set that must be there."""

@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -35,7 +35,7 @@ class ModelRecipe:
     weights."""
     frozen: Literal["siglip", "dino"] | None = "siglip"
     """The vision encoder that is never trained (D); null for none."""
-    initializer_range: float = 0.02
+    initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of random weights, above 0. Ignored with `initial_model`, like the four settings below."""
     dino: dict[str, Any] = field(default_factory=dict)
     """Fields of the DINOv2 encoder's configuration, as in transformers; for `openvla_plus` only."""
@@ -60,11 +60,11 @@ class ModelRecipe:
 class TokenizerRecipe:
     """A tokenizer trained on the recipe's own text; unused with `model.initial_model`."""
 
-    vocab_size: int = 1024
+    vocab_size: int = Field(default=1024, ge=1)
     """Largest number of tokens, at least 1."""
     texts_from: list[str] = field(default_factory=list)
     """Folders of recorded data sets, relative to the work folder, whose prompts and answers are the text."""
-    texts_from_rows: int = 0
+    texts_from_rows: int = Field(default=0, ge=0)
     """Number of first rows of each data set of the recipe that are text, too; 0 or more."""
     instructions: list[str] = field(default_factory=list)
     """Further text: instructions that later runs will add."""
@@ -87,12 +87,12 @@ class ActionRecipe:
     """Values of one step, as the data sets hold them; at least 1."""
     horizon: int = Field(default=1, ge=1)
     """Steps of a chunk, at least 1; those behind an episode's end are not learned."""
-    decimals: int = 4
+    decimals: int = Field(default=4, ge=1)
     """Decimals of a value in a string, at least 1."""
     binary_dims: list[int] = field(default_factory=lambda: [6])
     """Dimensions, counted from 0, that are only ever 0 or 1, such as the gripper of an OpenVLA action: they stay as
     they are, while all others are scaled. `[]` for none, as where a gripper has a width or an angle."""
-    label_decimals: int | None = None
+    label_decimals: int | None = Field(default=None, ge=0)
     """Decimals of a training label that carry information, the rest are written as zeros; null for all. Fewer than
     `decimals` spares a small model from fitting noise."""
 
@@ -116,9 +116,9 @@ class LossRecipe:
     balance: Literal["token", "example", "source"] = "token"
     """What counts the same. `token`: every supervised token, so that longer answers weigh more (the paper's loss);
     `example`: every row; `source`: the robot and the vision-language half."""
-    decimal_weights: list[float] = field(default_factory=list)
+    decimal_weights: list[Annotated[float, Field(ge=0)]] = field(default_factory=list)
     """Weights of the decimals of an action value, the first decimal first, 0 or more; missing ones are 1."""
-    constant_dimension_weight: float = 1.0
+    constant_dimension_weight: float = Field(default=1.0, ge=0)
     """Weight of action dimensions that never vary in the data, 0 or more."""
 
 
@@ -128,9 +128,9 @@ class LoraRecipe:
 
     rank: int = Field(default=32, ge=1)
     """`r` of peft's `LoraConfig`, at least 1."""
-    alpha: float = 16.0
+    alpha: float = Field(default=16.0, gt=0)
     """`lora_alpha` of peft's `LoraConfig`, above 0."""
-    dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """`lora_dropout` of peft's `LoraConfig`, from 0 to below 1."""
     tower: Literal["full", "lora"] = "full"
     """The trainable encoder and the projector: `full` trains all of their weights, `lora` adapters only."""
@@ -144,17 +144,17 @@ class TrainingRecipe:
     """Optimizer steps, at least 1."""
     batch_size: int = Field(default=16, ge=1)
     """Rows per device, at least 1; an even number where both kinds of data are mixed."""
-    learning_rate: float = 2e-5
+    learning_rate: float = Field(default=2e-5, gt=0)
     """The largest learning rate, above 0; it falls along a cosine after the warm-up."""
-    min_learning_rate_rate: float = 0.1
+    min_learning_rate_rate: float = Field(default=0.1, ge=0, le=1)
     """The last learning rate as a share of the largest, 0 to 1."""
-    warmup_steps: int = 0
+    warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises from 0, 0 or more."""
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW, 0 or more."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; a larger gradient is scaled down to it. 0 for no limit."""
-    adam_beta2: float = 0.999
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
     """AdamW's second beta, from 0 to below 1."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches per optimizer step, at least 1."""
@@ -170,7 +170,7 @@ class TrainingRecipe:
     """Steps between figures in the log, at least 1."""
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
     """Where the figures go besides the log."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of weights, order of rows and augmentation, 0 or more."""
 
 

@@ -5,6 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from tiny_runs import tiny_settings
@@ -84,6 +85,10 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
         ({"training__steps": True}, r"training.steps: got True \(bool\), expected a valid integer$"),
         ({"training__steps": 0}, r"training.steps: got 0 \(int\), expected greater than or equal to 1"),
         ({"training__batch_size": -2}, r"training.batch_size: got -2 \(int\), expected greater than or equal to 1"),
+        ({"training__learning_rate": float("nan")}, r"learning_rate: got nan \(float\), expected a finite number"),
+        ({"training__adam_beta2": 1.0}, r"adam_beta2: got 1.0 \(float\), expected less than 1"),
+        ({"loss__decimal_weights": [1.0, -1.0]}, r"loss.decimal_weights.1: got -1.0 \(float\), expected greater than"),
+        ({"actions__decimals": 0}, r"actions.decimals: got 0 \(int\), expected greater than or equal to 1"),
         ({"training__bf16": 1}, r"training.bf16: got 1 \(int\), expected a valid boolean$"),
         ({"training__learning_rate": True}, r"learning_rate: got True \(bool\), expected a valid number$"),
         ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip' or 'dino'"),
@@ -222,9 +227,10 @@ def test_the_schema_for_editors_is_current() -> None:
     for section in (schema, *schema["$defs"].values()):
         for name, setting in section["properties"].items():
             assert "$ref" in setting or len(setting["description"]) > 5, name
+            if setting.get("type") in ("integer", "number"):
+                assert {"minimum", "exclusiveMinimum"} & setting.keys(), name
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_files_that_extend_others_are_right_in_an_editor(path: Path) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), json_schema())
