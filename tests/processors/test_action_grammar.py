@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_action_strings import edge_actions
 from tiny_models import tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, models
 from transformers import LogitsProcessorList, PreTrainedTokenizerFast
@@ -158,6 +159,31 @@ def test_other_text_has_no_tokens(llama_like: Any) -> None:
     grammar = grammar_of(ActionStringProcessor(action_dim=1), llama_like)
     with pytest.raises(ActionStringError, match="expected one of"):
         grammar.token_ids("+0.12x4")
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_tokenized_actions_are_words_of_the_grammar(style: str, horizon: int, tokenizer: Any) -> None:
+    strings = ActionStringProcessor(action_dim=7, horizon=horizon, style=style)
+    config = make_action_config(strings, tokenizer)
+    grammar = ActionGrammar.from_action_config(config)
+    count = 10_000 if len(tokenizer) > 1000 and horizon == 1 else 1_000
+    actions = edge_actions(count * horizon, 7).reshape(count, horizon, 7)
+    texts = [strings.encode(action) for action in actions]
+    prompt_ids = encode(tokenizer, [PROMPT])[0] + config["lead_in_ids"]
+    rows = encode(tokenizer, [PROMPT + strings.lead_in + text for text in texts])
+    largest = 0.0
+    for row, text, action in zip(rows, texts, actions, strict=True):
+        assert row[: len(prompt_ids)] == prompt_ids
+        answer = row[len(prompt_ids) :]
+        final = grammar.advance([*answer, tokenizer.eos_token_id])
+        assert grammar.transitions[final] == {tokenizer.eos_token_id: final}
+        assert grammar.text(answer) == text
+        assert len(answer) <= grammar.max_tokens
+        if style == "signed":
+            assert len(answer) == len(text) == 50 * horizon - 1
+        largest = max(largest, np.abs(strings.decode(grammar.text(answer)) - action).max())
+    assert largest <= 5e-5 + 1e-7
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -47,6 +47,23 @@ def test_values_that_round_to_zero_lose_their_sign(style: str) -> None:
     assert not np.signbit(strings.decode(zero)).any()
 
 
+def edge_actions(count: int, action_dim: int) -> np.ndarray:
+    """Actions of which a third of the values are edges: zeros, ends, ties of the rounding, next to the ends."""
+    rng = np.random.default_rng(7)
+    edges = [0.0, -0.0, 1.0, -1.0, 0.5, 5e-5, -5e-5, 1e-4, -1e-4, 0.99995, -0.99995, 0.1, -0.9, 1e-9, 0.9999, 0.00015]
+    values = rng.uniform(-1.0, 1.0, (count, action_dim))
+    return np.where(rng.random(values.shape) < 1 / 3, rng.choice(edges, values.shape), values)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_round_trip_of_ten_thousand_actions(style: str) -> None:
+    strings = ActionStringProcessor(action_dim=7, style=style)
+    actions = edge_actions(10_000, 7)
+    decoded = np.stack([strings.decode(strings.encode(action))[0] for action in actions])
+    assert np.abs(decoded - actions).max() <= 5e-5 + 1e-7  # half of the last decimal, and float32
+    assert strings.clipped.sum() == 0
+
+
 @pytest.mark.parametrize("style", STYLES)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
