@@ -66,7 +66,7 @@ def settings() -> Iterator[str]:
         yield from ("| setting | type | default | |", "| --- | --- | --- | --- |")
         for key, found in section["properties"].items():
             default = f"`{json.dumps(found['default'], ensure_ascii=False)}`" if "default" in found else ""
-            default = default or ("required" if key in section.get("required", []) else "")
+            default = default or ("" if "$ref" in found or key == "extends" else "required")
             yield cells(f"`{key}`", kind(found), default, " ".join(found.get("description", "").split()))
             for name in re.findall(r'"#/\$defs/(\w+)"', json.dumps(found)):
                 if name not in shown and "properties" in schema["$defs"][name]:

@@ -138,7 +138,7 @@ class LoraRecipe:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainingRecipe:
-    """Optimisation; names and meanings are those of transformers' `TrainingArguments`, unless told otherwise."""
+    """Optimisation; names and meanings are those of transformers' `TrainingArguments`, unless stated otherwise."""
 
     steps: int = Field(ge=1)
     """Optimizer steps, at least 1."""
@@ -250,10 +250,14 @@ class Recipe:
 
 
 class _EditorSchema(GenerateJsonSchema):
-    """Without a title for each field, which would only repeat its name."""
+    """With the defaults of lists and dictionaries, and without titles, which would only repeat names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
+
+    def get_default_value(self, schema: Any) -> Any:
+        made = schema["default_factory"]() if "default_factory" in schema else None
+        return made if isinstance(made, (list, dict)) else super().get_default_value(schema)
 
 
 def json_schema() -> dict[str, Any]:
