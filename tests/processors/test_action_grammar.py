@@ -212,6 +212,24 @@ def _with_a_minus_zero(parts: list[str]) -> list[list[str]]:
     return [[*parts[:place], "-0.0", *parts[place + 1 :]] for place, part in enumerate(parts) if part == "0.0"]
 
 
+def test_random_walks_decode(tokenizer: Any) -> None:
+    rng = np.random.default_rng(3)
+    for style in STYLES:
+        strings = ActionStringProcessor(action_dim=4, horizon=2, style=style, binary_dims=(3,))
+        grammar = grammar_of(strings, tokenizer)
+        for _ in range(50):
+            tokens, state = [], 0
+            while not tokens or tokens[-1] != grammar.eos_token_id:
+                tokens.append(int(rng.choice(list(grammar.transitions[state]))))
+                state = grammar.transitions[state][tokens[-1]]
+            assert len(tokens) - 1 <= grammar.max_tokens
+            text = grammar.prefix + grammar.text(tokens)
+            assert tokens[:-1] == behind_a_digit(tokenizer, text) == grammar.token_ids(text)
+            chunk = strings.decode(grammar.text(tokens))
+            assert np.isin(chunk[:, 3], (0.0, 1.0)).all()
+            assert grammar.advance([*tokens, tokens[-1], tokens[-1]]) == state  # behind EOS only EOS
+
+
 def test_max_tokens_of_seven_dimensions(llama_like: Any, gemma_like: Any) -> None:
     lengths = {
         (style, horizon): grammar_of(ActionStringProcessor(7, horizon, style=style), llama_like).max_tokens
