@@ -103,10 +103,10 @@ class CoTrainingCollator:
         labels = [-100] * len(prompt) + answer[:learned] + [-100] * unlearned
         weights = [0.0] * len(prompt) + weights[:learned] + [0.0] * unlearned
         for turn in row.get("more_turns") or ():
-            asked, told = self._later_turn(turn)
-            ids += asked + told
-            labels += [-100] * len(asked) + told
-            weights += [0.0] * len(asked) + [1.0] * len(told)
+            question, reply = self._later_turn(turn)
+            ids += question + reply
+            labels += [-100] * len(question) + reply
+            weights += [0.0] * len(question) + [1.0] * len(reply)
         if len(ids) > self.max_tokens:
             remedy = (
                 "lower actions.horizon or actions.decimals, or show fewer cameras" if is_robot(row) else "drop the row"

@@ -182,10 +182,10 @@ def predicted_values(
         expected: those of an action or of its first steps, EOS included or not.
     """
     pairs = [pair for pair in zip(predicted, expected, strict=True) if pair[1] != grammar.eos_token_id]
-    read, told = _bin_values(grammar, pairs) if isinstance(grammar, BinGrammar) else _string_values(grammar, pairs)
+    read, wanted = _bin_values(grammar, pairs) if isinstance(grammar, BinGrammar) else _string_values(grammar, pairs)
     width = grammar.strings.action_dim
-    whole = len(told) // width * width
-    return read[:whole].reshape(-1, width), told[:whole].reshape(-1, width)
+    whole = len(wanted) // width * width
+    return read[:whole].reshape(-1, width), wanted[:whole].reshape(-1, width)
 
 
 def _bin_values(grammar: BinGrammar, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +199,7 @@ def _string_values(grammar: ActionGrammar, pairs: list[tuple[int, int]]) -> tupl
     """Of one token per character, or for a separator and a sign that the vocabulary merges."""
     automaton, state, ahead = grammar.strings.automaton, 0, len(grammar.prefix)
     between = SEPARATORS + grammar.prefix
-    read, told = [""] * automaton.values, [""] * automaton.values
+    read, wanted = [""] * automaton.values, [""] * automaton.values
     for guess, token in pairs:
         text, other = grammar.text_of[token], grammar.text_of.get(guess, NO_NUMBER)
         value, parted = 0, False
@@ -211,15 +211,15 @@ def _string_values(grammar: ActionGrammar, pairs: list[tuple[int, int]]) -> tupl
             if character in SEPARATORS:
                 parted = True
             else:
-                told[value] += character
+                wanted[value] += character
         if state == automaton.final and text[-1] in SEPARATORS:
             continue
         if parted:  # a sign behind it belongs to the next value
             read[automaton.value_of[state]] += other.lstrip(between) if other[0] in between else ""
         else:
             read[value] += NO_NUMBER if other in between or other[0] in between else other
-    count = sum(map(bool, told))
-    return np.array([_number(text) for text in read[:count]]), np.array([float(text) for text in told[:count]])
+    count = sum(map(bool, wanted))
+    return np.array([_number(text) for text in read[:count]]), np.array([float(text) for text in wanted[:count]])
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What opening a data set told about it, for people; `planning/data_check_tables.py` shows it."""
+"""What is known of a data set once it is open, for people to read; `planning/data_check_tables.py` shows it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +9,8 @@ class DataReading:
     """One data set.
 
     Attributes:
-        format: what people call its format.
-        rows: what a run sees, or `None` where only reading everything would tell.
+        format: its usual name.
+        rows: what a run sees, or `None` where only reading everything would show it.
         episodes: of robot data.
         cameras, unused_cameras: of robot data: those whose pictures a row shows, in order, and the others.
         camera_named: whether the recipe names its cameras; otherwise it is the main one.
@@ -18,8 +18,8 @@ class DataReading:
         without_instruction: steps of robot data that have none, which are left out.
         unlabelled: some of their episodes by name.
         action_names: what the values of an action are called, where robot data says it.
-        hertz: rows a second of robot data, where it says it.
-        every: of so many stored steps of robot data one is a row.
+        hertz: rows per second of robot data, where known.
+        every: every n-th stored step of robot data is a row.
         notes: what people should know of the choice of episodes.
         skipped: report of the episodes that the statistics left out (`RowProblems.report`).
     """

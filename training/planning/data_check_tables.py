@@ -62,7 +62,7 @@ def cameras(check: SourceCheck) -> str:
 
 
 def first_row(check: SourceCheck) -> str:
-    """What it is told, and the size of its pictures."""
+    """The words of a data set's first row, and the sizes of its pictures."""
     if not check.rows:
         return "none could be used"
     row = check.rows[0]

@@ -1,7 +1,7 @@
 """The settings of a recipe: their types, defaults, ranges, and which of them contradict each other.
 
-Those of its data sets are in `data_schema.py`; `loading.py` reads all of them from YAML. `recipe.schema.json` tells
-them to editors and is written by
+Those of its data sets are in `data_schema.py`; `loading.py` reads all of them from YAML. `recipe.schema.json` is
+for editors and is written by
 
     python -m gen_vla.training.recipes.schema
 """

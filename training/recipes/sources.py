@@ -145,10 +145,14 @@ class _Opening:
         name, actions = f"{ROBOT}/{source.key}", self.recipe.actions
         if isinstance(reader, Dataset):
             self._read_recording(source, reader, name)
-            told: dict[str, Any] = {"displacements": source.displacements}
+            metadata: dict[str, Any] = {"displacements": source.displacements}
         else:
             self._read_robot_files(source, reader, name)
-            told = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
+            metadata = {
+                "names": reader.action_names or None,
+                "fps": reader.hertz,
+                "displacements": reader.displacements,
+            }
         statistics = self.opened.norm_stats[source.key]
         width = len(statistics["action"]["q01"])
         if width != actions.action_dim:
@@ -157,8 +161,8 @@ class _Opening:
                 "correct the recipe or the data set"
             )
         _check_binary(statistics["action"], source.key, actions.binary_dims)
-        # Besides figures the model keeps what is told of actions, as keys of our own in OpenVLA's dictionary.
-        known = {key: value for key, value in told.items() if value is not None}
+        # Names, rate and displacements are kept beside the figures, as keys of our own in OpenVLA's dictionary.
+        known = {key: value for key, value in metadata.items() if value is not None}
         self.opened.norm_stats[source.key] = {**statistics, "action": {**statistics["action"], **known}}
 
     def _read_recording(self, source: RobotSource, dataset: Dataset, name: str) -> None:
