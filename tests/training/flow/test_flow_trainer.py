@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from test_convert_paligemma_weights import published, stock, write_paligemma  # noqa: F401  # a fixture
-from test_training_metrics import OneProcess
+from test_metrics import OneProcess
 from tiny_models import tiny_statistics
 from tiny_runs import (
     Witness,

@@ -1,6 +1,6 @@
 """`gen-vla publish` against a stand-in for the Hub.
 
-Without the seconds of verifying in a fresh interpreter, which test_publishing.py and test_hub_loading.py spend.
+Without the seconds of verifying in a fresh interpreter, which test_assembling.py and test_hub_loading.py spend.
 """
 
 import json
