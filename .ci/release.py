@@ -72,13 +72,17 @@ def main(version: str) -> None:
         sys.exit(f"got VERSION={version!r}, expected three numbers, such as 0.1.0")
     if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, check=True).stdout:
         sys.exit("got a clone with changes, expected all of them committed")
-    write_version(version, datetime.date.today().isoformat())
-    shutil.rmtree(DIST, ignore_errors=True)
-    run(sys.executable, "-m", "build", "--outdir", DIST)  # the wheel is built from the sdist
-    with tempfile.TemporaryDirectory() as folder:
-        run(sys.executable, "-c", TINY_MODEL, folder)
-        for file in sorted(DIST.iterdir()):
-            try_distribution(file, Path(folder))
+    try:
+        write_version(version, datetime.date.today().isoformat())
+        shutil.rmtree(DIST, ignore_errors=True)
+        run(sys.executable, "-m", "build", "--outdir", DIST)  # the wheel is built from the sdist
+        with tempfile.TemporaryDirectory() as folder:
+            run(sys.executable, "-c", TINY_MODEL, folder)
+            for file in sorted(DIST.iterdir()):
+                try_distribution(file, Path(folder))
+    except BaseException:
+        run("git", "checkout", "--quiet", ".")
+        raise
     print(f"Both work. Next: git commit -am 'Release {version}'; git tag v{version}; twine upload dist/*")
 
 
