@@ -260,7 +260,9 @@ def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "steps": {"type": "integer", "default": 10, "description": "Optimizer steps."},
             "model": {"$ref": "#/$defs/Model"},
         },
-        "$defs": {"Model": {"properties": {"frozen": {"enum": ["siglip", None]}, "name": {}}, "required": ["name"]}},
+        "$defs": {
+            "Model": {"properties": {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}}, "required": ["name"]}
+        },
     }
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     monkeypatch.setattr(pages, "SCHEMA", tmp_path / "schema.json")
@@ -268,7 +270,7 @@ def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "| `steps` | integer | `10` | Optimizer steps. |" in text
     assert "| `model` | [settings](#model) |  |  |" in text
     assert "## `model` {: #model }" in text
-    assert '| `frozen` | `"siglip"`, `null` |  |  |' in text
+    assert '| `frozen` | `"siglip"`, `null` | `null` |  |' in text
     assert "| `name` | any | required |  |" in text
     assert "train" in pages.on_page_markdown("<!-- generated: commands -->")
 
