@@ -26,7 +26,7 @@ space: $(VENV)/installed-demo system-packages
 	$(BIN)/gen-vla demo --space $(SPACE_OPTIONS)
 
 test: lint docs system-packages browser
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(PYTEST_OPTIONS)
 
 test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/hub/test_transformers4.py

@@ -22,6 +22,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _http
 from tiny_models import tiny_model, tiny_processor, tiny_tokenizer
 from transformers import AutoTokenizer
+from transformers.utils import hub as transformers_hub
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.storage import hub_requests
@@ -123,4 +124,5 @@ def hub(monkeypatch: pytest.MonkeyPatch, waits: Waits, tmp_path: Path) -> Iterat
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token-here"))
         monkeypatch.setenv("HF_TOKEN", "hf_ada")
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # remembers the address it was made with
         yield hub
