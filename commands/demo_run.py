@@ -145,11 +145,10 @@ def load_by_name() -> tuple[Any, Any]:
 
 def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[str, Any]:
     """Success, controls, questions and speed."""
-    from datasets import Dataset
-
     from gen_vla.evaluation.drawers.suite import run_suite
+    from gen_vla.evaluation.vqa.scene_questions import load_questions
 
-    questions = Dataset.load_from_disk(str(output / "held_out_questions"))
+    questions = load_questions(output / "held_out_questions")
     control_episodes = max(episodes * 2 // 5, 1)
     return run_suite(model, processor, questions, episodes=episodes, control_episodes=control_episodes)
 

@@ -59,12 +59,11 @@ def drawers(
     output: Output = None,
 ) -> None:
     """Open and close a drawer in the simulator."""
-    from datasets import Dataset
-
     from gen_vla.evaluation.drawers.suite import run_suite, summary_table
+    from gen_vla.evaluation.vqa.scene_questions import load_questions
 
     loaded, processor = load_any(model)
-    asked = Dataset.load_from_disk(str(questions)) if questions else None
+    asked = load_questions(questions) if questions else None
     results = run_suite(loaded, processor, asked, episodes=episodes)
     Console().print(summary_table(results, model))
     rollouts = [report.to_dict() for report in results["rollouts"]]
@@ -112,11 +111,9 @@ def scene_questions(
     output: Output = None,
 ) -> None:
     """Questions about pictures of the drawer scenes."""
-    from datasets import Dataset
+    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions, questions_table
 
-    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, questions_table
-
-    report = evaluate_questions(*load_any(model), Dataset.load_from_disk(str(questions)))
+    report = evaluate_questions(*load_any(model), load_questions(questions))
     Console().print(questions_table(report))
     write_results({"model": model, **report.to_dict()}, output, [questions])
 

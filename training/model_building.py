@@ -25,9 +25,9 @@ from gen_vla.training.checkpoints import (
     read_processor,
 )
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
-from gen_vla.training.mixing.row_tables import load_columns
 from gen_vla.training.recipes.schema import ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipes.sources import OpenedData
+from gen_vla.training.storage.recordings import load_recording
 from gen_vla.training.tokenizer import train_tokenizer
 
 
@@ -222,7 +222,7 @@ def recipe_texts(recipe: Recipe, work_dir: Path, opened: OpenedData) -> list[str
     template = family_named(recipe.model.family).processor.default_prompt_template
     instructions, questions, answers = set(recipe.tokenizer.instructions), set(), set()
     for name in recipe.tokenizer.texts_from:
-        dataset = load_columns(work_dir / name, ("image",))
+        dataset = load_recording(work_dir / name, ("image",))
         if "instruction" in dataset.column_names:
             instructions |= {text.lower() for text in set(dataset["instruction"])}
         if "question" in dataset.column_names:

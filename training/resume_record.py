@@ -121,8 +121,8 @@ def _identity(opened: OpenedData, name: str) -> dict[str, Any]:
     if name not in opened.tables:
         digest.update(json.dumps(opened.streams[name].shards()).encode())
         return {"rows": opened.streams[name].count_rows(), "files": digest.hexdigest()[:16]}
-    rows: Any = opened.tables[name].rows  # pyright: ignore[reportAttributeAccessIssue]
-    texts = rows.select_columns([column for column in rows.column_names if column in TEXTS])
+    rows = opened.tables[name].dataset
+    texts: Any = rows.select_columns([column for column in rows.column_names if column in TEXTS])
     for batch in texts.with_format("arrow").iter(batch_size=10_000):
         digest.update(json.dumps(batch.to_pylist()).encode())
     return {"rows": len(opened.tables[name]), "texts": digest.hexdigest()[:16]}

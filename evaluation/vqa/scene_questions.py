@@ -8,6 +8,7 @@ giving the most frequent answer of a kind would reach.
 
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.statistics.intervals import wilson_interval
+from gen_vla.training.storage.recordings import QUESTION_COLUMNS, load_recording
 
 
 MAX_NEW_TOKENS = 8
@@ -42,6 +44,11 @@ class QuestionReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
+
+
+def load_questions(folder: Path) -> Dataset:
+    """Recorded questions; raises `FileNotFoundError` or `ValueError` where there are none."""
+    return load_recording(folder, (*QUESTION_COLUMNS, "kind"))
 
 
 def evaluate_questions(

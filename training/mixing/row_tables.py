@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value, load_from_disk
+from datasets import Dataset, Features, Image, List, Value
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from gen_vla.training.mixing.data_source import DataSource
-from gen_vla.training.robot_data.episodes import instruction_text
+from gen_vla.training.robot_data.episodes import RobotEpisode, robot_row, row_places
+from gen_vla.training.robot_data.recorded import RecordedReader
+from gen_vla.training.robot_data.source import RobotDataset
+from gen_vla.training.robot_data.transforms import Trajectory
 
 
-ROBOT_COLUMNS = ("image", "instruction", "action", "episode_index")
-VISION_LANGUAGE_COLUMNS = ("image", "question", "answer")
 PICTURES = List(Image(decode=False))
 ROBOT_FEATURES = Features(
     {
@@ -44,7 +45,9 @@ QUESTION_FEATURES = Features(
 
 
 class RowTable(Protocol):
-    """Rows by number."""
+    """Rows by number; `dataset` is what is stored, whose texts tell data sets apart."""
+
+    dataset: Dataset
 
     def __len__(self) -> int: ...
 
@@ -53,93 +56,46 @@ class RowTable(Protocol):
         ...
 
 
-def load_columns(path: Path, columns: tuple[str, ...]) -> Dataset:
-    """A data set from disk; raises `FileNotFoundError` or `ValueError` that says what is missing and what to do."""
-    if not is_recorded(path):
-        raise FileNotFoundError(
-            f"got no data set at {path}, expected a folder written by save_to_disk; record or convert it first"
-        )
-    dataset = load_from_disk(str(path))
-    assert isinstance(dataset, Dataset)
-    missing = [column for column in columns if column not in dataset.column_names]
-    if missing:
-        raise ValueError(f"{path}: got columns {dataset.column_names}, expected also {', '.join(missing)}")
-    return dataset
+class RecordedTable:
+    """The rows of a recorded robot data set, where they are; a picture is read when its row is asked for.
 
-
-def is_recorded(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`, as `drawers/recording.py` does."""
-    return (path / "state.json").is_file()
-
-
-class RecordedDemonstrations:
-    """A recorded robot data set: columns image, instruction, action float [D] in units, episode_index.
-
-    Steps without an instruction are no rows of it; `actions` [S, D] holds theirs, too.
-
-    Args:
-        dataset: rows of an episode stand together, in the order of time.
-        horizon: T, steps of a chunk; behind an episode's end its last action is repeated.
-        name: of the data set, for its rows' identities.
+    Raises:
+        TooManyBadRows: if too many of its actions are not finite.
     """
 
-    def __init__(self, dataset: Dataset, horizon: int, name: str):
-        self.rows = dataset.select_columns(["image", "instruction"]).cast_column("image", Image(decode=False))
-        self.actions = np.asarray(dataset.with_format("numpy")["action"][:], dtype=np.float32)
-        episodes = np.asarray(dataset["episode_index"])
-        starts = np.flatnonzero(np.append(True, episodes[1:] != episodes[:-1])) if len(episodes) else np.array([], int)
-        texts = map(instruction_text, dataset["instruction"])
-        self.numbers = np.flatnonzero([bool(text.strip()) for text in texts])
-        self.last = np.repeat(np.append(starts[1:], len(episodes)) - 1, np.diff(np.append(starts, len(episodes))))
-        self.horizon = horizon
-        self.name = name
+    def __init__(self, source: RobotDataset):
+        assert isinstance(source.reader, RecordedReader)
+        self.source = source
+        self.dataset = source.reader.rows
+        self.places: list[tuple[int, RobotEpisode, Trajectory, int]] = []
+        for shard in source.shards():
+            first = source.reader.stored_rows(shard).start
+            for episode, trajectory in source.labelled_episodes([shard]):
+                places = row_places(episode, trajectory, source.horizon)
+                source.problems.seen(len(places))
+                self.places += [(first, episode, trajectory, place) for place in places]
+        source.problems.finish()
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.places)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        number = int(self.numbers[number])
-        row = self.rows[number]
-        steps = np.arange(number, number + self.horizon)
-        images = [] if row["image"] is None else [row["image"]]
-        return {
-            "images": images,
-            "instruction": row["instruction"],
-            "action": self.actions[np.minimum(steps, self.last[number])],
-            "action_is_pad": steps > self.last[number],
-            "identity": f"{self.name} row {number}",
-        }
-
-
-class RecordedQuestions:
-    """A recorded vision-language data set: columns image (or null), question, answer."""
-
-    def __init__(self, dataset: Dataset, name: str):
-        columns = dataset.select_columns(list(VISION_LANGUAGE_COLUMNS))
-        self.rows = columns.cast_column("image", Image(decode=False))
-        self.name = name
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        row = self.rows[number]
-        images = [] if row["image"] is None else [row["image"]]  # without one, a row is text only
-        turns = [{"question": row["question"], "answer": row["answer"]}]
-        return {"images": images, "turns": turns, "identity": f"{self.name} row {number}"}
+        first, episode, trajectory, place = self.places[number]
+        row = robot_row(episode, trajectory, self.source.horizon, place)
+        return {**row, "identity": f"{self.source.problems.name} row {first + row['step_index']}"}
 
 
 class WrittenRows:
     """Rows of any source, written once into a table."""
 
     def __init__(self, dataset: Dataset):
-        self.rows = dataset
+        self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.dataset)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        row = dict(self.rows[number])
+        row = dict(self.dataset[number])
         if "action" in row:
             row["action"] = np.asarray(row["action"], dtype=np.float32)
             row["action_is_pad"] = np.asarray(row["action_is_pad"], dtype=bool)

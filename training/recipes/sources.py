@@ -11,35 +11,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image
-
-from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.training.mixing.data_reading import DataReading
 from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.mixing.row_tables import (
     QUESTION_FEATURES,
-    ROBOT_COLUMNS,
     ROBOT_FEATURES,
-    VISION_LANGUAGE_COLUMNS,
-    RecordedDemonstrations,
-    RecordedQuestions,
+    RecordedTable,
     RowTable,
-    is_recorded,
-    load_columns,
     write_table,
 )
-from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
+from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import RobotSource, VisionLanguageSource
 from gen_vla.training.recipes.schema import Recipe
-from gen_vla.training.robot_data.episodes import READING_VERSION, instruction_text
+from gen_vla.training.robot_data.episodes import READING_VERSION
+from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
-from gen_vla.training.robot_data.statistics import robot_statistics, scaled_mask
+from gen_vla.training.robot_data.statistics import robot_statistics
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
-
-
-RECORDED_CAMERA = "image"  # the column of pictures that `RecordedDemonstrations` shows
+from gen_vla.training.vision_language_data.tables import RecordedSource
 
 
 @dataclass
@@ -93,8 +84,7 @@ def open_data(recipe: Recipe, work_dir: Path, write_tables: bool = True) -> Open
     opening, data = _Opening(recipe, work_dir, write_tables), recipe.data
     robots = [(source, opening.robot_reader(source)) for source in data.robot]
     questions = [(source, opening.question_reader(source)) for source in data.questions]
-    shown = {source.key: [RECORDED_CAMERA] if isinstance(r, Dataset) else r.cameras for source, r in robots}
-    opening.opened.cameras = model_cameras(shown)
+    opening.opened.cameras = model_cameras({source.key: reader.cameras for source, reader in robots})
     for source, reader in robots:
         opening.read_robot(source, reader)
     for source, reader in questions:
@@ -108,7 +98,7 @@ class _Opening:
     def __init__(self, recipe: Recipe, work_dir: Path, write_tables: bool):
         self.recipe = recipe
         self.work_dir = work_dir
-        self.tables = write_tables and not recipe.data.streaming
+        self.write_tables = write_tables
         self.opened = OpenedData()
 
     def location(self, path: str) -> str:
@@ -120,14 +110,10 @@ class _Opening:
         self.opened.problems[name] = RowProblems(self.recipe.data.max_bad_share, name=name)
         return self.opened.problems[name]
 
-    def robot_reader(self, source: RobotSource) -> Dataset | RobotDataset:
-        """The opened data set: rows of a recording, unless they are streamed, or a reader."""
-        place = self.location(source.path)
-        others = set(source.cameras or ()) - {RECORDED_CAMERA}
-        if not self.recipe.data.streaming and not others and source.every == 1 and is_recorded(Path(place)):
-            return load_columns(Path(place), ROBOT_COLUMNS)
+    def robot_reader(self, source: RobotSource) -> RobotDataset:
+        """The opened data set."""
         return open_robot_source(
-            place,
+            self.location(source.path),
             key=source.key,
             cameras=source.cameras,
             transform=source.transform or "identity",
@@ -140,69 +126,28 @@ class _Opening:
             problems=self.problems(f"{ROBOT}/{source.key}"),
         )
 
-    def read_robot(self, source: RobotSource, reader: Dataset | RobotDataset) -> None:
+    def read_robot(self, source: RobotSource, reader: RobotDataset) -> None:
         """Statistics and rows of a data set that is open."""
-        name, actions = f"{ROBOT}/{source.key}", self.recipe.actions
-        if isinstance(reader, Dataset):
-            self._read_recording(source, reader, name)
-            metadata: dict[str, Any] = {"displacements": source.displacements}
-        else:
-            self._read_robot_files(source, reader, name)
-            metadata = {
-                "names": reader.action_names or None,
-                "fps": reader.hertz,
-                "displacements": reader.displacements,
-            }
-        statistics = self.opened.norm_stats[source.key]
-        width = len(statistics["action"]["q01"])
+        name, actions, opened = f"{ROBOT}/{source.key}", self.recipe.actions, self.opened
+        statistics = robot_statistics(reader, self.work_dir / "statistics", unscaled=actions.binary_dims)
+        entry, steps = statistics.entry, statistics.entry["num_transitions"]
+        _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
+        width = len(entry["action"]["q01"])
         if width != actions.action_dim:
             raise ValueError(
                 f"got actions of {width} dimensions in {name}, expected actions.action_dim={actions.action_dim}; "
                 "correct the recipe or the data set"
             )
-        _check_binary(statistics["action"], source.key, actions.binary_dims)
+        _check_binary(entry["action"], source.key, actions.binary_dims)
         # Names, rate and displacements are kept beside the figures, as keys of our own in OpenVLA's dictionary.
+        metadata = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
         known = {key: value for key, value in metadata.items() if value is not None}
-        self.opened.norm_stats[source.key] = {**statistics, "action": {**statistics["action"], **known}}
-
-    def _read_recording(self, source: RobotSource, dataset: Dataset, name: str) -> None:
-        texts = [instruction_text(text).strip() for text in dataset["instruction"]]
-        table = RecordedDemonstrations(dataset, self.recipe.actions.horizon, name)
-        unlabelled = [f"{name} row {number}" for number, text in enumerate(texts) if not text]
-        _check_instructions(source, len(texts), unlabelled, len(unlabelled))
-        self.opened.tables[name] = table
-        episodes = len(set(dataset["episode_index"]))
-        dims = self.recipe.actions.binary_dims
-        mask = scaled_mask(table.actions.shape[1], dims) if table.actions.ndim == 2 else None
-        try:
-            statistics = compute_statistics(table.actions, episodes, mask)
-        except ValueError as error:
-            raise ValueError(f"robot data set {source.key!r}: {error}") from error
-        self.opened.norm_stats[source.key] = statistics
-        clipped = count_clipped(table.actions, statistics["action"]).tolist()
-        self.opened.clipping[source.key] = {"values": len(table.actions), "clipped": clipped}
-        others = [column for column, kind in dataset.features.items() if isinstance(kind, Image) and column != "image"]
-        self.opened.readings[name] = DataReading(
-            "recorded",
-            len(table),
-            episodes,
-            ["image"],
-            others,
-            instructions=len({*texts} - {""}),
-            without_instruction=len(unlabelled),
-            unlabelled=unlabelled[:NAMED],
-        )
-
-    def _read_robot_files(self, source: RobotSource, reader: RobotDataset, name: str) -> None:
-        statistics = robot_statistics(reader, self.work_dir / "statistics", unscaled=self.recipe.actions.binary_dims)
-        self.opened.norm_stats[source.key] = statistics.entry
-        steps = statistics.entry["num_transitions"]
-        _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
-        self.opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
-        self.opened.readings[name] = DataReading(
+        opened.norm_stats[source.key] = {**entry, "action": {**entry["action"], **known}}
+        opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
+        opened.readings[name] = DataReading(
             reader.reader.format,
             statistics.rows,
-            statistics.entry["num_trajectories"],
+            entry["num_trajectories"],
             reader.cameras,
             [camera for camera in reader.reader.cameras if camera not in reader.cameras],
             source.cameras is not None,
@@ -215,35 +160,38 @@ class _Opening:
             skipped=statistics.problems,
             notes=reader.reader.notes,
         )
-        if self.tables:
+        recorded = isinstance(reader.reader, RecordedReader)
+        if not self.by_number(recorded):
+            opened.streams[name] = reader.undecoded()
+        elif recorded:
+            opened.tables[name] = RecordedTable(reader)
+        else:
             settings = {**asdict(source), "place": self.location(source.path), "horizon": reader.horizon}
             settings |= {"reading": READING_VERSION, "changed": reader.reader.folder.changed()}
-            self.opened.tables[name] = write_table(reader, ROBOT_FEATURES, self.work_dir, settings)
-        else:
-            self.opened.streams[name] = reader.undecoded()
+            opened.tables[name] = write_table(reader, ROBOT_FEATURES, self.work_dir, settings)
 
-    def question_reader(self, source: VisionLanguageSource) -> Dataset | DataSource:
-        """The opened data set, as `robot_reader`."""
+    def by_number(self, recorded: bool) -> bool:
+        """Whether the rows of a data set are a table: a recording is one already."""
+        return not self.recipe.data.streaming and (recorded or self.write_tables)
+
+    def question_reader(self, source: VisionLanguageSource) -> DataSource:
+        """The opened data set."""
         name, place = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path)
-        if not self.recipe.data.streaming and is_recorded(Path(place)):
-            return load_columns(Path(place), VISION_LANGUAGE_COLUMNS)
         problems, layout = self.problems(name), find_format(place, source.format)
         self.opened.readings[name] = DataReading(layout, None)
         return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)
 
-    def read_questions(self, source: VisionLanguageSource, reader: Dataset | DataSource) -> None:
+    def read_questions(self, source: VisionLanguageSource, reader: DataSource) -> None:
         """Rows of a data set that is open."""
         name, place, opened = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path), self.opened
-        if isinstance(reader, Dataset):
-            opened.tables[name] = RecordedQuestions(reader, name)
-            opened.readings[name] = DataReading("recorded", len(reader))
-            return
-        if self.tables:
+        if not self.by_number(isinstance(reader, RecordedSource)):
+            opened.streams[name] = reader
+        elif isinstance(reader, RecordedSource):
+            opened.tables[name] = reader
+        else:
             settings = {"format": source.format, "configs": source.configs, "path": place, "changed": _changed(place)}
             opened.tables[name] = write_table(reader, QUESTION_FEATURES, self.work_dir, settings)
-        else:
-            opened.streams[name] = reader
-        rows = len(opened.tables[name]) if self.tables else reader.count_rows()
+        rows = len(opened.tables[name]) if name in opened.tables else reader.count_rows()
         opened.readings[name] = replace(opened.readings[name], rows=rows)
 
 

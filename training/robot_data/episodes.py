@@ -35,7 +35,7 @@ class RobotEpisode:
         instructions: [S] texts; an empty one where a step has none.
         steps: arrays [S, ...] of the features asked for, by name ("action", "observation/state").
         images: [S] lists of one picture per camera asked for: {"bytes", "path"}, a PIL image or a `VideoPicture`;
-            `None` or no bytes where a step lacks one; empty where no camera was asked for.
+            `None` or no bytes where a step lacks one.
     """
 
     index: int
@@ -145,17 +145,27 @@ def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) ->
 
     Their fields: `training/mixing/data_source.py`.
     """
-    kept = range(len(episode.images))[trajectory.steps]
-    finite = finite_chunks(trajectory.actions, horizon)
-    for step, whole, action, past in zip(kept, finite, *action_chunks(trajectory.actions, horizon)):
-        if not whole or not episode.instructions[step].strip():
-            continue
-        yield {
-            "images": episode.images[step],
-            "instruction": episode.instructions[step],
-            "action": action,
-            "action_is_pad": past,
-            "episode_index": episode.index,
-            "step_index": step,
-            "identity": f"{episode.identity} step {step}",
-        }
+    for place in row_places(episode, trajectory, horizon):
+        yield robot_row(episode, trajectory, horizon, place)
+
+
+def row_places(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> list[int]:
+    """The places in a trajectory that `episode_rows` gives."""
+    texts = episode.instructions[trajectory.steps]
+    wholes = finite_chunks(trajectory.actions, horizon)
+    return [place for place, (text, whole) in enumerate(zip(texts, wholes)) if whole and text.strip()]
+
+
+def robot_row(episode: RobotEpisode, trajectory: Trajectory, horizon: int, place: int) -> dict[str, Any]:
+    """The row that begins at a place in a trajectory."""
+    step = range(len(episode.instructions))[trajectory.steps][place]
+    steps, last = np.arange(place, place + horizon), len(trajectory.actions) - 1
+    return {
+        "images": episode.images[step],
+        "instruction": episode.instructions[step],
+        "action": trajectory.actions[np.minimum(steps, last)],
+        "action_is_pad": steps > last,
+        "episode_index": episode.index,
+        "step_index": step,
+        "identity": f"{episode.identity} step {step}",
+    }

@@ -1,4 +1,4 @@
-"""Data sets recorded by this project: a folder written by `datasets.save_to_disk`, one row per step.
+"""Robot data sets recorded by this project (`storage/recordings.py`), one row per step.
 
 image, instruction, action float32 [D], episode_index; rows of an episode stand together
 """
@@ -6,11 +6,12 @@ image, instruction, action float32 [D], episode_index; rows of an episode stand 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Image, load_from_disk
+from datasets import Dataset, Image
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import (
@@ -22,14 +23,18 @@ from gen_vla.training.robot_data.episodes import (
 )
 from gen_vla.training.robot_data.stored_columns import column_array, stored_pictures
 from gen_vla.training.storage.data_folder import DataFolder
+from gen_vla.training.storage.recordings import ROBOT_COLUMNS, load_recording
 
 
-STATE = "state.json"
-COLUMNS = ("image", "instruction", "action", "episode_index")
+MAIN_CAMERA = "image"
 
 
 class RecordedReader(EpisodeReader):
-    """All episodes, a shard each. There is one split, "train"; `cameras` are the columns of pictures."""
+    """All episodes, a shard each. There is one split, "train"; `cameras` are the columns of pictures.
+
+    Attributes:
+        rows: what is stored, as Arrow tables.
+    """
 
     format = "recorded"
 
@@ -39,24 +44,17 @@ class RecordedReader(EpisodeReader):
             raise RobotDataError(f"got split={split!r} of {folder.path}, expected 'train': a recording has no other")
         if not folder.is_local:
             raise RobotDataError(f"got {folder.path}, expected a recording on this machine; fetch it first")
-        rows = load_from_disk(folder.root)
-        if not isinstance(rows, Dataset):
-            raise RobotDataError(f"got {folder.path} with splits {list(rows)}, expected one data set: name its folder")
-        missing = [name for name in COLUMNS if name not in rows.column_names]
-        if missing:
-            raise RobotDataError(
-                f"got {folder.path} with columns {', '.join(rows.column_names)}, expected also {', '.join(missing)}"
-            )
+        rows = load_recording(folder.root, ROBOT_COLUMNS)
         self.dataset = folder.root.rpartition("/")[2]
-        self.cameras = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
+        self.cameras = list(dict.fromkeys([MAIN_CAMERA, *pictures]))
         self.features = [name for name in rows.column_names if name not in (*self.cameras, "instruction")]
-        for camera in self.cameras:
-            rows = rows.cast_column(camera, Image(decode=False))
-        self._rows = rows.with_format("arrow")
-        self._shards: dict[str, tuple[int, int]] = self._find_episodes()
+        self.rows = rows.with_format("arrow")
+        self._selected: dict[tuple[str, ...], Dataset] = {}
+        self._shards: dict[str, range] = self._find_episodes()
 
     def count_steps(self) -> int:
-        return sum(rows_of(last - first, self.every) for first, last in self._shards.values())
+        return sum(rows_of(len(rows), self.every) for rows in self._shards.values())
 
     def count_episodes(self) -> int:
         return len(self._shards)
@@ -67,22 +65,31 @@ class RecordedReader(EpisodeReader):
     def chosen(self) -> Any:
         return list(self._shards)
 
+    def stored_rows(self, shard: str) -> range:
+        """The numbers of a shard's rows among all."""
+        return self._shards[shard]
+
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
-        first, last = self._shards[shard]
-        table: Any = self._rows.select_columns([*features, *cameras, "instruction", "episode_index"])[first:last]
+        """The episode of a shard; a picture is read when it is asked for."""
+        numbers = self._shards[shard]
+        table: Any = self._columns(*features, "instruction", "episode_index")[numbers.start : numbers.stop]
         index = table["episode_index"][0].as_py()
         identity = f"{self.folder.path} episode {index}"
         steps = {name: column_array(table[name], name) for name in features}
         texts = [instruction_text(text) for text in table["instruction"].to_pylist()]
-        images = [list(row) for row in zip(*(stored_pictures(table[name], name, self.folder) for name in cameras))]
-        yield RobotEpisode(index, identity, texts, steps, images)
+        yield RobotEpisode(index, identity, texts, steps, _Pictures(self._columns(*cameras), numbers, self.folder))
 
-    def _find_episodes(self) -> dict[str, tuple[int, int]]:
-        if not len(self._rows):
+    def _columns(self, *names: str) -> Dataset:
+        if names not in self._selected:  # choosing columns takes longer than reading an episode's
+            self._selected[names] = self.rows.select_columns(list(names))
+        return self._selected[names]
+
+    def _find_episodes(self) -> dict[str, range]:
+        if not len(self.rows):
             return {}
-        table: Any = self._rows.select_columns(["episode_index"])[:]
+        table: Any = self._columns("episode_index")[:]
         numbers = table["episode_index"].to_numpy()
         starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
         if len(set(numbers.tolist())) != len(starts) - 1:
@@ -90,4 +97,21 @@ class RecordedReader(EpisodeReader):
                 f"got {self.folder.path} with rows of one episode in several places, expected them one after the "
                 "other; sort the rows by episode_index"
             )
-        return {f"episode {numbers[a]}": (a, b) for a, b in pairwise(starts)}
+        return {f"episode {numbers[a]}": range(a, b) for a, b in pairwise(starts)}
+
+
+@dataclass(frozen=True)
+class _Pictures(Sequence[list[Any]]):
+    """`RobotEpisode.images`, read one step at a time."""
+
+    rows: Dataset  # of the cameras' columns
+    numbers: range
+    folder: DataFolder
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, step: Any) -> Any:
+        number = self.numbers[step]
+        table: Any = self.rows[number : number + 1]
+        return [stored_pictures(table[name], name, self.folder)[0] for name in table.column_names]

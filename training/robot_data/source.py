@@ -26,12 +26,13 @@ from gen_vla.training.robot_data.episodes import (
 from gen_vla.training.robot_data.layouts import check_layout
 from gen_vla.training.robot_data.lerobot.metadata import INFO as LEROBOT_INFO
 from gen_vla.training.robot_data.lerobot.reading import LeRobotReader
-from gen_vla.training.robot_data.recorded import STATE, RecordedReader
+from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.rlds import RLDSReader, find_rlds
 from gen_vla.training.robot_data.stored_columns import has_picture
 from gen_vla.training.robot_data.transforms import RobotTransform, Trajectory, choose_transform, thinned
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError, VideoPicture
 from gen_vla.training.storage.data_folder import DataFolder
+from gen_vla.training.storage.recordings import STATE
 
 
 NOT_FINITE = "action that is not finite"

@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset, concatenate_datasets
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.storage.recordings import QUESTION_COLUMNS, check_columns
 from gen_vla.training.vision_language_data.rows import (
     CONVERSATIONS,
     PICTURES,
@@ -39,7 +41,7 @@ Layout = Literal["onevision", "vqasynth", "recorded"]
 COLUMNS: dict[str, list[str]] = {
     "onevision": ["image", "conversations"],
     "vqasynth": ["images", "messages"],
-    "recorded": ["image", "question", "answer"],
+    "recorded": [*QUESTION_COLUMNS],
 }
 OTHER_NAMES = dict(zip((*PICTURES, *CONVERSATIONS), (*PICTURES[::-1], *CONVERSATIONS[::-1]), strict=True))
 ROWS_AT_A_TIME = 16  # pictures of this many rows are in memory at once
@@ -130,7 +132,7 @@ class TableSource(ConversationSource):
 
 
 class RecordedSource(ConversationSource):
-    """Rows of a data set that `save_to_disk` wrote, memory-mapped.
+    """Rows of a data set that `save_to_disk` wrote, memory-mapped; a table of them by number, too.
 
     Args:
         paths: its arrow files, local, in order.
@@ -141,35 +143,47 @@ class RecordedSource(ConversationSource):
 
     def __init__(self, name: str, paths: list[Path], problems: RowProblems):
         super().__init__(name, problems)
-        for path in paths:
-            ranges = row_ranges(_recorded_table(path).num_rows)
-            self._shards |= {f"{path.name}:{r.start}-{r.stop}": (path, r) for r in ranges}
+        files, first = [_recorded_rows(path) for path in paths], 0
+        for path, rows in zip(paths, files):
+            self._shards |= {f"{path.name}:{r.start}-{r.stop}": (path, first, r) for r in row_ranges(len(rows))}
+            first += len(rows)
         if not self._shards:
             raise ValueError(f"{name!r}: got {len(paths)} arrow files without a row, expected some")
+        self.dataset = concatenate_datasets(files).with_format("arrow")
 
     def count_rows(self) -> int:
-        return sum(len(numbers) for _, numbers in self._shards.values())
+        return len(self.dataset)
 
-    def _attempts(self, shards: list[tuple[Path, range]]) -> Attempts:
-        for path, numbers in shards:
-            rows = _recorded_table(path).slice(numbers.start, len(numbers))
-            for start in range(0, len(numbers), ROWS_AT_A_TIME):
-                for number, cells in enumerate(rows.slice(start, ROWS_AT_A_TIME).to_pylist(), numbers.start + start):
+    __len__ = count_rows
+
+    def __getitem__(self, number: int) -> Row:
+        """The row with this number as it is stored, unchecked."""
+        (cells,) = self._cells(number, number + 1)
+        turns = [{"question": cells["question"], "answer": cells["answer"]}]
+        return {"images": pictures_of(cells), "turns": turns, "identity": f"{self.name} row {number}"}
+
+    def _attempts(self, shards: list[tuple[Path, int, range]]) -> Attempts:
+        for path, first, numbers in shards:
+            for start in numbers[::ROWS_AT_A_TIME]:
+                some = self._cells(first + start, first + min(start + ROWS_AT_A_TIME, numbers.stop))
+                for number, cells in enumerate(some, start):
                     identity = f"{path.name} row {number}"
                     yield identity, partial(_row, identity, cells, None)
 
+    def _cells(self, first: int, last: int) -> list[dict[str, Any]]:
+        table: Any = self.dataset[first:last]
+        return table.to_pylist()
 
-def _recorded_table(path: Path) -> pa.Table:
+
+def _recorded_rows(path: Path) -> Dataset:
     try:
-        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            missing = [column for column in COLUMNS["recorded"] if column not in stream.schema.names]
-            if missing:
-                raise ValueError(f"got {path} with columns {stream.schema.names}, expected also {', '.join(missing)}")
-            return stream.read_all().select(COLUMNS["recorded"])
+        rows = Dataset.from_file(str(path))
     except FileNotFoundError:
         raise
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
+    check_columns(rows.column_names, COLUMNS["recorded"], path)
+    return rows.select_columns(COLUMNS["recorded"])
 
 
 def _row(identity: str, cells: dict[str, Any], read: ReadPicture | None) -> Row:

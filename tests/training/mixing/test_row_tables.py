@@ -12,22 +12,24 @@ from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
 
 from gen_vla.training.mixing.row_tables import (
     QUESTION_FEATURES,
-    ROBOT_COLUMNS,
     ROBOT_FEATURES,
-    RecordedDemonstrations,
-    RecordedQuestions,
-    load_columns,
+    RecordedTable,
     write_table,
 )
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.robot_data.source import open_robot_source
+from gen_vla.training.storage.recordings import load_recording
+from gen_vla.training.vision_language_data.source import open_vision_language_source
 
 
-def demonstrations(tmp_path: Path, horizon: int, **columns: Any) -> RecordedDemonstrations:
+def demonstrations(tmp_path: Path, horizon: int, **columns: Any) -> RecordedTable:
     actions = [[float(step), 0.0, 1.0] for step in range(5)]
     folder = write_robot_data(tmp_path / "robot", 5, action=actions, episode_index=[7, 7, 7, 9, 9], **columns)
-    return RecordedDemonstrations(load_columns(folder, ROBOT_COLUMNS), horizon, "robot/mine")
+    return RecordedTable(
+        open_robot_source(folder, key="mine", horizon=horizon, problems=RowProblems(name="robot/mine"))
+    )
 
 
 def test_a_recorded_row(tmp_path: Path) -> None:
@@ -51,22 +53,21 @@ def test_chunks_end_with_their_episode_and_repeat_its_last_action(tmp_path: Path
 
 def test_recorded_questions_and_rows_without_a_picture(tmp_path: Path) -> None:
     folder = write_questions(tmp_path / "q", 2, image=[None, noise(1)], question=["a?", "b?"], answer=["one", "two"])
-    table = RecordedQuestions(load_columns(folder, ()), "vision_language/s")
+    table: Any = open_vision_language_source(folder, name="vision_language/s")
     assert [len(table[row]["images"]) for row in range(2)] == [0, 1]
     assert table[1]["turns"] == [{"question": "b?", "answer": "two"}]
+    assert table[1]["identity"] == "vision_language/s row 1"
 
 
 def test_missing_folders_and_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"got no data set at .*nowhere.*save_to_disk; record or convert"):
-        load_columns(tmp_path / "nowhere", ())
+        load_recording(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="got no data set at"):
-        load_columns(tmp_path / "empty", ())
+        load_recording(tmp_path / "empty")
     folder = write_questions(tmp_path / "questions")
-    with pytest.raises(
-        ValueError, match=r"questions: got columns \['image', 'question', 'answer'\], expected also ins"
-    ):
-        load_columns(folder, ROBOT_COLUMNS)
+    with pytest.raises(ValueError, match=r"questions with columns image, question, answer, expected also action"):
+        load_recording(folder, ("image", "action"))
 
 
 def lerobot_recipe(folder: Path, **data: Any) -> Recipe:

@@ -19,8 +19,9 @@ from robot_data_sets import (
 )
 from robot_rows import check, read_rows
 
-from gen_vla.training.mixing.row_tables import RecordedDemonstrations
+from gen_vla.training.mixing.row_tables import RecordedTable
 from gen_vla.training.robot_data.episodes import instruction_text
+from gen_vla.training.robot_data.source import open_robot_source
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,8 @@ def test_rows_of_a_recording_without_instruction_are_no_rows(tmp_path):
     episodes = make_episodes(2, 4, size=16)
     rows = load_from_disk(str(write_recording(tmp_path / "rec", episodes)))
     emptied = rows.map(lambda row, n: {"instruction": None if n in (1, 4) else row["instruction"]}, with_indices=True)
-    table = RecordedDemonstrations(emptied, 3, "rec")  # type: ignore[arg-type]
+    emptied.save_to_disk(str(tmp_path / "emptied"))
+    table = RecordedTable(open_robot_source(tmp_path / "emptied", key="rec", horizon=3))
     found = [table[number]["identity"] for number in range(len(table))]
     assert found == [f"rec row {n}" for n in (0, 2, 3, 5, 6, 7, 8)]
     np.testing.assert_array_equal(table[0]["action"], episodes[0].actions[:3])  # of all steps
