@@ -156,12 +156,11 @@ def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[st
 def draw(model: Any, processor: Any, recipe: Recipe, output: Path) -> dict[str, Path]:
     """Loss plot, an episode of each task, and a prediction on a real robot's picture where there is one."""
     from gen_vla.evaluation.drawers.suite import record_episodes
-    from gen_vla.evaluation.policies.pictures import plot_training
 
     pictures = output / "pictures"
     pictures.mkdir(exist_ok=True)
-    log = json.loads((output / recipe.name / "training_log.json").read_text(encoding="utf-8"))
-    files = {"loss per source": plot_training(log["history"], pictures / "training.png", recipe.name)}
+    curves = output / recipe.name / "training_curves.png"  # of a run that logged twice
+    files = {"loss per source": curves} if curves.is_file() else {}
     files |= {f"episode, {path.stem}": path for path in record_episodes(model, processor, pictures)}
     real = draw_bridge_prediction(model, processor, pictures / "bridge_prediction.png")
     return {**files, "prediction on a real Bridge picture": real} if real else files

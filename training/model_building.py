@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 
 from gen_vla.modeling import OpenVLAPlusConfig, Pi0PlusConfig
 from gen_vla.processors import (
@@ -142,10 +143,13 @@ def initial_model_folder(name: str, work_dir: Path) -> Path:
                 "(docs/how_to/train_the_paper.md)"
             )
         return check_folder(work_dir / name)
-    from huggingface_hub import snapshot_download
+    return check_folder(fetch_model(name))
 
+
+def fetch_model(name: str, files: list[str] | None = None) -> Path:
+    """The folder of a model `hf://OWNER/NAME[@REVISION]`; `files` are patterns, by default all."""
     repo_id, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
-    return check_folder(snapshot_download(repo_id, revision=revision or None))
+    return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=files))
 
 
 def check_initial_model(recipe: Recipe, work_dir: Path) -> None:

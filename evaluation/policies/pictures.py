@@ -1,4 +1,4 @@
-"""Pictures of a training run and of a prediction, for people."""
+"""Pictures of a prediction, for people."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,37 +13,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-COLOURS = {"robot": "#d1495b", "vision_language": "#2e6f95"}
-LABELS = {"robot": "robot actions", "vision_language": "vision and language"}
+PREDICTED = "#d1495b"
 CHARACTERS = 56  # that fit beside each other in the usual size
 ONE_ARM = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # what most data sets' seven values are
-
-
-def plot_training(history: list[dict[str, Any]], path: str | Path, title: str) -> Path:
-    """Loss and accuracy per source over steps, from a trainer's log history, as a PNG."""
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for source, colour in COLOURS.items():
-        steps, loss = _series(history, f"{source}/loss")
-        losses.plot(steps, loss, color=colour, label=LABELS[source])
-        accuracies.plot(*_series(history, f"{source}/token_accuracy"), color=colour, label=f"{LABELS[source]}, tokens")
-    signs = _series(history, "robot/sign_accuracy")
-    accuracies.plot(*signs, color=COLOURS["robot"], linestyle="--", label="robot actions, signs")
-    losses.set(xlabel="step", ylabel="nats per token", yscale="log", title="loss per source, unweighted")
-    accuracies.set(xlabel="step", ylabel="share right", ylim=(0, 1.02), title="accuracy")
-    for axes in (losses, accuracies):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(title)
-    path = Path(path)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
-def _series(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    logged = [entry for entry in history if key in entry]
-    return [entry["step"] for entry in logged], [entry[key] for entry in logged]
 
 
 def draw_prediction(
@@ -74,7 +46,7 @@ def draw_prediction(
     size = 8 if len(action) <= len(ONE_ARM) else 5
     places = np.arange(len(action))
     shift = 0.0 if recorded is None else 0.2
-    bars = right.bar(places - shift, action, width=0.4, color=COLOURS["robot"], label="predicted")
+    bars = right.bar(places - shift, action, width=0.4, color=PREDICTED, label="predicted")
     right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=size, padding=2)
     if recorded is not None:
         right.bar(places + shift, recorded, width=0.4, color="#999999", label="recorded in the data set")

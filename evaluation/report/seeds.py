@@ -7,13 +7,13 @@ a mean is like others, with the group as its `model`, and `seeds`: the figures o
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from gen_vla.evaluation.report.comparisons import seed_mean_of
 from gen_vla.evaluation.report.figures import Figure
 from gen_vla.evaluation.report.trials import TrialFiles
 from gen_vla.training.provenance.origin import origin
 from gen_vla.training.provenance.training_record import recipe_file, recipe_record
+from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.storage.hub_requests import HubError
 
 
@@ -86,11 +86,7 @@ def _named_policies(name: str, models: Sequence[str], figures: Sequence[Figure])
     measured = list(dict.fromkeys(model for model, _ in known))
     for model in models:
         if model not in measured:
-            near = get_close_matches(model, measured, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"got --seeds {name} with the model {model!r}, expected one of {', '.join(measured)}{hint}"
-            )
+            raise ValueError(f"got --seeds {name} with the model {model!r}; {did_you_mean(model, measured)}")
     policies = [policy for model in models for policy in known if policy[0] == model]
     seeds = [seed for _, seed in policies if seed is not None]
     if len(policies) < 2:

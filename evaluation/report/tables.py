@@ -12,7 +12,6 @@ training data are the same.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from gen_vla.evaluation.statistics.intervals import mean_interval
 from gen_vla.training.provenance.origin import provenance, with_provenance
 from gen_vla.training.provenance.private_paths import shortened
 from gen_vla.training.publishing.card import as_eval_result
+from gen_vla.training.recipes.data_schema import did_you_mean
 
 
 BENCHMARKS = ("tabletop", "SimplerEnv")
@@ -74,9 +74,7 @@ def make_report(
     slugs = {facts["slug"]: name for name, facts in paper["models"].items()}
     for slug in (rows or {}).values():
         if slug not in slugs:
-            near = get_close_matches(slug, slugs, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"got the paper's row {slug!r}, expected one of {', '.join(slugs)}{hint}")
+            raise ValueError(f"got the paper's row {slug!r}; {did_you_mean(slug, slugs)}")
     rows, against = {shortened(model): row for model, row in (rows or {}).items()}, shortened(against)
     figures = [figure for path in paths for figure in read_results(path)]
     notes = add_missing_records(figures)

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gen_vla.training.mixing.prepared_rows import RowPreparer
-from gen_vla.training.mixing.row_randomness import row_generator
+from gen_vla.training.mixing.prepared_rows import RowPreparer, row_generator
 
 
 @dataclass(frozen=True)

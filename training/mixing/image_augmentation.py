@@ -18,7 +18,7 @@ A model trained with crops is shown the matching centre crop at inference: `cent
 import numpy as np
 from PIL import Image
 
-from gen_vla.training.mixing.row_randomness import row_generator
+from gen_vla.training.mixing.prepared_rows import row_generator
 from gen_vla.training.recipes.data_schema import ImageAugmentation
 
 

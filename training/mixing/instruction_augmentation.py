@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from gen_vla.training.mixing.row_randomness import row_generator
+from gen_vla.training.mixing.prepared_rows import row_generator
 
 
 PARAPHRASES = Path(__file__).resolve().parent / "paraphrases"

@@ -11,6 +11,7 @@ A chunk's steps behind the end of an episode repeat its last action, so that eve
 supervised: nobody recorded them, and a displacement that is repeated goes on.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -133,3 +134,15 @@ class ResizedAugmenter:
     def __call__(self, picture: Image.Image, name: str) -> Image.Image:
         """The picture, resized as the image processor does it, and changed."""
         return self.augment(resize(picture, self.size, self.resize_strategy), name)
+
+
+def row_generator(seed: int, purpose: str, row: int | str) -> np.random.Generator:
+    """Random numbers of a row: the same for the same seed, purpose and row, in whichever process and order it is read.
+
+    Args:
+        seed: of the run.
+        purpose: keeps what is drawn for one thing apart from what is drawn for another.
+        row: the row's place in the run. Its identity does as well, but then every epoch draws the same.
+    """
+    key = hashlib.blake2b(f"{seed}\0{purpose}\0{row}".encode(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(key, "little"))

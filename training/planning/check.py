@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.training.checkpoints import has_processor
-from gen_vla.training.model_building import HUB_PREFIX, begin_with, new_config, new_processor, read_start, recipe_texts
+from gen_vla.training.model_building import (
+    HUB_PREFIX,
+    begin_with,
+    fetch_model,
+    new_config,
+    new_processor,
+    read_start,
+    recipe_texts,
+)
 from gen_vla.training.planning.data_check import check_data
 from gen_vla.training.planning.data_check_tables import show_data
 from gen_vla.training.planning.plan import planned_config
@@ -53,7 +61,8 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
         config = new_config(recipe, tokenizer, opened.norm_stats)
         return config, new_processor(recipe, tokenizer, config, opened), None
     try:
-        folder = start_folder(start, work_dir)
+        hub = start.startswith(HUB_PREFIX)
+        folder = fetch_model(start, ["*.json", "*.jinja"]) if hub else work_dir / start
         if has_processor(folder):
             processor, config = read_start(folder, recipe, start)
             begin_with(processor, config, recipe, opened)
@@ -67,16 +76,6 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
         "pictures and numbers are those of the run."
     )
     return config, processor, note
-
-
-def start_folder(start: str, work_dir: Path) -> Path:
-    """The folder of the model to start from; from the Hub, no weights are fetched."""
-    if not start.startswith(HUB_PREFIX):
-        return work_dir / start
-    from huggingface_hub import snapshot_download
-
-    repo_id, _, revision = start.removeprefix(HUB_PREFIX).partition("@")
-    return Path(snapshot_download(repo_id, revision=revision or None, allow_patterns=["*.json", "*.jinja"]))
 
 
 def stand_in(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any]:

@@ -1,8 +1,8 @@
 """What a run is about to learn from, gathered for a look before GPUs are rented.
 
 A row is shown as the model sees it: its tokens are those of the collator, its pictures are pixel values, turned back
-into colours. Both come out of the run's own preparer and collator, augmentation included. `data_check_tables.py` and
-`first_rows.py` show what is gathered here.
+into colours. Both come out of the run's own preparer and collator, augmentation included. `data_check_tables.py` shows
+what is gathered here.
 """
 
 import copy
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gen_vla.training.mixing.data_reading import DataReading
-from gen_vla.training.mixing.data_source import DataSource
+from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 from gen_vla.training.mixing.prepared_rows import ROBOT, RowPreparer, RowTooLong
 from gen_vla.training.recipes.sources import OpenedData

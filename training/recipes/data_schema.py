@@ -1,6 +1,7 @@
 """The settings of a recipe's data sets, and of what is done to their rows: the section `data` of `schema.py`."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import field
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -17,7 +18,7 @@ class RecipeError(ValueError):
     """A recipe that cannot be read as one; says where, what was got and what was expected."""
 
 
-def did_you_mean(name: str, known: list[str]) -> str:
+def did_you_mean(name: str, known: Collection[str]) -> str:
     """What an error says of a name that nothing has: the nearest one, and all that there are."""
     near = get_close_matches(name, known, n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known)}"

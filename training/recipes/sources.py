@@ -11,8 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gen_vla.training.mixing.data_reading import DataReading
-from gen_vla.training.mixing.data_source import DataSource
+from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.mixing.row_tables import (
     QUESTION_FEATURES,

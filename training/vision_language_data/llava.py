@@ -11,7 +11,6 @@ of one archive are read in a single pass over it: readers get even shares of eve
 
 from collections import Counter
 from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.vision_language_data.archives import TAR_ERRORS, find_archives, stream_members
 from gen_vla.training.vision_language_data.json_rows import JsonRows, NameIndex, scan_rows
 from gen_vla.training.vision_language_data.rows import (
@@ -61,9 +61,7 @@ def check_configs(name: str, configs: Iterable[str] | None, known: list[str]) ->
     """Raises `ValueError` for a config that a data set does not have."""
     for config in configs or []:
         if config not in known:
-            near = get_close_matches(config, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"{name!r}: got unknown config {config!r}; {hint}known: {', '.join(known)}")
+            raise ValueError(f"{name!r}: got unknown config {config!r}; {did_you_mean(config, known)}")
 
 
 def image_names(row: Any) -> list[str]:

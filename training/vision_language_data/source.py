@@ -14,7 +14,6 @@ Paths are local, or `hf://datasets/OWNER/NAME[@REVISION]`, or anything else fssp
 """
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,6 +22,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures, find_archives
 from gen_vla.training.vision_language_data.json_rows import local_copy
 from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource, check_configs
@@ -83,9 +83,7 @@ def find_format(path: str | Path, format: Format = "auto") -> Format:
         FileNotFoundError: if there is nothing at `path`.
     """
     if format not in FORMATS:
-        near = get_close_matches(str(format), FORMATS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"got format {format!r}; {hint}expected one of {', '.join(FORMATS)}")
+        raise ValueError(f"got format {format!r}; {did_you_mean(str(format), FORMATS)}")
     filesystem, root = url_to_fs(str(path))
     if not filesystem.exists(root):
         raise FileNotFoundError(f"got no vision-language data set at {path}, expected a folder in a published layout")

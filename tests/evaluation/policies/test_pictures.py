@@ -4,26 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_vla.evaluation.policies.pictures import draw_prediction, plot_training, side_by_side
+from gen_vla.evaluation.policies.pictures import draw_prediction, side_by_side
 from gen_vla.modeling import ActionPrediction
 
 
 def pixels(path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def test_training_plot_draws_the_sources_that_were_logged(tmp_path):
-    history = [
-        {"step": step, "robot/loss": 2.0 / step, "robot/token_accuracy": 0.5, "vision_language/loss": 1.0}
-        for step in (1, 2, 3)
-    ]
-    both = pixels(plot_training(history, tmp_path / "both.png", "run"))
-    one = pixels(plot_training([{"step": 1, "vision_language/loss": 1.0}], tmp_path / "one.png", "run"))
-    assert both.shape[1] > both.shape[0] > 300
-    assert has_colour(both, (0xD1, 0x49, 0x5B))
-    assert has_colour(both, (0x2E, 0x6F, 0x95))
-    assert not np.array_equal(both, one)
 
 
 def has_colour(image: np.ndarray, colour: tuple[int, int, int]) -> bool:

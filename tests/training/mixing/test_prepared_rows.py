@@ -11,7 +11,7 @@ from tiny_runs import noise
 
 from gen_vla.processors import ActionGrammar, ActionStringProcessor
 from gen_vla.training.mixing.encoded_pictures import PictureError
-from gen_vla.training.mixing.prepared_rows import ResizedAugmenter, RowPreparer
+from gen_vla.training.mixing.prepared_rows import ResizedAugmenter, RowPreparer, row_generator
 
 
 STATS = {"mine": tiny_statistics(3)}  # dimension d is mapped from [-(d + 1), d + 1] to [-1, 1]; the gripper stays
@@ -131,3 +131,16 @@ def test_a_preparer_travels_to_worker_processes(llama_like: Any) -> None:
     copy = pickle.loads(pickle.dumps(prepare))
     row = robot_row([0.5, -1, 1])
     assert copy(row, "robot/mine", 0)["completion"] == prepare(row, "robot/mine", 0)["completion"] == "+0.50-0.50+1.00"
+
+
+def test_the_same_row_draws_the_same_and_any_other_draws_something_else():
+    drawn = [row_generator(0, "image", 3).random() for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    others = [(1, "image", 3), (0, "instruction", 3), (0, "image", 4), (0, "image", "file row 3")]
+    assert len({drawn[0], *(row_generator(*other).random() for other in others)}) == 5
+
+
+def test_rows_are_spread_evenly():
+    drawn = [row_generator(7, "image", row).random() for row in range(2000)]
+    assert abs(sum(drawn) / 2000 - 0.5) < 0.02
+    assert abs(sum(value < 0.1 for value in drawn) / 2000 - 0.1) < 0.03

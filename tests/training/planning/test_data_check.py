@@ -11,7 +11,7 @@ from robot_data_sets import make_episodes, write_lerobot
 from tiny_runs import noise, tiny_flow_settings, tiny_pi0_model, tiny_recipe, write_robot_data
 
 from gen_vla.processors import compute_statistics, count_clipped
-from gen_vla.training.mixing.data_reading import DataReading
+from gen_vla.training.mixing.data_source import DataReading
 from gen_vla.training.mixing.encoded_pictures import PictureError
 from gen_vla.training.mixing.prepared_rows import RowTooLong
 from gen_vla.training.planning.check import config_and_processor
@@ -131,6 +131,8 @@ def test_a_row_that_cannot_be_used_is_a_warning(tmp_path: Path) -> None:
     table = opened.tables["robot/tiny"]
 
     class OneBroken:
+        dataset = table.dataset
+
         def __len__(self) -> int:
             return len(table)
 
