@@ -69,9 +69,7 @@ def test_a_whole_model_is_what_it_was(adapter: tuple[Path, torch.Tensor]) -> Non
     assert torch.equal(logits_of(model, processor), logits_of(load_model(base), processor))
 
 
-def test_what_training_saved_beside_the_adapter_comes_first(
-    adapter: tuple[Path, torch.Tensor], llama_like: Any, tmp_path: Path
-) -> None:
+def test_what_training_saved_beside_the_adapter_comes_first(adapter, llama_like, tmp_path):
     shutil.copytree(adapter[0], tmp_path / "adapter")
     config = json.loads((adapter[0].parent / "base" / "config.json").read_text())
     config["norm_stats"] = {"mine": tiny_statistics(3, scale=2.0)}
@@ -106,9 +104,7 @@ def test_published_it_is_a_whole_pi0_plus(gemma_like: Any, tmp_path: Path) -> No
         (lambda folder: spoil(folder), ValueError, "NaN"),
     ],
 )
-def test_what_would_be_lost_is_named(
-    change: Any, error: type[Exception], message: str, adapter: tuple[Path, torch.Tensor], tmp_path: Path
-) -> None:
+def test_what_would_be_lost_is_named(change, error, message, adapter, tmp_path):
     shutil.copytree(adapter[0], tmp_path / "adapter")
     change(tmp_path / "adapter")
     with pytest.raises(error, match=message):

@@ -94,9 +94,7 @@ def test_decimals_without_a_weight_count_fully() -> None:
         ("legacy", " -0.5,0.25,0.1,1.0,-0.1,1.0,", " -0.5,0.25,"),
     ],
 )
-def test_tokens_of_the_first_steps_end_before_what_separates_them(
-    kind: str, style: str, text: str, first: str
-) -> None:
+def test_tokens_of_the_first_steps_end_before_what_separates_them(kind, style, text, first):
     grammar, answer, tokenizer = spelled(text, kind, style=style, horizon=3)
     counts = [tokens_of_steps(grammar, answer, steps) for steps in (1, 2, 3)]
     digit = tokenizer.encode("0", add_special_tokens=False)

@@ -60,9 +60,7 @@ def test_each_family_trains_acts_and_answers(finished: tuple[str, Path]) -> None
     assert str(folder.parent) not in (folder / "config.json").read_text()
 
 
-def test_the_frozen_encoder_of_each_family_stays_and_all_else_moves(
-    finished: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_the_frozen_encoder_of_each_family_stays_and_all_else_moves(finished, tmp_path):
     family, folder = finished
     shutil.copytree(folder.parent, tmp_path / "copy")
     recipe = tiny_recipe(tmp_path / "copy", training__steps=4, **family_settings(family))
@@ -83,9 +81,7 @@ def test_each_family_is_published_and_verified(finished: tuple[str, Path], tmp_p
     assert weights_hash(load_model(repository)) == weights_hash(load_model(folder))
 
 
-def test_starting_from_a_model_keeps_its_weights_and_takes_the_new_settings(
-    finished: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_starting_from_a_model_keeps_its_weights_and_takes_the_new_settings(finished, tmp_path):
     family, source = finished
     work_dir, frozen = tmp_path / "copy", FAMILIES[family][2]
     shutil.copytree(source.parent, work_dir)
@@ -122,9 +118,7 @@ def test_from_random_weights_both_copies_of_pi0s_encoder_are_one(tmp_path: Path)
     assert all(parameter.requires_grad for parameter in alone.parameters())
 
 
-def test_a_model_of_another_architecture_is_refused_before_anything_else(
-    finished: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_a_model_of_another_architecture_is_refused_before_anything_else(finished, tmp_path):
     family, folder = finished
     shutil.copytree(folder.parent, tmp_path / "copy")
     other = next(name for name in FAMILIES if name != family)

@@ -49,9 +49,7 @@ def losses(work_dir: Path) -> list[float]:
     return [entry["loss"] for entry in logged_steps(work_dir / "tiny")]
 
 
-def test_accumulated_batches_in_place_of_large_ones(
-    finished: tuple[Path, list[Any]], stopped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_accumulated_batches_in_place_of_large_ones(finished, stopped, monkeypatch):
     whole, places = losses(finished[0]), watch_places(monkeypatch)
     resume(stopped, training__batch_size=2, training__gradient_accumulation_steps=2, data__num_workers=0)
     assert places == finished[1]

@@ -67,9 +67,7 @@ def test_a_run_writes_all_that_is_needed_to_use_and_to_know_the_model(finished: 
     assert sorted(path.name for path in (finished / "checkpoints").glob("*-*")) == ["checkpoint-4", "checkpoint-8"]
 
 
-def test_a_look_at_the_data_before_the_first_step_changes_nothing(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_look_at_the_data_before_the_first_step_changes_nothing(finished, tmp_path, capsys):
     recipe = tiny_recipe(tmp_path)
     folder = run_recipe(recipe, tmp_path, progress=False, show=True)
     printed = capsys.readouterr().out

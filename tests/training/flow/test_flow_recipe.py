@@ -49,9 +49,7 @@ MODEL = tiny_flow_settings()["model"]
         ),
     ],
 )
-def test_settings_for_tokens_and_other_encoders_are_refused(
-    changes: dict[str, Any], told: str, tmp_path: Path
-) -> None:
+def test_settings_for_tokens_and_other_encoders_are_refused(changes, told, tmp_path):
     with pytest.raises(RecipeError, match=told):
         flow_recipe(tmp_path, **changes)
 
@@ -64,9 +62,7 @@ def test_other_families_have_no_flow_and_no_expert(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_a_run_from_published_weights_resizes_pictures_as_they_were_trained(
-    gemma_like: Any, tmp_path: Path, published: bool
-) -> None:
+def test_a_run_from_published_weights_resizes_pictures_as_they_were_trained(gemma_like, tmp_path, published):
     """In training, with augmentation and without, and in what the run saves; other starts stay as they are."""
     recipe = flow_recipe(tmp_path, data__image_augmentation={})
     config: Any = tiny_pi0_flow_config(gemma_like, noise_in_padding=published)

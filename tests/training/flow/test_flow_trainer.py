@@ -154,16 +154,6 @@ def test_gradient_accumulation_is_one_larger_batch(tmp_path: Path) -> None:
     assert logs[1] == [pytest.approx(entry, rel=1e-3) for entry in logs[0]]
 
 
-def test_rows_come_from_streams_too_and_read_the_same_after_a_stop(tmp_path: Path) -> None:
-    stream: dict[str, Any] = {"data__streaming": True, "data__shuffle_buffer": 4}
-    stream |= {"training__steps": 4, "training__save_steps": 2}
-    whole = run_flow(tmp_path / "whole", **stream)
-    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
-    shutil.rmtree(tmp_path / "stopped" / "tiny" / "checkpoints" / "checkpoint-4")
-    again = run_flow(tmp_path / "stopped", resume=True, **stream)
-    assert weights_hash(load_model(again)) == weights_hash(load_model(whole))
-
-
 def test_starting_from_a_model_takes_its_weights_and_another_horizon(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished.parent, tmp_path / "copy")
     changes = {"name": "next", "model": {"family": "pi0_flow", "initial_model": "tiny", "frozen": None}}

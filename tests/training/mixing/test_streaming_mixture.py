@@ -183,9 +183,7 @@ def in_order(llama_like: Any, processes: int, workers: int, size: int, steps: in
         ((2, 0, 6), (2, 2, 2)),
     ],
 )
-def test_a_run_resumed_in_another_shape_sees_exactly_the_rows_that_are_left(
-    llama_like: Any, began: tuple[int, int, int], now: tuple[int, int, int]
-) -> None:
+def test_a_run_resumed_in_another_shape_sees_exactly_the_rows_that_are_left(llama_like, began, now):
     whole = in_order(llama_like, *began, steps=3)
     start, layout = 24 // now[0] // now[2], ReadingLayout(began[0], began[2], max(began[1], 1))
     assert in_order(llama_like, *now, steps=2, start=start, layout=layout) == whole[24:]
@@ -259,9 +257,7 @@ def prepared(rows: StreamingMixture, count: int) -> list[tuple[str, str, bool, b
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
 @pytest.mark.parametrize(("start", "buffer"), [(1, 6), (5, 1), (9, 6), (40, 11)])  # 114 rows a pass
-def test_a_resumed_stream_of_videos_gives_the_same_pixels(
-    llama_like: Any, tmp_path: Path, version: str, start: int, buffer: int
-) -> None:
+def test_a_resumed_stream_of_videos_gives_the_same_pixels(llama_like, tmp_path, version, start, buffer):
     path = str(write_videos(tmp_path, version))
     whole = prepared(video_mixture(llama_like, path, buffer=buffer), 3 * (start + 6))
     rest = prepared(video_mixture(llama_like, path, buffer=buffer, start=start), 3 * 6)

@@ -80,13 +80,6 @@ def test_the_tokenizer_of_the_model_is_used_where_it_is(tmp_path: Path, capsys: 
     assert SENTENCE in checked(capsys, tmp_path / "further.yaml", tmp_path)
 
 
-def test_a_model_of_another_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start_model(tmp_path)
-    tiny_recipe(tmp_path, name="further", model={"family": "pi0_plus", "initial_model": "start"})
-    assert main(["train", str(tmp_path / "further.yaml"), "--work-dir", str(tmp_path), "--check"]) == 2
-    assert "expected pi0_plus; correct model.family" in capsys.readouterr().err
-
-
 def test_no_table_is_written_and_cameras_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lerobot_recipe(tmp_path, ("top", "wrist"))
     text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
@@ -124,15 +117,3 @@ def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path, "--set=data.robot.0.split=train").split())
     assert "split 'train' (0:2) holds 2 of 3 episodes" in text
     assert "LeRobot v2.1 │ 2 │ 5 │" in text
-
-
-@pytest.mark.parametrize("check", [True, False])
-def test_steps_without_an_instruction_may_be_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], check: bool
-) -> None:
-    folder = lerobot_recipe(tmp_path, without_instruction="refuse")
-    tasks = folder / "meta" / "tasks.jsonl"
-    tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
-    command = ["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]
-    assert main([*command, *(["--check"] if check else [])]) == 2
-    assert re.search(r"'own': got 6 of 18 steps without .*episode 1: their task is null", capsys.readouterr().err)

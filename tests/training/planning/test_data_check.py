@@ -110,9 +110,7 @@ def test_byte_pieces_of_a_prompt_are_spelled(tmp_path: Path) -> None:
         (4, "v3.0", [(0, 0), (1, 1), (3, 5), (3, 7)]),  # three episodes in one file: rows lie apart in it
     ],
 )
-def test_a_stream_is_looked_at_without_counting(
-    tmp_path: Path, episodes: int, version: str, places: list[tuple[int, int]]
-) -> None:
+def test_a_stream_is_looked_at_without_counting(tmp_path, episodes, version, places):
     data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16, "streaming": True}
     tokenizer = {"vocab_size": 400, "texts_from_rows": 5}
     recipe = tiny_recipe(tmp_path, actions={"action_dim": 7}, data=data, tokenizer=tokenizer)

@@ -147,9 +147,7 @@ def test_another_content_is_another_revision(repository: Path, tmp_path: Path) -
     assert content_hash(changed) != second.name
 
 
-def test_a_flow_matching_model_is_verified_by_its_velocities_and_actions(
-    gemma_like: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flow_matching_model_is_verified_by_its_velocities_and_actions(gemma_like, tmp_path, monkeypatch):
     tiny_pi0_flow_model(gemma_like).save_pretrained(tmp_path / "flow")
     tiny_pi0_flow_processor(gemma_like).save_pretrained(tmp_path / "flow")
     folder = publish_to_folder(tmp_path / "flow", "gen-vla/tiny-flow", tmp_path / "published")
@@ -175,9 +173,7 @@ def test_a_flow_matching_model_is_verified_by_its_velocities_and_actions(
         ("model.stray.weight", r"AutoModel got \{'unexpected_keys': \['model.stray.weight'\]\}"),
     ],
 )
-def test_a_changed_weight_stops_publishing(
-    name: str, message: str, checkpoint: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_weight_stops_publishing(name, message, checkpoint, earlier, monkeypatch):
     def change(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")
         weights[name] = weights.get(name, torch.ones(3)) * 1.5
@@ -189,9 +185,7 @@ def test_a_changed_weight_stops_publishing(
     assert (earlier / "README.md").read_text() == "the earlier one\n"
 
 
-def test_unexpected_and_missing_files_stop_publishing(
-    checkpoint: Path, earlier: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexpected_and_missing_files_stop_publishing(checkpoint, earlier, monkeypatch):
     before = content_hash(earlier)
     monkeypatch.setattr(publishing, "verify", lambda *_: None)  # takes seconds, and comes later
 
@@ -209,9 +203,7 @@ def test_unexpected_and_missing_files_stop_publishing(
     assert [path.name for path in earlier.parent.iterdir()] == ["earlier"]
 
 
-def test_code_that_needs_the_package_stops_publishing(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_code_that_needs_the_package_stops_publishing(checkpoint, tmp_path, monkeypatch):
     def change(folder: Path) -> None:
         path = folder / "dual_vision_tower.py"
         path.write_text("import gen_vla\n" + path.read_text())
@@ -255,9 +247,7 @@ def test_names_of_repositories(checkpoint: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_only_an_earlier_repository_is_replaced(
-    checkpoint: Path, earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_an_earlier_repository_is_replaced(checkpoint, earlier, tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "verify", lambda *_: None)  # takes seconds, and comes later
     assert publish_to_folder(checkpoint, REPO, earlier) == earlier
     assert "tiny-model" in (earlier / "README.md").read_text()

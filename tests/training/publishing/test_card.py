@@ -138,9 +138,7 @@ def test_several_keys_and_none(tmp_path: Path, model: Any, llama_like: Any) -> N
     assert "predict_action" not in talks_only
 
 
-def test_the_code_on_the_card_runs(
-    tmp_path: Path, tiny_openvla: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_code_on_the_card_runs(tmp_path, tiny_openvla, monkeypatch):
     """On the model it describes, by the name of a local folder."""
     model, processor = tiny_openvla
     model.save_pretrained(tmp_path / "me" / "tiny")

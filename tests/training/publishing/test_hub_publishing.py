@@ -139,9 +139,7 @@ def test_a_server_in_trouble_for_a_while_is_asked_again(hub: HubStandIn, folder:
     ("method", "path"), [("GET", "/whoami"), ("POST", "/preupload/"), ("PUT", "/storage/"), ("POST", "/commit/")]
 )
 @pytest.mark.parametrize("status", [429, 500, None])
-def test_a_server_in_trouble_for_long_leaves_everything_as_it_was(
-    method: str, path: str, status: int | None, hub: HubStandIn, folder: Path, waits: Waits
-) -> None:
+def test_a_server_in_trouble_for_long_leaves_everything_as_it_was(method, path, status, hub, folder, waits):
     put(folder)
     before = state(hub)
     (folder / "model-00001-of-00002.safetensors").write_bytes(b"new" * 200_000)
@@ -181,9 +179,7 @@ def test_a_lost_answer_makes_no_second_commit(status: int | None, hub: HubStandI
     assert hub.requests("POST", "/commit/") == 2
 
 
-def test_somebody_elses_commit_is_not_overwritten(
-    hub: HubStandIn, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_somebody_elses_commit_is_not_overwritten(hub, folder, monkeypatch):
     put(folder)
     repository = hub.storage.repositories[REPO]
     (folder / "config.json").write_text('{"mine": 1}\n')
@@ -258,14 +254,7 @@ def test_a_repository_is_read_or_there_is_none(hub: HubStandIn, folder: Path) ->
         ("hf_member", Account("kim", {"gen-vla": "read"}), r"could not write to gen-vla/tiny: the token may not do"),
     ],
 )
-def test_an_account_that_may_not_write_is_refused_at_once(
-    token: str | None,
-    account: Account | None,
-    message: str,
-    hub: HubStandIn,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_account_that_may_not_write_is_refused_at_once(token, account, message, hub, folder, monkeypatch):
     put(folder)
     before = state(hub)
     (folder / "config.json").write_text("[]\n")
@@ -302,9 +291,7 @@ def test_new_repositories_are_created_only_where_the_account_may(hub: HubStandIn
         ({"collection": "eve/robots"}, "got the collection eve/robots, expected one of ada, gen-vla"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
-    options: dict[str, Any], message: str, hub: HubStandIn, folder: Path
-) -> None:
+def test_what_does_not_go_together_is_refused(options, message, hub, folder):
     put(folder, tag="v0")
     (folder / "config.json").write_text("1\n")
     put(folder, tag="v1")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_stand_in import HubStandIn
 from hub_stand_in_storage import Blob, Commit
 from huggingface_hub import constants
 from tiny_models import tiny_model, tiny_processor
@@ -32,13 +31,7 @@ def checkpoint(llama_like: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path / "run"
 
 
-def test_a_dry_run_shows_everything_and_changes_nothing(
-    hub: HubStandIn,
-    checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_dry_run_shows_everything_and_changes_nothing(hub, checkpoint, tmp_path, monkeypatch, capsys):
     command = ["publish", str(checkpoint), REPO, "--output", str(tmp_path / "kept")]
     monkeypatch.delenv("HF_TOKEN")  # nobody has to be logged in to look
     assert main([*command, "--dry-run"]) == 0
@@ -62,9 +55,7 @@ def test_a_dry_run_shows_everything_and_changes_nothing(
     assert repository.history() == ["Old", "Publish tiny", "initial commit"]
 
 
-def test_a_dry_run_without_a_network_shows_sizes(
-    hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_without_a_network_shows_sizes(hub, checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert main(["publish", str(checkpoint), REPO, "--dry-run"]) == 0
     said = capsys.readouterr()
@@ -73,18 +64,14 @@ def test_a_dry_run_without_a_network_shows_sizes(
     assert hub.log == []
 
 
-def test_the_token_is_looked_at_before_the_long_work(
-    hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_token_is_looked_at_before_the_long_work(hub, checkpoint, monkeypatch, capsys):
     (checkpoint / "model.safetensors").write_bytes(b"this would fail when it is read")
     monkeypatch.delenv("HF_TOKEN")
     assert main(["publish", str(checkpoint), REPO]) == 2
     assert "gen-vla: could not check the token: there is no token" in capsys.readouterr().err
 
 
-def test_what_is_not_verified_is_not_sent(
-    hub: HubStandIn, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_not_verified_is_not_sent(hub, checkpoint, monkeypatch, capsys):
     def refuse(*_: Any) -> None:
         raise publishing.PublishingError("the repository does not stand on its own: wrong logits")
 
@@ -95,9 +82,7 @@ def test_what_is_not_verified_is_not_sent(
     assert hub.storage.large_files == {}
 
 
-def test_the_cache_is_filled_without_the_hub(
-    hub: HubStandIn, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_cache_is_filled_without_the_hub(hub, checkpoint, tmp_path, capsys):
     figures = [{"task": "open", "dataset": "drawers", "metric": "success rate", "value": 0.625, "n": 8}]
     (tmp_path / "results.json").write_text(json.dumps({"figures": figures}))
     command = ["publish", str(checkpoint), REPO, "--cache-dir", str(tmp_path / "cache")]

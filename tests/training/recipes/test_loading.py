@@ -21,11 +21,11 @@ def written(folder: Path, settings: Any, name: str = "mine") -> Path:
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_that_ships_loads_and_says_what_it_is(name: str) -> None:
+def test_every_recipe_that_ships_loads_and_reads_back_as_the_same(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name.replace("_", "-")
     assert recipe.description.strip()
-    assert recipe.data.robot or recipe.data.vision_language
+    assert load_recipe(written(tmp_path, as_settings(recipe))) == recipe
 
 
 def test_the_mini_recipes_are_two_steps_of_one_path() -> None:
@@ -35,12 +35,6 @@ def test_the_mini_recipes_are_two_steps_of_one_path() -> None:
     assert second.model.initial_model == first.name
     assert (first.model.frozen, second.model.frozen) == (None, "siglip")
     assert not first.data.robot
-
-
-@pytest.mark.parametrize("name", recipe_names())
-def test_settings_read_back_as_the_same_recipe(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
-    assert load_recipe(written(tmp_path, as_settings(recipe))) == recipe
 
 
 def test_a_recipe_is_found_by_path_or_by_name() -> None:
@@ -81,34 +75,19 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
             r"unknown key 'data.robot.0.record.episodes_per_tsk'; did you mean 'episodes_per_task'",
         ),
         ({"training__steps": "ten"}, r"training.steps: got 'ten' \(str\), expected a valid integer$"),
-        ({"training__steps": 1.5}, r"training.steps: got 1.5 \(float\), expected a valid integer$"),
-        ({"training__steps": True}, r"training.steps: got True \(bool\), expected a valid integer$"),
         ({"training__steps": 0}, r"training.steps: got 0 \(int\), expected greater than or equal to 1"),
-        ({"training__batch_size": -2}, r"training.batch_size: got -2 \(int\), expected greater than or equal to 1"),
         ({"training__learning_rate": float("nan")}, r"learning_rate: got nan \(float\), expected a finite number"),
         ({"training__adam_beta2": 1.0}, r"adam_beta2: got 1.0 \(float\), expected less than 1"),
         ({"loss__decimal_weights": [1.0, -1.0]}, r"loss.decimal_weights.1: got -1.0 \(float\), expected greater than"),
-        ({"actions__decimals": 0}, r"actions.decimals: got 0 \(int\), expected greater than or equal to 1"),
-        ({"training__bf16": 1}, r"training.bf16: got 1 \(int\), expected a valid boolean$"),
-        ({"training__learning_rate": True}, r"learning_rate: got True \(bool\), expected a valid number$"),
         ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip' or 'dino'"),
-        ({"loss__balance": None}, r"loss.balance: got None .*expected 'token', 'example' or 'source'"),
         ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a valid list"),
-        ({"actions__binary_dims": [0, "x"]}, r"actions.binary_dims.1: got 'x' \(str\), expected a valid integer"),
         ({"model__dino": ["a"]}, r"model.dino: got \['a'\] \(list\), expected settings by name"),
         ({"data": "robot"}, r"data: got 'robot' \(str\), expected settings by name"),
-        ({"name": 3}, r"name: got 3 \(int\), expected a valid string"),
         ({"name": date(2026, 1, 1)}, "Object of type date .* write a date in quotes"),
-        ({"training__steps": "10"}, r"training.steps: got '10' \(str\), expected a valid integer$"),
-        ({"training__learning_rate": None}, r"learning_rate: got None \(NoneType\), expected a valid number$"),
-        ({"data__robot": [{"path": "a", "key": "b", "weight": float("inf")}]}, r"weight: got inf .* a finite number$"),
-        ({"data__max_bad_share": 2}, r"data.max_bad_share: got 2 \(int\), expected less than or equal to 1"),
         ({"name": "../elsewhere"}, r"got name '../elsewhere', expected letters"),
     ],
 )
-def test_unknown_keys_and_wrong_values_say_where_and_what_was_expected(
-    setting: dict[str, Any], expected: str, tmp_path: Path
-) -> None:
+def test_unknown_keys_and_wrong_values_say_where_and_what_was_expected(setting, expected, tmp_path):
     with pytest.raises(RecipeError, match=expected):
         load_recipe(written(tmp_path, tiny_settings(**setting)))
 

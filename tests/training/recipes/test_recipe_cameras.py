@@ -118,9 +118,7 @@ def test_training_saves_the_cameras(trained: Path, tmp_path: Path) -> None:
     assert build_model(further, tmp_path, open_data(further, tmp_path))[1].cameras == ["image"]
 
 
-def test_predict_takes_a_picture_of_each_camera(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_takes_a_picture_of_each_camera(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noise(1, 20).save("top.png")
     noise(2, 30).save("wrist=2.png")

@@ -59,9 +59,7 @@ FRACTAL: list[tuple[Layout, dict[str, Any]]] = [
         *(("v2.1", "fractal20220817_data", *case) for case in FRACTAL),
     ],
 )
-def test_every_layout_gives_the_rows_of_the_rlds_set(
-    tmp_path: Path, version: str, name: str, layout: Layout, settings: dict[str, Any]
-) -> None:
+def test_every_layout_gives_the_rows_of_the_rlds_set(tmp_path, version, name, layout, settings):
     bridge = name == "bridge_orig"
     episodes = bridge_episodes() if bridge else fractal_episodes()
     expected, _ = read_rows(write_rlds(tmp_path / "rlds", episodes, name), horizon=2)

@@ -104,15 +104,6 @@ def test_cameras_are_named_and_come_in_the_order_asked(tmp_path):
             open_robot_source(path, key="x", cameras=["wirst"])
 
 
-def test_the_transform_is_chosen_by_the_data_sets_name(tmp_path):
-    episodes = make_episodes(2, 5, size=16)
-    assert open_robot_source(write_rlds(tmp_path, episodes), key="x").transform.name == "bridge"
-    fractal = open_robot_source(write_rlds(tmp_path, episodes, name="fractal20220817_data"), key="x")
-    assert fractal.transform.name == "fractal"
-    assert fractal.cameras == ["observation/image"]
-    assert open_robot_source(write_lerobot(tmp_path / "set", episodes), key="x").transform.name == "identity"
-
-
 def test_a_data_set_without_a_plain_action_needs_its_transform(tmp_path):
     folder = write_rlds(tmp_path, make_episodes(1, 4, size=16), name="fractal20220817_data")
     with pytest.raises(RobotDataError, match=r"action/world_vector.*expected action for the identity transform"):
