@@ -76,20 +76,15 @@ def family_named(kind: str) -> Family:
     return FAMILIES[kind]
 
 
-def load_config(folder: str | Path) -> Any:
-    """The configuration of a complete folder."""
-    return read_config(check_folder(folder))
-
-
 def read_config(folder: Path) -> Any:
-    """The same of a folder whose weights may be missing."""
+    """The configuration in a folder, whose weights may be missing."""
     return family_of(folder).config.from_pretrained(folder)
 
 
 def load_model(folder: str | Path, config: Any = None) -> Any:
     """The model of a complete folder, in float32 and evaluation mode; `config` replaces the saved one."""
     folder = check_folder(folder)
-    config = config or load_config(folder)
+    config = config or read_config(folder)
     return family_of(folder).model.from_pretrained(folder, config=config, dtype=torch.float32).eval()
 
 

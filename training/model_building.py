@@ -20,7 +20,6 @@ from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP
 from gen_vla.training.checkpoints import (
     check_folder,
     family_named,
-    load_config,
     load_model,
     read_config,
     read_processor,
@@ -156,7 +155,7 @@ def check_initial_model(recipe: Recipe, work_dir: Path) -> None:
     """Raises what `build_model` would about the model to start from, without reading its weights."""
     name = recipe.model.initial_model
     if name:
-        _check_architecture(load_config(initial_model_folder(name, work_dir)), recipe.model, name)
+        _check_architecture(read_config(initial_model_folder(name, work_dir)), recipe.model, name)
 
 
 def _check_architecture(config: OpenVLAPlusConfig | Pi0PlusConfig, settings: ModelRecipe, name: str) -> None:

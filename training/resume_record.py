@@ -10,13 +10,13 @@ actions. Pictures are not compared, nor where and when files were written, so th
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gen_vla.training.mixing.streaming_mixture import ReadingLayout
+from gen_vla.training.mixing.streaming_mixture import RunShape
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.robot_data.statistics import MEASURES
@@ -27,35 +27,10 @@ TEXTS = ("instruction", "question", "answer", "turns")  # columns of tables that
 ANEW = "or start anew without these checkpoints, if need be from trained weights (model.initial_model)"
 
 
-@dataclass(frozen=True)
-class RunShape:
-    """How the rows of a step are divided."""
-
-    processes: int
-    batch_size: int
-    gradient_accumulation_steps: int
-    num_workers: int
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "RunShape":
-        """The shape of this run; known before its processes know of each other."""
-        settings = recipe.training
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        return cls(processes, settings.batch_size, settings.gradient_accumulation_steps, recipe.data.num_workers)
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows behind one optimizer step, the global batch."""
-        return self.processes * self.batch_size * self.gradient_accumulation_steps
-
-    @property
-    def layout(self) -> ReadingLayout:
-        """How streams are divided among readers in a run of this shape."""
-        return ReadingLayout(self.processes, self.batch_size, max(self.num_workers, 1))
-
-    def __str__(self) -> str:
-        parts = (self.processes, self.batch_size, self.gradient_accumulation_steps, self.rows_per_step)
-        return "processes {} x batch_size {} x gradient_accumulation_steps {} = {} rows a step".format(*parts)
+def run_shape(recipe: Recipe) -> RunShape:
+    """The shape of this run; known before its processes know of each other."""
+    settings, processes = recipe.training, int(os.environ.get("WORLD_SIZE", "1"))
+    return RunShape(processes, settings.batch_size, settings.gradient_accumulation_steps, recipe.data.num_workers)
 
 
 def check_shape(recipe: Recipe, checkpoints: Path) -> None:
@@ -65,7 +40,7 @@ def check_shape(recipe: Recipe, checkpoints: Path) -> None:
             f"got {checkpoints} without {FILE}, expected this record of processes, batch and data: an earlier version "
             f"of gen-vla wrote these checkpoints; finish the run with that version, {ANEW}"
         )
-    began, now = _first_shape(checkpoints), RunShape.of(recipe)
+    began, now = _first_shape(checkpoints), run_shape(recipe)
     if began.rows_per_step != now.rows_per_step:
         raise ValueError(
             f"got {now} for a run that began with {began}, expected the same product: a resumed run learns the rows "
@@ -86,7 +61,7 @@ def keep_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: boo
     """
     data = {name: _identity(opened, name) for name in opened.names}
     if begins:
-        shape = RunShape.of(recipe)
+        shape = run_shape(recipe)
         if int(os.environ.get("RANK", "0")) == 0:
             record = {"shape": asdict(shape), "data": data, "norm_stats": opened.norm_stats}
             (checkpoints / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

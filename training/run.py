@@ -28,7 +28,7 @@ from gen_vla.training.mixing.instruction_augmentation import InstructionAugmente
 from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
 from gen_vla.training.mixing.skipped_rows import CountedBatches, sum_over_processes
-from gen_vla.training.mixing.streaming_mixture import StreamingMixture
+from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.model_building import (
     action_weights,
     build_model,
@@ -40,7 +40,7 @@ from gen_vla.training.planning.data_check_tables import show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
-from gen_vla.training.resume_record import RunShape, keep_data
+from gen_vla.training.resume_record import keep_data, run_shape
 from gen_vla.training.run_folder import (
     begin_record,
     claim_checkpoints,
@@ -137,7 +137,7 @@ def build_mixture(
         steps_taken: by an earlier run that is resumed; a stream begins behind their rows.
         began: the shape of the run when it began; by default this one's.
     """
-    settings, data, shape = recipe.training, recipe.data, RunShape.of(recipe)
+    settings, data, shape = recipe.training, recipe.data, run_shape(recipe)
     weights = [source.weight for source in data.robot]
     if data.streaming:
         mixture = StreamingMixture(
@@ -152,7 +152,7 @@ def build_mixture(
             workers=data.num_workers,
             start=steps_taken * settings.gradient_accumulation_steps,
             max_bad_share=data.max_bad_share,
-            layout=(began or shape).layout,
+            began=began,
         )
         return mixture, None
     sizes = [len(table) for table in opened.tables.values()]

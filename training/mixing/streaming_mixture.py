@@ -40,33 +40,36 @@ STAND_INS = 100  # rows that are tried in the place of one that does not decode
 
 
 @dataclass(frozen=True)
-class ReadingLayout:
-    """How a run divides its places among readers.
-
-    Attributes:
-        processes: of the run.
-        batch_size: rows per device and micro-batch.
-        workers: of the loader in each process, at least 1.
-    """
+class RunShape:
+    """How the rows of a run are divided: `batch_size` per device and micro-batch, and in streams among readers."""
 
     processes: int
     batch_size: int
-    workers: int
+    gradient_accumulation_steps: int = 1
+    num_workers: int = 0  # of the loader in each process; without one, the process itself reads
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows behind one optimizer step, the global batch."""
+        return self.processes * self.batch_size * self.gradient_accumulation_steps
 
     @property
     def readers(self) -> int:
-        """How many there are."""
-        return self.processes * self.workers
+        return self.processes * max(self.num_workers, 1)
 
     def reader_of(self, place: int) -> int:
         """The number of the reader whose rows stand at a place of the run."""
-        own, rank = divmod(place // self.batch_size, self.processes)
-        return rank * self.workers + own % self.workers
+        (own, rank), workers = divmod(place // self.batch_size, self.processes), max(self.num_workers, 1)
+        return rank * workers + own % workers
 
-    def readers_for(self, reader: int, now: "ReadingLayout") -> set[int]:
-        """The readers of this layout whose rows stand at the places of a reader of another layout."""
+    def readers_for(self, reader: int, now: "RunShape") -> set[int]:
+        """The readers of this shape whose rows stand at the places of a reader of another shape."""
         period = lcm(self.readers * self.batch_size, now.readers * now.batch_size)
         return {self.reader_of(place) for place in range(period) if now.reader_of(place) == reader}
+
+    def __str__(self) -> str:
+        parts = (self.processes, self.batch_size, self.gradient_accumulation_steps, self.rows_per_step)
+        return "processes {} x batch_size {} x gradient_accumulation_steps {} = {} rows a step".format(*parts)
 
 
 class RowStream:
@@ -170,7 +173,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         workers: processes of the loader, 0 for none.
         start: micro-batches of this process that an earlier run saw.
         max_bad_share: the share of unreadable rows of one set that stops the run.
-        layout: that of the run when it began; by default this one's.
+        began: the shape of the run when it began; by default this one's.
     """
 
     sources: dict[str, DataSource]
@@ -184,7 +187,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
     workers: int = 0
     start: int = 0
     max_bad_share: float = 0.01
-    layout: ReadingLayout | None = None
+    began: RunShape | None = None
     problems: dict[str, RowProblems] = field(init=False)
 
     @property
@@ -220,18 +223,18 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         turn = (worker_id + self.start) % workers  # the loader asks worker 0 first, wherever the run goes on
-        now = ReadingLayout(self.processes, self.batch_size, workers)
-        layout, own = self.layout or now, self.rank * workers + turn
+        now = RunShape(self.processes, self.batch_size, num_workers=workers)
+        began, own = self.began or now, self.rank * workers + turn
         streams = {
             number: [
-                RowStream(source, (number, layout.readers), [self.seed, name], self.buffer, self.start > 0)
+                RowStream(source, (number, began.readers), [self.seed, name], self.buffer, self.start > 0)
                 for name, source in enumerate(self.sources.values())
             ]
-            for number in sorted(layout.readers_for(own, now))
+            for number in sorted(began.readers_for(own, now))
         }
         begin = self.start * self.processes * self.batch_size
         for place, number in enumerate(alternate(self.weights, len(self.sources) - len(self.weights))):
-            reader = layout.reader_of(place)
+            reader = began.reader_of(place)
             if reader not in streams:
                 continue
             stream, wanted = streams[reader][number], place >= begin and now.reader_of(place) == own

@@ -19,6 +19,7 @@ from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 from gen_vla.training.mixing.prepared_rows import ROBOT, RowPreparer, RowTooLong
 from gen_vla.training.recipes.sources import OpenedData
+from gen_vla.training.robot_data.statistics import is_binary
 
 
 SHOWN_ROWS = 4  # of each data set
@@ -205,15 +206,17 @@ def action_dimensions(
     """What the statistics of a data set (`norm_stats[key]["action"]`) and its counts say of every dimension."""
     numbers = [str(dim) for dim in range(len(clipping["clipped"]))]
     called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
-    found = []
-    for dim, clipped in enumerate(clipping["clipped"]):
-        measures = ("min", "q01", "q99", "max", "mean", "std")
-        low, q01, q99, high, mean, std = (statistics[measure][dim] for measure in measures)
-        # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
-        zero_or_one = {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) < 1e-9
-        binary, share = not statistics["mask"][dim], clipped / clipping["values"]
-        found.append(Dimension(low, q01, q99, high, clipped, share, binary, zero_or_one, called[dim]))
-    return found
+    return [
+        Dimension(
+            *(statistics[measure][dim] for measure in ("min", "q01", "q99", "max")),
+            clipped,
+            clipped / clipping["values"],
+            not statistics["mask"][dim],
+            is_binary(statistics, dim),
+            called[dim],
+        )
+        for dim, clipped in enumerate(clipping["clipped"])
+    ]
 
 
 def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:

@@ -26,7 +26,7 @@ from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.robot_data.episodes import READING_VERSION
 from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
-from gen_vla.training.robot_data.statistics import robot_statistics
+from gen_vla.training.robot_data.statistics import is_binary, robot_statistics
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
 from gen_vla.training.vision_language_data.tables import RecordedSource
@@ -208,14 +208,12 @@ def _check_instructions(source: RobotSource, steps: int, unlabelled: list[str], 
 def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) -> None:
     """Raises `ValueError` for a dimension that is named as binary and holds other values than 0 and 1."""
     for dim in binary_dims:
-        low, high, mean, std = (statistics[measure][dim] for measure in ("min", "max", "mean", "std"))
-        # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
-        if not {low, high} <= {0.0, 1.0} or abs(std**2 + mean**2 - mean) > 1e-9:
+        if not is_binary(statistics, dim):
             others = [other for other in binary_dims if other != dim]
             raise ValueError(
-                f"robot data set {key!r}: got values from {low:g} to {high:g} in dimension {dim}, expected 0 and 1 "
-                f"alone, since actions.binary_dims names it; leave it out (actions.binary_dims: {others}), and it is "
-                "scaled like the other dimensions"
+                f"robot data set {key!r}: got values from {statistics['min'][dim]:g} to {statistics['max'][dim]:g} in "
+                f"dimension {dim}, expected 0 and 1 alone, since actions.binary_dims names it; leave it out "
+                f"(actions.binary_dims: {others}), and it is scaled like the other dimensions"
             )
 
 

@@ -119,6 +119,13 @@ def _pass_over(dataset: RobotDataset, unscaled: Sequence[int] | None, progress: 
     return RobotStatistics(entry, rows, clipped, problems.report(), len(texts), unlabelled)
 
 
+def is_binary(statistics: dict[str, Any], dim: int) -> bool:
+    """Whether a dimension holds 0 and 1 alone, by the figures of `norm_stats[key]["action"]`."""
+    low, high, mean, std = (statistics[measure][dim] for measure in ("min", "max", "mean", "std"))
+    # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
+    return {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) <= 1e-9
+
+
 def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] | None:
     """The mask [D] of `compute_statistics`: every dimension but the unscaled ones; `None` for its default."""
     return None if unscaled is None else [dim not in unscaled for dim in range(action_dim)]

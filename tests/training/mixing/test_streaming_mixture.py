@@ -18,7 +18,7 @@ from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.mixing.streaming_mixture import ReadingLayout, RowStream, StreamingMixture
+from gen_vla.training.mixing.streaming_mixture import RowStream, RunShape, StreamingMixture
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
 from gen_vla.training.run_folder import write_recipe
@@ -185,9 +185,9 @@ def in_order(llama_like: Any, processes: int, workers: int, size: int, steps: in
 )
 def test_a_run_resumed_in_another_shape_sees_exactly_the_rows_that_are_left(llama_like, began, now):
     whole = in_order(llama_like, *began, steps=3)
-    start, layout = 24 // now[0] // now[2], ReadingLayout(began[0], began[2], max(began[1], 1))
-    assert in_order(llama_like, *now, steps=2, start=start, layout=layout) == whole[24:]
-    assert in_order(llama_like, *now, steps=2, start=start) != whole[24:]  # what the layout is for
+    start, shape = 24 // now[0] // now[2], RunShape(began[0], began[2], num_workers=began[1])
+    assert in_order(llama_like, *now, steps=2, start=start, began=shape) == whole[24:]
+    assert in_order(llama_like, *now, steps=2, start=start) != whole[24:]  # what `began` is for
 
 
 def test_what_is_skipped_is_not_decoded(llama_like: Any) -> None:
