@@ -158,5 +158,4 @@ class CoTrainingCollator:
 
 
 def is_robot(row: dict[str, Any]) -> bool:
-    """Whether a prepared row is robot data."""
     return row["source"].partition("/")[0] == ROBOT

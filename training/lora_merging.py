@@ -22,7 +22,6 @@ LOADED_FILES = ["*.json", "*.jinja", "*.safetensors"]
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether the folder holds an adapter instead of a whole model."""
     return (Path(folder) / ADAPTER_CONFIG).is_file()
 
 
@@ -65,7 +64,6 @@ def saved_dtype(folder: str | Path) -> torch.dtype:
 
 
 def base_name(folder: Path) -> str:
-    """What the adapter says it belongs to."""
     name = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not name:
         raise FileNotFoundError(

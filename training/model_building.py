@@ -48,7 +48,7 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     if recipe.model.initial_model:
         folder = initial_model_folder(recipe.model.initial_model, work_dir)
         processor, config = read_start(folder, recipe, str(folder))
-        begin_with(processor, config, recipe, opened)
+        apply_recipe(processor, config, recipe, opened)
         return load_model(folder, config), processor
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
     config = new_config(recipe, tokenizer, opened.norm_stats)
@@ -80,7 +80,6 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
 
 
 def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedData) -> Any:
-    """The processor of a model with this configuration."""
     crop, of_siglip = center_crop_area(recipe), ((SIGLIP_MEAN,), (SIGLIP_STD,))
     normalisation = () if recipe.model.family == "openvla_plus" else of_siglip
     return family_named(recipe.model.family).processor(
@@ -179,7 +178,7 @@ def read_start(folder: Path, recipe: Recipe, name: str) -> tuple[Any, Any]:
     return processor, config
 
 
-def begin_with(processor: Any, config: Any, recipe: Recipe, opened: OpenedData) -> None:
+def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData) -> None:
     """Puts another model's processor and configuration under this recipe's settings, in place.
 
     Which tower is frozen, what an action looks like and in which units.
@@ -197,7 +196,6 @@ def begin_with(processor: Any, config: Any, recipe: Recipe, opened: OpenedData) 
 
 
 def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:
-    """The action format of a recipe, for this tokenizer."""
     if actions.representation == "flow":
         return make_flow_action_config(actions.action_dim, actions.horizon, actions.binary_dims)
     if actions.representation == "bins":

@@ -24,7 +24,7 @@ from gen_vla.training.robot_data.statistics import MEASURES
 
 FILE = "resume.json"
 TEXTS = ("instruction", "question", "answer", "turns")  # columns of tables that are compared
-ANEW = "or start anew without these checkpoints, if need be from trained weights (model.initial_model)"
+START_OVER = "or start over without these checkpoints, if need be from trained weights (model.initial_model)"
 
 
 def run_shape(recipe: Recipe) -> RunShape:
@@ -38,18 +38,18 @@ def check_shape(recipe: Recipe, checkpoints: Path) -> None:
     if not (checkpoints / FILE).is_file():
         raise ValueError(
             f"got {checkpoints} without {FILE}, expected this record of processes, batch and data: an earlier version "
-            f"of gen-vla wrote these checkpoints; finish the run with that version, {ANEW}"
+            f"of gen-vla wrote these checkpoints; finish the run with that version, {START_OVER}"
         )
     began, now = _first_shape(checkpoints), run_shape(recipe)
     if began.rows_per_step != now.rows_per_step:
         raise ValueError(
             f"got {now} for a run that began with {began}, expected the same product: a resumed run learns the rows "
             "that are left, as many a step; change the number of processes, training.batch_size or "
-            f"training.gradient_accumulation_steps, {ANEW}"
+            f"training.gradient_accumulation_steps, {START_OVER}"
         )
 
 
-def keep_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: bool) -> RunShape:
+def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: bool) -> RunShape:
     """Records a run's data when it begins; when it is resumed, checks the data and goes on with the statistics that
     it began with.
 
@@ -80,7 +80,7 @@ def keep_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: boo
     if differences:
         raise ValueError(
             f"got other data than that of {checkpoints}: {'; '.join(differences)}; expected the rows and statistics "
-            f"the run began with: restore the data sets, {ANEW}"
+            f"the run began with: restore the data sets, {START_OVER}"
         )
     opened.norm_stats = record["norm_stats"]
     return _first_shape(checkpoints)

@@ -40,7 +40,7 @@ from gen_vla.training.planning.data_check_tables import show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
-from gen_vla.training.resume_record import keep_data, run_shape
+from gen_vla.training.resume_record import record_data, run_shape
 from gen_vla.training.run_folder import (
     begin_record,
     claim_checkpoints,
@@ -88,7 +88,7 @@ def run_recipe(
     last = prepare_run(recipe, work_dir, resume)
     with PartialState(cpu=not torch.cuda.is_available()).local_main_process_first():  # it may have tables to write
         opened = open_data(recipe, work_dir)
-    shape = keep_data(recipe, opened, checkpoints, begins=last is None)
+    shape = record_data(recipe, opened, checkpoints, begins=last is None)
     model, processor = build_model(recipe, work_dir, opened)
     collator = build_collator(recipe, model.config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
@@ -186,7 +186,7 @@ def build_preparer(
         augment_picture = ResizedAugmenter(data.image_size, augment, processor.image_processor.resize_strategy)
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability
-        augment_instruction = InstructionAugmenter("train", probability=probability, seed=seed)
+        augment_instruction = InstructionAugmenter(probability, seed)
     shared: dict[str, Any] = {"augment_instruction": augment_instruction, "augment_picture": augment_picture}
     if isinstance(collator, FlowCollator):
         return FlowRowPreparer(processor, norm_stats, draw_noise=FlowNoise(config, seed), **shared)
@@ -204,7 +204,6 @@ def build_trainer(
     callbacks: list[TrainerCallback] | None = None,
     progress: bool = True,
 ) -> CoTrainer:
-    """The TRL trainer of a recipe."""
     statistics = model.config.norm_stats
     if recipe.is_flow:
         kind, metrics = FlowTrainer, FlowMetrics(mixture.names, statistics)

@@ -50,7 +50,7 @@ PANELS = (  # figure, title, label of the axis, whether it is a share
 def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path | None:
     """The checkpoint to continue from, or `None`; raises where another run's checkpoints are in the way.
 
-    A run that starts anew must not find any: its own, of fewer steps, would be overlooked when it is resumed.
+    A run from the first step must not find any: its own, of fewer steps, would be overlooked when it is resumed.
     """
     last, record = last_checkpoint(checkpoints), checkpoints / "recipe.yaml"
     if last and not resume:
@@ -66,7 +66,7 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
             settings = "; ".join(f"{name} was {earlier.get(name)!r} and is {now.get(name)!r}" for name in changed)
             raise ValueError(
                 f"got another recipe than that of {last}: {settings}; a resumed run keeps its recipe: restore these "
-                f"settings, or start anew without {checkpoints}"
+                f"settings, or start over without {checkpoints}"
             )
     elif is_first_process():
         checkpoints.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def recorded_settings(record: Path) -> dict[str, Any]:
     """What a recorded recipe says, by dotted name; settings that are newer than it have their defaults."""
     try:
         return flat(as_settings(load_recipe(record)))
-    except RecipeError:  # of settings that are no longer there: told as they are
+    except RecipeError:  # of settings that are no longer there: shown as they are
         return flat(yaml.safe_load(record.read_text(encoding="utf-8")))
 
 
@@ -102,7 +102,6 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def steps_taken(checkpoint: Path | None) -> int:
-    """Optimizer steps behind a checkpoint."""
     if checkpoint is None:
         return 0
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
@@ -152,12 +151,10 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with a final newline."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

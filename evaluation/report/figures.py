@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.training.provenance.origin import origin
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 
 
 Figure = dict[str, Any]
@@ -47,7 +47,7 @@ def read_results(path: Path) -> list[Figure]:
     figures = []
     for read in READERS[suite](results, path):
         figure = {**DEFAULTS, "source": str(path), **origin(results), **read}
-        figure["model"] = shortened(figure["model"])
+        figure["model"] = publishable(figure["model"])
         if figure["model"] != measured:  # of another model in this file
             figure["revision"] = None
         figures.append(figure)

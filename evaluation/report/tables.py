@@ -32,7 +32,7 @@ from gen_vla.evaluation.report.seeds import (
 from gen_vla.evaluation.report.trials import TrialFiles
 from gen_vla.evaluation.statistics.intervals import mean_interval
 from gen_vla.training.provenance.origin import provenance, with_provenance
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.publishing.card import as_eval_result
 from gen_vla.training.recipes.data_schema import did_you_mean
 
@@ -75,12 +75,12 @@ def make_report(
     for slug in (rows or {}).values():
         if slug not in slugs:
             raise ValueError(f"got the paper's row {slug!r}; {did_you_mean(slug, slugs)}")
-    rows, against = {shortened(model): row for model, row in (rows or {}).items()}, shortened(against)
+    rows, against = {publishable(model): row for model, row in (rows or {}).items()}, publishable(against)
     figures = [figure for path in paths for figure in read_results(path)]
     notes = add_missing_records(figures)
     figures += averages(figures)
     files = TrialFiles(paths)
-    groups, ungrouped = find_groups(figures, shortened(dict(seeds or {})))
+    groups, ungrouped = find_groups(figures, publishable(dict(seeds or {})))
     means, unmeant = seed_figures(figures, groups, files)
     figures += means
     for figure in figures:

@@ -23,7 +23,7 @@ from gen_vla.evaluation.simpler.environment import camera_image, reset_options
 from gen_vla.evaluation.simpler.policy import MalformedActionError, SimplerPolicy
 from gen_vla.evaluation.simpler.trials import Trial
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 
 
 ATTEMPTS = 2
@@ -152,9 +152,9 @@ class TrialLog:
     def __init__(self, folder: Path, settings: dict[str, Any], shard: tuple[int, int] = (0, 1)):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "settings.json"
-        settings = shortened(json.loads(json.dumps(settings)))
+        settings = publishable(json.loads(json.dumps(settings)))
         if path.is_file():
-            before = shortened(json.loads(path.read_text(encoding="utf-8")))
+            before = publishable(json.loads(path.read_text(encoding="utf-8")))
             other = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
             if other:
                 raise ValueError(

@@ -26,7 +26,7 @@ from gen_vla.evaluation.simulation.layouts import (
 from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS
 from gen_vla.evaluation.simulation.rollouts import Ending, EpisodeJob, Outcome
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 
 
 Paraphrase = Callable[[str], list[str]]  # an instruction -> other wordings
@@ -123,13 +123,13 @@ class EpisodeLog:
             self._load(path, settings)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"settings": shortened(settings)}) + "\n", encoding="utf-8")
+            path.write_text(json.dumps({"settings": publishable(settings)}) + "\n", encoding="utf-8")
 
     def _load(self, path: Path, settings: dict[str, Any]) -> None:
         whole = path.read_bytes()
         finished = whole[: whole.rfind(b"\n") + 1]  # an interruption may have cut the last line
         header, *lines = finished.decode("utf-8").split("\n")[:-1] or ["{}"]
-        before, settings = (shortened(entry) for entry in (json.loads(header).get("settings") or {}, settings))
+        before, settings = (publishable(entry) for entry in (json.loads(header).get("settings") or {}, settings))
         if before != json.loads(json.dumps(settings)):
             keys = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
             changed = "; ".join(f"{key} {before.get(key)!r}, now {settings.get(key)!r}" for key in keys)

@@ -8,7 +8,7 @@ import torch
 from tiny_models import tiny_statistics
 
 from gen_vla.processors import ActionBins, ActionStringProcessor, make_action_config
-from gen_vla.processors.action_grammar import ActionGrammar, BinGrammar
+from gen_vla.processors.action_grammar import ActionGrammar
 from gen_vla.training.metrics import SourceMetrics, predicted_values
 
 
@@ -203,15 +203,6 @@ def test_separators_and_the_end_say_nothing_of_values(llama_like: Any) -> None:
     assert np.isnan(predicted_values(grammar, predicted, labels)[0]).tolist() == [[False, True], [False, False]]
 
 
-def test_the_first_steps_of_a_chunk_are_read_where_the_others_are_padding(llama_like: Any) -> None:
-    grammar = grammar_of(llama_like, "signed", horizon=2)
-    labels = tokens_of(grammar, "+0.50-1.00\n+0.10+0.20")
-    for length in (10, 11):  # with the separator and without
-        read, told = predicted_values(grammar, labels[:length], labels[:length])
-        np.testing.assert_allclose(read, [[0.5, -1.0]])
-        np.testing.assert_allclose(told, [[0.5, -1.0]])
-
-
 def test_a_sign_that_is_merged_with_what_is_before_it_belongs_to_the_next_value(llama_like: Any) -> None:
     grammar = grammar_of(llama_like, "legacy")
     labels, pieces = tokens_of(grammar, "0.5,-0.25,"), {piece: token for token, piece in grammar.text_of.items()}
@@ -220,12 +211,3 @@ def test_a_sign_that_is_merged_with_what_is_before_it_belongs_to_the_next_value(
     np.testing.assert_allclose(predicted_values(grammar, positive, labels)[0], [[0.5, 0.25]])
     first = [pieces[" -"], *labels[1:]]
     np.testing.assert_allclose(predicted_values(grammar, first, labels)[0], [[-0.5, -0.25]])
-
-
-def test_bins_are_read_one_by_one(llama_like: Any) -> None:
-    bins = ActionBins(2)
-    grammar = BinGrammar.from_action_config(make_action_config(bins, llama_like))
-    labels = [*grammar.token_ids("127 254"), grammar.eos_token_id]
-    read, told = predicted_values(grammar, [labels[0], llama_like.bos_token_id, labels[2]], labels)
-    np.testing.assert_allclose(told, bins.to_values([[127, 254]]))
-    np.testing.assert_allclose(read, [[0.0, NO]], atol=1e-6)

@@ -104,5 +104,4 @@ class FlowMetrics(MetricSums):
         return float(np.abs(apart[counted]).mean())
 
     def means(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
-        """See the docstring of this file."""
         return {"loss": sums["squares"] / sums["values"], "action_error": sums["error"] / sums["rows"]}

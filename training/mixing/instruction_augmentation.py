@@ -74,7 +74,7 @@ def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
     found = match(instruction)
     if found is None:
         return []
-    return [wording.format(**found.slots) for wording in _wordings(lists)[found.family]]
+    return [wording.format(**found.slots) for wording in _read(lists)[found.family]]
 
 
 def held_out_paraphrases(instruction: str) -> list[str]:
@@ -86,16 +86,13 @@ class InstructionAugmenter:
     """Paraphrases instructions in training.
 
     Args:
-        lists: whose wordings.
         probability: of a paraphrase; otherwise the instruction stays as it is.
         seed: of the run; the same seed and row give the same words.
     """
 
-    def __init__(self, lists: Lists = "train", probability: float = 1.0, seed: int = 0):
+    def __init__(self, probability: float = 1.0, seed: int = 0):
         if not 0.0 <= probability <= 1.0:
             raise ValueError(f"got probability={probability}, expected 0 to 1")
-        _wordings(lists)
-        self.lists: Lists = lists
         self.probability = probability
         self.seed = seed
         self._cache: dict[str, list[str]] = {}
@@ -108,7 +105,7 @@ class InstructionAugmenter:
             row: the row's place in the run (or its identity, but then every epoch reads the same).
         """
         if instruction not in self._cache:
-            self._cache[instruction] = paraphrases(instruction, self.lists)
+            self._cache[instruction] = paraphrases(instruction)
         wordings = self._cache[instruction]
         draw = row_generator(self.seed, "instruction", row)
         if not wordings or draw.random() >= self.probability:
@@ -133,13 +130,6 @@ def _slot_pattern(slot: re.Match[str]) -> str:
     name = slot[1]
     article = "" if name in VERBATIM else "(?:(?:the|a|an) )?"
     return rf"{article}(?P<{name}>{SLOTS[name]})"
-
-
-@cache
-def _wordings(lists: Lists) -> dict[str, list[str]]:
-    if lists not in LISTS:
-        raise ValueError(f"got lists={lists!r}, expected one of {', '.join(map(repr, LISTS))}")
-    return _read(lists)
 
 
 @cache

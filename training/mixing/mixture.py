@@ -123,7 +123,6 @@ class MixedTables(torch.utils.data.Dataset):
         self.problems = {name: RowProblems(max_bad_share, name=name) for name in tables}
 
     def counters(self) -> dict[str, RowProblems]:
-        """What counts bad rows, by name."""
         return dict(self.problems)
 
     def __len__(self) -> int:

@@ -65,7 +65,6 @@ class RowProblems:
         self._process = os.getpid()
 
     def seen(self, rows: int = 1) -> None:
-        """Counts good rows."""
         self._add({"seen": rows, "skipped": 0, "by_reason": {}, "examples": []})
 
     def skip(self, identity: str, reason: str, rows: int = 1) -> None:

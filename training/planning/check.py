@@ -11,7 +11,7 @@ from typing import Any
 from gen_vla.training.checkpoints import has_processor
 from gen_vla.training.model_building import (
     HUB_PREFIX,
-    begin_with,
+    apply_recipe,
     fetch_model,
     new_config,
     new_processor,
@@ -65,7 +65,7 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
         folder = fetch_model(start, ["*.json", "*.jinja"]) if hub else work_dir / start
         if has_processor(folder):
             processor, config = read_start(folder, recipe, start)
-            begin_with(processor, config, recipe, opened)
+            apply_recipe(processor, config, recipe, opened)
             return config, processor, None
         missing = f"there is no model at {folder}"
     except NO_ANSWER as error:
@@ -85,5 +85,5 @@ def stand_in(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, A
     actions = replace(recipe.actions, bin_tokens="bytes")  # the last pieces of this vocabulary are words
     config = planned_config(recipe, work_dir)
     processor = new_processor(recipe, tokenizer, config, opened)
-    begin_with(processor, config, replace(recipe, actions=actions), opened)
+    apply_recipe(processor, config, replace(recipe, actions=actions), opened)
     return config, processor

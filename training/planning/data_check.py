@@ -58,7 +58,6 @@ class Dimension:
 
     @property
     def constant(self) -> bool:
-        """Whether it never changes."""
         return self.low == self.high
 
 
@@ -220,7 +219,6 @@ def action_dimensions(
 
 
 def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
-    """What a person would want to know of what was read."""
     warnings = list(reading.notes)
     if not reading.camera_named and reading.unused_cameras:
         others = ", ".join(reading.unused_cameras)
@@ -240,7 +238,6 @@ def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
 
 
 def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
-    """Dimensions that are other than a policy needs them."""
     warnings = []
     ranges = [dim.q99 - dim.q01 for dim in dimensions if not dim.binary and dim.q01 < dim.q99]
     usual = float(np.median(ranges)) if ranges else 0.0
@@ -269,7 +266,6 @@ def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
 
 
 def picture_warnings(shown: list[ShownRow]) -> list[str]:
-    """Cameras that show nothing."""
     pictures = [np.asarray(picture) for row in shown for picture in row.pictures]
     blank = sum(bool((picture == picture[0, 0]).all()) for picture in pictures)
     return [f"{blank} of the {len(pictures)} pictures looked at are of one colour"] if blank else []

@@ -45,7 +45,6 @@ def show_data(checks: list[SourceCheck], folder: Path, name: str) -> None:
 
 
 def read_table(checks: list[SourceCheck]) -> Table:
-    """One line per data set."""
     table = Table(title="Data", title_justify="left")
     for column in ("data set", "format", "episodes", "rows", "cameras", "first row"):
         table.add_column(column, justify="right" if column in ("episodes", "rows") else "left", overflow="fold")
@@ -66,7 +65,6 @@ def rate(reading: DataReading) -> list[str]:
 
 
 def cameras(check: SourceCheck) -> str:
-    """Those that are used, and the others."""
     reading = check.reading
     used = ", ".join(reading.cameras) + ("" if reading.camera_named or not reading.unused_cameras else " (the first)")
     return used + (f"\nnot used: {', '.join(reading.unused_cameras)}" if reading.unused_cameras else "")

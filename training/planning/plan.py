@@ -194,7 +194,6 @@ def row_sentence(recipe: Recipe, config: Any) -> str:
 
 
 def cameras_shown(recipe: Recipe) -> int:
-    """Pictures of a robot row."""
     return max((len(source.cameras or [None]) for source in recipe.data.robot), default=1)
 
 
@@ -205,7 +204,6 @@ def over_pictures(recipe: Recipe, tokens: int) -> int:
 
 
 def plan(recipe: Recipe, parts: list[PartSize], gpus: int, strategy: str) -> Plan:
-    """Memory and time of one way."""
     training = recipe.training
     shards = gpus if strategy == "FSDP2" else 1
     trainable, frozen = sum(part.trainable for part in parts), sum(part.frozen for part in parts)
@@ -253,7 +251,6 @@ def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float
 
 
 def plan_tables(recipe: Recipe, parts: list[PartSize], plans: list[Plan]) -> list[Table]:
-    """The model's parts, and the plans, as tables."""
     sizes = Table(title=f"{recipe.name}: parameters (exact)")
     for column in ("part", "trained", "frozen", "tokens per row"):
         sizes.add_column(column, justify="right")

@@ -13,8 +13,8 @@
       "data": [{"name": ..., "revision": ...}]         or of a folder {"name", "files", "bytes", "listing"}
     }
 
-Paths are shortened by `private_paths.py`. Runs that continue earlier ones in a folder append to `runs.jsonl` there,
-and the record has the others as `other_runs`: they may be of another machine or of other code.
+`private_paths.py` takes what is private out of paths. Runs that continue earlier ones in a folder append to
+`runs.jsonl` there, and the record has the others as `other_runs`: they may be of another machine or of other code.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 
 
 PACKAGES = (
@@ -61,7 +61,7 @@ def called_as(*typed: str) -> Iterator[None]:
 def command_line() -> str:
     """What was typed, quoted for a shell, with paths that may be published."""
     parts = []
-    for part in map(shortened, _TYPED.get() or _started_as(sys.orig_argv)):
+    for part in map(publishable, _TYPED.get() or _started_as(sys.orig_argv)):
         in_home = part.startswith("~/") and len(part) > 2  # a shell expands `~` only outside quotes
         parts.append(f"~/{shlex.quote(part[2:])}" if in_home else shlex.quote(part))
     return " ".join(parts)
@@ -111,7 +111,7 @@ def provenance(
 
 def with_provenance(results: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """Results with their record before them, and nothing private in their texts."""
-    return {"provenance": record, **shortened(results)}
+    return {"provenance": record, **publishable(results)}
 
 
 def note_run(folder: Path, record: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ def model_identity(name: str | Path) -> dict[str, Any]:
         repository, _, revision = str(name).partition("@")
         return {"name": repository, "revision": revision or cached_revision(repository)}
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
-    found: dict[str, Any] = {"name": shortened(name), "sha256": {path.name: _sha256(path) for path in files}}
+    found: dict[str, Any] = {"name": publishable(name), "sha256": {path.name: _sha256(path) for path in files}}
     modules = sorted(folder.glob("*.py"))
     if modules:  # the code that runs is that beside the weights
         found["modules"] = _digest(f"{path.name} {_sha256(path)}" for path in modules)
@@ -237,14 +237,14 @@ def data_identity(name: str | Path) -> dict[str, Any]:
     folder = Path(name)
     if not folder.is_dir():
         revision = cached_revision(str(name).removeprefix("hf://").removeprefix("datasets/"), "dataset")
-        return {"name": shortened(name), **({"revision": revision} if revision else {})}
+        return {"name": publishable(name), **({"revision": revision} if revision else {})}
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith("cache-")  # left there by reading
     }
     listing = _digest(f"{path} {size}" for path, size in sorted(sizes.items()))
-    return {"name": shortened(name), "files": len(sizes), "bytes": sum(sizes.values()), "listing": listing}
+    return {"name": publishable(name), "files": len(sizes), "bytes": sum(sizes.values()), "listing": listing}
 
 
 def cached_revision(name: str, kind: str = "model") -> str | None:

@@ -23,14 +23,14 @@ ABSOLUTE = re.compile(BEGINS + r"/(?!/)[^\s\"',;:\[\]{}]*")
 SHARED = ("", "root", "user", "ubuntu")  # accounts that name nobody
 
 
-def shortened(value: Any) -> Any:
+def publishable(value: Any) -> Any:
     """A text, or all texts of lists and dictionaries, without what is private in the absolute paths in them."""
     if isinstance(value, dict):
-        return {key: shortened(entry) for key, entry in value.items()}
+        return {key: publishable(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [shortened(entry) for entry in value]
+        return [publishable(entry) for entry in value]
     if isinstance(value, Path):
-        return shortened(str(value))
+        return publishable(str(value))
     if not isinstance(value, str) or "/" not in value:
         return value
     for replace in _replacements(os.getcwd(), str(Path.home()), os.environ.get("PWD", ""), _account()):

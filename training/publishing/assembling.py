@@ -28,7 +28,7 @@ from PIL import Image
 
 from gen_vla.training.checkpoints import WEIGHTS, WEIGHTS_INDEX, check_folder
 from gen_vla.training.lora_merging import check_checkpoint, load_checkpoint, saved_dtype
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.publishing.card import write_card
 
 
@@ -86,7 +86,7 @@ def copy_record(record: Path, target: Path) -> None:
     """Copies a YAML or JSON file without what is private in its paths (`private_paths.py`)."""
     text = record.read_text(encoding="utf-8")
     content = yaml.safe_load(text) if record.suffix == ".yaml" else json.loads(text)
-    public = shortened(content)
+    public = publishable(content)
     if public == content:
         shutil.copyfile(record, target)
     elif record.suffix == ".yaml":

@@ -70,14 +70,14 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
     trained = {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
     if run:
         trained = method(run)
-    texts = written_words(name)
+    texts = card_texts(name)
     if texts and (differing := differences(trained, texts)):
         raise ValueError(
             f"got the repository name {name!r} for a model made otherwise ({differing}), expected one trained like "
             f"the recipe {texts['recipe']!r}; choose another name, since the card of {name!r} would be wrong"
         )
     if not texts and run:
-        texts = written_words(run.name)
+        texts = card_texts(run.name)
         texts = {} if texts and differences(trained, texts) else texts
     recipe = run or (load_recipe(texts["recipe"]) if texts else None)
     if recipe is None:
@@ -97,7 +97,7 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
     )
 
 
-def written_words(name: str) -> dict[str, Any]:
+def card_texts(name: str) -> dict[str, Any]:
     """The texts about a variant by the full or short name of its repository; empty where there are none."""
     path = CARDS / f"{name}.yaml"
     if name.startswith("_") or not path.is_file():

@@ -12,7 +12,7 @@ from gen_vla.training.robot_data.transforms import Trajectory
 from gen_vla.training.storage.data_folder import DataFolder
 
 
-# To be raised when the same files give other rows or other statistics than before: cached ones are then made anew.
+# Raise it when the same files give other rows or statistics than before: cached ones are then computed again.
 READING_VERSION = 2
 NO_INSTRUCTION = ("", "none", "nan", "null")
 

@@ -66,7 +66,6 @@ class RobotDataset:
 
     @property
     def features(self) -> list[str]:
-        """The stored features it reads."""
         present = [feature for feature in self.transform.optional if feature in self.reader.features]
         return [*self.transform.features, *present]
 
@@ -270,7 +269,7 @@ def _displacements(
     named = known if named is None else named
     if every > 1 and named is None:
         raise RobotDataError(
-            f"got every={every} for {path}, expected to be told which dimensions of its actions are displacements, "
+            f"got every={every} for {path}, expected to know which dimensions of its actions are displacements, "
             "which are summed over the steps that are left out; give `displacements`: [] where all are positions to "
             "be at, [0, 1, 2, 3, 4, 5] for a hand's moves and turns before its gripper"
         )

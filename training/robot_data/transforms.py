@@ -58,7 +58,6 @@ class RobotTransform:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The features it needs."""
         return (*self.action, *self.state) if self.name == "bridge" else self.action
 
     @property
@@ -105,7 +104,6 @@ def fractal(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
 
 
 def identity(actions: np.ndarray, states: np.ndarray | None) -> Trajectory:
-    """Both as they are."""
     return Trajectory(actions, states, slice(0, len(actions)))
 
 

@@ -55,7 +55,7 @@ class VideoFrames:
         self._soon = SOON
         self._group = 0.0  # seconds
         self._key: float | None = None  # the key frame of the group that is being decoded
-        self._reformatter = VideoReformatter()  # kept: a frame's own one is set up anew for every frame
+        self._reformatter = VideoReformatter()  # kept: a frame's own one is set up for every frame
         self._name: str | None = None
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())
@@ -71,7 +71,6 @@ class VideoFrames:
             raise VideoError(f"got {name} that cannot be decoded ({error}); fetch it again") from error
 
     def close(self) -> None:
-        """Closes the video that is open."""
         if self._container is not None:
             self._container.close()
         self._name = self._container = self._frame = None

@@ -42,7 +42,6 @@ class DataFolder:
             )
 
     def subfolder(self, name: str) -> "DataFolder":
-        """The folder `name` in it."""
         return DataFolder(f"{self.path.rstrip('/')}/{name}") if name else self
 
     def describe(self, name: str) -> str:
@@ -54,7 +53,6 @@ class DataFolder:
         return Path(self.root, name) if self.is_local else None
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file or folder."""
         return self.filesystem.exists(f"{self.root}/{name}")
 
     def open(self, name: str) -> BinaryIO:

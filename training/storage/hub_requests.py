@@ -81,7 +81,6 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def reason(error: Exception) -> str:
-    """What happened and what to do about it."""
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token; run `hf auth login`, or put one that may write into the variable HF_TOKEN"
     if isinstance(error, OfflineModeIsEnabled):

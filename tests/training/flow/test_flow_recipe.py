@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_models import tiny_pi0_flow_config, tiny_pi0_flow_processor, tiny_statistics
 from tiny_runs import tiny_flow_settings, tiny_recipe
 
-from gen_vla.training.model_building import begin_with, new_config
+from gen_vla.training.model_building import apply_recipe, new_config
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import RecipeError
 from gen_vla.training.recipes.sources import OpenedData
@@ -67,7 +67,7 @@ def test_a_run_from_published_weights_resizes_pictures_as_they_were_trained(gemm
     recipe = flow_recipe(tmp_path, data__image_augmentation={})
     config: Any = tiny_pi0_flow_config(gemma_like, noise_in_padding=published)
     processor = tiny_pi0_flow_processor(gemma_like)
-    begin_with(processor, config, recipe, OpenedData(norm_stats={"tiny": tiny_statistics(3)}))
+    apply_recipe(processor, config, recipe, OpenedData(norm_stats={"tiny": tiny_statistics(3)}))
     assert processor.image_processor.resize_strategy == ("resize-with-pad" if published else "resize-naive")
     collator = build_collator(recipe, config, processor, ["robot/tiny"])
     preparer: Any = build_preparer(recipe, processor, config.norm_stats, collator, config)

@@ -1,6 +1,5 @@
 """`gen-vla train RECIPE --check`: a look at the data of any recipe, with and without the model it starts from."""
 
-import json
 import re
 from pathlib import Path
 
@@ -101,19 +100,3 @@ def test_actions_too_long_for_the_model_are_an_error(tmp_path: Path, capsys: pyt
     assert "vision_language/scenes" in captured.out
     assert re.search(r"a run would stop at its rows: robot/tiny: got a row of \d+ tokens .*at most 128", captured.err)
     assert "nothing is cut: lower actions.horizon or actions.decimals, or show fewer cameras" in captured.err
-
-
-def test_what_is_left_out_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = lerobot_recipe(tmp_path)
-    info, tasks = folder / "meta" / "info.json", folder / "meta" / "tasks.jsonl"
-    info.write_text(json.dumps({**json.loads(info.read_text()), "splits": {"train": "0:2"}}))
-    tasks.write_text(tasks.read_text().replace('"put block 1 on the plate"', "null"))
-    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path).split())
-    assert "all 3 episodes are read, as no split is named; of its splits train (0:2) holds 2" in text
-    assert re.search(r"6 steps without an instruction, skipped \(such as \S+episode_000001.parquet episode 1\)", text)
-    assert "observation.images.top" in text
-    assert "None" not in text
-    # Kept statistics are of what is read now.
-    text = " ".join(checked(capsys, tmp_path / "tiny.yaml", tmp_path, "--set=data.robot.0.split=train").split())
-    assert "split 'train' (0:2) holds 2 of 3 episodes" in text
-    assert "LeRobot v2.1 │ 2 │ 5 │" in text

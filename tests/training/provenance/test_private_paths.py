@@ -9,7 +9,7 @@ import pytest
 from gen_vla.evaluation.simpler.runs import TrialLog
 from gen_vla.evaluation.tabletop.episodes import EpisodeLog
 from gen_vla.training.provenance import private_paths
-from gen_vla.training.provenance.private_paths import shortened
+from gen_vla.training.provenance.private_paths import publishable
 
 
 @pytest.fixture
@@ -48,32 +48,32 @@ def at_home(tmp_path, monkeypatch):
     ],
 )
 def test_a_text_without_what_is_private(at_home, typed, shown):
-    assert shortened(typed.replace("@", at_home)) == shown
+    assert publishable(typed.replace("@", at_home)) == shown
 
 
 def test_a_folder_beside_the_working_folder_below_home_or_elsewhere(at_home, tmp_path, monkeypatch):
     (Path(at_home) / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(Path(at_home) / "a" / "b")
-    assert shortened(f"{at_home}/a/data") == "../data"
+    assert publishable(f"{at_home}/a/data") == "../data"
     (tmp_path / "scratch" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "scratch" / "x")
-    assert shortened(f"{tmp_path}/scratch/data/1.0.0") == "../data/1.0.0"
+    assert publishable(f"{tmp_path}/scratch/data/1.0.0") == "../data/1.0.0"
     monkeypatch.chdir(at_home)  # the folder above holds the homes of others, and is not named by `..`
-    assert shortened(f"{tmp_path}/home/bob/x") == f"{tmp_path}/home/bob/x"
+    assert publishable(f"{tmp_path}/home/bob/x") == f"{tmp_path}/home/bob/x"
 
 
 def test_a_folder_reached_through_a_link_is_the_working_folder(at_home, tmp_path, monkeypatch):
     link = tmp_path / "link"
     link.symlink_to(Path(at_home) / "robots")
     monkeypatch.setenv("PWD", str(link))
-    assert shortened(f"{link}/outputs") == "outputs"
+    assert publishable(f"{link}/outputs") == "outputs"
     monkeypatch.setenv("PWD", str(tmp_path))  # of another folder, it says nothing
-    assert shortened(f"{link}/outputs") == f"{link}/outputs"
+    assert publishable(f"{link}/outputs") == f"{link}/outputs"
 
 
 def test_all_texts_of_a_structure_and_nothing_else(at_home):
     given = {"model": f"{at_home}/robots/a", "n": 3, "list": [f"{at_home}/b", None, (1.5, Path(at_home) / "c")]}
-    assert shortened(given) == {"model": "a", "n": 3, "list": ["~/b", None, [1.5, "~/c"]]}
+    assert publishable(given) == {"model": "a", "n": 3, "list": ["~/b", None, [1.5, "~/c"]]}
     assert given["model"] == f"{at_home}/robots/a"
 
 
@@ -85,7 +85,7 @@ def test_a_container_without_home_or_account_hides_nothing_it_should_not(monkeyp
     monkeypatch.setenv("HOME", "/")
     monkeypatch.setenv("PWD", "/")
     monkeypatch.setattr(os, "getcwd", lambda: "/")
-    assert shortened("/data/bridge") == "/data/bridge"
+    assert publishable("/data/bridge") == "/data/bridge"
 
 
 def test_logs_that_runs_continue_hold_no_such_path_and_those_that_did_are_continued(at_home):

@@ -201,19 +201,6 @@ def test_somebody_elses_commit_is_not_overwritten(hub, folder, monkeypatch):
     assert files(hub)["config.json"] == b'{"mine": 1}\n'
 
 
-def test_rights_lost_on_the_way_leave_everything_as_it_was(hub: HubStandIn, folder: Path) -> None:
-    put(folder)
-    before = state(hub)
-    (folder / "config.json").write_text("[]\n")
-    hub.faults.append(Fault("POST", "/commit/", status=403))
-    with pytest.raises(
-        HubError, match=r"could not commit to gen-vla/tiny: the token may not do this .*right to write"
-    ):
-        put(folder)
-    assert state(hub) == before
-    assert hub.requests("POST", "/commit/") == 2  # a refusal is final
-
-
 def test_a_tag_that_fails_is_named_beside_what_was_published(hub: HubStandIn, folder: Path) -> None:
     hub.faults.append(Fault("POST", "/tag/", status=500))
     with pytest.raises(HubError, match=r"published gen-vla/tiny as commit [0-9a-f]{40}, but could not tag .*again"):

@@ -15,7 +15,7 @@ from tiny_runs import tiny_recipe
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.publishing import variants
 from gen_vla.training.publishing.card import write_card
-from gen_vla.training.publishing.variants import CARDS, describe_variant, origins, written_words
+from gen_vla.training.publishing.variants import CARDS, card_texts, describe_variant, origins
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.run_folder import write_recipe
@@ -50,7 +50,7 @@ def test_every_recipe_has_a_card_that_the_hub_takes(
     name: str, tmp_path: Path, llama_like: Any, gemma_like: Any
 ) -> None:
     recipe = load_recipe(name)
-    assert written_words(recipe.name)["recipe"] == name
+    assert card_texts(recipe.name)["recipe"] == name
     text = card_text(tmp_path, recipe.name, model_like(recipe, llama_like, gemma_like), recipe)
     assert "{{ " not in text
     assert "{%" not in text
@@ -74,7 +74,7 @@ def test_every_recipe_has_a_card_that_the_hub_takes(
 def test_every_file_of_words_is_of_a_recipe() -> None:
     files = {path.stem for path in CARDS.glob("[!_]*.yaml")}
     assert files == {load_recipe(name).name for name in recipe_names()}
-    summaries = [written_words(name)["summary"] for name in sorted(files)]
+    summaries = [card_texts(name)["summary"] for name in sorted(files)]
     assert len(set(summaries)) == len(summaries)
 
 
@@ -153,8 +153,8 @@ def test_a_familys_short_name_is_that_of_the_model_trained_on_bridge(short, full
     recipe = load_recipe(full.replace("-", "_"))
     model = model_like(recipe, llama_like, gemma_like)
     text = card_text(tmp_path, short, model, recipe)
-    assert written_words(short) == written_words(full)
-    assert f"# {short}\n\n{written_words(full)['summary']}" in text
+    assert card_texts(short) == card_texts(full)
+    assert f"# {short}\n\n{card_texts(full)['summary']}" in text
     assert f'from_pretrained("gen-vla/{short}"' in text
     other = load_recipe(full.replace("-", "_").replace("bridge", "rt1"))
     with pytest.raises(
@@ -178,13 +178,13 @@ def test_names_that_are_shown_are_of_models_with_a_card() -> None:
     spaces = {"openvla-plus-demo", *(path.name for path in root.glob("spaces/*/"))}
     shown = {name for page in pages for name in re.findall(r"\bgen-vla/([a-z0-9_-]+)", page.read_text("utf-8"))}
     assert {"openvla-plus", "openvla", "mini-openvla-plus"} <= shown
-    assert {name for name in shown - spaces if not written_words(name)} <= {"benchmark"}
+    assert {name for name in shown - spaces if not card_texts(name)} <= {"benchmark"}
 
 
 def test_another_name_keeps_the_words_of_the_recipe(llama_like: Any, gemma_like: Any) -> None:
     run = load_recipe("openvla_plus_bridge")
     config = model_like(run, llama_like, gemma_like).config
-    assert describe_variant("mine", config, run).summary == written_words("openvla-plus-bridge")["summary"]
+    assert describe_variant("mine", config, run).summary == card_texts("openvla-plus-bridge")["summary"]
     changed = load_recipe("openvla_plus_bridge", {"data.co_training": []})
     summary = describe_variant("mine", config, changed).summary
     assert summary == f"OpenVLA+ (D, S and C) on Bridge. {variants.UNWRITTEN}"
@@ -204,8 +204,8 @@ def test_mistakes_in_a_file_of_words_raise(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(variants, "CARDS", tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"recipe": "mini_vlm", "summary": "x", "limit": "none"}))
     with pytest.raises(ValueError, match=r"mine\.yaml: got unknown key limit; known: recipe, summary"):
-        written_words("mine")
+        card_texts("mine")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"recipe": "mini_vlm"}))
     with pytest.raises(ValueError, match=r"mine\.yaml: got no summary"):
-        written_words("mine")
-    assert written_words("_origins") == {}
+        card_texts("mine")
+    assert card_texts("_origins") == {}

@@ -17,7 +17,7 @@ from robot_data_sets import (
     with_column,
     write_lerobot,
 )
-from robot_rows import FORMATS, check, write
+from robot_rows import FORMATS, write
 
 from gen_vla.processors import compute_statistics
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
@@ -187,13 +187,6 @@ def test_kept_figures_are_never_those_of_other_rows(tmp_path, version, change, s
     again = opened(**settings)
     again.trajectories = lambda problems: pytest.fail("read again")  # type: ignore[method-assign]
     assert robot_statistics(again, cache) == fresh
-
-
-def test_the_check_shows_the_split_that_is_named_now(tmp_path, capsys):
-    folder = write_lerobot(tmp_path / "set", make_episodes(4, 5, size=16), "v3.0", "image")
-    edit_info(folder, splits={"train": "0:1", "more": "0:3"})
-    assert "│ 1 │ 5 │" in check(folder, capsys, ", split: train")[1]
-    assert "│ 3 │ 18 │" in check(folder, capsys, ", split: more")[1]
 
 
 def test_dimensions_that_stay_as_they_are(tmp_path):

@@ -178,10 +178,3 @@ def test_a_step_without_a_picture_is_none(tmp_path):
     arrays = stored_pictures(chunked(pa.array([None, [[1, 2]]])), "c", folder)
     assert arrays[0] is None
     assert np.asarray(arrays[1]).tolist() == [[1, 2]]
-
-
-def test_an_action_of_named_parts_is_refused_by_name(pictures, capsys):
-    edit_rows(pictures, lambda t: with_column(t, "action", pa.array([{"x": v[0]} for v in t["action"].to_pylist()])))
-    code, _, errors = check(pictures, capsys)
-    assert code == 2
-    assert "got action of struct<x: double>, expected numbers" in errors

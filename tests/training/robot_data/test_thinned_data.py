@@ -85,7 +85,7 @@ def test_the_transforms_know_what_they_make(tmp_path: Path) -> None:
 
 def test_what_actions_are_has_to_be_told(tmp_path: Path) -> None:
     folder = write_lerobot(tmp_path / "set", make_episodes(1, 4, size=16))
-    with pytest.raises(RobotDataError, match=r"got every=2 for .*, expected to be told which dim.*displacements"):
+    with pytest.raises(RobotDataError, match=r"got every=2 for .*, expected to know which dim.*displacements"):
         open_robot_source(folder, key="x", every=2)
     assert open_robot_source(folder, key="x").displacements is None
 
