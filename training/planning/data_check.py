@@ -205,17 +205,13 @@ def action_dimensions(
     """What the statistics of a data set (`norm_stats[key]["action"]`) and its counts say of every dimension."""
     numbers = [str(dim) for dim in range(len(clipping["clipped"]))]
     called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
-    return [
-        Dimension(
-            *(statistics[measure][dim] for measure in ("min", "q01", "q99", "max")),
-            clipped,
-            clipped / clipping["values"],
-            not statistics["mask"][dim],
-            is_binary(statistics, dim),
-            called[dim],
-        )
-        for dim, clipped in enumerate(clipping["clipped"])
-    ]
+    low, q01, q99, high, mask = (statistics[measure] for measure in ("min", "q01", "q99", "max", "mask"))
+    found = []
+    for dim, clipped in enumerate(clipping["clipped"]):
+        share, binary = clipped / clipping["values"], is_binary(statistics, dim)
+        values = (low[dim], q01[dim], q99[dim], high[dim])
+        found.append(Dimension(*values, clipped, share, not mask[dim], binary, called[dim]))
+    return found
 
 
 def reading_warnings(reading: DataReading, shown: list[ShownRow]) -> list[str]:
