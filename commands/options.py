@@ -51,7 +51,7 @@ def load_any(name: str) -> tuple[Any, Any]:
 def check_model_name(name: str) -> None:
     """Raises `FileNotFoundError` for what no model is loaded from, before the Hub is asked for it."""
     from gen_vla.training.checkpoints import check_folder
-    from gen_vla.training.lora_merging import is_adapter
+    from gen_vla.training.lora import is_adapter
 
     if Path(name).is_dir():
         if is_adapter(name):

@@ -1,15 +1,25 @@
-"""LoRA in training: which weights get adapters, which train in full, and what is saved.
+"""LoRA: which weights get adapters in training, which train in full, and a saved adapter as a whole model.
 
 The language model's linear layers get adapters; the trainable encoder and the projector, small and new to the task,
-train in full unless the recipe says otherwise. `lora_merging.py` makes a whole model of a saved adapter.
+train in full unless the recipe says otherwise.
+
+A folder with `adapter_config.json` is an adapter as peft saves it. The base model is the folder, or the name on the
+Hub, that is written there. What training changed besides weights, `config.json` and the processor's files, is read
+from the adapter's folder if it lies there, else from the base model's.
 """
 
+import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel
+import torch
+from huggingface_hub import snapshot_download
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 
+from gen_vla.training.checkpoints import check_folder, load_model, load_processor
 from gen_vla.training.recipes.data_schema import RecipeError
 from gen_vla.training.recipes.loading import MINI
 from gen_vla.training.recipes.schema import Recipe
@@ -21,6 +31,9 @@ VISION_LAYERS = (
     r"|.*model\.projector\.(fc\d|linear)"
 )
 ADAPTER_FOLDER = "adapter"  # in a run's folder, beside the merged model
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LOADED_FILES = ["*.json", "*.jinja", "*.safetensors"]
 
 
 def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
@@ -60,3 +73,98 @@ def save_adapter(model: Any, folder: Path) -> Any:
         return model
     model.save_pretrained(str(folder))
     return model.merge_and_unload()  # type: ignore[operator]
+
+
+def is_adapter(folder: str | Path) -> bool:
+    return (Path(folder) / ADAPTER_CONFIG).is_file()
+
+
+def check_checkpoint(folder: str | Path) -> Path:
+    """The folder in full, if it is a complete model or an adapter whose base model can be found.
+
+    Raises:
+        FileNotFoundError: names what is missing.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder):
+        return check_folder(folder).resolve()
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise FileNotFoundError(f"got the adapter {folder} without {ADAPTER_WEIGHTS}; copy the whole folder")
+    base = base_name(folder)
+    if local_base(folder, base) is None and base.count("/") != 1:
+        raise FileNotFoundError(
+            f"got the base model {base} in {folder / ADAPTER_CONFIG}, which is no folder here and no OWNER/NAME; "
+            "put the folder there, or write where it is into base_model_name_or_path"
+        )
+    return folder.resolve()
+
+
+def load_checkpoint(folder: str | Path) -> tuple[Any, Any]:
+    """Model, in evaluation mode, and processor of a folder that `check_checkpoint` accepts; an adapter is merged."""
+    folder = check_checkpoint(folder)
+    if not is_adapter(folder):
+        return load_model(folder), load_processor(folder)
+    with tempfile.TemporaryDirectory(prefix="gen-vla-base-") as temporary:
+        base = overlay(base_folder(folder), folder, Path(temporary))
+        return merge(load_model(base), folder), load_processor(base)
+
+
+def saved_dtype(folder: str | Path) -> torch.dtype:
+    """The data type that the configuration of a checkpoint says its weights have."""
+    folder = check_checkpoint(folder)
+    source = folder if (folder / "config.json").is_file() else base_folder(folder)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def base_name(folder: Path) -> str:
+    name = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not name:
+        raise FileNotFoundError(
+            f"got {folder / ADAPTER_CONFIG} without base_model_name_or_path, expected the folder or the Hub name of "
+            "the model the adapter was trained on; write it there"
+        )
+    return name
+
+
+def local_base(folder: Path, base: str) -> Path | None:
+    """The base model's folder, seen from here or from the adapter; `None` if there is none."""
+    return next((path for path in (Path(base), folder / base) if path.is_dir()), None)
+
+
+def base_folder(folder: Path) -> Path:
+    """The complete base model, downloaded if it is only on the Hub."""
+    base = base_name(folder)
+    local = local_base(folder, base)
+    if local is None:
+        revision = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("revision")
+        local = Path(snapshot_download(base, revision=revision, allow_patterns=LOADED_FILES))
+    return check_folder(local)
+
+
+def overlay(base: Path, adapter: Path, target: Path) -> Path:
+    """Links to the files of the base model in `target`, and to the adapter's settings instead where it has its own."""
+    settings = {path.name: path for path in adapter.iterdir() if path.suffix in (".json", ".jinja")}
+    settings.pop(ADAPTER_CONFIG)
+    for name, path in ({path.name: path for path in base.iterdir() if path.is_file()} | settings).items():
+        (target / name).symlink_to(path.resolve())
+    return target
+
+
+def merge(model: Any, folder: Path) -> Any:
+    """The model with the adapter's weights added to its own.
+
+    Raises:
+        ValueError: if the adapter does not fit the model tensor by tensor, or merging gives NaN.
+    """
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+        saved, expected = set(file.keys()), set(get_peft_model_state_dict(adapted))
+    if saved != expected:
+        raise ValueError(
+            f"got an adapter in {folder} that does not fit its base model: {sorted(saved - expected)[:3]} are not in "
+            f"the model, {sorted(expected - saved)[:3]} are missing; check base_model_name_or_path"
+        )
+    merged = adapted.merge_and_unload(safe_merge=True).eval()
+    merged.config.text_config.tie_word_embeddings = merged.config.tie_word_embeddings  # where transformers 4 looks
+    return merged

@@ -8,6 +8,7 @@
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
 from gen_vla.training.collator import CoTrainingCollator
-from gen_vla.training.flow.rows import FlowCollator, FlowNoise, FlowRowPreparer
+from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
 from gen_vla.training.lora import lora_config
 from gen_vla.training.metrics import SourceMetrics
-from gen_vla.training.mixing.image_augmentation import ImageAugmenter
-from gen_vla.training.mixing.instruction_augmentation import InstructionAugmenter
+from gen_vla.training.mixing.image_augmentation import augment_image
+from gen_vla.training.mixing.instruction_augmentation import paraphrased
 from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables
-from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, ResizedAugmenter, RowPreparer
-from gen_vla.training.mixing.skipped_rows import CountedBatches, sum_over_processes
+from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, RowPreparer, augment_resized
+from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.model_building import (
     action_weights,
@@ -182,14 +183,17 @@ def build_preparer(
     data, seed = recipe.data, recipe.training.seed
     augment_picture = augment_instruction = None
     if data.image_augmentation:
-        augment = ImageAugmenter(data.image_augmentation, seed)
-        augment_picture = ResizedAugmenter(data.image_size, augment, processor.image_processor.resize_strategy)
+        augment = partial(augment_image, settings=data.image_augmentation, seed=seed)
+        resizing = {"size": data.image_size, "resize_strategy": processor.image_processor.resize_strategy}
+        augment_picture = partial(augment_resized, augment=augment, **resizing)
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability
-        augment_instruction = InstructionAugmenter(probability, seed)
+        augment_instruction = partial(paraphrased, probability=probability, seed=seed)
     shared: dict[str, Any] = {"augment_instruction": augment_instruction, "augment_picture": augment_picture}
     if isinstance(collator, FlowCollator):
-        return FlowRowPreparer(processor, norm_stats, draw_noise=FlowNoise(config, seed), **shared)
+        return FlowRowPreparer(
+            processor, norm_stats, draw_noise=partial(draw_noise, config=config, seed=seed), **shared
+        )
     return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, check=collator.check, **shared)
 
 
@@ -214,7 +218,7 @@ def build_trainer(
         args=training_arguments(recipe, checkpoints, progress),
         peft_config=lora_config(recipe, model),
         processing_class=processor,
-        data_collator=CountedBatches(collator),
+        data_collator=partial(collate_with_counts, collate=collator),
         callbacks=callbacks,
         mixture=mixture,
         sampler=sampler,

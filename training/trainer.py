@@ -278,8 +278,6 @@ def balanced_loss(
         return weighted.sum() / (robot_weight + other_weight).clamp(min=1e-8)
     if balance == "example":
         return (weighted / weights.sum(dim=1).clamp(min=1e-8)).sum() / sum(rows)
-    if balance != "source":
-        raise ValueError(f"got balance={balance!r}, expected 'token', 'example' or 'source'")
     kinds = sum((count > 0).float() for count in rows)
     divisors = torch.where(is_robot, robot_weight, other_weight).clamp(min=1e-8)
     return (weighted / divisors).sum() / kinds

@@ -22,8 +22,8 @@ from gen_vla.commands.predict import read_pictures
 from gen_vla.evaluation.vqa.suite import TASKS_FOLDER
 from gen_vla.processors.rgb_pictures import PictureError, to_rgb
 from gen_vla.training.collator import CoTrainingCollator
-from gen_vla.training.mixing.image_augmentation import ImageAugmentation, ImageAugmenter
-from gen_vla.training.mixing.prepared_rows import ResizedAugmenter, RowPreparer
+from gen_vla.training.mixing.image_augmentation import ImageAugmentation, augment_image
+from gen_vla.training.mixing.prepared_rows import RowPreparer, augment_resized
 
 
 HEIGHT, WIDTH = 16, 24
@@ -216,7 +216,7 @@ def doors(processor: Any, address: tuple[Path, str]) -> dict[str, Callable[[Path
 def training_doors(processor: Any) -> dict[str, Callable[[Path], Any]]:
     """What reaches the collator's batches: of robot data without and with augmentation, and of questions."""
     unchanged = ImageAugmentation(crop_area=1.0, brightness=0.0, contrast=[1.0, 1.0], saturation=[1.0, 1.0], hue=0.0)
-    augment = ResizedAugmenter(IMAGE_SIZE, ImageAugmenter(unchanged, 0))
+    augment = partial(augment_resized, size=IMAGE_SIZE, augment=partial(augment_image, settings=unchanged))
     action = {"action": np.zeros((1, 3), np.float32), "action_is_pad": np.zeros(1, bool), "instruction": "go"}
     question = {"turns": [{"question": "What?", "answer": "two"}]}
 

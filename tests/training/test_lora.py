@@ -1,15 +1,22 @@
-"""LoRA in training: what gets adapters, what trains in full, what is saved; a stopped run goes on as if it had not."""
+"""LoRA: what gets adapters, what trains in full, what is saved and resumed, and adapters merged into whole models."""
 
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_runs import tiny_pi0_model, tiny_recipe
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor, tiny_statistics
+from tiny_runs import tiny_pi0_model as pi0_settings
+from tiny_runs import tiny_recipe
 
+from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
-from gen_vla.training.lora import lora_config
-from gen_vla.training.lora_merging import load_checkpoint
+from gen_vla.training.lora import check_checkpoint, is_adapter, load_checkpoint, lora_config, saved_dtype
+from gen_vla.training.publishing.assembling import publish_to_folder
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import RecipeError
 from gen_vla.training.run import run_recipe
@@ -22,7 +29,7 @@ LORA = {"rank": 4, "alpha": 8}
 def runs(request, tmp_path_factory):
     """Family, folder with a base model `tiny`, and with `adapted`, trained from it with LoRA."""
     folder = tmp_path_factory.mktemp("lora")
-    model = {"model": tiny_pi0_model()} if request.param == "pi0_plus" else {}
+    model = {"model": pi0_settings()} if request.param == "pi0_plus" else {}
     run_recipe(tiny_recipe(folder, training__steps=2, **model), folder, progress=False)
     recipe = tiny_recipe(folder, name="adapted", training__lora=LORA, training__steps=6, **adapting(request.param))
     run_recipe(recipe, folder, progress=False)
@@ -109,3 +116,118 @@ def test_a_mini_recipe_with_lora_runs_from_random_weights(tmp_path):
 def test_random_weights_are_not_adapted(tmp_path):
     with pytest.raises(RecipeError, match=r"training.lora without model.initial_model"):
         run_recipe(tiny_recipe(tmp_path, training__lora=LORA), tmp_path, progress=False)
+
+
+# ---- a saved adapter as a whole model
+
+
+STRINGS = ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2])
+WEIGHTS = "adapter_model.safetensors"
+
+
+def logits_of(model: Any, processor: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**processor.action_inputs([picture(), picture(1)], ["open the drawer", "go"])).logits
+
+
+def save_adapter(root: Path, model: Any, processor: Any) -> tuple[Path, torch.Tensor]:
+    """A base model in `root/base`, an adapter on it in `root/adapter`, and the logits of both together."""
+    model.to(torch.bfloat16).save_pretrained(root / "base")
+    processor.save_pretrained(root / "base")
+    base = load_model(root / "base")
+    config = LoraConfig(
+        r=2, target_modules=["q_proj", "v_proj", "down_proj"], modules_to_save=["lm_head"], init_lora_weights=False
+    )
+    torch.manual_seed(1)
+    adapted = get_peft_model(base, config)
+    with torch.no_grad():
+        adapted.get_output_embeddings().weight.mul_(1.25)
+    adapted.save_pretrained(str(root / "adapter"))
+    logits, before = logits_of(adapted, processor), logits_of(load_model(root / "base"), processor)
+    assert (logits - before).abs().max() > 0.1
+    return root / "adapter", logits
+
+
+@pytest.fixture(scope="module")
+def adapter(llama_like: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """Of an OpenVLA+; copy it before changing anything in it."""
+    model, processor = tiny_model(llama_like, STRINGS), tiny_processor(llama_like, STRINGS)
+    return save_adapter(tmp_path_factory.mktemp("lora"), model, processor)
+
+
+def test_merged_logits_are_those_of_the_adapter(adapter: tuple[Path, torch.Tensor]) -> None:
+    folder, expected = adapter
+    assert is_adapter(folder)
+    assert check_checkpoint(folder) == folder
+    model, processor = load_checkpoint(folder)
+    torch.testing.assert_close(logits_of(model, processor), expected, rtol=0, atol=1e-5)
+    assert type(model).__name__ == "OpenVLAPlusForVision2Seq"
+    assert not [name for name in model.state_dict() if "lora" in name or "base_layer" in name or "original" in name]
+    assert saved_dtype(folder) == torch.bfloat16  # the base model's
+
+
+def test_a_whole_model_is_what_it_was(adapter: tuple[Path, torch.Tensor]) -> None:
+    base = adapter[0].parent / "base"
+    assert not is_adapter(base)
+    model, processor = load_checkpoint(base)
+    assert torch.equal(logits_of(model, processor), logits_of(load_model(base), processor))
+
+
+def test_what_training_saved_beside_the_adapter_comes_first(adapter, llama_like, tmp_path):
+    shutil.copytree(adapter[0], tmp_path / "adapter")
+    config = json.loads((adapter[0].parent / "base" / "config.json").read_text())
+    config["norm_stats"] = {"mine": tiny_statistics(3, scale=2.0)}
+    (tmp_path / "adapter" / "config.json").write_text(json.dumps(config))
+    template = {**PROMPT_TEMPLATE, "question": "Q: {question}\nA:"}
+    tiny_processor(llama_like, STRINGS, prompt_template=template).save_pretrained(tmp_path / "adapter")
+    model, processor = load_checkpoint(tmp_path / "adapter")
+    assert list(model.config.norm_stats) == ["mine"]
+    assert processor.prompt_template == template
+
+
+def test_published_it_is_a_whole_pi0_plus(gemma_like: Any, tmp_path: Path) -> None:
+    model, processor = tiny_pi0_model(gemma_like, STRINGS), tiny_pi0_processor(gemma_like, STRINGS)
+    folder, expected = save_adapter(tmp_path, model, processor)
+    repository = publish_to_folder(folder, "gen-vla/merged", tmp_path / "repository")
+    names = {path.name for path in repository.iterdir()}
+    assert not [name for name in names if "adapter" in name]
+    weights = load_file(repository / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    rounded = load_model(repository)
+    assert (logits_of(rounded, processor) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda folder: (folder / WEIGHTS).unlink(), FileNotFoundError, rf"without {WEIGHTS}"),
+        (lambda folder: set_base(folder, None), FileNotFoundError, "without base_model_name_or_path, expected"),
+        (lambda folder: set_base(folder, "no/such/folder"), FileNotFoundError, "no folder here and no OWNER/NAME"),
+        (lambda folder: rename(folder, "q_proj", "z_proj"), ValueError, r"does not fit its base model: .*z_proj"),
+        (lambda folder: rename(folder, "q_proj", None), ValueError, r"\[\] are not in the model, .*q_proj.* missing"),
+        (lambda folder: spoil(folder), ValueError, "NaN"),
+    ],
+)
+def test_what_would_be_lost_is_named(change, error, message, adapter, tmp_path):
+    shutil.copytree(adapter[0], tmp_path / "adapter")
+    change(tmp_path / "adapter")
+    with pytest.raises(error, match=message):
+        load_checkpoint(tmp_path / "adapter")
+
+
+def set_base(folder: Path, name: str | None) -> None:
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": name}))
+
+
+def rename(folder: Path, old: str, new: str | None) -> None:
+    """Other names for some tensors; none removes them."""
+    weights = load_file(folder / WEIGHTS)
+    kept = {name: tensor for name, tensor in weights.items() if new is not None or old not in name}
+    save_file({name.replace(old, new or old): tensor for name, tensor in kept.items()}, folder / WEIGHTS)
+
+
+def spoil(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    next(tensor for name, tensor in weights.items() if "lora_A" in name).fill_(float("nan"))
+    save_file(weights, folder / WEIGHTS)

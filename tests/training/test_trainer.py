@@ -54,11 +54,6 @@ def test_source_balance_with_one_kind_is_that_kinds_mean() -> None:
         assert float(balanced_loss(losses, weights, is_robot, "source")) == pytest.approx(3.0)
 
 
-def test_a_balance_nobody_knows_raises() -> None:
-    with pytest.raises(ValueError, match="got balance='tokens', expected 'token', 'example' or 'source'"):
-        balanced_loss(torch.ones(1, 1), torch.ones(1, 1), torch.tensor([True]), "tokens")
-
-
 def mixed_batch(processor: Any) -> dict[str, torch.Tensor]:
     prompt = "In: What action should the robot take to go?\nOut:\n"
     shared = {"images": [picture(1)], "prompt": prompt, "completion": "+0.50-0.25+0.00", "source": "robot/tiny"}

@@ -10,7 +10,7 @@ in a resumed run, and for every worker of a loader. Drawn from a process's own g
 be shown at the same times, since all of them start from the run's seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,24 +20,19 @@ import torch
 from gen_vla.training.mixing.prepared_rows import RowPreparer, row_generator
 
 
-@dataclass(frozen=True)
-class FlowNoise:
-    """Noise and time of a row: a time is a scaled draw from a beta distribution, and 1 is all noise. Can be pickled.
+def draw_noise(place: int, config: Any, seed: int) -> dict[str, Any]:
+    """`noise` float32 [T, F] and `timestep`, a float, of the row at this place of the run.
 
-    Attributes:
+    A time is a scaled draw from a beta distribution, and 1 is all noise.
+
+    Args:
         config: the model's (`Pi0FlowConfig`).
         seed: of the run.
     """
-
-    config: Any
-    seed: int
-
-    def __call__(self, place: int) -> dict[str, Any]:
-        """`noise` float32 [T, F] and `timestep`, a float, of the row at this place of the run."""
-        config, random = self.config, row_generator(self.seed, "flow", place)
-        noise = random.standard_normal((config.action_config["horizon"], config.flow_dim), dtype=np.float32)
-        time = random.beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta)
-        return {"noise": noise, "timestep": float(time * config.time_sampling_scale + config.time_sampling_offset)}
+    random = row_generator(seed, "flow", place)
+    noise = random.standard_normal((config.action_config["horizon"], config.flow_dim), dtype=np.float32)
+    time = random.beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta)
+    return {"noise": noise, "timestep": float(time * config.time_sampling_scale + config.time_sampling_offset)}
 
 
 @dataclass(frozen=True)
@@ -45,10 +40,10 @@ class FlowRowPreparer(RowPreparer):
     """`RowPreparer` whose robot rows hold numbers in place of a completion.
 
     Attributes:
-        draw_noise: `FlowNoise`.
+        draw_noise: place in the run -> what `draw_noise` gives.
     """
 
-    draw_noise: FlowNoise | None = None
+    draw_noise: Callable[[int], dict[str, Any]] | None = None
 
     def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
         assert self.draw_noise is not None

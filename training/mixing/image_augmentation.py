@@ -22,43 +22,30 @@ from gen_vla.training.mixing.prepared_rows import row_generator
 from gen_vla.training.recipes.data_schema import ImageAugmentation
 
 
-class ImageAugmenter:
-    """Changes pictures, each row in its own way.
+def augment_image(picture: Image.Image, row: int | str, settings: ImageAugmentation, seed: int = 0) -> Image.Image:
+    """A changed copy of an RGB picture, of the same size.
 
     Args:
+        picture: best of the size the model sees, as OpenVLA's are; the time grows with its pixels.
+        row: the row's place in the run. With several pictures to a row, give each a name of its own, or the same to
+            change them alike.
         settings: how strongly.
         seed: of the run; the same seed and row give the same picture.
     """
-
-    def __init__(self, settings: ImageAugmentation, seed: int = 0):
-        self.settings = settings
-        self.seed = seed
-
-    def __call__(self, picture: Image.Image, row: int | str) -> Image.Image:
-        """A changed copy of an RGB picture, of the same size.
-
-        Args:
-            picture: best of the size the model sees, as OpenVLA's are; the time grows with its pixels.
-            row: the row's place in the run. With several pictures to a row, give each a name of its own, or the same
-                to change them alike.
-        """
-        if picture.mode != "RGB":
-            raise ValueError(f"got a picture of mode {picture.mode!r}, expected 'RGB'; convert it first")
-        settings, draw = self.settings, row_generator(self.seed, "image", row)
-        left, top = draw.uniform(0.0, 1.0 - settings.crop_area**0.5, 2)
-        shift = draw.uniform(-settings.brightness, settings.brightness)
-        contrast = draw.uniform(settings.contrast[0], settings.contrast[1])
-        saturation = draw.uniform(settings.saturation[0], settings.saturation[1])
-        turn = draw.uniform(-settings.hue, settings.hue)
-        planes = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
-        pixels = planes / np.float32(255.0)
-        if settings.crop_area < 1.0:
-            pixels = crop_and_resize(pixels, left, top, settings.crop_area**0.5)
-        pixels = adjust_brightness(pixels, shift)
-        pixels = adjust_contrast(pixels, contrast)
-        pixels = adjust_saturation(pixels, saturation)
-        pixels = adjust_hue(pixels, turn)
-        return Image.fromarray(np.rint(pixels * 255.0).astype(np.uint8).transpose(1, 2, 0))
+    if picture.mode != "RGB":
+        raise ValueError(f"got a picture of mode {picture.mode!r}, expected 'RGB'; convert it first")
+    draw = row_generator(seed, "image", row)
+    left, top = draw.uniform(0.0, 1.0 - settings.crop_area**0.5, 2)
+    shift = draw.uniform(-settings.brightness, settings.brightness)
+    contrast = draw.uniform(settings.contrast[0], settings.contrast[1])
+    saturation = draw.uniform(settings.saturation[0], settings.saturation[1])
+    turn = draw.uniform(-settings.hue, settings.hue)
+    pixels = np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)) / np.float32(255.0)
+    if settings.crop_area < 1.0:
+        pixels = crop_and_resize(pixels, left, top, settings.crop_area**0.5)
+    pixels = adjust_contrast(adjust_brightness(pixels, shift), contrast)
+    pixels = adjust_hue(adjust_saturation(pixels, saturation), turn)
+    return Image.fromarray(np.rint(pixels * 255.0).astype(np.uint8).transpose(1, 2, 0))
 
 
 def crop_and_resize(pixels: np.ndarray, left: float, top: float, side: float) -> np.ndarray:

@@ -61,6 +61,7 @@ def match(instruction: str) -> Match | None:
     return None
 
 
+@cache
 def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
     """All paraphrases of an instruction that a list has for its family.
 
@@ -82,35 +83,19 @@ def held_out_paraphrases(instruction: str) -> list[str]:
     return paraphrases(instruction, "held_out")
 
 
-class InstructionAugmenter:
-    """Paraphrases instructions in training.
+def paraphrased(instruction: str, row: int | str, probability: float = 1.0, seed: int = 0) -> str:
+    """The instruction of a row in training, perhaps paraphrased.
 
     Args:
-        probability: of a paraphrase; otherwise the instruction stays as it is.
+        instruction: as the data set has it.
+        row: the row's place in the run (or its identity, but then every epoch reads the same).
+        probability: of a paraphrase, 0 to 1; otherwise the instruction stays as it is.
         seed: of the run; the same seed and row give the same words.
     """
-
-    def __init__(self, probability: float = 1.0, seed: int = 0):
-        if not 0.0 <= probability <= 1.0:
-            raise ValueError(f"got probability={probability}, expected 0 to 1")
-        self.probability = probability
-        self.seed = seed
-        self._cache: dict[str, list[str]] = {}
-
-    def __call__(self, instruction: str, row: int | str) -> str:
-        """The instruction of a row, perhaps paraphrased.
-
-        Args:
-            instruction: as the data set has it.
-            row: the row's place in the run (or its identity, but then every epoch reads the same).
-        """
-        if instruction not in self._cache:
-            self._cache[instruction] = paraphrases(instruction)
-        wordings = self._cache[instruction]
-        draw = row_generator(self.seed, "instruction", row)
-        if not wordings or draw.random() >= self.probability:
-            return instruction
-        return wordings[int(draw.integers(len(wordings)))]
+    wordings, draw = paraphrases(instruction), row_generator(seed, "instruction", row)
+    if not wordings or draw.random() >= probability:
+        return instruction
+    return wordings[int(draw.integers(len(wordings)))]
 
 
 def families() -> dict[str, dict[str, list[str]]]:

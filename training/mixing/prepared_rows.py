@@ -117,23 +117,22 @@ class RowPreparer:
         return {"prompt": prompt, "completion": self.processor.answer_text(turn["answer"])}
 
 
-@dataclass(frozen=True)
-class ResizedAugmenter:
-    """Augments pictures at the size the model sees, which takes the time of that size's pixels.
+def augment_resized(
+    picture: Image.Image,
+    name: str,
+    size: int,
+    augment: Callable[[Image.Image, str], Image.Image],
+    resize_strategy: str = "resize-naive",
+) -> Image.Image:
+    """A picture resized as the image processor does it and changed, which takes the time of that size's pixels.
 
-    Attributes:
-        size: side of the square, in pixels.
-        augment: (picture, name of the row) -> picture.
+    Args:
+        name: of the row and the picture.
+        size: side of the square that the model sees, in pixels.
+        augment: (picture, name) -> picture.
         resize_strategy: the image processor's.
     """
-
-    size: int
-    augment: Callable[[Image.Image, str], Image.Image]
-    resize_strategy: str = "resize-naive"
-
-    def __call__(self, picture: Image.Image, name: str) -> Image.Image:
-        """The picture, resized as the image processor does it, and changed."""
-        return self.augment(resize(picture, self.size, self.resize_strategy), name)
+    return augment(resize(picture, size, resize_strategy), name)
 
 
 def row_generator(seed: int, purpose: str, row: int | str) -> np.random.Generator:

@@ -122,20 +122,16 @@ class RowProblems:
         )
 
 
-class CountedBatches:
-    """A collator whose batches bring the worker's counts. Can be pickled."""
-
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]):
-        self.collate = collate
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch; without worker processes nothing is added, since everything is counted where it is reported."""
-        batch = self.collate(rows)
-        worker = get_worker_info()
-        if worker is not None:
-            mixture: Any = worker.dataset
-            batch[COUNTS] = {name: counter.take() for name, counter in mixture.counters().items()}
-        return batch
+def collate_with_counts(
+    rows: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+) -> dict[str, Any]:
+    """The batch that `collate` makes with the worker's counts; without workers, rows count where they are reported."""
+    batch = collate(rows)
+    worker = get_worker_info()
+    if worker is not None:
+        mixture: Any = worker.dataset
+        batch[COUNTS] = {name: counter.take() for name, counter in mixture.counters().items()}
+    return batch
 
 
 def receive_counts(mixture: Any, batch: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from gen_vla.training.checkpoints import WEIGHTS, WEIGHTS_INDEX, check_folder
-from gen_vla.training.lora_merging import check_checkpoint, load_checkpoint, saved_dtype
+from gen_vla.training.lora import check_checkpoint, load_checkpoint, saved_dtype
 from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.publishing.card import write_card
 

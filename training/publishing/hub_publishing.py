@@ -22,7 +22,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from rich.console import Console
 from rich.table import Table
 
-from gen_vla.training.lora_merging import check_checkpoint
+from gen_vla.training.lora import check_checkpoint
 from gen_vla.training.publishing import hub_state
 from gen_vla.training.publishing.assembling import check_repo_id, check_target, install_in_cache, publish_to_folder
 from gen_vla.training.publishing.hub_state import Destination, FileChange, HubRepository, compare, differences

@@ -1,6 +1,6 @@
 """Which settings a recipe of the flow-matching π0 may have."""
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_a_run_from_published_weights_resizes_pictures_as_they_were_trained(gemm
     collator = build_collator(recipe, config, processor, ["robot/tiny"])
     preparer: Any = build_preparer(recipe, processor, config.norm_stats, collator, config)
     assert preparer.draw_noise(0)["noise"].shape == (3, 8 if published else 3)
-    augmenter = replace(preparer.augment_picture, size=8, augment=lambda picture, name: picture)
+    augmenter = partial(preparer.augment_picture, size=8, augment=lambda picture, name: picture)
     bars = np.asarray(augmenter(Image.new("RGB", (64, 32), (255, 255, 255)), "row"))[:, :, 0]
     assert bars.tolist() == [[0 if published and row in (0, 1, 6, 7) else 255] * 8 for row in range(8)]
     assert (config.noise_in_padding, new_config(recipe, gemma_like, {}).noise_in_padding) == (published, False)

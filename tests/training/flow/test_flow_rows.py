@@ -1,6 +1,7 @@
 """Rows whose actions stay numbers: what they hold, how noise and time are drawn, and batches of them."""
 
 import pickle
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from tiny_models import tiny_statistics
 from tiny_runs import noise
 
-from gen_vla.training.flow.rows import FlowCollator, FlowNoise, FlowRowPreparer
+from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 
 
 STATS = {"mine": tiny_statistics(3)}  # dimension d is mapped from [-(d + 1), d + 1] to [-1, 1]; the gripper stays
@@ -22,8 +23,9 @@ TIMES = {
 }
 
 
-def draw(seed: int = 0, flow_dim: int = 3) -> FlowNoise:
-    return FlowNoise(SimpleNamespace(action_config={"horizon": 2}, flow_dim=flow_dim, **TIMES), seed)
+def draw(seed: int = 0, flow_dim: int = 3) -> Any:
+    config = SimpleNamespace(action_config={"horizon": 2}, flow_dim=flow_dim, **TIMES)
+    return partial(draw_noise, config=config, seed=seed)
 
 
 class Words:

@@ -1,6 +1,7 @@
 """Training by flow matching: figures by hand, and real runs that give the same however their rows are divided."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tiny_runs import (
 
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.converting.conversion import convert
-from gen_vla.training.flow.rows import FlowCollator, FlowNoise, FlowRowPreparer
+from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 from gen_vla.training.flow.trainer import FlowMetrics
 from gen_vla.training.mixing.mixture import HalfAndHalfSampler
 from gen_vla.training.model_building import build_model
@@ -82,7 +83,8 @@ def test_the_first_step_by_hand(finished: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, **tiny_flow_settings())
     opened = open_data(recipe, tmp_path)
     model, processor = build_model(recipe, tmp_path, opened)
-    prepare = FlowRowPreparer(processor, opened.norm_stats, draw_noise=FlowNoise(model.config, 0))
+    noise_of = partial(draw_noise, config=model.config, seed=0)
+    prepare = FlowRowPreparer(processor, opened.norm_stats, draw_noise=noise_of)
     table = opened.tables["robot/tiny"]
     order = [index for _, index in HalfAndHalfSampler([6], [], 4, recipe.training.seed)]
     rows = [prepare(table[index], "robot/tiny", place) for place, index in enumerate(order)]

@@ -1,5 +1,6 @@
 """Counts of bad rows from a loader's worker processes: the same in the log as without workers."""
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from gen_vla.training.mixing.skipped_rows import (
     COUNTS,
-    CountedBatches,
     TooManyBadRows,
+    collate_with_counts,
     receive_counts,
     sum_over_processes,
 )
@@ -25,7 +26,8 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def loaded(rows: Any, count: int, workers: int, **settings: Any) -> dict[str, Any]:
     """Reports of all counters behind some batches, none of which keeps its counts."""
-    loader = DataLoader(rows, batch_size=4, collate_fn=CountedBatches(collate), num_workers=workers, **settings)
+    counting = partial(collate_with_counts, collate=collate)
+    loader = DataLoader(rows, batch_size=4, collate_fn=counting, num_workers=workers, **settings)
     for batch in islice(loader, count):
         assert (COUNTS in batch) == (workers > 0)
         receive_counts(rows, batch)

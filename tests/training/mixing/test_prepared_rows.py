@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_runs import noise
 
 from gen_vla.processors import ActionGrammar, ActionStringProcessor
 from gen_vla.training.mixing.encoded_pictures import PictureError
-from gen_vla.training.mixing.prepared_rows import ResizedAugmenter, RowPreparer, row_generator
+from gen_vla.training.mixing.prepared_rows import RowPreparer, augment_resized, row_generator
 
 
 STATS = {"mine": tiny_statistics(3)}  # dimension d is mapped from [-(d + 1), d + 1] to [-1, 1]; the gripper stays
@@ -111,7 +112,7 @@ def test_augmentation_sees_robot_rows_only_and_is_told_the_place(llama_like: Any
 
     strings = ActionStringProcessor(action_dim=3, decimals=2)
     settings = {
-        "augment_picture": ResizedAugmenter(8, augment),
+        "augment_picture": partial(augment_resized, size=8, augment=augment),
         "augment_instruction": lambda text, place: f"go {place}",
     }
     prepare = preparer(llama_like, strings, **settings)
