@@ -126,19 +126,15 @@ def write_table(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            if not _write_rows(source, shards, features, partial, progress):
+            rows = tqdm(source.rows(shards), desc=f"writing {source.name}", unit=" rows", disable=not progress)
+            with ArrowWriter(features=features, path=str(partial)) as writer:
+                for row in rows:
+                    writer.write(features.encode_example({name: row[name] for name in features}))  # type: ignore[arg-type]
+                written = writer.finalize()[0]
+            if not written:
                 raise ValueError(f"got the data set {source.name} without a usable row, expected at least one")
             skipped.write_text(json.dumps(source.problems.report(), indent=2) + "\n", encoding="utf-8")
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
     return WrittenRows(Dataset.from_file(str(path)))
-
-
-def _write_rows(source: DataSource, shards: list[str], features: Features, path: Path, progress: bool) -> int:
-    """Writes the rows one by one; returns how many there were."""
-    rows = tqdm(source.rows(shards), desc=f"writing {source.name}", unit=" rows", disable=not progress)
-    with ArrowWriter(features=features, path=str(path)) as writer:
-        for row in rows:
-            writer.write(features.encode_example({name: row[name] for name in features}))  # type: ignore[arg-type]
-        return writer.finalize()[0]

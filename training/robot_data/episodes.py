@@ -125,19 +125,12 @@ def rows_of(steps: int, every: int) -> int:
     return -(-steps // every)
 
 
-def action_chunks(actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """Actions [S, D] -> chunks float32 [S, T, D] that start at each step, and bool [S, T]: where the last is repeated.
-
-    S = 3, T = 2 by step numbers: chunks [[0 1] [1 2] [2 2]], padding [[F F] [F F] [F T]].
-    """
-    steps = np.arange(len(actions))[:, None] + np.arange(horizon)
-    past = steps >= len(actions)
-    return actions[np.minimum(steps, len(actions) - 1)].astype(np.float32), past
-
-
 def finite_chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
-    """Whether the chunk [T, D] that starts at a step holds only finite numbers: bool [S]."""
-    return np.asarray(np.isfinite(action_chunks(actions, horizon)[0]).all(axis=(1, 2)))
+    """Whether the chunk [T, D] that starts at a step of actions [S, D] holds only finite numbers: bool [S]."""
+    finite = np.ones(len(actions), dtype=bool)
+    for step in np.flatnonzero(~np.isfinite(actions).all(axis=1)):
+        finite[max(step - horizon + 1, 0) : step + 1] = False
+    return finite
 
 
 def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:
@@ -157,7 +150,7 @@ def row_places(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> l
 
 
 def robot_row(episode: RobotEpisode, trajectory: Trajectory, horizon: int, place: int) -> dict[str, Any]:
-    """The row that begins at a place in a trajectory."""
+    """The row that begins at a place in a trajectory; behind the end its last action is repeated."""
     step = range(len(episode.instructions))[trajectory.steps][place]
     steps, last = np.arange(place, place + horizon), len(trajectory.actions) - 1
     return {

@@ -111,7 +111,8 @@ def _pass_over(dataset: RobotDataset, unscaled: Sequence[int] | None, progress: 
     if not rows:
         raise EmptyRobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
-    entry = compute_statistics(together, len(actions), scaled_mask(together.shape[1], unscaled))
+    mask = None if unscaled is None else [dim not in unscaled for dim in range(together.shape[1])]
+    entry = compute_statistics(together, len(actions), mask)
     if sum(map(len, proprio)):
         figures = compute_statistics(np.concatenate(proprio), num_trajectories=len(proprio))["action"]
         entry["proprio"] = {measure: figures[measure] for measure in MEASURES}
@@ -124,11 +125,6 @@ def is_binary(statistics: dict[str, Any], dim: int) -> bool:
     low, high, mean, std = (statistics[measure][dim] for measure in ("min", "max", "mean", "std"))
     # Between 0 and 1 the mean of squares is the mean itself only where all values are 0 or 1.
     return {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) <= 1e-9
-
-
-def scaled_mask(action_dim: int, unscaled: Sequence[int] | None) -> list[bool] | None:
-    """The mask [D] of `compute_statistics`: every dimension but the unscaled ones; `None` for its default."""
-    return None if unscaled is None else [dim not in unscaled for dim in range(action_dim)]
 
 
 def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None) -> str:

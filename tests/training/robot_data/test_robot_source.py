@@ -16,7 +16,6 @@ from gen_vla.training.robot_data.episodes import (
     EmptyRobotDataError,
     RobotDataError,
     RobotEpisode,
-    action_chunks,
     episode_rows,
 )
 from gen_vla.training.robot_data.source import open_robot_source
@@ -35,16 +34,6 @@ def counted():
         return source, filesystem.fetched
 
     return open_remote
-
-
-def test_chunks_repeat_the_last_action():
-    chunks, past = action_chunks(np.array([[0.0], [1.0], [2.0]]), 2)
-    assert chunks[:, :, 0].tolist() == [[0, 1], [1, 2], [2, 2]]
-    assert past.tolist() == [[False, False], [False, False], [False, True]]
-    assert chunks.dtype == np.float32
-    chunks, past = action_chunks(np.array([[5.0]]), 3)
-    assert chunks[:, :, 0].tolist() == [[5, 5, 5]]
-    assert past.tolist() == [[False, True, True]]
 
 
 def test_rows_are_the_steps_that_a_transform_kept_and_that_have_an_instruction():
