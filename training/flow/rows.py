@@ -37,13 +37,9 @@ def draw_noise(place: int, config: Any, seed: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FlowRowPreparer(RowPreparer):
-    """`RowPreparer` whose robot rows hold numbers in place of a completion.
+    """`RowPreparer` whose robot rows hold numbers in place of a completion."""
 
-    Attributes:
-        draw_noise: place in the run -> what `draw_noise` gives.
-    """
-
-    draw_noise: Callable[[int], dict[str, Any]] | None = None
+    draw_noise: Callable[[int], dict[str, Any]] | None = None  # place in the run -> what `draw_noise` gives
 
     def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
         assert self.draw_noise is not None

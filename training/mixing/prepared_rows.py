@@ -33,23 +33,15 @@ class RowTooLong(ValueError):
 
 @dataclass(frozen=True)
 class RowPreparer:
-    """Turns rows of data sources (`data_source.py`) into what `CoTrainingCollator` takes. Can be pickled.
+    """Turns rows of data sources (`data_source.py`) into what `CoTrainingCollator` takes. Can be pickled."""
 
-    Attributes:
-        processor: knows the prompts and the action format.
-        norm_stats: statistics of the robot data sets by key.
-        label_decimals: decimals kept in the labels; `None` for all.
-        augment_instruction: (instruction, place in the run) -> instruction, or `None`.
-        augment_picture: (picture, name of place and camera) -> picture, for robot rows, or `None`.
-        check: raises `RowTooLong` for a prepared row that does not fit, or `None`. Asked about vision-language rows:
-            one too long among them is theirs, while all actions are of one length, which is the recipe's.
-    """
-
-    processor: Any
-    norm_stats: dict[str, Any]
-    label_decimals: int | None = None
-    augment_instruction: Callable[[str, int], str] | None = None
-    augment_picture: Callable[[Image.Image, str], Image.Image] | None = None
+    processor: Any  # knows the prompts and the action format
+    norm_stats: dict[str, Any]  # statistics of the robot data sets by key
+    label_decimals: int | None = None  # decimals kept in the labels; `None` for all
+    augment_instruction: Callable[[str, int], str] | None = None  # (instruction, place in the run) -> instruction
+    augment_picture: Callable[[Image.Image, str], Image.Image] | None = None  # (picture, name of place and camera)
+    # Raises `RowTooLong` for a prepared row that does not fit. Asked about vision-language rows: one too long among
+    # them is theirs, while all actions are of one length, which is the recipe's.
     check: Callable[[dict[str, Any]], None] | None = None
 
     def __call__(self, row: dict[str, Any], source: str, place: int) -> dict[str, Any]:

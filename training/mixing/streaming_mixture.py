@@ -160,34 +160,20 @@ def load_frames(row: dict[str, Any]) -> None:
 
 @dataclass
 class StreamingMixture(torch.utils.data.IterableDataset):
-    """Prepared rows of one process of a run, without end, in micro-batches of `batch_size`.
+    """Prepared rows of one process of a run, without end, in micro-batches of `batch_size`."""
 
-    Attributes:
-        sources: by name (`robot/KEY`, `vision_language/NAME`), robot data first.
-        weights: of the robot sets.
-        prepare: makes a prepared row of a set's row.
-        batch_size: rows per device and micro-batch; even where both kinds of data are mixed.
-        seed: of every shuffle.
-        buffer: see `RowStream`.
-        rank, processes: which process this is, of how many.
-        workers: processes of the loader, 0 for none.
-        start: micro-batches of this process that an earlier run saw.
-        max_bad_share: the share of unreadable rows of one set that stops the run.
-        began: the shape of the run when it began; by default this one's.
-    """
-
-    sources: dict[str, DataSource]
-    weights: list[float]
+    sources: dict[str, DataSource]  # by name (`robot/KEY`, `vision_language/NAME`), robot data first
+    weights: list[float]  # of the robot sets
     prepare: RowPreparer
-    batch_size: int
-    seed: int = 0
-    buffer: int = 1000
-    rank: int = 0
+    batch_size: int  # rows per device and micro-batch; even where both kinds of data are mixed
+    seed: int = 0  # of every shuffle
+    buffer: int = 1000  # see `RowStream`
+    rank: int = 0  # which process this is
     processes: int = 1
-    workers: int = 0
-    start: int = 0
-    max_bad_share: float = 0.01
-    began: RunShape | None = None
+    workers: int = 0  # processes of the loader
+    start: int = 0  # micro-batches of this process that an earlier run saw
+    max_bad_share: float = 0.01  # the share of unreadable rows of one set that stops the run
+    began: RunShape | None = None  # the shape of the run when it began; by default this one's
     problems: dict[str, RowProblems] = field(init=False)
 
     @property

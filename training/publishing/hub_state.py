@@ -22,23 +22,14 @@ KEPT = {".gitattributes"}  # the Hub writes it: which files are large ones
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a repository goes.
+    """Where a repository goes."""
 
-    Attributes:
-        repo_id: `OWNER/NAME`.
-        branch: the branch that gets the commit; a missing one is created from main.
-        private: whether a new repository is private; an existing one stays what it is.
-        message: of the commit.
-        tag: a name for the commit, for `revision=`.
-        collection: slug of a collection that the repository is added to.
-    """
-
-    repo_id: str
-    branch: str = MAIN
-    private: bool = False
-    message: str | None = None
-    tag: str | None = None
-    collection: str | None = None
+    repo_id: str  # `OWNER/NAME`
+    branch: str = MAIN  # gets the commit; a missing one is created from main
+    private: bool = False  # for a new repository; an existing one stays what it is
+    message: str | None = None  # of the commit
+    tag: str | None = None  # a name for the commit, for `revision=`
+    collection: str | None = None  # slug of a collection that the repository is added to
 
 
 @dataclass(frozen=True)

@@ -33,26 +33,17 @@ ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
 
 @dataclass(frozen=True)
 class Variant:
-    """What a card says of a model besides its figures.
-
-    Attributes:
-        summary, training, limits: sentences.
-        facts: rows of the table, name and value.
-        terms: one line per base and data set.
-        license: as the Hub spells it.
-        base_model, datasets: names on the Hub, those that are known.
-        tags: for the Hub's search.
-    """
+    """What a card says of a model besides its figures."""
 
     summary: str
     training: str
     limits: list[str]
-    facts: list[tuple[str, str]]
-    terms: list[str]
-    license: str
-    base_model: list[str] = field(default_factory=list)
+    facts: list[tuple[str, str]]  # rows of the table, name and value
+    terms: list[str]  # one line per base and data set
+    license: str  # as the Hub spells it
+    base_model: list[str] = field(default_factory=list)  # on the Hub, like the data sets; those that are known
     datasets: list[str] = field(default_factory=list)
-    tags: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)  # for the Hub's search
 
 
 def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Variant:

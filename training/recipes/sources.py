@@ -34,25 +34,15 @@ from gen_vla.training.vision_language_data.tables import RecordedSource
 
 @dataclass
 class OpenedData:
-    """A recipe's data sets by `robot/KEY` and `vision_language/NAME`, robot data first.
+    """A recipe's data sets by `robot/KEY` and `vision_language/NAME`, robot data first."""
 
-    Attributes:
-        tables: rows by number; empty for a recipe that streams.
-        streams: readers; empty for a recipe that does not.
-        norm_stats: statistics of the robot data sets by key, OpenVLA's dictionary.
-        clipping: by key `{"values": actions, "clipped": [D]}`, what normalising will clip.
-        problems: bad rows the readers met.
-        readings: what there is to tell about each.
-        cameras: names of the cameras an action is asked for with (`model_cameras`).
-    """
-
-    tables: dict[str, RowTable] = field(default_factory=dict)
-    streams: dict[str, DataSource] = field(default_factory=dict)
-    norm_stats: dict[str, Any] = field(default_factory=dict)
-    clipping: dict[str, Any] = field(default_factory=dict)
-    problems: dict[str, RowProblems] = field(default_factory=dict)
+    tables: dict[str, RowTable] = field(default_factory=dict)  # empty for a recipe that streams
+    streams: dict[str, DataSource] = field(default_factory=dict)  # empty for one that does not
+    norm_stats: dict[str, Any] = field(default_factory=dict)  # of the robot data by key, OpenVLA's dictionary
+    clipping: dict[str, Any] = field(default_factory=dict)  # by key {"values": actions, "clipped": [D]}
+    problems: dict[str, RowProblems] = field(default_factory=dict)  # bad rows the readers met
     readings: dict[str, DataReading] = field(default_factory=dict)
-    cameras: list[str] | None = None
+    cameras: list[str] | None = None  # names of those an action is asked for with (`model_cameras`)
 
     @property
     def names(self) -> list[str]:

@@ -27,21 +27,14 @@ class EmptyRobotDataError(RobotDataError):
 
 @dataclass(frozen=True)
 class RobotEpisode:
-    """One episode as it is stored.
+    """One episode of S steps as it is stored."""
 
-    Attributes:
-        index: its number in the data set.
-        identity: file and number, for reports.
-        instructions: [S] texts; an empty one where a step has none.
-        steps: arrays [S, ...] of the features asked for, by name ("action", "observation/state").
-        images: [S] lists of one picture per camera asked for: {"bytes", "path"}, a PIL image or a `VideoPicture`;
-            `None` or no bytes where a step lacks one.
-    """
-
-    index: int
-    identity: str
-    instructions: Sequence[str]
-    steps: Mapping[str, np.ndarray]
+    index: int  # its number in the data set
+    identity: str  # file and number, for reports
+    instructions: Sequence[str]  # an empty one where a step has none
+    steps: Mapping[str, np.ndarray]  # [S, ...] of the features asked for, by name ("action", "observation/state")
+    # [S] lists of one picture per camera asked for: {"bytes", "path"}, a PIL image or a `VideoPicture`; `None` or no
+    # bytes where a step lacks one.
     images: Sequence[list[Any]]
 
 

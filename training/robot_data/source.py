@@ -40,29 +40,17 @@ NOT_FINITE = "action that is not finite"
 
 @dataclass(eq=False)
 class RobotDataset:
-    """A robot data set as a `DataSource`. Made by `open_robot_source`.
+    """A robot data set as a `DataSource`. Made by `open_robot_source`."""
 
-    Attributes:
-        name: the key of its statistics.
-        reader: of its format.
-        transform: what makes actions of what is stored.
-        cameras: the cameras whose pictures rows hold, in order.
-        horizon: T, the steps of a row's action chunk.
-        problems: counts what was skipped.
-        displacements: dimensions of an action that say how far to move; `None` where that is unknown.
-        every: every n-th step of an episode is a row, see `transforms.thinned`.
-        decode: whether rows hold decoded frames of videos.
-    """
-
-    name: str
+    name: str  # the key of its statistics
     reader: EpisodeReader
     transform: RobotTransform
-    cameras: list[str]
-    horizon: int
-    problems: RowProblems
-    displacements: list[int] | None = None
-    every: int = 1
-    decode: bool = True
+    cameras: list[str]  # those whose pictures rows hold, in order
+    horizon: int  # T, the steps of a row's action chunk
+    problems: RowProblems  # counts what was skipped
+    displacements: list[int] | None = None  # dimensions of an action that say how far to move, where that is known
+    every: int = 1  # every n-th step of an episode is a row, see `transforms.thinned`
+    decode: bool = True  # whether rows hold decoded frames of videos
 
     @property
     def features(self) -> list[str]:

@@ -27,24 +27,16 @@ MEASURES = ("mean", "std", "max", "min", "q01", "q99")
 
 @dataclass(frozen=True)
 class RobotStatistics:
-    """What one pass found.
+    """What one pass found."""
 
-    Attributes:
-        entry: `norm_stats[key]`: "action", "proprio" where there is one, "num_transitions", "num_trajectories"; of
-            unlabelled episodes, too, as OpenVLA counts.
-        rows: steps with an instruction and a finite action: what a run sees, except for chunks that hold others.
-        clipped: how many values of each action dimension normalisation clips.
-        problems: report of the episodes and steps that were skipped.
-        instructions: how many different ones there are.
-        unlabelled: some of the episodes with steps that have none, by name.
-    """
-
+    # `norm_stats[key]`: "action", "proprio" where there is one, "num_transitions", "num_trajectories"; of unlabelled
+    # episodes, too, as OpenVLA counts.
     entry: dict[str, Any]
-    rows: int
-    clipped: list[int]
-    problems: dict[str, Any]
-    instructions: int
-    unlabelled: list[str]
+    rows: int  # with an instruction and a finite action: what a run sees, but for chunks that hold others
+    clipped: list[int]  # how many values of each action dimension normalisation clips
+    problems: dict[str, Any]  # report of the episodes and steps that were skipped
+    instructions: int  # how many different ones there are
+    unlabelled: list[str]  # some of the episodes with steps that have none, by name
 
 
 def robot_statistics(

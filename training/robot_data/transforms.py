@@ -29,32 +29,20 @@ MOVES = (0, 1, 2, 3, 4, 5)  # Bridge's and RT-1's dimensions that are displaceme
 
 @dataclass(frozen=True)
 class Trajectory:
-    """An episode as a policy learns it.
+    """An episode as a policy learns it."""
 
-    Attributes:
-        actions: float32 [S, D] in units.
-        proprio: float32 [S, P] or `None`.
-        steps: which steps of the stored episode these are.
-    """
-
-    actions: np.ndarray
-    proprio: np.ndarray | None
-    steps: slice
+    actions: np.ndarray  # float32 [S, D] in units
+    proprio: np.ndarray | None  # float32 [S, P]
+    steps: slice  # which steps of the stored episode these are
 
 
 @dataclass(frozen=True)
 class RobotTransform:
-    """A transform and the stored features it reads, which are arrays [S, ...] by name ("observation/state").
+    """A transform and the stored features it reads, which are arrays [S, ...] by name ("observation/state")."""
 
-    Attributes:
-        name: "bridge", "fractal" or "identity".
-        action: the features that are the action, side by side.
-        state: those that are the state.
-    """
-
-    name: str
-    action: tuple[str, ...]
-    state: tuple[str, ...]
+    name: str  # "bridge", "fractal" or "identity"
+    action: tuple[str, ...]  # the features that are the action, side by side
+    state: tuple[str, ...]  # those that are the state
 
     @property
     def features(self) -> tuple[str, ...]:

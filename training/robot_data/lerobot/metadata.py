@@ -39,47 +39,28 @@ class VideoPlace:
 
 @dataclass(frozen=True)
 class EpisodePlace:
-    """Where an episode is.
+    """Where an episode is."""
 
-    Attributes:
-        index: its number.
-        length: steps.
-        labelled: whether any of its tasks has text; `None` where its metadata does not say.
-        data: the parquet file.
-        videos: by camera; a camera is absent where the metadata has no usable numbers for it.
-    """
-
-    index: int
-    length: int
-    labelled: bool | None
-    data: str
-    videos: dict[str, VideoPlace] = field(default_factory=dict)
+    index: int  # its number
+    length: int  # steps
+    labelled: bool | None  # whether any of its tasks has text; `None` where its metadata does not say
+    data: str  # the parquet file
+    videos: dict[str, VideoPlace] = field(default_factory=dict)  # by camera, where the metadata has usable numbers
 
 
 @dataclass(frozen=True)
 class LeRobotMetadata:
-    """Everything the metadata says.
-
-    Attributes:
-        fps: steps a second; `None` where there is no such number.
-        features: entries of meta/info.json by name.
-        cameras: "video" or "image" by name.
-        depth: of the cameras, those that hold depth and no colours, and what says so.
-        tasks: number to text, "" for none.
-        episodes: the chosen ones, in the order of their numbers.
-        note: a remark on the choice of episodes, for reports, or "".
-        complete: whether the chosen episodes are all there ever were: no number is missing.
-    """
+    """Everything the metadata says."""
 
     version: str
-    fps: float | None
-    features: dict[str, dict[str, Any]]
-    cameras: dict[str, str]
-    depth: dict[str, str]
-    tasks: dict[int, str]
-    episodes: list[EpisodePlace]
-    note: str = ""
-    complete: bool = True
+    fps: float | None  # steps a second; `None` where there is no such number
+    features: dict[str, dict[str, Any]]  # entries of meta/info.json by name
+    cameras: dict[str, str]  # "video" or "image" by name
+    depth: dict[str, str]  # of the cameras, those that hold depth and no colours, and what says so
+    tasks: dict[int, str]  # number to text, "" for none
+    episodes: list[EpisodePlace]  # the chosen ones, in the order of their numbers
+    note: str = ""  # on the choice of episodes, for reports
+    complete: bool = True  # whether the chosen episodes are all there ever were: no number is missing
 
 
 def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetadata:
