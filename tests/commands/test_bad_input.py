@@ -113,7 +113,8 @@ def test_nan_and_missing_columns_in_a_recording(tmp_path: Path, capsys: Any) -> 
     actions = [[0.0, 0.0, 1.0]] * 5 + [[0.0, float("nan"), 1.0]]
     write_robot_data(tmp_path / "robot", action=actions)
     message = tiny(capsys, tmp_path)
-    assert "robot data set 'tiny': got nan in row 5, dimension 1, expected finite actions" in message
+    assert "tiny: got 1 bad rows among 6, expected at most 1.00%: step with an action that is not finite" in message
+    assert "episode 1 (nan in dimension 1 at step 2)" in message
     message = tiny(capsys, tmp_path / "other", data__robot=[{"path": "questions", "key": "tiny"}])
     assert "expected also instruction, action, episode_index" in message
 

@@ -1,7 +1,7 @@
 """The data sets of a recipe: opened, checked, counted.
 
-Before the first step every data set must be there, with rows and the columns of its kind, and with finite actions of
-the recipe's width.
+Before the first step every data set must be there, with rows and the columns of its kind, and with actions of the
+recipe's width.
 """
 
 import re
