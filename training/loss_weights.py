@@ -3,6 +3,9 @@
 The collator puts these weights beside the labels, and supervises the tokens of recorded steps alone.
 """
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from gen_vla.processors import ActionGrammar, BinGrammar
@@ -12,30 +15,18 @@ from gen_vla.processors.action_strings import SEPARATORS
 POINT_WEIGHT = 0.1  # the grammar forces it; enough that the model writes it on its own, too
 
 
+@dataclass(frozen=True)
 class ActionTokenWeights:
     """Weights by place value.
-
-    Args:
-        grammar: the action format, with the token ids.
-        decimal_weights: weights of the decimals, the first one first; those missing weigh 1.
-        constant_dims: dimensions that never vary in the data, multiplied by `constant_weight`.
-        constant_weight: see there.
 
     A call takes the token ids of one answer, EOS included, and returns as many weights. Signs, integers, separators
     and EOS weigh 1. A token of several characters weighs as much as the heaviest of them.
     """
 
-    def __init__(
-        self,
-        grammar: ActionGrammar,
-        decimal_weights: list[float],
-        constant_dims: list[int] | None = None,
-        constant_weight: float = 1.0,
-    ):
-        self.grammar = grammar
-        self.decimal_weights = decimal_weights
-        self.constant_dims = set(constant_dims or ())
-        self.constant_weight = constant_weight
+    grammar: ActionGrammar  # the action format, with the token ids
+    decimal_weights: Sequence[float]  # of the decimals, the first one first; those missing weigh 1
+    constant_dims: Collection[int] = ()  # dimensions that never vary in the data, multiplied by `constant_weight`
+    constant_weight: float = 1.0
 
     def __call__(self, tokens: list[int]) -> list[float]:
         text = "".join(self.grammar.text_of.get(token, "") for token in tokens)

@@ -29,7 +29,7 @@ def spelled(text: str, kind: str = "llama_like", **settings: Any) -> tuple[Actio
 def weigh(text: str, constant_dims: list[int] | None = None, kind: str = "llama_like", **settings: Any) -> list[float]:
     """The weights of an answer's tokens and EOS."""
     grammar, answer, _ = spelled(text, kind, **settings)
-    weights = ActionTokenWeights(grammar, DECIMALS, constant_dims, 0.5)(answer)
+    weights = ActionTokenWeights(grammar, DECIMALS, constant_dims or (), 0.5)(answer)
     assert len(weights) == len(answer)
     return weights
 

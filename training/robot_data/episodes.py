@@ -44,35 +44,23 @@ class EpisodeReader(ABC):
     Args:
         folder: where its files lie.
         every: every n-th step of an episode becomes a row: all steps are given, but only rows are counted.
-
-    Attributes:
-        dataset: the data set's own name.
-        format: the format's name in reports.
-        stored_raw: whether actions are stored as they were recorded, without OpenVLA's transforms.
-        cameras: names of the colour cameras, the primary one first.
-        depth: depth cameras, and what says that they are.
-        features: names of the stored per-step features.
-        action, state: the features that hold action and state, unless the caller says otherwise.
-        value_names: what each value of a feature is called, by feature, where the data set says it.
-        fps: steps a second as they are stored, where the data set says it.
-        notes: remarks on the choice of episodes, for reports.
     """
 
-    dataset: str
-    format: str
-    stored_raw = False
-    cameras: list[str]
-    features: list[str]
-    action, state = "action", "state"
-    fps: float | None = None
+    dataset: str  # the data set's own name
+    format: str  # the format's name in reports
+    stored_raw = False  # whether actions are stored as they were recorded, without OpenVLA's transforms
+    cameras: list[str]  # names of the colour cameras, the primary one first
+    features: list[str]  # names of the stored per-step features
+    action, state = "action", "state"  # the features that hold them, unless the caller says otherwise
+    fps: float | None = None  # steps a second as they are stored, where the data set says it
     _shards: Mapping[str, Any]
 
     def __init__(self, folder: DataFolder, every: int = 1):
         self.folder = folder
         self.every = every
-        self.depth: Mapping[str, str] = {}
-        self.value_names: Mapping[str, Sequence[str]] = {}
-        self.notes: list[str] = []
+        self.depth: Mapping[str, str] = {}  # depth cameras, and what says that they are
+        self.value_names: Mapping[str, Sequence[str]] = {}  # of each value of a feature, where the data set says it
+        self.notes: list[str] = []  # remarks on the choice of episodes, for reports
 
     def shards(self) -> list[str]:
         """Units that can be read apart from each other."""
