@@ -47,22 +47,16 @@ class Counts:
         return {"seen": self.seen, "skipped": self.skipped, "by_reason": reasons, "examples": examples}
 
 
+@dataclass(eq=False)
 class RowProblems:
-    """Counts good and skipped rows of one data set, or of several together. Can be pickled; a copy counts for itself.
+    """Counts good and skipped rows of one data set, or of several together. A pickled copy counts for itself."""
 
-    Args:
-        limit_share: the largest share of skipped rows, in 0..1, that is still tolerated.
-        minimum_rows: the share is judged from this many rows on, or by `finish`.
-        name: of the data set, for messages.
-    """
-
-    def __init__(self, limit_share: float = 0.01, minimum_rows: int = 200, name: str = "data"):
-        self.limit_share = limit_share
-        self.minimum_rows = minimum_rows
-        self.name = name
-        self._all = Counts()
-        self._news = Counts()  # what `take` has not given yet
-        self._process = os.getpid()
+    limit_share: float = 0.01  # the largest share of skipped rows, in 0..1, that is still tolerated
+    minimum_rows: int = 200  # the share is judged from this many rows on, or by `finish`
+    name: str = "data"  # of the data set, for messages
+    _all: Counts = field(default_factory=Counts, init=False)
+    _news: Counts = field(default_factory=Counts, init=False)  # what `take` has not given yet
+    _process: int = field(default_factory=os.getpid, init=False)
 
     def seen(self, rows: int = 1) -> None:
         self._add({"seen": rows, "skipped": 0, "by_reason": {}, "examples": []})

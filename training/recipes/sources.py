@@ -81,14 +81,14 @@ def open_data(recipe: Recipe, work_dir: Path, write_tables: bool = True) -> Open
     return opening.opened
 
 
+@dataclass
 class _Opening:
     """What `open_data` does with one data set after another; arguments are its."""
 
-    def __init__(self, recipe: Recipe, work_dir: Path, write_tables: bool):
-        self.recipe = recipe
-        self.work_dir = work_dir
-        self.write_tables = write_tables
-        self.opened = OpenedData()
+    recipe: Recipe
+    work_dir: Path
+    write_tables: bool
+    opened: OpenedData = field(default_factory=OpenedData)
 
     def location(self, path: str) -> str:
         """Where a data set lies: below the work folder, unless the path is absolute or names a protocol."""
@@ -178,7 +178,9 @@ class _Opening:
         elif isinstance(reader, RecordedSource):
             opened.tables[name] = reader
         else:
-            settings = {"format": source.format, "configs": source.configs, "path": place, "changed": _changed(place)}
+            file = Path(place)
+            changed = {file.name: file.stat().st_mtime_ns} if file.is_file() else DataFolder(place).changed()
+            settings = {"format": source.format, "configs": source.configs, "path": place, "changed": changed}
             opened.tables[name] = write_table(reader, QUESTION_FEATURES, self.work_dir, settings)
         rows = len(opened.tables[name]) if name in opened.tables else reader.count_rows()
         opened.readings[name] = replace(opened.readings[name], rows=rows)
@@ -205,13 +207,6 @@ def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) 
                 f"dimension {dim}, expected 0 and 1 alone, since actions.binary_dims names it; leave it out "
                 f"(actions.binary_dims: {others}), and it is scaled like the other dimensions"
             )
-
-
-def _changed(place: str) -> Mapping[str, int | str]:
-    """When the files of a data set of this machine were last changed; `{}` for one elsewhere."""
-    if (path := Path(place)).is_file():
-        return {path.name: path.stat().st_mtime_ns}
-    return DataFolder(place).changed()
 
 
 def model_cameras(data_sets: Mapping[str, Sequence[str]]) -> list[str] | None:
