@@ -25,6 +25,7 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.tables import results_table
 from gen_vla.processors.image_processing_openvla_plus import resize
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.provenance.origin import describe_machine
@@ -156,20 +157,21 @@ def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
 
 def loader_table(results: dict[str, Any]) -> Table:
     """Frames per second and core, one line per data set and reader."""
-    table = Table(title="Frames per second and core: read, decoded, resized")
-    for name in ("data set", "format", "reader", "frames/s", "beside gen-vla"):
-        table.add_column(name, justify="right" if name in ("frames/s", "beside gen-vla") else "left")
+    rows = []
     for result in results["results"]:
-        ours = result["readers"]["gen-vla"]["frames_per_core_second"]
-        for name, entry in result["readers"].items():
-            rate = entry["frames_per_core_second"]
-            beside = "" if name == "gen-vla" else f"{rate / ours:.2f} x"
-            table.add_row(result["data"], result["format"], name, f"{rate:,.0f}", beside)
+        rates = {name: entry["frames_per_core_second"] for name, entry in result["readers"].items()}
+        for name, rate in rates.items():
+            beside = "" if name == "gen-vla" else f"{rate / rates['gen-vla']:.2f} x"
+            rows.append((result["data"], result["format"], name, f"{rate:,.0f}", beside))
     formats = {result["format"] for result in results["results"]}
-    for package, name in (("tensorflow-datasets", "RLDS"), ("lerobot", "LeRobot")):
-        if name in formats and not installed(package):
-            table.caption = f"{package} is not installed: nothing to compare {name} with"
-    return table
+    missing = [
+        f"{package} is not installed: nothing to compare {name} with"
+        for package, name in (("tensorflow-datasets", "RLDS"), ("lerobot", "LeRobot"))
+        if name in formats and not installed(package)
+    ]
+    columns = ("data set", "format", "reader", "frames/s", "beside gen-vla")
+    title = "Frames per second and core: read, decoded, resized"
+    return results_table(title, columns, rows, left=3, caption="; ".join(missing) or None)
 
 
 def installed(distribution: str) -> bool:

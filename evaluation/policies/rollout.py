@@ -58,14 +58,6 @@ def blind_expert_policy(images: list[np.ndarray], instructions: list[str], momen
     return np.stack([m.blind_expert for m in moments])
 
 
-CONTROLS: dict[str, Policy] = {
-    "expert": expert_policy,
-    "x-blind expert": blind_expert_policy,
-    "random actions": random_policy,
-    "zero action": zero_policy,
-}
-
-
 def blank_image(policy: Policy) -> Policy:
     """`policy` shown a grey picture: what it does from the instruction alone."""
 
@@ -76,7 +68,7 @@ def blank_image(policy: Policy) -> Policy:
 
 
 def swapped_instruction(policy: Policy) -> Policy:
-    """`policy` told the other task: a score that stays up means the words are not read."""
+    """`policy` given the other instruction: a score that stays up means that the words are not read."""
 
     def misled(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
         return policy(images, [INSTRUCTIONS[opposite(cast(Task, m.task))] for m in moments], moments)

@@ -28,7 +28,7 @@ from gen_vla.evaluation.simulation.actions import (
     from_simulator_action,
     to_simulator_action,
 )
-from gen_vla.evaluation.simulation.experts import Expert, ExpertView
+from gen_vla.evaluation.simulation.experts import ExpertView, expert_move
 from gen_vla.evaluation.simulation.layouts import (
     GOALS,
     HELD_STEPS,
@@ -62,7 +62,6 @@ class TabletopEnv:
         self.image_size = image_size
         self.model = build_model()
         self.data = mujoco.MjData(self.model)
-        self._expert = Expert()
         self._slide = int(self.model.joint("goal_slidey").qposadr[0])
         self._objects = [int(self.model.joint(f"object{index}").qposadr[0]) for index in range(2)]
         self._robot = _subtree(self.model, self.model.body("base").id)
@@ -143,22 +142,22 @@ class TabletopEnv:
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert at the present state, clipped: float32 [7]."""
-        return from_simulator_action(self._expert.action(self.goal, self.view()))
+        return from_simulator_action(expert_move(self.goal, self.view()))
 
     def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Three experts' actions, float32 [7] each.
 
-        The expert, the blind one that cannot see where along x anything is, and the deaf one that does one of the six
-        things this scene offers, whatever it was told.
+        The expert, the blind one that does not know where along x anything is, and the deaf one that does one of the
+        six things this scene offers, whatever the instruction.
         """
         view, guess = self.view(), GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
         asked = ((self.goal, view), (self.goal, view.without_x()), (guess, view))
-        expert, blind, deaf = (from_simulator_action(self._expert.action(goal, seen)) for goal, seen in asked)
+        expert, blind, deaf = (from_simulator_action(expert_move(goal, seen)) for goal, seen in asked)
         return expert, blind, deaf
 
     # Pictures.
     def render(self, size: int | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] of the present moment, `image_size` pixels a side unless told."""
+        """uint8 [H, W, 3] of the present moment, `image_size` pixels a side by default."""
         shapes, size = [*ornaments(self.distractors), *self._shadows()], size or self.image_size
         picture = self._camera().picture(self.model, self.data, self.variant.camera, size, shapes)
         if not self.masked:

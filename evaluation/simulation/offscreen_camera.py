@@ -1,4 +1,4 @@
-"""Pictures of a MuJoCo simulation, drawn without a window by a camera that stands where it is told.
+"""Pictures of a MuJoCo simulation, drawn without a window by a camera anywhere.
 
 It also draws ornaments, shapes that are never simulated, and segmentations; what makes pictures slow on a CPU is left
 out.

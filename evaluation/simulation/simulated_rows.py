@@ -10,7 +10,6 @@ folder holds METADATA_FILE.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import time
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,27 +50,23 @@ def as_image(picture: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-class Demonstrable(Protocol):
-    """An environment in the middle of an episode, with an expert."""
-
-    def expert_action(self) -> np.ndarray: ...
-
-    def step(self, action: np.ndarray) -> bool: ...
-
-    def render(self) -> np.ndarray: ...
-
-
 def demonstrate(
-    env: Demonstrable, wordings: Sequence[str], rng: np.random.Generator, noise: bool, max_steps: int
+    env: Any, wordings: Sequence[str], rng: np.random.Generator, noise: bool, max_steps: int
 ) -> Rows | None:
     """One episode as rows with image, instruction (one of the wordings), action and frame_index, or None if it failed.
 
     The disturbed action is executed, the clean one is the label: the state was visited, the mistake is not taught.
+
+    Args:
+        env: an environment that was reset, with `expert_action`, `step` and `render`.
     """
     deviation = rng.choice(GAUSSIAN_NOISE) if noise else 0.0
     holds = rng.choice(RANDOM_HOLDS) if noise else 0.0
     if noise and rng.random() < 0.5:
-        _move_at_random(env, rng)
+        start = env.expert_action()  # for its gripper: only the hand is moved about
+        for _ in range(rng.integers(1, MAX_START_MOVES + 1)):
+            start[:3] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3)
+            env.step(start)
     instruction = str(rng.choice(list(wordings))) if len(wordings) > 1 else wordings[0]
     rows: Rows = []
     for frame in range(max_steps):
@@ -81,13 +76,6 @@ def demonstrate(
         if env.step(disturb(action, deviation, holds, rng)):
             return rows
     return None
-
-
-def _move_at_random(env: Demonstrable, rng: np.random.Generator) -> None:
-    action = env.expert_action()  # for its gripper: only the hand is moved about
-    for _ in range(rng.integers(1, MAX_START_MOVES + 1)):
-        action[:3] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3)
-        env.step(action)
 
 
 def disturb(action: np.ndarray, deviation: float, holds: float, rng: np.random.Generator) -> np.ndarray:
@@ -263,6 +251,7 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
     from datasets import Image as ImageFeature
 
     from gen_vla.training.provenance.origin import provenance, with_provenance
+    from gen_vla.training.run_folder import write_json
 
     kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7)}
     features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})
@@ -270,7 +259,7 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
     data = {name: [row[name] for row in rows] for name in columns}
     Dataset.from_dict(data, features=features).save_to_disk(str(unfinished))
     metadata = with_provenance({**metadata, "seconds": round(time.perf_counter() - began, 1)}, provenance())
-    (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    write_json(unfinished / METADATA_FILE, metadata)
     if output.exists():
         shutil.rmtree(output)
     unfinished.rename(output)

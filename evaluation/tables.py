@@ -1,0 +1,28 @@
+"""Tables of results for the terminal."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def results_table(
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, **options: Any
+) -> Table:
+    """Words in the first `left` columns, numbers on the right in the others; options are those of `rich.Table`."""
+    table = Table(title=title, **options)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def percent(share: float | None, digits: int = 0, missing: str = "") -> str:
+    """`0.84` as `84`."""
+    return missing if share is None else f"{100 * share:.{digits}f}"
+
+
+def percent_range(bounds: Sequence[float], digits: int = 0) -> str:
+    """`(0.7, 0.84)` as `70-84`."""
+    return "-".join(percent(bound, digits) for bound in bounds)
