@@ -7,14 +7,14 @@ from rich.table import Table
 
 
 def results_table(
-    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1, **options: Any
+    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1, **options: Any
 ) -> Table:
     """Words in the first `left` columns, numbers on the right in the others; options are those of `rich.Table`."""
     table = Table(title=title, **options)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     return table
 
 

@@ -86,11 +86,7 @@ def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
 def passes_table(results: dict[str, Any]) -> Table:
     """Passes per 49-token action on the recorded Bridge steps."""
     rows = [
-        (
-            str(e["nodes"]),
-            "histogram and previous" if e["prior"] else "none",
-            *(str(e[k]) for k in ("mean", "max", "n")),
-        )
+        (e["nodes"], "histogram and previous" if e["prior"] else "none", e["mean"], e["max"], e["n"])
         for e in results["passes_on_bridge"]
     ]
     title = "Forward passes per action, recorded Bridge steps (49 tokens, prompt included)"

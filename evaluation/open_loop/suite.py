@@ -28,6 +28,7 @@ from gen_vla.evaluation.open_loop.data import (
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.tables import results_table
 from gen_vla.processors import select_statistics
 
 
@@ -169,31 +170,23 @@ def evaluate_open_loop(
 def open_loop_tables(results: dict[str, Any]) -> list[Table]:
     """Errors per dimension and over all beside the baselines', and along the chunk."""
     named = [name for name, of in results["dimensions"][0].items() if isinstance(of, dict)]
-    together = results["normalized"]
-    size = f"{results['n']} steps of {results['episodes']} episodes"
-    table = _table(f"{results['model']} on {results['data']}: mean absolute error, {size}", *named, "outside")
-    table.columns[0].justify = "left"
+    together, rows = results["normalized"], []
     for entry in results["dimensions"]:
         figures = [figure_text(entry[name], entry["measure"], name == POLICY) for name in named]
         label = entry["name"] + (", share right" if entry["measure"] == "accuracy" else "")
-        table.add_row(label, *figures, f"{entry['outside']:.1%}", end_section=entry is results["dimensions"][-1])
+        rows.append((label, *figures, f"{entry['outside']:.1%}"))
     for measure, label in (("l1", "all, normalized"), ("mse", "all, squared")) if together else ():
         shown = {name: figure_text(of[measure], "error", name == POLICY) for name, of in together.items()}
         outside = f"{results['outside']:.1%}" if measure == "l1" else ""
-        table.add_row(label, *(shown.get(name, "") for name in named), outside)
-    if len(results["chunk_steps"]) == 1 or not together:
-        return [table]
-    chunk = _table("Along the chunk: all dimensions, normalized", "values", *together, first="step")
-    for entry in results["chunk_steps"]:
-        chunk.add_row(str(entry["step"]), str(entry["values"]), *(f"{of:.4f}" for of in entry["l1"].values()))
-    return [table, chunk]
-
-
-def _table(title: str, *columns: str, first: str = "dimension") -> Table:
-    table = Table(title=title)
-    for column in (first, *columns):
-        table.add_column(column, justify="right")
-    return table
+        rows.append((label, *(shown.get(name, "") for name in named), outside))
+    size = f"{results['n']} steps of {results['episodes']} episodes"
+    title = f"{results['model']} on {results['data']}: mean absolute error, {size}"
+    tables = [results_table(title, ("dimension", *named, "outside"), rows)]
+    if len(results["chunk_steps"]) > 1 and together:
+        steps = [(s["step"], s["values"], *(f"{of:.4f}" for of in s["l1"].values())) for s in results["chunk_steps"]]
+        title = "Along the chunk: all dimensions, normalized"
+        tables.append(results_table(title, ("step", "values", *together), steps, left=0))
+    return tables
 
 
 def figure_text(figure: dict[str, Any], measure: str, bounds: bool) -> str:

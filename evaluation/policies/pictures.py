@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 
 COLOURS = {"robot": "#d1495b", "vision_language": "#2e6f95"}
@@ -21,29 +18,25 @@ ONE_ARM = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # what most data s
 
 def plot_training(history: list[dict[str, Any]], path: str | Path, title: str) -> Path:
     """Loss and accuracy per source over steps, from a trainer's log history, as a PNG."""
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for source, colour in COLOURS.items():
-        steps, loss = _series(history, f"{source}/loss")
-        losses.plot(steps, loss, color=colour, label=LABELS[source])
-        accuracies.plot(*_series(history, f"{source}/token_accuracy"), color=colour, label=f"{LABELS[source]}, tokens")
-    signs = _series(history, "robot/sign_accuracy")
-    accuracies.plot(*signs, color=COLOURS["robot"], linestyle="--", label="robot actions, signs")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+
+    def plot(axes: Any, key: str, label: str, linestyle: str = "-") -> None:
+        logged = [entry for entry in history if key in entry]
+        steps, values = [entry["step"] for entry in logged], [entry[key] for entry in logged]
+        axes.plot(steps, values, color=COLOURS[key.partition("/")[0]], label=label, linestyle=linestyle)
+
+    for source, label in LABELS.items():
+        plot(losses, f"{source}/loss", label)
+        plot(accuracies, f"{source}/token_accuracy", f"{label}, tokens")
+    plot(accuracies, "robot/sign_accuracy", "robot actions, signs", "--")
     losses.set(xlabel="step", ylabel="nats per token", yscale="log", title="loss per source, unweighted")
     accuracies.set(xlabel="step", ylabel="share right", ylim=(0, 1.02), title="accuracy")
     for axes in (losses, accuracies):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend()
     figure.suptitle(title)
-    path = Path(path)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
-
-
-def _series(history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    logged = [entry for entry in history if key in entry]
-    return [entry["step"] for entry in logged], [entry[key] for entry in logged]
+    return Path(path)
 
 
 def draw_prediction(
@@ -65,32 +58,27 @@ def draw_prediction(
         note: a line under it.
         recorded: float [D], the normalised action a data set holds for this picture, drawn beside.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(1, 1.6))
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     left.imshow(image)
     left.axis("off")
     left.set_title(instruction, fontsize=10, wrap=True)
     action, units = prediction.normalized[0, 0], prediction.actions[0, 0]
     names = ONE_ARM if len(action) == len(ONE_ARM) else [str(number) for number in range(len(action))]
-    size = 8 if len(action) <= len(ONE_ARM) else 5
-    places = np.arange(len(action))
-    shift = 0.0 if recorded is None else 0.2
+    places, shift = np.arange(len(action)), 0.0 if recorded is None else 0.2
     bars = right.bar(places - shift, action, width=0.4, color=COLOURS["robot"], label="predicted")
+    size = 8 if len(action) <= len(ONE_ARM) else 5
     right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=size, padding=2)
     if recorded is not None:
-        right.bar(places + shift, recorded, width=0.4, color="#999999", label="recorded in the data set")
+        right.bar(places + shift, recorded, width=0.4, color="grey", label="recorded in the data set")
     right.set_xticks(places, names)
-    right.axhline(0, color="black", linewidth=0.6)
     right.set(ylim=(-1.15, 1.15), ylabel="normalised; labels in the data set's units")
-    right.legend(frameon=False, fontsize=8)
-    right.spines[["top", "right"]].set_visible(False)
+    right.legend()
     text = prediction.text[0] if len(prediction.actions[0]) == 1 else prediction.text[0].split("\n")[0]
     _write_coloured(right, text, prediction.digit_probabilities[0])
-    if note:
-        figure.supxlabel(note, fontsize=8, color="#555555")
-    path = Path(path)
+    figure.supxlabel(note, fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return Path(path)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -103,7 +91,7 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def _write_coloured(axes: Any, text: str, probabilities: np.ndarray) -> None:
     """The action string above the axes, red where the model was unsure, black where it was sure or had no choice."""
-    shades, size = plt.get_cmap("RdYlGn"), min(9.0, 9.0 * CHARACTERS / max(len(text), 1))
+    shades, size = colormaps["RdYlGn"], min(9.0, 9.0 * CHARACTERS / max(len(text), 1))
     for index, (character, probability) in enumerate(zip(text, probabilities)):
         colour = "black" if probability > 0.999 else shades(0.9 * float(probability))
         x = index / max(len(text), 1)

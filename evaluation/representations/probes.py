@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gen_vla.evaluation.policies.flow import FLOW
 from gen_vla.evaluation.representations.data import LabelledPictures
 from gen_vla.evaluation.statistics.intervals import wilson_interval
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 
 
 JOINED = "joined"
@@ -139,15 +140,12 @@ def compare_representations(
 
 def representations_table(results: dict[str, Any], title: str) -> Table:
     """A row per model and tower: probe accuracy, interval, CKA and cosine drift since before."""
-    table = Table(title=f"{title}\nlinear probe on {results['data']}, {len(results['classes'])} classes")
-    for column in ("model", "tower"):
-        table.add_column(column, no_wrap=True)
-    for column in ("accuracy", "95 %", "n", "CKA", "cosine drift"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = []
     for entry in results["tasks"]:
         moved = results["drift"].get(entry["role"], {}).get(entry["tower"])
         shown = ("-", "-") if moved is None else (f"{moved['cka']:.3f}", f"{moved['cosine']:.4f}")
-        interval = "{:.1f}-{:.1f} %".format(*(100 * bound for bound in entry["interval"]))
-        tower = entry["tower"] + (" (frozen)" if entry["frozen"] else "")
-        table.add_row(entry["role"], tower, f"{100 * entry['value']:.1f} %", interval, str(entry["n"]), *shown)
-    return table
+        tower = entry["tower"] + " (frozen)" * entry["frozen"]
+        measured = (f"{percent(entry['value'], 1)} %", f"{percent_range(entry['interval'], 1)} %", entry["n"])
+        rows.append((entry["role"], tower, *measured, *shown))
+    title = f"{title}\nlinear probe on {results['data']}, {len(results['classes'])} classes"
+    return results_table(title, ("model", "tower", "accuracy", "95 %", "n", "CKA", "cosine drift"), rows, left=2)

@@ -26,6 +26,7 @@ from gen_vla.evaluation.simpler.environment import check_assets, find_assets, ma
 from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot, SimplerPolicy
 from gen_vla.evaluation.simpler.runs import Make, TrialLog, run_trials
 from gen_vla.evaluation.simpler.trials import Trial, first_trials, score_task, trials_of
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.training.provenance.origin import (
     describe_machine,
     note_run,
@@ -185,17 +186,12 @@ def results_of(
 
 def simpler_table(results: Mapping[str, Any], title: str) -> Table:
     """A row per policy, mode and task: successes / trials judged of those of the whole protocol."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in ("policy", "mode", "task"):
-        table.add_column(column, overflow="fold")
-    for column in ("%", "95 %", "success", "mal-\nformed", "crashed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = []
     controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
     for policy, tasks in {"policy": results["tasks"], **controls}.items():
         for t in tasks:
-            score, interval = "-", "-"
-            if t["value"] is not None:
-                score, interval = f"{100 * t['value']:.1f}", "{:.0f}-{:.0f}".format(*(100 * b for b in t["interval"]))
-            counts = f"{t['successes']}/{t['n']} of {t['expected']}", str(t["malformed"]), str(t["crashed"])
-            table.add_row(policy, t["mode"], t["task"], score, interval, *counts)
-    return table
+            interval = "-" if t["interval"] is None else percent_range(t["interval"])
+            counts = (f"{t['successes']}/{t['n']} of {t['expected']}", t["malformed"], t["crashed"])
+            rows.append((policy, t["mode"], t["task"], percent(t["value"], 1, "-"), interval, *counts))
+    columns = ("policy", "mode", "task", "%", "95 %", "success", "mal-\nformed", "crashed")
+    return results_table(title, columns, rows, left=3, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)

@@ -10,6 +10,7 @@ folder holds METADATA_FILE.
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import time
@@ -251,7 +252,6 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
     from datasets import Image as ImageFeature
 
     from gen_vla.training.provenance.origin import provenance, with_provenance
-    from gen_vla.training.run_folder import write_json
 
     kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7)}
     features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})
@@ -259,7 +259,7 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
     data = {name: [row[name] for row in rows] for name in columns}
     Dataset.from_dict(data, features=features).save_to_disk(str(unfinished))
     metadata = with_provenance({**metadata, "seconds": round(time.perf_counter() - began, 1)}, provenance())
-    write_json(unfinished / METADATA_FILE, metadata)
+    (unfinished / METADATA_FILE).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     if output.exists():
         shutil.rmtree(output)
     unfinished.rename(output)

@@ -16,6 +16,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.statistics.intervals import wilson_interval
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 
 
 MAX_NEW_TOKENS = 8
@@ -88,10 +89,8 @@ def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindSco
 
 def questions_table(report: QuestionReport) -> Table:
     """A row per kind of question, the total last."""
-    table = Table(title="Questions about held-out scenes")
-    for column in ("question", "right", "95 %", "majority answer"):
-        table.add_column(column, justify="left" if column == "question" else "right", no_wrap=True)
-    for kind, score in [*report.kinds.items(), ("all", report.total)]:
-        low, high = (100 * bound for bound in score.interval)
-        table.add_row(kind, f"{score.right}/{score.n}", f"{low:.0f}-{high:.0f} %", f"{100 * score.majority:.0f} %")
-    return table
+    rows = [
+        (kind, f"{score.right}/{score.n}", f"{percent_range(score.interval)} %", f"{percent(score.majority)} %")
+        for kind, score in [*report.kinds.items(), ("all", report.total)]
+    ]
+    return results_table("Questions about held-out scenes", ("question", "right", "95 %", "majority answer"), rows)
