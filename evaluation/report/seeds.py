@@ -86,11 +86,7 @@ def _named_policies(name: str, models: Sequence[str], figures: Sequence[Figure])
     measured = list(dict.fromkeys(model for model, _ in known))
     for model in models:
         if model not in measured:
-            near = get_close_matches(model, measured, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"got --seeds {name} with the model {model!r}, expected one of {', '.join(measured)}{hint}"
-            )
+            raise ValueError(f"got --seeds {name} with the model {model!r}, {expected_one_of(model, measured)}")
     policies = [policy for model in models for policy in known if policy[0] == model]
     seeds = [seed for _, seed in policies if seed is not None]
     if len(policies) < 2:
@@ -99,6 +95,12 @@ def _named_policies(name: str, models: Sequence[str], figures: Sequence[Figure])
         shown = ", ".join(f"{model}: {seed}" for model, seed in policies)
         raise ValueError(f"got --seeds {name} with one training seed twice ({shown}), expected another for each run")
     return policies
+
+
+def expected_one_of(name: str, known: Sequence[str]) -> str:
+    """The end of an error about an unknown name, with the nearest known one."""
+    near = get_close_matches(name, known, n=1)
+    return f"expected one of {', '.join(known)}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def group_name(recipes: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ A predicted action becomes what the two simulated robots are sent as their publi
 An action that cannot be sent (wrong shape, NaN, infinity) raises `MalformedActionError`; nothing is made up for it.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -52,7 +51,7 @@ class SimplerPolicy:
     def reset(self, task_description: str) -> None:
         """Begins an episode."""
         self.task_description = task_description
-        self.predictions: deque[np.ndarray] = deque()
+        self.predictions: list[np.ndarray] = []
         self.gripper = RelativeGripper(STICKY_STEPS[self.robot])
 
     def step(
@@ -76,26 +75,19 @@ class SimplerPolicy:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"got an image of {image.dtype} {image.shape}, expected uint8 (height, width, 3)")
         values = self._current(checked_chunk(self.predict(image, self.task_description)))
-        opening = values[6:]
-        raw = {"world_vector": values[:3], "rotation_delta": values[3:6], "open_gripper": opening}
+        move, angles, opening = values[:3], values[3:6], values[6:]
         relative = self.robot == "google_robot"
-        action = {
-            "world_vector": values[:3],
-            "rot_axangle": axis_angle(*values[3:6]),
-            "gripper": self.gripper.command(opening) if relative else 2.0 * (opening > 0.5) - 1.0,
-            "terminate_episode": np.zeros(1),
-        }
-        return raw, action
+        gripper = self.gripper.command(opening) if relative else 2.0 * (opening > 0.5) - 1.0
+        raw = {"world_vector": move, "rotation_delta": angles, "open_gripper": opening}
+        action = {"world_vector": move, "rot_axangle": axis_angle(*angles), "gripper": gripper}
+        return raw, {**action, "terminate_episode": np.zeros(1)}
 
     def _current(self, chunk: np.ndarray) -> np.ndarray:
         """The action for now, float64 [7]: the newest prediction's first, or the mean over those that reach so far."""
         if not self.action_ensemble:
             return chunk[0]
-        self.predictions.append(chunk)
-        while len(self.predictions) > len(chunk):
-            self.predictions.popleft()
-        oldest = len(self.predictions) - 1
-        return np.mean([past[oldest - place] for place, past in enumerate(self.predictions)], axis=0)
+        self.predictions = [chunk, *self.predictions][: len(chunk)]
+        return np.mean([past[age] for age, past in enumerate(self.predictions)][::-1], axis=0)
 
 
 class RelativeGripper:

@@ -160,27 +160,27 @@ def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog
 
 def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
     """A score for every mode and task of which there are outcomes, in the published order."""
-    entries = list(log.outcomes.values())
-    scores = []
-    for mode, task in dict.fromkeys((entry["mode"], entry["task"]) for entry in entries):
-        expected = sum(trial.counted for trial in trials_of(robot, mode, [task]))
-        chosen = [entry for entry in entries if (entry["mode"], entry["task"]) == (mode, task)]
-        scores.append(score_task(mode, task, chosen, expected))
-    return scores
+    by_task: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in log.outcomes.values():
+        by_task.setdefault((entry["mode"], entry["task"]), []).append(entry)
+    return [
+        score_task(mode, task, entries, sum(trial.counted for trial in trials_of(robot, mode, [task])))
+        for (mode, task), entries in by_task.items()
+    ]
 
 
 def results_of(
     log: TrialLog | None, model: str | None, robot: str, settings: dict[str, Any], environment: Any
 ) -> dict[str, Any]:
     """What `results.json` holds of a model and `gen-vla evaluate report` reads; without one, no tasks."""
-    outcomes = [] if log is None else list(log.outcomes.values())
+    seeds = {entry["seed"] for entry in log.outcomes.values()} if log else set()
     return {
         "suite": "simpler",
         "model": model,
         "environment": environment,
         "settings": settings,
-        "seeds": sorted({entry["seed"] for entry in outcomes if entry["seed"] is not None}),
-        "tasks": [] if log is None else scores_of(log, robot),
+        "seeds": sorted(seeds - {None}),
+        "tasks": scores_of(log, robot) if log else [],
     }
 
 
