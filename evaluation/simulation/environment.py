@@ -7,13 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import (
-    FRAMEBUFFER,
-    OffscreenCamera,
-    Ornament,
-    mujoco,
-    thread_camera,
-)
+from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER, Ornament, mujoco, thread_camera
 
 
 # The camera chooses the graphics backend, so it comes before whatever loads mujoco.
@@ -125,13 +119,11 @@ class TabletopEnv:
     def state(self) -> SceneState:
         """The present moment, to be judged."""
         opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
-        return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
+        fingertips = (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
+        return SceneState(opening, self._object_positions(), self._starts, fingertips)
 
     def _object_positions(self) -> np.ndarray:
         return np.stack([self.data.qpos[address : address + 3].copy() for address in self._objects])
-
-    def _fingertips(self) -> np.ndarray:
-        return (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
 
     def view(self) -> ExpertView:
         """The present moment, as experts read it."""
@@ -159,7 +151,8 @@ class TabletopEnv:
     def render(self, size: int | None = None) -> np.ndarray:
         """uint8 [H, W, 3] of the present moment, `image_size` pixels a side by default."""
         shapes, size = [*ornaments(self.distractors), *self._shadows()], size or self.image_size
-        picture = self._camera().picture(self.model, self.data, self.variant.camera, size, shapes)
+        camera = thread_camera("tabletop", lambda: self.model)
+        picture = camera.picture(self.model, self.data, self.variant.camera, size, shapes)
         if not self.masked:
             return picture
         kept = np.logical_or.reduce(list(self.segmentation(size).values()))
@@ -167,8 +160,8 @@ class TabletopEnv:
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
         """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background."""
-        pose, size = self.variant.camera, size or self.image_size
-        geoms = self._camera().segments(self.model, self.data, pose, size, ornaments(self.distractors))
+        camera, shapes = thread_camera("tabletop", lambda: self.model), ornaments(self.distractors)
+        geoms = camera.segments(self.model, self.data, self.variant.camera, size or self.image_size, shapes)
         bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]
         masks = {"robot": np.isin(bodies, self._robot), "cabinet": np.isin(bodies, self._cabinet)}
         masks["handle"] = geoms == self.model.geom("objGeom").id
@@ -179,14 +172,11 @@ class TabletopEnv:
     def _shadows(self) -> list[Ornament]:
         """Dark patches under what stands or hangs over the table: real shadows would triple the time of a picture."""
         things = [(x, y, 0.034) for x, y, _ in self._object_positions()]
-        things += [(*self._fingertips()[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
+        things += [(*self.state().fingertips[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
         return [
             Ornament("cylinder", (radius, SHADOW_THICKNESS, 0.0), (x, y, SHADOW_THICKNESS), SHADOW)
             for x, y, radius in things
         ]
-
-    def _camera(self) -> OffscreenCamera:
-        return thread_camera("tabletop", lambda: self.model)
 
 
 def _subtree(model: Any, root: int) -> list[int]:

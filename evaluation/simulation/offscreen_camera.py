@@ -137,11 +137,6 @@ class OffscreenCamera:
         mujoco.mjr_readPixels(pixels, None, view, self._context)
         return np.ascontiguousarray(pixels[::-1])
 
-    def close(self) -> None:
-        """Frees the context."""
-        self._gl.free()
-        self._context.free()
-
 
 def ornament_segment(index: int) -> int:
     """The id that the `index`-th ornament has in a segmentation."""
@@ -164,5 +159,6 @@ def thread_camera(scene: str, make_model: Callable[[], Any]) -> OffscreenCamera:
 def _close_cameras() -> None:
     """Before EGL goes: a context freed after it complains on the screen."""
     for camera in getattr(_cameras, "of_scene", {}).values():
-        camera.close()
+        camera._gl.free()
+        camera._context.free()
     _cameras.of_scene = {}

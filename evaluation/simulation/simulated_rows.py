@@ -189,10 +189,8 @@ def record_questions(
     if count < 1:
         raise ValueError(f"got count {count}, expected at least 1")
     began = time.perf_counter()
-    seeds = [seed, seed + count - 1]
     split, allowed = ("evaluation", EVALUATION_SEEDS) if seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
-    for bound in seeds:
-        _checked_seed(bound, allowed)
+    seeds = [_checked_seed(bound, allowed) for bound in (seed, seed + count - 1)]
     jobs = [QuestionJob(number, image_size) for number in range(seed, seed + count)]
     with _mapping(workers) as over_workers:
         rows = list(tqdm(over_workers(record, jobs), total=count, unit="question", disable=not progress))
