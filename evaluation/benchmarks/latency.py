@@ -1,6 +1,6 @@
 """Milliseconds per action on this machine: one observation in, one action out, as a control loop would call it.
 
-    processing     picture and words to tensors on the device
+    processing     picture and instruction to tensors on the device
     vision         the encoders and the projector
     prefill        the language model's pass over the prompt
     decode passes  its further passes; those of the action expert of the flow-matching π0

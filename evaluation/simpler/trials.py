@@ -11,7 +11,7 @@ those of github.com/simpler-env/SimplerEnv, folder `scripts`, and of `tools/calc
     widowx        matching    4 tasks x 24 episodes
     both          masked      the matching trials with everything but robot and objects black. No public code of the
                               paper's masking exists: the protocol is reconstructed
-                  paraphrase  the matching trials, each told one of the held-out paraphrases in turn. The paper's own
+                  paraphrase  the matching trials, each with one of the held-out paraphrases in turn. The paper's own
                               paraphrases are not public either
 
 A score is the mean over parts and variants of the mean within each. The same layouts come in every variant and robot
@@ -74,7 +74,7 @@ class Trial:
         robot: the simulator's name of the robot; `place` its x, y (metres) and turn about z (radians).
         start: `obj_init_options` of the reset.
         overlay: the photograph behind the scene, by its file's name, or `None`.
-        turn: its index among the trials of its task and part; modulo their number, the paraphrase it is told.
+        turn: its index among the trials of its task and part; modulo their number, the paraphrase it gets.
     """
 
     mode: str

@@ -1,7 +1,7 @@
 """Tasks of the tabletop: what stands where, what the robot is asked to do, and when it is done.
 
 Every scene holds a half-open drawer and two objects, so all four tasks start from the same pictures and six
-instructions fit each of them: only the words tell what to do.
+instructions fit each of them: only the instruction says what to do.
 
     pick_object    "pick up the red can"
     move_near      "move the red can near the blue mug"

@@ -49,7 +49,7 @@ def run_vqa(
 
     Raises:
         ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
-            that writes no words.
+            that writes no text.
         FileNotFoundError: if a task's data is not to be had; before the model is loaded.
     """
     check_arguments(tasks, limit, batch_size)

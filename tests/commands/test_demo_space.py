@@ -17,7 +17,7 @@ from gen_vla.commands.demo import absolute, demo_model
 from gen_vla.commands.main import main
 
 
-def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_demo_comes_before_the_quick_one(tmp_path, monkeypatch):
     outputs = (tmp_path / "demo_output", tmp_path / "demo_output_quick")
     for output in reversed(outputs):
         (output / "repository").mkdir(parents=True)
@@ -36,20 +36,14 @@ def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path, monkeypatch: 
         (["--model", "somewhere"], "expected them with it"),
     ],
 )
-def test_mistakes_say_what_to_do(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_mistakes_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     assert main(["demo", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     save_arm_model(tiny_tokenizer("llama_like"), tmp_path / "demo_output" / "repository")
     with socket.socket() as probe:

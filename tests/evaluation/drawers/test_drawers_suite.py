@@ -26,7 +26,6 @@ from gen_vla.evaluation.drawers.suite import (
 from gen_vla.evaluation.policies import rollout as policies
 from gen_vla.evaluation.simulation import videos
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
-from gen_vla.evaluation.statistics.intervals import wilson_interval
 from gen_vla.evaluation.vqa.scene_questions import KindScore, QuestionReport
 
 
@@ -36,20 +35,6 @@ SEEDS = EVALUATION_SEEDS[:4]
 def evaluate(policy, **changes) -> DrawerReport:
     settings = {"seeds": SEEDS, "workers": 1, "batch_size": 8, "image_size": 32, "progress": False}
     return evaluate_policy(policy, **{**settings, **changes})
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (46, 50, 0.8116, 0.9685)],
-)
-def test_wilson_interval(k, n, low, high):
-    assert wilson_interval(k, n) == pytest.approx((low, high), abs=1e-4)
-
-
-@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (0, 0)])
-def test_wilson_interval_of_nonsense(k, n):
-    with pytest.raises(ValueError, match=f"got {k} successes of {n}"):
-        wilson_interval(k, n)
 
 
 def test_the_expert_scores_all_and_zero_actions_nothing():

@@ -11,7 +11,6 @@ from tiny_models import picture, tiny_pi0_model, tiny_pi0_processor
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.representations.data import balanced_choice, load_pictures
-from gen_vla.evaluation.representations.pictures import embed
 from gen_vla.evaluation.representations.probes import (
     compare_representations,
     cosine_drift,
@@ -107,17 +106,6 @@ def test_bad_data_is_named(tmp_path):
     Dataset.from_dict({"picture": [1]}).save_to_disk(str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"columns \['picture'\], expected image and label"):
         load_pictures(str(tmp_path / "other"))
-
-
-def test_points_of_a_class_lie_together():
-    centres = np.repeat(np.eye(3) * 20, 10, axis=0)
-    plane = embed(centres + np.random.default_rng(0).normal(size=centres.shape))
-    assert plane.shape == (30, 2)
-    assert np.abs(plane).max() == pytest.approx(1.0)
-    groups = plane.reshape(3, 10, 2)
-    within = np.linalg.norm(groups - groups.mean(axis=1, keepdims=True), axis=2).max()
-    apart = min(np.linalg.norm(groups[i].mean(0) - groups[j].mean(0)) for i, j in ((0, 1), (0, 2), (1, 2)))
-    assert within < apart
 
 
 def test_an_untouched_tower_has_not_moved(tiny_openvla):

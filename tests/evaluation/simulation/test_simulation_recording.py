@@ -78,11 +78,6 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
         recording.record_demonstrations(tmp_path / "d", 1, workers=1)
 
 
-def test_evaluation_layouts_are_never_recorded(tmp_path):
-    with pytest.raises(ValueError, match="training and evaluation never share a layout"):
-        recording.record_demonstrations(tmp_path / "d", 1, seed=EVALUATION_SEEDS[0], workers=1, progress=False)
-
-
 def test_questions_are_balanced_and_answered_by_their_scenes(tmp_path):
     count = 10 * len(KINDS)
     metadata = recording.record_questions(tmp_path / "q", count, workers=1, image_size=48, progress=False)

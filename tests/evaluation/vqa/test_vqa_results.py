@@ -112,13 +112,6 @@ def test_questions_about_one_picture_that_are_answered_alike_count_once(metric, 
         assert widths[0] < 0.55 * widths[1]
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "accuracy", "soft_accuracy"])
-def test_one_question_a_picture_is_as_if_none_were_named(metric):
-    named, blind = (task_figures("task", asked(30, 1, metric, column)) for column in ("image_link", None))
-    for one, other in zip(named, blind, strict=True):
-        assert one["interval"] == pytest.approx(other["interval"], abs=2e-4)
-
-
 def test_a_picture_without_a_name_leaves_all_questions_independent_and_the_table_says_so():
     samples = asked(30, 6, "exact_match", "imageId")
     assert question_scores_table(task_figures("gqa", samples), "model").caption is None
