@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,7 @@ def write_results(results: dict[str, Any], made: dict[str, Any], output: Path, s
     written = {
         "model": REPO_ID,
         "rollouts": [report.to_dict() for report in results["rollouts"]],
-        "questions": results["questions"].to_dict() if results["questions"] else None,
+        "questions": asdict(results["questions"]) if results["questions"] else None,
         "latency": results["latency"],
         "seconds": round(seconds),
     }

@@ -123,19 +123,13 @@ def _readers(source: RobotDataset, size: int, split: str) -> dict[str, Frames]:
     passes: dict[str, Frames] = {"gen-vla": lambda: our_frames(source, size)}
     if isinstance(reader, RLDSReader) and reader.folder.is_local and installed("tensorflow-datasets"):
         passes["tfds"] = lambda: tfds_frames(reader, camera, size, split)
-    if isinstance(reader, LeRobotReader) and reader.folder.is_local and _lerobot_reads(reader):
-        passes["lerobot"] = lambda: lerobot_frames(reader.folder.root, camera, size)
+    if isinstance(reader, LeRobotReader) and reader.folder.is_local and installed("lerobot"):
+        from lerobot.datasets.lerobot_dataset import CODEBASE_VERSION  # type: ignore[import-not-found]
+
+        stored = reader.folder.read_json(LEROBOT_INFO)["codebase_version"]
+        if stored.partition(".")[0] == CODEBASE_VERSION.partition(".")[0]:  # it reads one major version
+            passes["lerobot"] = lambda: lerobot_frames(reader.folder.root, camera, size)
     return passes
-
-
-def _lerobot_reads(reader: LeRobotReader) -> bool:
-    """Whether lerobot is there in a version that reads the data set's: each reads one major version."""
-    if not installed("lerobot"):
-        return False
-    from lerobot.datasets.lerobot_dataset import CODEBASE_VERSION  # type: ignore[import-not-found]
-
-    stored = reader.folder.read_json(LEROBOT_INFO)["codebase_version"]
-    return stored.partition(".")[0] == CODEBASE_VERSION.partition(".")[0]
 
 
 def frames_per_core_second(stream: Iterator[np.ndarray], frames: int) -> float:

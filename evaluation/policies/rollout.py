@@ -60,20 +60,14 @@ def blind_expert_policy(images: list[np.ndarray], instructions: list[str], momen
 
 def blank_image(policy: Policy) -> Policy:
     """`policy` shown a grey picture: what it does from the instruction alone."""
-
-    def blinded(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-        return policy([np.full_like(image, 128) for image in images], instructions, moments)
-
-    return blinded
+    return lambda images, *rest: policy([np.full_like(image, 128) for image in images], *rest)
 
 
 def swapped_instruction(policy: Policy) -> Policy:
-    """`policy` given the other instruction: a score that stays up means that the words are not read."""
-
-    def misled(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-        return policy(images, [INSTRUCTIONS[opposite(cast(Task, m.task))] for m in moments], moments)
-
-    return misled
+    """`policy` given the other instruction: a score that stays up means that the instruction is not read."""
+    return lambda images, _, moments: policy(
+        images, [INSTRUCTIONS[opposite(cast(Task, moment.task))] for moment in moments], moments
+    )
 
 
 class VLAPolicy:

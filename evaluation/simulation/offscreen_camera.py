@@ -37,7 +37,7 @@ import numpy as np
 mujoco: Any = compiled_mujoco  # compiled bindings: pyright sees no names in them
 
 FRAMEBUFFER = 512  # pixels; the largest image side
-_ORNAMENT_SEGMENT = 10_000  # object ids of ornaments in a segmentation start here, above every geom id of a model
+FIRST_ORNAMENT = 10_000  # the id of the first ornament in a segmentation, above every geom id of a model
 UPRIGHT = tuple(np.eye(3).ravel().tolist())
 
 
@@ -103,7 +103,7 @@ class OffscreenCamera:
     def segments(
         self, model: Any, data: Any, pose: CameraPose, size: int, ornaments: Sequence[Ornament] = ()
     ) -> np.ndarray:
-        """int [size, size]: the model's geom id, `ornament_segment(i)` for the i-th ornament, -1 for the sky."""
+        """int [size, size]: the model's geom id, `FIRST_ORNAMENT + i` for the i-th ornament, -1 for the sky."""
         self._compose(model, data, pose, ornaments)
         before = self._scene.flags.copy()
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
@@ -127,7 +127,7 @@ class OffscreenCamera:
             size, position = np.array(ornament.size, dtype=float), np.array(ornament.position, dtype=float)
             colour = np.array(ornament.rgba, dtype=np.float32)
             mujoco.mjv_initGeom(geom, kind, size, position, np.array(ornament.rotation, dtype=float), colour)
-            geom.segid, geom.objid = self._scene.ngeom, ornament_segment(index)
+            geom.segid, geom.objid = self._scene.ngeom, FIRST_ORNAMENT + index
             self._scene.ngeom += 1
 
     def _draw(self, size: int) -> np.ndarray:
@@ -136,11 +136,6 @@ class OffscreenCamera:
         mujoco.mjr_render(view, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, view, self._context)
         return np.ascontiguousarray(pixels[::-1])
-
-
-def ornament_segment(index: int) -> int:
-    """The id that the `index`-th ornament has in a segmentation."""
-    return _ORNAMENT_SEGMENT + index
 
 
 _cameras = threading.local()  # an OpenGL context belongs to the thread that made it

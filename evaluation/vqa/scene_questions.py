@@ -7,7 +7,7 @@ giving the most frequent answer of a kind would reach.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,10 +39,6 @@ class QuestionReport:
     total: KindScore
     kinds: dict[str, KindScore]
     answers: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
 
 def evaluate_questions(

@@ -5,11 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from space_browser import RunningSpace, wait_until_it_answers
 from space_models import save_arm_model
 from tiny_models import tiny_tokenizer
 
@@ -63,20 +62,11 @@ def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
             command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        page = wait_for_page(f"http://127.0.0.1:{port}", process, tmp_path / "log")
-        assert "What should be done" in page
+        space = RunningSpace(f"http://127.0.0.1:{port}", tmp_path / "log")
+        wait_until_it_answers(process, space)
+        assert "What should be done" in urllib.request.urlopen(space.url).read().decode()
     finally:
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl+C sends: to the command and to the Space
         code = process.wait(timeout=60)
     assert code == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
-
-
-def wait_for_page(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    limit = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < limit:
-        try:
-            return urllib.request.urlopen(url, timeout=5).read().decode()
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(log.read_text()[-3000:])

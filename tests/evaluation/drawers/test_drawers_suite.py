@@ -9,7 +9,7 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
+from printed_tables import printed
 
 
 # isort: split
@@ -169,9 +169,7 @@ def results() -> dict:
 
 
 def test_summary_shows_counts_intervals_controls_and_speed():
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summary_table(results(), "a model"))
-    text = console.export_text()
+    text = printed(summary_table(results(), "a model"))
     for expected in ("45/50 (50-90 %)", "40/50 (25-75 %)", "zero actions", "30/40 (60-90 %)", "majority 40 %", "12.5"):
         assert expected in text
 

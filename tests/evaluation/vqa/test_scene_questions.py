@@ -33,7 +33,7 @@ def test_scores_by_kind_and_majority(monkeypatch):
         "got": " Yes ",
         "right": False,
     }
-    assert len(report.to_dict()["answers"]) == 8
+    assert len(report.answers) == 8
     assert questions_table(report).row_count == 3
 
 
