@@ -1,7 +1,7 @@
 """What an action costs on this machine: milliseconds, passes, bytes and memory of each way of decoding, side by side.
 
-    gen-vla evaluate decoding --sizes mini,100m --bridge ../shared/data/octo_bridge_debug --picture decoding.png
-    gen-vla evaluate decoding --sizes "" --bridge ../shared/data/octo_bridge_debug        # passes only
+    gen-vla evaluate decoding --sizes mini,100m --bridge octo_bridge_debug --picture decoding.png
+    gen-vla evaluate decoding --sizes "" --bridge octo_bridge_debug        # passes only
 
 Compared, in turns within one run, on random weights, which are as fast as any:
 
@@ -261,10 +261,10 @@ def record_products(model: Any, width: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def median_gpu_ms(function: Callable[[], None], repeats: int = 20) -> float:
+def median_gpu_ms(function: Callable[[], None]) -> float:
     """Of a function's time on the GPU."""
     times = []
-    for _ in range(repeats + 3):
+    for _ in range(23):
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
         function()

@@ -71,12 +71,10 @@ def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20)
     return {"neighbours": neighbours, **{name: found[name] for name in ("median_ms", "p95_ms", "worst_ms")}}
 
 
-def measure_parts(
-    model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
-) -> dict[str, Any]:
+def measure_parts(model: Any, processor: Any, repeats: int = 20, warmup: int = 3) -> dict[str, Any]:
     """Where the time of an action goes: means over `repeats` calls, whose parts add up to the total."""
     generator = np.random.default_rng(1)
-    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress)
+    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts")
     calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][warmup:]
     means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
     return {

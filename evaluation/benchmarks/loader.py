@@ -1,6 +1,6 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-    gen-vla evaluate loader ../shared/data/octo_bridge_debug --output evaluation/results/loader.json
+    gen-vla evaluate loader octo_bridge_debug --output evaluation/results/loader.json
 
 Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
 the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded

@@ -57,7 +57,7 @@ class OpenLoopSettings:
 
 
 def ask_policy(
-    model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8, progress: bool = True
+    model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8
 ) -> tuple[Comparison, int]:
     """The policy's actions at recorded steps, and how many of its answers were malformed.
 
@@ -73,7 +73,7 @@ def ask_policy(
     answered: list[RecordedStep] = []
     actions: list[np.ndarray] = []
     asked, steps = 0, iter(episodes)
-    with tqdm(total=episodes.total, unit="episode", disable=not progress) as bar:
+    with tqdm(total=episodes.total, unit="episode") as bar:
         while batch := list(islice(steps, rows)):
             width, expected = batch[0].action.shape[-1], len(model.config.norm_stats[key]["action"]["q01"])
             if width != expected:
@@ -127,7 +127,7 @@ def _comparison(steps: Sequence[RecordedStep], actions: Sequence[np.ndarray]) ->
 
 
 def evaluate_open_loop(
-    model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings, progress: bool = True
+    model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings
 ) -> tuple[dict[str, Any], Comparison, RecordedEpisodes]:
     """Results as they are written, with the actions and the episodes behind them.
 
@@ -144,7 +144,7 @@ def evaluate_open_loop(
     cameras = model_views(processor, settings.cameras or entry.get("cameras"))
     source = open_recorded(data, entry, cameras, horizon, settings.split)
     episodes = RecordedEpisodes(source, settings.every, settings.episodes)
-    found, malformed = ask_policy(model, processor, episodes, key, settings.rows, progress)
+    found, malformed = ask_policy(model, processor, episodes, key, settings.rows)
     numbers = [str(dim) for dim in range(found.recorded.shape[-1])]
     called = source.action_names or statistics.get("names") or numbers  # the data set's word, or that of training
     results = {

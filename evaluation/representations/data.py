@@ -28,7 +28,7 @@ class LabelledPictures:
     classes: list[str]
 
 
-def load_pictures(source: str, samples: int = 2000, seed: int = 0) -> LabelledPictures:
+def load_pictures(source: str, samples: int = 2000) -> LabelledPictures:
     """At most `samples` pictures, as many of each class as there are if it has few, the rest shared evenly.
 
     Raises:
@@ -37,7 +37,7 @@ def load_pictures(source: str, samples: int = 2000, seed: int = 0) -> LabelledPi
     images, labels, classes = _digits() if source == "digits" else _data_set(source)
     if len(classes) < 2:
         raise ValueError(f"{source}: got pictures of {len(classes)} class, expected at least two to tell apart")
-    chosen = balanced_choice(labels, samples, seed)
+    chosen = balanced_choice(labels, samples, seed=0)
     return LabelledPictures(source, [to_rgb(images[int(i)]) for i in chosen], labels[chosen], classes)
 
 

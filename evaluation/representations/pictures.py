@@ -10,6 +10,7 @@ from gen_vla.evaluation.representations.probes import JOINED
 from gen_vla.evaluation.tables import percent, percent_range
 
 
+POINTS = 1000  # at most
 TITLES = {"before": "before robot training", "plain": "after plain fine-tuning", "after": "after the recipe"}
 
 
@@ -33,18 +34,16 @@ def draw_panels(
     classes: list[str],
     results: dict[str, Any],
     path: Path,
-    points: int = 1000,
 ) -> Path:
     """A PNG with a panel per model that there is: points coloured by class, probe accuracy below.
 
     Args:
         features: by role, then by tower; drawn are those of all towers joined.
         results: of `compare_representations`.
-        points: at most so many pictures are drawn.
     """
     roles = [role for role in TITLES if role in features]
     figure = Figure(figsize=(4.2 * len(roles), 5.6), layout="constrained")
-    shown = np.linspace(0, len(labels) - 1, min(points, len(labels))).astype(int)
+    shown = np.linspace(0, len(labels) - 1, min(POINTS, len(labels))).astype(int)
     panels = figure.subplots(1, len(roles), squeeze=False)[0]
     for axes, role in zip(panels, roles, strict=True):
         plane = embed(features[role][JOINED])[shown]

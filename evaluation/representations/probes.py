@@ -31,12 +31,12 @@ FOLDS = 5
 
 @torch.no_grad()
 def tower_features(
-    model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64, progress: bool = True
+    model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Features by tower, float32 [n, width], and `joined`, float32 [n, sum of widths]."""
     encoders = encoders_of(model)
     found: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features", disable=not progress):
+    for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features"):
         batch = list(images[first : first + batch_size])
         pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(model.device)
         for name, encode in encoders.items():
@@ -58,7 +58,7 @@ def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]
     return {name: partial(encode, number, name) for number, name in enumerate(tower.names)}
 
 
-def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def linear_probe(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`.
 
     Raises:
@@ -73,7 +73,7 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dic
     if rarest < FOLDS:
         raise ValueError(f"got a class of {rarest} pictures, expected at least {FOLDS} each: one for every fold")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     right = int(np.sum(cross_val_predict(classifier, features, labels, cv=folds) == labels))
     interval = [round(bound, 4) for bound in wilson_interval(right, len(labels))]
     return {"value": round(right / len(labels), 4), "n": len(labels), "interval": interval}

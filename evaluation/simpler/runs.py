@@ -197,12 +197,10 @@ class TrialLog:
             file.write(json.dumps(entry).encode() + b"\n")
 
 
-def run_trials(
-    policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make, progress: bool = True
-) -> None:
+def run_trials(policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make) -> None:
     """Runs what the log does not have yet; a trial that took the process down `ATTEMPTS` times is noted as crashed."""
     left = [trial for trial in trials if trial.name not in log.outcomes]
-    for trial in tqdm(left, unit="trial", disable=not progress):
+    for trial in tqdm(left, unit="trial"):
         if log.begun[trial.name] >= ATTEMPTS:
             log.end(_outcome_of(trial, "crashed", error=f"the process ended {ATTEMPTS} times in the middle of it"))
             continue

@@ -83,7 +83,7 @@ class PolicyRun(NamedTuple):
 
 
 def evaluate_simpler(
-    model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path, progress: bool = True
+    model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path
 ) -> dict[str, Any]:
     """Runs the trials left, and scores all there are in the folder.
 
@@ -117,7 +117,7 @@ def evaluate_simpler(
     record = provenance(name)
     note_run(folder, record)
     for run in runs:
-        run_trials(run.policy, run.trials, run.log, run.make, progress)
+        run_trials(run.policy, run.trials, run.log, run.make)
         run.log.read()
     environment = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
     results = results_of(log, name, settings.robot, settings.measured(), environment)

@@ -193,14 +193,8 @@ def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
     """A picture that only shows."""
-    return gr.Image(
-        picture,
-        label=label,
-        elem_id=elem_id,
-        format="png",
-        interactive=False,
-        buttons=["fullscreen", "download"],
-    )
+    shown = {"format": "png", "interactive": False, "buttons": ["fullscreen", "download"]}
+    return gr.Image(picture, label=label, elem_id=elem_id, **shown)
 
 
 def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:

@@ -11,7 +11,7 @@ from gen_vla.evaluation.benchmarks.latency import PARTS, hooked, measure_latency
 
 def test_parts_add_up_and_every_pass_is_timed(tiny_openvla):
     model, processor = tiny_openvla
-    found = measure_parts(model, processor, repeats=3, warmup=1, progress=False)
+    found = measure_parts(model, processor, repeats=3, warmup=1)
     assert tuple(found["parts_ms"]) == PARTS
     assert all(value > 0 for value in found["parts_ms"].values())
     assert sum(found["parts_ms"].values()) == pytest.approx(found["total_ms"], abs=0.01)

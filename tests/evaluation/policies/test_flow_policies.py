@@ -65,7 +65,7 @@ def test_it_acts_in_simpler_env(flow):
 
 
 def test_parts_add_up_and_every_step_of_the_flow_is_timed(flow):
-    found = measure_parts(*flow, repeats=2, warmup=0, progress=False)
+    found = measure_parts(*flow, repeats=2, warmup=0)
     assert tuple(found["parts_ms"]) == PARTS
     assert all(value > 0 for value in found["parts_ms"].values())
     assert sum(found["parts_ms"].values()) == pytest.approx(found["total_ms"], abs=0.01)
@@ -74,7 +74,7 @@ def test_parts_add_up_and_every_step_of_the_flow_is_timed(flow):
 
 def test_features_are_those_of_its_one_encoder(flow):
     model, processor = flow
-    features = tower_features(model, processor, [picture(0)], progress=False)
+    features = tower_features(model, processor, [picture(0)])
     pixels = processor.image_processor([picture(0)], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.model.vlm.vision_tower(pixels).last_hidden_state.mean(dim=1).numpy()

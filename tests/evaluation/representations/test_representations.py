@@ -27,7 +27,7 @@ def test_features_are_what_the_projector_sees_averaged_over_patches(family, tiny
     if family == "pi0":
         model, processor = tiny_pi0_model(gemma_like, tiny_strings), tiny_pi0_processor(gemma_like, tiny_strings)
     images = [picture(seed) for seed in range(3)]
-    features = tower_features(model, processor, images, batch_size=2, progress=False)
+    features = tower_features(model, processor, images, batch_size=2)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model.model.vision_tower(pixels).mean(dim=1).numpy()
@@ -113,11 +113,11 @@ def test_an_untouched_tower_has_not_moved(tiny_openvla):
     pictures = load_pictures("digits", samples=50)
     assert np.bincount(pictures.labels).tolist() == [5] * 10
     assert (pictures.images[0].mode, pictures.images[0].size) == ("RGB", (8, 8))
-    before = tower_features(model, processor, pictures.images, progress=False)
+    before = tower_features(model, processor, pictures.images)
     with torch.no_grad():
         for parameter in model.model.vision_tower.dino.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    after = tower_features(model, processor, pictures.images, progress=False)
+    after = tower_features(model, processor, pictures.images)
     frozen = {"before": None, "after": "siglip"}
     results = compare_representations({"before": before, "after": after}, pictures, frozen)
     assert results["drift"]["after"]["siglip"] == {"cka": 1.0, "cosine": 0.0}
