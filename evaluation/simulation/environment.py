@@ -7,12 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER, Ornament, mujoco, thread_camera
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 
 from gen_vla.evaluation.simulation.actions import (
@@ -35,6 +29,7 @@ from gen_vla.evaluation.simulation.layouts import (
     sample_layout,
 )
 from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors
+from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER, Ornament, mujoco, thread_camera
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, ornaments, show_object
 
 

@@ -14,16 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 
 from gen_vla.evaluation.simulation import layouts
 from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, Layout, TableObject
+from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
 
 
 CAMERA = CameraPose(lookat=(-0.02, 0.68, 0.08), distance=0.94, azimuth=115.0, elevation=-34.0)

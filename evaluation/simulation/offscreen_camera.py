@@ -2,32 +2,14 @@
 
 It also draws ornaments, shapes that are never simulated, and segmentations; what makes pictures slow on a CPU is left
 out.
-
-Import this file before mujoco: MuJoCo chooses its graphics backend when it loads.
 """
 
 from __future__ import annotations
 
 import atexit
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-
-# All three are read when the libraries load, so they come before the imports below. A spinning OpenMP thread of one
-# process starves the other; software rendering with one thread per process is what scales over processes.
-if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
-    if "mujoco" in sys.modules:
-        raise ImportError(
-            "got mujoco imported before, with a window for its backend, expected to choose EGL first; "
-            "import gen_vla.evaluation.simulation.offscreen_camera first, or export MUJOCO_GL=egl"
-        )
-    os.environ["MUJOCO_GL"] = "egl"
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("LP_NUM_THREADS", "1")
-
 from typing import Any
 
 import mujoco as compiled_mujoco

@@ -1,9 +1,5 @@
 """Record tabletop demonstrations, and questions about tabletop scenes for co-training.
 
-    demonstrations  image, instruction, action float32 [7] (`simulation/actions.py`), task, episode_index, frame_index,
-                    seed
-    questions       image, question, answer (one word), kind, seed
-
 Pictures have the ordinary looks: the variants are for evaluation. `recording.json` lists the digests of all layouts
 shown in demonstrations, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses to judge. What is asked is in
 `simulation/questions.py`, how rows are written in `simulation/simulated_rows.py`.
@@ -16,16 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from gen_vla.evaluation.simulation.environment import TabletopEnv
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 
 from gen_vla.evaluation.simulation import layouts, simulated_rows
 from gen_vla.evaluation.simulation.actions import DRAWER_TRAVEL
+from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import COLOURS, GOALS, SHAPES, TASKS, Layout, Task
 from gen_vla.evaluation.simulation.looks import CAMERA
 from gen_vla.evaluation.simulation.questions import KINDS, SceneFacts, wanted_answer

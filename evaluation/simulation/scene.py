@@ -15,17 +15,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 from PIL import Image
 
 from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, TableObject
+from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
 
 
 WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)

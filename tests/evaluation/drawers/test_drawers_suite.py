@@ -11,9 +11,6 @@ import pytest
 from PIL import Image
 from printed_tables import printed
 
-
-# isort: split
-
 from gen_vla.evaluation.drawers.environment import BothDrawerTasks, DrawerEnv
 from gen_vla.evaluation.drawers.suite import (
     DrawerReport,

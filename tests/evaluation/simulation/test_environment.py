@@ -6,9 +6,6 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 
-
-# isort: split
-
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Goal, sample_layout
 from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS, variant_of

@@ -6,9 +6,6 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 
-
-# isort: split
-
 from gen_vla.evaluation.simulation.offscreen_camera import FIRST_ORNAMENT, CameraPose, Ornament, mujoco, thread_camera
 
 

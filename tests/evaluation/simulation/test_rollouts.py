@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-
-# isort: split
-
 from gen_vla.evaluation.simulation import rollouts
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TASKS

@@ -12,9 +12,6 @@ import pytest
 from datasets import load_from_disk
 from PIL import Image
 
-
-# isort: split
-
 from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.simulation import recording
 from gen_vla.evaluation.simulation.environment import TabletopEnv

@@ -8,9 +8,6 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import pytest
 from printed_tables import printed
 
-
-# isort: split
-
 from gen_vla.evaluation.tabletop.episodes import TabletopEpisode
 from gen_vla.evaluation.tabletop.scores import family_weights, rate, summarise, tabletop_table, variants_table
 
