@@ -1,4 +1,4 @@
-"""Simulated scenes. What MuJoCo and OpenMP read when they load is set here, before a file of this folder loads them."""
+"""Simulated scenes. What MuJoCo and OpenMP read when they load is set here, before a file of the folder loads them."""
 
 import os
 import sys

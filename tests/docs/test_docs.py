@@ -7,11 +7,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
-import typer
 import yaml
 from PIL import Image
 from rlds_data_sets import write_rlds
@@ -248,33 +247,12 @@ def test_the_reference_is_generated(tmp_path, monkeypatch):
     assert "## `model` {: #model }" in text
     assert '| `frozen` | `"siglip"`, `null` | `null` |  |' in text
     assert "| `name` | any | required |  |" in text
-    assert "train" in pages.on_page_markdown("<!-- generated: commands -->")
-
-
-def test_commands_of_typer_become_a_page():
-    app, suites = typer.Typer(), typer.Typer()
-
-    @app.command()
-    def train(
-        recipe: str,
-        steps: int = typer.Option(3, help="how many | at most"),
-        style: Literal["plain", "legacy"] | None = typer.Option(None, help="Spelling."),
-        mini: bool = False,
-    ) -> None:
-        """Train a recipe."""
-
-    @suites.command()
-    def vqa() -> None:
-        """Ask questions."""
-
-    app.add_typer(suites, name="evaluate")
-    page = "\n".join(script("reference_pages").command("gen-vla", get_command(app)))
-    assert "## `gen-vla train`\n\nTrain a recipe." in page
-    assert "| `RECIPE` |  | required |" in page
-    assert "| `--steps` | how many \\| at most | `3` |" in page
-    assert "| `--style` | Spelling. One of `plain`, `legacy`. |  |" in page
-    assert "| `--mini`, `--no-mini` |  |  |" in page
-    assert "## `gen-vla evaluate vqa`" in page
+    commands = pages.on_page_markdown("<!-- generated: commands -->")
+    assert "## `gen-vla train`\n\nTrain a recipe." in commands
+    assert "| `MODEL` | A folder, or a name on the Hub or in the cache. | required |" in commands
+    assert "| `--robot` | The robot, and with it the tasks. One of `widowx`, `google_robot`. | required |" in commands
+    assert "| `--every` | Ask at every n-th step of an episode. | `10` |" in commands
+    assert "| `--dual`, `--no-dual` |" in commands
 
 
 def test_citation_is_valid():

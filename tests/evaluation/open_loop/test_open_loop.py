@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from robot_data_sets import make_episodes, write_lerobot, write_recording
-from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
+from tiny_models import tiny_model, tiny_processor
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.open_loop.data import RecordedEpisodes, open_recorded, recipe_entry, trained_on
@@ -153,16 +153,6 @@ def test_malformed_answers_are_counted_and_left_out(policy, tmp_path):
     brightest = -10.0
     with pytest.raises(ValueError, match="9 steps were asked about, 9 answers malformed"):
         ask_policy(model, processor, recorded(data), "robot")
-
-
-def test_the_flow_begins_with_the_noise_of_the_step(gemma_like, tmp_path):
-    norm_stats = {"robot": statistics_of(make_episodes(7, 5, size=16, seed=3))}
-    model = tiny_pi0_flow_model(gemma_like, 7, HORIZON, norm_stats=norm_stats)
-    processor = tiny_pi0_flow_processor(gemma_like, 7, HORIZON)
-    data = write_recording(tmp_path / "data", make_episodes(2, 3, size=16))
-    one, many = (ask_policy(model, processor, recorded(data, every=2), "robot", rows)[0] for rows in (1, 3))
-    assert one.predicted.shape == (4, HORIZON, 7)
-    np.testing.assert_allclose(one.predicted, many.predicted, atol=1e-5)
 
 
 def test_data_of_another_robot_is_refused(policy, tmp_path):

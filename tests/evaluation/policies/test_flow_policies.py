@@ -12,7 +12,6 @@ from transformers import AutoConfig
 
 from gen_vla.evaluation.benchmarks.latency import PARTS, measure_parts
 from gen_vla.evaluation.policies.flow import check_answers, starting_noise
-from gen_vla.evaluation.policies.pictures import draw_prediction
 from gen_vla.evaluation.representations.probes import tower_features
 from gen_vla.evaluation.simpler.policy import ModelPrediction, SimplerPolicy
 from gen_vla.evaluation.vqa.scene_questions import evaluate_questions
@@ -80,12 +79,6 @@ def test_features_are_those_of_its_one_encoder(flow):
         expected = model.model.vlm.vision_tower(pixels).last_hidden_state.mean(dim=1).numpy()
     assert set(features) == {"siglip", "joined"}
     np.testing.assert_allclose(features["siglip"], expected, atol=1e-6)
-
-
-def test_a_picture_of_its_action_is_drawn(flow, tmp_path):
-    model, processor = flow
-    prediction = model.predict_actions(**processor.action_inputs(picture(0), "go"))
-    assert draw_prediction(picture(0), "go", prediction, tmp_path / "action.png").stat().st_size > 1000
 
 
 def test_questions_are_refused(flow):

@@ -1,12 +1,10 @@
 """Figures, intervals, table and picture of the VQA suite, from made-up answers."""
 
 import pytest
-from PIL import Image
 
 from gen_vla.evaluation.vqa.lm_eval_tasks.yes_no import METRICS, Judgement
 from gen_vla.evaluation.vqa.results import (
     bootstrap_f1,
-    plot_results,
     question_scores_table,
     task_figures,
     yes_no_table,
@@ -131,10 +129,3 @@ def test_tables_have_a_row_per_task_and_category():
     assert second.row_count == 3
     assert list(second.columns[5].cells) == ["1", "1", "0"]  # neither
     assert yes_no_table(task_figures("scenes", SCENES)) is None
-
-
-def test_picture(tmp_path):
-    plot_results(task_figures("pope", POPE) + task_figures("scenes", SCENES), tmp_path / "vqa.png", "model")
-    with Image.open(tmp_path / "vqa.png") as image:
-        assert image.width > 900
-        assert len(set(image.convert("L").tobytes())) > 50
