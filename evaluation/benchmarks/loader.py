@@ -11,8 +11,6 @@ and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is
     lerobot   `LeRobotDataset[i]` with its default video decoder, resized with antialiasing by torch
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterator

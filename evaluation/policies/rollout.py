@@ -5,8 +5,6 @@
 with actions as in `gen_vla.evaluation.simulation.actions`. A `Moment` carries what only controls may use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 

@@ -3,8 +3,6 @@
 An episode depends on task and seed alone; looks never touch physics.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -9,8 +9,6 @@ Nothing here can be touched, so an episode unfolds identically under every varia
     camera         where the picture is taken from
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

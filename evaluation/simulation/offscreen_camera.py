@@ -4,8 +4,6 @@ It also draws ornaments, shapes that are never simulated, and segmentations; wha
 out.
 """
 
-from __future__ import annotations
-
 import atexit
 import threading
 from collections.abc import Callable, Sequence

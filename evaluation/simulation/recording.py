@@ -5,8 +5,6 @@ shown in demonstrations, which `gen-vla evaluate tabletop --trained-on FOLDER` r
 `simulation/questions.py`, how rows are written in `simulation/simulated_rows.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path

@@ -6,8 +6,6 @@ with a crash of the simulator. Crashed episodes are run once more, each alone, a
 is reported as crashed and says nothing about the policy.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Sequence

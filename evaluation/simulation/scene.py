@@ -5,8 +5,6 @@ object bodies holds the parts of every shape; a scene shows the parts of one and
 needs another compilation. Only one part of each shape, `touch`, can be touched.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ An episode and a question depend on their own seed alone, so any number of worke
 folder holds METADATA_FILE.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

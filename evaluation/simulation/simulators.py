@@ -5,8 +5,6 @@ place of the reply, the environment (or the process) is replaced, and everything
 takes all its episodes along.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -156,7 +154,7 @@ class Simulators:
         self._workers[worker] = self._spawn()
         return [Crash(f"the simulator's process {what} (exit code {process.exitcode})")] * count
 
-    def __enter__(self) -> Simulators:
+    def __enter__(self) -> "Simulators":
         return self
 
     def __exit__(self, *_: object) -> None:

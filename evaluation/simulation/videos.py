@@ -1,7 +1,5 @@
 """Episodes of the simulated suites as videos for people."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

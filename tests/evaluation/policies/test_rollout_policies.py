@@ -1,7 +1,5 @@
 """Controls: what each does with the moments it is given."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

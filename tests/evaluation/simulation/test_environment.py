@@ -1,7 +1,5 @@
 """The tabletop environment: physics, looks, masks, experts."""
 
-from __future__ import annotations
-
 import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest

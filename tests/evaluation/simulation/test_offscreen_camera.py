@@ -1,7 +1,5 @@
 """The camera's geometry, and that ornaments are drawn where they are said to be."""
 
-from __future__ import annotations
-
 import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Running tabletop episodes: logs, crashes, malformed actions, batches, processes."""
 
-from __future__ import annotations
-
 import json
 import os
 from functools import partial

@@ -1,7 +1,5 @@
 """Recorded tabletop demonstrations and questions."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any
