@@ -40,7 +40,8 @@ def draw_open_loop(
     size = f"{results['n']} steps of {results['episodes']} episodes"
     middle = f"curves of episode {episodes.names[number]}, whose error is the middle one; bars of {size}"
     figure.suptitle(f"{Path(results['model']).name} on {Path(results['data']).name}\n{middle}", fontsize=11)
-    for axes, place in ((curves[0], "outside lower left"), (bars, "outside lower right")):
+    places: tuple[tuple[Any, Any], ...] = ((curves[0], "outside lower left"), (bars, "outside lower right"))
+    for axes, place in places:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc=place, ncols=len(labels), fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,11 +31,12 @@ class Control:
     def __init__(self, robot: Robot):
         self.pace = PACES[robot]
 
-    def begin(self, environment: Any, trial: Trial) -> None:
-        """A trial in an environment that is not yet reset."""
+    def begin(self, environment: Any, trial: Trial) -> Any:
+        """A trial in an environment that is not yet reset -> the environment."""
         self.simulator, self.trial = environment.unwrapped, trial
         self.random = np.random.default_rng(zlib.crc32(trial.name.encode()))
         self.script: Script | None = None
+        return environment
 
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
         """Float64 [1, 7]."""
@@ -71,13 +72,7 @@ def unknown_tasks(control: str, robot: str) -> list[str]:
 
 def announced(make: Make, control: Control) -> Make:
     """`make`, after which the control knows every environment and its trial."""
-
-    def made(trial: Trial) -> Any:
-        environment = make(trial)
-        control.begin(environment, trial)
-        return environment
-
-    return made
+    return lambda trial: control.begin(make(trial), trial)
 
 
 # What the expert reads: corners of the shapes that collide and the middles between them, in the robot's frame. Nothing

@@ -219,7 +219,7 @@ def beside(source: np.ndarray, target: np.ndarray, others: tuple[np.ndarray, ...
     def cost(spot: np.ndarray) -> float:
         room = [np.linalg.norm(middle(other)[:2] - spot) - _radius(other) for other in others]
         crowded = max(0.0, _radius(source) + BESIDE - min(room, default=np.inf))
-        return float(np.linalg.norm(spot - start)) + 10 * crowded
+        return float(np.linalg.norm(spot - start) + 10 * crowded)
 
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     spots = [centre + distance * np.array([np.cos(angle), np.sin(angle)]) for angle in angles]

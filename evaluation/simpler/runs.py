@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.simpler.environment import camera_image, reset_options
 from gen_vla.evaluation.simpler.policy import MalformedActionError, SimplerPolicy
-from gen_vla.evaluation.simpler.trials import Trial
+from gen_vla.evaluation.simpler.trials import Trial, read_lines
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import shortened
 
@@ -166,11 +166,7 @@ class TrialLog:
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.begun: Counter[str] = Counter()
         for file in sorted(self.folder.glob("trials*.jsonl")):
-            for line in file.read_text(encoding="utf-8").split("\n"):
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+            for entry in read_lines(file):
                 if "begun" in entry:
                     self.begun[entry["begun"]] += 1
                 elif "left" in entry:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -73,15 +73,6 @@ class SimplerSettings:
         return first_trials(found, self.episodes)[index::count]
 
 
-class PolicyRun(NamedTuple):
-    """A policy, its trials, the log of their outcomes, and what builds their environments."""
-
-    policy: SimplerPolicy
-    trials: list[Trial]
-    log: TrialLog
-    make: Make
-
-
 def evaluate_simpler(
     model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path
 ) -> dict[str, Any]:
@@ -103,22 +94,26 @@ def evaluate_simpler(
     for trial in settings.trials():
         check_assets(trial, assets)
     make: Make = partial(make_environment, assets=assets, shader=settings.shader)
-    runs, log = [], None
+    runs: list[tuple[SimplerPolicy, list[Trial], TrialLog, Make]] = []
+    log = None
     if name is not None:
         predict = ModelPrediction(model, processor, settings.robot, settings.unnorm_key)
         policy = SimplerPolicy(predict, settings.robot, action_ensemble=settings.action_ensemble)
         log = TrialLog(folder, {"model": name, **settings.measured()}, settings.shard)
-        runs.append(PolicyRun(policy, settings.trials(), log, make))
+        runs.append((policy, settings.trials(), log, make))
     shown = settings if name is None else replace(settings, modes=("matching",))
-    runs += [control_run(control, shown, folder, make) for control in settings.controls]
+    for control in settings.controls:
+        trials = control_trials(control, shown)
+        acting, control_log = CONTROLS[control](settings.robot), _control_log(control, settings, folder)
+        runs.append((SimplerPolicy(acting, settings.robot), trials, control_log, announced(make, acting)))
     # Of all controls that have trials in the folder, of this run or of an earlier one.
     known = [control for control in CONTROLS if (folder / "controls" / control).is_dir()]
     control_logs = {control: _control_log(control, settings, folder) for control in known}
     record = provenance(name)
     note_run(folder, record)
-    for run in runs:
-        run_trials(run.policy, run.trials, run.log, run.make)
-        run.log.read()
+    for policy, trials, trial_log, make_one in runs:
+        run_trials(policy, trials, trial_log, make_one)
+        trial_log.read()
     environment = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
     results = results_of(log, name, settings.robot, settings.measured(), environment)
     for control, control_log in control_logs.items():
@@ -130,8 +125,8 @@ def evaluate_simpler(
     return results
 
 
-def control_run(name: str, settings: SimplerSettings, folder: Path, make: Make) -> PolicyRun:
-    """A control, without the trials of tasks that it does not know: it says so.
+def control_trials(name: str, settings: SimplerSettings) -> list[Trial]:
+    """The trials of a control, without those of tasks that it does not know: it says so.
 
     Raises:
         ValueError: if there is no such control, or none of the tasks is one that it knows.
@@ -147,9 +142,7 @@ def control_run(name: str, settings: SimplerSettings, folder: Path, make: Make) 
         )
     if len(trials) < len(asked):
         print(f"The {name} does not know {', '.join(unknown)}: it leaves out those trials")
-    control = CONTROLS[name](settings.robot)
-    policy = SimplerPolicy(control, settings.robot)
-    return PolicyRun(policy, trials, _control_log(name, settings, folder), announced(make, control))
+    return trials
 
 
 def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog:

@@ -208,7 +208,7 @@ def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> Non
     names = []
     for head in heads:
         task, _, category = head["task"].partition("/")
-        name = f"{NAMES.get(task, task)}: {category}" if category else NAMES.get(task, task)
+        name = NAMES.get(task, task) + (f": {category}" if category else "")
         names.append(f"{name.replace('_', ' ')}, n = {head['n']:,}")
     axes.set_yticks(range(len(heads)), names)
     axes.invert_yaxis()

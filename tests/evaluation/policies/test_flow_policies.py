@@ -53,7 +53,7 @@ def test_rollouts_give_the_same_in_every_batch(flow):
     assert np.abs(policy(FRAMES[1:], ["open the drawer"], [later])[0] - together[1]).max() > 1e-3
 
 
-def test_it_acts_in_simpler_env(flow):
+def test_it_acts_in_simpler_env(flow: tuple[Any, Any]):
     policy = SimplerPolicy(ModelPrediction(*flow, "widowx"), "widowx", action_ensemble=True)
     policy.reset("put it there")
     actions = [policy.step(frame, "put it there")[1] for frame in (*FRAMES, *FRAMES)]
@@ -81,7 +81,7 @@ def test_features_are_those_of_its_one_encoder(flow):
     np.testing.assert_allclose(features["siglip"], expected, atol=1e-6)
 
 
-def test_questions_are_refused(flow):
+def test_questions_are_refused(flow: tuple[Any, Any]):
     questions = Dataset.from_dict({"image": [None], "question": ["?"], "answer": ["yes"], "kind": ["a"]})
     with pytest.raises(ValueError, match="got a question, expected an instruction for action_inputs: the flow"):
         evaluate_questions(*flow, questions, progress=False)
