@@ -208,8 +208,8 @@ def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> Non
     names = []
     for head in heads:
         task, _, category = head["task"].partition("/")
-        name = NAMES.get(task, task) + (f": {category}" if category else "")
-        names.append(f"{name.replace('_', ' ')}, n = {head['n']:,}")
+        name = ": ".join(filter(None, (NAMES.get(task) or task, category.replace("_", " "))))
+        names.append(f"{name}, n = {head['n']:,}")
     axes.set_yticks(range(len(heads)), names)
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="%, with 95 % intervals", title=title)
