@@ -18,13 +18,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.benchmarks.decoding_agreement import model_views
-from gen_vla.evaluation.open_loop.data import (
-    RecordedEpisodes,
-    RecordedStep,
-    open_recorded,
-    recipe_entry,
-    trained_on,
-)
+from gen_vla.evaluation.open_loop.data import RecordedEpisodes, RecordedStep, open_recorded, recipe_entry, trained_on
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action

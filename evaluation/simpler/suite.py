@@ -27,13 +27,7 @@ from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot, SimplerPol
 from gen_vla.evaluation.simpler.runs import Make, TrialLog, run_trials
 from gen_vla.evaluation.simpler.trials import Trial, first_trials, score_task, trials_of
 from gen_vla.evaluation.tables import percent, percent_range, results_table
-from gen_vla.training.provenance.origin import (
-    describe_machine,
-    note_run,
-    provenance,
-    with_other_runs,
-    with_provenance,
-)
+from gen_vla.training.provenance.origin import describe_machine, note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
 
 

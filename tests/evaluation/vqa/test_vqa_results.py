@@ -3,12 +3,7 @@
 import pytest
 
 from gen_vla.evaluation.vqa.lm_eval_tasks.yes_no import METRICS, Judgement
-from gen_vla.evaluation.vqa.results import (
-    bootstrap_f1,
-    question_scores_table,
-    task_figures,
-    yes_no_table,
-)
+from gen_vla.evaluation.vqa.results import bootstrap_f1, question_scores_table, task_figures, yes_no_table
 
 
 def pope_sample(category: str, truth: bool, said: bool | None) -> dict:
