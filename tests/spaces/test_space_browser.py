@@ -15,12 +15,10 @@ import httpx
 import pytest
 from PIL import Image
 from space_browser import (
-    CHROMIUM,
     OUTSIDE,
     SPACE,
     RunningSpace,
     Visitor,
-    chromium,
     running_space,
     save,
     shown_picture,
@@ -33,8 +31,6 @@ from tiny_models import picture, tiny_tokenizer
 
 pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'gen-vla[dev]'")
-if not CHROMIUM:
-    pytest.skip("no chromium; `make browser` installs Debian's, or CHROMIUM names another", allow_module_level=True)
 
 SIGNED = re.compile(r"([+-][01]\.\d{4}){7}")
 
@@ -54,13 +50,6 @@ def space(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> I
     """One Space for all tests of this file."""
     with running_space(models["model"][0], models["baseline"][0], tmp_path_factory.mktemp("space")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

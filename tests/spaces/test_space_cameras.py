@@ -10,18 +10,7 @@ from motion_pictures import shortened, with_others
 from PIL import Image, ImageFont
 from policy import Policy
 from robot_frames import is_on_the_hand, place_of_arrow
-from space_browser import (
-    CHROMIUM,
-    SPACE,
-    RunningSpace,
-    chromium,
-    remove_button,
-    running_space,
-    save,
-    shown_picture,
-    shown_string,
-    visitor,
-)
+from space_browser import SPACE, RunningSpace, remove_button, running_space, save, shown_picture, shown_string, visitor
 from space_models import save_arm_model
 from tiny_models import picture, tiny_tokenizer
 
@@ -61,16 +50,6 @@ def three(models: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> I
     """A Space with a model of three cameras."""
     with running_space(models["three"][0], None, tmp_path_factory.mktemp("three_cameras")) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'gen-vla[dev]'")
-    if not CHROMIUM:
-        pytest.skip("no chromium; `make browser` installs Debian's, or CHROMIUM names another")
-    with chromium() as started:
-        yield started
 
 
 def expect(locator: Any) -> Any:
