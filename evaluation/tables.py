@@ -7,12 +7,21 @@ from rich.table import Table
 
 
 def results_table(
-    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1, **options: Any
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    left: int = 1,
+    no_wrap: bool = False,
+    **options: Any,
 ) -> Table:
-    """Words in the first `left` columns, numbers on the right in the others; options are those of `rich.Table`."""
+    """Words in the first `left` columns, numbers on the right in the others; options are those of `rich.Table`.
+
+    On a narrow screen words are folded, and numbers unless `no_wrap`.
+    """
     table = Table(title=title, **options)
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+        words = place < left
+        table.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=no_wrap and not words)
     for row in rows:
         table.add_row(*map(str, row))
     return table

@@ -27,7 +27,7 @@ def timings_table(results: dict[str, Any]) -> Table:
     title = f"Decoding, {results['machine']['device']}, {results['dtype']}, {results['actions']}"
     caption = "out, tree, copy: % outside passes, % grammar and trees, % of a copy's bandwidth"
     columns = ("way", "ms", "p95", "times", "passes", "out", "tree", "copy")
-    return results_table(title, columns, rows, box=None, padding=(0, 0, 0, 2), caption=caption)
+    return results_table(title, columns, rows, no_wrap=True, box=None, padding=(0, 0, 0, 2), caption=caption)
 
 
 def draw_timings(runs: list[dict[str, Any]], path: Path) -> None:

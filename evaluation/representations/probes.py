@@ -148,4 +148,6 @@ def representations_table(results: dict[str, Any], title: str) -> Table:
         measured = (f"{percent(entry['value'], 1)} %", f"{percent_range(entry['interval'], 1)} %", entry["n"])
         rows.append((entry["role"], tower, *measured, *shown))
     title = f"{title}\nlinear probe on {results['data']}, {len(results['classes'])} classes"
-    return results_table(title, ("model", "tower", "accuracy", "95 %", "n", "CKA", "cosine drift"), rows, left=2)
+    return results_table(
+        title, ("model", "tower", "accuracy", "95 %", "n", "CKA", "cosine drift"), rows, left=2, no_wrap=True
+    )

@@ -181,4 +181,6 @@ def simpler_table(results: Mapping[str, Any], title: str) -> Table:
             counts = (f"{t['successes']}/{t['n']} of {t['expected']}", t["malformed"], t["crashed"])
             rows.append((policy, t["mode"], t["task"], percent(t["value"], 1, "-"), interval, *counts))
     columns = ("policy", "mode", "task", "%", "95 %", "success", "mal-\nformed", "crashed")
-    return results_table(title, columns, rows, left=3, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    return results_table(
+        title, columns, rows, left=3, no_wrap=True, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )

@@ -178,7 +178,7 @@ def question_scores_table(figures: Sequence[Figure], title: str) -> Table:
     caption = "Without named pictures, questions are taken for independent: several about one are not."
     blind = any(head["pictures"] is None for head in headlines(figures))
     columns = ("task", "%", "95 %", "n", "pictures", "majority", "scored by")
-    return results_table(title, columns, rows, caption=caption if blind else None)
+    return results_table(title, columns, rows, no_wrap=True, caption=caption if blind else None)
 
 
 def yes_no_table(figures: Sequence[Figure]) -> Table | None:
@@ -190,7 +190,9 @@ def yes_no_table(figures: Sequence[Figure]) -> Table | None:
             shares = [percent(values.get(metric), 1) for metric in ("precision", "recall", "f1", "yes_ratio")]
             rows.append((head["task"], *shares, head["unparsable"], head["n"]))
     columns = ("task", "precision", "recall", "F1", "says yes", "neither", "n")
-    return results_table("Yes or no: %, and how many answers were neither", columns, rows) if rows else None
+    return (
+        results_table("Yes or no: %, and how many answers were neither", columns, rows, no_wrap=True) if rows else None
+    )
 
 
 def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> None:

@@ -89,4 +89,5 @@ def questions_table(report: QuestionReport) -> Table:
         (kind, f"{score.right}/{score.n}", f"{percent_range(score.interval)} %", f"{percent(score.majority)} %")
         for kind, score in [*report.kinds.items(), ("all", report.total)]
     ]
-    return results_table("Questions about held-out scenes", ("question", "right", "95 %", "majority answer"), rows)
+    columns = ("question", "right", "95 %", "majority answer")
+    return results_table("Questions about held-out scenes", columns, rows, no_wrap=True)
