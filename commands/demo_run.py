@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -154,38 +155,13 @@ def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[st
 
 
 def draw(model: Any, processor: Any, recipe: Recipe, output: Path) -> dict[str, Path]:
-    """Loss plot, an episode of each task, and a prediction on a real robot's picture where there is one."""
+    """An episode of each task, beside the curves that the training drew unless it was too short for any."""
     from gen_vla.evaluation.drawers.suite import record_episodes
 
-    pictures = output / "pictures"
+    pictures, curves = output / "pictures", output / recipe.name / "training_curves.png"
     pictures.mkdir(exist_ok=True)
-    curves = output / recipe.name / "training_curves.png"  # of a run that logged twice
     files = {"loss per source": curves} if curves.is_file() else {}
-    files |= {f"episode, {path.stem}": path for path in record_episodes(model, processor, pictures)}
-    real = draw_bridge_prediction(model, processor, pictures / "bridge_prediction.png")
-    return {**files, "prediction on a real Bridge picture": real} if real else files
-
-
-def draw_bridge_prediction(model: Any, processor: Any, path: Path) -> Path | None:
-    """A prediction on the first frame of the Bridge sample under `GEN_VLA_DATA`; `None` where there is none."""
-    import io
-
-    from PIL import Image
-
-    from gen_vla.evaluation.policies.pictures import draw_prediction
-    from gen_vla.training.storage.tfrecord_reading import read_examples
-
-    shards = sorted(Path(os.environ.get("GEN_VLA_DATA", "../shared/data")).glob("octo_bridge_debug/**/*.tfrecord-*"))
-    if not shards:
-        print("  no real pictures: set GEN_VLA_DATA to a folder with octo_bridge_debug for a prediction on one")
-        return None
-    example = next(read_examples(shards[0]))
-    image = Image.open(io.BytesIO(example["steps/observation/image_0"][0]))
-    instruction = example["steps/language_instruction"][0].decode()
-    key = next(iter(model.config.norm_stats))
-    prediction = model.predict_actions(**processor.action_inputs(image, instruction), unnorm_key=key)
-    note = "A real WidowX picture under a model that saw only simulated drawers: it shows the format, not skill."
-    return draw_prediction(image, instruction, prediction, path, note=note)
+    return {**files, **{f"episode, {path.stem}": path for path in record_episodes(model, processor, pictures)}}
 
 
 def write_results(results: dict[str, Any], made: dict[str, Any], output: Path, seconds: float) -> dict[str, Any]:
@@ -198,7 +174,7 @@ def write_results(results: dict[str, Any], made: dict[str, Any], output: Path, s
     written = {
         "model": REPO_ID,
         "rollouts": [report.to_dict() for report in results["rollouts"]],
-        "questions": results["questions"].to_dict() if results["questions"] else None,
+        "questions": asdict(results["questions"]) if results["questions"] else None,
         "latency": results["latency"],
         "seconds": round(seconds),
     }

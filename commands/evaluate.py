@@ -1,6 +1,8 @@
 """`gen-vla evaluate SUITE MODEL`: one function per suite; those that measure speed are in `benchmarks.py`."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,7 +69,7 @@ def drawers(
     results = run_suite(loaded, processor, asked, episodes=episodes)
     Console().print(summary_table(results, model))
     rollouts = [report.to_dict() for report in results["rollouts"]]
-    answers = results["questions"].to_dict() if results["questions"] else None
+    answers = asdict(results["questions"]) if results["questions"] else None
     written = {"model": model, "rollouts": rollouts, "questions": answers, "latency": results["latency"]}
     write_results(written, output, [questions])
 
@@ -115,7 +117,7 @@ def scene_questions(
 
     report = evaluate_questions(*load_any(model), load_questions(questions))
     Console().print(questions_table(report))
-    write_results({"model": model, **report.to_dict()}, output, [questions])
+    write_results({"model": model, **asdict(report)}, output, [questions])
 
 
 class SpacedValues(TyperCommand):
@@ -188,7 +190,7 @@ def vqa(
     Beside the results go every answer and a picture.
     """
     from gen_vla.evaluation.vqa.results import plot_results, question_scores_table, yes_no_table
-    from gen_vla.evaluation.vqa.suite import run_vqa, write_answers
+    from gen_vla.evaluation.vqa.suite import run_vqa
 
     results, answers = run_vqa(model, entries(tasks), local=local, limit=limit, batch_size=batch_size)
     for table in (question_scores_table(results["tasks"], model), yes_no_table(results["tasks"])):
@@ -196,7 +198,8 @@ def vqa(
             Console().print(table)
     write_results(results, output, dict.fromkeys(results["data"].values()))
     if output:
-        write_answers(answers, output.with_name(f"{output.stem}_answers.jsonl"))
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        output.with_name(f"{output.stem}_answers.jsonl").write_text(lines, encoding="utf-8")
         plot_results(results["tasks"], output.with_suffix(".png"), Path(model).name)
 
 

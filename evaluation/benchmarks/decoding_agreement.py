@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.policies.cameras import camera_names, pictures_per_action
 from gen_vla.evaluation.statistics.intervals import wilson_interval
+from gen_vla.evaluation.tables import percent_range, results_table
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.provenance.origin import describe_machine
 from gen_vla.training.robot_data.source import open_robot_source
@@ -66,18 +67,14 @@ def measure_agreement(
         raise ValueError(f"got {len(observations)} observations for batches of {rows}, expected at least one batch")
     key = next(iter(model.config.norm_stats))
     pairs: dict[str, list[tuple[Any, int, Any, int]]] = {"tree": [], "static": [], "batch": []}
-    batches = len(observations) // rows
-    for number in tqdm(range(batches), unit="batch"):
-        batch = observations[number * rows : (number + 1) * rows]
+    for first in tqdm(range(0, len(observations) - rows + 1, rows), unit="batch"):
+        batch = observations[first : first + rows]
         plain = decode(model, processor, batch, key, tree_nodes=0)
-        tree = decode(model, processor, batch, key, tree_nodes=nodes, cache_implementation="dynamic")
-        static = decode(model, processor, batch, key, tree_nodes=nodes, cache_implementation="static")
-        for row, observation in enumerate(batch):
-            pairs["tree"].append((plain, row, tree, row))
-            pairs["static"].append((plain, row, static, row))
-            if rows > 1:
-                alone = decode(model, processor, [observation], key, tree_nodes=0)
-                pairs["batch"].append((plain, row, alone, 0))
+        for name, cache in (("tree", "dynamic"), ("static", "static")):
+            fast = decode(model, processor, batch, key, tree_nodes=nodes, cache_implementation=cache)
+            pairs[name] += [(plain, row, fast, row) for row in range(rows)]
+        for row, observation in enumerate(batch if rows > 1 else ()):
+            pairs["batch"].append((plain, row, decode(model, processor, [observation], key, tree_nodes=0), 0))
     return {
         "suite": "agreement",
         "dtype": str(model.dtype),
@@ -119,13 +116,10 @@ def compared(pairs: Sequence[tuple[Any, int, Any, int]]) -> dict[str, Any]:
 
 def agreement_table(results: dict[str, Any]) -> Table:
     """One line per comparison."""
-    table = Table(title=f"Agreement, {results['dtype']}, batches of {results['rows']}")
-    table.add_column("compared with generate")
-    for column in ("same actions", "95 %", "gap at the first difference", "largest difference"):
-        table.add_column(column, justify="right")
+    columns = ("compared with generate", "same actions", "95 %", "gap at the first difference", "largest difference")
+    rows = []
     for name, found in results["comparisons"].items():
-        low, high = (f"{100 * bound:.1f}" for bound in found["interval"])
         measures = (found["largest_gap_of_probabilities"], found["largest_difference"])
         shown = ("" if value is None else f"{value:.4f}" for value in measures)
-        table.add_row(name, f"{found['same']}/{found['n']}", f"{low}-{high} %", *shown)
-    return table
+        rows.append((name, f"{found['same']}/{found['n']}", f"{percent_range(found['interval'], 1)} %", *shown))
+    return results_table(f"Agreement, {results['dtype']}, batches of {results['rows']}", columns, rows)

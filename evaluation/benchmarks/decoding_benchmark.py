@@ -1,7 +1,7 @@
 """What an action costs on this machine: milliseconds, passes, bytes and memory of each way of decoding, side by side.
 
-    gen-vla evaluate decoding --sizes mini,100m --bridge ../shared/data/octo_bridge_debug --picture decoding.png
-    gen-vla evaluate decoding --sizes "" --bridge ../shared/data/octo_bridge_debug        # passes only
+    gen-vla evaluate decoding --sizes mini,100m --bridge octo_bridge_debug --picture decoding.png
+    gen-vla evaluate decoding --sizes "" --bridge octo_bridge_debug        # passes only
 
 Compared, in turns within one run, on random weights, which are as fast as any:
 
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from gen_vla.evaluation.benchmarks.decoding_agreement import compared
@@ -190,15 +191,9 @@ def bytes_per_pass(model: Any, rows: int, length: int) -> int:
 def measure_copy_bandwidth(device: str) -> float:
     """Bytes per second that a plain copy reads and writes."""
     source = torch.ones(2**28 if device == "cuda" else 2**26, device=device)
-    target = torch.empty_like(source)
-    seconds = []
-    for _ in range(6):
-        synchronize(device)
-        began = time.perf_counter()
-        target.copy_(source)
-        synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * source.numel() * source.element_size() / min(seconds[1:])
+    names = {"source": source, "target": torch.empty_like(source)}
+    timer = Timer("target.copy_(source)", globals=names, num_threads=torch.get_num_threads())
+    return 2 * source.numel() * source.element_size() / min(timer.timeit(1).mean for _ in range(5))
 
 
 def peak_memory(device: str) -> float:
@@ -215,11 +210,9 @@ def compare_choices(model: Any, nodes: int, pictures: int) -> dict[str, Any]:
     fall either way: how many actions differ, and how probable the two choices were where they first did.
     """
     pairs = []
-    for seed in range(pictures):
-        inputs = random_inputs(model, 1, seed)
-        plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
-        tree = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=nodes)  # static where it is the default
-        pairs.append((plain, 0, tree, 0))
+    for inputs in (random_inputs(model, 1, seed) for seed in range(pictures)):
+        plain, tree = (model.predict_actions(**inputs, unnorm_key="random", tree_nodes=count) for count in (0, nodes))
+        pairs.append((plain, 0, tree, 0))  # trees are static where that is the default
     found = compared(pairs)
     gap = found["largest_gap_of_probabilities"]
     return {"pictures": pictures, "same_actions": found["same"], "largest_gap_where_different": gap}
@@ -249,22 +242,16 @@ def limits_of(model: Any, copy_bandwidth: float) -> dict[str, Any]:
 @torch.no_grad()
 def record_products(model: Any, width: int) -> torch.cuda.CUDAGraph:
     """A CUDA graph of every layer's matrix products for one row of `width` tokens."""
-    text, layers = model.config.text_config, model.model.language_model.layers
-
-    def random(features: int) -> torch.Tensor:
-        return torch.randn(1, width, features, device=model.device, dtype=model.dtype)
-
-    hidden, wide = random(text.hidden_size), random(text.intermediate_size)
-    heads = random(layers[0].self_attn.o_proj.in_features)
+    groups = []
+    for layer in model.model.language_model.layers:
+        own, mlp = layer.self_attn, layer.mlp
+        groups += [(own.q_proj, own.k_proj, own.v_proj), (own.o_proj,), (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)]
+    widths = {product.in_features for group in groups for product in group}
+    inputs = {n: torch.randn(1, width, n, device=model.device, dtype=model.dtype) for n in widths}
 
     def run() -> None:
-        for layer in layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            in_parallel(model.device, *(partial(projection, hidden) for projection in projections))
-            attention.o_proj(heads)
-            in_parallel(model.device, partial(mlp.gate_proj, hidden), partial(mlp.up_proj, hidden))
-            mlp.down_proj(wide)
+        for group in groups:
+            in_parallel(model.device, *(partial(product, inputs[product.in_features]) for product in group))
 
     run()
     torch.cuda.synchronize()
@@ -274,10 +261,10 @@ def record_products(model: Any, width: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def median_gpu_ms(function: Callable[[], None], repeats: int = 20) -> float:
+def median_gpu_ms(function: Callable[[], None]) -> float:
     """Of a function's time on the GPU."""
     times = []
-    for _ in range(repeats + 3):
+    for _ in range(23):
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         began.record()
         function()

@@ -14,6 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.benchmarks.random_models import BRIDGE, NORMALIZED, PIECES
+from gen_vla.evaluation.tables import results_table
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_statistics import histogram, normalize_actions
 from gen_vla.modeling.action_strings import ActionStringProcessor
@@ -84,10 +85,9 @@ def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
 
 def passes_table(results: dict[str, Any]) -> Table:
     """Passes per 49-token action on the recorded Bridge steps."""
-    table = Table(title="Forward passes per action, recorded Bridge steps (49 tokens, prompt included)")
-    for column in ("nodes per pass", "prior", "mean", "max", "steps"):
-        table.add_column(column, justify="right")
-    for entry in results["passes_on_bridge"]:
-        prior = "histogram and previous" if entry["prior"] else "none"
-        table.add_row(*map(str, (entry["nodes"], prior, entry["mean"], entry["max"], entry["n"])))
-    return table
+    rows = [
+        (e["nodes"], "histogram and previous" if e["prior"] else "none", e["mean"], e["max"], e["n"])
+        for e in results["passes_on_bridge"]
+    ]
+    title = "Forward passes per action, recorded Bridge steps (49 tokens, prompt included)"
+    return results_table(title, ("nodes per pass", "prior", "mean", "max", "steps"), rows, left=0)

@@ -1,6 +1,6 @@
 """Milliseconds per action on this machine: one observation in, one action out, as a control loop would call it.
 
-    processing     picture and words to tensors on the device
+    processing     picture and instruction to tensors on the device
     vision         the encoders and the projector
     prefill        the language model's pass over the prompt
     decode passes  its further passes; those of the action expert of the flow-matching π0
@@ -28,6 +28,7 @@ from tqdm import tqdm
 from gen_vla.evaluation.benchmarks.random_models import synchronize
 from gen_vla.evaluation.policies.cameras import pictures_per_action
 from gen_vla.evaluation.policies.flow import FLOW
+from gen_vla.evaluation.tables import results_table
 from gen_vla.training.provenance.origin import describe_machine
 
 
@@ -70,12 +71,10 @@ def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20)
     return {"neighbours": neighbours, **{name: found[name] for name in ("median_ms", "p95_ms", "worst_ms")}}
 
 
-def measure_parts(
-    model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
-) -> dict[str, Any]:
+def measure_parts(model: Any, processor: Any, repeats: int = 20, warmup: int = 3) -> dict[str, Any]:
     """Where the time of an action goes: means over `repeats` calls, whose parts add up to the total."""
     generator = np.random.default_rng(1)
-    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts", disable=not progress)
+    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts")
     calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][warmup:]
     means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
     return {
@@ -101,49 +100,46 @@ def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict
         "processing": 1000 * (processed - began),
         "vision": sum(spans["vision"]) + sum(spans["projector"]),
         "prefill": spans["language"][0],
-        "decode passes": sum(spans["language"][1:]) + sum(spans["expert"]),
+        "decode passes": sum(spans["language"][1:]) + sum(spans.get("expert", ())),
     }
-    timed = len(spans["language"]) + len(spans["expert"])
+    timed = len(spans["language"]) + len(spans.get("expert", ()))
     counts = {"passes": prediction.forward_passes, "passes_timed": timed}
     return {**parts, "rest": total - sum(parts.values()), "total": total, **counts}
 
 
 def timed_modules(model: Any) -> dict[str, Any]:
     """The parts of a model, by what their calls are added up under."""
-    backbone = model.model
+    parts = model.model
     if model.config.model_type == FLOW:
-        vlm = backbone.vlm
-        parts = {"vision": vlm.vision_tower, "projector": vlm.multi_modal_projector, "language": vlm.language_model}
-        return {**parts, "expert": backbone.dit}
-    parts = {"vision": backbone.vision_tower, "projector": backbone.projector, "language": backbone.language_model}
-    return {**parts, "expert": torch.nn.Identity()}  # never called
+        vlm = parts.vlm
+        found = {"vision": vlm.vision_tower, "projector": vlm.multi_modal_projector, "language": vlm.language_model}
+        return {**found, "expert": parts.dit}
+    return {"vision": parts.vision_tower, "projector": parts.projector, "language": parts.language_model}
 
 
 @contextlib.contextmanager
 def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float]]]:
-    """While it lasts, yields the milliseconds of every call of each module, by name."""
+    """While it lasts, yields the milliseconds of every call of each module, by name.
+
+    Calls while a CUDA graph is recorded, during which nothing may wait, are left out.
+    """
     spans: dict[str, list[float]] = {name: [] for name in modules}
     began: dict[str, float] = {}
 
-    def now() -> float | None:
-        """Milliseconds, the device idle; `None` while a CUDA graph is recorded, during which nothing may wait."""
+    def mark(name: str, begins: bool) -> None:
         if model.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            return None
+            return
         synchronize(model.device)
-        return 1000 * time.perf_counter()
+        now = 1000 * time.perf_counter()
+        if begins:
+            began[name] = now
+        else:
+            spans[name].append(now - began[name])
 
-    def watch(name: str, module: Any) -> list[Any]:
-        def before(*_: Any) -> None:
-            if (time_now := now()) is not None:
-                began[name] = time_now
-
-        def after(*_: Any) -> None:
-            if (time_now := now()) is not None:
-                spans[name].append(time_now - began[name])
-
-        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-
-    handles = [handle for name, module in modules.items() for handle in watch(name, module)]
+    handles = []
+    for name, module in modules.items():
+        handles.append(module.register_forward_pre_hook(lambda *_, name=name: mark(name, begins=True)))
+        handles.append(module.register_forward_hook(lambda *_, name=name: mark(name, begins=False)))
     try:
         yield spans
     finally:
@@ -162,20 +158,15 @@ def latency_table(results: dict[str, Any], title: str) -> Table:
 
     `results` are those of `measure_latency`, with those of `measure_parts` and maybe `measure_busy` in them.
     """
-    parts, machine = results["parts"], results["machine"]
-    table = Table(title=title, caption=f"{machine['device']}, {machine['threads']} threads, n = {results['n']}")
-    table.add_column("part")
-    table.add_column("ms per action", justify="right")
-    table.add_column("share", justify="right")
-    for name, value in parts["parts_ms"].items():
-        table.add_row(name, f"{value:.2f}", f"{100 * value / parts['total_ms']:.0f} %")
-    table.add_section()
-    table.add_row("with hooks", f"{parts['total_ms']:.2f}", "100 %")
-    table.add_row("without (median)", f"{results['median_ms']:.2f}", f"p95 {results['p95_ms']:.2f}")
-    if busy := results.get("busy"):
-        for name in ("median", "worst"):
-            value = busy[f"{name}_ms"]
-            words = f"beside {busy['neighbours']} busy processes, {name}"
-            table.add_row(words, f"{value:.2f}", f"{value / results['median_ms']:.1f}x")
-    table.add_row("forward passes", f"{parts['passes']:g}", "")
-    return table
+    parts, machine, busy = results["parts"], results["machine"], results.get("busy", {})
+    rows = [
+        (name, f"{value:.2f}", f"{100 * value / parts['total_ms']:.0f} %") for name, value in parts["parts_ms"].items()
+    ]
+    rows.append(("with hooks", f"{parts['total_ms']:.2f}", "100 %"))
+    rows.append(("without (median)", f"{results['median_ms']:.2f}", f"p95 {results['p95_ms']:.2f}"))
+    for name in ("median", "worst") if busy else ():
+        value, words = busy[f"{name}_ms"], f"beside {busy['neighbours']} busy processes, {name}"
+        rows.append((words, f"{value:.2f}", f"{value / results['median_ms']:.1f}x"))
+    rows.append(("forward passes", f"{parts['passes']:g}", ""))
+    caption = f"{machine['device']}, {machine['threads']} threads, n = {results['n']}"
+    return results_table(title, ("part", "ms per action", "share"), rows, caption=caption)

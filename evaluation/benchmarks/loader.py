@@ -1,6 +1,6 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-    gen-vla evaluate loader ../shared/data/octo_bridge_debug --output evaluation/results/loader.json
+    gen-vla evaluate loader octo_bridge_debug --output evaluation/results/loader.json
 
 Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
 the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded
@@ -10,8 +10,6 @@ and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is
     tfds      the same camera decoded in `tf.data`, the others skipped; steps flattened, resized with antialiasing
     lerobot   `LeRobotDataset[i]` with its default video decoder, resized with antialiasing by torch
 """
-
-from __future__ import annotations
 
 import statistics
 import time
@@ -25,6 +23,7 @@ import numpy as np
 from rich.table import Table
 from tqdm import tqdm
 
+from gen_vla.evaluation.tables import results_table
 from gen_vla.processors.image_processing_openvla_plus import resize
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.provenance.origin import describe_machine
@@ -122,19 +121,13 @@ def _readers(source: RobotDataset, size: int, split: str) -> dict[str, Frames]:
     passes: dict[str, Frames] = {"gen-vla": lambda: our_frames(source, size)}
     if isinstance(reader, RLDSReader) and reader.folder.is_local and installed("tensorflow-datasets"):
         passes["tfds"] = lambda: tfds_frames(reader, camera, size, split)
-    if isinstance(reader, LeRobotReader) and reader.folder.is_local and _lerobot_reads(reader):
-        passes["lerobot"] = lambda: lerobot_frames(reader.folder.root, camera, size)
+    if isinstance(reader, LeRobotReader) and reader.folder.is_local and installed("lerobot"):
+        from lerobot.datasets.lerobot_dataset import CODEBASE_VERSION  # type: ignore[import-not-found]
+
+        stored = reader.folder.read_json(LEROBOT_INFO)["codebase_version"]
+        if stored.partition(".")[0] == CODEBASE_VERSION.partition(".")[0]:  # it reads one major version
+            passes["lerobot"] = lambda: lerobot_frames(reader.folder.root, camera, size)
     return passes
-
-
-def _lerobot_reads(reader: LeRobotReader) -> bool:
-    """Whether lerobot is there in a version that reads the data set's: each reads one major version."""
-    if not installed("lerobot"):
-        return False
-    from lerobot.datasets.lerobot_dataset import CODEBASE_VERSION  # type: ignore[import-not-found]
-
-    stored = reader.folder.read_json(LEROBOT_INFO)["codebase_version"]
-    return stored.partition(".")[0] == CODEBASE_VERSION.partition(".")[0]
 
 
 def frames_per_core_second(stream: Iterator[np.ndarray], frames: int) -> float:
@@ -156,20 +149,21 @@ def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
 
 def loader_table(results: dict[str, Any]) -> Table:
     """Frames per second and core, one line per data set and reader."""
-    table = Table(title="Frames per second and core: read, decoded, resized")
-    for name in ("data set", "format", "reader", "frames/s", "beside gen-vla"):
-        table.add_column(name, justify="right" if name in ("frames/s", "beside gen-vla") else "left")
+    rows = []
     for result in results["results"]:
-        ours = result["readers"]["gen-vla"]["frames_per_core_second"]
-        for name, entry in result["readers"].items():
-            rate = entry["frames_per_core_second"]
-            beside = "" if name == "gen-vla" else f"{rate / ours:.2f} x"
-            table.add_row(result["data"], result["format"], name, f"{rate:,.0f}", beside)
+        rates = {name: entry["frames_per_core_second"] for name, entry in result["readers"].items()}
+        for name, rate in rates.items():
+            beside = "" if name == "gen-vla" else f"{rate / rates['gen-vla']:.2f} x"
+            rows.append((result["data"], result["format"], name, f"{rate:,.0f}", beside))
     formats = {result["format"] for result in results["results"]}
-    for package, name in (("tensorflow-datasets", "RLDS"), ("lerobot", "LeRobot")):
-        if name in formats and not installed(package):
-            table.caption = f"{package} is not installed: nothing to compare {name} with"
-    return table
+    missing = [
+        f"{package} is not installed: nothing to compare {name} with"
+        for package, name in (("tensorflow-datasets", "RLDS"), ("lerobot", "LeRobot"))
+        if name in formats and not installed(package)
+    ]
+    columns = ("data set", "format", "reader", "frames/s", "beside gen-vla")
+    title = "Frames per second and core: read, decoded, resized"
+    return results_table(title, columns, rows, left=3, caption="; ".join(missing) or None)
 
 
 def installed(distribution: str) -> bool:

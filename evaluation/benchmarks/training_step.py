@@ -20,6 +20,7 @@ import torch
 from rich.table import Table
 
 from gen_vla.evaluation.benchmarks.random_models import build_random, random_inputs
+from gen_vla.evaluation.tables import results_table
 from gen_vla.training.provenance.origin import describe_machine
 from gen_vla.training.trainer import score_answers
 
@@ -37,19 +38,14 @@ def training_inputs(model: Any, rows: int) -> dict[str, torch.Tensor]:
     return {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def loss_everywhere(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean loss from the logits of all positions."""
-    return model(**inputs, use_cache=False).loss
-
-
 def loss_where_needed(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The same from the logits of supervised columns."""
+    """The mean loss from the logits of supervised columns."""
     log_probs, _ = score_answers(model, inputs)
     return -log_probs.sum() / (inputs["labels"][:, 1:] != -100).sum()
 
 
 LOSSES: dict[str, Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]] = {
-    "every position": loss_everywhere,
+    "every position": lambda model, inputs: model(**inputs, use_cache=False).loss,
     "supervised columns": loss_where_needed,
 }
 
@@ -99,11 +95,15 @@ def run_benchmark(sizes: list[str], batches: list[int], repeats: int) -> dict[st
 
 def steps_table(results: dict[str, Any]) -> Table:
     """Milliseconds and memory of a step."""
-    table = Table(title=f"Forward and backward, {results['machine']['device']}, float32")
-    for column in ("model", "rows", "logits of", "ms", "GB above model and gradients"):
-        table.add_column(column, justify="right")
-    for entry in results["steps"]:
-        model = f"{entry['size']} ({entry['parameters'] / 1e6:,.0f}M)"
-        memory = f"{entry['peak_gb_above_model']:.2f}"
-        table.add_row(model, str(entry["rows"]), entry["way"], f"{entry['median_ms']:.0f}", memory)
-    return table
+    rows = [
+        (
+            f"{entry['size']} ({entry['parameters'] / 1e6:,.0f}M)",
+            entry["rows"],
+            entry["way"],
+            f"{entry['median_ms']:.0f}",
+            f"{entry['peak_gb_above_model']:.2f}",
+        )
+        for entry in results["steps"]
+    ]
+    title = f"Forward and backward, {results['machine']['device']}, float32"
+    return results_table(title, ("model", "rows", "logits of", "ms", "GB above model and gradients"), rows, left=0)

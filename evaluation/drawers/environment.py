@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from gen_vla.evaluation.simulation.offscreen_camera import (
+    FIRST_ORNAMENT,
     FRAMEBUFFER,
     CameraPose,
     OffscreenCamera,
     Ornament,
     mujoco,
-    ornament_segment,
     thread_camera,
 )
 
@@ -242,7 +242,7 @@ class DrawerEnv:
             "hand": np.isin(ids, np.flatnonzero(np.isin(model.geom_bodyid, hand))),
         }
         for index, block in enumerate(self.appearance.blocks):
-            masks[f"{block.colour} block"] = ids == ornament_segment(index)
+            masks[f"{block.colour} block"] = ids == FIRST_ORNAMENT + index
         return masks
 
     def _look(self) -> OffscreenCamera:

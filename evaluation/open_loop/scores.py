@@ -149,8 +149,7 @@ def with_baselines(found: Comparison, known: Dimensions) -> dict[str, np.ndarray
         return np.broadcast_to(np.where(np.isfinite(values), values, known.mean)[:, None], shape)
 
     def distance(values: np.ndarray) -> float:
-        errors = known.normalized(values, found.recorded)[found.valid]
-        return float(errors.mean()) if errors.size else 0.0
+        return known.normalized(values, found.recorded)[found.valid].sum()
 
     named = {POLICY: found.predicted, MEAN: mean, HELD: held(found.held)}
     if found.state is not None and distance(held(found.state)) < distance(mean):
@@ -178,7 +177,8 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
     errors = {}  # normalized; the nearest writable action has none, since recorded values count as clipped
     if known.compared.any():
         errors = {name: known.normalized(of, found.recorded) for name, of in named.items() if name != NEAREST}
-    drawn = {name: bootstrap.means(_l1_and_mse(of)) for name, of in errors.items()}
+    both = {name: np.stack([of.mean(axis=-1), (of**2).mean(axis=-1)], axis=-1) for name, of in errors.items()}
+    drawn = {name: bootstrap.means(of) for name, of in both.items()}
     relative = {name: drawn[POLICY][:, :1] / np.maximum(of[:, :1], 1e-12) for name, of in drawn.items()}
     figures = {
         name: bootstrap.figures(bootstrap.means(known.measured(values, found.recorded)))
@@ -200,20 +200,14 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
             }
             for dim, name in enumerate(names)
         ],
-        "chunk_steps": _chunk_steps(found, errors, known.measured(found.predicted, found.recorded)),
+        "chunk_steps": [
+            {
+                "step": step,
+                "values": int(valid.sum()),
+                "l1": {name: float(of[valid, step].mean()) for name, of in errors.items()},
+                "dimensions": known.measured(found.predicted, found.recorded)[valid, step].mean(axis=0).tolist(),
+            }
+            for step, valid in enumerate(found.valid.T)
+            if valid.any()  # in any episode
+        ],
     }
-
-
-def _l1_and_mse(errors: np.ndarray) -> np.ndarray:
-    return np.stack([errors.mean(axis=-1), (errors**2).mean(axis=-1)], axis=-1)
-
-
-def _chunk_steps(found: Comparison, errors: dict[str, np.ndarray], measured: np.ndarray) -> list[dict[str, Any]]:
-    """One entry per step of the chunk that any episode reaches."""
-    steps = []
-    for step, valid in enumerate(found.valid.T):
-        if valid.any():
-            l1 = {name: float(of[valid, step].mean()) for name, of in errors.items()}
-            own = measured[valid, step].mean(axis=0).tolist()
-            steps.append({"step": step, "values": int(valid.sum()), "l1": l1, "dimensions": own})
-    return steps

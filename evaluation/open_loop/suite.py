@@ -18,16 +18,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.benchmarks.decoding_agreement import model_views
-from gen_vla.evaluation.open_loop.data import (
-    RecordedEpisodes,
-    RecordedStep,
-    open_recorded,
-    recipe_entry,
-    trained_on,
-)
+from gen_vla.evaluation.open_loop.data import RecordedEpisodes, RecordedStep, open_recorded, recipe_entry, trained_on
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.tables import results_table
 from gen_vla.processors import select_statistics
 
 
@@ -56,7 +51,7 @@ class OpenLoopSettings:
 
 
 def ask_policy(
-    model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8, progress: bool = True
+    model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8
 ) -> tuple[Comparison, int]:
     """The policy's actions at recorded steps, and how many of its answers were malformed.
 
@@ -72,7 +67,7 @@ def ask_policy(
     answered: list[RecordedStep] = []
     actions: list[np.ndarray] = []
     asked, steps = 0, iter(episodes)
-    with tqdm(total=episodes.total, unit="episode", disable=not progress) as bar:
+    with tqdm(total=episodes.total, unit="episode") as bar:
         while batch := list(islice(steps, rows)):
             width, expected = batch[0].action.shape[-1], len(model.config.norm_stats[key]["action"]["q01"])
             if width != expected:
@@ -126,7 +121,7 @@ def _comparison(steps: Sequence[RecordedStep], actions: Sequence[np.ndarray]) ->
 
 
 def evaluate_open_loop(
-    model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings, progress: bool = True
+    model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings
 ) -> tuple[dict[str, Any], Comparison, RecordedEpisodes]:
     """Results as they are written, with the actions and the episodes behind them.
 
@@ -143,7 +138,7 @@ def evaluate_open_loop(
     cameras = model_views(processor, settings.cameras or entry.get("cameras"))
     source = open_recorded(data, entry, cameras, horizon, settings.split)
     episodes = RecordedEpisodes(source, settings.every, settings.episodes)
-    found, malformed = ask_policy(model, processor, episodes, key, settings.rows, progress)
+    found, malformed = ask_policy(model, processor, episodes, key, settings.rows)
     numbers = [str(dim) for dim in range(found.recorded.shape[-1])]
     called = source.action_names or statistics.get("names") or numbers  # the data set's word, or that of training
     results = {
@@ -169,31 +164,23 @@ def evaluate_open_loop(
 def open_loop_tables(results: dict[str, Any]) -> list[Table]:
     """Errors per dimension and over all beside the baselines', and along the chunk."""
     named = [name for name, of in results["dimensions"][0].items() if isinstance(of, dict)]
-    together = results["normalized"]
-    size = f"{results['n']} steps of {results['episodes']} episodes"
-    table = _table(f"{results['model']} on {results['data']}: mean absolute error, {size}", *named, "outside")
-    table.columns[0].justify = "left"
+    together, rows = results["normalized"], []
     for entry in results["dimensions"]:
         figures = [figure_text(entry[name], entry["measure"], name == POLICY) for name in named]
         label = entry["name"] + (", share right" if entry["measure"] == "accuracy" else "")
-        table.add_row(label, *figures, f"{entry['outside']:.1%}", end_section=entry is results["dimensions"][-1])
+        rows.append((label, *figures, f"{entry['outside']:.1%}"))
     for measure, label in (("l1", "all, normalized"), ("mse", "all, squared")) if together else ():
         shown = {name: figure_text(of[measure], "error", name == POLICY) for name, of in together.items()}
         outside = f"{results['outside']:.1%}" if measure == "l1" else ""
-        table.add_row(label, *(shown.get(name, "") for name in named), outside)
-    if len(results["chunk_steps"]) == 1 or not together:
-        return [table]
-    chunk = _table("Along the chunk: all dimensions, normalized", "values", *together, first="step")
-    for entry in results["chunk_steps"]:
-        chunk.add_row(str(entry["step"]), str(entry["values"]), *(f"{of:.4f}" for of in entry["l1"].values()))
-    return [table, chunk]
-
-
-def _table(title: str, *columns: str, first: str = "dimension") -> Table:
-    table = Table(title=title)
-    for column in (first, *columns):
-        table.add_column(column, justify="right")
-    return table
+        rows.append((label, *(shown.get(name, "") for name in named), outside))
+    size = f"{results['n']} steps of {results['episodes']} episodes"
+    title = f"{results['model']} on {results['data']}: mean absolute error, {size}"
+    tables = [results_table(title, ("dimension", *named, "outside"), rows)]
+    if len(results["chunk_steps"]) > 1 and together:
+        steps = [(s["step"], s["values"], *(f"{of:.4f}" for of in s["l1"].values())) for s in results["chunk_steps"]]
+        title = "Along the chunk: all dimensions, normalized"
+        tables.append(results_table(title, ("step", "values", *together), steps, left=0))
+    return tables
 
 
 def figure_text(figure: dict[str, Any], measure: str, bounds: bool) -> str:

@@ -1,4 +1,4 @@
-"""What evaluation has to know of the flow-matching π0: it begins with noise, and writes no words.
+"""What evaluation has to know of the flow-matching π0: it starts from noise, and writes no text.
 
 Noise belongs to a step of an episode, not to a batch: a suite that goes on after a stop, or runs other episodes beside
 it, gives the same actions.
@@ -23,7 +23,7 @@ def starting_noise(model: Any, steps: Sequence[str]) -> dict[str, Any]:
 
 
 def check_answers(config: Any) -> None:
-    """Raises `ValueError` for the configuration of a model that writes no words."""
+    """Raises `ValueError` for the configuration of a model that writes no text."""
     if config.model_type == FLOW:
         raise ValueError(
             "got a flow-matching π0, expected a model that answers questions: it has no output layer for words. Ask "

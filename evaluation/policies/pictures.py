@@ -4,28 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image
 
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-
-PREDICTED = "#d1495b"
 CHARACTERS = 56  # that fit beside each other in the usual size
 ONE_ARM = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # what most data sets' seven values are
 
 
-def draw_prediction(
-    image: Image.Image,
-    instruction: str,
-    prediction: Any,
-    path: str | Path,
-    note: str = "",
-    recorded: np.ndarray | None = None,
-) -> Path:
+def draw_prediction(image: Image.Image, instruction: str, prediction: Any, path: str | Path) -> Path:
     """A picture, what was asked, the action string with every character coloured by its probability, and the values.
 
     Bars show the normalised action, so that metres, radians and a gripper fit one axis; their labels are in units. Of
@@ -34,35 +23,22 @@ def draw_prediction(
 
     Args:
         prediction: an `ActionPrediction` of one observation in signed style, one token per character.
-        note: a line under it.
-        recorded: float [D], the normalised action a data set holds for this picture, drawn beside.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", width_ratios=(1, 1.6))
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     left.imshow(image)
     left.axis("off")
     left.set_title(instruction, fontsize=10, wrap=True)
     action, units = prediction.normalized[0, 0], prediction.actions[0, 0]
-    names = ONE_ARM if len(action) == len(ONE_ARM) else [str(number) for number in range(len(action))]
-    size = 8 if len(action) <= len(ONE_ARM) else 5
-    places = np.arange(len(action))
-    shift = 0.0 if recorded is None else 0.2
-    bars = right.bar(places - shift, action, width=0.4, color=PREDICTED, label="predicted")
-    right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=size, padding=2)
-    if recorded is not None:
-        right.bar(places + shift, recorded, width=0.4, color="#999999", label="recorded in the data set")
-    right.set_xticks(places, names)
-    right.axhline(0, color="black", linewidth=0.6)
+    bars = right.bar(np.arange(len(action)), action)
+    one_arm = len(action) == len(ONE_ARM)
+    right.bar_label(bars, [f"{value:+.4f}" for value in units], fontsize=8 if one_arm else 5)
+    right.set_xticks(np.arange(len(action)), ONE_ARM if one_arm else map(str, range(len(action))))
     right.set(ylim=(-1.15, 1.15), ylabel="normalised; labels in the data set's units")
-    right.legend(frameon=False, fontsize=8)
-    right.spines[["top", "right"]].set_visible(False)
     text = prediction.text[0] if len(prediction.actions[0]) == 1 else prediction.text[0].split("\n")[0]
     _write_coloured(right, text, prediction.digit_probabilities[0])
-    if note:
-        figure.supxlabel(note, fontsize=8, color="#555555")
-    path = Path(path)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path
+    return Path(path)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -75,7 +51,7 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 
 def _write_coloured(axes: Any, text: str, probabilities: np.ndarray) -> None:
     """The action string above the axes, red where the model was unsure, black where it was sure or had no choice."""
-    shades, size = plt.get_cmap("RdYlGn"), min(9.0, 9.0 * CHARACTERS / max(len(text), 1))
+    shades, size = colormaps["RdYlGn"], min(9.0, 9.0 * CHARACTERS / max(len(text), 1))
     for index, (character, probability) in enumerate(zip(text, probabilities)):
         colour = "black" if probability > 0.999 else shades(0.9 * float(probability))
         x = index / max(len(text), 1)

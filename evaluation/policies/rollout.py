@@ -5,8 +5,6 @@
 with actions as in `gen_vla.evaluation.simulation.actions`. A `Moment` carries what only controls may use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -58,30 +56,16 @@ def blind_expert_policy(images: list[np.ndarray], instructions: list[str], momen
     return np.stack([m.blind_expert for m in moments])
 
 
-CONTROLS: dict[str, Policy] = {
-    "expert": expert_policy,
-    "x-blind expert": blind_expert_policy,
-    "random actions": random_policy,
-    "zero action": zero_policy,
-}
-
-
 def blank_image(policy: Policy) -> Policy:
     """`policy` shown a grey picture: what it does from the instruction alone."""
-
-    def blinded(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-        return policy([np.full_like(image, 128) for image in images], instructions, moments)
-
-    return blinded
+    return lambda images, *rest: policy([np.full_like(image, 128) for image in images], *rest)
 
 
 def swapped_instruction(policy: Policy) -> Policy:
-    """`policy` told the other task: a score that stays up means the words are not read."""
-
-    def misled(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-        return policy(images, [INSTRUCTIONS[opposite(cast(Task, m.task))] for m in moments], moments)
-
-    return misled
+    """`policy` given the other instruction: a score that stays up means that the instruction is not read."""
+    return lambda images, _, moments: policy(
+        images, [INSTRUCTIONS[opposite(cast(Task, moment.task))] for moment in moments], moments
+    )
 
 
 class VLAPolicy:

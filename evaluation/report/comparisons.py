@@ -65,7 +65,12 @@ def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
     seeds = [len(side.get("seeds") or [side]) for side in (figure, other)]
     bounds, p = None, paired_p(first, second)
     if max(seeds) > 1:
-        bounds, p = compare_seeds(figure, other, correlation, files)
+        means = seed_mean_of(figure, files), seed_mean_of(other, files)
+        runs = [[(run["model"], run["seed"]) for run in side.get("seeds") or ()] for side in (figure, other)]
+        if means[0] is None or means[1] is None:
+            p = None
+        else:
+            bounds, p = seed_difference(means[0], means[1], correlation, same_seeds=runs[0] == runs[1])
     elif figure["interval"] is not None and other["interval"] is not None:
         bounds = difference_interval(
             figure["value"], figure["interval"], other["value"], other["interval"], correlation
@@ -75,23 +80,11 @@ def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
         "benchmark": figure["benchmark"],
         "difference": round(figure["value"] - other["value"], 6),
         "interval": None if bounds is None else [round(bound, 4) for bound in bounds],
-        "p": p,
+        "p": None if p is None else round(p, 6),
         "pairs": len(shared),
         "layouts": len({first[name].layout for name in shared}),
         "seeds": seeds,
     }
-
-
-def compare_seeds(
-    figure: Figure, other: Figure, correlation: float, files: TrialFiles
-) -> tuple[tuple[float, float] | None, float | None]:
-    """Bounds and p of a difference of which at least one side is a mean over seeds."""
-    first, second = seed_mean_of(figure, files), seed_mean_of(other, files)
-    if first is None or second is None:
-        return None, None
-    runs = [[(run["model"], run["seed"]) for run in side.get("seeds") or ()] for side in (figure, other)]
-    bounds, p = seed_difference(first, second, correlation, same_seeds=runs[0] == runs[1])
-    return bounds, round(p, 6)
 
 
 def paired_p(first: Trials, second: Trials) -> float | None:
@@ -102,7 +95,7 @@ def paired_p(first: Trials, second: Trials) -> float | None:
         if gain not in (-1.0, 0.0, 1.0):
             return None
         gains[first[name].layout] += int(gain)
-    return round(sign_flip_p(list(gains.values())), 6) if gains else None
+    return sign_flip_p(list(gains.values())) if gains else None
 
 
 def difference_text(difference: Difference) -> str:

@@ -1,7 +1,7 @@
 """Policies that differ by their training seed only, and the mean of what they reach.
 
 A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy.
-Which policies are runs of one recipe is told on the command line, or by the records in the result files. The figure of
+The command line, or the records in the result files, say which policies are runs of one recipe. The figure of
 a mean is like others, with the group as its `model`, and `seeds`: the figures of its runs in the order of their seeds.
 """
 
@@ -23,7 +23,7 @@ RUN_KEYS = ("model", "mode", "task", "value", "n", "interval", "source")  # of a
 ON_SEEDS = (
     "Means over seeds are about a recipe, not about one run of it: how much the seeds differ is in their intervals "
     "(with Student's t), and so are the layouts, which all seeds share. With two seeds they are wide, and have to be: "
-    "two runs hardly tell how far a third would lie."
+    "two runs say little about where a third would lie."
 )
 
 

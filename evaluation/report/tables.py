@@ -87,7 +87,7 @@ def make_report(
         figure["row"] = said_by_name(figure, lambda model: slugs.get(rows.get(model) or row_name(model)[0]))
     known = dict.fromkeys(figure["model"] for figure in figures)
     if against is not None and against not in known:
-        raise ValueError(f"got the model {against!r} to compare with, expected one of {', '.join(known)}")
+        raise ValueError(f"got the model {against!r} to compare with; {did_you_mean(against, known)}")
     tables = [fill_table(table, paper["models"], figures) for table in paper["tables"]]
     for table in tables:
         add_differences(table, paper["models"], figures, files, against)
@@ -133,23 +133,19 @@ def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[
     """A table of the paper, a row per model and column of it, our figures in their places."""
     rows = []
 
-    def add(model: str, of: Sequence[Figure], column: dict[str, Any], paper: float | None, size: str | None) -> None:
-        ours = [figure for figure in of if fits(figure, column)]
-        if ours or size:
-            shown = {"model": model, "task": column["label"], "paper": paper, "paper_size": size}
-            rows.append({**shown, "ours": ours, "drop_from": column.get("drop_from"), "differences": []})
+    def add(model: str, own: Sequence[Figure], values: Sequence[float | None], size: str | None) -> None:
+        for column, value in zip(table["columns"], values, strict=True):
+            ours = [figure for figure in own if fits(figure, column)]
+            if ours or size:
+                shown = {"model": model, "task": column["label"], "paper": value, "paper_size": size, "ours": ours}
+                rows.append({**shown, "drop_from": column.get("drop_from"), "differences": []})
 
     for name, values in table["rows"].items():
-        if len(values) != len(table["columns"]):
-            raise ValueError(f"{table['name']}, {name}: got {len(values)} values, expected {len(table['columns'])}")
-        own = [figure for figure in figures if figure["row"] == name]
-        for column, value in zip(table["columns"], values, strict=True):
-            add(name, own, column, value, models[name]["size"])
+        add(name, [figure for figure in figures if figure["row"] == name], values, models[name]["size"])
     others = [] if table.get("closed") else [figure for figure in figures if figure["row"] not in table["rows"]]
     for model in dict.fromkeys(figure["model"] for figure in others):
         own = [figure for figure in figures if figure["model"] == model]
-        for column in table["columns"]:
-            add(short_name(model), own, column, None, None)
+        add(short_name(model), own, [None] * len(table["columns"]), None)
     shown = {key: table[key] for key in ("name", "title", "benchmark", "decimals")}
     return {**shown, "unit": table.get("unit", "%"), "notes": [table["note"]] if "note" in table else [], "rows": rows}
 
@@ -204,8 +200,10 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "## Models and hardware", "", *_hardware_lines(report["figures"]), ""])
 
 
-def _line(*cells: Any) -> str:
-    return "| " + " | ".join("" if text is None else str(text).replace("|", "\\|") for text in cells) + " |"
+def _markdown_table(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """The first row is the head."""
+    texts = [["" if cell is None else str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (texts[0], ["---"] * len(texts[0]), *texts[1:])]
 
 
 def _table_lines(table: dict[str, Any]) -> list[str]:
@@ -216,16 +214,14 @@ def _table_lines(table: dict[str, Any]) -> list[str]:
     sizes = sorted({row["paper_size"] for row in table["rows"] if row["paper_size"]}, reverse=True)
     compared = ["difference"] if any(row["differences"] for row in table["rows"]) else []
     ours = [f"ours: {name}" for name in benchmarks]
-    head = ["model", "task", *ours, *compared, f"paper, {' and '.join(sizes)} ({table['benchmark']})"]
-    lines = [_line(*head), _line(*["---"] * len(head))]
+    lines = [["model", "task", *ours, *compared, f"paper, {' and '.join(sizes)} ({table['benchmark']})"]]
     for row in table["rows"]:
-        ours = [
-            "; ".join(cell(f, table["unit"]) for f in row["ours"] if f["benchmark"] == name) for name in benchmarks
-        ]
+        cells = [(figure["benchmark"], cell(figure, table["unit"])) for figure in row["ours"]]
+        ours = ["; ".join(text for benchmark, text in cells if benchmark == name) for name in benchmarks]
         printed = "" if row["paper"] is None else f"{row['paper']:.{table['decimals']}f}, {row['paper_size']}"
         found = "; ".join(difference_text(difference) for difference in row["differences"])
-        lines.append(_line(row["model"], row["task"], *ours, *[found] * len(compared), printed))
-    return lines
+        lines.append([row["model"], row["task"], *ours, *[found] * len(compared), printed])
+    return _markdown_table(lines)
 
 
 def cell(figure: Figure, unit: str = "%") -> str:
@@ -244,7 +240,7 @@ def cell(figure: Figure, unit: str = "%") -> str:
 
 
 def _other_lines(figures: Sequence[Figure]) -> list[str]:
-    lines = [_line("model", "benchmark", "task", "metric", "value", "95 %", "n", "note"), _line(*["---"] * 8)]
+    lines: list[Sequence[Any]] = [("model", "benchmark", "task", "metric", "value", "95 %", "n", "note")]
     for f in figures:
         value = "" if f["value"] is None else f"{f['value']:g}"
         interval = "" if f["interval"] is None else "{:g}-{:g}".format(*f["interval"])
@@ -252,19 +248,19 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
         trained = ["" if seed is None else f"training seed {seed}", f"one of {f['mean']}" if f["mean"] else ""]
         note = ", ".join(filter(None, (f["note"], *trained, "for comparison" if f["control"] else "")))
         benchmark = ", ".join(filter(None, (f["benchmark"], f["mode"])))
-        lines.append(_line(short_name(f["model"]), benchmark, f["task"], f["metric"], value, interval, f["n"], note))
-    return lines
+        lines.append((short_name(f["model"]), benchmark, f["task"], f["metric"], value, interval, f["n"], note))
+    return _markdown_table(lines)
 
 
 def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
     """A line per model and file: on what, when and by which command its figures were measured."""
-    lines = [_line("model", "parameters", "measured on", "file", "date", "code", "command"), _line(*["---"] * 7)]
+    lines: list[Sequence[Any]] = [("model", "parameters", "measured on", "file", "date", "code", "command")]
     keys = ("model", "parameters", "hardware", "source", "date", "commit", "command")
     runs = [figure for figure in figures if "seeds" not in figure]
     for model, parameters, hardware, source, *made, command in dict.fromkeys(tuple(f[k] for k in keys) for f in runs):
         size, typed = f"{parameters:,}" if parameters else "", f"`{command}`" if command else ""
-        lines.append(_line(short_name(model), size, hardware, Path(source).name, *made, typed))
-    return lines
+        lines.append((short_name(model), size, hardware, Path(source).name, *made, typed))
+    return _markdown_table(lines)
 
 
 def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

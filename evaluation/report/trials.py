@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.report.figures import Figure, suite_of
-from gen_vla.evaluation.simpler.trials import scored_trial
+from gen_vla.evaluation.simpler.trials import read_lines, scored_trial
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
 
 
@@ -68,20 +68,10 @@ def read_trials(path: Path) -> dict[Cell, Trials]:
     return dict(cells)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines; one cut short by a kill is left out."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
-
-
 def _simpler(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
     shader = (results.get("settings") or {}).get("shader")
     for file in sorted(path.parent.glob("trials*.jsonl")):
-        for entry in _lines(file):
+        for entry in read_lines(file):
             if entry.get("outcome", "crashed") != "crashed" and entry["counted"]:
                 _, name = entry["trial"].split("/", 1)
                 yield (entry["mode"], entry["task"]), f"{name}, {shader}", scored_trial(entry)
@@ -91,7 +81,7 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, 
     settings = results["settings"]
     rules = f"{settings.get('benchmark')}, {settings.get('max_steps')}"
     names = [name for name, policy in results["policies"].items() if "model" in policy["identity"]]
-    for entry in (line for name in names for line in _lines(path.parent / "episodes" / f"{name}.jsonl")):
+    for entry in (line for name in names for line in read_lines(path.parent / "episodes" / f"{name}.jsonl")):
         if "outcome" not in entry or entry["outcome"] == "crashed" or entry["seed"] > settings["seeds"][1]:
             continue  # the file's head, or of a longer run than the one reported
         trial = Scored(str(entry["seed"]), f"{entry['task']}/{entry['variant']}", float(entry["outcome"] == "success"))
@@ -105,7 +95,7 @@ def _drawers(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, S
 
 
 def _vqa(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
-    for index, entry in enumerate(_lines(path.with_name(f"{path.stem}_answers.jsonl"))):
+    for index, entry in enumerate(read_lines(path.with_name(f"{path.stem}_answers.jsonl"))):
         name = f"{index}: {entry['question']}"
         picture = entry.get("picture")  # questions about one picture tend to be answered alike
         layout = name if picture is None else f"picture {picture}"

@@ -28,20 +28,17 @@ class LabelledPictures:
     classes: list[str]
 
 
-def load_pictures(source: str, samples: int = 2000, seed: int = 0) -> LabelledPictures:
+def load_pictures(source: str, samples: int = 2000) -> LabelledPictures:
     """At most `samples` pictures, as many of each class as there are if it has few, the rest shared evenly.
 
     Raises:
         ValueError: if there is nothing at `source`, a column is missing, or there are fewer than two classes.
     """
-    if source == "digits":
-        images, labels, classes = _digits()
-    else:
-        images, labels, classes = _data_set(source)
+    images, labels, classes = _digits() if source == "digits" else _data_set(source)
     if len(classes) < 2:
         raise ValueError(f"{source}: got pictures of {len(classes)} class, expected at least two to tell apart")
-    chosen = balanced_choice(labels, samples, seed)
-    return LabelledPictures(source, [_rgb(images[int(i)]) for i in chosen], labels[chosen], classes)
+    chosen = balanced_choice(labels, samples, seed=0)
+    return LabelledPictures(source, [to_rgb(images[int(i)]) for i in chosen], labels[chosen], classes)
 
 
 def balanced_choice(labels: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -84,9 +81,3 @@ def _data_set(source: str) -> tuple[Any, np.ndarray, list[str]]:
     found = sorted(set(labels))
     classes = [str(names[label] if names else label) for label in found]
     return rows["image"], np.array([found.index(label) for label in labels], dtype=np.int64), classes
-
-
-def _rgb(image: Any) -> Image.Image:
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"got {type(image).__name__} in the column image, expected a picture")
-    return to_rgb(image)

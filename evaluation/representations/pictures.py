@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from gen_vla.evaluation.representations.probes import JOINED
+from gen_vla.evaluation.tables import percent, percent_range
 
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-
+POINTS = 1000  # at most
 TITLES = {"before": "before robot training", "plain": "after plain fine-tuning", "after": "after the recipe"}
 
 
@@ -36,38 +34,28 @@ def draw_panels(
     classes: list[str],
     results: dict[str, Any],
     path: Path,
-    points: int = 1000,
 ) -> Path:
     """A PNG with a panel per model that there is: points coloured by class, probe accuracy below.
 
     Args:
         features: by role, then by tower; drawn are those of all towers joined.
         results: of `compare_representations`.
-        points: at most so many pictures are drawn.
     """
     roles = [role for role in TITLES if role in features]
-    figure, panels = plt.subplots(1, len(roles), figsize=(4.2 * len(roles), 5.6), layout="constrained", squeeze=False)
-    colours = plt.get_cmap("tab10" if len(classes) <= 10 else "tab20")
-    shown = np.linspace(0, len(labels) - 1, min(points, len(labels))).astype(int)
-    for axes, role in zip(panels[0], roles, strict=True):
+    figure = Figure(figsize=(4.2 * len(roles), 5.6), layout="constrained")
+    shown = np.linspace(0, len(labels) - 1, min(POINTS, len(labels))).astype(int)
+    panels = figure.subplots(1, len(roles), squeeze=False)[0]
+    for axes, role in zip(panels, roles, strict=True):
         plane = embed(features[role][JOINED])[shown]
         for index, name in enumerate(classes):
             rows = labels[shown] == index
-            dots = {"s": 11, "color": colours(index % colours.N), "alpha": 0.8, "linewidths": 0}
-            axes.scatter(plane[rows, 0], plane[rows, 1], label=name, **dots)
-        axes.set(xticks=[], yticks=[], xlim=(-1.08, 1.08), ylim=(-1.08, 1.08))
-        axes.set_title(TITLES[role], fontsize=12)
-        axes.set_xlabel(_caption(results, role), fontsize=10)
-        for spine in axes.spines.values():
-            spine.set_color("#cccccc")
-    handles, names = panels[0][0].get_legend_handles_labels()
-    style = {"ncols": min(len(names), 5 * len(roles)), "frameon": False, "fontsize": 9, "markerscale": 2}
-    style |= {"handletextpad": 0.1, "columnspacing": 1.2}
-    figure.legend(handles, names, loc="outside lower center", **style)
-    figure.suptitle(f"Vision features of {results['data']}: t-SNE of {len(shown)} pictures", fontsize=13)
+            axes.scatter(plane[rows, 0], plane[rows, 1], s=11, color=f"C{index}", label=name)
+        axes.set(xticks=[], yticks=[], title=TITLES[role], xlabel=_caption(results, role))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5 * len(roles)))
+    figure.suptitle(f"Vision features of {results['data']}: t-SNE of {len(shown)} pictures")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
-    plt.close(figure)
     return path
 
 
@@ -75,9 +63,8 @@ def _caption(results: dict[str, Any], role: str) -> str:
     """Probe accuracy of all towers joined, and of each where there are several."""
     by_tower = {entry["tower"]: entry for entry in results["tasks"] if entry["role"] == role}
     joined = by_tower.pop(JOINED)
-    low, high = (100 * bound for bound in joined["interval"])
-    text = f"linear probe {100 * joined['value']:.1f} %  ({low:.1f}-{high:.1f})"
+    text = f"linear probe {percent(joined['value'], 1)} %  ({percent_range(joined['interval'], 1)})"
     if len(by_tower) < 2:
         return text
-    parts = [f"{name} {100 * of['value']:.1f}{'*' if of['frozen'] else ''}" for name, of in by_tower.items()]
-    return f"{text}\n{',  '.join(parts)}{'   (* frozen)' if any(of['frozen'] for of in by_tower.values()) else ''}"
+    parts = [f"{name} {percent(of['value'], 1)}{' (frozen)' * of['frozen']}" for name, of in by_tower.items()]
+    return f"{text}\n{', '.join(parts)}"

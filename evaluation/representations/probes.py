@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gen_vla.evaluation.policies.flow import FLOW
 from gen_vla.evaluation.representations.data import LabelledPictures
 from gen_vla.evaluation.statistics.intervals import wilson_interval
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 
 
 JOINED = "joined"
@@ -30,12 +31,12 @@ FOLDS = 5
 
 @torch.no_grad()
 def tower_features(
-    model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64, progress: bool = True
+    model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """Features by tower, float32 [n, width], and `joined`, float32 [n, sum of widths]."""
     encoders = encoders_of(model)
     found: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features", disable=not progress):
+    for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features"):
         batch = list(images[first : first + batch_size])
         pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(model.device)
         for name, encode in encoders.items():
@@ -57,7 +58,7 @@ def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]
     return {name: partial(encode, number, name) for number, name in enumerate(tower.names)}
 
 
-def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def linear_probe(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`.
 
     Raises:
@@ -72,7 +73,7 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dic
     if rarest < FOLDS:
         raise ValueError(f"got a class of {rarest} pictures, expected at least {FOLDS} each: one for every fold")
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
     right = int(np.sum(cross_val_predict(classifier, features, labels, cv=folds) == labels))
     interval = [round(bound, 4) for bound in wilson_interval(right, len(labels))]
     return {"value": round(right / len(labels), 4), "n": len(labels), "interval": interval}
@@ -139,15 +140,14 @@ def compare_representations(
 
 def representations_table(results: dict[str, Any], title: str) -> Table:
     """A row per model and tower: probe accuracy, interval, CKA and cosine drift since before."""
-    table = Table(title=f"{title}\nlinear probe on {results['data']}, {len(results['classes'])} classes")
-    for column in ("model", "tower"):
-        table.add_column(column, no_wrap=True)
-    for column in ("accuracy", "95 %", "n", "CKA", "cosine drift"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = []
     for entry in results["tasks"]:
         moved = results["drift"].get(entry["role"], {}).get(entry["tower"])
         shown = ("-", "-") if moved is None else (f"{moved['cka']:.3f}", f"{moved['cosine']:.4f}")
-        interval = "{:.1f}-{:.1f} %".format(*(100 * bound for bound in entry["interval"]))
-        tower = entry["tower"] + (" (frozen)" if entry["frozen"] else "")
-        table.add_row(entry["role"], tower, f"{100 * entry['value']:.1f} %", interval, str(entry["n"]), *shown)
-    return table
+        tower = entry["tower"] + " (frozen)" * entry["frozen"]
+        measured = (f"{percent(entry['value'], 1)} %", f"{percent_range(entry['interval'], 1)} %", entry["n"])
+        rows.append((entry["role"], tower, *measured, *shown))
+    title = f"{title}\nlinear probe on {results['data']}, {len(results['classes'])} classes"
+    return results_table(
+        title, ("model", "tower", "accuracy", "95 %", "n", "CKA", "cosine drift"), rows, left=2, no_wrap=True
+    )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gen_vla.evaluation.simpler.environment import robot_family
-from gen_vla.evaluation.simpler.expert import KNOWN_TASKS, PACES, PUT_ON, Drawer, Hand, Script, Things, plan
+from gen_vla.evaluation.simpler.expert import KNOWN_TASKS, PACES, PUT_ON, Drawer, Hand, Script, Things, middle, plan
 from gen_vla.evaluation.simpler.policy import Robot
 from gen_vla.evaluation.simpler.runs import Make
 from gen_vla.evaluation.simpler.trials import TASKS, Trial
@@ -26,16 +26,17 @@ CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)
 
 
 class Control:
-    """Predicts as a model does, and is told which trial begins; itself it stays where it is."""
+    """Predicts as a model does, and learns which trial begins; itself it stays where it is."""
 
     def __init__(self, robot: Robot):
         self.pace = PACES[robot]
 
-    def begin(self, environment: Any, trial: Trial) -> None:
-        """A trial in an environment that is not yet reset."""
+    def begin(self, environment: Any, trial: Trial) -> Any:
+        """A trial in an environment that is not yet reset -> the environment."""
         self.simulator, self.trial = environment.unwrapped, trial
         self.random = np.random.default_rng(zlib.crc32(trial.name.encode()))
         self.script: Script | None = None
+        return environment
 
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
         """Float64 [1, 7]."""
@@ -70,14 +71,8 @@ def unknown_tasks(control: str, robot: str) -> list[str]:
 
 
 def announced(make: Make, control: Control) -> Make:
-    """`make`, that tells the control about every environment it makes."""
-
-    def make_and_tell(trial: Trial) -> Any:
-        environment = make(trial)
-        control.begin(environment, trial)
-        return environment
-
-    return make_and_tell
+    """`make`, after which the control knows every environment and its trial."""
+    return lambda trial: control.begin(make(trial), trial)
 
 
 # What the expert reads: corners of the shapes that collide and the middles between them, in the robot's frame. Nothing
@@ -101,23 +96,17 @@ def read_things(simulator: Any, trial: Trial) -> Things | Drawer:
     """
     base = _matrix(simulator.agent.robot.pose)
     if trial.task == "close_drawer":
-        return _drawer(simulator, base)
+        link = simulator.drawer_obj
+        outward, points = _seen_from(base, link.pose)[:3, 0], surface(base, [link])
+        along = points @ outward
+        front = points[along > along.max() - 1e-3]
+        return Drawer(middle(front), outward, float(simulator.art_obj.get_qpos()[simulator.joint_idx]))
     if trial.task == "pick_coke_can":
         return Things(surface(base, [simulator.obj]), held_part(base, simulator.obj))
     source, target = simulator.episode_source_obj, simulator.episode_target_obj
     others = [actor for actor in simulator.episode_objs if actor not in (source, target)]
     points = tuple(surface(base, [actor]) for actor in others) if trial.task not in PUT_ON else ()
     return Things(surface(base, [source]), held_part(base, source), surface(base, [target]), points)
-
-
-def _drawer(simulator: Any, base: np.ndarray) -> Drawer:
-    link = simulator.drawer_obj
-    outward = _seen_from(base, link.pose)[:3, 0]
-    points = surface(base, [link])
-    along = points @ outward
-    front = points[along > along.max() - 1e-3]
-    opening = float(simulator.art_obj.get_qpos()[simulator.joint_idx])
-    return Drawer((front.min(0) + front.max(0)) / 2, outward, opening)
 
 
 def surface(base: np.ndarray, bodies: Iterable[Any]) -> np.ndarray:
@@ -128,7 +117,7 @@ def surface(base: np.ndarray, bodies: Iterable[Any]) -> np.ndarray:
 def held_part(base: np.ndarray, actor: Any) -> np.ndarray:
     """Points on the convex part whose middle is nearest to an object's centre of mass, float64 [N, 3]."""
     balance = (_seen_from(base, actor.pose) @ _matrix(actor.cmass_local_pose))[:3, 3]
-    return min(_parts(base, actor), key=lambda part: np.linalg.norm((part.min(0) + part.max(0)) / 2 - balance))
+    return min(_parts(base, actor), key=lambda part: np.linalg.norm(middle(part) - balance))
 
 
 def _parts(base: np.ndarray, body: Any) -> list[np.ndarray]:

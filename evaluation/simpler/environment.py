@@ -108,7 +108,7 @@ def check_assets(trial: Trial, assets: Path) -> None:
 
 
 def reset_options(trial: Trial) -> dict[str, Any]:
-    """What `reset` is told: where robot and objects stand."""
+    """The options of `reset`: where robot and objects stand."""
     x, y, angle = trial.place
     start = {key: np.array(value) if isinstance(value, tuple) else value for key, value in trial.start.items()}
     # A turn by the angle, then the half turn by which these robots face the table: (w, x, y, z).

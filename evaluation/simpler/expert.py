@@ -1,6 +1,6 @@
 """A scripted expert for SimplerEnv: where the objects are, seven numbers per step, through the model's own adapter.
 
-It is no measure of how hard a task is. It says that simulator, controller and axes are what a policy is told they are:
+It is no measure of how hard a task is. It says that simulator, controller and axes are what a policy takes them for:
 who moves by metres, turns by radians and opens by 1 gets done what the task asks.
 
     take      above the object, turned so that the fingers close across its narrow side; down; close; up
@@ -132,7 +132,7 @@ def plan(task: str, hand: Hand, things: Things | Drawer, fingers: int) -> list[M
         return take(hand, things, fingers)
     if task == "move_near":
         return put(hand, things, fingers, *beside(things.source, things.target, things.others))
-    return put(hand, things, fingers, _middle(things.target)[:2], float(things.target[:, 2].max()))
+    return put(hand, things, fingers, middle(things.target)[:2], float(things.target[:, 2].max()))
 
 
 def take(hand: Hand, things: Things, fingers: int, spot: np.ndarray | None = None) -> list[Move]:
@@ -158,7 +158,7 @@ def put(hand: Hand, things: Things, fingers: int, spot: np.ndarray, ground: floa
     """Takes the object and puts its middle on `spot` (x, y), its lower side at the height `ground`."""
     moves = take(hand, things, fingers, spot)
     grasp, lifted, closing = moves[1].goal, moves[-1].goal, moves[0].closing
-    aside = np.array([*(spot - _middle(things.held)[:2]), 0.0])
+    aside = np.array([*(spot - middle(things.held)[:2]), 0.0])
     lower = grasp + aside + UP * (ground - things.source[:, 2].min() + DROP)
     return [
         *moves,
@@ -193,19 +193,19 @@ def find_grasp(hand: Hand, things: Things) -> tuple[np.ndarray, np.ndarray]:
     angle = min(present + np.linspace(-np.pi / 2, np.pi / 2, 61), key=cost)
     closing = np.array([np.cos(angle), np.sin(angle), 0.0])
     axes = np.stack([np.cross(UP, closing), closing, UP])
-    middle = _middle(things.held @ axes.T) @ axes
+    centre = middle(things.held @ axes.T) @ axes
     lowest = things.source[:, 2].min() + hand.reach + TABLE
-    return closing, np.array([*middle[:2], max(middle[2], lowest)])
+    return closing, np.array([*centre[:2], max(centre[2], lowest)])
 
 
 def carried_height(things: Things, spot: np.ndarray | None) -> float:
     """How far to lift, so that the object passes over what stands on its straight way to `spot` (x, y)."""
-    start, low = _middle(things.source)[:2], things.source[:, 2].min()
+    start, low = middle(things.source)[:2], things.source[:, 2].min()
     way = np.zeros(2) if spot is None else spot - start
     heights = []
     for other in things.around:
-        share = np.clip((_middle(other)[:2] - start) @ way / max(way @ way, 1e-9), 0, 1)
-        aside = np.linalg.norm(_middle(other)[:2] - start - share * way)
+        share = np.clip((middle(other)[:2] - start) @ way / max(way @ way, 1e-9), 0, 1)
+        aside = np.linalg.norm(middle(other)[:2] - start - share * way)
         if aside < _radius(other) + _radius(things.source) + FINGER:
             heights.append(other[:, 2].max() - low)
     return max(ABOVE, float(max(heights, default=0.0)) + CLEAR)
@@ -213,25 +213,26 @@ def carried_height(things: Things, spot: np.ndarray | None) -> float:
 
 def beside(source: np.ndarray, target: np.ndarray, others: tuple[np.ndarray, ...]) -> tuple[np.ndarray, float]:
     """Where to put down beside the target (x, y), and how high: the nearest place where nothing else stands."""
-    centre, start = _middle(target)[:2], _middle(source)[:2]
+    centre, start = middle(target)[:2], middle(source)[:2]
     distance = _radius(target) + _radius(source) + BESIDE
-    best, least = start, np.inf
-    for angle in np.linspace(0, 2 * np.pi, 24, endpoint=False):
-        spot = centre + distance * np.array([np.cos(angle), np.sin(angle)])
-        room = [np.linalg.norm(_middle(other)[:2] - spot) - _radius(other) for other in others]
+
+    def cost(spot: np.ndarray) -> float:
+        room = [np.linalg.norm(middle(other)[:2] - spot) - _radius(other) for other in others]
         crowded = max(0.0, _radius(source) + BESIDE - min(room, default=np.inf))
-        cost = float(np.linalg.norm(spot - start)) + 10 * crowded
-        if cost < least:
-            best, least = spot, cost
-    return best, float(source[:, 2].min())
+        return float(np.linalg.norm(spot - start) + 10 * crowded)
+
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    spots = [centre + distance * np.array([np.cos(angle), np.sin(angle)]) for angle in angles]
+    return min(spots, key=cost), float(source[:, 2].min())
 
 
-def _middle(points: np.ndarray) -> np.ndarray:
+def middle(points: np.ndarray) -> np.ndarray:
+    """[3] of the box around points [N, 3]."""
     return (points.min(0) + points.max(0)) / 2
 
 
 def _radius(points: np.ndarray) -> float:
-    return float(np.linalg.norm(points[:, :2] - _middle(points)[:2], axis=1).max())
+    return float(np.linalg.norm(points[:, :2] - middle(points)[:2], axis=1).max())
 
 
 # One step of it.

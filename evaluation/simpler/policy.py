@@ -10,7 +10,6 @@ A predicted action becomes what the two simulated robots are sent as their publi
 An action that cannot be sent (wrong shape, NaN, infinity) raises `MalformedActionError`; nothing is made up for it.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -52,8 +51,9 @@ class SimplerPolicy:
     def reset(self, task_description: str) -> None:
         """Begins an episode."""
         self.task_description = task_description
-        self.predictions: deque[np.ndarray] = deque()
-        self.gripper = RelativeGripper(STICKY_STEPS[self.robot])
+        self.predictions: list[np.ndarray] = []
+        self.opening: np.ndarray | None = None
+        self.held, self.held_steps = np.zeros(1), 0
 
     def step(
         self, image: np.ndarray, task_description: str | None = None
@@ -76,51 +76,31 @@ class SimplerPolicy:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"got an image of {image.dtype} {image.shape}, expected uint8 (height, width, 3)")
         values = self._current(checked_chunk(self.predict(image, self.task_description)))
-        opening = values[6:]
-        raw = {"world_vector": values[:3], "rotation_delta": values[3:6], "open_gripper": opening}
+        move, angles, opening = values[:3], values[3:6], values[6:]
         relative = self.robot == "google_robot"
-        action = {
-            "world_vector": values[:3],
-            "rot_axangle": axis_angle(*values[3:6]),
-            "gripper": self.gripper.command(opening) if relative else 2.0 * (opening > 0.5) - 1.0,
-            "terminate_episode": np.zeros(1),
-        }
-        return raw, action
+        gripper = self._change(opening) if relative else 2.0 * (opening > 0.5) - 1.0
+        raw = {"world_vector": move, "rotation_delta": angles, "open_gripper": opening}
+        action = {"world_vector": move, "rot_axangle": axis_angle(*angles), "gripper": gripper}
+        return raw, {**action, "terminate_episode": np.zeros(1)}
 
     def _current(self, chunk: np.ndarray) -> np.ndarray:
         """The action for now, float64 [7]: the newest prediction's first, or the mean over those that reach so far."""
         if not self.action_ensemble:
             return chunk[0]
-        self.predictions.append(chunk)
-        while len(self.predictions) > len(chunk):
-            self.predictions.popleft()
-        oldest = len(self.predictions) - 1
-        return np.mean([past[oldest - place] for place, past in enumerate(self.predictions)], axis=0)
+        self.predictions = [chunk, *self.predictions][: len(chunk)]
+        return np.mean([past[age] for age, past in enumerate(self.predictions)][::-1], axis=0)
 
-
-class RelativeGripper:
-    """Openings to changes of opening, of which a large one is repeated until the fingers have arrived.
-
-    Args:
-        steps: how often a change of more than 0.5 is sent.
-    """
-
-    def __init__(self, steps: int):
-        self.steps = steps
-        self.previous: np.ndarray | None = None
-        self.held = np.zeros(1)
-        self.left = 0
-
-    def command(self, opening: np.ndarray) -> np.ndarray:
-        """Opening [1] (1 = open) to what the google_robot is sent [1]: +1 closes, -1 opens."""
-        change = np.zeros(1) if self.previous is None else self.previous - opening
-        self.previous = opening
-        if not self.left and abs(change[0]) > 0.5:
-            self.held, self.left = change, self.steps
-        if self.left:
-            self.left -= 1
-            return self.held
-        return change
+    def _change(self, opening: np.ndarray) -> np.ndarray:
+        """Opening [1] (1 = open) to the google_robot's change [1], +1 to close: a large one is repeated until the
+        fingers have arrived."""
+        change = np.zeros(1) if self.opening is None else self.opening - opening
+        self.opening = opening
+        if not self.held_steps and abs(change[0]) > 0.5:
+            self.held, self.held_steps = change, STICKY_STEPS[self.robot]
+        if not self.held_steps:
+            return change
+        self.held_steps -= 1
+        return self.held
 
 
 def checked_chunk(chunk: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.simpler.environment import camera_image, reset_options
 from gen_vla.evaluation.simpler.policy import MalformedActionError, SimplerPolicy
-from gen_vla.evaluation.simpler.trials import Trial
+from gen_vla.evaluation.simpler.trials import Trial, read_lines
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import publishable
 
@@ -32,7 +32,7 @@ Paraphrase = Callable[[str], Sequence[str]]
 
 
 class SimulatorCrashError(RuntimeError):
-    """The simulator raised; what it said is the cause."""
+    """The simulator raised; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Outcome:
     Attributes:
         outcome: success, failure, malformed or crashed.
         steps: actions carried out.
-        instruction: what the policy was told.
+        instruction: what the policy was given.
         seed: the simulator's seed of the episode, where it tells.
         stats: `info["episode_stats"]` of the last step.
         error: what went wrong, where something did.
@@ -64,8 +64,9 @@ class Outcome:
 
 
 def _outcome_of(trial: Trial, outcome: str, **found: Any) -> Outcome:
-    names = (trial.name, trial.mode, trial.task, trial.part, trial.variant)
-    return Outcome(*names, counted=trial.counted, outcome=outcome, **found)
+    return Outcome(
+        trial.name, trial.mode, trial.task, trial.part, trial.variant, trial.counted, outcome=outcome, **found
+    )
 
 
 def run_trial(
@@ -81,7 +82,7 @@ def run_trial(
         try:
             return _attempt(policy, trial, make, paraphrase)
         except SimulatorCrashError as crash:
-            error = f"{type(crash.__cause__).__name__}: {crash.__cause__}"
+            error = str(crash)
     return _outcome_of(trial, "crashed", error=error)
 
 
@@ -91,14 +92,13 @@ def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraph
     try:
         observation, _ = _simulate(environment.reset, options=reset_options(trial))
         simulator = environment.unwrapped
-        told = _instruction(simulator.get_language_instruction(), trial, paraphrase)
-        policy.reset(told)
-        outcome, steps, stats, error = "failure", 0, {}, None
-        truncated = False
+        instruction = _instruction(simulator.get_language_instruction(), trial, paraphrase)
+        policy.reset(instruction)
+        outcome, steps, stats, error, truncated = "failure", 0, {}, None, False
         while not truncated:
             image = camera_image(environment, observation, trial.robot, masked=trial.mode == "masked")
             try:
-                _, action = policy.step(image, told)
+                _, action = policy.step(image, instruction)
             except MalformedActionError as malformed:
                 outcome, error = "malformed", str(malformed)
                 break
@@ -109,16 +109,9 @@ def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraph
         seed = getattr(simulator, "_episode_seed", None)
     finally:
         environment.close()
-    return _outcome_of(
-        trial,
-        outcome,
-        steps=steps,
-        instruction=told,
-        seed=None if seed is None else int(seed),
-        stats={key: value.item() if isinstance(value, np.generic) else value for key, value in stats.items()},
-        seconds=round(time.perf_counter() - began, 2),
-        error=error,
-    )
+    stats = {key: value.item() if isinstance(value, np.generic) else value for key, value in stats.items()}
+    found = {"seed": None if seed is None else int(seed), "seconds": round(time.perf_counter() - began, 2)}
+    return _outcome_of(trial, outcome, steps=steps, instruction=instruction, stats=stats, error=error, **found)
 
 
 def _simulate(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -128,7 +121,7 @@ def _simulate(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise SimulatorCrashError from error
+        raise SimulatorCrashError(f"{type(error).__name__}: {error}") from error
 
 
 def _instruction(original: str, trial: Trial, paraphrase: Paraphrase) -> str:
@@ -166,19 +159,14 @@ class TrialLog:
         index, count = shard
         self.folder = folder
         self.path = folder / ("trials.jsonl" if count == 1 else f"trials-{index}-of-{count}.jsonl")
-        self.outcomes: dict[str, dict[str, Any]] = {}
-        self.begun: Counter[str] = Counter()
         self.read()
 
     def read(self) -> None:
         """Reads what all processes have written; a line cut short by a kill is what never happened."""
-        self.outcomes, self.begun = {}, Counter()
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.begun: Counter[str] = Counter()
         for file in sorted(self.folder.glob("trials*.jsonl")):
-            for line in file.read_text(encoding="utf-8").split("\n"):
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+            for entry in read_lines(file):
                 if "begun" in entry:
                     self.begun[entry["begun"]] += 1
                 elif "left" in entry:
@@ -188,18 +176,15 @@ class TrialLog:
 
     def begin(self, trial: Trial) -> None:
         """Notes that a trial begins."""
-        self._write({"begun": trial.name})
-
-    def leave(self, trial: Trial) -> None:
-        """Notes that this process stops in the middle of a trial by itself, which is no crash."""
-        self._write({"left": trial.name})
+        self.write({"begun": trial.name})
 
     def end(self, outcome: Outcome) -> None:
         """Notes how it ended."""
         self.outcomes[outcome.trial] = asdict(outcome)
-        self._write(asdict(outcome))
+        self.write(asdict(outcome))
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: dict[str, Any]) -> None:
+        """Appends a line."""
         with self.path.open("a+b") as file:
             if file.tell():
                 file.seek(-1, 2)
@@ -208,19 +193,16 @@ class TrialLog:
             file.write(json.dumps(entry).encode() + b"\n")
 
 
-def run_trials(
-    policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make, progress: bool = True
-) -> None:
+def run_trials(policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make) -> None:
     """Runs what the log does not have yet; a trial that took the process down `ATTEMPTS` times is noted as crashed."""
     left = [trial for trial in trials if trial.name not in log.outcomes]
-    for trial in tqdm(left, unit="trial", disable=not progress):
+    for trial in tqdm(left, unit="trial"):
         if log.begun[trial.name] >= ATTEMPTS:
-            error = f"the process ended {ATTEMPTS} times in the middle of it"
-            log.end(_outcome_of(trial, "crashed", error=error))
+            log.end(_outcome_of(trial, "crashed", error=f"the process ended {ATTEMPTS} times in the middle of it"))
             continue
         log.begin(trial)
         try:
             log.end(run_trial(policy, trial, make))
         except BaseException:
-            log.leave(trial)
+            log.write({"left": trial.name})  # this process stops by itself, which is no crash
             raise

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -26,13 +26,8 @@ from gen_vla.evaluation.simpler.environment import check_assets, find_assets, ma
 from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot, SimplerPolicy
 from gen_vla.evaluation.simpler.runs import Make, TrialLog, run_trials
 from gen_vla.evaluation.simpler.trials import Trial, first_trials, score_task, trials_of
-from gen_vla.training.provenance.origin import (
-    describe_machine,
-    note_run,
-    provenance,
-    with_other_runs,
-    with_provenance,
-)
+from gen_vla.evaluation.tables import percent, percent_range, results_table
+from gen_vla.training.provenance.origin import describe_machine, note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
 
 
@@ -72,17 +67,8 @@ class SimplerSettings:
         return first_trials(found, self.episodes)[index::count]
 
 
-class PolicyRun(NamedTuple):
-    """A policy, its trials, the log of their outcomes, and what builds their environments."""
-
-    policy: SimplerPolicy
-    trials: list[Trial]
-    log: TrialLog
-    make: Make
-
-
 def evaluate_simpler(
-    model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path, progress: bool = True
+    model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path
 ) -> dict[str, Any]:
     """Runs the trials left, and scores all there are in the folder.
 
@@ -102,22 +88,26 @@ def evaluate_simpler(
     for trial in settings.trials():
         check_assets(trial, assets)
     make: Make = partial(make_environment, assets=assets, shader=settings.shader)
-    runs, log = [], None
+    runs: list[tuple[SimplerPolicy, list[Trial], TrialLog, Make]] = []
+    log = None
     if name is not None:
         predict = ModelPrediction(model, processor, settings.robot, settings.unnorm_key)
         policy = SimplerPolicy(predict, settings.robot, action_ensemble=settings.action_ensemble)
         log = TrialLog(folder, {"model": name, **settings.measured()}, settings.shard)
-        runs.append(PolicyRun(policy, settings.trials(), log, make))
+        runs.append((policy, settings.trials(), log, make))
     shown = settings if name is None else replace(settings, modes=("matching",))
-    runs += [control_run(control, shown, folder, make) for control in settings.controls]
+    for control in settings.controls:
+        trials = control_trials(control, shown)
+        acting, control_log = CONTROLS[control](settings.robot), _control_log(control, settings, folder)
+        runs.append((SimplerPolicy(acting, settings.robot), trials, control_log, announced(make, acting)))
     # Of all controls that have trials in the folder, of this run or of an earlier one.
     known = [control for control in CONTROLS if (folder / "controls" / control).is_dir()]
     control_logs = {control: _control_log(control, settings, folder) for control in known}
     record = provenance(name)
     note_run(folder, record)
-    for run in runs:
-        run_trials(run.policy, run.trials, run.log, run.make, progress)
-        run.log.read()
+    for policy, trials, trial_log, make_one in runs:
+        run_trials(policy, trials, trial_log, make_one)
+        trial_log.read()
     environment = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
     results = results_of(log, name, settings.robot, settings.measured(), environment)
     for control, control_log in control_logs.items():
@@ -129,8 +119,8 @@ def evaluate_simpler(
     return results
 
 
-def control_run(name: str, settings: SimplerSettings, folder: Path, make: Make) -> PolicyRun:
-    """A control, without the trials of tasks that it does not know: it says so.
+def control_trials(name: str, settings: SimplerSettings) -> list[Trial]:
+    """The trials of a control, without those of tasks that it does not know: it says so.
 
     Raises:
         ValueError: if there is no such control, or none of the tasks is one that it knows.
@@ -146,9 +136,7 @@ def control_run(name: str, settings: SimplerSettings, folder: Path, make: Make) 
         )
     if len(trials) < len(asked):
         print(f"The {name} does not know {', '.join(unknown)}: it leaves out those trials")
-    control = CONTROLS[name](settings.robot)
-    policy = SimplerPolicy(control, settings.robot)
-    return PolicyRun(policy, trials, _control_log(name, settings, folder), announced(make, control))
+    return trials
 
 
 def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog:
@@ -159,43 +147,40 @@ def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog
 
 def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
     """A score for every mode and task of which there are outcomes, in the published order."""
-    entries = list(log.outcomes.values())
-    scores = []
-    for mode, task in dict.fromkeys((entry["mode"], entry["task"]) for entry in entries):
-        expected = sum(trial.counted for trial in trials_of(robot, mode, [task]))
-        chosen = [entry for entry in entries if (entry["mode"], entry["task"]) == (mode, task)]
-        scores.append(score_task(mode, task, chosen, expected))
-    return scores
+    by_task: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for entry in log.outcomes.values():
+        by_task.setdefault((entry["mode"], entry["task"]), []).append(entry)
+    return [
+        score_task(mode, task, entries, sum(trial.counted for trial in trials_of(robot, mode, [task])))
+        for (mode, task), entries in by_task.items()
+    ]
 
 
 def results_of(
     log: TrialLog | None, model: str | None, robot: str, settings: dict[str, Any], environment: Any
 ) -> dict[str, Any]:
     """What `results.json` holds of a model and `gen-vla evaluate report` reads; without one, no tasks."""
-    outcomes = [] if log is None else list(log.outcomes.values())
+    seeds = {entry["seed"] for entry in log.outcomes.values()} if log else set()
     return {
         "suite": "simpler",
         "model": model,
         "environment": environment,
         "settings": settings,
-        "seeds": sorted({entry["seed"] for entry in outcomes if entry["seed"] is not None}),
-        "tasks": [] if log is None else scores_of(log, robot),
+        "seeds": sorted(seeds - {None}),
+        "tasks": scores_of(log, robot) if log else [],
     }
 
 
 def simpler_table(results: Mapping[str, Any], title: str) -> Table:
     """A row per policy, mode and task: successes / trials judged of those of the whole protocol."""
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in ("policy", "mode", "task"):
-        table.add_column(column, overflow="fold")
-    for column in ("%", "95 %", "success", "mal-\nformed", "crashed"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = []
     controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
     for policy, tasks in {"policy": results["tasks"], **controls}.items():
         for t in tasks:
-            score, interval = "-", "-"
-            if t["value"] is not None:
-                score, interval = f"{100 * t['value']:.1f}", "{:.0f}-{:.0f}".format(*(100 * b for b in t["interval"]))
-            counts = f"{t['successes']}/{t['n']} of {t['expected']}", str(t["malformed"]), str(t["crashed"])
-            table.add_row(policy, t["mode"], t["task"], score, interval, *counts)
-    return table
+            interval = "-" if t["interval"] is None else percent_range(t["interval"])
+            counts = (f"{t['successes']}/{t['n']} of {t['expected']}", t["malformed"], t["crashed"])
+            rows.append((policy, t["mode"], t["task"], percent(t["value"], 1, "-"), interval, *counts))
+    columns = ("policy", "mode", "task", "%", "95 %", "success", "mal-\nformed", "crashed")
+    return results_table(
+        title, columns, rows, left=3, no_wrap=True, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )

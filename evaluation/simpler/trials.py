@@ -11,16 +11,19 @@ those of github.com/simpler-env/SimplerEnv, folder `scripts`, and of `tools/calc
     widowx        matching    4 tasks x 24 episodes
     both          masked      the matching trials with everything but robot and objects black. No public code of the
                               paper's masking exists: the protocol is reconstructed
-                  paraphrase  the matching trials, each told one of the held-out paraphrases in turn. The paper's own
+                  paraphrase  the matching trials, each with one of the held-out paraphrases in turn. The paper's own
                               paraphrases are not public either
 
 A score is the mean over parts and variants of the mean within each. The same layouts come in every variant and robot
 colour, so that its interval is that of fewer trials (`statistics/intervals.py`).
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
@@ -74,7 +77,7 @@ class Trial:
         robot: the simulator's name of the robot; `place` its x, y (metres) and turn about z (radians).
         start: `obj_init_options` of the reset.
         overlay: the photograph behind the scene, by its file's name, or `None`.
-        turn: its index among the trials of its task and part; modulo their number, the paraphrase it is told.
+        turn: its index among the trials of its task and part; modulo their number, the paraphrase it gets.
     """
 
     mode: str
@@ -115,13 +118,10 @@ def trials_of(robot: str, mode: str, tasks: Sequence[str] = ()) -> list[Trial]:
             raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS[robot])} for {robot}")
     if robot == "widowx" and mode == "variants":
         raise ValueError("got mode 'variants' for widowx, expected another: the published scripts have none for it")
-    if mode == "variants":
-        found = _variant_trials()
-    else:
-        found = _google_matching() if robot == "google_robot" else _widowx_matching()
+    matching = _google_matching if robot == "google_robot" else _widowx_matching
     turns: Counter[tuple[str, str]] = Counter()
     chosen = []
-    for trial in found:
+    for trial in _variant_trials() if mode == "variants" else matching():
         if not tasks or trial.task in tasks:
             chosen.append(replace(trial, mode=mode, turn=turns[trial.task, trial.part]))
             turns[trial.task, trial.part] += 1
@@ -142,23 +142,13 @@ def _google_matching() -> Iterator[Trial]:
 
 
 def _widowx_matching() -> Iterator[Trial]:
+    table = ("bridge_table_1_v1", "widowx", (0.147, 0.028, 0.0), "bridge_real_eval_1.png")
+    sink = ("bridge_table_1_v2", "widowx_sink_camera_setup", (0.127, 0.06, 0.0), "bridge_sink.png")
     for task, (environment, steps) in WIDOWX_TASKS.items():
-        sink = task == "put_eggplant_in_basket"
-        scene = "bridge_table_1_v2" if sink else "bridge_table_1_v1"
+        scene, robot, place, overlay = sink if task == "put_eggplant_in_basket" else table
         for episode in range(24):
-            yield Trial(
-                mode="matching",
-                task=task,
-                part="",
-                variant="robot as it is",
-                environment=environment,
-                scene=scene,
-                robot="widowx_sink_camera_setup" if sink else "widowx",
-                place=(0.127, 0.06, 0.0) if sink else (0.147, 0.028, 0.0),
-                start={"episode_id": episode},
-                steps=steps,
-                overlay="bridge_sink.png" if sink else "bridge_real_eval_1.png",
-            )
+            named = ("matching", task, "", "robot as it is", environment, scene, robot, place)
+            yield Trial(*named, {"episode_id": episode}, steps, overlay=overlay)
 
 
 def _variant_trials() -> Iterator[Trial]:
@@ -246,14 +236,18 @@ def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
     """At most `episodes` trials of every task, part and variant; all of them for `None`."""
     if episodes is not None and episodes < 1:
         raise ValueError(f"got {episodes} episodes, expected at least 1")
-    taken: Counter[tuple[str, ...]] = Counter()
-    chosen = []
+    groups: dict[tuple[str, ...], list[str]] = {}
     for trial in trials:
-        group = (trial.mode, trial.task, trial.part, trial.variant)
-        taken[group] += 1
-        if episodes is None or taken[group] <= episodes:
-            chosen.append(trial)
-    return chosen
+        groups.setdefault((trial.mode, trial.task, trial.part, trial.variant), []).append(trial.name)
+    chosen = {name for names in groups.values() for name in names[:episodes]}
+    return [trial for trial in trials if trial.name in chosen]
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON lines of a file that may not exist; a line that was cut short by a kill is left out."""
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def scored_trial(entry: dict[str, Any]) -> Scored:
@@ -278,6 +272,7 @@ def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expecte
     """
     judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
     counted = [entry for entry in judged if entry["counted"]]
+    ends = Counter(entry["outcome"] for entry in outcomes if entry["counted"])
     variants: dict[str, list[bool]] = {}
     for entry in judged:
         variants.setdefault(entry["variant"], []).append(entry["outcome"] == "success")
@@ -287,11 +282,11 @@ def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expecte
         "value": round(found.share, 6) if found else None,
         "mode": mode,
         "task": task,
-        "successes": sum(entry["outcome"] == "success" for entry in counted),
+        "successes": ends["success"],
         "n": len(counted),
         "interval": (round(found.interval[0], 4), round(found.interval[1], 4)) if found else None,
-        "malformed": sum(entry["outcome"] == "malformed" for entry in counted),
-        "crashed": sum(entry["outcome"] == "crashed" and entry["counted"] for entry in outcomes),
+        "malformed": ends["malformed"],
+        "crashed": ends["crashed"],
         "expected": expected,
         "variants": {name: (round(sum(seen) / len(seen), 4), len(seen)) for name, seen in variants.items()},
     }

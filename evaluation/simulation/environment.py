@@ -3,21 +3,7 @@
 An episode depends on task and seed alone; looks never touch physics.
 """
 
-from __future__ import annotations
-
 from typing import Any
-
-from gen_vla.evaluation.simulation.offscreen_camera import (
-    FRAMEBUFFER,
-    OffscreenCamera,
-    Ornament,
-    mujoco,
-    thread_camera,
-)
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
 
 import numpy as np
 
@@ -28,7 +14,7 @@ from gen_vla.evaluation.simulation.actions import (
     from_simulator_action,
     to_simulator_action,
 )
-from gen_vla.evaluation.simulation.experts import Expert, ExpertView
+from gen_vla.evaluation.simulation.experts import ExpertView, expert_move
 from gen_vla.evaluation.simulation.layouts import (
     GOALS,
     HELD_STEPS,
@@ -41,6 +27,7 @@ from gen_vla.evaluation.simulation.layouts import (
     sample_layout,
 )
 from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors
+from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER, Ornament, mujoco, thread_camera
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, ornaments, show_object
 
 
@@ -62,7 +49,6 @@ class TabletopEnv:
         self.image_size = image_size
         self.model = build_model()
         self.data = mujoco.MjData(self.model)
-        self._expert = Expert()
         self._slide = int(self.model.joint("goal_slidey").qposadr[0])
         self._objects = [int(self.model.joint(f"object{index}").qposadr[0]) for index in range(2)]
         self._robot = _subtree(self.model, self.model.body("base").id)
@@ -126,13 +112,11 @@ class TabletopEnv:
     def state(self) -> SceneState:
         """The present moment, to be judged."""
         opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
-        return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
+        fingertips = (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
+        return SceneState(opening, self._object_positions(), self._starts, fingertips)
 
     def _object_positions(self) -> np.ndarray:
         return np.stack([self.data.qpos[address : address + 3].copy() for address in self._objects])
-
-    def _fingertips(self) -> np.ndarray:
-        return (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
 
     def view(self) -> ExpertView:
         """The present moment, as experts read it."""
@@ -143,24 +127,25 @@ class TabletopEnv:
 
     def expert_action(self) -> np.ndarray:
         """The scripted expert at the present state, clipped: float32 [7]."""
-        return from_simulator_action(self._expert.action(self.goal, self.view()))
+        return from_simulator_action(expert_move(self.goal, self.view()))
 
     def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Three experts' actions, float32 [7] each.
 
-        The expert, the blind one that cannot see where along x anything is, and the deaf one that does one of the six
-        things this scene offers, whatever it was told.
+        The expert, the blind one that does not know where along x anything is, and the deaf one that does one of the
+        six things this scene offers, whatever the instruction.
         """
         view, guess = self.view(), GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
         asked = ((self.goal, view), (self.goal, view.without_x()), (guess, view))
-        expert, blind, deaf = (from_simulator_action(self._expert.action(goal, seen)) for goal, seen in asked)
+        expert, blind, deaf = (from_simulator_action(expert_move(goal, seen)) for goal, seen in asked)
         return expert, blind, deaf
 
     # Pictures.
     def render(self, size: int | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] of the present moment, `image_size` pixels a side unless told."""
+        """uint8 [H, W, 3] of the present moment, `image_size` pixels a side by default."""
         shapes, size = [*ornaments(self.distractors), *self._shadows()], size or self.image_size
-        picture = self._camera().picture(self.model, self.data, self.variant.camera, size, shapes)
+        camera = thread_camera("tabletop", lambda: self.model)
+        picture = camera.picture(self.model, self.data, self.variant.camera, size, shapes)
         if not self.masked:
             return picture
         kept = np.logical_or.reduce(list(self.segmentation(size).values()))
@@ -168,8 +153,8 @@ class TabletopEnv:
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
         """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background."""
-        pose, size = self.variant.camera, size or self.image_size
-        geoms = self._camera().segments(self.model, self.data, pose, size, ornaments(self.distractors))
+        camera, shapes = thread_camera("tabletop", lambda: self.model), ornaments(self.distractors)
+        geoms = camera.segments(self.model, self.data, self.variant.camera, size or self.image_size, shapes)
         bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]
         masks = {"robot": np.isin(bodies, self._robot), "cabinet": np.isin(bodies, self._cabinet)}
         masks["handle"] = geoms == self.model.geom("objGeom").id
@@ -180,14 +165,11 @@ class TabletopEnv:
     def _shadows(self) -> list[Ornament]:
         """Dark patches under what stands or hangs over the table: real shadows would triple the time of a picture."""
         things = [(x, y, 0.034) for x, y, _ in self._object_positions()]
-        things += [(*self._fingertips()[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
+        things += [(*self.state().fingertips[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
         return [
             Ornament("cylinder", (radius, SHADOW_THICKNESS, 0.0), (x, y, SHADOW_THICKNESS), SHADOW)
             for x, y, radius in things
         ]
-
-    def _camera(self) -> OffscreenCamera:
-        return thread_camera("tabletop", lambda: self.model)
 
 
 def _subtree(model: Any, root: int) -> list[int]:

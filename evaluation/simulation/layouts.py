@@ -1,7 +1,7 @@
-"""Tasks of the tabletop: what stands where, what the robot is told to do, and when it is done.
+"""Tasks of the tabletop: what stands where, what the robot is asked to do, and when it is done.
 
 Every scene holds a half-open drawer and two objects, so all four tasks start from the same pictures and six
-instructions fit each of them: only the words tell what to do.
+instructions fit each of them: only the instruction says what to do.
 
     pick_object    "pick up the red can"
     move_near      "move the red can near the blue mug"
@@ -83,12 +83,9 @@ class Layout:
 
     def digest(self) -> str:
         """Equal for layouts that agree to the millimetre, and for no others."""
-
-        def rounded(value: object) -> object:
-            return round(value, 3) if isinstance(value, float) else value
-
         flat = [*self.drawer, self.opening, self.source, *(v for o in self.objects for v in asdict(o).values())]
-        return hashlib.sha256(json.dumps([rounded(v) for v in flat]).encode()).hexdigest()[:16]
+        rounded = [round(value, 3) if isinstance(value, float) else value for value in flat]
+        return hashlib.sha256(json.dumps(rounded).encode()).hexdigest()[:16]
 
 
 def sample_layout(seed: int) -> Layout:
@@ -193,5 +190,5 @@ def check_unseen(seeds: Iterable[int], trained: Iterable[str]) -> None:
     if shared:
         raise ValueError(
             f"got {len(shared)} layouts to judge that were trained on ({sorted(shared)[:3]}), expected none; "
-            "record the training data anew with seeds of TRAIN_SEEDS"
+            "record the training data again with seeds of TRAIN_SEEDS"
         )

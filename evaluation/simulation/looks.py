@@ -9,28 +9,14 @@ Nothing here can be touched, so an episode unfolds identically under every varia
     camera         where the picture is taken from
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 
-from gen_vla.evaluation.simulation.layouts import (
-    COLOURS,
-    DRAWER_CLEARANCE,
-    OBJECT_X,
-    OBJECT_Y,
-    SHAPES,
-    Layout,
-    TableObject,
-)
+from gen_vla.evaluation.simulation import layouts
+from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, Layout, TableObject
+from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
 
 
 CAMERA = CameraPose(lookat=(-0.02, 0.68, 0.08), distance=0.94, azimuth=115.0, elevation=-34.0)
@@ -38,17 +24,11 @@ DISTRACTOR_DISTANCE = 0.1  # metres to every other object
 RGB = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Lighting:
-    """`ambient` is light without direction, `lamps` the brightness of the scene's three lamps, all per channel."""
-
-    ambient: RGB
-    lamps: tuple[RGB, RGB, RGB]
+Lighting = tuple[RGB, ...]  # without direction, and of the scene's three lamps
 
 
-def _grey(ambient: float, *lamps: float) -> Lighting:
-    first, second, third = ((lamp, lamp, lamp) for lamp in lamps)
-    return Lighting((ambient, ambient, ambient), (first, second, third))
+def _grey(*lights: float) -> Lighting:
+    return tuple((light, light, light) for light in lights)
 
 
 WARM: RGB = (0.38, 0.29, 0.18)
@@ -85,7 +65,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("table_texture", "metal", table="table_metal"),
     Variant("lighting", "dim", lighting=_grey(0.22, 0.18, 0.14, 0.06)),
     Variant("lighting", "bright", lighting=_grey(0.52, 0.48, 0.34, 0.18)),
-    Variant("lighting", "warm", lighting=Lighting((0.44, 0.37, 0.28), (WARM, WARM, WARM))),
+    Variant("lighting", "warm", lighting=((0.44, 0.37, 0.28), WARM, WARM, WARM)),
     Variant("lighting", "from_one_side", lighting=_grey(0.20, 0.0, 0.75, 0.0)),
     Variant("distractors", "two", distractors="two"),
     Variant("distractors", "four", distractors="four"),
@@ -117,9 +97,9 @@ def apply_looks(model: Any, variant: Variant) -> None:
     model.geom_matid[table & (model.geom_group == 1)] = model.material(variant.table).id
     for name in ("wall_back", "wall_side", "floor"):
         model.geom_matid[model.geom(name).id] = model.material(variant.room).id
-    model.vis.headlight.ambient[:] = variant.lighting.ambient
+    model.vis.headlight.ambient[:], *lamps = variant.lighting
     model.vis.headlight.diffuse[:] = 0.12
-    model.light_diffuse[:] = variant.lighting.lamps
+    model.light_diffuse[:] = lamps
 
 
 def distractors(variant: Variant, layout: Layout, seed: int) -> list[TableObject]:
@@ -130,12 +110,10 @@ def distractors(variant: Variant, layout: Layout, seed: int) -> list[TableObject
     kinds = _distractor_kinds(variant.distractors, layout, rng)
     placed: list[TableObject] = []
     while len(placed) < len(kinds):
-        x, y = float(rng.uniform(*OBJECT_X)), float(rng.uniform(*OBJECT_Y))
-        others = [*layout.objects, *placed]
-        clear = all(np.hypot(x - o.x, y - o.y) >= DISTRACTOR_DISTANCE for o in others)
-        if clear and abs(x - layout.drawer[0]) >= DRAWER_CLEARANCE and not _between(x, y, layout):
-            colour, shape = kinds[len(placed)]
-            placed.append(TableObject(colour, shape, x, y, 0.0))
+        x, y = float(rng.uniform(*layouts.OBJECT_X)), float(rng.uniform(*layouts.OBJECT_Y))
+        clear = all(np.hypot(x - o.x, y - o.y) >= DISTRACTOR_DISTANCE for o in (*layout.objects, *placed))
+        if clear and abs(x - layout.drawer[0]) >= layouts.DRAWER_CLEARANCE and not _between(x, y, layout):
+            placed.append(TableObject(*kinds[len(placed)], x, y, 0.0))
     return placed
 
 

@@ -1,33 +1,13 @@
-"""Pictures of a MuJoCo simulation, drawn without a window by a camera that stands where it is told.
+"""Pictures of a MuJoCo simulation, drawn without a window by a camera anywhere.
 
 It also draws ornaments, shapes that are never simulated, and segmentations; what makes pictures slow on a CPU is left
 out.
-
-Import this file before mujoco: MuJoCo chooses its graphics backend when it loads.
 """
 
-from __future__ import annotations
-
 import atexit
-import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-
-# All three are read when the libraries load, so they come before the imports below. A spinning OpenMP thread of one
-# process starves the other; software rendering with one thread per process is what scales over processes.
-if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
-    if "mujoco" in sys.modules:
-        raise ImportError(
-            "got mujoco imported before, with a window for its backend, expected to choose EGL first; "
-            "import gen_vla.evaluation.simulation.offscreen_camera first, or export MUJOCO_GL=egl"
-        )
-    os.environ["MUJOCO_GL"] = "egl"
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("LP_NUM_THREADS", "1")
-
 from typing import Any
 
 import mujoco as compiled_mujoco
@@ -37,7 +17,7 @@ import numpy as np
 mujoco: Any = compiled_mujoco  # compiled bindings: pyright sees no names in them
 
 FRAMEBUFFER = 512  # pixels; the largest image side
-_ORNAMENT_SEGMENT = 10_000  # object ids of ornaments in a segmentation start here, above every geom id of a model
+FIRST_ORNAMENT = 10_000  # the id of the first ornament in a segmentation, above every geom id of a model
 UPRIGHT = tuple(np.eye(3).ravel().tolist())
 
 
@@ -103,7 +83,7 @@ class OffscreenCamera:
     def segments(
         self, model: Any, data: Any, pose: CameraPose, size: int, ornaments: Sequence[Ornament] = ()
     ) -> np.ndarray:
-        """int [size, size]: the model's geom id, `ornament_segment(i)` for the i-th ornament, -1 for the sky."""
+        """int [size, size]: the model's geom id, `FIRST_ORNAMENT + i` for the i-th ornament, -1 for the sky."""
         self._compose(model, data, pose, ornaments)
         before = self._scene.flags.copy()
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = 1
@@ -127,7 +107,7 @@ class OffscreenCamera:
             size, position = np.array(ornament.size, dtype=float), np.array(ornament.position, dtype=float)
             colour = np.array(ornament.rgba, dtype=np.float32)
             mujoco.mjv_initGeom(geom, kind, size, position, np.array(ornament.rotation, dtype=float), colour)
-            geom.segid, geom.objid = self._scene.ngeom, ornament_segment(index)
+            geom.segid, geom.objid = self._scene.ngeom, FIRST_ORNAMENT + index
             self._scene.ngeom += 1
 
     def _draw(self, size: int) -> np.ndarray:
@@ -136,16 +116,6 @@ class OffscreenCamera:
         mujoco.mjr_render(view, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, view, self._context)
         return np.ascontiguousarray(pixels[::-1])
-
-    def close(self) -> None:
-        """Frees the context."""
-        self._gl.free()
-        self._context.free()
-
-
-def ornament_segment(index: int) -> int:
-    """The id that the `index`-th ornament has in a segmentation."""
-    return _ORNAMENT_SEGMENT + index
 
 
 _cameras = threading.local()  # an OpenGL context belongs to the thread that made it
@@ -164,5 +134,6 @@ def thread_camera(scene: str, make_model: Callable[[], Any]) -> OffscreenCamera:
 def _close_cameras() -> None:
     """Before EGL goes: a context freed after it complains on the screen."""
     for camera in getattr(_cameras, "of_scene", {}).values():
-        camera.close()
+        camera._gl.free()
+        camera._context.free()
     _cameras.of_scene = {}

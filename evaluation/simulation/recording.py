@@ -1,42 +1,21 @@
 """Record tabletop demonstrations, and questions about tabletop scenes for co-training.
 
-    demonstrations  image, instruction, action float32 [7] (`simulation/actions.py`), task, episode_index, frame_index,
-                    seed
-    questions       image, question, answer (one word), kind, seed
-
 Pictures have the ordinary looks: the variants are for evaluation. `recording.json` lists the digests of all layouts
 shown in demonstrations, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses to judge. What is asked is in
 `simulation/questions.py`, how rows are written in `simulation/simulated_rows.py`.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from gen_vla.evaluation.simulation.environment import TabletopEnv
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 
-from gen_vla.evaluation.simulation import simulated_rows
+from gen_vla.evaluation.simulation import layouts, simulated_rows
 from gen_vla.evaluation.simulation.actions import DRAWER_TRAVEL
-from gen_vla.evaluation.simulation.layouts import (
-    COLOURS,
-    GOALS,
-    MAX_STEPS,
-    SHAPES,
-    TASKS,
-    Layout,
-    Task,
-    draw_layout,
-    layout_digests,
-)
+from gen_vla.evaluation.simulation.environment import TabletopEnv
+from gen_vla.evaluation.simulation.layouts import COLOURS, GOALS, SHAPES, TASKS, Layout, Task
 from gen_vla.evaluation.simulation.looks import CAMERA
 from gen_vla.evaluation.simulation.questions import KINDS, SceneFacts, wanted_answer
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT
@@ -59,7 +38,7 @@ def record_episode(job: DemonstrationJob) -> Rows | None:
     env, task = _environment(job.image_size), cast(Task, job.task)
     instruction = env.reset(task, job.seed)
     wordings = [instruction, *(paraphrases(instruction) if job.paraphrase else ())]
-    return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, MAX_STEPS[task])
+    return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, layouts.MAX_STEPS[task])
 
 
 def record_demonstrations(
@@ -84,7 +63,7 @@ def record_demonstrations(
         episodes_per_task,
         workers=workers,
         **options,
-        describe=lambda seeds: {"layouts": sorted(layout_digests(seeds))},
+        describe=lambda seeds: {"layouts": sorted(layouts.layout_digests(seeds))},
     )
 
 
@@ -106,16 +85,14 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
     name, wanted = wanted_answer(KINDS, job.seed)
     env, rng = _environment(job.image_size), np.random.default_rng([job.seed, 7])
     while True:
-        facts = scene_facts(_any_opening(draw_layout(rng), rng), rng)
+        layout = layouts.draw_layout(rng)
+        # Two drawers of five are shut, the others anywhere from half open on.
+        opening = 0.0 if rng.random() < 0.4 else float(rng.uniform(0.45, 1.0))
+        facts = scene_facts(replace(layout, opening=opening), rng)
         if KINDS[name].answer(facts) == wanted and _pose_and_see(env, facts.layout, rng):
             break
     question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
     return {"image": as_image(env.render()), "question": question, "answer": wanted, "kind": name, "seed": job.seed}
-
-
-def _any_opening(layout: Layout, rng: np.random.Generator) -> Layout:
-    """Two drawers of five are shut, the others anywhere from half open on."""
-    return replace(layout, opening=0.0 if rng.random() < 0.4 else float(rng.uniform(0.45, 1.0)))
 
 
 def _pose_and_see(env: TabletopEnv, layout: Layout, rng: np.random.Generator) -> bool:

@@ -6,8 +6,6 @@ with a crash of the simulator. Crashed episodes are run once more, each alone, a
 is reported as crashed and says nothing about the policy.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from gen_vla.evaluation.policies.rollout import Moment
-from gen_vla.evaluation.policies.step_progress import StepProgress
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
 
 
@@ -73,21 +71,21 @@ class _Running:
 
 
 @dataclass
-class _Round:
-    """One pass over a queue of jobs with some slots."""
+class _Rollouts:
+    """Episodes in slots; the bar counts the steps done of those that may come, since whole batches end at once."""
 
     policy: SimulationPolicy
     simulators: Simulators
-    attempt: int
-    bar: StepProgress
-    pace: Pace
     finish: Callable[[Any, Ending], None]
+    bar: tqdm
+    ended: int
+    episodes: int
+    pace: Pace = field(default_factory=Pace)
     slots: dict[int, _Running] = field(default_factory=dict)
-    crashed: list[EpisodeJob] = field(default_factory=list)
 
-    def run(self, jobs: Sequence[EpisodeJob], width: int) -> list[EpisodeJob]:
+    def run(self, jobs: Sequence[EpisodeJob], width: int, attempt: int) -> list[EpisodeJob]:
         """Runs every job, `width` at a time -> those whose simulator crashed and that may be tried again."""
-        queue = deque(jobs)
+        queue, crashed = deque(jobs), []
         while queue or self.slots:
             requests: list[Start | Move] = self._moves() if self.slots else []
             for slot in range(width):
@@ -96,8 +94,14 @@ class _Round:
                     self.slots[slot] = _Running(job)
                     requests.append(Start(slot, job.start))
             for request, answer in zip(requests, self.simulators.ask(requests), strict=True):
-                self._take(request.slot, answer)
-        return self.crashed
+                running = self.slots[request.slot]
+                if isinstance(answer, Crash) and attempt < ATTEMPTS:
+                    crashed.append(self.slots.pop(request.slot).job)
+                    self.bar.total += running.steps
+                elif outcome := self._outcome(running, answer):
+                    del self.slots[request.slot]
+                    self._end(running, Ending(outcome[0], running.steps, attempt, outcome[1]))
+        return crashed
 
     def _moves(self) -> list[Start | Move]:
         """One call of the policy for every running episode."""
@@ -113,31 +117,25 @@ class _Round:
         arrays = [None if action is None else np.asarray(action, dtype=np.float64) for action in actions]
         return [Move(slot, action) for (slot, _, _), action in zip(states, arrays, strict=True)]
 
-    def _take(self, slot: int, answer: Reply | Crash) -> None:
-        """What an answer means for the episode in a slot."""
-        running = self.slots[slot]
+    def _outcome(self, running: _Running, answer: Reply | Crash) -> tuple[Outcome, str | None] | None:
+        """How an episode ends with this answer, and what was wrong; None if it goes on."""
         if isinstance(answer, Crash):
-            if self.attempt < ATTEMPTS:
-                self.crashed.append(self.slots.pop(slot).job)
-                self.bar.more(running.steps)
-            else:
-                self._end(slot, "crashed", answer.message)
-            return
+            return "crashed", answer.message
         moved, running.reply = running.reply is not None, answer
         running.steps += moved
         self.pace.steps += moved
-        self.bar.step(moved)
+        self.bar.update(moved)
         if answer.refusal is not None:
-            self._end(slot, "malformed", answer.refusal)
-        elif answer.success:
-            self._end(slot, "success")
-        elif running.steps >= running.job.max_steps:
-            self._end(slot, "failure")
+            return "malformed", answer.refusal
+        if answer.success:
+            return "success", None
+        return ("failure", None) if running.steps >= running.job.max_steps else None
 
-    def _end(self, slot: int, outcome: Outcome, detail: str | None = None) -> None:
-        running = self.slots.pop(slot)
-        self.finish(running.job, Ending(outcome, running.steps, self.attempt, detail))
-        self.bar.end(running.job.max_steps - running.steps)
+    def _end(self, running: _Running, ending: Ending) -> None:
+        self.finish(running.job, ending)
+        self.ended += 1
+        self.bar.total -= running.job.max_steps - running.steps
+        self.bar.set_postfix_str(f"{self.ended}/{self.episodes} episodes", refresh=False)
 
 
 def run_episodes(
@@ -158,9 +156,10 @@ def run_episodes(
     """
     if batch_size < 1:
         raise ValueError(f"got batch_size {batch_size}, expected at least 1")
-    pace, began = Pace(), time.perf_counter()
-    with StepProgress([job.max_steps for job in jobs], finished_before, name, progress) as bar:
-        crashed = _Round(policy, simulators, 1, bar, pace, finish).run(jobs, batch_size)
-        _Round(policy, simulators, 2, bar, pace, finish).run(crashed, 1)
-    pace.seconds = time.perf_counter() - began
-    return pace
+    began, steps = time.perf_counter(), sum(job.max_steps for job in jobs)
+    with tqdm(total=steps, unit="step", desc=name, disable=not progress) as bar:
+        rollouts = _Rollouts(policy, simulators, finish, bar, finished_before, finished_before + len(jobs))
+        crashed = rollouts.run(jobs, batch_size, attempt=1)
+        rollouts.run(crashed, 1, attempt=2)
+    rollouts.pace.seconds = time.perf_counter() - began
+    return rollouts.pace

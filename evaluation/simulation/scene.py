@@ -5,8 +5,6 @@ object bodies holds the parts of every shape; a scene shows the parts of one and
 needs another compilation. Only one part of each shape, `touch`, can be touched.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 from collections.abc import Iterable
@@ -15,17 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
-
-
-# The camera chooses the graphics backend, so it comes before whatever loads mujoco.
-# isort: split
-
 import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 from PIL import Image
 
 from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, TableObject
+from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
 
 
 WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)
@@ -116,7 +109,8 @@ def _compiled() -> Any:
     for index in range(2):
         _add_object(spec, index)
     model = spec.compile()
-    _weld_hand(model)
+    # The weld that drags the hand after its target, as Meta-World sets it: no offset, torques five times forces.
+    model.eq_data[model.eq_type == mujoco.mjtEq.mjEQ_WELD] = [0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5]
     _paint(model)
     return model
 
@@ -161,12 +155,6 @@ def _add_object(spec: Any, index: int) -> None:
             geom.solref[:2], geom.solimp[:3] = [0.01, 1.0], [0.99, 0.99, 0.01]
 
 
-def _weld_hand(model: Any) -> None:
-    """The weld that drags the hand after its target, as Meta-World sets it: no offset, torques five times forces."""
-    welds = model.eq_type == mujoco.mjtEq.mjEQ_WELD
-    model.eq_data[welds] = [0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5]
-
-
 def _paint(model: Any) -> None:
     """Neutral colours for everything that stays, so that a named colour means an object."""
     hidden = [model.body(name).id for name in OUT_OF_VIEW]
@@ -194,11 +182,10 @@ def show_object(model: Any, index: int, shape: str, colour: str) -> None:
 
 def ornaments(things: Iterable[TableObject]) -> list[Ornament]:
     """These objects as something that is only drawn, standing on the table."""
-    drawn = []
-    for thing in things:
-        for part in PARTS[thing.shape]:
-            if not (part.touch and thing.shape in UNSEEN_TOUCH):
-                position = (thing.x + part.position[0], thing.y + part.position[1], part.position[2])
-                colour = (*(part.colour or COLOURS[thing.colour]), 1.0)
-                drawn.append(Ornament(part.kind, part.size, position, colour))
-    return drawn
+    return [
+        Ornament(part.kind, part.size, (thing.x + x, thing.y + y, z), (*(part.colour or COLOURS[thing.colour]), 1.0))
+        for thing in things
+        for part in PARTS[thing.shape]
+        for x, y, z in [part.position]
+        if not (part.touch and thing.shape in UNSEEN_TOUCH)
+    ]

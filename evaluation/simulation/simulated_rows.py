@@ -7,8 +7,6 @@ An episode and a question depend on their own seed alone, so any number of worke
 folder holds METADATA_FILE.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -22,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,27 +49,23 @@ def as_image(picture: np.ndarray) -> dict[str, Any]:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-class Demonstrable(Protocol):
-    """An environment in the middle of an episode, with an expert."""
-
-    def expert_action(self) -> np.ndarray: ...
-
-    def step(self, action: np.ndarray) -> bool: ...
-
-    def render(self) -> np.ndarray: ...
-
-
 def demonstrate(
-    env: Demonstrable, wordings: Sequence[str], rng: np.random.Generator, noise: bool, max_steps: int
+    env: Any, wordings: Sequence[str], rng: np.random.Generator, noise: bool, max_steps: int
 ) -> Rows | None:
     """One episode as rows with image, instruction (one of the wordings), action and frame_index, or None if it failed.
 
     The disturbed action is executed, the clean one is the label: the state was visited, the mistake is not taught.
+
+    Args:
+        env: an environment that was reset, with `expert_action`, `step` and `render`.
     """
     deviation = rng.choice(GAUSSIAN_NOISE) if noise else 0.0
     holds = rng.choice(RANDOM_HOLDS) if noise else 0.0
     if noise and rng.random() < 0.5:
-        _move_at_random(env, rng)
+        start = env.expert_action()  # for its gripper: only the hand is moved about
+        for _ in range(rng.integers(1, MAX_START_MOVES + 1)):
+            start[:3] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3)
+            env.step(start)
     instruction = str(rng.choice(list(wordings))) if len(wordings) > 1 else wordings[0]
     rows: Rows = []
     for frame in range(max_steps):
@@ -81,13 +75,6 @@ def demonstrate(
         if env.step(disturb(action, deviation, holds, rng)):
             return rows
     return None
-
-
-def _move_at_random(env: Demonstrable, rng: np.random.Generator) -> None:
-    action = env.expert_action()  # for its gripper: only the hand is moved about
-    for _ in range(rng.integers(1, MAX_START_MOVES + 1)):
-        action[:3] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3)
-        env.step(action)
 
 
 def disturb(action: np.ndarray, deviation: float, holds: float, rng: np.random.Generator) -> np.ndarray:
@@ -200,10 +187,8 @@ def record_questions(
     if count < 1:
         raise ValueError(f"got count {count}, expected at least 1")
     began = time.perf_counter()
-    seeds = [seed, seed + count - 1]
     split, allowed = ("evaluation", EVALUATION_SEEDS) if seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
-    for bound in seeds:
-        _checked_seed(bound, allowed)
+    seeds = [_checked_seed(bound, allowed) for bound in (seed, seed + count - 1)]
     jobs = [QuestionJob(number, image_size) for number in range(seed, seed + count)]
     with _mapping(workers) as over_workers:
         rows = list(tqdm(over_workers(record, jobs), total=count, unit="question", disable=not progress))

@@ -5,11 +5,9 @@ place of the reply, the environment (or the process) is replaced, and everything
 takes all its episodes along.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,19 +16,6 @@ from gen_vla.evaluation.simulation.actions import ActionError
 
 # A process is taken for dead after so long: the first answer also loads the simulator, an environment per request.
 LOADING_SECONDS, REQUEST_SECONDS = 120.0, 10.0
-
-
-class Environment(Protocol):
-    """What an episode runs in; `reset` takes what `Start` holds."""
-
-    @property
-    def reset(self) -> Callable[..., Any]: ...
-
-    def step(self, action: np.ndarray) -> bool: ...
-
-    def render(self) -> np.ndarray: ...
-
-    def expert_actions(self) -> Sequence[np.ndarray]: ...
 
 
 class Start(NamedTuple):
@@ -65,36 +50,33 @@ class Crash(NamedTuple):
 class _Slots:
     """The environments of one process by slot, made on first use."""
 
-    def __init__(self, make: Callable[[], Environment]):
+    def __init__(self, make: Callable[[], Any]):
         self._make = make
-        self._environments: dict[int, Environment] = {}
+        self._environments: dict[int, Any] = {}
 
     def answer(self, request: Start | Move) -> Reply | Crash:
         """Whatever an environment raises but a refusal to act is a crash, and the environment is given up."""
+        success, refusal = False, None
         try:
-            return self._answer(request)
+            if isinstance(request, Start):
+                if request.slot not in self._environments:
+                    self._environments[request.slot] = self._make()
+                self._environments[request.slot].reset(*request.arguments)
+            elif request.action is None:
+                refusal = "the policy gave no action"
+            else:
+                try:
+                    success = self._environments[request.slot].step(request.action)
+                except ActionError as error:
+                    refusal = str(error)
+            env = self._environments[request.slot]
+            return Reply(env.render(), env.expert_actions(), success, refusal)
         except Exception as error:
             self._environments.pop(request.slot, None)
             return Crash(f"{type(error).__name__}: {error}")
 
-    def _answer(self, request: Start | Move) -> Reply:
-        success, refusal = False, None
-        if isinstance(request, Start):
-            if request.slot not in self._environments:
-                self._environments[request.slot] = self._make()
-            self._environments[request.slot].reset(*request.arguments)
-        elif request.action is None:
-            refusal = "the policy gave no action"
-        else:
-            try:
-                success = self._environments[request.slot].step(request.action)
-            except ActionError as error:
-                refusal = str(error)
-        env = self._environments[request.slot]
-        return Reply(env.render(), env.expert_actions(), success, refusal)
 
-
-def _serve(pipe: Any, make: Callable[[], Environment]) -> None:
+def _serve(pipe: Any, make: Callable[[], Any]) -> None:
     """Answers lists of requests until the other end closes."""
     slots = _Slots(make)
     while True:
@@ -111,10 +93,11 @@ class Simulators:
     Every request of one `ask` goes to another slot; a slot starts an episode before it moves.
 
     Args:
-        make: an environment; a function that can be pickled.
+        make: a function that can be pickled, which returns an environment: `reset(*Start.arguments)`,
+            `step(action [7]) -> done`, `render() -> uint8 [H, W, 3]`, `expert_actions()`.
     """
 
-    def __init__(self, workers: int, make: Callable[[], Environment]):
+    def __init__(self, workers: int, make: Callable[[], Any]):
         if workers < 1:
             raise ValueError(f"got workers {workers}, expected at least 1")
         self._make = make
@@ -171,7 +154,7 @@ class Simulators:
         self._workers[worker] = self._spawn()
         return [Crash(f"the simulator's process {what} (exit code {process.exitcode})")] * count
 
-    def __enter__(self) -> Simulators:
+    def __enter__(self) -> "Simulators":
         return self
 
     def __exit__(self, *_: object) -> None:

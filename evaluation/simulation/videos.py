@@ -1,7 +1,5 @@
 """Episodes of the simulated suites as videos for people."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,14 +7,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gen_vla.evaluation.policies.rollout import Moment
-from gen_vla.evaluation.simulation.actions import MAX_MOVE, ActionError
+from gen_vla.evaluation.simulation.actions import ActionError
 from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER
 from gen_vla.evaluation.simulation.rollouts import EpisodeJob, SimulationPolicy
 
 
 INK, PAPER, FAINT = (236, 239, 244), (27, 31, 40), (76, 86, 106)
-FORWARD, BACKWARD, DONE, FAILED = (136, 192, 208), (208, 135, 112), (163, 190, 140), (191, 97, 106)
-PANEL_HEIGHT = 76
+DONE, FAILED = (163, 190, 140), (191, 97, 106)
+PANEL_HEIGHT = 60
 FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
 
@@ -65,35 +63,17 @@ def draw_frame(
     note: str,
     note_colour: tuple[int, int, int] = FAINT,
 ) -> Image.Image:
-    """The picture above a panel: instruction, note, a bar per moved axis (full width: 5 cm) and the gripper."""
+    """The picture above a panel with the instruction, a note and the action: the hand's move and the opening."""
     width, height = image.size
     frame = Image.new("RGB", (width, height + PANEL_HEIGHT), PAPER)
     frame.paste(image, (0, 0))
     draw, small = ImageDraw.Draw(frame), ImageFont.load_default(10)
     draw.text((10, height + 8), instruction, fill=INK, font=ImageFont.load_default(15))
     draw.text((width - 10, height + 12), note, fill=note_colour, font=small, anchor="ra")
-    column = (width - 20) / 4
-    for index, name in enumerate(("dx", "dy", "dz", "grip")):
-        left = 10 + index * column
-        value = "" if action is None else f" {action[6]:.0%}" if name == "grip" else f" {100 * action[index]:+.1f} cm"
-        draw.text((left, height + 36), name + value, fill=INK if value else FAINT, font=small)
-        right = left + column - 8
-        draw.rectangle((left, height + 56, right, height + 62), fill=FAINT)
-        if action is not None:
-            _draw_bar(draw, left, right, height + 56, action, index)
+    if action is not None:
+        moves = "  ".join(f"{name} {100 * metres:+.1f} cm" for name, metres in zip(("dx", "dy", "dz"), action[:3]))
+        draw.text((10, height + 38), f"{moves}  grip {action[6]:.0%}", fill=INK, font=small)
     return frame
-
-
-def _draw_bar(draw: ImageDraw.ImageDraw, left: float, right: float, top: int, action: np.ndarray, index: int) -> None:
-    """Axes 0 to 2 grow from the middle, the gripper (3) from the left with its opening."""
-    middle = (left + right) / 2
-    if index == 3:
-        span = (left, left + (right - left) * float(np.clip(action[6], 0, 1)))
-        colour = FORWARD
-    else:
-        end = middle + (right - middle) * float(np.clip(action[index] / MAX_MOVE, -1, 1))
-        span, colour = (min(middle, end), max(middle, end)), FORWARD if end >= middle else BACKWARD
-    draw.rectangle((span[0], top, span[1], top + 6), fill=colour)
 
 
 def write_video(frames: list[Image.Image], path: Path) -> None:

@@ -15,14 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gen_vla.evaluation.simulation.layouts import (
-    EVALUATION_SEEDS,
-    MAX_STEPS,
-    TASKS,
-    Task,
-    goal_of,
-    sample_layout,
-)
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Task, goal_of, sample_layout
 from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS
 from gen_vla.evaluation.simulation.rollouts import Ending, EpisodeJob, Outcome
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases

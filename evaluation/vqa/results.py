@@ -17,29 +17,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure as Drawing
 from rich.table import Table
 
-from gen_vla.evaluation.statistics.intervals import Scored, clustered_share, wilson_interval
+from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.evaluation.vqa.lm_eval_tasks import yes_no
 from gen_vla.evaluation.vqa.lm_eval_tasks.exact_match import plain
 from gen_vla.evaluation.vqa.lm_eval_tasks.yes_no import Judgement
 
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-
 Figure = dict[str, Any]
-Pictures = Sequence[str] | None  # one per question, or not known
 
 RESAMPLES = 2000
 PICTURE_COLUMNS = ("imageId", "image_id", "image_source", "image_link")  # of GQA, TextVQA, POPE, VSR as published
-HEADLINES = {  # the metric a task is compared by: its colour and label
-    "soft_accuracy": ("#2e6f95", "soft accuracy (agreement with ten people)"),
-    "exact_match": ("#3a7d44", "exact match"),
-    "accuracy": ("#d1495b", "accuracy of yes or no"),
+HEADLINES = {  # the metric a task is compared by
+    "soft_accuracy": "soft accuracy (agreement with ten people)",
+    "exact_match": "exact match",
+    "accuracy": "accuracy of yes or no",
 }
 NAMES = {"textvqa": "TextVQA", "pope": "POPE", "gqa": "GQA", "vizwiz": "VizWiz", "vsr": "VSR"}
 
@@ -75,93 +71,62 @@ def picture_of(doc: dict[str, Any]) -> str | None:
 
 
 def _group_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
-    first = samples[0]
-    named = [picture_of(sample["doc"]) for sample in samples]
-    pictures = [name for name in named if name is not None] if None not in named else None
+    first, pictures = samples[0], [picture_of(sample["doc"]) for sample in samples]
+    named = None not in pictures
+    clusters = [str(name) for name in (pictures if named else range(len(samples)))]
+
+    def figure(metric: str, value: float, of: Sequence[str], interval: Any, **counts: Any) -> Figure:
+        return {
+            "task": task,
+            "metric": metric,
+            "value": round(value, 4),
+            "n": len(of),
+            "interval": None if interval is None else [round(bound, 4) for bound in interval],
+            **{"unparsable": None, "majority": None, **counts},
+            "pictures": len(set(of)) if named else None,
+        }
+
+    def share(metric: str, right: Sequence[tuple[Any, str]], **counts: Any) -> Figure:
+        """Of (whether an answer is right, its cluster); where each cluster has one, the interval is Wilson's."""
+        found = (
+            clustered_share([Scored(cluster, "", float(is_right)) for is_right, cluster in right]) if right else None
+        )
+        of = [cluster for _, cluster in right]
+        return figure(metric, found.share if found else 0.0, of, found and found.interval, **counts)
+
     if "soft_accuracy" in first:
-        scores = [float(sample["soft_accuracy"]) for sample in samples]
-        rows = np.stack((scores, np.ones(len(scores))), axis=1)
-        interval = bootstrap(rows, pictures, lambda drawn: drawn[:, 0] / drawn[:, 1])
-        return [_figure(task, "soft_accuracy", float(np.mean(scores)), len(scores), interval, pictures)]
+        rows = np.array([(sample["soft_accuracy"], 1.0) for sample in samples], dtype=float)
+        interval = bootstrap(rows, clusters, lambda drawn: drawn[:, 0] / drawn[:, 1])
+        return [figure("soft_accuracy", float(rows[:, 0].mean()), clusters, interval)]
     if "exact_match" in first:
-        right = [float(sample["exact_match"]) for sample in samples]
-        majority = Counter(plain(sample["target"]) for sample in samples).most_common(1)[0][1] / len(samples)
-        return [_share(task, "exact_match", right, pictures, majority=majority)]
-    if "accuracy" in first:
-        metrics = [name for name in yes_no.METRICS if name in first and name != "unparsable"]
-        return _yes_no_figures(task, [Judgement(*sample["accuracy"]) for sample in samples], metrics, pictures)
-    raise ValueError(f"got samples of task {task} with {sorted(first)}, expected one of {', '.join(HEADLINES)}")
-
-
-def _yes_no_figures(
-    task: str, judgements: Sequence[Judgement], metrics: Sequence[str], pictures: Pictures
-) -> list[Figure]:
-    """Figures of a yes-or-no task; each is a share of its own n."""
-    n, truths = len(judgements), sum(truth for truth, _ in judgements)
-    counted = {"precision": [said is True for _, said in judgements], "recall": [truth for truth, _ in judgements]}
-    right = {  # of the questions that are counted
-        "accuracy": [truth == said for truth, said in judgements],
-        "precision": [truth for truth, _ in judgements],
-        "recall": [said is True for _, said in judgements],
-        "yes_ratio": [said is True for _, said in judgements],
+        most = Counter(plain(sample["target"]) for sample in samples).most_common(1)[0][1]
+        right = [(sample["exact_match"], cluster) for sample, cluster in zip(samples, clusters, strict=True)]
+        return [share("exact_match", right, majority=round(most / len(samples), 4))]
+    if "accuracy" not in first:
+        raise ValueError(f"got samples of task {task} with {sorted(first)}, expected one of {', '.join(HEADLINES)}")
+    judgements = [Judgement(*sample["accuracy"]) for sample in samples]
+    asked = [(*judgement, cluster) for judgement, cluster in zip(judgements, clusters, strict=True)]
+    truths = sum(truth for truth, _ in judgements)
+    majority = round(max(truths, len(asked) - truths) / len(asked), 4)
+    neither = sum(said is None for _, said in judgements)
+    right = {  # each is a share of its own n
+        "accuracy": [(truth == said, cluster) for truth, said, cluster in asked],
+        "precision": [(truth, cluster) for truth, said, cluster in asked if said],
+        "recall": [(said is True, cluster) for truth, said, cluster in asked if truth],
+        "yes_ratio": [(said is True, cluster) for _, said, cluster in asked],
     }
-    unparsable = sum(said is None for _, said in judgements)
     figures = []
-    for metric in metrics:
+    for metric in (name for name in yes_no.METRICS if name in first and name != "unparsable"):
         if metric == "f1":
-            interval = bootstrap_f1(judgements, pictures)
-            figures.append(_figure(task, "f1", yes_no.f1(judgements), n, interval, pictures, unparsable))
+            interval = bootstrap_f1(judgements, clusters)
+            figures.append(figure("f1", yes_no.f1(judgements), clusters, interval, unparsable=neither))
         else:
-            majority = max(truths, n - truths) / n if metric == "accuracy" else None
-            kept = [index for index, counts in enumerate(counted.get(metric, [True] * n)) if counts]
-            chosen = [float(right[metric][index]) for index in kept]
-            of_those = pictures and [pictures[index] for index in kept]
-            figures.append(_share(task, metric, chosen, of_those, unparsable, majority))
+            counts = {"unparsable": neither, "majority": majority if metric == "accuracy" else None}
+            figures.append(share(metric, right[metric], **counts))
     return figures
 
 
-def _share(
-    task: str,
-    metric: str,
-    right: Sequence[float],
-    pictures: Pictures,
-    unparsable: int | None = None,
-    majority: float | None = None,
-) -> Figure:
-    """With Wilson's interval, of as many questions as they are worth where pictures are named."""
-    n, interval = len(right), None
-    if n and pictures is None:
-        interval = wilson_interval(int(sum(right)), n)
-    elif n:
-        interval = clustered_share(
-            [Scored(name, "", r) for name, r in zip(pictures or (), right, strict=True)]
-        ).interval
-    return _figure(task, metric, sum(right) / n if n else 0.0, n, interval, pictures, unparsable, majority)
-
-
-def _figure(
-    task: str,
-    metric: str,
-    value: float,
-    n: int,
-    interval: tuple[float, float] | None,
-    pictures: Pictures,
-    unparsable: int | None = None,
-    majority: float | None = None,
-) -> Figure:
-    return {
-        "task": task,
-        "metric": metric,
-        "value": round(value, 4),
-        "n": n,
-        "interval": None if interval is None else [round(bound, 4) for bound in interval],
-        "unparsable": unparsable,
-        "majority": None if majority is None else round(majority, 4),
-        "pictures": None if pictures is None else len(set(pictures)),
-    }
-
-
-def bootstrap_f1(judgements: Sequence[Judgement], pictures: Pictures = None) -> tuple[float, float]:
+def bootstrap_f1(judgements: Sequence[Judgement], clusters: Sequence[str] | None = None) -> tuple[float, float]:
     """95 % percentile bootstrap of F1 = 2 r / (2 r + w + m) over questions: right yes, wrong yes, missed yes."""
     said_yes = [(truth, said is True) for truth, said in judgements]
     rows = np.array([(truth and yes, not truth and yes, truth and not yes) for truth, yes in said_yes], dtype=float)
@@ -169,25 +134,23 @@ def bootstrap_f1(judgements: Sequence[Judgement], pictures: Pictures = None) -> 
     def f1(drawn: np.ndarray) -> np.ndarray:
         return 2 * drawn[:, 0] / np.maximum(2 * drawn[:, 0] + drawn[:, 1] + drawn[:, 2], 1)
 
-    return bootstrap(rows, pictures, f1)
+    return bootstrap(rows, clusters or [str(row) for row in range(len(rows))], f1)
 
 
 def bootstrap(
-    rows: np.ndarray, pictures: Pictures, statistic: Callable[[np.ndarray], np.ndarray]
+    rows: np.ndarray, clusters: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over questions, drawn by picture where named.
+    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over clusters of questions.
 
-    Many rows are alike, so their counts are drawn, which is a thousand times as fast as scipy's `bootstrap`.
+    Many clusters are alike, so their counts are drawn, which is a thousand times as fast as scipy's `bootstrap`.
 
     Args:
         rows: float64 [questions, K].
     """
-    if pictures is not None:
-        names, place = np.unique(np.asarray(pictures), return_inverse=True)
-        sums = np.zeros((len(names), rows.shape[1]))
-        np.add.at(sums, place, rows)
-        rows = sums
-    kinds, counts = np.unique(rows.round(9), axis=0, return_counts=True)
+    names, place = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.zeros((len(names), rows.shape[1]))
+    np.add.at(sums, place, rows)
+    kinds, counts = np.unique(sums.round(9), axis=0, return_counts=True)
     drawn = np.random.default_rng(0).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
     low, high = np.quantile(statistic(drawn @ kinds), (0.025, 0.975))
     return float(low), float(high)
@@ -200,63 +163,57 @@ def headlines(figures: Sequence[Figure]) -> list[Figure]:
 
 def question_scores_table(figures: Sequence[Figure], title: str) -> Table:
     """A row per task and category: the score with its interval, n, and the majority answer's score."""
-    table = Table(title=title)
-    if any(head["pictures"] is None for head in headlines(figures)):
-        table.caption = "Without named pictures, questions are taken for independent: several about one are not."
-    for column in ("task", "%", "95 %", "n", "pictures", "majority", "scored by"):
-        table.add_column(column, justify="left" if column in ("task", "scored by") else "right", no_wrap=True)
-    for head in headlines(figures):
-        score, low, high = (f"{100 * share:.1f}" for share in (head["value"], *head["interval"]))
-        pictures = "not named" if head["pictures"] is None else str(head["pictures"])
-        counts = (str(head["n"]), pictures, _percent(head["majority"]))
-        table.add_row(head["task"], score, f"{low}-{high}", *counts, head["metric"].replace("_", " "))
-    return table
+    rows = [
+        (
+            head["task"],
+            percent(head["value"], 1),
+            percent_range(head["interval"], 1),
+            head["n"],
+            "not named" if head["pictures"] is None else head["pictures"],
+            percent(head["majority"], 1),
+            head["metric"].replace("_", " "),
+        )
+        for head in headlines(figures)
+    ]
+    caption = "Without named pictures, questions are taken for independent: several about one are not."
+    blind = any(head["pictures"] is None for head in headlines(figures))
+    columns = ("task", "%", "95 %", "n", "pictures", "majority", "scored by")
+    return results_table(title, columns, rows, no_wrap=True, caption=caption if blind else None)
 
 
 def yes_no_table(figures: Sequence[Figure]) -> Table | None:
     """The other figures of yes-or-no tasks, unparsable answers among them; `None` without such a task."""
-    table = Table(title="Yes or no: %, and how many answers were neither")
-    for column in ("task", "precision", "recall", "F1", "says yes", "neither", "n"):
-        table.add_column(column, justify="left" if column == "task" else "right", no_wrap=True)
+    rows = []
     for head in headlines(figures):
         if head["unparsable"] is not None:
             values = {figure["metric"]: figure["value"] for figure in figures if figure["task"] == head["task"]}
-            shares = [_percent(values.get(metric)) for metric in ("precision", "recall", "f1", "yes_ratio")]
-            table.add_row(head["task"], *shares, str(head["unparsable"]), str(head["n"]))
-    return table if table.row_count else None
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
+            shares = [percent(values.get(metric), 1) for metric in ("precision", "recall", "f1", "yes_ratio")]
+            rows.append((head["task"], *shares, head["unparsable"], head["n"]))
+    columns = ("task", "precision", "recall", "F1", "says yes", "neither", "n")
+    return (
+        results_table("Yes or no: %, and how many answers were neither", columns, rows, no_wrap=True) if rows else None
+    )
 
 
 def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> None:
-    """Bars with intervals as a PNG: tasks full, their categories pale below them, a mark at the majority's score."""
+    """Bars with intervals as a PNG: tasks, their categories below them, a mark at the majority's score."""
     heads = headlines(figures)
-    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.34 * len(heads)), layout="constrained")
-    labels = {metric: label for metric, (_, label) in HEADLINES.items()}
-    names: list[str] = []
-    for place, head in enumerate(heads):
-        task, _, name = head["task"].rpartition("/")
-        names.append(NAMES.get(name) or name.replace("_", " "))
-        height, alpha = (0.5, 0.45) if task else (0.74, 1.0)
-        colour, label = HEADLINES[head["metric"]][0], labels.pop(head["metric"], None)
-        axes.barh(place, 100 * head["value"], height, color=colour, label=label, alpha=alpha)
-        bounds = [100 * bound for bound in head["interval"]]
-        axes.plot(bounds, [place, place], color="#222222", linewidth=1.2, solid_capstyle="butt")
-        axes.text(103, place, f"{100 * head['value']:.1f} %   n = {head['n']:,}", va="center", fontsize=8)
-    marks = [(100 * head["majority"], place) for place, head in enumerate(heads) if head["majority"] is not None]
-    if marks:
+    drawing = Drawing(figsize=(8, 1.6 + 0.34 * len(heads)), layout="constrained")
+    axes = drawing.subplots()
+    for metric, label in HEADLINES.items():
+        if bars := [(place, head) for place, head in enumerate(heads) if head["metric"] == metric]:
+            values = np.array([(head["value"], *head["interval"]) for _, head in bars]) * 100
+            spread = np.abs(values[:, 1:] - values[:, :1]).T
+            axes.barh([place for place, _ in bars], values[:, 0], xerr=spread, label=label)
+    if marks := [(100 * head["majority"], place) for place, head in enumerate(heads) if head["majority"] is not None]:
         axes.scatter(*zip(*marks), marker="|", s=170, color="black", zorder=3, label="always the most frequent answer")
-    for tick, head in zip(axes.set_yticks(range(len(heads)), names), heads):
-        part = "/" in head["task"]
-        tick.label1.set(fontsize=8 if part else 10, color="#666666" if part else "black")
-    axes.set(xlim=(0, 100), ylim=(len(heads) - 0.4, -0.6), xlabel="%, with 95 % intervals")
-    axes.set_title(title, loc="left")
-    axes.grid(axis="x", alpha=0.25)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    names = []
+    for head in heads:
+        task, _, category = head["task"].partition("/")
+        name = ": ".join(filter(None, (NAMES.get(task) or task, category.replace("_", " "))))
+        names.append(f"{name}, n = {head['n']:,}")
+    axes.set_yticks(range(len(heads)), names)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="%, with 95 % intervals", title=title)
+    drawing.legend(loc="outside lower center", ncols=2)
+    drawing.savefig(path, dpi=130)

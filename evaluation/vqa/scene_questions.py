@@ -7,7 +7,7 @@ giving the most frequent answer of a kind would reach.
 """
 
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.statistics.intervals import wilson_interval
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.training.storage.recordings import QUESTION_COLUMNS, load_recording
 
 
@@ -40,10 +41,6 @@ class QuestionReport:
     total: KindScore
     kinds: dict[str, KindScore]
     answers: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
 
 
 def load_questions(folder: Path) -> Dataset:
@@ -95,10 +92,9 @@ def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindSco
 
 def questions_table(report: QuestionReport) -> Table:
     """A row per kind of question, the total last."""
-    table = Table(title="Questions about held-out scenes")
-    for column in ("question", "right", "95 %", "majority answer"):
-        table.add_column(column, justify="left" if column == "question" else "right", no_wrap=True)
-    for kind, score in [*report.kinds.items(), ("all", report.total)]:
-        low, high = (100 * bound for bound in score.interval)
-        table.add_row(kind, f"{score.right}/{score.n}", f"{low:.0f}-{high:.0f} %", f"{100 * score.majority:.0f} %")
-    return table
+    rows = [
+        (kind, f"{score.right}/{score.n}", f"{percent_range(score.interval)} %", f"{percent(score.majority)} %")
+        for kind, score in [*report.kinds.items(), ("all", report.total)]
+    ]
+    columns = ("question", "right", "95 %", "majority answer")
+    return results_table("Questions about held-out scenes", columns, rows, no_wrap=True)

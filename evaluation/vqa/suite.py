@@ -7,7 +7,6 @@ Prompts and scoring are in `lm_eval_tasks/`; `vqa/results.py` sums the figures u
     gen-vla evaluate vqa MODEL --tasks scenes --local vqa_data --output vqa.json
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +48,7 @@ def run_vqa(
 
     Raises:
         ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
-            that writes no words.
+            that writes no text.
         FileNotFoundError: if a task's data is not to be had; before the model is loaded.
     """
     check_arguments(tasks, limit, batch_size)
@@ -132,8 +131,3 @@ def list_answers(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[
             "score": float(score[0] == score[1]) if isinstance(score, tuple) else score,
             "picture": picture_of(doc),
         }
-
-
-def write_answers(answers: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON object per line."""
-    path.write_text("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers), encoding="utf-8")

@@ -1,6 +1,6 @@
 """An action as HTML: its string coloured by probability, its values as a table, two models side by side.
 
-Colours run from orange (a guess) over cream to teal (sure): people who see no red or no green tell these apart, and
+Colours run from orange (a guess) over cream to teal (sure): people who see no red or no green can tell them apart, and
 dark letters keep a contrast of more than 7 : 1 on all of them. What the format leaves no choice about stays grey.
 """
 

@@ -1,4 +1,4 @@
-"""What the page's tabs do: a visitor's pictures and words in, what is shown and what programs get out.
+"""What the page's tabs do: a visitor's pictures and text in, what is shown and what programs get out.
 
 Pictures come one per camera, in the order of `Answers.cameras`.
 """
@@ -94,7 +94,7 @@ class Answers:
         return {"models": plain}, *drawn, comparison(models)
 
     def names(self) -> list[str]:
-        """What the models are called on the page: the last part of their names, told apart if need be."""
+        """What the models are called on the page: the last part of their names, numbered where these are the same."""
         short = [Path(policy.name).name for policy in (self.policy, self.baseline) if policy]
         return short if len(set(short)) == len(short) else [f"{name} ({i})" for i, name in enumerate(short, start=1)]
 

@@ -3,7 +3,7 @@
     python app.py                                            # the model named in the front matter of README.md
     GEN_VLA_MODEL=FOLDER GEN_VLA_BASELINE=FOLDER python app.py      # local models
 
-This file has the page and its words; `answers.py` has what its tabs do. The page opens with a finished example, so
+This file has the page and its texts; `answers.py` has what its tabs do. The page opens with a finished example, so
 that what it shows needs no explaining.
 """
 
@@ -35,7 +35,7 @@ EXAMPLES = [
     ("can_and_ball", "pick up the blue can", "Is the gripper open or closed?"),
 ]
 FIRST_SCENE = EXAMPLES[0][0]
-VISITORS_WAITING = 32  # more are told that the queue is full
+VISITORS_WAITING = 32  # others get the message that the queue is full
 KEPT_SECONDS = 3600  # uploads and results
 TITLE = "From a picture and an order to a movement"
 INTRODUCTION = """\
@@ -102,7 +102,7 @@ def add_act_tab(answers: Answers) -> None:
 
 
 def add_ask_tab(answers: Answers) -> None:
-    """A picture and a question in; words out."""
+    """A picture and a question in; an answer out."""
     (path,) = scene_pictures(FIRST_SCENE, ())
     answer, cost = answers.ask(read_picture(path), EXAMPLES[0][2])
     about = " Questions are about one picture, of any camera." if answers.cameras else ""
@@ -193,14 +193,8 @@ def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
     """A picture that only shows."""
-    return gr.Image(
-        picture,
-        label=label,
-        elem_id=elem_id,
-        format="png",
-        interactive=False,
-        buttons=["fullscreen", "download"],
-    )
+    shown = {"format": "png", "interactive": False, "buttons": ["fullscreen", "download"]}
+    return gr.Image(picture, label=label, elem_id=elem_id, **shown)
 
 
 def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
@@ -210,9 +204,9 @@ def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
 
 
 def add_examples(fields: list[Any], cameras: Sequence[str], column: int) -> None:
-    """Scenes that come with the Space; choosing one fills the fields, pictures and words, in.
+    """Scenes that come with the Space; choosing one fills the fields in.
 
-    `gr.Examples` would make the fields anew for this visitor, without what `picture_input` changed in them.
+    `gr.Examples` would create the fields again for this visitor, without what `picture_input` changed in them.
     """
     scenes = [(scene_pictures(row[0], cameras), row[column]) for row in EXAMPLES]
     rows = [[*paths, text] for paths, text in scenes if all(map(os.path.isfile, paths))]  # not all have every view

@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 
 RECOLOUR, MASK = "Other colours", "Background removed"
-CHANGES = (RECOLOUR, MASK)
 MASK_SIDE = 96  # pixels: the background is found on a copy this small
 BACKGROUND = (128, 128, 128)
 SEED_STEP = 4  # pixels between the places on the edge where the background is entered
@@ -29,11 +28,9 @@ def changed(picture: Image.Image, change: str, strength: float) -> Image.Image:
     """
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"The strength is {strength}; choose one from 0 to 1.")
-    if change == RECOLOUR:
-        return recoloured(picture, strength)
-    if change == MASK:
-        return without_background(picture, strength)
-    raise ValueError(f"{change!r} is no change this Space knows; choose {' or '.join(map(repr, CHANGES))}.")
+    if change not in CHANGES:
+        raise ValueError(f"{change!r} is no change this Space knows; choose {' or '.join(map(repr, CHANGES))}.")
+    return CHANGES[change](picture, strength)
 
 
 def recoloured(picture: Image.Image, turn: float) -> Image.Image:
@@ -67,3 +64,6 @@ def background_mask(picture: Image.Image, strength: float) -> Image.Image:
         ImageDraw.floodfill(filled, place, mark, thresh=strength * MAX_JUMP)
         mask |= (np.asarray(filled) != np.asarray(small)).any(axis=-1)
     return Image.fromarray((255 * mask).astype(np.uint8))
+
+
+CHANGES = {RECOLOUR: recoloured, MASK: without_background}

@@ -27,7 +27,7 @@ HALF_OPEN = 0.5  # how the gripper is drawn before: the model does not say
 
 @dataclass(frozen=True)
 class Arrow:
-    """A motion on a picture: its path float [T, 3] in metres from the start, a colour, a word for the legend."""
+    """A motion on a picture: its path float [T, 3] in metres from the start, a colour, a label for the legend."""
 
     path: np.ndarray
     colour: str
@@ -100,7 +100,7 @@ def draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, colour: str, stroke
 
 
 def draw_legend(draw: ImageDraw.ImageDraw, arrows: Sequence[Arrow], height: int) -> None:
-    """The arrows' words in the lower left corner, if they have any."""
+    """The arrows' labels in the lower left corner, if they have any."""
     named = [arrow for arrow in arrows if arrow.label]
     text, line, edge = ImageFont.load_default(size=21 * FINE), 34 * FINE, 10 * FINE
     for index, arrow in enumerate(named):

@@ -1,4 +1,4 @@
-"""Visitors' pictures: what is accepted, and what they are told about the rest.
+"""Visitors' pictures: what is accepted, and the messages about the rest.
 
 How a file becomes RGB is `rgb_pictures.py`, as in the models' processor. A picture's header is read before its pixels:
 a small file can claim more pixels than there is memory for. The size of files is limited where the page is launched.

@@ -42,7 +42,7 @@ class PredictedAction:
         steps: float32 [T, 7], x, y, z in metres, roll, pitch, yaw in radians, gripper 0..1 with 1 = open.
         normalized: float32 [T, 7], the same in [-1, 1], the range of the data set.
         data_set: whose units these are.
-        milliseconds: from picture and words to the action.
+        milliseconds: from picture and instruction to the action.
         forward_passes: through the language model.
     """
 
@@ -120,7 +120,7 @@ class Policy:
         return answer.strip(), 1000 * (time.perf_counter() - began)
 
     def _pieces(self, token_ids: list[int], probabilities: list[float]) -> tuple[Piece, ...]:
-        """The tokens of an action, EOS left out; a walk through the grammar tells where there was a choice."""
+        """The tokens of an action, EOS left out; a walk through the grammar shows where there was a choice."""
         grammar, state, pieces = self.model.action_grammar, 0, []
         for token, probability in zip(token_ids, probabilities):
             if token == grammar.eos_token_id:
@@ -157,7 +157,7 @@ def check_config(name: str, config: Any) -> None:
 
 
 def checked_words(text: str | None, what: str) -> str:
-    """The words without outer space; a `ValueError` if there are none or too many."""
+    """The text without outer space; a `ValueError` if it is empty or too long."""
     words = (text or "").strip()
     if not words:
         raise ValueError(f"The {what} is empty. Write a few words, then try again.")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from published_sets import write_llava
 from rlds_data_sets import write_rlds
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import SETS, write_table_data
@@ -76,17 +75,17 @@ def tiny(capsys: pytest.CaptureFixture[str], work_dir: Path, **overrides: Any) -
         ("data.vision_language.0.format=vqasynth", "llava"),
     ],
 )
-def test_settings_that_cannot_work(setting: str, message: str, tables: Path, capsys: Any) -> None:
+def test_settings_that_cannot_work(setting, message, tables, capsys):
     assert message in mini(capsys, tables, f"--set={setting}")
 
 
-def test_a_missing_model(tables: Path, capsys: Any) -> None:
+def test_a_missing_model(tables, capsys):
     message = refused(capsys, "openvla_plus_bridge", tables)
     assert "got " in message
     assert "gen-vla convert makes it" in message
 
 
-def test_a_truncated_tfrecord(copied: Path, capsys: Any) -> None:
+def test_a_truncated_tfrecord(copied, capsys):
     file = next((copied / "bridge_orig").glob("**/*.tfrecord-00001-of-00002"))
     file.write_bytes(file.read_bytes()[:-100])
     message = mini(capsys, copied)
@@ -94,13 +93,13 @@ def test_a_truncated_tfrecord(copied: Path, capsys: Any) -> None:
     assert "cut off" in message
 
 
-def test_a_parquet_without_its_column(copied: Path, capsys: Any) -> None:
+def test_a_parquet_without_its_column(copied, capsys):
     info = write_lerobot(copied / "lerobot", make_episodes(2, 5, size=16), "v2.1") / "meta" / "info.json"
     info.write_text(info.read_text().replace('"action":', '"motion":'))
     assert "expected action" in mini(capsys, copied, "--set=data.robot.0.path=lerobot")
 
 
-def test_every_episode_with_nan_leaves_nothing(copied: Path, capsys: Any) -> None:
+def test_every_episode_with_nan_leaves_nothing(copied, capsys):
     shutil.rmtree(copied / "bridge_orig")
     episodes = make_episodes(3, 6, size=16)
     for episode in episodes:
@@ -109,7 +108,7 @@ def test_every_episode_with_nan_leaves_nothing(copied: Path, capsys: Any) -> Non
     assert "without a step that has an instruction and a finite action" in mini(capsys, copied)
 
 
-def test_nan_and_missing_columns_in_a_recording(tmp_path: Path, capsys: Any) -> None:
+def test_nan_and_missing_columns_in_a_recording(tmp_path, capsys):
     actions = [[0.0, 0.0, 1.0]] * 5 + [[0.0, float("nan"), 1.0]]
     write_robot_data(tmp_path / "robot", action=actions)
     message = tiny(capsys, tmp_path)
@@ -119,13 +118,7 @@ def test_nan_and_missing_columns_in_a_recording(tmp_path: Path, capsys: Any) -> 
     assert "expected also instruction, action, episode_index" in message
 
 
-def test_an_empty_set(copied: Path, capsys: Any) -> None:
-    shutil.rmtree(copied / "llava")
-    write_llava(copied / "llava", [], {}, zipped=True)
-    assert "llava" in mini(capsys, copied)
-
-
-def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path: Path, capsys: Any) -> None:
+def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path, capsys):
     widths = [[0.0, 0.0, width] for width in (0, 0.02, 0.04, 0.06, 0.08, 1)]
     write_robot_data(tmp_path / "robot", action=widths)
     message = tiny(capsys, tmp_path)
@@ -136,7 +129,7 @@ def test_a_gripper_with_a_width_is_scaled_where_it_is_not_called_binary(tmp_path
     assert statistics["mask"] == [True, True, True]
 
 
-def test_a_run_without_a_connection(tables: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_connection(tables, capsys, monkeypatch):
     def no_answer(*_: Any, **__: Any) -> None:
         raise HTTP_ERROR("name or service not known")
 
@@ -147,7 +140,7 @@ def test_a_run_without_a_connection(tables: Path, capsys: Any, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./owner/name", "owner/name/more"])
-def test_what_no_model_is_loaded_from(name: str, tmp_path: Path, capsys: Any) -> None:
+def test_what_no_model_is_loaded_from(name, tmp_path, capsys):
     Image.new("RGB", (20, 20)).save(tmp_path / "camera.png")
     assert main(["predict", name, str(tmp_path / "camera.png"), "go"]) == 2
     assert "is no folder here" in capsys.readouterr().err
@@ -157,7 +150,7 @@ def test_what_no_model_is_loaded_from(name: str, tmp_path: Path, capsys: Any) ->
     assert "which is a LoRA adapter, expected a whole model" in capsys.readouterr().err
 
 
-def test_a_service_that_is_not_installed(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_is_not_installed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("gen_vla.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
     tiny_recipe(tmp_path)
     message = refused(capsys, str(tmp_path / "tiny.yaml"), tmp_path, "--report-to", "trackio")

@@ -5,11 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from space_browser import RunningSpace, wait_until_it_answers
 from space_models import save_arm_model
 from tiny_models import tiny_tokenizer
 
@@ -17,7 +16,7 @@ from gen_vla.commands.demo import absolute, demo_model
 from gen_vla.commands.main import main
 
 
-def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_demo_comes_before_the_quick_one(tmp_path, monkeypatch):
     outputs = (tmp_path / "demo_output", tmp_path / "demo_output_quick")
     for output in reversed(outputs):
         (output / "repository").mkdir(parents=True)
@@ -36,20 +35,14 @@ def test_the_whole_demo_comes_before_the_quick_one(tmp_path: Path, monkeypatch: 
         (["--model", "somewhere"], "expected them with it"),
     ],
 )
-def test_mistakes_say_what_to_do(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_mistakes_say_what_to_do(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     assert main(["demo", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     save_arm_model(tiny_tokenizer("llama_like"), tmp_path / "demo_output" / "repository")
     with socket.socket() as probe:
@@ -69,20 +62,11 @@ def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        page = wait_for_page(f"http://127.0.0.1:{port}", process, tmp_path / "log")
-        assert "What should be done" in page
+        space = RunningSpace(f"http://127.0.0.1:{port}", tmp_path / "log")
+        wait_until_it_answers(process, space)
+        assert "What should be done" in urllib.request.urlopen(space.url).read().decode()
     finally:
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl+C sends: to the command and to the Space
         code = process.wait(timeout=60)
     assert code == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
-
-
-def wait_for_page(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    limit = time.monotonic() + 180
-    while process.poll() is None and time.monotonic() < limit:
-        try:
-            return urllib.request.urlopen(url, timeout=5).read().decode()
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(log.read_text()[-3000:])

@@ -11,16 +11,14 @@ from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.drawers import recording as metaworld_recording
 
 
-def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gen_vla.commands.record.record_missing_data", lambda *_: pytest.fail("recorded first"))
     tiny_recipe(tmp_path, model={"initial_model": "nowhere"})
     assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path)]) == 2
     assert "initial_model='nowhere' and no folder" in capsys.readouterr().err
 
 
-def test_missing_data_is_recorded_as_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_is_recorded_as_the_recipe_says(tmp_path, monkeypatch):
     calls: list[Any] = []
 
     def demonstrations(folder: Path, **settings: Any) -> None:

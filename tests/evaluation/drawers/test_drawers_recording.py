@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 from datasets import Dataset, load_from_disk
 
-
-# isort: split
-
 from gen_vla.commands.main import main
 from gen_vla.evaluation.drawers import recording
 from gen_vla.evaluation.drawers.environment import COLOURS, TASKS, DrawerEnv

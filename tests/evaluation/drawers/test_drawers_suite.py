@@ -9,10 +9,7 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
-
-
-# isort: split
+from printed_tables import printed
 
 from gen_vla.evaluation.drawers.environment import BothDrawerTasks, DrawerEnv
 from gen_vla.evaluation.drawers.suite import (
@@ -26,7 +23,6 @@ from gen_vla.evaluation.drawers.suite import (
 from gen_vla.evaluation.policies import rollout as policies
 from gen_vla.evaluation.simulation import videos
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
-from gen_vla.evaluation.statistics.intervals import wilson_interval
 from gen_vla.evaluation.vqa.scene_questions import KindScore, QuestionReport
 
 
@@ -36,20 +32,6 @@ SEEDS = EVALUATION_SEEDS[:4]
 def evaluate(policy, **changes) -> DrawerReport:
     settings = {"seeds": SEEDS, "workers": 1, "batch_size": 8, "image_size": 32, "progress": False}
     return evaluate_policy(policy, **{**settings, **changes})
-
-
-@pytest.mark.parametrize(
-    ("k", "n", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (46, 50, 0.8116, 0.9685)],
-)
-def test_wilson_interval(k, n, low, high):
-    assert wilson_interval(k, n) == pytest.approx((low, high), abs=1e-4)
-
-
-@pytest.mark.parametrize(("k", "n"), [(3, 2), (-1, 2), (0, 0)])
-def test_wilson_interval_of_nonsense(k, n):
-    with pytest.raises(ValueError, match=f"got {k} successes of {n}"):
-        wilson_interval(k, n)
 
 
 def test_the_expert_scores_all_and_zero_actions_nothing():
@@ -184,9 +166,7 @@ def results() -> dict:
 
 
 def test_summary_shows_counts_intervals_controls_and_speed():
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(summary_table(results(), "a model"))
-    text = console.export_text()
+    text = printed(summary_table(results(), "a model"))
     for expected in ("45/50 (50-90 %)", "40/50 (25-75 %)", "zero actions", "30/40 (60-90 %)", "majority 40 %", "12.5"):
         assert expected in text
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from robot_data_sets import make_episodes, write_lerobot, write_recording
-from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
+from tiny_models import tiny_model, tiny_processor
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.open_loop.data import RecordedEpisodes, open_recorded, recipe_entry, trained_on
@@ -117,9 +117,7 @@ def test_the_policy_is_compared_with_what_it_did(policy, tmp_path):
     for number, episode in enumerate(episodes):
         episode.actions[:] = asked.predicted[asked.episode == number, 0]
     data = write_recording(tmp_path / "b", episodes)
-    results, found, _ = evaluate_open_loop(
-        model, processor, "tiny", str(data), OpenLoopSettings(every=1, rows=5), progress=False
-    )
+    results, found, _ = evaluate_open_loop(model, processor, "tiny", str(data), OpenLoopSettings(every=1, rows=5))
     assert found.predicted.shape == (5 + 6 + 7, HORIZON, 7)
     np.testing.assert_array_equal(found.predicted, asked.predicted)
     first = results["chunk_steps"][0]
@@ -149,24 +147,12 @@ def test_malformed_answers_are_counted_and_left_out(policy, tmp_path):
     white = Image.fromarray(episodes[1].pictures["image_0"][-1])
     brightest = processor.action_inputs([[white]], ["two"])["pixel_values"][:, 0].mean() - 1e-3
     plain, model.predict_actions = model.predict_actions, sometimes
-    found, malformed = ask_policy(model, processor, recorded(data), "robot", rows=4, progress=False)
+    found, malformed = ask_policy(model, processor, recorded(data), "robot", rows=4)
     assert (malformed, len(found.predicted)) == (1, 8)
     assert (1, 4) not in set(zip(found.episode.tolist(), found.place.tolist(), strict=True))
     brightest = -10.0
     with pytest.raises(ValueError, match="9 steps were asked about, 9 answers malformed"):
-        ask_policy(model, processor, recorded(data), "robot", progress=False)
-
-
-def test_the_flow_begins_with_the_noise_of_the_step(gemma_like, tmp_path):
-    norm_stats = {"robot": statistics_of(make_episodes(7, 5, size=16, seed=3))}
-    model = tiny_pi0_flow_model(gemma_like, 7, HORIZON, norm_stats=norm_stats)
-    processor = tiny_pi0_flow_processor(gemma_like, 7, HORIZON)
-    data = write_recording(tmp_path / "data", make_episodes(2, 3, size=16))
-    one, many = (
-        ask_policy(model, processor, recorded(data, every=2), "robot", rows, progress=False)[0] for rows in (1, 3)
-    )
-    assert one.predicted.shape == (4, HORIZON, 7)
-    np.testing.assert_allclose(one.predicted, many.predicted, atol=1e-5)
+        ask_policy(model, processor, recorded(data), "robot")
 
 
 def test_data_of_another_robot_is_refused(policy, tmp_path):
@@ -176,9 +162,9 @@ def test_data_of_another_robot_is_refused(policy, tmp_path):
     folder = write_lerobot(tmp_path / "data", episodes)
     model, processor = policy
     with pytest.raises(ValueError, match=r"got actions of 5 values in the data, expected 7, .* 'robot'"):
-        evaluate_open_loop(model, processor, "tiny", str(folder), OpenLoopSettings(), progress=False)
+        evaluate_open_loop(model, processor, "tiny", str(folder), OpenLoopSettings())
     with pytest.raises(ValueError, match=r"got unnorm_key='robo', .*did you mean 'robot'"):
-        evaluate_open_loop(model, processor, "tiny", str(folder), OpenLoopSettings(unnorm_key="robo"), progress=False)
+        evaluate_open_loop(model, processor, "tiny", str(folder), OpenLoopSettings(unnorm_key="robo"))
 
 
 def test_data_is_read_as_the_models_recipe_reads_it(policy, tmp_path):
@@ -195,9 +181,7 @@ def test_data_is_read_as_the_models_recipe_reads_it(policy, tmp_path):
         for e in make_episodes(1, 3, ("image_0", "wrist"))
     ]
     folder = write_lerobot(tmp_path / "data", episodes)
-    results, found, _ = evaluate_open_loop(
-        model, processor, str(tmp_path / "model"), str(folder), OpenLoopSettings(), progress=False
-    )
+    results, found, _ = evaluate_open_loop(model, processor, str(tmp_path / "model"), str(folder), OpenLoopSettings())
     assert results["cameras"] == ["observation.images.wrist"]
     assert results["thinned_by"] == 2
     np.testing.assert_array_equal(found.recorded[0], episodes[0].actions[[1, 2]])  # where the next kept steps begin
@@ -208,10 +192,10 @@ def test_a_model_knows_the_names_that_recorded_data_lacks(policy, tmp_path):
     model, processor = policy
     folder = write_recording(tmp_path / "data", make_episodes(2, 4, size=16))
     settings = OpenLoopSettings(every=4)
-    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings, progress=False)
+    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings)
     assert [entry["name"] for entry in results["dimensions"]] == list("0123456")
     model.config.norm_stats["robot"]["action"]["names"] = list("abcdefg")
-    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings, progress=False)
+    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings)
     assert [entry["name"] for entry in results["dimensions"]] == list("abcdefg")
 
 

@@ -8,7 +8,7 @@ from gen_vla.evaluation.policies.cameras import camera_names, check_one_camera, 
 from gen_vla.evaluation.simpler.policy import ModelPrediction
 
 
-def test_processors_with_and_without_names() -> None:
+def test_processors_with_and_without_names():
     for cameras, expected in ((None, 1), (["top"], 1), (["top", "wrist"], 2)):
         processor = SimpleNamespace(cameras=cameras)
         assert (camera_names(processor), pictures_per_action(processor)) == (cameras, expected)
@@ -18,7 +18,7 @@ def test_processors_with_and_without_names() -> None:
         check_one_camera(SimpleNamespace(cameras=["top", "wrist"]), "it")
 
 
-def test_simulations_refuse_a_model_of_two() -> None:
+def test_simulations_refuse_a_model_of_two():
     processor = SimpleNamespace(cameras=["top", "wrist"])
     several = r"got a model of 2 cameras \(top, wrist\)"
     with pytest.raises(ValueError, match=rf"{several}.*SimplerEnv shows one picture"):

@@ -1,7 +1,5 @@
 """Controls: what each does with the moments it is given."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -29,11 +27,3 @@ def test_random_actions_depend_on_seed_and_step_and_not_on_the_batch():
     assert len({tuple(action) for action in together}) == 3
     assert np.abs(together[:, :3]).max() <= 0.05
     np.testing.assert_array_equal(together[:, 3:6], 0.0)
-
-
-def test_a_blank_picture_is_grey():
-    def brightness(images, instructions, moments):
-        return np.array([[image.mean()] for image in images])
-
-    pictures = [np.zeros((4, 4, 3), dtype=np.uint8)]
-    assert policies.blank_image(brightness)(pictures, ["go"], [moment(1, 0)]) == 128

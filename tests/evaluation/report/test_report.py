@@ -9,14 +9,7 @@ from PIL import Image
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.report.figures import DEFAULTS, read_results
-from gen_vla.evaluation.report.tables import (
-    as_markdown,
-    card_results,
-    cell,
-    load_paper,
-    make_report,
-    row_name,
-)
+from gen_vla.evaluation.report.tables import as_markdown, card_results, cell, load_paper, make_report, row_name
 from gen_vla.training.publishing.card import checked_figure
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
 

@@ -198,17 +198,6 @@ def test_a_folder_that_was_trained_again_is_another_run(base):
     assert set(card_results(report)) == {f"outputs-openvla-rt1-seed{seed}" for seed in range(3)}
 
 
-def test_milliseconds_have_a_mean_and_no_interval(tmp_path):
-    paths = []
-    for seed, median in enumerate((100.0, 110.0)):
-        latency = {"suite": "latency", "model": f"seed{seed}/openvla-rt1", "median_ms": median, "p95_ms": 300.0}
-        trained = {"recipe": "openvla-rt1", "seed": seed, "settings": "aaaa"}
-        paths.append(tmp_path / f"{seed}.json")
-        paths[-1].write_text(json.dumps({**latency, "forward_passes": 9, "n": 5, "trained": trained}))
-    (mean,) = ours(make_report(paths), "Section IV-C", "OpenVLA", "seconds per action")
-    assert (mean["value"], mean["interval"]) == (pytest.approx(0.105), None)
-
-
 @pytest.mark.parametrize(
     ("recipes", "name"),
     [

@@ -91,9 +91,3 @@ def test_trials_of_questions(tmp_path):
     cells = read_trials(path)
     assert cells["questions", "vizwiz"] == {"0: colour?": Scored("0: colour?", "", 0.3)}
     assert {trial.layout for trial in cells["questions", "gqa"].values()} == {"picture n1"}
-
-
-def test_files_without_trials(tmp_path):
-    path = tmp_path / "latency.json"
-    path.write_text(json.dumps({"suite": "latency"}))
-    assert read_trials(path) == {}

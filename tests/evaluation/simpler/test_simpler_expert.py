@@ -266,12 +266,3 @@ def test_what_the_expert_does_not_know_is_said(assets, tmp_path, capsys):
     assert "got the policy 'clever', expected some of expert, random, zero" in capsys.readouterr().err
     assert main(["evaluate", "simpler", "--robot", "widowx", "--output", str(tmp_path)]) == 2
     assert "got neither a model nor controls" in capsys.readouterr().err
-
-
-def test_controls_of_another_renderer_are_refused_before_anything_runs(assets, tmp_path, capsys):
-    arguments = ["--robot", "widowx", "--tasks", "stack_cube", "--episodes", "1", "--policy"]
-    assert evaluate(tmp_path, *arguments, "zero", "--shader", "ibl") == 0
-    made = len(simpler_simulator.MADE)
-    assert evaluate(tmp_path, *arguments, "expert") == 2
-    assert "(shader)" in capsys.readouterr().err
-    assert len(simpler_simulator.MADE) == made

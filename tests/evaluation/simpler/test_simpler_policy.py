@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
-from gen_vla.evaluation.simpler.policy import MalformedActionError, ModelPrediction, SimplerPolicy, axis_angle
+from gen_vla.evaluation.simpler.policy import MalformedActionError, ModelPrediction, SimplerPolicy
 
 
 IMAGE = np.zeros((480, 640, 3), dtype=np.uint8)
@@ -38,12 +37,6 @@ def test_a_new_instruction_begins_a_new_episode():
     policy = policy_of([1.0, 0.0, 1.0, 0.0], "google_robot")
     commands = [policy.step(IMAGE, words)[1]["gripper"][0] for words in ("a", "a", "b", "b")]
     assert commands == [0.0, 1.0, 0.0, 1.0]
-
-
-@pytest.mark.parametrize("angles", [(0.1, -0.2, 0.3), (0, 0, 0), (1.5, 1.4, -3.0), (3.1, 0.2, 3.0), (1e-9, 0, 0)])
-def test_axis_angle_is_the_rotation_about_fixed_axes(angles):
-    expected = Rotation.from_euler("xyz", angles).as_matrix()
-    np.testing.assert_allclose(Rotation.from_rotvec(axis_angle(*angles)).as_matrix(), expected, atol=1e-12)
 
 
 def test_step_returns_what_the_evaluator_concatenates():

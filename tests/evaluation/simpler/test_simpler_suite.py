@@ -119,13 +119,13 @@ def test_a_mistake_of_the_policy_is_no_crash(simulator):
 def test_resuming_runs_only_what_is_left(simulator, tmp_path):
     trials = trials_of("google_robot", "matching", ["open_drawer"])[:3]
     log = TrialLog(tmp_path / "run", {"model": "m"})
-    run_trials(up(0.01), trials[:1], log, simulator, progress=False)
+    run_trials(up(0.01), trials[:1], log, simulator)
     log.begin(trials[1])  # and the process is killed while it writes a line
     with log.path.open("a") as file:
         file.write('{"trial": "cut')
     again = TrialLog(tmp_path / "run", {"model": "m"})
     made = len(simpler_simulator.MADE)
-    run_trials(up(0.01), trials, again, simulator, progress=False)
+    run_trials(up(0.01), trials, again, simulator)
     assert len(simpler_simulator.MADE) == made + 2
     outcomes = TrialLog(tmp_path / "run", {"model": "m"}).outcomes.values()
     assert [entry["outcome"] for entry in outcomes] == ["success"] * 3
@@ -138,7 +138,7 @@ def test_a_trial_that_kills_the_process_twice_is_skipped(simulator, tmp_path):
     for _ in range(2):
         TrialLog(tmp_path, {}).begin(trial)
     log = TrialLog(tmp_path, {})
-    run_trials(up(0.01), [trial], log, simulator, progress=False)
+    run_trials(up(0.01), [trial], log, simulator)
     assert log.outcomes[trial.name]["outcome"] == "crashed"
 
 
@@ -149,9 +149,9 @@ def test_an_interruption_by_hand_is_no_crash(simulator, tmp_path):
     for _ in range(2):
         log = TrialLog(tmp_path, {})
         with pytest.raises(KeyboardInterrupt):
-            run_trials(SimplerPolicy(stopped, "google_robot"), [drawer_trial()], log, simulator, progress=False)
+            run_trials(SimplerPolicy(stopped, "google_robot"), [drawer_trial()], log, simulator)
     log = TrialLog(tmp_path, {})
-    run_trials(up(0.01), [drawer_trial()], log, simulator, progress=False)
+    run_trials(up(0.01), [drawer_trial()], log, simulator)
     assert log.outcomes[drawer_trial().name]["outcome"] == "success"
 
 
@@ -159,7 +159,7 @@ def test_two_processes_share_a_folder(simulator, bridge_model, tmp_path):
     model, processor = bridge_model
     for index in (0, 1):
         settings = SimplerSettings("widowx", tasks=("stack_cube",), episodes=3, shard=(index, 2))
-        results = evaluate_simpler(model, processor, "tiny", settings, tmp_path / "run", progress=False)
+        results = evaluate_simpler(model, processor, "tiny", settings, tmp_path / "run")
     files = sorted(path.name for path in (tmp_path / "run").glob("trials*"))
     assert files == ["trials-0-of-2.jsonl", "trials-1-of-2.jsonl"]
     assert (results["tasks"][0]["n"], results["tasks"][0]["expected"]) == (3, 24)

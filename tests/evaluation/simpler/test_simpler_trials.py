@@ -107,17 +107,6 @@ def test_the_score_averages_within_a_variant_first():
     assert score["expected"] == 189
 
 
-def test_the_same_layouts_in_four_colours_are_no_four_times_as_many():
-    """25 layouts, 15 solved: in one colour Wilson's 15 of 25, in four colours alike the same, and not 60 of 100."""
-    one = [outcome("", "colour 0", "success" if i < 15 else "failure", layout=i) for i in range(25)]
-    alike = [
-        outcome("", f"colour {c}", "success" if i < 15 else "failure", layout=i) for i in range(25) for c in range(4)
-    ]
-    assert score_task("matching", "move_near", one, 25)["interval"] == (0.4074, 0.766)
-    found = score_task("matching", "move_near", alike, 100)
-    assert (found["value"], found["n"], found["interval"]) == (0.6, 100, (0.4074, 0.766))
-
-
 def test_every_trial_has_a_layout_that_its_variants_share():
     trials = [{"trial": trial.name, "outcome": "success"} for trial in trials_of("google_robot", "matching")]
     layouts = Counter(scored_trial(trial).layout for trial in trials)

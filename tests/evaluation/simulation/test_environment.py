@@ -1,13 +1,8 @@
 """The tabletop environment: physics, looks, masks, experts."""
 
-from __future__ import annotations
-
 import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
-
-
-# isort: split
 
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Goal, sample_layout

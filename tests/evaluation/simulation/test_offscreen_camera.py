@@ -1,21 +1,10 @@
 """The camera's geometry, and that ornaments are drawn where they are said to be."""
 
-from __future__ import annotations
-
 import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
 
-
-# isort: split
-
-from gen_vla.evaluation.simulation.offscreen_camera import (
-    CameraPose,
-    Ornament,
-    mujoco,
-    ornament_segment,
-    thread_camera,
-)
+from gen_vla.evaluation.simulation.offscreen_camera import FIRST_ORNAMENT, CameraPose, Ornament, mujoco, thread_camera
 
 
 MODEL = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/></worldbody></mujoco>")
@@ -36,9 +25,9 @@ def test_an_ornament_covers_its_place_in_picture_and_segmentation():
     mujoco.mj_forward(MODEL, data)
     ball = Ornament("sphere", (0.1, 0.1, 0.1), (0.5, 0.0, 0.0), (1.0, 0.0, 0.0, 1.0))
     segments = CAMERA.segments(MODEL, data, LEVEL, 64, [ball])
-    rows, columns = np.nonzero(segments == ornament_segment(0))
+    rows, columns = np.nonzero(segments == FIRST_ORNAMENT)
     assert (columns.mean(), rows.mean()) == pytest.approx((48, 32), abs=1.0)
-    assert set(np.unique(segments)) == {-1, ornament_segment(0)}
+    assert set(np.unique(segments)) == {-1, FIRST_ORNAMENT}
     picture = CAMERA.picture(MODEL, data, LEVEL, 64, [ball])
     assert picture.shape == (64, 64, 3)
     assert picture[32, 48, 0] > 2 * picture[32, 48, 1]

@@ -1,7 +1,5 @@
 """Recorded tabletop demonstrations and questions."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any
@@ -11,9 +9,6 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 from PIL import Image
-
-
-# isort: split
 
 from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.simulation import recording
@@ -76,11 +71,6 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
     assert json.loads((tmp_path / "d" / "recording.json").read_text())["layouts"] == metadata["layouts"]
     with pytest.raises(FileExistsError, match="got a finished data set"):
         recording.record_demonstrations(tmp_path / "d", 1, workers=1)
-
-
-def test_evaluation_layouts_are_never_recorded(tmp_path):
-    with pytest.raises(ValueError, match="training and evaluation never share a layout"):
-        recording.record_demonstrations(tmp_path / "d", 1, seed=EVALUATION_SEEDS[0], workers=1, progress=False)
 
 
 def test_questions_are_balanced_and_answered_by_their_scenes(tmp_path):

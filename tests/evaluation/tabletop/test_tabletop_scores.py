@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import needs_simulator  # noqa: F401  # skips this file without one
 import pytest
-from rich.console import Console
-
-
-# isort: split
+from printed_tables import printed
 
 from gen_vla.evaluation.tabletop.episodes import TabletopEpisode
 from gen_vla.evaluation.tabletop.scores import family_weights, rate, summarise, tabletop_table, variants_table
@@ -76,21 +72,8 @@ def test_the_mean_over_families_weighs_families_alike():
     assert sum(w * s for w, s in zip(weights, won, strict=True)) == mean == pytest.approx(0.5625, abs=1e-4)
 
 
-def test_twenty_looks_of_the_same_layouts_are_not_twenty_times_as_many():
-    """50 layouts, 40 solved in every look: the interval is that of 40 of 50, 2.8 times as wide as 320 of 400's."""
-    outcomes = "s" * 40 + "f" * 10
-    looks = ["background/brick", "background/planks", "lighting/dim", "lighting/warm"]
-    found = summarise([e for look in looks for e in episodes(outcomes, "variants", look)])["variants"]
-    assert found["tasks"]["pick_object"]["n"] == 200
-    assert found["tasks"]["pick_object"]["interval"] == found["interval"] == [0.6696, 0.8876]
-
-
 def test_tables_show_malformed_and_crashed_in_columns_of_their_own():
     found = summarise([*episodes("ssfmc"), *episodes("sm", "variants", "lighting/dim")])
-    screen = io.StringIO()
-    console = Console(file=screen, width=100)
-    console.print(tabletop_table({"policy": found}))
-    console.print(variants_table(found["variants"]))
-    text = screen.getvalue()
+    text = printed(tabletop_table({"policy": found}), variants_table(found["variants"]), width=100)
     for expected in ("formed", "crashed", "2/4", "15-85 %", "dim", "without camera"):
         assert expected in text

@@ -9,9 +9,6 @@ import needs_simulator  # noqa: F401  # skips this file without one
 import pytest
 from PIL import Image
 
-
-# isort: split
-
 from gen_vla.commands.main import main
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, sample_layout
 from gen_vla.evaluation.tabletop.pictures import plot_variants, variants_sheet

@@ -1,16 +1,9 @@
 """Figures, intervals, table and picture of the VQA suite, from made-up answers."""
 
 import pytest
-from PIL import Image
 
 from gen_vla.evaluation.vqa.lm_eval_tasks.yes_no import METRICS, Judgement
-from gen_vla.evaluation.vqa.results import (
-    bootstrap_f1,
-    plot_results,
-    question_scores_table,
-    task_figures,
-    yes_no_table,
-)
+from gen_vla.evaluation.vqa.results import bootstrap_f1, question_scores_table, task_figures, yes_no_table
 
 
 def pope_sample(category: str, truth: bool, said: bool | None) -> dict:
@@ -112,13 +105,6 @@ def test_questions_about_one_picture_that_are_answered_alike_count_once(metric, 
         assert widths[0] < 0.55 * widths[1]
 
 
-@pytest.mark.parametrize("metric", ["exact_match", "accuracy", "soft_accuracy"])
-def test_one_question_a_picture_is_as_if_none_were_named(metric):
-    named, blind = (task_figures("task", asked(30, 1, metric, column)) for column in ("image_link", None))
-    for one, other in zip(named, blind, strict=True):
-        assert one["interval"] == pytest.approx(other["interval"], abs=2e-4)
-
-
 def test_a_picture_without_a_name_leaves_all_questions_independent_and_the_table_says_so():
     samples = asked(30, 6, "exact_match", "imageId")
     assert question_scores_table(task_figures("gqa", samples), "model").caption is None
@@ -138,10 +124,3 @@ def test_tables_have_a_row_per_task_and_category():
     assert second.row_count == 3
     assert list(second.columns[5].cells) == ["1", "1", "0"]  # neither
     assert yes_no_table(task_figures("scenes", SCENES)) is None
-
-
-def test_picture(tmp_path):
-    plot_results(task_figures("pope", POPE) + task_figures("scenes", SCENES), tmp_path / "vqa.png", "model")
-    with Image.open(tmp_path / "vqa.png") as image:
-        assert image.width > 900
-        assert len(set(image.convert("L").tobytes())) > 50

@@ -1,1 +1,0 @@
-../../../processors/rgb_pictures.py
