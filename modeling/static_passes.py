@@ -69,7 +69,7 @@ class StaticPasses:
         return self.plan.cache.scratch
 
     def run(self, fed: PassInputs) -> torch.Tensor:
-        """Logits float32 [B, W, G]; [B, 1 + W, G] in the prefill, with the prompt's last token first."""
+        """Logits float32 [B, W, G]."""
         if self.prompt is not None:
             return self._run_prompt(self.prompt, fed)
         width, most = self.plan.cache.scratch, self.numbers[:, -1].max()

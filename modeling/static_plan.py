@@ -103,7 +103,7 @@ class StaticPlan:
         self.cache.feed_prompt(length)
         # Slots begin with the tree, tokens with the prompt.
         allowed = prompt_and_tree_mask(seen, tree_mask, model.prompt_is_bidirectional).roll(width, dims=2)
-        return self._logits(model, embeds, positions, allowed)[:, length - 1 :]
+        return self._logits(model, embeds, positions, allowed)[:, length:]
 
     @torch.no_grad()
     def decode_pass(self, numbers: torch.Tensor, tree_mask: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@
     StaticPasses    prompts, widths and caches in steps of a fixed size, so that shapes repeat from pass to pass and
                     from call to call: on a GPU each pass is then one CUDA graph (`static_passes.py`)
 
-Both give the same results. The first pass (prefill) also feeds the prompt.
+Both give the same results. The first pass (prefill) also feeds the prompt, the last token of which begins the tree.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,26 @@ import torch
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What one pass feeds besides a prompt.
+    """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right.
 
     Attributes:
         ids, positions: int64 [B, W].
-        tree_mask: bool [B, W, W]; each token attends to itself and its ancestors.
+        columns, parents: int64 [B, W]; `columns` among the G tokens of actions.
+        allowed: bool [B, W, G], which tokens may follow each slot.
+        tree_mask: bool [B, W, W]; each slot attends to itself and its ancestors.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
+    columns: torch.Tensor
+    parents: torch.Tensor
+    allowed: torch.Tensor
     tree_mask: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A left-padded batch of prompts.
+    """A left-padded batch of prompts without their last tokens, which are the first slots of trees.
 
     Attributes:
         ids, mask: int64 [B, L]; the mask is 0 on padding.
@@ -97,16 +102,13 @@ class DynamicPasses:
         self.cache = DynamicTreeCache(prompt.ids.shape[1] + room)
         self.start = prompt.ids.shape[1]  # prompt tokens in the next pass
 
-    def encode_pictures(self) -> None:
-        """Nothing: the first pass does it, since ahead of it there would be nothing to gain."""
-
     def width(self, widest: int) -> int:
         """The width of a pass in which the widest row feeds so many tokens."""
         return widest
 
     @torch.no_grad()
     def run(self, fed: PassInputs) -> torch.Tensor:
-        """Logits float32 [B, W, G]; [B, 1 + W, G] in the prefill, with the prompt's last token first."""
+        """Logits float32 [B, W, G]."""
         device = self.head.device
         ids, positions, tree_mask = fed.ids.to(device), fed.positions.to(device), fed.tree_mask.to(device)
         pixel_values = None
@@ -122,7 +124,7 @@ class DynamicPasses:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
-        return (hidden[:, max(self.start - 1, 0) :] @ self.head.T).float()
+        return (hidden[:, self.start :] @ self.head.T).float()
 
     def keep(self, paths: list[list[int]]) -> None:
         """Keeps the prompt of the prefill, and of the fed tokens those that each row accepted."""
@@ -159,8 +161,9 @@ def prompt_and_tree_mask(seen: torch.Tensor, tree_mask: torch.Tensor, bidirectio
     prompt = seen[:, None].expand(-1, length, -1)
     if not bidirectional:
         prompt = prompt & torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
-    nothing = torch.zeros(len(seen), length, width, dtype=torch.bool, device=seen.device)
-    upper = torch.cat((prompt, nothing), dim=2)
+    slots = torch.zeros(len(seen), length, width, dtype=torch.bool, device=seen.device)
+    slots[:, :, 0] = bidirectional  # the last token of the prompt
+    upper = torch.cat((prompt, slots), dim=2)
     lower = torch.cat((seen[:, None].expand(-1, width, -1), tree_mask), dim=2)
     return torch.cat((upper, lower), dim=1)
 

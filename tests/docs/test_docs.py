@@ -261,7 +261,10 @@ def test_the_reference_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "model": {"$ref": "#/$defs/Model"},
         },
         "$defs": {
-            "Model": {"properties": {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}}, "required": ["name"]}
+            "Model": {
+                "properties": {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}},
+                "required": ["name"],
+            }
         },
     }
     (tmp_path / "schema.json").write_text(json.dumps(schema))
