@@ -21,6 +21,7 @@ from .draft_trees import action_tokens, allowed_columns
 from .openvla_contract import ActionPrediction
 from .static_passes import WIDTH_STEP
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run, padded_probabilities
+from .verification_passes import prompt_positions
 
 
 # What was fastest for one row (`gen-vla evaluate decoding`): tree nodes per pass on a CPU; on a GPU the width of a
@@ -45,9 +46,14 @@ NEUTRAL = {
 class ActionPredictionMixin:
     """`predict_actions` for a model with `generate` and an `action_config`."""
 
-    prompt_is_bidirectional = False  # whether the tokens of a prompt attend to those after them
     first_position = 0  # of a row's first token, as the language model counts
+    has_static_passes = True  # see `static_passes.py`
+    picture_inputs: frozenset[str] = frozenset()  # what a processor returns besides ids, mask and pixel_values
+    windows_bound_blocks = False  # whether sliding windows hold within `prompt_blocks`, too
 
+    # Takes ids [B, L] and what else the processor returned. Returns embeddings float [B, L, width] that contain the
+    # features of pictures, and what else the language model takes, by name.
+    embed_prompt: Any
     config: Any
     device: Any
     generate: Any
@@ -96,7 +102,9 @@ class ActionPredictionMixin:
         if previous is not None:
             warnings.warn("`previous` has no effect any more; leave it out", FutureWarning, stacklevel=4)
         grammar = self.action_grammar
+        picture_inputs = {name: kwargs.pop(name) for name in self.picture_inputs & set(kwargs)}
         options = checked_options(kwargs, grammar.max_tokens)
+        pictures = {"pixel_values": pixel_values, **picture_inputs}
         check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
@@ -112,11 +120,11 @@ class ActionPredictionMixin:
         if by_tree:
             decoder = self._tree_decoder(grammar, tree_nodes or self.default_tree_nodes(rows), options)
             histograms = [entry.get("histogram") for entry in action_statistics]
-            found, cost = decoder.decode(prompt, mask, pixel_values, histograms)
+            found, cost = decoder.decode(prompt, mask, pictures, histograms)
             token_ids = padded_tokens(grammar, [row.tokens for row in found])
             probabilities = [row.probabilities for row in found]
         else:
-            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pixel_values, options)
+            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pictures, options)
             cost = DecodingCost(passes=token_ids.shape[1])
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
@@ -130,6 +138,27 @@ class ActionPredictionMixin:
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
         )
+
+    def prompt_positions(
+        self, input_ids: torch.Tensor, seen: torch.Tensor, **pictures: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """Positions of a prompt as the language model counts, int64 [..., B, L], and what it adds to those of text
+        behind the prompt, [B, 1] or one number.
+        """
+        return prompt_positions(seen) + self.first_position, self.first_position
+
+    def token_types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `generate` takes besides, one number per token of a prompt; by name."""
+        return {}
+
+    @property
+    def generating_model(self) -> Any:
+        """The model whose `generate` writes actions token by token."""
+        return self
+
+    def prompt_blocks(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """Which tokens of a prompt attend to one another in both directions, bool [B, L, L]; `None` for none."""
+        return None
 
     def default_tree_nodes(self, rows: int) -> int:
         """Tree nodes per pass and row for a batch of `rows`: as calibrated, else what suits most models on the device.
@@ -188,7 +217,12 @@ class ActionPredictionMixin:
         return cached[1]
 
     def _generate_action(
-        self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
+        self,
+        grammar: ActionGrammar | BinGrammar,
+        prompt: Any,
+        mask: Any,
+        pictures: dict[str, Any],
+        options: dict[str, Any],
     ) -> tuple[np.ndarray, list[list[float]]]:
         """Constrained decoding by `generate`: token ids int64 [B, L], and per row their probabilities."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
@@ -203,12 +237,13 @@ class ActionPredictionMixin:
         }
         # generate would take what is not set here from the model's generation_config, such as penalties saved with a
         # checkpoint. A shallow copy, which shares all weights, gets an empty one; other threads keep the model's.
-        model = copy.copy(self)
+        model = copy.copy(self.generating_model)
         model.generation_config = GenerationConfig()
         output = model.generate(
             input_ids=prompt,
             attention_mask=mask,
-            pixel_values=pixel_values,
+            **pictures,
+            **self.token_types(prompt),
             generation_config=GenerationConfig(**settings, return_dict_in_generate=True, output_logits=True),
             logits_processor=LogitsProcessorList([constraint]),
         )

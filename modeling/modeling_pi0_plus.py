@@ -178,7 +178,6 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
     backbone_class = Pi0PlusModel
-    prompt_is_bidirectional = True
     first_position = FIRST_POSITION
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -249,6 +248,10 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
             inputs["token_type_ids"] = types.clone()
             inputs["token_type_ids"][:, max(prompt_length - cached, 0) :] = 1
         return inputs
+
+    def prompt_blocks(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """All of a prompt: it is prefix."""
+        return torch.ones(len(input_ids), *2 * input_ids.shape[1:], dtype=torch.bool, device=input_ids.device)
 
     def predict_actions(self, *args: Any, token_type_ids: Any = None, **kwargs: Any) -> ActionPrediction:
         """As `ActionPredictionMixin.predict_actions`; `token_type_ids` has no effect: all is prefix."""

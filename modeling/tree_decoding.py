@@ -101,20 +101,20 @@ class TreeDecoder:
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        pixel_values: Any,
+        pictures: dict[str, Any],
         histograms: Sequence[Any],
     ) -> tuple[list[Row], DecodingCost]:
         """Rows with their tokens, and what they cost.
 
         Args:
             input_ids, attention_mask: int64 [B, L], left-padded, lead-in included.
-            pixel_values: float [pictures, C, H, W] or `None`.
+            pictures: what else the processor returned, such as `pixel_values`.
             histograms: of each row's data set, float [D, bins], or `None`.
         """
         lengths, last = attention_mask.sum(dim=1).tolist(), input_ids[:, -1].tolist()
         drafts = [drafts_for(self.grammar, counts, self.nodes) for counts in histograms]
         rows = [Row(token, length - 1, draft) for token, length, draft in zip(last, lengths, drafts, strict=True)]
-        passes = self._passes(Prompt(input_ids[:, :-1], attention_mask[:, :-1], pixel_values))
+        passes = self._passes(Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures))
         cost = DecodingCost()
         try:
             while not all(row.done for row in rows):
