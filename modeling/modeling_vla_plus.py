@@ -66,6 +66,20 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.picture_inputs = frozenset(inspect.signature(self.vlm.model.get_image_features).parameters) | TOKEN_TYPES
         self.post_init()
 
+    @classmethod
+    def from_vlm(cls, vlm: Any, frozen: str | None = "vision", **settings: Any) -> "VLAPlusForVision2Seq":
+        """A model around a stock one, whose weights it takes over; with D, its encoder's copy as well.
+
+        Args:
+            settings: fields of `VLAPlusConfig`.
+        """
+        with torch.device("meta"):
+            model = cls(VLAPlusConfig(vlm.config, frozen=None, **settings))
+        model.vlm, model.config.frozen, model.generation_config = vlm, frozen, vlm.generation_config
+        if frozen:
+            add_frozen_vision(vlm.model, model.family)
+        return model
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -3,6 +3,8 @@
 A picture is 4 image tokens, 5 in LLaVA-OneVision, which ends it by one more.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import transformers
 from tiny_models import tiny_statistics, tiny_tokenizer
 
 from gen_vla.modeling import VLAPlusConfig, VLAPlusForVision2Seq
-from gen_vla.processors import ActionStringProcessor, make_action_config
+from gen_vla.processors import ActionStringProcessor, make_action_config, read_stock, with_actions
 
 
 FAMILIES = (
@@ -156,3 +158,100 @@ def tiny_inputs(model: VLAPlusForVision2Seq, lengths: tuple[int, ...] = (3, 9), 
     if family in ("paligemma", "gemma3"):
         inputs["token_type_ids"] = images if family == "gemma3" else torch.zeros_like(images)
     return inputs
+
+
+SPECIAL_TOKENS = {
+    "image_token": "<image>",
+    "context_image_token": "<image>",
+    "video_token": "<video>",
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "fake_image_token": "<fake_token_around_image>",
+    "global_image_token": "<global-img>",
+    "end_of_utterance_token": "<end_of_utterance>",
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
+    "{% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PROCESSORS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    # The stock class, its image processor and that one's settings, its own settings.
+    "gemma3": (
+        "Gemma3Processor",
+        "Gemma3ImageProcessor",
+        {"size": {"height": 8, "width": 8}},
+        {"image_seq_length": 4},
+    ),
+    "idefics3": ("Idefics3Processor", "Idefics3ImageProcessor", {"size": {"longest_edge": 16}}, {"image_seq_len": 4}),
+    "internvl": (
+        "InternVLProcessor",
+        "GotOcr2ImageProcessor",
+        {"size": {"height": 16, "width": 16}},
+        {"image_seq_length": 4},
+    ),
+    "llava": (
+        "LlavaProcessor",
+        "CLIPImageProcessor",
+        {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}},
+        {"patch_size": 4, "vision_feature_select_strategy": "full"},
+    ),
+    "llava_onevision": (
+        "LlavaOnevisionProcessor",
+        "LlavaOnevisionImageProcessor",
+        {"size": {"height": 8, "width": 8}, "image_grid_pinpoints": [[8, 8]]},
+        {"num_image_tokens": 4, "vision_feature_select_strategy": "full"},
+    ),
+    "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessor", {"size": {"height": 8, "width": 8}}, {}),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLProcessor",
+        "Qwen2VLImageProcessor",
+        {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": 256},
+        {},
+    ),
+    "smolvlm": ("SmolVLMProcessor", "SmolVLMImageProcessor", {"size": {"longest_edge": 16}}, {"image_seq_len": 4}),
+}
+PROCESSORS |= {"paligemma2": PROCESSORS["paligemma"]}
+PROCESSORS |= {"qwen3_vl": ("Qwen3VLProcessor", *PROCESSORS["qwen2_5_vl"][1:])}
+
+
+CHAT_MARKS = ("<|im_start|>", "<|im_end|>")
+
+
+def tiny_vlm_tokenizer() -> Any:
+    """A tokenizer with the tokens that the stock processors look for."""
+    tokenizer = tiny_tokenizer("gemma_like")
+    tokenizer.add_special_tokens({"additional_special_tokens": [*dict.fromkeys(SPECIAL_TOKENS.values()), *CHAT_MARKS]})
+    return tokenizer
+
+
+def write_base_processor(family: str, folder: Path) -> Any:
+    """Writes a folder with the processor files of a base model; returns its tokenizer."""
+    stock_class, image_class, picture, own = PROCESSORS[family]
+    image_processor = getattr(transformers, image_class)(**picture)
+    if family in ("smolvlm", "idefics3"):
+        image_processor.max_image_size = {"longest_edge": 16}
+    if family.startswith("paligemma"):
+        image_processor.image_seq_length = TOKENS
+    image_processor.save_pretrained(folder)
+    tokenizer = tiny_vlm_tokenizer()
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["extra_special_tokens"] = SPECIAL_TOKENS
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": stock_class, **own}))
+    if not family.startswith("paligemma"):
+        image = SPECIAL_TOKENS["boi_token"] if family == "gemma3" else "<image>"
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("IMAGE", image))
+    return tokenizer
+
+
+def tiny_vla_pair(family: str, folder: Path, strings: Any = None, **settings: Any) -> tuple[Any, Any]:
+    """A tiny model and the processor that belongs to it, whose base files are written into a folder."""
+    strings = strings or ActionStringProcessor(3, decimals=3)
+    write_base_processor(family, folder)
+    processor = read_stock(folder, getattr(transformers, PROCESSORS[family][0]))
+    processor = with_actions(processor, make_action_config(strings, processor.tokenizer))
+    return tiny_vla_plus(family, processor.tokenizer, strings, **settings), processor
