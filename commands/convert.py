@@ -24,14 +24,14 @@ def convert(
         bool | None,
         Option(
             "--dual/--no-dual",
-            help="PaliGemma: double the encoder and freeze one copy (default), or leave it as it is.",
+            help="Vision-language models: double the encoder and freeze one copy (default), or leave it as it is.",
         ),
     ] = None,
     family: Annotated[
-        Literal["pi0_plus", "pi0_flow"] | None,
+        Literal["pi0_plus", "pi0_flow", "vla_plus"] | None,
         Option(
-            help="PaliGemma: what it becomes, the family of this package (default), or π0 with an action expert of "
-            "random weights, the flow-matching baseline."
+            help="PaliGemma: what it becomes, π0+ (default), π0 with an action expert of random weights (the "
+            "flow-matching baseline), or what every other vision-language model becomes."
         ),
     ] = None,
     center_crop: Annotated[
@@ -42,8 +42,15 @@ def convert(
         Literal["bfloat16", "float16", "float32"] | None, Option(help="(default: each weight's own)")
     ] = None,
     max_shard_gb: Annotated[float, Option(help="Size of a weight file.")] = 5.0,
+    check: Annotated[
+        bool,
+        Option(
+            "--check/--no-check",
+            help="Vision-language models: compare the result with the base model on a random picture, bit for bit.",
+        ),
+    ] = True,
 ) -> None:
-    """Turn a checkpoint of OpenVLA, Prismatic or PaliGemma into a folder of this family."""
+    """Turn OpenVLA, Prismatic or a vision-language model of transformers into a folder of this package."""
     import torch
 
     from gen_vla.training.converting import conversion
@@ -59,5 +66,6 @@ def convert(
         center_crop_area=center_crop,
         dtype=getattr(torch, dtype) if dtype else None,
         max_shard_bytes=int(max_shard_gb * 1e9),
+        check=check,
     )
     print(f"Converted into {folder}")

@@ -175,7 +175,7 @@ def decoding_bandwidth() -> Rows:
 
 def passes() -> Rows:
     """How many passes real actions take."""
-    found = (entry for entry in load("decoding_passes_bridge")["passes_on_bridge"] if entry["prior"])
+    found = (entry for entry in load("decoding_passes_bridge")["passes_on_bridge"] if entry["histograms"])
     return ([str(e["nodes"]), f"{e['mean']:.1f}", str(e["max"]), str(e["n"])] for e in found)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from gen_vla.modeling.action_prediction import ActionPrediction
 from gen_vla.modeling.configuration_openvla_plus import OpenVLAPlusConfig
 from gen_vla.modeling.configuration_pi0_plus import Pi0PlusConfig
+from gen_vla.modeling.configuration_vla_plus import VLAPlusConfig
 from gen_vla.modeling.dual_vision_tower import DualVisionTower
 from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq, OpenVLAPlusModel
 from gen_vla.modeling.modeling_pi0_plus import Pi0PlusForVision2Seq, Pi0PlusModel, widen_paligemma_state_dict
+from gen_vla.modeling.modeling_vla_plus import VLAPlusForVision2Seq
 
 
 try:
@@ -32,6 +34,8 @@ OpenVLAPlusConfig.register_for_auto_class()
 OpenVLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
 Pi0PlusConfig.register_for_auto_class()
 Pi0PlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
+VLAPlusConfig.register_for_auto_class()
+VLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
     "ActionPrediction",
@@ -45,5 +49,7 @@ __all__ = [
     "Pi0PlusConfig",
     "Pi0PlusForVision2Seq",
     "Pi0PlusModel",
+    "VLAPlusConfig",
+    "VLAPlusForVision2Seq",
     "widen_paligemma_state_dict",
 ]

@@ -1,8 +1,10 @@
 """`predict_actions`: from observations to robot actions, under the action grammar, by tree decoding or `generate`."""
 
 import copy
+import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -15,11 +17,11 @@ from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, gr
 from .action_statistics import statistics_per_row, unnormalize_actions
 from .base_configuration import check_context
 from .cpu_threads import limit_cpu_threads
-from .draft_distribution import draft_distributions, previous_per_row
+from .draft_trees import action_tokens, allowed_columns
 from .openvla_contract import ActionPrediction
 from .static_passes import WIDTH_STEP
-from .token_probabilities import action_tokens, padded_probabilities, token_probabilities
-from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run
+from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run, padded_probabilities
+from .verification_passes import prompt_positions
 
 
 # What was fastest for one row (`gen-vla evaluate decoding`): tree nodes per pass on a CPU; on a GPU the width of a
@@ -44,9 +46,14 @@ NEUTRAL = {
 class ActionPredictionMixin:
     """`predict_actions` for a model with `generate` and an `action_config`."""
 
-    prompt_is_bidirectional = False  # whether the tokens of a prompt attend to those after them
     first_position = 0  # of a row's first token, as the language model counts
+    has_static_passes = True  # see `static_passes.py`
+    picture_inputs: frozenset[str] = frozenset()  # what a processor returns besides ids, mask and pixel_values
+    windows_bound_blocks = False  # whether sliding windows hold within `prompt_blocks`, too
 
+    # Takes ids [B, L] and what else the processor returned. Returns embeddings float [B, L, width] that contain the
+    # features of pictures, and what else the language model takes, by name.
+    embed_prompt: Any
     config: Any
     device: Any
     generate: Any
@@ -76,9 +83,7 @@ class ActionPredictionMixin:
             attention_mask: int64 [B, L], 0 on padding.
             pixel_values: float [pictures, C, H, W], as many for each row as its image tokens.
             unnorm_key: one data set for all rows, or one per row.
-            previous: what this method returned for the step before of the same episodes, or the normalised actions
-                in it, float [B, T, D]; `None` at the first step, or for a row at its first. It saves passes and
-                changes no token.
+            previous: without effect; it used to save passes, and will be removed.
             tree_nodes: nodes of a draft tree per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). A saved
@@ -94,8 +99,12 @@ class ActionPredictionMixin:
             TypeError: if inputs are no tensors.
         """
         self.check_weights()
+        if previous is not None:
+            warnings.warn("`previous` has no effect any more; leave it out", FutureWarning, stacklevel=4)
         grammar = self.action_grammar
+        picture_inputs = {name: kwargs.pop(name) for name in self.picture_inputs & set(kwargs)}
         options = checked_options(kwargs, grammar.max_tokens)
+        pictures = {"pixel_values": pixel_values, **picture_inputs}
         check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
@@ -111,10 +120,11 @@ class ActionPredictionMixin:
         if by_tree:
             decoder = self._tree_decoder(grammar, tree_nodes or self.default_tree_nodes(rows), options)
             histograms = [entry.get("histogram") for entry in action_statistics]
-            last = previous.normalized if isinstance(previous, ActionPrediction) else previous
-            token_ids, probabilities, cost = decode_by_tree(decoder, prompt, mask, pixel_values, histograms, last)
+            found, cost = decoder.decode(prompt, mask, pictures, histograms)
+            token_ids = padded_tokens(grammar, [row.tokens for row in found])
+            probabilities = [row.probabilities for row in found]
         else:
-            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pixel_values, options)
+            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pictures, options)
             cost = DecodingCost(passes=token_ids.shape[1])
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
@@ -128,6 +138,27 @@ class ActionPredictionMixin:
             forward_passes=cost.passes,
             tree_nodes=cost.nodes,
         )
+
+    def prompt_positions(
+        self, input_ids: torch.Tensor, seen: torch.Tensor, **pictures: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """Positions of a prompt as the language model counts, int64 [..., B, L], and what it adds to those of text
+        behind the prompt, [B, 1] or one number.
+        """
+        return prompt_positions(seen) + self.first_position, self.first_position
+
+    def token_types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What `generate` takes besides, one number per token of a prompt; by name."""
+        return {}
+
+    @property
+    def generating_model(self) -> Any:
+        """The model whose `generate` writes actions token by token."""
+        return self
+
+    def prompt_blocks(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """Which tokens of a prompt attend to one another in both directions, bool [B, L, L]; `None` for none."""
+        return None
 
     def default_tree_nodes(self, rows: int) -> int:
         """Tree nodes per pass and row for a batch of `rows`: as calibrated, else what suits most models on the device.
@@ -152,7 +183,7 @@ class ActionPredictionMixin:
 
         Args:
             repeats: timed calls of each candidate, in turns.
-            inputs: as for `predict_actions`; typical observations, with their `previous`.
+            inputs: as for `predict_actions`; typical observations.
 
         Returns:
             Median milliseconds per call for each candidate.
@@ -186,9 +217,14 @@ class ActionPredictionMixin:
         return cached[1]
 
     def _generate_action(
-        self, grammar: ActionGrammar | BinGrammar, prompt: Any, mask: Any, pixel_values: Any, options: dict[str, Any]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Constrained decoding by `generate`: token ids int64 [B, L], and per row their probabilities, float64."""
+        self,
+        grammar: ActionGrammar | BinGrammar,
+        prompt: Any,
+        mask: Any,
+        pictures: dict[str, Any],
+        options: dict[str, Any],
+    ) -> tuple[np.ndarray, list[list[float]]]:
+        """Constrained decoding by `generate`: token ids int64 [B, L], and per row their probabilities."""
         constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
         sampling = bool(options.get("do_sample"))
         settings = {
@@ -201,27 +237,28 @@ class ActionPredictionMixin:
         }
         # generate would take what is not set here from the model's generation_config, such as penalties saved with a
         # checkpoint. A shallow copy, which shares all weights, gets an empty one; other threads keep the model's.
-        model = copy.copy(self)
+        model = copy.copy(self.generating_model)
         model.generation_config = GenerationConfig()
         output = model.generate(
             input_ids=prompt,
             attention_mask=mask,
-            pixel_values=pixel_values,
+            **pictures,
+            **self.token_types(prompt),
             generation_config=GenerationConfig(**settings, return_dict_in_generate=True, output_logits=True),
             logits_processor=LogitsProcessorList([constraint]),
         )
         token_ids = output.sequences[:, prompt.shape[1] :]
         beams = getattr(output, "beam_indices", None)
-        columns = torch.tensor(action_tokens(grammar)[0], device=token_ids.device)
+        columns = torch.tensor(action_tokens(grammar), device=token_ids.device)
         steps = [
             (logits if beams is None else logits[beams[:, step].clamp(min=0)])[:, columns]
             for step, logits in enumerate(output.logits[: token_ids.shape[1]])
         ]
-        logits, token_ids = torch.stack(steps, dim=1).float().cpu().numpy(), token_ids.cpu().numpy()
+        logits, token_ids = torch.stack(steps, dim=1).float().cpu(), token_ids.cpu().numpy()
         lengths = (token_ids != grammar.eos_token_id).sum(axis=1)
         temperature = options.get("temperature", 1.0) if sampling else 1.0
         probabilities = [
-            token_probabilities(grammar, row[:length].tolist(), logits[index, :length], temperature)
+            token_probabilities(grammar, row[:length].tolist(), logits[index, :length] / temperature)
             for index, (row, length) in enumerate(zip(token_ids, lengths, strict=True))
         ]
         return token_ids, probabilities
@@ -245,32 +282,29 @@ class ActionPredictionMixin:
     def _tree_decoder(self, grammar: ActionGrammar | BinGrammar, nodes: int, options: dict[str, Any]) -> TreeDecoder:
         temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
         cache = options.get("cache_implementation")
+        if isinstance(grammar, BinGrammar) and nodes == 1:
+            nodes = 0  # one of 256 bins is not worth a draft
         return TreeDecoder(self, grammar, nodes, temperature, static=None if cache is None else cache == "static")
 
 
-def decode_by_tree(
-    decoder: TreeDecoder, prompt: Any, mask: Any, pixel_values: Any, histograms: list[Any], previous: Any
-) -> tuple[np.ndarray, list[np.ndarray], DecodingCost]:
-    """Token ids int64 [B, L], per row their probabilities, and what they cost.
+def token_probabilities(grammar: Any, tokens: Sequence[int], logits: torch.Tensor) -> list[float]:
+    """Probability of each token of an action among those the grammar allows in its place.
 
     Args:
-        histograms: of the data set of each row, or `None`.
-        previous: as of `previous_per_row`.
+        tokens: of one action, without EOS.
+        logits: float32 [L, G], of the `action_tokens`.
     """
-    grammar = decoder.grammar
-    last = previous_per_row(grammar, previous, rows=len(histograms))
-    drafts = decoder.nodes > 1 or not isinstance(grammar, BinGrammar)  # a draft of one among 256 bins is not worth it
-    rows, cost = decoder.decode(
-        prompt,
-        mask,
-        pixel_values,
-        drafts=lambda: draft_distributions(grammar, histograms, last) if drafts else [None] * len(last),
-    )
-    longest = max(len(row.tokens) for row in rows)
-    length = min(longest + 1, grammar.max_tokens)  # as generate: EOS is written unless the limit comes first
-    tokens = [row.tokens + [grammar.eos_token_id] * (length - len(row.tokens)) for row in rows]
-    probabilities = [row.probabilities(grammar, decoder.temperature) for row in rows]
-    return np.array(tokens, dtype=np.int64), probabilities, cost
+    states = list(itertools.accumulate(tokens[:-1], lambda state, token: grammar.transitions[state][token], initial=0))
+    forbidden = torch.from_numpy(~allowed_columns(grammar)[states])
+    columns = torch.from_numpy(np.searchsorted(action_tokens(grammar), tokens))
+    return logits.masked_fill(forbidden, -torch.inf).softmax(dim=-1).gather(1, columns[:, None])[:, 0].tolist()
+
+
+def padded_tokens(grammar: ActionGrammar | BinGrammar, rows: Sequence[list[int]]) -> np.ndarray:
+    """Token ids int64 [B, L] as `generate` gives them: with EOS, unless the limit comes first."""
+    length = min(max(map(len, rows)) + 1, grammar.max_tokens)
+    eos = grammar.eos_token_id
+    return np.array([tokens + [eos] * (length - len(tokens)) for tokens in rows], dtype=np.int64)
 
 
 def check_tensors(input_ids: Any, pixel_values: Any) -> None:

@@ -30,5 +30,6 @@ def limit_cpu_threads(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def weights_per_pass(model: Any) -> int:
-    """Weights that a forward pass multiplies with; of the embeddings it only looks up a few rows."""
-    return sum(weight.numel() for weight in model.model.parameters()) - model.get_input_embeddings().weight.numel()
+    """Weights that a forward pass multiplies with; of the embeddings and the output layer it needs a few rows."""
+    vocabulary = {layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer}
+    return sum(weight.numel() for weight in model.parameters()) - sum(weight.numel() for weight in vocabulary)

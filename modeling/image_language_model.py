@@ -150,6 +150,13 @@ class ImageLanguageHeadMixin:
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
+    def get_decoder(self) -> Any:
+        return self.model.language_model
+
+    def embed_prompt(self, input_ids: torch.Tensor, pixel_values: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
+        """See `ActionPredictionMixin`."""
+        return self.model.embed(input_ids, None, pixel_values, past_key_values=()), {}
+
     def generate(self, *args: Any, assistant_model: Any = None, **kwargs: Any) -> Any:
         """As in transformers; the image token is never written.
 

@@ -27,15 +27,13 @@ from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .base_configuration import as_config  # noqa: F401
 from .cpu_threads import limit_cpu_threads  # noqa: F401
-from .draft_distribution import DraftDistribution  # noqa: F401
-from .draft_trees import DraftTree  # noqa: F401
+from .draft_trees import Drafts  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
 from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .static_cache import StaticTreeCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
 from .static_plan import StaticPlan  # noqa: F401
-from .token_probabilities import token_probabilities  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 

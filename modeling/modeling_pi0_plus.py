@@ -48,15 +48,13 @@ from .action_statistics import select_statistics  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .base_configuration import as_config  # noqa: F401
 from .cpu_threads import limit_cpu_threads  # noqa: F401
-from .draft_distribution import DraftDistribution  # noqa: F401
-from .draft_trees import DraftTree  # noqa: F401
+from .draft_trees import Drafts  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
 from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .static_cache import StaticTreeCache  # noqa: F401
 from .static_passes import StaticPasses  # noqa: F401
 from .static_plan import StaticPlan  # noqa: F401
-from .token_probabilities import token_probabilities  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 
@@ -180,7 +178,6 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
     backbone_class = Pi0PlusModel
-    prompt_is_bidirectional = True
     first_position = FIRST_POSITION
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -251,6 +248,10 @@ class Pi0PlusForVision2Seq(ActionPredictionMixin, ImageLanguageHeadMixin, Pi0Plu
             inputs["token_type_ids"] = types.clone()
             inputs["token_type_ids"][:, max(prompt_length - cached, 0) :] = 1
         return inputs
+
+    def prompt_blocks(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """All of a prompt: it is prefix."""
+        return torch.ones(len(input_ids), *2 * input_ids.shape[1:], dtype=torch.bool, device=input_ids.device)
 
     def predict_actions(self, *args: Any, token_type_ids: Any = None, **kwargs: Any) -> ActionPrediction:
         """As `ActionPredictionMixin.predict_actions`; `token_type_ids` has no effect: all is prefix."""

@@ -58,9 +58,9 @@ class StaticPasses:
     def encode_pictures(self) -> None:
         """Starts the encoders, on a GPU without waiting for them; else the first pass does."""
         if self.prompt is not None:
-            self.model.model.check_pictures(self.prompt.ids, self.prompt.pixel_values)
-            if self.prompt.pixel_values is not None:
-                self.features = self.plan.run(self.plan.vision_pass, (self.prompt.pixel_values,))
+            pixel_values = self.prompt.pictures["pixel_values"]
+            self.model.model.check_pictures(self.prompt.ids, pixel_values)
+            self.features = self.plan.run(self.plan.vision_pass, (pixel_values,))
 
     def width(self, widest: int) -> int:
         """The width of a pass in which the widest row feeds so many tokens."""
@@ -69,7 +69,7 @@ class StaticPasses:
         return self.plan.cache.scratch
 
     def run(self, fed: PassInputs) -> torch.Tensor:
-        """Logits float32 [B, W, G]; [B, 1 + W, G] in the prefill, with the prompt's last token first."""
+        """Logits float32 [B, W, G]."""
         if self.prompt is not None:
             return self._run_prompt(self.prompt, fed)
         width, most = self.plan.cache.scratch, self.numbers[:, -1].max()
@@ -199,6 +199,8 @@ def static_passes(
         requested: whether the caller wants them in any case.
     """
     device = model.get_output_embeddings().weight.device
+    if not model.has_static_passes:
+        return None
     if torch.is_autocast_enabled(device.type) or not (requested or suits_static_passes(model, device)):
         return None
     width = rounded_up(widest, WIDTH_STEP)
@@ -261,4 +263,4 @@ def padded_prompt(prompt: Prompt, image_token_id: int) -> Prompt:
     ids, mask = prompt.ids.cpu(), prompt.mask.cpu()
     more = rounded_up(ids.shape[1], PROMPT_STEP) - ids.shape[1]
     ids = torch.nn.functional.pad(ids, (more, 0), value=int(image_token_id == 0))  # any token but the image's
-    return Prompt(ids, torch.nn.functional.pad(mask, (more, 0)), prompt.pixel_values)
+    return Prompt(ids, torch.nn.functional.pad(mask, (more, 0)), prompt.pictures)

@@ -101,9 +101,9 @@ class StaticPlan:
             features = features.to(embeds.dtype).flatten(0, 1)
             embeds = embeds.flatten(0, 1).index_copy(0, places, features).view_as(embeds)
         self.cache.feed_prompt(length)
-        # Slots begin with the tree, tokens with the prompt.
-        allowed = prompt_and_tree_mask(seen, tree_mask, model.prompt_is_bidirectional).roll(width, dims=2)
-        return self._logits(model, embeds, positions, allowed)[:, length - 1 :]
+        same_block = model.prompt_blocks(ids[:, : length + 1])
+        allowed = prompt_and_tree_mask(seen, tree_mask, same_block).roll(width, dims=2)  # slots begin with the tree
+        return self._logits(model, embeds, positions, allowed)[:, length:]
 
     @torch.no_grad()
     def decode_pass(self, numbers: torch.Tensor, tree_mask: torch.Tensor) -> torch.Tensor:

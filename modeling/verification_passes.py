@@ -4,10 +4,10 @@
     StaticPasses    prompts, widths and caches in steps of a fixed size, so that shapes repeat from pass to pass and
                     from call to call: on a GPU each pass is then one CUDA graph (`static_passes.py`)
 
-Both give the same results. The first pass (prefill) also feeds the prompt.
+Both give the same results. The first pass (prefill) also feeds the prompt, the last token of which begins the tree.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,30 +15,35 @@ import torch
 
 @dataclass(frozen=True)
 class PassInputs:
-    """What one pass feeds besides a prompt.
+    """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right.
 
     Attributes:
         ids, positions: int64 [B, W].
-        tree_mask: bool [B, W, W]; each token attends to itself and its ancestors.
+        columns, parents: int64 [B, W]; `columns` among the G tokens of actions.
+        allowed: bool [B, W, G], which tokens may follow each slot.
+        tree_mask: bool [B, W, W]; each slot attends to itself and its ancestors.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
+    columns: torch.Tensor
+    parents: torch.Tensor
+    allowed: torch.Tensor
     tree_mask: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A left-padded batch of prompts.
+    """A left-padded batch of prompts without their last tokens, which are the first slots of trees.
 
     Attributes:
         ids, mask: int64 [B, L]; the mask is 0 on padding.
-        pixel_values: float [pictures, C, H, W] or `None`.
+        pictures: what else the processor returned, such as `pixel_values`.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
-    pixel_values: Any = None
+    pictures: dict[str, Any] = field(default_factory=dict)
 
 
 class DynamicTreeCache:
@@ -92,13 +97,12 @@ class DynamicPasses:
     """
 
     def __init__(self, model: Any, head: torch.Tensor, prompt: Prompt, room: int):
-        self.model, self.head, self.prompt = model, head, prompt
+        self.model, self.head = model, head
+        self.prompt: Prompt | None = prompt  # until it has been fed
         self.seen = prompt.mask.bool().to(head.device)
+        self.places = prompt_positions(self.seen)  # of cached tokens in their rows, int64 [B, cached]
+        self.shift: torch.Tensor | int = 0  # what the language model adds to them
         self.cache = DynamicTreeCache(prompt.ids.shape[1] + room)
-        self.start = prompt.ids.shape[1]  # prompt tokens in the next pass
-
-    def encode_pictures(self) -> None:
-        """Nothing: the first pass does it, since ahead of it there would be nothing to gain."""
 
     def width(self, widest: int) -> int:
         """The width of a pass in which the widest row feeds so many tokens."""
@@ -106,40 +110,68 @@ class DynamicPasses:
 
     @torch.no_grad()
     def run(self, fed: PassInputs) -> torch.Tensor:
-        """Logits float32 [B, W, G]; [B, 1 + W, G] in the prefill, with the prompt's last token first."""
-        device = self.head.device
-        ids, positions, tree_mask = fed.ids.to(device), fed.positions.to(device), fed.tree_mask.to(device)
-        pixel_values = None
-        if self.start:
-            ids = torch.cat((self.prompt.ids.to(device), ids), dim=1)
-            positions = torch.cat((prompt_positions(self.prompt.mask).to(device), positions), dim=1)
-            pixel_values = self.prompt.pixel_values
-        hidden = self.model.model(
-            input_ids=ids,
-            pixel_values=pixel_values,
-            attention_mask=additive_mask(self._allowed(tree_mask), self.head.dtype),
+        """Logits float32 [B, W, G]."""
+        device, model = self.head.device, self.model
+        ids, self.fed_places, tree_mask = (each.to(device) for each in (fed.ids, fed.positions, fed.tree_mask))
+        if self.prompt is None:
+            embeds, options, places, same_block = model.get_input_embeddings()(ids), {}, self.fed_places, None
+            allowed = torch.cat((self.seen[:, None].expand(-1, ids.shape[1], -1), tree_mask), dim=2)
+            keys = torch.cat((self.places, places), dim=1)
+            positions = places + self.shift
+        else:
+            prompt = torch.cat((self.prompt.ids.to(device), ids), dim=1)
+            embeds, options = model.embed_prompt(prompt, **self.prompt.pictures)
+            keys = places = torch.cat((self.places, self.fed_places), dim=1)
+            positions, self.shift = model.prompt_positions(
+                self.prompt.ids.to(device), self.seen, **self.prompt.pictures
+            )
+            positions = torch.cat(
+                (positions, (self.fed_places + self.shift).expand(*positions.shape[:-1], -1)), dim=-1
+            )
+            same_block = model.prompt_blocks(prompt[:, : self.seen.shape[1] + 1])
+            allowed = prompt_and_tree_mask(self.seen, tree_mask, same_block)
+        hidden = model.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=self._masks(allowed, places, keys, same_block),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
+            **options,
         ).last_hidden_state
-        return (hidden[:, max(self.start - 1, 0) :] @ self.head.T).float()
+        return capped((hidden[:, -ids.shape[1] :] @ self.head.T).float(), model.config.text_config)
 
     def keep(self, paths: list[list[int]]) -> None:
-        """Keeps the prompt of the prefill, and of the fed tokens those that each row accepted."""
-        kept, accepted = padded(paths)
-        self.cache.keep(self.start, (kept + self.start).to(self.head.device))
-        self.seen = torch.cat((self.seen, accepted.to(self.head.device)), dim=1)
-        self.start = 0
+        """Keeps the prompt of the prefill, and of the fed slots those that each row accepted."""
+        kept, accepted = (each.to(self.head.device) for each in padded(paths))
+        start = 0 if self.prompt is None else self.seen.shape[1]
+        self.cache.keep(start, kept + start)
+        self.seen = torch.cat((self.seen, accepted), dim=1)
+        self.places = torch.cat((self.places, self.fed_places.gather(1, kept)), dim=1)
+        self.prompt = None
 
     def close(self) -> None:
         """Nothing is shared with other calls."""
 
-    def _allowed(self, tree_mask: torch.Tensor) -> torch.Tensor:
-        """Which keys each token attends to, bool [B, fed, cached + fed]."""
-        if self.start:
-            return prompt_and_tree_mask(self.seen, tree_mask, self.model.prompt_is_bidirectional)
-        cached = self.seen[:, None].expand(-1, tree_mask.shape[1], -1)
-        return torch.cat((cached, tree_mask), dim=2)
+    def _masks(self, allowed: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, same_block: Any) -> Any:
+        """What the language model takes as its mask: one for all layers, or one for each type of layer.
+
+        Args:
+            allowed: bool [B, fed, keys]
+            places, keys: int64 [B, fed] and [B, keys], in their rows.
+        """
+        text, mask = self.model.config.text_config, additive_mask(allowed, self.head.dtype)
+        if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
+            return mask
+        near = places[:, :, None] - keys[:, None] < text.sliding_window
+        if same_block is not None and not self.model.windows_bound_blocks:
+            near[:, : same_block.shape[1], : same_block.shape[2]] |= same_block
+        return {"full_attention": mask, "sliding_attention": additive_mask(allowed & near, self.head.dtype)}
+
+
+def capped(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
+    """Logits as the language model changes them behind its output layer."""
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def prompt_positions(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -147,22 +179,23 @@ def prompt_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def prompt_and_tree_mask(seen: torch.Tensor, tree_mask: torch.Tensor, bidirectional: bool) -> torch.Tensor:
+def prompt_and_tree_mask(seen: torch.Tensor, tree_mask: torch.Tensor, same_block: torch.Tensor | None) -> torch.Tensor:
     """The attention mask of a prompt with a tree behind it, bool [B, L + W, L + W].
 
     Args:
         seen: bool [B, L], false on padding.
         tree_mask: bool [B, W, W].
-        bidirectional: whether the tokens of the prompt attend to those after them.
+        same_block: bool [B, L + 1, L + 1], which tokens of the prompt, its last one included, attend to one another in
+            both directions; `None` for none.
     """
     length, width = seen.shape[1], tree_mask.shape[1]
-    prompt = seen[:, None].expand(-1, length, -1)
-    if not bidirectional:
-        prompt = prompt & torch.ones(length, length, dtype=torch.bool, device=seen.device).tril()
-    nothing = torch.zeros(len(seen), length, width, dtype=torch.bool, device=seen.device)
-    upper = torch.cat((prompt, nothing), dim=2)
-    lower = torch.cat((seen[:, None].expand(-1, width, -1), tree_mask), dim=2)
-    return torch.cat((upper, lower), dim=1)
+    allowed = torch.ones(length + width, length + width, dtype=torch.bool, device=seen.device).tril()
+    allowed = allowed.repeat(len(seen), 1, 1)
+    allowed[:, length:, length:] = tree_mask
+    if same_block is not None:
+        allowed[:, : length + 1, : length + 1] |= same_block
+    allowed[:, :, :length] &= seen[:, None]
+    return allowed
 
 
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

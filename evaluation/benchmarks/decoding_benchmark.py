@@ -11,8 +11,8 @@ Compared, in turns within one run, on random weights, which are as fast as any:
     bins, generate   the 7-token baseline of OpenVLA, and the same through our engine
 
 Random weights write strings that no robot would. While it is timed, tree decoding therefore follows recorded actions
-(`decoding_replay.py`), with the step before as a hint. Of two calls in a row, on other actions, the second is timed:
-a control loop makes many. That both ways choose the same tokens is checked apart, without recorded actions.
+(`decoding_replay.py`). Of two calls in a row, on other actions, the second is timed: a control loop makes many. That
+both ways choose the same tokens is checked apart, without recorded actions.
 """
 
 import itertools
@@ -118,8 +118,8 @@ def time_ways(
     for repeat in tqdm(range(repeats + 1), desc=f"{rows} x {horizon}", unit="round", leave=False):
         for way in ways:
             if way.nodes:  # a control loop calls the same way again and again
-                timed(model, inputs, way, *actions_to_write(episodes, horizon, rows, repeat + 1))
-            run = timed(model, inputs, way, *actions_to_write(episodes, horizon, rows, repeat))
+                timed(model, inputs, way, actions_to_write(episodes, horizon, rows, repeat + 1))
+            run = timed(model, inputs, way, actions_to_write(episodes, horizon, rows, repeat))
             if repeat:  # the first round warms up
                 runs[way].append(run)
     base = statistics.median(run["ms"] for run in runs[ways[0]])
@@ -127,12 +127,10 @@ def time_ways(
     return [summary(way, runs[way], rows, base, moved, copy_bandwidth) for way in ways]
 
 
-def timed(model: Any, inputs: dict[str, Any], way: Way, before: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
+def timed(model: Any, inputs: dict[str, Any], way: Way, actions: np.ndarray) -> dict[str, Any]:
     """One call of `predict_actions`, the device idle before and after."""
     targets = [target_ids(model.action_grammar, action) for action in actions]
-    options: dict[str, Any] = {}
-    if way.nodes:
-        options = {"previous": before, "cache_implementation": "static" if way.static else "dynamic"}
+    options = {"cache_implementation": "static" if way.static else "dynamic"} if way.nodes else {}
     synchronize(model.device)
     with replaying(targets) as stopwatch:
         began = time.perf_counter()
@@ -147,7 +145,6 @@ def timed(model: Any, inputs: dict[str, Any], way: Way, before: np.ndarray, acti
         "prefill": passes[0] if passes else None,
         "decode": passes[1:],
         "outside": 1 - sum(passes) / milliseconds if passes else None,
-        "choosing": stopwatch.choosing / milliseconds,
     }
 
 
@@ -171,7 +168,6 @@ def summary(
             "prefill_ms": round(statistics.median(run["prefill"] for run in runs), 2),
             "decode_pass_ms": round(statistics.median(decode), 2),
             "share_outside_passes": round(statistics.median(run["outside"] for run in runs), 4),
-            "share_grammar_and_trees": round(statistics.median(run["choosing"] for run in runs), 4),
             "gigabytes_per_decode_pass": round(moved / 1e9, 4),
             "share_of_copy_bandwidth": round(moved / statistics.median(decode) * 1e3 / copy_bandwidth, 3),
         }

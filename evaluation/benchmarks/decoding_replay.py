@@ -12,38 +12,33 @@ import torch
 from gen_vla.evaluation.benchmarks.decoding_passes import read_bridge
 from gen_vla.evaluation.benchmarks.random_models import PIECES
 from gen_vla.modeling import action_prediction
-from gen_vla.modeling.tree_decoding import Row, TreeDecoder
+from gen_vla.modeling.tree_decoding import TreeDecoder
 
 
 class Stopwatch:
     """Takes the time of passes on the device that computes them, without making the caller wait for them."""
 
     def __init__(self) -> None:
-        # Milliseconds of the grammar, growing and packing of trees: between passes, the first trees while a GPU is at
-        # the pictures. Trees grown while it computes a pass are no part of it.
-        self.choosing = 0.0
-        self.passes: list[list[Callable[[], float]]] = []  # milliseconds of each pass's parts, once the device is idle
+        self.passes: list[Callable[[], float]] = []  # milliseconds of each, once the device is idle
 
-    def time_pass(self, model: Any, call: Callable[[], Any], begins: bool = True) -> Any:
-        """What `call` returns, a pass or the second part of one."""
-        if begins:
-            self.passes.append([])
+    def time_pass(self, model: Any, call: Callable[[], Any]) -> Any:
+        """What `call` returns, a pass."""
         if model.device.type == "cuda":
             before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             before.record()
             result = call()
             after.record()
-            self.passes[-1].append(lambda: before.elapsed_time(after))
+            self.passes.append(lambda: before.elapsed_time(after))
         else:
             began = time.perf_counter()
             result = call()
             milliseconds = 1000 * (time.perf_counter() - began)
-            self.passes[-1].append(lambda: milliseconds)
+            self.passes.append(lambda: milliseconds)
         return result
 
     def milliseconds(self) -> list[float]:
         """Of each pass, when the device is idle."""
-        return [sum(part() for part in parts) for parts in self.passes]
+        return [passed() for passed in self.passes]
 
 
 class ReplayingDecoder(TreeDecoder):
@@ -54,33 +49,19 @@ class ReplayingDecoder(TreeDecoder):
 
     def _passes(self, prompt: Any) -> Any:
         passes = super()._passes(prompt)
-        run, encode_pictures, self.order = passes.run, passes.encode_pictures, {}
-        self.encoded = True  # in the first pass, which has begun
-
-        def timed_run(fed: Any) -> torch.Tensor:
-            begins, self.encoded = not self.encoded, False
-            return self.stopwatch.time_pass(self.model, lambda: run(fed), begins)
-
-        passes.run = timed_run
-        passes.encode_pictures = lambda: self.stopwatch.time_pass(self.model, encode_pictures)
+        run = passes.run
+        passes.run = lambda fed: self.stopwatch.time_pass(self.model, lambda: run(fed))
+        ends = [[*target, self.grammar.eos_token_id] for target in self.targets]
+        self.columns = [np.searchsorted(self.token_ids, end) for end in ends]
+        self.first = prompt.mask.sum(dim=1).numpy() + 1  # position of the first token
         return passes
 
-    def _next(self, *args: Any) -> Any:
-        return self._timed(super()._next, *args)
-
-    def _accept(self, *args: Any) -> Any:
-        return self._timed(super()._accept, *args)
-
-    def _timed(self, method: Callable[..., Any], *args: Any) -> Any:
-        began = time.perf_counter()
-        result = method(*args)
-        self.stopwatch.choosing += 1000 * (time.perf_counter() - began)
-        return result
-
-    def _choose(self, row: Row, logits: np.ndarray) -> int:
-        super()._choose(row, logits)
-        index = self.order.setdefault(id(row), len(self.order))  # in the first pass all rows are walked, in order
-        return self.targets[index][len(row.tokens)]
+    def verify(self, logits: torch.Tensor, fed: Any) -> torch.Tensor:
+        """As `TreeDecoder.verify`, of logits that choose the target behind every slot."""
+        places = fed.positions.numpy() + 1 - self.first[:, None]
+        columns = np.stack([row[np.clip(place, 0, len(row) - 1)] for row, place in zip(self.columns, places)])
+        chosen = torch.from_numpy(columns)[..., None].to(logits.device)
+        return super().verify(logits.clamp(-1e4, 1e4).scatter(-1, chosen, 1e5), fed)
 
 
 @contextlib.contextmanager
@@ -105,14 +86,11 @@ def recorded_actions(bridge: Path | None) -> list[np.ndarray]:
     return list(walks)
 
 
-def actions_to_write(
-    episodes: list[np.ndarray], horizon: int, rows: int, repeat: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The chunk before and the chunk to write, float [rows, horizon, 7] each, other steps for every repeat."""
+def actions_to_write(episodes: list[np.ndarray], horizon: int, rows: int, repeat: int) -> np.ndarray:
+    """The chunk each row writes, float [rows, horizon, 7], other steps for every repeat."""
     steps = np.concatenate(episodes)
-    starts = [(repeat * 31 + row * 7) % (len(steps) - 2 * horizon) for row in range(rows)]
-    chunks = np.stack([steps[start : start + 2 * horizon] for start in starts])
-    return chunks[:, :horizon], chunks[:, horizon:]
+    starts = [(repeat * 31 + row * 7) % (len(steps) - horizon) for row in range(rows)]
+    return np.stack([steps[start : start + horizon] for start in starts])
 
 
 def target_ids(grammar: Any, action: np.ndarray) -> list[int]:

@@ -76,22 +76,6 @@ def test_the_robot_is_told_what_the_model_predicts(horizon, llama_like, tmp_path
     assert robot.told[0].dtype == np.float32
 
 
-def test_each_prediction_is_the_hint_for_the_next(llama_like, tmp_path):
-    names = loop(tmp_path, 1, llama_like)
-    predict, calls = names["model"].predict_actions, []
-
-    def recorded(**arguments: Any) -> Any:
-        calls.append((arguments["previous"], predict(**arguments)))
-        return calls[-1][1]
-
-    names["model"].predict_actions = recorded
-    names["run_episode"](Robot(), "open the drawer", steps=4, hertz=1000.0)
-    assert [hint for hint, _ in calls] == [None, *(prediction for _, prediction in calls[:-1])]
-    passes = [prediction.forward_passes for _, prediction in calls]
-    assert calls[1][1].text == calls[2][1].text  # the same scene
-    assert passes[2] < passes[0]
-
-
 @pytest.mark.parametrize(("run", "horizon", "told"), [("run_episode", 1, 2), ("run_moving", 2, None)])
 def test_a_robot_is_stopped_when_something_breaks(run, horizon, told, llama_like, tmp_path):
     names, robot = loop(tmp_path, horizon, llama_like), Robot(broken_after=3)

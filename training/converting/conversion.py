@@ -24,6 +24,7 @@ from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0Plu
 from gen_vla.modeling.conversion_plan import ConversionError, Piece
 from gen_vla.modeling.convert_openvla_weights import check_complete, openvla_config, plan_openvla
 from gen_vla.modeling.convert_paligemma_weights import paligemma_config, plan_paligemma
+from gen_vla.modeling.vlm_families import FAMILIES as VLMS
 from gen_vla.processors import (
     PROMPT_TEMPLATE,
     ActionBins,
@@ -35,6 +36,7 @@ from gen_vla.processors import (
     make_action_config,
 )
 from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, PaliGemmaCheckpoint, read_source
+from gen_vla.training.converting.vlm_conversion import convert_vlm, vlm_type
 from gen_vla.training.storage.tensor_files import Output, write_shards
 
 
@@ -42,7 +44,7 @@ IMAGE_TOKEN = "<image>"
 LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
 GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
-FAMILIES = ("pi0_plus", "pi0_flow")  # what PaliGemma becomes
+FAMILIES = ("pi0_plus", "pi0_flow", "vla_plus")  # what PaliGemma becomes
 REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
 Converted: TypeAlias = tuple[Any, dict[str, Piece], Any]  # a model on the meta device, the plan, the processor
 
@@ -56,12 +58,13 @@ class ConversionSettings:
         tokenizer: folder or Hub name of the tokenizer, where the source has none.
         frozen: the encoder of OpenVLA that further training leaves alone.
         dual: whether PaliGemma's encoder is doubled and one copy frozen; by default it is.
-        family: what PaliGemma becomes: `"pi0_plus"` (by default), or `"pi0_flow"`, π0 with an action expert of random
-            weights.
+        family: what PaliGemma becomes: `"pi0_plus"` (by default), `"pi0_flow"`, π0 with an action expert of random
+            weights, or `"vla_plus"`, what every other vision-language model becomes.
         expert: `hidden_size` and `intermediate_size` of that expert; by default π0's.
         center_crop_area: share of each picture's area to keep, 0.9 for models trained with random crops.
         dtype: of the weights; by default each keeps its own.
         max_shard_bytes: the size of a weight file.
+        check: whether what became `vla_plus` is compared with its base model.
         progress: whether to show a bar.
     """
 
@@ -74,6 +77,7 @@ class ConversionSettings:
     center_crop_area: float | None = None
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
+    check: bool = True
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -97,6 +101,11 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     destination, options = Path(destination), ConversionSettings(**settings)
     if destination.exists():
         raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
+    if becomes_vla_plus(source, options):
+        convert_vlm(
+            source, destination, options.dual is not False, options.dtype, options.max_shard_bytes, options.check
+        )
+        return destination
     found = read_source(source)
     if isinstance(found, OpenVLACheckpoint):
         model, plan, processor = convert_openvla(found, options)
@@ -119,6 +128,26 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
             write_shards(draft, outputs, options.max_shard_bytes, bar.update)
         draft.rename(destination)
     return destination
+
+
+def becomes_vla_plus(source: str | Path, options: ConversionSettings) -> bool:
+    """Whether a source is a vision-language model of transformers, PaliGemma only if asked for."""
+    kind = vlm_type(source)
+    if kind is None or (kind == "paligemma" and options.family != "vla_plus"):
+        if options.family == "vla_plus":
+            raise ConversionError(
+                f"got --family vla_plus for {source}, expected a model of a type in {', '.join(VLMS)}"
+            )
+        return False
+    given = [
+        name for name in ("actions", "tokenizer", "frozen", "center_crop_area") if getattr(options, name) is not None
+    ]
+    if given or options.family not in (None, "vla_plus"):
+        raise ConversionError(
+            f"got {', '.join(given) or options.family} for a {kind}, expected --dual or --no-dual, --dtype, "
+            "--max-shard-gb and --no-check alone: it becomes a vla_plus that does not act yet"
+        )
+    return True
 
 
 def convert_openvla(found: OpenVLACheckpoint, options: ConversionSettings) -> Converted:

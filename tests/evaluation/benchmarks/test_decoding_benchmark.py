@@ -13,7 +13,7 @@ from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_tab
 from gen_vla.evaluation.benchmarks.decoding_results import draw_timings, timings_table
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_strings import ActionStringProcessor
-from gen_vla.modeling.draft_distribution import DraftDistribution
+from gen_vla.modeling.draft_trees import Drafts
 
 
 WAYS = {"string": [Way(0), Way(6), Way(6, static=True)], "bins": [Way(0), Way(1)]}
@@ -28,12 +28,11 @@ PIECES = random_models.PIECES
     ],
 )
 def test_passes_of_a_single_value(nodes, passes):
-    """One value of one decimal, a prior that knows the sign: "+0.5" is sign, integer, point (forced), digit."""
+    """One value of one decimal, "+0.5": sign, integer, point (forced), digit."""
     strings = ActionStringProcessor(1, 1, 1)
     grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
-    prior = DraftDistribution(grammar, previous=np.array([[0.9]]))
     target = [PIECES[character] for character in "+0.5"]
-    assert passes_for(grammar, prior, target, nodes) == passes
+    assert passes_for(Drafts(grammar, None, nodes), target) == passes
 
 
 def test_promised_passes_on_real_actions(data_dir):
@@ -46,7 +45,7 @@ def test_promised_passes_on_real_actions(data_dir):
     assert np.mean(forty) <= 12
     assert max(forty) <= 14
     assert np.mean(replay_passes(some, 128)) <= 10
-    assert np.mean(replay_passes(some, 40, with_prior=False)) > np.mean(forty)
+    assert np.mean(replay_passes(some, 40, histograms=False)) > np.mean(forty)
 
 
 def test_episodes_of_any_length_are_replayed():
@@ -56,8 +55,7 @@ def test_episodes_of_any_length_are_replayed():
         episode[:, 6] = 1.0
     assert len(replay_passes(episodes, 40)) == 1 + 4 + 0
     assert len(replay_passes(episodes[:1], 40)) == 1
-    before, actions = replay.actions_to_write(episodes, horizon=2, rows=3, repeat=1)
-    assert before.shape == actions.shape == (3, 2, 7)
+    assert replay.actions_to_write(episodes, horizon=2, rows=3, repeat=1).shape == (3, 2, 7)
 
 
 def test_a_folder_without_bridge_is_named(tmp_path):
@@ -75,13 +73,13 @@ def test_every_way_is_timed_and_chooses_the_same_actions(tiny_sizes, monkeypatch
         assert entry["p95_ms"] >= entry["median_ms"] > 0
         if entry["way"].startswith("tree, 6"):
             assert entry["forward_passes"] < 49 * entry["horizon"] / 2
-            assert 0 < entry["share_grammar_and_trees"] < entry["share_outside_passes"] < 1
+            assert 0 < entry["share_outside_passes"] < 1
             assert entry["decode_pass_ms"] * (entry["forward_passes"] - 1) < entry["p95_ms"] * 1.5
     (choices,) = results["choices"]
     assert choices["same_actions"] == choices["pictures"]
     draw_timings([results, results], tmp_path / "timings.png")
     assert (tmp_path / "timings.png").stat().st_size > 5000
-    summaries = [{"nodes": 40, "prior": True, "mean": 11.5, "max": 13, "n": 225}]
+    summaries = [{"nodes": 40, "histograms": True, "mean": 11.5, "max": 13, "n": 225}]
     text = printed(timings_table(results), passes_table({"passes_on_bridge": summaries}), width=80)
     for expected in ("tiny, batch 2, horizon 1", "tree, 6 nodes, static", "bins, generate", "49.0", "11.5", "225"):
         assert expected in text
@@ -90,16 +88,15 @@ def test_every_way_is_timed_and_chooses_the_same_actions(tiny_sizes, monkeypatch
 
 def test_replaying_writes_the_given_actions_and_takes_their_passes(tiny_sizes):
     model = random_models.build_random("tiny", "cpu", torch.float32, horizon=2)
-    before, actions = replay.actions_to_write(replay.recorded_actions(None), 2, 3, repeat=1)
+    actions = replay.actions_to_write(replay.recorded_actions(None), 2, 3, repeat=1)
     targets = [replay.target_ids(model.action_grammar, action) for action in actions]
     inputs = random_models.random_inputs(model, 3)
     with replay.replaying(targets) as stopwatch:
-        prediction = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=9, previous=before)
+        prediction = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=9)
     np.testing.assert_allclose(prediction.normalized, actions, atol=5.1e-5)
     passes = stopwatch.milliseconds()
     assert len(passes) == prediction.forward_passes
     assert min(passes) > 0
-    assert stopwatch.choosing > 0
     assert not np.allclose(model.predict_actions(**inputs, unnorm_key="random").normalized, actions, atol=0.1)
 
 

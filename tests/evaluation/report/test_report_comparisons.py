@@ -105,7 +105,7 @@ def test_a_model_of_ones_own_is_compared_with_the_one_named(tmp_path, capsys):
     assert differences(make_report([base, mine]), "Table II", "new", "Move Near") == []
     (found,) = differences(make_report([base, mine], against="runs/old"), "Table II", "new", "Move Near")
     assert found["against"] == "runs/old"
-    with pytest.raises(ValueError, match=r"got the model 'old' to compare with; did you mean .* known: runs/old, runs/new"):
+    with pytest.raises(ValueError, match=r"got the model 'old' to compare with; (did you mean .*)?known: runs/old"):
         make_report([base, mine], against="old")
     arguments = ["evaluate", "report", str(base), str(mine), "--against", "runs/old", "--output", str(tmp_path / "r")]
     assert main(arguments) == 0

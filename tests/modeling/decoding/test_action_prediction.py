@@ -215,18 +215,6 @@ def test_plain_generation_stays_unconstrained(llama_like: Any) -> None:
     assert not set(before[:, -6:].flatten().tolist()) <= set(model.action_grammar.text_of)
 
 
-def test_a_prediction_is_the_hint_for_the_next(llama_like: Any) -> None:
-    model, processor = pair(llama_like)
-    inputs = observations(processor)
-    first = model.predict_actions(**inputs, previous=None)
-    second = model.predict_actions(**inputs, previous=first)
-    assert second.text == first.text
-    assert second.forward_passes < first.forward_passes
-    assert second.forward_passes == model.predict_actions(**inputs, previous=first.normalized).forward_passes
-    with pytest.raises(ValueError, match="got 3 previous actions for 1 observations, expected one each"):
-        model.predict_action(**observations(processor, 1), previous=first)
-
-
 def test_the_grammar_follows_the_config(llama_like: Any) -> None:
     model, processor = pair(llama_like)
     grammar = model.action_grammar

@@ -15,6 +15,7 @@ from tiny_runs import tiny_recipe
 from gen_vla.evaluation.benchmarks import random_models
 from gen_vla.evaluation.benchmarks.decoding_benchmark import limits_of
 from gen_vla.modeling import static_passes
+from gen_vla.modeling.tree_decoding import TreeDecoder
 from gen_vla.modeling.verification_passes import DynamicPasses, PassInputs, Prompt
 from gen_vla.processors import ActionBins, ActionStringProcessor
 from gen_vla.training.run import run_recipe
@@ -97,14 +98,19 @@ def test_recordings_in_other_modes_streams_and_devices(family):
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_call_that_fails_leaves_nothing_under_way(family):
+def test_a_call_that_fails_leaves_nothing_under_way(family, monkeypatch):
     """The next one may use the same recordings on another stream."""
     model, processor = family(ActionStringProcessor(3, 1, 3))
     inputs = processor.action_inputs([picture(0)], ["in"])  # on the CPU, so that no call waits to read them
     model.predict_actions(**inputs)
     torch.cuda._sleep(200_000_000)  # cycles; the pictures wait behind it
-    with pytest.raises(ValueError, match="got 2 previous actions for 1 observations"):
-        model.predict_actions(**inputs, previous=np.zeros((2, 1, 3)))
+
+    def fail(*args):
+        raise RuntimeError("while passes are under way")
+
+    monkeypatch.setattr(TreeDecoder, "verify", fail)
+    with pytest.raises(RuntimeError, match="under way"):
+        model.predict_actions(**inputs)
     assert torch.cuda.current_stream().query()
 
 
@@ -115,7 +121,8 @@ def test_recorded_logits_in_half_precision(family):
     head = model.get_output_embeddings().weight[:20]
     prompt = Prompt(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
     ids, positions = torch.arange(16).repeat(4, 1), torch.arange(40, 56).repeat(4, 1)
-    fed = PassInputs(ids, positions, torch.ones(4, 16, 16, dtype=torch.bool).tril())
+    tree_mask = torch.ones(4, 16, 16, dtype=torch.bool).tril()
+    fed = PassInputs(ids, positions, columns=ids, parents=ids, allowed=tree_mask, tree_mask=tree_mask)
     with torch.no_grad():
         plain = DynamicPasses(model, head, prompt, room=64).run(fed)
         passes = static_passes.static_passes(model, tuple(range(20)), prompt, widest=16, more=40)

@@ -161,7 +161,7 @@ def test_passes_stay_on_the_device(kind, operations, llama_like):
         first = plan.prompt_pass(empty(2, 2, length + width), seen, tree_mask, empty(2 * 4), features)
         words = plan.prompt_pass(empty(2, 2, length + width), seen, tree_mask)
         then = plan.decode_pass(empty(2, 4 * width + 1), tree_mask)
-    assert first.shape == words.shape == (2, 1 + width, 14)
+    assert first.shape == words.shape == (2, width, 14)
     assert then.shape == (2, width, 14)
     with pytest.raises(AssertionError, match="cpu"), OnTheDevice():
         empty(3).copy_(torch.zeros(3, dtype=torch.long))

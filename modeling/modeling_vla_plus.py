@@ -1,0 +1,198 @@
+"""Any vision-language model of transformers as a policy: the stock model inside, with or without the paper's D.
+
+Questions and training go through the stock model's own forward pass and `generate`. Actions are decoded by tree passes
+(`tree_decoding.py`) through its own image features, embeddings and language model.
+"""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, GenerationMixin, LogitsProcessorList, PreTrainedModel
+
+from .action_prediction import ActionPrediction, ActionPredictionMixin
+from .configuration_vla_plus import VLAPlusConfig
+from .image_language_model import NoImageToken
+from .openvla_contract import OpenVLAContractMixin
+from .vision_twin import add_frozen_vision
+from .vlm_families import family_of
+
+
+# isort: split
+# What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
+from .action_grammar import ActionGrammar  # noqa: F401
+from .action_statistics import select_statistics  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .base_configuration import as_config  # noqa: F401
+from .cpu_threads import limit_cpu_threads  # noqa: F401
+from .draft_trees import Drafts  # noqa: F401
+from .fused_layers import run_layers  # noqa: F401
+from .parallel_streams import in_parallel  # noqa: F401
+from .static_cache import StaticTreeCache  # noqa: F401
+from .static_passes import StaticPasses  # noqa: F401
+from .static_plan import StaticPlan  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
+from .tree_decoding import TreeDecoder  # noqa: F401
+from .verification_passes import prompt_positions  # noqa: F401
+
+
+if TYPE_CHECKING:  # imported where there is a GPU
+    from .triton_operations import TritonOperations  # noqa: F401
+
+TOKEN_TYPES = {"token_type_ids", "mm_token_type_ids"}  # which follow from the ids
+
+
+class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrainedModel, GenerationMixin):
+    """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
+
+    config_class = VLAPlusConfig
+    base_model_prefix = "vlm"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = False  # see openvla_contract.py
+    _supports_attention_backend = True
+    has_static_passes = False
+
+    def __init__(self, config: VLAPlusConfig):
+        super().__init__(config)
+        self.family = family_of(config.vlm_config)
+        self.vlm: Any = AutoModelForImageTextToText.from_config(config.vlm_config)
+        if config.frozen:
+            add_frozen_vision(self.vlm.model, self.family)
+        self.first_position = self.family.first_position
+        self.windows_bound_blocks = self.family.bidirectional == "picture"
+        self.picture_inputs = frozenset(inspect.signature(self.vlm.model.get_image_features).parameters) | TOKEN_TYPES
+        self.post_init()
+
+    @classmethod
+    def from_vlm(cls, vlm: Any, frozen: str | None = "vision", **settings: Any) -> "VLAPlusForVision2Seq":
+        """A model around a stock one, whose weights it takes over; with D, its encoder's copy as well.
+
+        Args:
+            settings: fields of `VLAPlusConfig`.
+        """
+        with torch.device("meta"):
+            model = cls(VLAPlusConfig(vlm.config, frozen=None, **settings))
+        model.vlm, model.config.frozen, model.generation_config = vlm, frozen, vlm.generation_config
+        if frozen:
+            add_frozen_vision(vlm.model, model.family)
+        return model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As the stock model's. Where a prompt attends in both directions, it ends before the first label."""
+        if self.family.bidirectional == "prompt" and labels is not None:
+            supervised = (labels != -100).long()
+            supervised = supervised if token_type_ids is None else supervised | token_type_ids
+            token_type_ids = (supervised.cumsum(dim=1) > 0).long()
+        if token_type_ids is not None:
+            kwargs["token_type_ids"] = token_type_ids
+        return self.vlm(
+            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, labels=labels, **kwargs
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the stock model's; the image token is never written.
+
+        Raises:
+            ValueError: also if weights are missing.
+        """
+        self.check_weights()
+        self.vlm.generation_config = self.generation_config
+        no_image_token = NoImageToken(self.config.image_token_id)
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
+        return self.vlm.generate(*args, **kwargs)
+
+    def predict_actions(self, *args: Any, **kwargs: Any) -> ActionPrediction:
+        """As `ActionPredictionMixin.predict_actions`; also takes what else the stock processor returns."""
+        return super().predict_actions(
+            *args, **{name: value for name, value in kwargs.items() if name not in TOKEN_TYPES}
+        )
+
+    def embed_prompt(self, input_ids: torch.Tensor, **pictures: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """See `ActionPredictionMixin`."""
+        device, places = input_ids.device, input_ids == self.config.image_token_id
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(places, 0))  # some vocabularies lack that token
+        found = self.vlm.model.get_image_features(
+            **{name: value.to(device) if torch.is_tensor(value) else value for name, value in pictures.items()}
+        )
+        features = joined(found.pooler_output)
+        if (tokens := int(places.sum())) != len(features):
+            raise ValueError(
+                f"got {tokens} image tokens in input_ids and pictures of {len(features)} features, expected as many; "
+                "pass everything the processor returned, and cut no row"
+            )
+        embeds = embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
+        if not found.get("deepstack_features"):
+            return embeds, {}
+        deepstack = [joined(each) for each in found["deepstack_features"]]
+        return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": deepstack}
+
+    def prompt_positions(
+        self, input_ids: torch.Tensor, seen: torch.Tensor, **pictures: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | int]:
+        """As `ActionPredictionMixin.prompt_positions`; three rows where pictures have two dimensions (M-RoPE)."""
+        if not hasattr(self.vlm.model, "get_rope_index"):
+            return super().prompt_positions(input_ids, seen)
+        grid = pictures["image_grid_thw"].to(input_ids.device)
+        positions, _ = self.vlm.model.get_rope_index(
+            input_ids, image_grid_thw=grid, attention_mask=seen.long(), **self.token_types(input_ids)
+        )
+        last = positions.masked_fill(~seen, 0).amax(dim=(0, 2))
+        return positions, (last + 1 - seen.sum(dim=1))[:, None]
+
+    def prompt_blocks(self, input_ids: torch.Tensor) -> torch.Tensor | None:
+        """As `ActionPredictionMixin.prompt_blocks`."""
+        if self.family.bidirectional is None:
+            return None
+        blocks = torch.zeros_like(input_ids)
+        if self.family.bidirectional == "picture":
+            picture = input_ids == self.config.image_token_id
+            begins = picture & ~nn.functional.pad(picture, (1, 0))[:, :-1]
+            blocks = torch.where(picture, begins.cumsum(dim=1), -1)
+        return (blocks[:, :, None] == blocks[:, None]) & (blocks >= 0)[:, None]
+
+    def token_types(self, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As `ActionPredictionMixin.token_types`: which tokens are those of pictures."""
+        pictures = input_ids == self.config.image_token_id
+        if self.family.bidirectional is not None:
+            return {"token_type_ids": pictures.long() * (self.family.bidirectional == "picture")}
+        rope_index = getattr(self.vlm.model, "get_rope_index", None)
+        if rope_index is not None and "mm_token_type_ids" in inspect.signature(rope_index).parameters:
+            return {"mm_token_type_ids": pictures.int()}
+        return {}
+
+    @property
+    def generating_model(self) -> Any:
+        """The stock model."""
+        return self.vlm
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.vlm.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> Any:
+        return self.vlm.get_decoder()
+
+
+def joined(features: Any) -> torch.Tensor:
+    """Image features as one tensor [image tokens, width]."""
+    features = features if torch.is_tensor(features) else torch.cat([*features], dim=0)
+    return features.flatten(0, -2)

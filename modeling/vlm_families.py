@@ -1,0 +1,58 @@
+"""What is particular to each family of vision-language models in transformers. A new family is one entry here."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family keeps what sees, and how its prompts are laid out.
+
+    Attributes:
+        vision: attributes of the base model that encode and project pictures; D needs a second copy of them.
+        projectors: those of them, or modules inside them, that are trained in the frozen copy, too.
+        first_position: of the first token of a row.
+        bidirectional: which tokens of a prompt attend to one another in both directions: `"prompt"`, those of each
+            `"picture"`, or none.
+    """
+
+    vision: tuple[str, ...]
+    projectors: tuple[str, ...]
+    first_position: int = 0
+    bidirectional: str | None = None
+
+
+TOWER = ("vision_tower", "multi_modal_projector")
+PROJECTOR = ("multi_modal_projector",)
+FAMILIES = {
+    "gemma3": Family(TOWER, PROJECTOR, bidirectional="picture"),
+    "idefics3": Family(("vision_model", "connector"), ("connector",)),
+    "internvl": Family(TOWER, PROJECTOR),
+    "llava": Family(TOWER, PROJECTOR),
+    "llava_onevision": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
+    "paligemma": Family(TOWER, PROJECTOR, first_position=1, bidirectional="prompt"),
+    "qwen2_5_vl": Family(("visual",), ("visual.merger",)),
+    "qwen3_vl": Family(("visual",), ("visual.merger", "visual.deepstack_merger_list")),
+    "smolvlm": Family(("vision_model", "connector"), ("connector",)),
+}
+
+
+def family_of(vlm_config: Any) -> Family:
+    """The entry of a configuration.
+
+    Raises:
+        ValueError: for a family without one, and for layers that keep a state in place of keys and values.
+    """
+    text = vlm_config.get_text_config()
+    others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
+    if others:
+        raise ValueError(
+            f"got a language model with layers of type {', '.join(others)}, expected full or sliding attention: "
+            "recurrent and linear layers cannot check a tree of continuations in one pass"
+        )
+    if vlm_config.model_type not in FAMILIES:
+        raise ValueError(
+            f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "
+            "another one needs an entry in modeling/vlm_families.py"
+        )
+    return FAMILIES[vlm_config.model_type]

@@ -1,0 +1,206 @@
+"""Processor of `VLAPlusForVision2Seq`: the vision-language model's own, and `action_inputs`.
+
+`AutoProcessor` gives an object of the stock class (`Qwen2_5_VLProcessor`, ...) that has the methods below besides. For
+questions, chats and pipelines it is the stock processor. What a robot is told is a message of the user in the stock
+chat template, with the lead-in of the action format behind it:
+
+    <|im_start|>user <image> What action should the robot take to lift it? <|im_end|> <|im_start|>assistant \\n | +0.0
+
+Where the generation prompt ends in the lead-in already, it is not written twice.
+"""
+
+from functools import lru_cache
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import transformers
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .action_bins import ActionBins, codec_from_action_config
+from .action_strings import ActionStringProcessor
+from .image_processing_openvla_plus import as_rows, checked_cameras, is_batch, pictures_in_order
+from .prompt_texts import check_prompt_template, checked_instruction, checked_text
+from .rgb_pictures import to_rgb
+from .text_tokens import control_tokens
+
+
+# isort: split
+# What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_grammar import ActionGrammar  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
+
+
+VLA_PROMPT_TEMPLATE = {
+    "action": "What action should the robot take to {instruction}?",
+    "question": "{question}",
+    "answer": "{answer}",
+}
+TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # off for a robot: each tile costs as a picture
+SETTINGS = "vla_plus"  # where processor_config.json holds what is below
+
+
+class ActionInputs:
+    """What is added to a stock processor.
+
+    Attributes:
+        action_config: the action format (`action_grammar.make_action_config`), the same as in the model's config.
+        prompt_template: texts of messages, with `{instruction}`, `{question}` and `{answer}`.
+        cameras: names of the cameras of an action's pictures, in the order of training; `None` for one of any name.
+        picture_options: arguments of the stock image processor for a robot's pictures, such as `size`.
+    """
+
+    action_config: dict[str, Any] | None
+    prompt_template: dict[str, str]
+    cameras: list[str] | None
+    picture_options: dict[str, Any]
+    tokenizer: Any
+
+    @property
+    def action_strings(self) -> ActionStringProcessor | ActionBins:
+        """A new codec of the model's action format."""
+        if not self.action_config:
+            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
+        return codec_from_action_config(self.action_config)
+
+    def action_prompt(self, instruction: str) -> str:
+        """The message that asks for an action; the instruction is lower-cased, as OpenVLA does."""
+        words = checked_instruction(instruction, self.prompt_template)
+        return self.prompt_template["action"].format(instruction=words)
+
+    def question_prompt(self, question: str) -> str:
+        """The message that asks a question about a picture."""
+        return self.prompt_template["question"].format(question=checked_text(question, "question").strip())
+
+    def action_inputs(self, image: Any, instruction: Any) -> BatchFeature:
+        """Inputs for `predict_action` and `predict_actions`.
+
+        Args:
+            image: for one instruction, a picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a
+                dictionary by their names or a list in their order. For B instructions a list of B of these.
+            instruction: one text, or a list of B.
+
+        Returns:
+            `input_ids` and `attention_mask` int64 [B, L], left-padded, and what else the stock processor returns.
+
+        Raises:
+            ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
+                of training, or an instruction is empty or contains a control token.
+            TypeError: if an image is not a picture or an instruction is not a text.
+        """
+        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
+        rows = [image] if alone else as_rows(image)
+        pictures = [pictures_in_order(row, self.cameras) for row in rows]
+        inputs = self._inputs(pictures, [self.action_prompt(text) for text in as_rows(instruction)])
+        lead_in = torch.tensor((self.action_config or {}).get("lead_in_ids", ()), dtype=torch.long)
+        ids, length = inputs["input_ids"], len(lead_in)
+        if length and not bool((ids[:, -length:] == lead_in).all()):
+            inputs["input_ids"] = torch.cat((ids, lead_in.expand(len(ids), -1)), dim=1)
+            for name in inputs:
+                if name != "input_ids" and inputs[name].shape == ids.shape:  # the mask, and types of tokens
+                    inputs[name] = torch.nn.functional.pad(inputs[name], (0, length), value=name == "attention_mask")
+        return inputs
+
+    def question_inputs(self, image: Any, question: Any) -> BatchFeature:
+        """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
+        return self._inputs(
+            [[row] for row in as_rows(image)], [self.question_prompt(text) for text in as_rows(question)]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers; what is added is an entry of its own."""
+        own = {
+            name: getattr(self, name) for name in ("action_config", "prompt_template", "cameras", "picture_options")
+        }
+        stock_class = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers."))
+        return {**super().to_dict(), SETTINGS: {"stock_class": stock_class.__name__, **own}}  # pyright: ignore
+
+    def _inputs(self: Any, pictures: list[Any], messages: list[str]) -> BatchFeature:
+        if len(pictures) != len(messages):
+            raise ValueError(f"got pictures of {len(pictures)} rows and {len(messages)} texts, expected one each")
+        control = [token for token in control_tokens(self.tokenizer) if any(token in text for text in messages)]
+        if control:
+            raise ValueError(f"got {control[0]!r} in a text, expected words: it is a control token of this model")
+        texts = [self._rendered(text, len(row)) for text, row in zip(messages, pictures, strict=True)]
+        begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
+        inputs = self(
+            images=[[to_rgb(picture) for picture in row] for row in pictures],
+            text=texts,
+            padding=True,
+            padding_side="left",
+            add_special_tokens=not begun,
+            return_tensors="pt",
+            **self.picture_options,
+        )
+        inputs.pop("labels", None)  # which PaliGemma's adds
+        return inputs
+
+    def _rendered(self: Any, text: str, pictures: int) -> str:
+        if not self.chat_template:  # a base model, such as PaliGemma
+            return self.image_token * pictures + text
+        content = [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+
+
+class VLAPlusProcessor(ProcessorMixin):
+    """What a repository names as its processor; `from_pretrained` gives the stock processor with `ActionInputs`."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        settings, _ = ProcessorMixin.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        own = dict(settings[SETTINGS])
+        stock_class = getattr(transformers, own.pop("stock_class"))
+        return with_actions(read_stock(pretrained_model_name_or_path, stock_class, **kwargs), **own)
+
+
+def with_actions(
+    stock: Any,
+    action_config: dict[str, Any] | None = None,
+    prompt_template: dict[str, str] | None = None,
+    cameras: list[str] | None = None,
+    picture_options: dict[str, Any] | None = None,
+) -> Any:
+    """A stock processor with `ActionInputs`, changed in place; for the arguments see there.
+
+    Pictures of a robot are by default not cut into tiles.
+    """
+    stock.__class__ = class_with_actions(type(stock))
+    stock.action_config, stock.cameras = action_config, checked_cameras(cameras)
+    stock.prompt_template = dict(prompt_template or VLA_PROMPT_TEMPLATE)
+    check_prompt_template(stock.prompt_template)
+    whole = {name: False for name in TILING if hasattr(stock.image_processor, name)}
+    stock.picture_options = whole if picture_options is None else dict(picture_options)
+    return stock
+
+
+@lru_cache
+def class_with_actions(stock_class: type) -> type:
+    """The stock class with `ActionInputs`; transformers saves it under the name of `VLAPlusProcessor`."""
+    names = {"__module__": VLAPlusProcessor.__module__, "_auto_class": "AutoProcessor"}
+    return type(VLAPlusProcessor.__name__, (ActionInputs, stock_class), names)
+
+
+def read_stock(name: Any, stock_class: Any, **kwargs: Any) -> Any:
+    """A stock processor; without its part for videos where torchvision is missing, which that part needs."""
+    parts = stock_class.get_attributes()
+    if "video_processor" not in parts or find_spec("torchvision"):
+        return stock_class.from_pretrained(name, **kwargs)
+    pictures_only = [part for part in parts if part != "video_processor"]
+    names: dict[str, Any] = {
+        "__module__": stock_class.__module__,
+        "get_attributes": classmethod(lambda _: pictures_only),
+    }
+    names["video_processor"] = SimpleNamespace(num_frames=None, fps=None)  # which SmolVLM's chat template asks for
+    reduced: Any = type(stock_class.__name__, (stock_class,), names)
+    settings, more = reduced.get_processor_dict(name, **kwargs)
+    found = reduced._get_arguments_from_pretrained(name, settings, **kwargs)
+    by_name = dict(zip(pictures_only, found, strict=True))
+    return reduced.from_args_and_dict([by_name.get(part) for part in parts], settings, **more)

@@ -1,0 +1,175 @@
+"""A policy over the vision-language models of transformers: exact decoding, the frozen encoder, in every family."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_vlms import FAMILIES, tiny_inputs, tiny_vla_plus, tiny_vlm_config
+from transformers import AutoModel, AutoModelForImageTextToText, LlamaConfig
+
+from gen_vla.modeling import VLAPlusConfig, VLAPlusForVision2Seq
+from gen_vla.modeling.vision_twin import add_frozen_vision
+from gen_vla.modeling.vlm_families import family_of
+from gen_vla.processors import ActionBins, ActionStringProcessor
+
+
+EACH_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+
+
+@EACH_FAMILY
+@pytest.mark.parametrize(("style", "horizon"), [("signed", 1), ("plain", 3), ("legacy", 2)])
+def test_trees_write_what_one_token_at_a_time_does(family: str, style: str, horizon: int, gemma_like: Any) -> None:
+    strings = ActionStringProcessor(3, horizon, 3, style, binary_dims=(1,))
+    texts = set()
+    for seed in range(3):
+        model = tiny_vla_plus(family, gemma_like, strings, seed, frozen="vision" if seed else None)
+        inputs = tiny_inputs(model, (3, 9, 1), seed)
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        for nodes in (1, 12):
+            fast = model.predict_actions(**inputs, tree_nodes=nodes)
+            assert fast.text == slow.text
+            assert fast.forward_passes < slow.forward_passes
+            np.testing.assert_allclose(fast.digit_probabilities, slow.digit_probabilities, atol=5e-5)
+        texts |= set(slow.text)
+    assert len(texts) > 3  # which depend on weights, pictures and words
+
+
+@EACH_FAMILY
+def test_many_random_cases(family: str, gemma_like: Any) -> None:
+    """100 actions a family: style, dimensions, horizon, lengths of prompts and size of trees drawn; bins, too."""
+    random = np.random.default_rng(FAMILIES.index(family))
+    for case in range(25):
+        dims, horizon = int(random.integers(1, 4)), int(random.choice([1, 1, 2, 8]))
+        if case % 5 == 4:
+            codec: Any = ActionBins(dims, horizon, bins=16)
+        else:
+            codec = ActionStringProcessor(dims, horizon, int(random.integers(1, 5)), ("signed", "plain")[case % 2])
+        model = tiny_vla_plus(family, gemma_like, codec, seed=case, tie_word_embeddings=bool(case % 3))
+        inputs = tiny_inputs(model, tuple(random.integers(1, 20, 4).tolist()), seed=case)
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        assert model.predict_actions(**inputs, tree_nodes=int(random.integers(1, 40))).text == slow.text, case
+
+
+@EACH_FAMILY
+def test_samples_follow_the_model(family: str, gemma_like: Any) -> None:
+    """4000 draws of the first token by trees, against the probabilities under the grammar."""
+    model = tiny_vla_plus(family, gemma_like, ActionBins(1, 1, bins=4))
+    inputs = tiny_inputs(model, (5,))
+    rows = {name: value.repeat(400, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+    torch.manual_seed(0)
+    drawn = [model.predict_actions(**rows, do_sample=True, temperature=3.0).token_ids for _ in range(10)]
+    tokens, counts = np.unique(np.concatenate(drawn)[:, 0], return_counts=True)
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -1]
+    allowed = sorted(model.action_grammar.transitions[0])
+    expected = (logits[allowed] / 3.0).softmax(dim=0).numpy() * 4000
+    found = np.array([dict(zip(tokens.tolist(), counts.tolist())).get(token, 0) for token in allowed])
+    assert ((found - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 5].sum() < 20  # chi-square, 3 d.f.
+
+
+@EACH_FAMILY
+def test_the_frozen_encoder(family: str, gemma_like: Any) -> None:
+    """At step 0 the model is its base, bit for bit; training moves one encoder and both projectors."""
+    config = tiny_vlm_config(family, gemma_like)
+    torch.manual_seed(0)
+    base = AutoModelForImageTextToText.from_config(config).eval()
+    model = tiny_vla_plus(family, gemma_like, frozen=None)
+    model.vlm.load_state_dict(base.state_dict())
+    inputs = tiny_inputs(model)
+    with torch.no_grad():
+        expected = base(**inputs).logits
+        assert torch.equal(model(**inputs).logits, expected)
+        add_frozen_vision(model.vlm.model, family_of(config))
+        assert torch.equal(model(**inputs).logits, expected)
+    model.train()
+    frozen = model.vlm.model.frozen_vision
+    before = {name: weight.clone() for name, weight in frozen.state_dict().items()}
+    trained = [name for name, weight in frozen.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all(name.startswith(frozen.projectors) for name in trained)
+    assert len(trained) < len(before)
+    labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 8, -100)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(**inputs, labels=labels).loss.backward()
+    optimizer.step()
+    for name, weight in frozen.named_parameters():
+        assert (weight.grad is None) == (name not in trained), name
+        assert name in trained or torch.equal(weight, before[name]), name
+    assert any(not torch.equal(frozen.get_parameter(name), before[name]) for name in trained)
+    encoder = next(name for name, module in frozen.named_modules() if name and not name.startswith(frozen.projectors))
+    assert not frozen.get_submodule(encoder).training
+    with torch.no_grad():
+        assert not torch.equal(model.eval()(**inputs).logits, expected)
+
+
+@EACH_FAMILY
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_answer_token_is_seen_before_it_is_predicted(family: str, attention: str, gemma_like: Any) -> None:
+    """Other tokens at the end of the answer leave every logit before them as it was, in training and without."""
+    model = tiny_vla_plus(family, gemma_like)
+    if family != "paligemma2":  # Gemma 2 has no sdpa
+        model.set_attn_implementation(attention)
+    inputs, answer = tiny_inputs(model, (3, 9)), 6
+    ids = torch.cat((inputs["input_ids"], torch.full((2, answer), 70)), dim=1)
+    labels = torch.cat((torch.full_like(inputs["input_ids"], -100), ids[:, -answer:]), dim=1)
+    more = {name: torch.nn.functional.pad(inputs[name], (0, answer)) for name in inputs if name.endswith("type_ids")}
+    more["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, answer), value=1)
+    for mode in (True, False):
+        model.train(mode)
+        first = model(**{**inputs, **more, "input_ids": ids}, labels=labels).logits
+        for changed in range(1, answer):
+            other = ids.clone()
+            other[:, -changed:] = 90
+            found = model(**{**inputs, **more, "input_ids": other}, labels=labels).logits
+            seen = inputs["attention_mask"].bool()
+            torch.testing.assert_close(
+                found[:, : -changed - 1][:, : seen.shape[1]][seen], first[:, : seen.shape[1]][seen]
+            )
+            torch.testing.assert_close(found[:, seen.shape[1] : -changed], first[:, seen.shape[1] : -changed])
+            assert not torch.allclose(found[:, -changed], first[:, -changed])
+
+
+@EACH_FAMILY
+def test_saved_and_loaded_it_acts_alike(family: str, gemma_like: Any, tmp_path: Path) -> None:
+    model = tiny_vla_plus(family, gemma_like)
+    inputs = tiny_inputs(model)
+    expected = model.predict_actions(**inputs)
+    model.save_pretrained(tmp_path)
+    for auto_class in (AutoModel, AutoModelForImageTextToText, VLAPlusForVision2Seq):
+        loaded = auto_class.from_pretrained(tmp_path, trust_remote_code=True)
+        assert type(loaded).__name__ == VLAPlusForVision2Seq.__name__
+        assert not loaded.missing_weights
+        assert loaded.config.vlm_config.model_type == model.config.vlm_config.model_type
+        found = loaded.predict_actions(**inputs)
+        assert found.text == expected.text
+        np.testing.assert_array_equal(found.digit_probabilities, expected.digit_probabilities)
+        frozen = loaded.vlm.model.frozen_vision
+        assert not all(weight.requires_grad for weight in frozen.parameters())
+
+
+def test_other_models_are_refused_in_one_sentence() -> None:
+    with pytest.raises(ValueError, match="got a vision-language model of type 'llama', expected one of gemma3, "):
+        VLAPlusConfig(LlamaConfig())
+    recurrent = LlamaConfig(layer_types=["linear_attention"], num_hidden_layers=1)
+    with pytest.raises(ValueError, match="layers of type linear_attention, expected full or sliding attention"):
+        VLAPlusConfig(recurrent)
+    with pytest.raises(ValueError, match="got frozen='siglip', expected one of 'vision', None"):
+        VLAPlusConfig({"model_type": "paligemma"}, frozen="siglip")
+
+
+def test_pictures_must_match_their_tokens(gemma_like: Any) -> None:
+    model = tiny_vla_plus("llava", gemma_like)
+    inputs = tiny_inputs(model)
+    with pytest.raises(ValueError, match="got 8 image tokens in input_ids and pictures of 4 features"):
+        model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"][:1]})
+
+
+def test_answers_are_those_of_the_stock_model(gemma_like: Any) -> None:
+    model = tiny_vla_plus("paligemma", gemma_like)
+    inputs = tiny_inputs(model)
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    answer = model.generate(**inputs, **options)
+    assert torch.equal(answer, model.vlm.generate(**inputs, **options))
+    assert answer.shape == (2, inputs["input_ids"].shape[1] + 8)

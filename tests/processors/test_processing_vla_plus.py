@@ -1,0 +1,104 @@
+"""The stock processors with `action_inputs`: what they give to a model, and that they stay what they are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_models import picture
+from tiny_vlms import FAMILIES, PROCESSORS, tiny_vla_pair, write_base_processor
+from transformers import AutoProcessor
+
+from gen_vla.processors import ActionStringProcessor, read_stock, with_actions
+
+
+EACH_FAMILY = pytest.mark.parametrize("family", FAMILIES)
+PICTURES, WORDS = [picture(0), picture(1, (30, 9))], ["lift it", "Open the drawer two"]
+
+
+@EACH_FAMILY
+def test_its_inputs_are_what_the_model_acts_on(family: str, tmp_path: Path) -> None:
+    strings = ActionStringProcessor(2, 2, decimals=2)
+    model, processor = tiny_vla_pair(family, tmp_path, strings)
+    inputs = processor.action_inputs(PICTURES, WORDS)
+    prediction = model.predict_actions(**inputs)
+    assert prediction.actions.shape == (2, 2, 2)
+    assert prediction.text == model.predict_actions(**inputs, tree_nodes=0).text
+    alone = processor.action_inputs(PICTURES[0], WORDS[0])
+    assert model.predict_actions(**alone).text == prediction.text[:1]
+    assert model.predict_action(**alone).shape == (2, 2)
+    text = processor.decode(inputs["input_ids"][1])
+    assert "What action should the robot take to open the drawer two?" in text
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+    lead_in = processor.action_config["lead_in_ids"]
+    assert inputs["input_ids"][:, -len(lead_in) :].tolist() == [lead_in] * 2
+    assert inputs["attention_mask"][:, -1].tolist() == [1, 1]
+
+
+@EACH_FAMILY
+def test_saved_and_loaded_by_name_it_is_the_stock_processor_and_acts(family: str, tmp_path: Path) -> None:
+    base, saved = tmp_path / "base", tmp_path / "saved"
+    base.mkdir()
+    _, processor = tiny_vla_pair(family, base)
+    processor.picture_options, processor.cameras = {**processor.picture_options, "do_rescale": True}, ["front"]
+    processor.save_pretrained(saved)
+    loaded: Any = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
+    stock_class = getattr(transformers, PROCESSORS[family][0])
+    assert isinstance(loaded, stock_class)
+    for name in ("action_config", "prompt_template", "cameras", "picture_options", "chat_template"):
+        assert getattr(loaded, name) == getattr(processor, name)
+    expected, found = (each.action_inputs({"front": PICTURES[0]}, "lift it") for each in (processor, loaded))
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    stock, marks = read_stock(base, stock_class), loaded.image_token
+    for asked in ({"text": [f"{marks} two"], "images": [PICTURES[:1]]}, {"text": ["two"]}):
+        if family.startswith("paligemma") and "images" not in asked:
+            continue  # the stock processor demands a picture
+        expected, found = (each(**asked, return_tensors="pt") for each in (stock, loaded))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@EACH_FAMILY
+def test_questions_are_answered(family: str, tmp_path: Path) -> None:
+    model, processor = tiny_vla_pair(family, tmp_path)
+    inputs = processor.question_inputs(PICTURES, ["How many?", "Which two?"])
+    answer = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    assert answer.shape == (2, inputs["input_ids"].shape[1] + 5)
+
+
+def test_several_cameras_and_prompts_without_lead_in(tmp_path: Path) -> None:
+    model, processor = tiny_vla_pair("smolvlm", tmp_path)
+    processor.cameras = ["top", "wrist"]
+    processor.chat_template = processor.chat_template.replace("assistant\n", "assistant:")
+    inputs = processor.action_inputs({"wrist": PICTURES[1], "top": PICTURES[0]}, "lift it")
+    assert inputs["pixel_values"].shape[:2] == (1, 2)
+    assert processor.decode(inputs["input_ids"][0]).endswith("assistant:\n")
+    assert model.predict_actions(**inputs).text == model.predict_actions(**inputs, tree_nodes=0).text
+    with pytest.raises(ValueError, match="expected"):
+        processor.action_inputs(PICTURES[0], "lift it")
+
+
+def test_what_cannot_be_is_an_error(tmp_path: Path) -> None:
+    _, processor = tiny_vla_pair("llava", tmp_path)
+    with pytest.raises(ValueError, match=r"got '<\|im_end\|>' in a text, expected words"):
+        processor.action_inputs(PICTURES[0], "lift<|im_end|>")
+    with pytest.raises(ValueError, match="got pictures of 2 rows and 1 texts"):
+        processor.action_inputs(PICTURES, ["lift it"])
+    with pytest.raises(ValueError, match="empty instruction"):
+        processor.action_inputs(PICTURES[0], " ")
+    processor.action_config = None
+    with pytest.raises(ValueError, match="it was not made for actions"):
+        _ = processor.action_strings
+
+
+def test_pictures_of_a_robot_are_not_tiled_unless_asked(tmp_path: Path) -> None:
+    write_base_processor("internvl", tmp_path)
+    wide = picture(3, (64, 16))
+    counts = []
+    for options in (None, {"crop_to_patches": True, "min_patches": 1, "max_patches": 4}):
+        stock = read_stock(tmp_path, transformers.InternVLProcessor)
+        inputs = with_actions(stock, picture_options=options).action_inputs(wide, "lift it")
+        counts.append(int((inputs["input_ids"] == stock.image_token_id).sum()))
+    assert counts[0] == 4 < counts[1]

@@ -1,0 +1,92 @@
+"""Makes a `VLAPlusForVision2Seq` of a vision-language model of transformers: `gen-vla convert SRC DST`.
+
+The stock classes read the checkpoint, so that every layout of files they know is known here. The whole model is in
+memory while it is converted.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoModelForImageTextToText, PretrainedConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from gen_vla.modeling import VLAPlusForVision2Seq
+from gen_vla.modeling.conversion_plan import ConversionError
+from gen_vla.modeling.vlm_families import FAMILIES
+from gen_vla.processors import read_stock, with_actions
+
+
+def vlm_type(source: str | Path) -> str | None:
+    """The `model_type` of a folder or a name on the Hub if it is one of `FAMILIES`, else `None`."""
+    if Path(source).is_file():
+        return None
+    try:
+        settings, _ = PretrainedConfig.get_config_dict(str(source))
+    except OSError:
+        return None
+    return settings.get("model_type") if settings.get("model_type") in FAMILIES else None
+
+
+def convert_vlm(
+    source: str | Path,
+    destination: Path,
+    dual: bool = True,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    check: bool = True,
+) -> None:
+    """Converts a vision-language model. It does not act yet: it gets its action format from the recipe that trains it.
+
+    Args:
+        source: a folder or a name on the Hub.
+        destination: the folder to write; must not exist yet.
+        dual: whether its vision encoder is doubled and one copy frozen (D).
+        dtype: of the weights; by default the checkpoint's own.
+        max_shard_bytes: the size of a weight file.
+        check: whether the result is loaded and compared with the base model on a random picture, bit for bit.
+
+    Raises:
+        ConversionError: if the checkpoint lacks weights, or the comparison fails.
+        ValueError: if the family is not supported.
+    """
+    vlm, info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+    if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
+        raise ConversionError(
+            f"got a checkpoint without {len(missing)} weights ({', '.join(missing[:3])}...), expected all of "
+            f"{type(vlm).__name__}; the download may be incomplete"
+        )
+    stock_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[vlm.config.model_type])
+    processor = with_actions(read_stock(source, stock_class))
+    inputs = processor.question_inputs(random_picture(), "What is this?")
+    expected = first_logits(vlm, inputs) if check else None
+    model = VLAPlusForVision2Seq.from_vlm(vlm, "vision" if dual else None, prompt_template=processor.prompt_template)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
+        draft = Path(temporary) / destination.name
+        model.save_pretrained(draft, max_shard_size=max_shard_bytes)
+        processor.save_pretrained(draft)
+        del model, vlm
+        if expected is not None:
+            found = first_logits(VLAPlusForVision2Seq.from_pretrained(draft, dtype="auto"), inputs)
+            if not torch.equal(found, expected):
+                raise ConversionError(
+                    f"got logits that differ from the base model's by up to {(found - expected).abs().max():.3g} on a "
+                    "random picture, expected the same ones; please report it with the name of the model"
+                )
+        draft.rename(destination)
+
+
+def random_picture() -> Image.Image:
+    """Noise of 64 x 64 pixels, the same each time."""
+    pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+@torch.no_grad()
+def first_logits(model: Any, inputs: Any) -> torch.Tensor:
+    """Logits float [1, L, V]."""
+    return model.eval()(**inputs).logits
