@@ -39,7 +39,7 @@ class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         if frozen not in self.frozen_choices:
             raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(map(repr, self.frozen_choices))}")
         if not isinstance(vlm_config, PretrainedConfig):
-            settings = dict(vlm_config or {"model_type": "paligemma"})
+            settings: dict[str, Any] = dict(vlm_config or {"model_type": "paligemma"})
             vlm_config = CONFIG_MAPPING[settings.pop("model_type")](**settings)
         family_of(vlm_config)
         self.vlm_config = vlm_config
@@ -49,7 +49,7 @@ class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         self.prompt_template = prompt_template
         self.auto_map = auto_map or auto_map_for(type(self).__name__, "modeling_vla_plus.VLAPlusForVision2Seq")
         kwargs.setdefault("tie_word_embeddings", getattr(vlm_config, "tie_word_embeddings", False))
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # pyright: ignore
 
     @property
     def text_config(self) -> Any:

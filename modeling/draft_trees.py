@@ -12,7 +12,6 @@ A bad draft costs forward passes, never a token.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -56,7 +55,7 @@ class Drafts:
         nodes: of a tree; tokens that the grammar forces behind the last accepted one are not counted.
     """
 
-    def __init__(self, grammar: Any, histograms: Sequence[Sequence[float]] | None, nodes: int):
+    def __init__(self, grammar: Any, histograms: Any, nodes: int):
         self.grammar, self.nodes = grammar, nodes
         self.trees: dict[int, DraftTree] = {}
         # By state, the rest of every drawn action that passes through it.
@@ -107,11 +106,17 @@ class Drafts:
         mask = np.eye(len(tokens), dtype=bool)
         for slot, parent in enumerate(parents):
             mask[slot] |= mask[parent]
-        columns = np.searchsorted(action_tokens(grammar), tokens)
-        return DraftTree(*map(np.array, (tokens, parents, depths)), columns, allowed_columns(grammar)[states], mask)
+        return DraftTree(
+            np.array(tokens),
+            np.array(parents),
+            np.array(depths),
+            columns=np.searchsorted(action_tokens(grammar), tokens),
+            allowed=allowed_columns(grammar)[states],
+            mask=mask,
+        )
 
 
-def drawn_actions(strings: Any, histograms: Sequence[Sequence[float]] | None) -> np.ndarray:
+def drawn_actions(strings: Any, histograms: Any) -> np.ndarray:
     """Normalised actions float64 [DRAWN, T, D], the same ones for the same histograms.
 
     The values of a dimension lie at evenly spaced quantiles, in random order.
@@ -175,7 +180,7 @@ def _drafts(grammar: Any, counts: bytes | None, dims: int, nodes: int) -> Drafts
     return Drafts(grammar, None if counts is None else np.frombuffer(counts).reshape(dims, -1), nodes)
 
 
-def drafts_for(grammar: Any, histograms: Sequence[Sequence[float]] | None, nodes: int) -> Drafts:
+def drafts_for(grammar: Any, histograms: Any, nodes: int) -> Drafts:
     """The trees for a data set, cached by the content of its histograms: statistics may be edited in place."""
     counts = None if histograms is None else np.asarray(histograms, dtype=np.float64).tobytes()
     return _drafts(grammar, counts, grammar.strings.action_dim, nodes)

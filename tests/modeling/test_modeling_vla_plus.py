@@ -138,7 +138,7 @@ def test_saved_and_loaded_it_acts_alike(family: str, gemma_like: Any, tmp_path: 
     expected = model.predict_actions(**inputs)
     model.save_pretrained(tmp_path)
     for auto_class in (AutoModel, AutoModelForImageTextToText, VLAPlusForVision2Seq):
-        loaded = auto_class.from_pretrained(tmp_path, trust_remote_code=True)
+        loaded: Any = auto_class.from_pretrained(tmp_path, trust_remote_code=True)
         assert type(loaded).__name__ == VLAPlusForVision2Seq.__name__
         assert not loaded.missing_weights
         assert loaded.config.vlm_config.model_type == model.config.vlm_config.model_type
@@ -152,7 +152,8 @@ def test_saved_and_loaded_it_acts_alike(family: str, gemma_like: Any, tmp_path: 
 def test_other_models_are_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match="got a vision-language model of type 'llama', expected one of gemma3, "):
         VLAPlusConfig(LlamaConfig())
-    recurrent = LlamaConfig(layer_types=["linear_attention"], num_hidden_layers=1)
+    recurrent = LlamaConfig(num_hidden_layers=1)
+    recurrent.layer_types = ["linear_attention"]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="layers of type linear_attention, expected full or sliding attention"):
         VLAPlusConfig(recurrent)
     with pytest.raises(ValueError, match="got frozen='siglip', expected one of 'vision', None"):

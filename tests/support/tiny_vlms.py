@@ -61,7 +61,7 @@ def text_settings(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
     """A configuration of a family, `text` settings of its language model."""
-    image = {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
+    image: dict[str, Any] = {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
     encoder = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family.startswith("qwen"):
         rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
@@ -74,7 +74,11 @@ def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
             vision |= {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16}
             rope |= {"mrope_interleaved": True}
         settings = text_settings(tokenizer, rope_parameters=rope, **text)
-        marks = {"video_token_id": len(tokenizer) - 3, "vision_start_token_id": 5, "vision_end_token_id": 6}
+        marks: dict[str, Any] = {
+            "video_token_id": len(tokenizer) - 3,
+            "vision_start_token_id": 5,
+            "vision_end_token_id": 6,
+        }
         return config(text_config=settings, vision_config=vision, **image, **marks)
     if family.startswith("paligemma"):
         kind = {"model_type": "gemma"}
@@ -91,14 +95,14 @@ def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
         config = transformers.SmolVLMConfig if family == "smolvlm" else transformers.Idefics3Config
         settings = text_settings(tokenizer, model_type="llama", **text)
         vision = {**encoder, "image_size": 16, "patch_size": 4}
-        pad = {"pad_token_id": tokenizer.pad_token_id}
+        pad: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id}
         return config(text_config=settings, vision_config=vision, scale_factor=2, **image, **pad)
     settings = text_settings(tokenizer, model_type="qwen2", **text)
     if family == "internvl":
         vision = {**encoder, "image_size": [16, 16], "patch_size": [4, 4]}
-        sizes = {"image_seq_length": TOKENS, "downsample_ratio": 0.5}
+        sizes: dict[str, Any] = {"image_seq_length": TOKENS, "downsample_ratio": 0.5}
         return transformers.InternVLConfig(text_config=settings, vision_config=vision, **sizes, **image)
-    choice = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    choice: dict[str, Any] = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
     if family == "llava_onevision":
         return transformers.LlavaOnevisionConfig(
             text_config=settings, vision_config=SIGLIP, image_grid_pinpoints=[[8, 8]], **choice, **image

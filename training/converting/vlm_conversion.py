@@ -12,7 +12,7 @@ import torch
 import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, PretrainedConfig
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.auto import processing_auto
 
 from gen_vla.modeling import VLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
@@ -53,13 +53,15 @@ def convert_vlm(
         ConversionError: if the checkpoint lacks weights, or the comparison fails.
         ValueError: if the family is not supported.
     """
-    vlm, info = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype or "auto", output_loading_info=True)
+    read: Any = AutoModelForImageTextToText.from_pretrained
+    vlm, info = read(source, dtype=dtype or "auto", output_loading_info=True)
     if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
         raise ConversionError(
             f"got a checkpoint without {len(missing)} weights ({', '.join(missing[:3])}...), expected all of "
             f"{type(vlm).__name__}; the download may be incomplete"
         )
-    stock_class = getattr(transformers, PROCESSOR_MAPPING_NAMES[vlm.config.model_type])
+    names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
+    stock_class = getattr(transformers, names[vlm.config.model_type])
     processor = with_actions(read_stock(source, stock_class))
     inputs = processor.question_inputs(random_picture(), "What is this?")
     expected = first_logits(vlm, inputs) if check else None

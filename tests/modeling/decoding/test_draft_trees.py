@@ -10,6 +10,7 @@ from gen_vla.modeling.action_grammar import ActionGrammar, grammar_from_action_c
 from gen_vla.modeling.action_strings import ActionStringProcessor
 from gen_vla.modeling.draft_trees import DRAWN, END_SHARE, Drafts, drafts_for, drawn_actions, forced_completions
 from gen_vla.processors import ActionBins, make_action_config
+from gen_vla.processors import ActionStringProcessor as ProcessorStrings
 
 
 PIECES = {character: number for number, character in enumerate("0123456789+-.", start=3)}
@@ -68,7 +69,7 @@ def test_actions_are_drawn_from_the_histogram():
 @ALL_STYLES
 @pytest.mark.parametrize("nodes", [0, 1, 9, 40])
 def test_trees_of_every_state_are_made_of_legal_continuations(style, nodes, llama_like):
-    codec = ActionBins(2, 2, bins=16) if style == "bins" else ActionStringProcessor(2, 2, 3, style, binary_dims=(1,))
+    codec = ActionBins(2, 2, bins=16) if style == "bins" else ProcessorStrings(2, 2, 3, style, binary_dims=(1,))
     grammar = grammar_from_action_config(make_action_config(codec, llama_like))
     drafts, completions = Drafts(grammar, None, nodes), forced_completions(grammar)
     for state in range(len(grammar.transitions)):
@@ -93,7 +94,7 @@ def test_trees_of_every_state_are_made_of_legal_continuations(style, nodes, llam
 
 
 def test_what_is_forced_to_the_end_needs_no_pass(llama_like):
-    strings = ActionStringProcessor(1, 1, 2, "signed", binary_dims=(0,))
+    strings = ProcessorStrings(1, 1, 2, "signed", binary_dims=(0,))
     grammar = grammar_from_action_config(make_action_config(strings, llama_like))
     ids = {text: token for token, text in grammar.text_of.items()}
     completions = forced_completions(grammar)

@@ -36,7 +36,7 @@ def test_the_result_is_its_base(family: str, dual: bool, tmp_path: Path) -> None
     base = base_folder(family, tmp_path / "base")
     options = {"family": "vla_plus"} if family.startswith("paligemma") else {}
     convert(tmp_path / "base", tmp_path / "plus", dual=dual, **options)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "plus", trust_remote_code=True)
+    model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "plus", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(tmp_path / "plus", trust_remote_code=True)
     assert bool(model.config.frozen) == dual == hasattr(model.vlm.model, "frozen_vision")
     inputs = processor.question_inputs([picture(0), picture(1)], ["How many?", "Which two?"])
