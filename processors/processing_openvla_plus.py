@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
@@ -265,6 +266,47 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """Text and ids between an action's prompt and the action; empty where the model generates them."""
         config = self.action_config or {}
         return (config["lead_in"], config["lead_in_ids"]) if config.get("lead_in_ids") else ("", [])
+
+    @property
+    def answer_types(self) -> dict[str, int]:
+        """What training needs per token besides ids and mask, with its value on answers."""
+        return {"token_type_ids": 1} if "token_type_ids" in self.model_input_names else {}
+
+    def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
+        """Prompts of training rows: `input_ids` and `answer_types` as lists without padding, and pictures as tensors.
+
+        Args:
+            images: the pictures of each row.
+            prompts: the lead-in of an action included.
+            acting: whether a row's answer is an action.
+        """
+        rows = self(images=images, text=prompts, padding=False, return_tensors=None, split_special_tokens=True)
+        if "pixel_values" in rows:
+            rows["pixel_values"] = torch.as_tensor(rows["pixel_values"])
+        return {name: values for name, values in rows.items() if name != "attention_mask"}
+
+    def answer_ids(self, prompt: str, answer: str, later: bool = False) -> list[int]:
+        """Token ids of an answer behind its prompt, and EOS.
+
+        Args:
+            later: whether the prompt continues a conversation.
+
+        Raises:
+            ValueError: if prompt and answer cannot be told apart.
+        """
+        encode = self.encode_continuation if later else self.encode_text
+        begun, whole = encode(prompt), encode(prompt + answer)
+        if whole[: len(begun)] != begun or len(whole) == len(begun):
+            raise ValueError(
+                f"got prompt {prompt!r} and answer {answer!r}, expected the prompt's tokens to be a beginning of the "
+                "whole row's; end the prompt where no piece of the vocabulary crosses over, and give every row an "
+                "answer"
+            )
+        return [*whole[len(begun) :], self.tokenizer.eos_token_id]
+
+    def later_prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt behind an answer; no space is put before them, and no BOS."""
+        return self.encode_continuation(prompt)
 
     def row_start(self, images: int) -> list[int]:
         """Token ids before the text of a row: BOS and image tokens."""

@@ -21,10 +21,10 @@ from transformers.processing_utils import ProcessorMixin
 
 from .action_bins import ActionBins, codec_from_action_config
 from .action_strings import ActionStringProcessor
-from .image_processing_openvla_plus import as_rows, checked_cameras, is_batch, pictures_in_order
+from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
 from .prompt_texts import check_prompt_template, checked_instruction, checked_text
 from .rgb_pictures import to_rgb
-from .text_tokens import control_tokens
+from .text_tokens import control_tokens, encode_as_text
 
 
 # isort: split
@@ -39,7 +39,9 @@ VLA_PROMPT_TEMPLATE = {
     "answer": "{answer}",
 }
 TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # off for a robot: each tile costs as a picture
-SETTINGS = "vla_plus"  # where processor_config.json holds what is below
+SETTINGS = "vla_plus"  # where processor_config.json holds these
+SETTING_NAMES = ("action_config", "prompt_template", "cameras", "picture_options", "center_crop_area")
+MARK = "ANSWER"  # stands for one where a chat template is looked at
 
 
 class ActionInputs:
@@ -49,14 +51,20 @@ class ActionInputs:
         action_config: the action format (`action_grammar.make_action_config`), the same as in the model's config.
         prompt_template: texts of messages, with `{instruction}`, `{question}` and `{answer}`.
         cameras: names of the cameras of an action's pictures, in the order of training; `None` for one of any name.
-        picture_options: arguments of the stock image processor for a robot's pictures, such as `size`.
+        picture_options: arguments of the stock image processor, such as `size`, for what the methods below are given.
+        center_crop_area: share of each such picture's area to keep; `None` for all of it.
     """
+
+    default_prompt_template = VLA_PROMPT_TEMPLATE
 
     action_config: dict[str, Any] | None
     prompt_template: dict[str, str]
     cameras: list[str] | None
     picture_options: dict[str, Any]
+    center_crop_area: float | None
     tokenizer: Any
+    chat_template: Any
+    image_token: str
 
     @property
     def action_strings(self) -> ActionStringProcessor | ActionBins:
@@ -94,7 +102,7 @@ class ActionInputs:
         rows = [image] if alone else as_rows(image)
         pictures = [pictures_in_order(row, self.cameras) for row in rows]
         inputs = self._inputs(pictures, [self.action_prompt(text) for text in as_rows(instruction)])
-        lead_in = torch.tensor((self.action_config or {}).get("lead_in_ids", ()), dtype=torch.long)
+        lead_in = torch.tensor(self._lead_in, dtype=torch.long)
         ids, length = inputs["input_ids"], len(lead_in)
         if length and not bool((ids[:, -length:] == lead_in).all()):
             inputs["input_ids"] = torch.cat((ids, lead_in.expand(len(ids), -1)), dim=1)
@@ -109,11 +117,60 @@ class ActionInputs:
             [[row] for row in as_rows(image)], [self.question_prompt(text) for text in as_rows(question)]
         )
 
+    @property
+    def answer_types(self) -> dict[str, int]:
+        """What training needs per token besides ids and mask, with its value on answers."""
+        types = {"PaliGemmaProcessor": {"token_type_ids": 1}, "Gemma3Processor": {"token_type_ids": 0}}
+        names = [base.__name__ for base in type(self).__mro__]
+        found = next((types[name] for name in names if name in types), {})
+        return {"mm_token_type_ids": 0} if any(name.startswith("Qwen") for name in names) else found
+
+    def answer_text(self, answer: str) -> str:
+        """What the model should write after `question_prompt`."""
+        return self.prompt_template["answer"].format(answer=checked_text(answer, "answer").strip())
+
+    def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
+        """Prompts of training rows: `input_ids` and `answer_types` as lists without padding, and pictures as tensors.
+
+        Args:
+            images: the pictures of each row.
+            prompts: messages.
+            acting: whether a row's answer is an action, which begins behind the lead-in.
+        """
+        inputs = self._inputs(images, prompts)
+        mask, types = inputs.pop("attention_mask").bool(), self.answer_types
+        rows: dict[str, list[list[int]]] = {name: [] for name in ("input_ids", *types)}
+        for row, acts in enumerate(acting):
+            ids, lead_in = inputs["input_ids"][row][mask[row]].tolist(), self._lead_in
+            missing = lead_in if acts and ids[len(ids) - len(lead_in) :] != lead_in else []
+            rows["input_ids"].append(ids + missing)
+            for name in types:
+                rows[name].append(inputs[name][row][mask[row]].tolist() + [0] * len(missing))
+        kept = {name: values for name, values in inputs.items() if not name.endswith("type_ids")}
+        return {**kept, **rows}
+
+    def answer_ids(self, prompt: str, answer: str, later: bool = False) -> list[int]:
+        """Token ids of an answer, and of what ends it in the chat template."""
+        end = self._between_turns()[:1] if self.chat_template else [self.tokenizer.eos_token_id]
+        return [*encode_as_text(self.tokenizer, answer, ()), *end]
+
+    def later_prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a further question, from behind the end of the answer before it to the next answer."""
+        if not self.chat_template:
+            return encode_as_text(self.tokenizer, prompt, ())
+        return self._between_turns(prompt)[1:]
+
+    def _between_turns(self, prompt: str = "") -> list[int]:
+        text = self._chat(["", MARK, prompt], asks=True).partition(MARK)[2]
+        return encode_as_text(self.tokenizer, text, [text.replace(prompt, "") if prompt else text])
+
+    @property
+    def _lead_in(self) -> list[int]:
+        return list((self.action_config or {}).get("lead_in_ids", ()))
+
     def to_dict(self) -> dict[str, Any]:
         """As in transformers; what is added is an entry of its own."""
-        own = {
-            name: getattr(self, name) for name in ("action_config", "prompt_template", "cameras", "picture_options")
-        }
+        own = {name: getattr(self, name) for name in SETTING_NAMES}
         stock_class = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers."))
         return {**super().to_dict(), SETTINGS: {"stock_class": stock_class.__name__, **own}}  # pyright: ignore
 
@@ -125,8 +182,11 @@ class ActionInputs:
             raise ValueError(f"got {control[0]!r} in a text, expected words: it is a control token of this model")
         texts = [self._rendered(text, len(row)) for text, row in zip(messages, pictures, strict=True)]
         begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
+        opened = [[to_rgb(picture) for picture in row] for row in pictures]
+        if self.center_crop_area is not None:
+            opened = [[center_crop(picture, self.center_crop_area) for picture in row] for row in opened]
         inputs = self(
-            images=[[to_rgb(picture) for picture in row] for row in pictures],
+            images=opened if any(opened) else None,
             text=texts,
             padding=True,
             padding_side="left",
@@ -137,15 +197,20 @@ class ActionInputs:
         inputs.pop("labels", None)  # which PaliGemma's adds
         return inputs
 
-    def _rendered(self: Any, text: str, pictures: int) -> str:
+    def _rendered(self, text: str, pictures: int) -> str:
         if not self.chat_template:  # a base model, such as PaliGemma
             return self.image_token * pictures + text
-        content = [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]
+        return self._chat([text], pictures, asks=True)
+
+    def _chat(self: Any, turns: list[str], pictures: int = 0, asks: bool = False) -> str:
+        """A conversation that begins with the user, as the chat template writes it."""
+        messages = [
+            {"role": ("user", "assistant")[number % 2], "content": [{"type": "text", "text": text}]}
+            for number, text in enumerate(turns)
+        ]
+        messages[0]["content"] = [*[{"type": "image"}] * pictures, *messages[0]["content"]]
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=self.chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
+            messages, chat_template=self.chat_template, add_generation_prompt=asks, tokenize=False
         )
 
 
@@ -167,6 +232,7 @@ def with_actions(
     prompt_template: dict[str, str] | None = None,
     cameras: list[str] | None = None,
     picture_options: dict[str, Any] | None = None,
+    center_crop_area: float | None = None,
 ) -> Any:
     """A stock processor with `ActionInputs`, changed in place; for the arguments see there.
 
@@ -178,6 +244,7 @@ def with_actions(
     check_prompt_template(stock.prompt_template)
     whole = {name: False for name in TILING if hasattr(stock.image_processor, name)}
     stock.picture_options = whole if picture_options is None else dict(picture_options)
+    stock.center_crop_area = center_crop_area
     return stock
 
 

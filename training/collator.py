@@ -19,7 +19,7 @@ TRL's own collator tokenizes prompt and completion apart, which puts a space in 
 a row at `max_length`, which costs an action its tail; hence this one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ class CoTrainingCollator:
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 [B, L]; `token_weights` float32 [B, L];
     `is_robot` bool [B]; `source_id` int64 [B] where `sources` were given; `replaced` bool [B], whether a row stands in
-    for an unreadable one; `pixel_values` float32 [pictures, C, H, W] where there are pictures; `token_type_ids` int64
-    [B, L], 1 from the first answer on, where the processor returns any.
+    for an unreadable one; `pixel_values` float32 [pictures, C, H, W] where there are pictures, and what else a stock
+    processor returns for them; the processor's `answer_types` int64 [B, L], such as `token_type_ids`.
     """
 
     def __init__(
@@ -61,36 +61,40 @@ class CoTrainingCollator:
             self.grammar = grammar_from_action_config(processor.action_config)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        tokenizer = self.processor.tokenizer
-        images = [row["images"] for row in rows]
-        texts = [row["prompt"] for row in rows]
-        prompts = self.processor(
-            images=images, text=texts, padding=False, return_tensors=None, split_special_tokens=True
-        )
-        fill = {"input_ids": tokenizer.pad_token_id, "attention_mask": 0, "labels": -100, "token_weights": 0.0}
-        if "token_type_ids" in prompts:  # the hook of models whose prompt sees itself in both directions (π0+)
-            fill["token_type_ids"] = 0
+        acting = [is_robot(row) for row in rows]
+        images, texts = [row["images"] for row in rows], [row["prompt"] for row in rows]
+        prompts = self.processor.row_inputs(images, texts, acting)
+        types = self.processor.answer_types
+        fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
+        fill |= {"token_weights": 0.0, **dict.fromkeys(types, 0)}
         batch: dict[str, list[list[Any]]] = {name: [] for name in fill}
-        for row, prompt in zip(rows, prompts["input_ids"], strict=True):
-            for name, values in self._row(row, prompt).items():
-                if name in batch:
-                    batch[name].append(values)
+        for number, row in enumerate(rows):
+            values = self._row(row, prompts["input_ids"][number])
+            answer = len(values["input_ids"]) - len(prompts["input_ids"][number])
+            values |= {name: prompts[name][number] + [value] * answer for name, value in types.items()}
+            for name, each in values.items():
+                batch[name].append(each)
         width = max(map(len, batch["input_ids"]))
         tensors = {
             name: torch.tensor([line + [fill[name]] * (width - len(line)) for line in lines])
             for name, lines in batch.items()
         }
-        tensors["is_robot"] = torch.tensor([is_robot(row) for row in rows])
+        tensors["is_robot"] = torch.tensor(acting)
         tensors["replaced"] = torch.tensor([row.get("replaced", False) for row in rows])
         if self.sources:
             tensors["source_id"] = torch.tensor([self.sources[row["source"]] for row in rows])
-        if "pixel_values" in prompts:
-            tensors["pixel_values"] = torch.as_tensor(prompts["pixel_values"])
-        return tensors
+        return {**{name: value for name, value in prompts.items() if name not in batch}, **tensors}
 
     def check(self, row: dict[str, Any]) -> None:
-        """Raises `RowTooLong` for a prepared row that `__call__` would not take; no pixels are computed."""
-        self._row(row, self.processor.row_start(len(row["images"])) + self.processor.encode_prompt(row["prompt"]))
+        """Raises `RowTooLong` for a prepared row that `__call__` would not take.
+
+        Pixels are computed only where the number of image tokens depends on the picture.
+        """
+        if hasattr(self.processor, "row_start"):
+            prompt = self.processor.row_start(len(row["images"])) + self.processor.encode_prompt(row["prompt"])
+        else:
+            prompt = self.processor.row_inputs([row["images"]], [row["prompt"]], [is_robot(row)])["input_ids"][0]
+        self._row(row, prompt)
 
     def _row(self, row: dict[str, Any], prompt: list[int]) -> dict[str, list[Any]]:
         """Values per token of one row, whose first prompt's ids are given."""
@@ -103,7 +107,8 @@ class CoTrainingCollator:
         labels = [-100] * len(prompt) + answer[:learned] + [-100] * unlearned
         weights = [0.0] * len(prompt) + weights[:learned] + [0.0] * unlearned
         for turn in row.get("more_turns") or ():
-            question, reply = self._later_turn(turn)
+            question = self.processor.later_prompt_ids(turn["prompt"])
+            reply = self.processor.answer_ids(turn["prompt"], turn["completion"], later=True)
             ids += question + reply
             labels += [-100] * len(question) + reply
             weights += [0.0] * len(question) + [1.0] * len(reply)
@@ -116,22 +121,13 @@ class CoTrainingCollator:
                 f"at most {self.max_tokens}; nothing is cut: {remedy}, or train a model of a larger context "
                 "(max_position_embeddings)"
             )
-        types = [0] * len(prompt) + [1] * (len(ids) - len(prompt))
-        return {
-            "input_ids": ids,
-            "attention_mask": [1] * len(ids),
-            "labels": labels,
-            "token_weights": weights,
-            "token_type_ids": types,
-        }
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "token_weights": weights}
 
     def _answer_ids(self, row: dict[str, Any]) -> list[int]:
         """The first answer's tokens as they stand behind the prompt, and EOS."""
         if self.grammar is not None and is_robot(row):
-            answer = self.grammar.token_ids(row["completion"])
-        else:
-            answer = self._behind(row, self.processor.encode_text)
-        return [*answer, self.processor.tokenizer.eos_token_id]
+            return [*self.grammar.token_ids(row["completion"]), self.processor.tokenizer.eos_token_id]
+        return self.processor.answer_ids(row["prompt"], row["completion"])
 
     def _learned(self, row: dict[str, Any], answer: list[int]) -> int:
         """How many of the first answer's tokens are supervised: those of recorded steps."""
@@ -139,22 +135,6 @@ class CoTrainingCollator:
         if self.grammar is None or padding is None or not any(padding):
             return len(answer)
         return tokens_of_steps(self.grammar, answer, len(padding) - sum(map(bool, padding)))
-
-    def _later_turn(self, turn: dict[str, str]) -> tuple[list[int], list[int]]:
-        """Prompt and answer of a turn behind another; no space is put before them, and no BOS."""
-        encode = self.processor.encode_continuation
-        return encode(turn["prompt"]), [*self._behind(turn, encode), self.processor.tokenizer.eos_token_id]
-
-    def _behind(self, turn: dict[str, Any], encode: Callable[[str], list[int]]) -> list[int]:
-        """The answer's tokens behind its prompt; raises `ValueError` if they cannot be told apart."""
-        prompt, whole = encode(turn["prompt"]), encode(turn["prompt"] + turn["completion"])
-        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
-            raise ValueError(
-                f"got prompt {turn['prompt']!r} and answer {turn['completion']!r}, expected the prompt's tokens to "
-                "be a beginning of the whole row's; end the prompt where no piece of the vocabulary crosses over, and "
-                "give every row an answer"
-            )
-        return whole[len(prompt) :]
 
 
 def is_robot(row: dict[str, Any]) -> bool:
