@@ -9,8 +9,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
-from gen_vla.processors import OpenVLAPlusImageProcessor, OpenVLAPlusProcessor, Pi0FlowProcessor, Pi0PlusProcessor
+from gen_vla.modeling import (
+    OpenVLAPlusConfig,
+    OpenVLAPlusForVision2Seq,
+    Pi0PlusConfig,
+    Pi0PlusForVision2Seq,
+    VLAPlusConfig,
+    VLAPlusForVision2Seq,
+)
+from gen_vla.processors import (
+    OpenVLAPlusImageProcessor,
+    OpenVLAPlusProcessor,
+    Pi0FlowProcessor,
+    Pi0PlusProcessor,
+    VLAPlusProcessor,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,7 @@ class Family:
 FAMILIES = {  # by `model_type`
     "openvla_plus": Family(OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor),
     "pi0_plus": Family(Pi0PlusConfig, Pi0PlusForVision2Seq, Pi0PlusProcessor),
+    "vla_plus": Family(VLAPlusConfig, VLAPlusForVision2Seq, VLAPlusProcessor),
 }
 with contextlib.suppress(ImportError):  # of transformers without π0: `family_named` says so
     from gen_vla.modeling import Pi0FlowConfig, Pi0FlowForActionPrediction
@@ -96,6 +110,8 @@ def load_processor(folder: str | Path) -> Any:
 def read_processor(folder: Path) -> Any:
     """The same of a folder whose weights may be missing; see `has_processor`."""
     family = family_of(folder)
+    if family.processor is VLAPlusProcessor:
+        return VLAPlusProcessor.from_pretrained(folder)
     settings: dict[str, Any] = family.processor.get_processor_dict(folder)[0]
     kept = ("num_image_tokens", "action_config", "prompt_template", "image_token", "chat_template", "cameras")
     return family.processor(

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from gen_vla.training.checkpoints import check_folder, load_model, load_processor
 from gen_vla.training.recipes.data_schema import RecipeError
 from gen_vla.training.recipes.loading import MINI
-from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.schema import LoraRecipe, Recipe
 
 
 LANGUAGE_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -51,6 +51,8 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
             f"{recipe.name}: got training.lora without model.initial_model, expected a model to adapt; name one, or "
             "leave lora out"
         )
+    if model.config.model_type == "vla_plus":
+        return _config_of_vlm(model, settings)
     tower = model.model.vision_tower
     trained = [name for name in tower.names if name != tower.frozen]
     layers, full = LANGUAGE_LAYERS, None
@@ -58,6 +60,10 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
         layers += "|" + VISION_LAYERS.format(towers="|".join(map(re.escape, trained)))
     else:
         full = [*(f"vision_tower.{name}" for name in trained), "model.projector"]
+    return _config(settings, layers, full)
+
+
+def _config(settings: LoraRecipe, layers: str | list[str], full: list[str] | None) -> LoraConfig:
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by it; any number will do
@@ -65,6 +71,28 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
         target_modules=layers,
         modules_to_save=full,
     )
+
+
+def _config_of_vlm(model: Any, settings: LoraRecipe) -> LoraConfig:
+    """peft's settings for a stock vision-language model: every linear layer of the language model is adapted."""
+    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+    vlm, family = model.vlm.model, model.family
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    layers = [name for name in linear if name.startswith(f"{decoder}.layers.")]
+    trained = [f"vlm.model.{name}" for name in family.vision]
+    if model.config.frozen:
+        trained += [f"vlm.model.frozen_vision.{name}" for name in family.projectors]
+    if settings.tower == "lora":
+        return _config(settings, [*layers, *(name for name in linear if name.startswith(tuple(trained)))], None)
+    full = [name for name in trained if isinstance(_submodule(vlm, name), torch.nn.Module)]
+    return _config(settings, layers, full)
+
+
+def _submodule(vlm: Any, name: str) -> Any:
+    found = vlm
+    for step in name.removeprefix("vlm.model.").split("."):
+        found = getattr(found, step, None)
+    return found
 
 
 def save_adapter(model: Any, folder: Path) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
-from gen_vla.modeling import OpenVLAPlusConfig, Pi0PlusConfig
 from gen_vla.processors import (
     ActionBins,
     ActionGrammar,
@@ -17,6 +16,7 @@ from gen_vla.processors import (
     make_flow_action_config,
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
+from gen_vla.processors.processing_vla_plus import ActionInputs
 from gen_vla.training.checkpoints import (
     check_folder,
     family_named,
@@ -127,8 +127,13 @@ def without_center_crop(processor: Any) -> Any:
     """The processor as training uses it: pictures are cropped, if at all, by their augmentation."""
     training = copy.copy(processor)
     training.image_processor = copy.copy(processor.image_processor)
-    training.image_processor.center_crop_area = None
+    set_center_crop(training, None)
     return training
+
+
+def set_center_crop(processor: Any, area: float | None) -> None:
+    """Sets the share of a picture's area that a processor keeps: a stock image processor does not crop by itself."""
+    (processor if isinstance(processor, ActionInputs) else processor.image_processor).center_crop_area = area
 
 
 def initial_model_folder(name: str, work_dir: Path) -> Path:
@@ -157,17 +162,17 @@ def check_initial_model(recipe: Recipe, work_dir: Path) -> None:
         _check_architecture(read_config(initial_model_folder(name, work_dir)), recipe.model, name)
 
 
-def _check_architecture(config: OpenVLAPlusConfig | Pi0PlusConfig, settings: ModelRecipe, name: str) -> None:
+def _check_architecture(config: Any, settings: ModelRecipe, name: str) -> None:
     if config.model_type != settings.family:
         raise ValueError(
             f"got the model {name} of the family {config.model_type}, expected {settings.family}; correct "
             "model.family or model.initial_model"
         )
-    if isinstance(config, Pi0PlusConfig) and bool(config.frozen) != bool(settings.frozen):
-        encoders, wanted = ("two", "one, --no-dual") if config.frozen else ("one", "two, --dual")
+    if settings.family in ("pi0_plus", "vla_plus") and bool(config.frozen) != bool(settings.frozen):
+        encoders, wanted = ("two encoders", "one, --no-dual") if config.frozen else ("one encoder", "two, --dual")
         raise ValueError(
-            f"got the model {name} with {encoders} SigLIP and model.frozen={settings.frozen!r}, expected {wanted}; "
-            "convert the PaliGemma it comes from again with that option of gen-vla convert"
+            f"got the model {name} with {encoders} and model.frozen={settings.frozen!r}, expected {wanted}; "
+            "convert the model it comes from again with that option of gen-vla convert"
         )
 
 
@@ -192,7 +197,7 @@ def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData
     config.norm_stats = opened.norm_stats
     config.action_config = make_recipe_action_config(recipe.actions, processor.tokenizer)
     processor.action_config, processor.cameras = config.action_config, opened.cameras
-    processor.image_processor.center_crop_area = center_crop_area(recipe)
+    set_center_crop(processor, center_crop_area(recipe))
 
 
 def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def build_preparer(
     augment_picture = augment_instruction = None
     if data.image_augmentation:
         augment = partial(augment_image, settings=data.image_augmentation, seed=seed)
-        resizing = {"size": data.image_size, "resize_strategy": processor.image_processor.resize_strategy}
+        strategy = getattr(processor.image_processor, "resize_strategy", "resize-naive")
+        resizing = {"size": data.image_size, "resize_strategy": strategy}
         augment_picture = partial(augment_resized, augment=augment, **resizing)
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability

@@ -184,10 +184,11 @@ def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
 
     Both are zero where nothing is supervised. On a GPU this is TRL's fused output layer, which never holds the logits
     and scores supervised positions only. On a CPU that layer scores every position, and twice, so there the plain one
-    is asked for the columns in which any row is supervised: less than half the work.
+    is asked for the columns in which any row is supervised: less than half the work. So it is for `vla_plus`, whose
+    logits the stock model computes.
     """
     labels = inputs["labels"][:, 1:]
-    if labels.device.type != "cpu":
+    if labels.device.type != "cpu" and unwrapped(model).config.model_type != "vla_plus":
         return score_fused(model, inputs)
     columns = (labels != -100).any(dim=0).nonzero().squeeze(1)
     unlabelled = {name: value for name, value in inputs.items() if name != "labels"}

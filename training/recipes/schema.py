@@ -19,6 +19,11 @@ from pydantic.json_schema import GenerateJsonSchema
 from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 
 
+FROZEN = {
+    "openvla_plus": ("siglip", "dino", None),
+    "pi0_plus": ("siglip", None),
+    "vla_plus": ("vision", None),
+}
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 
 
@@ -26,15 +31,15 @@ SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 class ModelRecipe:
     """The architecture, or the model to start from."""
 
-    family: Literal["openvla_plus", "pi0_plus", "pi0_flow"] = "openvla_plus"
+    family: Literal["openvla_plus", "pi0_plus", "pi0_flow", "vla_plus"] = "openvla_plus"
     """`openvla_plus`: DINOv2, SigLIP and Llama. `pi0_plus`: SigLIP, once or twice, and Gemma. `pi0_flow`: SigLIP,
     Gemma and an action expert, the flow-matching π0: a baseline that learns from robot data alone and trains all
-    weights."""
+    weights. `vla_plus`: any vision-language model that `gen-vla convert` takes, named by `initial_model`."""
     initial_model: str | None = None
     """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`; null for random
     weights."""
-    frozen: Literal["siglip", "dino"] | None = "siglip"
-    """The vision encoder that is never trained (D); null for none."""
+    frozen: Literal["siglip", "dino", "vision"] | None = "siglip"
+    """The vision encoder that is never trained (D); null for none. In `vla_plus` it is `vision`."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of random weights, above 0. Ignored with `initial_model`, like the four settings below."""
     dino: dict[str, Any] = field(default_factory=dict)
@@ -48,8 +53,17 @@ class ModelRecipe:
     only."""
 
     def __post_init__(self) -> None:
-        if self.family == "pi0_plus" and self.frozen == "dino":
-            raise RecipeError("got frozen='dino' for pi0_plus, expected 'siglip' or null: it has no DINOv2")
+        choices = FROZEN.get(self.family, (self.frozen,))
+        if self.frozen not in choices:
+            names = " or ".join("null" if choice is None else repr(choice) for choice in choices)
+            raise RecipeError(f"got frozen={self.frozen!r} for {self.family}, expected {names}, its encoders")
+        if self.family == "vla_plus" and not self.initial_model:
+            raise RecipeError(
+                "got vla_plus without initial_model, expected the folder of a converted vision-language model; "
+                "gen-vla convert makes one"
+            )
+        if self.family == "vla_plus" and (self.siglip or self.text):
+            raise RecipeError("got sizes for vla_plus, expected none: they are those of initial_model")
         if self.family != "openvla_plus" and self.dino:
             raise RecipeError(f"got dino={self.dino} for {self.family}, expected none: it has no DINOv2")
         if self.family != "pi0_flow" and self.expert:

@@ -1,0 +1,127 @@
+"""Training runs that start from converted vision-language models: every answer learned, D kept, adapters, resuming."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import noise, run_tiny
+from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
+from transformers import AutoModelForImageTextToText, TrainerCallback
+
+from gen_vla.processors import ActionStringProcessor
+from gen_vla.training.checkpoints import load_model, load_processor
+from gen_vla.training.collator import CoTrainingCollator
+from gen_vla.training.converting.conversion import convert
+
+
+def start(family: str, work_dir: Path, dual: bool = True) -> dict[str, Any]:
+    """Writes a converted model; returns the overrides that make the tiny recipe begin with it."""
+    base = work_dir / "base"
+    base.mkdir(parents=True)
+    tokenizer = write_base_processor(family, base)
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(tiny_vlm_config(family, tokenizer)).save_pretrained(base)
+    options = {"family": "vla_plus"} if family.startswith("paligemma") else {}
+    convert(base, work_dir / "start", dual=dual, check=False, progress=False, **options)
+    model = {"family": "vla_plus", "initial_model": "start", "frozen": "vision" if dual else None}
+    return {"model": model, "training__learning_rate": 3e-3}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_trains_what_it_should(family: str, tmp_path: Path) -> None:
+    folder = run_tiny(tmp_path, **start(family, tmp_path))
+    before, after = weights(tmp_path / "start"), weights(folder)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    model, processor = load_model(folder), load_processor(folder)
+    trained = {f"vlm.model.frozen_vision.{name}" for name in model.family.projectors}
+    frozen = {name for name in before if name.startswith("vlm.model.frozen_vision.")}
+    assert frozen
+    assert not {name for name in moved & frozen if not name.startswith(tuple(trained))}
+    assert moved & frozen
+    assert any("layers.0" in name and name not in frozen for name in moved)
+    inputs = processor.action_inputs(noise(1), "open the drawer")
+    prediction = model.predict_actions(**inputs)
+    assert prediction.text == model.predict_actions(**inputs, tree_nodes=0).text
+    assert prediction.actions.shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"actions__representation": "bins", "actions__bin_tokens": "bytes"},
+        {"data__co_training": []},
+        {"training__lora": {"rank": 4}},
+        {"training__lora": {"rank": 4, "tower": "lora"}},
+        {"training__gradient_checkpointing": True},
+    ],
+    ids=["bins", "robot data alone", "lora", "lora everywhere", "checkpointing"],
+)
+def test_other_recipes_run(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    folder = run_tiny(tmp_path, **{**start(family, tmp_path, dual="bins" not in str(settings)), **settings})
+    model, processor = load_model(folder), load_processor(folder)
+    prediction = model.predict_actions(**processor.action_inputs(noise(1), "open the drawer"))
+    assert prediction.actions.shape == (1, 1, 3)
+
+
+class Killed(TrainerCallback):
+    """Ends a run behind a step, as a power cut would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl"])
+def test_a_killed_run_resumes_to_the_same_weights(family: str, tmp_path: Path) -> None:
+    whole = weights(run_tiny(tmp_path / "whole", **start(family, tmp_path / "whole")))
+    settings = start(family, tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(tmp_path / "killed", callbacks=[Killed(6)], **settings)
+    resumed = weights(run_tiny(tmp_path / "killed", resume=True, **settings))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_path: Path) -> None:
+    """Prompts token for token as at inference; supervised are the action, and every answer with what ends it."""
+    model, processor = tiny_vla_pair(family, tmp_path, ActionStringProcessor(2, decimals=2))
+    robot = {"images": [noise(0)], "prompt": processor.action_prompt("lift it"), "completion": "+0.50-0.25"}
+    question = {"images": [noise(1)], "prompt": "how many two?", "completion": "two"}
+    talk = {**question, "more_turns": [{"prompt": "which color?", "completion": "red"}]}
+    rows = [{**robot, "source": "robot/tiny"}, *({**row, "source": "vision_language/x"} for row in (question, talk))]
+    words = {"images": [], "prompt": "go?", "completion": "no", "source": "vision_language/x"}
+    if not family.startswith("paligemma"):  # whose processor demands pictures
+        rows.append(words)
+    batch = CoTrainingCollator(processor)(rows)
+    acting, asking = processor.action_inputs(noise(0), "lift it"), processor.question_inputs(noise(1), "how many two?")
+    for row, inputs in ((0, acting), (1, asking), (2, asking)):
+        prompt = inputs["input_ids"][0]
+        assert batch["input_ids"][row, : len(prompt)].tolist() == prompt.tolist()
+        assert bool((batch["labels"][row, : len(prompt)] == -100).all())
+        for name, value in processor.answer_types.items():
+            types = batch[name][row].tolist()
+            assert types[: len(prompt)] == inputs[name][0].tolist()
+            length = int(batch["attention_mask"][row].sum())
+            assert types[len(prompt) :] == [value] * (length - len(prompt)) + [0] * (len(types) - length)
+    learned = [processor.decode(labels[labels != -100]) for labels in batch["labels"]]
+    end = processor.tokenizer.eos_token if family.startswith("paligemma") else "<|im_end|>"
+    assert learned[0] == f"+0.50-0.25{processor.tokenizer.eos_token}"
+    assert [text.replace(" ", "") for text in learned[1:3]] == [f"two{end}", f"two{end}red{end}"]
+    assert learned[3:] in ([], [f"no{end}"])
+    said = processor.decode(batch["input_ids"][2][batch["attention_mask"][2].bool()])
+    if processor.chat_template:
+        assert "two<|im_end|>\n<|im_start|>user\nwhich color?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>" in said
+    model.train()
+    inputs = {name: value for name, value in batch.items() if name not in ("token_weights", "is_robot", "replaced")}
+    assert torch.isfinite(model(**inputs).loss)
