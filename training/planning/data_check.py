@@ -192,6 +192,8 @@ def _characters(pieces: re.Match[str]) -> str:
 
 def seen_pictures(images: list[Image.Image], image_processor: Any) -> list[Image.Image]:
     """Prepared pictures as the first encoder gets them: at the model's size, its pixel values as colours."""
+    if not hasattr(image_processor, "stds"):  # a stock one, whose pixel values may be patches
+        return images
     if not images:
         return []
     pixels = np.asarray(image_processor(images)["pixel_values"])[:, :3].transpose(0, 2, 3, 1)

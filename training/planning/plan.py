@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
+from PIL import Image
 from rich.table import Table
 
-from gen_vla.training.checkpoints import family_named
+from gen_vla.training.checkpoints import family_named, has_processor, read_config, read_processor
 from gen_vla.training.converting.foreign_layouts import LLAMA2
 from gen_vla.training.lora import lora_config
 from gen_vla.training.model_building import model_sizes
@@ -35,6 +36,7 @@ PEAK = 989e12  # dense bf16 operations per second of an H100 SXM, from its data 
 UTILISATION = 0.4  # of the peak; what well-tuned runs of this size reach
 PROMPT_TOKENS = 25  # of an instruction or a question, the picture's apart
 ANSWER_TOKENS = 60  # of a vision-language row, on average
+USUAL_TOKENS = 256  # of a picture in a stock vision-language model
 GPU_COUNTS = (1, 8, 64)
 FLOAT32, BFLOAT16 = 4, 2
 ADAM_BYTES = 8  # two float32 moments
@@ -97,6 +99,13 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     family, start = family_named(recipe.model.family), recipe.model.initial_model
     if start is not None and (saved := work_dir / start / "config.json").is_file():
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
+        if recipe.model.family == "vla_plus":
+            config.num_image_tokens = picture_tokens(saved.parent, recipe.data.image_size)
+    elif recipe.model.family == "vla_plus":
+        raise FileNotFoundError(
+            f"got model.initial_model={start!r} and no {work_dir / str(start)}, expected the folder of a converted "
+            "vision-language model there: its sizes are in its config.json"
+        )
     else:
         # A shipped recipe's run may be what is saved under this name.
         shipped = [recipe] if start is None else [r for r in map(load_recipe, recipe_names()) if r.name == start]
@@ -121,6 +130,8 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
     row = max(row_lengths(recipe, config).values())  # a batch is padded to its longest kind
     if recipe.is_flow:
         return flow_part_sizes(recipe, model, row)
+    if recipe.model.family == "vla_plus":
+        return vlm_part_sizes(recipe, model, row)
     each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
         blocks_size(name, tower.get_submodule(name), over_pictures(recipe, each + tower.prefix_tokens[name]))
@@ -131,6 +142,38 @@ def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
     if model.lm_head.weight is not model.model.get_input_embeddings().weight:  # they are not tied
         parts.append(blocks_size("lm_head", model.lm_head, 0))
     return parts
+
+
+def vlm_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
+    """The parts of a stock vision-language model, its frozen encoder among them."""
+    vlm, pictures = model.vlm.model, over_pictures(recipe, model.config.num_image_tokens)
+    patches = round(pictures * patches_per_token(model.config.vlm_config))
+    vision = {name: part for name in model.family.vision if isinstance(part := getattr(vlm, name), torch.nn.Module)}
+    parts = [blocks_size(name, part, patches) for name, part in vision.items()]
+    if model.config.frozen:
+        parts.append(blocks_size("frozen_vision", vlm.frozen_vision, patches))
+    parts.append(blocks_size("language_model", model.get_decoder(), row))
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        parts.append(blocks_size("lm_head", model.get_output_embeddings(), 0))
+    return parts
+
+
+def patches_per_token(vlm_config: Any) -> float:
+    """How many patches of the vision encoder become one image token."""
+    vision = vlm_config.vision_config
+    if (tokens := getattr(vlm_config, "mm_tokens_per_image", None)) is not None:
+        return (vision.image_size // vision.patch_size) ** 2 / tokens
+    side = getattr(vision, "spatial_merge_size", None) or getattr(vlm_config, "scale_factor", None)
+    return (side or 1 / getattr(vlm_config, "downsample_ratio", 1)) ** 2
+
+
+def picture_tokens(folder: Path, image_size: int) -> int:
+    """Image tokens of a square picture, by the processor in a folder; `USUAL_TOKENS` where there is none."""
+    if not has_processor(folder):
+        return USUAL_TOKENS
+    processor = read_processor(folder)
+    ids = processor.question_inputs(Image.new("RGB", (image_size, image_size)), "?")["input_ids"]
+    return int((ids == read_config(folder).image_token_id).sum())
 
 
 def flow_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:

@@ -75,7 +75,7 @@ def write_card(
         not_measured=NOT_MEASURED,
         unmeasured=unmeasured_kinds(measured),
         parameters=model.num_parameters(),
-        frozen=sum(p.numel() for p in model.model.vision_tower.get_submodule(frozen).parameters()) if frozen else 0,
+        frozen=frozen_parameters(model),
         action_config=model.config.action_config or {},
         keys=list(model.config.norm_stats),
         answers=model.config.model_type != "pi0_flow",
@@ -83,6 +83,14 @@ def write_card(
     path = folder / "README.md"
     card.save(path)
     return path
+
+
+def frozen_parameters(model: Any) -> int:
+    """Weights of the frozen encoder."""
+    if model.config.model_type == "vla_plus":
+        return sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
+    frozen = model.config.frozen
+    return sum(p.numel() for p in model.model.vision_tower.get_submodule(frozen).parameters()) if frozen else 0
 
 
 def command_text(entry: dict[str, Any]) -> str:
