@@ -219,7 +219,8 @@ class VLAPlusProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As in transformers."""
+        """As in transformers; no code of the repository runs."""
+        kwargs.setdefault("trust_remote_code", False)  # else transformers asks, since there is code for the model
         settings, _ = ProcessorMixin.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         own = dict(settings[SETTINGS])
         stock_class = getattr(transformers, own.pop("stock_class"))

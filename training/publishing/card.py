@@ -46,7 +46,6 @@ def write_card(
     variant = describe_variant(name, model.config, load_recipe(record) if record.is_file() else None)
     figures = [checked_figure(figure) for figure in (results or {}).get("figures", [])]
     measured = [figure for figure in figures if figure["value"] is not None and not figure.get("control")]
-    frozen = model.config.frozen
     data = ModelCardData(
         base_model=variant.base_model or None,
         datasets=variant.datasets or None,
