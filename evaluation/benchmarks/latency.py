@@ -98,7 +98,7 @@ def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict
     total = 1000 * (time.perf_counter() - began)
     parts = {
         "processing": 1000 * (processed - began),
-        "vision": sum(spans["vision"]) + sum(spans["projector"]),
+        "vision": sum(spans["vision"]) + sum(spans.get("projector", ())),
         "prefill": spans["language"][0],
         "decode passes": sum(spans["language"][1:]) + sum(spans.get("expert", ())),
     }
@@ -108,7 +108,11 @@ def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict
 
 
 def timed_modules(model: Any) -> dict[str, Any]:
-    """The parts of a model, by what their calls are added up under."""
+    """The parts of a model, one or several, by what their calls are added up under."""
+    if model.config.model_type == "vla_plus":
+        vlm, names = model.vlm.model, [*model.family.vision, "frozen_vision"]
+        seeing = [part for name in names if isinstance(part := getattr(vlm, name, None), torch.nn.Module)]
+        return {"vision": seeing, "language": model.get_decoder()}
     parts = model.model
     if model.config.model_type == FLOW:
         vlm = parts.vlm
@@ -137,9 +141,10 @@ def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float
             spans[name].append(now - began[name])
 
     handles = []
-    for name, module in modules.items():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: mark(name, begins=True)))
-        handles.append(module.register_forward_hook(lambda *_, name=name: mark(name, begins=False)))
+    for name, several in modules.items():
+        for module in several if isinstance(several, list) else [several]:
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: mark(name, begins=True)))
+            handles.append(module.register_forward_hook(lambda *_, name=name: mark(name, begins=False)))
     try:
         yield spans
     finally:

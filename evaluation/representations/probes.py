@@ -50,6 +50,11 @@ def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]
     if model.config.model_type == FLOW:
         siglip = model.model.vlm.vision_tower
         return {"siglip": lambda pixels: siglip(pixels.to(siglip.dtype)).last_hidden_state}
+    if not hasattr(model, "model"):
+        raise ValueError(
+            f"got a {model.config.model_type}, expected openvla_plus, pi0_plus or pi0_flow: probes do not know how "
+            "another model's processor makes pixels of pictures"
+        )
     tower = model.model.vision_tower
 
     def encode(number: int, name: str, pixels: torch.Tensor) -> torch.Tensor:

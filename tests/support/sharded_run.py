@@ -8,6 +8,7 @@ processes, so that any number of them computes the same gradients.
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tiny_models import (
     tiny_processor,
     tiny_tokenizer,
 )
+from tiny_vlms import tiny_vla_pair
 from torch import distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,7 +36,7 @@ from gen_vla.training.flow.trainer import reach_last_layer
 
 
 ROWS, STEPS = 4, 3
-FAMILIES = ("openvla_plus", "pi0_plus", "pi0_flow")
+FAMILIES = ("openvla_plus", "pi0_plus", "pi0_flow", "smolvlm")
 
 
 def main(output: Path) -> None:
@@ -84,6 +86,8 @@ def build(family: str) -> tuple[Any, dict[str, torch.Tensor]]:
     pi0 = family == "pi0_plus"
     tokenizer = tiny_tokenizer("gemma_like" if pi0 else "llama_like")
     strings = ActionStringProcessor(3, 1, 2)
+    if family == "smolvlm":
+        return build_vlm(family, strings)
     model = (tiny_pi0_model if pi0 else tiny_model)(tokenizer, strings, seed=0).train()
     processor = (tiny_pi0_processor if pi0 else tiny_processor)(tokenizer, strings)
     inputs = dict(processor.action_inputs([picture(row) for row in range(ROWS)], ["in"] * ROWS))
@@ -91,6 +95,16 @@ def build(family: str) -> tuple[Any, dict[str, torch.Tensor]]:
     labels[:, :-4] = -100
     types = {"token_type_ids": (labels != -100).long()} if pi0 else {}
     return model, {**inputs, "labels": labels, **types}
+
+
+def build_vlm(family: str, strings: ActionStringProcessor) -> tuple[Any, dict[str, torch.Tensor]]:
+    """As `build`, for a stock vision-language model with a frozen copy of its encoder."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, processor = tiny_vla_pair(family, Path(folder), strings)
+    inputs = dict(processor.action_inputs([picture(row) for row in range(ROWS)], ["in"] * ROWS))
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100
+    return model.train(), {**inputs, "labels": labels}
 
 
 def build_flow() -> tuple[Any, dict[str, torch.Tensor]]:

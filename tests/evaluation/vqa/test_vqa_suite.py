@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
+from tiny_vlms import tiny_vla_pair
 from vqa_files import write_all
 
 from gen_vla.commands.main import main
@@ -18,7 +19,7 @@ from gen_vla.evaluation.vqa.suite import TASKS, TASKS_FOLDER, run_vqa
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; run: pip install 'gen-vla[eval]'")
 
 QUESTIONS = 4
-FAMILIES = ("openvla", "pi0")
+FAMILIES = ("openvla", "pi0", "smolvlm")
 # lm-eval where importing this package fails: a model's own code and the tasks' folder have to do.
 WITHOUT_PACKAGE = (
     "import sys; sys.modules['gen_vla'] = None; from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
@@ -41,14 +42,17 @@ def folder(request, tmp_path_factory, llama_like, gemma_like, tiny_strings) -> P
     path = tmp_path_factory.mktemp(request.param)
     if request.param == "openvla":
         model, processor = tiny_model(llama_like, tiny_strings), tiny_processor(llama_like, tiny_strings)
-    else:
+    elif request.param == "pi0":
         model, processor = tiny_pi0_model(gemma_like, tiny_strings), tiny_pi0_processor(gemma_like, tiny_strings)
+    else:
+        model, processor = tiny_vla_pair(request.param, tmp_path_factory.mktemp("base"))
     model.save_pretrained(path)
     processor.save_pretrained(path)
     return path
 
 
 @pytest.mark.slow  # lm-eval reads all its own task files first
+@pytest.mark.parametrize("folder", ["openvla", "smolvlm"], indirect=True)
 def test_plain_lm_eval_needs_nothing_of_this_package(folder, questions, tmp_path):
     arguments = ["--model", "hf-multimodal", "--device", "cpu", "--batch_size", "4", "--apply_chat_template"]
     arguments += ["--model_args", f"pretrained={folder},trust_remote_code=True,dtype=float32"]
@@ -75,6 +79,7 @@ def test_plain_lm_eval_needs_nothing_of_this_package(folder, questions, tmp_path
     assert results["gen_vla_gqa"]["sample_len"] == QUESTIONS
 
 
+@pytest.mark.parametrize("folder", FAMILIES[:2], indirect=True)
 def test_the_model_gets_one_bos_and_its_own_prompt(folder):
     """What lm-eval hands to `generate`, decoded; the second question is longer, so the first is padded."""
     from lm_eval.models.hf_vlms import HFMultimodalLM
