@@ -66,6 +66,23 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.picture_inputs = frozenset(inspect.signature(self.vlm.model.get_image_features).parameters) | TOKEN_TYPES
         self.post_init()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `forward`, also where TRL's trainers replace that by a function that does not pass `labels` on."""
+        types = self._end_prompt_at_labels(kwargs.get("token_type_ids"), kwargs.get("labels"))
+        return super().__call__(*args, **kwargs if types is None else {**kwargs, "token_type_ids": types})
+
+    def _end_prompt_at_labels(self, token_type_ids: Any, labels: Any) -> Any:
+        if self.family.bidirectional != "prompt" or labels is None:
+            return token_type_ids
+        supervised = (labels != -100).long()
+        supervised = supervised if token_type_ids is None else supervised | token_type_ids
+        return (supervised.cumsum(dim=1) > 0).long()
+
+    @property
+    def base_model(self) -> Any:
+        """What gives the last hidden states, as transformers and TRL look for it."""
+        return self.vlm.model
+
     @classmethod
     def from_vlm(cls, vlm: Any, frozen: str | None = "vision", **settings: Any) -> "VLAPlusForVision2Seq":
         """A model around a stock one, whose weights it takes over; with D, its encoder's copy as well.
@@ -90,10 +107,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         **kwargs: Any,
     ) -> Any:
         """As the stock model's. Where a prompt attends in both directions, it ends before the first label."""
-        if self.family.bidirectional == "prompt" and labels is not None:
-            supervised = (labels != -100).long()
-            supervised = supervised if token_type_ids is None else supervised | token_type_ids
-            token_type_ids = (supervised.cumsum(dim=1) > 0).long()
+        token_type_ids = self._end_prompt_at_labels(token_type_ids, labels)
         if token_type_ids is not None:
             kwargs["token_type_ids"] = token_type_ids
         return self.vlm(

@@ -184,11 +184,10 @@ def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
 
     Both are zero where nothing is supervised. On a GPU this is TRL's fused output layer, which never holds the logits
     and scores supervised positions only. On a CPU that layer scores every position, and twice, so there the plain one
-    is asked for the columns in which any row is supervised: less than half the work. So it is for `vla_plus`, whose
-    logits the stock model computes.
+    is asked for the columns in which any row is supervised: less than half the work.
     """
     labels = inputs["labels"][:, 1:]
-    if labels.device.type != "cpu" and unwrapped(model).config.model_type != "vla_plus":
+    if labels.device.type != "cpu":
         return score_fused(model, inputs)
     columns = (labels != -100).any(dim=0).nonzero().squeeze(1)
     unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
@@ -212,7 +211,7 @@ def score_fused(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch
 def kept_hidden_states(model: Any) -> Iterator[list[torch.Tensor]]:
     """Collects the last hidden states float [B, L, width] of the forward passes inside."""
     kept: list[torch.Tensor] = []
-    backbone = unwrapped(model).model
+    backbone = unwrapped(model).base_model
 
     def keep(module: Any, arguments: Any, output: Any) -> None:
         kept.append(output.last_hidden_state.detach())

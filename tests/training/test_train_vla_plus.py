@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from tiny_runs import noise, run_tiny
 from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
-from transformers import AutoModelForImageTextToText, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
@@ -125,3 +127,25 @@ def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_
     model.train()
     inputs = {name: value for name, value in batch.items() if name not in ("token_weights", "is_robot", "replaced")}
     assert torch.isfinite(model(**inputs).loss)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl", "llava"])
+def test_trls_own_trainer_trains_a_published_folder(family: str, tmp_path: Path) -> None:
+    """Loaded by name, by TRL's SFTTrainer on prompts and completions: answers alone are supervised."""
+    (base := tmp_path / "base").mkdir()
+    model, processor = tiny_vla_pair(family, base)
+    model.save_pretrained(tmp_path / "repo")
+    processor.save_pretrained(tmp_path / "repo")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "repo", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(tmp_path / "repo", trust_remote_code=True)
+    prompt, answer = [{"role": "user", "content": "how many two?"}], [{"role": "assistant", "content": "two"}]
+    rows = [{"images": [noise(row)], "prompt": prompt, "completion": answer} for row in range(4)]
+    options: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": "none", "use_cpu": True}
+    arguments = SFTConfig(str(tmp_path / "run"), bf16=False, max_length=None, learning_rate=1e-2, **options)
+    trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=processor)
+    for batch in trainer.get_train_dataloader():
+        learned = [processor.decode(labels[labels != -100]) for labels in batch["labels"]]
+        assert learned == ["two<|im_end|>\n"] * 2
+    assert trainer.train().training_loss > 0
+    frozen = model.vlm.model.frozen_vision
+    assert all(weight.grad is None for weight in frozen.parameters() if not weight.requires_grad)
