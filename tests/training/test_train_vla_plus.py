@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tiny_runs import noise, run_tiny
 from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
@@ -136,7 +137,7 @@ def test_trls_own_trainer_trains_a_published_folder(family: str, tmp_path: Path)
     model, processor = tiny_vla_pair(family, base)
     model.save_pretrained(tmp_path / "repo")
     processor.save_pretrained(tmp_path / "repo")
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "repo", trust_remote_code=True)
+    model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "repo", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(tmp_path / "repo", trust_remote_code=True)
     prompt, answer = [{"role": "user", "content": "how many two?"}], [{"role": "assistant", "content": "two"}]
     rows = [{"images": [noise(row)], "prompt": prompt, "completion": answer} for row in range(4)]
