@@ -217,6 +217,8 @@ class ActionInputs:
 class VLAPlusProcessor(ProcessorMixin):
     """What a repository names as its processor; `from_pretrained` gives the stock processor with `ActionInputs`."""
 
+    default_prompt_template = VLA_PROMPT_TEMPLATE
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; no code of the repository runs."""

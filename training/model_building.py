@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from transformers import LlavaProcessor, SiglipImageProcessor
 
 from gen_vla.processors import (
     ActionBins,
@@ -14,6 +15,7 @@ from gen_vla.processors import (
     OpenVLAPlusImageProcessor,
     make_action_config,
     make_flow_action_config,
+    with_actions,
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
 from gen_vla.processors.processing_vla_plus import ActionInputs
@@ -66,7 +68,9 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
     if settings.family == "pi0_flow":
         own: dict[str, Any] = {"chunk_size": recipe.actions.horizon, "noise_in_padding": False}
     else:
-        own = {"frozen": settings.frozen, "initializer_range": settings.initializer_range}
+        own = {"frozen": settings.frozen}
+    if settings.family in ("openvla_plus", "pi0_plus"):
+        own |= {"initializer_range": settings.initializer_range}
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = family.config(
         **model_sizes(settings, recipe.data.image_size, len(tokenizer), special),
@@ -75,12 +79,21 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
         norm_stats=norm_stats,
         prompt_template=family.processor.default_prompt_template,
     )
-    config.image_token_id = tokenizer.get_vocab()["<image>"]
+    (config.vlm_config if settings.family == "vla_plus" else config).image_token_id = tokenizer.get_vocab()["<image>"]
     return config
 
 
 def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedData) -> Any:
     crop, of_siglip = center_crop_area(recipe), ((SIGLIP_MEAN,), (SIGLIP_STD,))
+    if recipe.model.family == "vla_plus":
+        size, vlm = {"height": recipe.data.image_size, "width": recipe.data.image_size}, config.vlm_config
+        stock = LlavaProcessor(
+            SiglipImageProcessor(size=size, do_center_crop=False),
+            tokenizer,
+            patch_size=vlm.vision_config.patch_size,
+            vision_feature_select_strategy=vlm.vision_feature_select_strategy,
+        )
+        return with_actions(stock, config.action_config, config.prompt_template, opened.cameras, None, crop)
     normalisation = () if recipe.model.family == "openvla_plus" else of_siglip
     return family_named(recipe.model.family).processor(
         OpenVLAPlusImageProcessor(recipe.data.image_size, *normalisation, center_crop_area=crop),
@@ -108,6 +121,12 @@ def model_sizes(
             vlm["projection_dim"] = text["hidden_size"]
         expert = {"model_type": "gemma", **spread, **settings.expert}
         return {"vlm_config": {"model_type": "paligemma", **vlm}, "dit_config": expert}
+    if settings.family == "vla_plus":
+        spread = {"initializer_range": settings.initializer_range}
+        vision = {**siglip, **spread, **settings.siglip}
+        llava = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+        text = {"model_type": "llama", **spread, **text}
+        return {"vlm_config": {"model_type": "llava", "vision_config": vision, "text_config": text, **llava}}
     if settings.family == "pi0_plus":
         return {"vision_config": {**siglip, **settings.siglip}, "text_config": {"model_type": "gemma", **text}}
     return {

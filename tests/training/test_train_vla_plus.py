@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_runs import noise, run_tiny
+from tiny_runs import noise, run_tiny, write_questions, write_robot_data
 from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
@@ -17,6 +17,10 @@ from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.converting.conversion import convert
+from gen_vla.training.model_building import build_model
+from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.run import run_recipe
 
 
 def start(family: str, work_dir: Path, dual: bool = True) -> dict[str, Any]:
@@ -150,3 +154,24 @@ def test_trls_own_trainer_trains_a_published_folder(family: str, tmp_path: Path)
     assert trainer.train().training_loss > 0
     frozen = model.vlm.model.frozen_vision
     assert all(weight.grad is None for weight in frozen.parameters() if not weight.requires_grad)
+
+
+def test_the_shipped_recipe_runs_at_mini_size_from_random_weights(tmp_path: Path) -> None:
+    """Both copies of the encoder are one at the start."""
+    write_robot_data(tmp_path / "robot")
+    write_questions(tmp_path / "questions")
+    changes: dict[str, Any] = {
+        "data.robot": [{"path": "robot", "key": "tiny"}],
+        "data.vision_language": [{"path": "questions", "name": "scenes"}],
+        "data.streaming": False,
+        "actions.action_dim": 3,
+        "actions.binary_dims": [2],
+    }
+    recipe = load_recipe("plus_bridge", changes, mini=True)
+    model, _ = build_model(recipe, tmp_path, open_data(recipe, tmp_path))
+    vlm = model.vlm.model
+    for one, other in zip(vlm.vision_tower.parameters(), vlm.frozen_vision.vision_tower.parameters(), strict=True):
+        assert torch.equal(one, other)
+    folder = run_recipe(recipe, tmp_path, progress=False)
+    model, processor = load_model(folder), load_processor(folder)
+    assert model.predict_action(**processor.action_inputs(noise(1), "open the drawer")).shape == (3,)

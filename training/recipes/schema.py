@@ -34,7 +34,8 @@ class ModelRecipe:
     family: Literal["openvla_plus", "pi0_plus", "pi0_flow", "vla_plus"] = "openvla_plus"
     """`openvla_plus`: DINOv2, SigLIP and Llama. `pi0_plus`: SigLIP, once or twice, and Gemma. `pi0_flow`: SigLIP,
     Gemma and an action expert, the flow-matching π0: a baseline that learns from robot data alone and trains all
-    weights. `vla_plus`: any vision-language model that `gen-vla convert` takes, named by `initial_model`."""
+    weights. `vla_plus`: any vision-language model that `gen-vla convert` takes, named by `initial_model`; from random
+    weights a LLaVA of SigLIP and Llama."""
     initial_model: str | None = None
     """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`; null for random
     weights."""
@@ -57,13 +58,6 @@ class ModelRecipe:
         if self.frozen not in choices:
             names = " or ".join("null" if choice is None else repr(choice) for choice in choices)
             raise RecipeError(f"got frozen={self.frozen!r} for {self.family}, expected {names}, its encoders")
-        if self.family == "vla_plus" and not self.initial_model:
-            raise RecipeError(
-                "got vla_plus without initial_model, expected the folder of a converted vision-language model; "
-                "gen-vla convert makes one"
-            )
-        if self.family == "vla_plus" and (self.siglip or self.text):
-            raise RecipeError("got sizes for vla_plus, expected none: they are those of initial_model")
         if self.family != "openvla_plus" and self.dino:
             raise RecipeError(f"got dino={self.dino} for {self.family}, expected none: it has no DINOv2")
         if self.family != "pi0_flow" and self.expert:

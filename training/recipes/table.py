@@ -50,4 +50,4 @@ def data(recipe: Recipe) -> tuple[str, str]:
 def size(recipe: Recipe) -> str:
     """Parameters of a recipe that starts from a full-size model; the others are mini."""
     shipped_mini = recipe.model.initial_model is None or recipe.model.initial_model.startswith("mini-")
-    return "mini" if shipped_mini else SIZES[recipe.model.family][recipe.model.frozen is None]
+    return "mini" if shipped_mini else SIZES.get(recipe.model.family, ("any", "any"))[recipe.model.frozen is None]

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_model
 from tiny_runs import tiny_recipe
+from tiny_vlms import tiny_vla_plus
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.publishing import variants
@@ -22,7 +23,7 @@ from gen_vla.training.run_folder import write_recipe
 
 
 STRINGS = ActionStringProcessor(action_dim=7, decimals=2, binary_dims=[6])
-LICENSES = {"prismatic": "llama2", "paligemma": "gemma", "mini": "mit", "None": "mit"}
+LICENSES = {"prismatic": "llama2", "paligemma": "gemma", "mini": "mit", "None": "mit", "vlm": "other"}
 
 
 def model_like(recipe: Recipe, llama_like: Any, gemma_like: Any) -> Any:
@@ -31,6 +32,8 @@ def model_like(recipe: Recipe, llama_like: Any, gemma_like: Any) -> Any:
     strings = STRINGS if recipe.data.robot else None
     if recipe.model.family == "pi0_plus":
         return tiny_pi0_model(gemma_like, strings, frozen=frozen)
+    if recipe.model.family == "vla_plus":
+        return tiny_vla_plus("llava", gemma_like, strings)
     if recipe.model.family == "pi0_flow":
         return tiny_pi0_flow_model(gemma_like, action_dim=7)
     model = tiny_model(llama_like, strings, frozen=frozen)
@@ -166,7 +169,7 @@ def test_a_familys_short_name_is_that_of_the_model_trained_on_bridge(short, full
 def test_every_short_name_is_one_models() -> None:
     words = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in CARDS.glob("[!_]*.yaml")]
     short = [entry["short_name"] for entry in words if "short_name" in entry]
-    assert sorted(short) == ["openvla", "openvla-plus", "pi0-plus"]
+    assert sorted(short) == ["openvla", "openvla-plus", "pi0-plus", "vlm-plus"]
     assert not {path.stem for path in CARDS.glob("*.yaml")} & set(short)
 
 
