@@ -130,7 +130,7 @@ def test_a_model_of_another_architecture_is_refused_before_anything_else(finishe
     recipe = tiny_recipe(tmp_path / "copy", name="next", model=model)
     if family == "pi0_plus":
         with pytest.raises(
-            ValueError, match=r"with two encoders and model.frozen=None, expected one, --no-dual; conv"
+            ValueError, match=r"two encoders and model.frozen=None, expected one, --no-dual; conv"
         ):
             check_initial_model(recipe, tmp_path / "copy")
     else:
