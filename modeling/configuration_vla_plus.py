@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from .action_statistics import plain_statistics  # noqa: F401
 from .base_configuration import ActionStatisticsMixin, auto_map_for
 from .transformers_version import OLDEST  # noqa: F401
-from .vlm_families import family_of
+from .vlm_families import FAMILIES, family_of
 
 
 class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
@@ -39,8 +40,7 @@ class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         if frozen not in self.frozen_choices:
             raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(map(repr, self.frozen_choices))}")
         if not isinstance(vlm_config, PretrainedConfig):
-            settings: dict[str, Any] = dict(vlm_config or {"model_type": "paligemma"})
-            vlm_config = CONFIG_MAPPING[settings.pop("model_type")](**settings)
+            vlm_config = config_of(vlm_config or {"model_type": "paligemma"})
         family_of(vlm_config)
         self.vlm_config = vlm_config
         self.frozen = frozen
@@ -61,3 +61,15 @@ class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         """The token that image features replace."""
         found = getattr(self.vlm_config, "image_token_id", None)
         return self.vlm_config.image_token_index if found is None else found
+
+
+def config_of(settings: dict[str, Any]) -> Any:
+    """The configuration in a dictionary; raises `ValueError` if its type is missing or unknown."""
+    settings = dict(settings)
+    model_type = settings.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"got a vlm_config with model_type={model_type!r}, expected one of {', '.join(FAMILIES)}; "
+            f"transformers {transformers.__version__} does not know it"
+        )
+    return CONFIG_MAPPING[model_type](**settings)

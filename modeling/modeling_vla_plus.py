@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, LogitsPro
 
 from .action_prediction import ActionPrediction, ActionPredictionMixin
 from .configuration_vla_plus import VLAPlusConfig
-from .image_language_model import NoImageToken
+from .image_language_model import NoImageToken, drops_caches
 from .openvla_contract import OpenVLAContractMixin
 from .vision_twin import add_frozen_vision
 from .vlm_families import family_of
@@ -68,15 +68,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `forward`, also where TRL's trainers replace that by a function that does not pass `labels` on."""
-        types = self._end_prompt_at_labels(kwargs.get("token_type_ids"), kwargs.get("labels"))
-        return super().__call__(*args, **kwargs if types is None else {**kwargs, "token_type_ids": types})
-
-    def _end_prompt_at_labels(self, token_type_ids: Any, labels: Any) -> Any:
-        if self.family.bidirectional != "prompt" or labels is None:
-            return token_type_ids
-        supervised = (labels != -100).long()
-        supervised = supervised if token_type_ids is None else supervised | token_type_ids
-        return (supervised.cumsum(dim=1) > 0).long()
+        return super().__call__(*args, **self.with_token_types(kwargs))
 
     @property
     def base_model(self) -> Any:
@@ -103,28 +95,69 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the stock model's. Where a prompt attends in both directions, it ends before the first label."""
-        token_type_ids = self._end_prompt_at_labels(token_type_ids, labels)
-        if token_type_ids is not None:
-            kwargs["token_type_ids"] = token_type_ids
-        return self.vlm(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, labels=labels, **kwargs
-        )
+        """As the stock model's. Where a prompt attends in both directions, it ends before the first label.
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        Raises:
+            ValueError: also if image tokens have no pictures.
+        """
+        self.check_pictures(input_ids, pixel_values, **kwargs)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
+        return self.vlm(**self.with_token_types({**inputs, "labels": labels, **kwargs}))
+
+    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the stock model's; the image token is never written.
 
         Raises:
-            ValueError: also if weights are missing.
+            ValueError: also if weights are missing, image tokens have no pictures, or layers would ignore the cache.
         """
         self.check_weights()
+        if kwargs.get("pixel_values") is None:
+            kwargs.pop("pixel_values", None)  # stock models take it for a picture
+        if inputs is not None:
+            kwargs["input_ids"] = inputs
+        self.check_pictures(**{"input_ids": None, "pixel_values": None, **kwargs})
+        kwargs = self.with_token_types(kwargs)
         self.vlm.generation_config = self.generation_config
         no_image_token = NoImageToken(self.config.image_token_id)
         kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
-        return self.vlm.generate(*args, **kwargs)
+        return self.vlm.generate(None, *args, **kwargs)
+
+    def check_weights(self) -> None:
+        """As `OpenVLAContractMixin.check_weights`; also that layers fill the cache, which checkpointed ones do not."""
+        super().check_weights()
+        if drops_caches(self.get_decoder()):
+            raise ValueError(
+                "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
+                "all but the first token would be wrong; call model.eval()"
+            )
+
+    def check_pictures(self, input_ids: torch.Tensor | None, pixel_values: Any, **others: Any) -> None:
+        """Raises `ValueError` if tokens behind those of the cache stand for pictures that are not given."""
+        given = (pixel_values, others.get("image_hidden_states"), others.get("mm_encoder_outputs"))
+        if any(each is not None for each in given) or input_ids is None or torch.compiler.is_compiling():
+            return
+        fed = input_ids[:, cached_length(others.get("past_key_values")) :]
+        if count := int((fed == self.config.image_token_id).sum()):
+            raise ValueError(
+                f"got {count} image tokens in input_ids and no pixel_values, expected the pictures they stand for; "
+                "pass everything the processor returned"
+            )
+
+    def with_token_types(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Inputs with the `token_types` that a caller left out: without them, some stock models count positions
+        otherwise, or attend in one direction only, and do not say so. Those of PaliGemma follow from labels, too.
+        """
+        input_ids, labels = inputs.get("input_ids"), inputs.get("labels")
+        if input_ids is not None and not cached_length(inputs.get("past_key_values")):
+            types = self.token_types(input_ids)
+            inputs = {**inputs, **{name: value for name, value in types.items() if inputs.get(name) is None}}
+        if self.family.bidirectional == "prompt" and labels is not None:
+            supervised, types = (labels != -100).long(), inputs.get("token_type_ids")
+            supervised = supervised if types is None else supervised | types
+            inputs = {**inputs, "token_type_ids": (supervised.cumsum(dim=1) > 0).long()}
+        return inputs
 
     def predict_actions(self, *args: Any, **kwargs: Any) -> ActionPrediction:
         """As `ActionPredictionMixin.predict_actions`; also takes what else the stock processor returns."""
@@ -204,6 +237,11 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     def get_decoder(self) -> Any:
         return self.vlm.get_decoder()
+
+
+def cached_length(cache: Any) -> int:
+    """Tokens in a cache of keys and values, or in none."""
+    return 0 if cache is None else cache.get_seq_length()
 
 
 def joined(features: Any) -> torch.Tensor:

@@ -75,7 +75,15 @@ class FrozenVision(nn.Module):
 
 
 def add_frozen_vision(base: Any, family: Family) -> None:
-    """Gives a base model a frozen copy of its vision encoder, and the features of both."""
+    """Gives a base model a frozen copy of its vision encoder, and the features of both.
+
+    Raises:
+        ValueError: if it has one.
+    """
+    if hasattr(base, "frozen_vision"):
+        raise ValueError(
+            "got a vision-language model with a frozen copy of its encoder, expected one without: load the base model"
+        )
     base.frozen_vision = FrozenVision(base, family)
     base.__class__ = class_with_both(type(base))
 
@@ -96,9 +104,19 @@ def class_with_both(stock_class: type) -> type:
                 trained[name] = mean(trained[name], frozen[name])
         return trained
 
+    def __reduce__(self: Any) -> Any:  # pickle looks classes up by name, too, and would find the stock one
+        return new_with_both, (stock_class,), self.__dict__
+
     # transformers looks classes up by name.
     names = {"__module__": stock_class.__module__, "__qualname__": stock_class.__qualname__}
-    return type(stock_class.__name__, (stock_class,), {"get_image_features": get_image_features, **names})
+    methods = {"get_image_features": get_image_features, "__reduce__": __reduce__}
+    return type(stock_class.__name__, (stock_class,), {**methods, **names})
+
+
+def new_with_both(stock_class: type) -> Any:
+    """A model of `class_with_both` without its attributes."""
+    made = class_with_both(stock_class)
+    return made.__new__(made)
 
 
 def mean(first: Any, second: Any) -> Any:

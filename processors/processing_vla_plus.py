@@ -255,22 +255,37 @@ def with_actions(
 def class_with_actions(stock_class: type) -> type:
     """The stock class with `ActionInputs`; transformers saves it under the name of `VLAPlusProcessor`."""
     names = {"__module__": VLAPlusProcessor.__module__, "_auto_class": "AutoProcessor"}
+    names["__reduce__"] = lambda self: (new_with_actions, (stock_class.__name__,), self.__dict__)  # for pickle
     return type(VLAPlusProcessor.__name__, (ActionInputs, stock_class), names)
+
+
+def new_with_actions(stock_class: str) -> Any:
+    """A processor of `class_with_actions` without its attributes."""
+    made = class_with_actions(without_missing_parts(getattr(transformers, stock_class)))
+    return made.__new__(made)
 
 
 def read_stock(name: Any, stock_class: Any, **kwargs: Any) -> Any:
     """A stock processor; without its part for videos where torchvision is missing, which that part needs."""
+    reduced, parts = without_missing_parts(stock_class), stock_class.get_attributes()
+    if reduced is stock_class:
+        return stock_class.from_pretrained(name, **kwargs)
+    settings, more = reduced.get_processor_dict(name, **kwargs)
+    found = reduced._get_arguments_from_pretrained(name, settings, **kwargs)
+    by_name = dict(zip(reduced.get_attributes(), found, strict=True))
+    return reduced.from_args_and_dict([by_name.get(part) for part in parts], settings, **more)
+
+
+@lru_cache
+def without_missing_parts(stock_class: Any) -> Any:
+    """The class of `read_stock`."""
     parts = stock_class.get_attributes()
     if "video_processor" not in parts or find_spec("torchvision"):
-        return stock_class.from_pretrained(name, **kwargs)
+        return stock_class
     pictures_only = [part for part in parts if part != "video_processor"]
     names: dict[str, Any] = {
         "__module__": stock_class.__module__,
         "get_attributes": classmethod(lambda _: pictures_only),
     }
     names["video_processor"] = SimpleNamespace(num_frames=None, fps=None)  # which SmolVLM's chat template asks for
-    reduced: Any = type(stock_class.__name__, (stock_class,), names)
-    settings, more = reduced.get_processor_dict(name, **kwargs)
-    found = reduced._get_arguments_from_pretrained(name, settings, **kwargs)
-    by_name = dict(zip(pictures_only, found, strict=True))
-    return reduced.from_args_and_dict([by_name.get(part) for part in parts], settings, **more)
+    return type(stock_class.__name__, (stock_class,), names)

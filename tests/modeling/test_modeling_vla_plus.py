@@ -1,11 +1,14 @@
 """A policy over the vision-language models of transformers: exact decoding, the frozen encoder, in every family."""
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_vlms import FAMILIES, tiny_inputs, tiny_vla_plus, tiny_vlm_config
 from transformers import AutoModel, AutoModelForImageTextToText, LlamaConfig
 
@@ -158,6 +161,9 @@ def test_other_models_are_refused_in_one_sentence() -> None:
         VLAPlusConfig(recurrent)
     with pytest.raises(ValueError, match="got frozen='siglip', expected one of 'vision', None"):
         VLAPlusConfig({"model_type": "paligemma"}, frozen="siglip")
+    for settings, model_type in (({"model_type": "paligema"}, "'paligema'"), ({"hidden_size": 8}, "None")):
+        with pytest.raises(ValueError, match=f"got a vlm_config with model_type={model_type}, expected one"):
+            VLAPlusConfig(settings)
 
 
 def test_pictures_must_match_their_tokens(gemma_like: Any) -> None:
@@ -165,6 +171,100 @@ def test_pictures_must_match_their_tokens(gemma_like: Any) -> None:
     inputs = tiny_inputs(model)
     with pytest.raises(ValueError, match="got 8 image tokens in input_ids and pictures of 4 features"):
         model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"][:1]})
+
+
+@EACH_FAMILY
+def test_what_follows_from_the_ids_may_be_left_out(family: str, gemma_like: Any) -> None:
+    """Types of tokens, as of collators that do not know them: without, Qwen would count positions as in text."""
+    model = tiny_vla_plus(family, gemma_like)
+    inputs = tiny_inputs(model)
+    bare = {name: value for name, value in inputs.items() if not name.endswith("type_ids")}
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    assert torch.equal(model.generate(**bare, **options), model.generate(**inputs, **options))
+    labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 8, -100)
+    with torch.no_grad():
+        assert torch.equal(model(**bare).logits, model(**inputs).logits)
+        assert model(**bare, labels=labels).loss == model(**inputs, labels=labels).loss
+
+
+@EACH_FAMILY
+def test_image_tokens_without_pictures_are_refused(family: str, gemma_like: Any) -> None:
+    model = tiny_vla_plus(family, gemma_like)
+    inputs = {name: tiny_inputs(model)[name] for name in ("input_ids", "attention_mask")}
+    for use in (model, model.generate):
+        with pytest.raises(ValueError, match=r"got \d+ image tokens in input_ids and no pixel_values, expected"):
+            use(**inputs)
+    words = {name: value[:, -3:] for name, value in inputs.items()}
+    assert model.generate(**words, max_new_tokens=2, min_new_tokens=2).shape == (2, 5)
+
+
+def test_a_second_turn_shows_another_picture(gemma_like: Any) -> None:
+    """After the cache of the first turn only what is new is passed; words alone need no picture again."""
+    model = tiny_vla_plus("smolvlm", gemma_like)
+    first, second = tiny_inputs(model, (3,)), tiny_inputs(model, (6,), seed=1)
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
+    turn = model.generate(**first, **options, return_dict_in_generate=True)
+    for more in (second["input_ids"], torch.full((1, 3), 70)):
+        ids = torch.cat((turn.sequences, more), dim=1)
+        pictures = [first["pixel_values"], second["pixel_values"]][: 1 + (more is second["input_ids"])]
+        expected = model.generate(ids, pixel_values=torch.cat(pictures, dim=1), **options)
+        cache = copy.deepcopy(turn.past_key_values)
+        found = model.generate(ids, past_key_values=cache, pixel_values=[None, *pictures[1:]][-1], **options)
+        assert torch.equal(found, expected)
+
+
+@EACH_FAMILY
+def test_checkpointed_layers_train_alike_and_do_not_act(family: str, gemma_like: Any) -> None:
+    model = tiny_vla_plus(family, gemma_like).train()
+    inputs = tiny_inputs(model)
+    labels = inputs["input_ids"].masked_fill(torch.arange(inputs["input_ids"].shape[1]) < 8, -100)
+    gradients: list[dict[str, Any]] = []
+    for _ in range(2):
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+        model.gradient_checkpointing_enable()
+    torch.testing.assert_close(*gradients)
+    for act in (model.predict_actions, model.generate):
+        with pytest.raises(ValueError, match="gradient checkpointing, expected evaluation mode to answer or act"):
+            act(**inputs)
+    model.eval().predict_actions(**inputs)
+
+
+def test_copies_are_models_of_their_own(gemma_like: Any) -> None:
+    model = tiny_vla_plus("qwen2_5_vl", gemma_like)
+    inputs = tiny_inputs(model)
+    expected = model.predict_actions(**inputs)
+    copies = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    for each in copies:
+        found = each.predict_actions(**inputs)
+        assert found.text == expected.text
+        np.testing.assert_array_equal(found.digit_probabilities, expected.digit_probabilities)
+    with pytest.raises(ValueError, match="with a frozen copy of its encoder, expected one without"):
+        VLAPlusForVision2Seq.from_vlm(model.vlm)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_adapters_of_the_language_model(family: str, gemma_like: Any) -> None:
+    """PEFT's wrapper trains and acts; nothing of the frozen copy is trained, even where it has adapters."""
+    model = tiny_vla_plus(family, gemma_like)
+    inputs = tiny_inputs(model)
+    plain = model.predict_actions(**inputs).text
+    adapters: Any = LoraConfig(target_modules=r".*\.language_model\..*(q|v)_proj", r=2, init_lora_weights=False)
+    adapted: Any = get_peft_model(model, adapters)
+    acted = adapted.predict_actions(**inputs)
+    assert acted.text == adapted.predict_actions(**inputs, tree_nodes=0).text != plain
+    with adapted.disable_adapter():
+        assert adapted.predict_actions(**inputs).text == plain
+    assert adapted.merge_and_unload().predict_actions(**inputs).text == acted.text
+    everywhere: Any = get_peft_model(tiny_vla_plus(family, gemma_like), LoraConfig(target_modules="all-linear", r=2))
+    everywhere.train()
+    frozen = everywhere.get_base_model().vlm.model.frozen_vision
+    trained = [name for name, weight in frozen.named_parameters() if weight.requires_grad]
+    assert all(name.startswith(frozen.projectors) for name in trained)
 
 
 def test_answers_are_those_of_the_stock_model(gemma_like: Any) -> None:

@@ -1,5 +1,6 @@
 """The stock processors with `action_inputs`: what they give to a model, and that they stay what they are."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def test_saved_and_loaded_by_name_it_is_the_stock_processor_and_acts(family: str
         assert getattr(loaded, name) == getattr(processor, name)
     expected, found = (each.action_inputs({"front": PICTURES[0]}, "lift it") for each in (processor, loaded))
     assert list(found) == list(expected)
+    assert pickle.loads(pickle.dumps(loaded)).to_dict() == loaded.to_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     stock, marks = read_stock(base, stock_class), loaded.image_token
     for asked in ({"text": [f"{marks} two"], "images": [PICTURES[:1]]}, {"text": ["two"]}):
@@ -66,6 +68,22 @@ def test_questions_are_answered(family: str, tmp_path: Path) -> None:
     inputs = processor.question_inputs(PICTURES, ["How many?", "Which two?"])
     answer = model.generate(**inputs, max_new_tokens=5, do_sample=False, eos_token_id=-1, pad_token_id=0)
     assert answer.shape == (2, inputs["input_ids"].shape[1] + 5)
+
+
+@EACH_FAMILY
+def test_rows_with_different_numbers_of_pictures(family: str, tmp_path: Path) -> None:
+    """Two cameras, and a batch whose rows differ: each row as if it were alone, also with beams."""
+    model, processor = tiny_vla_pair(family, tmp_path)
+    if family.startswith("qwen"):  # which then have different numbers of tokens, too
+        processor.picture_options = {"min_pixels": 64, "max_pixels": 4096}
+    rows, prompts = [PICTURES[:1], [picture(2, (64, 32)), picture(3)]], ["lift it two", "go"]
+    together = processor._inputs(rows, prompts)
+    for options in ({}, {"tree_nodes": 0}, {"num_beams": 3}):
+        alone = [
+            model.predict_actions(**processor._inputs([row], [prompt]), **options).text[0]
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        assert model.predict_actions(**together, **options).text == alone
 
 
 def test_several_cameras_and_prompts_without_lead_in(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def text_settings(tokenizer: Any, **more: Any) -> dict[str, Any]:
 def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
     """A configuration of a family, `text` settings of its language model."""
     image: dict[str, Any] = {"image_token_id": tokenizer.convert_tokens_to_ids("<image>")}
+    if "tie_word_embeddings" in text:  # transformers 5 reads it from the whole model's
+        image["tie_word_embeddings"] = text["tie_word_embeddings"]
     encoder = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     if family.startswith("qwen"):
         rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
@@ -175,6 +177,8 @@ SPECIAL_TOKENS = {
     "fake_image_token": "<fake_token_around_image>",
     "global_image_token": "<global-img>",
     "end_of_utterance_token": "<end_of_utterance>",
+    "vision_bos_token": "<|vision_start|>",
+    "vision_eos_token": "<|vision_end|>",
 }
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{% for part in message.content %}"
@@ -248,6 +252,8 @@ def write_base_processor(family: str, folder: Path) -> Any:
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": stock_class, **own}))
     if not family.startswith("paligemma"):
         image = SPECIAL_TOKENS["boi_token"] if family == "gemma3" else "<image>"
+        if family.startswith("qwen"):  # whose positions need something between two pictures
+            image = f"<|vision_start|>{image}<|vision_end|>"
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("IMAGE", image))
     return tokenizer
 
