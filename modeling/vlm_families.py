@@ -29,6 +29,7 @@ FAMILIES = {
     "idefics3": Family(("vision_model", "connector"), ("connector",)),
     "internvl": Family(TOWER, PROJECTOR),
     "llava": Family(TOWER, PROJECTOR),
+    "llava_next": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
     "llava_onevision": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
     "paligemma": Family(TOWER, PROJECTOR, first_position=1, bidirectional="prompt"),
     "qwen2_5_vl": Family(("visual",), ("visual.merger",)),

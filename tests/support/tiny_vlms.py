@@ -1,6 +1,7 @@
 """Tiny random vision-language models of transformers' own classes, and left-padded batches for them.
 
-A picture is 4 image tokens, 5 in LLaVA-OneVision, which ends it by one more.
+A picture is 4 image tokens, 5 in LLaVA-OneVision, which ends it by one more, 10 in LLaVA-NeXT, which adds a tile with a
+token at the end of each of its two lines.
 """
 
 import json
@@ -20,6 +21,7 @@ FAMILIES = (
     "idefics3",
     "internvl",
     "llava",
+    "llava_next",
     "llava_onevision",
     "paligemma",
     "paligemma2",
@@ -105,10 +107,9 @@ def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
         sizes: dict[str, Any] = {"image_seq_length": TOKENS, "downsample_ratio": 0.5}
         return transformers.InternVLConfig(text_config=settings, vision_config=vision, **sizes, **image)
     choice: dict[str, Any] = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
-    if family == "llava_onevision":
-        return transformers.LlavaOnevisionConfig(
-            text_config=settings, vision_config=SIGLIP, image_grid_pinpoints=[[8, 8]], **choice, **image
-        )
+    if family in ("llava_next", "llava_onevision"):
+        config = transformers.LlavaNextConfig if family == "llava_next" else transformers.LlavaOnevisionConfig
+        return config(text_config=settings, vision_config=SIGLIP, image_grid_pinpoints=[[8, 8]], **choice, **image)
     return transformers.LlavaConfig(text_config=settings, vision_config=SIGLIP, **choice, **image)
 
 
@@ -137,8 +138,9 @@ def tiny_inputs(model: VLAPlusForVision2Seq, lengths: tuple[int, ...] = (3, 9), 
     """A left-padded batch, each row a picture and so many words; ends in the lead-in."""
     config, draw = model.config.vlm_config, torch.Generator().manual_seed(seed)
     rows, family = len(lengths), config.model_type
-    image, end = [model.config.image_token_id] * TOKENS, model.config.action_config["lead_in_ids"]
-    image = [5, *image, 6] if family.startswith("qwen") else image + image[: family == "llava_onevision"]
+    count = {"llava_next": 10, "llava_onevision": 5}.get(family, TOKENS)
+    image, end = [model.config.image_token_id] * count, model.config.action_config["lead_in_ids"]
+    image = [5, *image, 6] if family.startswith("qwen") else image
     texts = [[1, *image, *torch.randint(40, 120, (length,), generator=draw).tolist(), *end] for length in lengths]
     width = max(map(len, texts))
     inputs: dict[str, Any] = {
@@ -151,6 +153,7 @@ def tiny_inputs(model: VLAPlusForVision2Seq, lengths: tuple[int, ...] = (3, 9), 
         "smolvlm": (rows, 1, 3, 16, 16),
         "idefics3": (rows, 1, 3, 16, 16),
         "internvl": (rows, 3, 16, 16),
+        "llava_next": (rows, 2, 3, 8, 8),
         "llava_onevision": (rows, 1, 3, 8, 8),
         "qwen2_5_vl": (rows * 16, 3 * 2 * 4 * 4),
         "qwen3_vl": (rows * 16, 3 * 2 * 4 * 4),
@@ -159,8 +162,10 @@ def tiny_inputs(model: VLAPlusForVision2Seq, lengths: tuple[int, ...] = (3, 9), 
     images = (inputs["input_ids"] == model.config.image_token_id).long()
     if family.startswith("qwen"):
         inputs |= {"image_grid_thw": torch.tensor([[1, 4, 4]] * rows), "mm_token_type_ids": images.int()}
+    if family in ("llava_next", "llava_onevision"):
+        inputs["image_sizes"] = torch.tensor([[8, 8]] * rows)
     if family == "llava_onevision":
-        inputs |= {"image_sizes": torch.tensor([[8, 8]] * rows), "batch_num_images": torch.tensor([2] * rows)}
+        inputs["batch_num_images"] = torch.tensor([2] * rows)
     if family in ("paligemma", "gemma3"):
         inputs["token_type_ids"] = images if family == "gemma3" else torch.zeros_like(images)
     return inputs
@@ -204,6 +209,16 @@ PROCESSORS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "LlavaProcessor",
         "CLIPImageProcessor",
         {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}},
+        {"patch_size": 4, "vision_feature_select_strategy": "full"},
+    ),
+    "llava_next": (
+        "LlavaNextProcessor",
+        "LlavaNextImageProcessor",
+        {
+            "size": {"shortest_edge": 8},
+            "crop_size": {"height": 8, "width": 8},
+            "image_grid_pinpoints": [[8, 8]],
+        },
         {"patch_size": 4, "vision_feature_select_strategy": "full"},
     ),
     "llava_onevision": (
