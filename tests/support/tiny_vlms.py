@@ -1,7 +1,7 @@
 """Tiny random vision-language models of transformers' own classes, and left-padded batches for them.
 
-A picture is 4 image tokens, 5 in LLaVA-OneVision, which ends it by one more, 10 in LLaVA-NeXT, which adds a tile with a
-token at the end of each of its two lines.
+A picture is 4 image tokens, 5 in LLaVA-OneVision, which ends it by one more, 10 in LLaVA-NeXT, which adds a tile whose
+two lines end by one more.
 """
 
 import json

@@ -47,8 +47,7 @@ def load_and_use(name: str, data: dict[str, Any]) -> dict[str, Any]:
         assert type(model).__module__.startswith("transformers_modules."), type(model)
         assert not model.training
         if model.config.frozen:
-            encoder = model.model.vision_tower.get_submodule(model.config.frozen)
-            assert not any(parameter.requires_grad for parameter in encoder.parameters())
+            assert not any(weight.requires_grad for weight in frozen_weights(model))
         acted = act(model, processor, data)
         for key in acted.keys() & outputs.keys():
             np.testing.assert_array_equal(acted[key], outputs[key], err_msg=loader)
@@ -56,7 +55,9 @@ def load_and_use(name: str, data: dict[str, Any]) -> dict[str, Any]:
     if not has_words(model):  # type: ignore[reportPossiblyUnbound]
         return outputs
     outputs |= answer(model, processor, data)  # type: ignore[reportPossiblyUnbound]
-    if five and not Path(repository).is_dir():
+    if is_stock(model):  # type: ignore[reportPossiblyUnbound]
+        outputs["pipeline"] = ask_stock_pipeline(repository, processor, Image.fromarray(data["images"][0]), settings)
+    elif five and not Path(repository).is_dir():
         outputs |= ask_pipeline(repository, Image.fromarray(data["images"][0]), settings)
     return outputs
 
@@ -64,6 +65,19 @@ def load_and_use(name: str, data: dict[str, Any]) -> dict[str, Any]:
 def has_words(model: Any) -> bool:
     """Whether it generates text; `can_generate` is true of every model that an auto class loaded."""
     return model.config.model_type != "pi0_flow"
+
+
+def is_stock(model: Any) -> bool:
+    """Whether it is a model of transformers inside, with the stock processor."""
+    return model.config.model_type == "vla_plus"
+
+
+def frozen_weights(model: Any) -> list[Any]:
+    """Those of the encoder that never moves."""
+    if not is_stock(model):
+        return list(model.model.vision_tower.get_submodule(model.config.frozen).parameters())
+    frozen = model.vlm.model.frozen_vision
+    return [weight for name, weight in frozen.named_parameters() if not name.startswith(frozen.projectors)]
 
 
 def act(model: Any, processor: Any, data: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +107,8 @@ def answer(model: Any, processor: Any, data: dict[str, Any]) -> dict[str, Any]:
         options = {} if cache is None else {"cache_implementation": cache}
         outputs[f"answer {cache}"] = model.generate(**question, **GREEDY, **options).numpy()
     outputs["text"] = np.array(processor.batch_decode(outputs["answer None"], skip_special_tokens=True))
+    if is_stock(model):
+        return outputs
     parts = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
     for name, content in (("parts", parts), ("words alone", QUESTION)):
         messages = [{"role": "user", "content": content}]
@@ -115,6 +131,16 @@ def ask_pipeline(repository: str, image: Image.Image, settings: dict[str, Any]) 
     except ValueError as error:
         refusal = str(error)
     return {"pipeline": np.array(answered[0]["generated_text"]), "untrusted": np.array(refusal)}
+
+
+def ask_stock_pipeline(repository: str, processor: Any, image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
+    """The answer of transformers' pipeline."""
+    pipeline: Any = transformers.pipeline("image-text-to-text", model=repository, **settings)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
+    asked: dict[str, Any] = {"text": [{"role": "user", "content": content}]}
+    if not processor.chat_template:
+        asked = {"images": image, "text": processor.image_token + QUESTION}
+    return np.array(pipeline(**asked, generate_kwargs=GREEDY, return_full_text=False)[0]["generated_text"])
 
 
 def example_inputs() -> dict[str, Any]:
