@@ -30,8 +30,11 @@ from .text_tokens import control_tokens, encode_as_text
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_grammar import ActionGrammar  # noqa: F401
-from .transformers_version import OLDEST  # noqa: F401
+from .transformers_version import check_version
 
+
+# As configuration_vla_plus.py, which may be read later.
+check_version(transformers.__version__, (5, 23), "this model", "The other model families run with older ones")
 
 VLA_PROMPT_TEMPLATE = {
     "action": "What action should the robot take to {instruction}?",

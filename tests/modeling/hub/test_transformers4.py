@@ -21,6 +21,7 @@ from tiny_models import (
     tiny_pi0_processor,
     tiny_processor,
 )
+from tiny_vlms import tiny_vla_pair
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.publishing.assembling import install_in_cache
@@ -88,14 +89,23 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
     assert five["tokens"].shape == (2, 18)
 
 
-def test_a_flow_matching_model_says_which_transformers_it_needs(gemma_like: Any, tmp_path: Path) -> None:
-    tiny_pi0_flow_model(gemma_like).save_pretrained(tmp_path / "repo")
-    tiny_pi0_flow_processor(gemma_like).save_pretrained(tmp_path / "repo")
+@pytest.mark.parametrize(
+    ("family", "needed"), [("pi0_flow", "5.17 or newer for the flow-matching π0"), ("vla_plus", "5.23 or newer")]
+)
+def test_newer_families_say_which_transformers_they_need(
+    family: str, needed: str, gemma_like: Any, tmp_path: Path
+) -> None:
+    if family == "pi0_flow":
+        model, processor = tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)
+    else:
+        model, processor = tiny_vla_pair("smolvlm", tmp_path)
+    model.save_pretrained(tmp_path / "repo")
+    processor.save_pretrained(tmp_path / "repo")
     script = """
 import sys, transformers
-for loader in (transformers.AutoConfig, transformers.AutoModel, transformers.AutoModelForVision2Seq):
+for loader in ("AutoConfig", "AutoModel", "AutoModelForVision2Seq", "AutoProcessor"):
     try:
-        loader.from_pretrained(sys.argv[1], trust_remote_code=True)
+        getattr(transformers, loader).from_pretrained(sys.argv[1], trust_remote_code=True)
     except ImportError as error:
         print(error)
 """
@@ -103,5 +113,5 @@ for loader in (transformers.AutoConfig, transformers.AutoModel, transformers.Aut
     settings.pop("PYTHONPATH", None)
     command = [str(OTHER), "-P", "-c", script, str(tmp_path / "repo")]
     run = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    sentence = "got transformers 4.57.6, expected 5.17 or newer for the flow-matching π0"
-    assert run.stdout.count(sentence) == 3, run.stderr[-2000:]
+    refusals = run.stdout.count(f"got transformers 4.57.6, expected {needed}")
+    assert refusals == (4 if family == "vla_plus" else 3), run.stderr[-2000:]
