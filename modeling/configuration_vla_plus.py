@@ -5,7 +5,7 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from .action_statistics import plain_statistics  # noqa: F401
+from .action_statistics import plain_statistics  # noqa: F401  # which transformers 4 looks for before it is refused
 from .base_configuration import ActionStatisticsMixin, auto_map_for
 from .transformers_version import check_version
 from .vlm_families import FAMILIES, family_of

@@ -5,7 +5,7 @@ Questions and training go through the stock model's own forward pass and `genera
 """
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,28 +18,6 @@ from .openvla_contract import OpenVLAContractMixin
 from .vision_twin import add_frozen_vision
 from .vlm_families import family_of
 
-
-# isort: split
-# What those files import: transformers 4 copies from a local folder only what this file names itself.
-from .action_bins import ActionBins  # noqa: F401
-from .action_grammar import ActionGrammar  # noqa: F401
-from .action_statistics import select_statistics  # noqa: F401
-from .action_strings import ActionStringProcessor  # noqa: F401
-from .base_configuration import as_config  # noqa: F401
-from .cpu_threads import limit_cpu_threads  # noqa: F401
-from .draft_trees import Drafts  # noqa: F401
-from .fused_layers import run_layers  # noqa: F401
-from .parallel_streams import in_parallel  # noqa: F401
-from .static_cache import StaticTreeCache  # noqa: F401
-from .static_passes import StaticPasses  # noqa: F401
-from .static_plan import StaticPlan  # noqa: F401
-from .transformers_version import OLDEST  # noqa: F401
-from .tree_decoding import TreeDecoder  # noqa: F401
-from .verification_passes import prompt_positions  # noqa: F401
-
-
-if TYPE_CHECKING:  # imported where there is a GPU
-    from .triton_operations import TritonOperations  # noqa: F401
 
 TOKEN_TYPES = {"token_type_ids", "mm_token_type_ids"}  # which follow from the ids
 

@@ -20,16 +20,12 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .action_bins import ActionBins, codec_from_action_config
+from .action_grammar import ActionGrammar  # noqa: F401  # which transformers 4 looks for before it is refused
 from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
 from .prompt_texts import check_prompt_template, checked_instruction, checked_text
 from .rgb_pictures import to_rgb
 from .text_tokens import control_tokens, encode_as_text
-
-
-# isort: split
-# What those files import: transformers 4 copies from a local folder only what this file names itself.
-from .action_grammar import ActionGrammar  # noqa: F401
 from .transformers_version import check_version
 
 
