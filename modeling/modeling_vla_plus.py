@@ -41,7 +41,11 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
             add_frozen_vision(self.vlm.model, self.family)
         self.first_position = self.family.first_position
         self.windows_bound_blocks = self.family.bidirectional == "picture"
-        self.picture_inputs = frozenset(inspect.signature(self.vlm.model.get_image_features).parameters) | TOKEN_TYPES
+        taken = inspect.signature(self.vlm.model.get_image_features).parameters
+        self.picture_inputs = frozenset(taken) | TOKEN_TYPES
+        # Qwen's has a default in the signature, and does not work without.
+        needed = {name for name, each in taken.items() if each.default is each.empty} | {"image_grid_thw"}
+        self.picture_sizes = needed & {"image_grid_thw", "image_sizes"} & set(taken)
         self.post_init()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,9 +116,16 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
             )
 
     def check_pictures(self, input_ids: torch.Tensor | None, pixel_values: Any, **others: Any) -> None:
-        """Raises `ValueError` if tokens behind those of the cache stand for pictures that are not given."""
-        given = (pixel_values, others.get("image_hidden_states"), others.get("mm_encoder_outputs"))
-        if any(each is not None for each in given) or input_ids is None or torch.compiler.is_compiling():
+        """Raises `ValueError` if pictures come without their sizes, where a family needs those, or tokens behind those
+        of the cache stand for pictures that are not given.
+        """
+        if pixel_values is not None:
+            for name in self.picture_sizes:
+                if others.get(name) is None:
+                    raise ValueError(f"got pixel_values without {name}, expected everything the processor returned")
+            return
+        given = others.get("image_hidden_states") is not None or others.get("mm_encoder_outputs") is not None
+        if given or input_ids is None or torch.compiler.is_compiling():
             return
         fed = input_ids[:, cached_length(others.get("past_key_values")) :]
         if count := int((fed == self.config.image_token_id).sum()):
@@ -145,6 +156,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     def embed_prompt(self, input_ids: torch.Tensor, **pictures: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         """See `ActionPredictionMixin`."""
+        self.check_pictures(input_ids, **pictures)
         device, places = input_ids.device, input_ids == self.config.image_token_id
         embeds = self.get_input_embeddings()(input_ids.masked_fill(places, 0))  # some vocabularies lack that token
         found = self.vlm.model.get_image_features(

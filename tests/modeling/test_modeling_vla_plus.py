@@ -194,6 +194,9 @@ def test_image_tokens_without_pictures_are_refused(family: str, gemma_like: Any)
     for use in (model, model.generate):
         with pytest.raises(ValueError, match=r"got \d+ image tokens in input_ids and no pixel_values, expected"):
             use(**inputs)
+    if "image_grid_thw" in tiny_inputs(model) or "image_sizes" in tiny_inputs(model):
+        with pytest.raises(ValueError, match=r"got pixel_values without image_\w+, expected"):
+            model.predict_actions(**inputs, pixel_values=tiny_inputs(model)["pixel_values"])
     words = {name: value[:, -3:] for name, value in inputs.items()}
     assert model.generate(**words, max_new_tokens=2, min_new_tokens=2).shape == (2, 5)
 

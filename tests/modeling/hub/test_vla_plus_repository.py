@@ -1,5 +1,6 @@
 """A repository over a vision-language model of transformers loads, acts and answers where this package is missing."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ from repository_reader import GREEDY, QUESTION, check_same, read_repositories, u
 from test_hub_repository import imported, source
 from tiny_models import picture
 from tiny_vlms import tiny_vla_pair
+
+from gen_vla.training.publishing.assembling import install_in_cache
 
 
 FAMILIES = ("gemma3", "paligemma", "qwen2_5_vl", "smolvlm")
@@ -30,8 +33,14 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pa
 def test_a_fresh_interpreter_comes_to_the_same_numbers(
     repositories: dict[str, tuple[Path, Any, Any]], tmp_path: Path
 ) -> None:
-    readings = read_repositories([folder for folder, _, _ in repositories.values()], tmp_path)
-    for (_, model, processor), outputs in zip(repositories.values(), readings, strict=True):
+    """From folders, and one of them by its name on the Hub."""
+    install_in_cache(repositories["smolvlm"][0], "gen-vla/smolvlm", tmp_path / "hub")
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    names = [*(folder for folder, _, _ in repositories.values()), "gen-vla/smolvlm"]
+    readings = read_repositories(names, tmp_path, variables)
+    for (_, model, processor), outputs in zip(
+        [*repositories.values(), repositories["smolvlm"]], readings, strict=True
+    ):
         check_same(outputs, use(model, processor))
         question = processor.question_inputs(picture(), QUESTION)
         answer = model.generate(**question, **GREEDY)[:, question["input_ids"].shape[1] :]
