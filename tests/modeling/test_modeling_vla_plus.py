@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,51 @@ def test_no_answer_token_is_seen_before_it_is_predicted(family: str, attention: 
             )
             torch.testing.assert_close(found[:, seen.shape[1] : -changed], first[:, seen.shape[1] : -changed])
             assert not torch.allclose(found[:, -changed], first[:, -changed])
+
+
+@EACH_FAMILY
+def test_padding_on_either_side_leaves_the_loss(family: str, gemma_like: Any) -> None:
+    model = tiny_vla_plus(family, gemma_like).train()
+    inputs = tiny_inputs(model, (3, 9))
+    inputs["labels"] = torch.full_like(inputs["input_ids"], -100)
+    inputs["labels"][:, -3:] = inputs["input_ids"][:, -3:]
+    padding = int((inputs["attention_mask"][0] == 0).sum())
+    right = dict(inputs)
+    for name in inputs:
+        if inputs[name].shape == inputs["input_ids"].shape:
+            right[name] = inputs[name].clone()
+            right[name][0] = inputs[name][0].roll(-padding)
+    assert not right["attention_mask"][0, -1]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**right).loss, model(**inputs).loss)
+
+
+@EACH_FAMILY
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_it_acts_in_half_precision(family: str, dtype: torch.dtype, gemma_like: Any) -> None:
+    model = tiny_vla_plus(family, gemma_like).to(dtype)
+    fast, slow = (model.predict_actions(**tiny_inputs(model), tree_nodes=nodes) for nodes in (8, 0))
+    np.testing.assert_allclose(fast.digit_probabilities[:, 0], slow.digit_probabilities[:, 0], atol=0.05)
+
+
+def test_calls_at_once_do_not_mix(gemma_like: Any) -> None:
+    """Qwen's stock model keeps what pictures add to positions from one call for the next."""
+    model = tiny_vla_plus("qwen2_5_vl", gemma_like)
+    small, large = tiny_inputs(model, (3,)), tiny_inputs(model, (9,), seed=1)
+    ids = large["input_ids"]
+    large |= {  # a picture twice as high
+        "input_ids": torch.cat((ids[:, :3], *[ids[:, 2:3]] * 3, ids[:, 2:]), dim=1),
+        "attention_mask": torch.ones(1, ids.shape[1] + 4, dtype=torch.long),
+        "pixel_values": torch.cat((large["pixel_values"], small["pixel_values"])),
+        "image_grid_thw": torch.tensor([[1, 8, 4]]),
+    }
+    calls = [(inputs, nodes) for inputs in (small, large) for nodes in (None, 0)] * 3
+    expected = [model.predict_actions(**inputs, tree_nodes=nodes) for inputs, nodes in calls]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda call: model.predict_actions(**call[0], tree_nodes=call[1]), calls))
+    for one, other in zip(found, expected, strict=True):
+        assert one.text == other.text
+        np.testing.assert_array_equal(one.digit_probabilities, other.digit_probabilities)
 
 
 @EACH_FAMILY
