@@ -115,7 +115,7 @@ def class_with_both(stock_class: type) -> type:
 
 def new_with_both(stock_class: type) -> Any:
     """A model of `class_with_both` without its attributes."""
-    made = class_with_both(stock_class)
+    made: Any = class_with_both(stock_class)
     return made.__new__(made)
 
 

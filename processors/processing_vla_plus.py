@@ -253,14 +253,14 @@ def with_actions(
 @lru_cache
 def class_with_actions(stock_class: type) -> type:
     """The stock class with `ActionInputs`; transformers saves it under the name of `VLAPlusProcessor`."""
-    names = {"__module__": VLAPlusProcessor.__module__, "_auto_class": "AutoProcessor"}
+    names: dict[str, Any] = {"__module__": VLAPlusProcessor.__module__, "_auto_class": "AutoProcessor"}
     names["__reduce__"] = lambda self: (new_with_actions, (stock_class.__name__,), self.__dict__)  # for pickle
     return type(VLAPlusProcessor.__name__, (ActionInputs, stock_class), names)
 
 
 def new_with_actions(stock_class: str) -> Any:
     """A processor of `class_with_actions` without its attributes."""
-    made = class_with_actions(without_missing_parts(getattr(transformers, stock_class)))
+    made: Any = class_with_actions(without_missing_parts(getattr(transformers, stock_class)))
     return made.__new__(made)
 
 

@@ -155,7 +155,8 @@ def test_padding_on_either_side_leaves_the_loss(family: str, gemma_like: Any) ->
 @EACH_FAMILY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_it_acts_in_half_precision(family: str, dtype: torch.dtype, gemma_like: Any) -> None:
-    model = tiny_vla_plus(family, gemma_like).to(dtype)
+    model: Any = tiny_vla_plus(family, gemma_like)
+    model.to(dtype)
     fast, slow = (model.predict_actions(**tiny_inputs(model), tree_nodes=nodes) for nodes in (8, 0))
     np.testing.assert_allclose(fast.digit_probabilities[:, 0], slow.digit_probabilities[:, 0], atol=0.05)
 
