@@ -30,9 +30,7 @@ from .cpu_threads import limit_cpu_threads  # noqa: F401
 from .draft_trees import Drafts  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
-from .static_cache import StaticTreeCache  # noqa: F401
-from .static_passes import StaticPasses  # noqa: F401
-from .static_plan import StaticPlan  # noqa: F401
+from .recorded_passes import recorded_forward  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .verification_passes import prompt_positions  # noqa: F401
@@ -53,7 +51,6 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
     _supports_sdpa = True
     _supports_flash_attn = False  # see openvla_contract.py
     _supports_attention_backend = True
-    has_static_passes = False
 
     def __init__(self, config: VLAPlusConfig):
         super().__init__(config)

@@ -37,7 +37,7 @@ from gen_vla.evaluation.benchmarks.decoding_replay import actions_to_write, reco
 from gen_vla.evaluation.benchmarks.random_models import NORMALIZED, build_random, random_inputs, synchronize
 from gen_vla.modeling.action_statistics import histogram
 from gen_vla.modeling.parallel_streams import in_parallel
-from gen_vla.modeling.static_passes import recordings_of
+from gen_vla.modeling.recorded_passes import recordings_of
 from gen_vla.training.provenance.origin import describe_machine
 
 
@@ -225,7 +225,7 @@ def limits_of(model: Any, copy_bandwidth: float) -> dict[str, Any]:
     moved = bytes_per_pass(model, 1, inputs["input_ids"].shape[1])
     model.predict_actions(**inputs, unnorm_key="random", cache_implementation="static")
     plan = list(recordings_of(model).plans.values())[-1]
-    recorded = next(entry for key, entry in plan.recorded.items() if key[0] == "decode_pass")
+    recorded = next(entry for key, entry in plan.recorded.items() if key[0] == "feed_tree")
     products = record_products(model, plan.cache.scratch)
     return {
         "width": plan.cache.scratch,
