@@ -41,6 +41,7 @@ MEMORY_SHARE = 1 / 16
 # How far a recording may be from the plain function: root mean square, as a share of the deviation of the result.
 TOLERANCE = {torch.float32: 1e-3}
 TOLERANCE_IN_HALF_PRECISION = 0.06
+OUTPUT_CAPTURING = "transformers.utils.output_capturing"
 _RECORDING_LOCK = threading.Lock()  # a process can record one graph at a time
 
 
@@ -248,9 +249,11 @@ class ModelFingerprint:
         return self._look() == self.seen
 
     def has_hooks(self) -> bool:
-        """Whether there are forward hooks, which a graph does not call."""
+        """Whether there are forward hooks, which a graph does not call. Those of transformers for outputs that no pass
+        asks for do not count."""
         everywhere = global_hooks._global_forward_hooks, global_hooks._global_forward_pre_hooks
-        return any(map(len, (*everywhere, *self.hooks)))
+        hooks = chain.from_iterable(each.values() for each in (*everywhere, *self.hooks) if each)
+        return any(getattr(hook, "__module__", None) != OUTPUT_CAPTURING for hook in hooks)
 
     def _look(self) -> tuple[Any, ...]:
         parts = map(id, chain.from_iterable(map(dict.values, self.parts)))

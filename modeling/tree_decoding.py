@@ -116,12 +116,11 @@ class TreeDecoder:
                 counts = [len(row.drafts.tree(row.state).tokens) for row in rows]
                 fed = pack(rows, passes.width(max(counts)))
                 paths: list[list[int]] = []
-                for row, count, *found in zip(rows, counts, *self._walk(passes, fed), strict=True):
-                    accepted, chosen, probabilities = found
-                    slots = [] if row.done else [slot for slot in range(count) if accepted[slot]]
-                    tokens = [self.token_ids[int(chosen[slot])] for slot in slots]
-                    row.accept(tokens, [probabilities[slot] for slot in slots])
-                    paths.append(slots)
+                for row, count, found in zip(rows, counts, self._walk(passes, fed), strict=True):
+                    paths.append([] if row.done else [slot for slot in range(count) if found[slot][0]])
+                    chosen = [found[slot][1:] for slot in paths[-1]]
+                    check_numbers(len(paths) - 1, len(rows), [probability for _, probability in chosen])
+                    row.accept([self.token_ids[int(column)] for column, _ in chosen], [each for _, each in chosen])
                 passes.keep(paths)
                 cost.passes += 1
                 cost.nodes += sum(counts) - len(rows)
@@ -134,10 +133,7 @@ class TreeDecoder:
         inputs = [passes.run(fed), *map(torch.from_numpy, fed[2:])]
         if self.temperature is not None:
             inputs += [inputs[0].new_tensor([self.temperature]), torch.empty_like(inputs[0]).exponential_()]
-        found = passes.forward.call(self.verify, *inputs).tolist()  # waits for the device
-        for row, (accepted, probabilities) in enumerate(zip(found[0], found[2], strict=True)):
-            check_numbers(row, len(found[0]), [each for each, taken in zip(probabilities, accepted) if taken])
-        return found
+        return passes.forward.call(self.verify, *inputs).tolist()  # waits for the device
 
     @staticmethod
     def verify(
@@ -149,7 +145,7 @@ class TreeDecoder:
         temperature: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Which slots are accepted, the column each chooses, and its probability: float32 [3, B, W].
+        """Which slots are accepted, the column each chooses, and its probability: float32 [B, W, 3].
 
         Args:
             logits: float32 [B, W, G].
@@ -159,14 +155,14 @@ class TreeDecoder:
         scores = (logits if temperature is None else logits / temperature).masked_fill(~allowed, -torch.inf)
         probabilities = scores.softmax(dim=-1)
         # The lowest token id wins ties, as in `generate`. Divided by the noise, each wins as often as it is probable.
-        chosen = (scores if noise is None else probabilities / noise).argmax(dim=-1)
-        taken = probabilities.gather(-1, chosen[..., None])[..., 0]
+        chosen = (scores if noise is None else probabilities / noise).argmax(dim=-1, keepdim=True)
+        taken = probabilities.gather(-1, chosen)
         if columns.shape[1] == 1:
-            return torch.stack((torch.ones_like(taken), chosen.float(), taken))
-        agrees = columns == chosen.gather(1, parents)
-        agrees[:, 0] = True  # the last accepted token
-        accepted = (agrees[:, None] | ~tree_mask).all(dim=-1)
-        return torch.stack((accepted.float(), chosen.float(), taken))
+            return torch.cat((torch.ones_like(taken), chosen, taken), dim=-1)
+        agrees = columns == chosen[..., 0].gather(1, parents)
+        agrees[:, 0].fill_(True)  # the last accepted token
+        accepted = (agrees[:, None] | ~tree_mask).all(dim=-1, keepdim=True)
+        return torch.cat((accepted, chosen, taken), dim=-1)
 
     def _passes(self, prompt: Prompt) -> Passes:
         (rows, length), most = prompt.ids.shape, self.grammar.max_tokens + 1
@@ -194,7 +190,7 @@ def longest_forced_run(grammar: Any) -> int:
 def pack(rows: Sequence[Row], width: int) -> PassInputs:
     """The trees of rows, padded on the right to `width` slots; padding attends to itself alone."""
     trees = zip(*(row.drafts.tree(row.state, width) for row in rows), strict=True)
-    tokens, parents, depths, columns, allowed, mask = map(np.stack, trees)
+    tokens, parents, depths, columns, allowed, mask = map(np.array, trees)
     last, positions = np.array([[row.last, row.position] for row in rows]).T[..., None]
     return PassInputs(np.where(depths == 0, last, tokens), depths + positions, columns, parents, allowed, mask)
 

@@ -73,7 +73,8 @@ class TreeCache:
 
     def __init__(self, scratch: int, slots: int, buffer: torch.Tensor | None = None):
         self.scratch, self.slots, self.buffer = scratch, slots, buffer
-        self.layers = [] if buffer is None else list(buffer)  # [2, B, heads, slots, width] each
+        self.parts = [] if buffer is None else [buffer]  # [..., B, heads, slots, width], of all layers or of one each
+        self.layers = [] if buffer is None else [each.unbind() for each in buffer]  # keys and values
         self.fed, self.visible = (
             0,
             slots,
@@ -83,16 +84,16 @@ class TreeCache:
         """Writes [B, heads, fed, width]; returns what may be attended to."""
         if layer_idx == len(self.layers):
             # Zeros, since a masked slot still takes part in a product, and 0 times an uninitialised number may be NaN.
-            self.layers.append(keys.new_zeros((2, *keys.shape[:2], self.slots, keys.shape[3])))
-        layer = self.layers[layer_idx]
-        layer[0, :, :, : self.fed] = keys
-        layer[1, :, :, : self.fed] = values
+            self.parts.append(keys.new_zeros((2, *keys.shape[:2], self.slots, keys.shape[3])))
+            self.layers.append(self.parts[-1].unbind())
+        for part, new in zip(self.layers[layer_idx], (keys, values)):
+            part.narrow(2, 0, self.fed).copy_(new)
         return self.layer(layer_idx)
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values that may be attended to, [B, heads, visible, width] each, views of the buffer."""
-        keys, values = self.layers[index][:, :, :, : self.visible]
-        return keys, values
+        keys, values = self.layers[index]
+        return keys.narrow(2, 0, self.visible), values.narrow(2, 0, self.visible)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Always 0: it differs from row to row, and positions and masks are always given."""
@@ -100,9 +101,13 @@ class TreeCache:
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copies slots in all layers, `source` to `target` int64 [B, M]; only entries that are equal overlap."""
-        for part in self.layers if self.buffer is None else [self.buffer]:
-            shape = (*part.shape[:-2], source.shape[1], part.shape[-1])
-            here, there = (slots.to(part.device)[:, None, :, None].expand(shape) for slots in (source, target))
+        for part in self.parts:
+            here, there = source.to(part.device), target.to(part.device)
+            if len(here) == 1:
+                part.index_copy_(-2, there[0], part.index_select(-2, here[0]))
+                continue
+            shape = (*part.shape[:-2], here.shape[1], part.shape[-1])
+            here, there = (slots[:, None, :, None].expand(shape) for slots in (here, there))
             part.scatter_(-2, there, part.gather(-2, here))
 
 
@@ -139,7 +144,9 @@ class Forward:
         Args:
             layout: what else than shapes the function depends on.
         """
-        return function(*(on_device(entry, self.head.device) for entry in inputs))
+        if self.head.device.type != "cpu":
+            inputs = tuple(on_device(entry, self.head.device) for entry in inputs)
+        return function(*inputs)
 
     def embed(self, ids: torch.Tensor, pictures: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Embeddings of ids [B, T] with the pictures in them, and what else the language model takes."""
@@ -154,8 +161,8 @@ class Forward:
             embeds, options: as of `embed`.
         """
         torch.index_select(self.model.get_output_embeddings().weight, 0, self.head_rows, out=self.head)
-        for layer in self.cache.layers:  # an earlier call's NaN would be in every later product
-            layer[:, :, :, embeds.shape[1] :].zero_()
+        for part in self.cache.parts:  # an earlier call's NaN would be in every later product
+            part[..., embeds.shape[1] :, :].zero_()
         return self.logits(embeds, options, positions, allowed)[:, : self.cache.scratch]
 
     def feed_tree(
@@ -331,5 +338,5 @@ def prompt_positions(attention_mask: torch.Tensor) -> torch.Tensor:
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What to add to attention scores, [B, 1, queries, keys], for bool [B, queries, keys]. The least number, not minus
     infinity: a row of padding attends to nothing."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(allowed, 0.0)[:, None]
