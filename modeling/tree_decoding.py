@@ -109,9 +109,10 @@ class TreeDecoder:
         lengths, last = attention_mask.sum(dim=1).tolist(), input_ids[:, -1].tolist()
         drafts = [drafts_for(self.grammar, counts, self.nodes) for counts in histograms]
         rows = [Row(token, length - 1, draft) for token, length, draft in zip(last, lengths, drafts, strict=True)]
-        passes = self._passes(Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures))
-        cost = DecodingCost()
+        prompt, cost = Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures), DecodingCost()
+        forward = self._forward(*prompt.ids.shape)
         try:
+            passes = self._passes(prompt, forward)
             while not all(row.done for row in rows):
                 counts = [len(row.drafts.tree(row.state).tokens) for row in rows]
                 fed = pack(rows, passes.width(max(counts)))
@@ -125,7 +126,7 @@ class TreeDecoder:
                 cost.passes += 1
                 cost.nodes += sum(counts) - len(rows)
         finally:
-            passes.forward.release()
+            forward.release()
         return rows, cost
 
     def _walk(self, passes: Passes, fed: PassInputs) -> list[list[list[float]]]:
@@ -164,15 +165,17 @@ class TreeDecoder:
         accepted = (agrees[:, None] | ~tree_mask).all(dim=-1, keepdim=True)
         return torch.cat((accepted, chosen, taken), dim=-1)
 
-    def _passes(self, prompt: Prompt) -> Passes:
-        (rows, length), most = prompt.ids.shape, self.grammar.max_tokens + 1
-        widest = self.nodes + 1 + longest_forced_run(self.grammar)
-        forward = None
-        if self.static is not False:
-            forward = recorded_forward(self.model, self.token_ids, (rows, length, widest, most), bool(self.static))
-        if forward is None:
-            forward = Forward(self.model, self.token_ids, TreeCache(widest, widest + length + most))
+    def _passes(self, prompt: Prompt, forward: Forward) -> Passes:
         return Passes(self.model, prompt, forward)
+
+    def _forward(self, rows: int, length: int) -> Forward:
+        """What computes the passes for prompts of so many tokens."""
+        widest, most = self.nodes + 1 + longest_forced_run(self.grammar), self.grammar.max_tokens + 1
+        if self.static is not False:
+            sizes = rows, length, widest, most
+            if (forward := recorded_forward(self.model, self.token_ids, sizes, bool(self.static))) is not None:
+                return forward
+        return Forward(self.model, self.token_ids, TreeCache(widest, widest + length + most))
 
 
 @lru_cache(maxsize=CACHED_GRAMMARS)

@@ -71,14 +71,12 @@ class TreeCache:
         buffer: of all layers, [layers, 2, B, heads, slots, width]; zeros, as below.
     """
 
-    def __init__(self, scratch: int, slots: int, buffer: torch.Tensor | None = None):
+    def __init__(self, scratch: int, slots: int, buffer: Any = None):
         self.scratch, self.slots, self.buffer = scratch, slots, buffer
-        self.parts = [] if buffer is None else [buffer]  # [..., B, heads, slots, width], of all layers or of one each
+        self.parts: list[torch.Tensor] = [] if buffer is None else [buffer]  # [..., heads, slots, width]
         self.layers = [] if buffer is None else [each.unbind() for each in buffer]  # keys and values
-        self.fed, self.visible = (
-            0,
-            slots,
-        )  # a pass writes slots before the first, and attends to those before the other
+        self.fed, self.visible = 0, slots  # how many slots a pass writes, and how many it attends to
+        self.written: torch.Tensor | None = None  # int64 [fed], for kernels that take the slots
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Writes [B, heads, fed, width]; returns what may be attended to."""

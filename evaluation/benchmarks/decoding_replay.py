@@ -47,8 +47,8 @@ class ReplayingDecoder(TreeDecoder):
     targets: list[list[int]]  # token ids per row
     stopwatch: Stopwatch
 
-    def _passes(self, prompt: Any) -> Any:
-        passes = super()._passes(prompt)
+    def _passes(self, prompt: Any, forward: Any) -> Any:
+        passes = super()._passes(prompt, forward)
         run, first = passes.run, prompt.mask.sum(dim=1).numpy()[:, None]  # position of the last token of each prompt
         ends = [[*target, self.grammar.eos_token_id] for target in self.targets]
         longest = max(map(len, ends))

@@ -10,7 +10,7 @@ from test_tree_decoding import inputs_of
 from tiny_models import tiny_pair
 
 from gen_vla.modeling import recorded_passes
-from gen_vla.modeling.verification_passes import Passes
+from gen_vla.modeling.verification_passes import Prompt
 from gen_vla.processors import ActionStringProcessor
 
 
@@ -153,7 +153,7 @@ def test_a_plan_is_as_before_after_an_interruption(broken, record_with, llama_li
     expected = model.predict_actions(**inputs, cache_implementation="dynamic")
     with monkeypatch.context() as patched:
         if broken == "arguments":
-            patched.setattr(Passes, "run", interrupted)
+            patched.setattr(Prompt, "padded", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.predict_actions(**inputs)
     (plan,) = plans_of(model)

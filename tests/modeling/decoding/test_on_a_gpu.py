@@ -128,7 +128,7 @@ def test_recorded_logits_in_half_precision(family):
     with torch.no_grad():
         forward = Forward(model, tokens, TreeCache(16, 16 + ids.shape[1] + 200))
         plain = Passes(model, prompt, forward).run(fed)
-        plan = recorded_passes.recorded_forward(model, tokens, (*prompt.ids.shape, 16, 40))
+        plan = recorded_passes.recorded_forward(model, tokens, (4, prompt.ids.shape[1], 16, 40))
         assert plan is not None
         recorded = Passes(model, prompt, plan).run(fed)
     assert plan.graphs

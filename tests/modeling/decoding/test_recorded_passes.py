@@ -4,6 +4,7 @@ import copy
 import gc
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,7 +191,7 @@ def empty(*shape, dtype=torch.long):
 def test_passes_stay_on_the_device(kind, operations, llama_like, monkeypatch):
     """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
     strings, own = ActionStringProcessor(3, 1, 3), kind.endswith("_plus")
-    model = tiny_pair(kind, llama_like, strings)[0] if own else tiny_vla_plus(kind, strings=strings)
+    model: Any = tiny_pair(kind, llama_like, strings)[0] if own else tiny_vla_plus(kind, strings=strings)
     monkeypatch.setattr(image_language_model, "is_recording", lambda device: True)
     if operations and not own:
         pytest.skip("layers that are not fused")
