@@ -17,7 +17,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_plan.py works without it") from error
+    raise ImportError("got no Triton, which PyTorch for CUDA brings along; decoding works without it") from error
 
 BLOCK_ROWS = 64  # queries of a block of attention
 BLOCK_NUMBERS = 8192  # of the keys it looks at at a time: 64 keys of width 128
