@@ -19,7 +19,7 @@ from .base_configuration import check_context
 from .cpu_threads import limit_cpu_threads
 from .draft_trees import action_tokens, allowed_columns
 from .openvla_contract import ActionPrediction
-from .static_passes import WIDTH_STEP
+from .recorded_passes import WIDTH_STEP
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run, padded_probabilities
 from .verification_passes import prompt_positions
 
@@ -47,7 +47,7 @@ class ActionPredictionMixin:
     """`predict_actions` for a model with `generate` and an `action_config`."""
 
     first_position = 0  # of a row's first token, as the language model counts
-    has_static_passes = True  # see `static_passes.py`
+    lean_layers = False  # record passes with `fused_layers.py` in place of the layers of a Llama or Gemma 1
     picture_inputs: frozenset[str] = frozenset()  # what a processor returns besides ids, mask and pixel_values
     windows_bound_blocks = False  # whether sliding windows hold within `prompt_blocks`, too
 

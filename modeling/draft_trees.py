@@ -12,9 +12,8 @@ A bad draft costs forward passes, never a token.
 
 import heapq
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,8 +26,7 @@ CACHED_DRAFTS = 16  # of a grammar, a data set and a number of nodes
 CACHED_GRAMMARS = 16
 
 
-@dataclass(frozen=True)
-class DraftTree:
+class DraftTree(NamedTuple):
     """Slots in an order in which every parent comes before its children.
 
     Attributes:
@@ -45,6 +43,18 @@ class DraftTree:
     allowed: np.ndarray
     mask: np.ndarray
 
+    def padded(self, width: int) -> "DraftTree":
+        """With slots up to a width that attend to themselves alone."""
+        count = len(self.tokens)
+        if count == width:
+            return self
+        *numbers, allowed, mask = self
+        wider = np.eye(width, dtype=bool)
+        wider[:count, :count] = mask
+        more = ((0, width - count),)
+        numbers = [np.pad(each, more) for each in numbers]
+        return DraftTree(*numbers, np.pad(allowed, (*more, (0, 0)), constant_values=True), wider)
+
 
 class Drafts:
     """The trees of one grammar for one data set.
@@ -57,7 +67,7 @@ class Drafts:
 
     def __init__(self, grammar: Any, histograms: Any, nodes: int):
         self.grammar, self.nodes = grammar, nodes
-        self.trees: dict[int, DraftTree] = {}
+        self.trees: dict[tuple[int, int | None], DraftTree] = {}
         # By state, the rest of every drawn action that passes through it.
         self.rests: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
         strings = grammar.strings
@@ -67,11 +77,11 @@ class Drafts:
                 self.rests[state].append(tokens[place:])
                 state = grammar.transitions[state][token]
 
-    def tree(self, state: int) -> DraftTree:
-        """The tree of a state, built on first use."""
-        if state not in self.trees:
-            self.trees[state] = self._grow(state)
-        return self.trees[state]
+    def tree(self, state: int, width: int | None = None) -> DraftTree:
+        """The tree of a state, padded to a width; built on first use."""
+        if (state, width) not in self.trees:
+            self.trees[state, width] = self._grow(state) if width is None else self.tree(state).padded(width)
+        return self.trees[state, width]
 
     def _grow(self, start: int) -> DraftTree:
         grammar, completions = self.grammar, forced_completions(self.grammar)

@@ -12,8 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from .parallel_streams import in_parallel
-from .static_cache import StaticTreeCache
-from .verification_passes import additive_mask
+from .verification_passes import TreeCache, additive_mask
 
 
 FAMILIES = ("Llama", "Gemma")
@@ -37,7 +36,7 @@ class TorchOperations:
         projected: list[torch.Tensor],
         cosines: torch.Tensor,
         sines: torch.Tensor,
-        cache: StaticTreeCache,
+        cache: TreeCache,
         layer: int,
     ) -> torch.Tensor:
         """Applies rotary embeddings, writes keys and values into the cache; returns queries [B, H, T, D].
@@ -73,12 +72,9 @@ class TorchOperations:
         """The activation of `gate` times `up`, [B, T, M]."""
         return activation(gate) * up
 
-    def move(self, cache: StaticTreeCache, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copies slots in all layers, `source` to `target` int64 [B, M]; only entries that are equal overlap."""
-        buffer = cache.buffer
-        shape = (*buffer.shape[:2], len(source), buffer.shape[3], source.shape[1], buffer.shape[5])
-        source, target = (slots[None, None, :, None, :, None].expand(shape) for slots in (source, target))
-        buffer.scatter_(4, target, buffer.gather(4, source))
+    def move(self, cache: TreeCache, source: torch.Tensor, target: torch.Tensor) -> None:
+        """As `TreeCache.move`."""
+        cache.move(source, target)
 
 
 def rotate_half(part: torch.Tensor) -> torch.Tensor:
@@ -115,7 +111,7 @@ def run_layers(
     embeds: torch.Tensor,
     positions: torch.Tensor,
     allowed: torch.Tensor,
-    cache: StaticTreeCache,
+    cache: TreeCache,
 ) -> torch.Tensor:
     """Last hidden states [B, T, N], normalised.
 

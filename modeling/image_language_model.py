@@ -9,6 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .base_configuration import check_context
 from .openvla_contract import OpenVLAContractMixin
+from .parallel_streams import is_recording
 
 
 class ImageLanguagePreTrainedModel(OpenVLAContractMixin, PreTrainedModel):
@@ -85,6 +86,8 @@ class ImageLanguageModelMixin:
         """Raises `ValueError` if the numbers of image tokens and image features differ, pictures are missing, or a row
         holds a part of a picture.
         """
+        if is_recording(input_ids.device):  # which begins with a plain call for the same numbers of image tokens
+            return
         found = (input_ids == self.config.image_token_id).sum(dim=1)
         pictures, each = 0 if pixel_values is None else len(pixel_values), self.config.num_image_tokens
         if torch.compiler.is_compiling():  # where nothing may depend on what a tensor holds

@@ -52,9 +52,7 @@ from .draft_trees import Drafts  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
 from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
-from .static_cache import StaticTreeCache  # noqa: F401
-from .static_passes import StaticPasses  # noqa: F401
-from .static_plan import StaticPlan  # noqa: F401
+from .recorded_passes import recorded_forward  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 

@@ -31,7 +31,6 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
     _supports_sdpa = True
     _supports_flash_attn = False  # see openvla_contract.py
     _supports_attention_backend = True
-    has_static_passes = False
 
     def __init__(self, config: VLAPlusConfig):
         super().__init__(config)

@@ -11,7 +11,7 @@ _STREAMS: dict[tuple[int, int], Any] = {}  # by device and number; -1 is the one
 
 def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
     """The results of calls without an effect on each other, which compute on `device`; later work waits for all."""
-    if device.type != "cuda" or torch.compiler.is_compiling() or not torch.cuda.is_current_stream_capturing():
+    if torch.compiler.is_compiling() or not is_recording(device):
         return [call() for call in calls]
     main = torch.cuda.current_stream(device)
     begun = main.record_event()
@@ -25,6 +25,11 @@ def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> lis
     for number in range(len(calls) - 1):
         main.wait_stream(_side_stream(device, number))
     return results
+
+
+def is_recording(device: torch.device) -> bool:
+    """Whether what is computed on a device is being recorded."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def recording_stream(device: torch.device) -> Any:

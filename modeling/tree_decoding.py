@@ -13,6 +13,7 @@ slot is accepted, too, and fed in the next pass. At every step this is the choic
 a time from the same logits, so the result is the same for any tree.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .draft_trees import Drafts, DraftTree, action_tokens, drafts_for, forced_completions
-from .static_passes import StaticPasses, static_passes
-from .verification_passes import DynamicPasses, PassInputs, Prompt
+from .draft_trees import Drafts, action_tokens, drafts_for, forced_completions
+from .recorded_passes import recorded_forward
+from .verification_passes import Forward, Passes, PassInputs, Prompt, TreeCache
 
 
 CACHED_GRAMMARS = 16
@@ -80,7 +81,7 @@ class TreeDecoder:
     Args:
         nodes: tree nodes per pass and row.
         temperature: sample at this temperature; `None` takes the most probable token.
-        static: passes of shapes that repeat, for a GPU (`static_passes.py`); `None` for them where they suit.
+        static: passes of shapes that repeat, for a GPU (`recorded_passes.py`); `None` for them where they suit.
     """
 
     def __init__(
@@ -89,12 +90,6 @@ class TreeDecoder:
         self.model, self.grammar, self.nodes, self.temperature = model, grammar, nodes, temperature
         self.static = static
         self.token_ids = action_tokens(grammar)
-
-    @property
-    def head(self) -> torch.Tensor:
-        """The rows of the output layer that actions need, float [G, width]."""
-        weight = self.model.get_output_embeddings().weight
-        return weight[torch.tensor(self.token_ids, device=weight.device)]
 
     @torch.no_grad()
     def decode(
@@ -114,55 +109,73 @@ class TreeDecoder:
         lengths, last = attention_mask.sum(dim=1).tolist(), input_ids[:, -1].tolist()
         drafts = [drafts_for(self.grammar, counts, self.nodes) for counts in histograms]
         rows = [Row(token, length - 1, draft) for token, length, draft in zip(last, lengths, drafts, strict=True)]
-        passes = self._passes(Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures))
-        cost = DecodingCost()
+        prompt, cost = Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures), DecodingCost()
+        forward = self._forward(*prompt.ids.shape)
         try:
+            passes = self._passes(prompt, forward)
             while not all(row.done for row in rows):
-                trees = [row.drafts.tree(row.state) for row in rows]
-                fed = pack(rows, trees, passes.width(max(len(tree.tokens) for tree in trees)))
-                accepted, chosen, probabilities = self.verify(passes.run(fed), fed).tolist()  # waits for the device
+                counts = [len(row.drafts.tree(row.state).tokens) for row in rows]
+                fed = pack(rows, passes.width(max(counts)))
                 paths: list[list[int]] = []
-                for index, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-                    slots = [] if row.done else [slot for slot in range(len(tree.tokens)) if accepted[index][slot]]
-                    tokens = [self.token_ids[int(chosen[index][slot])] for slot in slots]
-                    row.accept(tokens, [probabilities[index][slot] for slot in slots])
-                    paths.append(slots)
+                for row, count, found in zip(rows, counts, self._walk(passes, fed), strict=True):
+                    paths.append([] if row.done else [slot for slot in range(count) if found[slot][0]])
+                    chosen = [found[slot][1:] for slot in paths[-1]]
+                    check_numbers(len(paths) - 1, len(rows), [probability for _, probability in chosen])
+                    row.accept([self.token_ids[int(column)] for column, _ in chosen], [each for _, each in chosen])
                 passes.keep(paths)
                 cost.passes += 1
-                cost.nodes += sum(len(tree.tokens) - 1 for tree in trees)
+                cost.nodes += sum(counts) - len(rows)
         finally:
-            passes.close()
+            forward.release()
         return rows, cost
 
-    def verify(self, logits: torch.Tensor, fed: PassInputs) -> torch.Tensor:
-        """Which slots are accepted, the column each chooses, and its probability: float32 [3, B, W], on the device.
+    def _walk(self, passes: Passes, fed: PassInputs) -> list[list[list[float]]]:
+        """What `verify` finds, read back once for the whole pass."""
+        inputs = [passes.run(fed), *map(torch.from_numpy, fed[2:])]
+        if self.temperature is not None:
+            inputs += [inputs[0].new_tensor([self.temperature]), torch.empty_like(inputs[0]).exponential_()]
+        return passes.forward.call(self.verify, *inputs).tolist()  # waits for the device
+
+    @staticmethod
+    def verify(
+        logits: torch.Tensor,
+        columns: torch.Tensor,
+        parents: torch.Tensor,
+        allowed: torch.Tensor,
+        tree_mask: torch.Tensor,
+        temperature: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Which slots are accepted, the column each chooses, and its probability: float32 [B, W, 3].
 
         Args:
             logits: float32 [B, W, G].
+            columns, parents, allowed, tree_mask: as in `PassInputs`.
+            temperature, noise: to sample, float32 [1], and [B, W, G] drawn from an exponential distribution.
         """
-        columns, parents, allowed, mask = (
-            each.to(logits.device) for each in (fed.columns, fed.parents, fed.allowed, fed.tree_mask)
-        )
-        scores = (logits / (self.temperature or 1.0)).masked_fill(~allowed, -torch.inf)
+        scores = (logits if temperature is None else logits / temperature).masked_fill(~allowed, -torch.inf)
         probabilities = scores.softmax(dim=-1)
-        # Where a model computes NaN any allowed token will do: `padded_probabilities` raises an error.
-        weights = torch.where(probabilities.isnan(), allowed.float(), probabilities)
-        if self.temperature is None:
-            chosen = weights.argmax(dim=-1, keepdim=True)  # the lowest token id wins ties, as in `generate`
-        else:
-            chosen = torch.multinomial(weights.flatten(0, 1), 1).view(*weights.shape[:2], 1)
+        # The lowest token id wins ties, as in `generate`. Divided by the noise, each wins as often as it is probable.
+        chosen = (scores if noise is None else probabilities / noise).argmax(dim=-1, keepdim=True)
+        taken = probabilities.gather(-1, chosen)
+        if columns.shape[1] == 1:
+            return torch.cat((torch.ones_like(taken), chosen, taken), dim=-1)
         agrees = columns == chosen[..., 0].gather(1, parents)
-        agrees[:, 0] = True
-        accepted = ~(mask & ~agrees[:, None]).any(dim=-1)
-        return torch.stack((accepted.float(), chosen[..., 0].float(), probabilities.gather(-1, chosen)[..., 0]))
+        agrees[:, 0].fill_(True)  # the last accepted token
+        accepted = (agrees[:, None] | ~tree_mask).all(dim=-1, keepdim=True)
+        return torch.cat((accepted, chosen, taken), dim=-1)
 
-    def _passes(self, prompt: Prompt) -> DynamicPasses | StaticPasses:
-        most = self.grammar.max_tokens
+    def _passes(self, prompt: Prompt, forward: Forward) -> Passes:
+        return Passes(self.model, prompt, forward)
+
+    def _forward(self, rows: int, length: int) -> Forward:
+        """What computes the passes for prompts of so many tokens."""
+        widest, most = self.nodes + 1 + longest_forced_run(self.grammar), self.grammar.max_tokens + 1
         if self.static is not False:
-            widest = self.nodes + 1 + longest_forced_run(self.grammar)
-            if passes := static_passes(self.model, self.token_ids, prompt, widest, most, bool(self.static)):
-                return passes
-        return DynamicPasses(self.model, self.head, prompt, room=2 * (most + self.nodes))
+            sizes = rows, length, widest, most
+            if (forward := recorded_forward(self.model, self.token_ids, sizes, bool(self.static))) is not None:
+                return forward
+        return Forward(self.model, self.token_ids, TreeCache(widest, widest + length + most))
 
 
 @lru_cache(maxsize=CACHED_GRAMMARS)
@@ -177,33 +190,27 @@ def longest_forced_run(grammar: Any) -> int:
     return longest
 
 
-def pack(rows: Sequence[Row], trees: Sequence[DraftTree], width: int) -> PassInputs:
-    """What rows feed, padded on the right to `width` slots; padding attends to itself alone."""
-    ids, positions, columns, parents = np.zeros((4, len(rows), width), dtype=np.int64)
-    allowed = np.ones((len(rows), width, trees[0].allowed.shape[1]), dtype=bool)
-    mask = np.repeat(np.eye(width, dtype=bool)[None], len(rows), axis=0)
-    for index, (row, tree) in enumerate(zip(rows, trees, strict=True)):
-        count = len(tree.tokens)
-        ids[index, :count], ids[index, 0] = tree.tokens, row.last
-        positions[index, :count] = row.position + tree.depths
-        columns[index, :count], parents[index, :count] = tree.columns, tree.parents
-        allowed[index, :count], mask[index, :count, :count] = tree.allowed, tree.mask
-    return PassInputs(*map(torch.from_numpy, (ids, positions, columns, parents, allowed, mask)))
+def pack(rows: Sequence[Row], width: int) -> PassInputs:
+    """The trees of rows, padded on the right to `width` slots; padding attends to itself alone."""
+    trees = zip(*(row.drafts.tree(row.state, width) for row in rows), strict=True)
+    tokens, parents, depths, columns, allowed, mask = map(np.array, trees)
+    last, positions = np.array([[row.last, row.position] for row in rows]).T[..., None]
+    return PassInputs(np.where(depths == 0, last, tokens), depths + positions, columns, parents, allowed, mask)
 
 
 def padded_probabilities(token_ids: np.ndarray, probabilities: Sequence[Sequence[float]]) -> np.ndarray:
-    """Probabilities of all rows, float32 [B, L], padded with 1; `token_ids` is int64 [B, L].
-
-    Raises:
-        ValueError: where a probability is NaN: tokens chosen by it are no action.
-    """
+    """Probabilities of all rows, float32 [B, L], padded with 1; `token_ids` is int64 [B, L]. See `check_numbers`."""
     padded = np.ones(token_ids.shape, dtype=np.float32)
     for row, each in enumerate(probabilities):
+        check_numbers(row, len(padded), each)
         padded[row, : len(each)] = each
-    wrong = np.flatnonzero(np.isnan(padded).any(axis=1))
-    if len(wrong):
-        raise ValueError(
-            f"got NaN as probabilities in row {wrong[0]} of {len(padded)}, expected numbers: pixel_values or weights "
-            "hold NaN or infinity, or the model overflows; for float16, try bfloat16"
-        )
     return padded
+
+
+def check_numbers(row: int, rows: int, probabilities: Sequence[float]) -> None:
+    """Raises `ValueError` where a probability in a row is NaN."""
+    if any(map(math.isnan, probabilities)):
+        raise ValueError(
+            f"got NaN as probabilities in row {row} of {rows}, expected numbers: pixel_values or weights hold NaN or "
+            "infinity, or the model overflows; for float16, try bfloat16"
+        )

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from .fused_layers import TorchOperations, activation_name
-from .static_cache import StaticTreeCache
+from .verification_passes import TreeCache
 
 
 try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise ImportError("got no Triton, which PyTorch for CUDA brings along; static_plan.py works without it") from error
+    raise ImportError("got no Triton, which PyTorch for CUDA brings along; decoding works without it") from error
 
 BLOCK_ROWS = 64  # queries of a block of attention
 BLOCK_NUMBERS = 8192  # of the keys it looks at at a time: 64 keys of width 128
@@ -59,7 +59,7 @@ class TritonOperations(TorchOperations):
         projected: list[torch.Tensor],
         cosines: torch.Tensor,
         sines: torch.Tensor,
-        cache: StaticTreeCache,
+        cache: TreeCache,
         layer: int,
     ) -> torch.Tensor:
         query, key, value = projected
@@ -115,7 +115,7 @@ class TritonOperations(TorchOperations):
         gated_kernel[(triton.cdiv(count, 1024),)](gate, up, result, count, GELU=name != "silu", BLOCK=1024)
         return result
 
-    def move(self, cache: StaticTreeCache, source: torch.Tensor, target: torch.Tensor) -> None:
+    def move(self, cache: TreeCache, source: torch.Tensor, target: torch.Tensor) -> None:
         layers, both, rows, heads, slots, width = cache.buffer.shape
         move_kernel[(layers * both * rows * heads,)](
             *(cache.buffer, source, target, source.shape[1], source.stride(0), rows, heads, slots),

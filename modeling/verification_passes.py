@@ -1,20 +1,29 @@
 """The forward passes that verify draft trees, and the keys and values they keep.
 
-    DynamicPasses   every pass as wide as its trees, caches as long as their content; nothing is wasted
-    StaticPasses    prompts, widths and caches in steps of a fixed size, so that shapes repeat from pass to pass and
-                    from call to call: on a GPU each pass is then one CUDA graph (`static_passes.py`)
+Of every row the cache has slots for the tree of the current pass, for the prompt, and for what was accepted:
 
-Both give the same results. The first pass (prefill) also feeds the prompt, the last token of which begins the tree.
+    slots    0 ... S - 1          the tree
+             S ... S + L - 1      the prompt, left-padded
+             S + L ...            accepted tokens, as many as each row has
+
+A pass writes its first slots, and begins by moving what the last one accepted behind the rest. The first pass
+(prefill) feeds the prompt as well, in the order of the slots; the prompt's last token is the root of the tree. Masks,
+positions and the places of tokens are computed here, so that a language model is called in one way for all families.
+
+`Passes` decides what is fed, `Forward` computes it. `recorded_passes.py` has a `Forward` whose shapes repeat from call
+to call, so that on a GPU each of its functions is one CUDA graph.
 """
 
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 
-@dataclass(frozen=True)
-class PassInputs:
+class PassInputs(NamedTuple):
     """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right.
 
     Attributes:
@@ -24,17 +33,17 @@ class PassInputs:
         tree_mask: bool [B, W, W]; each slot attends to itself and its ancestors.
     """
 
-    ids: torch.Tensor
-    positions: torch.Tensor
-    columns: torch.Tensor
-    parents: torch.Tensor
-    allowed: torch.Tensor
-    tree_mask: torch.Tensor
+    ids: np.ndarray
+    positions: np.ndarray
+    columns: np.ndarray
+    parents: np.ndarray
+    allowed: np.ndarray
+    tree_mask: np.ndarray
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A left-padded batch of prompts without their last tokens, which are the first slots of trees.
+    """A left-padded batch of prompts without their last tokens, which are the roots of trees.
 
     Attributes:
         ids, mask: int64 [B, L]; the mask is 0 on padding.
@@ -45,127 +54,272 @@ class Prompt:
     mask: torch.Tensor
     pictures: dict[str, Any] = field(default_factory=dict)
 
+    def padded(self, length: int, token: int) -> "Prompt":
+        """On the CPU, padded on the left with a token to a length; pictures stay where they are."""
+        ids, mask, more = self.ids.cpu(), self.mask.cpu(), length - self.ids.shape[1]
+        if more:
+            ids, mask = torch.nn.functional.pad(ids, (more, 0), value=token), torch.nn.functional.pad(mask, (more, 0))
+        return Prompt(ids, mask, self.pictures)
 
-class DynamicTreeCache:
-    """Keys and values in buffers, of which a pass keeps the accepted slots; with what attention layers and models of
-    transformers use of a cache when the attention mask and the positions are given.
+
+class TreeCache:
+    """Keys and values of all layers, with what attention layers and models of transformers use of a cache when the
+    attention mask and the positions are given. A layer's buffer is made when it first writes, unless all are given.
 
     Args:
-        capacity: slots per row to begin with.
+        scratch, slots: S above, and all slots.
+        buffer: of all layers, [layers, 2, B, heads, slots, width]; zeros, as below.
     """
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
-        self.length = 0
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
+    def __init__(self, scratch: int, slots: int, buffer: Any = None):
+        self.scratch, self.slots, self.buffer = scratch, slots, buffer
+        self.parts: list[torch.Tensor] = [] if buffer is None else [buffer]  # [..., heads, slots, width]
+        self.layers = [] if buffer is None else [each.unbind() for each in buffer]  # keys and values
+        self.fed, self.visible = 0, slots  # how many slots a pass writes, and how many it attends to
+        self.written: torch.Tensor | None = None  # int64 [fed], for kernels that take the slots
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Writes [B, heads, fed, width]; returns what may be attended to."""
-        if layer_idx == len(self.keys):
-            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+        if layer_idx == len(self.layers):
             # Zeros, since a masked slot still takes part in a product, and 0 times an uninitialised number may be NaN.
-            self.keys.append(keys.new_zeros(shape))
-            self.values.append(values.new_zeros((*shape[:3], values.shape[3])))
-        end = self.length + keys.shape[2]
-        if end > self.keys[layer_idx].shape[2]:
-            self.keys[layer_idx] = enlarged(self.keys[layer_idx], end)
-            self.values[layer_idx] = enlarged(self.values[layer_idx], end)
-        self.keys[layer_idx][:, :, self.length : end] = keys
-        self.values[layer_idx][:, :, self.length : end] = values
-        return self.keys[layer_idx][:, :, :end], self.values[layer_idx][:, :, :end]
+            self.parts.append(keys.new_zeros((2, *keys.shape[:2], self.slots, keys.shape[3])))
+            self.layers.append(self.parts[-1].unbind())
+        for part, new in zip(self.layers[layer_idx], (keys, values)):
+            part.narrow(2, 0, self.fed).copy_(new)
+        return self.layer(layer_idx)
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that may be attended to, [B, heads, visible, width] each, views of the buffer."""
+        keys, values = self.layers[index]
+        return keys.narrow(2, 0, self.visible), values.narrow(2, 0, self.visible)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Slots kept."""
-        return self.length
+        """Always 0: it differs from row to row, and positions and masks are always given."""
+        return 0
 
-    def keep(self, prompt: int, accepted: torch.Tensor) -> None:
-        """Keeps, of what the last pass wrote, the first `prompt` slots and those named by `accepted` int64 [B, K]."""
-        start = self.length + prompt
-        for buffer in (*self.keys, *self.values):
-            slots = (self.length + accepted)[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-            buffer[:, :, start : start + accepted.shape[1]] = buffer.gather(2, slots)
-        self.length = start + accepted.shape[1]
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copies slots in all layers, `source` to `target` int64 [B, M]; only entries that are equal overlap."""
+        for part in self.parts:
+            here, there = source.to(part.device), target.to(part.device)
+            if len(here) == 1:
+                part.index_copy_(-2, there[0], part.index_select(-2, here[0]))
+                continue
+            shape = (*part.shape[:-2], here.shape[1], part.shape[-1])
+            here, there = (slots[:, None, :, None].expand(shape) for slots in (here, there))
+            part.scatter_(-2, there, part.gather(-2, here))
 
 
-class DynamicPasses:
-    """Passes of whatever width is asked for.
+class Forward:
+    """The functions of tensors a pass consists of, over a cache.
 
     Args:
-        head: float [G, width], the needed rows of the output layer.
-        room: slots that accepted tokens and trees will usually take; more are made when needed.
+        token_ids: the needed rows of the output layer, G of them.
+        cache: as long as the whole call needs.
+
+    Attributes:
+        head: float [G, width], those rows; read in each prefill.
     """
 
-    def __init__(self, model: Any, head: torch.Tensor, prompt: Prompt, room: int):
-        self.model, self.head = model, head
-        self.prompt: Prompt | None = prompt  # until it has been fed
-        self.seen = prompt.mask.bool().to(head.device)
-        self.places = prompt_positions(self.seen)  # of cached tokens in their rows, int64 [B, cached]
-        self.shift: torch.Tensor | int = 0  # what the language model adds to them
-        self.cache = DynamicTreeCache(prompt.ids.shape[1] + room)
+    fixed = False  # whether all passes have the same width and number of slots
+    prompt_step = 1  # prompts are padded to a multiple of this
 
-    def width(self, widest: int) -> int:
-        """The width of a pass in which the widest row feeds so many tokens."""
-        return widest
+    def __init__(self, model: Any, token_ids: Sequence[int], cache: TreeCache):
+        self.model_reference = weakref.ref(model)
+        self.cache = cache
+        weight = model.get_output_embeddings().weight
+        self.head_rows = torch.tensor(token_ids, device=weight.device)
+        self.head = weight.new_empty(len(token_ids), weight.shape[1], requires_grad=False)
+
+    @property
+    def model(self) -> Any:
+        """The model; whoever makes passes holds it."""
+        return self.model_reference()
 
     @torch.no_grad()
-    def run(self, fed: PassInputs) -> torch.Tensor:
-        """Logits float32 [B, W, G]."""
-        device, model = self.head.device, self.model
-        ids, self.fed_places, tree_mask = (each.to(device) for each in (fed.ids, fed.positions, fed.tree_mask))
-        if self.prompt is None:
-            embeds, options, places, same_block = model.get_input_embeddings()(ids), {}, self.fed_places, None
-            allowed = torch.cat((self.seen[:, None].expand(-1, ids.shape[1], -1), tree_mask), dim=2)
-            keys = torch.cat((self.places, places), dim=1)
-            positions = places + self.shift
-        else:
-            prompt = torch.cat((self.prompt.ids.to(device), ids), dim=1)
-            embeds, options = model.embed_prompt(prompt, **self.prompt.pictures)
-            keys = places = torch.cat((self.places, self.fed_places), dim=1)
-            positions, self.shift = model.prompt_positions(
-                self.prompt.ids.to(device), self.seen, **self.prompt.pictures
-            )
-            positions = torch.cat(
-                (positions, (self.fed_places + self.shift).expand(*positions.shape[:-1], -1)), dim=-1
-            )
-            same_block = model.prompt_blocks(prompt[:, : self.seen.shape[1] + 1])
-            allowed = prompt_and_tree_mask(self.seen, tree_mask, same_block)
-        hidden = model.get_decoder()(
+    def call(self, function: Callable[..., Any], *inputs: Any, layout: Any = None) -> Any:
+        """What one of the functions below, or another one of tensors, returns for inputs on any device.
+
+        Args:
+            layout: what else than shapes the function depends on.
+        """
+        if self.head.device.type != "cpu":
+            inputs = tuple(on_device(entry, self.head.device) for entry in inputs)
+        return function(*inputs)
+
+    def embed(self, ids: torch.Tensor, pictures: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Embeddings of ids [B, T] with the pictures in them, and what else the language model takes."""
+        return self.model.embed_prompt(ids, **pictures)
+
+    def feed_prompt(
+        self, embeds: torch.Tensor, options: dict[str, Any], positions: torch.Tensor, allowed: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Feeds a tree of S tokens and a prompt of L; as `feed_tree`.
+
+        Args:
+            embeds, options: as of `embed`.
+        """
+        torch.index_select(self.model.get_output_embeddings().weight, 0, self.head_rows, out=self.head)
+        for part in self.cache.parts:  # an earlier call's NaN would be in every later product
+            part[..., embeds.shape[1] :, :].zero_()
+        return self.logits(embeds, options, positions, allowed)[:, : self.cache.scratch]
+
+    def feed_tree(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        allowed: list[torch.Tensor],
+        source: torch.Tensor,
+        target: torch.Tensor,
+    ) -> torch.Tensor:
+        """Moves accepted tokens, then feeds a tree; logits float32 [B, W, G].
+
+        Args:
+            ids: int64 [B, W].
+            positions: int64 [..., B, W], as the language model counts.
+            allowed: bool [B, W, slots], what is attended to: by full attention and, where there is one, by sliding.
+            source, target: int64 [B, M], slots to be moved, and where to.
+        """
+        self.move(source, target)
+        return self.logits(self.model.get_input_embeddings()(ids), {}, positions, allowed)
+
+    def logits(
+        self, embeds: torch.Tensor, options: dict[str, Any], positions: torch.Tensor, allowed: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Logits float32 [B, T, G] behind each token fed."""
+        self.cache.fed, self.cache.visible = embeds.shape[1], allowed[0].shape[2]
+        hidden = self.layers(embeds, options, positions, allowed)
+        return capped((hidden[:, : self.cache.scratch] @ self.head.T).float(), self.model.config.text_config)
+
+    def layers(
+        self, embeds: torch.Tensor, options: dict[str, Any], positions: torch.Tensor, allowed: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The last hidden states, [B, T, width]."""
+        masks = [additive_mask(each, self.head.dtype) for each in allowed]
+        named = dict(zip(("full_attention", "sliding_attention"), masks))
+        return self.model.get_decoder()(
             inputs_embeds=embeds,
-            attention_mask=self._masks(allowed, places, keys, same_block),
+            attention_mask=masks[0] if len(masks) == 1 else named,
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
             **options,
         ).last_hidden_state
-        return capped((hidden[:, -ids.shape[1] :] @ self.head.T).float(), model.config.text_config)
 
-    def keep(self, paths: list[list[int]]) -> None:
-        """Keeps the prompt of the prefill, and of the fed slots those that each row accepted."""
-        kept, accepted = (each.to(self.head.device) for each in padded(paths))
-        start = 0 if self.prompt is None else self.seen.shape[1]
-        self.cache.keep(start, kept + start)
-        self.seen = torch.cat((self.seen, accepted), dim=1)
-        self.places = torch.cat((self.places, self.fed_places.gather(1, kept)), dim=1)
-        self.prompt = None
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """As `TreeCache.move`."""
+        self.cache.move(source, target)
 
-    def close(self) -> None:
-        """Nothing is shared with other calls."""
+    def release(self) -> None:
+        """Ends the call; nothing is shared with others."""
 
-    def _masks(self, allowed: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, same_block: Any) -> Any:
-        """What the language model takes as its mask: one for all layers, or one for each type of layer.
+
+class Passes:
+    """The passes of one call, and where each row's tokens lie in the cache."""
+
+    def __init__(self, model: Any, prompt: Prompt, forward: Forward):
+        self.model, self.forward, cache = model, forward, forward.cache
+        length = rounded_up(prompt.ids.shape[1], forward.prompt_step)
+        token = int(model.config.image_token_id == 0)  # any but the image's
+        self.prompt: Prompt | None = prompt.padded(length, token)  # until it has been fed
+        rows, end = len(prompt.ids), cache.scratch + length
+        self.seen = np.zeros((rows, cache.slots), dtype=bool)  # slots that hold a token of prompt or action
+        self.seen[:, cache.scratch : end] = self.prompt.mask.bool().numpy()
+        self.places = np.zeros((rows, cache.slots), dtype=np.int64)  # in their rows, of the tokens in all slots
+        self.places[:, cache.scratch : end] = prompt_positions(self.prompt.mask).numpy()
+        self.ends = np.full(rows, end)  # of each row's tokens
+        self.moves = (torch.zeros(0), torch.zeros(0))  # of the next pass
+        self.lead: tuple[int, ...] = ()  # axes of positions besides rows and tokens
+        self.shift: torch.Tensor | int = 0  # what the language model adds to places
+        text = model.config.text_config
+        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+        self.window = text.sliding_window if slides else None
+
+    def width(self, widest: int) -> int:
+        """The width of a pass in which the widest row feeds so many tokens."""
+        return self.forward.cache.scratch if self.forward.fixed or self.prompt is not None else widest
+
+    def run(self, fed: PassInputs) -> torch.Tensor:
+        """Logits float32 [B, W, G]."""
+        rows, width = fed.ids.shape
+        scratch = self.forward.cache.scratch
+        self.places[:, :width] = fed.positions
+        if self.prompt is not None:
+            return self._run_prompt(self.prompt, fed)
+        slots = self.forward.cache.slots if self.forward.fixed else self.ends.max()
+        allowed = np.zeros((rows, width, slots), dtype=bool)
+        allowed[:, :, :width] = fed.tree_mask
+        allowed[:, :, scratch:] = self.seen[:, None, scratch:slots]
+        inputs = torch.from_numpy(fed.ids), self._positions(fed), self._allowed(allowed), *self.moves
+        return self.forward.call(self.forward.feed_tree, *inputs)
+
+    def _run_prompt(self, prompt: Prompt, fed: PassInputs) -> torch.Tensor:
+        (rows, scratch), length = fed.ids.shape, prompt.ids.shape[1]
+        ids = torch.from_numpy(fed.ids)
+        positions, self.shift = self.model.prompt_positions(prompt.ids, prompt.mask.bool(), **prompt.pictures)
+        self.lead = positions.shape[:-2]
+        positions = torch.cat((self._positions(fed), positions), dim=-1)
+        slots = scratch + length
+        allowed = np.zeros((rows, slots, slots), dtype=bool)
+        allowed[:, :scratch, :scratch] = fed.tree_mask
+        allowed[:, :scratch, scratch:] = True
+        allowed[:, scratch:, scratch:] = np.tri(length, dtype=bool)
+        blocks = None
+        found = self.model.prompt_blocks(torch.cat((prompt.ids, ids[:, :1]), dim=1))
+        if found is not None:  # between the prompt and its last token, which is in slot 0
+            places = np.concatenate(([0], np.arange(scratch, slots)))
+            blocks = np.zeros_like(allowed)
+            blocks[:, places[:, None], places] = np.roll(found.numpy(), 1, axis=(1, 2))
+            allowed |= blocks
+        allowed[:, :, scratch:] &= self.seen[:, None, scratch:slots]
+        masks = self._allowed(allowed, None if self.model.windows_bound_blocks else blocks)
+        ids = torch.cat((ids, prompt.ids), dim=1)
+        layout = tuple((ids == self.model.config.image_token_id).sum(dim=1).tolist())
+        embeds, options = self.forward.call(self.forward.embed, ids, prompt.pictures, layout=layout)
+        return self.forward.call(self.forward.feed_prompt, embeds, options, positions, masks)
+
+    def _positions(self, fed: PassInputs) -> torch.Tensor:
+        """Of a tree, as the language model counts."""
+        positions = torch.from_numpy(fed.positions) + self.shift
+        return positions.expand(*self.lead, -1, -1) if self.lead else positions
+
+    def _allowed(self, allowed: np.ndarray, unbound: np.ndarray | None = None) -> list[torch.Tensor]:
+        """What is attended to, bool [B, T, slots], by full attention and, where there is one, by sliding attention.
 
         Args:
-            allowed: bool [B, fed, keys]
-            places, keys: int64 [B, fed] and [B, keys], in their rows.
+            unbound: what is attended to whatever the window.
         """
-        text, mask = self.model.config.text_config, additive_mask(allowed, self.head.dtype)
-        if "sliding_attention" not in (getattr(text, "layer_types", None) or ()):
-            return mask
-        near = places[:, :, None] - keys[:, None] < text.sliding_window
-        if same_block is not None and not self.model.windows_bound_blocks:
-            near[:, : same_block.shape[1], : same_block.shape[2]] |= same_block
-        return {"full_attention": mask, "sliding_attention": additive_mask(allowed & near, self.head.dtype)}
+        if self.window is None:
+            return [torch.from_numpy(allowed)]
+        queries, keys = self.places[:, : allowed.shape[1], None], self.places[:, None, : allowed.shape[2]]
+        near = queries - keys < self.window
+        if unbound is not None:
+            near |= unbound
+        return [torch.from_numpy(allowed), torch.from_numpy(allowed & near)]
+
+    def keep(self, paths: list[list[int]]) -> None:
+        """Keeps, of the fed slots, those that each row accepted; the next pass moves them."""
+        self.prompt = None
+        most = self.forward.cache.scratch if self.forward.fixed else max(map(len, paths))
+        source, target = np.zeros((2, len(paths), most), dtype=np.int64)  # the same slot twice is no move
+        for row, path in enumerate(paths):
+            begin, end = self.ends[row], self.ends[row] + len(path)
+            source[row, : len(path)], target[row, : len(path)] = path, range(begin, end)
+            self.seen[row, begin:end] = True
+            self.places[row, begin:end] = self.places[row, path]
+            self.ends[row] = end
+        self.moves = torch.from_numpy(source), torch.from_numpy(target)
+
+
+def on_device(entry: Any, device: torch.device) -> Any:
+    """A tensor, or each of a list of them, on a device; anything else as it is."""
+    if isinstance(entry, list):
+        return [each.to(device) for each in entry]
+    return entry.to(device) if isinstance(entry, torch.Tensor) else entry
+
+
+def rounded_up(number: int, step: int) -> int:
+    """The smallest multiple of `step` that is no less than `number`."""
+    return -(-number // step) * step
 
 
 def capped(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
@@ -179,44 +333,8 @@ def prompt_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)
 
 
-def prompt_and_tree_mask(seen: torch.Tensor, tree_mask: torch.Tensor, same_block: torch.Tensor | None) -> torch.Tensor:
-    """The attention mask of a prompt with a tree behind it, bool [B, L + W, L + W].
-
-    Args:
-        seen: bool [B, L], false on padding.
-        tree_mask: bool [B, W, W].
-        same_block: bool [B, L + 1, L + 1], which tokens of the prompt, its last one included, attend to one another in
-            both directions; `None` for none.
-    """
-    length, width = seen.shape[1], tree_mask.shape[1]
-    allowed = torch.ones(length + width, length + width, dtype=torch.bool, device=seen.device).tril()
-    allowed = allowed.repeat(len(seen), 1, 1)
-    allowed[:, length:, length:] = tree_mask
-    if same_block is not None:
-        allowed[:, : length + 1, : length + 1] |= same_block
-    allowed[:, :, :length] &= seen[:, None]
-    return allowed
-
-
 def additive_mask(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What to add to attention scores, [B, 1, queries, keys], for bool [B, queries, keys]. The least number, not minus
     infinity: a row of padding attends to nothing."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-
-
-def padded(paths: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lists as int64 [B, K], filled with 0, and which entries are no filling, bool [B, K]."""
-    longest = max(len(path) for path in paths)
-    kept = torch.zeros(len(paths), longest, dtype=torch.long)
-    given = torch.zeros(len(paths), longest, dtype=torch.bool)
-    for index, path in enumerate(paths):
-        kept[index, : len(path)] = torch.tensor(path, dtype=torch.long)
-        given[index, : len(path)] = True
-    return kept, given
-
-
-def enlarged(buffer: torch.Tensor, needed: int) -> torch.Tensor:
-    """A copy of [B, heads, slots, width] with at least `needed` slots."""
-    more = max(needed, 2 * buffer.shape[2]) - buffer.shape[2]
-    return torch.cat((buffer, buffer.new_zeros(*buffer.shape[:2], more, buffer.shape[3])), dim=2)
+    mask = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(allowed, 0.0)[:, None]

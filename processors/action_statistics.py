@@ -128,7 +128,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [entry if type(entry) in (float, int) else _plain(entry) for entry in value]
     return value.tolist() if hasattr(value, "tolist") else value
 
 

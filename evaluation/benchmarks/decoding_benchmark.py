@@ -8,6 +8,7 @@ Compared, in turns within one run, on random weights, which are as fast as any:
     generate         plain constrained decoding, one token per pass: `generate` with the LogitsProcessor
     tree, N nodes    tree decoding, the same tokens
     ... static       the same with shapes that repeat; on a GPU as CUDA graphs
+    ... lean         with fused layers (`modeling/fused_layers.py`) in place of the model's own
     bins, generate   the 7-token baseline of OpenVLA, and the same through our engine
 
 Random weights write strings that no robot would. While it is timed, tree decoding therefore follows recorded actions
@@ -37,7 +38,7 @@ from gen_vla.evaluation.benchmarks.decoding_replay import actions_to_write, reco
 from gen_vla.evaluation.benchmarks.random_models import NORMALIZED, build_random, random_inputs, synchronize
 from gen_vla.modeling.action_statistics import histogram
 from gen_vla.modeling.parallel_streams import in_parallel
-from gen_vla.modeling.static_passes import recordings_of
+from gen_vla.modeling.recorded_passes import recordings_of
 from gen_vla.training.provenance.origin import describe_machine
 
 
@@ -47,12 +48,13 @@ class Way:
 
     nodes: int
     static: bool = False
+    lean: bool = False
 
     @property
     def name(self) -> str:
         if not self.nodes:
             return "generate"
-        return f"tree, {self.nodes} node{'s' * (self.nodes > 1)}{', static' * self.static}"
+        return f"tree, {self.nodes} node{'s' * (self.nodes > 1)}{', static' * self.static}{', lean' * self.lean}"
 
 
 def run_benchmark(
@@ -94,7 +96,7 @@ def run_benchmark(
         if representation == "string" and horizon == horizons[0]:
             choices = compare_choices(model, nodes[0], 20 if size == "mini" else 5)
             results.setdefault("choices", []).append({"size": size, **choices})
-            if device == "cuda" and all(plan.recorded for plan in recordings_of(model).plans.values()):
+            if device == "cuda" and not any(plan.failed for plan in recordings_of(model).plans.values()):
                 results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
         del model
     return results
@@ -105,7 +107,9 @@ def ways_of(representation: str, nodes: list[int], device: str) -> list[Way]:
     counts = nodes if representation == "string" else [1]
     if device != "cuda":
         return [Way(0), *(Way(count) for count in counts)]
-    return [Way(0), Way(counts[len(counts) // 2]), *(Way(count, static=True) for count in counts)]
+    middle = counts[len(counts) // 2]
+    recorded = [Way(count, static=True) for count in counts]
+    return [Way(0), Way(middle), *recorded, Way(middle, static=True, lean=True)]
 
 
 def time_ways(
@@ -131,6 +135,7 @@ def timed(model: Any, inputs: dict[str, Any], way: Way, actions: np.ndarray) -> 
     """One call of `predict_actions`, the device idle before and after."""
     targets = [target_ids(model.action_grammar, action) for action in actions]
     options = {"cache_implementation": "static" if way.static else "dynamic"} if way.nodes else {}
+    model.lean_layers = way.lean
     synchronize(model.device)
     with replaying(targets) as stopwatch:
         began = time.perf_counter()
@@ -225,7 +230,7 @@ def limits_of(model: Any, copy_bandwidth: float) -> dict[str, Any]:
     moved = bytes_per_pass(model, 1, inputs["input_ids"].shape[1])
     model.predict_actions(**inputs, unnorm_key="random", cache_implementation="static")
     plan = list(recordings_of(model).plans.values())[-1]
-    recorded = next(entry for key, entry in plan.recorded.items() if key[0] == "decode_pass")
+    recorded: Any = next(entry for key, entry in plan.recorded.items() if key[0] == "feed_tree")
     products = record_products(model, plan.cache.scratch)
     return {
         "width": plan.cache.scratch,

@@ -47,21 +47,22 @@ class ReplayingDecoder(TreeDecoder):
     targets: list[list[int]]  # token ids per row
     stopwatch: Stopwatch
 
-    def _passes(self, prompt: Any) -> Any:
-        passes = super()._passes(prompt)
-        run = passes.run
-        passes.run = lambda fed: self.stopwatch.time_pass(self.model, lambda: run(fed))
+    def _passes(self, prompt: Any, forward: Any) -> Any:
+        passes = super()._passes(prompt, forward)
+        run, first = passes.run, prompt.mask.sum(dim=1).numpy()[:, None]  # position of the last token of each prompt
         ends = [[*target, self.grammar.eos_token_id] for target in self.targets]
-        self.columns = [np.searchsorted(self.token_ids, end) for end in ends]
-        self.first = prompt.mask.sum(dim=1).numpy() + 1  # position of the first token
-        return passes
+        longest = max(map(len, ends))
+        columns = np.stack([np.searchsorted(self.token_ids, end + end[-1:] * (longest - len(end))) for end in ends])
 
-    def verify(self, logits: torch.Tensor, fed: Any) -> torch.Tensor:
-        """As `TreeDecoder.verify`, of logits that choose the target behind every slot."""
-        places = fed.positions.numpy() + 1 - self.first[:, None]
-        columns = np.stack([row[np.clip(place, 0, len(row) - 1)] for row, place in zip(self.columns, places)])
-        chosen = torch.from_numpy(columns)[..., None].to(logits.device)
-        return super().verify(logits.clamp(-1e4, 1e4).scatter(-1, chosen, 1e5), fed)
+        def replayed(fed: Any) -> torch.Tensor:
+            """Logits by which every slot chooses the target behind it."""
+            logits = self.stopwatch.time_pass(self.model, lambda: run(fed))
+            places = np.clip(fed.positions - first, 0, longest - 1)
+            chosen = torch.from_numpy(np.take_along_axis(columns, places, axis=1))
+            return logits.scatter(-1, chosen[..., None].to(logits.device), 1e5)
+
+        passes.run = replayed
+        return passes
 
 
 @contextlib.contextmanager

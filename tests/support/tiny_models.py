@@ -254,5 +254,5 @@ def layer_operations(plans):
         type(entry.operations).__name__
         for plan in plans
         for (name, *_), entry in plan.recorded.items()
-        if name != "vision_pass"
+        if name.startswith("feed_")
     }

@@ -129,9 +129,7 @@ def test_a_model_of_another_architecture_is_refused_before_anything_else(finishe
     model = {"family": family, "initial_model": "tiny", "frozen": None}
     recipe = tiny_recipe(tmp_path / "copy", name="next", model=model)
     if family == "pi0_plus":
-        with pytest.raises(
-            ValueError, match=r"two encoders and model.frozen=None, expected one, --no-dual; conv"
-        ):
+        with pytest.raises(ValueError, match=r"two encoders and model.frozen=None, expected one, --no-dual; conv"):
             check_initial_model(recipe, tmp_path / "copy")
     else:
         check_initial_model(recipe, tmp_path / "copy")

@@ -1,15 +1,16 @@
-"""What a recording must not be made or replayed in, with stand-ins for CUDA graphs (`test_static_passes.py`)."""
+"""What a recording must not be made or replayed in, with stand-ins for CUDA graphs (`test_recorded_passes.py`)."""
 
 import time
 
 import numpy as np
 import pytest
 import torch
-from test_static_passes import RepeatedPass, errors_of, plans_of
+from test_recorded_passes import RECORDED, RepeatedPass, errors_of, plans_of
 from test_tree_decoding import inputs_of
-from tiny_models import layer_operations, tiny_pair
+from tiny_models import tiny_pair
 
-from gen_vla.modeling import static_passes
+from gen_vla.modeling import recorded_passes
+from gen_vla.modeling.verification_passes import Prompt
 from gen_vla.processors import ActionStringProcessor
 
 
@@ -65,7 +66,7 @@ def test_calls_in_and_out_of_inference_mode(inference, record_with, llama_like):
     for mode in inference:
         with torch.inference_mode(mode):
             assert model.predict_actions(**inputs).text == expected.text
-    assert [len(plan.recorded) for plan in plans_of(model)] == [3]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [RECORDED]
 
 
 def test_autocast_takes_plain_passes(record_with, llama_like):
@@ -114,7 +115,7 @@ def test_a_first_call_without_numbers_is_no_reason_not_to_record(record_with, ll
     with pytest.raises(ValueError, match="got NaN as probabilities"):
         model.predict_actions(**{**inputs, "pixel_values": inputs["pixel_values"] * float("nan")})
     assert model.predict_actions(**inputs).text == expected.text
-    assert [len(plan.recorded) for plan in plans_of(model)] == [3]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [RECORDED]
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -126,26 +127,21 @@ def test_one_thread_records_at_a_time(record_with, llama_like):
         model.predict_actions(**inputs_of(processor, rows))
 
     assert errors_of(act, [1, 2, 3, 4]) == []
-    assert [len(plan.recorded) for plan in plans_of(model)] == [3] * 4
+    assert [len(plan.recorded) for plan in plans_of(model)] == [RECORDED] * 4
 
 
 def test_one_thread_drops_plans_at_a_time(record_with, llama_like, monkeypatch):
     """Several that find the same plans too many would drop more than there are."""
-
-    def no_memory(_):
-        time.sleep(0.01)
-        return 0.0
-
     record_with(RepeatedPass)
-    monkeypatch.setattr(static_passes, "memory_of", no_memory)
+    monkeypatch.setattr(recorded_passes, "MAX_PLANS", 0)
+    monkeypatch.setattr(recorded_passes, "memory_of", lambda _: time.sleep(0.01) or 1e9)
     model, _ = tiny_pair("openvla_plus", llama_like, STRINGS)
 
     def ask(rows):
-        ids = torch.ones(rows, 5, dtype=torch.long)
-        static_passes.static_passes(model, (1, 2), static_passes.Prompt(ids, ids), 5, 5)
+        recorded_passes.recorded_forward(model, (1, 2), (rows, 5, 5, 5), requested=False)
 
     assert errors_of(ask, [1, 2] * 4) == []
-    assert len(plans_of(model)) == 1
+    assert plans_of(model) == []
 
 
 @pytest.mark.parametrize("broken", ["recording", "arguments"])
@@ -157,14 +153,14 @@ def test_a_plan_is_as_before_after_an_interruption(broken, record_with, llama_li
     expected = model.predict_actions(**inputs, cache_implementation="dynamic")
     with monkeypatch.context() as patched:
         if broken == "arguments":
-            patched.setattr(static_passes, "padded_prompt", interrupted)
+            patched.setattr(Prompt, "padded", interrupted)
         with pytest.raises(KeyboardInterrupt):
             model.predict_actions(**inputs)
     (plan,) = plans_of(model)
     assert plan.operations is None
     assert not plan.lock.locked()
     assert model.predict_actions(**inputs).text == expected.text
-    assert layer_operations([plan]) == {"TorchOperations"}
+    assert all(plan.recorded.values())
 
 
 def interrupted(*_):

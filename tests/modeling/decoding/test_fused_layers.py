@@ -18,8 +18,7 @@ from gen_vla.modeling.fused_layers import (
     run_layers,
     supports_fused_layers,
 )
-from gen_vla.modeling.static_cache import StaticTreeCache
-from gen_vla.modeling.verification_passes import additive_mask
+from gen_vla.modeling.verification_passes import TreeCache, additive_mask
 
 
 SIZES: dict[str, Any] = {
@@ -64,8 +63,14 @@ def language_model(name, dtype=torch.float32):
 
 def empty_cache(name, dtype=torch.float32):
     config = CONFIGS[name]
-    shape = (config.num_hidden_layers, ROWS, config.num_key_value_heads, SLOTS, config.head_dim)
-    return StaticTreeCache(shape, WIDTH, dtype, torch.device(DEVICE))
+    shape = (config.num_hidden_layers, 2, ROWS, config.num_key_value_heads, SLOTS, config.head_dim)
+    return feeding(TreeCache(WIDTH, SLOTS, torch.zeros(shape, dtype=dtype, device=DEVICE)), WIDTH, SLOTS)
+
+
+def feeding(cache, tokens, visible):
+    """A cache before a pass."""
+    cache.fed, cache.visible, cache.written = tokens, visible, torch.arange(tokens, device=DEVICE)
+    return cache
 
 
 def random_tree_mask(generator):
@@ -85,18 +90,17 @@ def whole_and_own(name, operations, dtype):
         positions = torch.randint(0, 40, (ROWS, tokens), generator=generator).to(DEVICE)
         tree_mask = random_tree_mask(generator)
         for cache in caches:
-            if tokens > WIDTH:
-                cache.feed_prompt(LENGTH)
-            else:
+            if tokens == WIDTH:
                 operations.move(cache, *(slots.to(DEVICE) for slots in moves()))
-                cache.feed_tree()
+            feeding(cache, tokens, tokens if tokens > WIDTH else SLOTS)
         if tokens > WIDTH:
             allowed = torch.ones(ROWS, tokens, tokens, dtype=torch.bool, device=DEVICE).tril()
         else:
-            starts = torch.tensor([[WIDTH + LENGTH + 3], [WIDTH + LENGTH + 1]], device=DEVICE)
-            real = torch.ones(ROWS, SLOTS, dtype=torch.bool, device=DEVICE)
-            real[1, WIDTH : WIDTH + 2] = False  # padding of a prompt
-            allowed = caches[0].allowed(tree_mask, starts, real)
+            ends = torch.tensor([[WIDTH + LENGTH + 3], [WIDTH + LENGTH + 1]])
+            seen = torch.arange(SLOTS) < ends
+            seen[1, WIDTH : WIDTH + 2] = False  # padding of a prompt
+            seen = seen[:, None, WIDTH:].expand(-1, WIDTH, -1).to(DEVICE)
+            allowed = torch.cat((tree_mask, seen), dim=2)
         whole = model(
             inputs_embeds=embeds,
             attention_mask=additive_mask(allowed, dtype),

@@ -14,9 +14,9 @@ from tiny_runs import tiny_recipe
 
 from gen_vla.evaluation.benchmarks import random_models
 from gen_vla.evaluation.benchmarks.decoding_benchmark import limits_of
-from gen_vla.modeling import static_passes
+from gen_vla.modeling import recorded_passes
 from gen_vla.modeling.tree_decoding import TreeDecoder
-from gen_vla.modeling.verification_passes import DynamicPasses, PassInputs, Prompt
+from gen_vla.modeling.verification_passes import Forward, Passes, PassInputs, Prompt, TreeCache
 from gen_vla.processors import ActionBins, ActionStringProcessor
 from gen_vla.training.run import run_recipe
 
@@ -45,10 +45,12 @@ def inputs_of(processor, rows, seed=0):
 
 
 @pytest.mark.parametrize("codec", [ActionStringProcessor(3, 2, 3), ActionStringProcessor(2, 1, 2, "legacy"), "bins"])
+@pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_recorded_passes_write_what_generate_writes(family, codec):
+def test_recorded_passes_write_what_generate_writes(family, codec, lean):
     """Other pictures, words and batches, over recordings made for the first ones."""
     model, processor = family(ActionBins(3, 1, 16) if codec == "bins" else codec)
+    model.lean_layers = lean
     for seed, rows in enumerate((1, 3, 1, 4, 3)):
         inputs = inputs_of(processor, rows, 10 * seed)
         slow = model.predict_actions(**inputs, tree_nodes=0)
@@ -57,10 +59,10 @@ def test_recorded_passes_write_what_generate_writes(family, codec):
             growing = model.predict_actions(**inputs, tree_nodes=nodes, cache_implementation="dynamic")
             assert fast.text == slow.text == growing.text
             np.testing.assert_allclose(fast.digit_probabilities, slow.digit_probabilities, atol=1e-4)
-    plans = static_passes._RECORDINGS[model].plans.values()
+    plans = recorded_passes._RECORDINGS[model].plans.values()
     assert all(plan.graphs for plan in plans)
-    assert all(len(plan.recorded) >= 3 for plan in plans)
-    assert layer_operations(plans) == {"TritonOperations"}
+    assert all(len(plan.recorded) >= 4 and all(plan.recorded.values()) for plan in plans)
+    assert layer_operations(plans) == {"TritonOperations" if lean else "NoneType"}
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -93,8 +95,8 @@ def test_recordings_in_other_modes_streams_and_devices(family):
             inputs = inputs_of(processor, 2, seed).to(f"cuda:{device}")
             expected = model.predict_actions(**inputs, cache_implementation="dynamic")
             assert model.predict_actions(**inputs).text == expected.text
-        (plan,) = static_passes._RECORDINGS[model].plans.values()
-        assert len(plan.recorded) == 3
+        (plan,) = recorded_passes._RECORDINGS[model].plans.values()
+        assert len(plan.recorded) == 4
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -118,18 +120,19 @@ def test_recorded_logits_in_half_precision(family):
     """The same pass, recorded and plain, over a prompt padded further: close, as bf16 goes."""
     model, processor = family(ActionStringProcessor(3, 1, 3), dtype=torch.bfloat16)
     inputs = inputs_of(processor, 4)
-    head = model.get_output_embeddings().weight[:20]
-    prompt = Prompt(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
-    ids, positions = torch.arange(16).repeat(4, 1), torch.arange(40, 56).repeat(4, 1)
-    tree_mask = torch.ones(4, 16, 16, dtype=torch.bool).tril()
+    tokens = tuple(range(20))
+    prompt = Prompt(inputs["input_ids"], inputs["attention_mask"], {"pixel_values": inputs["pixel_values"]})
+    ids, positions = np.tile(np.arange(16), (4, 1)), np.tile(np.arange(40, 56), (4, 1))
+    tree_mask = np.repeat(np.tri(16, dtype=bool)[None], 4, axis=0)
     fed = PassInputs(ids, positions, columns=ids, parents=ids, allowed=tree_mask, tree_mask=tree_mask)
     with torch.no_grad():
-        plain = DynamicPasses(model, head, prompt, room=64).run(fed)
-        passes = static_passes.static_passes(model, tuple(range(20)), prompt, widest=16, more=40)
-        assert passes is not None
-        recorded = passes.run(fed)
-    assert passes.plan.graphs
-    assert passes.plan.recorded
+        forward = Forward(model, tokens, TreeCache(16, 16 + ids.shape[1] + 200))
+        plain = Passes(model, prompt, forward).run(fed)
+        plan = recorded_passes.recorded_forward(model, tokens, (4, prompt.ids.shape[1], 16, 40))
+        assert plan is not None
+        recorded = Passes(model, prompt, plan).run(fed)
+    assert plan.graphs
+    assert all(plan.recorded.values())
     assert float((plain - recorded).square().mean().sqrt() / plain.std()) < 0.05
 
 
@@ -176,6 +179,7 @@ def test_a_larger_models_recordings_write_what_plain_passes_write(monkeypatch):
     for size in ("small", "pi0-small"):
         monkeypatch.setitem(random_models.SIZES, size, shape)
         model = random_models.build_random(size, DEVICE, torch.bfloat16)
+        model.lean_layers = True
         for rows in (1, 5):
             inputs = random_models.random_inputs(model, rows)
             both = [
@@ -186,5 +190,5 @@ def test_a_larger_models_recordings_write_what_plain_passes_write(monkeypatch):
             first = np.abs(both[0].digit_probabilities[:, :4] - both[1].digit_probabilities[:, :4]).max()
             assert first < 0.05
             assert sum(same) >= rows - 1  # a near-tie may fall either way
-        plans = static_passes._RECORDINGS[model].plans.values()
+        plans = recorded_passes._RECORDINGS[model].plans.values()
         assert layer_operations(plans) == {"TritonOperations"}

@@ -9,7 +9,7 @@ from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_strings import ActionStringProcessor as GrammarStrings
 from gen_vla.modeling.draft_trees import Drafts
 from gen_vla.modeling.tree_decoding import Row, TreeDecoder, longest_forced_run, pack
-from gen_vla.modeling.verification_passes import DynamicTreeCache
+from gen_vla.modeling.verification_passes import Forward, TreeCache
 from gen_vla.processors import ActionBins, ActionStringProcessor, make_action_config
 
 
@@ -178,32 +178,36 @@ def test_packing_shows_each_node_its_ancestors_only():
     grammar = ActionGrammar(GrammarStrings(1, 1, 1), pieces, eos_token_id=2)
     drafts, state = Drafts(grammar, None, nodes=4), grammar.advance([pieces["+"], pieces["0"]])
     rows = [Row(last=99, position=7, drafts=drafts), Row(last=pieces["0"], position=2, drafts=drafts)]
-    fed = pack(rows, [drafts.tree(0), drafts.tree(state)], 7)
-    assert fed.ids[0].tolist() == [99, *(pieces[each] for each in "+0.-"), 0, 0]
+    rows[1].state = state
+    fed = pack(rows, 7)
+    assert fed.ids[0].tolist() == [99, *(pieces[each] for each in "+0.-"), 99, 99]
     assert fed.positions[0, :5].tolist() == [7, 8, 9, 10, 8]
     assert fed.parents[0, :5].tolist() == [0, 0, 1, 2, 0]
-    mask = fed.tree_mask[0].int().tolist()
+    mask = fed.tree_mask[0].astype(int).tolist()
     assert mask[3] == [1, 1, 1, 1, 0, 0, 0]
     assert mask[4] == [1, 0, 0, 0, 1, 0, 0]
     assert mask[5] == [0, 0, 0, 0, 0, 1, 0]  # padding
     assert fed.ids[1, :2].tolist() == [pieces["0"], pieces["."]]
-    assert fed.positions[1].tolist() == [2, 3, 4, 4, 4, 4, 0]
+    assert fed.positions[1].tolist() == [2, 3, 4, 4, 4, 4, 2]
 
 
-def test_cache_keeps_what_was_accepted_and_grows():
-    cache = DynamicTreeCache(3)
-    keys = torch.arange(4.0).view(1, 1, 4, 1)
-    cache.update(keys, -keys, 0)
-    cache.keep(1, torch.tensor([[3, 1]]))
-    assert cache.get_seq_length() == 3
-    kept, values = cache.update(torch.full((1, 1, 2, 1), 9.0), torch.zeros(1, 1, 2, 1), 0)
-    assert kept.flatten().tolist() == [0.0, 3.0, 1.0, 9.0, 9.0]
-    assert values.flatten().tolist() == [0.0, -3.0, -1.0, 0.0, 0.0]
+def test_cache_keeps_what_was_accepted():
+    """Two rows of a prompt of one token behind three slots for trees; the second row accepts less."""
+    cache = TreeCache(3, 8)
+    keys = torch.arange(8.0).view(2, 1, 4, 1)
+    cache.fed, cache.visible = 4, 4
+    assert cache.update(keys, -keys, 0)[1].flatten().tolist() == (-keys).flatten().tolist()
+    cache.move(torch.tensor([[0, 2], [1, 0]]), torch.tensor([[4, 5], [4, 0]]))
+    cache.fed, cache.visible = 2, 7
+    kept, values = cache.update(torch.full((2, 1, 2, 1), 9.0), torch.zeros(2, 1, 2, 1), 0)
+    assert kept.flatten(1).tolist() == [[9, 9, 2, 3, 0, 2, 0], [9, 9, 6, 7, 5, 0, 0]]
+    assert values.flatten(1).tolist() == [[0, 0, -2, -3, 0, -2, 0], [0, 0, -6, -7, -5, 0, 0]]
 
 
 def test_decoder_reads_only_the_grammars_rows_of_the_output_layer(tiny_openvla):
     model, _ = tiny_openvla
     decoder = TreeDecoder(model, model.action_grammar, nodes=4)
     tokens = {token for state in model.action_grammar.transitions for token in state}
-    assert decoder.head.shape == (len(tokens), model.lm_head.weight.shape[1])
+    head = Forward(model, decoder.token_ids, TreeCache(1, 1)).head
+    assert head.shape == (len(tokens), model.lm_head.weight.shape[1])
     assert len(tokens) < 20

@@ -1,22 +1,30 @@
-"""Static passes without a GPU: stand-ins record and replay, and the meta device stands for one that has no values."""
+"""Recorded passes without a GPU: stand-ins record and replay; the meta device stands for one that has no values."""
 
 import copy
 import gc
 import threading
 import weakref
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from test_tree_decoding import inputs_of
 from tiny_models import layer_operations, tiny_pair
+from tiny_vlms import FAMILIES, tiny_inputs, tiny_vla_plus
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from gen_vla.modeling import static_passes, static_plan
+from gen_vla.modeling import image_language_model, recorded_passes
 from gen_vla.modeling.fused_layers import TorchOperations
-from gen_vla.modeling.static_passes import ModelFingerprint
-from gen_vla.processors import ActionStringProcessor
+from gen_vla.modeling.recorded_passes import ModelFingerprint, StaticForward
+from gen_vla.modeling.tree_decoding import TreeDecoder
+from gen_vla.processors import ActionBins, ActionStringProcessor
+
+
+FUNCTIONS = {"embed", "feed_prompt", "feed_tree", "verify"}
+RECORDED = len(FUNCTIONS)
 
 
 class RepeatedPass:
@@ -33,7 +41,7 @@ class RepeatedPass:
         before, self.plan.operations = self.plan.operations, self.operations
         result = self.function(*self.inputs)
         self.plan.operations = before
-        self.output = result if self.output is None else self.output.copy_(result)
+        self.output = result if self.output is None else tree_map(torch.Tensor.copy_, self.output, result)
         return self.output
 
 
@@ -41,7 +49,7 @@ class DifferentPass(RepeatedPass):
     """A recording that gives something else."""
 
     def __call__(self, *inputs):
-        return super().__call__(*inputs).neg_()
+        return tree_map(torch.neg, super().__call__(*inputs))
 
 
 class RefusedPass:
@@ -76,15 +84,17 @@ def recording_device(record_with):
 
 
 def plans_of(model):
-    known = static_passes._RECORDINGS.get(model)
+    known = recorded_passes._RECORDINGS.get(model)
     return list(known.plans.values()) if known else []
 
 
+@pytest.mark.parametrize("lean", [False, True])
 @pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
-def test_recorded_passes_give_the_same(kind, llama_like, recording_device):
+def test_recorded_passes_give_the_same(kind, lean, llama_like, recording_device):
     """Recording a pass runs it before its time, replaying it reads its arguments from fixed places."""
     strings = ActionStringProcessor(3, 2, 3, "plain")
     model, processor = tiny_pair(kind, llama_like, strings)
+    model.lean_layers = lean
     recorded = []
     for rows in (4, 1, 4, 1):
         inputs = inputs_of(processor, rows)
@@ -94,8 +104,39 @@ def test_recorded_passes_give_the_same(kind, llama_like, recording_device):
             assert fast.text == slow.text
         plans = plans_of(model)
         recorded.append(sum(len(plan.recorded) for plan in plans))
-    assert recorded[1] == recorded[3] == 3 * len(plans)  # of pictures, of the prompt, the others; each recorded once
-    assert layer_operations(plans) == {"TorchOperations"}
+    assert recorded[1] == recorded[3] == RECORDED * len(plans)  # each recorded once
+    assert layer_operations(plans) == {"TorchOperations" if lean else "NoneType"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_recorded(family, gemma_like, recording_device):
+    """Windows, positions in three dimensions, blocks that attend both ways: with the family's own layers."""
+    model = tiny_vla_plus(family, gemma_like, ActionStringProcessor(3, 2, 3))
+    for lengths in ((3, 20, 1), (7, 2, 9)):
+        inputs = tiny_inputs(model, lengths)
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        for nodes in (3, 12):
+            fast = model.predict_actions(**inputs, tree_nodes=nodes)
+            assert fast.text == slow.text
+            np.testing.assert_allclose(fast.digit_probabilities, slow.digit_probabilities, atol=5e-5)
+    assert {name for plan in plans_of(model) for name, *_ in plan.recorded} == FUNCTIONS
+    assert all(all(plan.recorded.values()) for plan in plans_of(model))
+
+
+def test_samples_of_recorded_walks(gemma_like, recording_device):
+    """2000 draws over one recording, against the probabilities under the grammar."""
+    model = tiny_vla_plus("llava", gemma_like, ActionBins(1, 1, bins=4))
+    inputs = tiny_inputs(model, (5,))
+    rows = {name: value.repeat(400, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+    torch.manual_seed(0)
+    drawn = [model.predict_actions(**rows, do_sample=True, temperature=3.0).token_ids[:, 0] for _ in range(5)]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [RECORDED - 1]  # one pass is enough
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -1]
+    allowed = sorted(model.action_grammar.transitions[0])
+    expected = (logits[allowed] / 3.0).softmax(dim=0).numpy() * 2000
+    found = (np.concatenate(drawn)[:, None] == allowed).sum(axis=0)
+    assert ((found - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 5].sum() < 20  # chi-square, 3 d.f.
 
 
 @pytest.mark.parametrize(
@@ -106,14 +147,14 @@ def test_recordings_that_fail_are_not_used(recording, reason, llama_like, record
     model, processor = tiny_pair("openvla_plus", llama_like, strings := ActionStringProcessor(3, 2, 3))
     inputs = inputs_of(processor, 3)
     slow = model.predict_actions(**inputs, tree_nodes=0)
-    with pytest.warns(RuntimeWarning, match=f"not used for decoding: .*{reason}"):
+    with pytest.warns(RuntimeWarning, match=f"not used for decoding .*{reason}"):
         fast = model.predict_actions(**inputs, tree_nodes=9, cache_implementation="static")
     assert fast.text == slow.text
     assert model.predict_actions(**inputs, tree_nodes=9, cache_implementation="static").text == slow.text
     assert strings.decode(fast.text[0]).shape == (2, 3)
 
 
-def test_a_recording_is_made_anew_for_other_weights(llama_like, recording_device):
+def test_other_weights_are_recorded_again(llama_like, recording_device):
     """An adapter or a move puts other weights in a recording's place; a change in place does not."""
     model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
@@ -141,28 +182,41 @@ class OnTheDevice(TorchDispatchMode):
         return result
 
 
+def empty(*shape, dtype=torch.long):
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 @pytest.mark.parametrize("operations", [None, TorchOperations()])
-@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
-def test_passes_stay_on_the_device(kind, operations, llama_like):
+@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus", "paligemma2", "gemma3", "qwen2_5_vl", "llava"])
+def test_passes_stay_on_the_device(kind, operations, llama_like, monkeypatch):
     """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
-    model, _ = tiny_pair(kind, llama_like, ActionStringProcessor(3, 1, 3))
-    model.to("meta")
-    plan = static_plan.StaticPlan(model, tuple(range(14)), batch=2, width=16, capacity=128, graphs=False)
-    length, width, channels = 32, 16, 6 if kind == "openvla_plus" else 3
-
-    def empty(*shape, dtype=torch.long):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    seen, tree_mask = empty(2, length, dtype=torch.bool), empty(2, width, width, dtype=torch.bool)
-    pictures = empty(2, channels, 8, 8, dtype=torch.float32)
+    strings, own = ActionStringProcessor(3, 1, 3), kind.endswith("_plus")
+    model: Any = tiny_pair(kind, llama_like, strings)[0] if own else tiny_vla_plus(kind, strings=strings)
+    monkeypatch.setattr(image_language_model, "is_recording", lambda device: True)
+    if operations and not own:
+        pytest.skip("layers that are not fused")
+    plan = StaticForward(model.to("meta"), tuple(range(14)), (2, 16, 128), graphs=False)
+    length, width, wide = 32, 16, model.config.text_config.hidden_size
+    lead = (3,) if kind.startswith("qwen") else ()
+    kinds = 2 if kind in ("paligemma2", "gemma3") else 1  # of attention
     plan.operations = operations
-    with OnTheDevice():
-        features = plan.vision_pass(pictures)
-        first = plan.prompt_pass(empty(2, 2, length + width), seen, tree_mask, empty(2 * 4), features)
-        words = plan.prompt_pass(empty(2, 2, length + width), seen, tree_mask)
-        then = plan.decode_pass(empty(2, 4 * width + 1), tree_mask)
-    assert first.shape == words.shape == (2, width, 14)
-    assert then.shape == (2, width, 14)
+    tree_mask, numbers = empty(2, width, width, dtype=torch.bool), empty(2, width)
+    with torch.no_grad(), OnTheDevice():
+        embeds, options = empty(2, width + length, wide, dtype=torch.float32), {}
+        if own:
+            pictures = empty(2, 6 if kind == "openvla_plus" else 3, 8, 8, dtype=torch.float32)
+            embeds, options = plan.embed(empty(2, width + length), {"pixel_values": pictures})
+        allowed = [empty(2, width + length, width + length, dtype=torch.bool)] * kinds
+        first = plan.feed_prompt(embeds, options, empty(*lead, 2, width + length), allowed)
+        allowed = [empty(2, width, 128, dtype=torch.bool)] * kinds
+        then = plan.feed_tree(numbers, empty(*lead, 2, width), allowed, numbers, numbers)
+        noise, temperature = torch.empty_like(then), empty(1, dtype=torch.float32)
+        checked = [
+            TreeDecoder.verify(then, numbers, numbers, empty(2, width, 14, dtype=torch.bool), tree_mask, *sampling)
+            for sampling in ((), (temperature, noise))
+        ]
+    assert first.shape == then.shape == (2, width, 14)
+    assert [found.shape for found in checked] == [(2, width, 3)] * 2
     with pytest.raises(AssertionError, match="cpu"), OnTheDevice():
         empty(3).copy_(torch.zeros(3, dtype=torch.long))
 
@@ -205,14 +259,14 @@ def test_where_passes_are_recorded_without_being_asked(recording_device, llama_l
     assert not plans_of(model)
     model.eval()
     assert model.predict_actions(**inputs).text == expected
-    assert [len(plan.recorded) for plan in plans_of(model)] == [3]
+    assert [len(plan.recorded) for plan in plans_of(model)] == [RECORDED]
 
 
 def test_a_model_that_cannot_be_recorded_is_not_tried_again(record_with, llama_like):
     record_with(RefusedPass)
     model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs = inputs_of(processor, 2)
-    with pytest.warns(RuntimeWarning, match="CUDA graphs are not used"):
+    with pytest.warns(RuntimeWarning, match="A CUDA graph is not used"):
         first = model.predict_actions(**inputs)
     (plan,) = plans_of(model)
     assert plan.lock.acquire(blocking=False)  # whoever comes now cannot use it, and need not
@@ -240,26 +294,42 @@ def test_without_memory_to_record_passes_are_plain(recording_device, llama_like)
     (plan,) = plans_of(model)
     size = plan.cache.buffer.numel()
     plan.recorded.clear()
-    with WithoutMemory(size), pytest.warns(RuntimeWarning, match="not used for decoding: OutOfMemoryError: CUDA out"):
+    with (
+        WithoutMemory(size),
+        pytest.warns(RuntimeWarning, match=r"not used for decoding \(embed\): OutOfMemory"),
+    ):
         assert model.predict_actions(**inputs).text == expected
     assert plan.failed
-    assert not plan.recorded
+    assert not any(plan.recorded.values())
 
 
-def test_encoders_are_recorded_once_or_not_at_all(record_with, llama_like):
-    """What computes a decoder's layers makes no difference to them."""
-    tried = []
+def test_what_cannot_be_recorded_stays_plain(record_with, llama_like):
+    """Alone: the others are recorded."""
 
-    class Refused(RefusedPass):
-        def __init__(self, function, *_):
-            tried.append(function.__name__)
-            super().__init__()
+    class Picky(RepeatedPass):
+        def __init__(self, function, examples, plan):
+            if examples[-1].ndim == 4:  # pictures
+                raise RuntimeError("operation not permitted when stream is capturing")
+            super().__init__(function, examples, plan)
 
-    record_with(Refused)
+    record_with(Picky)
     model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
-    with pytest.warns(RuntimeWarning, match="CUDA graphs are not used"):
-        model.predict_actions(**inputs_of(processor, 1))
-    assert tried == ["vision_pass"]
+    inputs = inputs_of(processor, 1)
+    expected = model.predict_actions(**inputs, cache_implementation="dynamic").text
+    with pytest.warns(RuntimeWarning, match=r"A CUDA graph is not used for decoding \(embed\): RuntimeError"):
+        assert model.predict_actions(**inputs).text == expected
+    assert model.predict_actions(**inputs).text == expected
+    (plan,) = plans_of(model)
+    assert {name for (name, *_), entry in plan.recorded.items() if entry} == FUNCTIONS - {"embed"}
+
+
+def test_other_numbers_of_image_tokens_are_not_replayed(recording_device, llama_like):
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
+    inputs = inputs_of(processor, 2)
+    model.predict_actions(**inputs)
+    inputs["input_ids"][0, (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[0]] = 40
+    with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+        model.predict_actions(**inputs)
 
 
 def test_calls_of_several_threads_do_not_share_a_plan(recording_device, llama_like):
@@ -283,24 +353,25 @@ def test_calls_of_several_threads_do_not_share_a_plan(recording_device, llama_li
 
 
 def test_few_plans_are_kept(recording_device, llama_like, monkeypatch):
+    """And none that is large, but for whoever asks."""
     model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
-    monkeypatch.setattr(static_passes, "MAX_PLANS", 2)
+    monkeypatch.setattr(recorded_passes, "MAX_PLANS", 2)
+
+    def rows_of_plans():
+        return [plan.cache.buffer.shape[2] for plan in plans_of(model)]
+
     for rows in (1, 2, 3, 1):
         model.predict_actions(**inputs_of(processor, rows))
-    assert [len(plan.not_padding) for plan in plans_of(model)] == [3, 1]
-    first = plans_of(model)[0]
-    size = first.cache.buffer.nbytes
-    assert static_passes.cache_bytes(model, ((), 3, first.cache.scratch, first.cache.slots)) == size
-    monkeypatch.setattr(static_passes, "memory_of", lambda device: size / static_passes.MEMORY_SHARE)
-    model.predict_actions(**inputs_of(processor, 3))
-    assert [len(plan.not_padding) for plan in plans_of(model)] == [3]
+    assert rows_of_plans() == [3, 1]
+    cache = plans_of(model)[0].cache
+    size = cache.buffer.nbytes
+    assert recorded_passes.cache_bytes(model, (3, cache.scratch, cache.slots)) == size
+    monkeypatch.setattr(recorded_passes, "memory_of", lambda device: size / recorded_passes.MEMORY_SHARE)
     expected = model.predict_actions(**inputs_of(processor, 4), cache_implementation="dynamic")
     assert model.predict_actions(**inputs_of(processor, 4)).text == expected.text
-    assert [len(plan.not_padding) for plan in plans_of(model)] == [
-        3
-    ]  # another one would be too large, but for whoever asks
+    assert rows_of_plans() == [3, 1]
     model.predict_actions(**inputs_of(processor, 4), cache_implementation="static")
-    assert [len(plan.not_padding) for plan in plans_of(model)] == [4]
+    assert rows_of_plans() == [1, 4]
 
 
 def test_switching_an_adapter_is_seen(llama_like):
@@ -360,7 +431,7 @@ def test_recordings_go_with_their_model(recording_device, llama_like):
     assert plan() is None
 
 
-def test_hooks_are_called_where_static_passes_are_asked_for(recording_device, llama_like):
+def test_hooks_are_called_where_recorded_passes_are_asked_for(recording_device, llama_like):
     model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 1, 3))
     inputs, called = inputs_of(processor, 2), []
     expected = model.predict_actions(**inputs)
