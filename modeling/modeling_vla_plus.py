@@ -162,7 +162,8 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
             **{name: value.to(device) if torch.is_tensor(value) else value for name, value in pictures.items()}
         )
         features = joined(found.pooler_output)
-        if (tokens := int(places.sum())) != len(features):
+        recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # where nothing can be counted
+        if not recording and (tokens := int(places.sum())) != len(features):
             raise ValueError(
                 f"got {tokens} image tokens in input_ids and pictures of {len(features)} features, expected as many; "
                 "pass everything the processor returned, and cut no row"

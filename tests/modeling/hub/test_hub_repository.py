@@ -124,7 +124,11 @@ def entrances() -> list[Path]:
     )
 
 
-@pytest.mark.parametrize("entrance", entrances(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "entrance",
+    [path for path in entrances() if path.stem != "modeling_vla_plus"],  # which transformers 4 is refused by
+    ids=lambda path: path.stem,
+)
 def test_an_entrance_names_everything_it_needs(entrance: Path) -> None:
     """transformers 4 copies from a local folder what the file it enters by imports, and nothing those import."""
     direct = set(IMPORT.findall(entrance.read_text()))
