@@ -8,34 +8,41 @@ from typing import Any
 from gen_vla.modeling.action_prediction import ActionPrediction
 from gen_vla.modeling.configuration_openvla_plus import OpenVLAPlusConfig
 from gen_vla.modeling.configuration_pi0_plus import Pi0PlusConfig
-from gen_vla.modeling.configuration_vla_plus import VLAPlusConfig
 from gen_vla.modeling.dual_vision_tower import DualVisionTower
 from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq, OpenVLAPlusModel
 from gen_vla.modeling.modeling_pi0_plus import Pi0PlusForVision2Seq, Pi0PlusModel, widen_paligemma_state_dict
-from gen_vla.modeling.modeling_vla_plus import VLAPlusForVision2Seq
 
 
+too_old: dict[str, str] = {}  # names that need a newer transformers, which the other families do not
 try:
     from gen_vla.modeling.configuration_pi0_flow import Pi0FlowConfig
     from gen_vla.modeling.modeling_pi0_flow import FlowPrediction, Pi0FlowForActionPrediction
 except ImportError as error:
-    too_old = str(error)
-
-    def __getattr__(name: str) -> Any:
-        """Raises where a name needs a newer transformers; the other families do not."""
-        if "Flow" in name:
-            raise ImportError(too_old)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    too_old |= dict.fromkeys(("Pi0FlowConfig", "FlowPrediction", "Pi0FlowForActionPrediction"), str(error))
 else:
     Pi0FlowConfig.register_for_auto_class()
     Pi0FlowForActionPrediction.register_for_auto_class("AutoModelForImageTextToText")
+try:
+    from gen_vla.modeling.configuration_vla_plus import VLAPlusConfig
+    from gen_vla.modeling.modeling_vla_plus import VLAPlusForVision2Seq
+except ImportError as error:
+    too_old |= dict.fromkeys(("VLAPlusConfig", "VLAPlusForVision2Seq"), str(error))
+else:
+    VLAPlusConfig.register_for_auto_class()
+    VLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
+
+
+def __getattr__(name: str) -> Any:
+    """Raises where a name needs a newer transformers."""
+    if name in too_old:
+        raise ImportError(too_old[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 OpenVLAPlusConfig.register_for_auto_class()
 OpenVLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
 Pi0PlusConfig.register_for_auto_class()
 Pi0PlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
-VLAPlusConfig.register_for_auto_class()
-VLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
     "ActionPrediction",

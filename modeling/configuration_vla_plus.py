@@ -7,12 +7,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 from .action_statistics import plain_statistics  # noqa: F401  # which transformers 4 looks for before it is refused
 from .base_configuration import ActionStatisticsMixin, auto_map_for
-from .transformers_version import check_version
+from .transformers_version import check_vlm
 from .vlm_families import FAMILIES, family_of
 
 
-# Before it, the stock classes keep weights under other names, return image features otherwise or do not cap logits.
-check_version(transformers.__version__, (5, 23), "this model", "The other model families run with older ones")
+check_vlm(transformers.__version__)
 
 
 class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):

@@ -26,11 +26,8 @@ from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras
 from .prompt_texts import check_prompt_template, checked_instruction, checked_text
 from .rgb_pictures import to_rgb
 from .text_tokens import control_tokens, encode_as_text
-from .transformers_version import check_version
+from .transformers_version import check_vlm
 
-
-# As configuration_vla_plus.py, which may be read later.
-check_version(transformers.__version__, (5, 23), "this model", "The other model families run with older ones")
 
 VLA_PROMPT_TEMPLATE = {
     "action": "What action should the robot take to {instruction}?",
@@ -221,6 +218,7 @@ class VLAPlusProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; no code of the repository runs."""
+        check_vlm(transformers.__version__)
         kwargs.setdefault("trust_remote_code", False)  # else transformers asks, since there is code for the model
         settings, _ = ProcessorMixin.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         own = dict(settings[SETTINGS])
@@ -240,6 +238,7 @@ def with_actions(
 
     Pictures of a robot are by default not cut into tiles.
     """
+    check_vlm(transformers.__version__)
     stock.__class__ = class_with_actions(type(stock))
     stock.action_config, stock.cameras = action_config, checked_cameras(cameras)
     stock.prompt_template = dict(prompt_template or VLA_PROMPT_TEMPLATE)

@@ -11,6 +11,8 @@ import transformers
 
 OLDEST = (4, 57)
 OLDEST_WITH_PI0 = (5, 17)  # the oldest that the flow-matching family was tested with
+# Before it, stock vision-language models keep weights under other names, return features otherwise or cap no logits.
+OLDEST_WITH_VLM = (5, 23)
 
 
 def check_version(version: str, oldest: tuple[int, int], what: str, advice: str) -> None:
@@ -34,6 +36,11 @@ def check_pi0(version: str) -> None:
     """Raises `ImportError` for a version older than `OLDEST_WITH_PI0`."""
     advice = "That version brings its architecture; the other model families run with older ones"
     check_version(version, OLDEST_WITH_PI0, "the flow-matching π0", advice)
+
+
+def check_vlm(version: str) -> None:
+    """Raises `ImportError` for a version older than `OLDEST_WITH_VLM`."""
+    check_version(version, OLDEST_WITH_VLM, "a stock VLM", "The other model families run with older ones")
 
 
 check_transformers(transformers.__version__)

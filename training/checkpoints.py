@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from gen_vla.modeling import (
-    OpenVLAPlusConfig,
-    OpenVLAPlusForVision2Seq,
-    Pi0PlusConfig,
-    Pi0PlusForVision2Seq,
-    VLAPlusConfig,
-    VLAPlusForVision2Seq,
-)
+from gen_vla import modeling
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
 from gen_vla.processors import (
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
@@ -38,12 +32,16 @@ class Family:
 FAMILIES = {  # by `model_type`
     "openvla_plus": Family(OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor),
     "pi0_plus": Family(Pi0PlusConfig, Pi0PlusForVision2Seq, Pi0PlusProcessor),
-    "vla_plus": Family(VLAPlusConfig, VLAPlusForVision2Seq, VLAPlusProcessor),
 }
-with contextlib.suppress(ImportError):  # of transformers without π0: `family_named` says so
+NEWER = {"pi0_flow": "Pi0FlowConfig", "vla_plus": "VLAPlusConfig"}  # missing from older versions of transformers
+with contextlib.suppress(ImportError):
     from gen_vla.modeling import Pi0FlowConfig, Pi0FlowForActionPrediction
 
     FAMILIES["pi0_flow"] = Family(Pi0FlowConfig, Pi0FlowForActionPrediction, Pi0FlowProcessor)
+with contextlib.suppress(ImportError):
+    from gen_vla.modeling import VLAPlusConfig, VLAPlusForVision2Seq
+
+    FAMILIES["vla_plus"] = Family(VLAPlusConfig, VLAPlusForVision2Seq, VLAPlusProcessor)
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -75,7 +73,7 @@ def has_processor(folder: Path) -> bool:
 def family_of(folder: Path) -> Family:
     """The classes a saved folder is read with; `ValueError` for a model of no family of this package."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in {*FAMILIES, "pi0_flow"}:
+    if kind not in {*FAMILIES, *NEWER}:
         raise ValueError(
             f"got {folder} with model_type {kind!r}, expected one of {', '.join(FAMILIES)}; gen-vla convert makes one "
             "of them from other projects' checkpoints"
@@ -85,8 +83,8 @@ def family_of(folder: Path) -> Family:
 
 def family_named(kind: str) -> Family:
     """The classes of a `model_type`; `ImportError` where this transformers lacks the architecture."""
-    if kind == "pi0_flow" and kind not in FAMILIES:
-        from gen_vla.modeling import Pi0FlowConfig  # noqa: F401  # raises, with the version it takes
+    if kind not in FAMILIES and kind in NEWER:
+        getattr(modeling, NEWER[kind])  # raises, with the version it takes
     return FAMILIES[kind]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import LlavaProcessor, SiglipImageProcessor
 
 from gen_vla.processors import (
     ActionBins,
@@ -86,6 +85,8 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
 def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedData) -> Any:
     crop, of_siglip = center_crop_area(recipe), ((SIGLIP_MEAN,), (SIGLIP_STD,))
     if recipe.model.family == "vla_plus":
+        from transformers import LlavaProcessor, SiglipImageProcessor  # warns where torchvision is missing
+
         size, vlm = {"height": recipe.data.image_size, "width": recipe.data.image_size}, config.vlm_config
         stock = LlavaProcessor(
             SiglipImageProcessor(size=size, do_center_crop=False),

@@ -14,7 +14,6 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 from transformers.models.auto import processing_auto
 
-from gen_vla.modeling import VLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.vlm_families import FAMILIES
 from gen_vla.processors import read_stock, with_actions
@@ -53,6 +52,9 @@ def convert_vlm(
         ConversionError: if the checkpoint lacks weights, or the comparison fails.
         ValueError: if the family is not supported.
     """
+    # Not at the top: the other families run with a transformers that lacks this one.
+    from gen_vla.modeling import VLAPlusForVision2Seq
+
     read: Any = AutoModelForImageTextToText.from_pretrained
     vlm, info = read(source, dtype=dtype or "auto", output_loading_info=True)
     if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
