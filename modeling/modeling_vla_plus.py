@@ -180,6 +180,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         """As `ActionPredictionMixin.prompt_positions`; three rows where pictures have two dimensions (M-RoPE)."""
         if not hasattr(self.vlm.model, "get_rope_index"):
             return super().prompt_positions(input_ids, seen)
+        self.check_pictures(input_ids, **pictures)
         grid = pictures["image_grid_thw"].to(input_ids.device)
         positions, _ = self.vlm.model.get_rope_index(
             input_ids, image_grid_thw=grid, attention_mask=seen.long(), **self.token_types(input_ids)

@@ -205,7 +205,7 @@ def _decoding(results: dict[str, Any], path: Path) -> Iterator[Figure]:
         size = {"parameters": timing["parameters"], "note": f"{timing['forward_passes']:g} forward passes"}
         yield {**common, "task": task, "metric": "median ms", "value": timing["median_ms"], **size}
     for count in results.get("passes_on_bridge", []):
-        task = f"passes on Bridge, {count['nodes']} nodes, {'with' if count['prior'] else 'without'} prior"
+        task = f"passes on Bridge, {count['nodes']} nodes, {'with' if count['histograms'] else 'without'} histograms"
         yield {**common, "task": task, "metric": "forward passes", "value": count["mean"], "n": count["n"]}
 
 
