@@ -135,7 +135,7 @@ def test_a_model_of_another_architecture_is_refused_before_anything_else(finishe
         check_initial_model(recipe, tmp_path / "copy")
     (tmp_path / "copy" / "tiny" / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(
-        ValueError, match=r"with model_type 'llava', expected one of openvla_plus, pi0_plus, vla_plus, pi0_flow; gen"
+        ValueError, match=r"with model_type 'llava', expected one of openvla_plus, pi0_plus, pi0_flow, vla_plus; gen"
     ):
         check_initial_model(recipe, tmp_path / "copy")
 
