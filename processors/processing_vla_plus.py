@@ -146,19 +146,23 @@ class ActionInputs:
         return {**kept, **rows}
 
     def answer_ids(self, prompt: str, answer: str, later: bool = False) -> list[int]:
-        """Token ids of an answer, and of what ends it in the chat template."""
-        end = self._between_turns()[:1] if self.chat_template else [self.tokenizer.eos_token_id]
-        return [*encode_as_text(self.tokenizer, answer, ()), *end]
+        """Token ids of an answer, and the control token that ends it in the chat template, else EOS."""
+        end, _ = self._after_answer()
+        return [*encode_as_text(self.tokenizer, answer, ()), end]
 
     def later_prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a further question, from behind the end of the answer before it to the next answer."""
-        if not self.chat_template:
-            return encode_as_text(self.tokenizer, prompt, ())
-        return self._between_turns(prompt)[1:]
+        return self._after_answer(prompt)[1]
 
-    def _between_turns(self, prompt: str = "") -> list[int]:
+    def _after_answer(self, prompt: str = "") -> tuple[int, list[int]]:
+        """What ends an answer, and the ids of a further question behind it."""
+        if not self.chat_template:
+            return self.tokenizer.eos_token_id, encode_as_text(self.tokenizer, prompt, ())
         text = self._chat(["", MARK, prompt], asks=True).partition(MARK)[2]
-        return encode_as_text(self.tokenizer, text, [text.replace(prompt, "") if prompt else text])
+        ids = encode_as_text(self.tokenizer, text, [text.replace(prompt, "") if prompt else text])
+        if self.tokenizer.convert_ids_to_tokens(ids[0]) in control_tokens(self.tokenizer):
+            return ids[0], ids[1:]
+        return self.tokenizer.eos_token_id, ids  # such as LLaVA's, which ends an answer by a space
 
     @property
     def _lead_in(self) -> list[int]:

@@ -205,7 +205,8 @@ def _decoding(results: dict[str, Any], path: Path) -> Iterator[Figure]:
         size = {"parameters": timing["parameters"], "note": f"{timing['forward_passes']:g} forward passes"}
         yield {**common, "task": task, "metric": "median ms", "value": timing["median_ms"], **size}
     for count in results.get("passes_on_bridge", []):
-        task = f"passes on Bridge, {count['nodes']} nodes, {'with' if count['histograms'] else 'without'} histograms"
+        known = count.get("histograms", count.get("prior"))  # as older files name it
+        task = f"passes on Bridge, {count['nodes']} nodes, {'with' if known else 'without'} histograms"
         yield {**common, "task": task, "metric": "forward passes", "value": count["mean"], "n": count["n"]}
 
 

@@ -120,3 +120,18 @@ def test_pictures_of_a_robot_are_not_tiled_unless_asked(tmp_path: Path) -> None:
         inputs = with_actions(stock, picture_options=options).action_inputs(wide, "lift it")
         counts.append(int((inputs["input_ids"] == stock.image_token_id).sum()))
     assert counts[0] == 4 < counts[1]
+
+
+def test_an_answer_ends_in_a_control_token_or_eos(tmp_path: Path) -> None:
+    """LLaVA's own template writes a space behind an answer, which must not become what ends it."""
+    _, processor = tiny_vla_pair("llava", tmp_path)
+    end, eos = processor.tokenizer.convert_tokens_to_ids("<|im_end|>"), processor.tokenizer.eos_token_id
+    assert processor.answer_ids("how many?", "two")[-1] == end
+    processor.chat_template = (
+        "{% for message in messages %}{{ message.role }}: {% for part in message.content %}"
+        "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %} {% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    assert processor.answer_ids("how many?", "two")[-1] == eos
+    later = processor.decode(processor.later_prompt_ids("which two?"))
+    assert later.strip() == "user: which two? assistant:"
