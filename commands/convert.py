@@ -28,10 +28,10 @@ def convert(
         ),
     ] = None,
     family: Annotated[
-        Literal["pi0_plus", "pi0_flow", "vla_plus"] | None,
+        Literal["vla_plus", "pi0_flow"] | None,
         Option(
-            help="PaliGemma: what it becomes, π0+ (default), π0 with an action expert of random weights (the "
-            "flow-matching baseline), or what every other vision-language model becomes."
+            help="PaliGemma: what it becomes, the same as other vision-language models (default), or the "
+            "flow-matching π0 with an action expert of random weights."
         ),
     ] = None,
     center_crop: Annotated[

@@ -7,10 +7,8 @@ from typing import Any
 
 from gen_vla.modeling.action_prediction import ActionPrediction
 from gen_vla.modeling.configuration_openvla_plus import OpenVLAPlusConfig
-from gen_vla.modeling.configuration_pi0_plus import Pi0PlusConfig
 from gen_vla.modeling.dual_vision_tower import DualVisionTower
 from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq, OpenVLAPlusModel
-from gen_vla.modeling.modeling_pi0_plus import Pi0PlusForVision2Seq, Pi0PlusModel, widen_paligemma_state_dict
 
 
 too_old: dict[str, str] = {}  # names that need a newer transformers, which the other families do not
@@ -26,10 +24,11 @@ try:
     from gen_vla.modeling.configuration_vla_plus import VLAPlusConfig
     from gen_vla.modeling.modeling_vla_plus import VLAPlusForVision2Seq
 except ImportError as error:
-    too_old |= dict.fromkeys(("VLAPlusConfig", "VLAPlusForVision2Seq"), str(error))
+    too_old |= dict.fromkeys(("Pi0PlusForVision2Seq", "VLAPlusConfig", "VLAPlusForVision2Seq"), str(error))
 else:
     VLAPlusConfig.register_for_auto_class()
     VLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
+    Pi0PlusForVision2Seq = VLAPlusForVision2Seq  # the paper's name where the VLM is PaliGemma
 
 
 def __getattr__(name: str) -> Any:
@@ -41,8 +40,6 @@ def __getattr__(name: str) -> Any:
 
 OpenVLAPlusConfig.register_for_auto_class()
 OpenVLAPlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
-Pi0PlusConfig.register_for_auto_class()
-Pi0PlusForVision2Seq.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
     "ActionPrediction",
@@ -53,10 +50,7 @@ __all__ = [
     "OpenVLAPlusModel",
     "Pi0FlowConfig",
     "Pi0FlowForActionPrediction",
-    "Pi0PlusConfig",
     "Pi0PlusForVision2Seq",
-    "Pi0PlusModel",
     "VLAPlusConfig",
     "VLAPlusForVision2Seq",
-    "widen_paligemma_state_dict",
 ]

@@ -21,17 +21,15 @@ class Piece:
     """Where a tensor of the result comes from.
 
     Attributes:
-        source: the tensor read, or `None` for one that the checkpoint does not have.
+        source: the tensor read, or `None` for one that the checkpoint does not have, which is zeros.
         part, parts: the share of its rows.
         change: what is done to it then.
-        made: gives a tensor without a source; by default it is zeros.
     """
 
     source: str | None
     part: int = 0
     parts: int = 1
     change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    made: Callable[[], torch.Tensor] | None = None
 
 
 def count_blocks(names: Iterable[str], stem: str) -> int:

@@ -7,11 +7,6 @@ OpenVLA+: DINOv2 with 4 registers and SigLIP on 224 pixels (256 patches), featur
     dino   [B, 1 + 4 + 256, 1024] -> drop CLS and registers -> [B, 256, 1024]
     siglip [B, 256, 1152]                                    -> [B, 256, 1152]
     features = concatenation on the last axis                 [B, 256, 2176]
-
-π0+: one SigLIP twice, features behind the last block and its norm:
-
-    pixel_values [B, 3, 224, 224]                both encoders see the same channels
-    siglip, siglip_copy [B, 256, 1152] each   -> features [B, 256, 2304]
 """
 
 from copy import deepcopy
@@ -40,30 +35,19 @@ class DualVisionTower(nn.Module):
     Args:
         encoders: configuration by name, in the order of their channels.
         frozen: the name of the encoder that never moves, or `None`.
-        features: `"second_to_last_block"` without a norm (OpenVLA's), or `"last_block"` with its norm (PaliGemma's).
-        shared_pixels: whether all encoders see the same three channels, or each its own.
     """
 
-    def __init__(
-        self,
-        encoders: dict[str, Any],
-        frozen: str | None,
-        features: str = "second_to_last_block",
-        shared_pixels: bool = False,
-    ):
+    def __init__(self, encoders: dict[str, Any], frozen: str | None):
         super().__init__()
         if frozen is not None and frozen not in encoders:
             raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(encoders)} or None")
-        if features not in BUILDERS:
-            raise ValueError(f"got features={features!r}, expected one of {', '.join(BUILDERS)}")
         self.names = tuple(encoders)
         self.frozen = frozen
-        self.shared_pixels = shared_pixels
         self.prefix_tokens = {name: prefix_tokens(config) for name, config in encoders.items()}
         self.widths = [config.hidden_size for config in encoders.values()]
         self.width = sum(self.widths)
         for name, config in encoders.items():
-            self.add_module(name, BUILDERS[features](config))
+            self.add_module(name, second_to_last_block_encoder(config))
         self.freeze()
 
     def freeze(self) -> None:
@@ -94,14 +78,13 @@ class DualVisionTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values float [B, channels, H, W] to features [B, N, sum of widths]; see the layouts above."""
-        expected = 3 if self.shared_pixels else 3 * len(self.names)
+        expected = 3 * len(self.names)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != expected:
-            owner = "shared by" if self.shared_pixels else "for each of"
             raise ValueError(
                 f"got pixel_values of shape {list(pixel_values.shape)}, expected [B, {expected}, H, W]: three "
-                f"channels {owner} {', '.join(self.names)}; use the processor that belongs to the model"
+                f"channels for each of {', '.join(self.names)}; use the processor that belongs to the model"
             )
-        pixels = [pixel_values] * len(self.names) if self.shared_pixels else pixel_values.split(3, dim=1)
+        pixels = pixel_values.split(3, dim=1)
         calls = [partial(self.encode, name, part) for name, part in zip(self.names, pixels)]
         return torch.cat(in_parallel(pixel_values.device, *calls), dim=-1)
 
@@ -136,18 +119,9 @@ def second_to_last_block_encoder(config: Any) -> nn.Module:
     """
     config = deepcopy(config)
     config.num_hidden_layers -= 1
-    encoder = last_block_encoder(config)
+    config.vision_use_head = False
+    encoder = AutoModel.from_config(config)
+    encoder = getattr(encoder, "vision_model", encoder)  # transformers 4 nests SigLIP one level deeper
     final_norm = "post_layernorm" if config.model_type == "siglip_vision_model" else "layernorm"
     setattr(encoder, final_norm, nn.Identity())
     return encoder
-
-
-def last_block_encoder(config: Any) -> nn.Module:
-    """An encoder whose `last_hidden_state` is the output of the last block and its norm; no pooling head is built."""
-    config = deepcopy(config)
-    config.vision_use_head = False
-    encoder = AutoModel.from_config(config)
-    return getattr(encoder, "vision_model", encoder)  # transformers 4 nests SigLIP one level deeper
-
-
-BUILDERS = {"second_to_last_block": second_to_last_block_encoder, "last_block": last_block_encoder}

@@ -5,7 +5,7 @@ Questions and training go through the stock model's own forward pass and `genera
 """
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,27 @@ from .image_language_model import NoImageToken, drops_caches
 from .openvla_contract import OpenVLAContractMixin
 from .vision_twin import add_frozen_vision
 from .vlm_families import family_of
+
+
+# isort: split
+# What those files import: some transformers copy from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
+from .action_grammar import ActionGrammar  # noqa: F401
+from .action_statistics import select_statistics  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .base_configuration import as_config  # noqa: F401
+from .cpu_threads import limit_cpu_threads  # noqa: F401
+from .draft_trees import Drafts  # noqa: F401
+from .fused_layers import run_layers  # noqa: F401
+from .parallel_streams import in_parallel  # noqa: F401
+from .recorded_passes import recorded_forward  # noqa: F401
+from .transformers_version import OLDEST  # noqa: F401
+from .tree_decoding import TreeDecoder  # noqa: F401
+from .verification_passes import additive_mask  # noqa: F401
+
+
+if TYPE_CHECKING:  # imported where there is a GPU
+    from .triton_operations import TritonOperations  # noqa: F401
 
 
 TOKEN_TYPES = {"token_type_ids", "mm_token_type_ids"}  # which follow from the ids
@@ -143,6 +164,8 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
             inputs = {**inputs, **{name: value for name, value in types.items() if inputs.get(name) is None}}
         if self.family.bidirectional == "prompt" and labels is not None:
             supervised, types = (labels != -100).long(), inputs.get("token_type_ids")
+            if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                check_prompts(supervised, inputs.get("attention_mask"))
             supervised = supervised if types is None else supervised | types
             inputs = {**inputs, "token_type_ids": (supervised.cumsum(dim=1) > 0).long()}
         return inputs
@@ -169,9 +192,9 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
                 "pass everything the processor returned, and cut no row"
             )
         embeds = embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
-        if not found.get("deepstack_features"):
+        if not getattr(found, "deepstack_features", None):
             return embeds, {}
-        deepstack = [joined(each) for each in found["deepstack_features"]]
+        deepstack = [joined(each) for each in found.deepstack_features]
         return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": deepstack}
 
     def prompt_positions(
@@ -228,6 +251,20 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     def get_decoder(self) -> Any:
         return self.vlm.get_decoder()
+
+
+def check_prompts(supervised: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    """Raises `ValueError` for a row that begins with a label: its prompt would be trained in one direction, in which
+    `generate` never reads it.
+    """
+    first = torch.zeros(len(supervised), dtype=torch.long) if attention_mask is None else attention_mask.argmax(dim=1)
+    begun = supervised.gather(1, first.to(supervised.device)[:, None])[:, 0].nonzero()[:, 0].tolist()
+    if begun:
+        raise ValueError(
+            f"got labels on all of row {begun[0]} of {len(supervised)}, expected -100 on the prompt: it is read in "
+            "both directions, and only answers are learned. TRL's SFTTrainer masks the prompt of rows with 'prompt' "
+            "and 'completion', not of 'messages' or 'text'"
+        )
 
 
 def cached_length(cache: Any) -> int:

@@ -100,8 +100,8 @@ def class_with_both(stock_class: type) -> type:
         trained = stock(self, *args, **kwargs)
         frozen = self.frozen_vision(*args, **kwargs)
         for name in ("pooler_output", "deepstack_features"):
-            if trained.get(name) is not None:
-                trained[name] = mean(trained[name], frozen[name])
+            if (features := getattr(trained, name, None)) is not None:  # not always a field of that output
+                setattr(trained, name, mean(features, getattr(frozen, name)))
         return trained
 
     def __reduce__(self: Any) -> Any:  # pickle looks classes up by name, too, and would find the stock one

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
+
+from .transformers_version import check_capped_vlm
+
 
 @dataclass(frozen=True)
 class Family:
@@ -43,6 +47,7 @@ def family_of(vlm_config: Any) -> Family:
 
     Raises:
         ValueError: for a family without one, and for layers that keep a state in place of keys and values.
+        ImportError: for capped logits under a transformers that leaves the cap out.
     """
     text = vlm_config.get_text_config()
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
@@ -51,6 +56,8 @@ def family_of(vlm_config: Any) -> Family:
             f"got a language model with layers of type {', '.join(others)}, expected full or sliding attention: "
             "recurrent and linear layers cannot check a tree of continuations in one pass"
         )
+    if getattr(text, "final_logit_softcapping", None):
+        check_capped_vlm(transformers.__version__)
     if vlm_config.model_type not in FAMILIES:
         raise ValueError(
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "

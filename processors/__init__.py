@@ -26,7 +26,6 @@ from gen_vla.processors.processing_pi0_flow import (
     Pi0FlowProcessor,
     make_flow_action_config,
 )
-from gen_vla.processors.processing_pi0_plus import PI0_PROMPT_TEMPLATE, Pi0PlusProcessor
 from gen_vla.processors.processing_vla_plus import VLA_PROMPT_TEMPLATE, VLAPlusProcessor, read_stock, with_actions
 from gen_vla.processors.prompt_texts import PROMPT_TEMPLATE
 
@@ -34,12 +33,10 @@ from gen_vla.processors.prompt_texts import PROMPT_TEMPLATE
 OpenVLAPlusImageProcessor.register_for_auto_class("AutoImageProcessor")
 OpenVLAPlusProcessor.register_for_auto_class("AutoProcessor")
 Pi0FlowProcessor.register_for_auto_class("AutoProcessor")
-Pi0PlusProcessor.register_for_auto_class("AutoProcessor")
 VLAPlusProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "PI0_FLOW_PROMPT_TEMPLATE",
-    "PI0_PROMPT_TEMPLATE",
     "PROMPT_TEMPLATE",
     "VLA_PROMPT_TEMPLATE",
     "ActionBins",
@@ -51,7 +48,6 @@ __all__ = [
     "OpenVLAPlusImageProcessor",
     "OpenVLAPlusProcessor",
     "Pi0FlowProcessor",
-    "Pi0PlusProcessor",
     "VLAPlusProcessor",
     "codec_from_action_config",
     "compute_statistics",

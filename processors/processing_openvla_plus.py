@@ -240,7 +240,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     @property
     def fixed_arguments(self) -> dict[str, Any]:
         """Arguments of other processors that are accepted with the value that describes what is done here."""
-        outputs = {f"return_{name}": name in self.model_input_names for name in ("attention_mask", "token_type_ids")}
+        outputs = {"return_attention_mask": True, "return_token_type_ids": False}
         return {**ALWAYS_DONE, **outputs, "text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
 
     def encode_text(self, text: str, split_special_tokens: bool = True) -> list[int]:
@@ -267,13 +267,8 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         config = self.action_config or {}
         return (config["lead_in"], config["lead_in_ids"]) if config.get("lead_in_ids") else ("", [])
 
-    @property
-    def answer_types(self) -> dict[str, int]:
-        """What training needs per token besides ids and mask, with its value on answers."""
-        return {"token_type_ids": 1} if "token_type_ids" in self.model_input_names else {}
-
     def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
-        """Prompts of training rows: `input_ids` and `answer_types` as lists without padding, and pictures as tensors.
+        """Prompts of training rows: `input_ids` as lists without padding, and pictures as tensors.
 
         Args:
             images: the pictures of each row.
@@ -368,17 +363,14 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             )
         width = limit if padding == "max_length" and limit else max(len(row) for row in rows)
         width = 0 if not padding or padding == "do_not_pad" else width
-        padded: dict[str, list[list[int]]] = {}
+        padded: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": []}
+        fill = self.tokenizer.pad_token_id
         for row in rows:
             gap = max(width - len(row), 0)
             left, right = (gap, 0) if side == "left" else (0, gap)
-            for name, (values, fill) in self.token_inputs(row).items():
-                padded.setdefault(name, []).append([fill] * left + values + [fill] * right)
+            padded["input_ids"].append([fill] * left + row + [fill] * right)
+            padded["attention_mask"].append([0] * left + [1] * len(row) + [0] * right)
         return BatchFeature(padded, tensor_type=return_tensors)
-
-    def token_inputs(self, row: list[int]) -> dict[str, tuple[list[int], int]]:
-        """The inputs of a row by name, one value per token, and the value on padding; for prompts and answers."""
-        return {"input_ids": (row, self.tokenizer.pad_token_id), "attention_mask": ([1] * len(row), 0)}
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """As in transformers, with a tokenizer that versions 4 and 5 can load."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .action_strings import check_binary_dims, check_sizes
-from .processing_pi0_plus import Pi0PlusProcessor
+from .processing_openvla_plus import OpenVLAPlusProcessor
 from .prompt_texts import prompt_parts
 
 
@@ -16,16 +16,13 @@ from .prompt_texts import prompt_parts
 from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
-from .processing_openvla_plus import OpenVLAPlusProcessor  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
 from .text_tokens import encode_as_text  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
 PI0_FLOW_PROMPT_TEMPLATE = {"action": "{instruction}\n", "question": "{question}\n", "answer": "{answer}"}
-NO_WORDS = (
-    "the flow-matching π0 writes no words: it has no output layer for them; openvla_plus and pi0_plus answer questions"
-)
+NO_WORDS = "the flow-matching π0 writes no words: it has no output layer for them; the other families answer questions"
 
 
 def make_flow_action_config(action_dim: int = 7, horizon: int = 1, binary_dims: Sequence[int] = ()) -> dict[str, Any]:
@@ -46,10 +43,14 @@ def make_flow_action_config(action_dim: int = 7, horizon: int = 1, binary_dims: 
     }
 
 
-class Pi0FlowProcessor(Pi0PlusProcessor):
+class Pi0FlowProcessor(OpenVLAPlusProcessor):
     """Processor of the flow-matching π0; arguments and calls are those of `OpenVLAPlusProcessor`."""
 
     default_prompt_template = PI0_FLOW_PROMPT_TEMPLATE
+
+    def row_start(self, images: int) -> list[int]:
+        """Token ids before the text of a row: image tokens, then BOS."""
+        return [*[self.image_token_id] * (self.num_image_tokens * images), self.tokenizer.bos_token_id]
 
     def normalized_prompt(self, prompt: str) -> str:
         """A prompt as in training, with the newline at its end, which may be missing."""

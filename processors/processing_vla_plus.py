@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import BatchFeature
+from transformers import BatchFeature, PaliGemmaProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from .action_bins import ActionBins, codec_from_action_config
@@ -25,7 +25,7 @@ from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
 from .prompt_texts import check_prompt_template, checked_instruction, checked_text
 from .rgb_pictures import to_rgb
-from .text_tokens import control_tokens, encode_as_text
+from .text_tokens import ControlTokenError, control_tokens, encode_as_text
 from .transformers_version import check_vlm
 
 
@@ -37,6 +37,14 @@ VLA_PROMPT_TEMPLATE = {
 TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # off for a robot: each tile costs as a picture
 SETTINGS = "vla_plus"  # where processor_config.json holds these
 SETTING_NAMES = ("action_config", "prompt_template", "cameras", "picture_options", "center_crop_area")
+# PaliGemma has none, and puts BOS behind the last picture and a newline at the end.
+PALIGEMMA_CHAT_TEMPLATE = """{% for message in messages -%}
+{% if message['content'] is string %}{{ message['content'] }}{% else -%}
+{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% endif %}{% endfor -%}
+{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor -%}
+{% endif -%}
+{% if message['role'] == 'assistant' %}{{ eos_token }}{% elif not loop.last %}{{ '\n' }}{% endif -%}
+{% endfor %}"""
 MARK = "ANSWER"  # stands for one where a chat template is looked at
 
 
@@ -156,6 +164,8 @@ class ActionInputs:
 
     def _after_answer(self, prompt: str = "") -> tuple[int, list[int]]:
         """What ends an answer, and the ids of a further question behind it."""
+        if isinstance(self, PaliGemmaProcessor):
+            return self.tokenizer.eos_token_id, encode_as_text(self.tokenizer, f"{prompt}\n", ())
         if not self.chat_template:
             return self.tokenizer.eos_token_id, encode_as_text(self.tokenizer, prompt, ())
         text = self._chat(["", MARK, prompt], asks=True).partition(MARK)[2]
@@ -179,13 +189,15 @@ class ActionInputs:
             raise ValueError(f"got pictures of {len(pictures)} rows and {len(messages)} texts, expected one each")
         control = [token for token in control_tokens(self.tokenizer) if any(token in text for text in messages)]
         if control:
-            raise ValueError(f"got {control[0]!r} in a text, expected words: it is a control token of this model")
-        texts = [self._rendered(text, len(row)) for text, row in zip(messages, pictures, strict=True)]
-        begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
+            raise ControlTokenError(f"got {control[0]!r} in a text, expected words: it is a control token here")
         opened = [[to_rgb(picture) for picture in row] for row in pictures]
         if self.center_crop_area is not None:
             opened = [[center_crop(picture, self.center_crop_area) for picture in row] for row in opened]
-        inputs = self(
+        if issubclass(type(self), PaliGemmaProcessor):
+            return self._paligemma_inputs(opened, messages)
+        texts = [self._rendered(text, len(row)) for text, row in zip(messages, pictures, strict=True)]
+        begun = bool(self.tokenizer.bos_token) and texts[0].startswith(self.tokenizer.bos_token)
+        return self(
             images=opened if any(opened) else None,
             text=texts,
             padding=True,
@@ -194,11 +206,21 @@ class ActionInputs:
             return_tensors="pt",
             **self.picture_options,
         )
-        inputs.pop("labels", None)  # which PaliGemma's adds
-        return inputs
+
+    def _paligemma_inputs(self: Any, pictures: list[list[Any]], messages: list[str]) -> BatchFeature:
+        """As the stock processor's, which would put BOS into the words of a row without pictures."""
+        images = [self.image_token * (self.image_seq_length * len(row)) for row in pictures]
+        bos = self.tokenizer.bos_token
+        texts = [f"{image}{bos}{text}\n" for image, text in zip(images, messages, strict=True)]
+        options = {"add_special_tokens": False, "padding": True, "padding_side": "left", "return_tensors": "pt"}
+        inputs = self.tokenizer(texts, return_token_type_ids=False, **options)
+        inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        if flat := [picture for row in pictures for picture in row]:
+            inputs |= self.image_processor(flat, return_tensors="pt", **self.picture_options)
+        return BatchFeature(dict(inputs))
 
     def _rendered(self, text: str, pictures: int) -> str:
-        if not self.chat_template:  # a base model, such as PaliGemma
+        if not self.chat_template:  # a base model
             return self.image_token * pictures + text
         return self._chat([text], pictures, asks=True)
 
@@ -250,6 +272,8 @@ def with_actions(
     whole = {name: False for name in TILING if hasattr(stock.image_processor, name)}
     stock.picture_options = whole if picture_options is None else dict(picture_options)
     stock.center_crop_area = center_crop_area
+    if isinstance(stock, PaliGemmaProcessor) and not stock.chat_template:
+        stock.chat_template = PALIGEMMA_CHAT_TEMPLATE
     return stock
 
 

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
+class ControlTokenError(ValueError):
+    """A text that holds a control token where it would be read as one."""
+
+
 def control_tokens(tokenizer: Any) -> list[str]:
     """The texts of a tokenizer's control tokens."""
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

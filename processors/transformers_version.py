@@ -11,8 +11,8 @@ import transformers
 
 OLDEST = (4, 57)
 OLDEST_WITH_PI0 = (5, 17)  # the oldest that the flow-matching family was tested with
-# Before it, stock vision-language models keep weights under other names, return features otherwise or cap no logits.
-OLDEST_WITH_VLM = (5, 23)
+OLDEST_WITH_VLM = (5, 5)  # before it, stock vision-language models return features or count positions otherwise
+OLDEST_WITH_CAPPED_VLM = (5, 23)  # before it, those over Gemma 2 leave its cap on logits out
 
 
 def check_version(version: str, oldest: tuple[int, int], what: str, advice: str) -> None:
@@ -41,6 +41,11 @@ def check_pi0(version: str) -> None:
 def check_vlm(version: str) -> None:
     """Raises `ImportError` for a version older than `OLDEST_WITH_VLM`."""
     check_version(version, OLDEST_WITH_VLM, "a stock VLM", "The other model families run with older ones")
+
+
+def check_capped_vlm(version: str) -> None:
+    """Raises `ImportError` for a version older than `OLDEST_WITH_CAPPED_VLM`."""
+    check_version(version, OLDEST_WITH_CAPPED_VLM, "PaliGemma 2", "The other families run with older ones")
 
 
 check_transformers(transformers.__version__)

@@ -10,12 +10,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from gen_vla import modeling
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.processors import (
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
     Pi0FlowProcessor,
-    Pi0PlusProcessor,
     VLAPlusProcessor,
 )
 
@@ -31,7 +30,6 @@ class Family:
 
 FAMILIES = {  # by `model_type`
     "openvla_plus": Family(OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor),
-    "pi0_plus": Family(Pi0PlusConfig, Pi0PlusForVision2Seq, Pi0PlusProcessor),
 }
 NEWER = {"pi0_flow": "Pi0FlowConfig", "vla_plus": "VLAPlusConfig"}  # missing from older versions of transformers
 with contextlib.suppress(ImportError):

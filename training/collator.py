@@ -64,7 +64,7 @@ class CoTrainingCollator:
         acting = [is_robot(row) for row in rows]
         images, texts = [row["images"] for row in rows], [row["prompt"] for row in rows]
         prompts = self.processor.row_inputs(images, texts, acting)
-        types = self.processor.answer_types
+        types = getattr(self.processor, "answer_types", {})
         fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         fill |= {"token_weights": 0.0, **dict.fromkeys(types, 0)}
         batch: dict[str, list[list[Any]]] = {name: [] for name in fill}

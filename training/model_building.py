@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
+from gen_vla.modeling.base_configuration import image_tokens
 from gen_vla.processors import (
     ActionBins,
     ActionGrammar,
@@ -54,11 +55,7 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
     config = new_config(recipe, tokenizer, opened.norm_stats)
     processor = new_processor(recipe, tokenizer, config, opened)
-    model = family_named(recipe.model.family).model(config)
-    if recipe.model.family == "pi0_plus" and recipe.model.frozen:  # two copies of one encoder, as after conversion
-        tower = model.model.vision_tower
-        tower.siglip_copy.load_state_dict(tower.siglip.state_dict())
-    return model, processor
+    return family_named(recipe.model.family).model(config), processor
 
 
 def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> Any:
@@ -68,7 +65,7 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
         own: dict[str, Any] = {"chunk_size": recipe.actions.horizon, "noise_in_padding": False}
     else:
         own = {"frozen": settings.frozen}
-    if settings.family in ("openvla_plus", "pi0_plus"):
+    if settings.family == "openvla_plus":
         own |= {"initializer_range": settings.initializer_range}
     special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = family.config(
@@ -85,15 +82,16 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
 def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedData) -> Any:
     crop, of_siglip = center_crop_area(recipe), ((SIGLIP_MEAN,), (SIGLIP_STD,))
     if recipe.model.family == "vla_plus":
-        from transformers import LlavaProcessor, SiglipImageProcessor  # warns where torchvision is missing
+        from transformers import LlavaProcessor, PaliGemmaProcessor, SiglipImageProcessor  # warns without torchvision
 
         size, vlm = {"height": recipe.data.image_size, "width": recipe.data.image_size}, config.vlm_config
-        stock = LlavaProcessor(
-            SiglipImageProcessor(size=size, do_center_crop=False),
-            tokenizer,
-            patch_size=vlm.vision_config.patch_size,
-            vision_feature_select_strategy=vlm.vision_feature_select_strategy,
-        )
+        pictures: Any = SiglipImageProcessor(size=size, do_center_crop=False)
+        if vlm.model_type == "paligemma":
+            pictures.image_seq_length = image_tokens(vlm.vision_config)
+            stock: Any = PaliGemmaProcessor(pictures, tokenizer)
+        else:
+            strategy = vlm.vision_feature_select_strategy
+            stock = LlavaProcessor(pictures, tokenizer, vlm.vision_config.patch_size, strategy)
         return with_actions(stock, config.action_config, config.prompt_template, opened.cameras, None, crop)
     normalisation = () if recipe.model.family == "openvla_plus" else of_siglip
     return family_named(recipe.model.family).processor(
@@ -128,8 +126,6 @@ def model_sizes(
         llava = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
         text = {"model_type": "llama", **spread, **text}
         return {"vlm_config": {"model_type": "llava", "vision_config": vision, "text_config": text, **llava}}
-    if settings.family == "pi0_plus":
-        return {"vision_config": {**siglip, **settings.siglip}, "text_config": {"model_type": "gemma", **text}}
     return {
         "dino_config": {"model_type": "dinov2_with_registers", "image_size": image_size, **settings.dino},
         "siglip_config": {**siglip, **settings.siglip},
@@ -188,7 +184,7 @@ def _check_architecture(config: Any, settings: ModelRecipe, name: str) -> None:
             f"got the model {name} of the family {config.model_type}, expected {settings.family}; correct "
             "model.family or model.initial_model"
         )
-    if settings.family in ("pi0_plus", "vla_plus") and bool(config.frozen) != bool(settings.frozen):
+    if settings.family == "vla_plus" and bool(config.frozen) != bool(settings.frozen):
         encoders, wanted = ("two encoders", "one, --no-dual") if config.frozen else ("one encoder", "two, --dual")
         raise ValueError(
             f"got the model {name} with {encoders} and model.frozen={settings.frozen!r}, expected {wanted}; "

@@ -4,7 +4,9 @@ from typing import Any
 
 import torch
 
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
+from gen_vla import modeling  # for what an older transformers lacks
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
+from gen_vla.modeling.base_configuration import image_tokens
 
 
 # OpenVLA's quantiles of Bridge, as its checkpoint holds them.
@@ -25,7 +27,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "7b": {"vision": (1024, 24, 16), "image": (224, 14), "text": (4096, 11008, 32, 32)},
     "pi0-3b": {"vision": (1152, 27, 16), "image": (224, 14), "text": (2048, 16384, 18, 8)},  # Gemma's: one key head
 }
-VOCABULARY = {"openvla_plus": 32064, "pi0_plus": 257216}
+VOCABULARY = {"openvla_plus": 32064, "paligemma": 257216}
 
 
 def build_random(
@@ -43,7 +45,7 @@ def build_random(
         action_config={**action, "lead_in_ids": [13], "eos_token_id": 2},
         norm_stats={"random": statistics},
     )
-    model_class: Any = Pi0PlusForVision2Seq if isinstance(config, Pi0PlusConfig) else OpenVLAPlusForVision2Seq
+    model_class: Any = modeling.VLAPlusForVision2Seq if size.startswith("pi0") else OpenVLAPlusForVision2Seq
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -54,7 +56,7 @@ def build_random(
 
 
 def random_config(size: str, **settings: Any) -> Any:
-    """Of a π0+ (SigLIP twice, Gemma with one head of keys) for sizes of π0, else of an OpenVLA+."""
+    """Of a π0+ (PaliGemma's SigLIP twice, Gemma with one head of keys) for sizes of π0, else of an OpenVLA+."""
     (width, blocks, heads), (image, patch) = SIZES[size]["vision"], SIZES[size]["image"]
     vision = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads}
     vision |= {"image_size": image, "patch_size": patch}
@@ -62,12 +64,15 @@ def random_config(size: str, **settings: Any) -> Any:
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     text = dict(zip(names, SIZES[size]["text"], strict=True))
     if size.startswith("pi0"):
-        gemma = {"model_type": "gemma", **text, "vocab_size": VOCABULARY["pi0_plus"]}
-        return Pi0PlusConfig(
-            vision_config={**siglip, "intermediate_size": 4304},
-            text_config={**gemma, "num_key_value_heads": 1, "head_dim": 256},
-            **settings,
-        )
+        gemma = {"model_type": "gemma", **text, "num_key_value_heads": 1, "head_dim": 256}
+        paligemma = {
+            "model_type": "paligemma",
+            "vision_config": {**siglip, "intermediate_size": 4304, "vision_use_head": False},
+            "text_config": {**gemma, "vocab_size": VOCABULARY["paligemma"]},
+            "projection_dim": text["hidden_size"],
+            "image_token_id": VOCABULARY["paligemma"] - 64,
+        }
+        return modeling.VLAPlusConfig(paligemma, **settings)
     return OpenVLAPlusConfig(
         dino_config={"model_type": "dinov2_with_registers", **vision},
         siglip_config={**siglip, "intermediate_size": 4 * width},
@@ -80,11 +85,12 @@ def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
     """A prompt of 20 words behind the image tokens, and a random picture."""
     config = model.config
     words = torch.full((rows, 20), 500)
-    image = torch.full((rows, config.num_image_tokens), config.image_token_id)
+    vlm = getattr(config, "vlm_config", None)
+    encoders = [vlm.vision_config] if vlm else list(config.encoder_configs.values())
+    image = torch.full((rows, image_tokens(encoders[0])), config.image_token_id)
     ids = torch.cat((torch.ones(rows, 1, dtype=torch.long), image, words, torch.full((rows, 1), 13)), dim=1)
-    encoders = list(config.encoder_configs.values())
-    side, channels = encoders[0].image_size, 3 if model.model.vision_tower.shared_pixels else 3 * len(encoders)
-    pixels = torch.randn(rows, channels, side, side, generator=torch.Generator().manual_seed(seed))
+    side = encoders[0].image_size
+    pixels = torch.randn(rows, 3 * len(encoders), side, side, generator=torch.Generator().manual_seed(seed))
     ids = ids.to(model.device)
     return {
         "input_ids": ids,

@@ -48,19 +48,27 @@ def tower_features(
 def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """By name, functions of the image processor's pixels that return features float [B, N, width]."""
     if model.config.model_type == FLOW:
-        siglip = model.model.vlm.vision_tower
-        return {"siglip": lambda pixels: siglip(pixels.to(siglip.dtype)).last_hidden_state}
-    if not hasattr(model, "model"):
-        raise ValueError(
-            f"got a {model.config.model_type}, expected openvla_plus, pi0_plus or pi0_flow: probes do not know how "
-            "another model's processor makes pixels of pictures"
-        )
+        return {"siglip": partial(last_block, model.model.vlm.vision_tower)}
+    if model.config.model_type == "vla_plus":
+        base = model.vlm.model
+        if not hasattr(base, "vision_tower"):
+            raise ValueError(
+                f"got a {model.config.vlm_config.model_type}, expected a vision_tower that encodes pixels "
+                "[B, 3, H, W]: probes do not know how another model's processor makes pixels of pictures"
+            )
+        parts = {"vision": base.frozen_vision, "vision_copy": base} if model.config.frozen else {"vision": base}
+        return {name: partial(last_block, part.vision_tower) for name, part in parts.items()}
     tower = model.model.vision_tower
 
     def encode(number: int, name: str, pixels: torch.Tensor) -> torch.Tensor:
-        return tower.encode(name, pixels if tower.shared_pixels else pixels.split(3, dim=1)[number])
+        return tower.encode(name, pixels.split(3, dim=1)[number])
 
     return {name: partial(encode, number, name) for number, name in enumerate(tower.names)}
+
+
+def last_block(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """A stock encoder's features float [B, N, width]."""
+    return encoder(pixels.to(encoder.dtype)).last_hidden_state
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import IMAGE_TOKENS, tiny_config, tiny_pi0_config, tiny_pi0_flow_config, tiny_statistics
-from transformers import Gemma2Config, GemmaConfig, LlamaConfig
+from tiny_models import IMAGE_TOKENS, tiny_config, tiny_pi0_flow_config, tiny_statistics
+from transformers import Gemma2Config, LlamaConfig
 
-from gen_vla.modeling import OpenVLAPlusConfig, Pi0FlowConfig, Pi0PlusConfig
+from gen_vla.modeling import OpenVLAPlusConfig, Pi0FlowConfig
 from gen_vla.processors import (
     PROMPT_TEMPLATE,
     ActionBins,
@@ -22,32 +22,19 @@ from gen_vla.processors import (
 
 
 def test_configuration_defaults_and_errors() -> None:
-    openvla, pi0 = OpenVLAPlusConfig(), Pi0PlusConfig()
-    for config in (openvla, pi0):
-        assert (config.num_image_tokens, config.frozen) == (256, "siglip")
+    openvla = OpenVLAPlusConfig()
+    assert (openvla.num_image_tokens, openvla.frozen) == (256, "siglip")
     assert (openvla.dino_config.hidden_size, openvla.siglip_config.hidden_size) == (1024, 1152)
     assert (openvla.text_config.vocab_size, openvla.text_config.hidden_size) == (32064, 4096)
-    assert (pi0.text_config.vocab_size, pi0.text_config.hidden_size, pi0.image_token_id) == (257216, 2048, 257152)
     with pytest.raises(ValueError, match="got frozen='llama', expected one of 'siglip', 'dino', None"):
         OpenVLAPlusConfig(frozen="llama")
     with pytest.raises(ValueError, match=r"got {'dino': 4, 'siglip': 256} patches per encoder, expected the same"):
         OpenVLAPlusConfig(dino_config={"image_size": 8, "patch_size": 4})
-    with pytest.raises(ValueError, match="got frozen='dino', expected one of 'siglip', None"):
-        Pi0PlusConfig(frozen="dino")
-    with pytest.raises(ValueError, match="got a text_config of model_type 'gemma2', expected 'gemma'"):
-        Pi0PlusConfig(text_config={"model_type": "gemma2"})
 
 
-@pytest.mark.parametrize(
-    ("make", "frozen"),
-    [
-        *((tiny_config, name) for name in ("siglip", "dino", None)),
-        (tiny_pi0_config, "siglip"),
-        (tiny_pi0_config, None),
-    ],
-)
-def test_every_field_survives_saving(make: Any, frozen: str | None, llama_like: Any, tmp_path: Path) -> None:
-    config = make(
+@pytest.mark.parametrize("frozen", ["siglip", "dino", None])
+def test_every_field_survives_saving(frozen: str | None, llama_like: Any, tmp_path: Path) -> None:
+    config = tiny_config(
         llama_like,
         ActionStringProcessor(action_dim=3, horizon=2, binary_dims=[2]),
         frozen=frozen,
@@ -70,53 +57,45 @@ def test_every_field_survives_saving(make: Any, frozen: str | None, llama_like: 
 
 
 @pytest.mark.parametrize(
-    ("config_class", "text_config", "outer", "tied"),
+    ("text_config", "outer", "tied"),
     [
-        (OpenVLAPlusConfig, None, None, False),
-        (OpenVLAPlusConfig, {"hidden_size": 64}, True, True),
-        (OpenVLAPlusConfig, {"tie_word_embeddings": True}, None, True),
-        (OpenVLAPlusConfig, LlamaConfig(tie_word_embeddings=True), None, True),
-        (OpenVLAPlusConfig, LlamaConfig(), None, False),
-        (Pi0PlusConfig, None, None, True),
-        (Pi0PlusConfig, {"model_type": "gemma"}, False, False),
-        (Pi0PlusConfig, GemmaConfig(tie_word_embeddings=False), None, False),
-        (Pi0PlusConfig, GemmaConfig(), True, True),
+        (None, None, False),
+        ({"hidden_size": 64}, True, True),
+        ({"tie_word_embeddings": True}, None, True),
+        (LlamaConfig(tie_word_embeddings=True), None, True),
+        (LlamaConfig(), None, False),
     ],
 )
 def test_embeddings_are_tied_as_the_text_configuration_says(
-    config_class: Any, text_config: Any, outer: bool | None, tied: bool, tmp_path: Path
+    text_config: Any, outer: bool | None, tied: bool, tmp_path: Path
 ) -> None:
-    config = config_class(text_config=text_config, tie_word_embeddings=outer)
+    config = OpenVLAPlusConfig(text_config=text_config, tie_word_embeddings=outer)
     config.save_pretrained(tmp_path)
-    for each in (config, config_class.from_pretrained(tmp_path)):
+    for each in (config, OpenVLAPlusConfig.from_pretrained(tmp_path)):
         assert each.tie_word_embeddings is each.text_config.tie_word_embeddings is tied
 
 
 @pytest.mark.parametrize(
-    ("config_class", "text_config", "outer"),
+    ("text_config", "outer"),
     [
-        (OpenVLAPlusConfig, {"tie_word_embeddings": True}, False),
-        (OpenVLAPlusConfig, LlamaConfig(), True),
-        (Pi0PlusConfig, GemmaConfig(), False),
-        (Pi0PlusConfig, {"model_type": "gemma", "tie_word_embeddings": False}, True),
+        ({"tie_word_embeddings": True}, False),
+        (LlamaConfig(), True),
     ],
 )
-def test_two_answers_whether_embeddings_are_tied(config_class: Any, text_config: Any, outer: bool) -> None:
+def test_two_answers_whether_embeddings_are_tied(text_config: Any, outer: bool) -> None:
     with pytest.raises(ValueError, match=f"tie_word_embeddings={outer} with a text_config that says {not outer}"):
-        config_class(text_config=text_config, tie_word_embeddings=outer)
+        OpenVLAPlusConfig(text_config=text_config, tie_word_embeddings=outer)
 
 
 def test_what_a_caller_gave_is_not_changed(llama_like: Any, gemma_like: Any) -> None:
-    openvla, pi0 = tiny_config(llama_like), tiny_pi0_config(gemma_like)
+    openvla = tiny_config(llama_like)
     flow: Any = tiny_pi0_flow_config(gemma_like)
     flow.vlm_config.text_config.use_bidirectional_attention = None  # PI0Config sets it
-    pi0.text_config.use_bidirectional_attention = True  # Pi0PlusConfig unsets it
-    given = [openvla.text_config, openvla.dino_config, pi0.text_config, pi0.vision_config, flow.vlm_config]
+    given = [openvla.text_config, openvla.dino_config, flow.vlm_config]
     before = [part.to_dict() for part in given]
     rope = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
     OpenVLAPlusConfig(openvla.dino_config, openvla.siglip_config, openvla.text_config)
     OpenVLAPlusConfig(text_config=rope)
-    Pi0PlusConfig(pi0.vision_config, pi0.text_config)
     Pi0FlowConfig(vlm_config=flow.vlm_config, dit_config=flow.dit_config)
     assert [part.to_dict() for part in given] == before
     assert rope == {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}
@@ -176,7 +155,7 @@ import gen_vla.modeling as modeling
 import gen_vla.commands.main
 import gen_vla.training.run
 from gen_vla.training.checkpoints import family_named
-modeling.Pi0PlusConfig
+modeling.OpenVLAPlusConfig
 for missing in ("Pi0FlowConfig", "VLAPlusForVision2Seq"):
     try:
         getattr(modeling, missing)
@@ -193,5 +172,7 @@ except AttributeError as error:
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert f"got transformers {version}, expected 5.17 or newer for the flow-matching π0" in run.stdout
-    assert run.stdout.count(f"got transformers {version}, expected 5.23 or newer for a stock VLM") == 2
+    assert run.stdout.count(f"got transformers {version}, expected 5.5 or newer for a stock VLM") == 2 * (
+        version < "5"
+    )
     assert "has no attribute 'Pi0Config'" in run.stdout

@@ -24,7 +24,7 @@ def with_context(model: Any, context: int) -> Any:
         raise AssertionError("a pass was made")
 
     model.config.text_config.max_position_embeddings = context
-    model.model.language_model.forward = refuse
+    model.get_decoder().forward = refuse
     return model
 
 
@@ -49,16 +49,16 @@ def test_a_horizon_that_no_prompt_leaves_room_for(llama_like: Any) -> None:
         with_context(model, 512).predict_actions(**processor.action_inputs(picture(), "go"))
 
 
-def test_padding_takes_no_position(tiny: Any) -> None:
-    model, processor = tiny
+def test_padding_takes_no_position(llama_like: Any) -> None:
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = processor(images=picture(), text=processor.action_prompt("go"), padding="max_length", max_length=500)
     expected = model.predict_actions(**processor.action_inputs(picture(), "go"))
     assert model.predict_actions(**inputs, tree_nodes=2).text == expected.text
     assert inputs["input_ids"].shape[1] + model.action_grammar.max_tokens > 512
 
 
-def test_an_answer_stops_where_the_context_ends(tiny: Any) -> None:
-    model, processor = tiny
+def test_an_answer_stops_where_the_context_ends(llama_like: Any) -> None:
+    model, processor = tiny_pair("openvla_plus", llama_like, STRINGS)
     inputs = processor.question_inputs(picture(), "what is this?")
     length = inputs["input_ids"].shape[1]
     model.config.text_config.max_position_embeddings = length + 5

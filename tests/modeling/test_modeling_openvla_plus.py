@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import picture, tiny_config, tiny_model, tiny_pair, tiny_processor
+from tiny_models import picture, tiny_config, tiny_model, tiny_processor
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq
 
@@ -23,14 +23,6 @@ def model(llama_like: Any) -> Any:
 @pytest.fixture(scope="module")
 def processor(llama_like: Any) -> Any:
     return tiny_processor(llama_like)
-
-
-@pytest.fixture(scope="module", params=["openvla_plus", "pi0_plus"])
-def made(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any) -> tuple[Any, Any]:
-    """A model of each family that writes tokens, and its processor."""
-    if request.param == "pi0_plus":
-        return tiny_pair("pi0_plus", gemma_like)
-    return tiny_pair("openvla_plus", llama_like, pad_token_id=llama_like.pad_token_id)
 
 
 @torch.no_grad()
@@ -51,8 +43,7 @@ def test_black_and_white_pictures_give_other_logits(model: Any, processor: Any) 
 
 @pytest.mark.parametrize("pictures", [(1, 1, 1), (1, 0, 2), (0, 0, 0)])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_batch_equals_its_rows(made: tuple[Any, Any], pictures: tuple[int, ...], side: str) -> None:
-    model, processor = made
+def test_a_padded_batch_equals_its_rows(model: Any, processor: Any, pictures: tuple[int, ...], side: str) -> None:
     images = [[picture(10 * row + n) for n in range(count)] for row, count in enumerate(pictures)]
     prompts = [processor.question_prompt(question) for question in QUESTIONS]
     inputs = processor(images=images, text=prompts, padding_side=side)
@@ -77,8 +68,7 @@ def greedy_by_hand(model: Any, inputs: Any, steps: int) -> list[int]:
 
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
-def test_greedy_generation_equals_full_passes(made: tuple[Any, Any], options: dict[str, Any]) -> None:
-    model, processor = made
+def test_greedy_generation_equals_full_passes(model: Any, processor: Any, options: dict[str, Any]) -> None:
     inputs = dict(processor.question_inputs([picture(row) for row in range(3)], QUESTIONS))
     greedy = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "eos_token_id": None}
     expected = [
@@ -112,8 +102,7 @@ def test_sampling_is_seeded_and_beams_are_sorted(model: Any, processor: Any) -> 
     assert len({tuple(row) for row in beams.sequences[:3].tolist()}) == 3
 
 
-def test_text_alone_generates(made: tuple[Any, Any]) -> None:
-    model, processor = made
+def test_text_alone_generates(model: Any, processor: Any) -> None:
     inputs = processor(text=[processor.question_prompt(question) for question in QUESTIONS])
     output = model.generate(**inputs, do_sample=False, max_new_tokens=3)
     assert output.shape == (3, inputs["input_ids"].shape[1] + 3)

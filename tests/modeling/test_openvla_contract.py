@@ -9,25 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pair, tiny_pi0_model, tiny_statistics
+from tiny_models import picture, tiny_model, tiny_pair, tiny_statistics
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
-from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0PlusForVision2Seq, openvla_contract
+from gen_vla.modeling import OpenVLAPlusForVision2Seq, openvla_contract
 from gen_vla.processors import ActionStringProcessor
 
 
-FAMILIES = {"openvla_plus": OpenVLAPlusForVision2Seq, "pi0_plus": Pi0PlusForVision2Seq}
 PROMPT = "In: What action should the robot take to pick up the can?\nOut:"
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def folder(request: pytest.FixtureRequest, llama_like: Any, gemma_like: Any, tmp_path_factory: Any) -> Path:
-    """A small model of each family that knows two data sets, as `save_pretrained` writes it."""
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def folder(llama_like: Any, tmp_path_factory: Any) -> Path:
+    """A small model that knows two data sets, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("openvla_plus")
     strings = ActionStringProcessor(action_dim=3, decimals=2)
     statistics = {"bridge_orig": tiny_statistics(3), "libero_spatial_no_noops": tiny_statistics(3, scale=0.5)}
-    tokenizer = gemma_like if request.param == "pi0_plus" else llama_like
-    model, processor = tiny_pair(request.param, tokenizer, strings)
+    model, processor = tiny_pair("openvla_plus", llama_like, strings)
     model.config.norm_stats = statistics
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -76,9 +74,8 @@ def test_other_ways_of_attention_stay(folder: Path, asked: str | None, caplog: p
     assert "using 'sdpa'" not in caplog.text
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_a_part_that_asks_for_flash_attention_does_not_get_it(family: str, llama_like: Any, gemma_like: Any) -> None:
-    model = tiny_pi0_model(gemma_like) if family == "pi0_plus" else tiny_model(llama_like)
+def test_a_part_that_asks_for_flash_attention_does_not_get_it(llama_like: Any) -> None:
+    model = tiny_model(llama_like)
     config = model.config
     config._attn_implementation = {"": "eager", "text_config": "kernels-community/flash-attn2"}
     again = type(model)(config)
@@ -123,8 +120,7 @@ def test_the_model_brings_its_own_prompt(folder: Path) -> None:
     assert same["input_ids"].tolist() == inputs["input_ids"].tolist()
     own = inputs["input_ids"][0].tolist()
     spaced = PROMPT.replace("?", " ?") + " "  # blanks that no prompt of training has do not count
-    openvla = "openvla" in folder.name
-    for prompt, right in ((PROMPT, openvla), (PROMPT + " ", openvla), (spaced, openvla), ("pick up the can", False)):
+    for prompt, right in ((PROMPT, True), (PROMPT + " ", True), (spaced, True), ("pick up the can", False)):
         ids = processor(prompt, picture())["input_ids"][0].tolist()
         assert (ids + processor.action_config["lead_in_ids"] == own) == right
 

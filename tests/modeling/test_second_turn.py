@@ -9,16 +9,13 @@ from tiny_models import IMAGE_TOKENS, picture, tiny_pair
 from transformers import StaticCache
 
 
-FAMILIES = ("openvla_plus", "pi0_plus")
 PICTURES = [((1, 1), (1, 1)), ((2, 0), (0, 1)), ((1, 2), (2, 1)), ((1, 1), (0, 0))]
 GREEDY = {"do_sample": False, "max_new_tokens": 5, "min_new_tokens": 5, "eos_token_id": None}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def made(request: Any, llama_like: Any, gemma_like: Any) -> tuple[Any, Any]:
+@pytest.fixture(scope="module")
+def made(llama_like: Any) -> tuple[Any, Any]:
     """A model and its processor."""
-    if request.param == "pi0_plus":
-        return tiny_pair("pi0_plus", gemma_like)
     return tiny_pair("openvla_plus", llama_like, pad_token_id=llama_like.pad_token_id)
 
 
@@ -33,8 +30,6 @@ def conversation(processor: Any, first: Any, second: Any) -> tuple[dict[str, Any
     """Inputs of the first turn, of the second one behind it, and of both at once."""
     one, two = turn(processor, first, seed=1), turn(processor, second, seed=100)
     whole = {name: torch.cat((one[name], two[name]), dim=1) for name in ("input_ids", "attention_mask")}
-    if "token_type_ids" in one:
-        whole["token_type_ids"] = torch.cat((one["token_type_ids"], torch.ones_like(two["input_ids"])), dim=1)
     old, new = (each.get("pixel_values", torch.empty(0)) for each in (one, two))
     rows = [part for pair in zip(old.split(list(first)), new.split(list(second)), strict=True) for part in pair]
     whole["pixel_values"] = torch.cat([part for part in rows if len(part)])
@@ -138,21 +133,6 @@ def test_prompt_lookup_changes_no_token(made: Any) -> None:
         inputs = dict(processor.question_inputs(picture(1), words))
         wanted = model.generate(**inputs, **GREEDY)
         assert model.generate(**inputs, **GREEDY, prompt_lookup_num_tokens=3).tolist() == wanted.tolist()
-
-
-def test_a_prefix_in_two_parts_is_refused(gemma_like: Any) -> None:
-    """What a cache has of a prefix has not seen the rest of it."""
-    model, processor = tiny_pair("pi0_plus", gemma_like)
-    one, _, whole = conversation(processor, (1,), (1,))
-    for types in (None, torch.zeros_like(whole["input_ids"])):
-        with pytest.raises(ValueError, match="got past_key_values that end inside the prefix"):
-            model.generate(**{**whole, "token_type_ids": types}, past_key_values=cache_of(model, one), **GREEDY)
-    prefix = torch.zeros_like(whole["input_ids"])
-    prefix[:, one["input_ids"].shape[1] - 1] = 1  # an answer, then a turn that its own processor call calls a prefix
-    whole["token_type_ids"] = prefix
-    cached = cache_of(model, {**one, "token_type_ids": prefix[:, : one["input_ids"].shape[1]]})
-    got = model.generate(**whole, past_key_values=cached, **GREEDY)
-    assert got.tolist() == model.generate(**whole, **GREEDY).tolist()
 
 
 def test_the_image_token_is_never_written(made: Any) -> None:

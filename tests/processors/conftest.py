@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tiny_models import tiny_pi0_processor, tiny_processor
+from tiny_models import tiny_processor
 
 from gen_vla.processors import ActionStringProcessor
 
@@ -21,9 +21,3 @@ def processor(tokenizer: Any) -> Any:
 def tiny(llama_like: Any) -> Any:
     """The tiny processor with one tokenizer, where the vocabulary does not matter."""
     return tiny_processor(llama_like, STRINGS)
-
-
-@pytest.fixture(params=["openvla_plus", "pi0_plus"])
-def any_family(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
-    """The tiny processor of each family that writes tokens, with each tokenizer in turn."""
-    return (tiny_pi0_processor if request.param == "pi0_plus" else tiny_processor)(tokenizer, STRINGS)

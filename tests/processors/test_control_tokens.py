@@ -8,7 +8,6 @@ from tiny_models import (
     IMAGE_TOKENS,
     picture,
     tiny_pi0_flow_processor,
-    tiny_pi0_processor,
     tiny_processor,
     tiny_tokenizer,
 )
@@ -21,12 +20,11 @@ from gen_vla.training.flow.rows import FlowCollator
 
 
 STRINGS = ActionStringProcessor(2, decimals=1)
-FAMILIES = {"openvla_plus": tiny_processor, "pi0_plus": tiny_pi0_processor}
 
 
-@pytest.fixture(params=FAMILIES)
-def processor(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
-    return FAMILIES[request.param](tokenizer, STRINGS)
+@pytest.fixture
+def processor(tokenizer: Any) -> Any:
+    return tiny_processor(tokenizer, STRINGS)
 
 
 def looks(tokenizer: Any) -> str:

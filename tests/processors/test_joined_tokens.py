@@ -47,6 +47,8 @@ def test_a_row_is_the_prompt_of_acting_and_the_tokens_written(
     assert trained_row(processor, prediction.text[0]) == [*fed, *written, tokenizer.eos_token_id]
     lead_in_ids = processor.action_config["lead_in_ids"]
     assert fed[len(fed) - len(lead_in_ids) :] == lead_in_ids
+    if family != "openvla_plus":
+        return
     typed = processor.action_prompt("go")  # as OpenVLA's users do, with the lead-in or without it
     for prompt in (typed, typed.removesuffix(processor.action_config["lead_in"])):
         given = processor(prompt, picture())
@@ -55,12 +57,11 @@ def test_a_row_is_the_prompt_of_acting_and_the_tokens_written(
         assert torch.equal(mask, inputs["attention_mask"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("style", STYLES)
-def test_nothing_changes_where_nothing_merges(tokenizer: Any, family: str, style: str) -> None:
+def test_nothing_changes_where_nothing_merges(tokenizer: Any, style: str) -> None:
     """As in the Llama-2 and Gemma vocabularies: the ids are those of the whole text."""
     strings = ActionStringProcessor(3, 2, style=style)
-    processor = FAMILIES[family][1](tokenizer, strings)
+    processor = tiny_processor(tokenizer, strings)
     text = strings.encode([[-0.0312, 0.5, -1.0], [0.0, -0.12, 1.0]])
     before = processor.action_prompt("open the drawer")
     whole = before + ("" if processor.action_config["lead_in_ids"] else strings.lead_in) + text
@@ -75,4 +76,4 @@ def test_a_question_worded_like_an_action_is_asked_as_it_was_trained() -> None:
     row = {"images": [picture()], "prompt": processor.question_prompt(question), "completion": "two", "source": "v/x"}
     batch = CoTrainingCollator(processor)([row])
     fed = processor.question_inputs(picture(), question)["input_ids"][0].tolist()
-    assert batch["input_ids"][0].tolist() == [*fed, *processor.encode_continuation("two"), tokenizer.eos_token_id]
+    assert batch["input_ids"][0].tolist() == [*fed, *processor.answer_ids(question, "two")]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from jinja2 import TemplateError
-from tiny_models import IMAGE_TOKENS, picture, tiny_pi0_processor, tiny_processor
+from tiny_models import IMAGE_TOKENS, picture, tiny_processor
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
@@ -16,7 +16,6 @@ from gen_vla.processors import (
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
-    Pi0PlusProcessor,
 )
 from gen_vla.training.checkpoints import read_processor
 
@@ -26,12 +25,10 @@ PROMPT = "In: What action should the robot take to open the drawer?\nOut:"
 
 
 def row_of(processor: Any, text: str, pictures: int = 1) -> list[int]:
-    """The layout, written out: BOS, image tokens, the text; for π0+ BOS behind the images."""
+    """The layout, written out: BOS, image tokens, the text."""
     tokenizer = processor.tokenizer
     images = [tokenizer.convert_tokens_to_ids("<image>")] * (IMAGE_TOKENS * pictures)
-    bos = [tokenizer.bos_token_id]
-    start = [*images, *bos] if isinstance(processor, Pi0PlusProcessor) else [*bos, *images]
-    return [*start, *tokenizer.encode(text, add_special_tokens=False)]
+    return [tokenizer.bos_token_id, *images, *tokenizer.encode(text, add_special_tokens=False)]
 
 
 def rows_of(inputs: Any) -> list[list[int]]:
@@ -83,8 +80,8 @@ def test_either_order_is_the_same_call(processor: Any) -> None:
         torch.testing.assert_close(call["pixel_values"], calls[0]["pixel_values"], rtol=0, atol=0)
 
 
-def test_one_bos_never_two(any_family: Any) -> None:
-    processor, bos = any_family, any_family.tokenizer.bos_token
+def test_one_bos_never_two(processor: Any) -> None:
+    bos = processor.tokenizer.bos_token
     prompt = processor.question_prompt("Go?")
     expected = [row_of(processor, prompt)]
     texts = [prompt, f"<image>{prompt}", f"{bos}{prompt}", f"{bos}<image>{prompt}", f"<image>{bos}{prompt}"]
@@ -103,8 +100,7 @@ def test_one_bos_never_two(any_family: Any) -> None:
     assert torch.equal(tokenized["pixel_values"], processor(images=picture())["pixel_values"])
 
 
-def test_text_alone_and_mixed_batches(any_family: Any) -> None:
-    processor = any_family
+def test_text_alone_and_mixed_batches(processor: Any) -> None:
     alone = processor(text=processor.question_prompt("Go?"))
     assert rows_of(alone) == [row_of(processor, processor.question_prompt("Go?"), pictures=0)]
     assert "pixel_values" not in alone
@@ -121,9 +117,8 @@ def test_text_alone_and_mixed_batches(any_family: Any) -> None:
         assert torch.equal(batch["pixel_values"], images_only["pixel_values"])
 
 
-@pytest.mark.parametrize("make", [tiny_processor, tiny_pi0_processor])
-def test_all_settings_survive_saving(make: Any, gemma_like: Any, tmp_path: Path) -> None:
-    base = make(gemma_like, STRINGS)
+def test_all_settings_survive_saving(gemma_like: Any, tmp_path: Path) -> None:
+    base = tiny_processor(gemma_like, STRINGS)
     template = {**base.prompt_template, "question": "Q: {question}\nA:"}
     images = base.image_processor
     images.center_crop_area = 0.9

@@ -135,3 +135,17 @@ def test_an_answer_ends_in_a_control_token_or_eos(tmp_path: Path) -> None:
     assert processor.answer_ids("how many?", "two")[-1] == eos
     later = processor.decode(processor.later_prompt_ids("which two?"))
     assert later.strip() == "user: which two? assistant:"
+
+
+def test_rows_of_paligemma_are_the_stock_processors(tmp_path: Path) -> None:
+    """Those without a picture, too, which it does not take."""
+    _, processor = tiny_vla_pair("paligemma", tmp_path)
+    rows, texts = [PICTURES[:1], PICTURES], ["how?", "which two?"]
+    found = processor._inputs(rows, texts)
+    placed = ["<image>" * len(row) + text for row, text in zip(rows, texts, strict=True)]
+    expected = processor(images=rows, text=placed, padding=True, padding_side="left", return_tensors="pt")
+    assert {name: value.tolist() for name, value in found.items()} == {
+        name: value.tolist() for name, value in expected.items() if name != "labels"
+    }
+    (words,) = processor._inputs([[]], ["how?"])["input_ids"].tolist()
+    assert processor.decode(words) == f"{processor.tokenizer.bos_token}how?\n"

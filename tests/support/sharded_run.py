@@ -20,8 +20,6 @@ from tiny_models import (
     tiny_model,
     tiny_pi0_flow_model,
     tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
     tiny_processor,
     tiny_tokenizer,
 )
@@ -36,7 +34,7 @@ from gen_vla.training.flow.trainer import reach_last_layer
 
 
 ROWS, STEPS = 4, 3
-FAMILIES = ("openvla_plus", "pi0_plus", "pi0_flow", "smolvlm")
+FAMILIES = ("openvla_plus", "paligemma", "pi0_flow", "smolvlm")
 
 
 def main(output: Path) -> None:
@@ -83,18 +81,16 @@ def build(family: str) -> tuple[Any, dict[str, torch.Tensor]]:
     """A tiny model in training mode, and a batch whose rows have as many supervised tokens, or numbers, each."""
     if family == "pi0_flow":
         return build_flow()
-    pi0 = family == "pi0_plus"
-    tokenizer = tiny_tokenizer("gemma_like" if pi0 else "llama_like")
     strings = ActionStringProcessor(3, 1, 2)
-    if family == "smolvlm":
+    if family != "openvla_plus":
         return build_vlm(family, strings)
-    model = (tiny_pi0_model if pi0 else tiny_model)(tokenizer, strings, seed=0).train()
-    processor = (tiny_pi0_processor if pi0 else tiny_processor)(tokenizer, strings)
+    tokenizer = tiny_tokenizer("llama_like")
+    model = tiny_model(tokenizer, strings, seed=0).train()
+    processor = tiny_processor(tokenizer, strings)
     inputs = dict(processor.action_inputs([picture(row) for row in range(ROWS)], ["in"] * ROWS))
     labels = inputs["input_ids"].clone()
     labels[:, :-4] = -100
-    types = {"token_type_ids": (labels != -100).long()} if pi0 else {}
-    return model, {**inputs, "labels": labels, **types}
+    return model, {**inputs, "labels": labels}
 
 
 def build_vlm(family: str, strings: ActionStringProcessor) -> tuple[Any, dict[str, torch.Tensor]]:

@@ -8,6 +8,7 @@ The tokenizers merge what the real ones merge around actions and nothing else:
 In both, digits and the point are always tokens of their own, as in the Llama-2 and Gemma vocabularies.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PaliGemmaProcessor, PreTrainedTokenizerFast, SiglipImageProcessor
 
+from gen_vla import modeling  # for what an older transformers lacks
 from gen_vla.modeling import (
     OpenVLAPlusConfig,
     OpenVLAPlusForVision2Seq,
-    Pi0FlowConfig,
-    Pi0FlowForActionPrediction,
-    Pi0PlusConfig,
-    Pi0PlusForVision2Seq,
 )
 from gen_vla.processors import (
     ActionBins,
@@ -31,9 +29,9 @@ from gen_vla.processors import (
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
     Pi0FlowProcessor,
-    Pi0PlusProcessor,
     make_action_config,
     make_flow_action_config,
+    with_actions,
 )
 
 
@@ -136,34 +134,31 @@ def tiny_config(tokenizer: Any, strings: Any = None, **settings: Any) -> OpenVLA
     )
 
 
-def tiny_pi0_config(tokenizer: Any, strings: Any = None, **settings: Any) -> Pi0PlusConfig:
-    """A SigLIP of width 16, a Gemma of width 64 (whose square root is exact) with 2 layers each."""
+def tiny_paligemma(tokenizer: Any) -> dict[str, Any]:
+    """Settings of a PaliGemma: a SigLIP of width 16 and a Gemma of width 64, 2 layers each."""
     heads = {"num_key_value_heads": 1, "head_dim": 8}
-    return Pi0PlusConfig(
-        **{
-            "vision_config": vision_settings(vision_use_head=False),
-            "text_config": text_settings(tokenizer, model_type="gemma", hidden_size=64, **heads),
-            **action_settings(tokenizer, strings),
-            **settings,
-        }
-    )
+    return {
+        "model_type": "paligemma",
+        "vision_config": vision_settings(vision_use_head=False, projection_dim=64),
+        "text_config": text_settings(tokenizer, model_type="gemma", hidden_size=64, **heads),
+        "projection_dim": 64,
+        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+    }
 
 
-def tiny_pi0_flow_config(tokenizer: Any, action_dim: int = 3, horizon: int = 4, **settings: Any) -> Pi0FlowConfig:
-    """The SigLIP and the Gemma of `tiny_pi0_config`, an action expert of width 32, room for 8 dimensions; the last of
-    `action_dim` is a gripper.
-    """
-    plus = tiny_pi0_config(tokenizer)
-    vlm = {"vision_config": plus.vision_config.to_dict(), "text_config": plus.text_config.to_dict()}
+def tiny_pi0_config(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
+    """That of a π0+ over `tiny_paligemma`."""
+    actions = action_settings(tokenizer, strings)
+    del actions["image_token_id"]
+    return modeling.VLAPlusConfig(**{"vlm_config": tiny_paligemma(tokenizer), **actions, **settings})
+
+
+def tiny_pi0_flow_config(tokenizer: Any, action_dim: int = 3, horizon: int = 4, **settings: Any) -> Any:
+    """That of a π0 over `tiny_paligemma`; the last of `action_dim`, of at most 8, is a gripper."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 8}
-    return Pi0FlowConfig(
+    return modeling.Pi0FlowConfig(
         **{
-            "vlm_config": {
-                "model_type": "paligemma",
-                **vlm,
-                "projection_dim": plus.text_config.hidden_size,
-                "image_token_id": plus.image_token_id,
-            },
+            "vlm_config": tiny_paligemma(tokenizer),
             "dit_config": {"model_type": "gemma", "hidden_size": 32, "intermediate_size": 64, **sizes},
             "chunk_size": horizon,
             "max_action_dim": 8,
@@ -194,14 +189,14 @@ def tiny_model(tokenizer: Any, strings: Any = None, seed: int = 0, **settings: A
 def tiny_pi0_model(tokenizer: Any, strings: Any = None, seed: int = 0, **settings: Any) -> Any:
     """As `tiny_model`, for π0+."""
     torch.manual_seed(seed)
-    return with_large_weights(Pi0PlusForVision2Seq(tiny_pi0_config(tokenizer, strings, **settings)))
+    return with_large_weights(modeling.VLAPlusForVision2Seq(tiny_pi0_config(tokenizer, strings, **settings)))
 
 
 def tiny_pi0_flow_model(tokenizer: Any, action_dim: int = 3, horizon: int = 4, seed: int = 0, **settings: Any) -> Any:
     """As `tiny_model`, for the flow-matching π0; `settings` are fields of its configuration."""
     torch.manual_seed(seed)
     config = tiny_pi0_flow_config(tokenizer, action_dim, horizon, **settings)
-    return with_large_weights(Pi0FlowForActionPrediction(config))
+    return with_large_weights(modeling.Pi0FlowForActionPrediction(config))
 
 
 def build_processor(processor_class: Any, tokenizer: Any, action_config: Any, **settings: Any) -> Any:
@@ -221,8 +216,10 @@ def tiny_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
 
 def tiny_pi0_processor(tokenizer: Any, strings: Any = None, **settings: Any) -> Any:
     """The processor that belongs to `tiny_pi0_config`."""
-    action_config = make_action_config(strings, tokenizer) if strings else None
-    return build_processor(Pi0PlusProcessor, tokenizer, action_config, **settings)
+    pictures: Any = SiglipImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    pictures.image_seq_length = IMAGE_TOKENS
+    stock = PaliGemmaProcessor(pictures, copy.deepcopy(tokenizer))
+    return with_actions(stock, make_action_config(strings, tokenizer) if strings else None, **settings)
 
 
 def tiny_pi0_flow_processor(tokenizer: Any, action_dim: int = 3, horizon: int = 4, **settings: Any) -> Any:

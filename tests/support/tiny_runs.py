@@ -101,13 +101,13 @@ def tiny_settings(**overrides: Any) -> dict[str, Any]:
     return settings
 
 
-def tiny_pi0_model() -> dict[str, Any]:
-    """The `model` section that makes `tiny_settings` a π0+."""
+def tiny_vlm_model() -> dict[str, Any]:
+    """The `model` section that makes `tiny_settings` a LLaVA with D."""
     siglip = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
     text = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return {
-        "family": "pi0_plus",
-        "frozen": "siglip",
+        "family": "vla_plus",
+        "frozen": "vision",
         "siglip": {**siglip, "intermediate_size": 32},
         "text": {**text, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 128},
     }
@@ -115,7 +115,7 @@ def tiny_pi0_model() -> dict[str, Any]:
 
 def tiny_flow_settings() -> dict[str, Any]:
     """What makes `tiny_settings` a flow-matching π0 with a chunk of three steps, as overrides."""
-    model = tiny_pi0_model()
+    model = tiny_vlm_model()
     return {
         "model": {**model, "family": "pi0_flow", "frozen": None, "expert": {**model["text"], "hidden_size": 32}},
         "actions__representation": "flow",

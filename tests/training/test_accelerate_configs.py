@@ -14,7 +14,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0FlowForActionPrediction, Pi0PlusForVision2Seq
+from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0FlowForActionPrediction
 
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "accelerate_configs"
@@ -42,8 +42,7 @@ def test_fsdp_takes_its_units_from_the_models():
         "SiglipEncoderLayer",
         "LlamaDecoderLayer",
     }
-    for pi0 in (Pi0PlusForVision2Seq, Pi0FlowForActionPrediction):
-        assert set(pi0._no_split_modules or ()) == {"SiglipEncoderLayer", "GemmaDecoderLayer"}
+    assert set(Pi0FlowForActionPrediction._no_split_modules or ()) == {"SiglipEncoderLayer", "GemmaDecoderLayer"}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")

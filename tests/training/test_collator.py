@@ -178,8 +178,8 @@ def test_a_conversation_reads_as_the_chat_template_writes_it(processor: Any) -> 
 
 def test_types_turn_at_the_first_answer_and_stay(gemma_like: Any, tiny_strings: ActionStringProcessor) -> None:
     processor = tiny_pi0_processor(gemma_like, tiny_strings)
-    conversation = {**CONVERSATION, "prompt": "How many?\n", "completion": "two"}
-    conversation["more_turns"] = [{"prompt": "Which?\n", "completion": "red"}]
+    conversation = {**CONVERSATION, "prompt": "How many?", "completion": "two"}
+    conversation["more_turns"] = [{"prompt": "Which?", "completion": "red"}]
     batch = CoTrainingCollator(processor)([conversation])
     types, labels = batch["token_type_ids"][0], batch["labels"][0]
     first = int((labels != -100).nonzero()[0])

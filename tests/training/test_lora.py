@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor, tiny_statistics
-from tiny_runs import tiny_pi0_model as pi0_settings
 from tiny_runs import tiny_recipe
+from tiny_runs import tiny_vlm_model as vlm_settings
 
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
@@ -25,11 +25,11 @@ from gen_vla.training.run import run_recipe
 LORA = {"rank": 4, "alpha": 8}
 
 
-@pytest.fixture(scope="module", params=["openvla_plus", "pi0_plus"])
+@pytest.fixture(scope="module", params=["openvla_plus", "vla_plus"])
 def runs(request, tmp_path_factory):
     """Family, folder with a base model `tiny`, and with `adapted`, trained from it with LoRA."""
     folder = tmp_path_factory.mktemp("lora")
-    model = {"model": pi0_settings()} if request.param == "pi0_plus" else {}
+    model = {"model": vlm_settings()} if request.param == "vla_plus" else {}
     run_recipe(tiny_recipe(folder, training__steps=2, **model), folder, progress=False)
     recipe = tiny_recipe(folder, name="adapted", training__lora=LORA, training__steps=6, **adapting(request.param))
     run_recipe(recipe, folder, progress=False)
@@ -38,7 +38,8 @@ def runs(request, tmp_path_factory):
 
 def adapting(family):
     """Overrides that start from the base model."""
-    return {"model": {"family": family, "initial_model": "tiny", "frozen": "siglip"}}
+    frozen = "siglip" if family == "openvla_plus" else "vision"
+    return {"model": {"family": family, "initial_model": "tiny", "frozen": frozen}}
 
 
 def changed(before, after):
@@ -55,9 +56,10 @@ def test_language_layers_get_adapters_and_the_trained_tower_trains_in_full(runs)
     assert len(layers) == 2 * 7  # four projections of attention, three of the MLP, in each of two layers
     assert all(name.endswith("_proj.weight") for name in layers)
     assert any("projector" in name for name in moved)
-    trained = "siglip_copy" if family == "pi0_plus" else "dino"
-    assert any(f"vision_tower.{trained}." in name for name in moved)
-    assert not any("vision_tower.siglip." in name for name in moved)
+    openvla = family == "openvla_plus"
+    trained, frozen = ("tower.dino.", "tower.siglip.") if openvla else ("model.vision_tower.", "frozen_vision.vision_")
+    assert any(trained in name for name in moved)
+    assert not any(frozen in name for name in moved)
     assert not any("language_model" in name or "lm_head" in name for name in moved - layers)
 
 

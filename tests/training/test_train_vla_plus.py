@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_runs import noise, run_tiny, write_questions, write_robot_data
+from tiny_runs import noise, read_log, run_tiny, write_questions, write_robot_data
 from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
@@ -108,9 +108,7 @@ def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_
     talk = {**question, "more_turns": [{"prompt": "which color?", "completion": "red"}]}
     rows = [{**robot, "source": "robot/tiny"}, *({**row, "source": "vision_language/x"} for row in (question, talk))]
     words = {"images": [], "prompt": "go?", "completion": "no", "source": "vision_language/x"}
-    if not family.startswith("paligemma"):  # whose processor demands pictures
-        rows.append(words)
-    batch = CoTrainingCollator(processor)(rows)
+    batch = CoTrainingCollator(processor)([*rows, words])
     acting, asking = processor.action_inputs(noise(0), "lift it"), processor.question_inputs(noise(1), "how many two?")
     for row, inputs in ((0, acting), (1, asking), (2, asking)):
         prompt = inputs["input_ids"][0]
@@ -125,9 +123,11 @@ def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_
     end = processor.tokenizer.eos_token if family.startswith("paligemma") else "<|im_end|>"
     assert learned[0] == f"+0.50-0.25{processor.tokenizer.eos_token}"
     assert [text.replace(" ", "") for text in learned[1:3]] == [f"two{end}", f"two{end}red{end}"]
-    assert learned[3:] in ([], [f"no{end}"])
+    assert learned[3] == f"no{end}"
     said = processor.decode(batch["input_ids"][2][batch["attention_mask"][2].bool()])
-    if processor.chat_template:
+    if family.startswith("paligemma"):
+        assert said.endswith("how many two?\ntwo</s>which color?\nred</s>")
+    else:
         assert "two<|im_end|>\n<|im_start|>user\nwhich color?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>" in said
     model.train()
     inputs = {name: value for name, value in batch.items() if name not in ("token_weights", "is_robot", "replaced")}
@@ -175,3 +175,11 @@ def test_the_shipped_recipe_runs_at_mini_size_from_random_weights(tmp_path: Path
     folder = run_recipe(recipe, tmp_path, progress=False)
     model, processor = load_model(folder), load_processor(folder)
     assert model.predict_action(**processor.action_inputs(noise(1), "open the drawer")).shape == (3,)
+
+
+def test_a_question_with_a_control_token_is_skipped(tmp_path: Path) -> None:
+    overrides = start("smolvlm", tmp_path)
+    write_questions(tmp_path / "questions", question=["how many <image>?", "which?", "two?", "where?"])
+    folder = run_tiny(tmp_path, **overrides, data__max_bad_share=0.5)
+    problems = read_log(folder)["data"]["undecodable"]["vision_language/scenes"]
+    assert problems["by_reason"].keys() == {"control token in a text"}

@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,22 +21,19 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, Pi0PlusConfig, Pi0PlusForVision2Seq
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError, Piece
 from gen_vla.modeling.convert_openvla_weights import check_complete, openvla_config, plan_openvla
-from gen_vla.modeling.convert_paligemma_weights import paligemma_config, plan_paligemma
-from gen_vla.modeling.vlm_families import FAMILIES as VLMS
 from gen_vla.processors import (
     PROMPT_TEMPLATE,
     ActionBins,
     ActionStringProcessor,
     OpenVLAPlusImageProcessor,
     OpenVLAPlusProcessor,
-    Pi0FlowProcessor,
-    Pi0PlusProcessor,
     make_action_config,
 )
-from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, PaliGemmaCheckpoint, read_source
+from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, read_source
+from gen_vla.training.converting.paligemma_flow import convert_to_flow
 from gen_vla.training.converting.vlm_conversion import convert_vlm, vlm_type
 from gen_vla.training.storage.tensor_files import Output, write_shards
 
@@ -44,7 +42,7 @@ IMAGE_TOKEN = "<image>"
 LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
 GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
-FAMILIES = ("pi0_plus", "pi0_flow", "vla_plus")  # what PaliGemma becomes
+FAMILIES = ("vla_plus", "pi0_flow")  # what PaliGemma becomes
 REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
 Converted: TypeAlias = tuple[Any, dict[str, Piece], Any]  # a model on the meta device, the plan, the processor
 
@@ -57,9 +55,9 @@ class ConversionSettings:
         actions: `"bins"`, `"legacy"`, `"signed"` or `"plain"`; by default what the checkpoint was trained to write.
         tokenizer: folder or Hub name of the tokenizer, where the source has none.
         frozen: the encoder of OpenVLA that further training leaves alone.
-        dual: whether PaliGemma's encoder is doubled and one copy frozen; by default it is.
-        family: what PaliGemma becomes: `"pi0_plus"` (by default), `"pi0_flow"`, π0 with an action expert of random
-            weights, or `"vla_plus"`, what every other vision-language model becomes.
+        dual: whether a vision-language model's encoder is doubled and one copy frozen; by default it is.
+        family: what PaliGemma becomes: `"vla_plus"` (by default), as other vision-language models do, or
+            `"pi0_flow"`, π0 with an action expert of random weights.
         expert: `hidden_size` and `intermediate_size` of that expert; by default π0's.
         center_crop_area: share of each picture's area to keep, 0.9 for models trained with random crops.
         dtype: of the weights; by default each keeps its own.
@@ -101,59 +99,63 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     destination, options = Path(destination), ConversionSettings(**settings)
     if destination.exists():
         raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
-    if becomes_vla_plus(source, options):
-        convert_vlm(
-            source, destination, options.dual is not False, options.dtype, options.max_shard_bytes, options.check
-        )
-        return destination
-    found = read_source(source)
-    if isinstance(found, OpenVLACheckpoint):
-        model, plan, processor = convert_openvla(found, options)
-    elif options.family == "pi0_flow":
-        model, plan, processor = convert_to_flow(found, options)
-    else:
-        model, plan, processor = convert_paligemma(found, options)
+    kind = vlm_type(source)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
         draft = Path(temporary) / destination.name
-        draft.mkdir()
-        outputs = plan_outputs(found.tensors, model, plan, options.dtype)
-        save_architecture(draft, model, max(outputs, key=lambda output: output.nbytes).dtype)
-        processor.save_pretrained(draft)
-        if model.config.norm_stats:
-            text = json.dumps(model.config.norm_stats, indent=2) + "\n"
-            (draft / "dataset_statistics.json").write_text(text, encoding="utf-8")
-        total = sum(output.nbytes for output in outputs)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not options.progress) as bar:
-            write_shards(draft, outputs, options.max_shard_bytes, bar.update)
+        if kind is None:
+            write_openvla(source, draft, options)
+        elif options.family == "pi0_flow":
+            write_flow(source, kind, draft, options)
+        else:
+            check_options(kind, options, ("actions", "tokenizer", "frozen", "center_crop_area"))
+            convert_vlm(
+                source, draft, options.dual is not False, options.dtype, options.max_shard_bytes, options.check
+            )
         draft.rename(destination)
     return destination
 
 
-def becomes_vla_plus(source: str | Path, options: ConversionSettings) -> bool:
-    """Whether a source is a vision-language model of transformers, PaliGemma only if asked for."""
-    kind = vlm_type(source)
-    if kind is None or (kind == "paligemma" and options.family != "vla_plus"):
-        if options.family == "vla_plus":
-            raise ConversionError(
-                f"got --family vla_plus for {source}, expected a model of a type in {', '.join(VLMS)}"
-            )
-        return False
-    given = [
-        name for name in ("actions", "tokenizer", "frozen", "center_crop_area") if getattr(options, name) is not None
-    ]
-    if given or options.family not in (None, "vla_plus"):
+def check_options(kind: str, options: ConversionSettings, unused: tuple[str, ...]) -> None:
+    """Raises `ConversionError` if one of the `unused` options is given."""
+    if given := ", ".join(name for name in unused if getattr(options, name) is not None):
         raise ConversionError(
-            f"got {', '.join(given) or options.family} for a {kind}, expected --dual or --no-dual, --dtype, "
-            "--max-shard-gb and --no-check alone: it becomes a vla_plus that does not act yet"
+            f"got {given} for a {kind}, expected none of {', '.join(unused)}: it gets its action format from the "
+            "recipe that trains it"
         )
-    return True
+
+
+def write_flow(source: str | Path, kind: str, draft: Path, options: ConversionSettings) -> None:
+    """The flow-matching π0 from PaliGemma, as the paper's baseline begins."""
+    if kind != "paligemma":
+        raise ConversionError(f"got --family pi0_flow for a {kind}, expected a PaliGemma, which π0 starts from")
+    check_options(kind, options, ("actions", "frozen", "dual"))
+    tokenizer = partial(load_tokenizer, options.tokenizer or source, GEMMA_TOKENS)
+    convert_to_flow(
+        source, draft, tokenizer, options.expert, options.center_crop_area, options.dtype, options.max_shard_bytes
+    )
+
+
+def write_openvla(source: str | Path, draft: Path, options: ConversionSettings) -> None:
+    """OpenVLA+ from OpenVLA, its weights moved one by one."""
+    found = read_source(source)
+    model, plan, processor = convert_openvla(found, options)
+    outputs = plan_outputs(found.tensors, model, plan, options.dtype)
+    draft.mkdir()
+    save_architecture(draft, model, max(outputs, key=lambda output: output.nbytes).dtype)
+    processor.save_pretrained(draft)
+    if model.config.norm_stats:
+        text = json.dumps(model.config.norm_stats, indent=2) + "\n"
+        (draft / "dataset_statistics.json").write_text(text, encoding="utf-8")
+    total = sum(output.nbytes for output in outputs)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not options.progress) as bar:
+        write_shards(draft, outputs, options.max_shard_bytes, bar.update)
 
 
 def convert_openvla(found: OpenVLACheckpoint, options: ConversionSettings) -> Converted:
     """OpenVLA+ from OpenVLA."""
     if options.dual is not None:
-        raise ConversionError("got --dual or --no-dual, which are for PaliGemma; OpenVLA has two encoders as it is")
+        raise ConversionError("got --dual or --no-dual for OpenVLA, expected neither: it has two encoders as it is")
     if options.family is not None:
         raise ConversionError(f"got --family {options.family}, which is for PaliGemma; OpenVLA becomes openvla_plus")
     sizes = openvla_config(found.tensors.shapes, found.timm_ids, found.text)
@@ -185,53 +187,6 @@ def openvla_processor(
         num_image_tokens=config.num_image_tokens,
         action_config=action_config,
         prompt_template=prompts,
-    )
-
-
-def convert_paligemma(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
-    """π0+ from PaliGemma. It does not act yet: it gets its action format from the recipe that trains it."""
-    if unused := ", ".join(name for name in ("actions", "frozen") if getattr(options, name) is not None):
-        raise ConversionError(f"got {unused} for a PaliGemma, which does not act yet; only --dual applies")
-    frozen = None if options.dual is False else "siglip"
-    config = Pi0PlusConfig(**paligemma_config(found.tensors.shapes, found.settings, frozen))
-    processor = paligemma_processor(Pi0PlusProcessor, found, config, options)
-    model = empty_model(Pi0PlusForVision2Seq, config, processor)
-    return model, plan_paligemma(found.tensors.shapes, model_shapes(model), frozen), processor
-
-
-def convert_to_flow(found: PaliGemmaCheckpoint, options: ConversionSettings) -> Converted:
-    """The flow-matching π0 from PaliGemma, as the paper's baseline begins; it does not act yet either."""
-    # Not at the top: the other families run with a transformers that lacks this one.
-    from gen_vla.modeling.convert_paligemma_flow import flow_config, plan_flow
-    from gen_vla.modeling.modeling_pi0_flow import Pi0FlowForActionPrediction
-
-    if unused := ", ".join(name for name in ("actions", "frozen", "dual") if getattr(options, name) is not None):
-        raise ConversionError(
-            f"got {unused} for the flow-matching π0, expected none of them: it has one encoder, all of it trains, and "
-            "its actions are no text"
-        )
-    config = flow_config(found.tensors.shapes, found.settings, options.expert)
-    processor = paligemma_processor(Pi0FlowProcessor, found, config, options)
-    model = empty_model(Pi0FlowForActionPrediction, config, processor)
-    return model, plan_flow(found.tensors.shapes, model_shapes(model), config), processor
-
-
-def paligemma_processor(
-    processor_class: Any, found: PaliGemmaCheckpoint, config: Any, options: ConversionSettings
-) -> Any:
-    """The processor that goes with a checkpoint of PaliGemma, without an action format."""
-    tokenizer = load_tokenizer(options.tokenizer or found.tokenizer_folder, GEMMA_TOKENS, config.text_config)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_token_id != config.image_token_id:
-        raise ConversionError(
-            f"got a tokenizer whose {IMAGE_TOKEN} is {image_token_id}, expected {config.image_token_id}; "
-            "it belongs to another model"
-        )
-    size = config.vision_config.image_size
-    return processor_class(
-        OpenVLAPlusImageProcessor(image_size=size, center_crop_area=options.center_crop_area, **found.pixels),
-        tokenizer,
-        num_image_tokens=config.num_image_tokens,
     )
 
 
@@ -307,7 +262,7 @@ def plan_outputs(tensors: Any, model: Any, plan: dict[str, Piece], dtype: torch.
     def output(name: str, piece: Piece) -> Output:
         source, shape = piece.source, shapes[name]
         if source is None:
-            return Output(name, shape, dtype or usual, piece.made or (lambda: torch.zeros(shape)))
+            return Output(name, shape, dtype or usual, lambda: torch.zeros(shape))
         read = lambda: piece.change(tensors.read(source, piece.part, piece.parts))  # noqa: E731
         return Output(name, shape, dtype or tensors.dtypes[source], read)
 

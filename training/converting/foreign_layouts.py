@@ -4,7 +4,6 @@
     OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
                                                                     image processor
     Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
-    PaliGemma on the Hub       config.json: model_type paligemma    *.safetensors, tokenizer.json, image processor
 
 The image processor is in preprocessor_config.json where transformers 4 saved it, and in processor_config.json where
 transformers 5 did.
@@ -21,13 +20,13 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import hub_name
+from gen_vla.modeling.vlm_families import FAMILIES as VLMS
 from gen_vla.training.storage.tensor_files import SafetensorsFolder, TorchCheckpoint
 
 
 DINOSIGLIP = ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"]
 LLAMA2 = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}  # of the base models that runs start from
 LLAMA2_HEADS = {"7b": 32, "13b": 40}
-PILLOW_BICUBIC = 3
 
 
 @dataclass
@@ -53,17 +52,7 @@ class OpenVLACheckpoint:
     bin_tokens_end: int | None = None
 
 
-@dataclass
-class PaliGemmaCheckpoint:
-    """What a checkpoint of PaliGemma says; `settings` is its config.json."""
-
-    tensors: SafetensorsFolder
-    settings: dict[str, Any]
-    pixels: dict[str, Any]
-    tokenizer_folder: Path
-
-
-def read_source(source: str | Path) -> OpenVLACheckpoint | PaliGemmaCheckpoint:
+def read_source(source: str | Path) -> OpenVLACheckpoint:
     """Finds out which layout a source has and reads everything but the tensors themselves."""
     path = Path(source)
     if path.suffix == ".pt" and path.is_file():
@@ -79,11 +68,9 @@ def read_source(source: str | Path) -> OpenVLACheckpoint | PaliGemmaCheckpoint:
         return read_run(folder, newest_checkpoint(folder / "checkpoints"))
     if settings.get("model_type") in ("openvla", "prismatic"):
         return read_hub_layout(folder, settings)
-    if settings.get("model_type") == "paligemma":
-        return read_paligemma(folder, settings)
     raise ConversionError(
-        f"got {folder} with model_type={settings.get('model_type')!r}, expected 'openvla', 'prismatic' or "
-        "'paligemma', or the folder of a Prismatic training run"
+        f"got {folder} with model_type={settings.get('model_type')!r}, expected 'openvla' or 'prismatic', the folder "
+        f"of a Prismatic training run, or a vision-language model: {', '.join(VLMS)}"
     )
 
 
@@ -119,17 +106,7 @@ def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint
     )
 
 
-def read_paligemma(folder: Path, settings: dict[str, Any]) -> PaliGemmaCheckpoint:
-    """PaliGemma's repository: everything is in it."""
-    pixels = image_settings(folder)
-    if pixels.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
-        raise ConversionError(f"got resample={pixels['resample']}, expected {PILLOW_BICUBIC}, Pillow's bicubic")
-    half = [0.5, 0.5, 0.5]
-    constants = {"means": [pixels.get("image_mean", half)], "stds": [pixels.get("image_std", half)]}
-    return PaliGemmaCheckpoint(weights_of(folder), settings, constants, folder)
-
-
-def image_settings(folder: Path) -> dict[str, Any]:
+def image_settings(folder: str | Path) -> dict[str, Any]:
     """What a folder's image processor was saved with, by transformers 4 or 5; no code of the folder is run."""
     try:
         return ImageProcessingMixin.get_image_processor_dict(str(folder))[0]

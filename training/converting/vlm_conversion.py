@@ -4,7 +4,6 @@ The stock classes read the checkpoint, so that every layout of files they know i
 memory while it is converted.
 """
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def convert_vlm(
 
     Args:
         source: a folder or a name on the Hub.
-        destination: the folder to write; must not exist yet.
+        destination: the folder to write.
         dual: whether its vision encoder is doubled and one copy frozen (D).
         dtype: of the weights; by default the checkpoint's own.
         max_shard_bytes: the size of a weight file.
@@ -55,33 +54,38 @@ def convert_vlm(
     # Not at the top: the other families run with a transformers that lacks this one.
     from gen_vla.modeling import VLAPlusForVision2Seq
 
-    read: Any = AutoModelForImageTextToText.from_pretrained
-    vlm, info = read(source, dtype=dtype or "auto", output_loading_info=True)
-    if missing := sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}):
-        raise ConversionError(
-            f"got a checkpoint without {len(missing)} weights ({', '.join(missing[:3])}...), expected all of "
-            f"{type(vlm).__name__}; the download may be incomplete"
-        )
+    vlm = read_vlm(source, dtype)
     names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
     stock_class = getattr(transformers, names[vlm.config.model_type])
     processor = with_actions(read_stock(source, stock_class))
     inputs = processor.question_inputs(random_picture(), "What is this?")
     expected = first_logits(vlm, inputs) if check else None
     model = VLAPlusForVision2Seq.from_vlm(vlm, "vision" if dual else None, prompt_template=processor.prompt_template)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
-        draft = Path(temporary) / destination.name
-        model.save_pretrained(draft, max_shard_size=max_shard_bytes)
-        processor.save_pretrained(draft)
-        del model, vlm
-        if expected is not None:
-            found = first_logits(VLAPlusForVision2Seq.from_pretrained(draft, dtype="auto"), inputs)
-            if not torch.equal(found, expected):
-                raise ConversionError(
-                    f"got logits that differ from the base model's by up to {(found - expected).abs().max():.3g} on a "
-                    "random picture, expected the same ones; please report it with the name of the model"
-                )
-        draft.rename(destination)
+    model.save_pretrained(destination, max_shard_size=max_shard_bytes)
+    processor.save_pretrained(destination)
+    del model, vlm  # one of them in memory at a time
+    if expected is not None:
+        found = first_logits(VLAPlusForVision2Seq.from_pretrained(destination, dtype="auto"), inputs)
+        if not torch.equal(found, expected):
+            raise ConversionError(
+                f"got logits that differ from the base model's by up to {(found - expected).abs().max():.3g} on a "
+                "random picture, expected the same ones; please report it with the name of the model"
+            )
+
+
+def read_vlm(source: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """The stock model of a folder or a name on the Hub; `ConversionError` for missing and for unknown weights."""
+    read: Any = AutoModelForImageTextToText.from_pretrained
+    vlm, info = read(source, dtype=dtype or "auto", output_loading_info=True)
+    missing = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    unexpected = sorted(info["unexpected_keys"])
+    if missing or unexpected:
+        raise ConversionError(
+            f"got a checkpoint with {len(missing)} missing and {len(unexpected)} unexpected weights "
+            f"({', '.join([*missing, *unexpected][:3])}...), expected those of {type(vlm).__name__}; the download may "
+            "be incomplete, or the architecture another"
+        )
+    return vlm
 
 
 def random_picture() -> Image.Image:

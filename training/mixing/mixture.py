@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from gen_vla.training.mixing.encoded_pictures import PictureError
-from gen_vla.training.mixing.prepared_rows import RowPreparer, RowTooLong
+from gen_vla.processors.text_tokens import ControlTokenError
+from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowPreparer, RowTooLong
 from gen_vla.training.mixing.row_tables import RowTable
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
@@ -151,11 +151,12 @@ def first_readable(
     for row in rows:
         try:
             prepared = {**prepare(row, source, place), "replaced": replaced}
-        except (PictureError, RowTooLong) as error:
+        except BAD_ROW as error:
             if not replaced:
                 video = isinstance(error.__cause__, VideoError)
+                reasons = {RowTooLong: "too long", ControlTokenError: "control token in a text"}
                 undecodable = MISSING_FRAME if video else "picture that does not decode"
-                problems.skip(row["identity"], "too long" if isinstance(error, RowTooLong) else undecodable)
+                problems.skip(row["identity"], reasons.get(type(error), undecodable))
             replaced = True
             continue
         if not replaced:

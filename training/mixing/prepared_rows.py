@@ -21,7 +21,8 @@ from PIL import Image
 
 from gen_vla.processors import normalize_actions
 from gen_vla.processors.image_processing_openvla_plus import resize
-from gen_vla.training.mixing.encoded_pictures import decode_picture
+from gen_vla.processors.text_tokens import ControlTokenError
+from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 
 
 ROBOT, VISION_LANGUAGE = "robot", "vision_language"
@@ -29,6 +30,9 @@ ROBOT, VISION_LANGUAGE = "robot", "vision_language"
 
 class RowTooLong(ValueError):
     """A row that does not fit into the model's context."""
+
+
+BAD_ROW = (PictureError, RowTooLong, ControlTokenError)  # what one row of vision-language data may be
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class RowPreparer:
     label_decimals: int | None = None  # decimals kept in the labels; `None` for all
     augment_instruction: Callable[[str, int], str] | None = None  # (instruction, place in the run) -> instruction
     augment_picture: Callable[[Image.Image, str], Image.Image] | None = None  # (picture, name of place and camera)
-    # Raises `RowTooLong` for a prepared row that does not fit. Asked about vision-language rows: one too long among
-    # them is theirs, while all actions are of one length, which is the recipe's.
+    # Raises `RowTooLong` or `ControlTokenError` for a prepared row that cannot be used. Asked about vision-language
+    # rows: one too long among them is theirs, while all actions are of one length, which is the recipe's.
     check: Callable[[dict[str, Any]], None] | None = None
 
     def __call__(self, row: dict[str, Any], source: str, place: int) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from gen_vla.training.mixing.data_source import DataReading, DataSource
-from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
-from gen_vla.training.mixing.prepared_rows import ROBOT, RowPreparer, RowTooLong
+from gen_vla.training.mixing.encoded_pictures import decode_picture
+from gen_vla.training.mixing.prepared_rows import BAD_ROW, ROBOT, RowPreparer, RowTooLong
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.robot_data.statistics import is_binary
 
@@ -83,11 +83,11 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
     for name in sorted(opened.readings, key=lambda name: name.partition("/")[0] != ROBOT):
         reading, (kind, _, key) = opened.readings[name], name.partition("/")
         shown: list[ShownRow] = []
-        unusable: list[PictureError | RowTooLong] = []
+        unusable: list[ValueError] = []
         for place, row in enumerate(sample_rows(opened, name, SHOWN_ROWS)):
             try:
                 shown.append(shown_row(row, prepare(row, name, place), collator))
-            except (PictureError, RowTooLong) as error:
+            except BAD_ROW as error:
                 unusable.append(error)
         dimensions = []
         if kind == ROBOT:
@@ -102,7 +102,7 @@ def check_data(opened: OpenedData, prepare: RowPreparer, collator: Any) -> list[
     return checks
 
 
-def stopping(unusable: list[PictureError | RowTooLong], usable: int, robot: bool) -> str:
+def stopping(unusable: list[ValueError], usable: int, robot: bool) -> str:
     """Why a run would stop, from the rows that were looked at: no row can be used, or one of a robot is too long.
 
     Rows of other data that are too long are left out; one of a robot is not, since all of its actions are as long.

@@ -23,6 +23,8 @@ from peft import get_peft_model
 from PIL import Image
 from rich.table import Table
 
+from gen_vla import modeling
+from gen_vla.modeling.base_configuration import image_tokens
 from gen_vla.training.checkpoints import family_named, has_processor, read_config, read_processor
 from gen_vla.training.converting.foreign_layouts import LLAMA2
 from gen_vla.training.lora import lora_config
@@ -37,6 +39,8 @@ UTILISATION = 0.4  # of the peak; what well-tuned runs of this size reach
 PROMPT_TOKENS = 25  # of an instruction or a question, the picture's apart
 ANSWER_TOKENS = 60  # of a vision-language row, on average
 USUAL_TOKENS = 256  # of a picture in a stock vision-language model
+PALIGEMMA = "paligemma-3b-pt-224"  # how names of folders with it begin in shipped recipes
+PI0_PLUS = Path(modeling.__file__).parent / "full_size" / "pi0-plus.json"
 GPU_COUNTS = (1, 8, 64)
 FLOAT32, BFLOAT16 = 4, 2
 ADAM_BYTES = 8  # two float32 moments
@@ -101,7 +105,10 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
         if recipe.model.family == "vla_plus":
             config.num_image_tokens = picture_tokens(saved.parent, recipe.data.image_size)
-    elif recipe.model.family == "vla_plus":
+    elif recipe.model.family == "vla_plus" and str(start).startswith(PALIGEMMA):  # as shipped recipes name it
+        config = family.config(**json.loads(PI0_PLUS.read_text(encoding="utf-8")))
+        config.num_image_tokens = image_tokens(config.vlm_config.vision_config)
+    elif recipe.model.family == "vla_plus" and start is not None:
         raise FileNotFoundError(
             f"got model.initial_model={start!r} and no {work_dir / str(start)}, expected the folder of a converted "
             "vision-language model there: its sizes are in its config.json"
@@ -114,6 +121,8 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         config = family.config(**(settings or {}))
         if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
             config.text_config.max_position_embeddings = LLAMA2["max_position_embeddings"]
+        if recipe.model.family == "vla_plus":
+            config.num_image_tokens = image_tokens(config.vlm_config.vision_config)
     if not recipe.is_flow:
         config.frozen = recipe.model.frozen
     return config

@@ -129,9 +129,6 @@ def records_paraphrases(recipe: Recipe) -> bool:
     return any(source.record is not None and source.record.paraphrase for source in recipe.data.robot)
 
 
-ONE_ENCODER = {"pi0_plus": "SigLIP", "vla_plus": "vision encoder"}  # which D doubles
-
-
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     """Rows of a card's table: where the model starts, D, S, C, and the data."""
     robots = [f"`{source.key}`" for source in recipe.data.robot]
@@ -139,8 +136,8 @@ def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
     frozen = recipe.model.frozen
     if frozen is None:
         dual = "none: every encoder trains"
-    elif recipe.model.family in ONE_ENCODER:
-        dual = f"one {ONE_ENCODER[recipe.model.family]} never moves, its copy trains"
+    elif recipe.model.family == "vla_plus":
+        dual = "one copy of the vision encoder never moves, the other trains"
     else:
         other = next(word for encoder, word in ENCODERS.items() if encoder != frozen)
         dual = f"{ENCODERS[frozen]} never moves, {other} trains"

@@ -21,7 +21,6 @@ from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 
 FROZEN = {
     "openvla_plus": ("siglip", "dino", None),
-    "pi0_plus": ("siglip", None),
     "vla_plus": ("vision", None),
 }
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
@@ -31,11 +30,11 @@ SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 class ModelRecipe:
     """The architecture, or the model to start from."""
 
-    family: Literal["openvla_plus", "pi0_plus", "pi0_flow", "vla_plus"] = "openvla_plus"
-    """`openvla_plus`: DINOv2, SigLIP and Llama. `pi0_plus`: SigLIP, once or twice, and Gemma. `pi0_flow`: SigLIP,
-    Gemma and an action expert, the flow-matching π0: a baseline that learns from robot data alone and trains all
-    weights. `vla_plus`: any vision-language model that `gen-vla convert` takes, named by `initial_model`; from random
-    weights a LLaVA of SigLIP and Llama."""
+    family: Literal["openvla_plus", "pi0_flow", "vla_plus"] = "openvla_plus"
+    """`openvla_plus`: DINOv2, SigLIP and Llama. `vla_plus`: any vision-language model that `gen-vla convert` takes,
+    named by `initial_model`, such as PaliGemma for π0+; from random weights a LLaVA of SigLIP and Llama. `pi0_flow`:
+    SigLIP, Gemma and an action expert, the flow-matching π0: a baseline that learns from robot data alone and trains
+    all weights."""
     initial_model: str | None = None
     """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`; null for random
     weights."""

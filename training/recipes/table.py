@@ -7,7 +7,8 @@ from gen_vla.training.recipes.schema import Recipe
 
 
 # Parameters of the full-size models by family and number of encoders: (with D, without). Counted in tests.
-SIZES = {"openvla_plus": ("7.5B", "7.5B"), "pi0_plus": ("3.3B", "2.9B"), "pi0_flow": ("", "3.2B")}
+SIZES = {"openvla_plus": ("7.5B", "7.5B"), "pi0_flow": ("", "3.2B")}
+PALIGEMMA_SIZES = ("3.3B", "2.9B")
 YES, NO = "●", "·"
 
 
@@ -50,4 +51,8 @@ def data(recipe: Recipe) -> tuple[str, str]:
 def size(recipe: Recipe) -> str:
     """Parameters of a recipe that starts from a full-size model; the others are mini."""
     shipped_mini = recipe.model.initial_model is None or recipe.model.initial_model.startswith("mini-")
-    return "mini" if shipped_mini else SIZES.get(recipe.model.family, ("any", "any"))[recipe.model.frozen is None]
+    if shipped_mini:
+        return "mini"
+    paligemma = str(recipe.model.initial_model).startswith("paligemma") and not recipe.is_flow
+    sizes = PALIGEMMA_SIZES if paligemma else SIZES.get(recipe.model.family, ("any", "any"))
+    return sizes[recipe.model.frozen is None]

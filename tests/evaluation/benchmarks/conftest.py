@@ -11,4 +11,4 @@ def tiny_sizes(monkeypatch):
     for size in ("tiny", "pi0-tiny"):
         shape = {"vision": (16, 2, 2), "image": (32, 16), "text": (32, 64, 2, 2)}
         monkeypatch.setitem(random_models.SIZES, size, shape)
-    monkeypatch.setitem(random_models.VOCABULARY, "pi0_plus", 257153)
+    monkeypatch.setitem(random_models.VOCABULARY, "paligemma", 257153)

@@ -102,7 +102,7 @@ def test_replaying_writes_the_given_actions_and_takes_their_passes(tiny_sizes):
 
 def test_both_families_are_measured(tiny_sizes):
     model = random_models.build_random("pi0-tiny", "cpu", torch.float32)
-    assert model.config.model_type == "pi0_plus"
+    assert model.config.model_type == "vla_plus"
     inputs = random_models.random_inputs(model, 2)
     plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
     assert model.predict_actions(**inputs, unnorm_key="random").text == plain.text

@@ -87,7 +87,7 @@ def test_questions_are_refused(flow: tuple[Any, Any]):
         evaluate_questions(*flow, questions, progress=False)
     with pytest.raises(ValueError, match="got a flow-matching π0, expected a model that answers questions"):
         check_answers(flow[0].config)
-    check_answers(SimpleNamespace(model_type="pi0_plus"))
+    check_answers(SimpleNamespace(model_type="vla_plus"))
 
 
 def test_lm_eval_is_not_started_for_it(flow, tmp_path, monkeypatch):

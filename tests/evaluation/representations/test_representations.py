@@ -30,7 +30,12 @@ def test_features_are_what_the_projector_sees_averaged_over_patches(family, tiny
     features = tower_features(model, processor, images, batch_size=2)
     pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        expected = model.model.vision_tower(pixels).mean(dim=1).numpy()
+        if family == "pi0":
+            parts = model.vlm.model.frozen_vision, model.vlm.model
+            towers = [part.vision_tower(pixels).last_hidden_state for part in parts]
+            expected = torch.cat(towers, dim=-1).mean(dim=1).numpy()
+        else:
+            expected = model.model.vision_tower(pixels).mean(dim=1).numpy()
     np.testing.assert_allclose(features["joined"], expected, atol=1e-5)
     shapes = {name: values.shape for name, values in features.items()}
     assert family == "pi0" or shapes == {"dino": (3, 16), "siglip": (3, 16), "joined": (3, 32)}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import layer_operations, picture, tiny_pair, tiny_pi0_flow_model, tiny_pi0_flow_processor
-from tiny_runs import tiny_pi0_model as pi0_settings
 from tiny_runs import tiny_recipe
+from tiny_runs import tiny_vlm_model as vlm_settings
 
 from gen_vla.evaluation.benchmarks import random_models
 from gen_vla.evaluation.benchmarks.decoding_benchmark import limits_of
@@ -139,7 +139,7 @@ def test_recorded_logits_in_half_precision(family):
 @pytest.mark.parametrize("kind", ["openvla", "pi0"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_run_trains(kind, bf16, tmp_path):
-    settings = {"model": pi0_settings()} if kind == "pi0" else {}
+    settings = {"model": vlm_settings()} if kind == "pi0" else {}
     recipe = tiny_recipe(tmp_path, training__logging_steps=1, training__bf16=bf16, **settings)
     folder = run_recipe(recipe, tmp_path, progress=False)
     steps = [e for e in json.loads((folder / "training_log.json").read_text())["history"] if "loss" in e]

@@ -399,7 +399,7 @@ def test_switching_an_adapter_is_seen(llama_like):
 def test_what_else_makes_a_recording_stale(llama_like):
     """Buffers, types where addresses are the same by coincidence, and a module's own `forward`."""
     model, _ = tiny_pair("pi0_plus", llama_like, ActionStringProcessor(3, 1, 3))
-    rotation, mlp = model.model.language_model.rotary_emb, model.model.language_model.layers[0].mlp
+    rotation, mlp = model.get_decoder().rotary_emb, model.get_decoder().layers[0].mlp
     seen = ModelFingerprint(model)
     rotation.inv_freq = rotation.inv_freq / 2
     assert not seen.holds()

@@ -21,8 +21,6 @@ from tiny_models import (
     tiny_model,
     tiny_pi0_flow_model,
     tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
     tiny_processor,
 )
 from transformers import AutoTokenizer
@@ -42,7 +40,6 @@ def repositories(llama_like: Any, gemma_like: Any, tmp_path_factory: pytest.Temp
     """By family: the folder, and the model and the processor it was written by."""
     made = {
         "openvla_plus": (tiny_model(llama_like, STRINGS), tiny_processor(llama_like, STRINGS)),
-        "pi0_plus": (tiny_pi0_model(gemma_like, STRINGS), tiny_pi0_processor(gemma_like, STRINGS)),
         "pi0_flow": (tiny_pi0_flow_model(gemma_like), tiny_pi0_flow_processor(gemma_like)),
     }
     written = {}
@@ -75,7 +72,7 @@ def imported(*modules: str) -> set[str]:
     return needed
 
 
-@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])
+@pytest.mark.parametrize("family", ["openvla_plus", "pi0_flow"])
 def test_the_files_that_ship(family: str, repositories: dict[str, Any]) -> None:
     """The code is what the auto classes need, and no file more."""
     folder = repositories[family][0]
@@ -206,11 +203,10 @@ def test_the_saved_configs_say_how_to_act(repository: tuple[Path, Any, Any]) -> 
     assert str(folder) not in (folder / "config.json").read_text()
 
 
-@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
 def test_saved_tokenizers_are_for_both_generations(
-    family: str, llama_like: Any, gemma_like: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama_like: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processor = tiny_pi0_processor(gemma_like) if family == "pi0_plus" else tiny_processor(llama_like)
+    processor = tiny_processor(llama_like)
     pushed: list[Any] = []
     monkeypatch.setattr(type(processor), "push_to_hub", lambda self, repo_id, **options: pushed.append(repo_id))
     processor.save_pretrained(tmp_path, push_to_hub=True, repo_id="gen-vla/tiny")

@@ -17,8 +17,6 @@ from tiny_models import (
     tiny_model,
     tiny_pi0_flow_model,
     tiny_pi0_flow_processor,
-    tiny_pi0_model,
-    tiny_pi0_processor,
     tiny_processor,
 )
 from tiny_vlms import tiny_vla_pair
@@ -29,21 +27,17 @@ from gen_vla.training.publishing.assembling import install_in_cache
 
 ROOT = Path(__file__).resolve().parents[3]
 OTHER = Path(os.environ.get("GEN_VLA_TRANSFORMERS4", ROOT / ".venv-transformers4" / "bin" / "python"))
-KINDS = ("openvla_plus", "openvla_plus_resaved", "pi0_plus", "pi0_plus_single")
+KINDS = ("openvla_plus", "openvla_plus_resaved")
 
 pytestmark = pytest.mark.skipif(
     not OTHER.exists(), reason=f"no interpreter with transformers 4 at {OTHER}; make test-transformers4 builds it"
 )
 
 
-def write_repository(kind: str, folder: Path, llama_like: Any, gemma_like: Any) -> None:
+def write_repository(kind: str, folder: Path, llama_like: Any) -> None:
     """One of the repositories in `KINDS`."""
     strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
-    if kind.startswith("pi0"):
-        model = tiny_pi0_model(gemma_like, strings, frozen=None if kind.endswith("single") else "siglip")
-        processor = tiny_pi0_processor(gemma_like, strings)
-    else:
-        model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
     if kind.endswith("resaved"):  # from a folder whose names only transformers 5 knows
         model.save_pretrained(folder.with_name(f"{kind}_five"), save_original_format=False)
         model = type(model).from_pretrained(folder.with_name(f"{kind}_five"))
@@ -52,12 +46,12 @@ def write_repository(kind: str, folder: Path, llama_like: Any, gemma_like: Any) 
 
 
 @pytest.fixture(scope="module")
-def readings(llama_like: Any, gemma_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def readings(llama_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By repository, what transformers 5 and transformers 4 get out of it: from its folder, and by its name."""
     work = tmp_path_factory.mktemp("both")
     repositories = {}
     for kind in KINDS:
-        write_repository(kind, work / kind, llama_like, gemma_like)
+        write_repository(kind, work / kind, llama_like)
         repositories[kind, "folder"] = str(work / kind)
         name = f"gen-vla/{kind.replace('_', '-')}"
         install_in_cache(work / kind, name, work / "hub")
@@ -90,7 +84,7 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
 
 
 @pytest.mark.parametrize(
-    ("family", "needed"), [("pi0_flow", "5.17 or newer for the flow-matching π0"), ("vla_plus", "5.23 or newer")]
+    ("family", "needed"), [("pi0_flow", "5.17 or newer for the flow-matching π0"), ("vla_plus", "5.5 or newer")]
 )
 def test_newer_families_say_which_transformers_they_need(
     family: str, needed: str, gemma_like: Any, tmp_path: Path

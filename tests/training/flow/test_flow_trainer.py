@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import load_from_disk
-from test_convert_paligemma_weights import published, stock, write_paligemma  # noqa: F401  # a fixture
+from paligemma_checkpoint import stock_paligemma, write_paligemma
 from test_metrics import OneProcess
 from tiny_models import tiny_statistics
 from tiny_runs import (
@@ -168,12 +168,8 @@ def test_starting_from_a_model_takes_its_weights_and_another_horizon(finished: P
     assert model.predict_action(**processor.action_inputs(noise(0), "go")).shape == (2, 3)
 
 
-def test_a_converted_paligemma_trains(
-    stock: Any,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source = write_paligemma(tmp_path / "source", published(stock))
+def test_a_converted_paligemma_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_paligemma(tmp_path / "source", stock_paligemma())
     expert = {"hidden_size": 32, "intermediate_size": 48}
     convert(source, tmp_path / "start", family="pi0_flow", expert=expert, progress=False)
     start, witness = {"family": "pi0_flow", "initial_model": "start", "frozen": None}, Witness().watch(monkeypatch)

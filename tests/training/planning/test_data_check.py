@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from robot_data_sets import make_episodes, write_lerobot
-from tiny_runs import noise, tiny_flow_settings, tiny_pi0_model, tiny_recipe, write_robot_data
+from tiny_runs import noise, tiny_flow_settings, tiny_recipe, tiny_vlm_model, write_robot_data
 
 from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.training.mixing.data_source import DataReading
@@ -79,8 +79,8 @@ def test_pictures_are_shown_as_they_were_augmented(tmp_path: Path) -> None:
 
 
 def test_every_family_is_shown(tmp_path: Path) -> None:
-    row = looked_at(tiny_recipe(tmp_path, model=tiny_pi0_model()), tmp_path)["robot/tiny"].rows[0]
-    assert row.spans[0][0].startswith("<image> x 4 <s>")
+    row = looked_at(tiny_recipe(tmp_path, model=tiny_vlm_model()), tmp_path)["robot/tiny"].rows[0]
+    assert row.spans[0][0].startswith("<s><image> x 4 ")
     assert row.spans[1] == (row.spans[1][0], True)
     row = looked_at(tiny_recipe(tmp_path, **tiny_flow_settings()), tmp_path)["robot/tiny"].rows[0]
     numbers, learned = row.spans[-1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import tiny_flow_settings, tiny_pi0_model, tiny_recipe
+from tiny_runs import tiny_flow_settings, tiny_recipe, tiny_vlm_model
 
 from gen_vla.commands.main import main
 from gen_vla.training.checkpoints import load_model
@@ -30,11 +30,13 @@ from gen_vla.training.run import build_collator, build_preparer, run_recipe
 PART = PartSize("language_model", trainable=1000, frozen=0, layers=2, width=10, inner=20, tokens=5, largest_block=400)
 
 
-@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
+@pytest.mark.parametrize("family", ["openvla_plus", "vla_plus"])
 def test_parameters_are_those_of_the_trained_model(family, tmp_path):
-    recipe = tiny_recipe(tmp_path, training__steps=1, **({"model": tiny_pi0_model()} if family == "pi0_plus" else {}))
+    recipe = tiny_recipe(tmp_path, training__steps=1, **({"model": tiny_vlm_model()} if family == "vla_plus" else {}))
     model = load_model(run_recipe(recipe, tmp_path, progress=False)).train()
-    again = tiny_recipe(tmp_path, name="more", model={"family": family, "initial_model": "tiny", "frozen": "siglip"})
+    again = tiny_recipe(
+        tmp_path, name="more", model={"family": family, "initial_model": "tiny", "frozen": model.config.frozen}
+    )
     parts, plans = plan_recipe(again, tmp_path)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert sum(part.trainable for part in parts) == trainable
@@ -120,11 +122,11 @@ def test_a_plan_says_whether_rows_fit(tmp_path, capsys):
     assert "too long, a run would stop; lower actions.horizon" in text
 
 
-@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])
+@pytest.mark.parametrize("family", ["openvla_plus", "vla_plus", "pi0_flow"])
 def test_a_mini_model_takes_the_chunks_of_two_arms(family, tmp_path):
     robot = [{"path": "arms", "key": "arms", "cameras": ["top", "left_wrist", "right_wrist"]}]
     changes = {"actions.action_dim": 14, "actions.horizon": 50, "data.robot": robot, "data.co_training": []}
-    name = "pi0_bridge" if family == "pi0_flow" else f"{family}_bridge"
+    name = {"openvla_plus": "openvla_plus_bridge", "vla_plus": "plus_bridge", "pi0_flow": "pi0_bridge"}[family]
     recipe = load_recipe(name, changes, mini=True)
     config = planned_config(recipe, tmp_path)
     texts = config.text_config if hasattr(config, "text_config") else config.vlm_config.text_config

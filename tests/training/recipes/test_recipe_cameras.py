@@ -11,7 +11,7 @@ import torch
 from datasets import Image, load_from_disk
 from rlds_data_sets import write_rlds
 from robot_data_sets import encode, make_episodes, write_lerobot
-from tiny_runs import noise, tiny_flow_settings, tiny_pi0_model, tiny_recipe, write_robot_data
+from tiny_runs import noise, tiny_flow_settings, tiny_recipe, tiny_vlm_model, write_robot_data
 
 from gen_vla.commands.main import main
 from gen_vla.training.checkpoints import load_model, load_processor
@@ -51,7 +51,7 @@ def two_cameras(work_dir: Path, kind: str, family: str, **overrides: Any) -> Rec
         path = write_rlds(work_dir, episodes, "arm").relative_to(work_dir)
     else:
         path = write_lerobot(work_dir / "arm", episodes, "v3.0", "image").relative_to(work_dir)
-    families = {"openvla_plus": {}, "pi0_plus": {"model": tiny_pi0_model()}, "pi0_flow": tiny_flow_settings()}
+    families = {"openvla_plus": {}, "vla_plus": {"model": tiny_vlm_model()}, "pi0_flow": tiny_flow_settings()}
     settings = {"data__co_training": [], **families[family], **overrides}
     return tiny_recipe(
         work_dir,
@@ -72,7 +72,7 @@ def first_picture(path: Path, camera: str) -> Any:
     return decode_picture(row["images"][0], "first")
 
 
-@pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus", "pi0_flow"])
+@pytest.mark.parametrize("family", ["openvla_plus", "vla_plus", "pi0_flow"])
 @pytest.mark.parametrize("kind", ["rlds", "lerobot"])
 def test_training_and_acting_show_the_same(kind: str, family: str, tmp_path: Path) -> None:
     recipe = two_cameras(tmp_path, kind, family)
@@ -92,9 +92,8 @@ def test_training_and_acting_show_the_same(kind: str, family: str, tmp_path: Pat
     assert np.asarray(pictures["top"]).mean() < np.asarray(pictures["wrist"]).mean()
     inputs = processor.action_inputs(pictures, row["instruction"])
     assert inputs["input_ids"].tolist() == [prompt.tolist()]
-    image_tokens = [processor.image_token_id] * (2 * processor.num_image_tokens)
-    bos = processor.tokenizer.bos_token_id
-    start = [*image_tokens, bos] if family != "openvla_plus" else [bos, *image_tokens]
+    image_tokens, bos = [processor.image_token_id] * 8, processor.tokenizer.bos_token_id
+    start = [*image_tokens, bos] if family == "pi0_flow" else [bos, *image_tokens]
     assert prompt.tolist()[: len(start)] == start
     assert batch["pixel_values"].shape[0] == 2
     torch.testing.assert_close(inputs["pixel_values"], batch["pixel_values"], rtol=0, atol=0)

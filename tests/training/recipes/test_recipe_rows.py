@@ -45,7 +45,7 @@ def test_a_row_is_what_its_name_says(name: str) -> None:
     data, base, d, s, c, paraphrased = TABLE[name]
     recipe = load_recipe(name)
     assert recipe.model.initial_model == base
-    assert recipe.model.frozen == ("siglip" if d else None)
+    assert recipe.model.frozen == (("vision" if "pi0" in name else "siglip") if d else None)
     assert recipe.actions.representation == ("string" if s else "flow" if name in FLOWS else "bins")
     assert [source.name for source in recipe.data.questions] == (list(SETS) if c else [])
     assert [source.key for source in recipe.data.robot] == [DATA[data]]
@@ -102,8 +102,10 @@ def test_a_row_trains(name: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch
     folder = run_recipe(recipe, work_dir, callbacks=[witness], progress=False)
     co_trained = bool(recipe.data.questions)
     assert witness.batches == [[True, False] * 4 if co_trained else [True] * 8] * 2
-    encoder = ".vlm.vision_tower." if name in FLOWS else ".siglip."
-    frozen = {entry for entry in witness.optimized if encoder in entry}
+    encoder = ".siglip." if name.startswith("openvla") else "vlm.vision_tower." if name in FLOWS else "vision_tower."
+    frozen = {
+        entry for entry in witness.optimized if encoder in entry and ("pi0_plus" not in name or "frozen" in entry)
+    }
     assert bool(frozen) == (recipe.model.frozen is None)
     logged = {key for entry in read_log(folder)["history"] for key in entry}
     for source in [f"robot/{recipe.data.robot[0].key}", *(f"vision_language/{s.name}" for s in recipe.data.questions)]:

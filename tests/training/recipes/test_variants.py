@@ -9,7 +9,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
-from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_model
+from tiny_models import tiny_model, tiny_pi0_flow_model
 from tiny_runs import tiny_recipe
 from tiny_vlms import tiny_vla_plus
 
@@ -30,10 +30,8 @@ def model_like(recipe: Recipe, llama_like: Any, gemma_like: Any) -> Any:
     """A tiny model with the recipe's D and S."""
     frozen = recipe.model.frozen
     strings = STRINGS if recipe.data.robot else None
-    if recipe.model.family == "pi0_plus":
-        return tiny_pi0_model(gemma_like, strings, frozen=frozen)
     if recipe.model.family == "vla_plus":
-        return tiny_vla_plus("llava", gemma_like, strings)
+        return tiny_vla_plus("llava", gemma_like, strings, frozen=frozen)
     if recipe.model.family == "pi0_flow":
         return tiny_pi0_flow_model(gemma_like, action_dim=7)
     model = tiny_model(llama_like, strings, frozen=frozen)
@@ -143,7 +141,7 @@ def test_a_name_that_promises_another_model_is_refused(tmp_path: Path, llama_lik
     (tmp_path / "recipe.yaml").unlink()
     with pytest.raises(ValueError, match=r"'openvla-bridge' .* \(D: 'siglip', not None, S: 'string', not 'bins'\)"):
         card_text(tmp_path, "openvla-bridge", model)
-    with pytest.raises(ValueError, match="family: 'openvla_plus', not 'pi0_plus'"):
+    with pytest.raises(ValueError, match="family: 'openvla_plus', not 'vla_plus'"):
         card_text(tmp_path, "pi0-plus-bridge", model)
     assert not (tmp_path / "README.md").exists()
 

@@ -1,4 +1,4 @@
-"""`gen-vla convert --family pi0_flow`: PaliGemma's numbers in the prefix, an expert that learned nothing behind it."""
+"""PaliGemma in the layout of its published files becomes π0+, or the flow-matching π0 with a new action expert."""
 
 import json
 from pathlib import Path
@@ -7,30 +7,36 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_convert_paligemma_weights import published, stock, write_paligemma  # noqa: F401  # a fixture
+from paligemma_checkpoint import published, stock_paligemma, write_paligemma
 from tiny_models import picture, tiny_statistics
 from transformers import AutoModel, AutoProcessor
 
 from gen_vla.commands.main import main
 from gen_vla.modeling import Pi0FlowForActionPrediction
 from gen_vla.modeling.conversion_plan import ConversionError
-from gen_vla.modeling.convert_paligemma_flow import expert_weights
 from gen_vla.processors import make_flow_action_config
+from gen_vla.training.checkpoints import load_model, read_processor
 from gen_vla.training.converting.conversion import convert
+from gen_vla.training.converting.paligemma_flow import expert_weights
 
 
 EXPERT = {"hidden_size": 32, "intermediate_size": 48}
 
 
 @pytest.fixture(scope="module")
-def folder(stock: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def stock() -> Any:
+    return stock_paligemma()
+
+
+@pytest.fixture(scope="module")
+def folder(stock: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("flow")
-    source = write_paligemma(place / "source", published(stock))
+    source = write_paligemma(place / "source", stock)
     return convert(source, place / "converted", family="pi0_flow", expert=EXPERT, progress=False)
 
 
 @torch.no_grad()
-def test_the_prefix_is_paligemmas(stock: Any, folder: Path) -> None:  # noqa: F811
+def test_the_prefix_is_paligemmas(stock: Any, folder: Path) -> None:
     result: Any = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     model, info = result
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -50,7 +56,7 @@ def test_the_prefix_is_paligemmas(stock: Any, folder: Path) -> None:  # noqa: F8
     assert expected.std() > 0.1
 
 
-def test_the_expert_is_new_and_always_the_same(folder: Path, stock: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_the_expert_is_new_and_always_the_same(folder: Path, stock: Any, tmp_path: Path) -> None:
     model = Pi0FlowForActionPrediction.from_pretrained(folder)
     assert model.config.dit_config.hidden_size == 32
     assert model.config.dit_config.num_hidden_layers == model.config.text_config.num_hidden_layers == 2
@@ -78,26 +84,45 @@ def test_a_converted_model_can_be_told_to_act(folder: Path) -> None:
     assert np.isfinite(action).all()
 
 
-def test_what_does_not_fit_is_refused(stock: Any, tmp_path: Path) -> None:  # noqa: F811
-    write_paligemma(tmp_path / "spoiled", {**published(stock), "action_expert.weight": torch.ones(1)})
-    with pytest.raises(ConversionError, match=r"0 missing and 1 unexpected(?s:.*)unexpected: action_expert.weight"):
-        convert(tmp_path / "spoiled", tmp_path / "converted", family="pi0_flow", progress=False)
+@pytest.mark.parametrize("dual", [True, False])
+def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
+    source = write_paligemma(tmp_path / "source", stock)
+    convert(source, tmp_path / "converted", dual=dual, progress=False)
+    model, processor = load_model(tmp_path / "converted"), read_processor(tmp_path / "converted")
+    assert model.config.frozen == ("vision" if dual else None)
+    assert list(processor.image_processor.image_mean) == [0.5, 0.25, 0.5]
+    inputs = processor.question_inputs(picture(), "how many?")
+    bos = processor.tokenizer.bos_token_id
+    assert inputs["input_ids"][0, :5].tolist() == [model.config.image_token_id] * 4 + [bos]
+    with torch.no_grad():
+        ours, theirs = model(**inputs).logits, stock(**inputs).logits
+    assert torch.equal(ours, theirs)
+    assert float(ours.std()) > 0.1
+
+
+@pytest.mark.parametrize("family", ["vla_plus", "pi0_flow"])
+def test_what_does_not_fit_is_refused(family: str, stock: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"family": family, "expert": EXPERT, "progress": False}
+    write_paligemma(tmp_path / "more", stock, {**published(stock), "action_expert.weight": torch.ones(1)})
+    with pytest.raises(ConversionError, match=r"0 missing and 1 unexpected weights \(action_expert.weight"):
+        convert(tmp_path / "more", tmp_path / "converted", **options)
     spoiled = published(stock)
     del spoiled["language_model.model.layers.1.self_attn.v_proj.weight"]
-    write_paligemma(tmp_path / "cut", spoiled)
-    with pytest.raises(ConversionError, match=r"1 missing(?s:.*)model.vlm.language_model.layers.1.self_attn.v_proj"):
-        convert(tmp_path / "cut", tmp_path / "converted", family="pi0_flow", expert=EXPERT, progress=False)
-    for options, message in (
-        ({"family": "pi0_flow", "dual": True}, "got dual for the flow-matching π0"),
-        ({"family": "openvla"}, "got family='openvla', expected one of 'pi0_plus', 'pi0_flow'"),
+    write_paligemma(tmp_path / "cut", stock, spoiled)
+    with pytest.raises(ConversionError, match=r"1 missing and 0 unexpected weights \(.*layers.1.self_attn.v_proj"):
+        convert(tmp_path / "cut", tmp_path / "converted", **options)
+    for given, message in (
+        ({"family": "pi0_flow", "dual": True}, "got dual for a paligemma, expected none of actions, frozen, dual"),
+        ({"family": "openvla"}, "got family='openvla', expected one of 'vla_plus', 'pi0_flow'"),
+        ({"actions": "bins"}, "got actions for a paligemma, expected none of actions"),
     ):
         with pytest.raises(ConversionError, match=message):
-            convert(tmp_path / "cut", tmp_path / "converted", **options, progress=False)
+            convert(tmp_path / "cut", tmp_path / "converted", **given, progress=False)
     assert not (tmp_path / "converted").exists()
 
 
-def test_the_command(stock: Any, tmp_path: Path) -> None:  # noqa: F811
-    source = write_paligemma(tmp_path / "source", published(stock))
+def test_the_command(stock: Any, tmp_path: Path) -> None:
+    source = write_paligemma(tmp_path / "source", stock)
     command = ["convert", str(source), str(tmp_path / "flow"), "--family", "pi0_flow", "--dtype", "bfloat16"]
     assert main(command) == 0
     settings = json.loads((tmp_path / "flow" / "config.json").read_text(encoding="utf-8"))

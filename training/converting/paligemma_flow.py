@@ -1,0 +1,107 @@
+"""Makes a flow-matching π0 of PaliGemma, from which π0's training starts: `gen-vla convert SRC DST --family pi0_flow`.
+
+The action expert has random weights. It attends to the keys and values of PaliGemma's layers, so it has as many
+layers, and heads of the same number and width.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gen_vla.modeling.conversion_plan import ConversionError
+from gen_vla.processors import OpenVLAPlusImageProcessor, Pi0FlowProcessor
+from gen_vla.training.converting.foreign_layouts import image_settings
+from gen_vla.training.converting.vlm_conversion import read_vlm
+
+
+PILLOW_BICUBIC = 3
+EXPERT = {"hidden_size": 1024, "intermediate_size": 4096}  # π0's
+
+
+def convert_to_flow(
+    source: str | Path,
+    draft: Path,
+    load_tokenizer: Any,
+    expert: dict[str, int] | None = None,
+    center_crop_area: float | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    seed: int = 0,
+) -> None:
+    """Writes a folder that does not act yet: it gets its action format from the recipe that trains it.
+
+    Args:
+        source: a folder or a name on the Hub.
+        draft: the folder to write.
+        load_tokenizer: gives the tokenizer for a text configuration.
+        expert: `hidden_size` and `intermediate_size` of the action expert; by default π0's.
+        center_crop_area: share of each picture's area to keep.
+        dtype: of the weights; by default the checkpoint's own.
+
+    Raises:
+        ConversionError: if the checkpoint lacks weights, or its pictures are resized otherwise.
+    """
+    # Not at the top: the other families run with a transformers that lacks this one.
+    from gen_vla.modeling import Pi0FlowForActionPrediction
+
+    vlm = read_vlm(source, dtype)
+    config = flow_config(vlm.config, expert)
+    weights = {name: tensor.to(vlm.dtype) for name, tensor in expert_weights(config, seed).items()}
+    with torch.device("meta"):
+        model = Pi0FlowForActionPrediction(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.model.vlm = vlm.model
+    pixels = image_settings(source)
+    if pixels.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
+        raise ConversionError(f"got resample={pixels['resample']}, expected {PILLOW_BICUBIC}, Pillow's bicubic")
+    half = [0.5, 0.5, 0.5]
+    constants: dict[str, Any] = {"means": [pixels.get("image_mean", half)], "stds": [pixels.get("image_std", half)]}
+    size = vlm.config.vision_config.image_size
+    tokenizer = load_tokenizer(vlm.config.text_config)
+    processor = Pi0FlowProcessor(
+        OpenVLAPlusImageProcessor(image_size=size, center_crop_area=center_crop_area, **constants),
+        tokenizer,
+        num_image_tokens=config.num_image_tokens,
+    )
+    if processor.image_token_id != vlm.config.image_token_id:
+        raise ConversionError(
+            f"got a tokenizer whose {processor.image_token} is {processor.image_token_id}, expected "
+            f"{vlm.config.image_token_id}; it belongs to another model"
+        )
+    config.prompt_template = processor.prompt_template
+    model.save_pretrained(draft, max_shard_size=max_shard_bytes)
+    processor.save_pretrained(draft)
+
+
+def flow_config(vlm_config: Any, expert: dict[str, int] | None = None) -> Any:
+    """The configuration for a PaliGemma; `expert` as above."""
+    from gen_vla.modeling import Pi0FlowConfig
+
+    if (kind := vlm_config.text_config.model_type) != "gemma":
+        raise ConversionError(f"got a language model of type {kind!r}, expected 'gemma': π0 starts from PaliGemma 1")
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    attention = {name: getattr(vlm_config.text_config, name) for name in names}
+    return Pi0FlowConfig(
+        vlm_config=vlm_config.to_dict(),
+        noise_in_padding=False,  # nothing of these weights was trained on it
+        dit_config={"model_type": "gemma", **EXPERT, **(expert or {}), **attention},
+    )
+
+
+def expert_weights(config: Any, seed: int) -> dict[str, torch.Tensor]:
+    """All tensors that are not PaliGemma's, float32, as transformers initialises them: in a model with a minimal
+    PaliGemma, to save memory.
+    """
+    from gen_vla.modeling import Pi0FlowConfig, Pi0FlowForActionPrediction
+
+    settings = config.to_dict()
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vlm = settings["vlm_config"]
+    vlm["text_config"] |= {**small, "vocab_size": 8, "layer_types": ["full_attention"]}
+    vlm["vision_config"] |= {**small, "num_attention_heads": 1, "projection_dim": 8}
+    vlm |= {"projection_dim": 8, "hidden_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = Pi0FlowForActionPrediction(Pi0FlowConfig(**settings)).state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith("model.vlm.")}
