@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
-from .action_statistics import statistics_per_row, unnormalize_actions
+from .action_statistics import normalize_actions, statistics_per_row, unnormalize_actions
 from .base_configuration import check_context
 from .cpu_threads import limit_cpu_threads
 from .draft_trees import action_tokens, allowed_columns
@@ -71,6 +71,7 @@ class ActionPredictionMixin:
         unnorm_key: str | Sequence[str] | None = None,
         previous: Any = None,
         tree_nodes: int | None = None,
+        prefix_actions: Any = None,
         **kwargs: Any,
     ) -> ActionPrediction:
         """The actions for a batch of observations: those of choosing one allowed token after another.
@@ -86,6 +87,9 @@ class ActionPredictionMixin:
             previous: without effect; it used to save passes, and will be removed.
             tree_nodes: nodes of a draft tree per pass and row; 0 decodes token by token with `generate`. By default
                 what suits the device; `calibrate_tree_nodes` measures it.
+            prefix_actions: first steps of each chunk that are decided already, in the units of its data set: float
+                [B, k, D], or B arrays [k, D] with a k of their own, below T. The model continues them: real-time
+                chunking. They are clipped and rounded as an action string is.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). A saved
                 generation config has no effect, and `top_k` is off by default. With `cache_implementation="static"`
                 passes have shapes that repeat and, on a GPU, run as CUDA graphs; this is the default where a GPU holds
@@ -94,8 +98,8 @@ class ActionPredictionMixin:
         Raises:
             ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
                 inputs are missing or padded on the right, an observation has no picture, prompt and action do not fit
-                into the model's context, the model computes NaN, or an option is none of `generate`'s or leaves no
-                whole action.
+                into the model's context, a prefix has another shape or no finite numbers, the model computes NaN, or
+                an option is none of `generate`'s or leaves no whole action.
             TypeError: if inputs are no tensors.
         """
         self.check_weights()
@@ -108,6 +112,7 @@ class ActionPredictionMixin:
         check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
+        forced = prefix_tokens(grammar, prefix_actions, action_statistics)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         by_tree = self._decodes_by_tree(tree_nodes, options)
         if by_tree:  # which looks at tokens on the CPU: one copy is faster than many
@@ -120,11 +125,11 @@ class ActionPredictionMixin:
         if by_tree:
             decoder = self._tree_decoder(grammar, tree_nodes or self.default_tree_nodes(rows), options)
             histograms = [entry.get("histogram") for entry in action_statistics]
-            found, cost = decoder.decode(prompt, mask, pictures, histograms)
+            found, cost = decoder.decode(prompt, mask, pictures, histograms, forced)
             token_ids = padded_tokens(grammar, [row.tokens for row in found])
             probabilities = [row.probabilities for row in found]
         else:
-            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pictures, options)
+            token_ids, probabilities = self._generate_action(grammar, prompt, mask, pictures, options, forced)
             cost = DecodingCost(passes=token_ids.shape[1])
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
@@ -223,9 +228,11 @@ class ActionPredictionMixin:
         mask: Any,
         pictures: dict[str, Any],
         options: dict[str, Any],
+        forced: Sequence[list[int]],
     ) -> tuple[np.ndarray, list[list[float]]]:
         """Constrained decoding by `generate`: token ids int64 [B, L], and per row their probabilities."""
-        constraint = ActionLogitsProcessor(grammar, prompt_length=prompt.shape[1])
+        length = prompt.shape[1]
+        constraint = [ActionLogitsProcessor(grammar, length), ForcedTokens(forced, length)]
         sampling = bool(options.get("do_sample"))
         settings = {
             "do_sample": False,
@@ -245,7 +252,7 @@ class ActionPredictionMixin:
             **pictures,
             **self.token_types(prompt),
             generation_config=GenerationConfig(**settings, return_dict_in_generate=True, output_logits=True),
-            logits_processor=LogitsProcessorList([constraint]),
+            logits_processor=LogitsProcessorList(constraint),
         )
         token_ids = output.sequences[:, prompt.shape[1] :]
         beams = getattr(output, "beam_indices", None)
@@ -258,7 +265,7 @@ class ActionPredictionMixin:
         lengths = (token_ids != grammar.eos_token_id).sum(axis=1)
         temperature = options.get("temperature", 1.0) if sampling else 1.0
         probabilities = [
-            token_probabilities(grammar, row[:length].tolist(), logits[index, :length] / temperature)
+            token_probabilities(grammar, row[:length].tolist(), logits[index, :length] / temperature, forced[index])
             for index, (row, length) in enumerate(zip(token_ids, lengths, strict=True))
         ]
         return token_ids, probabilities
@@ -287,8 +294,62 @@ class ActionPredictionMixin:
         return TreeDecoder(self, grammar, nodes, temperature, static=None if cache is None else cache == "static")
 
 
-def token_probabilities(grammar: Any, tokens: Sequence[int], logits: torch.Tensor) -> list[float]:
-    """Probability of each token of an action among those the grammar allows in its place.
+class ForcedTokens(LogitsProcessor):
+    """Forbids all tokens but the one that is forced in its place; `forced` are those each action begins with."""
+
+    def __init__(self, forced: Sequence[list[int]], prompt_length: int):
+        self.forced, self.prompt_length = forced, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """`input_ids` int64 [B * beams, L], `scores` float [B * beams, V]; returns the masked scores."""
+        place, beams = input_ids.shape[1] - self.prompt_length, len(scores) // len(self.forced)
+        for row in range(len(scores)):
+            tokens = self.forced[row // beams]
+            if place < len(tokens):
+                others = torch.arange(scores.shape[1], device=scores.device) != tokens[place]
+                scores[row] = scores[row].masked_fill(others, -torch.inf)
+        return scores
+
+
+def prefix_tokens(grammar: Any, prefix_actions: Any, action_statistics: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The tokens that each of B actions begins with, whatever follows its given steps.
+
+    Args:
+        prefix_actions: as for `predict_actions`.
+    """
+    rows, strings = len(action_statistics), grammar.strings
+    if prefix_actions is None:
+        return [[]] * rows
+    if len(prefix_actions) != rows:
+        raise ValueError(f"got prefix_actions of {len(prefix_actions)} rows, expected {rows}, one per observation")
+    if getattr(strings, "style", None) == "legacy" and any(map(len, prefix_actions)):
+        raise ValueError(
+            "got prefix_actions for a model of style 'legacy', expected 'signed', 'plain' or bins: a legacy value has "
+            "no fixed length, so that the model could write on at the end of the prefix"
+        )
+    found = []
+    for given, entry in zip(prefix_actions, action_statistics, strict=True):
+        steps = np.asarray(given, dtype=np.float64)
+        if steps.ndim != 2 or steps.shape[1] != strings.action_dim or len(steps) >= strings.horizon:
+            raise ValueError(
+                f"got prefix_actions of shape {list(steps.shape)} for an observation, expected [k, "
+                f"{strings.action_dim}] with k below the horizon, {strings.horizon}: a step must be left to write"
+            )
+        if not np.isfinite(steps).all():
+            raise ValueError("got prefix_actions with NaN or infinity, expected the actions that are carried out")
+        # What two actions have in common that differ in the first value behind the prefix.
+        first, second = np.zeros((2, strings.horizon, strings.action_dim))
+        first[: len(steps)] = second[: len(steps)] = normalize_actions(steps, entry)
+        second[len(steps), 0] = 1.0 if 0 in getattr(strings, "binary_dims", ()) else -0.5
+        one, other = (grammar.token_ids(grammar.prefix + strings.encode(chunk)) for chunk in (first, second))
+        found.append([token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))])
+    return found
+
+
+def token_probabilities(
+    grammar: Any, tokens: Sequence[int], logits: torch.Tensor, forced: Sequence[int] = ()
+) -> list[float]:
+    """Probability of each token of an action among those the grammar allows in its place; 1 for forced ones.
 
     Args:
         tokens: of one action, without EOS.
@@ -297,7 +358,8 @@ def token_probabilities(grammar: Any, tokens: Sequence[int], logits: torch.Tenso
     states = list(itertools.accumulate(tokens[:-1], lambda state, token: grammar.transitions[state][token], initial=0))
     forbidden = torch.from_numpy(~allowed_columns(grammar)[states])
     columns = torch.from_numpy(np.searchsorted(action_tokens(grammar), tokens))
-    return logits.masked_fill(forbidden, -torch.inf).softmax(dim=-1).gather(1, columns[:, None])[:, 0].tolist()
+    chosen = logits.masked_fill(forbidden, -torch.inf).softmax(dim=-1).gather(1, columns[:, None])[:, 0].tolist()
+    return [1.0] * len(forced) + chosen[len(forced) :]
 
 
 def padded_tokens(grammar: ActionGrammar | BinGrammar, rows: Sequence[list[int]]) -> np.ndarray:

@@ -11,6 +11,9 @@ Then the tree is verified on the device. Every slot chooses among the tokens tha
 once; a node is accepted if it and all its ancestors are what their parents chose. The choice of the deepest accepted
 slot is accepted, too, and fed in the next pass. At every step this is the choice of constrained decoding one token at
 a time from the same logits, so the result is the same for any tree.
+
+Tokens that are forced (`prefix_actions` of `predict_actions`) are trees without branches in which every slot allows
+the next one alone.
 """
 
 import math
@@ -22,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .draft_trees import Drafts, action_tokens, drafts_for, forced_completions
+from .draft_trees import Drafts, DraftTree, action_tokens, allowed_columns, drafts_for, forced_completions
 from .recorded_passes import recorded_forward
 from .verification_passes import Forward, Passes, PassInputs, Prompt, TreeCache
 
@@ -46,6 +49,7 @@ class Row:
         last: the last accepted token, which the cache does not hold; to begin with, the prompt's.
         position: of that token.
         drafts: its trees.
+        forced: tokens that come next, whatever the model prefers.
         tokens: of the action, accepted so far.
         probabilities: of each of them among those the grammar allows in its place.
         state: of the grammar behind them.
@@ -55,6 +59,7 @@ class Row:
     last: int
     position: int
     drafts: Drafts
+    forced: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     state: int = 0
@@ -64,6 +69,7 @@ class Row:
         """Adds the tokens chosen one after the other, and those that must follow to the end of the action."""
         grammar, completions = self.drafts.grammar, forced_completions(self.drafts.grammar)
         self.position += len(tokens)
+        self.forced = self.forced[len(tokens) :]
         for token, probability in zip(tokens, probabilities, strict=True):
             self.done = self.done or token == grammar.eos_token_id
             if self.done:
@@ -73,6 +79,13 @@ class Row:
             self.tokens += [token, *(completion or ())]
             self.probabilities += [probability] + [1.0] * len(completion or ())
             self.done = completion is not None
+
+    def tree(self, widest: int, width: int | None = None) -> DraftTree:
+        """The tree of its state, or of as many forced tokens as fit into `widest` slots; padded to a width."""
+        if not self.forced:
+            return self.drafts.tree(self.state, width)
+        chain = forced_tree(self.drafts.grammar, self.state, self.forced, widest)
+        return chain if width is None else chain.padded(width)
 
 
 class TreeDecoder:
@@ -90,6 +103,7 @@ class TreeDecoder:
         self.model, self.grammar, self.nodes, self.temperature = model, grammar, nodes, temperature
         self.static = static
         self.token_ids = action_tokens(grammar)
+        self.widest = nodes + 1 + longest_forced_run(grammar)
 
     @torch.no_grad()
     def decode(
@@ -98,6 +112,7 @@ class TreeDecoder:
         attention_mask: torch.Tensor,
         pictures: dict[str, Any],
         histograms: Sequence[Any],
+        forced: Sequence[list[int]] | None = None,
     ) -> tuple[list[Row], DecodingCost]:
         """Rows with their tokens, and what they cost.
 
@@ -105,17 +120,21 @@ class TreeDecoder:
             input_ids, attention_mask: int64 [B, L], left-padded, lead-in included.
             pictures: what else the processor returned, such as `pixel_values`.
             histograms: of each row's data set, float [D, bins], or `None`.
+            forced: tokens that each row's action begins with.
         """
         lengths, last = attention_mask.sum(dim=1).tolist(), input_ids[:, -1].tolist()
         drafts = [drafts_for(self.grammar, counts, self.nodes) for counts in histograms]
-        rows = [Row(token, length - 1, draft) for token, length, draft in zip(last, lengths, drafts, strict=True)]
+        begun = [[]] * len(last) if forced is None else forced
+        rows = [
+            Row(token, length - 1, *each) for token, length, *each in zip(last, lengths, drafts, begun, strict=True)
+        ]
         prompt, cost = Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures), DecodingCost()
         forward = self._forward(*prompt.ids.shape)
         try:
             passes = self._passes(prompt, forward)
             while not all(row.done for row in rows):
-                counts = [len(row.drafts.tree(row.state).tokens) for row in rows]
-                fed = pack(rows, passes.width(max(counts)))
+                counts = [len(row.tree(self.widest).tokens) for row in rows]
+                fed = pack(rows, passes.width(max(counts)), self.widest)
                 paths: list[list[int]] = []
                 for row, count, found in zip(rows, counts, self._walk(passes, fed), strict=True):
                     paths.append([] if row.done else [slot for slot in range(count) if found[slot][0]])
@@ -170,7 +189,7 @@ class TreeDecoder:
 
     def _forward(self, rows: int, length: int) -> Forward:
         """What computes the passes for prompts of so many tokens."""
-        widest, most = self.nodes + 1 + longest_forced_run(self.grammar), self.grammar.max_tokens + 1
+        widest, most = self.widest, self.grammar.max_tokens + 1
         if self.static is not False:
             sizes = rows, length, widest, most
             if (forward := recorded_forward(self.model, self.token_ids, sizes, bool(self.static))) is not None:
@@ -190,9 +209,23 @@ def longest_forced_run(grammar: Any) -> int:
     return longest
 
 
-def pack(rows: Sequence[Row], width: int) -> PassInputs:
+def forced_tree(grammar: Any, state: int, forced: Sequence[int], widest: int) -> DraftTree:
+    """A tree without branches of the first forced tokens, `widest` slots at most, from a state of the grammar."""
+    tokens, states = [0, *forced[: widest - 1]], [state]
+    for token in tokens[1:]:
+        states.append(grammar.transitions[states[-1]][token])
+    slots = np.arange(len(tokens))
+    allowed, following = allowed_columns(grammar)[states], forced[: len(tokens)]
+    allowed[: len(following)] = np.array(action_tokens(grammar)) == np.array(following)[:, None]
+    columns = np.searchsorted(action_tokens(grammar), tokens)
+    return DraftTree(
+        np.array(tokens), np.maximum(slots - 1, 0), slots, columns, allowed, np.tri(len(tokens), dtype=bool)
+    )
+
+
+def pack(rows: Sequence[Row], width: int, widest: int) -> PassInputs:
     """The trees of rows, padded on the right to `width` slots; padding attends to itself alone."""
-    trees = zip(*(row.drafts.tree(row.state, width) for row in rows), strict=True)
+    trees = zip(*(row.tree(widest, width) for row in rows), strict=True)
     tokens, parents, depths, columns, allowed, mask = map(np.array, trees)
     last, positions = np.array([[row.last, row.position] for row in rows]).T[..., None]
     return PassInputs(np.where(depths == 0, last, tokens), depths + positions, columns, parents, allowed, mask)

@@ -179,7 +179,7 @@ def test_packing_shows_each_node_its_ancestors_only():
     drafts, state = Drafts(grammar, None, nodes=4), grammar.advance([pieces["+"], pieces["0"]])
     rows = [Row(last=99, position=7, drafts=drafts), Row(last=pieces["0"], position=2, drafts=drafts)]
     rows[1].state = state
-    fed = pack(rows, 7)
+    fed = pack(rows, 7, 7)
     assert fed.ids[0].tolist() == [99, *(pieces[each] for each in "+0.-"), 99, 99]
     assert fed.positions[0, :5].tolist() == [7, 8, 9, 10, 8]
     assert fed.parents[0, :5].tolist() == [0, 0, 1, 2, 0]
