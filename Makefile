@@ -79,6 +79,7 @@ $(VENV)/installed-demo: $(VENV)/installed-sim
 
 $(VENV)/installed-dev: $(VENV)/installed-sim
 	$(PIP) --editable ".[sim,eval,demo,dev]"
+	$(PIP) --no-deps openpi-client==0.1.2 # which asks for numpy < 2, and runs with 2
 	@touch $@
 
 PIP4 := $(VENV)-transformers4/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-transformers4.txt

@@ -23,6 +23,7 @@ from gen_vla.commands.demo import demo
 from gen_vla.commands.predict import predict
 from gen_vla.commands.publish import publish
 from gen_vla.commands.record import record
+from gen_vla.commands.serve import serve
 from gen_vla.commands.train import train
 from gen_vla.training.provenance.origin import called_as
 from gen_vla.training.storage.storage_problems import storage_problem
@@ -36,12 +37,13 @@ Examples:
   gen-vla train my_robot.yaml --work-dir . --check
   gen-vla train mini_openvla_plus --processes 2
   gen-vla predict gen-vla/mini-openvla-plus camera.png "close the drawer"
+  gen-vla serve outputs/my-robot
   gen-vla evaluate tabletop outputs/my-robot --output results
   gen-vla publish outputs/my-robot you/my-robot --dry-run
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(evaluate.app, name="evaluate")
-for command in (train, convert, publish, predict, record, demo):
+for command in (train, convert, publish, predict, serve, record, demo):
     app.command()(command)
 
 

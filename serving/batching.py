@@ -1,0 +1,142 @@
+"""Requests that arrive together become one batch: a queue with a limit, a bounded wait, one thread for the model."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from gen_vla.serving.policy import Answer
+from gen_vla.serving.requests import Request
+
+
+class Busy(Exception):
+    """The queue is full, or the server is about to stop."""
+
+
+class TooLate(Exception):
+    """A request was not answered in time."""
+
+
+@dataclass
+class Waiting:
+    """A request in the queue; whoever sent it awaits `answer`, or cancels it and is left out."""
+
+    request: Request
+    answer: asyncio.Future[Answer]
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+class Batcher:
+    """Answers requests in batches.
+
+    Args:
+        run: answers a batch; called in a thread, never twice at once.
+        max_batch: requests in a batch at most.
+        wait: seconds that the first of a batch waits for others.
+        max_queue: requests that may wait.
+        timeout: seconds from a request to its answer.
+        expected: how many requests could still come; there is no wait for more than those.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Request]], list[Answer]],
+        max_batch: int,
+        wait: float,
+        max_queue: int,
+        timeout: float,
+        expected: Callable[[], int],
+    ):
+        self.run, self.max_batch, self.wait, self.max_queue = run, max_batch, wait, max_queue
+        self.timeout, self.expected = timeout, expected
+        self.queue: deque[Waiting] = deque()
+        self.running: list[Waiting] = []
+        self.closing = False
+        self.arrival = asyncio.Event()
+        self.thread = ThreadPoolExecutor(1, "model")
+        self.task: asyncio.Task[None] | None = None
+
+    async def answer(self, request: Request) -> Answer:
+        """The answer to a request.
+
+        Raises:
+            Busy: if the queue is full.
+            TooLate: if there is none in time.
+            Exception: whatever `run` raises for this request alone.
+        """
+        if self.closing:
+            raise Busy("the server is shutting down; connect to another one")
+        if len(self.queue) >= self.max_queue:
+            raise Busy(f"got a request while {len(self.queue)} wait, which is the limit; try again later")
+        self.task = self.task or asyncio.create_task(self._work())
+        waiting = Waiting(request, asyncio.get_running_loop().create_future())
+        self.queue.append(waiting)
+        self.arrival.set()
+        try:
+            return await asyncio.wait_for(waiting.answer, self.timeout)
+        except TimeoutError:
+            raise TooLate(
+                f"got no answer within {self.timeout:g} s; the server is too busy, or the model too slow"
+            ) from None
+
+    async def close(self, seconds: float) -> None:
+        """Takes no new requests, and waits until those that are here are answered, so many seconds at most."""
+        self.closing = True
+        end = time.monotonic() + seconds
+        while (self.queue or self.running) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        if self.task is not None:
+            self.task.cancel()
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _work(self) -> None:
+        while True:
+            while not self.queue:
+                self.arrival.clear()
+                await self.arrival.wait()
+            await self._gather()
+            self.running = self._take()
+            if self.running:
+                await self._run(self.running)
+            self.running = []
+
+    async def _gather(self) -> None:
+        """Waits a little for others than the first."""
+        end = self.queue[0].arrived + self.wait
+        while len(self.queue) < min(self.max_batch, self.expected()) and time.perf_counter() < end:
+            self.arrival.clear()
+            try:
+                await asyncio.wait_for(self.arrival.wait(), max(end - time.perf_counter(), 0.0))
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[Waiting]:
+        """The first of the queue and those that can be in its batch; requests that nobody waits for are left out."""
+        self.queue = deque(waiting for waiting in self.queue if not waiting.answer.done())
+        if not self.queue:
+            return []
+        asks = self.queue[0].request.asks
+        batch = [waiting for waiting in self.queue if waiting.request.asks == asks][: self.max_batch]
+        self.queue = deque(waiting for waiting in self.queue if not any(waiting is each for each in batch))
+        return batch
+
+    async def _run(self, batch: list[Waiting]) -> None:
+        """Answers a batch; where that fails, each alone, so that a request's mistake stays its own."""
+        try:
+            answers = await self._in_thread([waiting.request for waiting in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for waiting in batch:
+                    if not waiting.answer.done():
+                        await self._run([waiting])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        for waiting, answer in zip(batch, answers, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)
+
+    async def _in_thread(self, requests: list[Request]) -> list[Answer]:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, requests)

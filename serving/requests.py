@@ -1,0 +1,195 @@
+"""Checked requests: from a message's dictionary to pictures and words that a model can be given.
+
+Pictures are arrays, uint8 or float in [0, 1], [H, W, 3] or [3, H, W] as openpi's clients send them, or the bytes of a
+PNG or JPEG. A text is never taken for a picture: it could be a path of the server's or an address.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gen_vla.processors.rgb_pictures import DECODING_ERRORS, to_rgb
+from gen_vla.serving.layouts import Layouts, find, shown_keys
+
+
+MAX_PIXELS = 4096 * 4096  # of a picture
+MAX_CHARACTERS = 1000  # of an instruction or a question
+MAX_STATE = 256  # values of one part of a robot's state
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a connection has said for all its requests.
+
+    Attributes:
+        instruction: for observations without words.
+        unnorm_key: for those without one.
+        episode: how many there were before.
+        step: how many actions were asked for in this one.
+        seed: of the noise that a flow-matching model starts from.
+    """
+
+    instruction: str | None = None
+    unnorm_key: str | None = None
+    episode: int = 0
+    step: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One observation with what is asked about it.
+
+    Attributes:
+        pictures: RGB, in the order of the model's cameras.
+        words: an instruction; or a question, if `asks`.
+        unnorm_key: whose units the actions have.
+        prefix: float [k, D], steps of the chunk that are decided.
+        noise_name: of the noise that a flow-matching model starts from.
+    """
+
+    pictures: tuple[Image.Image, ...]
+    words: str
+    asks: bool = False
+    unnorm_key: str | None = None
+    prefix: np.ndarray | None = None
+    noise_name: str = ""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Reads requests for one model.
+
+    Attributes:
+        layouts: under which keys robots send what.
+        unnorm_keys: those the model has statistics for.
+        default_key: for requests and sessions without one.
+        action_dim: D.
+        horizon: T.
+    """
+
+    layouts: Layouts
+    unnorm_keys: Sequence[str]
+    default_key: str | None
+    action_dim: int
+    horizon: int
+
+    def read(self, message: Any, session: Session) -> Request:
+        """The request in a message; raises `ValueError` or `TypeError` that says what to send instead."""
+        checked_dictionary(message)
+        layout = self.layouts.of(message)
+        if "query" in message:
+            [picture] = layout.pictures(message, self.layouts.cameras and self.layouts.cameras[:1])
+            return Request((read_picture(picture),), words_of(message["query"], "query"), asks=True)
+        pictures = tuple(map(read_picture, layout.pictures(message, self.layouts.cameras)))
+        for key in layout.state:
+            check_state(find(message, key), key)
+        found = [message[key] for key in layout.instruction if key in message]
+        words = found[0] if found else session.instruction
+        if words is None:
+            raise ValueError(
+                f"got an observation with {shown_keys(message)}, expected an instruction under "
+                f"{' or '.join(layout.instruction)}, or one in a reset before it"
+            )
+        key = message.get("unnorm_key", session.unnorm_key)
+        return Request(
+            pictures,
+            words_of(words, "instruction"),
+            unnorm_key=self.checked_key(self.default_key if key is None else key),
+            prefix=self.checked_prefix(message.get("prefix_actions")),
+            noise_name=f"{session.seed} {session.episode} {session.step}",
+        )
+
+    def checked_key(self, key: Any) -> str:
+        """A data set of the model; raises `ValueError` for another, or for none where there are several."""
+        if key is None and len(self.unnorm_keys) == 1:
+            return self.unnorm_keys[0]
+        if key not in self.unnorm_keys:
+            raise ValueError(
+                f"got {'no unnorm_key' if key is None else f'unnorm_key={str(key)[:60]!r}'}, expected one of "
+                f"{', '.join(self.unnorm_keys)}: whose units the actions shall have"
+            )
+        return key
+
+    def checked_prefix(self, given: Any) -> np.ndarray | None:
+        """Steps float [k, D] that are decided, or `None`."""
+        if given is None:
+            return None
+        if not isinstance(given, np.ndarray) or given.dtype.kind != "f" or given.shape[1:] != (self.action_dim,):
+            shape = f"shape {list(given.shape)} and dtype {given.dtype}" if isinstance(given, np.ndarray) else given
+            raise ValueError(f"got prefix_actions of {str(shape)[:80]}, expected floats [k, {self.action_dim}]")
+        if len(given) >= self.horizon or not np.isfinite(given).all():
+            raise ValueError(
+                f"got {len(given)} prefix_actions, expected fewer than the {self.horizon} steps of a chunk, all finite"
+            )
+        return given
+
+
+def checked_dictionary(message: Any) -> dict[str, Any]:
+    """The message, if it is a dictionary with texts as keys."""
+    if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):
+        raise ValueError(f"got a message that is a {type(message).__name__}, expected a dictionary with texts as keys")
+    return message
+
+
+def read_picture(given: Any) -> Image.Image:
+    """A picture in RGB; raises `ValueError` or `TypeError` for anything else, and for one that is too large."""
+    if isinstance(given, bytes):
+        try:
+            with Image.open(io.BytesIO(given)) as header:  # reads no pixels yet
+                check_size(header.height, header.width)
+        except DECODING_ERRORS as error:
+            raise ValueError(
+                f"got {len(given)} bytes as a picture ({str(error)[:120]}), expected a PNG or JPEG"
+            ) from error
+        return to_rgb(given)
+    if not isinstance(given, np.ndarray):
+        raise TypeError(f"got {type(given).__name__} as a picture, expected an array uint8 [H, W, 3]")
+    if given.ndim not in (2, 3):
+        raise ValueError(f"got a picture of shape {list(given.shape)}, expected [H, W, 3], one picture per camera")
+    if given.ndim == 3 and given.shape[0] in (1, 3) and given.shape[2] not in (1, 3, 4):
+        given = given.transpose(1, 2, 0)
+    check_size(*given.shape[:2])
+    if given.dtype.kind == "f":
+        if not (given.size and np.isfinite(given).all() and given.min() >= 0 and given.max() <= 1):
+            raise ValueError(
+                f"got a picture of dtype {given.dtype} with values outside [0, 1], expected uint8, or floats in [0, 1]"
+            )
+        given = (255 * given.astype(np.float32)).round().astype(np.uint8)
+    return to_rgb(given)
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises `ValueError` for a picture without pixels or with too many."""
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"got a picture of {width} x {height} pixels, expected 1 to {MAX_PIXELS}; make it smaller")
+
+
+def check_state(state: Any, key: str) -> None:
+    """Raises `ValueError` for a part of the robot's state that is there and is no list of finite numbers."""
+    if state is None:
+        return
+    values = np.asarray(state) if isinstance(state, (np.ndarray, int, float)) or is_numbers(state) else None
+    if values is None or values.dtype.kind not in "biuf" or values.ndim > 1 or values.size > MAX_STATE:
+        got = f"shape {list(state.shape)}" if isinstance(state, np.ndarray) else type(state).__name__
+        raise ValueError(f"got {key} of {got}, expected at most {MAX_STATE} numbers in a row")
+    if not np.isfinite(values).all():
+        raise ValueError(f"got {key} with NaN or infinity, expected finite numbers; stop the robot and look at it")
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether it is a short list of numbers."""
+    return isinstance(value, list) and len(value) <= MAX_STATE and all(type(each) in (int, float) for each in value)
+
+
+def words_of(given: Any, what: str) -> str:
+    """A text that is not blank and not too long."""
+    if not isinstance(given, str):
+        raise TypeError(f"got {type(given).__name__} as {what}, expected a text")
+    if not given.strip() or len(given) > MAX_CHARACTERS:
+        raise ValueError(f"got {what} of {len(given)} characters, expected words, at most {MAX_CHARACTERS} characters")
+    return given

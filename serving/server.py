@@ -1,0 +1,65 @@
+"""Runs a policy server on uvicorn until it is told to stop."""
+
+import gc
+import socket
+from typing import Any
+
+import uvicorn
+
+from gen_vla.serving.application import Limits, PolicyServer
+from gen_vla.serving.policy import ServedPolicy
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class GracefulServer(uvicorn.Server):
+    """Finishes what runs before connections are closed; uvicorn alone closes websockets at once."""
+
+    policy_server: PolicyServer
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what has been asked, then closes."""
+        await self.policy_server.close()
+        await super().shutdown(sockets)
+
+
+def make_server(policy: ServedPolicy, limits: Limits, host: str, port: int, **settings: Any) -> GracefulServer:
+    """A server that has acted once in each size of batch, so that it is fast from its first answer on.
+
+    Args:
+        settings: of `uvicorn.Config`.
+
+    Raises:
+        ValueError: for an address that other machines reach without a key, or a model that cannot act.
+    """
+    check_address(host, limits)
+    policy.warm_up(limits.batch)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: the collector need not look at it while a robot waits
+    server = PolicyServer(policy, limits)
+    config = uvicorn.Config(
+        server.application,
+        host,
+        port,
+        ws="websockets-sansio",
+        ws_max_size=limits.message_bytes,
+        ws_per_message_deflate=False,  # pictures hardly shrink, and what is sent small could unpack large
+        limit_concurrency=2 * (limits.connections + limits.queue),
+        timeout_graceful_shutdown=5,
+        proxy_headers=False,
+        server_header=False,
+        **{"log_level": "info", "access_log": False, **settings},
+    )
+    running = GracefulServer(config)
+    running.policy_server = server
+    return running
+
+
+def check_address(host: str, limits: Limits) -> None:
+    """Raises `ValueError` for an address that other machines reach without a key."""
+    if host not in LOOPBACK and not limits.api_key:
+        raise ValueError(
+            f"got --host {host}, which other machines reach, without a key; set GEN_VLA_API_KEY to a secret that "
+            "robots send, too, or leave --host out and reach this machine by an SSH tunnel"
+        )
