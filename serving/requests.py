@@ -1,7 +1,7 @@
 """Checked requests: from a message's dictionary to pictures and words that a model can be given.
 
 Pictures are arrays, uint8 or float in [0, 1], [H, W, 3] or [3, H, W] as openpi's clients send them, or the bytes of a
-PNG or JPEG. A text is never taken for a picture: it could be a path of the server's or an address.
+PNG, JPEG or WebP. A text is never taken for a picture: it could be a path of the server's or an address.
 """
 
 import io
@@ -16,6 +16,7 @@ from gen_vla.processors.rgb_pictures import DECODING_ERRORS, to_rgb
 from gen_vla.serving.layouts import Layouts, find, shown_keys
 
 
+FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 4096 * 4096  # of a picture
 MAX_CHARACTERS = 1000  # of an instruction or a question
 MAX_STATE = 256  # values of one part of a robot's state
@@ -140,7 +141,7 @@ def read_picture(given: Any) -> Image.Image:
     """A picture in RGB; raises `ValueError` or `TypeError` for anything else, and for one that is too large."""
     if isinstance(given, bytes):
         try:
-            with Image.open(io.BytesIO(given)) as header:  # reads no pixels yet
+            with Image.open(io.BytesIO(given), formats=FORMATS) as header:  # reads no pixels yet
                 check_size(header.height, header.width)
         except DECODING_ERRORS as error:
             raise ValueError(
