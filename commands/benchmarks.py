@@ -1,4 +1,4 @@
-"""The suites of `gen-vla evaluate` that measure speed: decoding, agreement, training_step, latency and loader."""
+"""The suites of `gen-vla evaluate` that measure speed, from decoding to serving."""
 
 import json
 from pathlib import Path
@@ -138,3 +138,26 @@ def loader(
     results = run_loader_benchmark(paths, frames=frames, repeats=repeats, split=split)
     Console().print(loader_table(results))
     write_results({"suite": "loader", **results}, output, paths)
+
+
+def serving(
+    model: Model,
+    clients: Annotated[str, Option(help="Robots that ask at once.")] = "1,4,16",
+    seconds: Annotated[float, Option(help="Of each turn.")] = 5.0,
+    mutations: Annotated[int, Option(help="Messages that went wrong, to send afterwards.")] = 0,
+    output: Output = None,
+) -> None:
+    """`gen-vla serve` under load, beside the model alone; and what it does with broken messages."""
+    from gen_vla.serving.load_test import load_table, run_load_test, serving
+    from gen_vla.serving.mutations import mutations_table, run_mutations
+
+    loaded, processor = load_any(model)
+    results = run_load_test(model, loaded, processor, numbers(clients), seconds)
+    Console().print(load_table(results, f"Serving: {model}"))
+    if mutations:
+        with serving(model) as (address, process):
+            results["mutations"] = run_mutations(address, mutations, process)
+        Console().print(mutations_table(results["mutations"]))
+    write_results({"suite": "serving", "model": model, "parameters": loaded.num_parameters(), **results}, output)
+    if mutations and (faults := results["mutations"]["faults"]):
+        raise ValueError(f"got {len(faults)} answers that are neither actions nor a sentence, the first: {faults[0]}")

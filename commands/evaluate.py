@@ -267,5 +267,5 @@ for suite in (tabletop, drawers, open_loop, scene_questions, benchmarks.decoding
     app.command(suite.__name__)(suite)
 app.command("training_step")(benchmarks.training_step)
 app.command("simpler", cls=SpacedValues)(simpler)
-for suite in (vqa, representations, benchmarks.latency, benchmarks.loader, report):
+for suite in (vqa, representations, benchmarks.latency, benchmarks.loader, benchmarks.serving, report):
     app.command(suite.__name__)(suite)

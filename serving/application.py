@@ -35,6 +35,7 @@ from gen_vla.serving.requests import Session, checked_dictionary, words_of
 
 
 log = logging.getLogger("gen_vla.serving")
+FAULT = "the server failed, which is a fault of its own; see its log"
 TRY_AGAIN_LATER, GOING_AWAY, FAILED = 1013, 1012, 1011  # codes of websockets
 
 
@@ -87,7 +88,7 @@ class PolicyServer:
             Route("/metrics", self.show_metrics),
             Route("/healthz", self.health),
         ]
-        handlers: Any = {Refusal: self.refuse}
+        handlers: Any = {Refusal: self.refuse, Exception: self.fail}
         self.application = Starlette(routes=routes, exception_handlers=handlers, lifespan=self.lifespan)
 
     @asynccontextmanager
@@ -135,6 +136,9 @@ class PolicyServer:
 
     async def refuse(self, request: Any, error: Refusal) -> Response:
         return JSONResponse({"error": str(error)}, error.status)
+
+    async def fail(self, request: Any, error: Exception) -> Response:
+        return JSONResponse({"error": FAULT}, 500)
 
     async def http_message(self, request: HttpRequest) -> tuple[dict[str, Any], bool]:
         """The dictionary in a body, and whether it was encoded twice."""
@@ -231,11 +235,20 @@ class PolicyServer:
 
     async def session_answer(self, received: Any, session: Session) -> tuple[dict[str, Any], Session]:
         """The reply to a message of a session, and the session behind it."""
-        data = received.get("bytes")
+        try:
+            return await self.reply(received.get("bytes"), session)
+        except Refusal:
+            raise
+        except Exception as error:
+            log.exception("a message was not understood")
+            raise self.refused(500, FAULT) from error
+
+    async def reply(self, data: bytes | None, session: Session) -> tuple[dict[str, Any], Session]:
+        """As `session_answer`, of a message's bytes."""
         if data is None:
             raise self.refused(400, "got a text, expected binary messages of msgpack, as openpi-client sends them")
         message = await self.understood(_read_msgpack, data)
-        if message.get("reset") or message.get("endpoint") == "reset":
+        if message.get("reset") is True or str(message.get("endpoint")) == "reset":
             return await self.understood(self.after_reset, message, session)
         began = time.perf_counter()
         answer = await self.answer(message, session)

@@ -109,7 +109,7 @@ class Requests:
         """A data set of the model; raises `ValueError` for another, or for none where there are several."""
         if key is None and len(self.unnorm_keys) == 1:
             return self.unnorm_keys[0]
-        if key not in self.unnorm_keys:
+        if not isinstance(key, str) or key not in self.unnorm_keys:
             raise ValueError(
                 f"got {'no unnorm_key' if key is None else f'unnorm_key={str(key)[:60]!r}'}, expected one of "
                 f"{', '.join(self.unnorm_keys)}: whose units the actions shall have"
