@@ -1,5 +1,6 @@
 """`gen-vla serve MODEL`."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,7 @@ def serve(
     from gen_vla.serving.application import Limits
     from gen_vla.serving.layouts import read_keys_file
     from gen_vla.serving.policy import ServedPolicy
-    from gen_vla.serving.server import check_address, make_server
+    from gen_vla.serving.server import check_address, listening_socket, make_server
 
     for name, value in {"batch": batch, "queue": queue, "connections": connections, "timeout": timeout}.items():
         if value < 1:
@@ -52,10 +53,11 @@ def serve(
         timeout=timeout,
     )
     check_address(host, limits)  # before a model is loaded for nothing
+    listening = listening_socket(host, port)
     loaded, processor = load_any(model)
     layouts = read_keys_file(keys, camera_names(processor)) if keys else None
     server = make_server(ServedPolicy(loaded, processor, model, unnorm_key, layouts), limits, host, port)
+    port = listening.getsockname()[1]  # for --port 0, any free one
     print(f"Serving {model} at ws://{host}:{port} and http://{host}:{port}/act; Ctrl-C ends it", flush=True)
-    server.run()
-    if not server.started:
-        raise OSError(f"got port {port} of {host}, which cannot be listened at; choose another --port")
+    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again once it has shut down
+        server.run(sockets=[listening])

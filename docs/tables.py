@@ -227,6 +227,17 @@ def agreement() -> Rows:
 
 WAY = "model | way | passes | ms (median) | p95 | times faster than `generate`"
 BATCH = "model | observations | horizon"
+
+
+def serving() -> Rows:
+    """Robots at a server beside the model alone."""
+    found = load("serving_cpu_mini")
+    ways = [(f"the model alone, batches of {rows}", each) for rows, each in found["alone"].items()]
+    ways += [(f"{count} robot{'s' * (count != '1')}", each) for count, each in found["clients"].items()]
+    for name, each in ways:
+        yield [name, *(f"{each[key]:.0f}" for key in ("actions_per_second", "median_ms", "p95_ms")), str(each["n"])]
+
+
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "summary": (" | gen-vla | compared with", summary),
     "drawers": (" | drawer-close | drawer-open", drawers),
@@ -246,6 +257,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         decoding_bandwidth,
     ),
     "passes": ("tree nodes | mean passes | most | actions", passes),
+    "serving": (" | actions per second | ms (median) | p95 | calls", serving),
     "training_step": ("model | rows | logits of | above model and gradients | ms", training_step),
     "loader": ("data | gen-vla | beside it", loader),
     "tabletop": ("policy | mode | pick_object | move_near | open_drawer | close_drawer | all", tabletop),

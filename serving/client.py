@@ -3,6 +3,7 @@
 It speaks openpi's protocol, so that it drives openpi's servers, too, as long as nothing else is asked of them.
 """
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -11,12 +12,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from websockets.exceptions import InvalidHandshake, InvalidURI, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from gen_vla.serving.messages import MessageError, pack, unpack
 
 
+ATTEMPTS = 3  # to send a message, each on another connection
+TOO_LARGE = 1009  # the code that a websocket closes with
 RECENT = 20  # delays that are remembered
 LONGEST_PAUSE = 1.0  # seconds between two attempts to connect
 
@@ -95,7 +98,7 @@ class PolicyClient:
         with self._lock:
             end = time.monotonic() + self.timeout
             data = pack(dict(message))
-            while True:
+            for attempt in itertools.count(1):
                 connection = self._connection or self._connect(end)
                 try:
                     connection.send(data)
@@ -104,8 +107,16 @@ class PolicyClient:
                 except TimeoutError:
                     self._drop()  # a reply that comes later must not be taken for that of the next request
                     raise TimeoutError(f"got no answer from {self.address} within {self.timeout:g} s") from None
-                except (OSError, WebSocketException):
+                except (OSError, WebSocketException) as error:
                     self._drop()
+                    if isinstance(error, ConnectionClosed) and error.rcvd and error.rcvd.code == TOO_LARGE:
+                        raise PolicyError(
+                            f"got a message of {len(data)} bytes, which {self.address} does not take; send smaller "
+                            "pictures, or start it with a larger --message-mb"
+                        ) from error
+                    if attempt == ATTEMPTS:
+                        raise ConnectionError(f"lost {self.address} {attempt} times in a row: {error}") from error
+        raise AssertionError  # the loop ends by an answer or an error
 
     @property
     def delay(self) -> float:

@@ -56,6 +56,20 @@ def make_server(policy: ServedPolicy, limits: Limits, host: str, port: int, **se
     return running
 
 
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket at an address, at which nobody is answered yet; raises `OSError` where there can be none."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise OSError(
+            f"got port {port} of {host}, which cannot be listened at ({error}); choose another --port or --host"
+        ) from error
+    return listening
+
+
 def check_address(host: str, limits: Limits) -> None:
     """Raises `ValueError` for an address that other machines reach without a key."""
     if host not in LOOPBACK and not limits.api_key:

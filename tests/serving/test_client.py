@@ -82,6 +82,14 @@ def test_an_answer_that_comes_too_late_is_nobodys(chunking, serve):
     np.testing.assert_array_equal(client.act({"image": frame(), "prompt": "two"}), directly(chunking))
 
 
+def test_a_message_that_is_too_large_is_not_sent_for_ever(tiny_openvla, serve):
+    _, port = serve(tiny_openvla, message_bytes=10_000)
+    client = PolicyClient(f"ws://127.0.0.1:{port}")
+    with pytest.raises(PolicyError, match="--message-mb"):
+        client.act({"image": frame(0, 200, 200), "prompt": "two"})
+    assert client.act({"image": frame(), "prompt": "two"}).shape == (1, 3)
+
+
 def test_a_wrong_key_is_no_reason_to_try_again(tiny_openvla, serve):
     _, port = serve(tiny_openvla, api_key="secret")
     began = time.monotonic()
