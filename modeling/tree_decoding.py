@@ -124,9 +124,10 @@ class TreeDecoder:
         """
         lengths, last = attention_mask.sum(dim=1).tolist(), input_ids[:, -1].tolist()
         drafts = [drafts_for(self.grammar, counts, self.nodes) for counts in histograms]
-        begun = [[]] * len(last) if forced is None else forced
+        begun = forced or [[]] * len(last)
         rows = [
-            Row(token, length - 1, *each) for token, length, *each in zip(last, lengths, drafts, begun, strict=True)
+            Row(token, length - 1, draft, tokens)
+            for token, length, draft, tokens in zip(last, lengths, drafts, begun, strict=True)
         ]
         prompt, cost = Prompt(input_ids[:, :-1], attention_mask[:, :-1], pictures), DecodingCost()
         forward = self._forward(*prompt.ids.shape)

@@ -14,7 +14,6 @@ import asyncio
 import hmac
 import logging
 import time
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +35,7 @@ from gen_vla.serving.requests import Session, checked_dictionary, words_of
 
 log = logging.getLogger("gen_vla.serving")
 FAULT = "the server failed, which is a fault of its own; see its log"
-TRY_AGAIN_LATER, GOING_AWAY, FAILED = 1013, 1012, 1011  # codes of websockets
+CLOSES = {429: 1013, 500: 1011, 503: 1012, 504: 1011}  # the code that a websocket closes with after such a refusal
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,8 @@ class PolicyServer:
 
     def __init__(self, policy: ServedPolicy, limits: Limits):
         self.policy, self.limits = policy, limits
-        self.sessions = self.rows = 0  # open websockets, and rows of HTTP requests
+        # Open websockets, those of them whose message is being answered, rows of HTTP requests.
+        self.sessions = self.busy = self.rows = 0
         self.batcher = Batcher(
             policy.run, limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows
         )
@@ -89,17 +89,15 @@ class PolicyServer:
             Route("/healthz", self.health),
         ]
         handlers: Any = {Refusal: self.refuse, Exception: self.fail}
-        self.application = Starlette(routes=routes, exception_handlers=handlers, lifespan=self.lifespan)
-
-    @asynccontextmanager
-    async def lifespan(self, application: Starlette) -> Any:
-        """While the server runs; at the end, what runs is finished."""
-        yield
-        await self.close()
+        self.application = Starlette(routes=routes, exception_handlers=handlers)
 
     async def close(self) -> None:
-        """Takes no more requests, and waits for the answers to those that are here."""
-        await self.batcher.close(self.limits.timeout)
+        """Takes no more requests, and waits until those that are here are answered, for the time-out at most."""
+        self.batcher.closing = True
+        end = time.monotonic() + self.limits.timeout
+        while (self.busy or self.rows) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        self.batcher.close()
 
     # HTTP
 
@@ -202,36 +200,55 @@ class PolicyServer:
             self.sessions -= 1
 
     async def serve_messages(self, websocket: WebSocket) -> None:
-        """Answers one message after another; a robot that leaves is not waited for."""
-        session, previous = Session(), None
+        """Answers one message after another."""
+        session: Session | None = Session()
+        seconds = None  # that the last one took
         receiving = asyncio.ensure_future(websocket.receive())
         try:
-            while True:
-                message = await receiving
-                if message["type"] == "websocket.disconnect":
-                    return
+            while session is not None and (message := await receiving)["type"] != "websocket.disconnect":
                 began = time.perf_counter()
                 receiving = asyncio.ensure_future(websocket.receive())
-                answering = asyncio.ensure_future(self.session_answer(message, session))
+                self.busy += 1
                 try:
-                    await asyncio.wait({receiving, answering}, return_when=asyncio.FIRST_COMPLETED)
-                    if receiving.done() and receiving.result()["type"] == "websocket.disconnect":
-                        return
-                    reply, session = await answering
-                except Refusal as error:
-                    await self.send(websocket, str(error))
-                    if error.status in (429, 503, 504, 500):
-                        await websocket.close({429: TRY_AGAIN_LATER, 503: GOING_AWAY}.get(error.status, FAILED))
-                        return
-                    continue
+                    session = await self.exchange(websocket, message, receiving, session, seconds)
                 finally:
-                    answering.cancel()
-                if previous is not None and "server_timing" in reply:
-                    reply["server_timing"]["prev_total_ms"] = 1000 * previous
-                await self.send(websocket, pack(reply))
-                previous = time.perf_counter() - began
+                    self.busy -= 1
+                seconds = time.perf_counter() - began
         finally:
             receiving.cancel()
+
+    async def exchange(
+        self,
+        websocket: WebSocket,
+        message: Any,
+        receiving: "asyncio.Future[Any]",
+        session: Session,
+        last: float | None,
+    ) -> Session | None:
+        """Answers a message; returns the session behind it, or `None` where that ended.
+
+        Args:
+            receiving: what comes next; a robot that leaves is not waited for.
+            last: seconds that the message before took.
+        """
+        answering = asyncio.ensure_future(self.session_answer(message, session))
+        try:
+            await asyncio.wait({receiving, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done() and receiving.result()["type"] == "websocket.disconnect":
+                return None
+            reply, session = await answering
+        except Refusal as error:
+            await self.send(websocket, str(error))
+            if error.status in CLOSES:
+                await websocket.close(CLOSES[error.status])
+                return None
+            return session
+        finally:
+            answering.cancel()
+        if last is not None and "server_timing" in reply:
+            reply["server_timing"]["prev_total_ms"] = 1000 * last
+        await self.send(websocket, pack(reply))
+        return session
 
     async def session_answer(self, received: Any, session: Session) -> tuple[dict[str, Any], Session]:
         """The reply to a message of a session, and the session behind it."""

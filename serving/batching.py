@@ -81,12 +81,9 @@ class Batcher:
                 f"got no answer within {self.timeout:g} s; the server is too busy, or the model too slow"
             ) from None
 
-    async def close(self, seconds: float) -> None:
-        """Takes no new requests, and waits until those that are here are answered, so many seconds at most."""
+    def close(self) -> None:
+        """Ends the work; whoever waits for an answer gets none."""
         self.closing = True
-        end = time.monotonic() + seconds
-        while (self.queue or self.running) and time.monotonic() < end:
-            await asyncio.sleep(0.01)
         if self.task is not None:
             self.task.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)

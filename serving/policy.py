@@ -159,11 +159,10 @@ class ServedPolicy:
         """
         grey = (Image.new("RGB", (64, 64), "grey"),) * pictures_per_action(self.processor)
         key = self.requests.default_key or self.requests.unnorm_keys[0]
-        for size in self.batch_sizes(most):
-            [first, *_] = self.run([Request(grey, "stay", unnorm_key=key)] * size)
+        answers = [self.run([Request(grey, "stay", unnorm_key=key)] * size) for size in self.batch_sizes(most)]
         if self.requests.horizon > 1:
             try:
-                self.run([Request(grey, "stay", unnorm_key=key, prefix=first.actions[:1])])
+                self.run([Request(grey, "stay", unnorm_key=key, prefix=np.asarray(answers[0][0].actions)[:1])])
                 self.continues = True
             except ValueError:  # other styles, flow matching, or an older repository's code
                 self.continues = False

@@ -24,10 +24,10 @@ PAGE = ROOT / "docs" / "how_to" / "serve.md"
 
 def test_the_clients_of_the_page_get_actions(llama_like, capsys):
     pytest.importorskip("openpi_client", reason="no openpi-client; pip install --no-deps openpi-client")
-    pair = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 8, 2))
+    model, processor = tiny_pair("openvla_plus", llama_like, ActionStringProcessor(3, 8, 2))
     code = "\n".join(blocks(PAGE, "python"))
     names: dict[str, Any] = {}
-    with running(ServedPolicy(*pair, "tiny"), Limits()) as (_, port):
+    with running(ServedPolicy(model, processor, "tiny"), Limits()) as (_, port):
         exec(compile(code.replace("8000", str(port)).replace("hertz=5.0", "hertz=20.0"), PAGE.name, "exec"), names)
     assert names["report"].sent == 20
     assert names["actions"].shape == (8, 3)

@@ -20,7 +20,8 @@ def serve() -> Iterator[Callable[..., tuple[GracefulServer, int]]]:
     with ExitStack() as stack:
 
         def start(pair: Any, layouts: Any = None, default_key: str | None = None, **limits: Any) -> Any:
-            policy = ServedPolicy(*pair, "tiny", default_key, layouts)
+            model, processor = pair
+            policy = ServedPolicy(model, processor, "tiny", default_key, layouts)
             return stack.enter_context(running(policy, Limits(**limits)))
 
         yield start

@@ -54,7 +54,8 @@ def test_acts_asks_and_measures(chunking, serve):
 
 
 def test_a_lost_connection_comes_back_with_its_episode(chunking):
-    port, policy = free_port(), ServedPolicy(*chunking, "tiny")
+    model, processor = chunking
+    port, policy = free_port(), ServedPolicy(model, processor, "tiny")
     with running(policy, Limits(), port) as (server, _):
         client = PolicyClient(f"ws://127.0.0.1:{port}", timeout=20)
         client.reset("two")

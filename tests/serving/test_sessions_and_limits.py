@@ -6,6 +6,7 @@ import struct
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import json_numpy
@@ -35,7 +36,7 @@ class Robot:
     def send(self, words="two", seed=0, **more):
         self.socket.send(pack({"image": frame(seed), "prompt": words, **more}))
 
-    def receive(self):
+    def receive(self) -> Any:
         reply = self.socket.recv(timeout=30)
         return reply if isinstance(reply, str) else unpack(reply)
 
@@ -93,7 +94,8 @@ def test_actions_and_questions_are_different_batches(tiny_openvla, serve):
     slow(server, 0.0, batches)
     robots = [Robot(port) for _ in range(4)]
     for number, robot in enumerate(robots):
-        robot.send(**({"query": "how many?"} if number % 2 else {}))
+        more: Any = {"query": "how many?"} if number % 2 else {}
+        robot.send(**more)
     replies = [robot.receive() for robot in robots]
     assert [("answer" in reply, "actions" in reply) for reply in replies] == [(False, True), (True, False)] * 2
     assert all(len(set(batch)) == 1 for batch in batches)
@@ -206,6 +208,7 @@ def test_messages_and_connections_have_limits(tiny_openvla, serve):
     robots[0].socket.send(bytes(20_000))
     with pytest.raises(ConnectionClosed) as closed:
         robots[0].receive()
+    assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
     assert "actions" in robots[1].act()
     assert "actions" in Robot(port).act()  # in the place of the one that is gone
@@ -222,6 +225,7 @@ def test_a_full_queue_refuses(tiny_openvla, serve):
     assert "got a request while 1 wait, which is the limit" in reply
     with pytest.raises(ConnectionClosed) as closed:
         robots[2].receive()
+    assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1013
     body = json_numpy.dumps({"image": frame(), "instruction": "two"})
     assert httpx.post(f"http://127.0.0.1:{port}/act", content=body).status_code == 429
@@ -291,4 +295,5 @@ def test_a_stop_lets_running_requests_finish(tiny_openvla, serve):
     assert "actions" in robot.receive()
     with pytest.raises(ConnectionClosed) as closed:
         robot.receive()
+    assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
