@@ -12,10 +12,12 @@ A mistake in a message is answered by a sentence, as a text frame or with a stat
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
@@ -325,8 +327,8 @@ class PolicyServer:
             raise self.refused(400, str(error)) from error
 
     def check_sender(self, headers: Any) -> None:
-        """Raises `Refusal` for a wrong key, and for pages in a browser, which always say where they come from."""
-        if "origin" in headers:
+        """Raises `Refusal` for a wrong key, and for pages in a browser, which say where they come from."""
+        if "origin" in headers and not is_own_address(headers["origin"], headers.get("host", "")):
             raise self.refused(403, "got a request of a page in a browser, expected one of a robot's program")
         if self.limits.api_key is None:
             return
@@ -338,6 +340,20 @@ class PolicyServer:
     def refused(self, status: int, sentence: str) -> Refusal:
         self.metrics.refused.labels(str(status)).inc()
         return Refusal(status, sentence)
+
+
+def is_own_address(origin: str, host: str) -> bool:
+    """Whether an origin is what some libraries for robots write: the address that they connect to, not a page's.
+
+    Names are no proof: a page can let its own name stand for this machine.
+    """
+    try:
+        parts = urlsplit(origin)
+        if parts.hostname != "localhost":
+            ipaddress.ip_address(parts.hostname or "")
+    except ValueError:  # no address, or a name
+        return False
+    return parts.netloc == host
 
 
 def row_of(value: Any, row: int, count: int) -> Any:

@@ -186,8 +186,13 @@ def test_keys(tiny_openvla, serve):
 
 def test_pages_in_a_browser_are_refused(tiny_openvla, serve):
     _, port = serve(tiny_openvla)
-    with pytest.raises(InvalidStatus, match="403"):
-        Robot(port, origin="http://127.0.0.1")
+    for origin in ("http://127.0.0.1", "http://page.example", "null"):
+        with pytest.raises(InvalidStatus, match="403"):
+            Robot(port, origin=origin)
+    for page in ("http://page.example", "http://["):  # whose name stands for this machine
+        headers = {"Origin": page, "Host": "page.example"}
+        assert httpx.get(f"http://127.0.0.1:{port}/metadata", headers=headers).status_code == 403
+    assert "actions" in Robot(port, origin=f"http://127.0.0.1:{port}").act()  # as websocket-client writes it
     answer = httpx.post(f"http://127.0.0.1:{port}/act", content="{}", headers={"Origin": "null"})
     assert answer.status_code == 403
 
