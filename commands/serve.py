@@ -35,11 +35,14 @@ def serve(
     Clients send the secret in GEN_VLA_API_KEY, if it is set.
     """
     from gen_vla.evaluation.policies.cameras import camera_names
-    from gen_vla.serving.application import Limits
-    from gen_vla.serving.layouts import read_keys_file
-    from gen_vla.serving.policy import ServedPolicy
-    from gen_vla.serving.server import check_address, listening_socket, make_server
 
+    try:
+        from gen_vla.serving.application import Limits
+        from gen_vla.serving.layouts import read_keys_file
+        from gen_vla.serving.policy import ServedPolicy
+        from gen_vla.serving.server import check_address, listening_socket, make_server
+    except ModuleNotFoundError as error:
+        raise ValueError(f"got no {error.name}, expected it for a server; pip install 'gen-vla[serve]'") from error
     for name, value in {"batch": batch, "queue": queue, "connections": connections, "timeout": timeout}.items():
         if value < 1:
             raise ValueError(f"got --{name} {value}, expected at least 1")

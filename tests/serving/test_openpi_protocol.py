@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from policy_servers import frame
-from tiny_models import tiny_model, tiny_processor, tiny_statistics
+from tiny_models import tiny_model, tiny_pair, tiny_processor, tiny_statistics
 
 
 pytest.importorskip("openpi_client", reason="no openpi-client; pip install --no-deps openpi-client")
@@ -152,3 +152,21 @@ def test_units_of_the_data_set_that_is_asked_for(chunking, serve):
     np.testing.assert_array_equal(client.infer(libero())["actions"], large)
     with pytest.raises(RuntimeError, match="got unnorm_key='huge', expected one of"):
         client.infer({"reset": True, "unnorm_key": "huge"})
+
+
+def test_flow_starts_from_the_noise_of_the_episodes_seed(gemma_like, serve):
+    """The flow-matching π0 draws the same actions for the same seed and step, whoever else is served."""
+    _, port = serve(tiny_pair("pi0_flow", gemma_like))
+    one, other = (WebsocketClientPolicy("127.0.0.1", port) for _ in range(2))
+    assert one.get_server_metadata()["continues_chunks"] is False
+    found = []
+    for client, seed in ((one, 1), (other, 1), (other, 2)):
+        client.infer({"reset": True, "seed": seed})
+        found.append([client.infer(libero())["actions"] for _ in range(2)])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0][0], found[0][1])
+    with pytest.raises(RuntimeError, match="expected a model that answers questions"):
+        one.infer({"image": frame(), "query": "how many?"})
+    with pytest.raises(RuntimeError, match="this model's code cannot continue a chunk"):
+        one.infer(libero(prefix_actions=found[0][0][:1]))
