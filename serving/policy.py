@@ -54,6 +54,7 @@ class ServedPolicy:
     ):
         self.model, self.processor, self.name = model, processor, name
         self.continues = False  # whether it takes `prefix_actions`, see `warm_up`
+        self.fixed_sizes = model.device.type == "cuda"  # of batches
         names = camera_names(processor)
         self.cameras = tuple(names) if names else None
         action = getattr(model.config, "action_config", None) or {}
@@ -117,13 +118,12 @@ class ServedPolicy:
         return self._answer(requests) if requests[0].asks else self._act(requests)
 
     def batch_sizes(self, most: int) -> list[int]:
-        """Sizes of batches to warm up for: on a GPU powers of two, for each of which passes are recorded."""
-        powers = [2**power for power in range((most - 1).bit_length() + 1)]
-        return powers if self.model.device.type == "cuda" else [1]
+        """Sizes of batches up to `most` requests: on a GPU powers of two, for each of which passes are recorded."""
+        return [2**power for power in range((most - 1).bit_length() + 1)] if self.fixed_sizes else [1]
 
     def _act(self, requests: Sequence[Request]) -> list[Answer]:
         asked = len(requests)
-        if self.model.device.type == "cuda":
+        if self.fixed_sizes:
             requests = [*requests, *[requests[-1]] * (self.batch_sizes(asked)[-1] - asked)]
         single = pictures_per_action(self.processor) == 1
         pictures = [request.pictures[0] if single else list(request.pictures) for request in requests]

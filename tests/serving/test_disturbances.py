@@ -3,6 +3,7 @@
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ def test_everyone_gets_their_own_actions_among_disturbances(chunking, serve):
 
     def robot(number):
         chance, words, right = random.Random(number), WORDS[number], 0
-        session = None
+        session: Any = None
         for _ in range(TURNS):
             if session is None:
                 session = connect(f"ws://127.0.0.1:{port}", compression=None)
