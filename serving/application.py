@@ -36,6 +36,7 @@ from gen_vla.serving.requests import Session, checked_dictionary, words_of
 
 
 log = logging.getLogger("gen_vla.serving")
+STOPPING = "the server is shutting down; connect to another one"
 FAULT = "the server failed, which is a fault of its own; see its log"
 CLOSES = {429: 1013, 500: 1011, 503: 1012, 504: 1011}  # the code that a websocket closes with after such a refusal
 
@@ -78,10 +79,15 @@ class PolicyServer:
         self.policy, self.limits = policy, limits
         # Open websockets, those of them whose message is being answered, rows of HTTP requests.
         self.sessions = self.busy = self.rows = 0
-        self.batcher = Batcher(
-            policy.run, limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows
+        self.closing = False
+        # Questions take long; robots that move need not wait for them.
+        self.actions, self.questions = (
+            Batcher(
+                policy.run, limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows
+            )
+            for _ in range(2)
         )
-        self.metrics = Metrics(lambda: len(self.batcher.queue), lambda: self.sessions)
+        self.metrics = Metrics(lambda: self.actions.length + self.questions.length, lambda: self.sessions)
         routes = [
             WebSocketRoute("/", self.serve_session),
             Route("/act", self.act, methods=["POST"]),
@@ -95,18 +101,17 @@ class PolicyServer:
 
     async def close(self) -> None:
         """Takes no more requests, and waits until those that are here are answered, for the time-out at most."""
-        self.batcher.closing = True
+        self.closing = True
         end = time.monotonic() + self.limits.timeout
         while (self.busy or self.rows) and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        self.batcher.close()
+        self.actions.close()
+        self.questions.close()
 
     # HTTP
 
     async def health(self, request: HttpRequest) -> Response:
-        return PlainTextResponse(
-            "stopping\n" if self.batcher.closing else "OK\n", 503 if self.batcher.closing else 200
-        )
+        return PlainTextResponse("stopping\n" if self.closing else "OK\n", 503 if self.closing else 200)
 
     async def metadata(self, request: HttpRequest) -> Response:
         self.check_sender(request.headers)
@@ -182,8 +187,8 @@ class PolicyServer:
         """One robot: metadata, then answers until it leaves."""
         try:
             self.check_sender(websocket.headers)
-            if self.batcher.closing:
-                raise self.refused(503, "the server is shutting down; connect to another one")
+            if self.closing:
+                raise self.refused(503, STOPPING)
             if self.sessions >= self.limits.connections:
                 raise self.refused(
                     429, f"got a connection while {self.sessions} are open, which is the limit; try again later"
@@ -302,10 +307,12 @@ class PolicyServer:
         """The answer to one observation; raises `Refusal`."""
         began = time.perf_counter()
         request = await self.understood(self.policy.read, message, session)
+        if self.closing:
+            raise self.refused(503, STOPPING)
         try:
-            answer = await self.batcher.answer(request)
+            answer = await (self.questions if request.asks else self.actions).answer(request)
         except Busy as error:
-            raise self.refused(503 if self.batcher.closing else 429, str(error)) from error
+            raise self.refused(429, str(error)) from error
         except TooLate as error:
             raise self.refused(504, str(error)) from error
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from gen_vla.serving.requests import Request
 
 
 class Busy(Exception):
-    """The queue is full, or the server is about to stop."""
+    """The queue is full."""
 
 
 class TooLate(Exception):
@@ -32,7 +31,7 @@ class Batcher:
     """Answers requests in batches.
 
     Args:
-        run: answers a batch; called in a thread, never twice at once.
+        run: answers a batch; called in a thread of this batcher's, never twice at once.
         max_batch: requests in a batch at most.
         wait: seconds that the first of a batch waits for others.
         max_queue: requests that may wait.
@@ -51,12 +50,16 @@ class Batcher:
     ):
         self.run, self.max_batch, self.wait, self.max_queue = run, max_batch, wait, max_queue
         self.timeout, self.expected = timeout, expected
-        self.queue: deque[Waiting] = deque()
+        self.queue: list[Waiting] = []
         self.running: list[Waiting] = []
-        self.closing = False
         self.arrival = asyncio.Event()
         self.thread = ThreadPoolExecutor(1, "model")
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def length(self) -> int:
+        """How many requests wait."""
+        return sum(not waiting.answer.done() for waiting in self.queue)
 
     async def answer(self, request: Request) -> Answer:
         """The answer to a request.
@@ -66,10 +69,8 @@ class Batcher:
             TooLate: if there is none in time.
             Exception: whatever `run` raises for this request alone.
         """
-        if self.closing:
-            raise Busy("the server is shutting down; connect to another one")
-        if len(self.queue) >= self.max_queue:
-            raise Busy(f"got a request while {len(self.queue)} wait, which is the limit; try again later")
+        if self.length >= self.max_queue:
+            raise Busy(f"got a request while {self.length} wait, which is the limit; try again later")
         self.task = self.task or asyncio.create_task(self._work())
         waiting = Waiting(request, asyncio.get_running_loop().create_future())
         self.queue.append(waiting)
@@ -83,7 +84,6 @@ class Batcher:
 
     def close(self) -> None:
         """Ends the work; whoever waits for an answer gets none."""
-        self.closing = True
         if self.task is not None:
             self.task.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
@@ -110,14 +110,10 @@ class Batcher:
                 return
 
     def _take(self) -> list[Waiting]:
-        """The first of the queue and those that can be in its batch; requests that nobody waits for are left out."""
-        self.queue = deque(waiting for waiting in self.queue if not waiting.answer.done())
-        if not self.queue:
-            return []
-        asks = self.queue[0].request.asks
-        batch = [waiting for waiting in self.queue if waiting.request.asks == asks][: self.max_batch]
-        self.queue = deque(waiting for waiting in self.queue if not any(waiting is each for each in batch))
-        return batch
+        """The first of the queue; requests that nobody waits for any more are left out."""
+        waiting = [each for each in self.queue if not each.answer.done()]
+        self.queue = waiting[self.max_batch :]
+        return waiting[: self.max_batch]
 
     async def _run(self, batch: list[Waiting]) -> None:
         """Answers a batch; where that fails, each alone, so that a request's mistake stays its own."""

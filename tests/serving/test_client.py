@@ -19,7 +19,7 @@ def directly(pair, seed=0, words="two", **options):
 
 def slow_once(server, seconds):
     """Makes the next batch of a server take longer."""
-    batcher = server.policy_server.batcher
+    batcher = server.policy_server.actions
     run = batcher.run
 
     def slowly(requests):

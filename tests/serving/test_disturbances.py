@@ -48,7 +48,9 @@ def test_everyone_gets_their_own_actions_among_disturbances(chunking, serve):
                 session.close() if kind < 0.22 else session.socket.close()
                 session = None
             elif kind < 0.5:
-                session.send(pack({"image": frame(seed), "prefix_actions": -free[:2] * np.float32([1, 1, 0])}))
+                session.send(
+                    pack({"image": frame(seed), "prefix_actions": -free[:2] * np.array([1, 1, 0], np.float32)})
+                )
                 np.testing.assert_array_equal(unpack(session.recv(timeout=30))["actions"], begun)
                 right += 1
             else:
@@ -62,5 +64,5 @@ def test_everyone_gets_their_own_actions_among_disturbances(chunking, serve):
     end = time.monotonic() + 10
     while server.policy_server.busy and time.monotonic() < end:
         time.sleep(0.05)
-    assert (server.policy_server.busy, len(server.policy_server.batcher.queue)) == (0, 0)
-    assert server.policy_server.batcher.running == []
+    assert (server.policy_server.busy, server.policy_server.actions.length) == (0, 0)
+    assert server.policy_server.actions.running == []

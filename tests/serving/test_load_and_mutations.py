@@ -20,7 +20,7 @@ def test_a_thousand_broken_messages_get_a_sentence(chunking, serve):
 
 def test_answers_that_are_no_sentence_are_faults(tiny_openvla, serve):
     server, port = serve(tiny_openvla)
-    batcher, answered = server.policy_server.batcher, []
+    batcher, answered = server.policy_server.actions, []
     run = batcher.run
 
     def broken_after_the_first(requests):

@@ -50,9 +50,10 @@ def directly(pair, seed, words):
     return model.predict_actions(**processor.action_inputs(Image.fromarray(frame(seed)), words)).actions[0]
 
 
-def slow(server, seconds, log=None):
+def slow(server, seconds, log=None, batcher="actions"):
     """Makes every batch of a server take longer, and writes down its instructions."""
-    run = server.policy_server.batcher.run
+    slowed = getattr(server.policy_server, batcher)
+    run = slowed.run
 
     def slowly(requests):
         if log is not None:
@@ -60,7 +61,7 @@ def slow(server, seconds, log=None):
         time.sleep(seconds)
         return run(requests)
 
-    server.policy_server.batcher.run = slowly
+    slowed.run = slowly
 
 
 def test_robots_that_ask_together_share_batches_and_get_their_own_actions(chunking, serve):
@@ -88,17 +89,17 @@ def test_a_robot_alone_does_not_wait_for_others(tiny_openvla, serve):
     assert time.monotonic() - began < 2
 
 
-def test_actions_and_questions_are_different_batches(tiny_openvla, serve):
-    server, port = serve(tiny_openvla, wait=0.2)
-    batches = []
-    slow(server, 0.0, batches)
-    robots = [Robot(port) for _ in range(4)]
-    for number, robot in enumerate(robots):
-        more: Any = {"query": "how many?"} if number % 2 else {}
-        robot.send(**more)
-    replies = [robot.receive() for robot in robots]
-    assert [("answer" in reply, "actions" in reply) for reply in replies] == [(False, True), (True, False)] * 2
-    assert all(len(set(batch)) == 1 for batch in batches)
+def test_robots_do_not_wait_for_questions(tiny_openvla, serve):
+    server, port = serve(tiny_openvla)
+    slow(server, 1.0, batcher="questions")
+    curious, moving = Robot(port), Robot(port)
+    curious.send(query="how many?")
+    time.sleep(0.1)
+    began = time.monotonic()
+    for _ in range(3):
+        assert "actions" in moving.act()
+    assert time.monotonic() - began < 0.8
+    assert "answer" in curious.receive()
 
 
 def test_half_a_message_stalls_nobody(tiny_openvla, serve):
@@ -284,7 +285,7 @@ def test_a_broken_action_is_an_error_and_not_the_neighbours(tiny_openvla, serve)
     answer = httpx.post(f"http://127.0.0.1:{port}/act", content=json_numpy.dumps(body))
     assert answer.status_code == 500
     assert "actions" in good.act()
-    assert server.policy_server.batcher.running == []
+    assert server.policy_server.actions.running == []
 
 
 def test_a_stop_lets_running_requests_finish(tiny_openvla, serve):
