@@ -19,7 +19,7 @@ GAIN = 10.0  # of a move per metre of distance, in units of the largest move
 ABOVE, GRASP = 0.12, 0.03  # metres of the hand above an object: to approach it, to take it
 CARRY = 0.10  # metres of the hand above a grasp, to pass over other things
 ALIGNED = 0.02  # metres in x and y
-CLOSED_ON = 0.73  # distance of the fingers, of 1, that says something is between them
+CLOSED_ON = 0.8  # distance of the fingers, of 1, that says something is between them
 PLACE_DISTANCE = 0.1  # metres in x: the fingers close along y and need room there
 DRAWER_SCRIPTS = {f"{verb}_drawer": ENV_POLICY_MAP[f"drawer-{verb}-v3"]() for verb in ("open", "close")}
 

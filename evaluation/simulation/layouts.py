@@ -39,11 +39,15 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 SHAPES = ("can", "bottle", "mug", "block", "ball", "sponge")
 
 # All metres, in Meta-World's frame: the robot stands at the origin and reaches along +y, +x is to its right.
-DRAWER_X, DRAWER_Y = (0.16, 0.27), (0.86, 0.9)  # |x|; the side is drawn
+DRAWER_X, DRAWER_Y = (0.20, 0.26), (0.86, 0.9)  # |x|; the side is drawn
 OPEN_FRACTION = (0.35, 0.65)
-OBJECT_X, OBJECT_Y = (-0.29, 0.29), (0.49, 0.76)
-DRAWER_CLEARANCE = 0.2  # between a drawer's x and an object's: the drawer and the hand that moves it sweep this ground
-LEAST_DISTANCE = 0.2  # between the objects: "near" has to be earned
+OBJECT_X, OBJECT_Y = (-0.22, 0.22), (0.52, 0.76)
+DRAWER_CLEARANCE = (
+    0.19  # between a drawer's x and an object's: the drawer and the hand that moves it sweep this ground
+)
+LEAST_DISTANCE = 0.15  # between the objects: "near" has to be earned
+
+DRAWS = 512  # of places at once, of which the first that fits is taken; one in three fits
 
 # When a task is done.
 HELD_STEPS = 2  # policy steps in a row
@@ -105,7 +109,7 @@ def draw_layout(rng: np.random.Generator) -> Layout:
     drawer = (float(side * rng.uniform(*DRAWER_X)), float(rng.uniform(*DRAWER_Y)))
     opening = float(rng.uniform(*OPEN_FRACTION))
     colours, shapes = rng.permutation(list(COLOURS))[:2], rng.permutation(SHAPES)[:2]
-    spots = place_objects(rng, 2, drawer[0])
+    spots = place_objects(rng, drawer[0])
     first, second = (
         TableObject(str(colour), str(shape), x, y, float(rng.uniform(-0.25, 0.25)))
         for colour, shape, (x, y) in zip(colours, shapes, spots, strict=True)
@@ -113,14 +117,27 @@ def draw_layout(rng: np.random.Generator) -> Layout:
     return Layout(drawer, opening, (first, second), int(rng.integers(2)))
 
 
-def place_objects(rng: np.random.Generator, count: int, drawer_x: float) -> list[tuple[float, float]]:
-    """Spots (x, y) clear of each other and of the ground that the drawer sweeps."""
-    while True:
-        spots = [(float(rng.uniform(*OBJECT_X)), float(rng.uniform(*OBJECT_Y))) for _ in range(count)]
-        if any(abs(x - drawer_x) < DRAWER_CLEARANCE for x, _ in spots):
-            continue
-        if all(np.hypot(a[0] - b[0], a[1] - b[1]) >= LEAST_DISTANCE for i, a in enumerate(spots) for b in spots[:i]):
-            return spots
+def place_objects(rng: np.random.Generator, drawer_x: float) -> list[tuple[float, float]]:
+    """Spots (x, y) of two objects, clear of each other and of the ground that the drawer sweeps."""
+    spots = table_spots(rng, (DRAWS, 2), drawer_x)
+    clear = np.linalg.norm(spots[:, 0] - spots[:, 1], axis=1) >= LEAST_DISTANCE
+    if not clear.any():
+        raise ValueError(
+            f"got no room for two objects {LEAST_DISTANCE} m apart beside a drawer at x {drawer_x}, expected some in "
+            f"{DRAWS} draws; check OBJECT_X, OBJECT_Y and DRAWER_CLEARANCE"
+        )
+    return [(float(x), float(y)) for x, y in spots[clear.argmax()]]
+
+
+def table_spots(rng: np.random.Generator, shape: tuple[int, ...], drawer_x: float) -> np.ndarray:
+    """Spots float [*shape, 2] (x, y), uniform over the ground beside the drawer where hand and objects work."""
+    low, high = OBJECT_X
+    low, high = (
+        (low, min(high, drawer_x - DRAWER_CLEARANCE))
+        if drawer_x > 0
+        else (max(low, drawer_x + DRAWER_CLEARANCE), high)
+    )
+    return np.stack([rng.uniform(low, high, shape), rng.uniform(*OBJECT_Y, shape)], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, Layout, Table
 from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
 
 
-CAMERA = CameraPose(lookat=(-0.02, 0.68, 0.08), distance=0.94, azimuth=115.0, elevation=-34.0)
+CAMERA = CameraPose(lookat=(0.0, 0.66, 0.07), distance=0.72, azimuth=118.0, elevation=-42.0)
 DISTRACTOR_DISTANCE = 0.1  # metres to every other object
 RGB = tuple[float, float, float]
 
@@ -71,10 +71,10 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("distractors", "four", distractors="four"),
     Variant("distractors", "same_colours", distractors="same_colours"),
     Variant("distractors", "same_shapes", distractors="same_shapes"),
-    Variant("camera", "left", camera=replace(CAMERA, azimuth=CAMERA.azimuth - 15.0)),
-    Variant("camera", "right", camera=replace(CAMERA, azimuth=CAMERA.azimuth + 15.0)),
-    Variant("camera", "higher", camera=replace(CAMERA, elevation=-48.0)),
-    Variant("camera", "farther", camera=replace(CAMERA, distance=1.15)),
+    Variant("camera", "left", camera=replace(CAMERA, azimuth=CAMERA.azimuth - 12.0)),
+    Variant("camera", "right", camera=replace(CAMERA, azimuth=CAMERA.azimuth + 12.0)),
+    Variant("camera", "higher", camera=replace(CAMERA, elevation=-54.0)),
+    Variant("camera", "farther", camera=replace(CAMERA, distance=0.92)),
 )
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(variant.family for variant in VARIANTS))
 _BY_KEY = {variant.key: variant for variant in (ORDINARY, *VARIANTS)}
@@ -109,12 +109,22 @@ def distractors(variant: Variant, layout: Layout, seed: int) -> list[TableObject
     rng = np.random.default_rng([seed, 2])
     kinds = _distractor_kinds(variant.distractors, layout, rng)
     placed: list[TableObject] = []
-    while len(placed) < len(kinds):
-        x, y = float(rng.uniform(*layouts.OBJECT_X)), float(rng.uniform(*layouts.OBJECT_Y))
-        clear = all(np.hypot(x - o.x, y - o.y) >= DISTRACTOR_DISTANCE for o in (*layout.objects, *placed))
-        if clear and abs(x - layout.drawer[0]) >= layouts.DRAWER_CLEARANCE and not _between(x, y, layout):
-            placed.append(TableObject(*kinds[len(placed)], x, y, 0.0))
+    for kind in kinds:
+        placed.append(TableObject(*kind, *_free_spot(rng, layout, placed), 0.0))
     return placed
+
+
+def _free_spot(rng: np.random.Generator, layout: Layout, placed: list[TableObject]) -> tuple[float, float]:
+    """A spot clear of all objects and of the way from one to the other; on a crowded table, the clearest drawn."""
+    spots = layouts.table_spots(rng, (layouts.DRAWS,), layout.drawer[0])
+    first, second = (np.array([o.x, o.y]) for o in layout.objects)
+    along = second - first
+    share = np.clip((spots - first) @ along / (along @ along), 0.0, 1.0)
+    on_the_way = first + share[:, None] * along  # the nearest point of it: carried things would pass through a spot
+    taken = [on_the_way, *(np.array([o.x, o.y]) for o in placed)]
+    clear = np.min([np.linalg.norm(spots - place, axis=1) for place in taken], axis=0)
+    x, y = spots[np.argmax(np.minimum(clear, DISTRACTOR_DISTANCE))]
+    return float(x), float(y)
 
 
 def _distractor_kinds(which: str, layout: Layout, rng: np.random.Generator) -> list[tuple[str, str]]:
@@ -127,11 +137,3 @@ def _distractor_kinds(which: str, layout: Layout, rng: np.random.Generator) -> l
         return [(colour, thing.shape) for thing, colour in zip(layout.objects, colours, strict=False)]
     count = 4 if which == "four" else 2
     return [(colours[i % len(colours)], shapes[i]) for i in range(count)]
-
-
-def _between(x: float, y: float, layout: Layout) -> bool:
-    """Whether a spot is in the way from one object to the other: carried things would pass through it."""
-    first, second = (np.array([o.x, o.y]) for o in layout.objects)
-    along = second - first
-    share = float(np.clip(np.dot(np.array([x, y]) - first, along) / np.dot(along, along), 0.0, 1.0))
-    return bool(np.hypot(*(first + share * along - (x, y))) < DISTRACTOR_DISTANCE)

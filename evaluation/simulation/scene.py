@@ -2,7 +2,7 @@
 
 Where things stand is in `simulation/layouts.py`, what a variant looks like in `simulation/looks.py`. Each of the two
 object bodies holds the parts of every shape; a scene shows the parts of one and hides the others, so that no scene
-needs another compilation. Only one part of each shape, `touch`, can be touched.
+needs another compilation. One part of each shape, `touch`, is touched and not drawn.
 """
 
 import copy
@@ -22,7 +22,7 @@ from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
 
 
 WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)
-GRASP_HEIGHT = 0.03  # metres from the table to every object's origin, where the fingers take it
+GRASP_HEIGHT = 0.038  # metres from the table to every object's origin, where the fingers take it
 OBJECT_MASS, OBJECT_INERTIA = 0.2, 2e-4  # kg, kg m^2 around each axis
 TEXTURE_SIZE = 256  # pixels; the pictures are smaller than that
 ROBOT_GREY, ROBOT_DARK = (0.88, 0.89, 0.91), (0.22, 0.23, 0.26)
@@ -30,6 +30,8 @@ CABINET_CREAM, HANDLE_GREY = (0.90, 0.84, 0.72), (0.35, 0.36, 0.38)
 # Half of the robot's vertices, behind the camera or hidden by the rest: drawing them costs 40 % of a render.
 OUT_OF_VIEW = ("controller_box", "pedestal_feet", "torso", "pedestal", "head", "right_arm_base_link")
 OUT_OF_VIEW += ("right_l0", "right_l1")
+
+LARGE_MESH, DETAIL = 1000, 0.005  # triangles; metres, less than a pixel
 
 # name: (file among Meta-World's textures, repeats)
 SURFACES: dict[str, tuple[str, float]] = {
@@ -48,7 +50,10 @@ SURFACES: dict[str, tuple[str, float]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A primitive of a shape: MuJoCo's kind and sizes, its place above the table, a colour (None: the object's)."""
+    """A primitive of a shape: MuJoCo's kind and sizes, its place above the table, a colour (None: the object's).
+
+    It is either drawn or, with `touch`, only touched.
+    """
 
     kind: str
     size: tuple[float, float, float]
@@ -61,39 +66,45 @@ def _cylinder(radius: float, bottom: float, top: float, colour: Any = None, touc
     return Part("cylinder", (radius, (top - bottom) / 2, 0.0), (0.0, 0.0, (top + bottom) / 2), colour, touch)
 
 
-# Everything is about 5 cm across along y, where the fingers close, and lower than the palm (10 cm) when held.
+# Twice as large as what the fingers touch would allow: they open 8.8 cm, and a policy's aim is off by one or two, so a
+# touched part is at most 6.2 cm along y, where they close, and sinks a few millimetres into what is drawn around it.
+# Everything is lower than the palm when held.
 PARTS: dict[str, tuple[Part, ...]] = {
     "can": (
-        _cylinder(0.026, 0.0, 0.074, touch=True),
-        _cylinder(0.0268, 0.026, 0.05, WHITE),
-        _cylinder(0.023, 0.074, 0.079, SILVER),
+        _cylinder(0.035, 0.0, 0.096),
+        _cylinder(0.0358, 0.032, 0.064, WHITE),
+        _cylinder(0.031, 0.096, 0.102, SILVER),
+        _cylinder(0.031, 0.0, 0.096, touch=True),
     ),
     "bottle": (
-        _cylinder(0.026, 0.0, 0.052, touch=True),
-        Part("ellipsoid", (0.026, 0.026, 0.022), (0.0, 0.0, 0.052)),
-        _cylinder(0.010, 0.06, 0.086),
-        _cylinder(0.0125, 0.084, 0.097, WHITE),
+        _cylinder(0.035, 0.0, 0.066),
+        Part("ellipsoid", (0.035, 0.035, 0.028), (0.0, 0.0, 0.066)),
+        _cylinder(0.014, 0.08, 0.112),
+        _cylinder(0.017, 0.109, 0.126, WHITE),
+        _cylinder(0.031, 0.0, 0.066, touch=True),
     ),
     "mug": (
-        _cylinder(0.028, 0.0, 0.06, touch=True),
-        _cylinder(0.0235, 0.0595, 0.0608, DARK),
-        Part("box", (0.011, 0.005, 0.005), (0.036, 0.0, 0.048)),
-        Part("box", (0.011, 0.005, 0.005), (0.036, 0.0, 0.016)),
-        Part("box", (0.005, 0.005, 0.021), (0.045, 0.0, 0.032)),
+        _cylinder(0.036, 0.0, 0.078),
+        _cylinder(0.03, 0.0775, 0.079, DARK),
+        Part("box", (0.016, 0.007, 0.007), (0.048, 0.0, 0.063)),
+        Part("box", (0.016, 0.007, 0.007), (0.048, 0.0, 0.02)),
+        Part("box", (0.007, 0.007, 0.0285), (0.06, 0.0, 0.0415)),
+        _cylinder(0.031, 0.0, 0.078, touch=True),
     ),
-    "block": (Part("box", (0.026, 0.026, 0.026), (0.0, 0.0, 0.026), touch=True),),
+    "block": (
+        Part("box", (0.035, 0.034, 0.035), (0.0, 0.0, 0.035)),
+        Part("box", (0.035, 0.029, 0.035), (0.0, 0.0, 0.035), touch=True),
+    ),
     "ball": (  # it stands on a hidden foot, or it would roll away before the robot has read the instruction
-        Part("sphere", (0.029, 0.0, 0.0), (0.0, 0.0, 0.029)),
-        _cylinder(0.025, 0.0, 0.045, touch=True),
+        Part("sphere", (0.038, 0.0, 0.0), (0.0, 0.0, 0.038)),
+        _cylinder(0.03, 0.0, 0.06, touch=True),
     ),
     "sponge": (
-        Part("box", (0.042, 0.026, 0.011), (0.0, 0.0, 0.011), (0.85, 0.87, 0.80)),
-        Part("box", (0.042, 0.026, 0.009), (0.0, 0.0, 0.031)),
-        Part("box", (0.042, 0.026, 0.02), (0.0, 0.0, 0.02), touch=True),
+        Part("box", (0.056, 0.034, 0.0145), (0.0, 0.0, 0.0145), (0.85, 0.87, 0.80)),
+        Part("box", (0.056, 0.034, 0.012), (0.0, 0.0, 0.041)),
+        Part("box", (0.056, 0.029, 0.026), (0.0, 0.0, 0.026), touch=True),
     ),
 }
-# A touched part that is not drawn: the visible parts cover it.
-UNSEEN_TOUCH = ("ball", "sponge")
 
 
 def build_model() -> Any:
@@ -112,6 +123,7 @@ def _compiled() -> Any:
     # The weld that drags the hand after its target, as Meta-World sets it: no offset, torques five times forces.
     model.eq_data[model.eq_type == mujoco.mjtEq.mjEQ_WELD] = [0, 0, 0, 0, 0, 0, -1, 0, 0, 0, 5]
     _paint(model)
+    _decimate(model)
     return model
 
 
@@ -169,14 +181,31 @@ def _paint(model: Any) -> None:
         model.mat_shininess[model.material(material).id] = 0.3
 
 
+def _decimate(model: Any) -> None:
+    """Drops the triangles of large meshes that a grid of DETAIL merges to a line: 30,000 are too many for 96 pixels.
+
+    What is touched stays: collisions use vertices and hulls, which keep theirs.
+    """
+    for mesh in np.flatnonzero(model.mesh_facenum > LARGE_MESH):
+        vertices = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
+        start, count = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
+        cells = np.floor(vertices / DETAIL).astype(np.int64)
+        _, first, cell = np.unique(cells, axis=0, return_index=True, return_inverse=True)
+        corners = first[cell.ravel()][model.mesh_face[start : start + count]]
+        kept = np.flatnonzero((corners != np.roll(corners, 1, axis=1)).all(axis=1))
+        model.mesh_face[start : start + len(kept)] = corners[kept]
+        for attribute in (model.mesh_facenormal, model.mesh_facetexcoord):
+            attribute[start : start + len(kept)] = attribute[start : start + count][kept]
+        model.mesh_facenum[mesh] = len(kept)
+
+
 def show_object(model: Any, index: int, shape: str, colour: str) -> None:
     """Body `object{index}` becomes this shape: its parts are drawn and touched, those of all others are not."""
     for other in SHAPES:
         for number, part in enumerate(PARTS[other]):
             geom = model.geom(f"object{index} {other} {number}").id
             shown = other == shape
-            drawn = shown and not (part.touch and shape in UNSEEN_TOUCH)
-            model.geom_rgba[geom] = (*(part.colour or COLOURS[colour]), float(drawn))
+            model.geom_rgba[geom] = (*(part.colour or COLOURS[colour]), float(shown and not part.touch))
             model.geom_contype[geom] = model.geom_conaffinity[geom] = int(shown and part.touch)
 
 
@@ -187,5 +216,5 @@ def ornaments(things: Iterable[TableObject]) -> list[Ornament]:
         for thing in things
         for part in PARTS[thing.shape]
         for x, y, z in [part.position]
-        if not (part.touch and thing.shape in UNSEEN_TOUCH)
+        if not part.touch
     ]

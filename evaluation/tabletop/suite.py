@@ -59,7 +59,7 @@ from gen_vla.training.provenance.origin import note_run, provenance, with_other_
 from gen_vla.training.provenance.training_record import with_record
 
 
-BENCHMARK_VERSION = 1  # another one when layouts, looks, limits or success change: results are no longer comparable
+BENCHMARK_VERSION = 2  # another one when layouts, looks, limits or success change: results are no longer comparable
 TRAIN_LAYOUTS_CHECKED = 2000  # besides those a data set names
 
 

@@ -7,7 +7,7 @@ import pytest
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Goal, sample_layout
 from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS, variant_of
-from gen_vla.evaluation.simulation.scene import PARTS, show_object
+from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, PARTS, show_object
 
 
 SEED = EVALUATION_SEEDS.start
@@ -30,7 +30,7 @@ def test_things_stand_where_the_layout_says(env):
         layout, state = sample_layout(seed), env.state()
         assert state.opening == pytest.approx(layout.opening, abs=1e-6)
         for thing, position in zip(layout.objects, state.objects, strict=True):
-            np.testing.assert_allclose(position, [thing.x, thing.y, 0.03], atol=0.002)
+            np.testing.assert_allclose(position, [thing.x, thing.y, GRASP_HEIGHT], atol=0.002)
         assert env.view().handle[0] == pytest.approx(layout.drawer[0], abs=1e-6)
 
 
@@ -97,6 +97,20 @@ def test_a_variant_changes_pixels_and_nothing_else(env):
     np.testing.assert_array_equal(episode(ORDINARY)[0], ordinary)
 
 
+def test_objects_are_large_in_the_pictures_that_a_policy_sees():
+    """At 96 px, in patches of 12: an object fills about a patch, since the gripper opens 8.8 cm and no wider."""
+    env, found = TabletopEnv(96), {shape: [] for shape in PARTS}
+    for seed in range(SEED, SEED + 30):
+        env.reset("pick_object", seed)
+        for name, thing in zip(("object0", "object1"), sample_layout(seed).objects, strict=True):
+            rows, columns = np.nonzero(env.segmentation()[name])
+            found[thing.shape].append((len(rows), np.ptp(columns) + 1, np.ptp(rows) + 1))
+    for shape, sizes in found.items():
+        pixels, width, height = np.median(sizes, axis=0)
+        assert pixels > 110, shape
+        assert min(width, height) >= 11, shape
+
+
 def test_distractors_are_never_what_an_instruction_could_mean(env):
     for key, count in (("two", 2), ("four", 4), ("same_colours", 2), ("same_shapes", 2)):
         for seed in range(SEED, SEED + 20):
@@ -104,12 +118,15 @@ def test_distractors_are_never_what_an_instruction_could_mean(env):
             names = {o.name for o in sample_layout(seed).objects}
             assert len(env.distractors) == count
             assert not names & {thing.name for thing in env.distractors}
+            spots = np.array([(o.x, o.y) for o in (*sample_layout(seed).objects, *env.distractors)])
+            apart = np.linalg.norm(spots[:, None] - spots, axis=-1) + np.eye(len(spots))
+            assert apart.min() > 0.07  # no thing stands in another
 
 
 def test_everything_that_is_named_is_in_view_from_every_camera():
     for variant in [ORDINARY, *(v for v in VARIANTS if v.family == "camera")]:
         seen = [
-            variant.camera.image_position(np.array([thing.x, thing.y, 0.03]))
+            variant.camera.image_position(np.array([thing.x, thing.y, GRASP_HEIGHT]))
             for seed in range(SEED, SEED + 100)
             for thing in sample_layout(seed).objects
         ]
