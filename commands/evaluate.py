@@ -18,12 +18,12 @@ from gen_vla.commands.options import Model, OptionalModel, Output, UnnormKey, en
 def tabletop(
     model: OptionalModel = None,
     policy: Annotated[str, Option(help="Controls: of expert, random, zero, blind, deaf.")] = "expert,random,zero",
-    modes: Annotated[str, Option(help="Of these four.")] = "matching,variants,masked,paraphrase",
+    modes: Annotated[str, Option(help="Of these five.")] = "matching,variants,seen_variants,masked,paraphrase",
     tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
     episodes: Annotated[int, Option(help="Per task and variant.")] = 50,
     workers: Annotated[int, Option(help="Simulator processes.")] = 2,
     batch_size: Annotated[int, Option(help="Episodes per call of the policy.")] = 16,
-    image_size: Annotated[int | None, Option(help="Pixels a side (default: the model's, else 112).")] = None,
+    image_size: Annotated[int | None, Option(help="Pixels a side (default: the model's, else 96).")] = None,
     unnorm_key: UnnormKey = None,
     trained_on: Annotated[Path | None, Option(help="A recorded data set whose layouts must not be judged.")] = None,
     videos: Annotated[int, Option(help="Per task, with --output.")] = 1,
@@ -31,11 +31,12 @@ def tabletop(
 ) -> None:
     """Four tasks in one simulated scene, in and out of distribution."""
     from gen_vla.evaluation.tabletop import suite
+    from gen_vla.evaluation.tabletop.episodes import LOOKS
     from gen_vla.evaluation.tabletop.scores import tabletop_table, variants_table
 
     shown: Any = tuple(entries(modes))
     contestants = suite.control_contestants(entries(policy), ("matching",) if model else shown)
-    size = image_size or 112
+    size = image_size or 96
     if model:
         loaded, processor = load_any(model)
         size = image_size or processor.image_processor.image_size
@@ -46,8 +47,8 @@ def tabletop(
     scores = {name: found["scores"] for name, found in results["policies"].items()}
     console = Console()
     for name in scores:
-        if "variants" in scores[name]:
-            console.print(variants_table(scores[name]["variants"], f"variants: {name}"))
+        for mode in (mode for mode in scores[name] if mode in LOOKS):
+            console.print(variants_table(scores[name][mode], f"{mode.replace('_', ' ')}: {name}"))
     console.print(tabletop_table(scores, model or "tabletop"))
     if output:
         suite.draw_results(contestants, results, settings, output)

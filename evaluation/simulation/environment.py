@@ -26,9 +26,16 @@ from gen_vla.evaluation.simulation.layouts import (
     is_done,
     sample_layout,
 )
-from gen_vla.evaluation.simulation.looks import ORDINARY, Variant, apply_looks, distractors
-from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER, Ornament, mujoco, thread_camera
+from gen_vla.evaluation.simulation.looks import HOME, Look, apply_looks, distractors
+from gen_vla.evaluation.simulation.offscreen_camera import (
+    FRAMEBUFFER,
+    OffscreenCamera,
+    Ornament,
+    mujoco,
+    thread_camera,
+)
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, ornaments, show_object
+from gen_vla.evaluation.simulation.textures import texture_pixels
 
 
 HAND_START = (0.0, 0.55, 0.25)
@@ -43,7 +50,7 @@ SHADOW_THICKNESS = 0.0006  # metres
 class TabletopEnv:
     """One table: `reset`, then `render` and `step` until it returns True or the caller's limit."""
 
-    def __init__(self, image_size: int = 112):
+    def __init__(self, image_size: int = 96):
         if not 16 <= image_size <= FRAMEBUFFER:
             raise ValueError(f"got image_size {image_size}, expected 16..{FRAMEBUFFER} pixels")
         self.image_size = image_size
@@ -56,7 +63,7 @@ class TabletopEnv:
         self.layout: Layout | None = None
 
     # Episodes.
-    def reset(self, task: Task, seed: int, variant: Variant = ORDINARY, masked: bool = False) -> str:
+    def reset(self, task: Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
         """The layout of `seed` -> the instruction of this task in it.
 
         Args:
@@ -65,18 +72,18 @@ class TabletopEnv:
         if task not in TASKS:
             raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS)}")
         layout = sample_layout(seed)
-        self.arrange(layout, variant, seed, masked)
+        self.arrange(layout, look, seed, masked)
         self.goal = goal_of(task, seed)
         self.seed = seed
         return self.goal.instruction(layout)
 
-    def arrange(self, layout: Layout, variant: Variant = ORDINARY, seed: int = 0, masked: bool = False) -> None:
+    def arrange(self, layout: Layout, look: Look = HOME, seed: int = 0, masked: bool = False) -> None:
         """Sets a scene up: things in place and at rest, the hand at its start."""
-        self.layout, self.variant, self.masked = layout, variant, masked
+        self.layout, self.look, self.masked = layout, look, masked
         mujoco.mj_resetData(self.model, self.data)
         self.model.body("drawer").pos = [*layout.drawer, 0.0]
         for address, (index, thing) in zip(self._objects, enumerate(layout.objects), strict=True):
-            show_object(self.model, index, thing.shape, thing.colour)
+            show_object(self.model, index, thing.shape, look.colours[thing.colour])
             turn = [np.cos(thing.yaw / 2), 0.0, 0.0, np.sin(thing.yaw / 2)]
             self.data.qpos[address : address + 7] = [thing.x, thing.y, GRASP_HEIGHT, *turn]
         for _ in range(SETTLING_STEPS):
@@ -85,8 +92,8 @@ class TabletopEnv:
         self.data.qpos[self._slide] = -DRAWER_TRAVEL * layout.opening
         self.data.qvel[:] = 0.0
         mujoco.mj_forward(self.model, self.data)
-        apply_looks(self.model, variant)
-        self.distractors = distractors(variant, layout, seed)
+        apply_looks(self.model, look)
+        self.distractors = distractors(look, layout, seed)
         self._starts, self._held = self._object_positions(), 0
 
     def step(self, action: np.ndarray) -> bool:
@@ -143,9 +150,9 @@ class TabletopEnv:
     # Pictures.
     def render(self, size: int | None = None) -> np.ndarray:
         """uint8 [H, W, 3] of the present moment, `image_size` pixels a side by default."""
-        shapes, size = [*ornaments(self.distractors), *self._shadows()], size or self.image_size
-        camera = thread_camera("tabletop", lambda: self.model)
-        picture = camera.picture(self.model, self.data, self.variant.camera, size, shapes)
+        shapes = [*ornaments(self.distractors, self.look.colours), *self._shadows()]
+        size = size or self.image_size
+        picture = self._camera().picture(self.model, self.data, self.look.camera, size, shapes)
         if not self.masked:
             return picture
         kept = np.logical_or.reduce(list(self.segmentation(size).values()))
@@ -153,14 +160,20 @@ class TabletopEnv:
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
         """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background."""
-        camera, shapes = thread_camera("tabletop", lambda: self.model), ornaments(self.distractors)
-        geoms = camera.segments(self.model, self.data, self.variant.camera, size or self.image_size, shapes)
+        shapes = ornaments(self.distractors, self.look.colours)
+        geoms = self._camera().segments(self.model, self.data, self.look.camera, size or self.image_size, shapes)
         bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]
         masks = {"robot": np.isin(bodies, self._robot), "cabinet": np.isin(bodies, self._cabinet)}
         masks["handle"] = geoms == self.model.geom("objGeom").id
         for index in range(2):
             masks[f"object{index}"] = bodies == self.model.body(f"object{index}").id
         return masks
+
+    def _camera(self) -> OffscreenCamera:
+        camera = thread_camera("tabletop", lambda: self.model)
+        for slot, surface in (("table", self.look.table), ("room", self.look.room)):
+            camera.show_texture(self.model, slot, surface.texture, texture_pixels)
+        return camera
 
     def _shadows(self) -> list[Ornament]:
         """Dark patches under what stands or hangs over the table: real shadows would triple the time of a picture."""

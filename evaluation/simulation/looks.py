@@ -1,16 +1,19 @@
-"""The looks a tabletop scene can have: the ordinary one, and four named variants in each of five families.
+"""What a tabletop scene can look like. Three sets of looks that share no texture, shade, light or camera:
 
-Nothing here can be touched, so an episode unfolds identically under every variant; a test holds that to the bit.
+    HOME           the one look of robot demonstrations
+    broad_look(i)  BROAD_LOOKS looks of vision-language data: what a model has seen before it sees the robot
+    unseen_look(i) UNSEEN_LOOKS looks for evaluation alone
 
-    background     what walls and floor are made of
-    table_texture  what the table is made of
-    lighting       how bright, how warm, from where
-    distractors    more objects on the table, which no instruction names
-    camera         where the picture is taken from
+Looks cannot be touched, so an episode unfolds identically under each; a test holds that to the bit. The families of
+variants that the tabletop suite shows are made of these sets (`tabletop/variants.py`); what textures are made of is in
+`simulation/textures.py`.
 """
 
+import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,95 +22,218 @@ from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, Layout, Table
 from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
 
 
-CAMERA = CameraPose(lookat=(0.0, 0.66, 0.07), distance=0.72, azimuth=118.0, elevation=-42.0)
-DISTRACTOR_DISTANCE = 0.1  # metres to every other object
 RGB = tuple[float, float, float]
-
-
 Lighting = tuple[RGB, ...]  # without direction, and of the scene's three lamps
+Distractors = Literal["none", "two", "four", "same_colours", "same_shapes"]
+LookSet = Literal["home", "broad", "unseen"]
 
-
-def _grey(*lights: float) -> Lighting:
-    return tuple((light, light, light) for light in lights)
-
-
-WARM: RGB = (0.38, 0.29, 0.18)
-ORDINARY_LIGHT = _grey(0.42, 0.38, 0.28, 0.14)
+BROAD_LOOKS, UNSEEN_LOOKS = 400, 100
+DISTRACTOR_DISTANCE = 0.1  # metres to every other object
+STRANGE_COLOURS: dict[str, RGB] = {
+    "orange": (0.94, 0.48, 0.08),
+    "teal": (0.05, 0.55, 0.55),
+    "pink": (0.95, 0.55, 0.70),
+    "brown": (0.42, 0.26, 0.14),
+}
+STRANGE_SHAPES = ("carton", "candle", "plate", "dumbbell")
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way to look; `family` and `name` are what results call it."""
+class Surface:
+    """A texture (`simulation/textures.py`), how often it repeats per metre, and a colour it is multiplied by."""
+
+    texture: str
+    repeats: float
+    tint: RGB = (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One way to look; `family` and `name` are what results call it.
+
+    `palette` are the shades of COLOURS, in their order; `strange` distractors have a shape and colour that is no
+    object's.
+    """
 
     family: str
     name: str
-    room: str = "room_default"
-    table: str = "table_default"
-    lighting: Lighting = ORDINARY_LIGHT
-    distractors: str = "none"
-    camera: CameraPose = CAMERA
+    table: Surface
+    room: Surface
+    lighting: Lighting
+    camera: CameraPose
+    palette: tuple[RGB, ...] = tuple(COLOURS.values())
+    distractors: Distractors = "none"
+    strange: bool = False
 
     @property
     def key(self) -> str:
         """`family/name`"""
         return f"{self.family}/{self.name}"
 
+    @property
+    def colours(self) -> dict[str, RGB]:
+        """The shade of every named colour."""
+        return {**dict(zip(COLOURS, self.palette, strict=True)), **STRANGE_COLOURS}
 
-ORDINARY = Variant("ordinary", "ordinary")
-VARIANTS: tuple[Variant, ...] = (
-    Variant("background", "brick", room="room_brick"),
-    Variant("background", "planks", room="room_planks"),
-    Variant("background", "navy", room="room_navy"),
-    Variant("background", "white_tiles", room="room_tiles"),
-    Variant("table_texture", "mahogany", table="table_mahogany"),
-    Variant("table_texture", "granite", table="table_granite"),
-    Variant("table_texture", "marble", table="table_marble"),
-    Variant("table_texture", "metal", table="table_metal"),
-    Variant("lighting", "dim", lighting=_grey(0.22, 0.18, 0.14, 0.06)),
-    Variant("lighting", "bright", lighting=_grey(0.52, 0.48, 0.34, 0.18)),
-    Variant("lighting", "warm", lighting=((0.44, 0.37, 0.28), WARM, WARM, WARM)),
-    Variant("lighting", "from_one_side", lighting=_grey(0.20, 0.0, 0.75, 0.0)),
-    Variant("distractors", "two", distractors="two"),
-    Variant("distractors", "four", distractors="four"),
-    Variant("distractors", "same_colours", distractors="same_colours"),
-    Variant("distractors", "same_shapes", distractors="same_shapes"),
-    Variant("camera", "left", camera=replace(CAMERA, azimuth=CAMERA.azimuth - 12.0)),
-    Variant("camera", "right", camera=replace(CAMERA, azimuth=CAMERA.azimuth + 12.0)),
-    Variant("camera", "higher", camera=replace(CAMERA, elevation=-54.0)),
-    Variant("camera", "farther", camera=replace(CAMERA, distance=0.92)),
+
+def grey(*lights: float) -> Lighting:
+    """White light of these strengths."""
+    return tuple((light, light, light) for light in lights)
+
+
+HOME = Look(
+    "ordinary",
+    "ordinary",
+    table=Surface("wood2.png", 1.0),
+    room=Surface("plaster1.png", 1.0),
+    lighting=grey(0.42, 0.38, 0.28, 0.14),
+    camera=CameraPose(lookat=(0.0, 0.66, 0.07), distance=0.72, azimuth=118.0, elevation=-42.0),
 )
-FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(variant.family for variant in VARIANTS))
-_BY_KEY = {variant.key: variant for variant in (ORDINARY, *VARIANTS)}
+WARM: RGB = (0.38, 0.29, 0.18)
+UNSEEN_LIGHTS: dict[str, Lighting] = {
+    "dim": grey(0.22, 0.18, 0.14, 0.06),
+    "bright": grey(0.62, 0.48, 0.34, 0.18),
+    "warm": ((0.44, 0.37, 0.26), WARM, WARM, WARM),
+    "from_one_side": grey(0.20, 0.0, 0.75, 0.0),
+}
+UNSEEN_CAMERAS: dict[str, CameraPose] = {
+    "left": replace(HOME.camera, azimuth=HOME.camera.azimuth - 12.0),
+    "right": replace(HOME.camera, azimuth=HOME.camera.azimuth + 12.0),
+    "higher": replace(HOME.camera, elevation=HOME.camera.elevation - 12.0),
+    "farther": replace(HOME.camera, distance=1.28 * HOME.camera.distance),
+}
+UNSEEN_TABLES: dict[str, Surface] = {
+    "mahogany": Surface("darkwood.png", 1.0),
+    "granite": Surface("granite.png", 1.0),
+    "marble": Surface("marble.png", 1.0),
+    "metal": Surface("metal2.png", 1.0),
+}
+UNSEEN_ROOMS: dict[str, Surface] = {
+    "brick": Surface("brick1.png", 1.0),
+    "planks": Surface("wood4.png", 1.0),
+    "navy": Surface("navy_blue.png", 0.5),
+    "white_tiles": Surface("floor2.png", 1.3),
+}
+BROAD_FILES = ("wood1.png", "wood3.png", "light_wood.png", "light_wood_v2.png", "light_wood_v3.png", "wood_light.png")
+BROAD_FILES += ("metal.png", "metal1.png", "floor1.png", "wood.png", "tennis.png", "real_door.png")
+BROAD_PATTERNS = ("stripes", "checks", "dots", "clouds", "grain", "speckle", "tiles", "veins")
+UNSEEN_PATTERNS = ("bricks", "zigzag", "rings")
+BROAD_HUES, UNSEEN_HUES = (
+    (-0.021, -0.007, 0.007, 0.021),
+    (-0.014, 0.014),
+)  # of the colour circle, beside a colour's own
 
 
-def variant_of(key: str) -> Variant:
-    """The variant of a `family/name`.
+@lru_cache(maxsize=BROAD_LOOKS)
+def broad_look(index: int) -> Look:
+    """One of the looks of vision-language data, 0 .. BROAD_LOOKS - 1."""
+    if not 0 <= index < BROAD_LOOKS:
+        raise ValueError(f"got broad look {index}, expected 0..{BROAD_LOOKS - 1}")
+    rng = np.random.default_rng([index, 11])
+    table, room = (_surface(rng, BROAD_FILES, BROAD_PATTERNS, 2 * index + side) for side in (0, 1))
+    warmth = 1.0 + rng.uniform(-0.1, 0.1) * np.array([1.0, 0.0, -1.0])
+    strengths = (rng.uniform(0.3, 0.5), rng.uniform(0.1, 0.5), rng.uniform(0.1, 0.5), rng.uniform(0.0, 0.25))
+    lighting = tuple(tuple((strength * warmth).tolist()) for strength in strengths)
+    home = HOME.camera
+    turned = rng.uniform(-9.0, 9.0) if rng.random() < 0.6 else rng.choice((-1.0, 1.0)) * rng.uniform(15.0, 22.0)
+    camera = replace(
+        home,
+        lookat=tuple((np.array(home.lookat) + rng.uniform(-0.02, 0.02, 3)).tolist()),
+        distance=home.distance * float(rng.uniform(0.98, 1.2)),
+        azimuth=home.azimuth + float(turned),
+        elevation=home.elevation + float(rng.uniform(-9.0, 8.0)),
+    )
+    return Look("broad", str(index), table, room, lighting, camera, _palette(rng, BROAD_HUES))
 
-    Raises:
-        ValueError: if there is none.
+
+@lru_cache(maxsize=UNSEEN_LOOKS)
+def unseen_look(index: int) -> Look:
+    """One of the looks for evaluation alone, 0 .. UNSEEN_LOOKS - 1: nothing in it as in HOME or a broad look."""
+    if not 0 <= index < UNSEEN_LOOKS:
+        raise ValueError(f"got unseen look {index}, expected 0..{UNSEEN_LOOKS - 1}")
+    rng = np.random.default_rng([index, 12])
+    tables, rooms = (tuple(s.texture for s in known.values()) for known in (UNSEEN_TABLES, UNSEEN_ROOMS))
+    table, room = (_surface(rng, f, UNSEEN_PATTERNS, 2 * index + side) for side, f in enumerate((tables, rooms)))
+    lighting = list(UNSEEN_LIGHTS.values())[rng.integers(len(UNSEEN_LIGHTS))]
+    camera = list(UNSEEN_CAMERAS.values())[rng.integers(len(UNSEEN_CAMERAS))]
+    return Look("unseen", str(index), table, room, lighting, camera, _palette(rng, UNSEEN_HUES))
+
+
+def _surface(rng: np.random.Generator, files: Sequence[str], patterns: Sequence[str], seed: int) -> Surface:
+    if rng.random() < 0.3:
+        tint = np.clip(rng.uniform(0.6, 1.0) * (1.0 + rng.uniform(-0.2, 0.2, 3)), 0.0, 1.0)
+        return Surface(str(rng.choice(files)), float(rng.uniform(0.7, 1.6)), tuple(tint.tolist()))
+    return Surface(f"{rng.choice(patterns)} {seed}", float(rng.uniform(0.7, 2.0)))
+
+
+def _palette(rng: np.random.Generator, hues: Sequence[float]) -> tuple[RGB, ...]:
+    """Another shade of every named colour: lighter or darker, paler or fuller, and of another hue."""
+    shades = []
+    for red, green, blue in COLOURS.values():
+        hue, saturation, value = colorsys.rgb_to_hsv(red, green, blue)
+        full, light = rng.uniform(0.75, 1.05), rng.uniform(0.75, 1.15)
+        shade = ((hue + rng.choice(hues)) % 1.0, min(saturation * full, 1.0), min(value * light, 1.0))
+        shades.append(colorsys.hsv_to_rgb(*map(float, shade)))
+    return tuple(shades)
+
+
+def look_of(which: LookSet, seed: int) -> Look:
+    """The look of a picture: `home`'s only one, or one of a set, in turn, eight seeds in a row the same.
+
+    In a row, so that a texture is made once for eight pictures.
     """
-    if key not in _BY_KEY:
-        raise ValueError(f"got variant {key!r}, expected one of {', '.join(_BY_KEY)}")
-    return _BY_KEY[key]
+    if which == "home":
+        return HOME
+    number = seed // 8
+    return broad_look(number % BROAD_LOOKS) if which == "broad" else unseen_look(number % UNSEEN_LOOKS)
 
 
-def apply_looks(model: Any, variant: Variant) -> None:
-    """Writes materials and lights into a tabletop model; the next picture shows them."""
-    table = model.geom_bodyid == model.body("tablelink").id
-    model.geom_matid[table & (model.geom_group == 1)] = model.material(variant.table).id
-    for name in ("wall_back", "wall_side", "floor"):
-        model.geom_matid[model.geom(name).id] = model.material(variant.room).id
-    model.vis.headlight.ambient[:], *lamps = variant.lighting
+def shared_aspects(look: Look, other: Look) -> list[str]:
+    """What two looks have in common: `texture`, `shade`, `light`, `camera`; those of `look` that are HOME's apart.
+
+    Cameras are the same within 2 degrees and 3 % of the distance, lights within 0.02.
+    """
+    textures = {s.texture for s in (look.table, look.room)} - {HOME.table.texture, HOME.room.texture}
+    lights = np.abs(np.array(look.lighting) - np.array(other.lighting)).max()
+    one, two = look.camera, other.camera
+    turned = max(abs(one.azimuth - two.azimuth), abs(one.elevation - two.elevation))
+    found = {
+        "texture": bool(textures & {other.table.texture, other.room.texture}),
+        "shade": look.palette != HOME.palette and bool(set(look.palette) & set(other.palette)),
+        "light": look.lighting != HOME.lighting and bool(lights < 0.02),
+        "camera": one != HOME.camera and turned < 2.0 and abs(one.distance / two.distance - 1.0) < 0.03,
+    }
+    return [aspect for aspect, same in found.items() if same]
+
+
+def check_unseen_looks(looks: Sequence[Look]) -> None:
+    """Raises `ValueError` if one of these looks shares an aspect, other than HOME's own, with a broad look."""
+    for look in looks:
+        for index in range(BROAD_LOOKS):
+            if shared := shared_aspects(look, broad_look(index)):
+                raise ValueError(
+                    f"got look {look.key} with the {', '.join(shared)} of broad look {index}, expected none of "
+                    "vision-language data; judge seen looks under another name"
+                )
+
+
+def apply_looks(model: Any, look: Look) -> None:
+    """Writes surfaces and lights into a tabletop model; the camera puts their textures in."""
+    for slot, surface in (("table", look.table), ("room", look.room)):
+        material = model.material(slot).id
+        model.mat_texrepeat[material] = surface.repeats
+        model.mat_rgba[material, :3] = surface.tint
+    model.vis.headlight.ambient[:], *lamps = look.lighting
     model.vis.headlight.diffuse[:] = 0.12
     model.light_diffuse[:] = lamps
 
 
-def distractors(variant: Variant, layout: Layout, seed: int) -> list[TableObject]:
-    """The objects a variant adds: never one that an instruction could mean, never where drawer or hand work."""
-    if variant.distractors == "none":
+def distractors(look: Look, layout: Layout, seed: int) -> list[TableObject]:
+    """The objects a look adds: never one that an instruction could mean, never where drawer or hand work."""
+    if look.distractors == "none":
         return []
     rng = np.random.default_rng([seed, 2])
-    kinds = _distractor_kinds(variant.distractors, layout, rng)
+    kinds = _distractor_kinds(look, layout, rng)
     placed: list[TableObject] = []
     for kind in kinds:
         placed.append(TableObject(*kind, *_free_spot(rng, layout, placed), 0.0))
@@ -127,13 +253,15 @@ def _free_spot(rng: np.random.Generator, layout: Layout, placed: list[TableObjec
     return float(x), float(y)
 
 
-def _distractor_kinds(which: str, layout: Layout, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _distractor_kinds(look: Look, layout: Layout, rng: np.random.Generator) -> list[tuple[str, str]]:
     """(colour, shape) of each: as many new ones as said, or twins of the layout's objects in one respect."""
-    colours = [str(c) for c in rng.permutation([c for c in COLOURS if c not in {o.colour for o in layout.objects}])]
-    shapes = [str(s) for s in rng.permutation([s for s in SHAPES if s not in {o.shape for o in layout.objects}])]
-    if which == "same_colours":
+    all_colours, all_shapes = (STRANGE_COLOURS, STRANGE_SHAPES) if look.strange else (COLOURS, SHAPES)
+    used = {o.colour for o in layout.objects}, {o.shape for o in layout.objects}
+    colours = [str(c) for c in rng.permutation([c for c in all_colours if c not in used[0]])]
+    shapes = [str(s) for s in rng.permutation([s for s in all_shapes if s not in used[1]])]
+    if look.distractors == "same_colours":
         return [(thing.colour, shape) for thing, shape in zip(layout.objects, shapes, strict=False)]
-    if which == "same_shapes":
+    if look.distractors == "same_shapes":
         return [(colour, thing.shape) for thing, colour in zip(layout.objects, colours, strict=False)]
-    count = 4 if which == "four" else 2
+    count = 4 if look.distractors == "four" else 2
     return [(colours[i % len(colours)], shapes[i]) for i in range(count)]

@@ -70,8 +70,20 @@ class OffscreenCamera:
             self._scene.flags[flag] = 0
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0  # the goal marker is a site, and it shows the answer
+        self._textures: dict[str, str] = {}
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
+
+    def show_texture(self, model: Any, slot: str, name: str, pixels: Callable[[str], np.ndarray]) -> None:
+        """Fills the model's texture `slot` with `pixels(name)`, uint8 of its size, unless that is what it shows."""
+        if self._textures.get(slot) == name:
+            return
+        texture = model.texture(slot).id
+        start, values = model.tex_adr[texture], pixels(name).ravel()
+        model.tex_data[start : start + len(values)] = values
+        self._gl.make_current()
+        mujoco.mjr_uploadTexture(model, self._context, texture)
+        self._textures[slot] = name
 
     def picture(
         self, model: Any, data: Any, pose: CameraPose, size: int, ornaments: Sequence[Ornament] = ()

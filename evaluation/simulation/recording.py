@@ -16,7 +16,7 @@ from gen_vla.evaluation.simulation import layouts, simulated_rows
 from gen_vla.evaluation.simulation.actions import DRAWER_TRAVEL
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import COLOURS, GOALS, SHAPES, TASKS, Layout, Task
-from gen_vla.evaluation.simulation.looks import CAMERA
+from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.questions import KINDS, SceneFacts, wanted_answer
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT
 from gen_vla.evaluation.simulation.simulated_rows import DemonstrationJob, QuestionJob, Rows, as_image, demonstrate
@@ -46,7 +46,7 @@ def record_demonstrations(
     episodes_per_task: int = 200,
     seed: int = 0,
     workers: int = 2,
-    image_size: int = 112,
+    image_size: int = 96,
     noise: bool = True,
     *,
     paraphrase: bool = False,
@@ -76,8 +76,10 @@ def scene_facts(layout: Layout, rng: np.random.Generator) -> SceneFacts:
     there = [thing.name for thing in layout.objects]
     absent = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if f"{colour} {shape}" not in there]
     asked = str(rng.choice(there if rng.random() < 0.5 else absent))
-    places = CAMERA.image_position(first), CAMERA.image_position(second)
-    return SceneFacts(layout, places, CAMERA.image_position(handle), (near[0], near[1]), asked, int(rng.integers(2)))
+    places = HOME.camera.image_position(first), HOME.camera.image_position(second)
+    return SceneFacts(
+        layout, places, HOME.camera.image_position(handle), (near[0], near[1]), asked, int(rng.integers(2))
+    )
 
 
 def record_question(job: QuestionJob) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def _pose_and_see(env: TabletopEnv, layout: Layout, rng: np.random.Generator) ->
 
 
 def record_questions(
-    output_dir: str | Path, count: int = 4000, seed: int = 0, workers: int = 2, image_size: int = 112, **options: Any
+    output_dir: str | Path, count: int = 4000, seed: int = 0, workers: int = 2, image_size: int = 96, **options: Any
 ) -> dict[str, Any]:
     """`simulated_rows.record_questions` (`options` are passed on) about tabletop scenes."""
     drawn = (count, seed, workers, image_size)

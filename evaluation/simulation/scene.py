@@ -1,30 +1,30 @@
 """The tabletop as one MuJoCo model: Meta-World's robot, table and drawer, two objects of any shape, a room around.
 
-Where things stand is in `simulation/layouts.py`, what a variant looks like in `simulation/looks.py`. Each of the two
+Where things stand is in `simulation/layouts.py`, what it may look like in `simulation/looks.py`. Each of the two
 object bodies holds the parts of every shape; a scene shows the parts of one and hides the others, so that no scene
 needs another compilation. One part of each shape, `touch`, is touched and not drawn.
 """
 
 import copy
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
-from PIL import Image
 
-from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES, TableObject
+from gen_vla.evaluation.simulation.layouts import SHAPES, TableObject
 from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
+from gen_vla.evaluation.simulation.textures import TEXTURE_SIZE
 
+
+RGB = tuple[float, float, float]
 
 WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)
 GRASP_HEIGHT = 0.038  # metres from the table to every object's origin, where the fingers take it
 OBJECT_MASS, OBJECT_INERTIA = 0.2, 2e-4  # kg, kg m^2 around each axis
-TEXTURE_SIZE = 256  # pixels; the pictures are smaller than that
+SLOTS = ("table", "room")  # of textures
 ROBOT_GREY, ROBOT_DARK = (0.88, 0.89, 0.91), (0.22, 0.23, 0.26)
 CABINET_CREAM, HANDLE_GREY = (0.90, 0.84, 0.72), (0.35, 0.36, 0.38)
 # Half of the robot's vertices, behind the camera or hidden by the rest: drawing them costs 40 % of a render.
@@ -32,20 +32,6 @@ OUT_OF_VIEW = ("controller_box", "pedestal_feet", "torso", "pedestal", "head", "
 OUT_OF_VIEW += ("right_l0", "right_l1")
 
 LARGE_MESH, DETAIL = 1000, 0.005  # triangles; metres, less than a pixel
-
-# name: (file among Meta-World's textures, repeats)
-SURFACES: dict[str, tuple[str, float]] = {
-    "table_default": ("wood2.png", 1.0),
-    "table_mahogany": ("darkwood.png", 1.0),
-    "table_granite": ("granite.png", 1.0),
-    "table_marble": ("marble.png", 1.0),
-    "table_metal": ("metal2.png", 1.0),
-    "room_default": ("plaster1.png", 6.0),
-    "room_brick": ("brick1.png", 6.0),
-    "room_planks": ("wood4.png", 5.0),
-    "room_navy": ("navy_blue.png", 3.0),
-    "room_tiles": ("floor2.png", 8.0),
-}
 
 
 @dataclass(frozen=True)
@@ -104,6 +90,18 @@ PARTS: dict[str, tuple[Part, ...]] = {
         Part("box", (0.054, 0.034, 0.012), (0.0, 0.0, 0.041)),
         Part("box", (0.046, 0.029, 0.026), (0.0, 0.0, 0.026), touch=True),
     ),
+    # Never named or touched: `looks.STRANGE_SHAPES`.
+    "carton": (
+        Part("box", (0.03, 0.03, 0.045), (0.0, 0.0, 0.045)),
+        Part("box", (0.031, 0.008, 0.012), (0.0, 0.0, 0.1), WHITE),
+    ),
+    "candle": (_cylinder(0.02, 0.0, 0.09), Part("ellipsoid", (0.007, 0.007, 0.014), (0.0, 0.0, 0.105), SILVER)),
+    "plate": (_cylinder(0.055, 0.0, 0.012), _cylinder(0.035, 0.012, 0.014, WHITE)),
+    "dumbbell": (
+        Part("sphere", (0.025, 0.0, 0.0), (-0.04, 0.0, 0.025)),
+        Part("sphere", (0.025, 0.0, 0.0), (0.04, 0.0, 0.025)),
+        Part("box", (0.03, 0.008, 0.008), (0.0, 0.0, 0.025), DARK),
+    ),
 }
 
 
@@ -128,19 +126,13 @@ def _compiled() -> Any:
 
 
 def _add_surfaces(spec: Any) -> None:
-    """Every texture a variant may put on the table or the room, small, as a material."""
-    folder = Path(full_V3_path_for("textures"))
-    for name, (file, repeats) in SURFACES.items():
-        with Image.open(folder / file) as image:
-            small = image.convert("RGB").resize((TEXTURE_SIZE, TEXTURE_SIZE), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        small.save(buffer, format="PNG")
-        spec.assets[f"{name}.png"] = buffer.getvalue()
-        cube = name.startswith("table")
-        kind = mujoco.mjtTexture.mjTEXTURE_CUBE if cube else mujoco.mjtTexture.mjTEXTURE_2D
-        spec.add_texture(name=name, type=kind, file=f"{name}.png")
-        material = spec.add_material(name=name, texrepeat=[repeats, repeats], shininess=0.2, specular=0.2)
-        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
+    """A blank texture and its material for the table and for the room, which a look fills."""
+    side = TEXTURE_SIZE
+    for slot in SLOTS:
+        texture = spec.add_texture(name=slot, type=mujoco.mjtTexture.mjTEXTURE_2D, width=side, height=side, nchannel=3)
+        texture.builtin = mujoco.mjtBuiltin.mjBUILTIN_FLAT
+        material = spec.add_material(name=slot, texuniform=True, shininess=0.2, specular=0.2)
+        material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = slot
 
 
 def _add_room(spec: Any) -> None:
@@ -148,7 +140,7 @@ def _add_room(spec: Any) -> None:
     upright, facing = [0.5**0.5, 0.5**0.5, 0.0, 0.0], [0.5**0.5, 0.0, 0.5**0.5, 0.0]
     for name, position, turn in (("wall_back", [0.0, 1.9, 0.0], upright), ("wall_side", [-1.9, 0.0, 0.0], facing)):
         wall = spec.worldbody.add_geom(name=name, type=mujoco.mjtGeom.mjGEOM_PLANE, pos=position, quat=turn)
-        wall.size, wall.material, wall.contype, wall.conaffinity = [3.0, 3.0, 0.1], "room_default", 0, 0
+        wall.size, wall.material, wall.contype, wall.conaffinity = [3.0, 3.0, 0.1], "room", 0, 0
 
 
 def _add_object(spec: Any, index: int) -> None:
@@ -168,7 +160,11 @@ def _add_object(spec: Any, index: int) -> None:
 
 
 def _paint(model: Any) -> None:
-    """Neutral colours for everything that stays, so that a named colour means an object."""
+    """Neutral colours for everything that stays, so that a named colour means an object; table and room by slots."""
+    table = model.geom_bodyid == model.body("tablelink").id
+    model.geom_matid[table & (model.geom_group == 1)] = model.material("table").id
+    for name in ("wall_back", "wall_side", "floor"):
+        model.geom_matid[model.geom(name).id] = model.material("room").id
     hidden = [model.body(name).id for name in OUT_OF_VIEW]
     model.geom_rgba[np.isin(model.geom_bodyid, hidden), 3] = 0.0
     reds = np.all(np.isclose(model.geom_rgba[:, :3], (0.5, 0.1, 0.1)), axis=1)
@@ -199,20 +195,20 @@ def _decimate(model: Any) -> None:
         model.mesh_facenum[mesh] = len(kept)
 
 
-def show_object(model: Any, index: int, shape: str, colour: str) -> None:
+def show_object(model: Any, index: int, shape: str, rgb: RGB) -> None:
     """Body `object{index}` becomes this shape: its parts are drawn and touched, those of all others are not."""
     for other in SHAPES:
         for number, part in enumerate(PARTS[other]):
             geom = model.geom(f"object{index} {other} {number}").id
             shown = other == shape
-            model.geom_rgba[geom] = (*(part.colour or COLOURS[colour]), float(shown and not part.touch))
+            model.geom_rgba[geom] = (*(part.colour or rgb), float(shown and not part.touch))
             model.geom_contype[geom] = model.geom_conaffinity[geom] = int(shown and part.touch)
 
 
-def ornaments(things: Iterable[TableObject]) -> list[Ornament]:
+def ornaments(things: Iterable[TableObject], colours: Mapping[str, RGB]) -> list[Ornament]:
     """These objects as something that is only drawn, standing on the table."""
     return [
-        Ornament(part.kind, part.size, (thing.x + x, thing.y + y, z), (*(part.colour or COLOURS[thing.colour]), 1.0))
+        Ornament(part.kind, part.size, (thing.x + x, thing.y + y, z), (*(part.colour or colours[thing.colour]), 1.0))
         for thing in things
         for part in PARTS[thing.shape]
         for x, y, z in [part.position]

@@ -1,9 +1,10 @@
 """Which tabletop episodes a run consists of, and the file that remembers the finished ones.
 
-    matching    the ordinary looks
-    variants    every variant of every family (`simulation/looks.py`)
-    masked      everything black but robot, cabinet and objects
-    paraphrase  held-out wordings, one per layout in turn
+    matching       the look of the demonstrations
+    variants       every variant of every family, in no data (`tabletop/variants.py`)
+    seen_variants  the same of what vision-language data has, and the demonstrations have not
+    masked         everything black but robot, cabinet and objects
+    paraphrase     held-out wordings, one per layout in turn
 
 All modes and variants show the same layouts. A log holds one JSON object per line: the settings, then an episode each,
 written as it ends. Running again skips what is there; other settings are refused.
@@ -16,15 +17,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Task, goal_of, sample_layout
-from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS
+from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.rollouts import Ending, EpisodeJob, Outcome
+from gen_vla.evaluation.tabletop.variants import SEEN_VARIANTS, VARIANTS
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import publishable
 
 
 Paraphrase = Callable[[str], list[str]]  # an instruction -> other wordings
-Mode = Literal["matching", "variants", "masked", "paraphrase"]
+Mode = Literal["matching", "variants", "seen_variants", "masked", "paraphrase"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+LOOKS = {"variants": VARIANTS, "seen_variants": SEEN_VARIANTS}
 EpisodeKey = tuple[Mode, str, str, int, str]  # mode, variant, task, seed, instruction: one episode and no other
 
 
@@ -81,7 +84,7 @@ def plan_jobs(
         raise ValueError(f"got episodes {episodes}, expected 1..{len(EVALUATION_SEEDS)}")
     jobs = []
     for mode in modes:
-        for variant in VARIANTS if mode == "variants" else (ORDINARY,):
+        for variant in LOOKS.get(mode, (HOME,)):
             for task in tasks:
                 for number, seed in enumerate(EVALUATION_SEEDS[:episodes]):
                     text = _instruction(task, seed, number, paraphrase if mode == "paraphrase" else None)

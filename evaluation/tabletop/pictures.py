@@ -15,13 +15,14 @@ from gen_vla.evaluation.simulation.environment import TabletopEnv
 from PIL import Image, ImageDraw, ImageFont
 
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, Task
-from gen_vla.evaluation.simulation.looks import FAMILIES, ORDINARY, VARIANTS, Variant
+from gen_vla.evaluation.simulation.looks import HOME, Look
 from gen_vla.evaluation.simulation.videos import INK, PAPER, smooth_render
+from gen_vla.evaluation.tabletop.variants import FAMILIES, SEEN_VARIANTS, VARIANTS
 
 
 TILE, GAP, HEADING, CAPTION = 216, 8, 34, 24  # pixels
 SHEET_SEED, SHEET_STEPS = EVALUATION_SEEDS[35], 4
-FAMILY_COLOURS = ("#5e81ac", "#a3744b", "#d0a02c", "#7a9a5b", "#8f6a96")
+FAMILY_COLOURS = ("#5e81ac", "#a3744b", "#d0a02c", "#7a9a5b", "#8f6a96", "#b5564c")
 # What stands in the first column under the ordinary scene: other scenes and tasks, each with the moment shown.
 OTHER_SCENES: tuple[tuple[Task, int, int], ...] = (
     ("move_near", EVALUATION_SEEDS[26], 16),
@@ -29,12 +30,10 @@ OTHER_SCENES: tuple[tuple[Task, int, int], ...] = (
 )
 
 
-def _picture(
-    task: Task, seed: int, steps: int, variant: Variant = ORDINARY, masked: bool = False
-) -> tuple[Image.Image, str]:
+def _picture(task: Task, seed: int, steps: int, look: Look = HOME, masked: bool = False) -> tuple[Image.Image, str]:
     """The picture after some steps of the expert, and its instruction."""
     env = TabletopEnv()
-    instruction = env.reset(task, seed, variant, masked)
+    instruction = env.reset(task, seed, look, masked)
     for _ in range(steps):
         env.step(env.expert_action())
     return smooth_render(env, TILE), instruction
@@ -48,7 +47,7 @@ def variants_sheet(path: str | Path) -> None:
     first += [_picture(task, seed, steps) for task, seed, steps in OTHER_SCENES]
     columns = [("ordinary", first)]
     for family in FAMILIES:
-        members = [v for v in VARIANTS if v.family == family]
+        members = [v for v in (*VARIANTS, *SEEN_VARIANTS) if v.family == family]
         shown = [(_picture("pick_object", SHEET_SEED, SHEET_STEPS, v)[0], v.name.replace("_", " ")) for v in members]
         columns.append((family.replace("_", " "), shown))
     Path(path).parent.mkdir(parents=True, exist_ok=True)

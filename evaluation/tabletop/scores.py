@@ -17,9 +17,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gen_vla.evaluation.simulation.layouts import TASKS
-from gen_vla.evaluation.simulation.looks import FAMILIES, variant_of
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
-from gen_vla.evaluation.tabletop.episodes import TabletopEpisode
+from gen_vla.evaluation.tabletop.episodes import LOOKS, TabletopEpisode
+from gen_vla.evaluation.tabletop.variants import FAMILIES, variant_of
 
 
 NOT_COUNTED_BY_SIMPLER = "camera"
@@ -54,7 +54,7 @@ def summarise(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for mode in dict.fromkeys(e.mode for e in episodes):
         chosen = [e for e in episodes if e.mode == mode]
-        summary[mode] = _summarise_variants(chosen) if mode == "variants" else _summarise_tasks(chosen)
+        summary[mode] = _summarise_variants(chosen) if mode in LOOKS else _summarise_tasks(chosen)
     return summary
 
 

@@ -50,10 +50,12 @@ from gen_vla.evaluation.simulation.layouts import (
     check_unseen,
     layout_digests,
 )
+from gen_vla.evaluation.simulation.looks import check_unseen_looks
 from gen_vla.evaluation.simulation.rollouts import Actions, SimulationPolicy, run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
-from gen_vla.evaluation.tabletop.episodes import EpisodeLog, Mode, Paraphrase, plan_jobs
+from gen_vla.evaluation.tabletop.episodes import MODES, EpisodeLog, Mode, Paraphrase, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
+from gen_vla.evaluation.tabletop.variants import VARIANTS
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.origin import note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
@@ -122,12 +124,12 @@ def fingerprint(model: Any) -> str:
 class SuiteSettings:
     """What to run; `trained_on` is a recorded data set whose layouts must not be judged."""
 
-    modes: tuple[Mode, ...] = ("matching", "variants", "masked", "paraphrase")
+    modes: tuple[Mode, ...] = MODES
     tasks: tuple[Task, ...] = TASKS
     episodes: int = 50
     workers: int = 2
     batch_size: int = 16
-    image_size: int = 112
+    image_size: int = 96
     videos: int = 1
     trained_on: Path | None = None
 
@@ -178,6 +180,7 @@ def run_suite(
         ValueError: if settings are impossible, if `output` holds results of others, or if a layout was trained on.
     """
     check_unseen(EVALUATION_SEEDS[: settings.episodes], _trained_layouts(settings.trained_on))
+    check_unseen_looks(VARIANTS)
     plans = {c.name: plan_jobs(c.modes, settings.tasks, settings.episodes, paraphrase) for c in contestants}
     folder = None if output is None else output / "episodes"
     logs = {c.name: EpisodeLog(folder and folder / f"{c.name}.jsonl", _identity(c, settings)) for c in contestants}

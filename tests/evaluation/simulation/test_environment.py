@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from gen_vla.evaluation.simulation.environment import TabletopEnv
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Goal, sample_layout
-from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS, variant_of
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, SHAPES, TASKS, Goal, sample_layout
+from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, PARTS, show_object
+from gen_vla.evaluation.tabletop.variants import VARIANTS, variant_of
 
 
 SEED = EVALUATION_SEEDS.start
@@ -87,19 +88,19 @@ def test_a_variant_changes_pixels_and_nothing_else(env):
             env.step(env.expert_action())
         return picture, env.data.qpos.copy()
 
-    ordinary, positions = episode(ORDINARY)
+    ordinary, positions = episode(HOME)
     pictures = [ordinary]
     for variant in VARIANTS:
         picture, moved = episode(variant)
         np.testing.assert_array_equal(moved, positions, err_msg=variant.key)
         assert all((np.abs(picture.astype(int) - other) > 8).mean() > 0.005 for other in pictures), variant.key
         pictures.append(picture)
-    np.testing.assert_array_equal(episode(ORDINARY)[0], ordinary)
+    np.testing.assert_array_equal(episode(HOME)[0], ordinary)
 
 
 def test_objects_are_large_in_the_pictures_that_a_policy_sees():
     """At 96 px, in patches of 12: an object fills about a patch, since the gripper opens 8.8 cm and no wider."""
-    env, found = TabletopEnv(96), {shape: [] for shape in PARTS}
+    env, found = TabletopEnv(96), {shape: [] for shape in SHAPES}
     for seed in range(SEED, SEED + 30):
         env.reset("pick_object", seed)
         for name, thing in zip(("object0", "object1"), sample_layout(seed).objects, strict=True):
@@ -112,7 +113,8 @@ def test_objects_are_large_in_the_pictures_that_a_policy_sees():
 
 
 def test_distractors_are_never_what_an_instruction_could_mean(env):
-    for key, count in (("two", 2), ("four", 4), ("same_colours", 2), ("same_shapes", 2)):
+    kinds = (("two", 2), ("four", 4), ("same_colours", 2), ("same_shapes", 2))
+    for key, count in [*kinds, *((f"seen_{kind}", count) for kind, count in kinds)]:
         for seed in range(SEED, SEED + 20):
             env.reset("pick_object", seed, variant_of(f"distractors/{key}"))
             names = {o.name for o in sample_layout(seed).objects}
@@ -124,7 +126,7 @@ def test_distractors_are_never_what_an_instruction_could_mean(env):
 
 
 def test_everything_that_is_named_is_in_view_from_every_camera():
-    for variant in [ORDINARY, *(v for v in VARIANTS if v.family == "camera")]:
+    for variant in [HOME, *(v for v in VARIANTS if v.family == "camera")]:
         seen = [
             variant.camera.image_position(np.array([thing.x, thing.y, GRASP_HEIGHT]))
             for seed in range(SEED, SEED + 100)
@@ -156,10 +158,10 @@ def test_masks_keep_robot_cabinet_and_objects_and_blacken_the_rest(env):
 
 def test_an_object_shows_one_shape_only(env):
     env.reset("pick_object", SEED)
-    show_object(env.model, 0, "ball", "green")
+    show_object(env.model, 0, "ball", (0.0, 1.0, 0.0))
     drawn = [
         name
-        for shape in PARTS
+        for shape in SHAPES
         for name in [f"object0 {shape} {n}" for n in range(len(PARTS[shape]))]
         if env.model.geom_rgba[env.model.geom(name).id, 3] > 0
     ]

@@ -12,11 +12,12 @@ from tqdm import tqdm
 from gen_vla.evaluation.simulation import rollouts
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TASKS
-from gen_vla.evaluation.simulation.looks import ORDINARY, VARIANTS
+from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.rollouts import run_episodes
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
 from gen_vla.evaluation.tabletop.episodes import MODES, EpisodeLog, plan_jobs
 from gen_vla.evaluation.tabletop.suite import CONTROLS, ModelPolicy
+from gen_vla.evaluation.tabletop.variants import SEEN_VARIANTS, VARIANTS
 
 
 SEED = EVALUATION_SEEDS.start
@@ -58,7 +59,7 @@ def outcomes(log: EpisodeLog) -> dict[int, str]:
 
 def test_a_plan_holds_every_mode_variant_task_and_layout_once():
     jobs = plan_jobs(MODES, TASKS, 2)
-    assert len(jobs) == len({job.key for job in jobs}) == (3 + len(VARIANTS)) * 4 * 2
+    assert len(jobs) == len({job.key for job in jobs}) == (3 + len(VARIANTS) + len(SEEN_VARIANTS)) * 4 * 2
     assert {job.seed for job in jobs} == {SEED, SEED + 1}
     matching = {(j.task, j.seed): j.instruction for j in jobs if j.mode == "matching"}
     for job in jobs:
@@ -165,7 +166,7 @@ def test_an_interrupted_run_continues_with_what_is_missing(tmp_path):
 
 def test_a_simulator_answers_in_the_order_of_the_requests():
     with Simulators(1, partial(TabletopEnv, 64)) as simulators:
-        start = [Start(slot, ("pick_object", SEED + slot, ORDINARY, slot == 1)) for slot in (1, 0)]
+        start = [Start(slot, ("pick_object", SEED + slot, HOME, slot == 1)) for slot in (1, 0)]
         first, second = simulators.ask(start)
         assert isinstance(first, Reply)
         assert isinstance(second, Reply)
