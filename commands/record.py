@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RECORDERS = {  # imported when asked for: they load the simulator, an extra
     "drawers": "gen_vla.evaluation.drawers.recording",
-    "tabletop": "gen_vla.evaluation.simulation.recording",
+    "tabletop": "gen_vla.evaluation.recording.%s",
 }
 RECORDING_SETTINGS = "recording_settings.json"  # what a recorded data set was asked for, beside it
 NOT_PRINTED = ("layouts", "provenance")  # of the metadata: hundreds of digests, and what is known on the spot

@@ -31,9 +31,9 @@ from gen_vla.evaluation.drawers.environment import (
     anticipate,
     sample_appearance,
 )
-from gen_vla.evaluation.simulation import simulated_rows
-from gen_vla.evaluation.simulation.questions import QuestionKind, side_of, wanted_answer
-from gen_vla.evaluation.simulation.simulated_rows import DemonstrationJob, QuestionJob, Rows, as_image, demonstrate
+from gen_vla.evaluation.recording import rows as simulated_rows
+from gen_vla.evaluation.recording.question_kinds import QuestionKind, side_of, wanted_answer
+from gen_vla.evaluation.recording.rows import DemonstrationJob, QuestionJob, Rows, as_image, demonstrate
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
 
 

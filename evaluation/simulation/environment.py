@@ -1,6 +1,7 @@
 """The tabletop as an environment: a seed and a task in, pictures out, 7-D actions (`simulation/actions.py`) in.
 
-An episode depends on task and seed alone; looks never touch physics.
+An episode depends on task and seed alone; looks never touch physics. Still scenes (`simulation/still_scenes.py`) are
+shown without physics: `pose` sets them up.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from gen_vla.evaluation.simulation.actions import (
 from gen_vla.evaluation.simulation.experts import ExpertView, expert_move
 from gen_vla.evaluation.simulation.layouts import (
     GOALS,
+    GRASP_HEIGHT,
     HELD_STEPS,
     TASKS,
     Layout,
@@ -28,13 +30,15 @@ from gen_vla.evaluation.simulation.layouts import (
 )
 from gen_vla.evaluation.simulation.looks import HOME, Look, apply_looks, distractors
 from gen_vla.evaluation.simulation.offscreen_camera import (
+    FIRST_ORNAMENT,
     FRAMEBUFFER,
     OffscreenCamera,
     Ornament,
     mujoco,
     thread_camera,
 )
-from gen_vla.evaluation.simulation.scene import GRASP_HEIGHT, build_model, ornaments, show_object
+from gen_vla.evaluation.simulation.scene import build_model, drawn_parts, ornaments, show_object
+from gen_vla.evaluation.simulation.still_scenes import StillScene
 from gen_vla.evaluation.simulation.textures import texture_pixels
 
 
@@ -42,6 +46,8 @@ HAND_START = (0.0, 0.55, 0.25)
 HAND_LOW, HAND_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])  # metres, Meta-World's reach
 HANDLE = np.array([0.0, -0.16, 0.0])  # metres from the drawer's origin
 PHYSICS_STEPS = 5  # of 2.5 ms per simulator step
+ROBOT_POSES, POSING_STEPS = 96, 30  # of still scenes; simulator steps from one to the next
+STILL_HAND_LOW, STILL_HAND_HIGH = (-0.25, 0.45, 0.06), (0.25, 0.80, 0.30)  # metres
 SETTLING_STEPS = 60  # simulator steps until hand and objects rest
 SHADOW = (0.0, 0.0, 0.0, 0.28)
 SHADOW_THICKNESS = 0.0006  # metres
@@ -61,6 +67,7 @@ class TabletopEnv:
         self._robot = _subtree(self.model, self.model.body("base").id)
         self._cabinet = _subtree(self.model, self.model.body("drawer").id)
         self.layout: Layout | None = None
+        self._poses: list[np.ndarray] = []
 
     # Episodes.
     def reset(self, task: Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
@@ -115,12 +122,47 @@ class TabletopEnv:
         self.data.ctrl[:] = effort, -effort
         mujoco.mj_step(self.model, self.data, PHYSICS_STEPS)
 
+    # Still scenes.
+    @property
+    def robot_poses(self) -> int:
+        """How many poses of the robot `pose` knows: the hand all over the table, the gripper open or closed."""
+        return ROBOT_POSES
+
+    def pose(self, scene: StillScene, look: Look, robot: int) -> None:
+        """Shows a still scene with the robot in one of its poses."""
+        self._poses = self._poses or self._all_poses()
+        self.layout, self.look, self.masked, self.distractors = None, look, False, list(scene.things)
+        for index in range(len(self._objects)):
+            show_object(self.model, index, None)
+        self.model.body("drawer").pos = [*scene.drawer, 0.0]
+        self.data.qpos[:] = self._poses[robot]
+        self.data.qpos[self._slide] = -DRAWER_TRAVEL * scene.opening
+        mujoco.mj_forward(self.model, self.data)
+        apply_looks(self.model, look)
+
+    def _all_poses(self) -> list[np.ndarray]:
+        """Positions of all joints, with the hand dragged from place to place; the same in every process."""
+        rng, poses = np.random.default_rng(9), []
+        mujoco.mj_resetData(self.model, self.data)
+        for index in range(len(self._objects)):
+            show_object(self.model, index, None)
+        for number in range(-1, ROBOT_POSES):  # the first leads to the start, from where the arm reaches everywhere
+            low, high = STILL_HAND_LOW, STILL_HAND_HIGH
+            self.data.mocap_pos[0] = HAND_START if number < 0 else rng.uniform(low, high)
+            self.data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
+            for _ in range(SETTLING_STEPS if number < 0 else POSING_STEPS):
+                self._advance(effort=1.0 if number % 3 == 2 else -1.0)
+            poses.append(self.data.qpos.copy())
+        return poses[1:]
+
     # What is where.
     def state(self) -> SceneState:
         """The present moment, to be judged."""
         opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
-        fingertips = (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
-        return SceneState(opening, self._object_positions(), self._starts, fingertips)
+        return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
+
+    def _fingertips(self) -> np.ndarray:
+        return (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
 
     def _object_positions(self) -> np.ndarray:
         return np.stack([self.data.qpos[address : address + 3].copy() for address in self._objects])
@@ -159,26 +201,35 @@ class TabletopEnv:
         return np.where(kept[..., None], picture, 0).astype(np.uint8)
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
-        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background."""
+        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background.
+
+        Of a still scene, an object for each thing; of others, distractors are background.
+        """
         shapes = ornaments(self.distractors, self.look.colours)
         geoms = self._camera().segments(self.model, self.data, self.look.camera, size or self.image_size, shapes)
         bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]
         masks = {"robot": np.isin(bodies, self._robot), "cabinet": np.isin(bodies, self._cabinet)}
         masks["handle"] = geoms == self.model.geom("objGeom").id
-        for index in range(2):
-            masks[f"object{index}"] = bodies == self.model.body(f"object{index}").id
+        if self.layout:
+            for index in range(len(self._objects)):
+                masks[f"object{index}"] = bodies == self.model.body(f"object{index}").id
+            return masks
+        counts = [len(drawn_parts(thing.shape)) for thing in self.distractors]
+        for index, (end, count) in enumerate(zip(np.cumsum(counts), counts, strict=True)):
+            part = geoms - FIRST_ORNAMENT
+            masks[f"object{index}"] = (part >= end - count) & (part < end)
         return masks
 
     def _camera(self) -> OffscreenCamera:
         camera = thread_camera("tabletop", lambda: self.model)
         for slot, surface in (("table", self.look.table), ("room", self.look.room)):
-            camera.show_texture(self.model, slot, surface.texture, texture_pixels)
+            camera.show_texture(self.model, slot, surface.texture, surface.repeats, texture_pixels)
         return camera
 
     def _shadows(self) -> list[Ornament]:
         """Dark patches under what stands or hangs over the table: real shadows would triple the time of a picture."""
-        things = [(x, y, 0.034) for x, y, _ in self._object_positions()]
-        things += [(*self.state().fingertips[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
+        things = [(x, y, 0.034) for x, y, _ in self._object_positions()] if self.layout else []
+        things += [(*self._fingertips()[:2], 0.04), *((thing.x, thing.y, 0.034) for thing in self.distractors)]
         return [
             Ornament("cylinder", (radius, SHADOW_THICKNESS, 0.0), (x, y, SHADOW_THICKNESS), SHADOW)
             for x, y, radius in things

@@ -47,6 +47,7 @@ DRAWER_CLEARANCE = (
 )
 LEAST_DISTANCE = 0.15  # between the objects: "near" has to be earned
 
+GRASP_HEIGHT = 0.038  # metres from the table to an object's origin, where the fingers take it
 DRAWS = 512  # of places at once, of which the first that fits is taken; one in three fits
 
 # When a task is done.
@@ -62,18 +63,25 @@ SET_DOWN = 0.015  # metres above where it stood
 
 @dataclass(frozen=True)
 class TableObject:
-    """One movable thing: what it is, and where its middle stands (metres, radians)."""
+    """One thing: what it is, where it stands (metres, radians), how high above the table, and of how many sizes."""
 
     colour: str
     shape: str
     x: float
     y: float
     yaw: float
+    z: float = 0.0
+    size: float = 1.0
 
     @property
     def name(self) -> str:
         """What the instruction calls it: always colour and shape."""
         return f"{self.colour} {self.shape}"
+
+    @property
+    def middle(self) -> np.ndarray:
+        """float [3], metres: where the fingers take it."""
+        return np.array([self.x, self.y, self.z + GRASP_HEIGHT * self.size])
 
 
 @dataclass(frozen=True)

@@ -220,9 +220,7 @@ def check_unseen_looks(looks: Sequence[Look]) -> None:
 def apply_looks(model: Any, look: Look) -> None:
     """Writes surfaces and lights into a tabletop model; the camera puts their textures in."""
     for slot, surface in (("table", look.table), ("room", look.room)):
-        material = model.material(slot).id
-        model.mat_texrepeat[material] = surface.repeats
-        model.mat_rgba[material, :3] = surface.tint
+        model.mat_rgba[model.material(slot).id, :3] = surface.tint
     model.vis.headlight.ambient[:], *lamps = look.lighting
     model.vis.headlight.diffuse[:] = 0.12
     model.light_diffuse[:] = lamps

@@ -31,16 +31,29 @@ class CameraPose:
     elevation: float
     fovy: float = 45.0
 
-    def image_position(self, point: np.ndarray) -> tuple[float, float]:
-        """A point (x, y, z) in metres -> (u, v), 0..1 from the image's left and top (outside 0..1: not in view)."""
+    @property
+    def view_width(self) -> float:
+        """Of the picture, per metre of depth."""
+        return 2.0 * float(np.tan(np.deg2rad(self.fovy) / 2.0))
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, and the depth in metres.
+
+        u and v are 0..1 from the image's left and top (outside 0..1: not in view).
+        """
         azimuth, elevation = np.deg2rad(self.azimuth), np.deg2rad(self.elevation)
         flat = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
         forward = np.cos(elevation) * flat + np.array([0.0, 0.0, np.sin(elevation)])
         right = np.array([flat[1], -flat[0], 0.0])
         axes = np.stack([right, np.cross(forward, right), forward])  # right, down, forward
-        across, down, depth = (axes @ (point - np.array(self.lookat) + self.distance * forward)).tolist()
-        view_width = 2.0 * float(np.tan(np.deg2rad(self.fovy) / 2.0))  # of the picture, per metre of depth
-        return 0.5 + across / (view_width * depth), 0.5 + down / (view_width * depth)
+        across, down, depth = axes @ (points - np.array(self.lookat) + self.distance * forward).T
+        width = self.view_width * depth
+        return np.stack([0.5 + across / width, 0.5 + down / width, depth], axis=1)
+
+    def image_position(self, point: np.ndarray) -> tuple[float, float]:
+        """Where a point (x, y, z) is in the picture: `project`'s (u, v)."""
+        u, v, _ = self.project(np.asarray(point)[None])[0].tolist()
+        return u, v
 
 
 @dataclass(frozen=True)
@@ -74,8 +87,15 @@ class OffscreenCamera:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FREE
 
-    def show_texture(self, model: Any, slot: str, name: str, pixels: Callable[[str], np.ndarray]) -> None:
-        """Fills the model's texture `slot` with `pixels(name)`, uint8 of its size, unless that is what it shows."""
+    def show_texture(
+        self, model: Any, slot: str, name: str, repeats: float, pixels: Callable[[str], np.ndarray]
+    ) -> None:
+        """Fills the texture `slot` with `pixels(name)`, uint8 of its size, unless it shows that already.
+
+        It repeats so often per metre in the material of the same name: the context has numbers of its own for that.
+        """
+        material = model.material(slot).id
+        self._context.mat_texrepeat[2 * material : 2 * material + 2] = repeats
         if self._textures.get(slot) == name:
             return
         texture = model.texture(slot).id

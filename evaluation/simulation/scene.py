@@ -6,7 +6,7 @@ needs another compilation. One part of each shape, `touch`, is touched and not d
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from metaworld.asset_path_utils import full_V3_path_for
 
-from gen_vla.evaluation.simulation.layouts import SHAPES, TableObject
+from gen_vla.evaluation.simulation.layouts import GRASP_HEIGHT, SHAPES, TableObject
 from gen_vla.evaluation.simulation.offscreen_camera import Ornament, mujoco
 from gen_vla.evaluation.simulation.textures import TEXTURE_SIZE
 
@@ -22,7 +22,6 @@ from gen_vla.evaluation.simulation.textures import TEXTURE_SIZE
 RGB = tuple[float, float, float]
 
 WHITE, SILVER, DARK = (0.95, 0.95, 0.93), (0.80, 0.81, 0.83), (0.10, 0.10, 0.12)
-GRASP_HEIGHT = 0.038  # metres from the table to every object's origin, where the fingers take it
 OBJECT_MASS, OBJECT_INERTIA = 0.2, 2e-4  # kg, kg m^2 around each axis
 SLOTS = ("table", "room")  # of textures
 ROBOT_GREY, ROBOT_DARK = (0.88, 0.89, 0.91), (0.22, 0.23, 0.26)
@@ -195,7 +194,7 @@ def _decimate(model: Any) -> None:
         model.mesh_facenum[mesh] = len(kept)
 
 
-def show_object(model: Any, index: int, shape: str, rgb: RGB) -> None:
+def show_object(model: Any, index: int, shape: str | None, rgb: RGB = WHITE) -> None:
     """Body `object{index}` becomes this shape: its parts are drawn and touched, those of all others are not."""
     for other in SHAPES:
         for number, part in enumerate(PARTS[other]):
@@ -206,11 +205,20 @@ def show_object(model: Any, index: int, shape: str, rgb: RGB) -> None:
 
 
 def ornaments(things: Iterable[TableObject], colours: Mapping[str, RGB]) -> list[Ornament]:
-    """These objects as something that is only drawn, standing on the table."""
-    return [
-        Ornament(part.kind, part.size, (thing.x + x, thing.y + y, z), (*(part.colour or colours[thing.colour]), 1.0))
-        for thing in things
-        for part in PARTS[thing.shape]
-        for x, y, z in [part.position]
-        if not part.touch
-    ]
+    """These objects as something that is only drawn."""
+    return [ornament for thing in things for ornament in _ornaments(thing, colours[thing.colour])]
+
+
+def _ornaments(thing: TableObject, rgb: RGB) -> Iterator[Ornament]:
+    cos, sin = np.cos(thing.yaw), np.sin(thing.yaw)
+    turn = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    for part in drawn_parts(thing.shape):
+        x, y, z = (thing.x, thing.y, thing.z) + turn @ part.position * thing.size
+        width, depth, height = (thing.size * side for side in part.size)
+        colour = (*(part.colour or rgb), 1.0)
+        yield Ornament(part.kind, (width, depth, height), (x, y, z), colour, tuple(turn.ravel().tolist()))
+
+
+def drawn_parts(shape: str) -> list[Part]:
+    """The parts of a shape that a picture shows."""
+    return [part for part in PARTS[shape] if not part.touch]

@@ -13,7 +13,7 @@ from metaworld.asset_path_utils import full_V3_path_for
 from PIL import Image
 
 
-TEXTURE_SIZE = 256  # pixels; the pictures are smaller than that
+TEXTURE_SIZE = 128  # pixels; the pictures are smaller than that
 CACHED = 64  # textures of 200 kB
 
 Pattern = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]

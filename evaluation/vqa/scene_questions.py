@@ -1,16 +1,18 @@
 """Is the vision-language model still in there? Questions about held-out scenes, answered by plain `generate`.
 
-An answer is right if it matches exactly, but for case and outer space. Beside the score stands the share that always
-giving the most frequent answer of a kind would reach.
+An answer is right if it matches exactly, but for case and outer space; a point is right within POINT_RIGHT of the
+object's middle. Beside the score stands the share that always giving the most frequent answer of a kind would reach.
 
     gen-vla evaluate scene_questions MODEL --questions demo_output/held_out_questions
 """
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from rich.table import Table
@@ -21,17 +23,24 @@ from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.training.storage.recordings import QUESTION_COLUMNS, load_recording
 
 
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS = 24
+POINT_RIGHT = 0.03  # metres
+_POINT = re.compile(r"\(\s*(-?\d*\.?\d+)\s*,\s*(-?\d*\.?\d+)\s*\)")
 
 
 @dataclass(frozen=True)
 class KindScore:
-    """Right answers of n, with Wilson's 95 % interval and the majority answer's share."""
+    """Right answers of n, with Wilson's 95 % interval and the majority answer's share.
+
+    `median_cm` is the median distance of points from what they should point to; None for answers in words, and if most
+    are no points.
+    """
 
     right: int
     n: int
     interval: tuple[float, float]
     majority: float
+    median_cm: float | None = None
 
 
 @dataclass
@@ -55,16 +64,22 @@ def evaluate_questions(
 
     Args:
         model, processor: of the family.
-        dataset: columns image, question, answer, kind.
+        dataset: columns image, question, answer, kind; picture_width where a kind is `point`.
         batch_size: questions per call of `generate`.
     """
     answers = []
     for first in tqdm(range(0, len(dataset), batch_size), unit="batch", disable=not progress):
         batch = dataset[first : first + batch_size]
         given = answer_questions(model, processor, batch["image"], batch["question"])
-        for kind, question, expected, got in zip(batch["kind"], batch["question"], batch["answer"], given):
-            right = got.strip().lower() == expected.strip().lower()
-            answers.append({"kind": kind, "question": question, "expected": expected, "got": got, "right": right})
+        for row, got in enumerate(given):
+            answer = {"kind": batch["kind"][row], "question": batch["question"][row], "got": got}
+            answer["expected"] = expected = batch["answer"][row]
+            if answer["kind"] == "point":
+                answer["metres_off"] = off = _metres_off(got, expected, batch["picture_width"][row])
+                answer["right"] = off is not None and off <= POINT_RIGHT
+            else:
+                answer["right"] = got.strip().lower() == expected.strip().lower()
+            answers.append(answer)
     by_kind = defaultdict(list)
     for answer in answers:
         by_kind[answer["kind"]].append(answer)
@@ -82,18 +97,36 @@ def answer_questions(model: Any, processor: Any, images: list[Any], questions: l
     return [text.strip() for text in texts]
 
 
+def _metres_off(got: str, expected: str, picture_width: float) -> float | None:
+    """Metres between two points; None if `got` is none."""
+    points = [np.array(found.groups(), dtype=float) for text in (got, expected) if (found := _POINT.search(text))]
+    return float(np.linalg.norm(points[0] - points[1])) * picture_width if len(points) == 2 else None
+
+
 def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindScore:
     right = sum(row["right"] for row in rows)
     if majority is None:
         majority = Counter(row["expected"] for row in rows).most_common(1)[0][1] / len(rows)
     low, high = wilson_interval(right, len(rows))
-    return KindScore(right, len(rows), (round(low, 4), round(high, 4)), round(majority, 4))
+    off = [row["metres_off"] for row in rows if row["kind"] == "point"]
+    median = float(np.median([np.inf if o is None else o for o in off])) if len(off) == len(rows) else np.inf
+    centimetres = round(100 * median, 2) if np.isfinite(median) else None
+    return KindScore(right, len(rows), (round(low, 4), round(high, 4)), round(majority, 4), centimetres)
+
+
+def _name(kind: str, score: KindScore) -> str:
+    return kind if score.median_cm is None else f"{kind}, {score.median_cm:.1f} cm off"
 
 
 def questions_table(report: QuestionReport) -> Table:
     """A row per kind of question, the total last."""
     rows = [
-        (kind, f"{score.right}/{score.n}", f"{percent_range(score.interval)} %", f"{percent(score.majority)} %")
+        (
+            _name(kind, score),
+            f"{score.right}/{score.n}",
+            f"{percent_range(score.interval)} %",
+            f"{percent(score.majority)} %",
+        )
         for kind, score in [*report.kinds.items(), ("all", report.total)]
     ]
     columns = ("question", "right", "95 %", "majority answer")

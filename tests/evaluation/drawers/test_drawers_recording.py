@@ -15,7 +15,7 @@ from datasets import Dataset, load_from_disk
 from gen_vla.commands.main import main
 from gen_vla.evaluation.drawers import recording
 from gen_vla.evaluation.drawers.environment import COLOURS, TASKS, DrawerEnv
-from gen_vla.evaluation.simulation import simulated_rows
+from gen_vla.evaluation.recording import rows as simulated_rows
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
 

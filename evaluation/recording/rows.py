@@ -1,7 +1,7 @@
-"""What all recorders of simulated data share: worker processes, disturbed experts, rows on disk.
+"""What both recorders share: worker processes, disturbed experts, rows on disk.
 
     demonstrations  image, instruction, action float32 [7], task, episode_index, frame_index, seed
-    questions       image, question, answer, kind, seed
+    questions       image, question, answer, kind, seed, and where everything is (`recording/questions.py`)
 
 An episode and a question depend on their own seed alone, so any number of workers records the same bytes. A finished
 folder holds METADATA_FILE.
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TRAIN_SEEDS
+from gen_vla.evaluation.simulation.looks import LookSet
 
 
 Rows = list[dict[str, Any]]
@@ -39,6 +40,7 @@ RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move 
 DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "task": "string"}
 DEMONSTRATION_COLUMNS |= dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")
 QUESTION_COLUMNS = {"image": "image", "question": "string", "answer": "string", "kind": "string", "seed": "int64"}
+QUESTION_COLUMNS |= {"objects": "objects", "handle": "point", "opening": "float32", "picture_width": "float32"}
 MAX_START_MOVES = 5  # random policy steps before recording starts, in half of the episodes
 
 
@@ -161,43 +163,46 @@ class QuestionJob:
 
     seed: int
     image_size: int
+    looks: LookSet
 
 
 def record_questions(
     output_dir: str | Path,
     record: Callable[[QuestionJob], dict[str, Any]],
+    first: QuestionJob,
     content: str,
     count: int,
-    seed: int,
-    workers: int,
-    image_size: int,
     *,
+    workers: int,
     overwrite: bool = False,
     progress: bool = True,
+    **description: Any,
 ) -> dict[str, Any]:
     """Records `count` pictures with a question each -> metadata with the majority baseline of every kind.
 
-    Seeds `seed .. seed + count - 1` lie wholly in TRAIN_SEEDS or wholly in EVALUATION_SEEDS (the held-out split).
+    Their seeds count from the first job's and lie wholly in TRAIN_SEEDS or in EVALUATION_SEEDS (the held-out split).
 
     Args:
         record: a simulator's; a function of a module, so that processes can call it.
-        content: what the metadata calls the data set.
+        content: what the metadata calls the data set; `description` is added to it.
     """
     output = _claim_folder(output_dir, overwrite)
     if count < 1:
         raise ValueError(f"got count {count}, expected at least 1")
     began = time.perf_counter()
-    split, allowed = ("evaluation", EVALUATION_SEEDS) if seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
-    seeds = [_checked_seed(bound, allowed) for bound in (seed, seed + count - 1)]
-    jobs = [QuestionJob(number, image_size) for number in range(seed, seed + count)]
+    seeds = range(first.seed, first.seed + count)
+    split, allowed = ("evaluation", EVALUATION_SEEDS) if first.seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
+    jobs = [replace(first, seed=_checked_seed(seed, allowed)) for seed in seeds]
     with _mapping(workers) as over_workers:
         rows = list(tqdm(over_workers(record, jobs), total=count, unit="question", disable=not progress))
     metadata = {
         "content": content,
         "split": split,
         "questions": count,
-        "seeds": seeds,
-        "image_size": image_size,
+        "seeds": [seeds[0], seeds[-1]],
+        "image_size": first.image_size,
+        "looks": first.looks,
+        **description,
         "majority_baseline": majority_baseline(rows),
     }
     return _save_rows(output, rows, QUESTION_COLUMNS, metadata, began)
@@ -249,7 +254,9 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
 
     from gen_vla.training.provenance.origin import provenance, with_provenance
 
-    kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7)}
+    thing = {"colour": Value("int8"), "shape": Value("int8"), "u": Value("float32"), "v": Value("float32")}
+    kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7), "objects": List(thing)}
+    kinds["point"] = List(Value("float32"), length=2)
     features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     data = {name: [row[name] for row in rows] for name in columns}

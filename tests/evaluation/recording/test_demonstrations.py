@@ -1,4 +1,4 @@
-"""Recorded tabletop demonstrations and questions."""
+"""Recorded tabletop demonstrations."""
 
 import io
 import json
@@ -11,22 +11,17 @@ from datasets import load_from_disk
 from PIL import Image
 
 from gen_vla.commands.record import record_missing_data
-from gen_vla.evaluation.simulation import recording
+from gen_vla.evaluation.recording import demonstrations as recording
+from gen_vla.evaluation.recording.rows import DemonstrationJob
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import (
     EVALUATION_SEEDS,
     MAX_STEPS,
     TASKS,
-    Layout,
-    TableObject,
     layout_digests,
-    sample_layout,
 )
-from gen_vla.evaluation.simulation.questions import KINDS
-from gen_vla.evaluation.simulation.simulated_rows import DemonstrationJob
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
-from gen_vla.training.recipes.data_schema import DemonstrationRecording
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.run import run_recipe
 
@@ -81,45 +76,6 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
         recording.record_demonstrations(tmp_path / "d", 1, workers=1)
 
 
-def test_questions_are_balanced_and_answered_by_their_scenes(tmp_path):
-    count = 10 * len(KINDS)
-    metadata = recording.record_questions(tmp_path / "q", count, workers=1, image_size=48, progress=False)
-    rows: Any = list(load_from_disk(str(tmp_path / "q")))
-    assert set(rows[0]) == {"image", "question", "answer", "kind", "seed"}
-    assert {row["kind"] for row in rows} == set(KINDS)
-    assert all(row["answer"] in KINDS[row["kind"]].answers for row in rows)
-    assert metadata["majority_baseline"]["presence"] == metadata["majority_baseline"]["object_order"] == 0.5
-    assert metadata["majority_baseline"]["colour"] == 0.2
-
-
-def test_answers_say_what_the_picture_shows():
-    """Worked out by hand from a scene and from the camera that stands at the robot's right, looking left and ahead."""
-    rng = np.random.default_rng(0)
-    bottle, mug = TableObject("green", "bottle", -0.2, 0.56, 0.0), TableObject("purple", "mug", 0.0, 0.66, 0.0)
-    layout = Layout((0.22, 0.88), 0.5, (bottle, mug), 0)
-    facts = recording.scene_facts(layout, rng)
-    answers = {name: kind.answer(facts) for name, kind in KINDS.items()}
-    bottle_first = facts.first == 0
-    assert answers["shape"] == ("bottle" if bottle_first else "mug")
-    assert answers["object_order"] == ("left" if bottle_first else "right")
-    assert answers["drawer_side"] == "left"
-    assert answers["nearest"] == "purple"
-    assert answers["drawer_state"] in ("open", None)
-
-
-def test_facts_agree_with_the_simulation():
-    env = TabletopEnv(112)
-    for seed in range(4):
-        layout = sample_layout(seed)
-        env.arrange(layout)
-        facts = recording.scene_facts(layout, np.random.default_rng(0))
-        masks = env.segmentation()
-        for place, name in ((facts.handle, "handle"), (facts.places[0], "object0"), (facts.places[1], "object1")):
-            rows, columns = np.nonzero(masks[name])
-            if len(rows) > 10:  # otherwise the arm hides it
-                assert (columns.mean() / 112, rows.mean() / 112) == pytest.approx(place, abs=0.05), (seed, name)
-
-
 def test_the_recipes_record_what_they_train_on(tmp_path):
     """Both mini recipes of the tabletop, cut to a few rows: recorded, trained, and the policy acts in the suite."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
@@ -134,10 +90,3 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     assert list(load_model(folder).config.norm_stats) == ["tabletop"]
     settings = json.loads((tmp_path / "tabletop" / "recording_settings.json").read_text(encoding="utf-8"))
     assert settings == {"episodes_per_task": 1, "seed": 0, "paraphrase": True, "image_size": 96}
-
-
-def test_the_tabletop_has_one_start_and_one_look():
-    with pytest.raises(ValueError, match="start='stock' and variation=None for the tabletop, expected none"):
-        DemonstrationRecording(episodes_per_task=1, simulator="tabletop", start="stock")
-    drawers = DemonstrationRecording(episodes_per_task=2).arguments()
-    assert (drawers["start"], drawers["variation"]) == ("half-open", "modest")

@@ -1,0 +1,57 @@
+"""Record tabletop demonstrations, all in the home look, in one wording per task.
+
+`recording.json` lists the digests of all layouts shown, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses
+to judge. How rows are written is in `recording/rows.py`.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from gen_vla.evaluation.recording import rows
+from gen_vla.evaluation.recording.rows import DemonstrationJob, Rows, demonstrate
+from gen_vla.evaluation.simulation import layouts
+from gen_vla.evaluation.simulation.environment import TabletopEnv
+from gen_vla.evaluation.simulation.layouts import TASKS, Task
+from gen_vla.training.mixing.instruction_augmentation import paraphrases
+
+
+@lru_cache(maxsize=2)
+def _environment(image_size: int) -> TabletopEnv:
+    return TabletopEnv(image_size)
+
+
+def record_episode(job: DemonstrationJob) -> Rows | None:
+    """One demonstration as rows, or None when the disturbed expert did not finish in time."""
+    env, task = _environment(job.image_size), cast(Task, job.task)
+    instruction = env.reset(task, job.seed)
+    wordings = [instruction, *(paraphrases(instruction) if job.paraphrase else ())]
+    return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, layouts.MAX_STEPS[task])
+
+
+def record_demonstrations(
+    output_dir: str | Path,
+    episodes_per_task: int = 200,
+    seed: int = 0,
+    workers: int = 2,
+    image_size: int = 96,
+    noise: bool = True,
+    *,
+    paraphrase: bool = False,
+    tasks: tuple[Task, ...] = TASKS,
+    **options: Any,
+) -> dict[str, Any]:
+    """`rows.record_demonstrations` (`options` are passed on) of the tabletop."""
+    return rows.record_demonstrations(
+        output_dir,
+        record_episode,
+        DemonstrationJob(tasks[0], seed, image_size, noise, paraphrase),
+        "tabletop demonstrations",
+        tasks,
+        episodes_per_task,
+        workers=workers,
+        **options,
+        describe=lambda seeds: {"layouts": sorted(layouts.layout_digests(seeds))},
+    )

@@ -1,0 +1,115 @@
+"""Record pictures of tabletop scenes with a question each, and where every object is in them.
+
+    image, question, answer, kind, seed
+    objects          the objects from far to near: colour and shape (numbers of `recording.json`'s lists), u, v
+    handle, opening  the drawer's: (u, v), and 0..1
+    picture_width    metres across the picture where the named object is, for the error of a point
+
+Positions (u, v) are 0..1 from the picture's left and top. `training/vision_language_data/token_labels.py` turns
+`objects` into a label for every image token. Pictures have broad looks (`simulation/looks.py`), those of questions to
+judge by may be of home or unseen ones. What is asked is in `recording/question_kinds.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen_vla.evaluation.recording import rows
+from gen_vla.evaluation.recording.question_kinds import KINDS, SceneFacts, wanted_answer
+from gen_vla.evaluation.recording.rows import QuestionJob, as_image
+from gen_vla.evaluation.simulation.environment import TabletopEnv
+from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES
+from gen_vla.evaluation.simulation.looks import Look, LookSet, look_of
+from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
+from gen_vla.evaluation.simulation.still_scenes import StillScene, draw_still_scene
+
+
+LEAST_SHARE = 0.004  # of the picture: 37 pixels of 96 x 96 that show of each thing, a third of it
+LEAST_HANDLE = 0.0008
+MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
+SCENES = 5000  # that are tried for a question
+
+
+@lru_cache(maxsize=2)
+def _environment(image_size: int) -> TabletopEnv:
+    return TabletopEnv(image_size)
+
+
+def scene_facts(scene: StillScene, camera: CameraPose, rng: np.random.Generator) -> SceneFacts:
+    """What the picture of a scene shows, worked out without drawing it."""
+    middles = np.array([thing.middle for thing in scene.things])
+    there = [thing.name for thing in scene.things]
+    absent = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if f"{colour} {shape}" not in there]
+    asked = str(rng.choice(there if rng.random() < 0.5 else absent))
+    first, second = rng.permutation(len(scene.things))[:2].tolist()
+    places = tuple((float(u), float(v)) for u, v, _ in camera.project(middles))
+    to_handle = np.linalg.norm((middles - scene.handle)[:, :2], axis=1).tolist()
+    return SceneFacts(scene, places, camera.image_position(scene.handle), tuple(to_handle), asked, first, second)
+
+
+def record_question(job: QuestionJob) -> dict[str, Any]:
+    """One picture with one question whose answer the picture shows.
+
+    Raises:
+        RuntimeError: if none of SCENES scenes has the wanted kind of question and answer.
+    """
+    name, wanted = wanted_answer(KINDS, job.seed)
+    env, rng, look = _environment(job.image_size), np.random.default_rng([job.seed, 7]), look_of(job.looks, job.seed)
+    for _ in range(SCENES):
+        drawn = scene_facts(draw_still_scene(rng, look.camera), look.camera, rng)
+        asked = ((facts, KINDS[name].answer(facts)) for facts in _about_each(drawn))
+        facts, answer = next((found for found in asked if found[1] == (wanted or found[1])), (drawn, None))
+        if answer is None or not _shows_all(env, facts.scene, look, int(rng.integers(env.robot_poses))):
+            continue
+        question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
+        row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
+        return {**row, **labels(facts, look.camera)}
+    raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
+
+
+def _about_each(facts: SceneFacts) -> Iterator[SceneFacts]:
+    """The same scene, each thing named first in turn."""
+    count = len(facts.scene.things)
+    for turn in range(count):
+        yield replace(facts, first=(facts.first + turn) % count, second=(facts.second + turn) % count)
+
+
+def labels(facts: SceneFacts, camera: CameraPose) -> dict[str, Any]:
+    """The columns that say where everything is."""
+    depths = camera.project(np.array([thing.middle for thing in facts.scene.things]))[:, 2]
+    objects = []
+    for index in np.argsort(-depths):
+        thing, (u, v) = facts.scene.things[index], facts.places[index]
+        objects.append(
+            {"colour": list(COLOURS).index(thing.colour), "shape": SHAPES.index(thing.shape), "u": u, "v": v}
+        )
+    width = camera.view_width * float(depths[facts.first])
+    return {"objects": objects, "handle": facts.handle, "opening": facts.scene.opening, "picture_width": width}
+
+
+def _shows_all(env: TabletopEnv, scene: StillScene, look: Look, robot: int) -> bool:
+    """Sets the scene up -> whether its picture shows every thing and the handle."""
+    env.pose(scene, look, robot)
+    masks = env.segmentation(MASK_SIZE)
+    shares = [masks[f"object{index}"].mean() for index in range(len(scene.things))]
+    return bool(min(shares) >= LEAST_SHARE and masks["handle"].mean() >= LEAST_HANDLE)
+
+
+def record_questions(
+    output_dir: str | Path,
+    count: int = 4000,
+    seed: int = 0,
+    workers: int = 2,
+    image_size: int = 96,
+    looks: LookSet = "broad",
+    **options: Any,
+) -> dict[str, Any]:
+    """`rows.record_questions` (`options` are passed on) about tabletop scenes."""
+    classes = {"colours": list(COLOURS), "shapes": list(SHAPES)}
+    first = QuestionJob(seed, image_size, looks)
+    options |= {"workers": workers, **classes}
+    return rows.record_questions(output_dir, record_question, first, "tabletop questions", count, **options)
