@@ -16,28 +16,28 @@ from typing import Any
 
 from rich.console import Console
 
-from gen_vla.training.provenance.origin import origin, provenance, with_provenance
 from gen_vla.training.recipes.loading import Recipe, load_recipe
 
 
 REPO_ID = "gen-vla/mini-openvla-plus"
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
-EXPECTED_SAMPLES_PER_SECOND = 150  # below this, the demo takes longer than its quarter of an hour
+EXPECTED_SAMPLES_PER_SECOND = 75  # below this, the demo takes longer than its half an hour
 
 # What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
 QUICK: dict[str, dict[str, Any]] = {
     "mini_vlm": {"data.vision_language.0.record.count": 200, "training.steps": 20},
     "mini_openvla_plus": {
-        "data.robot.0.record.episodes_per_task": 4,
+        "data.robot.0.record.episodes_per_task": 2,
         "data.vision_language.0.record.count": 200,
         "training.steps": 20,
     },
 }
-QUICK_EPISODES = 2
+QUICK_EPISODES = 1
+CONTROLS = ("blank", "swapped", "expert", "blind", "random", "zero")
 
 
-def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: bool = False) -> dict[str, Any]:
-    """Runs all steps with so many rollouts per task, 40 % of them for controls; returns what `results.json` holds."""
+def run_demo(output: str | Path = "demo_output", *, episodes: int = 12, quick: bool = False) -> dict[str, Any]:
+    """Runs all steps with so many rollouts per task and policy; returns the tabletop's results."""
     console, began = Console(), time.perf_counter()
     output = Path(output).resolve()
     use_own_cache(output / "huggingface")
@@ -45,7 +45,7 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: b
     overrides: dict[str, dict[str, Any]] = QUICK if quick else {name: {} for name in QUICK}
     vlm, policy = (load_recipe(name, changes) for name, changes in overrides.items())
     heading(console, 1, "Recording demonstrations and questions in the simulator")
-    record([vlm, policy], output, max(episodes, 20))
+    record([vlm, policy], output, 90 if quick else 450)
     heading(console, 2, f"Training the vision-language model ({vlm.name}, {vlm.training.steps} steps)")
     train(vlm, output, overrides["mini_vlm"])
     words = "the policy: robot data and questions, half each"
@@ -55,16 +55,15 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 50, quick: b
     publish(output, results=None)
     model, processor = load_by_name()
     heading(console, 5, "Rolling out on layouts never seen in training, with controls")
-    results = evaluate(model, processor, output, episodes)
-    made = provenance(output / "repository", [output / "held_out_questions"])
-    heading(console, 6, "Drawing")
-    files = draw(model, processor, policy, output)
+    results, tables = evaluate(model, processor, output, episodes)
+    heading(console, 6, "Drawing, and a card with the figures")
+    files = draw(policy, output)
+    publish(output, card_of(output))
     seconds = time.perf_counter() - began
-    written = write_results(results, made, output, seconds)
     console.rule("[bold]Done", align="left")
-    show(console, results, files, policy, output)
+    show(console, tables, files, output)
     console.print(f"  {seconds / 60:.1f} minutes in all")
-    return written
+    return results
 
 
 def heading(console: Console, number: int, words: str) -> None:
@@ -83,14 +82,14 @@ def use_own_cache(folder: Path) -> None:
 def record(recipes: list[Recipe], output: Path, questions: int) -> None:
     """Every data set the recipes name, and held-out questions, where they are missing."""
     from gen_vla.commands.record import record_missing_data
-    from gen_vla.evaluation.drawers.recording import record_questions
+    from gen_vla.evaluation.recording.questions import record_questions
 
     for recipe in recipes:
         record_missing_data(recipe, output)
     held_out = output / "held_out_questions"
     if not held_out.exists():
         size = recipes[0].data.image_size
-        record_questions(held_out, max(questions * 8, 100), seed=HELD_OUT_SEED, image_size=size)
+        record_questions(held_out, questions, seed=HELD_OUT_SEED, image_size=size)
 
 
 def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
@@ -144,51 +143,53 @@ def load_by_name() -> tuple[Any, Any]:
     return model, processor
 
 
-def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> dict[str, Any]:
-    """Success, controls, questions and speed."""
-    from gen_vla.evaluation.drawers.suite import run_suite
-    from gen_vla.evaluation.vqa.scene_questions import load_questions
+def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> tuple[dict[str, Any], list[Any]]:
+    """Success with controls, questions and speed, as their suites write them -> the tabletop's results, all tables."""
+    from gen_vla.commands.options import write_results
+    from gen_vla.evaluation.benchmarks.latency import latency_table, measure_latency, measure_parts
+    from gen_vla.evaluation.tabletop import suite
+    from gen_vla.evaluation.tabletop.scores import tabletop_table
+    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions, questions_table
 
-    questions = load_questions(output / "held_out_questions")
-    control_episodes = max(episodes * 2 // 5, 1)
-    return run_suite(model, processor, questions, episodes=episodes, control_episodes=control_episodes)
+    folder, asked = output / "results", output / "held_out_questions"
+    size = processor.image_processor.image_size
+    played = suite.model_contestant(model, processor, REPO_ID, ("matching", "paraphrase"))
+    contestants = [played, *suite.control_contestants(CONTROLS, ("matching",), played)]
+    settings = suite.SuiteSettings(
+        ("matching", "paraphrase"), episodes=episodes, image_size=size, trained_on=output / "demonstrations"
+    )
+    results = suite.run_suite(contestants, settings, folder)
+    suite.draw_results(contestants, results, settings, folder)
+    answers = evaluate_questions(model, processor, load_questions(asked))
+    write_results({"model": REPO_ID, **asdict(answers)}, folder / "questions.json", [asked])
+    latency = {"suite": "latency", "model": REPO_ID, **measure_latency(model, processor)}
+    latency["parts"] = measure_parts(model, processor)
+    write_results(latency, folder / "latency.json")
+    scores = {name: found["scores"] for name, found in results["policies"].items()}
+    return results, [tabletop_table(scores, REPO_ID), questions_table(answers), latency_table(latency, "One action")]
 
 
-def draw(model: Any, processor: Any, recipe: Recipe, output: Path) -> dict[str, Path]:
-    """An episode of each task, beside the curves that the training drew unless it was too short for any."""
-    from gen_vla.evaluation.drawers.suite import record_episodes
-
-    pictures, curves = output / "pictures", output / recipe.name / "training_curves.png"
-    pictures.mkdir(exist_ok=True)
+def draw(recipe: Recipe, output: Path) -> dict[str, Path]:
+    """The videos of the rollouts, and the curves that the training drew unless it was too short for any."""
+    curves = output / recipe.name / "training_curves.png"
     files = {"loss per source": curves} if curves.is_file() else {}
-    return {**files, **{f"episode, {path.stem}": path for path in record_episodes(model, processor, pictures)}}
+    return {**files, "an episode of each task": output / "results" / "videos"}
 
 
-def write_results(results: dict[str, Any], made: dict[str, Any], output: Path, seconds: float) -> dict[str, Any]:
-    """Results on the model card and, as they are returned, in `results.json`; `made` says how they came about."""
-    from gen_vla.evaluation.drawers.suite import as_card_results
-    from gen_vla.training.provenance.training_record import with_record
-    from gen_vla.training.run_folder import write_json
+def card_of(output: Path) -> dict[str, Any]:
+    """The figures for the model card."""
+    from gen_vla.evaluation.report.tables import card_results, make_report
 
-    publish(output, {**as_card_results(results), "commands": [origin({"provenance": made})]})
-    written = {
-        "model": REPO_ID,
-        "rollouts": [report.to_dict() for report in results["rollouts"]],
-        "questions": asdict(results["questions"]) if results["questions"] else None,
-        "latency": results["latency"],
-        "seconds": round(seconds),
-    }
-    written = with_provenance(with_record(written, str(output / "repository")), made)
-    write_json(output / "results.json", written)
-    return written
+    names = ("results", "questions", "latency")
+    (card,) = card_results(make_report([output / "results" / f"{name}.json" for name in names])).values()
+    return card
 
 
-def show(console: Console, results: dict[str, Any], files: dict[str, Path], recipe: Recipe, output: Path) -> None:
-    """The table, and where everything is."""
-    from gen_vla.evaluation.drawers.suite import summary_table
-
-    console.print(summary_table(results, f"{REPO_ID}, {recipe.training.steps} steps, seed {recipe.training.seed}"))
-    for words, path in {"results": output / "results.json", "repository": output / "repository", **files}.items():
+def show(console: Console, tables: list[Any], files: dict[str, Path], output: Path) -> None:
+    """The tables, and where everything is."""
+    for table in tables:
+        console.print(table)
+    for words, path in {"results": output / "results", "repository": output / "repository", **files}.items():
         console.print(f"  {words:38} {shorten(path)}", highlight=False, soft_wrap=True)
     cache = shorten(output / "huggingface")
     console.print(f"  load it by name with HF_HOME={cache} HF_HUB_OFFLINE=1", highlight=False, soft_wrap=True)

@@ -17,7 +17,12 @@ from gen_vla.commands.options import Model, OptionalModel, Output, UnnormKey, en
 
 def tabletop(
     model: OptionalModel = None,
-    policy: Annotated[str, Option(help="Controls: of expert, random, zero, blind, deaf.")] = "expert,random,zero",
+    policy: Annotated[
+        str,
+        Option(
+            help="Controls: of expert, random, zero, blind, deaf; of the model hindered: blank, swapped, nonsense."
+        ),
+    ] = "expert,random,zero",
     modes: Annotated[str, Option(help="Of these five.")] = "matching,variants,seen_variants,masked,paraphrase",
     tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
     episodes: Annotated[int, Option(help="Per task and variant.")] = 50,
@@ -35,12 +40,12 @@ def tabletop(
     from gen_vla.evaluation.tabletop.scores import tabletop_table, variants_table
 
     shown: Any = tuple(entries(modes))
-    contestants = suite.control_contestants(entries(policy), ("matching",) if model else shown)
-    size = image_size or 96
+    size, played = image_size or 96, []
     if model:
         loaded, processor = load_any(model)
         size = image_size or processor.image_processor.image_size
-        contestants.insert(0, suite.model_contestant(loaded, processor, model, shown, unnorm_key))
+        played = [suite.model_contestant(loaded, processor, model, shown, unnorm_key)]
+    contestants = played + suite.control_contestants(entries(policy), ("matching",) if model else shown, *played)
     chosen: Any = tuple(entries(tasks))
     settings = suite.SuiteSettings(shown, chosen, episodes, workers, batch_size, size, videos, trained_on)
     results = suite.run_suite(contestants, settings, output)
@@ -53,26 +58,6 @@ def tabletop(
     if output:
         suite.draw_results(contestants, results, settings, output)
         console.print(f"Results in {output}")
-
-
-def drawers(
-    model: Model,
-    episodes: Annotated[int, Option(help="Rollouts per task.")] = 50,
-    questions: Annotated[Path | None, Option(help="Also ask a data set of held-out questions.")] = None,
-    output: Output = None,
-) -> None:
-    """Open and close a drawer in the simulator."""
-    from gen_vla.evaluation.drawers.suite import run_suite, summary_table
-    from gen_vla.evaluation.vqa.scene_questions import load_questions
-
-    loaded, processor = load_any(model)
-    asked = load_questions(questions) if questions else None
-    results = run_suite(loaded, processor, asked, episodes=episodes)
-    Console().print(summary_table(results, model))
-    rollouts = [report.to_dict() for report in results["rollouts"]]
-    answers = asdict(results["questions"]) if results["questions"] else None
-    written = {"model": model, "rollouts": rollouts, "questions": answers, "latency": results["latency"]}
-    write_results(written, output, [questions])
 
 
 def open_loop(
@@ -113,7 +98,7 @@ def scene_questions(
     questions: Annotated[Path, Option(help="A data set of held-out questions.")],
     output: Output = None,
 ) -> None:
-    """Questions about pictures of the drawer scenes."""
+    """Questions about pictures of tabletop scenes."""
     from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions, questions_table
 
     report = evaluate_questions(*load_any(model), load_questions(questions))
@@ -264,7 +249,7 @@ def report(
 
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
-for suite in (tabletop, drawers, open_loop, scene_questions, benchmarks.decoding, benchmarks.agreement):
+for suite in (tabletop, open_loop, scene_questions, benchmarks.decoding, benchmarks.agreement):
     app.command(suite.__name__)(suite)
 app.command("training_step")(benchmarks.training_step)
 app.command("simpler", cls=SpacedValues)(simpler)

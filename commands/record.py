@@ -1,8 +1,9 @@
-"""`gen-vla record SIMULATOR CONTENT OUTPUT`, and recording of the simulated data sets that a recipe names."""
+"""`gen-vla record CONTENT OUTPUT`, and recording of the simulated data sets that a recipe names."""
 
 import importlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,52 +13,39 @@ from typer import Argument, Option
 if TYPE_CHECKING:
     from gen_vla.training.recipes.schema import Recipe
 
-RECORDERS = {  # imported when asked for: they load the simulator, an extra
-    "drawers": "gen_vla.evaluation.drawers.recording",
-    "tabletop": "gen_vla.evaluation.recording.%s",
-}
 RECORDING_SETTINGS = "recording_settings.json"  # what a recorded data set was asked for, beside it
 NOT_PRINTED = ("layouts", "provenance")  # of the metadata: hundreds of digests, and what is known on the spot
 
 
 def record(
-    simulator: Annotated[Literal["tabletop", "drawers"], Argument(help="Where.")],
     content: Annotated[Literal["demonstrations", "questions"], Argument(help="What.")],
     output_dir: Annotated[Path, Argument(help="The folder of the data set.")],
-    episodes_per_task: Annotated[
-        int | None, Option(help="Demonstrations: successes to keep (default: tabletop 200, drawers 160).")
-    ] = None,
+    episodes_per_task: Annotated[int, Option(help="Demonstrations: successes to keep.")] = 200,
     count: Annotated[int, Option(help="Questions: how many.")] = 4000,
+    looks: Annotated[
+        Literal["home", "broad", "unseen"],
+        Option(help="Questions: the demonstrations' look, hundreds for co-training, or others to judge by."),
+    ] = "broad",
     seed: Annotated[int, Option(help="First seed; questions from 1000000 on are held out.")] = 0,
     workers: Annotated[int, Option(help="Processes (the data do not depend on it).")] = 2,
-    image_size: Annotated[int | None, Option(help="Pixels a side (default: tabletop 112, drawers 96).")] = None,
+    image_size: Annotated[int, Option(help="Pixels a side.")] = 96,
     clean: Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")] = False,
     paraphrase: Annotated[bool, Option("--paraphrase", help="Demonstrations: several wordings per task.")] = False,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished data set.")] = False,
-    variation: Annotated[
-        Literal["none", "modest", "full"] | None, Option(help="Drawer demonstrations: looks (default: modest).")
-    ] = None,
-    start: Annotated[
-        Literal["stock", "half-open"] | None, Option(help="Drawer demonstrations: how far open (default: stock).")
-    ] = None,
 ) -> None:
-    """Record demonstrations in a simulator, or questions about its scenes for co-training."""
-    if simulator != "drawers" and (variation or start):
-        raise ValueError("got --variation or --start, expected them for drawers only")
+    """Record demonstrations on the tabletop, or questions about its scenes for co-training."""
     settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
     if content == "questions":
-        settings |= {"count": count}
+        settings |= {"count": count, "looks": looks}
     else:
         settings |= {"episodes_per_task": episodes_per_task, "noise": not clean, "paraphrase": paraphrase}
-        settings |= {"variation": variation, "start": start}
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    metadata = recorder(simulator, content)(output_dir, **chosen)
+    metadata = recorder(content)(output_dir, **settings)
     print(json.dumps({key: value for key, value in metadata.items() if key not in NOT_PRINTED}, indent=2))
 
 
-def recorder(simulator: str, content: str) -> Any:
-    """The function that records demonstrations or questions in a simulator."""
-    return getattr(importlib.import_module(RECORDERS[simulator]), f"record_{content}")
+def recorder(content: str) -> Any:
+    """The function that records demonstrations or questions; imported when asked for, since it loads the simulator."""
+    return getattr(importlib.import_module(f"gen_vla.evaluation.recording.{content}"), f"record_{content}")
 
 
 def record_missing_data(recipe: "Recipe", work_dir: Path) -> None:
@@ -76,11 +64,11 @@ def record_missing_data(recipe: "Recipe", work_dir: Path) -> None:
         if source.record is None:
             continue
         folder = work_dir / source.path
-        settings = {**source.record.arguments(), "image_size": recipe.data.image_size}
+        settings = {**asdict(source.record), "image_size": recipe.data.image_size}
         if folder.exists():
             check_recording(folder, settings)
             continue
-        recorder(source.record.simulator, content)(folder, **settings)
+        recorder(content)(folder, **settings)
         write_json(folder / RECORDING_SETTINGS, settings)
 
 

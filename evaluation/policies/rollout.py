@@ -6,15 +6,18 @@ with actions as in `gen_vla.evaluation.simulation.actions`. A `Moment` carries w
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from gen_vla.evaluation.drawers.environment import INSTRUCTIONS, Task, opposite
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
+from gen_vla.evaluation.simulation.layouts import other_instruction
+
+
+NONSENSE = "colourless ideas sleep furiously"
 
 
 class Moment(NamedTuple):
@@ -25,10 +28,10 @@ class Moment(NamedTuple):
     step: int
     expert: np.ndarray
     blind_expert: np.ndarray
-    deaf_expert: np.ndarray | None = None
+    deaf_expert: np.ndarray
 
 
-Policy = Callable[[list[np.ndarray], list[str], list[Moment]], np.ndarray]
+Policy = Callable[[list[np.ndarray], list[str], list[Moment]], Any]
 
 
 # Controls: what a score has to be compared with.
@@ -56,16 +59,24 @@ def blind_expert_policy(images: list[np.ndarray], instructions: list[str], momen
     return np.stack([m.blind_expert for m in moments])
 
 
+def deaf_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    """The expert that guesses what to do: what is reached without listening."""
+    return np.stack([m.deaf_expert for m in moments])
+
+
 def blank_image(policy: Policy) -> Policy:
     """`policy` shown a grey picture: what it does from the instruction alone."""
     return lambda images, *rest: policy([np.full_like(image, 128) for image in images], *rest)
 
 
 def swapped_instruction(policy: Policy) -> Policy:
-    """`policy` given the other instruction: a score that stays up means that the instruction is not read."""
-    return lambda images, _, moments: policy(
-        images, [INSTRUCTIONS[opposite(cast(Task, moment.task))] for moment in moments], moments
-    )
+    """`policy` told to do the opposite: a score that stays up means that the instruction is not read."""
+    return lambda images, _, moments: policy(images, [other_instruction(m.task, m.seed) for m in moments], moments)
+
+
+def nonsense_instruction(policy: Policy) -> Policy:
+    """`policy` told nothing that means anything: what it does from the picture alone."""
+    return lambda images, _, moments: policy(images, [NONSENSE] * len(images), moments)
 
 
 class VLAPolicy:

@@ -173,6 +173,15 @@ def goal_of(task: Task, seed: int) -> Goal:
     return Goal(task, sample_layout(seed).source if task in ("pick_object", "move_near") else 0)
 
 
+def other_instruction(task: str, seed: int) -> str:
+    """The opposite of what a task asks for in the layout of a seed: the other object, the other way of the drawer."""
+    layout = sample_layout(seed)
+    other = {"open_drawer": "close_drawer", "close_drawer": "open_drawer"}.get(task, task)
+    return next(g for g in GOALS if g.task == other and (other != task or g.source != layout.source)).instruction(
+        layout
+    )
+
+
 @dataclass(frozen=True)
 class SceneState:
     """A moment: open fraction 0..1; objects and where they started float [2, 3], fingertips [3], metres."""

@@ -15,6 +15,12 @@ Without a model, the controls run in every mode.
     random   a random move per policy step
     blind    the expert that does not know where along x anything is: skill without seeing
     deaf     the expert that does one of the six things a scene offers, whatever it is told: skill without words
+
+Three more are the model itself, hindered:
+
+    blank     shown a grey picture
+    swapped   told the opposite: the other object, the other way of the drawer
+    nonsense  told nothing that means anything
 """
 
 from __future__ import annotations
@@ -34,9 +40,13 @@ from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
 from gen_vla.evaluation.policies.rollout import (
     Moment,
     VLAPolicy,
+    blank_image,
     blind_expert_policy,
+    deaf_expert_policy,
     expert_policy,
+    nonsense_instruction,
     random_policy,
+    swapped_instruction,
     zero_policy,
 )
 from gen_vla.evaluation.simulation.actions import ACTION_REPEAT
@@ -65,11 +75,6 @@ BENCHMARK_VERSION = 2  # another one when layouts, looks, limits or success chan
 TRAIN_LAYOUTS_CHECKED = 2000  # besides those a data set names
 
 
-def deaf_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-    """The expert that guesses what to do: float32 [B, 7]."""
-    return np.stack([moment.deaf_expert for moment in moments if moment.deaf_expert is not None])
-
-
 CONTROLS: dict[str, SimulationPolicy] = {
     "expert": expert_policy,
     "random": random_policy,
@@ -77,6 +82,7 @@ CONTROLS: dict[str, SimulationPolicy] = {
     "blind": blind_expert_policy,
     "deaf": deaf_expert_policy,
 }
+HINDERED = {"blank": blank_image, "swapped": swapped_instruction, "nonsense": nonsense_instruction}
 
 
 class ModelPolicy:
@@ -153,16 +159,25 @@ def model_contestant(
     return Contestant("policy", ModelPolicy(model, processor, key), modes, identity)
 
 
-def control_contestants(names: Sequence[str], modes: tuple[Mode, ...]) -> list[Contestant]:
-    """Controls by name.
+def control_contestants(
+    names: Sequence[str], modes: tuple[Mode, ...], model: Contestant | None = None
+) -> list[Contestant]:
+    """Controls by name, some of them the model itself, hindered.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or is that of a hindered model and there is none.
     """
-    unknown = [name for name in names if name not in CONTROLS]
+    known = [*CONTROLS, *(HINDERED if model else ())]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"got policies {unknown}, expected some of {', '.join(CONTROLS)}")
-    return [Contestant(name, CONTROLS[name], modes, {"control": name}) for name in names]
+        alone = "" if model else f"; {', '.join(HINDERED)} need a model"
+        raise ValueError(f"got policies {unknown}, expected some of {', '.join(known)}{alone}")
+    policies = {**CONTROLS, **({name: hinder(model.policy) for name, hinder in HINDERED.items()} if model else {})}
+    weights = {"weights": model.identity["weights"]} if model else {}
+    return [
+        Contestant(name, policies[name], modes, {"control": name, **(weights if name in HINDERED else {})})
+        for name in names
+    ]
 
 
 def run_suite(

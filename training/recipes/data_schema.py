@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
 STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-Simulator = Literal["drawers", "tabletop"]
 
 
 class RecipeError(ValueError):
@@ -26,50 +25,26 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class DemonstrationRecording:
-    """How to record demonstrations of the simulator's experts."""
+    """How to record demonstrations of the tabletop's experts."""
 
     episodes_per_task: int = Field(ge=1)
     """Episodes of each task, at least 1."""
     seed: int = Field(default=0, ge=0)
     """Seed of scenes and noise, 0 or more."""
-    simulator: Simulator = "drawers"
-    """`drawers` (Meta-World) or `tabletop`."""
-    start: Literal["stock", "half-open"] | None = None
-    """How far a drawer is open at the start; for `drawers` only, by default `half-open`."""
-    variation: Literal["none", "modest", "full"] | None = None
-    """How much scenes differ in their looks; for `drawers` only, by default `modest`."""
     paraphrase: bool = False
     """Whether each demonstration draws its instruction from the paraphrases for training."""
-
-    def __post_init__(self) -> None:
-        if self.simulator == "tabletop" and (self.start or self.variation):
-            raise RecipeError(
-                f"got start={self.start!r} and variation={self.variation!r} for the tabletop, expected none: it has "
-                "one way to start and one look"
-            )
-
-    def arguments(self) -> dict[str, Any]:
-        """Those of the simulator's `record_demonstrations`."""
-        shared = {"episodes_per_task": self.episodes_per_task, "seed": self.seed, "paraphrase": self.paraphrase}
-        if self.simulator == "tabletop":
-            return shared
-        return {**shared, "start": self.start or "half-open", "variation": self.variation or "modest"}
 
 
 @dataclass(frozen=True, config=STRICT)
 class QuestionRecording:
-    """How to record questions about the simulator's scenes."""
+    """How to record questions about tabletop scenes."""
 
     count: int = Field(ge=1)
     """Questions, at least 1."""
     seed: int = Field(default=0, ge=0)
     """Seed of scenes and questions, 0 or more."""
-    simulator: Simulator = "drawers"
-    """`drawers` (Meta-World) or `tabletop`."""
-
-    def arguments(self) -> dict[str, Any]:
-        """Those of the simulator's `record_questions`."""
-        return {"count": self.count, "seed": self.seed}
+    looks: Literal["home", "broad", "unseen"] = "broad"
+    """Looks of the pictures: the demonstrations', hundreds of others, or those kept for evaluation."""
 
 
 @dataclass(frozen=True, config=STRICT)
