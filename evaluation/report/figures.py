@@ -23,7 +23,7 @@ DEFAULTS: Figure = {
 }
 SUCCESS_RATE = "success rate"
 # What a file that does not name its suite is known by.
-MARKS = {"policies": "tabletop", "rollouts": "drawers", "timings": "decoding", "kinds": "scene_questions"}
+MARKS = {"policies": "tabletop", "timings": "decoding", "kinds": "scene_questions"}
 
 
 def read_results(path: Path) -> list[Figure]:
@@ -40,7 +40,7 @@ def read_results(path: Path) -> list[Figure]:
     if suite is None:
         found = ", ".join(sorted(results)) if isinstance(results, dict) else type(results).__name__
         raise ValueError(
-            f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, drawers, "
+            f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, "
             "scene_questions, simpler, open_loop, vqa, representations, latency or decoding"
         )
     measured = ((results.get("provenance") or {}).get("model") or {}).get("name")
@@ -134,8 +134,8 @@ def _representations(results: dict[str, Any], path: Path) -> Iterator[Figure]:
             yield {**measured, "model": names[entry["role"]], "mode": "probe", "task": tower}
 
 
-def _latency(latency: dict[str, Any], path: Path, common: Figure | None = None) -> Iterator[Figure]:
-    common = common or _common(latency, path)
+def _latency(latency: dict[str, Any], path: Path) -> Iterator[Figure]:
+    common = _common(latency, path)
     shown = {"benchmark": "latency", "mode": "latency", "task": "seconds per action", "metric": "median seconds"}
     hardware = hardware_of(latency.get("machine") or common["hardware"])
     note = f"p95 {latency['p95_ms']} ms, {latency['forward_passes']} forward passes"
@@ -166,30 +166,13 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
             yield {**common, "mode": mode, **total}
 
 
-def _drawers(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    latency = results.get("latency") or {}
-    common = {**_common(results, path), "hardware": hardware_of(latency.get("machine"))}
-    drawers = {**common, "benchmark": "drawers", "metric": SUCCESS_RATE}
-    for index, report in enumerate(results["rollouts"]):
-        for task, score in report["scores"].items():
-            counts = {"n": score["n"], "interval": score["interval"], "malformed": score["refused"]}
-            value = round(score["successes"] / score["n"], 4)
-            note = report["policy"] if index else ""
-            yield {**drawers, "task": task, "value": value, **counts, "note": note, "control": index > 0}
-    if results.get("questions"):
-        asked = {"model": common["model"], "trained": common["trained"], "machine": latency.get("machine")}
-        yield from _scene_questions({**results["questions"], **asked}, path)
-    if latency:
-        yield from _latency(latency, path, common)
-
-
 def _scene_questions(results: dict[str, Any], path: Path) -> Iterator[Figure]:
     total = results["total"]
     yield {
         **_common(results, path),
-        "benchmark": "questions about drawer scenes",
+        "benchmark": "questions about tabletop scenes",
         "task": "all questions",
-        "metric": "exact match",
+        "metric": "right",
         "value": round(total["right"] / total["n"], 4),
         "n": total["n"],
         "interval": total["interval"],
@@ -212,7 +195,6 @@ def _decoding(results: dict[str, Any], path: Path) -> Iterator[Figure]:
 
 READERS: dict[str, Callable[[dict[str, Any], Path], Iterator[Figure]]] = {
     "tabletop": _tabletop,
-    "drawers": _drawers,
     "scene_questions": _scene_questions,
     "simpler": _simpler,
     "open_loop": _open_loop,

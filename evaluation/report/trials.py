@@ -2,7 +2,6 @@
 
     tabletop   episodes/policy.jsonl beside results.json
     simpler    trials*.jsonl beside results.json
-    drawers    in the file itself
     vqa        NAME_answers.jsonl beside NAME.json
 
 Where these are missing, or are not those that the figures were made from, there are no trials, and a comparison is one
@@ -88,12 +87,6 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, 
         yield (entry["mode"], entry["task"]), f"{entry['variant']}/{entry['seed']}, {rules}", trial
 
 
-def _drawers(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
-    episodes = results["rollouts"][0].get("episodes")
-    for entry in episodes if isinstance(episodes, list) else ():  # older files have their number alone
-        yield ("", entry["task"]), str(entry["seed"]), Scored(str(entry["seed"]), "", float(entry["success"]))
-
-
 def _vqa(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, Scored]]:
     for index, entry in enumerate(read_lines(path.with_name(f"{path.stem}_answers.jsonl"))):
         name = f"{index}: {entry['question']}"
@@ -106,5 +99,4 @@ READERS: dict[str | None, Callable[[dict[str, Any], Path], Iterator[tuple[Cell, 
     "simpler": _simpler,
     "vqa": _vqa,
     "tabletop": _tabletop,
-    "drawers": _drawers,
 }

@@ -1,8 +1,8 @@
 """Where "forward" is: the directions of a data set's axes, in words and as its usual camera sees them.
 
 Actions carry no camera. For BridgeData and RT-1 the usual camera looks the way the robot reaches, so x runs away from
-the viewer, y to the left, z up; that is also the guess for data sets not listed. The simulated scenes have cameras of
-their own (`evaluation/drawers/environment.py`, `evaluation/simulation/looks.py`).
+the viewer, y to the left, z up; that is also the guess for data sets not listed. The simulated tabletop has a
+camera of its own (`evaluation/simulation/looks.py`).
 """
 
 import re
@@ -35,10 +35,7 @@ class RobotFrame:
 
 
 SIMULATED = (("right", "left"), ("forward", "back"), ("up", "down"))
-ROBOT_FRAMES = {
-    "metaworld_drawers": RobotFrame(135.0, -35.0, SIMULATED),
-    "tabletop": RobotFrame(115.0, -34.0, SIMULATED),
-}
+ROBOT_FRAMES = {"tabletop": RobotFrame(118.0, -42.0, SIMULATED)}
 
 
 def frame_of(data_set: str) -> RobotFrame:

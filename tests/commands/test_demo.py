@@ -12,9 +12,9 @@ from gen_vla.commands.demo_run import use_own_cache
 
 
 try:
-    from gen_vla.evaluation.drawers.environment import DrawerEnv
+    from gen_vla.evaluation.simulation.environment import TabletopEnv
 
-    DrawerEnv("drawer-open", image_size=64).render()
+    TabletopEnv(image_size=64).reset("open_drawer", 0)
 except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
     pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
 
@@ -27,21 +27,25 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     output = tmp_path / "demo"
-    results = json.loads((output / "results.json").read_text())
-    assert [report["policy"] for report in results["rollouts"]][:2] == ["policy", "policy, blank image"]
-    assert results["rollouts"][0]["scores"]["drawer-open"]["n"] == 2
-    assert results["questions"]["total"]["n"] == 160
-    assert 2 <= results["latency"]["forward_passes"] < 49
+    results = json.loads((output / "results" / "results.json").read_text())
+    policies = results["policies"]
+    assert list(policies) == ["policy", "blank", "swapped", "expert", "blind", "random", "zero"]
+    assert policies["policy"]["scores"]["paraphrase"]["tasks"]["open_drawer"]["n"] == 1
+    assert policies["expert"]["scores"]["matching"]["all"]["successes"] == 4
+    assert json.loads((output / "results" / "questions.json").read_text())["total"]["n"] == 90
+    assert 2 <= json.loads((output / "results" / "latency.json").read_text())["forward_passes"] < 49
     assert "transformers_modules.gen" in run.stdout
-    with Image.open(output / "pictures" / "drawer-open.gif") as episode:
-        assert episode.n_frames > 5  # type: ignore[attr-defined]
+    (episode,) = (output / "results" / "videos").glob("policy-open_drawer-*.gif")
+    with Image.open(episode) as frames:
+        assert frames.n_frames > 5  # type: ignore[attr-defined]
     card = (output / "repository" / "README.md").read_text()
-    assert "zero actions" in card
+    assert "zero" in card
     assert "# mini-openvla-plus" in card
     typed = "gen-vla demo --quick --output demo"
     assert f"```\n{typed}  # " in card
     assert results["provenance"]["command"] == typed
-    assert (results["model"], results["trained"]["recipe"]) == ("gen-vla/mini-openvla-plus", "mini-openvla-plus")
+    assert policies["policy"]["identity"]["model"] == "gen-vla/mini-openvla-plus"
+    assert policies["policy"]["trained"]["recipe"] == "mini-openvla-plus"
     assert str(tmp_path) not in json.dumps(results) + card
     trained = json.loads((output / "mini-openvla-plus" / "training_log.json").read_text())
     assert trained["data"]["robot"] == [len_of(output / "demonstrations")]

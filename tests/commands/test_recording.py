@@ -8,7 +8,8 @@ from tiny_runs import tiny_recipe, write_questions, write_robot_data
 
 from gen_vla.commands.main import main
 from gen_vla.commands.record import record_missing_data
-from gen_vla.evaluation.drawers import recording as metaworld_recording
+from gen_vla.evaluation.recording import demonstrations as recorded_demonstrations
+from gen_vla.evaluation.recording import questions as recorded_questions
 
 
 def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(tmp_path, monkeypatch, capsys):
@@ -29,17 +30,17 @@ def test_missing_data_is_recorded_as_the_recipe_says(tmp_path, monkeypatch):
         calls.append(("questions", settings))
         write_questions(folder)
 
-    monkeypatch.setattr(metaworld_recording, "record_demonstrations", demonstrations)
-    monkeypatch.setattr(metaworld_recording, "record_questions", questions)
+    monkeypatch.setattr(recorded_demonstrations, "record_demonstrations", demonstrations)
+    monkeypatch.setattr(recorded_questions, "record_questions", questions)
     data: dict[str, Any] = {
-        "data__robot": [{"path": "drawers", "key": "k", "record": {"episodes_per_task": 3, "start": "stock"}}],
+        "data__robot": [{"path": "recorded", "key": "k", "record": {"episodes_per_task": 3}}],
         "data__vision_language": [{"path": "scenes", "name": "s", "record": {"count": 5, "seed": 9}}],
     }
     record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
-    episodes = {"episodes_per_task": 3, "seed": 0, "start": "stock", "variation": "modest", "paraphrase": False}
+    episodes = {"episodes_per_task": 3, "seed": 0, "paraphrase": False}
     assert calls == [
         ("demonstrations", {"image_size": 16, **episodes}),
-        ("questions", {"image_size": 16, "count": 5, "seed": 9}),
+        ("questions", {"image_size": 16, "count": 5, "seed": 9, "looks": "broad"}),
     ]
     record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
     assert len(calls) == 2  # what is there stays

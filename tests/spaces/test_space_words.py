@@ -55,7 +55,7 @@ def test_an_action_in_words(action, words):
 
 def test_words_follow_the_data_set():
     right = np.array([0.03, 0.0, 0.0])
-    names = ("metaworld_drawers", "bridge_orig", "never_heard_of")
+    names = ("tabletop", "bridge_orig", "never_heard_of")
     assert [direction(right, frame_of(name)) for name in names] == ["right", "forward", "forward"]
 
 
@@ -64,14 +64,14 @@ def test_axes_on_the_picture():
     places = RobotFrame().on_picture(np.eye(3))
     sine, cosine = np.sin(np.deg2rad(35)), np.cos(np.deg2rad(35))
     np.testing.assert_allclose(places, [[0, -sine], [-1, 0], [0, -cosine]], atol=1e-12)
-    x, y, _ = frame_of("metaworld_drawers").on_picture(np.eye(3))
-    assert x[0] > 0.5 < y[0]
+    x, y, _ = frame_of("tabletop").on_picture(np.eye(3))
+    assert x[0] > 0.4 < y[0]
     assert x[1] > 0 > y[1]  # +x runs right and nearer, +y right and away
 
 
 def test_the_simulator_s_camera_is_the_space_s():
-    drawers = pytest.importorskip("gen_vla.evaluation.drawers.environment", reason="no simulator; gen-vla[sim]")
-    frame, camera = frame_of("metaworld_drawers"), drawers.CAMERA
+    looks = pytest.importorskip("gen_vla.evaluation.simulation.looks", reason="no simulator; gen-vla[sim]")
+    frame, camera = frame_of("tabletop"), looks.HOME.camera
     assert (frame.azimuth, frame.elevation) == (camera.azimuth, camera.elevation)
 
 

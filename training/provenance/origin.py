@@ -1,7 +1,7 @@
 """The record of how a file of results came about, and how it is read back from older files.
 
     "provenance": {
-      "command": "gen-vla evaluate drawers outputs/my-robot --output results/drawers.json",   as typed
+      "command": "gen-vla evaluate latency outputs/my-robot --output results/latency.json",   as typed
       "date": "2026-11-23T10:39:52+00:00",
       "machine": {"device": ..., "cores": ..., "threads": ..., "memory_gb": ..., "system": ...},
       "versions": {"python": ..., "torch": ..., ...},

@@ -6,18 +6,20 @@ import pytest
 
 try:
     from gen_vla.evaluation.policies import rollout as policies
+    from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, other_instruction, sample_layout
 except Exception as error:  # the extra is not installed
     pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'", allow_module_level=True)
 
 
 def moment(seed: int, step: int) -> policies.Moment:
-    return policies.Moment("pick_object", seed, step, np.full(7, 1.0), np.full(7, 2.0))
+    return policies.Moment("pick_object", seed, step, np.full(7, 1.0), np.full(7, 2.0), np.full(7, 3.0))
 
 
 def test_experts_answer_with_what_the_moment_carries():
     moments = [moment(1, 0), moment(2, 0)]
     np.testing.assert_array_equal(policies.expert_policy([], [], moments), np.ones((2, 7)))
     np.testing.assert_array_equal(policies.blind_expert_policy([], [], moments), np.full((2, 7), 2.0))
+    np.testing.assert_array_equal(policies.deaf_expert_policy([], [], moments), np.full((2, 7), 3.0))
     np.testing.assert_array_equal(policies.zero_policy([], [], moments), np.zeros((2, 7)))
 
 
@@ -27,3 +29,22 @@ def test_random_actions_depend_on_seed_and_step_and_not_on_the_batch():
     assert len({tuple(action) for action in together}) == 3
     assert np.abs(together[:, :3]).max() <= 0.05
     np.testing.assert_array_equal(together[:, 3:6], 0.0)
+
+
+def test_a_hindered_policy_sees_or_hears_something_else():
+    heard = []
+
+    def policy(images, instructions, moments):
+        heard.append((images[0].mean(), *instructions))
+        return np.zeros((len(moments), 7))
+
+    seed = EVALUATION_SEEDS[0]
+    layout, other = sample_layout(seed), sample_layout(seed).objects[1 - sample_layout(seed).source]
+    images, told = [np.zeros((4, 4, 3), np.uint8)], [f"pick up the {layout.objects[layout.source].name}"]
+    for hinder in (policies.blank_image, policies.swapped_instruction, policies.nonsense_instruction):
+        hinder(policy)(images, told, [moment(seed, 0)])
+    assert heard == [(128, *told), (0, f"pick up the {other.name}"), (0, policies.NONSENSE)]
+    assert [other_instruction(f"{verb}_drawer", seed) for verb in ("open", "close")] == [
+        "close the drawer",
+        "open the drawer",
+    ]

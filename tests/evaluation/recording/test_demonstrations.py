@@ -77,16 +77,18 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
 
 
 def test_the_recipes_record_what_they_train_on(tmp_path):
-    """Both mini recipes of the tabletop, cut to a few rows: recorded, trained, and the policy acts in the suite."""
+    """Both mini recipes, cut to a few rows: recorded, trained, and the policy can act."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
-    start = load_recipe("mini_tabletop_vlm", few)
+    start = load_recipe("mini_vlm", few)
     record_missing_data(start, tmp_path)
     run_recipe(start, tmp_path, progress=False)
-    recipe = load_recipe("mini_openvla_plus_tabletop", few | {"data.robot.0.record.episodes_per_task": 1})
+    recipe = load_recipe("mini_openvla_plus", few | {"data.robot.0.record.episodes_per_task": 1})
     record_missing_data(recipe, tmp_path)
     folder = run_recipe(recipe, tmp_path, progress=False)
-    recorded: Any = load_from_disk(str(tmp_path / "tabletop"))
+    recorded: Any = load_from_disk(str(tmp_path / "demonstrations"))
     assert set(recorded["task"]) == set(TASKS)
     assert list(load_model(folder).config.norm_stats) == ["tabletop"]
-    settings = json.loads((tmp_path / "tabletop" / "recording_settings.json").read_text(encoding="utf-8"))
-    assert settings == {"episodes_per_task": 1, "seed": 0, "paraphrase": True, "image_size": 96}
+    settings = json.loads((tmp_path / "demonstrations" / "recording_settings.json").read_text(encoding="utf-8"))
+    assert settings == {"episodes_per_task": 1, "seed": 0, "paraphrase": False, "image_size": 96}
+    looks = json.loads((tmp_path / "questions" / "recording.json").read_text(encoding="utf-8"))["looks"]
+    assert looks == "broad"

@@ -165,10 +165,6 @@ def test_controls_stand_beside_and_are_no_results_of_the_model(tabletop):
 
 
 def test_results_in_the_repository_are_read():
-    drawers = read_results(RESULTS / "mini_openvla_plus_demo.json")
-    assert (drawers[0]["task"], drawers[0]["value"], drawers[0]["n"]) == ("drawer-close", 0.92, 50)
-    written = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text(encoding="utf-8"))
-    assert drawers[-1]["value"] == pytest.approx(written["latency"]["median_ms"] / 1000)  # seconds
     counted = json.loads((RESULTS / "decoding_passes_bridge.json").read_text(encoding="utf-8"))["passes_on_bridge"]
     passes = read_results(RESULTS / "decoding_passes_bridge.json")
     assert [figure["value"] for figure in passes] == [entry["mean"] for entry in counted]

@@ -93,10 +93,10 @@ def test_the_tabletops_own_scores_are_paired(tmp_path):
         paths[-1].write_text(json.dumps({"settings": settings, "policies": policies}))
     report = make_report(paths)
     found = [differences(report, "Table III", "OpenVLA⁺", f"{mode}: Avg")[0] for mode in ("masked", "variants")]
-    assert [(d["pairs"], d["layouts"]) for d in found] == [(24, 6), (480, 6)]
+    assert [(d["pairs"], d["layouts"]) for d in found] == [(24, 6), (576, 6)]
     assert [d["difference"] for d in found] == pytest.approx([1 / 6, 1 / 6], abs=1e-3)
     (one,) = differences(report, "Table III", "OpenVLA⁺", "variants: Open Drawer")
-    assert (one["pairs"], one["layouts"]) == (120, 6)
+    assert (one["pairs"], one["layouts"]) == (144, 6)
 
 
 def test_a_model_of_ones_own_is_compared_with_the_one_named(tmp_path, capsys):

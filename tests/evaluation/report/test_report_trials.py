@@ -68,19 +68,6 @@ def test_trials_of_the_tabletop(tmp_path):
     assert found == [("1000000", 1.0), ("1000001", 0.0)]  # the fourth is of a longer run
 
 
-@pytest.mark.parametrize(
-    ("episodes", "cells"),
-    [
-        ([{"task": "drawer-open", "seed": 7, "success": True}], {("", "drawer-open"): {"7": Scored("7", "", 1.0)}}),
-        (50, {}),  # older files have their number alone
-    ],
-)
-def test_trials_of_drawers(tmp_path, episodes, cells):
-    path = tmp_path / "drawers.json"
-    path.write_text(json.dumps({"rollouts": [{"episodes": episodes}, {"episodes": []}]}))
-    assert read_trials(path) == cells
-
-
 def test_trials_of_questions(tmp_path):
     path = tmp_path / "vqa.json"
     path.write_text(json.dumps({"suite": "vqa", "tasks": []}))

@@ -142,7 +142,7 @@ def test_the_command_writes_figures_answers_and_a_picture(folder, questions, tmp
         (["--tasks", "gqa,gqa"], "expected each at most once"),
         (["--limit", "0"], "got a limit of 0, expected at least 1"),
         (["--batch-size", "0"], "got a batch size of 0"),
-        (["--tasks", "scenes"], "Record held-out questions with: gen-vla record drawers questions"),
+        (["--tasks", "scenes"], "Record held-out questions with: gen-vla record questions"),
         (["--tasks", "vsr"], "nor an answer from the Hub for cambridgeltl/vsr_zeroshot"),
     ],
 )

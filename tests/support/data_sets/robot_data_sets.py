@@ -268,7 +268,7 @@ def write_video(
 
 
 def write_recording(folder: Path, episodes: list[Episode]) -> Path:
-    """A folder as `gen_vla.evaluation.drawers.recording` leaves it -> the folder."""
+    """A folder as `gen_vla.evaluation.recording` leaves it -> the folder."""
     from datasets import Dataset, Features, List, Value
     from datasets import Image as ImageFeature
 
