@@ -70,7 +70,7 @@ def demo_model(outputs: Sequence[str | Path]) -> str:
             return str(folder)
     raise FileNotFoundError(
         f"got no model in {' or '.join(map(str, folders))}, expected one to open the Space with; run `gen-vla demo` "
-        "(a quarter of an hour) or `gen-vla demo --quick --space` (a few minutes; its model has learnt nothing), or "
+        "(half an hour) or `gen-vla demo --quick --space` (a few minutes; its model has learnt nothing), or "
         "name one with --model"
     )
 

@@ -15,15 +15,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "evaluation" / "results"
-DEMO = "mini_openvla_plus_demo"
-CONTROLS = {  # policies of the demo's results, as the table calls them
-    "policy": "the policy",
-    "policy, blank image": "shown a blank image",
-    "policy, swapped instruction": "told the other task",
-    "zero actions": "no model: zero actions",
-    "random actions": "no model: random actions",
-    "expert that cannot see x": "no model: an expert that cannot see where the drawer is",
-}
 COMPARED = {"tree": "a tree", "static": "a tree, shapes that repeat", "batch": "`generate`, each observation alone"}
 Rows = Iterator[list[str]]
 
@@ -41,13 +32,6 @@ def share(score: dict[str, Any], count: str = "right", interval: bool = True) ->
 
 def summary() -> Rows:
     """What the README shows."""
-    demo = load(DEMO)
-    scores = {report["policy"]: report["scores"] for report in demo["rollouts"]}
-    for task, words in (("drawer-close", "closes a drawer"), ("drawer-open", "opens a drawer")):
-        yield [words, share(scores["policy"][task]), f"{share(scores['random actions'][task], interval=False)} random"]
-    asked = demo["questions"]["total"]
-    yield ["answers about held-out scenes", share(asked), f"{100 * asked['majority']:.1f} % most frequent answer"]
-    yield ["1.8M on one CPU thread: ms per action", str(demo["latency"]["median_ms"]), ""]
     seven = {(t["representation"], t["way"]): t for t in one_step(load("decoding_h200_7b")["timings"])}
     for kind, way, words in (
         ("string", "tree, 57 nodes, static", "digits"),
@@ -55,19 +39,6 @@ def summary() -> Rows:
     ):
         ours, plain = (f"{seven[kind, name]['median_ms']:.0f}" for name in (way, "generate"))
         yield [f"7.4B on an H200: ms per action, {words}", ours, f"{plain} by `generate`"]
-
-
-def drawers() -> Rows:
-    """The demo: success per task, of the policy and of controls; questions; time."""
-    demo = load(DEMO)
-    for report in demo["rollouts"]:
-        name = report["policy"]
-        yield [CONTROLS[name], *(share(score, interval=name == "policy") for score in report["scores"].values())]
-    asked, latency = demo["questions"]["total"], demo["latency"]
-    guess = f"{100 * asked['majority']:.1f} % by always giving the most frequent answer"
-    yield ["questions about held-out scenes", share(asked), guess]
-    speed = [f"{latency['median_ms']} (median)", f"{latency['p95_ms']} (p95)"]
-    yield ["milliseconds per action, one CPU thread", *speed]
 
 
 def one_step(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -240,7 +211,6 @@ def serving() -> Rows:
 
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "summary": (" | gen-vla | compared with", summary),
-    "drawers": (" | drawer-close | drawer-open", drawers),
     "decoding_gpu": (f"{WAY} | of copy bandwidth | outside passes", decoding_gpu),
     "decoding_gpu_sizes": (
         f"{BATCH} | digits, `generate` | digits, recorded | 7 bins, `generate` | 7 bins, recorded",

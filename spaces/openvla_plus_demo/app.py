@@ -30,9 +30,9 @@ from policy import Policy, model_names
 
 FOLDER = Path(__file__).resolve().parent
 EXAMPLES = [
-    ("drawer_half_open", "close the drawer", "What colour is the cabinet?"),
-    ("drawer_and_blocks", "open the drawer", "How many blocks are on the table?"),
-    ("can_and_ball", "pick up the blue can", "Is the gripper open or closed?"),
+    ("drawer_half_open", "close the drawer", "Is the drawer open or closed?"),
+    ("five_objects", "open the drawer", "How many objects are there?"),
+    ("can_and_ball", "pick up the blue can", "What colour is the ball?"),
 ]
 FIRST_SCENE = EXAMPLES[0][0]
 VISITORS_WAITING = 32  # others get the message that the queue is full

@@ -222,17 +222,6 @@ def test_tables_are_those_of_the_result_files():
     assert sorted(shown) == sorted(tables.TABLES)
 
 
-def test_figures_in_sentences_are_those_of_the_result_files():
-    text = " ".join((ROOT / "docs" / "results" / "policies.md").read_text(encoding="utf-8").split())
-    demo = json.loads((RESULTS / "mini_openvla_plus_demo.json").read_text())
-    assert demo["trained"]["seed"] == 0
-    assert f"{demo['seconds'] / 60:.1f} minutes after installation, one training seed" in text
-    earlier = json.loads((RESULTS / "mini_openvla_plus_demo_shorter.json").read_text())
-    counts = [f"{s['successes']}/{s['n']}" for s in earlier["rollouts"][0]["scores"].values()]
-    asked = earlier["questions"]["total"]
-    assert f"gave {counts[0]}, {counts[1]} and {asked['right']}/{asked['n']}" in text
-
-
 def test_the_reference_is_generated(tmp_path, monkeypatch):
     pages = script("reference_pages")
     model = {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}}

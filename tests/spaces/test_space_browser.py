@@ -170,19 +170,19 @@ def test_empty_instruction_and_no_picture_get_a_message(person):
 
 
 def test_an_example_fills_the_fields_and_can_be_sent(person, models):
-    prediction = expected(models, Image.open(SPACE / "examples" / "drawer_and_blocks.png"), "open the drawer")
+    prediction = expected(models, Image.open(SPACE / "examples" / "five_objects.png"), "open the drawer")
     person.page.locator("#act-picture-examples tbody tr").nth(1).click()
-    shown = re.compile("drawer_and_blocks")
+    shown = re.compile("five_objects")
     playwright.expect(person.page.locator("#act-picture img")).to_have_attribute("src", shown)
     playwright.expect(person.page.locator("#act-instruction textarea")).to_have_value("open the drawer")
     person.press("act-button")
     playwright.expect(shown_string(person)).to_have_text(prediction.text[0])
     person.choose_tab("Ask")
     person.page.locator("#ask-picture-examples tbody tr").nth(2).click()
-    playwright.expect(person.page.locator("#ask-question textarea")).to_have_value("Is the gripper open or closed?")
+    playwright.expect(person.page.locator("#ask-question textarea")).to_have_value("What colour is the ball?")
     person.press("ask-button")
     playwright.expect(person.page.locator("#ask-answer textarea")).to_have_value(
-        answered(models, Image.open(SPACE / "examples" / "can_and_ball.png"), "Is the gripper open or closed?")
+        answered(models, Image.open(SPACE / "examples" / "can_and_ball.png"), "What colour is the ball?")
     )
 
 
