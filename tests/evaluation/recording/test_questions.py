@@ -23,7 +23,7 @@ from gen_vla.evaluation.simulation.layouts import (
     goal_of,
     sample_layout,
 )
-from gen_vla.evaluation.simulation.looks import HOME, broad_look, unseen_look
+from gen_vla.evaluation.simulation.looks import HOME, LookSet, broad_look, unseen_look
 from gen_vla.evaluation.simulation.still_scenes import StillScene, draw_still_scene
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 
@@ -51,11 +51,11 @@ def test_questions_are_balanced_and_described(tmp_path):
 
 
 @pytest.mark.parametrize("looks", ["home", "broad", "unseen"])
-def test_held_out_questions_have_the_looks_asked_for(looks):
+def test_held_out_questions_have_the_looks_asked_for(looks: LookSet):
     seed = EVALUATION_SEEDS[5]
     row, again = (record_question(QuestionJob(seed, 48, looks)) for _ in range(2))
     assert row == again
-    others = {which for which in ("home", "broad", "unseen") if which != looks}
+    others: list[LookSet] = [which for which in ("home", "broad", "unseen") if which != looks]
     assert all(record_question(QuestionJob(seed, 48, which))["image"] != row["image"] for which in others)
 
 
