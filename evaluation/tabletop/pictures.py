@@ -70,7 +70,7 @@ def _draw_columns(columns: Sequence[tuple[str, Sequence[tuple[Image.Image, str]]
     return sheet
 
 
-def plot_variants(scores: dict[str, Any], path: str | Path, title: str) -> None:
+def plot_variants(scores: dict[str, Any], path: str | Path, title: str, mode: str = "variants") -> None:
     """A PNG with a bar per variant, coloured by family, its interval on each, the matching score as a line."""
     import matplotlib
 
@@ -79,8 +79,8 @@ def plot_variants(scores: dict[str, Any], path: str | Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(11, 4.6), layout="constrained")
     position, ticks, labels = 0.0, [], []
-    for family, colour in zip(scores["variants"]["families"], FAMILY_COLOURS, strict=False):
-        found = scores["variants"]["families"][family]
+    for family, colour in zip(scores[mode]["families"], FAMILY_COLOURS, strict=False):
+        found = scores[mode]["families"][family]
         start = position
         for name, cell in found["variants"].items():
             share, (low, high) = cell["mean"] or 0.0, cell["all"]["interval"]

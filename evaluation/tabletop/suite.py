@@ -3,8 +3,8 @@
     FOLDER/episodes/POLICY.jsonl   every finished episode, as it ended; running again continues there
     FOLDER/runs.jsonl              how each run came about that wrote episodes here (`provenance/origin.py`)
     FOLDER/results.json            scores, settings, speed
-    FOLDER/variants.png            a picture per variant (with the mode `variants`)
-    FOLDER/success.png             success per variant (with the mode `variants`)
+    FOLDER/variants.png            a picture per variant (with the modes `variants` and `seen_variants`)
+    FOLDER/MODE_success.png        success per variant (with these modes)
     FOLDER/videos/*.mp4            an episode of each task
 
 A model runs in every mode asked for, the controls beside it in `matching` only: their physics is the same everywhere.
@@ -63,7 +63,7 @@ from gen_vla.evaluation.simulation.layouts import (
 from gen_vla.evaluation.simulation.looks import check_unseen_looks
 from gen_vla.evaluation.simulation.rollouts import Actions, SimulationPolicy, run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
-from gen_vla.evaluation.tabletop.episodes import MODES, EpisodeLog, Mode, Paraphrase, plan_jobs
+from gen_vla.evaluation.tabletop.episodes import LOOKS, MODES, EpisodeLog, Mode, Paraphrase, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.evaluation.tabletop.variants import VARIANTS
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
@@ -228,10 +228,12 @@ def draw_results(
     paths = []
     first = contestants[0]
     scores = results["policies"][first.name]["scores"]
-    if "variants" in scores:
-        paths += [output / "variants.png", output / "success.png"]
-        variants_sheet(paths[0])
-        plot_variants(scores, paths[1], first.identity.get("model", first.name))
+    for mode in (mode for mode in scores if mode in LOOKS):
+        paths.append(output / f"{mode}_success.png")
+        plot_variants(scores, paths[-1], first.identity.get("model", first.name), mode)
+    if paths:
+        paths.append(output / "variants.png")
+        variants_sheet(paths[-1])
     for job in plan_jobs(("matching",), settings.tasks, settings.videos) if settings.videos else []:
         paths.append(output / "videos" / f"{first.name}-{job.task}-{job.seed}.mp4")
         record_video(TabletopEnv(settings.image_size), first.policy, job, paths[-1], size=320)
@@ -277,5 +279,5 @@ def _trained_layouts(trained_on: Path | None) -> set[str]:
         return found
     path = trained_on / "recording.json"
     if not path.is_file():
-        raise ValueError(f"got no {path}, expected a folder that gen_vla.evaluation.simulation.recording wrote")
+        raise ValueError(f"got no {path}, expected a folder that gen-vla record demonstrations wrote")
     return found | set(json.loads(path.read_text(encoding="utf-8"))["layouts"])

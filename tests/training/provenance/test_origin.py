@@ -50,8 +50,8 @@ def test_a_command_can_be_typed_again_and_names_no_folder_of_the_user(home):
     [
         (["/usr/bin/python3", "-m", "gen_vla.commands.main", "train", "mini_vlm"], "gen-vla train mini_vlm"),
         (["python", f"{Path(sys.executable).parent}/gen-vla", "demo", "--quick"], "gen-vla demo --quick"),
-        (["/x/python3.11", "-m", "gen_vla.evaluation.simulation.recording", "questions", "out"],
-         "python -m gen_vla.evaluation.simulation.recording questions out"),
+        (["/x/python3.11", "-m", "gen_vla.evaluation.recording.questions", "questions", "out"],
+         "python -m gen_vla.evaluation.recording.questions questions out"),
         (["python", "mine.py", "--n", "3"], "python mine.py --n 3"),
         (["python"], "python"),
     ],
