@@ -145,15 +145,16 @@ def _latency(latency: dict[str, Any], path: Path) -> Iterator[Figure]:
 
 def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
     machine = _recorded_machine(results) or results["settings"].get("machine", "")
-    models = [policy["identity"]["model"] for policy in results["policies"].values() if "model" in policy["identity"]]
+    played = [policy for policy in results["policies"].values() if "model" in policy["identity"]]
+    first = next(iter(played), {"identity": {"model": path.stem}})  # whose controls the others are
     for name, policy in results["policies"].items():
         identity = policy["identity"]
         common = {
-            "model": identity.get("model") or next(iter(models), path.stem),
+            "model": identity.get("model") or first["identity"]["model"],
             "benchmark": "tabletop",
             "hardware": hardware_of(machine),
             "metric": SUCCESS_RATE,
-            "trained": policy.get("trained"),
+            "trained": (policy if "model" in identity else first).get("trained"),
             "control": "model" not in identity,
             "note": "" if "model" in identity else name,
         }
