@@ -21,15 +21,18 @@ import numpy as np
 from gen_vla.evaluation.recording import rows
 from gen_vla.evaluation.recording.question_kinds import KINDS, SceneFacts, wanted_answer
 from gen_vla.evaluation.recording.rows import QuestionJob, as_image
-from gen_vla.evaluation.simulation.environment import TabletopEnv
-from gen_vla.evaluation.simulation.layouts import COLOURS, SHAPES
+from gen_vla.evaluation.simulation.environment import TabletopEnv, is_closed
+from gen_vla.evaluation.simulation.layouts import COLOURS, GRASP_HEIGHT, SHAPES
 from gen_vla.evaluation.simulation.looks import Look, LookSet, look_of
 from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
-from gen_vla.evaluation.simulation.still_scenes import StillScene, draw_still_scene
+from gen_vla.evaluation.simulation.still_scenes import MARGIN, StillScene, draw_still_scene
 
 
 LEAST_SHARE = 0.004  # of the picture: 37 pixels of 96 x 96 that show of each thing, a third of it
 LEAST_HANDLE = 0.0008
+HELD = 0.25  # share of pictures with a thing between the fingers, of these kinds and where they are open
+HELD_KINDS = ("shape", "colour", "object_order", "drawer_side", "count", "point")  # what is held stands nowhere
+HELD_APART, BELOW_FINGERTIPS = 0.08, 0.01  # metres from every other thing; of its middle
 MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
 SCENES = 5000  # that are tried for a question
 
@@ -60,15 +63,29 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
     name, wanted = wanted_answer(KINDS, job.seed)
     env, rng, look = _environment(job.image_size), np.random.default_rng([job.seed, 7]), look_of(job.looks, job.seed)
     for _ in range(SCENES):
-        drawn = scene_facts(draw_still_scene(rng, look.camera), look.camera, rng)
+        scene, robot = draw_still_scene(rng, look.camera), int(rng.integers(env.robot_poses))
+        if name in HELD_KINDS and rng.random() < HELD and not is_closed(robot):
+            scene = _with_one_held(scene, env.fingertips(robot), look.camera)
+        drawn = scene_facts(scene, look.camera, rng)
         asked = ((facts, KINDS[name].answer(facts)) for facts in _about_each(drawn))
         facts, answer = next((found for found in asked if found[1] == (wanted or found[1])), (drawn, None))
-        if answer is None or not _shows_all(env, facts.scene, look, int(rng.integers(env.robot_poses))):
+        if answer is None or not _shows_all(env, scene, look, robot):
             continue
         question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
         row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
         return {**row, **labels(facts, look.camera)}
     raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
+
+
+def _with_one_held(scene: StillScene, fingertips: np.ndarray, camera: CameraPose) -> StillScene:
+    """The first thing is between the fingers, unless another one stands there or they are out of view."""
+    thing, *others = scene.things
+    x, y, height = (fingertips - (0.0, 0.0, BELOW_FINGERTIPS)).tolist()
+    held = replace(thing, x=x, y=y, yaw=0.0, z=max(height - GRASP_HEIGHT * thing.size, 0.0))
+    apart = [np.hypot(other.x - x, other.y - y) for other in others]
+    place = camera.image_position(held.middle)
+    fits = min(apart) >= HELD_APART and min(place) > MARGIN and max(place) < 1.0 - MARGIN
+    return replace(scene, things=(held, *others)) if fits else scene
 
 
 def _about_each(facts: SceneFacts) -> Iterator[SceneFacts]:

@@ -67,7 +67,7 @@ class TabletopEnv:
         self._robot = _subtree(self.model, self.model.body("base").id)
         self._cabinet = _subtree(self.model, self.model.body("drawer").id)
         self.layout: Layout | None = None
-        self._poses: list[np.ndarray] = []
+        self._poses: list[tuple[np.ndarray, np.ndarray]] = []
 
     # Episodes.
     def reset(self, task: Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
@@ -128,6 +128,11 @@ class TabletopEnv:
         """How many poses of the robot `pose` knows: the hand all over the table, the gripper open or closed."""
         return ROBOT_POSES
 
+    def fingertips(self, robot: int) -> np.ndarray:
+        """float [3], metres: the middle between the fingertips in a pose."""
+        self._poses = self._poses or self._all_poses()
+        return self._poses[robot][1]
+
     def pose(self, scene: StillScene, look: Look, robot: int) -> None:
         """Shows a still scene with the robot in one of its poses."""
         self._poses = self._poses or self._all_poses()
@@ -135,13 +140,13 @@ class TabletopEnv:
         for index in range(len(self._objects)):
             show_object(self.model, index, None)
         self.model.body("drawer").pos = [*scene.drawer, 0.0]
-        self.data.qpos[:] = self._poses[robot]
+        self.data.qpos[:] = self._poses[robot][0]
         self.data.qpos[self._slide] = -DRAWER_TRAVEL * scene.opening
         mujoco.mj_forward(self.model, self.data)
         apply_looks(self.model, look)
 
-    def _all_poses(self) -> list[np.ndarray]:
-        """Positions of all joints, with the hand dragged from place to place; the same in every process."""
+    def _all_poses(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Positions of all joints and fingertips, the hand dragged from place to place; the same in every process."""
         rng, poses = np.random.default_rng(9), []
         mujoco.mj_resetData(self.model, self.data)
         for index in range(len(self._objects)):
@@ -151,8 +156,8 @@ class TabletopEnv:
             self.data.mocap_pos[0] = HAND_START if number < 0 else rng.uniform(low, high)
             self.data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
             for _ in range(SETTLING_STEPS if number < 0 else POSING_STEPS):
-                self._advance(effort=1.0 if number % 3 == 2 else -1.0)
-            poses.append(self.data.qpos.copy())
+                self._advance(effort=1.0 if is_closed(number) else -1.0)
+            poses.append((self.data.qpos.copy(), self._fingertips()))
         return poses[1:]
 
     # What is where.
@@ -234,6 +239,11 @@ class TabletopEnv:
             Ornament("cylinder", (radius, SHADOW_THICKNESS, 0.0), (x, y, SHADOW_THICKNESS), SHADOW)
             for x, y, radius in things
         ]
+
+
+def is_closed(robot: int) -> bool:
+    """Whether the gripper is closed in a pose of still scenes: in every third."""
+    return robot % 3 == 2
 
 
 def _subtree(model: Any, root: int) -> list[int]:

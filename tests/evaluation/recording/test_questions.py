@@ -124,6 +124,16 @@ def test_labels_lie_on_the_objects_they_name():
             assert picture.size == (96, 96)
 
 
+def test_a_thing_may_be_in_the_hand_where_it_is_not_asked_for_where_it_stands():
+    held: dict[str, int] = dict.fromkeys(KINDS, 0)
+    for seed in range(2000, 2000 + 20 * len(KINDS)):
+        row = record_question(QuestionJob(seed, 48, "broad"))
+        held[row["kind"]] += questions._environment(48).distractors[0].z > 0
+        assert all(0 < part < 1 for thing in row["objects"] for part in (thing["u"], thing["v"]))
+    assert 5 < sum(held.values()) < 40
+    assert held["presence"] == held["nearest"] == 0
+
+
 def test_answers_say_what_the_picture_shows():
     """Worked out by hand from a scene and from the camera that stands at the robot's right, looking left and ahead."""
     bottle, mug = TableObject("green", "bottle", -0.2, 0.56, 0.0), TableObject("purple", "mug", 0.0, 0.66, 0.0)
