@@ -21,7 +21,7 @@ import numpy as np
 from gen_vla.evaluation.recording import rows
 from gen_vla.evaluation.recording.question_kinds import KINDS, SceneFacts, wanted_answer
 from gen_vla.evaluation.recording.rows import QuestionJob, as_image
-from gen_vla.evaluation.simulation.environment import TabletopEnv, is_closed
+from gen_vla.evaluation.simulation.environment import ROBOT_POSES, TabletopEnv, is_closed
 from gen_vla.evaluation.simulation.layouts import COLOURS, GRASP_HEIGHT, SHAPES
 from gen_vla.evaluation.simulation.looks import Look, LookSet, look_of
 from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
@@ -63,7 +63,7 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
     name, wanted = wanted_answer(KINDS, job.seed)
     env, rng, look = _environment(job.image_size), np.random.default_rng([job.seed, 7]), look_of(job.looks, job.seed)
     for _ in range(SCENES):
-        scene, robot = draw_still_scene(rng, look.camera), int(rng.integers(env.robot_poses))
+        scene, robot = draw_still_scene(rng, look.camera), int(rng.integers(ROBOT_POSES))
         if name in HELD_KINDS and rng.random() < HELD and not is_closed(robot):
             scene = _with_one_held(scene, env.fingertips(robot), look.camera)
         drawn = scene_facts(scene, look.camera, rng)

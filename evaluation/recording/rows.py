@@ -34,8 +34,8 @@ from gen_vla.evaluation.simulation.looks import LookSet
 Rows = list[dict[str, Any]]
 
 METADATA_FILE = "recording.json"
-# Stronger noise no longer lets an expert open a drawer; weaker noise leaves a policy helpless off the expert's path.
-GAUSSIAN_NOISE = (0.0, 0.3, 0.6)  # standard deviation, in units of the largest move
+# With 0.6 an expert drops a third of the objects; weaker noise leaves a policy helpless off the expert's path.
+GAUSSIAN_NOISE = (0.0, 0.2, 0.4)  # standard deviation, in units of the largest move
 RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move instead of the expert's
 DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "task": "string"}
 DEMONSTRATION_COLUMNS |= dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")

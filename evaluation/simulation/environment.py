@@ -46,7 +46,7 @@ HAND_START = (0.0, 0.55, 0.25)
 HAND_LOW, HAND_HIGH = np.array([-0.5, 0.40, 0.05]), np.array([0.5, 1.0, 0.5])  # metres, Meta-World's reach
 HANDLE = np.array([0.0, -0.16, 0.0])  # metres from the drawer's origin
 PHYSICS_STEPS = 5  # of 2.5 ms per simulator step
-ROBOT_POSES, POSING_STEPS = 96, 30  # of still scenes; simulator steps from one to the next
+ROBOT_POSES, POSING_STEPS = 96, 30  # of still scenes, the hand all over the table; simulator steps to the next
 STILL_HAND_LOW, STILL_HAND_HIGH = (-0.25, 0.45, 0.06), (0.25, 0.80, 0.30)  # metres
 SETTLING_STEPS = 60  # simulator steps until hand and objects rest
 SHADOW = (0.0, 0.0, 0.0, 0.28)
@@ -123,18 +123,13 @@ class TabletopEnv:
         mujoco.mj_step(self.model, self.data, PHYSICS_STEPS)
 
     # Still scenes.
-    @property
-    def robot_poses(self) -> int:
-        """How many poses of the robot `pose` knows: the hand all over the table, the gripper open or closed."""
-        return ROBOT_POSES
-
     def fingertips(self, robot: int) -> np.ndarray:
         """float [3], metres: the middle between the fingertips in a pose."""
         self._poses = self._poses or self._all_poses()
         return self._poses[robot][1]
 
     def pose(self, scene: StillScene, look: Look, robot: int) -> None:
-        """Shows a still scene with the robot in one of its poses."""
+        """Shows a still scene with the robot in one of its poses, 0 .. ROBOT_POSES - 1."""
         self._poses = self._poses or self._all_poses()
         self.layout, self.look, self.masked, self.distractors = None, look, False, list(scene.things)
         for index in range(len(self._objects)):
