@@ -188,7 +188,7 @@ def test_a_recipe_of_your_own_trains_as_the_page_says(recipe, work_dir, monkeypa
     model = load_model(folder)
     assert list(model.config.norm_stats) == [key]
     assert (folder / "adapter" / "config.json").is_file() == (recipe == "my_two_arms")
-    assert model.config.frozen == "siglip"
+    assert model.config.frozen == ("vision" if recipe == "my_two_arms" else "siglip")
 
 
 def test_a_look_at_the_data_as_the_page_shows_it(work_dir, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from gen_vla.processors import ActionBins, ActionStringProcessor
 def forced_by_hand(model, inputs, steps: np.ndarray) -> str:
     """One row by full passes over everything: the given steps' text, then the best allowed token each time."""
     grammar, ids = model.action_grammar, inputs["input_ids"]
-    prompt, pi0 = ids.shape[1], model.config.model_type == "pi0_plus"  # whose prompts attend in both directions
+    prompt, pi0 = ids.shape[1], model.config.model_type == "vla_plus"  # whose prompts attend in both directions
     strings = grammar.strings
     chunk = np.zeros((strings.horizon, strings.action_dim))
     chunk[: len(steps)] = steps

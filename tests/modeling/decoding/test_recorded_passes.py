@@ -187,10 +187,10 @@ def empty(*shape, dtype=torch.long):
 
 
 @pytest.mark.parametrize("operations", [None, TorchOperations()])
-@pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus", "paligemma2", "gemma3", "qwen2_5_vl", "llava"])
+@pytest.mark.parametrize("kind", ["openvla_plus", "paligemma", "paligemma2", "gemma3", "qwen2_5_vl", "llava"])
 def test_passes_stay_on_the_device(kind, operations, llama_like, monkeypatch):
     """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
-    strings, own = ActionStringProcessor(3, 1, 3), kind.endswith("_plus")
+    strings, own = ActionStringProcessor(3, 1, 3), kind == "openvla_plus"
     model: Any = tiny_pair(kind, llama_like, strings)[0] if own else tiny_vla_plus(kind, strings=strings)
     monkeypatch.setattr(image_language_model, "is_recording", lambda device: True)
     if operations and not own:
@@ -204,7 +204,7 @@ def test_passes_stay_on_the_device(kind, operations, llama_like, monkeypatch):
     with torch.no_grad(), OnTheDevice():
         embeds, options = empty(2, width + length, wide, dtype=torch.float32), {}
         if own:
-            pictures = empty(2, 6 if kind == "openvla_plus" else 3, 8, 8, dtype=torch.float32)
+            pictures = empty(2, 6, 8, 8, dtype=torch.float32)
             embeds, options = plan.embed(empty(2, width + length), {"pixel_values": pictures})
         allowed = [empty(2, width + length, width + length, dtype=torch.bool)] * kinds
         first = plan.feed_prompt(embeds, options, empty(*lead, 2, width + length), allowed)
