@@ -8,7 +8,8 @@ from typing import Any
 from gen_vla.modeling.action_prediction import ActionPrediction
 from gen_vla.modeling.configuration_openvla_plus import OpenVLAPlusConfig
 from gen_vla.modeling.dual_vision_tower import DualVisionTower
-from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq, OpenVLAPlusModel
+from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq
+from gen_vla.modeling.openvla_plus_backbone import OpenVLAPlusModel
 
 
 too_old: dict[str, str] = {}  # names that need a newer transformers, which the other families do not

@@ -6,19 +6,20 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
 from .action_grammar import ActionGrammar, ActionLogitsProcessor, BinGrammar, grammar_from_action_config
-from .action_statistics import normalize_actions, statistics_per_row, unnormalize_actions
+from .action_statistics import statistics_per_row, unnormalize_actions
 from .base_configuration import check_context
 from .cpu_threads import limit_cpu_threads
 from .draft_trees import action_tokens, allowed_columns
+from .generation_options import checked_options
 from .openvla_contract import ActionPrediction
+from .prefix_actions import ForcedTokens, prefix_tokens
 from .recorded_passes import WIDTH_STEP
 from .tree_decoding import DecodingCost, TreeDecoder, longest_forced_run, padded_probabilities
 from .verification_passes import prompt_positions
@@ -29,18 +30,6 @@ from .verification_passes import prompt_positions
 DEFAULT_NODES = 8
 DEFAULT_WIDTH = 64
 MIN_NODES = 4
-SAMPLING_OPTIONS = {"temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
-OUTPUT_OPTIONS = {f"output_{name}" for name in ("scores", "logits", "attentions", "hidden_states")}
-# Options of `generate` with the values that change nothing.
-NEUTRAL = {
-    "use_cache": True,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    **dict.fromkeys(("top_k", "min_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size", "min_length"), 0),
-}
 
 
 class ActionPredictionMixin:
@@ -294,58 +283,6 @@ class ActionPredictionMixin:
         return TreeDecoder(self, grammar, nodes, temperature, static=None if cache is None else cache == "static")
 
 
-class ForcedTokens(LogitsProcessor):
-    """Forbids all tokens but the one that is forced in its place; `forced` are those each action begins with."""
-
-    def __init__(self, forced: Sequence[list[int]], prompt_length: int):
-        self.forced, self.prompt_length = forced, prompt_length
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """`input_ids` int64 [B * beams, L], `scores` float [B * beams, V]; returns the masked scores."""
-        place, beams = input_ids.shape[1] - self.prompt_length, len(scores) // len(self.forced)
-        for row in range(len(scores)):
-            tokens = self.forced[row // beams]
-            if place < len(tokens):
-                others = torch.arange(scores.shape[1], device=scores.device) != tokens[place]
-                scores[row] = scores[row].masked_fill(others, -torch.inf)
-        return scores
-
-
-def prefix_tokens(grammar: Any, prefix_actions: Any, action_statistics: Sequence[dict[str, Any]]) -> list[list[int]]:
-    """The tokens that each of B actions begins with, whatever follows its given steps.
-
-    Args:
-        prefix_actions: as for `predict_actions`.
-    """
-    rows, strings = len(action_statistics), grammar.strings
-    if prefix_actions is None:
-        return [[]] * rows
-    if len(prefix_actions) != rows:
-        raise ValueError(f"got prefix_actions of {len(prefix_actions)} rows, expected {rows}, one per observation")
-    if getattr(strings, "style", None) == "legacy" and any(map(len, prefix_actions)):
-        raise ValueError(
-            "got prefix_actions for a model of style 'legacy', expected 'signed', 'plain' or bins: a legacy value has "
-            "no fixed length, so that the model could write on at the end of the prefix"
-        )
-    found = []
-    for given, entry in zip(prefix_actions, action_statistics, strict=True):
-        steps = np.asarray(given, dtype=np.float64)
-        if steps.ndim != 2 or steps.shape[1] != strings.action_dim or len(steps) >= strings.horizon:
-            raise ValueError(
-                f"got prefix_actions of shape {list(steps.shape)} for an observation, expected [k, "
-                f"{strings.action_dim}] with k below the horizon, {strings.horizon}: a step must be left to write"
-            )
-        if not np.isfinite(steps).all():
-            raise ValueError("got prefix_actions with NaN or infinity, expected the actions that are carried out")
-        # What two actions have in common that differ in the first value behind the prefix.
-        first, second = np.zeros((2, strings.horizon, strings.action_dim))
-        first[: len(steps)] = second[: len(steps)] = normalize_actions(steps, entry)
-        second[len(steps), 0] = 1.0 if 0 in getattr(strings, "binary_dims", ()) else -0.5
-        one, other = (grammar.token_ids(grammar.prefix + strings.encode(chunk)) for chunk in (first, second))
-        found.append([token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))])
-    return found
-
-
 def token_probabilities(
     grammar: Any, tokens: Sequence[int], logits: torch.Tensor, forced: Sequence[int] = ()
 ) -> list[float]:
@@ -419,51 +356,3 @@ def append_lead_in(input_ids: Any, attention_mask: Any, lead_in: list[int], pad:
     masks = torch.cat((attention_mask, torch.ones_like(tail)), dim=1)
     shifted_masks = torch.cat((torch.zeros_like(tail), attention_mask), dim=1)
     return torch.where(has, shifted, appended), torch.where(has, shifted_masks, masks)
-
-
-def checked_options(options: dict[str, Any], max_tokens: int) -> dict[str, Any]:
-    """Those of `generate`'s options that have an effect; an action takes up to `max_tokens`.
-
-    Raises:
-        ValueError: for options that `generate` does not have or that do not give one legal action a row.
-    """
-    sampling, beams = bool(options.get("do_sample")), options.get("num_beams")
-    if sampling and (beams or 1) > 1:
-        raise ValueError(
-            f"got do_sample=True with num_beams={beams}, expected one or the other: sampling beams draws more "
-            "continuations than the grammar allows"
-        )
-    temperature = options.get("temperature")
-    if sampling and temperature is not None and not temperature > 0:
-        raise ValueError(
-            f"got temperature={temperature} with do_sample=True, expected a number above 0; leave both out for the "
-            "most probable action"
-        )
-    if (limit := options.get("max_new_tokens")) is not None and limit < max_tokens:
-        raise ValueError(
-            f"got max_new_tokens={limit}, expected none: an action of this model takes up to {max_tokens} tokens, "
-            "and the grammar ends it"
-        )
-    if beams == 0 or any(options.get(f"forced_{end}_token_id") for end in ("bos", "eos")):
-        raise ValueError(
-            f"got num_beams={beams} or a forced token, expected at least one beam, and only tokens of the action's "
-            "grammar"
-        )
-    known = vars(GenerationConfig())
-    for name in options:
-        if name not in known or name == "num_return_sequences":
-            near = get_close_matches(name, known, n=1) if name not in known else []
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"got the option {name!r}, expected options of generate that leave one action per observation; {hint}"
-                "call generate with ActionLogitsProcessor for anything else"
-            )
-    # An action ends before the limits of length, and a prediction has fields of its own.
-    unused = {"max_new_tokens", "max_length", "return_dict_in_generate", *OUTPUT_OPTIONS}
-    unused |= set() if sampling or options.get("penalty_alpha") else SAMPLING_OPTIONS
-    unused |= set() if (beams or 1) > 1 else {"length_penalty", "early_stopping"}
-    return {
-        name: value
-        for name, value in options.items()
-        if name not in unused and value is not None and value != NEUTRAL.get(name)
-    }

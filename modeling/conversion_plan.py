@@ -1,10 +1,8 @@
 """Plans of weight conversions: where each tensor of the result comes from. It never ships to the Hub."""
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -60,24 +58,6 @@ def check_tensors(missing: Iterable[str], unexpected: Iterable[str], owner: str)
         )
 
 
-def encoder_sizes(
-    patches: int, width: int, heads: int, patch_size: int, blocks: int, where: str = ""
-) -> dict[str, int]:
-    """Sizes of a vision encoder as its configuration names them; raises `ConversionError` for impossible ones."""
-    side = math.isqrt(patches)
-    if side * side != patches or width % heads:
-        raise ConversionError(
-            f"got {patches} patches of width {width}{where}, expected a square and a multiple of {heads} heads"
-        )
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": blocks,
-        "num_attention_heads": heads,
-        "image_size": side * patch_size,
-        "patch_size": patch_size,
-    }
-
-
 def language_model_sizes(shapes: Shapes, stem: str, heads: int) -> dict[str, int]:
     """Sizes of a Llama or Gemma as its configuration names them; raises `ConversionError` for impossible ones."""
     vocab_size, hidden_size = shapes[f"{stem}.embed_tokens.weight"]
@@ -93,14 +73,3 @@ def language_model_sizes(shapes: Shapes, stem: str, heads: int) -> dict[str, int
         "num_key_value_heads": keys // (queries // heads),
         "head_dim": queries // heads,
     }
-
-
-def language_model_tensors(stem: str) -> list[str]:
-    """The tensors that `language_model_sizes` reads."""
-    layer = [f"layers.0.{name}.weight" for name in ("mlp.gate_proj", "self_attn.q_proj", "self_attn.k_proj")]
-    return [f"{stem}.{name}" for name in ("embed_tokens.weight", *layer)]
-
-
-def given(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The settings of those names that are set."""
-    return {name: settings[name] for name in names if settings.get(name) is not None}

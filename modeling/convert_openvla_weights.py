@@ -13,6 +13,7 @@ affect OpenVLA's features, which are those of the second-to-last block; they are
 written under the names of transformers 4, which 5 reads as well.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -25,10 +26,7 @@ from .conversion_plan import (
     Shapes,
     check_tensors,
     count_blocks,
-    encoder_sizes,
-    given,
     language_model_sizes,
-    language_model_tensors,
     require_tensors,
 )
 
@@ -63,7 +61,9 @@ def openvla_config(shapes: Shapes, timm_ids: list[str], text: dict[str, Any]) ->
         raise ConversionError(f"got the encoders {timm_ids}, expected DINOv2 and SigLIP, in this order")
     names = [f"{DINO}.reg_token", f"{DINO}.blocks.0.mlp.fc1.weight", f"{SIGLIP}.blocks.0.mlp.fc1.weight"]
     names += [f"{encoder}.{name}" for encoder in (DINO, SIGLIP) for name in ("pos_embed", "patch_embed.proj.weight")]
-    require_tensors(shapes, names + language_model_tensors(TEXT), "OpenVLA")
+    layer = [f"layers.0.{name}.weight" for name in ("mlp.gate_proj", "self_attn.q_proj", "self_attn.k_proj")]
+    names += [f"{TEXT}.{name}" for name in ("embed_tokens.weight", *layer)]
+    require_tensors(shapes, names, "OpenVLA")
     dino_hidden = shapes[f"{DINO}.blocks.0.mlp.fc1.weight"][0]
     dino_width = shapes[f"{DINO}.pos_embed"][-1]
     return {
@@ -96,7 +96,13 @@ def _encoder_sizes(shapes: Shapes, encoder: str, timm_id: str) -> dict[str, int]
     _, patches, width = shapes[f"{encoder}.pos_embed"]
     patch_size = shapes[f"{encoder}.patch_embed.proj.weight"][-1]
     blocks = count_blocks(shapes, f"{encoder}.blocks")
-    return encoder_sizes(patches, width, heads, patch_size, blocks, f" in {encoder}")
+    side = math.isqrt(patches)
+    if side * side != patches or width % heads:
+        raise ConversionError(
+            f"got {patches} patches of width {width} in {encoder}, expected a square and a multiple of {heads} heads"
+        )
+    sizes = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads}
+    return {**sizes, "image_size": side * patch_size, "patch_size": patch_size}
 
 
 def _text_config(shapes: Shapes, text: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def _text_config(shapes: Shapes, text: dict[str, Any]) -> dict[str, Any]:
     return {
         "model_type": "llama",
         "rms_norm_eps": 1e-6,  # likewise; the released model runs with it although Llama-2 was trained with 1e-5
-        **given(text, kept),
+        **{name: text[name] for name in kept if text.get(name) is not None},
         **language_model_sizes(shapes, TEXT, heads),
         "bos_token_id": text.get("bos_token_id", 1),
         "eos_token_id": text.get("eos_token_id", 2),

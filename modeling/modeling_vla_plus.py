@@ -13,8 +13,7 @@ from transformers import AutoModelForImageTextToText, GenerationMixin, LogitsPro
 
 from .action_prediction import ActionPrediction, ActionPredictionMixin
 from .configuration_vla_plus import VLAPlusConfig
-from .image_language_model import NoImageToken, drops_caches
-from .openvla_contract import OpenVLAContractMixin
+from .openvla_contract import NoImageToken, OpenVLAContractMixin, drops_caches
 from .vision_twin import add_frozen_vision
 from .vlm_families import family_of
 
@@ -29,7 +28,9 @@ from .base_configuration import as_config  # noqa: F401
 from .cpu_threads import limit_cpu_threads  # noqa: F401
 from .draft_trees import Drafts  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
+from .generation_options import checked_options  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
+from .prefix_actions import prefix_tokens  # noqa: F401
 from .recorded_passes import recorded_forward  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401

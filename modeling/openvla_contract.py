@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import BitsAndBytesConfig
+import torch
+from transformers import BitsAndBytesConfig, LogitsProcessor
 from transformers.utils import logging
 
 from .action_statistics import select_statistics
@@ -168,3 +169,21 @@ def replace_flash_attention(config: Any) -> None:
     )
     for part in asking:
         part._attn_implementation = "sdpa"
+
+
+class NoImageToken(LogitsProcessor):
+    """Keeps `generate` from writing the image token."""
+
+    def __init__(self, image_token_id: int):
+        self.image_token_id = image_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores float [B, V] with minus infinity for that token."""
+        scores = scores.clone()
+        scores[:, self.image_token_id] = -torch.inf
+        return scores
+
+
+def drops_caches(language_model: Any) -> bool:
+    """Whether layers are checkpointed, which then ignore a cache."""
+    return any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in language_model.layers)

@@ -16,7 +16,7 @@ from tiny_vlms import FAMILIES, tiny_inputs, tiny_vla_plus
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gen_vla.modeling import image_language_model, recorded_passes
+from gen_vla.modeling import openvla_plus_backbone, recorded_passes
 from gen_vla.modeling.fused_layers import TorchOperations
 from gen_vla.modeling.recorded_passes import ModelFingerprint, StaticForward
 from gen_vla.modeling.tree_decoding import TreeDecoder
@@ -192,7 +192,7 @@ def test_passes_stay_on_the_device(kind, operations, llama_like, monkeypatch):
     """Nothing in a pass waits for the CPU or takes a tensor from it: a graph could not be recorded, or be stale."""
     strings, own = ActionStringProcessor(3, 1, 3), kind == "openvla_plus"
     model: Any = tiny_pair(kind, llama_like, strings)[0] if own else tiny_vla_plus(kind, strings=strings)
-    monkeypatch.setattr(image_language_model, "is_recording", lambda device: True)
+    monkeypatch.setattr(openvla_plus_backbone, "is_recording", lambda device: True)
     if operations and not own:
         pytest.skip("layers that are not fused")
     plan = StaticForward(model.to("meta"), tuple(range(14)), (2, 16, 128), graphs=False)
