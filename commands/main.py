@@ -18,6 +18,7 @@ import typer
 from typer.main import get_command
 
 from gen_vla.commands import evaluate
+from gen_vla.commands.ablation import ablation
 from gen_vla.commands.convert import convert
 from gen_vla.commands.demo import demo
 from gen_vla.commands.predict import predict
@@ -43,7 +44,7 @@ Examples:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(evaluate.app, name="evaluate")
-for command in (train, convert, publish, predict, serve, record, demo):
+for command in (train, convert, publish, predict, serve, record, demo, ablation):
     app.command()(command)
 
 

@@ -42,7 +42,8 @@ class OpenVLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
             those of the second-to-last block, as in OpenVLA.
         siglip_config: SigLIP's vision encoder, likewise.
         text_config: the language model, Llama.
-        frozen: the encoder that never moves: `"siglip"` (the recipe), `"dino"`, or `None` (without D).
+        frozen: the encoder that never moves: `"siglip"` (the recipe), `"dino"`, `"all"` for both, or `None` (without
+            D).
         image_token_id: id of the placeholder whose embeddings the projected patches replace.
         action_config: the action format, see `action_grammar.py`; `None` for a model that only answers questions.
         norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
@@ -54,7 +55,7 @@ class OpenVLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
 
     model_type = "openvla_plus"
     sub_configs = {"dino_config": AutoConfig, "siglip_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012  # pyright: ignore
-    frozen_choices = ("siglip", "dino", None)
+    frozen_choices = ("siglip", "dino", "all", None)
 
     def __init__(
         self,

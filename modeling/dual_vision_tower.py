@@ -34,13 +34,13 @@ class DualVisionTower(nn.Module):
 
     Args:
         encoders: configuration by name, in the order of their channels.
-        frozen: the name of the encoder that never moves, or `None`.
+        frozen: the name of the encoder that never moves, `"all"`, or `None`.
     """
 
     def __init__(self, encoders: dict[str, Any], frozen: str | None):
         super().__init__()
-        if frozen is not None and frozen not in encoders:
-            raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(encoders)} or None")
+        if frozen not in (*encoders, "all", None):
+            raise ValueError(f"got frozen={frozen!r}, expected one of {', '.join(encoders)}, 'all' or None")
         self.names = tuple(encoders)
         self.frozen = frozen
         self.prefix_tokens = {name: prefix_tokens(config) for name, config in encoders.items()}
@@ -60,8 +60,12 @@ class DualVisionTower(nn.Module):
             mask_token = getattr(self.get_submodule(name).embeddings, "mask_token", None)
             if mask_token is not None:
                 mask_token.requires_grad_(False)
-        if self.frozen is not None:
-            self.get_submodule(self.frozen).requires_grad_(False).eval()
+        for name in filter(self.is_frozen, self.names):
+            self.get_submodule(name).requires_grad_(False).eval()
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether an encoder never moves."""
+        return self.frozen in (name, "all")
 
     def train(self, mode: bool = True) -> "DualVisionTower":
         super().train(mode)
@@ -92,7 +96,7 @@ class DualVisionTower(nn.Module):
         """One encoder's patch features [B, N, width] of its pixel values [B, 3, H, W]."""
         encoder = self.get_submodule(name)
         pixels = pixels.to(next(encoder.parameters()).dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and name != self.frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen(name)):
             hidden = encoder(pixel_values=pixels).last_hidden_state
         return hidden[:, self.prefix_tokens[name] :]
 

@@ -54,7 +54,7 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
     if model.config.model_type == "vla_plus":
         return _config_of_vlm(model, settings)
     tower = model.model.vision_tower
-    trained = [name for name in tower.names if name != tower.frozen]
+    trained = [name for name in tower.names if not tower.is_frozen(name)]
     layers, full = LANGUAGE_LAYERS, None
     if settings.tower == "lora":
         layers += "|" + VISION_LAYERS.format(towers="|".join(map(re.escape, trained)))

@@ -26,13 +26,13 @@ def test_configuration_defaults_and_errors() -> None:
     assert (openvla.num_image_tokens, openvla.frozen) == (256, "siglip")
     assert (openvla.dino_config.hidden_size, openvla.siglip_config.hidden_size) == (1024, 1152)
     assert (openvla.text_config.vocab_size, openvla.text_config.hidden_size) == (32064, 4096)
-    with pytest.raises(ValueError, match="got frozen='llama', expected one of 'siglip', 'dino', None"):
+    with pytest.raises(ValueError, match="got frozen='llama', expected one of 'siglip', 'dino', 'all', None"):
         OpenVLAPlusConfig(frozen="llama")
     with pytest.raises(ValueError, match=r"got {'dino': 4, 'siglip': 256} patches per encoder, expected the same"):
         OpenVLAPlusConfig(dino_config={"image_size": 8, "patch_size": 4})
 
 
-@pytest.mark.parametrize("frozen", ["siglip", "dino", None])
+@pytest.mark.parametrize("frozen", ["siglip", "dino", "all", None])
 def test_every_field_survives_saving(frozen: str | None, llama_like: Any, tmp_path: Path) -> None:
     config = tiny_config(
         llama_like,

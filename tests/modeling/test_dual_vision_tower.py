@@ -11,7 +11,7 @@ from gen_vla.modeling import DualVisionTower, OpenVLAPlusForVision2Seq
 
 
 ENCODERS = ("dino", "siglip")
-FROZEN = ("siglip", "dino", None)
+FROZEN = ("siglip", "dino", "all", None)
 # The bias of an attention key adds the same number to every score of a query, which the softmax takes out again.
 NO_EFFECT = ("k_proj.bias", "key.bias")
 
@@ -61,12 +61,12 @@ def test_modes_and_gradients(llama_like: Any, inputs: Any, frozen: str | None) -
     tower = model.model.vision_tower
     model.requires_grad_(True)  # what a careless trainer does: there is still no graph through the frozen encoder
     for name in ENCODERS:
-        assert (tower.encode(name, torch.randn(1, 3, 8, 8)).grad_fn is not None) == (name != frozen)
+        assert (tower.encode(name, torch.randn(1, 3, 8, 8)).grad_fn is not None) == (frozen not in (name, "all"))
     for switch in (model.train, tower.train, lambda: model.train(True), lambda: model.requires_grad_(True).train()):
         switch()
         for name in ENCODERS:
             encoder = tower.get_submodule(name)
-            moves = name != frozen
+            moves = frozen not in (name, "all")
             assert {module.training for module in encoder.modules()} == {moves}
             trainable = {key for key, parameter in encoder.named_parameters() if parameter.requires_grad}
             assert bool(trainable) == moves
@@ -74,7 +74,7 @@ def test_modes_and_gradients(llama_like: Any, inputs: Any, frozen: str | None) -
     model = tiny_model(llama_like, frozen=frozen)
     model.train()(**inputs).loss.backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    expected = {name for name, _ in model.named_parameters() if frozen and f"vision_tower.{frozen}." in name}
+    expected = {name for name, _ in model.named_parameters() if stays(name, frozen)}
     assert without == expected | {"model.vision_tower.dino.embeddings.mask_token"}
     model.eval()
     assert not any(module.training for module in model.modules())
@@ -101,7 +101,7 @@ def test_optimizer_steps_move_everything_but_the_frozen_encoder(
             optimizer.step()
     after = model.state_dict()
     still = {name for name in before if torch.equal(before[name], after[name])}
-    assert still == {name for name in before if "mask_token" in name or (frozen and f"vision_tower.{frozen}." in name)}
+    assert still == {name for name in before if "mask_token" in name or stays(name, frozen)}
     for name, tensor in plain.state_dict().items():  # checkpointing changes memory, not numbers
         if not name.endswith(NO_EFFECT):
             torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-5, msg=name)
@@ -123,7 +123,12 @@ def test_every_tensor_but_the_mask_token_matters(llama_like: Any, inputs: Any) -
     assert idle - keys == {"model.vision_tower.dino.embeddings.mask_token"}
 
 
+def stays(name: str, frozen: str | None) -> bool:
+    """Whether a weight is one of a frozen encoder."""
+    return any(frozen in (encoder, "all") and f"vision_tower.{encoder}." in name for encoder in ENCODERS)
+
+
 def test_an_unknown_frozen_encoder_is_named(llama_like: Any) -> None:
     encoders = tiny_config(llama_like).encoder_configs
-    with pytest.raises(ValueError, match="got frozen='sigclip', expected one of dino, siglip or None"):
+    with pytest.raises(ValueError, match="got frozen='sigclip', expected one of dino, siglip, 'all' or None"):
         DualVisionTower(encoders, "sigclip")

@@ -88,8 +88,11 @@ def frozen_parameters(model: Any) -> int:
     """Weights of the frozen encoder."""
     if model.config.model_type == "vla_plus":
         return sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
-    frozen = model.config.frozen
-    return sum(p.numel() for p in model.model.vision_tower.get_submodule(frozen).parameters()) if frozen else 0
+    if not model.config.frozen:
+        return 0
+    tower = model.model.vision_tower
+    still = [tower.get_submodule(name) for name in filter(tower.is_frozen, tower.names)]
+    return sum(weight.numel() for encoder in still for weight in encoder.parameters())
 
 
 def command_text(entry: dict[str, Any]) -> str:

@@ -138,6 +138,8 @@ def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
         dual = "none: every encoder trains"
     elif recipe.model.family == "vla_plus":
         dual = "one copy of the vision encoder never moves, the other trains"
+    elif frozen == "all":
+        dual = "none: no encoder trains"
     else:
         other = next(word for encoder, word in ENCODERS.items() if encoder != frozen)
         dual = f"{ENCODERS[frozen]} never moves, {other} trains"

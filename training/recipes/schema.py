@@ -20,7 +20,7 @@ from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 
 
 FROZEN = {
-    "openvla_plus": ("siglip", "dino", None),
+    "openvla_plus": ("siglip", "dino", "all", None),
     "vla_plus": ("vision", None),
 }
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
@@ -38,8 +38,8 @@ class ModelRecipe:
     initial_model: str | None = None
     """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`; null for random
     weights."""
-    frozen: Literal["siglip", "dino", "vision"] | None = "siglip"
-    """The vision encoder that is never trained (D); null for none. In `vla_plus` it is `vision`."""
+    frozen: Literal["siglip", "dino", "all", "vision"] | None = "siglip"
+    """The vision encoder that is never trained (D), or `all`; null for none. In `vla_plus` it is `vision`."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of random weights, above 0. Ignored with `initial_model`, like the four settings below."""
     dino: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,152 @@
+"""`gen-vla ablation`: every row of the 2³ of D, S and C, and controls, over several seeds, from one base.
+
+    WORK_DIR/demonstrations, questions        what all rows train on
+    WORK_DIR/held_out/LOOKS                   questions to judge by: home, broad, unseen
+    WORK_DIR/ROW-seedN/                       a model; its results beside it, in ROW-seedN-results/
+    WORK_DIR/report/                          the paper's tables with what is there so far
+
+Rows get the same number of robot rows per step; co-training adds as many questions. Whatever is finished is kept: the
+same command goes on where it stopped. Each training and suite is a process of its own.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from typer import Option
+
+
+RECIPE = "mini_openvla_plus"
+LOOKS = ("home", "broad", "unseen")
+HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
+ROBOT_ROWS = 8  # per step
+NO_D: dict[str, Any] = {"model.frozen": None}
+NO_S: dict[str, Any] = {
+    "actions.representation": "bins",
+    "actions.bin_tokens": "bytes",
+    "actions.label_decimals": None,
+    "loss.decimal_weights": [],
+}
+NO_C: dict[str, Any] = {"data.co_training": [], "training.batch_size": ROBOT_ROWS}
+ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what differs from OpenVLA+
+    "openvla-plus": {},
+    "openvla": {**NO_D, **NO_S, **NO_C},
+    "openvla-sc": NO_D,
+    "openvla-ds": NO_C,
+    "openvla-s": {**NO_D, **NO_C},
+    "openvla-d": {**NO_S, **NO_C},
+    "openvla-c": {**NO_D, **NO_S},
+    "openvla-dc": NO_S,
+    "openvla-inst-aug": {**NO_D, **NO_S, **NO_C, "data.instruction_augmentation": {}},
+    "openvla-all-frozen": {"model.frozen": "all"},
+}
+
+
+def ablation(
+    work_dir: Annotated[Path, Option(help="Where data, models and results go.")] = Path("ablation"),
+    rows: Annotated[str, Option(help="Names of rows.")] = ",".join(ROWS),
+    seeds: Annotated[int, Option(help="Training seeds per row: 0, 1, ...")] = 3,
+    episodes: Annotated[int, Option(help="Rollouts per task; per variant a twelfth, at least one.")] = 50,
+    questions: Annotated[int, Option(help="Held-out questions per set of looks.")] = 900,
+    processes: Annotated[int, Option(help="Of training and of the simulator.")] = 2,
+    status: Annotated[bool, Option("--status", help="Show what is done and what is left; runs nothing.")] = False,
+    overrides: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override a setting of every row's recipe.")
+    ] = None,
+) -> None:
+    """Train and measure the rows of the paper's ablation on the tabletop; running again goes on."""
+    from gen_vla.commands.options import entries
+
+    named = entries(rows)
+    if unknown := [name for name in named if name not in ROWS]:
+        raise ValueError(f"got the rows {', '.join(unknown)}, expected some of {', '.join(ROWS)}")
+    runs = [Run(name, seed, work_dir) for seed in range(seeds) for name in named]
+    console = Console()
+    if status:
+        console.print(status_table(runs))
+        return
+    for looks in LOOKS:
+        folder = work_dir / "held_out" / looks
+        if not folder.exists():
+            chosen = [f"--looks={looks}", f"--count={questions}", f"--seed={HELD_OUT_SEED}"]
+            command("record", "questions", folder, *chosen)
+    for run in runs:
+        if run.left():
+            console.rule(f"[bold]{run.name}", align="left")
+            run.train(processes, overrides or [])
+            run.measure(episodes, processes)
+            report(runs, work_dir)
+        console.print(status_table(runs))
+
+
+class Run:
+    """One row and seed: a model, and the results of its suites."""
+
+    def __init__(self, row: str, seed: int, work_dir: Path):
+        self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, f"mini-{row}-seed{seed}"
+        self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
+        suites = [f"questions_{looks}.json" for looks in LOOKS]
+        self.files = [*(self.results / name for name in suites), self.results / "variants" / "results.json"]
+        self.files += [self.results / "matching" / "results.json", self.results / "latency.json"]
+
+    def left(self) -> list[str]:
+        """What is still to do."""
+        trained = (self.model / "training_log.json").is_file()
+        return ["training"] * (not trained) + [str(path.relative_to(self.results)) for path in self.missing()]
+
+    def missing(self) -> list[Path]:
+        return [path for path in self.files if not path.is_file()]
+
+    def train(self, processes: int, overrides: list[str]) -> None:
+        if (self.model / "training_log.json").is_file():
+            return
+        settings = {**ROWS[self.row], "name": self.name, "training.seed": self.seed}
+        chosen = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+        chosen += [f"--set={entry}" for entry in overrides]
+        command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
+
+    def measure(self, episodes: int, workers: int) -> None:
+        """Success where the demonstrations were made, in other looks and words, and hindered; questions; speed."""
+        self.results.mkdir(exist_ok=True)
+        trained_on = f"--trained-on={self.work_dir / 'demonstrations'}"
+        modes = {
+            "matching": ("matching,paraphrase,masked", episodes, "swapped,nonsense"),
+            "variants": ("variants,seen_variants", max(episodes // 12, 1), ""),
+        }
+        for path in self.missing():
+            if path.parent.name in modes:
+                shown, count, controls = modes[path.parent.name]
+                options = [f"--modes={shown}", f"--episodes={count}", f"--policy={controls}", f"--workers={workers}"]
+                command("evaluate", "tabletop", self.model, *options, trained_on, f"--output={path.parent}")
+            elif path.name == "latency.json":
+                command("evaluate", "latency", self.model, f"--output={path}")
+            else:
+                asked = self.work_dir / "held_out" / path.stem.removeprefix("questions_")
+                command("evaluate", "scene_questions", self.model, f"--questions={asked}", f"--output={path}")
+
+
+def command(*arguments: Any) -> None:
+    """Runs `gen-vla`; raises `ValueError` where it fails."""
+    words = [str(argument) for argument in arguments]
+    if subprocess.call([sys.executable, "-m", "gen_vla.commands.main", *words]):
+        raise ValueError(f"got a failure from gen-vla {' '.join(words)}; its messages are above. Run again to go on")
+
+
+def report(runs: list[Run], work_dir: Path) -> None:
+    """The tables of everything that is there."""
+    found = [path for run in runs for path in run.files if path.is_file()]
+    command("evaluate", "report", *found, f"--output={work_dir / 'report'}")
+
+
+def status_table(runs: list[Run]) -> Table:
+    """What is done and what is left, by row and seed."""
+    seeds = sorted({run.seed for run in runs})
+    table = Table("row", *(f"seed {seed}" for seed in seeds), title="Done, or what is left")
+    for row in dict.fromkeys(run.row for run in runs):
+        left = [run.left() for run in runs if run.row == row]
+        table.add_row(row, *(f"{len(parts)} left: {parts[0]}" if parts else "done" for parts in left))
+    return table

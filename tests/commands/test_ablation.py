@@ -1,0 +1,49 @@
+"""`gen-vla ablation`: every row loads, finished work is kept, and the tables name the paper's rows."""
+
+from pathlib import Path
+
+import pytest
+
+from gen_vla.commands import ablation
+from gen_vla.commands.main import main
+from gen_vla.training.recipes.loading import load_recipe
+
+
+TINY = ["training.steps=2", "data.robot.0.record.episodes_per_task=1", "data.vision_language.0.record.count=40"]
+
+
+@pytest.mark.parametrize("row", ablation.ROWS)
+def test_rows_are_what_their_names_say(row: str) -> None:
+    recipe = load_recipe(ablation.RECIPE, {**ablation.ROWS[row], "name": row})
+    letters = {"openvla-plus": "dsc", "openvla-all-frozen": "dsc", "openvla-inst-aug": ""}
+    has = letters.get(row, row.removeprefix("openvla").strip("-"))
+    assert (recipe.model.frozen is not None) == ("d" in has)
+    assert (recipe.actions.representation == "string") == ("s" in has)
+    assert bool(recipe.data.questions) == ("c" in has)
+    robot_rows = recipe.training.batch_size // (2 if "c" in has else 1)
+    assert robot_rows == ablation.ROBOT_ROWS, "every row sees as many demonstrations"
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ablation", f"--work-dir={tmp_path}", "--seeds=1", "--episodes=1", "--questions=9", "--processes=1"]
+    words += [f"--set={entry}" for entry in TINY]
+    assert main([*words, "--rows=openvla-sc"]) == 0
+    report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "OpenVLA+SC" in report
+    run = ablation.Run("openvla-sc", 0, tmp_path)
+    assert run.left() == []
+    run.files[0].unlink()
+    called: list[tuple[object, ...]] = []
+    monkeypatch.setattr(ablation, "command", lambda *arguments: called.append(arguments))
+    assert main([*words, "--rows=openvla-sc"]) == 0
+    assert [arguments[1] for arguments in called] == ["scene_questions", "report"]
+    capfd.readouterr()
+    assert main([*words, "--rows=openvla-sc,openvla", "--status"]) == 0
+    shown = capfd.readouterr().out
+    assert "1 left: questions_home.json" in shown
+    assert "7 left: training" in shown
+    assert main([*words, "--rows=openvla-x"]) == 2
+    assert "got the rows openvla-x, expected some of openvla-plus, openvla," in capfd.readouterr().err
