@@ -82,6 +82,10 @@ def prepare(recipe: Any, work_dir: Path, *, resume: bool, mini: bool) -> None:
         discard_checkpoints(recipe, work_dir)
     prepare_run(recipe, work_dir, resume)
     record_missing_data(recipe, work_dir)
+    if recipe.pretraining and "RANK" not in os.environ:  # before any launcher
+        from gen_vla.training.pretraining.towers import pretrain_towers
+
+        pretrain_towers(recipe, work_dir)
 
 
 def run(recipe: Any, work_dir: Path, *, resume: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 
 from gen_vla.modeling.base_configuration import image_tokens
 from gen_vla.processors import (
@@ -55,7 +56,15 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
     config = new_config(recipe, tokenizer, opened.norm_stats)
     processor = new_processor(recipe, tokenizer, config, opened)
-    return family_named(recipe.model.family).model(config), processor
+    model = family_named(recipe.model.family).model(config)
+    if recipe.pretraining:
+        model.model.vision_tower.load_state_dict(load_file(towers_file(recipe, work_dir)))
+    return model, processor
+
+
+def towers_file(recipe: Recipe, work_dir: Path) -> Path:
+    """Where `pretraining/towers.py` leaves the towers that a recipe starts from."""
+    return work_dir / recipe.name / "towers" / "tower.safetensors"
 
 
 def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> Any:

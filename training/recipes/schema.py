@@ -191,6 +191,9 @@ class Recipe:
     """One sentence for tables and cards."""
     training: TrainingRecipe
     """Optimisation."""
+    pretraining: TrainingRecipe | None = None
+    """Optimisation of the vision encoders alone, before `training`, on a label per image token of the recorded
+    questions' pictures; null for encoders from random weights. For `openvla_plus` without `initial_model`."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     """The architecture, or the model to start from."""
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
