@@ -48,6 +48,10 @@ def train(
 
         return run_check(loaded, work_dir)
     prepare(loaded, Path(work_dir), resume=resume, mini=mini)
+    if loaded.pretraining:
+        from gen_vla.training.pretraining.encoders import pretrain_encoders
+
+        pretrain_encoders(loaded, Path(work_dir), processes)
     if processes > 1:
         passed = [recipe, "--work-dir", work_dir, *(["--resume"] if resume else []), *(["--mini"] if mini else [])]
         raise typer.Exit(run_in_processes([*passed, *(f"--set={entry}" for entry in overrides)], processes))
@@ -82,10 +86,6 @@ def prepare(recipe: Any, work_dir: Path, *, resume: bool, mini: bool) -> None:
         discard_checkpoints(recipe, work_dir)
     prepare_run(recipe, work_dir, resume)
     record_missing_data(recipe, work_dir)
-    if recipe.pretraining and "RANK" not in os.environ:  # before any launcher
-        from gen_vla.training.pretraining.towers import pretrain_towers
-
-        pretrain_towers(recipe, work_dir)
 
 
 def run(recipe: Any, work_dir: Path, *, resume: bool) -> None:

@@ -58,13 +58,16 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     processor = new_processor(recipe, tokenizer, config, opened)
     model = family_named(recipe.model.family).model(config)
     if recipe.pretraining:
-        model.model.vision_tower.load_state_dict(load_file(towers_file(recipe, work_dir)))
+        for name in model.model.vision_tower.names:
+            model.model.vision_tower.get_submodule(name).load_state_dict(
+                load_file(encoder_file(recipe, work_dir, name))
+            )
     return model, processor
 
 
-def towers_file(recipe: Recipe, work_dir: Path) -> Path:
-    """Where `pretraining/towers.py` leaves the towers that a recipe starts from."""
-    return work_dir / recipe.name / "towers" / "tower.safetensors"
+def encoder_file(recipe: Recipe, work_dir: Path, name: str) -> Path:
+    """Where `pretraining/encoders.py` leaves an encoder that a recipe starts from."""
+    return work_dir / recipe.name / "encoders" / name / "encoder.safetensors"
 
 
 def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> Any:

@@ -223,6 +223,11 @@ class Recipe:
                     f"data.robot.{number} ({source.key!r}): got displacements with {wrong}, expected dimensions from "
                     f"0 to {self.actions.action_dim - 1} that actions.binary_dims does not name"
                 )
+        if self.pretraining and (self.model.family != "openvla_plus" or self.model.initial_model):
+            raise RecipeError(
+                f"got pretraining with model.family={self.model.family!r} and model.initial_model="
+                f"{self.model.initial_model!r}, expected openvla_plus from random weights, or no pretraining"
+            )
         self._check_flow()
 
     def _check_flow(self) -> None:

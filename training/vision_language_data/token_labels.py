@@ -15,9 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 
-AROUND = ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5))  # patches, to the four whose middles are nearest
-
-
 class TokenLabels(NamedTuple):
     """Per token, row by row from the top left: int64 [B, N] colour and shape, float32 [B, N, 2] offset (u, v).
 
@@ -30,7 +27,7 @@ class TokenLabels(NamedTuple):
     offsets: np.ndarray
 
 
-def token_labels(objects: Sequence[Sequence[Mapping[str, float]]], grid: int, around: bool = False) -> TokenLabels:
+def token_labels(objects: Sequence[Sequence[Mapping[str, float]]], grid: int) -> TokenLabels:
     """The labels of B pictures on a grid of grid x grid patches, N in all.
 
     Args:
@@ -52,10 +49,9 @@ def token_labels(objects: Sequence[Sequence[Mapping[str, float]]], grid: int, ar
         return labels
     rows, colours, shapes, *places = np.array(found).T
     places = grid * np.stack(places, axis=1)
-    for shift in (*(AROUND if around else ()), (0.0, 0.0)):
-        cells = np.floor(places + shift).astype(np.int64)
-        inside = ((cells >= 0) & (cells < grid)).all(axis=1)
-        index = rows.astype(np.int64)[inside], (grid * cells[:, 1] + cells[:, 0])[inside]
-        labels.colours[index], labels.shapes[index] = 1 + colours[inside], 1 + shapes[inside]
-        labels.offsets[index] = (places - cells)[inside]
+    inside = ((places >= 0) & (places < grid)).all(axis=1)
+    cells = np.floor(places).astype(np.int64)
+    index = rows.astype(np.int64)[inside], (grid * cells[:, 1] + cells[:, 0])[inside]
+    labels.colours[index], labels.shapes[index] = 1 + colours[inside], 1 + shapes[inside]
+    labels.offsets[index] = (places - cells)[inside]
     return labels
