@@ -28,13 +28,14 @@ from gen_vla.training.checkpoints import (
     read_processor,
 )
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
-from gen_vla.training.recipes.schema import ActionRecipe, ModelRecipe, Recipe
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.storage.recordings import load_recording
 from gen_vla.training.tokenizer import train_tokenizer
 
 
 HUB_PREFIX = "hf://"
+PACKAGED_MODELS = Path(__file__).resolve().parent / "base_models"
 
 
 def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any]:
@@ -166,15 +167,25 @@ def set_center_crop(processor: Any, area: float | None) -> None:
 
 def initial_model_folder(name: str, work_dir: Path) -> Path:
     """The folder of the model to start from, fetched from the Hub where its name begins with `hf://`."""
-    if not name.startswith(HUB_PREFIX):
-        if not (work_dir / name).is_dir():
-            raise FileNotFoundError(
-                f"got model.initial_model={name!r} and no folder {work_dir / name}, expected a saved model there; "
-                "gen-vla convert makes it of a published checkpoint, gen-vla train of a recipe "
-                "(docs/how_to/train_the_paper.md)"
-            )
-        return check_folder(work_dir / name)
-    return check_folder(fetch_model(name))
+    if name.startswith(HUB_PREFIX):
+        return check_folder(fetch_model(name))
+    folder = local_start(name, work_dir)
+    if not folder.is_dir() and folder.parent == PACKAGED_MODELS:
+        there = ", ".join(sorted(path.name for path in PACKAGED_MODELS.iterdir()))
+        raise FileNotFoundError(f"got model.initial_model={name!r}, expected {PACKAGE_PREFIX} and one of {there}")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"got model.initial_model={name!r} and no folder {folder}, expected a saved model there; gen-vla convert "
+            "makes it of a published checkpoint, gen-vla train of a recipe (docs/how_to/train_the_paper.md)"
+        )
+    return check_folder(folder)
+
+
+def local_start(name: str, work_dir: Path) -> Path:
+    """Where a model to start from lies, or would lie, that is not on the Hub."""
+    if name.startswith(PACKAGE_PREFIX):
+        return PACKAGED_MODELS / name.removeprefix(PACKAGE_PREFIX)
+    return work_dir / name
 
 
 def fetch_model(name: str, files: list[str] | None = None) -> Path:

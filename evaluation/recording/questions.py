@@ -81,9 +81,7 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
     raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
 
 
-def _more_turns(
-    facts: SceneFacts, asked: str, camera: CameraPose, rng: np.random.Generator
-) -> list[dict[str, str]]:
+def _more_turns(facts: SceneFacts, asked: str, camera: CameraPose, rng: np.random.Generator) -> list[dict[str, str]]:
     """Questions of other kinds than the one asked, about things drawn anew, with their answers."""
     held = any(thing.z > 0.0 for thing in facts.scene.things)
     turns = []

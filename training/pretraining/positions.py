@@ -17,7 +17,7 @@ def start_with_sines(encoder: Any) -> None:
 
 
 def sine_positions(grid: int, width: int) -> torch.Tensor:
-    """float32 [grid x grid, width]: half of the channels for the row, half for the column (MAE's, width a multiple of 4)."""
+    """float32 [grid x grid, width]: half of the channels for the row, half for the column, as in MAE."""
     if width % 4:
         raise ValueError(f"got encoders of width {width}, expected a multiple of 4 for positions of sines and cosines")
     angles = torch.arange(grid)[:, None] / 100.0 ** (torch.arange(width // 4) / (width // 4))

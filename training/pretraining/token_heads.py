@@ -59,10 +59,13 @@ class TokenHead(nn.Module):
         handle = targets.shapes == self.shapes - 1
         wanted = (targets.colours * self.shapes + targets.shapes,) if self.named else (targets.colours, targets.shapes)
         weights = torch.where(there, 1.0, NOTHING_WEIGHT)
-        total = sum(
-            (nn.functional.cross_entropy(found.transpose(1, 2), right, reduction="none") * weights).sum()
-            for found, right in zip(logits, wanted)
-        ) / weights.sum()
+        total = (
+            sum(
+                (nn.functional.cross_entropy(found.transpose(1, 2), right, reduction="none") * weights).sum()
+                for found, right in zip(logits, wanted)
+            )
+            / weights.sum()
+        )
         total = total + PLACE_WEIGHT * _distance(numbers[..., :2][there], targets.places[there])
         opening = targets.openings[:, None].expand_as(there)
         return total + _distance(numbers[..., 2][handle], opening[handle])

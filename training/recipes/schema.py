@@ -23,6 +23,7 @@ FROZEN = {
     "openvla_plus": ("siglip", "dino", None),
     "vla_plus": ("vision", None),
 }
+PACKAGE_PREFIX = "package://"  # before the name of a model that comes with the package
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 
 
@@ -36,8 +37,8 @@ class ModelRecipe:
     SigLIP, Gemma and an action expert, the flow-matching π0: a baseline that learns from robot data alone and trains
     all weights."""
     initial_model: str | None = None
-    """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`; null for random
-    weights."""
+    """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`, or `package://NAME`
+    for one that comes with the package; null for random weights."""
     frozen: Literal["siglip", "dino", "vision"] | None = "siglip"
     """The vision encoder that is never trained (D); null for none. In `vla_plus` it is `vision`."""
     initializer_range: float = Field(default=0.02, gt=0)
