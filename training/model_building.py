@@ -60,9 +60,12 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     model = family_named(recipe.model.family).model(config)
     if recipe.pretraining:
         for name in model.model.vision_tower.names:
-            model.model.vision_tower.get_submodule(name).load_state_dict(
-                load_file(encoder_file(recipe, work_dir, name))
-            )
+            weights = encoder_file(recipe, work_dir, name)
+            if not weights.is_file():
+                raise FileNotFoundError(
+                    f"got no {weights}, expected a pretrained encoder; gen-vla train makes it first"
+                )
+            model.model.vision_tower.get_submodule(name).load_state_dict(load_file(weights))
     return model, processor
 
 
