@@ -37,8 +37,8 @@ from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrase
 
 def could_be(question: str, kind: str) -> bool:
     """Whether a wording of this kind makes the question."""
-    patterns = [re.sub(r"\\{\w+\\}", r"(?!handle|drawer)[\\w ]+", re.escape(wording)) for wording in KINDS[kind].wordings]
-    return any(re.fullmatch(pattern, question) for pattern in patterns)
+    name = f"({'|'.join(COLOURS)})? ?({'|'.join(SHAPES)})?"
+    return any(re.fullmatch(re.sub(r"{\w+}", name, wording[:-1]), question[:-1]) for wording in KINDS[kind].wordings)
 
 
 def load(folder) -> Any:
