@@ -25,7 +25,6 @@ EXPECTED_SAMPLES_PER_SECOND = 75  # below this, the demo takes longer than its h
 
 # What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
 QUICK: dict[str, dict[str, Any]] = {
-    "mini_vlm": {"data.vision_language.0.record.count": 200, "training.steps": 20},
     "mini_openvla_plus": {
         "data.robot.0.record.episodes_per_task": 2,
         "data.vision_language.0.record.count": 200,
@@ -43,20 +42,18 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 12, quick: b
     use_own_cache(output / "huggingface")
     episodes = QUICK_EPISODES if quick else episodes
     overrides: dict[str, dict[str, Any]] = QUICK if quick else {name: {} for name in QUICK}
-    vlm, policy = (load_recipe(name, changes) for name, changes in overrides.items())
+    policy = load_recipe("mini_openvla_plus", overrides["mini_openvla_plus"])
     heading(console, 1, "Recording demonstrations and questions in the simulator")
-    record([vlm, policy], output, 90 if quick else 450)
-    heading(console, 2, f"Training the vision-language model ({vlm.name}, {vlm.training.steps} steps)")
-    train(vlm, output, overrides["mini_vlm"])
+    record([policy], output, 90 if quick else 450)
     words = "the policy: robot data and questions, half each"
-    heading(console, 3, f"Training {words} ({policy.name}, {policy.training.steps} steps)")
+    heading(console, 2, f"Training {words} ({policy.name}, {policy.training.steps} steps)")
     train(policy, output, overrides["mini_openvla_plus"])
-    heading(console, 4, f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
+    heading(console, 3, f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
     publish(output, results=None)
     model, processor = load_by_name()
-    heading(console, 5, "Rolling out on layouts never seen in training, with controls")
+    heading(console, 4, "Rolling out on layouts never seen in training, with controls")
     results, tables = evaluate(model, processor, output, episodes)
-    heading(console, 6, "Drawing, and a card with the figures")
+    heading(console, 5, "Drawing, and a card with the figures")
     files = draw(policy, output)
     publish(output, card_of(output))
     seconds = time.perf_counter() - began
@@ -67,8 +64,8 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 12, quick: b
 
 
 def heading(console: Console, number: int, words: str) -> None:
-    """Begins one of the six steps on the screen."""
-    console.rule(f"[bold]{number}/6  {words}", align="left")
+    """Begins one of the five steps on the screen."""
+    console.rule(f"[bold]{number}/5  {words}", align="left")
 
 
 def use_own_cache(folder: Path) -> None:

@@ -48,6 +48,10 @@ def train(
 
         return run_check(loaded, work_dir)
     prepare(loaded, Path(work_dir), resume=resume, mini=mini)
+    if loaded.pretraining:
+        from gen_vla.training.pretraining.encoders import pretrain_encoders
+
+        pretrain_encoders(loaded, Path(work_dir), processes)
     if processes > 1:
         passed = [recipe, "--work-dir", work_dir, *(["--resume"] if resume else []), *(["--mini"] if mini else [])]
         raise typer.Exit(run_in_processes([*passed, *(f"--set={entry}" for entry in overrides)], processes))

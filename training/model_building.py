@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
 
 from gen_vla.modeling.base_configuration import image_tokens
 from gen_vla.processors import (
@@ -27,13 +28,14 @@ from gen_vla.training.checkpoints import (
     read_processor,
 )
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
-from gen_vla.training.recipes.schema import ActionRecipe, ModelRecipe, Recipe
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.storage.recordings import load_recording
 from gen_vla.training.tokenizer import train_tokenizer
 
 
 HUB_PREFIX = "hf://"
+PACKAGED_MODELS = Path(__file__).resolve().parent / "base_models"
 
 
 def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any]:
@@ -55,7 +57,21 @@ def build_model(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any
     tokenizer = train_tokenizer(recipe_texts(recipe, work_dir, opened), recipe.tokenizer.vocab_size)
     config = new_config(recipe, tokenizer, opened.norm_stats)
     processor = new_processor(recipe, tokenizer, config, opened)
-    return family_named(recipe.model.family).model(config), processor
+    model = family_named(recipe.model.family).model(config)
+    if recipe.pretraining:
+        for name in model.model.vision_tower.names:
+            weights = encoder_file(recipe, work_dir, name)
+            if not weights.is_file():
+                raise FileNotFoundError(
+                    f"got no {weights}, expected a pretrained encoder; gen-vla train makes it first"
+                )
+            model.model.vision_tower.get_submodule(name).load_state_dict(load_file(weights))
+    return model, processor
+
+
+def encoder_file(recipe: Recipe, work_dir: Path, name: str) -> Path:
+    """Where `pretraining/encoders.py` leaves an encoder that a recipe starts from."""
+    return work_dir / recipe.name / "encoders" / name / "encoder.safetensors"
 
 
 def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> Any:
@@ -154,15 +170,25 @@ def set_center_crop(processor: Any, area: float | None) -> None:
 
 def initial_model_folder(name: str, work_dir: Path) -> Path:
     """The folder of the model to start from, fetched from the Hub where its name begins with `hf://`."""
-    if not name.startswith(HUB_PREFIX):
-        if not (work_dir / name).is_dir():
-            raise FileNotFoundError(
-                f"got model.initial_model={name!r} and no folder {work_dir / name}, expected a saved model there; "
-                "gen-vla convert makes it of a published checkpoint, gen-vla train of a recipe "
-                "(docs/how_to/train_the_paper.md)"
-            )
-        return check_folder(work_dir / name)
-    return check_folder(fetch_model(name))
+    if name.startswith(HUB_PREFIX):
+        return check_folder(fetch_model(name))
+    folder = local_start(name, work_dir)
+    if not folder.is_dir() and folder.parent == PACKAGED_MODELS:
+        there = ", ".join(sorted(path.name for path in PACKAGED_MODELS.iterdir()))
+        raise FileNotFoundError(f"got model.initial_model={name!r}, expected {PACKAGE_PREFIX} and one of {there}")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"got model.initial_model={name!r} and no folder {folder}, expected a saved model there; gen-vla convert "
+            "makes it of a published checkpoint, gen-vla train of a recipe (docs/how_to/train_the_paper.md)"
+        )
+    return check_folder(folder)
+
+
+def local_start(name: str, work_dir: Path) -> Path:
+    """Where a model to start from lies, or would lie, that is not on the Hub."""
+    if name.startswith(PACKAGE_PREFIX):
+        return PACKAGED_MODELS / name.removeprefix(PACKAGE_PREFIX)
+    return work_dir / name
 
 
 def fetch_model(name: str, files: list[str] | None = None) -> Path:

@@ -24,7 +24,7 @@ from matplotlib.ticker import PercentFormatter
 
 from gen_vla.training.lora import ADAPTER_FOLDER, save_adapter
 from gen_vla.training.mixing.prepared_rows import ROBOT
-from gen_vla.training.model_building import HUB_PREFIX
+from gen_vla.training.model_building import HUB_PREFIX, local_start
 from gen_vla.training.provenance.origin import RUNS, note_run, provenance
 from gen_vla.training.recipes.loading import as_settings, load_recipe
 from gen_vla.training.recipes.schema import Recipe, RecipeError
@@ -111,7 +111,7 @@ def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path) -> dict[str,
     """How this run came about, noted for those that continue it; its model is the one it starts from."""
     name = recipe.model.initial_model
     if name:
-        name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else work_dir / name
+        name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else local_start(name, work_dir)
     record = provenance(name)
     note_run(checkpoints, record)
     return record

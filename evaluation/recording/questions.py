@@ -1,6 +1,8 @@
 """Record pictures of tabletop scenes with a question each, and where every object is in them.
 
     image, question, answer, kind, seed
+    more_turns       further questions about the picture with their answers, for training: a picture takes most of the
+                     time of a row, so that several are learned from for little more than one
     objects          the objects from far to near: colour and shape (numbers of `recording.json`'s lists), u, v
     handle, opening  the drawer's: (u, v), and 0..1
     picture_width    metres across the picture where the named object is, for the error of a point
@@ -34,6 +36,7 @@ HELD = 0.25  # share of pictures with a thing between the fingers, of these kind
 HELD_KINDS = ("shape", "colour", "object_order", "drawer_side", "count", "point")  # what is held stands nowhere
 HELD_APART, BELOW_FINGERTIPS = 0.08, 0.01  # metres from every other thing; of its middle
 MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
+MORE_TURNS = 4  # at most
 SCENES = 5000  # that are tried for a question
 
 
@@ -73,8 +76,21 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
             continue
         question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
         row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
-        return {**row, **labels(facts, look.camera)}
+        turns = _more_turns(facts, name, look.camera, np.random.default_rng([job.seed, 8]))
+        return {**row, "more_turns": turns, **labels(facts, look.camera)}
     raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
+
+
+def _more_turns(facts: SceneFacts, asked: str, camera: CameraPose, rng: np.random.Generator) -> list[dict[str, str]]:
+    """Questions of other kinds than the one asked, about things drawn anew, with their answers."""
+    held = any(thing.z > 0.0 for thing in facts.scene.things)
+    turns = []
+    for name in rng.permutation([name for name in (HELD_KINDS if held else KINDS) if name != asked]):
+        drawn = scene_facts(facts.scene, camera, rng)
+        kind, wording = KINDS[name], str(rng.choice(KINDS[name].wordings))
+        if (answer := kind.answer(drawn)) is not None:
+            turns.append({"question": wording.format(**drawn.names), "answer": answer})
+    return turns[:MORE_TURNS]
 
 
 def _with_one_held(scene: StillScene, fingertips: np.ndarray, camera: CameraPose) -> StillScene:

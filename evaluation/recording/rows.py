@@ -40,7 +40,13 @@ RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move 
 DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "task": "string"}
 DEMONSTRATION_COLUMNS |= dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")
 QUESTION_COLUMNS = {"image": "image", "question": "string", "answer": "string", "kind": "string", "seed": "int64"}
-QUESTION_COLUMNS |= {"objects": "objects", "handle": "point", "opening": "float32", "picture_width": "float32"}
+QUESTION_COLUMNS |= {
+    "more_turns": "turns",
+    "objects": "objects",
+    "handle": "point",
+    "opening": "float32",
+    "picture_width": "float32",
+}
 MAX_START_MOVES = 5  # random policy steps before recording starts, in half of the episodes
 
 
@@ -256,6 +262,7 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
 
     thing = {"colour": Value("int8"), "shape": Value("int8"), "u": Value("float32"), "v": Value("float32")}
     kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7), "objects": List(thing)}
+    kinds["turns"] = List({"question": Value("string"), "answer": Value("string")})
     kinds["point"] = List(Value("float32"), length=2)
     features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")

@@ -13,6 +13,7 @@ from gen_vla.training.model_building import (
     HUB_PREFIX,
     apply_recipe,
     fetch_model,
+    local_start,
     new_config,
     new_processor,
     read_start,
@@ -62,7 +63,7 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
         return config, new_processor(recipe, tokenizer, config, opened), None
     try:
         hub = start.startswith(HUB_PREFIX)
-        folder = fetch_model(start, ["*.json", "*.jinja"]) if hub else work_dir / start
+        folder = fetch_model(start, ["*.json", "*.jinja"]) if hub else local_start(start, work_dir)
         if has_processor(folder):
             processor, config = read_start(folder, recipe, start)
             apply_recipe(processor, config, recipe, opened)

@@ -28,7 +28,7 @@ from gen_vla.modeling.base_configuration import image_tokens
 from gen_vla.training.checkpoints import family_named, has_processor, read_config, read_processor
 from gen_vla.training.converting.foreign_layouts import LLAMA2
 from gen_vla.training.lora import lora_config
-from gen_vla.training.model_building import model_sizes
+from gen_vla.training.model_building import local_start, model_sizes
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
 from gen_vla.training.recipes.schema import Recipe
 
@@ -101,7 +101,7 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     """The configuration of the model to start from, where it is there or another shipped recipe makes it, else the
     family's full size; a recipe that starts from random weights has its own."""
     family, start = family_named(recipe.model.family), recipe.model.initial_model
-    if start is not None and (saved := work_dir / start / "config.json").is_file():
+    if start is not None and (saved := local_start(start, work_dir) / "config.json").is_file():
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
         if recipe.model.family == "vla_plus":
             config.num_image_tokens = picture_tokens(saved.parent, recipe.data.image_size)

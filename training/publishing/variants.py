@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from gen_vla.training.recipes.loading import load_recipe
-from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -203,7 +203,9 @@ def origin_of_base(recipe: Recipe) -> dict[str, Any]:
     name = recipe.model.initial_model
     if name is None:
         return {"name": "Weights", "terms": "trained from random ones, so that only the data's terms bear on them"}
-    return origins()["bases"].get(name, {"name": f"The model `{name}` it starts from", "terms": "see there"})
+    return origins()["bases"].get(
+        name.removeprefix(PACKAGE_PREFIX), {"name": f"The model `{name}` it starts from", "terms": "see there"}
+    )
 
 
 def origins_of_data(recipe: Recipe) -> list[dict[str, Any]]:

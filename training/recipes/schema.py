@@ -23,6 +23,7 @@ FROZEN = {
     "openvla_plus": ("siglip", "dino", "all", None),
     "vla_plus": ("vision", None),
 }
+PACKAGE_PREFIX = "package://"  # before the name of a model that comes with the package
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 
 
@@ -36,8 +37,8 @@ class ModelRecipe:
     SigLIP, Gemma and an action expert, the flow-matching π0: a baseline that learns from robot data alone and trains
     all weights."""
     initial_model: str | None = None
-    """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`; null for random
-    weights."""
+    """Folder of a model to start from, relative to the work folder, or `hf://OWNER/NAME[@REVISION]`, or `package://NAME`
+    for one that comes with the package; null for random weights."""
     frozen: Literal["siglip", "dino", "all", "vision"] | None = "siglip"
     """The vision encoder that is never trained (D), or `all`; null for none. In `vla_plus` it is `vision`."""
     initializer_range: float = Field(default=0.02, gt=0)
@@ -191,6 +192,9 @@ class Recipe:
     """One sentence for tables and cards."""
     training: TrainingRecipe
     """Optimisation."""
+    pretraining: TrainingRecipe | None = None
+    """Optimisation of the vision encoders alone, before `training`, on a label per image token of the recorded
+    questions' pictures; null for encoders from random weights. For `openvla_plus` without `initial_model`."""
     model: ModelRecipe = field(default_factory=ModelRecipe)
     """The architecture, or the model to start from."""
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
@@ -220,6 +224,11 @@ class Recipe:
                     f"data.robot.{number} ({source.key!r}): got displacements with {wrong}, expected dimensions from "
                     f"0 to {self.actions.action_dim - 1} that actions.binary_dims does not name"
                 )
+        if self.pretraining and (self.model.family != "openvla_plus" or self.model.initial_model):
+            raise RecipeError(
+                f"got pretraining with model.family={self.model.family!r} and model.initial_model="
+                f"{self.model.initial_model!r}, expected openvla_plus from random weights, or no pretraining"
+            )
         self._check_flow()
 
     def _check_flow(self) -> None:

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
-from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 
 
 # Parameters of the full-size models by family and number of encoders: (with D, without). Counted in tests.
@@ -50,9 +50,9 @@ def data(recipe: Recipe) -> tuple[str, str]:
 
 def size(recipe: Recipe) -> str:
     """Parameters of a recipe that starts from a full-size model; the others are mini."""
-    shipped_mini = recipe.model.initial_model is None or recipe.model.initial_model.startswith("mini-")
-    if shipped_mini:
+    start = recipe.model.initial_model
+    if start is None or start.removeprefix(PACKAGE_PREFIX).startswith("mini-"):
         return "mini"
-    paligemma = str(recipe.model.initial_model).startswith("paligemma") and not recipe.is_flow
+    paligemma = start.startswith("paligemma") and not recipe.is_flow
     sizes = PALIGEMMA_SIZES if paligemma else SIZES.get(recipe.model.family, ("any", "any"))
     return sizes[recipe.model.frozen is None]

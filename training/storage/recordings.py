@@ -9,6 +9,7 @@ from datasets import Dataset, load_from_disk
 STATE = "state.json"
 ROBOT_COLUMNS = ("image", "instruction", "action", "episode_index")
 QUESTION_COLUMNS = ("image", "question", "answer")
+MORE_TURNS = "more_turns"  # a further column: a list of {"question", "answer"} about the same picture
 
 
 def load_recording(folder: str | Path, columns: Iterable[str] = ()) -> Dataset:

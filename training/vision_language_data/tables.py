@@ -21,7 +21,7 @@ from datasets import Dataset, concatenate_datasets
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.storage.recordings import QUESTION_COLUMNS, check_columns
+from gen_vla.training.storage.recordings import MORE_TURNS, QUESTION_COLUMNS, check_columns
 from gen_vla.training.vision_language_data.rows import (
     CONVERSATIONS,
     PICTURES,
@@ -159,7 +159,7 @@ class RecordedSource(ConversationSource):
     def __getitem__(self, number: int) -> Row:
         """The row with this number as it is stored, unchecked."""
         (cells,) = self._cells(number, number + 1)
-        turns = [{"question": cells["question"], "answer": cells["answer"]}]
+        turns = [{"question": cells["question"], "answer": cells["answer"]}, *(cells.get(MORE_TURNS) or ())]
         return {"images": pictures_of(cells), "turns": turns, "identity": f"{self.name} row {number}"}
 
     def _attempts(self, shards: list[tuple[Path, int, range]]) -> Attempts:
@@ -183,10 +183,11 @@ def _recorded_rows(path: Path) -> Dataset:
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
     check_columns(rows.column_names, COLUMNS["recorded"], path)
-    return rows.select_columns(COLUMNS["recorded"])
+    return rows.select_columns([name for name in (*COLUMNS["recorded"], MORE_TURNS) if name in rows.column_names])
 
 
 def _row(identity: str, cells: dict[str, Any], read: ReadPicture | None) -> Row:
-    recorded = "question" in cells
-    messages = [("human", cells["question"]), ("gpt", cells["answer"])] if recorded else messages_of(cells)
+    turns = [cells, *(cells.get(MORE_TURNS) or ())] if "question" in cells else []
+    messages = [part for turn in turns for part in (("human", turn["question"]), ("gpt", turn["answer"]))]
+    messages = messages or messages_of(cells)
     return build_row(identity, messages, read_pictures(pictures_of(cells), read))

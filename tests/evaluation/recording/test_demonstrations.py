@@ -22,6 +22,7 @@ from gen_vla.evaluation.simulation.layouts import (
 )
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
+from gen_vla.training.pretraining.encoders import pretrain_encoders
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.run import run_recipe
 
@@ -79,8 +80,9 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
 def test_the_recipes_record_what_they_train_on(tmp_path):
     """Both mini recipes, cut to a few rows: recorded, trained, and the policy can act."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
-    start = load_recipe("mini_vlm", few)
+    start = load_recipe("mini_vlm", few | {"pretraining.steps": 1, "pretraining.batch_size": 4})
     record_missing_data(start, tmp_path)
+    pretrain_encoders(start, tmp_path, progress=False)
     run_recipe(start, tmp_path, progress=False)
     recipe = load_recipe("mini_openvla_plus", few | {"data.robot.0.record.episodes_per_task": 1})
     record_missing_data(recipe, tmp_path)

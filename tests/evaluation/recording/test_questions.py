@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from typing import Any
 
 import needs_simulator  # noqa: F401  # skips this file without one
@@ -12,7 +13,13 @@ from PIL import Image
 
 from gen_vla.evaluation.recording import questions
 from gen_vla.evaluation.recording.question_kinds import KINDS, side_of
-from gen_vla.evaluation.recording.questions import QuestionJob, record_question, record_questions, scene_facts
+from gen_vla.evaluation.recording.questions import (
+    MORE_TURNS,
+    QuestionJob,
+    record_question,
+    record_questions,
+    scene_facts,
+)
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import (
     COLOURS,
@@ -28,6 +35,12 @@ from gen_vla.evaluation.simulation.still_scenes import StillScene, draw_still_sc
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 
 
+def could_be(question: str, kind: str) -> bool:
+    """Whether a wording of this kind makes the question."""
+    name = f"({'|'.join(COLOURS)})? ?({'|'.join(SHAPES)})?"
+    return any(re.fullmatch(re.sub(r"{\w+}", name, wording[:-1]), question[:-1]) for wording in KINDS[kind].wordings)
+
+
 def load(folder) -> Any:
     return load_from_disk(str(folder))
 
@@ -37,10 +50,15 @@ def test_questions_are_balanced_and_described(tmp_path):
     metadata = record_questions(tmp_path / "q", count, workers=1, image_size=48, progress=False)
     rows = list(load(tmp_path / "q"))
     assert set(rows[0]) == {
-        "image", "question", "answer", "kind", "seed", "objects", "handle", "opening", "picture_width"
+        "image", "question", "answer", "kind", "seed", "more_turns", "objects", "handle", "opening", "picture_width"
     }  # fmt: skip
     assert {row["kind"] for row in rows} == set(KINDS)
     assert all(row["answer"] in (KINDS[row["kind"]].answers or [row["answer"]]) for row in rows)
+    assert {len(row["more_turns"]) for row in rows} <= {1, 2, 3, MORE_TURNS}
+    for row in rows:
+        asked = [row["question"], *(turn["question"] for turn in row["more_turns"])]
+        kinds = [kind for question in asked for kind in KINDS if could_be(question, kind)]
+        assert len(set(kinds)) == len(kinds) == len(asked)
     assert metadata["majority_baseline"]["presence"] == metadata["majority_baseline"]["object_order"] == 0.5
     assert metadata["majority_baseline"]["colour"] == 0.2
     assert metadata["majority_baseline"]["point"] < 0.3

@@ -17,7 +17,7 @@ from gen_vla.training.publishing import variants
 from gen_vla.training.publishing.card import write_card
 from gen_vla.training.publishing.variants import CARDS, card_texts, describe_variant, origins
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
-from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 from gen_vla.training.run_folder import write_recipe
 
 
@@ -61,7 +61,7 @@ def test_every_recipe_has_a_card_that_the_hub_takes(
     assert f"Trained for {recipe.training.steps:,} steps of {recipe.training.batch_size} rows per device" in text
     assert "A model that moves a robot can hurt people" in text
     data: Any = ModelCard.load(tmp_path / "README.md").data
-    assert data.license == LICENSES[str(recipe.model.initial_model).partition("-")[0]]
+    assert data.license == LICENSES[str(recipe.model.initial_model).removeprefix(PACKAGE_PREFIX).partition("-")[0]]
     assert (data.pipeline_tag, data.library_name, data.model_name) == ("robotics", "transformers", recipe.name)
     assert recipe.model.family in data.tags
     assert data.eval_results is None
@@ -81,7 +81,8 @@ def test_every_file_of_words_is_of_a_recipe() -> None:
 def test_every_base_and_every_data_set_of_the_recipes_has_its_terms() -> None:
     known = origins()
     recipes = [load_recipe(name) for name in recipe_names()]
-    assert {r.model.initial_model for r in recipes} - {None} == set(known["bases"])
+    starts = {r.model.initial_model for r in recipes} - {None}
+    assert {str(start).removeprefix(PACKAGE_PREFIX) for start in starts} == set(known["bases"])
     assert {s.key for r in recipes for s in r.data.robot} == set(known["robot"])
     assert {s.name for r in recipes for s in r.data.questions} == set(known["vision_language"])
 

@@ -1,0 +1,144 @@
+"""Pretrains the vision encoders of a recipe that has a `pretraining` section, before its language model sees them.
+
+    WORK_DIR/<recipe name>/encoders/dino/encoder.safetensors    the weights, under the names of transformers
+    WORK_DIR/<recipe name>/encoders/dino/training_log.json      figures as they went, provenance
+    WORK_DIR/<recipe name>/encoders/dino/checkpoints/           a killed run goes on from here
+    WORK_DIR/<recipe name>/encoders/siglip/...                  the same
+
+Each encoder learns by itself (`token_heads.py`). Figures are means over the tokens of objects, of pictures that are
+mirrored and shifted like those of training.
+"""
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import Trainer
+
+from gen_vla.modeling import OpenVLAPlusConfig
+from gen_vla.modeling.dual_vision_tower import prefix_tokens, second_to_last_block_encoder
+from gen_vla.processors import OpenVLAPlusImageProcessor
+from gen_vla.training.model_building import encoder_file, model_sizes
+from gen_vla.training.pretraining.labelled_pictures import LabelCollator, LabelledPictures
+from gen_vla.training.pretraining.positions import start_with_sines
+from gen_vla.training.pretraining.token_heads import TokenHead, TokenTargets
+from gen_vla.training.provenance.origin import provenance, with_provenance
+from gen_vla.training.recipes.loading import as_settings
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.run import training_arguments
+from gen_vla.training.run_folder import last_checkpoint, write_json
+
+
+ENCODERS = ("dino", "siglip")
+SETTINGS, LOG = "pretraining.json", "training_log.json"
+LARGEST_SHIFT = 8  # pixels
+
+
+class TokenLabelModel(nn.Module):
+    """An encoder of `DualVisionTower` and the head it is pretrained with."""
+
+    def __init__(self, name: str, config: Any, colours: int, shapes: int):
+        super().__init__()
+        self.encoder = second_to_last_block_encoder(config)
+        start_with_sines(self.encoder)
+        self.prefix_tokens = prefix_tokens(config)
+        self.head = TokenHead(config.hidden_size, colours + 2, shapes + 2, named=name == "siglip")
+
+    def forward(self, pixel_values: torch.Tensor, **targets: torch.Tensor) -> dict[str, Any]:
+        """The loss, and how right the head is (`TokenHead.right`)."""
+        features = self.encoder(pixel_values=pixel_values).last_hidden_state[:, self.prefix_tokens :]
+        wanted = TokenTargets(**targets)
+        return {"loss": self.head.loss(features, wanted), "right": self.head.right(features, wanted)}
+
+
+class TokenLabelTrainer(Trainer):
+    """transformers' Trainer that also logs how right the head is."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.right: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        outputs = model(**inputs)
+        for figure, values in outputs["right"].items():
+            self.right[figure].append(values.float())
+        return outputs["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        logs |= {name: round(torch.cat(values).mean().item(), 4) for name, values in self.right.items()}
+        self.right.clear()
+        super().log(logs, *args, **kwargs)
+
+
+def pretrain_encoders(recipe: Recipe, work_dir: Path, processes: int = 1, progress: bool = True) -> None:
+    """Pretrains both encoders, one after the other or side by side, as far as that is not done.
+
+    Raises:
+        FileNotFoundError: if a data set is missing.
+        ValueError: if a data set does not say where objects are, or if what is there was pretrained otherwise.
+    """
+    pretrain = partial(pretrain_encoder, recipe=recipe, work_dir=work_dir, progress=progress)
+    if processes == 1:
+        for name in ENCODERS:
+            pretrain(name)
+        return
+    threads = max((os.cpu_count() or 1) // 2, 1)
+    workers = ProcessPoolExecutor(2, get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,))
+    with workers:
+        list(workers.map(pretrain, ENCODERS))
+
+
+def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path, progress: bool) -> None:
+    """One of them; see `pretrain_encoders`."""
+    weights, settings = encoder_file(recipe, work_dir, name), pretraining_settings(recipe, name)
+    folder, record = weights.parent, weights.parent / SETTINGS
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"got {folder} pretrained with other settings than those of {recipe.name}, expected the same; delete it, "
+            "or use another work folder"
+        )
+    if weights.is_file():
+        return
+    pictures = LabelledPictures([work_dir / source.path for source in recipe.data.questions])
+    trainer = encoder_trainer(name, recipe, pictures, folder / "checkpoints", progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(record, settings)
+    last = last_checkpoint(folder / "checkpoints")
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    write_json(folder / LOG, with_provenance({"history": trainer.state.log_history}, provenance()))
+    save_file(trainer.model.encoder.state_dict(), weights)
+
+
+def pretraining_settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What an encoder's weights depend on."""
+    settings = as_settings(recipe)
+    data = {key: settings["data"][key] for key in ("image_size", "vision_language")}
+    return {"pretraining": settings["pretraining"], "encoder": settings["model"][name], "data": data}
+
+
+def encoder_trainer(
+    name: str, recipe: Recipe, pictures: LabelledPictures, checkpoints: Path, progress: bool
+) -> TokenLabelTrainer:
+    """The trainer of an encoder from random weights, its positions excepted."""
+    recipe = dataclasses.replace(recipe, training=recipe.pretraining)
+    size = recipe.data.image_size
+    torch.manual_seed(recipe.training.seed)
+    config = OpenVLAPlusConfig(**model_sizes(recipe.model, size, vocab_size=8)).encoder_configs[name]
+    both = OpenVLAPlusImageProcessor()
+    own = ENCODERS.index(name)
+    image_processor = OpenVLAPlusImageProcessor(size, [both.means[own]], [both.stds[own]])
+    return TokenLabelTrainer(
+        model=TokenLabelModel(name, config, *pictures.classes),
+        args=training_arguments(recipe, checkpoints, progress),
+        train_dataset=pictures,
+        data_collator=LabelCollator(image_processor, size // config.patch_size, *pictures.classes, LARGEST_SHIFT),
+    )
