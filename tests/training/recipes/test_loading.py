@@ -79,7 +79,7 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
         ({"training__learning_rate": float("nan")}, r"learning_rate: got nan \(float\), expected a finite number"),
         ({"training__adam_beta2": 1.0}, r"adam_beta2: got 1.0 \(float\), expected less than 1"),
         ({"loss__decimal_weights": [1.0, -1.0]}, r"loss.decimal_weights.1: got -1.0 \(float\), expected greater than"),
-        ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip', 'dino' or 'vision'"),
+        ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip', 'dino', 'all' or 'vision'"),
         ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a valid list"),
         ({"model__dino": ["a"]}, r"model.dino: got \['a'\] \(list\), expected settings by name"),
         ({"data": "robot"}, r"data: got 'robot' \(str\), expected settings by name"),
