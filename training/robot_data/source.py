@@ -51,6 +51,7 @@ class RobotDataset:
     displacements: list[int] | None = None  # dimensions of an action that say how far to move, where that is known
     every: int = 1  # every n-th step of an episode is a row, see `transforms.thinned`
     decode: bool = True  # whether rows hold decoded frames of videos
+    lanes: int = 16  # see `DataSource`: twice the robot rows of a micro-batch of 16
 
     @property
     def features(self) -> list[str]:
