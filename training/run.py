@@ -22,6 +22,7 @@ from trl.trainer.sft_config import SFTConfig
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
+from gen_vla.training.learning_rates import rates
 from gen_vla.training.lora import lora_config
 from gen_vla.training.metrics import SourceMetrics
 from gen_vla.training.mixing.buffer_sizes import GIGA, buffer_sizes
@@ -194,7 +195,14 @@ def build_collator(
     if recipe.is_flow:
         return FlowCollator(without_center_crop(processor), sources)
     context = config.text_config.max_position_embeddings
-    return CoTrainingCollator(without_center_crop(processor), action_weights(recipe, config), context, sources)
+    return CoTrainingCollator(
+        without_center_crop(processor),
+        action_weights(recipe, config),
+        context,
+        sources,
+        most_tokens=recipe.data.max_tokens,
+        longer_rows=recipe.data.longer_rows,
+    )
 
 
 def build_preparer(
@@ -220,7 +228,7 @@ def build_preparer(
         return FlowRowPreparer(
             processor, norm_stats, draw_noise=partial(draw_noise, config=config, seed=seed), **shared
         )
-    return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, check=collator.check, **shared)
+    return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, fit=collator.fit, **shared)
 
 
 def build_trainer(
@@ -249,6 +257,8 @@ def build_trainer(
         mixture=mixture,
         sampler=sampler,
         balance=recipe.loss.balance,
+        vision_language_weight=recipe.loss.vision_language_weight,
+        rates=rates(recipe.training),
         metrics=metrics,
     )
     if progress:

@@ -97,8 +97,9 @@ class HeldPictures:
             if self.size is None or not encoded or len(encoded) <= HELD_BYTES:
                 return picture
         try:
-            decoded = decode_picture(picture, identity)
-        except PictureError:
+            shown = picture.take() if isinstance(picture, VideoPicture) else picture
+            decoded = decode_picture(shown, identity)
+        except (PictureError, VideoError):
             return picture  # the preparer says so
         if self.size is not None and decoded.width * decoded.height > self.size**2:
             decoded = resize(decoded, self.size, self.resize_strategy)

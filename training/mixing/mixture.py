@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Sampler
 
 from gen_vla.processors.text_tokens import ControlTokenError
-from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowPreparer, RowTooLong
+from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
 from gen_vla.training.mixing.row_tables import RowTable
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
@@ -155,7 +155,8 @@ def first_readable(
 ) -> dict[str, Any]:
     """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another.
 
-    Only the first of `rows` is counted, as good or as bad: the others have places of their own.
+    Only the first of `rows` is counted, as good, as bad or as longer than the recipe takes: the others have places of
+    their own.
 
     Raises:
         TooManyBadRows: past the limit of `problems`, or if no row decodes.
@@ -169,7 +170,10 @@ def first_readable(
                 video = isinstance(error.__cause__, VideoError)
                 reasons = {RowTooLong: "too long", ControlTokenError: "control token in a text"}
                 undecodable = MISSING_FRAME if video else "picture that does not decode"
-                problems.skip(row["identity"], reasons.get(type(error), undecodable))
+                if isinstance(error, RowOverLimit):
+                    problems.leave_out()
+                else:
+                    problems.skip(row["identity"], reasons.get(type(error), undecodable))
             replaced = True
             continue
         if not replaced:

@@ -24,6 +24,7 @@ from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.robot_data.video_frames import VideoPicture
 
 
+INITIAL = 256  # rows of a buffer when it gives its first one; then two come for every one that goes, until it is full
 STAND_INS = 100  # rows that are tried in the place of one that does not decode
 APART = 16  # rows of other episodes between two of one, where there are as many episodes
 TRIES = 64  # draws for such a row, and candidates for one of a wanted length
@@ -65,6 +66,7 @@ class RowStream:
         size: of the buffer; one row and one lane leave the order of the files.
         hold: encodes the pictures of a row that comes into the buffer; by default they stay as they are.
         skipping: leave pictures as they are until `stop_skipping`.
+        initial: rows in the buffer when it gives its first one.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class RowStream:
         size: BufferSize,
         hold: Hold | None = None,
         skipping: bool = False,
+        initial: int = INITIAL,
     ):
         self.source = source
         self.number, self.readers = reader
         self.seed = seed
         self.size = size
+        self.initial = self.wanted = min(initial, size.rows)
         self.hold = hold or load_frames
         self.skipping = skipping
         self.shards, self.sharing = shared_shards(source.shards(), reader, size.lanes)
@@ -95,6 +99,7 @@ class RowStream:
     def take(self, length: int | None = None) -> Row:
         """The next row; with a length, one near it (`row_length`)."""
         self._fill()
+        self.wanted = min(self.wanted + 1, self.size.rows)
         place = self._choose(length)
         row, last = self.kept[place], self.kept.pop()
         if place < len(self.kept):
@@ -128,7 +133,7 @@ class RowStream:
             self.hold(row)
 
     def _fill(self) -> None:
-        while len(self.kept) < self.size.rows:
+        while len(self.kept) < self.wanted:
             row = self.early.popleft() if self.early else next(self.incoming, None)
             if row is not None:
                 self.kept.append(row)
@@ -136,7 +141,7 @@ class RowStream:
                 break
             else:
                 self._begin_pass()
-        self.filling = False
+        self.filling = self.filling and self.wanted < self.size.rows
 
     def _begin_pass(self) -> None:
         if self.begun and not self.came:
@@ -145,6 +150,7 @@ class RowStream:
                 "expected at least one; use fewer processes and workers, or another split"
             )
         number, self.begun, self.came, self.filling = next(self.passes), True, 0, True
+        self.wanted = self.initial
         self.draw = np.random.default_rng([*self.seed, number, self.number])
         self.incoming = self._arriving(number)
 

@@ -32,7 +32,7 @@ from torch.utils.data import get_worker_info
 from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.mixture import Turns, first_readable
 from gen_vla.training.mixing.prepared_rows import RowPreparer
-from gen_vla.training.mixing.row_stream import BufferSize, Hold, RowStream, shared_shards
+from gen_vla.training.mixing.row_stream import INITIAL, BufferSize, Hold, RowStream, shared_shards
 from gen_vla.training.mixing.skipped_rows import RowProblems
 
 
@@ -83,6 +83,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
     seed: int = 0  # of every shuffle
     buffers: Mapping[str, BufferSize] = field(default_factory=dict)  # by source; by default of 1000 rows
     holds: Mapping[str, Hold] = field(default_factory=dict)  # by source, see `RowStream`
+    initial: int = INITIAL  # rows of a buffer when it gives its first one
     rank: int = 0  # which process this is
     processes: int = 1
     workers: int = 0  # processes of the loader
@@ -147,6 +148,7 @@ class StreamingMixture(torch.utils.data.IterableDataset):
                 self.buffers.get(name, BufferSize(1000)),
                 self.holds.get(name),
                 skipping=self.start > 0,
+                initial=self.initial,
             )
             for place, (name, source) in enumerate(self.sources.items())
         ]

@@ -2,11 +2,13 @@
 
     python -m gen_vla.training.planning.loading my_robot --work-dir runs --loaders 8 --batches 200
 
-Batches come as in a run, from as many loader processes, and are thrown away. Memory is that of this process and its
-loaders at the end: resident (RSS), in which what several processes share counts in each, and proportional (PSS), in
-which it counts once. A run's own process has the model besides. Tokens are those of `gen-vla train RECIPE --check`.
+Batches come as in a run, from as many loader processes, and are thrown away; shuffle buffers are filled first. Memory
+is that of this process and its loaders at the end: resident (RSS), in which what several processes share counts in
+each, and proportional (PSS), in which it counts once. A run's own process has the model besides. Tokens are those of
+`gen-vla train RECIPE --check`.
 """
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader
 from gen_vla.training.mixing.buffer_sizes import GIGA
 from gen_vla.training.mixing.prepared_rows import ROBOT
 from gen_vla.training.mixing.skipped_rows import collate_with_counts
+from gen_vla.training.mixing.streaming_mixture import StreamingMixture
 from gen_vla.training.planning.check import config_and_processor
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import Recipe
@@ -68,10 +71,12 @@ def measure_loading(recipe: Recipe, work_dir: Path, batches: int) -> Loading:
     collator = build_collator(recipe, config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
     mixture, sampler = build_mixture(recipe, opened, prepare)
+    if isinstance(mixture, StreamingMixture):
+        mixture = replace(mixture, initial=sys.maxsize)
     loaders = recipe.data.num_workers
     sampled: dict[str, Any] = {} if sampler is None else {"sampler": sampler}
     size = recipe.training.batch_size
-    batched = DataLoader(mixture, size, collate_fn=Seen(collator), num_workers=loaders, **sampled)
+    batched = iter(DataLoader(mixture, size, collate_fn=Seen(collator), num_workers=loaders, **sampled))
     seen: list[dict[str, Any]] = []
     began = time.perf_counter()
     for number, batch in enumerate(batched):

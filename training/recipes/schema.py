@@ -146,6 +146,20 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RatesRecipe:
+    """The largest learning rates of parts of the model; null for `training.learning_rate`."""
+
+    vision: float | None = Field(default=None, gt=0)
+    """Of encoders that train, above 0."""
+    projector: float | None = Field(default=None, gt=0)
+    """Of what turns an encoder's features into image tokens, above 0."""
+    language_model: float | None = Field(default=None, gt=0)
+    """Of the language model and all else that trains in full, above 0."""
+    adapters: float | None = Field(default=None, gt=0)
+    """Of LoRA adapters, above 0; null for 5e-4, with which OpenVLA trains them."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class TrainingRecipe:
     """Optimisation; names and meanings are those of transformers' `TrainingArguments`, unless stated otherwise."""
 
@@ -154,7 +168,9 @@ class TrainingRecipe:
     batch_size: int = Field(default=16, ge=1)
     """Rows per device, at least 1; an even number where both kinds of data are mixed half and half."""
     learning_rate: float = Field(default=2e-5, gt=0)
-    """The largest learning rate, above 0; it falls along a cosine after the warm-up."""
+    """The largest learning rate, above 0, of weights that train in full; it falls along a cosine after the warm-up."""
+    learning_rates: RatesRecipe = field(default_factory=RatesRecipe)
+    """Other largest learning rates of parts of the model, which rise and fall alike."""
     min_learning_rate_rate: float = Field(default=0.1, ge=0, le=1)
     """The last learning rate as a share of the largest, 0 to 1."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -104,7 +104,7 @@ class RobotDataset:
             self.problems.skip(row["identity"], "step without a picture")
             return False
         try:
-            row["images"] = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
+            row["images"] = [entry.take() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
         except VideoError as error:
             self.problems.skip(f"{row['identity']}: {error}", MISSING_FRAME)
             return False

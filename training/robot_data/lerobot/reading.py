@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 PRIMARY_CAMERAS = ("observation.images.image_0", "observation.images.image", "observation.image")
 PRIMARY_NAMES = ("image_0", "image", "primary")  # the last part, where no camera has one of those names
 ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")  # lerobot's own names, and openpi's
-# Episodes of one shard of v3.0, whose files hold hundreds: enough to pay for opening a file. Of a small set one, so that
-# there are shards for every loader to read several side by side.
+# Episodes of one shard of v3.0, whose files hold hundreds: enough to pay for opening a file. One of a small set, so
+# that every loader has several shards to read side by side.
 EPISODES_PER_SHARD, SHARDS_WANTED = 16, 1024
 
 
