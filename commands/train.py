@@ -67,13 +67,23 @@ def show_recipes() -> None:
 
 def show_plan(recipe: Any, work_dir: Path) -> None:
     """Shows what a run will need."""
-    from gen_vla.training.planning.plan import plan_recipe, plan_tables, planned_config, row_sentence
+    from gen_vla.training.planning.plan import (
+        loading_sentence,
+        plan_recipe,
+        plan_tables,
+        planned_config,
+        row_sentence,
+    )
+    from gen_vla.training.planning.row_lengths import read_lengths
 
     parts, plans = plan_recipe(recipe, work_dir)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in plan_tables(recipe, parts, plans):
         console.print(table)
-    console.print(row_sentence(recipe, planned_config(recipe, work_dir)), markup=False, highlight=False)
+    measured = read_lengths(work_dir / recipe.name)
+    console.print(row_sentence(recipe, planned_config(recipe, work_dir), measured), markup=False, highlight=False)
+    if recipe.data.streaming:
+        console.print(loading_sentence(recipe), markup=False, highlight=False)
 
 
 def prepare(recipe: Any, work_dir: Path, *, resume: bool, mini: bool) -> None:

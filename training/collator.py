@@ -27,7 +27,7 @@ import torch
 from gen_vla.processors import ActionGrammar, BinGrammar
 from gen_vla.processors.action_grammar import grammar_from_action_config
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights, tokens_of_steps
-from gen_vla.training.mixing.prepared_rows import ROBOT, RowTooLong
+from gen_vla.training.mixing.prepared_rows import ROBOT, RowOverLimit, RowTooLong
 
 
 class CoTrainingCollator:
@@ -38,6 +38,8 @@ class CoTrainingCollator:
         weights: weights of the tokens of an action, or `None` for 1 everywhere.
         max_tokens: the model's context; a longer row raises.
         sources: names of all sources, which `source_id` counts.
+        most_tokens: of a vision-language row that `fit` lets pass; `None` for `max_tokens`.
+        longer_rows: `"skip"`, or `"cut"` to leave out last turns.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 [B, L]; `token_weights` float32 [B, L];
     `is_robot` bool [B]; `source_id` int64 [B] where `sources` were given; `replaced` bool [B], whether a row stands in
@@ -51,8 +53,12 @@ class CoTrainingCollator:
         weights: ActionTokenWeights | BinTokenWeights | None = None,
         max_tokens: int = 2048,
         sources: Sequence[str] = (),
+        most_tokens: int | None = None,
+        longer_rows: str = "skip",
     ):
         self.processor = processor
+        self.most_tokens = most_tokens
+        self.longer_rows = longer_rows
         self.weights = weights
         self.max_tokens = max_tokens
         self.sources = {name: number for number, name in enumerate(sources)}
@@ -85,18 +91,39 @@ class CoTrainingCollator:
             tensors["source_id"] = torch.tensor([self.sources[row["source"]] for row in rows])
         return {**{name: value for name, value in prompts.items() if name not in batch}, **tensors}
 
-    def check(self, row: dict[str, Any]) -> None:
-        """Raises `RowTooLong` for a prepared row that `__call__` would not take.
+    def fit(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A prepared row that `__call__` takes and that is as short as it has to be.
 
-        Pixels are computed only where the number of image tokens depends on the picture.
+        Raises:
+            RowTooLong: if it does not fit into the model's context.
+            RowOverLimit: if it has more than `most_tokens`, and those of its first turn alone are to be cut.
         """
-        if hasattr(self.processor, "row_start"):
-            prompt = self.processor.row_start(len(row["images"])) + self.processor.encode_prompt(row["prompt"])
-        else:
-            prompt = self.processor.row_inputs([row["images"]], [row["prompt"]], [is_robot(row)])["input_ids"][0]
-        self._row(row, prompt)
+        prompt = self._prompt(row)
+        while True:
+            try:
+                length = len(self._row(row, prompt)["input_ids"])
+                if length <= (self.most_tokens or length):
+                    return row
+                raise RowOverLimit(
+                    f"got a row of {length} tokens (source {row['source']}, prompt {row['prompt'][:60]!r}...), "
+                    f"expected at most data.max_tokens={self.most_tokens}"
+                )
+            except RowTooLong:
+                if self.most_tokens is None or self.longer_rows == "skip" or not row.get("more_turns"):
+                    raise
+                row = {**row, "more_turns": row["more_turns"][:-1]}
 
-    def _row(self, row: dict[str, Any], prompt: list[int]) -> dict[str, list[Any]]:
+    def tokens(self, row: dict[str, Any]) -> int:
+        """Tokens of a prepared row, its answers included, however many they are."""
+        return len(self._row(row, self._prompt(row), check=False)["input_ids"])
+
+    def _prompt(self, row: dict[str, Any]) -> list[int]:
+        """Ids of the first prompt; pixels are computed only where the number of image tokens depends on them."""
+        if hasattr(self.processor, "row_start"):
+            return self.processor.row_start(len(row["images"])) + self.processor.encode_prompt(row["prompt"])
+        return self.processor.row_inputs([row["images"]], [row["prompt"]], [is_robot(row)])["input_ids"][0]
+
+    def _row(self, row: dict[str, Any], prompt: list[int], check: bool = True) -> dict[str, list[Any]]:
         """Values per token of one row, whose first prompt's ids are given."""
         answer = self._answer_ids(row)
         weights = [1.0] * len(answer)
@@ -112,7 +139,7 @@ class CoTrainingCollator:
             ids += question + reply
             labels += [-100] * len(question) + reply
             weights += [0.0] * len(question) + [1.0] * len(reply)
-        if len(ids) > self.max_tokens:
+        if check and len(ids) > self.max_tokens:
             remedy = (
                 "lower actions.horizon or actions.decimals, or show fewer cameras" if is_robot(row) else "drop the row"
             )

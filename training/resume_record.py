@@ -10,12 +10,14 @@ actions. Pictures are not compared, nor where and when files were written, so th
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gen_vla.training.mixing.row_stream import BufferSize
 from gen_vla.training.mixing.streaming_mixture import RunShape
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData
@@ -84,6 +86,31 @@ def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: b
         )
     opened.norm_stats = record["norm_stats"]
     return _first_shape(checkpoints)
+
+
+def record_buffers(
+    checkpoints: Path, begins: bool, measure: Callable[[], dict[str, BufferSize]]
+) -> dict[str, BufferSize]:
+    """The buffers of a stream, which decide the order of its rows: measured when a run begins, and recorded.
+
+    Raises:
+        ValueError: where an earlier version, whose rows came in another order, began the run.
+    """
+    file = checkpoints / FILE
+    if begins:
+        buffers = measure()
+        if int(os.environ.get("RANK", "0")) == 0:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            record["buffers"] = {name: asdict(size) for name, size in buffers.items()}
+            file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        return buffers
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if "buffers" not in record:
+        raise ValueError(
+            f"got {file} without buffers, expected their sizes: an earlier version of gen-vla, whose rows came in "
+            f"another order, wrote these checkpoints; finish the run with that version, {START_OVER}"
+        )
+    return {name: BufferSize(**size) for name, size in record["buffers"].items()}
 
 
 def _first_shape(checkpoints: Path) -> RunShape:

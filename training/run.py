@@ -22,12 +22,16 @@ from trl.trainer.sft_config import SFTConfig
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
+from gen_vla.training.learning_rates import rates
 from gen_vla.training.lora import lora_config
 from gen_vla.training.metrics import SourceMetrics
+from gen_vla.training.mixing.buffer_sizes import GIGA, buffer_sizes
+from gen_vla.training.mixing.encoded_pictures import HeldPictures
 from gen_vla.training.mixing.image_augmentation import augment_image
 from gen_vla.training.mixing.instruction_augmentation import paraphrased
 from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, RowPreparer, augment_resized
+from gen_vla.training.mixing.row_stream import BufferSize
 from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.model_building import (
@@ -41,7 +45,7 @@ from gen_vla.training.planning.data_check_tables import show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
-from gen_vla.training.resume_record import record_data, run_shape
+from gen_vla.training.resume_record import record_buffers, record_data, run_shape
 from gen_vla.training.run_folder import (
     begin_record,
     claim_checkpoints,
@@ -95,7 +99,10 @@ def run_recipe(
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
     if show and is_first_process():
         show_data(check_data(opened, prepare, collator), output_dir, recipe.name)
-    mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last), shape)
+    buffers = None
+    if recipe.data.streaming:
+        buffers = record_buffers(checkpoints, last is None, partial(stream_buffers, recipe, opened, processor))
+    mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last), shape, buffers)
     trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
     record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
@@ -131,23 +138,25 @@ def build_mixture(
     prepare: RowPreparer,
     steps_taken: int = 0,
     began: RunShape | None = None,
+    buffers: dict[str, BufferSize] | None = None,
 ) -> tuple[MixedTables | StreamingMixture, HalfAndHalfSampler | None]:
     """The rows of this process, and for tables the order of them over the whole run.
 
     Args:
         steps_taken: by an earlier run that is resumed; a stream begins behind their rows.
         began: the shape of the run when it began; by default this one's.
+        buffers: of a stream, as when the run began; by default measured.
     """
-    settings, data, shape = recipe.training, recipe.data, run_shape(recipe)
-    weights = [source.weight for source in data.robot]
+    settings, data, shape, turns = recipe.training, recipe.data, run_shape(recipe), opened.turns(recipe)
     if data.streaming:
         mixture = StreamingMixture(
             opened.streams,
-            weights,
+            turns,
             prepare,
             settings.batch_size,
             seed=settings.seed,
-            buffer=data.shuffle_buffer,
+            buffers=stream_buffers(recipe, opened, prepare.processor) if buffers is None else buffers,
+            holds=held_pictures(recipe, opened, prepare.processor),
             rank=int(os.environ.get("RANK", "0")),
             processes=shape.processes,
             workers=data.num_workers,
@@ -158,8 +167,25 @@ def build_mixture(
         return mixture, None
     sizes = [len(table) for table in opened.tables.values()]
     robots, rows = len(data.robot), settings.steps * shape.rows_per_step
-    order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, weights)
+    order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, turns)
     return MixedTables(opened.tables, prepare, data.max_bad_share), order
+
+
+def stream_buffers(recipe: Recipe, opened: OpenedData, processor: Any) -> dict[str, BufferSize]:
+    """How many rows a loader process holds of every data set of a stream."""
+    data, holds = recipe.data, held_pictures(recipe, opened, processor)
+    memory = data.shuffle_memory * GIGA
+    return buffer_sizes(opened.streams, opened.turns(recipe), holds, memory, data.num_workers, data.shuffle_buffer)
+
+
+def held_pictures(recipe: Recipe, opened: OpenedData, processor: Any) -> dict[str, HeldPictures]:
+    """How a stream's buffers hold pictures, by data set: of the size the model sees, where it sees one alone."""
+    image_processor = processor.image_processor
+    strategy = getattr(image_processor, "resize_strategy", "resize-naive")
+    sizes = dict.fromkeys((ROBOT, VISION_LANGUAGE), getattr(image_processor, "image_size", None))
+    if recipe.data.image_augmentation:  # it changes pictures of this size
+        sizes[ROBOT] = recipe.data.image_size
+    return {name: HeldPictures(sizes[name.partition("/")[0]], strategy) for name in opened.streams}
 
 
 def build_collator(
@@ -169,7 +195,14 @@ def build_collator(
     if recipe.is_flow:
         return FlowCollator(without_center_crop(processor), sources)
     context = config.text_config.max_position_embeddings
-    return CoTrainingCollator(without_center_crop(processor), action_weights(recipe, config), context, sources)
+    return CoTrainingCollator(
+        without_center_crop(processor),
+        action_weights(recipe, config),
+        context,
+        sources,
+        most_tokens=recipe.data.max_tokens,
+        longer_rows=recipe.data.longer_rows,
+    )
 
 
 def build_preparer(
@@ -195,7 +228,7 @@ def build_preparer(
         return FlowRowPreparer(
             processor, norm_stats, draw_noise=partial(draw_noise, config=config, seed=seed), **shared
         )
-    return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, check=collator.check, **shared)
+    return RowPreparer(processor, norm_stats, recipe.actions.label_decimals, fit=collator.fit, **shared)
 
 
 def build_trainer(
@@ -224,6 +257,8 @@ def build_trainer(
         mixture=mixture,
         sampler=sampler,
         balance=recipe.loss.balance,
+        vision_language_weight=recipe.loss.vision_language_weight,
+        rates=rates(recipe.training),
         metrics=metrics,
     )
     if progress:

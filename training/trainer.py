@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from trl.trainer.sft_trainer import SFTTrainer
 
+from gen_vla.training.learning_rates import parameter_groups
 from gen_vla.training.mixing.mixture import MixedTables
 from gen_vla.training.mixing.skipped_rows import receive_counts
 from gen_vla.training.mixing.streaming_mixture import StreamingMixture
@@ -32,6 +33,8 @@ class CoTrainer(SFTTrainer):
         mixture: the rows of this process.
         sampler: the order of rows over the whole run, for tables.
         balance: `"token"`, `"example"` or `"source"`, see `LossRecipe`.
+        vision_language_weight: what the loss of vision-language rows is multiplied by.
+        rates: the largest learning rate of each part of the model (`learning_rates.py`).
         metrics: figures per source, a `SourceMetrics` or what stands in its place.
         kwargs: as for `SFTTrainer`.
     """
@@ -43,12 +46,17 @@ class CoTrainer(SFTTrainer):
         sampler: Sampler[Any] | None,
         balance: str,
         metrics: Any,
+        vision_language_weight: float = 1.0,
+        rates: dict[str, float] | None = None,
         **kwargs: Any,
     ):
         self.mixture = mixture
         self.sampler = sampler
         self.balance = balance
         self.source_metrics = metrics
+        self.vision_language_weight = vision_language_weight
+        self.rates = rates
+        self.positions = [0, 0]  # of batches since the last log: with a token, and all
         # SFTTrainer takes nothing but a `datasets` data set, of which it looks at one row to learn that there are
         # pictures. The rows themselves come from the mixture.
         shown = Dataset.from_list([{"images": [], "prompt": "", "completion": ""}])
@@ -76,6 +84,15 @@ class CoTrainer(SFTTrainer):
             )
         model.missing_weights = ()
         return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As in transformers, with a learning rate for each part of the model."""
+        if self.optimizer is None and self.rates is not None:
+            trained: Any = self.model if model is None else model
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            decayed = self.get_decay_parameter_names(trained)
+            self.optimizer = kind(parameter_groups(trained, decayed, self.args.weight_decay, self.rates), **settings)
+        return super().create_optimizer(model)
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches of the mixture. accelerate divides a table's among processes; a stream is divided already."""
@@ -137,6 +154,8 @@ class CoTrainer(SFTTrainer):
         if return_outputs:
             raise ValueError("got return_outputs=True, expected False; set prediction_loss_only for evaluation")
         receive_counts(self.mixture, inputs)
+        mask = inputs["attention_mask"]
+        self.positions = [self.positions[0] + int(mask.sum()), self.positions[1] + mask.numel()]
         loss = self.partial_loss(model, inputs, num_items_in_batch)
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
@@ -150,14 +169,23 @@ class CoTrainer(SFTTrainer):
         weights = inputs.pop("token_weights")[:, 1:]
         is_robot, source_id, replaced = (inputs.pop(name) for name in ("is_robot", "source_id", "replaced"))
         log_probs, predicted = score_answers(model, inputs)
-        loss = balanced_loss(-log_probs, weights, is_robot, self.balance, totals)
+        loss = balanced_loss(-log_probs, weights, is_robot, self.balance, totals, self.vision_language_weight)
         with torch.no_grad():
             self.source_metrics.add(log_probs, predicted, inputs["labels"][:, 1:], source_id, replaced)
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the figures per source since the last log."""
-        super().log({**logs, **self.source_metrics.read(self.accelerator)}, start_time)
+        """Adds the figures per source since the last log, and the share of `padding` among all tokens."""
+        filled, places = self._all_positions()
+        padding = {"padding": 1 - filled / places} if places else {}
+        super().log({**logs, **padding, **self.source_metrics.read(self.accelerator)}, start_time)
+
+    def _all_positions(self) -> list[float]:
+        """`positions` over all processes, which start again at 0."""
+        local = torch.tensor(self.positions, dtype=torch.float32, device=self.accelerator.device)
+        reduced: Any = self.accelerator.reduce(local)
+        self.positions = [0, 0]
+        return reduced.tolist()
 
 
 class SourceProgress(ProgressCallback):
@@ -261,6 +289,7 @@ def balanced_loss(
     is_robot: torch.Tensor,
     balance: str,
     totals: torch.Tensor | None = None,
+    vision_language_weight: float = 1.0,
 ) -> torch.Tensor:
     """One number from token losses; the parts of a step add up to the step's.
 
@@ -271,9 +300,11 @@ def balanced_loss(
         balance: `"token"`: weighted mean over all tokens; `"example"`: mean over rows of each row's weighted mean;
             `"source"`: mean over the kinds present of each kind's weighted mean over its tokens.
         totals: float [4], `step_totals` of the whole step this is a part of; by default of these rows.
+        vision_language_weight: what vision-language rows' part is multiplied by; nothing else changes.
     """
     robot_weight, other_weight, *rows = totals if totals is not None else step_totals(weights, is_robot)
     weighted = (token_losses * weights).sum(dim=1)
+    weighted = torch.where(is_robot, weighted, weighted * vision_language_weight)
     if balance == "token":
         return weighted.sum() / (robot_weight + other_weight).clamp(min=1e-8)
     if balance == "example":

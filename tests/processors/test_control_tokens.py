@@ -65,7 +65,7 @@ def test_training_shows_what_acting_feeds(processor: Any) -> None:
     for row, inputs in zip(rows, (processor.action_inputs, processor.question_inputs)):
         fed = inputs(picture(), words)["input_ids"][0].tolist()
         assert row[: len(fed)] == fed
-    collator.check(question)
+    collator.fit(question)
 
 
 def test_the_flow_matching_pi0(gemma_like: Any) -> None:

@@ -17,6 +17,7 @@ from tiny_models import (
 from gen_vla.processors import ActionBins, ActionGrammar, ActionStringProcessor, make_action_config
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
+from gen_vla.training.mixing.prepared_rows import RowOverLimit, RowTooLong
 from gen_vla.training.trainer import balanced_loss, score_answers
 
 
@@ -264,3 +265,45 @@ def test_what_stands_behind_an_episode_does_not_change_the_loss(family: str, lla
             losses.append(float(balanced_loss(-log_probs, weights, is_robot, "token")))
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert losses[2] != pytest.approx(losses[3], abs=1e-3)
+
+
+# ---- long rows
+
+
+def conversation(turns: int) -> dict[str, Any]:
+    question = {"prompt": "In: How many?\nOut:", "completion": " two"}
+    return {**row(question["prompt"], question["completion"]), "more_turns": [question] * (turns - 1)}
+
+
+def test_last_turns_of_a_long_conversation_are_cut(processor: Any) -> None:
+    tokens = CoTrainingCollator(processor).tokens
+    lengths = [tokens(conversation(turns)) for turns in (1, 2, 3)]
+    assert lengths[0] < lengths[1] < lengths[2]
+    for limit, turns in ((lengths[1], 2), (lengths[2] - 1, 2), (lengths[2], 3), (lengths[0], 1)):
+        cut = CoTrainingCollator(processor, most_tokens=limit, longer_rows="cut").fit(conversation(3))
+        assert len(cut["more_turns"]) == turns - 1
+        assert CoTrainingCollator(processor)([cut])["input_ids"].shape[1] == tokens(cut) <= limit
+
+
+@pytest.mark.parametrize("longer_rows", ["skip", "cut"])
+def test_rows_over_the_limit_are_not_those_that_the_model_does_not_take(processor: Any, longer_rows: str) -> None:
+    short = CoTrainingCollator(processor).tokens(conversation(1))
+    with pytest.raises(RowOverLimit, match=rf"got a row of {short} tokens .* at most data.max_tokens={short - 1}"):
+        CoTrainingCollator(processor, most_tokens=short - 1, longer_rows=longer_rows).fit(conversation(1))
+    with pytest.raises(RowTooLong, match="train a model of a larger context") as raised:
+        CoTrainingCollator(processor, max_tokens=short - 1, longer_rows=longer_rows).fit(conversation(1))
+    assert not isinstance(raised.value, RowOverLimit)
+
+
+@pytest.mark.parametrize("balance", ["token", "example", "source"])
+def test_the_weight_of_vision_language_rows_leaves_the_robot_part_alone(balance: str) -> None:
+    losses, weights = torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
+    is_robot = torch.tensor([True, False])
+
+    def loss(weight: float) -> float:
+        return float(balanced_loss(losses, weights, is_robot, balance, vision_language_weight=weight))
+
+    robot = {"token": 3 / 3, "example": 1.5 / 2, "source": 1.5 / 2}[balance]
+    other = {"token": 4 / 3, "example": 4 / 2, "source": 4 / 2}[balance]
+    assert loss(1.0) == pytest.approx(robot + other)
+    assert loss(0.1) == pytest.approx(robot + 0.1 * other)

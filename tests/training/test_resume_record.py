@@ -17,6 +17,9 @@ from tiny_runs import (
     write_robot_data,
 )
 
+from gen_vla.training.mixing.row_stream import BufferSize
+from gen_vla.training.resume_record import record_buffers
+
 
 SETTINGS: dict[str, Any] = {"training__steps": 4, "training__save_steps": 2}  # of 4 rows
 
@@ -79,6 +82,15 @@ def test_checkpoints_of_an_earlier_version_are_refused(stopped: Path) -> None:
     (stopped / "tiny" / "checkpoints" / "resume.json").unlink()
     with pytest.raises(ValueError, match=r"without resume.json, expected .*: an earlier version of gen-vla wrote"):
         resume(stopped)
+
+
+def test_a_stream_goes_on_with_the_buffers_it_began_with(tmp_path: Path) -> None:
+    (tmp_path / "resume.json").write_text("{}")
+    began = record_buffers(tmp_path, True, lambda: {"robot/a": BufferSize(700, 16)})
+    assert record_buffers(tmp_path, False, lambda: {"robot/a": BufferSize(9, 2)}) == began
+    (tmp_path / "resume.json").write_text("{}")
+    with pytest.raises(ValueError, match="without buffers, expected their sizes: an earlier version of gen-vla"):
+        record_buffers(tmp_path, False, lambda: {})
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,13 @@ class DataSource(Protocol):
 
     Attributes:
         problems: counts the rows that were read, and those that could not be.
+        lanes: how many shards are best read side by side: several where the neighbours in a shard are alike, as steps
+            of an episode are; 0 where no shard can be read without what lies before it.
     """
 
     name: str
     problems: RowProblems
+    lanes: int
 
     def shards(self) -> list[str]:
         """The smallest units that processes can divide among themselves: files, or ranges of rows of files."""

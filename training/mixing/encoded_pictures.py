@@ -1,14 +1,16 @@
-"""Encoded pictures: a cheap check that one is whole, for readers of data sets, and the decoding of it.
+"""Encoded pictures: a cheap check that one is whole, the decoding of it, and how a shuffle buffer holds one.
 
 The check looks at the header and at the end of a picture's bytes (microseconds for JPEG, PNG and WebP; other formats
 are decoded). What passes it and still fails to decode is reported by the identity of its row.
 """
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
+from gen_vla.processors.image_processing_openvla_plus import resize
 from gen_vla.processors.rgb_pictures import DECODING_ERRORS, PictureError, to_rgb
 from gen_vla.training.robot_data.video_frames import VideoError, VideoPicture
 
@@ -16,6 +18,8 @@ from gen_vla.training.robot_data.video_frames import VideoError, VideoPicture
 NO_PICTURE = "bytes that are no picture"
 CUT_OFF = "picture is cut off"
 FLOATS = "picture of floating-point numbers"
+HELD_BYTES = 1 << 16  # a larger picture is made smaller where the model sees a smaller one
+ROW_BYTES = 4096  # of a row in memory besides pictures and texts
 TAIL_BYTES = 4096  # some writers put metadata behind the end of the picture
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -69,3 +73,48 @@ def decode_picture(picture: Any, identity: str) -> Image.Image:
         return to_rgb(found)
     except DECODING_ERRORS as error:
         raise PictureError(f"{identity}: {error}") from error
+
+
+@dataclass(frozen=True)
+class HeldPictures:
+    """Encodes the pictures of a row that waits in a shuffle buffer.
+
+    Frames of videos become JPEGs of quality 95, as TensorFlow Datasets writes them, without chroma subsampling. Where
+    the model sees one size, larger pictures are resized to it first, as the image processor would. Small encoded
+    pictures, and such as do not decode, stay as they are.
+    """
+
+    size: int | None = None  # side of the square the model sees, in pixels; `None` where it takes any size
+    resize_strategy: str = "resize-naive"
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        row["images"] = [self._held(picture, row["identity"]) for picture in row["images"]]
+        return row
+
+    def _held(self, picture: Any, identity: str) -> Any:
+        if not isinstance(picture, VideoPicture):
+            encoded = picture.get("bytes") if isinstance(picture, dict) else None
+            if self.size is None or not encoded or len(encoded) <= HELD_BYTES:
+                return picture
+        try:
+            shown = picture.take() if isinstance(picture, VideoPicture) else picture
+            decoded = decode_picture(shown, identity)
+        except (PictureError, VideoError):
+            return picture  # the preparer says so
+        if self.size is not None and decoded.width * decoded.height > self.size**2:
+            decoded = resize(decoded, self.size, self.resize_strategy)
+        buffer = io.BytesIO()
+        decoded.save(buffer, "JPEG", quality=95, subsampling=0)
+        return {"bytes": buffer.getvalue(), "path": None}
+
+
+def row_bytes(row: dict[str, Any]) -> int:
+    """About how many bytes of memory a row takes."""
+    texts = sum(len(turn["question"]) + len(turn["answer"]) for turn in row.get("turns", ()))
+    return ROW_BYTES + texts + sum(map(_picture_bytes, row["images"]))
+
+
+def _picture_bytes(picture: Any) -> int:
+    if isinstance(picture, dict):
+        return len(picture.get("bytes") or b"")
+    return picture.width * picture.height * len(picture.getbands()) if isinstance(picture, Image.Image) else 0

@@ -5,12 +5,14 @@
     data set   a      onevision        b      llava            a      robopoint        a      onevision
 
 Robot and vision-language rows alternate, so that every stretch of even length that starts at an even place is exactly
-half and half: every per-device batch of every process. The vision-language places go to its sets in turn, the robot
-places by weight (here a: 2, b: 1). One order covers the whole run, each table reshuffled whenever it is used up, so
-that a resumed run only has to skip what it saw. `streaming_mixture.py` has the rows of streams.
+half and half: every per-device batch of every process. Another share (`data.robot_share`) is as exact. Both kinds of
+places go to their sets by weight (here a: 2, b: 1, onevision: 2). One order covers the whole run, each table
+reshuffled whenever it is used up, so that a resumed run only has to skip what it saw. `streaming_mixture.py` has the
+rows of streams.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from typing import Any
@@ -20,13 +22,13 @@ import torch
 from torch.utils.data import Sampler
 
 from gen_vla.processors.text_tokens import ControlTokenError
-from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowPreparer, RowTooLong
+from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
 from gen_vla.training.mixing.row_tables import RowTable
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
 
 
-def weighted_turns(weights: list[float]) -> Iterator[int]:
+def weighted_turns(weights: Sequence[float]) -> Iterator[int]:
     """Numbers of the entries in turn, as often as their weights say, without end.
 
     The entry that is furthest behind its share comes next, the first of several; so after any number of turns every
@@ -35,7 +37,9 @@ def weighted_turns(weights: list[float]) -> Iterator[int]:
     fractions = [Fraction(weight).limit_denominator(10_000) for weight in weights]
     shares = [int(fraction * lcm(*(each.denominator for each in fractions))) for fraction in fractions]
     if not shares or min(shares) < 1:
-        raise ValueError(f"got weights {weights}, expected numbers above 0, none 10,000 times smaller than another")
+        raise ValueError(
+            f"got weights {list(weights)}, expected numbers above 0, none 10,000 times smaller than another"
+        )
     total, behind = sum(shares), [0] * len(shares)
     while True:
         behind = [debt + share for debt, share in zip(behind, shares, strict=True)]
@@ -44,21 +48,31 @@ def weighted_turns(weights: list[float]) -> Iterator[int]:
         yield chosen
 
 
-def alternate(robot: list[float], vision_language: int) -> Iterator[int]:
-    """The data set of every place: numbers of the robot sets, then of the vision-language sets, without end.
+@dataclass(frozen=True)
+class Turns:
+    """The data set of every place of a run: numbers of the robot sets, then of the vision-language sets, without end.
 
-    Args:
-        robot: weights of the robot sets.
-        vision_language: how many vision-language sets there are. One of the two kinds may be empty.
+    One of the two kinds may be empty.
     """
-    halves = []
-    if robot:
-        halves.append((0, weighted_turns(robot)))
-    if vision_language:
-        halves.append((len(robot), weighted_turns([1.0] * vision_language)))
-    while True:
-        for offset, turns in halves:
-            yield offset + next(turns)
+
+    robot: Sequence[float]  # weights of the robot sets
+    vision_language: Sequence[float] = ()  # weights of the others
+    robot_share: float = 0.5  # of the places, where there are both kinds
+
+    def shares(self) -> list[float]:
+        """Which share of all rows every data set has."""
+        robot = self.robot_share if self.vision_language else 1.0
+        kinds = ((self.robot, robot), (self.vision_language, 1.0 - self.robot_share if self.robot else 1.0))
+        return [share * weight / sum(weights) for weights, share in kinds for weight in weights]
+
+    def __iter__(self) -> Iterator[int]:
+        kinds = {True: (0, self.robot), False: (len(self.robot), self.vision_language)}
+        turns = {kind: weighted_turns(weights) for kind, (_, weights) in kinds.items() if weights}
+        shares = {True: self.robot_share, False: 1 - self.robot_share}
+        order = list(turns)
+        for chosen in weighted_turns([shares[kind] for kind in order]):
+            kind = order[chosen]
+            yield kinds[kind][0] + next(turns[kind])
 
 
 class HalfAndHalfSampler(Sampler[tuple[int, int]]):
@@ -71,19 +85,18 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
         vision_language: sizes of the vision-language sets. One of the two kinds may be empty; then there is no mixing.
         length: rows of the run, over all processes.
         seed: of every shuffle.
-        weights: of the robot sets; by default all alike.
+        turns: which set has which place; by default all sets of a kind come alike often.
     """
 
     def __init__(
-        self, robot: list[int], vision_language: list[int], length: int, seed: int, weights: list[float] | None = None
+        self, robot: list[int], vision_language: list[int], length: int, seed: int, turns: Turns | None = None
     ):
         sizes = [*robot, *vision_language]
         if not sizes or min(sizes) < 1:
             raise ValueError(f"got data sets of {sizes} rows, expected at least one row in each and at least one set")
         offsets = np.concatenate(([0], np.cumsum(sizes)[:-1])).tolist()
         self.spans = list(zip(offsets, sizes, strict=True))
-        self.weights = weights or [1.0] * len(robot)
-        self.vision_language_sets = len(vision_language)
+        self.turns = turns or Turns([1.0] * len(robot), [1.0] * len(vision_language))
         self.length = length
         self.seed = seed
 
@@ -92,7 +105,7 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         streams = [self._stream(number) for number in range(len(self.spans))]
-        for place, number in zip(range(self.length), alternate(self.weights, self.vision_language_sets)):
+        for place, number in zip(range(self.length), self.turns):
             yield place, next(streams[number])
 
     def _stream(self, number: int) -> Iterator[int]:
@@ -142,7 +155,8 @@ def first_readable(
 ) -> dict[str, Any]:
     """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another.
 
-    Only the first of `rows` is counted, as good or as bad: the others have places of their own.
+    Only the first of `rows` is counted, as good, as bad or as longer than the recipe takes: the others have places of
+    their own.
 
     Raises:
         TooManyBadRows: past the limit of `problems`, or if no row decodes.
@@ -156,7 +170,10 @@ def first_readable(
                 video = isinstance(error.__cause__, VideoError)
                 reasons = {RowTooLong: "too long", ControlTokenError: "control token in a text"}
                 undecodable = MISSING_FRAME if video else "picture that does not decode"
-                problems.skip(row["identity"], reasons.get(type(error), undecodable))
+                if isinstance(error, RowOverLimit):
+                    problems.leave_out()
+                else:
+                    problems.skip(row["identity"], reasons.get(type(error), undecodable))
             replaced = True
             continue
         if not replaced:

@@ -32,6 +32,10 @@ class RowTooLong(ValueError):
     """A row that does not fit into the model's context."""
 
 
+class RowOverLimit(RowTooLong):
+    """A row that fits, and is longer than the recipe takes (`data.max_tokens`)."""
+
+
 BAD_ROW = (PictureError, RowTooLong, ControlTokenError)  # what one row of vision-language data may be
 
 
@@ -44,9 +48,9 @@ class RowPreparer:
     label_decimals: int | None = None  # decimals kept in the labels; `None` for all
     augment_instruction: Callable[[str, int], str] | None = None  # (instruction, place in the run) -> instruction
     augment_picture: Callable[[Image.Image, str], Image.Image] | None = None  # (picture, name of place and camera)
-    # Raises `RowTooLong` or `ControlTokenError` for a prepared row that cannot be used. Asked about vision-language
-    # rows: one too long among them is theirs, while all actions are of one length, which is the recipe's.
-    check: Callable[[dict[str, Any]], None] | None = None
+    # A prepared vision-language row as it fits, perhaps without its last turns; raises `RowTooLong` or
+    # `ControlTokenError` for one that cannot be used. All actions are of one length, which is the recipe's.
+    fit: Callable[[dict[str, Any]], dict[str, Any]] | None = None
 
     def __call__(self, row: dict[str, Any], source: str, place: int) -> dict[str, Any]:
         """One prepared row.
@@ -63,6 +67,7 @@ class RowPreparer:
         Raises:
             PictureError: naming the row, if a picture does not decode.
             RowTooLong: if it does not fit into the model's context.
+            RowOverLimit: if it is longer than the recipe takes.
             ValueError: if the action has another shape than the action format.
         """
         images = [decode_picture(picture, row["identity"]) for picture in row["images"]]
@@ -75,9 +80,7 @@ class RowPreparer:
             turns = [self._question_turn(turn) for turn in row["turns"]]
         prepared = {"images": images, **turns[0], "more_turns": turns[1:]}
         prepared |= {"source": source, "identity": row["identity"]}
-        if kind != ROBOT and self.check is not None:
-            self.check(prepared)
-        return prepared
+        return self.fit(prepared) if kind != ROBOT and self.fit is not None else prepared
 
     def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
         """Prompt and completion; what else a batch needs of a robot row in a family that writes no tokens."""

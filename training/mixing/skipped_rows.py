@@ -31,6 +31,7 @@ class Counts:
 
     seen: int = 0
     skipped: int = 0
+    longer: int = 0  # than the recipe takes, which is nothing bad
     by_reason: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
@@ -38,13 +39,16 @@ class Counts:
         """Adds what `report` gave elsewhere."""
         self.seen += report["seen"]
         self.skipped += report["skipped"]
+        self.longer += report.get("longer", 0)
         self.by_reason.update(report["by_reason"])
         self.examples += report["examples"][: NAMED - len(self.examples)]
 
     def report(self) -> dict[str, Any]:
-        """`{"seen": n, "skipped": n, "by_reason": {reason: n}, "examples": ["identity: reason", ...]}`."""
+        """`{"seen": n, "skipped": n, "by_reason": {reason: n}, "examples": ["identity: reason", ...]}`, and "longer"
+        where there were rows beyond `data.max_tokens`."""
+        longer = {"longer": self.longer} if self.longer else {}
         reasons, examples = dict(self.by_reason.most_common()), list(self.examples)
-        return {"seen": self.seen, "skipped": self.skipped, "by_reason": reasons, "examples": examples}
+        return {"seen": self.seen, "skipped": self.skipped, **longer, "by_reason": reasons, "examples": examples}
 
 
 @dataclass(eq=False)
@@ -77,6 +81,10 @@ class RowProblems:
         self._add({"seen": 0, "skipped": rows, "by_reason": {reason: rows}, "examples": [f"{identity}: {reason}"]})
         if self._all.seen + self._all.skipped >= self.minimum_rows:
             self.finish()
+
+    def leave_out(self) -> None:
+        """Counts a row that is longer than the recipe takes."""
+        self._add({"seen": 0, "skipped": 0, "longer": 1, "by_reason": {}, "examples": []})
 
     def take(self) -> dict[str, Any]:
         """A report of what was counted since the last call; a copy in another process begins with what it counts."""

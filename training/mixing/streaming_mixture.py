@@ -6,20 +6,22 @@
     process 1, worker 0          2       6
     process 1, worker 1            3       7
 
-With fewer shards than readers every reader goes through all of them and keeps its share of the rows. Nobody else may
-divide the rows again: the loader is not handed to accelerate, which would.
+With too few shards several readers go through the same ones, and each keeps its share of the rows (`row_stream.py`).
+Nobody else may divide the rows again: the loader is not handed to accelerate, which would.
+
+Vision-language rows of a micro-batch are of similar length, since all of its rows are padded to the longest: a length
+is drawn for each micro-batch, that of some row in a buffer, and every set gives the row nearest to it among some.
 
 A resumed run advances its streams past the rows of its earlier steps, which are read and neither decoded nor prepared.
 Where it has other processes, workers or batches than the run began with, the readers stay those of the beginning, so
 that every row keeps its place in the run; a process then reads all those that have rows of its own places.
-Otherwise frames of videos are decoded as they come in, in the order of the file, before the buffer shuffles them.
+Otherwise frames of videos are decoded as they come in, in the order of the file, and are kept encoded.
 """
 
 import logging
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain
 from math import lcm
 from typing import Any
 
@@ -28,15 +30,13 @@ import torch
 from torch.utils.data import get_worker_info
 
 from gen_vla.training.mixing.data_source import DataSource
-from gen_vla.training.mixing.mixture import alternate, first_readable
+from gen_vla.training.mixing.mixture import Turns, first_readable
 from gen_vla.training.mixing.prepared_rows import RowPreparer
+from gen_vla.training.mixing.row_stream import INITIAL, BufferSize, Hold, RowStream, shared_shards
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.video_frames import VideoPicture
 
 
 logger = logging.getLogger(__name__)
-
-STAND_INS = 100  # rows that are tried in the place of one that does not decode
 
 
 @dataclass(frozen=True)
@@ -72,102 +72,18 @@ class RunShape:
         return "processes {} x batch_size {} x gradient_accumulation_steps {} = {} rows a step".format(*parts)
 
 
-class RowStream:
-    """One set's rows for one reader, without end.
-
-    Args:
-        source: the set.
-        reader: its number, of how many; the rows of all readers together are the set's, each once per pass.
-        seed: of the order of shards (the same for all readers) and rows.
-        buffer: rows among which the next one is drawn; 1 leaves the order of the files.
-        skipping: leave frames of videos undecoded until `stop_skipping`.
-    """
-
-    def __init__(
-        self, source: DataSource, reader: tuple[int, int], seed: list[int], buffer: int, skipping: bool = False
-    ):
-        self.source = source
-        self.number, self.readers = reader
-        self.seed = seed
-        shards = source.shards()
-        self.strided = len(shards) < self.readers
-        self.shards = shards if self.strided else shards[self.number :: self.readers]
-        self.buffer = buffer
-        self.skipping = skipping
-        self.rows = self._passes()
-        self.arrivals = count()
-        self.kept: list[dict[str, Any]] = []
-        self.pending: deque[dict[str, Any]] = deque()
-
-    def take(self) -> dict[str, Any]:
-        """The next row."""
-        return self.pending.popleft() if self.pending else next(self.rows)
-
-    def ahead(self) -> Iterator[dict[str, Any]]:
-        """The rows behind the next one, left where they are."""
-        for place in range(STAND_INS):
-            if place == len(self.pending):
-                self.pending.append(next(self.rows))
-            yield self.pending[place]
-
-    def stop_skipping(self) -> None:
-        """Decodes what lies in the buffer, as it came in, and from now on what comes in."""
-        self.skipping = False
-        for row in sorted(self.kept, key=lambda row: row["arrival"]):
-            load_frames(row)
-
-    def _passes(self) -> Iterator[dict[str, Any]]:
-        for number in count():
-            some = False
-            for row in self._shuffled(self._one_pass(number), number):
-                some = True
-                yield row
-            if not some:
-                raise ValueError(
-                    f"got the data set {self.source.name} without a row for reader {self.number} of "
-                    f"{self.readers}, expected at least one; use fewer processes and workers, or another split"
-                )
-
-    def _one_pass(self, number: int) -> Iterator[dict[str, Any]]:
-        order = np.random.default_rng([*self.seed, number]).permutation(len(self.shards))
-        rows = self.source.rows([self.shards[index] for index in order])
-        for row in islice(rows, self.number, None, self.readers) if self.strided else rows:
-            if not self.skipping:
-                load_frames(row)
-            yield {**row, "arrival": next(self.arrivals)}
-
-    def _shuffled(self, rows: Iterator[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
-        """Each row once, drawn from a buffer that is kept full as long as there are rows."""
-        draw = np.random.default_rng([*self.seed, number, self.number])
-        self.kept = list(islice(rows, self.buffer - 1))
-        for row in rows:
-            chosen = int(draw.integers(len(self.kept) + 1))
-            if chosen < len(self.kept):
-                row, self.kept[chosen] = self.kept[chosen], row
-            yield row
-        draw.shuffle(self.kept)  # type: ignore[arg-type]
-        self.kept.reverse()
-        while self.kept:
-            yield self.kept.pop()
-
-
-def load_frames(row: dict[str, Any]) -> None:
-    """Decodes a row's frames of videos, if it has any."""
-    for picture in row["images"]:
-        if isinstance(picture, VideoPicture):
-            picture.load()
-
-
 @dataclass
 class StreamingMixture(torch.utils.data.IterableDataset):
     """Prepared rows of one process of a run, without end, in micro-batches of `batch_size`."""
 
     sources: dict[str, DataSource]  # by name (`robot/KEY`, `vision_language/NAME`), robot data first
-    weights: list[float]  # of the robot sets
+    turns: Turns  # which set has which place
     prepare: RowPreparer
-    batch_size: int  # rows per device and micro-batch; even where both kinds of data are mixed
+    batch_size: int  # rows per device and micro-batch; the robot share of it is whole where both kinds are mixed
     seed: int = 0  # of every shuffle
-    buffer: int = 1000  # see `RowStream`
+    buffers: Mapping[str, BufferSize] = field(default_factory=dict)  # by source; by default of 1000 rows
+    holds: Mapping[str, Hold] = field(default_factory=dict)  # by source, see `RowStream`
+    initial: int = INITIAL  # rows of a buffer when it gives its first one
     rank: int = 0  # which process this is
     processes: int = 1
     workers: int = 0  # processes of the loader
@@ -185,18 +101,15 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         self.problems = {name: RowProblems(self.max_bad_share, name=name) for name in self.sources}
         readers = self.processes * max(self.workers, 1)
         for name, source in self.sources.items():
-            shards = len(source.shards())
+            shards = source.shards()
             if not shards:
                 raise ValueError(f"got the data set {name} without a shard, expected at least one file with rows")
-            if shards < readers and self.rank == 0:
+            _, sharing = shared_shards(shards, (0, readers), 1)
+            if sharing > 1 and self.rank == 0:
                 logger.warning(
-                    "%s has %d shards for %d readers (%d processes with %d workers): every reader goes through all "
-                    "of them and keeps its share of the rows; fewer workers or more files would read less",
-                    name,
-                    shards,
-                    readers,
-                    self.processes,
-                    self.workers,
+                    "%s has %d shards for %d readers (%d processes with %d workers): each is read by %d of them, "
+                    "which keep their shares of the rows; fewer workers or more files would read less",
+                    *(name, len(shards), readers, self.processes, self.workers, sharing),
                 )
 
     def counters(self) -> dict[str, RowProblems]:
@@ -211,24 +124,57 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         turn = (worker_id + self.start) % workers  # the loader asks worker 0 first, wherever the run goes on
         now = RunShape(self.processes, self.batch_size, num_workers=workers)
         began, own = self.began or now, self.rank * workers + turn
-        streams = {
-            number: [
-                RowStream(source, (number, began.readers), [self.seed, name], self.buffer, self.start > 0)
-                for name, source in enumerate(self.sources.values())
-            ]
-            for number in sorted(began.readers_for(own, now))
-        }
+        readers = {number: self._reader(number, began) for number in sorted(began.readers_for(own, now))}
         begin = self.start * self.processes * self.batch_size
-        for place, number in enumerate(alternate(self.weights, len(self.sources) - len(self.weights))):
-            reader = began.reader_of(place)
-            if reader not in streams:
+        for place, number in enumerate(self.turns):
+            reader = readers.get(began.reader_of(place))
+            if reader is None:
                 continue
-            stream, wanted = streams[reader][number], place >= begin and now.reader_of(place) == own
+            wanted = place >= begin and now.reader_of(place) == own
             if wanted:
-                for skipping in chain(*streams.values()):
-                    if skipping.skipping:
-                        skipping.stop_skipping()
-            row = stream.take()
+                for other in readers.values():
+                    other.stop_skipping()
+            row = reader.take(number, place // began.batch_size)
             if wanted:
-                rows, name = chain([row], stream.ahead()), self.names[number]
+                rows, name = chain([row], reader.streams[number].ahead()), self.names[number]
                 yield first_readable(rows, self.prepare, name, place, self.problems[name])
+
+    def _reader(self, number: int, began: RunShape) -> "Reader":
+        streams = [
+            RowStream(
+                source,
+                (number, began.readers),
+                [self.seed, place],
+                self.buffers.get(name, BufferSize(1000)),
+                self.holds.get(name),
+                skipping=self.start > 0,
+                initial=self.initial,
+            )
+            for place, (name, source) in enumerate(self.sources.items())
+        ]
+        return Reader(streams, self.turns, np.random.default_rng([self.seed, len(streams), number]))
+
+
+class Reader:
+    """The streams of one reader, and the length that the conversations of its micro-batch are like."""
+
+    def __init__(self, streams: list[RowStream], turns: Turns, draw: np.random.Generator):
+        self.streams = streams
+        self.robots = len(turns.robot)
+        self.shares = np.array(turns.vision_language) / sum(turns.vision_language or [1.0])
+        self.draw = draw
+        self.batch, self.length = -1, 0
+
+    def take(self, number: int, batch: int) -> dict[str, Any]:
+        """The next row of a stream, for a micro-batch of the run."""
+        if number < self.robots:
+            return self.streams[number].take()
+        if batch != self.batch:
+            some = int(self.draw.choice(len(self.shares), p=self.shares))
+            self.batch, self.length = batch, self.streams[self.robots + some].some_length()
+        return self.streams[number].take(self.length)
+
+    def stop_skipping(self) -> None:
+        for stream in self.streams:
+            if stream.skipping:
+                stream.stop_skipping()

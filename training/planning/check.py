@@ -21,10 +21,11 @@ from gen_vla.training.model_building import (
 )
 from gen_vla.training.planning.data_check import check_data
 from gen_vla.training.planning.data_check_tables import show_data
-from gen_vla.training.planning.plan import planned_config
+from gen_vla.training.planning.plan import loading_sentence, planned_config
+from gen_vla.training.planning.row_lengths import measure_lengths, write_lengths
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
-from gen_vla.training.run import build_collator, build_preparer
+from gen_vla.training.run import build_collator, build_preparer, stream_buffers
 from gen_vla.training.storage.hub_requests import NO_ANSWER, reason
 from gen_vla.training.tokenizer import train_tokenizer
 
@@ -44,6 +45,17 @@ def run_check(recipe: Recipe, work_dir: str | Path) -> None:
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
     checks = check_data(opened, prepare, collator)
     show_data(checks, work_dir / recipe.name, recipe.name)
+    if not recipe.is_flow:
+        lengths = measure_lengths(opened, prepare, collator)
+        write_lengths(work_dir / recipe.name, lengths)
+        for name, each in lengths.items():
+            longer = f"; {each.over:.1%} are longer than the recipe takes" if each.over else ""
+            print(f"{name}: rows of {each} of {each.rows:,}{longer}")
+    if opened.streams and recipe.data.streaming:
+        for name, size in stream_buffers(recipe, opened, processor).items():
+            print(f"{name}: a loader holds {size.rows:,} rows and reads {size.lanes} shards side by side")
+    if recipe.data.streaming:
+        print(loading_sentence(recipe))
     if note:
         print(note)
     if stops := [f"{check.name}: {check.stops}" for check in checks if check.stops]:

@@ -9,11 +9,13 @@ and times are estimates:
     work          2 operations per weight and token forwards, 2 more backwards where it or something below it trains,
                   2 more for the weights that train, 2 more where checkpointing computes it again
     time          work / (peak x utilisation); no network, no starving loader
-    rows          of the language model all as long as the longest kind, to which a batch is padded; of the encoders
-                  as many pictures as a row has on average
+    rows          of the language model all as long as the longer kind, to which a batch is padded, in the median that
+                  `--check` measured; of the encoders as many pictures as a row has on average
+    memory        that of the longest batch that the recipe allows (`data.max_tokens`)
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from gen_vla.modeling.base_configuration import image_tokens
 from gen_vla.training.checkpoints import family_named, has_processor, read_config, read_processor
 from gen_vla.training.converting.foreign_layouts import LLAMA2
 from gen_vla.training.lora import lora_config
+from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.model_building import local_start, model_sizes
+from gen_vla.training.planning.row_lengths import RowLengths, read_lengths
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
 from gen_vla.training.recipes.schema import Recipe
 
@@ -44,6 +48,8 @@ PI0_PLUS = Path(modeling.__file__).parent / "full_size" / "pi0-plus.json"
 GPU_COUNTS = (1, 8, 64)
 FLOAT32, BFLOAT16 = 4, 2
 ADAM_BYTES = 8  # two float32 moments
+LOADER_BYTES = 0.45e9  # of a loader process besides its buffers; this and the next by `loading.py`
+BUFFER_OVERHEAD = 1.3  # memory of buffers over what is held in them
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class PartSize:
     inner: int
     tokens: int
     largest_block: int  # parameters, which a sharded run gathers whole
+    longest: int = 0  # tokens of a row in the longest batch; 0 where all rows are alike
     checkpointed: bool = True  # whether gradient checkpointing reaches it, where a recipe asks for that
 
     @property
@@ -91,7 +98,7 @@ class Plan:
 def plan_recipe(recipe: Recipe, work_dir: Path) -> tuple[list[PartSize], list[Plan]]:
     """Sizes of the model's parts, and the ways to run the recipe."""
     config = planned_config(recipe, work_dir)
-    parts = part_sizes(recipe, config)
+    parts = part_sizes(recipe, config, read_lengths(work_dir / recipe.name))
     several = ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
     ways = [(gpus, strategy) for gpus in GPU_COUNTS for strategy in (several if gpus > 1 else ["whole"])]
     return parts, [plan(recipe, parts, gpus, strategy) for gpus, strategy in ways]
@@ -128,19 +135,31 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     return config
 
 
-def part_sizes(recipe: Recipe, config: Any) -> list[PartSize]:
-    """The parts of the model, counted on the meta device."""
+def part_sizes(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> list[PartSize]:
+    """The parts of the model, counted on the meta device.
+
+    Args:
+        measured: lengths of rows by data set, where `--check` measured them.
+    """
     with torch.device("meta"):
         model: Any = family_named(recipe.model.family).model(config)
         adapters = lora_config(recipe, model)
         if adapters is not None:
             model = get_peft_model(model, adapters).get_base_model()
     model.train()
-    row = max(row_lengths(recipe, config).values())  # a batch is padded to its longest kind
+    row = max(row_lengths(recipe, config, measured).values())  # a batch is padded to its longest kind
     if recipe.is_flow:
         return flow_part_sizes(recipe, model, row)
+    longest = longest_row(recipe, config, measured)
     if recipe.model.family == "vla_plus":
-        return vlm_part_sizes(recipe, model, row)
+        parts = vlm_part_sizes(recipe, model, row)
+    else:
+        parts = plus_part_sizes(recipe, model, config, row)
+    return [replace(part, longest=longest) if part.name == "language_model" else part for part in parts]
+
+
+def plus_part_sizes(recipe: Recipe, model: Any, config: Any, row: int) -> list[PartSize]:
+    """The parts of an OpenVLA+."""
     each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
         blocks_size(name, tower.get_submodule(name), over_pictures(recipe, each + tower.prefix_tokens[name]))
@@ -219,8 +238,11 @@ def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
     )
 
 
-def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
-    """Tokens of a row of each kind there is: its pictures, the prompt, the answer (none of a flow), EOS."""
+def row_lengths(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> dict[str, int]:
+    """Tokens of a row of each kind there is: its pictures, the prompt, the answer (none of a flow), EOS.
+
+    Where `--check` measured a kind, the largest median of its data sets, cut as the recipe cuts.
+    """
     actions, data, lengths = recipe.actions, recipe.data, {}
     if data.robot:
         pictures = cameras_shown(recipe) * config.num_image_tokens
@@ -230,16 +252,49 @@ def row_lengths(recipe: Recipe, config: Any) -> dict[str, int]:
         lengths["robot"] = pictures + PROMPT_TOKENS + (0 if recipe.is_flow else answer)
     if data.questions:
         lengths["vision-language"] = config.num_image_tokens + PROMPT_TOKENS + ANSWER_TOKENS + 1
+    for kind, prefix in (("robot", ROBOT), ("vision-language", VISION_LANGUAGE)):
+        medians = [each.median for name, each in (measured or {}).items() if name.startswith(f"{prefix}/")]
+        if kind in lengths and medians:
+            lengths[kind] = max(medians)
+    if data.questions:
+        lengths["vision-language"] = min(lengths["vision-language"], data.max_tokens or lengths["vision-language"])
     return lengths
 
 
-def row_sentence(recipe: Recipe, config: Any) -> str:
+def longest_row(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> int:
+    """Tokens of the longest row that a batch may hold: of a vision-language one as many as the recipe or the model
+    takes."""
+    lengths = row_lengths(recipe, config, measured)
+    if not recipe.data.questions:
+        return lengths["robot"]
+    context = config.text_config.max_position_embeddings
+    return max(min(recipe.data.max_tokens or context, context), *lengths.values())
+
+
+def loading_sentence(recipe: Recipe) -> str:
+    """What the loaders of a recipe that streams need on the machine of a GPU."""
+    data = recipe.data
+    most = data.shuffle_memory * BUFFER_OVERHEAD + (data.num_workers + 1) * LOADER_BYTES / 1e9
+    return (
+        f"{data.num_workers} loaders with shuffle buffers of {data.shuffle_memory:g} GB in all (data.shuffle_memory): "
+        f"about {most:.1f} GB of the machine's memory per GPU process, the model apart"
+    )
+
+
+def row_sentence(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> str:
     """How long rows are beside what the model takes."""
-    lengths = row_lengths(recipe, config)
+    lengths = row_lengths(recipe, config, measured)
     texts = config.vlm_config.text_config if recipe.is_flow else config.text_config
     context = texts.max_position_embeddings
     sentence = ", ".join(f"a {kind} row about {length:,} tokens" for kind, length in lengths.items())
     sentence += f"; the model takes {context:,} (max_position_embeddings)"
+    if recipe.data.questions:
+        longest = longest_row(recipe, config, measured)
+        sentence += f"; activations are those of a batch of {longest:,} tokens a row, the longest (data.max_tokens)"
+    for name, each in (measured or {}).items():
+        sentence += f"\n{name}: {each}, as --check measured {each.rows:,} rows"
+    if not measured:
+        sentence += "; gen-vla train RECIPE --check measures them"
     if lengths.get("robot", 0) <= context:
         return sentence
     return f"{sentence}: too long, a run would stop; lower actions.horizon or actions.decimals, or show fewer cameras"
@@ -291,11 +346,12 @@ def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float
     """Bytes kept for the backward pass, and those of the block at work."""
     kept = at_work = 0.0
     for part in parts:
-        block = batch * part.tokens * (16 * part.width + 4 * part.inner) * BFLOAT16
+        tokens = max(part.tokens, part.longest)
+        block = batch * tokens * (16 * part.width + 4 * part.inner) * BFLOAT16
         if not part.trainable:
             at_work = max(at_work, block)
         elif checkpointing and part.checkpointed:
-            kept += part.layers * batch * part.tokens * part.width * FLOAT32
+            kept += part.layers * batch * tokens * part.width * FLOAT32
             at_work = max(at_work, 2 * block)
         else:
             kept += part.layers * block

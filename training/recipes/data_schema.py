@@ -95,6 +95,9 @@ class VisionLanguageSource:
     """Its layout; `auto` looks at the files."""
     configs: list[str] | None = None
     """Parts of a data set that has several, by name; null for all."""
+    weight: float | None = Field(default=None, gt=0)
+    """How often its rows come relative to those of the other vision-language data sets, above 0; null for its number
+    of rows, at most `data.size_cap`."""
     record: QuestionRecording | None = None
     """How to record it if the folder is missing; null for a data set that must be there."""
 
@@ -139,7 +142,8 @@ class InstructionAugmentation:
 
 @dataclass(frozen=True, config=STRICT)
 class DataRecipe:
-    """What a batch is made of. With both kinds of data, half of every per-device batch is robot data (C)."""
+    """What a batch is made of. With both kinds of data, half of every per-device batch is robot data (C), unless
+    `robot_share` says otherwise."""
 
     robot: list[RobotSource] = field(default_factory=list)
     """The robot data sets."""
@@ -147,13 +151,28 @@ class DataRecipe:
     """The vision-language data sets; `co_training` says which of them are used."""
     co_training: list[str] | None = None
     """Names of the vision-language data sets that are used (C); null for all of them, `[]` for none."""
+    robot_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the rows of every per-device batch that is robot data where both kinds are mixed, between 0 and 1;
+    the paper's is one half. `training.batch_size` times it is a whole number."""
+    size_cap: int = Field(default=500_000, ge=1)
+    """Rows from which on a larger vision-language data set does not come more often, at least 1 (the limit of T5's
+    examples-proportional mixing)."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of a vision-language row at most, its pictures and all turns included; null for what the model takes.
+    Every row of a batch is padded to the longest."""
+    longer_rows: Literal["skip", "cut"] = "skip"
+    """What becomes of longer vision-language rows: `skip` counts them and takes another row, `cut` leaves out their
+    last turns, and skips those whose first turn alone is too long."""
     image_size: int = Field(default=64, ge=1)
     """Side of the pictures the encoders see, in pixels, at least 1."""
     streaming: bool = False
     """Whether data sets are read shard by shard, in an order shuffled by a buffer; otherwise from a table on this
     machine's disk, in a perfectly shuffled order."""
     shuffle_buffer: int = Field(default=1000, ge=1)
-    """Rows of a streamed data set among which the next one is drawn, at least 1."""
+    """Rows of a streamed data set among which a loader draws the next one at most, at least 1; fewer where
+    `shuffle_memory` says so."""
+    shuffle_memory: float = Field(default=2.0, gt=0)
+    """Gigabytes that the rows of all streamed data sets wait in per GPU process, its loaders together, above 0."""
     num_workers: int = Field(default=0, ge=0)
     """Processes per device that read, decode and tokenize; 0 does it in the training process."""
     max_bad_share: float = Field(default=0.01, ge=0, le=1)

@@ -124,6 +124,8 @@ class LossRecipe:
     balance: Literal["token", "example", "source"] = "token"
     """What counts the same. `token`: every supervised token, so that longer answers weigh more (the paper's loss);
     `example`: every row; `source`: the robot and the vision-language half."""
+    vision_language_weight: float = Field(default=1.0, gt=0)
+    """What the loss of vision-language rows is multiplied by, above 0; that of robot rows stays as it is."""
     decimal_weights: list[Annotated[float, Field(ge=0)]] = field(default_factory=list)
     """Weights of the decimals of an action value, the first decimal first, 0 or more; missing ones are 1."""
     constant_dimension_weight: float = Field(default=1.0, ge=0)
@@ -145,15 +147,31 @@ class LoraRecipe:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RatesRecipe:
+    """The largest learning rates of parts of the model; null for `training.learning_rate`."""
+
+    vision: float | None = Field(default=None, gt=0)
+    """Of encoders that train, above 0."""
+    projector: float | None = Field(default=None, gt=0)
+    """Of what turns an encoder's features into image tokens, above 0."""
+    language_model: float | None = Field(default=None, gt=0)
+    """Of the language model and all else that trains in full, above 0."""
+    adapters: float | None = Field(default=None, gt=0)
+    """Of LoRA adapters, above 0; null for 5e-4, with which OpenVLA trains them."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class TrainingRecipe:
     """Optimisation; names and meanings are those of transformers' `TrainingArguments`, unless stated otherwise."""
 
     steps: int = Field(ge=1)
     """Optimizer steps, at least 1."""
     batch_size: int = Field(default=16, ge=1)
-    """Rows per device, at least 1; an even number where both kinds of data are mixed."""
+    """Rows per device, at least 1; an even number where both kinds of data are mixed half and half."""
     learning_rate: float = Field(default=2e-5, gt=0)
-    """The largest learning rate, above 0; it falls along a cosine after the warm-up."""
+    """The largest learning rate, above 0, of weights that train in full; it falls along a cosine after the warm-up."""
+    learning_rates: RatesRecipe = field(default_factory=RatesRecipe)
+    """Other largest learning rates of parts of the model, which rise and fall alike."""
     min_learning_rate_rate: float = Field(default=0.1, ge=0, le=1)
     """The last learning rate as a share of the largest, 0 to 1."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -212,10 +230,16 @@ class Recipe:
             raise RecipeError(f"got name {self.name!r}, expected letters, digits, '.', '_' and '-': it names a folder")
         if not self.data.robot and not self.data.questions:
             raise RecipeError("got no data sets, expected some in data.robot or data.vision_language")
-        if self.data.robot and self.data.questions and self.training.batch_size % 2:
+        robots = self.training.batch_size * self.data.robot_share
+        if self.data.robot and self.data.questions and abs(robots - round(robots)) > 1e-9:
+            half = (
+                "an even number, since half"
+                if self.data.robot_share == 0.5
+                else (f"one of which data.robot_share={self.data.robot_share} is a whole number, since that share")
+            )
             raise RecipeError(
-                f"got training.batch_size={self.training.batch_size}, expected an even number, since half of every "
-                "per-device batch is robot data"
+                f"got training.batch_size={self.training.batch_size}, expected {half} of every per-device batch is "
+                "robot data"
             )
         for number, source in enumerate(self.data.robot):
             wrong = [dim for dim in source.displacements or () if not self.may_be_displacement(dim)]
@@ -246,6 +270,7 @@ class Recipe:
             ("data.co_training", [source.name for source in self.data.questions], []),
             ("training.lora", self.training.lora, None),
             ("loss.balance", self.loss.balance, "token"),
+            ("loss.vision_language_weight", self.loss.vision_language_weight, 1.0),
             ("loss.decimal_weights", self.loss.decimal_weights, []),
             ("loss.constant_dimension_weight", self.loss.constant_dimension_weight, 1.0),
         ):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.training.mixing.data_source import DataReading, DataSource
+from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.mixing.row_tables import (
     QUESTION_FEATURES,
@@ -43,6 +44,13 @@ class OpenedData:
     problems: dict[str, RowProblems] = field(default_factory=dict)  # bad rows the readers met
     readings: dict[str, DataReading] = field(default_factory=dict)
     cameras: list[str] | None = None  # names of those an action is asked for with (`model_cameras`)
+
+    def turns(self, recipe: Recipe) -> Turns:
+        """Which data set has which place of a run."""
+        data = recipe.data
+        rows = {source.name: self.readings[f"{VISION_LANGUAGE}/{source.name}"].rows for source in data.questions}
+        weights = [source.weight or float(min(rows[source.name] or 1, data.size_cap)) for source in data.questions]
+        return Turns([source.weight for source in data.robot], weights, data.robot_share)
 
     @property
     def names(self) -> list[str]:

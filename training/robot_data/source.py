@@ -51,6 +51,7 @@ class RobotDataset:
     displacements: list[int] | None = None  # dimensions of an action that say how far to move, where that is known
     every: int = 1  # every n-th step of an episode is a row, see `transforms.thinned`
     decode: bool = True  # whether rows hold decoded frames of videos
+    lanes: int = 16  # see `DataSource`: twice the robot rows of a micro-batch of 16
 
     @property
     def features(self) -> list[str]:
@@ -103,7 +104,7 @@ class RobotDataset:
             self.problems.skip(row["identity"], "step without a picture")
             return False
         try:
-            row["images"] = [entry.decode() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
+            row["images"] = [entry.take() if isinstance(entry, VideoPicture) else entry for entry in row["images"]]
         except VideoError as error:
             self.problems.skip(f"{row['identity']}: {error}", MISSING_FRAME)
             return False

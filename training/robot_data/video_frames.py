@@ -159,3 +159,8 @@ class VideoPicture:
             raise self._decoded
         assert self._decoded is not None
         return self._decoded
+
+    def take(self) -> Image.Image:
+        """The RGB picture, which is then forgotten here: an episode refers to this as long as it is being read."""
+        picture, self._decoded = self.decode(), VideoError("got a frame that was taken already")
+        return picture

@@ -118,6 +118,8 @@ class ArchivedLlavaSource(ConversationSource):
         ValueError: for an unknown archive, or if rows name a folder of which there is no archive.
     """
 
+    lanes = 0  # archives are streamed from front to back
+
     def __init__(
         self,
         name: str,

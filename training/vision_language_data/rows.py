@@ -232,6 +232,8 @@ class ConversationSource(ABC):
         problems: counts bad rows.
     """
 
+    lanes = 1  # see `DataSource`
+
     def __init__(self, name: str, problems: RowProblems):
         self.name, self.problems = name, problems
         self._shards: dict[str, Any] = {}  # what `_attempts` takes, by name

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import tiny_processor
 from tiny_runs import noise
 
-from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, alternate, weighted_turns
+from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables, Turns, weighted_turns
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.skipped_rows import TooManyBadRows
 
@@ -101,14 +101,25 @@ def test_a_weight_next_to_nothing_raises() -> None:
         next(weighted_turns([1.0, 1e-9]))
 
 
+@pytest.mark.parametrize(("share", "batch"), [(0.5, 2), (0.25, 4), (0.75, 8), (0.3, 10), (0.625, 16)])
+def test_a_share_is_that_of_every_batch(share: float, batch: int) -> None:
+    turns = Turns([2.0, 1.0], [500_000.0, 25_000.0, 7.0], share)
+    order = list(islice(turns, 40 * batch))
+    for start in range(0, len(order), batch):
+        assert sum(number < 2 for number in order[start : start + batch]) == round(batch * share)
+    assert turns.shares() == pytest.approx(
+        [share * 2 / 3, share / 3, *((1 - share) * rows / 525_007 for rows in (500_000, 25_000, 7))]
+    )
+
+
 def test_weights_move_robot_places_and_leave_the_halves_alone() -> None:
-    order = list(islice(alternate([3.0, 1.0], 2), 16))
+    order = list(islice(Turns([3.0, 1.0], [1.0, 1.0]), 16))
     assert order[::2] == [0, 0, 1, 0] * 2
     assert order[1::2] == [2, 3] * 4
-    weighted = order_of([5, 2], [4], length=32, seed=0, weights=[3.0, 1.0])
+    weighted = order_of([5, 2], [4], length=32, seed=0, turns=Turns([3.0, 1.0], [1.0]))
     which = ["ab"[index >= 5] for index in weighted[::2]]
     assert which == list("aaba") * 4
-    assert order_of([5, 2], [4], 32, 0, [2.0, 2.0]) == order_of([5, 2], [4], 32, 0)
+    assert order_of([5, 2], [4], 32, 0, Turns([2.0, 2.0], [0.5])) == order_of([5, 2], [4], 32, 0)
 
 
 # ---- rows that cannot be read

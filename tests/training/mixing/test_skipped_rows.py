@@ -106,3 +106,15 @@ def test_a_forked_copy_has_only_its_own_news():
     os.wait()
     assert os.read(reader, 9) == b"2"
     assert problems.take()["seen"] == 5
+
+
+def test_rows_that_are_longer_than_the_recipe_takes_are_counted_and_stop_nothing() -> None:
+    problems = RowProblems(limit_share=0.0)
+    for _ in range(300):
+        problems.leave_out()
+    problems.seen()
+    problems.finish()
+    assert problems.report()["longer"] == 300
+    other = RowProblems(limit_share=0.0)
+    other.receive(problems.take())
+    assert other.report() == problems.report()

@@ -16,9 +16,12 @@ from torch.utils.data import DataLoader
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
+from gen_vla.training.mixing.encoded_pictures import HeldPictures
+from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.prepared_rows import RowPreparer
+from gen_vla.training.mixing.row_stream import CHARACTERS_PER_PICTURE, BufferSize, RowStream, shared_shards
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.mixing.streaming_mixture import RowStream, RunShape, StreamingMixture
+from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
 from gen_vla.training.run_folder import write_recipe
@@ -30,6 +33,7 @@ class Files:
     def __init__(self, name: str, files: int, rows_per_file: int, broken: tuple[int, ...] = ()):
         self.name, self.files, self.rows_per_file, self.broken = name, files, rows_per_file, broken
         self.opened: list[str] = []
+        self.lanes = 1
         self.problems = RowProblems()
 
     def shards(self) -> list[str]:
@@ -52,7 +56,7 @@ class Files:
 
 
 def stream(source: Files, number: int = 0, total: int = 1, buffer: int = 4, seed: int = 0) -> RowStream:
-    return RowStream(source, (number, total), [seed, 0], buffer)
+    return RowStream(source, (number, total), [seed, 0], BufferSize(buffer))
 
 
 def taken(rows: RowStream, count: int) -> list[int]:
@@ -98,10 +102,71 @@ def test_a_reader_without_a_row_raises() -> None:
         stream(Files("s", 1, 3), 3, 4).take()
 
 
-def test_looking_ahead_takes_nothing() -> None:
-    rows, plain = stream(Files("s", 2, 4)), taken(stream(Files("s", 2, 4)), 8)
-    assert [int(row["turns"][0]["answer"]) for row in islice(rows.ahead(), 3)] == plain[:3]
-    assert taken(rows, 8) == plain
+@pytest.mark.parametrize("buffer", [1, 4, 100])
+def test_looking_ahead_takes_nothing(buffer: int) -> None:
+    rows, plain = stream(Files("s", 2, 4), buffer=buffer), taken(stream(Files("s", 2, 4), buffer=buffer), 24)
+    for place in range(24):
+        ahead = [int(row["turns"][0]["answer"]) for row in rows.ahead()]
+        assert sorted(ahead) == sorted(plain[place : place - place % 8 + 8]), "all that is left of the pass"
+        assert taken(rows, 1) == plain[place : place + 1]
+
+
+def test_a_row_of_a_wanted_length_is_near_it_and_every_row_still_comes_once() -> None:
+    rows = stream(Files("s", 4, 50), buffer=100)
+    lengths = [row["length"] for row in (rows.take(CHARACTERS_PER_PICTURE + len("which?") + 1) for _ in range(5))]
+    assert lengths == [CHARACTERS_PER_PICTURE + len("which?") + 1] * 5, "rows 0 to 9 have one digit"
+    rows = stream(Files("s", 4, 50), buffer=100)
+    numbers = [int(rows.take(1007 + place % 3)["turns"][0]["answer"]) for place in range(200)]
+    assert sorted(numbers) == list(range(200))
+
+
+@pytest.mark.parametrize(
+    ("shards", "readers", "lanes", "sharing"),
+    [(8, 8, 1, 1), (6, 8, 1, 2), (1, 4, 1, 4), (50, 8, 16, 4), (128, 8, 16, 1), (12, 2, 16, 2), (3, 1, 16, 1)],
+)
+def test_as_few_readers_as_possible_share_shards(shards: int, readers: int, lanes: int, sharing: int) -> None:
+    names = [str(number) for number in range(shards)]
+    divided = [shared_shards(names, (number, readers), lanes) for number in range(readers)]
+    assert {each for _, each in divided} == {sharing}
+    assert Counter(shard for own, _ in divided for shard in own) == dict.fromkeys(names, sharing)
+
+
+class Episodes(Files):
+    """Files of several episodes each; rows know theirs."""
+
+    def __init__(self, *args: Any, episodes: int = 1, **settings: Any):
+        super().__init__(*args, **settings)
+        self.lanes, self.episodes = 16, episodes
+
+    def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+        length = self.rows_per_file // self.episodes
+        for row in super().rows(shards):
+            yield {**row, "episode_index": int(row["turns"][0]["answer"]) // length}
+
+
+@pytest.mark.parametrize(
+    ("files", "episodes", "readers"),
+    [(128, 1, 8), (50, 1, 8), (32, 8, 2), (10, 1, 1)],
+)
+def test_the_robot_rows_of_a_micro_batch_are_of_different_episodes(files: int, episodes: int, readers: int) -> None:
+    """Episodes of ten seconds at 50 Hz; a buffer that holds no more rows than one of them has."""
+    for number in {0, readers - 1}:
+        source = Episodes("s", files, 500 * episodes, episodes=episodes)
+        rows = RowStream(source, (number, readers), [0, 0], BufferSize(500, 16))
+        distinct = [len({rows.take()["episode_index"] for _ in range(8)}) for _ in range(400)]
+        assert sum(distinct) / len(distinct) >= 7.5
+        assert sum(distinct[:20]) / 20 >= 7.5, "from the beginning"
+
+
+@pytest.mark.parametrize("readers", [1, 4])
+def test_every_row_of_lanes_comes_once_per_pass(readers: int) -> None:
+    def passes(times: int) -> Counter[int]:
+        streams = [RowStream(Episodes("s", 9, 20), (n, readers), [0, 0], BufferSize(30, 16)) for n in range(readers)]
+        own = 180 // readers
+        return Counter(number for rows in streams for number in taken(rows, times * own))
+
+    assert passes(1) == dict.fromkeys(range(180), 1)
+    assert passes(2) == dict.fromkeys(range(180), 2)
 
 
 # ---- the mixture
@@ -111,7 +176,10 @@ def mixture(llama_like: Any, **settings: Any) -> StreamingMixture:
     broken = settings.pop("broken", ())
     names = [f"vision_language/{name}" for name in "abc"]  # nothing here asks what a row's kind is
     sources = {name: Files(name, 6, 4, broken if place == 0 else ()) for place, name in enumerate(names)}
-    settings = {"weights": [1.0], "batch_size": 4, "buffer": 4, **settings}
+    buffers = dict.fromkeys(sources, BufferSize(settings.pop("buffer", 4)))
+    weights = settings.pop("weights", [1.0])
+    turns = Turns(weights, [1.0] * (3 - len(weights)))
+    settings = {"turns": turns, "batch_size": 4, "buffers": buffers, **settings}
     return StreamingMixture(sources, prepare=RowPreparer(tiny_processor(llama_like), {}), **settings)  # type: ignore[arg-type]
 
 
@@ -209,8 +277,8 @@ def test_the_next_row_of_the_same_set_stands_in_and_keeps_its_own_place(llama_li
     mixed = mixture(llama_like, broken=broken, max_bad_share=1.0)
     got = list(islice(iter(mixed), len(plain)))
     names = [f"{row['source'][-1]}:{row['completion'].strip()}" for row in got]
-    following = next(entry for entry in plain[place + 1 :] if entry[0] == "a")
-    assert names == [*plain[:place], following, *plain[place + 1 :]]
+    assert names[place] in [entry for entry in plain[place + 1 :] if entry[0] == "a"]
+    assert [*names[:place], *names[place + 1 :]] == [*plain[:place], *plain[place + 1 :]]
     assert [row["replaced"] for row in got].index(True) == place
     report = mixed.problems["vision_language/a"].report()
     assert report["examples"] == [f"vision_language/a {broken[0]}: picture that does not decode"]
@@ -245,8 +313,9 @@ def video_mixture(llama_like: Any, path: str, **settings: Any) -> StreamingMixtu
     source = open_robot_source(path, key="mine", problems=problems).undecoded()
     processor = tiny_processor(llama_like, ActionStringProcessor(action_dim=7, decimals=4))
     prepare = RowPreparer(processor, {"mine": tiny_statistics(7)})
-    settings = {"batch_size": 3, "buffer": 6, "max_bad_share": 1.0, **settings}
-    return StreamingMixture({"robot/mine": source}, [1.0], prepare, **settings)
+    buffers = {"robot/mine": BufferSize(settings.pop("buffer", 6), settings.pop("lanes", 1))}
+    settings = {"batch_size": 3, "buffers": buffers, "max_bad_share": 1.0, **settings}
+    return StreamingMixture({"robot/mine": source}, Turns([1.0]), prepare, **settings)
 
 
 def prepared(rows: StreamingMixture, count: int) -> list[tuple[str, str, bool, bytes]]:
@@ -256,11 +325,12 @@ def prepared(rows: StreamingMixture, count: int) -> list[tuple[str, str, bool, b
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-@pytest.mark.parametrize(("start", "buffer"), [(1, 6), (5, 1), (9, 6), (40, 11)])  # 114 rows a pass
-def test_a_resumed_stream_of_videos_gives_the_same_pixels(llama_like, tmp_path, version, start, buffer):
-    path = str(write_videos(tmp_path, version))
-    whole = prepared(video_mixture(llama_like, path, buffer=buffer), 3 * (start + 6))
-    rest = prepared(video_mixture(llama_like, path, buffer=buffer, start=start), 3 * 6)
+@pytest.mark.parametrize(("start", "buffer", "lanes"), [(1, 6, 1), (5, 1, 1), (9, 6, 4), (40, 11, 16)])  # 114 a pass
+def test_a_resumed_stream_of_videos_gives_the_same_pixels(llama_like, tmp_path, version, start, buffer, lanes):
+    path, held = str(write_videos(tmp_path, version)), {"robot/mine": HeldPictures(32)}
+    settings: dict[str, Any] = {"buffer": buffer, "lanes": lanes, "holds": held}
+    whole = prepared(video_mixture(llama_like, path, **settings), 3 * (start + 6))
+    rest = prepared(video_mixture(llama_like, path, **settings, start=start), 3 * 6)
     assert rest == whole[3 * start :]
 
 

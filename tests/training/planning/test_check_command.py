@@ -56,7 +56,11 @@ def test_a_recipe_from_random_weights(tmp_path: Path, capsys: pytest.CaptureFixt
     text = checked(capsys, tmp_path / "tiny.yaml", tmp_path)
     assert "to open the drawer?\\nOut:\\n«" in text
     assert SENTENCE not in text
-    assert [file.name for file in (tmp_path / "tiny").iterdir()] == ["first_rows.png"]
+    assert {file.name for file in (tmp_path / "tiny").iterdir()} == {"first_rows.png", "row_lengths.json"}
+    (longest,) = re.findall(r"vision_language/scenes: rows of .* at 95 %, (\d+) the longest of 4", text)
+    plan = ["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--plan"]
+    assert main(plan) == 0
+    assert f"{longest} the longest, as --check measured 4 rows" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("name", ["openvla_plus_bridge", "openvla_bridge", "pi0_plus_bridge", "pi0_bridge"])

@@ -205,8 +205,8 @@ def test_of_a_long_remote_video_only_a_part_is_fetched(tmp_path, counted):
         episode.pictures["image_0"] = random.integers(0, 255, shape, dtype=np.uint8)
     folder = write_lerobot(tmp_path / "set", episodes, "v3.0")
     source, fetched = counted(folder)
-    assert len(source.shards()) == 4  # 16 + 16 + 7 episodes of the first file, and the last one's own
-    assert next(source.rows(source.shards()[1:2]))["episode_index"] == 16
+    assert len(source.shards()) == 40  # an episode each, of so small a set
+    assert next(source.rows(source.shards()[16:17]))["episode_index"] == 16
     size = (folder / "videos/observation.images.image_0/chunk-000/file-000.mp4").stat().st_size
     assert 0 < fetched["file-000.mp4"] < size / 5
 

@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 PRIMARY_CAMERAS = ("observation.images.image_0", "observation.images.image", "observation.image")
 PRIMARY_NAMES = ("image_0", "image", "primary")  # the last part, where no camera has one of those names
 ACTIONS, STATES = ("action", "actions"), ("observation.state", "state")  # lerobot's own names, and openpi's
-# Episodes of one shard of v3.0, whose files hold hundreds: enough to pay for opening a file, few enough to shuffle.
-EPISODES_PER_SHARD = 16
+# Episodes of one shard of v3.0, whose files hold hundreds: enough to pay for opening a file. One of a small set, so
+# that every loader has several shards to read side by side.
+EPISODES_PER_SHARD, SHARDS_WANTED = 16, 1024
 
 
 class LeRobotReader(EpisodeReader):
@@ -316,11 +317,12 @@ def _camera_rank(name: str) -> int:
 
 
 def _divide(episodes: list[EpisodePlace]) -> dict[str, list[EpisodePlace]]:
-    """Episodes by shard: neighbours in one file, at most EPISODES_PER_SHARD."""
+    """Episodes by shard: neighbours in one file, at most EPISODES_PER_SHARD, and fewer of a small set."""
+    most = min(max(len(episodes) // SHARDS_WANTED, 1), EPISODES_PER_SHARD)
     shards: dict[str, list[EpisodePlace]] = {}
     current: list[EpisodePlace] = []
     for place in episodes:
-        if not current or current[0].data != place.data or len(current) == EPISODES_PER_SHARD:
+        if not current or current[0].data != place.data or len(current) == most:
             current = []
             shards[f"{place.data} from episode {place.index}"] = current
         current.append(place)

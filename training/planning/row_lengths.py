@@ -1,0 +1,85 @@
+"""How long rows are in tokens: measured on some by `--check`, kept for `--plan`.
+
+WORK_DIR/<recipe name>/row_lengths.json
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowPreparer
+from gen_vla.training.recipes.sources import OpenedData
+
+
+FILE = "row_lengths.json"
+MEASURED, PLACES = 256, 8  # rows of a data set, and places of it that they come from
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """Tokens of a data set's rows, uncut."""
+
+    rows: int  # that were measured
+    median: int
+    p95: int
+    longest: int
+    over: float  # share that is longer than the recipe takes
+
+    def __str__(self) -> str:
+        return f"{self.median:,} tokens in the median, {self.p95:,} at 95 %, {self.longest:,} the longest"
+
+
+def measure_lengths(opened: OpenedData, prepare: RowPreparer, collator: Any) -> dict[str, RowLengths]:
+    """Lengths of some rows of every data set; none for one without a row that can be prepared.
+
+    What is longer than the model takes counts as such, by as many tokens as it would have.
+    """
+    whole = replace(prepare, fit=None)
+    limit = collator.most_tokens or collator.max_tokens
+    measured = {}
+    for name in opened.names:
+        lengths = []
+        for place, row in enumerate(some_rows(opened, name)):
+            try:
+                lengths.append(collator.tokens(whole(row, name, place)))
+            except BAD_ROW:
+                continue
+        if lengths:
+            median, p95 = np.percentile(lengths, [50, 95]).round().astype(int).tolist()
+            over = float(np.mean(np.array(lengths) > limit))
+            measured[name] = RowLengths(len(lengths), median, p95, max(lengths), over)
+    return measured
+
+
+def some_rows(opened: OpenedData, name: str) -> Iterator[dict[str, Any]]:
+    """At most `MEASURED` rows of a data set, from `PLACES` of its shards where these can be read apart."""
+    if name in opened.tables:
+        table = opened.tables[name]
+        yield from (table[int(number)] for number in np.unique(np.linspace(0, len(table) - 1, MEASURED).astype(int)))
+        return
+    source = copy.deepcopy(opened.streams[name])
+    shards = source.shards()
+    if source.lanes == 0:
+        yield from islice(source.rows(shards), MEASURED)
+        return
+    for place in np.unique(np.linspace(0, len(shards) - 1, PLACES).astype(int)):
+        yield from islice(source.rows([shards[int(place)]]), MEASURED // PLACES)
+
+
+def write_lengths(folder: Path, lengths: dict[str, RowLengths]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {name: asdict(each) for name, each in lengths.items()}
+    (folder / FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+def read_lengths(folder: Path) -> dict[str, RowLengths]:
+    """What an earlier `--check` measured; nothing without one."""
+    if not (folder / FILE).is_file():
+        return {}
+    return {name: RowLengths(**each) for name, each in json.loads((folder / FILE).read_text(encoding="utf-8")).items()}
