@@ -4,6 +4,7 @@
 # make docs   builds the pages into build/site; make docs-serve shows them while you write
 # make test-transformers4   writes small repositories with transformers 5 and reads them with 4.57, in .venv-transformers4
 # make release VERSION=x.y.z   writes the version, builds wheel and sdist, and runs the README's first example with each
+# make lerobot    LeRobot in .venv-lerobot with the plugin, and its tests, which drive LeRobot's own commands
 # make test-kernels   runs the GPU's kernels in Triton's interpreter on a CPU, with Triton in .venv-triton
 # All make their own .venv; PYTHON chooses the interpreter it is made from, DEMO_OPTIONS and PYTEST_OPTIONS pass options on.
 
@@ -17,7 +18,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: demo space test test-transformers4 test-kernels lint types docs docs-serve release format clean system-packages browser
+.PHONY: demo space test test-transformers4 lerobot test-kernels lint types docs docs-serve release format clean system-packages browser
 
 demo: $(VENV)/installed-sim system-packages
 	$(BIN)/gen-vla demo $(DEMO_OPTIONS)
@@ -30,6 +31,9 @@ test: lint docs system-packages browser
 
 test-transformers4: $(VENV)/installed-dev $(VENV)-transformers4/installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/modeling/hub/test_transformers4.py
+
+lerobot: $(VENV)/installed-dev $(VENV)-lerobot/installed
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) tests/serving/test_lerobot_plugin.py
 
 # Where there is a GPU, Triton comes with PyTorch, and `make test` runs the same tests on it.
 test-kernels: $(VENV)/installed-dev $(VENV)-triton/installed
@@ -87,6 +91,16 @@ $(VENV)-transformers4/installed: constraints-transformers4.txt
 	$(PYTHON) -m venv $(VENV)-transformers4
 	$(PIP4) $(TORCH)
 	$(PIP4) transformers huggingface_hub tokenizers safetensors accelerate numpy pillow
+	@touch $@
+
+# LeRobot 0.4 is the last for Python 3.11; it asks for transformers 4. gen-vla itself is there for its client alone.
+PIPL := $(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check
+PLUGIN := serving/lerobot_policy_gen_vla
+$(VENV)-lerobot/installed: $(PLUGIN)/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lerobot
+	$(PIPL) lerobot==0.4.4 transformers==4.57.6
+	$(PIPL) --editable "$(PLUGIN)[server]"
+	$(PIPL) --no-deps --editable .
 	@touch $@
 
 TRITON := triton==3.6.0

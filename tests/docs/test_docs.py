@@ -29,7 +29,18 @@ PAGES += [ROOT / "evaluation" / "vqa" / "lm_eval_tasks" / "README.md"]
 FINE_TUNE = ROOT / "docs" / "how_to" / "fine_tune.md"
 RESULTS = ROOT / "evaluation" / "results"
 LAUNCHED = " -m gen_vla.commands.main "
-OTHERS = ("hf", "jq", "lm_eval", "lerobot-edit-dataset", "pip", "source", "export", "pre-commit")
+OTHERS = (
+    "hf",
+    "jq",
+    "lm_eval",
+    "lerobot-edit-dataset",
+    "lerobot-eval",
+    "lerobot-record",
+    "pip",
+    "source",
+    "export",
+    "pre-commit",
+)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 
 
@@ -92,6 +103,8 @@ def test_every_command_is_understood(page):
             check(f"gen-vla {arguments if LAUNCHED in command else f'train {arguments}'}")
         elif first == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+        elif first == "python" and rest[0] == "-m":
+            assert (ROOT / "serving" / rest[1]).is_dir() or importlib.util.find_spec(rest[1]), command
         elif first == "python":
             assert (ROOT / rest[0]).is_file(), command
         else:
