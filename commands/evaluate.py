@@ -163,6 +163,44 @@ def simpler(
     Console().print(simpler_table(results, f"SimplerEnv, {robot}" + (f": {model}" if model else "")))
 
 
+def libero(
+    output: Annotated[Path, Option(help="A folder for settings, trials, videos and results.")],
+    model: OptionalModel = None,
+    suite: Annotated[str, Option(help="Of these, and 90.")] = "spatial,object,goal,10",
+    perturbation: Annotated[
+        str, Option(help="What LIBERO-PRO changes: none, object, position, language, task, environment.")
+    ] = "none",
+    policy: Annotated[str, Option(help="Controls, of expert, random, zero, by commas (default: none).")] = "",
+    trials: Annotated[int, Option(help="Of every task, each from a stored state.")] = 50,
+    tasks: Annotated[str, Option(help="Numbers of tasks in their suite (default: all).")] = "",
+    unnorm_key: Annotated[str | None, Option(help="(default: that of the suite, or the only one)")] = None,
+    steps: Annotated[int | None, Option(help="Of a chunk that are carried out (default: all).")] = None,
+    image_size: Annotated[int, Option(help="Pixels a side; published evaluations have 256.")] = 256,
+    videos: Annotated[int, Option(help="Trials of each task that are filmed.")] = 0,
+    shard: Annotated[str, Option(help="I/N runs every n-th trial; N processes share a folder.")] = "0/1",
+) -> None:
+    """LIBERO and LIBERO-PRO (extra libero) by the protocol of OpenVLA's evaluation; goes on where it stopped."""
+    from gen_vla.evaluation.libero.suite import LiberoSettings, evaluate_libero, libero_table
+
+    index, _, count = shard.partition("/")
+    settings = LiberoSettings(
+        suites=tuple(entries(suite)),
+        perturbations=tuple(entries(perturbation)),
+        trials=trials,
+        tasks=tuple(map(int, entries(tasks))),
+        controls=tuple(dict.fromkeys(entries(policy))),
+        unnorm_key=unnorm_key,
+        steps=steps,
+        image_size=image_size,
+        videos=videos,
+        shard=(int(index), int(count or 0)),
+    )
+    settings.all_trials()  # mistakes are named before a model is loaded for nothing
+    played = load_any(model) if model else (None, None)
+    results = evaluate_libero(*played, model, settings, output)
+    Console().print(libero_table(results, "LIBERO" + (f": {model}" if model else "")))
+
+
 def vqa(
     model: Model,
     tasks: Annotated[str, Option(help="Of these, and scenes.")] = "textvqa,pope,gqa,vizwiz,vsr",
@@ -253,5 +291,5 @@ for suite in (tabletop, open_loop, scene_questions, benchmarks.decoding, benchma
     app.command(suite.__name__)(suite)
 app.command("training_step")(benchmarks.training_step)
 app.command("simpler", cls=SpacedValues)(simpler)
-for suite in (vqa, representations, benchmarks.latency, benchmarks.loader, benchmarks.serving, report):
+for suite in (libero, vqa, representations, benchmarks.latency, benchmarks.loader, benchmarks.serving, report):
     app.command(suite.__name__)(suite)

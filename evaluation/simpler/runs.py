@@ -63,7 +63,8 @@ class Outcome:
     error: str | None = None
 
 
-def _outcome_of(trial: Trial, outcome: str, **found: Any) -> Outcome:
+def outcome_of(trial: Any, outcome: str, **found: Any) -> Outcome:
+    """How a trial ended, of SimplerEnv or of another suite whose trials have the same attributes."""
     return Outcome(
         trial.name, trial.mode, trial.task, trial.part, trial.variant, trial.counted, outcome=outcome, **found
     )
@@ -77,20 +78,25 @@ def run_trial(
     Args:
         paraphrase: other wordings of an instruction, for mode `paraphrase`.
     """
+    return attempts(trial, lambda: _attempt(policy, trial, make, paraphrase))
+
+
+def attempts(trial: Any, attempt: Callable[[], Outcome]) -> Outcome:
+    """How a trial ended at the first attempt that did not crash."""
     error = ""
     for _ in range(ATTEMPTS):
         try:
-            return _attempt(policy, trial, make, paraphrase)
+            return attempt()
         except SimulatorCrashError as crash:
             error = str(crash)
-    return _outcome_of(trial, "crashed", error=error)
+    return outcome_of(trial, "crashed", error=error)
 
 
 def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase) -> Outcome:
     began = time.perf_counter()
-    environment = _simulate(make, trial)
+    environment = simulate(make, trial)
     try:
-        observation, _ = _simulate(environment.reset, options=reset_options(trial))
+        observation, _ = simulate(environment.reset, options=reset_options(trial))
         simulator = environment.unwrapped
         instruction = _instruction(simulator.get_language_instruction(), trial, paraphrase)
         policy.reset(instruction)
@@ -103,7 +109,7 @@ def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraph
                 outcome, error = "malformed", str(malformed)
                 break
             sent = np.concatenate([action["world_vector"], action["rot_axangle"], action["gripper"]])
-            observation, _, done, truncated, info = _simulate(environment.step, sent)
+            observation, _, done, truncated, info = simulate(environment.step, sent)
             outcome = "success" if done else "failure"  # not the end: the published scripts go on to the last step
             steps, stats = steps + 1, info.get("episode_stats", {})
         seed = getattr(simulator, "_episode_seed", None)
@@ -111,14 +117,16 @@ def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraph
         environment.close()
     stats = {key: value.item() if isinstance(value, np.generic) else value for key, value in stats.items()}
     found = {"seed": None if seed is None else int(seed), "seconds": round(time.perf_counter() - began, 2)}
-    return _outcome_of(trial, outcome, steps=steps, instruction=instruction, stats=stats, error=error, **found)
+    return outcome_of(trial, outcome, steps=steps, instruction=instruction, stats=stats, error=error, **found)
 
 
-def _simulate(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """A call of the simulator, whose errors are its own; missing files are the installation's and stop everything."""
+def simulate(
+    call: Callable[..., Any], *arguments: Any, passing: type[Exception] = FileNotFoundError, **named: Any
+) -> Any:
+    """A call of the simulator, whose errors are its own; `passing` is the installation's and stops everything."""
     try:
         return call(*arguments, **named)
-    except FileNotFoundError:
+    except passing:
         raise
     except Exception as error:
         raise SimulatorCrashError(f"{type(error).__name__}: {error}") from error
@@ -194,15 +202,20 @@ class TrialLog:
 
 
 def run_trials(policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make) -> None:
+    """Runs what the log does not have yet."""
+    run_left(trials, log, lambda trial: run_trial(policy, trial, make))
+
+
+def run_left(trials: Sequence[Any], log: TrialLog, run: Callable[[Any], Outcome]) -> None:
     """Runs what the log does not have yet; a trial that took the process down `ATTEMPTS` times is noted as crashed."""
     left = [trial for trial in trials if trial.name not in log.outcomes]
     for trial in tqdm(left, unit="trial"):
         if log.begun[trial.name] >= ATTEMPTS:
-            log.end(_outcome_of(trial, "crashed", error=f"the process ended {ATTEMPTS} times in the middle of it"))
+            log.end(outcome_of(trial, "crashed", error=f"the process ended {ATTEMPTS} times in the middle of it"))
             continue
         log.begin(trial)
         try:
-            log.end(run_trial(policy, trial, make))
+            log.end(run(trial))
         except BaseException:
             log.write({"left": trial.name})  # this process stops by itself, which is no crash
             raise
