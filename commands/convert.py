@@ -9,6 +9,10 @@ from typer import Argument, Option
 def convert(
     source: Annotated[str, Argument(help="A folder, a .pt file of a training run, or a name on the Hub.")],
     destination: Annotated[Path, Argument(help="The folder to write; must not exist yet.")],
+    to: Annotated[
+        Literal["openvla"] | None,
+        Option(help="The other way: a model of openvla_plus in OpenVLA's layout, for its code and for vLLM."),
+    ] = None,
     actions: Annotated[
         Literal["bins", "legacy", "signed", "plain"] | None,
         Option(help="How the model writes actions (default: as it was trained to)."),
@@ -55,6 +59,15 @@ def convert(
 
     from gen_vla.training.converting import conversion
 
+    if to is not None:
+        from gen_vla.training.converting.to_openvla import convert_to_openvla
+
+        others = {"actions": actions, "tokenizer": tokenizer, "frozen": frozen, "dual": dual, "family": family}
+        others |= {"center-crop": center_crop, "dtype": dtype}
+        if given := [f"--{name}" for name, value in others.items() if value is not None]:
+            raise ValueError(f"got {', '.join(given)} beside --to {to}, expected none: the model is written as it is")
+        print(f"Converted into {convert_to_openvla(source, destination, int(max_shard_gb * 1e9))}")
+        return
     folder = conversion.convert(
         source,
         destination,
