@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gen_vla.evaluation.libero.environment import (
@@ -257,5 +258,7 @@ def libero_table(results: Mapping[str, Any], title: str) -> Table:
             interval = "-" if t["interval"] is None else percent_range(t["interval"])
             counts = (f"{t['successes']}/{t['n']}", t["malformed"], t["crashed"], t["unknown"])
             rows.append((policy, t["task"], t["mode"], percent(t["value"], 1, "-"), interval, *counts))
-    columns = ("policy", "suite", "changed", "%", "95 %", "success", "malformed", "crashed", "unknown")
-    return results_table(title, columns, rows, left=3)
+    columns = ("policy", "suite", "changed", "%", "95 %", "success", "mal-\nformed", "crashed", "un-\nknown")
+    return results_table(
+        title, columns, rows, left=3, no_wrap=True, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )

@@ -1,8 +1,8 @@
 """LeRobot's own command lines with the plugin, in LeRobot's environment, which `make lerobot` builds."""
 
-import importlib.util
 import json
 import os
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -31,11 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 def stub_frame(step, camera):
     """What the stubs show, without importing the package, which needs LeRobot."""
-    path = SUPPORT / "lerobot_stubs" / "frames.py"
-    spec = importlib.util.spec_from_file_location("stub_frames", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return Image.fromarray(module.frame(step, camera))
+    return Image.fromarray(runpy.run_path(str(SUPPORT / "lerobot_stubs" / "frames.py"))["frame"](step, camera))
 
 
 @pytest.fixture(scope="module")

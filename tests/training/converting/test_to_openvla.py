@@ -94,7 +94,7 @@ STRINGS = [
 @given(data=st.data())
 def test_the_pattern_matches_what_the_grammar_reads_and_nothing_else(strings, data):
     config = {"style": strings.style, "decimals": 2, "action_dim": 2, "horizon": 2}
-    pattern = action_pattern({**config, "binary_dims": list(strings.binary_dims)})
+    pattern = str(action_pattern({**config, "binary_dims": list(strings.binary_dims)}))
     values = data.draw(st.lists(st.sampled_from([-1.0, -0.57, -0.01, 0.0, 0.08, 1.0]), min_size=4, max_size=4))
     chunk = np.array(values).reshape(2, 2)
     for dim in strings.binary_dims:
