@@ -37,7 +37,8 @@ ABLATION = {f"openvla_plus_rt1_{kind}_{name}": (kind, name) for kind in ("only",
 def test_all_rows_are_there() -> None:
     minis = {"mini_vlm", "mini_openvla_plus"}
     steps_of_figure_3 = {"openvla_rt1_sc_vqa", "openvla_rt1_sc_vqa_spatial"}
-    assert set(recipe_names()) == {*TABLE, *ABLATION, *steps_of_figure_3, *minis, "plus_bridge"}
+    others = {"plus_bridge", "plus_libero", "openvla_plus_libero"}
+    assert set(recipe_names()) == {*TABLE, *ABLATION, *steps_of_figure_3, *minis, *others}
 
 
 @pytest.mark.parametrize("name", TABLE)
