@@ -67,7 +67,8 @@ def test_every_recipe_has_a_card_that_the_hub_takes(
     assert data.eval_results is None
     for entry in [*(data.base_model or []), *(data.datasets or [])]:
         validate_repo_id(entry)
-    from_the_hub = [s.path.removeprefix("hf://datasets/") for s in recipe.data.questions if s.path.startswith("hf://")]
+    sources = [source.path for source in [*recipe.data.robot, *recipe.data.questions]]
+    from_the_hub = [path.removeprefix("hf://datasets/") for path in sources if path.startswith("hf://")]
     assert (data.datasets or []) == from_the_hub
 
 
