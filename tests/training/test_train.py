@@ -64,6 +64,7 @@ def test_a_run_writes_all_that_is_needed_to_use_and_to_know_the_model(finished: 
     data = read_log(finished)["data"]
     assert (data["robot"], data["vision_language"]) == ([6], [4])
     assert [entry["step"] for entry in logged_steps(finished)] == [2, 4, 6, 8]
+    assert all(0.0 < entry["padding"] < 0.5 for entry in logged_steps(finished))
     assert sorted(path.name for path in (finished / "checkpoints").glob("*-*")) == ["checkpoint-4", "checkpoint-8"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import counting_filesystem
+import numpy as np
 import pytest
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import mini_recipe, write_table_data
@@ -21,7 +22,7 @@ from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.mixing.row_stream import CHARACTERS_PER_PICTURE, BufferSize, RowStream, shared_shards
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
+from gen_vla.training.mixing.streaming_mixture import Reader, RunShape, StreamingMixture
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
 from gen_vla.training.run_folder import write_recipe
@@ -118,6 +119,46 @@ def test_a_row_of_a_wanted_length_is_near_it_and_every_row_still_comes_once() ->
     rows = stream(Files("s", 4, 50), buffer=100)
     numbers = [int(rows.take(1007 + place % 3)["turns"][0]["answer"]) for place in range(200)]
     assert sorted(numbers) == list(range(200))
+
+
+def test_rows_of_similar_length_are_padded_less() -> None:
+    """Answers of a log-normal length, as those of conversations: how much of a micro-batch is padding."""
+    lengths = np.exp(np.random.default_rng(0).normal(5.0, 1.0, 4000)).astype(int) + 1
+
+    class Talks(Files):
+        def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
+            for row in super().rows(shards):
+                number = int(row["turns"][0]["answer"])
+                yield {**row, "turns": [{"question": "", "answer": "a" * int(lengths[number])}], "number": number}
+
+    def padding(streams: Reader | RowStream) -> tuple[float, list[int]]:
+        batches = []
+        for batch in range(500):
+            some = [streams.take(0, batch) if isinstance(streams, Reader) else streams.take() for _ in range(8)]
+            batches.append([(lengths[row["number"]], row["number"]) for row in some])
+        filled = sum(length for batch in batches for length, _ in batch)
+        seen = [number for batch in batches for _, number in batch]
+        return 1 - filled / sum(8 * max(length for length, _ in batch) for batch in batches), seen
+
+    def talks() -> RowStream:
+        return RowStream(Talks("s", 40, 100), (0, 1), [0, 0], BufferSize(1000))
+
+    (plain, seen), (alike, again) = (
+        padding(talks()),
+        padding(Reader([talks()], Turns([], [1.0]), np.random.default_rng(3))),
+    )
+    assert plain > 0.5
+    assert alike < 0.25
+    assert sorted(seen) == sorted(again) == list(range(4000)), "every row comes once in a pass"
+
+
+@pytest.mark.parametrize("initial", [1, 3, 10])
+def test_a_buffer_that_fills_slowly_gives_every_row_once_per_pass(initial: int) -> None:
+    rows = RowStream(Files("s", 4, 10), (0, 1), [0, 0], BufferSize(10), initial=initial)
+    assert [sorted(taken(rows, 40)) for _ in range(2)] == [list(range(40))] * 2
+    assert len(rows.kept) == 0
+    taken(rows, 12)
+    assert len(rows.kept) == 9, "full but for the row that was taken"
 
 
 @pytest.mark.parametrize(
