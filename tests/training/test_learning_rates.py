@@ -25,7 +25,7 @@ class Groups(TrainerCallback):
 def test_parts_learn_at_their_rates(family: str, tmp_path: Any) -> None:
     groups = Groups()
     chosen = {"vision": 1e-4, "projector": 2e-4}
-    model = {"model": tiny_vlm_model()} if family == "vla_plus" else {}
+    model: dict[str, Any] = {"model": tiny_vlm_model()} if family == "vla_plus" else {}
     run_tiny(tmp_path, callbacks=[groups], training__steps=1, training__learning_rates=chosen, **model)
     assert groups.rates == {"vision": 1e-4, "projector": 2e-4, "language_model": 1e-2}
     assert groups.count == groups.trainable
@@ -34,7 +34,7 @@ def test_parts_learn_at_their_rates(family: str, tmp_path: Any) -> None:
 def test_adapters_learn_at_the_rate_of_lora_and_the_tower_as_the_recipe_says(tmp_path: Any) -> None:
     run_tiny(tmp_path, training__steps=1)
     groups = Groups()
-    model = {"model": {"initial_model": "tiny", "frozen": "siglip"}, "name": "adapted"}
+    model: dict[str, Any] = {"model": {"initial_model": "tiny", "frozen": "siglip"}, "name": "adapted"}
     run_tiny(tmp_path, callbacks=[groups], **model, training__steps=1, training__lora={"rank": 2})
     assert groups.rates == {"adapters": 5e-4, "vision": 1e-2, "projector": 1e-2}
     assert groups.count == groups.trainable

@@ -53,7 +53,7 @@ def run_check(recipe: Recipe, work_dir: str | Path) -> None:
             print(f"{name}: rows of {each} of {each.rows:,}{longer}")
     if opened.streams and recipe.data.streaming:
         for name, size in stream_buffers(recipe, opened, processor).items():
-            print(f"{name}: a loader holds {size.rows:,} rows and reads {size.lanes} shards side by side")
+            print(f"{name}: a loader holds {size.rows:,} rows; shards that it reads side by side: {size.lanes}")
     if recipe.data.streaming:
         print(loading_sentence(recipe))
     if note:

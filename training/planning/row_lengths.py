@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowPreparer
+from gen_vla.training.mixing.prepared_rows import BAD_ROW, VISION_LANGUAGE, RowPreparer
 from gen_vla.training.recipes.sources import OpenedData
 
 
@@ -41,10 +41,11 @@ def measure_lengths(opened: OpenedData, prepare: RowPreparer, collator: Any) -> 
     What is longer than the model takes counts as such, by as many tokens as it would have.
     """
     whole = replace(prepare, fit=None)
-    limit = collator.most_tokens or collator.max_tokens
     measured = {}
     for name in opened.names:
-        lengths = []
+        limit, lengths = collator.max_tokens, []
+        if name.partition("/")[0] == VISION_LANGUAGE:  # all actions are as long
+            limit = min(limit, collator.most_tokens or limit)
         for place, row in enumerate(some_rows(opened, name)):
             try:
                 lengths.append(collator.tokens(whole(row, name, place)))
