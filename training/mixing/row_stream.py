@@ -89,11 +89,11 @@ class RowStream:
         self.shards, self.sharing = shared_shards(source.shards(), reader, size.lanes)
         self.kept: list[Row] = []
         self.early: deque[Row] = deque()  # behind the buffer, read to stand in for others
-        self.arrivals, self.passes = count(), count()
+        self.arrivals, self.pass_number = count(), -1
         self.taken = 0
         self.last_taken: dict[int, int] = {}  # by episode, the number of its latest row
         self.incoming: Iterator[Row] = iter(())
-        self.filling = self.begun = False
+        self.filling = False
         self.came = 0  # rows of this pass
 
     def take(self, length: int | None = None) -> Row:
@@ -110,13 +110,14 @@ class RowStream:
         return row
 
     def ahead(self) -> Iterator[Row]:
-        """Rows that come later, left where they are."""
+        """Rows that come later, left where they are; behind the last of a pass, rows of the next one."""
         self._fill()
         yield from list(self.kept[:STAND_INS])
         for place in range(STAND_INS - len(self.kept)):
             if place == len(self.early):
                 row = next(self.incoming, None)
                 if row is None:
+                    yield from islice(self._arriving(self.pass_number + 1), STAND_INS)
                     return
                 self.early.append(row)
             yield self.early[place]
@@ -144,12 +145,13 @@ class RowStream:
         self.filling = self.filling and self.wanted < self.size.rows
 
     def _begin_pass(self) -> None:
-        if self.begun and not self.came:
+        if self.pass_number >= 0 and not self.came:
             raise ValueError(
                 f"got the data set {self.source.name} without a row for reader {self.number} of {self.readers}, "
                 "expected at least one; use fewer processes and workers, or another split"
             )
-        number, self.begun, self.came, self.filling = next(self.passes), True, 0, True
+        self.pass_number += 1
+        number, self.came, self.filling = self.pass_number, 0, True
         self.wanted = self.initial
         self.draw = np.random.default_rng([*self.seed, number, self.number])
         self.incoming = self._arriving(number)
