@@ -34,7 +34,7 @@ from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
 from gen_vla.training.model_building import local_start, model_sizes
 from gen_vla.training.planning.row_lengths import RowLengths, read_lengths
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
-from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 
 
 GPU_BYTES = 80e9
@@ -122,7 +122,8 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         )
     else:
         # A shipped recipe's run may be what is saved under this name.
-        shipped = [recipe] if start is None else [r for r in map(load_recipe, recipe_names()) if r.name == start]
+        named = str(start).removeprefix(PACKAGE_PREFIX)
+        shipped = [recipe] if start is None else [r for r in map(load_recipe, recipe_names()) if r.name == named]
         maker = next((r for r in shipped if r.model.initial_model is None), None)
         settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
         config = family.config(**(settings or {}))
