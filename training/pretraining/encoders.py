@@ -115,7 +115,8 @@ def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path, progress: bool) 
     last = last_checkpoint(folder / "checkpoints")
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     write_json(folder / LOG, with_provenance({"history": trainer.state.log_history}, provenance()))
-    save_file(trainer.model.encoder.state_dict(), weights)
+    model: Any = trainer.model
+    save_file(model.encoder.state_dict(), weights)
 
 
 def pretraining_settings(recipe: Recipe, name: str) -> dict[str, Any]:

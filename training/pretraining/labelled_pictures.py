@@ -25,7 +25,7 @@ class LabelledPictures(Dataset):
     """
 
     def __init__(self, folders: Sequence[Path]):
-        columns = ("image", "objects", "handle", "opening")
+        columns = ["image", "objects", "handle", "opening"]
         self.recordings = [load_recording(folder, columns).select_columns(columns) for folder in folders]
         self.classes = _classes(folders)
         self.numbers = [(part, row) for part, rows in enumerate(self.recordings) for row in range(len(rows))]
@@ -76,7 +76,8 @@ class LabelCollator:
             objects.append(there)
         labels = token_labels(objects, self.grid)
         openings = torch.tensor([row["opening"] for row in rows], dtype=torch.float32)
-        targets = TokenTargets(*map(torch.from_numpy, labels), openings)
+        colours, shapes, places = map(torch.from_numpy, labels)
+        targets = TokenTargets(colours, shapes, places, openings)
         return {**self.image_processor(pictures, return_tensors="pt"), **targets._asdict()}
 
     def _moved(self, picture: np.ndarray, objects: list[dict[str, Any]]) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gen_vla.training.checkpoints import load_model, load_processor
+from gen_vla.training.checkpoints import WEIGHTS, load_model, load_processor
 from gen_vla.training.model_building import PACKAGED_MODELS
 from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.publishing.assembling import RECORDS, cast_weights, copy_record
@@ -40,6 +40,9 @@ def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None
         raise ValueError(f"got {checkpoint} with {size / 1e6:.1f} MB of weights, expected at most {LARGEST / 1e6:.0f}")
     model.save_pretrained(target)
     processor.save_pretrained(target)
+    for code in target.glob("*.py"):  # for the Hub; here it is the package's own
+        code.unlink()
+    (target / WEIGHTS).chmod(0o644)
     for name in RECORDS:
         if (checkpoint / name).is_file():
             copy_record(checkpoint / name, target / name)

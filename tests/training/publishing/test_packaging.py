@@ -31,6 +31,7 @@ def test_a_run_becomes_a_packaged_model(tmp_path: Path) -> None:
     asked = saved.question_inputs(noise(2), "is the drawer open?")
     with torch.no_grad():
         torch.testing.assert_close(half(**asked).logits, whole(**asked).logits, atol=5e-3, rtol=0)
+    assert not list(packaged.glob("*.py"))
     assert json.loads((packaged / "config.json").read_text())["dtype"] == "float16"
 
 
