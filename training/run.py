@@ -182,9 +182,8 @@ def held_pictures(recipe: Recipe, opened: OpenedData, processor: Any) -> dict[st
     """How a stream's buffers hold pictures, by data set: of the size the model sees, where it sees one alone."""
     image_processor = processor.image_processor
     strategy = getattr(image_processor, "resize_strategy", "resize-naive")
-    sizes: dict[str, int | None] = dict.fromkeys(
-        (ROBOT, VISION_LANGUAGE), getattr(image_processor, "image_size", None)
-    )
+    size: int | None = getattr(image_processor, "image_size", None)
+    sizes: dict[str, int | None] = {ROBOT: size, VISION_LANGUAGE: size}
     if recipe.data.image_augmentation:  # it changes pictures of this size
         sizes[ROBOT] = recipe.data.image_size
     return {name: HeldPictures(sizes[name.partition("/")[0]], strategy) for name in opened.streams}

@@ -25,8 +25,9 @@ class Groups(TrainerCallback):
 def test_parts_learn_at_their_rates(family: str, tmp_path: Any) -> None:
     groups = Groups()
     chosen = {"vision": 1e-4, "projector": 2e-4}
-    model: dict[str, Any] = {"model": tiny_vlm_model()} if family == "vla_plus" else {}
-    run_tiny(tmp_path, callbacks=[groups], training__steps=1, training__learning_rates=chosen, **model)
+    settings: dict[str, Any] = {"training__steps": 1, "training__learning_rates": chosen}
+    settings |= {"model": tiny_vlm_model()} if family == "vla_plus" else {}
+    run_tiny(tmp_path, callbacks=[groups], **settings)
     assert groups.rates == {"vision": 1e-4, "projector": 2e-4, "language_model": 1e-2}
     assert groups.count == groups.trainable
 

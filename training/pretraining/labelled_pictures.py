@@ -77,7 +77,7 @@ class LabelCollator:
         labels = token_labels(objects, self.grid)
         openings = torch.tensor([row["opening"] for row in rows], dtype=torch.float32)
         colours, shapes, places = map(torch.from_numpy, labels)
-        targets = TokenTargets(colours, shapes, places, openings)
+        targets = TokenTargets(colours=colours, shapes=shapes, places=places, openings=openings)
         return {**self.image_processor(pictures, return_tensors="pt"), **targets._asdict()}
 
     def _moved(self, picture: np.ndarray, objects: list[dict[str, Any]]) -> tuple[np.ndarray, list[dict[str, Any]]]:

@@ -74,7 +74,7 @@ class Listed:
     """A source of given rows that counts how often they are read."""
 
     def __init__(self, rows: list[dict[str, Any]]):
-        self.name = "robot/mine"
+        self.name, self.lanes = "robot/mine", 1
         self.given = rows
         self.readings = 0
         self.problems = RowProblems(0.5, name=self.name)
