@@ -27,7 +27,7 @@ from gen_vla.training.mixing.prepared_rows import ROBOT
 from gen_vla.training.model_building import HUB_PREFIX, local_start
 from gen_vla.training.provenance.origin import RUNS, note_run, provenance
 from gen_vla.training.recipes.loading import as_settings, load_recipe
-from gen_vla.training.recipes.schema import Recipe, RecipeError
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe, RecipeError
 from gen_vla.training.resume_record import check_shape
 from gen_vla.training.trainer import CoTrainer
 
@@ -113,6 +113,8 @@ def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path) -> dict[str,
     if name:
         name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else local_start(name, work_dir)
     record = provenance(name)
+    if str(recipe.model.initial_model).startswith(PACKAGE_PREFIX):  # where it lies says nothing
+        record["model"]["name"] = recipe.model.initial_model
     note_run(checkpoints, record)
     return record
 

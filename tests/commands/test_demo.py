@@ -49,7 +49,7 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     assert str(tmp_path) not in json.dumps(results) + card
     trained = json.loads((output / "mini-openvla-plus" / "training_log.json").read_text())
     assert trained["data"]["robot"] == [len_of(output / "demonstrations")]
-    assert trained["provenance"]["model"]["name"] == "base_models/mini-vlm"
+    assert trained["provenance"]["model"]["name"] == "package://mini-vlm"
     assert str(tmp_path) not in (output / "repository" / "training_log.json").read_text()
     check_second_call_keeps_what_is_there(command, environment, output)
 
