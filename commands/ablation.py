@@ -19,10 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from typer import Option
 
+from gen_vla.commands.demo_run import HELD_OUT_SEED, check_same_recipe
+from gen_vla.commands.train import parse_overrides
+from gen_vla.training.recipes.loading import load_recipe
+
 
 RECIPE = "mini_openvla_plus"
 LOOKS = ("home", "broad", "unseen")
-HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 ROBOT_ROWS = 8  # per step
 NO_D: dict[str, Any] = {"model.frozen": None}
 NO_S: dict[str, Any] = {
@@ -102,9 +105,11 @@ class Run:
         return [path for path in self.files if not path.is_file()]
 
     def train(self, processes: int, overrides: list[str]) -> None:
-        if (self.model / "training_log.json").is_file():
-            return
+        """Trains the model unless it is there; `ValueError` for one that was trained with other settings."""
         settings = {**ROWS[self.row], "name": self.name, "training.seed": self.seed}
+        if (self.model / "training_log.json").is_file():
+            check_same_recipe(load_recipe(RECIPE, {**settings, **parse_overrides(overrides)}), self.model)
+            return
         chosen = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
         chosen += [f"--set={entry}" for entry in overrides]
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)

@@ -56,10 +56,17 @@ class OpenVLAContractMixin:
 
     config: Any
     predict_actions: Any
+    _no_split_modules: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any):
         replace_flash_attention(config)
         super().__init__(config, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def post_init(self) -> None:
+        """As in transformers; `_no_split_modules` then names no class that is not there, which FSDP refuses."""
+        super().post_init()  # pyright: ignore[reportAttributeAccessIssue]
+        classes = {type(part).__name__ for part in self.modules()}  # pyright: ignore[reportAttributeAccessIssue]
+        self._no_split_modules = classes.intersection(self._no_split_modules or ())
 
     @property
     def missing_weights(self) -> Sequence[str]:

@@ -221,3 +221,29 @@ def as_rows(given: Any) -> list[Any]:
 def are_several(given: Any) -> bool:
     """Whether `given` is a list, or a stack of pictures [B, H, W, 3], as vectorised environments have them."""
     return isinstance(given, (list, tuple)) or (hasattr(given, "__array__") and getattr(given, "ndim", 0) == 4)
+
+
+def images_per_row(images: Any, texts: list[str], image_token: str | None = None) -> list[int]:
+    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any.
+
+    Raises:
+        ValueError: if that is not clear.
+    """
+    placeholders = [text.count(image_token) if image_token else 0 for text in texts]
+    if images is None:
+        counts = [0] * len(texts)
+    elif isinstance(images, (list, tuple)) and all(isinstance(entry, (list, tuple)) for entry in images):
+        counts = [len(flatten_images(entry)) for entry in images]
+    elif any(placeholders):
+        counts = placeholders if sum(placeholders) == len(flatten_images(images)) else [-1]
+    else:
+        pictures = len(flatten_images(images))
+        counts = [pictures] if len(texts) == 1 else [1] * pictures
+    wrong = len(counts) != len(texts) or any(marks not in (0, count) for marks, count in zip(placeholders, counts))
+    if wrong or -1 in counts:
+        pictures = 0 if images is None else len(flatten_images(images))
+        raise ValueError(
+            f"got {pictures} images for {len(texts)} texts with {sum(placeholders)} {image_token or ''} placeholders, "
+            "expected one image per text, or one per placeholder, or a list of images per text"
+        )
+    return counts

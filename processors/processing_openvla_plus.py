@@ -29,7 +29,7 @@ from .image_processing_openvla_plus import (
     check_arguments,
     check_camera_count,
     checked_cameras,
-    flatten_images,
+    images_per_row,
     is_batch,
     pictures_in_order,
     with_open_pictures,
@@ -386,29 +386,3 @@ class OpenVLAPlusProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of the tensors a call returns."""
         return ["input_ids", "attention_mask", "pixel_values"]
-
-
-def images_per_row(images: Any, texts: list[str], image_token: str | None = None) -> list[int]:
-    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any.
-
-    Raises:
-        ValueError: if that is not clear.
-    """
-    placeholders = [text.count(image_token) if image_token else 0 for text in texts]
-    if images is None:
-        counts = [0] * len(texts)
-    elif isinstance(images, (list, tuple)) and all(isinstance(entry, (list, tuple)) for entry in images):
-        counts = [len(flatten_images(entry)) for entry in images]
-    elif any(placeholders):
-        counts = placeholders if sum(placeholders) == len(flatten_images(images)) else [-1]
-    else:
-        pictures = len(flatten_images(images))
-        counts = [pictures] if len(texts) == 1 else [1] * pictures
-    wrong = len(counts) != len(texts) or any(marks not in (0, count) for marks, count in zip(placeholders, counts))
-    if wrong or -1 in counts:
-        pictures = 0 if images is None else len(flatten_images(images))
-        raise ValueError(
-            f"got {pictures} images for {len(texts)} texts with {sum(placeholders)} {image_token or ''} placeholders, "
-            "expected one image per text, or one per placeholder, or a list of images per text"
-        )
-    return counts

@@ -6,7 +6,6 @@ language_model   everything else that trains in full
 adapters         LoRA, wherever it is
 """
 
-import re
 from typing import Any
 
 from gen_vla.training.recipes.schema import TrainingRecipe
@@ -20,7 +19,7 @@ VISION = ("vision_tower", "vision_model", "visual", "frozen_vision")
 
 def part_of(name: str) -> str:
     """The part that a parameter of this name is in: "vision", "projector", "language_model" or "adapters"."""
-    steps = re.split(r"\.", name)
+    steps = name.split(".")
     if any(step.startswith("lora_") for step in steps):
         return "adapters"
     if any(step in PROJECTORS for step in steps):

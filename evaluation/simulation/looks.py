@@ -118,10 +118,9 @@ BROAD_FILES = ("wood1.png", "wood3.png", "light_wood.png", "light_wood_v2.png", 
 BROAD_FILES += ("metal.png", "metal1.png", "floor1.png", "wood.png", "tennis.png", "real_door.png")
 BROAD_PATTERNS = ("stripes", "checks", "dots", "clouds", "grain", "speckle", "tiles", "veins")
 UNSEEN_PATTERNS = ("bricks", "zigzag", "rings")
-BROAD_HUES, UNSEEN_HUES = (
-    (-0.021, -0.007, 0.007, 0.021),
-    (-0.014, 0.014),
-)  # of the colour circle, beside a colour's own
+# Of the colour circle, beside a colour's own.
+BROAD_HUES = (-0.021, -0.007, 0.007, 0.021)
+UNSEEN_HUES = (-0.014, 0.014)
 
 
 @lru_cache(maxsize=BROAD_LOOKS)

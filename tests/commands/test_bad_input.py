@@ -64,7 +64,7 @@ def tiny(capsys: pytest.CaptureFixture[str], work_dir: Path, **overrides: Any) -
         ("data.co_training=[llav]", "got co_training with 'llav', which is no vision-language data set here; did you"),
         ("data.max_bad_share=2.0", "data.max_bad_share: got 2.0 (float), expected less than or equal to 1"),
         ("data.robot.0.weight=0.0", "data.robot.0.weight: got 0.0 (float), expected greater than 0"),
-        ("model.frozen=clip", "model.frozen: got 'clip' (str), expected 'siglip', 'dino' or 'vision'"),
+        ("model.frozen=clip", "model.frozen: got 'clip' (str), expected 'siglip', 'dino', 'all' or 'vision'"),
         ("actions.action_dim=8", "got actions of 7 dimensions in robot/bridge_orig, expected actions.action_dim=8"),
         ("actions.action_dim=6", "got binary_dims=[6] with action_dim=6, expected dimensions from 0 to 5"),
         ("actions.binary_dims=[5, 6]", "dimension 5, expected 0 and 1 alone, since actions.binary_dims names it"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import infer_auto_device_map, init_empty_weights
+from accelerate.utils.dataclasses import get_module_class_from_name
 from tiny_models import tiny_config
 from transformers import PI0Config, PI0ForConditionalGeneration
 
@@ -99,7 +100,9 @@ def layers_of(model: Any) -> set[str]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layers_are_never_split_between_devices(name: str) -> None:
     model = full_size(name)
-    assert set(model._no_split_modules) == layers_of(model)
+    assert layers_of(model) <= set(model._no_split_modules)  # newer PaliGemma adds the embeddings and the projector
+    # What FSDP of accelerate looks for, which refuses a name that is not there.
+    assert all(get_module_class_from_name(model, name) for name in model._no_split_modules)
     unsplittable = [path for path, part in model.named_modules() if type(part).__name__ in model._no_split_modules]
     device_map = infer_auto_device_map(
         model,

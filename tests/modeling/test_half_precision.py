@@ -91,18 +91,19 @@ def test_automatic_placement_changes_nothing(family: Any) -> None:
 
 def test_layers_on_disk_change_nothing(family: Any, tmp_path: Path) -> None:
     model_class, exact, inputs, folders = family
-    if model_class is not OpenVLAPlusForVision2Seq:
-        pytest.skip("the parts are named as in OpenVLA+")
-    names = {name: "cpu" for name, _ in exact.model.named_children()} | {"vision_tower": "disk"}
-    layers = {f"model.language_model.layers.{n}": ("cpu", "disk")[n] for n in range(2)}
-    rest = {f"model.language_model.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")}
-    names = {f"model.{name}": place for name, place in names.items() if name != "language_model"}
+    before = "" if model_class is OpenVLAPlusForVision2Seq else "vlm."
+    base = exact.get_submodule(f"{before}model")
+    names = {name: "cpu" for name, _ in base.named_children()} | {"vision_tower": "disk"}
+    layers = {f"{before}model.language_model.layers.{n}": ("cpu", "disk")[n] for n in range(2)}
+    rest = {f"{before}model.language_model.{name}": "cpu" for name in ("embed_tokens", "norm", "rotary_emb")}
+    names = {f"{before}model.{name}": place for name, place in names.items() if name != "language_model"}
     model = model_class.from_pretrained(
         folders[torch.float32],
-        device_map={**names, **layers, **rest, "lm_head": "cpu"},
+        device_map={**names, **layers, **rest, f"{before}lm_head": "cpu"},
         offload_folder=str(tmp_path / "offload"),
     ).eval()
-    assert {parameter.device.type for parameter in model.model.vision_tower.parameters()} == {"meta"}
+    tower = model.get_submodule(f"{before}model.vision_tower")
+    assert {parameter.device.type for parameter in tower.parameters()} == {"meta"}
     assert torch.equal(logits_of(model, inputs), logits_of(exact, inputs))
     assert model.predict_actions(**inputs).text == exact.predict_actions(**inputs).text
 

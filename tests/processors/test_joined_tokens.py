@@ -47,13 +47,19 @@ def test_a_row_is_the_prompt_of_acting_and_the_tokens_written(
     assert trained_row(processor, prediction.text[0]) == [*fed, *written, tokenizer.eos_token_id]
     lead_in_ids = processor.action_config["lead_in_ids"]
     assert fed[len(fed) - len(lead_in_ids) :] == lead_in_ids
-    if family != "openvla_plus":
-        return
-    typed = processor.action_prompt("go")  # as OpenVLA's users do, with the lead-in or without it
+
+
+@pytest.mark.parametrize("kind", [*STYLES, "bins"])
+@pytest.mark.parametrize("merges", MERGES, ids=str)
+def test_a_typed_prompt_is_the_same_row(kind: str, merges: list[tuple[str, str]]) -> None:
+    """As OpenVLA's users do, with the lead-in or without it."""
+    processor = tiny_processor(tiny_tokenizer("gemma_like", first_merges=merges), codec_of(kind))
+    inputs, lead_in_ids = processor.action_inputs(picture(), "go"), processor.action_config["lead_in_ids"]
+    typed = processor.action_prompt("go")
     for prompt in (typed, typed.removesuffix(processor.action_config["lead_in"])):
         given = processor(prompt, picture())
         ids, mask = append_lead_in(given["input_ids"], given["attention_mask"], lead_in_ids, pad=0)
-        assert ids[0].tolist() == fed
+        assert torch.equal(ids, inputs["input_ids"])
         assert torch.equal(mask, inputs["attention_mask"])
 
 

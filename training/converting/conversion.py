@@ -1,7 +1,8 @@
 """Converts other projects' checkpoints to folders of this family: `gen-vla convert SRC DST`.
 
-`foreign_layouts.py` reads what a checkpoint says about itself, `modeling/convert_*_weights.py` plan which tensor goes
-where, and `storage/tensor_files.py` moves the weights one by one. A conversion that fails leaves nothing behind.
+`foreign_layouts.py` reads what a checkpoint of OpenVLA says about itself, `modeling/convert_openvla_weights.py` plans
+which tensor goes where, and `storage/tensor_files.py` moves the weights one by one. Vision-language models are read by
+transformers' own classes (`vlm_conversion.py`, `paligemma_flow.py`). A conversion that fails leaves nothing behind.
 
 The release of the paper's authors has OpenVLA's layout and three more tokens. They identify it: it writes actions as
 "legacy" strings, and its prompts begin with one of these tokens.
@@ -11,14 +12,11 @@ import json
 import re
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from huggingface_hub import hf_hub_download
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import custom_object_save
 
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
@@ -33,14 +31,12 @@ from gen_vla.processors import (
     make_action_config,
 )
 from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, read_source
+from gen_vla.training.converting.foreign_tokenizer import LLAMA_TOKENS, load_tokenizer
 from gen_vla.training.converting.paligemma_flow import convert_to_flow
 from gen_vla.training.converting.vlm_conversion import convert_vlm, vlm_type
 from gen_vla.training.storage.tensor_files import Output, write_shards
 
 
-IMAGE_TOKEN = "<image>"
-LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
-GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
 FAMILIES = ("vla_plus", "pi0_flow")  # what PaliGemma becomes
 REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
@@ -130,9 +126,14 @@ def write_flow(source: str | Path, kind: str, draft: Path, options: ConversionSe
     if kind != "paligemma":
         raise ConversionError(f"got --family pi0_flow for a {kind}, expected a PaliGemma, which π0 starts from")
     check_options(kind, options, ("actions", "frozen", "dual"))
-    tokenizer = partial(load_tokenizer, options.tokenizer or source, GEMMA_TOKENS)
     convert_to_flow(
-        source, draft, tokenizer, options.expert, options.center_crop_area, options.dtype, options.max_shard_bytes
+        source,
+        draft,
+        options.tokenizer,
+        options.expert,
+        options.center_crop_area,
+        options.dtype,
+        options.max_shard_bytes,
     )
 
 
@@ -199,48 +200,6 @@ def action_codec(actions: str, norm_stats: dict[str, Any], bins: int) -> ActionB
     if actions == "bins":
         return ActionBins(action_dim, bins=bins)
     return ActionStringProcessor(action_dim, style=actions)
-
-
-def load_tokenizer(
-    source: str | Path | None, special_tokens: dict[str, str], text_config: Any
-) -> PreTrainedTokenizerFast:
-    """A tokenizer with padding and the image placeholder, both inside the model's vocabulary.
-
-    Its `tokenizer.json` is taken as it is. Nothing else of its configuration is, which may name code of its own.
-    """
-    if source is None:
-        raise ConversionError(
-            "got a training run, which holds no tokenizer, and no tokenizer; pass --tokenizer with a folder or a name "
-            "on the Hub, such as meta-llama/Llama-2-7b-hf"
-        )
-    folder = Path(source)
-    file = folder / "tokenizer.json" if folder.is_dir() else Path(hf_hub_download(str(source), "tokenizer.json"))
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"got {source} without tokenizer.json, expected a fast tokenizer; pass --tokenizer, or, with "
-            "tokenizer.model alone, write it where sentencepiece and protobuf are installed: "
-            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(file),
-        **special_tokens,
-        additional_special_tokens=[IMAGE_TOKEN],
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
-    if len(tokenizer) > text_config.vocab_size:
-        raise ConversionError(
-            f"got a tokenizer of {len(tokenizer)} tokens, {IMAGE_TOKEN} included, and an embedding of "
-            f"{text_config.vocab_size} rows, expected a row for each"
-        )
-    for name in ("bos", "eos", "pad"):
-        got, expected = (getattr(owner, f"{name}_token_id") for owner in (tokenizer, text_config))
-        if got != expected:
-            raise ConversionError(
-                f"got a tokenizer whose {name} token is {got}, expected {expected}; it belongs to another model"
-            )
-    return tokenizer
 
 
 def empty_model(model_class: Any, config: Any, processor: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.processors import OpenVLAPlusImageProcessor, Pi0FlowProcessor
 from gen_vla.training.converting.foreign_layouts import image_settings
+from gen_vla.training.converting.foreign_tokenizer import GEMMA_TOKENS, load_tokenizer
 from gen_vla.training.converting.vlm_conversion import read_vlm
 
 
@@ -22,7 +23,7 @@ EXPERT = {"hidden_size": 1024, "intermediate_size": 4096}  # π0's
 def convert_to_flow(
     source: str | Path,
     draft: Path,
-    load_tokenizer: Any,
+    tokenizer: str | Path | None = None,
     expert: dict[str, int] | None = None,
     center_crop_area: float | None = None,
     dtype: torch.dtype | None = None,
@@ -34,7 +35,7 @@ def convert_to_flow(
     Args:
         source: a folder or a name on the Hub.
         draft: the folder to write.
-        load_tokenizer: gives the tokenizer for a text configuration.
+        tokenizer: folder or Hub name of the tokenizer; by default the source's.
         expert: `hidden_size` and `intermediate_size` of the action expert; by default π0's.
         center_crop_area: share of each picture's area to keep.
         dtype: of the weights; by default the checkpoint's own.
@@ -58,10 +59,9 @@ def convert_to_flow(
     half = [0.5, 0.5, 0.5]
     constants: dict[str, Any] = {"means": [pixels.get("image_mean", half)], "stds": [pixels.get("image_std", half)]}
     size = vlm.config.vision_config.image_size
-    tokenizer = load_tokenizer(vlm.config.text_config)
     processor = Pi0FlowProcessor(
         OpenVLAPlusImageProcessor(image_size=size, center_crop_area=center_crop_area, **constants),
-        tokenizer,
+        load_tokenizer(tokenizer or source, GEMMA_TOKENS, vlm.config.text_config),
         num_image_tokens=config.num_image_tokens,
     )
     if processor.image_token_id != vlm.config.image_token_id:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from rlds_data_sets import write_rlds
 from robot_data_sets import make_episodes, write_lerobot, write_recording
 from tiny_models import tiny_model, tiny_processor
 
@@ -68,10 +69,12 @@ def test_some_episodes_come_from_all_over_the_data(tmp_path, count, expected):
 
 
 def test_some_episodes_of_few_shards_are_as_many_as_asked_for(tmp_path):
-    folder = write_lerobot(tmp_path / "data", make_episodes(5, 3, size=16), "v3.0")  # shards of four and of one
+    episodes = make_episodes(5, 3, size=16)
+    episodes[4] = replace(episodes[4], instruction="")
+    folder = write_rlds(tmp_path, episodes, shards=2)  # of three episodes, and of one with an instruction
     read = recorded(folder, episodes=4)
     list(read)
-    assert read.names == [0, 1, 4, 2]
+    assert read.names == [0, 1, 3, 2]
     with pytest.raises(ValueError, match="got every=0, expected at least 1"):
         recorded(folder, every=0)
 

@@ -79,7 +79,8 @@ def test_models_load_by_name_over_http_and_then_offline(
             question = processor.question_inputs(picture(), QUESTION)
             answer = model.generate(**question, **GREEDY)[:, question["input_ids"].shape[1] :]
             assert str(outputs["pipeline"]) == processor.batch_decode(answer, skip_special_tokens=True)[0]
-            if "untrusted" in outputs:
+            assert ("untrusted" in outputs) == (repo_id == OPENVLA)  # stock processors bring no code to be trusted
+            if repo_id == OPENVLA:
                 assert f"{repo_id} contains custom code which must be executed" in str(outputs["untrusted"])
                 assert "pass the argument `trust_remote_code=True`" in str(outputs["untrusted"])
     assert hub.storage.repositories[OPENVLA].history() == ["Publish tiny-openvla", "First version", "initial commit"]
