@@ -15,16 +15,18 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 from typer import Option
 
-from gen_vla.commands.demo_run import HELD_OUT_SEED, check_same_recipe
 from gen_vla.commands.train import parse_overrides
-from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.evaluation.simulation.layouts import TASKS
+from gen_vla.training.recipes.loading import Recipe, as_settings, load_recipe
 
 
 RECIPE = "mini_openvla_plus"
+HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 8  # per step
 NO_D: dict[str, Any] = {"model.frozen": None}
@@ -54,6 +56,7 @@ def ablation(
     rows: Annotated[str, Option(help="Names of rows.")] = ",".join(ROWS),
     seeds: Annotated[int, Option(help="Training seeds per row: 0, 1, ...")] = 3,
     episodes: Annotated[int, Option(help="Rollouts per task; per variant a twelfth, at least one.")] = 50,
+    tasks: Annotated[str, Option(help="What is rolled out.")] = ",".join(TASKS),
     questions: Annotated[int, Option(help="Held-out questions per set of looks.")] = 900,
     processes: Annotated[int, Option(help="Of training and of the simulator.")] = 2,
     status: Annotated[bool, Option("--status", help="Show what is done and what is left; runs nothing.")] = False,
@@ -81,7 +84,7 @@ def ablation(
         if run.left():
             console.rule(f"[bold]{run.name}", align="left")
             run.train(processes, overrides or [])
-            run.measure(episodes, processes)
+            run.measure(tasks, episodes, processes)
             report(runs, work_dir)
         console.print(status_table(runs))
 
@@ -89,8 +92,8 @@ def ablation(
 class Run:
     """One row and seed: a model, and the results of its suites."""
 
-    def __init__(self, row: str, seed: int, work_dir: Path):
-        self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, f"mini-{row}-seed{seed}"
+    def __init__(self, row: str, seed: int, work_dir: Path, name: str | None = None):
+        self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
         suites = [f"questions_{looks}.json" for looks in LOOKS]
         self.files = [*(self.results / name for name in suites), self.results / "variants" / "results.json"]
@@ -109,12 +112,13 @@ class Run:
         settings = {**ROWS[self.row], "name": self.name, "training.seed": self.seed}
         if (self.model / "training_log.json").is_file():
             check_same_recipe(load_recipe(RECIPE, {**settings, **parse_overrides(overrides)}), self.model)
+            print(f"  {self.name} is trained already; delete {self.model} to train it again")
             return
         chosen = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
         chosen += [f"--set={entry}" for entry in overrides]
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
 
-    def measure(self, episodes: int, workers: int) -> None:
+    def measure(self, tasks: str, episodes: int, workers: int) -> None:
         """Success where the demonstrations were made, in other looks and words, and hindered; questions; speed."""
         self.results.mkdir(exist_ok=True)
         trained_on = f"--trained-on={self.work_dir / 'demonstrations'}"
@@ -125,13 +129,23 @@ class Run:
         for path in self.missing():
             if path.parent.name in modes:
                 shown, count, controls = modes[path.parent.name]
-                options = [f"--modes={shown}", f"--episodes={count}", f"--policy={controls}", f"--workers={workers}"]
-                command("evaluate", "tabletop", self.model, *options, trained_on, f"--output={path.parent}")
+                options = [f"--modes={shown}", f"--tasks={tasks}", f"--episodes={count}", f"--policy={controls}"]
+                options += [trained_on, f"--workers={workers}", f"--output={path.parent}"]
+                command("evaluate", "tabletop", self.model, *options)
             elif path.name == "latency.json":
                 command("evaluate", "latency", self.model, f"--output={path}")
             else:
                 asked = self.work_dir / "held_out" / path.stem.removeprefix("questions_")
                 command("evaluate", "scene_questions", self.model, f"--questions={asked}", f"--output={path}")
+
+
+def check_same_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for."""
+    if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
+        raise ValueError(
+            f"got {folder} trained with other settings, expected those of {recipe.name}; delete it, or choose another "
+            "output"
+        )
 
 
 def command(*arguments: Any) -> None:

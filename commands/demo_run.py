@@ -1,66 +1,68 @@
-"""The whole path of `gen-vla demo`: record, train, publish, load by name, roll out, draw.
+"""The whole path of `gen-vla demo`: record, train with and without the recipe, publish, load by name, compare.
+
+    OUTPUT/mini-openvla         plain fine-tuning: both encoders train, actions in bins, robot data alone
+    OUTPUT/mini-openvla-plus    the recipe: D, S and C, from the same base and the same demonstrations
+    OUTPUT/results/NAME         what the suites measured of each, and of mini-vlm, which both start from
+    OUTPUT/videos               the same episodes by both, side by side
 
 Everything is written under the output folder, a Hugging Face cache of its own included, so that nothing of the user's
 is touched. A second call continues where the first was stopped: data sets that are there are kept, training resumes
 from its last checkpoint.
 """
 
-import json
 import os
-import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
-from gen_vla.training.recipes.loading import Recipe, load_recipe
+from gen_vla.commands.ablation import HELD_OUT_SEED, RECIPE, Run
+from gen_vla.evaluation.simulation.layouts import TASKS, Task
+from gen_vla.training.recipes.loading import load_recipe
 
 
 REPO_ID = "gen-vla/mini-openvla-plus"
-HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
-EXPECTED_SAMPLES_PER_SECOND = 75  # below this, the demo takes longer than its half an hour
-
+BASE, PLAIN, PLUS = "mini-vlm", "mini-openvla", "mini-openvla-plus"
+ROWS = {PLAIN: "openvla", PLUS: "openvla-plus"}  # of the ablation
+TITLES = {BASE: "before", PLAIN: "plain fine-tuning", PLUS: "OpenVLA+"}
+CONTROLS = ("expert", "zero")
+VIDEO_LOOK = "everything/seen_0"
 # What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
-QUICK: dict[str, dict[str, Any]] = {
-    "mini_openvla_plus": {
-        "data.robot.0.record.episodes_per_task": 2,
-        "data.vision_language.0.record.count": 200,
-        "training.steps": 20,
-    },
-}
-QUICK_EPISODES = 1
-CONTROLS = ("blank", "swapped", "expert", "blind", "random", "zero")
+QUICK = [
+    "data.robot.0.record.episodes_per_task=2",
+    "data.vision_language.0.record.count=200",
+    "training.steps=20",
+]
 
 
 def run_demo(output: str | Path = "demo_output", *, episodes: int = 12, quick: bool = False) -> dict[str, Any]:
-    """Runs all steps with so many rollouts per task and policy; returns the tabletop's results."""
+    """Runs all steps with so many rollouts per task and set of words; returns what was measured, by model."""
     console, began = Console(), time.perf_counter()
-    output = Path(output).resolve()
+    output, settings = Path(output).resolve(), QUICK if quick else []
     use_own_cache(output / "huggingface")
-    episodes = QUICK_EPISODES if quick else episodes
-    overrides: dict[str, dict[str, Any]] = QUICK if quick else {name: {} for name in QUICK}
-    policy = load_recipe("mini_openvla_plus", overrides["mini_openvla_plus"])
     heading(console, 1, "Recording demonstrations and questions in the simulator")
-    record([policy], output, 90 if quick else 450)
-    words = "the policy: robot data and questions, half each"
-    heading(console, 2, f"Training {words} ({policy.name}, {policy.training.steps} steps)")
-    train(policy, output, overrides["mini_openvla_plus"])
+    record(output, settings, 90 if quick else 450)
+    heading(console, 2, "Training: plain fine-tuning, then the recipe (one encoder frozen, digits, half questions)")
+    for name, row in ROWS.items():
+        Run(row, 0, output, name).train(min(os.cpu_count() or 1, 2), settings)
     heading(console, 3, f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
     publish(output, results=None)
-    model, processor = load_by_name()
-    heading(console, 4, "Rolling out on layouts never seen in training, with controls")
-    results, tables = evaluate(model, processor, output, episodes)
-    heading(console, 5, "Drawing, and a card with the figures")
-    files = draw(policy, output)
+    models = load_models(output)
+    heading(console, 4, "Rolling out on layouts never seen in training, and asking held-out questions")
+    tasks, count = (TASKS[:1], 1) if quick else (TASKS, episodes)
+    found = {name: measure(name, *loaded, output, tasks, count) for name, loaded in models.items()}
+    heading(console, 5, "Filming, and a card with the figures")
+    films = film({name: models[name] for name in ROWS}, tasks, output)
     publish(output, card_of(output))
-    seconds = time.perf_counter() - began
     console.rule("[bold]Done", align="left")
-    show(console, tables, files, output)
-    console.print(f"  {seconds / 60:.1f} minutes in all")
-    return results
+    console.print(comparison(found))
+    show_files(console, output, films)
+    console.print(f"  {(time.perf_counter() - began) / 60:.1f} minutes in all")
+    return found
 
 
 def heading(console: Console, number: int, words: str) -> None:
@@ -76,118 +78,130 @@ def use_own_cache(folder: Path) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def record(recipes: list[Recipe], output: Path, questions: int) -> None:
-    """Every data set the recipes name, and held-out questions, where they are missing."""
+def record(output: Path, settings: list[str], questions: int) -> None:
+    """What both train on, and held-out questions, where they are missing."""
     from gen_vla.commands.record import record_missing_data
+    from gen_vla.commands.train import parse_overrides
     from gen_vla.evaluation.recording.questions import record_questions
 
-    for recipe in recipes:
-        record_missing_data(recipe, output)
-    held_out = output / "held_out_questions"
-    if not held_out.exists():
-        size = recipes[0].data.image_size
-        record_questions(held_out, questions, seed=HELD_OUT_SEED, image_size=size)
-
-
-def train(recipe: Recipe, output: Path, overrides: dict[str, Any]) -> None:
-    """One recipe in as many processes as there are cores, two at most: at this size more only wait for each other."""
-    folder = output / recipe.name
-    if (folder / "training_log.json").is_file():
-        check_same_recipe(recipe, folder)
-        print(f"  {recipe.name} is trained already; delete {folder} to train it again")
-        return
-    settings = [f"--set={key}={json.dumps(value)}" for key, value in overrides.items()]
-    name = recipe.name.replace("-", "_")
-    command = [sys.executable, "-m", "gen_vla.commands.main", "train", name, "--work-dir", str(output), "--resume"]
-    if subprocess.call([*command, f"--processes={min(os.cpu_count() or 1, 2)}", *settings]):
-        raise ValueError(f"got a failure from training {recipe.name}, expected a model; its messages are above")
-    log = json.loads((folder / "training_log.json").read_text(encoding="utf-8"))
-    rate = log["history"][-1]["train_samples_per_second"]
-    slow = rate < EXPECTED_SAMPLES_PER_SECOND
-    remark = f", below the {EXPECTED_SAMPLES_PER_SECOND} this demo is sized for: it takes longer here" if slow else ""
-    print(f"  {rate:.0f} samples per second{remark}")
-
-
-def check_same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for."""
-    import yaml
-
-    from gen_vla.training.recipes.loading import as_settings
-
-    if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
-        raise ValueError(
-            f"got {folder} trained with other settings, expected those of {recipe.name}; delete it, or choose another "
-            "output"
-        )
+    recipe = load_recipe(RECIPE, parse_overrides(settings))
+    record_missing_data(recipe, output)
+    if not (held_out := output / "held_out_questions").exists():
+        record_questions(held_out, questions, seed=HELD_OUT_SEED, image_size=recipe.data.image_size)
 
 
 def publish(output: Path, results: dict[str, Any] | None) -> None:
-    """The repository folder, verified, and its copy in the cache."""
+    """The repository folder of the recipe's model, verified, and its copy in the cache."""
     from gen_vla.training.publishing.assembling import install_in_cache, publish_to_folder
 
-    folder = publish_to_folder(output / "mini-openvla-plus", REPO_ID, output / "repository", results)
+    folder = publish_to_folder(output / PLUS, REPO_ID, output / "repository", results)
     print(f"  verified {folder}")
     print(f"  in the cache as {install_in_cache(folder, REPO_ID)}")
 
 
-def load_by_name() -> tuple[Any, Any]:
-    """What any user writes; the code that runs is the repository's."""
+def load_models(output: Path) -> dict[str, tuple[Any, Any]]:
+    """Each model and its processor; the published one as any user loads it, with the code of its repository."""
     from transformers import AutoModel, AutoProcessor
 
+    from gen_vla.training.checkpoints import load_model, load_processor
+    from gen_vla.training.model_building import initial_model_folder
+
+    folders = {BASE: initial_model_folder(f"package://{BASE}", output), PLAIN: output / PLAIN}
+    models = {name: (load_model(folder).float().eval(), load_processor(folder)) for name, folder in folders.items()}
     processor = AutoProcessor.from_pretrained(REPO_ID, trust_remote_code=True)
     model = AutoModel.from_pretrained(REPO_ID, trust_remote_code=True).eval()
     print(f"  {type(model).__module__}.{type(model).__name__}")
-    return model, processor
+    return {**models, PLUS: (model, processor)}
 
 
-def evaluate(model: Any, processor: Any, output: Path, episodes: int) -> tuple[dict[str, Any], list[Any]]:
-    """Success with controls, questions and speed, as their suites write them -> the tabletop's results, all tables."""
+def measure(
+    name: str, model: Any, processor: Any, output: Path, tasks: tuple[Task, ...], episodes: int
+) -> dict[str, Any]:
+    """Answers, and of a policy success and speed, as their suites write them to OUTPUT/results/NAME."""
     from gen_vla.commands.options import write_results
-    from gen_vla.evaluation.benchmarks.latency import latency_table, measure_latency, measure_parts
-    from gen_vla.evaluation.tabletop import suite
-    from gen_vla.evaluation.tabletop.scores import tabletop_table
-    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions, questions_table
+    from gen_vla.evaluation.benchmarks.latency import measure_latency, measure_parts
+    from gen_vla.evaluation.tabletop.suite import SuiteSettings, control_contestants, model_contestant, run_suite
+    from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions
 
-    folder, asked = output / "results", output / "held_out_questions"
-    size = processor.image_processor.image_size
-    played = suite.model_contestant(model, processor, REPO_ID, ("matching", "paraphrase"))
-    contestants = [played, *suite.control_contestants(CONTROLS, ("matching",), played)]
-    settings = suite.SuiteSettings(
-        ("matching", "paraphrase"), episodes=episodes, image_size=size, trained_on=output / "demonstrations"
+    print(f"  {TITLES[name]}", flush=True)
+    folder, asked = output / "results" / name, output / "held_out_questions"
+    title = REPO_ID if name == PLUS else str(output / name)
+    found: dict[str, Any] = {"questions": asdict(evaluate_questions(model, processor, load_questions(asked)))}
+    write_results({"model": title, **found["questions"]}, folder / "questions.json", [asked])
+    if name == BASE:
+        return found
+    found["latency"] = {"suite": "latency", "model": title, **measure_latency(model, processor)}
+    found["latency"]["parts"] = measure_parts(model, processor)
+    write_results(found["latency"], folder / "latency.json")
+    settings = SuiteSettings(
+        tasks=tasks, image_size=processor.image_processor.image_size, trained_on=output / "demonstrations"
     )
-    results = suite.run_suite(contestants, settings, folder)
-    suite.draw_results(contestants, results, settings, folder)
-    answers = evaluate_questions(model, processor, load_questions(asked))
-    write_results({"model": REPO_ID, **asdict(answers)}, folder / "questions.json", [asked])
-    latency = {"suite": "latency", "model": REPO_ID, **measure_latency(model, processor)}
-    latency["parts"] = measure_parts(model, processor)
-    write_results(latency, folder / "latency.json")
-    scores = {name: found["scores"] for name, found in results["policies"].items()}
-    return results, [tabletop_table(scores, REPO_ID), questions_table(answers), latency_table(latency, "One action")]
+    for modes, count in ((("matching", "paraphrase"), episodes), (("seen_variants",), 1)):
+        played = model_contestant(model, processor, title, modes)
+        controls = control_contestants(
+            CONTROLS if name == PLUS and modes[0] == "matching" else (), ("matching",), played
+        )
+        results = run_suite([played, *controls], replace(settings, modes=modes, episodes=count), folder / modes[0])
+        found |= results["policies"]["policy"]["scores"]
+    return found
 
 
-def draw(recipe: Recipe, output: Path) -> dict[str, Path]:
-    """The videos of the rollouts, and the curves that the training drew unless it was too short for any."""
-    curves = output / recipe.name / "training_curves.png"
-    files = {"loss per source": curves} if curves.is_file() else {}
-    return {**files, "an episode of each task": output / "results" / "videos"}
+def film(models: dict[str, tuple[Any, Any]], tasks: tuple[Task, ...], output: Path) -> Path:
+    """An episode of each task by both policies, as demonstrated and in another look -> their folder."""
+    from gen_vla.evaluation.simulation.environment import TabletopEnv
+    from gen_vla.evaluation.simulation.videos import record_video
+    from gen_vla.evaluation.tabletop.episodes import plan_jobs
+    from gen_vla.evaluation.tabletop.suite import model_contestant
+
+    policies = {TITLES[name]: model_contestant(*loaded, name, ()).policy for name, loaded in models.items()}
+    env = TabletopEnv(models[PLUS][1].image_processor.image_size)
+    for job in plan_jobs(("matching", "seen_variants"), tasks, episodes=1):
+        if job.mode == "matching" or job.variant == VIDEO_LOOK:
+            record_video(env, policies, job, output / "videos" / f"{job.task}-{job.mode}.mp4", size=320)
+    return output / "videos"
 
 
 def card_of(output: Path) -> dict[str, Any]:
     """The figures for the model card."""
     from gen_vla.evaluation.report.tables import card_results, make_report
 
-    names = ("results", "questions", "latency")
-    (card,) = card_results(make_report([output / "results" / f"{name}.json" for name in names])).values()
+    names = ("matching/results", "seen_variants/results", "questions", "latency")
+    (card,) = card_results(make_report([output / "results" / PLUS / f"{name}.json" for name in names])).values()
     return card
 
 
-def show(console: Console, tables: list[Any], files: dict[str, Path], output: Path) -> None:
-    """The tables, and where everything is."""
-    for table in tables:
-        console.print(table)
-    for words, path in {"results": output / "results", "repository": output / "repository", **files}.items():
-        console.print(f"  {words:38} {shorten(path)}", highlight=False, soft_wrap=True)
+def comparison(found: dict[str, dict[str, Any]]) -> Table:
+    """What the visitor came for: both policies, and what they started from."""
+    from gen_vla.evaluation.tables import percent, percent_range, results_table
+
+    def rates(mode: str) -> list[str]:
+        scores = [found[name].get(mode) for name in TITLES]
+        return [f"{percent(s['mean'])} % ({percent_range(s['interval'])})" if s else "" for s in scores]
+
+    def answers(kind: str | None) -> list[str]:
+        scores = [f["questions"]["kinds"][kind] if kind else f["questions"]["total"] for f in found.values()]
+        return [f"{percent(s['right'] / s['n'])} % ({percent_range(s['interval'])})" for s in scores]
+
+    kinds = sorted(found[BASE]["questions"]["kinds"])
+    speeds = [found[name].get("latency", {}).get("median_ms") for name in TITLES]
+    rows = [
+        ("tasks done", *rates("matching")),
+        ("  in other words", *rates("paraphrase")),
+        ("  in looks of the questions", *rates("seen_variants")),
+        ("questions answered", *answers(None)),
+        *((f"  {kind.replace('_', ' ')}", *answers(kind)) for kind in kinds),
+        ("milliseconds per action", *("" if speed is None else f"{speed:.1f}" for speed in speeds)),
+    ]
+    return results_table("With and without the recipe (95 % intervals)", ("", *TITLES.values()), rows)
+
+
+def show_files(console: Console, output: Path, films: Path) -> None:
+    """Where everything is."""
+    curves = {f"loss per source, {TITLES[name]}": output / name / "training_curves.png" for name in ROWS}
+    files = {"results": output / "results", "repository": output / "repository", "videos, side by side": films}
+    for words, path in {**files, **curves}.items():
+        if path.exists():
+            console.print(f"  {words:38} {shorten(path)}", highlight=False, soft_wrap=True)
     cache = shorten(output / "huggingface")
     console.print(f"  load it by name with HF_HOME={cache} HF_HUB_OFFLINE=1", highlight=False, soft_wrap=True)
 

@@ -1,5 +1,6 @@
 """Episodes of the simulated suites as videos for people."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,15 +20,27 @@ FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
 
 
-def record_video(env: Any, policy: SimulationPolicy, job: EpisodeJob, path: Path, size: int) -> bool:
+def record_video(
+    env: Any, policies: dict[str, SimulationPolicy], job: EpisodeJob, path: Path, size: int
+) -> list[bool]:
     """One episode as `path`.mp4 and `path`.gif: scene, instruction and the action about to be carried out.
 
     Args:
         env: an environment that also draws itself `size` pixels large.
+        policies: by name; several act side by side, each under its name.
 
     Returns:
-        whether it succeeded.
+        which policies succeeded.
     """
+    played = [_play(env, policy, job, size, name if len(policies) > 1 else "") for name, policy in policies.items()]
+    length = max(len(frames) for frames, _ in played) + LAST_FRAME_REPEATS
+    rows = [frames + [frames[-1]] * (length - len(frames)) for frames, _ in played]
+    write_video([_side_by_side(frames) for frames in zip(*rows, strict=True)], path)
+    return [done for _, done in played]
+
+
+def _play(env: Any, policy: SimulationPolicy, job: EpisodeJob, size: int, name: str) -> tuple[list[Image.Image], bool]:
+    """The frames of one policy's episode, the last one with how it ended, and whether it succeeded."""
     env.reset(*job.start)
     frames: list[Image.Image] = []
     ending, colour = "not done", FAILED
@@ -35,7 +48,8 @@ def record_video(env: Any, policy: SimulationPolicy, job: EpisodeJob, path: Path
         moment = Moment(job.task, job.seed, step, *env.expert_actions())
         action = policy([env.render()], [job.instruction], [moment])[0]
         shown = None if action is None else np.asarray(action)
-        frames.append(draw_frame(smooth_render(env, size), job.instruction, shown, f"{step + 1}/{job.max_steps}"))
+        note = f"{step + 1}/{job.max_steps}"
+        frames.append(draw_frame(smooth_render(env, size), job.instruction, shown, note, name=name))
         try:
             if shown is None:
                 raise ActionError("the policy gave no action")
@@ -45,9 +59,15 @@ def record_video(env: Any, policy: SimulationPolicy, job: EpisodeJob, path: Path
         except ActionError:
             ending = "malformed"
             break
-    last = draw_frame(smooth_render(env, size), job.instruction, None, ending, colour)
-    write_video(frames + [last] * LAST_FRAME_REPEATS, path)
-    return ending == "done"
+    frames.append(draw_frame(smooth_render(env, size), job.instruction, None, ending, colour, name))
+    return frames, ending == "done"
+
+
+def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
+    whole = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height), PAPER)
+    for place, frame in enumerate(frames):
+        whole.paste(frame, (place * frame.width, 0))
+    return whole
 
 
 def smooth_render(env: Any, size: int) -> Image.Image:
@@ -62,14 +82,16 @@ def draw_frame(
     action: np.ndarray | None,
     note: str,
     note_colour: tuple[int, int, int] = FAINT,
+    name: str = "",
 ) -> Image.Image:
-    """The picture above a panel with the instruction, a note and the action: the hand's move and the opening."""
+    """The picture above a panel with the instruction, a note, the action (the hand's move, the opening) and a name."""
     width, height = image.size
     frame = Image.new("RGB", (width, height + PANEL_HEIGHT), PAPER)
     frame.paste(image, (0, 0))
     draw, small = ImageDraw.Draw(frame), ImageFont.load_default(10)
     draw.text((10, height + 8), instruction, fill=INK, font=ImageFont.load_default(15))
     draw.text((width - 10, height + 12), note, fill=note_colour, font=small, anchor="ra")
+    draw.text((width - 10, height + 38), name, fill=INK, font=small, anchor="ra")
     if action is not None:
         moves = "  ".join(f"{name} {100 * metres:+.1f} cm" for name, metres in zip(("dx", "dy", "dz"), action[:3]))
         draw.text((10, height + 38), f"{moves}  grip {action[6]:.0%}", fill=INK, font=small)

@@ -236,7 +236,7 @@ def draw_results(
         variants_sheet(paths[-1])
     for job in plan_jobs(("matching",), settings.tasks, settings.videos) if settings.videos else []:
         paths.append(output / "videos" / f"{first.name}-{job.task}-{job.seed}.mp4")
-        record_video(TabletopEnv(settings.image_size), first.policy, job, paths[-1], size=320)
+        record_video(TabletopEnv(settings.image_size), {first.name: first.policy}, job, paths[-1], size=320)
     return paths
 
 

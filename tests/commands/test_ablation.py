@@ -28,7 +28,15 @@ def test_rows_are_what_their_names_say(row: str) -> None:
 def test_it_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["ablation", f"--work-dir={tmp_path}", "--seeds=1", "--episodes=1", "--questions=9", "--processes=1"]
+    words = [
+        "ablation",
+        f"--work-dir={tmp_path}",
+        "--seeds=1",
+        "--episodes=1",
+        "--questions=9",
+        "--processes=1",
+        "--tasks=close_drawer",
+    ]
     words += [f"--set={entry}" for entry in TINY]
     assert main([*words, "--rows=openvla-sc"]) == 0
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")

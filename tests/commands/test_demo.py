@@ -27,17 +27,22 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     output = tmp_path / "demo"
-    results = json.loads((output / "results" / "results.json").read_text())
+    plus, plain = output / "results" / "mini-openvla-plus", output / "results" / "mini-openvla"
+    results = json.loads((plus / "matching" / "results.json").read_text())
     policies = results["policies"]
-    assert list(policies) == ["policy", "blank", "swapped", "expert", "blind", "random", "zero"]
-    assert policies["policy"]["scores"]["paraphrase"]["tasks"]["open_drawer"]["n"] == 1
-    assert policies["expert"]["scores"]["matching"]["all"]["successes"] == 4
-    assert json.loads((output / "results" / "questions.json").read_text())["total"]["n"] == 90
-    assert 2 <= json.loads((output / "results" / "latency.json").read_text())["forward_passes"] < 49
+    assert list(policies) == ["policy", "expert", "zero"]
+    assert policies["policy"]["scores"]["paraphrase"]["tasks"]["pick_object"]["n"] == 1
+    assert policies["expert"]["scores"]["matching"]["all"]["successes"] == 1
+    seen = json.loads((plain / "seen_variants" / "results.json").read_text())["policies"]["policy"]["scores"]
+    assert seen["seen_variants"]["all"]["n"] == 24
+    for name in ("mini-vlm", "mini-openvla", "mini-openvla-plus"):
+        assert json.loads((output / "results" / name / "questions.json").read_text())["total"]["n"] == 90
+    assert 2 <= json.loads((plus / "latency.json").read_text())["forward_passes"] < 49
+    assert "plain fine-tuning" in run.stdout
     assert "transformers_modules.gen" in run.stdout
-    (episode,) = (output / "results" / "videos").glob("policy-open_drawer-*.gif")
-    with Image.open(episode) as frames:
-        assert frames.n_frames > 5  # type: ignore[attr-defined]
+    assert len(list((output / "videos").glob("*.gif"))) == 2
+    with Image.open(output / "videos" / "pick_object-seen_variants.gif") as frames:
+        assert (frames.n_frames > 5, frames.width) == (True, 640)  # type: ignore[attr-defined]
     card = (output / "repository" / "README.md").read_text()
     assert "zero" in card
     assert "# mini-openvla-plus" in card
@@ -66,7 +71,7 @@ def check_second_call_keeps_what_is_there(command, environment, output) -> None:
     recorded = (output / "demonstrations" / "recording.json").read_text()
     run = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("is trained already") == 1
+    assert run.stdout.count("is trained already") == 2
     assert (output / "mini-openvla-plus" / "model.safetensors").read_bytes() == weights
     assert (output / "demonstrations" / "recording.json").read_text() == recorded
 
