@@ -1,8 +1,9 @@
 """Record pictures of tabletop scenes with a question each, and where every object is in them.
 
     image, question, answer, kind, seed
-    more_turns       further questions about the picture with their answers, for training: a picture takes most of the
-                     time of a row, so that several are learned from for little more than one
+    more_turns       further questions about the picture with answers, for training: the first asks for everything
+                     on the table, which teaches a small model to look; a picture takes most of the time of a row, so
+                     that several turns cost little more than one
     objects          the objects from far to near: colour and shape (numbers of `recording.json`'s lists), u, v
     handle, opening  the drawer's: (u, v), and 0..1
     picture_width    metres across the picture where the named object is, for the error of a point
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from gen_vla.evaluation.recording import rows
-from gen_vla.evaluation.recording.question_kinds import KINDS, SceneFacts, wanted_answer
+from gen_vla.evaluation.recording.question_kinds import KINDS, SceneFacts, format_point, wanted_answer
 from gen_vla.evaluation.recording.rows import QuestionJob, as_image
 from gen_vla.evaluation.simulation.environment import ROBOT_POSES, TabletopEnv, is_closed
 from gen_vla.evaluation.simulation.layouts import COLOURS, GRASP_HEIGHT, SHAPES
@@ -36,7 +37,8 @@ HELD = 0.25  # share of pictures with a thing between the fingers, of these kind
 HELD_KINDS = ("shape", "colour", "object_order", "drawer_side", "count", "point")  # what is held stands nowhere
 HELD_APART, BELOW_FINGERTIPS = 0.08, 0.01  # metres from every other thing; of its middle
 MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
-MORE_TURNS = 4  # at most
+DESCRIBE = ("What is on the table?", "Which objects are there, and where?")
+OTHER_TURNS = 2  # at most, besides the description
 SCENES = 5000  # that are tried for a question
 
 
@@ -77,7 +79,8 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
         question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
         row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
         turns = _more_turns(facts, name, look.camera, np.random.default_rng([job.seed, 8]))
-        return {**row, "more_turns": turns, **labels(facts, look.camera)}
+        described = {"question": DESCRIBE[job.seed % len(DESCRIBE)], "answer": description(facts)}
+        return {**row, "more_turns": [described, *turns], **labels(facts, look.camera)}
     raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
 
 
@@ -90,7 +93,13 @@ def _more_turns(facts: SceneFacts, asked: str, camera: CameraPose, rng: np.rando
         kind, wording = KINDS[name], str(rng.choice(KINDS[name].wordings))
         if (answer := kind.answer(drawn)) is not None:
             turns.append({"question": wording.format(**drawn.names), "answer": answer})
-    return turns[:MORE_TURNS]
+    return turns[:OTHER_TURNS]
+
+
+def description(facts: SceneFacts) -> str:
+    """`blue mug [(0.20, 0.66)]; red can [(0.25, 0.57)]`: everything on the table, from left to right."""
+    found = sorted(zip(facts.places, facts.scene.things), key=lambda each: each[0][0])
+    return "; ".join(f"{thing.name} {format_point(place)}" for place, thing in found)
 
 
 def _with_one_held(scene: StillScene, fingertips: np.ndarray, camera: CameraPose) -> StillScene:

@@ -14,7 +14,8 @@ from PIL import Image
 from gen_vla.evaluation.recording import questions
 from gen_vla.evaluation.recording.question_kinds import KINDS, side_of
 from gen_vla.evaluation.recording.questions import (
-    MORE_TURNS,
+    DESCRIBE,
+    OTHER_TURNS,
     QuestionJob,
     record_question,
     record_questions,
@@ -54,9 +55,16 @@ def test_questions_are_balanced_and_described(tmp_path):
     }  # fmt: skip
     assert {row["kind"] for row in rows} == set(KINDS)
     assert all(row["answer"] in (KINDS[row["kind"]].answers or [row["answer"]]) for row in rows)
-    assert {len(row["more_turns"]) for row in rows} <= {1, 2, 3, MORE_TURNS}
     for row in rows:
-        asked = [row["question"], *(turn["question"] for turn in row["more_turns"])]
+        described, *turns = row["more_turns"]
+        assert described["question"] in DESCRIBE
+        things = re.fullmatch(r"(\w+ \w+ \[\(0\.\d\d, 0\.\d\d\)\](; )?)+", described["answer"])
+        assert things, described["answer"]
+        named = re.findall(r"(\w+) (\w+) \[\((0\.\d\d)", described["answer"])
+        there = sorted(row["objects"], key=lambda thing: thing["u"])
+        assert [(list(COLOURS)[t["colour"]], SHAPES[t["shape"]], f"{t['u']:.2f}") for t in there] == named
+        assert 1 <= len(turns) <= OTHER_TURNS
+        asked = [row["question"], *(turn["question"] for turn in turns)]
         kinds = [kind for question in asked for kind in KINDS if could_be(question, kind)]
         assert len(set(kinds)) == len(kinds) == len(asked)
     assert metadata["majority_baseline"]["presence"] == metadata["majority_baseline"]["object_order"] == 0.5
