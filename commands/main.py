@@ -21,6 +21,7 @@ from gen_vla.commands import evaluate
 from gen_vla.commands.ablation import ablation
 from gen_vla.commands.convert import convert
 from gen_vla.commands.demo import demo
+from gen_vla.commands.init import init
 from gen_vla.commands.predict import predict
 from gen_vla.commands.publish import publish
 from gen_vla.commands.record import record
@@ -35,6 +36,7 @@ HELP = """Vision-language-action models: train, evaluate, publish, run.
 \b
 Examples:
   gen-vla demo --quick
+  gen-vla init my_robot --data my_lerobot_data --work-dir .
   gen-vla train my_robot.yaml --work-dir . --check
   gen-vla train mini_openvla_plus --processes 2
   gen-vla predict gen-vla/mini-openvla-plus camera.png "close the drawer"
@@ -44,7 +46,7 @@ Examples:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(evaluate.app, name="evaluate")
-for command in (train, convert, publish, predict, serve, record, demo, ablation):
+for command in (init, train, convert, publish, predict, serve, record, demo, ablation):
     app.command()(command)
 
 

@@ -4,6 +4,8 @@ A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics
 
     {"bridge_orig": {"action": {"mean": [D], "std": [D], "min": [D], "max": [D], "q01": [D], "q99": [D],
                                 "mask": [D] (optional; False = the dimension is left as it is, a gripper 0..1),
+                                "normalization": [D] (ours, optional; what each dimension is scaled by, a name of
+                                `NORMALIZATIONS`; q01..q99 without it, as OpenVLA's code assumes),
                                 "histogram": [D][40] (ours, optional; counts of normalised values),
                                 "names": [D] (ours, optional; the data set's names of the values),
                                 "fps": float (ours, optional; steps a second of the training data),
@@ -22,7 +24,13 @@ import numpy as np
 
 
 HISTOGRAM_BINS = 40
-MEASURES = ("q01", "q99", "min", "max", "mean", "std")  # lists [D]; normalisation needs the first two
+MEASURES = ("q01", "q99", "min", "max", "mean", "std")  # lists [D]
+QUANTILES = "quantiles"
+# What becomes -1 and 1; names as in LeRobot, with the measures each needs besides q01 and q99.
+NORMALIZATIONS = {QUANTILES: ("q01", "q99"), "min_max": ("min", "max"), "mean_std": ("mean", "std")}
+# Digits end at -1 and 1, so mean_std has to clip. Whatever the distribution, at most 1 / 5**2 = 4 % of its values lie
+# further than 5 std from the mean (Chebyshev), of a normal one a millionth; and four decimals still tell 0.0005 std.
+STDS = 5.0
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
@@ -71,8 +79,8 @@ def plain_statistics(norm_stats: Any) -> dict[str, Any]:
 
 
 def check_action_statistics(statistics: dict[str, Any], name: str = "a data set") -> None:
-    """Raises `ValueError` for an `"action"` entry without q01 and q99, with other than finite numbers, or with
-    entries of different lengths.
+    """Raises `ValueError` for an `"action"` entry without q01 and q99 or what else its normalisation needs, with
+    other than finite numbers, or with entries of different lengths.
     """
     for needed in ("q01", "q99"):
         if statistics.get(needed) is None:
@@ -89,12 +97,7 @@ def check_action_statistics(statistics: dict[str, Any], name: str = "a data set"
                 f"got action statistics of {name} with {measure}={values!r}, expected a list of {width or 'D'} finite "
                 "numbers, one per dimension, as many as in q01; repair them, or compute them again"
             )
-    for dim, (low, high) in enumerate(zip(measures["q01"], measures["q99"], strict=True)):
-        if low > high:
-            raise ValueError(
-                f"got action statistics of {name} with q01={low} above q99={high} in dimension {dim}, expected q01 to "
-                "be at most q99; they may have been exchanged"
-            )
+    _check_normalization(_plain(statistics.get("normalization")), measures, width, name)
     mask = _plain(statistics.get("mask"))
     if mask is not None and (not isinstance(mask, list) or not all(value in (False, True) for value in mask)):
         raise ValueError(
@@ -109,6 +112,31 @@ def check_action_statistics(statistics: dict[str, Any], name: str = "a data set"
             f"got action statistics of {name} with a histogram of another shape, expected {width} rows of "
             f"{HISTOGRAM_BINS} counts; leave it out, it only makes decoding faster"
         )
+
+
+def _check_normalization(modes: Any, measures: dict[str, Any], width: int, name: str) -> None:
+    """Raises `ValueError` for modes other than one per dimension, or measures that they cannot scale by."""
+    each = modes if isinstance(modes, list) else []
+    if modes is not None and (len(each) != width or not all(mode in NORMALIZATIONS for mode in each)):
+        raise ValueError(
+            f"got action statistics of {name} with normalization={modes!r}, expected a list of {width}, one of "
+            f"{', '.join(NORMALIZATIONS)} per dimension; without it all are scaled by q01 and q99"
+        )
+    for mode in dict.fromkeys((QUANTILES, *each)):
+        low, high = NORMALIZATIONS[mode]
+        if not {low, high} <= set(measures):
+            raise ValueError(
+                f"got action statistics of {name} with the normalization {mode!r} and without {low} and {high}, "
+                "expected both: compute_statistics(actions, num_trajectories) makes them of the data"
+            )
+        lows = [0.0] * width if mode == "mean_std" else measures[low]
+        for dim, (least, most) in enumerate(zip(lows, measures[high], strict=True)):
+            if least > most:
+                below = "below 0" if mode == "mean_std" else f"below {low}={least}"
+                raise ValueError(
+                    f"got action statistics of {name} with {high}={most} {below} in dimension {dim}, expected at "
+                    f"least that; they may have been exchanged"
+                )
 
 
 def _action_entry(norm_stats: dict[str, Any], key: str) -> dict[str, Any]:
@@ -147,14 +175,14 @@ def statistics_per_row(
 
 
 def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
-    """Maps [q01, q99] of float [..., D] to [-1, 1] and clips, float32; constant dimensions become 0, and those outside
-    the mask stay as they are.
+    """Maps the bounds (`action_bounds`) of float [..., D] to [-1, 1] and clips, float32; constant dimensions become 0,
+    and those outside the mask stay as they are.
 
     OpenVLA makes also constant dimensions outside the mask 0, which `unnormalize_actions` could not undo: a gripper
     that was open in every frame would be commanded to close.
     """
     actions = np.asarray(actions, dtype=np.float64)
-    low, high, mask = _bounds(statistics, actions.shape[-1])
+    low, high, mask = action_bounds(statistics, actions.shape[-1])
     scaled = np.clip(2.0 * (actions - low) / (high - low + EPSILON) - 1.0, -1.0, 1.0)
     least, most = (statistics.get(name) for name in ("min", "max"))
     constant = np.equal(low if least is None else _plain(least), high if most is None else _plain(most))
@@ -171,7 +199,7 @@ def histogram(actions: Any, statistics: dict[str, Any]) -> list[list[int]]:
 def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     """How many values of each dimension `normalize_actions` clips: int64 [D] for actions float [..., D]."""
     actions = np.asarray(actions, dtype=np.float64)
-    low, high, mask = _bounds(statistics, actions.shape[-1])
+    low, high, mask = action_bounds(statistics, actions.shape[-1])
     outside = ((actions < low) | (actions > high)) & mask
     return outside.reshape(-1, actions.shape[-1]).sum(axis=0)
 
@@ -183,26 +211,32 @@ def unnormalize_actions(normalized: Any, statistics: dict[str, Any]) -> np.ndarr
         ValueError: for statistics that cannot be used, and where a result would not be a finite number.
     """
     normalized = np.asarray(normalized, dtype=np.float64)
-    low, high, mask = _bounds(statistics, normalized.shape[-1])
+    low, high, mask = action_bounds(statistics, normalized.shape[-1])
     with np.errstate(over="ignore", invalid="ignore"):
         actions = np.where(mask, 0.5 * (normalized + 1.0) * (high - low) + low, normalized).astype(np.float32)
     if not np.isfinite(actions).all():
         dim = int(np.argwhere(~np.isfinite(actions))[0][-1])
         raise ValueError(
-            f"got an action that is not finite in dimension {dim} (q01={low[dim]}, q99={high[dim]}), expected finite "
-            "numbers; the normalised action or the statistics are broken"
+            f"got an action that is not finite in dimension {dim} (scaled to {low[dim]}..{high[dim]}), expected "
+            "finite numbers; the normalised action or the statistics are broken"
         )
     return actions
 
 
-def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool] | None = None) -> dict[str, Any]:
+def compute_statistics(
+    actions: Any,
+    num_trajectories: int,
+    mask: Sequence[bool] | None = None,
+    normalization: str | Sequence[str] = QUANTILES,
+) -> dict[str, Any]:
     """Statistics of one data set in OpenVLA's layout, of all its actions float [N, D] in its units.
 
     Args:
         mask: which dimensions are normalised; by default all but the last, the gripper.
+        normalization: what by, a name of `NORMALIZATIONS` for all dimensions or one for each.
 
     Raises:
-        ValueError: on another shape, no rows, values that are not finite, or a mask of another length.
+        ValueError: on another shape, no rows, values that are not finite, or a mask or normalization that is not of D.
     """
     actions = np.asarray(actions, dtype=np.float64)
     if actions.ndim != 2 or len(actions) == 0:
@@ -225,6 +259,9 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
         "q99": high,
     }
     action = {**{name: column.tolist() for name, column in columns.items()}, "mask": chosen}
+    modes = [normalization] * actions.shape[1] if isinstance(normalization, str) else list(normalization)
+    if modes != [QUANTILES] * len(modes) or len(modes) != actions.shape[1]:
+        action["normalization"] = modes
     action["histogram"] = histogram(actions, action)
     return {
         "action": action,
@@ -233,14 +270,25 @@ def compute_statistics(actions: Any, num_trajectories: int, mask: Sequence[bool]
     }
 
 
-def _bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q01, q99 and mask [D]."""
+def action_bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is scaled to -1 and to 1, float64 [D] each, and which dimensions are scaled, bool [D].
+
+    Raises:
+        ValueError: for statistics that cannot be used, or are of another number of dimensions.
+    """
     check_action_statistics(statistics)
-    low, high = (np.asarray(_plain(statistics[measure]), dtype=np.float64) for measure in ("q01", "q99"))
+    known = {name: np.asarray(_plain(statistics[name]), np.float64) for name in MEASURES if name in statistics}
+    low, high = known["q01"].copy(), known["q99"].copy()
     if low.shape != (action_dim,):
         raise ValueError(
             f"got actions of {action_dim} dimensions and statistics of {low.size}, expected the same number; "
             "the statistics belong to another robot or data set"
         )
+    for dim, mode in enumerate(_plain(statistics.get("normalization")) or ()):
+        if mode == "min_max":
+            low[dim], high[dim] = known["min"][dim], known["max"][dim]
+        elif mode == "mean_std":
+            reach = STDS * known["std"][dim]
+            low[dim], high[dim] = known["mean"][dim] - reach, known["mean"][dim] + reach
     mask = _plain(statistics.get("mask"))
     return low, high, np.ones(action_dim, bool) if mask is None else np.asarray(mask, dtype=bool)

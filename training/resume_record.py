@@ -136,7 +136,7 @@ def _same_statistics(kept: dict[str, Any], found: dict[str, Any] | None) -> bool
     if found is None or any(kept.get(count) != found.get(count) for count in counts):
         return False
     one, other = kept["action"], found["action"]
-    return one["mask"] == other["mask"] and all(
+    return all(one.get(name) == other.get(name) for name in ("mask", "normalization")) and all(
         np.shape(one[measure]) == np.shape(other[measure])
         and np.allclose(one[measure], other[measure], rtol=1e-5, atol=1e-8)
         for measure in MEASURES

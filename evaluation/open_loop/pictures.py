@@ -70,8 +70,8 @@ def _draw_curve(axes: Any, dim: int, found: Comparison, recorded: np.ndarray, ow
 
 
 def _draw_errors(axes: Any, results: dict[str, Any], known: Dimensions) -> None:
-    """A group of bars per dimension: errors in halves of its q01..q99, or the share wrong of two values."""
-    width, entries = known.q99 - known.q01, results["dimensions"]
+    """A group of bars per dimension: errors in halves of the scaled range, or the share wrong of two values."""
+    width, entries = known.high - known.low, results["dimensions"]
     named = [name for name in COLOURS if name in entries[0]]
     places, height = np.arange(len(entries)), 0.84 / len(named)
     for number, name in enumerate(named):
@@ -82,7 +82,7 @@ def _draw_errors(axes: Any, results: dict[str, Any], known: Dimensions) -> None:
     labels = [entry["name"] + (" (share wrong)" if entry["measure"] == "accuracy" else "") for entry in entries]
     axes.set_yticks(places, labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("mean absolute error, in halves of the range q01 to q99", fontsize=9)
+    axes.set_xlabel("mean absolute error, in halves of the range that is scaled", fontsize=9)
 
 
 def _bar(entry: dict[str, Any], figure: dict[str, Any], width: float) -> list[float]:

@@ -5,14 +5,14 @@ N steps of E episodes, chunks of T, D dimensions. Errors are of the steps of a c
     error       mean absolute error in the data set's units, per dimension
     accuracy    of dimensions that take two values alone: the share on the right side of their middle
     normalized  mean absolute (l1) and mean squared error (mse) in [-1, 1], over all other dimensions that ever change;
-                recorded values outside q01..q99 count as clipped to it, as in training
+                recorded values outside the range that is scaled (q01..q99) count as clipped to it, as in training
 
 Beside the policy:
 
     mean action       of the training data
     last action       the recorded one of the step before, held for the whole chunk; at the first step the mean
     state             held in the same way, where it is nearer to the actions than their mean is: they are positions
-    nearest writable  the recorded action clipped to q01..q99: the error in units that no policy can avoid
+    nearest writable  the recorded action clipped to that range: the error in units that no policy can avoid
 
 Intervals are of a bootstrap over episodes, since steps of one episode are alike. For few episodes its percentiles are
 moved outwards as Student's t does, since they would be too narrow (Hesterberg, 2015).
@@ -26,6 +26,7 @@ import numpy as np
 from scipy import stats
 
 from gen_vla.processors import normalize_actions
+from gen_vla.processors.action_statistics import action_bounds
 
 
 POLICY, MEAN, HELD, STATE, NEAREST = "policy", "mean action", "last action", "state", "nearest writable"
@@ -96,7 +97,8 @@ class Dimensions:
 
     Attributes:
         mean: float64 [D].
-        scaled: bool [D], whether actions are scaled by q01 and q99, and cannot be written outside.
+        low, high: float64 [D], what actions are scaled by (`action_bounds`).
+        scaled: bool [D], whether they are, and cannot be written outside.
         binary: bool [D], left unscaled, or never another value than the smallest and the largest.
         middle: float64 [D], what tells the two values of a binary one apart.
         compared: bool [D], the others that change: what normalized errors are of.
@@ -109,22 +111,22 @@ class Dimensions:
                 f"got action statistics without {', '.join(missing)}, expected {', '.join(names)}: they tell which "
                 "dimensions are compared; compute_statistics(actions, num_trajectories) makes them of the data"
             )
-        low, high, mean, std, self.q01, self.q99 = (np.asarray(statistics[name], np.float64) for name in names)
+        least, most, mean, std = (np.asarray(statistics[name], np.float64) for name in names[:4])
         self.statistics, self.mean = statistics, mean
-        self.scaled = np.asarray(statistics.get("mask", [True] * len(mean)), bool)
+        self.low, self.high, self.scaled = action_bounds(statistics, len(mean))
         # The variance is as large as two bounds allow only where all values are one or the other.
-        extreme = np.abs(std**2 - (high - mean) * (mean - low)) <= 1e-6 * (high - low) ** 2
-        self.binary = ~self.scaled | (extreme & (low < high))
-        self.middle = np.where(self.scaled, (low + high) / 2, 0.5)
-        self.compared = ~self.binary & (self.q01 < self.q99)
+        extreme = np.abs(std**2 - (most - mean) * (mean - least)) <= 1e-6 * (most - least) ** 2
+        self.binary = ~self.scaled | (extreme & (least < most))
+        self.middle = np.where(self.scaled, (least + most) / 2, 0.5)
+        self.compared = ~self.binary & (self.low < self.high)
 
     def writable(self, actions: np.ndarray) -> np.ndarray:
-        """Actions [..., D] with each scaled dimension clipped to its q01..q99, float64."""
-        return np.where(self.scaled, np.clip(actions, self.q01, self.q99), actions)
+        """Actions [..., D] with each scaled dimension clipped to its range, float64."""
+        return np.where(self.scaled, np.clip(actions, self.low, self.high), actions)
 
     def outside(self, actions: np.ndarray) -> np.ndarray:
         """Which values of actions [..., D] cannot be written; bool, not more exact than float32 is."""
-        close = 1e-6 * (self.q99 - self.q01) + 1e-6 * np.abs(actions)
+        close = 1e-6 * (self.high - self.low) + 1e-6 * np.abs(actions)
         return np.abs(self.writable(actions) - actions) > close
 
     def normalized(self, predicted: np.ndarray, recorded: np.ndarray) -> np.ndarray:

@@ -203,7 +203,7 @@ def open_loop_notes(results: dict[str, Any]) -> list[str]:
     for name, figure in results["relative"].items():
         bounds = "" if not figure["interval"] else " ({:.2f}-{:.2f})".format(*figure["interval"])
         notes.append(f"its normalized error is {figure['value']:.2f}{bounds} times that of the {name}")
-    notes.append(f"{results['outside']:.1%} of the recorded values lie outside q01..q99, where no policy can follow")
+    notes.append(f"{results['outside']:.1%} of the recorded values lie outside the scaled range: no policy can follow")
     if results["episodes"] < FEW_EPISODES:
         notes.append(f"intervals are of a bootstrap over {results['episodes']} episodes: so few hardly tell")
     if results["malformed"]:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from gen_vla.modeling import OpenVLAPlusConfig
 from gen_vla.modeling.conversion_plan import ConversionError, Piece
 from gen_vla.modeling.convert_openvla_weights import ATTENTION_HEADS, DINO, SIGLIP, plan_openvla
+from gen_vla.processors.action_statistics import action_bounds
 from gen_vla.training.checkpoints import read_processor
 from gen_vla.training.converting.foreign_layouts import read_json, weights_of
 from gen_vla.training.storage.tensor_files import Output, SafetensorsFolder, write_shards
@@ -70,14 +71,26 @@ def convert_to_openvla(
         processor.tokenizer.save_pretrained(draft)
         if config.action_config:
             write_json(draft / "action_format.json", action_format(processor))
-        for name in ("dataset_statistics.json", "generation_config.json"):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, draft / name)
+        if (folder / "dataset_statistics.json").is_file():
+            write_json(draft / "dataset_statistics.json", openvla_statistics(config.norm_stats))
+        if (folder / "generation_config.json").is_file():
+            shutil.copyfile(folder / "generation_config.json", draft / "generation_config.json")
         total = sum(output.nbytes for output in outputs)
         with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not progress) as bar:
             write_shards(draft, outputs, max_shard_bytes, bar.update)
         draft.rename(destination)
     return destination
+
+
+def openvla_statistics(norm_stats: dict[str, Any]) -> dict[str, Any]:
+    """Statistics whose q01 and q99 are what actions are scaled by, since OpenVLA's code knows nothing else."""
+    found = {}
+    for key, entry in norm_stats.items():
+        low, high, _ = action_bounds(entry["action"], len(entry["action"]["q01"]))
+        action = {**entry["action"], "q01": low.tolist(), "q99": high.tolist()}
+        action.pop("normalization", None)
+        found[key] = {**entry, "action": action}
+    return found
 
 
 def openvla_outputs(config: OpenVLAPlusConfig, tensors: SafetensorsFolder) -> list[Output]:
@@ -170,7 +183,7 @@ def openvla_settings(config: OpenVLAPlusConfig, dtype: torch.dtype) -> dict[str,
         "pad_to_multiple_of": 64,
         "output_projector_states": False,
         "n_action_bins": action.get("bins", 256),
-        "norm_stats": config.norm_stats,
+        "norm_stats": openvla_statistics(config.norm_stats),
         "torch_dtype": str(dtype).removeprefix("torch."),
         "text_config": {
             "model_type": "llama",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gen_vla.processors.action_statistics import QUANTILES
 from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, ROBOT, RowPreparer, RowTooLong
@@ -55,6 +56,7 @@ class Dimension:
     binary: bool  # whether it stays as it is, 0 or 1
     looks_binary: bool  # whether it holds 0 and 1 alone
     name: str = "0"  # its number, and what the data set calls it
+    normalization: str = QUANTILES  # what it is scaled by
 
     @property
     def constant(self) -> bool:
@@ -208,11 +210,11 @@ def action_dimensions(
     numbers = [str(dim) for dim in range(len(clipping["clipped"]))]
     called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
     low, q01, q99, high, mask = (statistics[measure] for measure in ("min", "q01", "q99", "max", "mask"))
-    found = []
+    modes, found = statistics.get("normalization") or [QUANTILES] * len(numbers), []
     for dim, clipped in enumerate(clipping["clipped"]):
         share, binary = clipped / clipping["values"], is_binary(statistics, dim)
         values = (low[dim], q01[dim], q99[dim], high[dim])
-        found.append(Dimension(*values, clipped, share, not mask[dim], binary, called[dim]))
+        found.append(Dimension(*values, clipped, share, not mask[dim], binary, called[dim], modes[dim]))
     return found
 
 
@@ -244,10 +246,10 @@ def dimension_warnings(dimensions: list[Dimension]) -> list[str]:
             warnings.append(f"dimension {dim.name} never changes: it is always {dim.low:g}")
         elif dim.binary:
             continue
-        elif dim.q01 == dim.q99:
+        elif dim.q01 == dim.q99 and dim.normalization == QUANTILES:
             warnings.append(
                 f"dimension {dim.name} is {dim.q01:g} in 98 % of the steps: all else becomes -1 or 1; if it is 0 or 1 "
-                "alone, name it in actions.binary_dims"
+                "alone, name it in actions.binary_dims, else set its actions.normalization to min_max"
             )
         elif dim.looks_binary:
             warnings.append(f"dimension {dim.name} is 0 or 1 alone, and scaled: actions.binary_dims does not name it")

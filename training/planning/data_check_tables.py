@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gen_vla.processors.action_statistics import QUANTILES
 from gen_vla.training.mixing.data_source import DataReading
 from gen_vla.training.mixing.prepared_rows import ROBOT
 from gen_vla.training.planning.data_check import SHOWN_ROWS, ShownRow, SourceCheck
@@ -88,6 +89,7 @@ def dimensions_table(check: SourceCheck) -> Table:
     for dim in check.dimensions:
         values = (f"{value:.4g}" for value in (dim.low, dim.q01, dim.q99, dim.high))
         marks = ["0 or 1"] * dim.binary + ["never changes"] * dim.constant
+        marks += [] if dim.binary or dim.normalization == QUANTILES else [f"scaled by {dim.normalization}"]
         table.add_row(Text(dim.name), *values, f"{dim.clipped:,} ({dim.share:.1%})", ", ".join(marks))
     return table
 

@@ -23,6 +23,7 @@ FROZEN = {
     "openvla_plus": ("siglip", "dino", "all", None),
     "vla_plus": ("vision", None),
 }
+Normalization = Literal["quantiles", "min_max", "mean_std"]  # `processors/action_statistics.py`
 PACKAGE_PREFIX = "package://"  # before the name of a model that comes with the package
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 
@@ -100,6 +101,10 @@ class ActionRecipe:
     binary_dims: list[int] = field(default_factory=lambda: [6])
     """Dimensions, counted from 0, that are only ever 0 or 1, such as the gripper of an OpenVLA action: they stay as
     they are, while all others are scaled. `[]` for none, as where a gripper has a width or an angle."""
+    normalization: Normalization | list[Normalization] = "quantiles"
+    """What becomes -1 and 1, for all dimensions or one name for each: `quantiles`, q01 and q99; `min_max`, where no
+    value may be clipped and none is an outlier; `mean_std`, 5 standard deviations from the mean, where rare values
+    matter. Values beyond are clipped."""
     label_decimals: int | None = Field(default=None, ge=0)
     """Decimals of a training label that carry information, the rest are written as zeros; null for all. Fewer than
     `decimals` spares a small model from fitting noise."""
@@ -109,6 +114,11 @@ class ActionRecipe:
             raise RecipeError(
                 f"got binary_dims={self.binary_dims} with action_dim={self.action_dim}, expected dimensions from 0 to "
                 f"{self.action_dim - 1}: those that are only ever 0 or 1, [] where none is"
+            )
+        if isinstance(self.normalization, list) and len(self.normalization) != self.action_dim:
+            raise RecipeError(
+                f"got a normalization of {len(self.normalization)} dimensions with action_dim={self.action_dim}, "
+                "expected a name for each dimension, or one name for all"
             )
         if self.representation != "string" and self.label_decimals is not None:
             raise RecipeError(

@@ -126,7 +126,12 @@ class _Opening:
     def read_robot(self, source: RobotSource, reader: RobotDataset) -> None:
         """Statistics and rows of a data set that is open."""
         name, actions, opened = f"{ROBOT}/{source.key}", self.recipe.actions, self.opened
-        statistics = robot_statistics(reader, self.work_dir / "statistics", unscaled=actions.binary_dims)
+        statistics = robot_statistics(
+            reader,
+            self.work_dir / "statistics",
+            unscaled=actions.binary_dims,
+            normalization=actions.normalization,
+        )
         entry, steps = statistics.entry, statistics.entry["num_transitions"]
         _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
         width = len(entry["action"]["q01"])

@@ -195,9 +195,11 @@ def open_robot_source(
     )
     absent = [name for name in (*chosen.features, *(_names(state) if state else ())) if name not in reader.features]
     if absent:
+        near = [name for name in reader.features if "action" in name.lower()]
         raise RobotDataError(
             f"got {path} with the features {', '.join(reader.features) or 'none'}, expected {', '.join(absent)} for "
             f"the {chosen.name} transform; choose another transform, or name the features with `action` and `state`"
+            + (f", such as action: [{', '.join(near)}]" if near else "")
         )
     named = [_find_camera(camera, reader, path) for camera in cameras] if cameras else [_main_camera(reader, path)]
     reader.use_cameras(named)

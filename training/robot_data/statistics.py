@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gen_vla.processors import compute_statistics, count_clipped
+from gen_vla.processors.action_statistics import QUANTILES
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
 from gen_vla.training.robot_data.episodes import READING_VERSION, EmptyRobotDataError, finite_chunks
 from gen_vla.training.robot_data.source import NOT_FINITE, RobotDataset
@@ -44,6 +45,7 @@ def robot_statistics(
     cache: Path | None = None,
     *,
     unscaled: Sequence[int] | None = None,
+    normalization: str | Sequence[str] = QUANTILES,
     progress: bool = True,
 ) -> RobotStatistics:
     """Statistics of a data set: from the cache where its files are the same, else by a pass over it.
@@ -52,18 +54,19 @@ def robot_statistics(
         dataset: an opened data set.
         cache: a folder to keep them in, beside the run; `None` for none.
         unscaled: the dimensions that normalisation leaves as they are; `None` for the last one, as OpenVLA does.
+        normalization: what the others are scaled by, for all or for each dimension (`NORMALIZATIONS`).
 
     Raises:
         TooManyBadRows: when more steps were skipped than the data set tolerates.
         EmptyRobotDataError: without a step that has an instruction.
     """
     file = cache / f"robot_statistics_{dataset.name}.json" if cache else None
-    fingerprint = _fingerprint(dataset, unscaled)
+    fingerprint = _fingerprint(dataset, unscaled, normalization)
     if file and file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept.pop("fingerprint") == fingerprint:
             return RobotStatistics(**kept)
-    statistics = _pass_over(dataset, unscaled, progress)
+    statistics = _pass_over(dataset, unscaled, normalization, progress)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(f".{os.getpid()}")  # every process of a run may write it
@@ -73,7 +76,9 @@ def robot_statistics(
     return statistics
 
 
-def _pass_over(dataset: RobotDataset, unscaled: Sequence[int] | None, progress: bool) -> RobotStatistics:
+def _pass_over(
+    dataset: RobotDataset, unscaled: Sequence[int] | None, normalization: str | Sequence[str], progress: bool
+) -> RobotStatistics:
     problems = RowProblems(dataset.problems.limit_share, dataset.problems.minimum_rows, dataset.name)
     actions, proprio, rows, texts, unlabelled = [], [], 0, set(), []
     episodes = tqdm(
@@ -104,7 +109,7 @@ def _pass_over(dataset: RobotDataset, unscaled: Sequence[int] | None, progress: 
         raise EmptyRobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
     mask = None if unscaled is None else [dim not in unscaled for dim in range(together.shape[1])]
-    entry = compute_statistics(together, len(actions), mask)
+    entry = compute_statistics(together, len(actions), mask, normalization)
     if sum(map(len, proprio)):
         figures = compute_statistics(np.concatenate(proprio), num_trajectories=len(proprio))["action"]
         entry["proprio"] = {measure: figures[measure] for measure in MEASURES}
@@ -119,7 +124,7 @@ def is_binary(statistics: dict[str, Any], dim: int) -> bool:
     return {low, high} <= {0.0, 1.0} and abs(std**2 + mean**2 - mean) <= 1e-9
 
 
-def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None) -> str:
+def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None, normalization: str | Sequence[str]) -> str:
     """A hash of all that rows and figures depend on, except for pictures: files, what is read of them, made of it."""
     files = dataset.reader.files()
     parts: dict[str, Any] = {"files": files, "changed": dataset.reader.folder.changed(files)}
@@ -129,5 +134,7 @@ def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None) -> str:
     if dataset.every > 1:
         parts |= {"every": dataset.every, "displacements": sorted(dataset.displacements or ())}
     parts["unscaled"] = None if unscaled is None else sorted(unscaled)
+    if normalization != QUANTILES:
+        parts["normalization"] = normalization
     parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

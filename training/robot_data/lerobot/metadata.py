@@ -96,7 +96,8 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
     if all(episode.labelled is False for episode in chosen) or not any(tasks.values()):
         raise EmptyRobotDataError(
             f"got {folder.path} with {len(chosen)} episodes{f' in split {split!r}' if split else ''} and no task text "
-            "among them, expected episodes with a task: without instructions there is nothing to learn from"
+            "among them, expected episodes with a task: without instructions there is nothing to learn from; "
+            "lerobot-edit-dataset --operation.type modify_tasks --operation.new_task TEXT writes one"
         )
     depth = {name: reason for name in cameras if (reason := _depth(name, features[name]))}
     complete = sorted(numbers) == list(range(len(chosen))) and info.get("total_episodes") in (None, len(chosen))

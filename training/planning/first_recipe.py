@@ -1,0 +1,255 @@
+"""The first recipe for a robot data set: settings that fit what `data_look.py` found, each with its reason."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gen_vla.processors.action_statistics import QUANTILES
+from gen_vla.training.checkpoints import read_config
+from gen_vla.training.mixing.instruction_augmentation import paraphrases
+from gen_vla.training.model_building import HUB_PREFIX, PACKAGE_PREFIX, fetch_model, local_start
+from gen_vla.training.planning.data_look import DataLook
+from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.sources import short_names
+from gen_vla.training.robot_data.episodes import rows_of
+
+
+# The recipe that is extended, by what `--base` names: a family, or the `model_type` of a folder.
+FAMILIES = {"openvla_plus": "openvla_plus_bridge", "pi0_plus": "pi0_plus_bridge", "pi0_flow": "pi0_bridge"}
+BY_TYPE = {**FAMILIES, "vla_plus": "plus_my_robot"}
+PACKAGED = {f"{PACKAGE_PREFIX}mini-vlm": "mini_openvla_plus"}
+HERTZ = 10  # steps a second that a policy which writes digits keeps up with
+CHUNK_SECONDS, CHUNK_TOKENS, VALUE_TOKENS, UNKNOWN_CHUNK = 0.5, 400, 7, 4  # "+0.1234" is 7 tokens
+MOST_CAMERAS = 3
+PASSES, FEWEST_STEPS, MOST_STEPS = 20, 500, 60_000
+LARGE = 1_000_000  # rows from which on OpenVLA's authors left augmentation out
+MUCH_STILL, REPEATED = 0.2, 5  # share of the steps; episodes with the same words
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a recipe, by dotted name."""
+
+    name: str
+    value: Any
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The value as YAML, on one line."""
+        shown = yaml.safe_dump([self.value], default_flow_style=True, width=10_000, allow_unicode=True)
+        return shown.strip()[1:-1]
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a recipe starts from."""
+
+    recipe: str  # the one that is extended
+    settings: list[Setting]  # that say more of the model than it does
+
+
+def find_base(base: str, work_dir: Path) -> Base:
+    """A base by the name of a family or of a converted model.
+
+    Args:
+        base: a name in `FAMILIES`, a folder (in the work folder or seen from here), `hf://...` or `package://...`.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: for a model that is not converted.
+    """
+    if base in FAMILIES:
+        return Base(FAMILIES[base], [])
+    if base in PACKAGED:
+        return Base(PACKAGED[base], [])
+    named = base
+    if base.startswith(HUB_PREFIX):
+        folder = fetch_model(base, ["*.json", "*.jinja"])
+    elif not (folder := local_start(base, work_dir)).is_dir():
+        folder = Path(base).absolute()
+        named = str(folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"got --base {base!r}, and no model in {work_dir / base} or {folder}, expected {', '.join(FAMILIES)}, "
+            f"{', '.join(PACKAGED)}, hf://OWNER/NAME, or a folder that gen-vla convert wrote"
+        )
+    config = read_config(folder)
+    settings = [Setting("model.initial_model", named)]
+    if config.model_type == "vla_plus":
+        frozen = "vision" if config.frozen else None
+        settings.append(Setting("model.frozen", frozen, "D: one of two encoders" if frozen else "it has one encoder"))
+        size = getattr(config.vlm_config.vision_config, "image_size", None)
+        settings += [Setting("data.image_size", size, "the encoder's own")] if isinstance(size, int) else []
+    return Base(BY_TYPE[config.model_type], settings)
+
+
+def first_recipe(look: DataLook, base: Base, source: dict[str, Any], co_training: bool = True) -> list[Setting]:
+    """The settings of a recipe for a data set.
+
+    Args:
+        source: its `path`, `key` and what else of `RobotSource` it was opened with.
+        co_training: whether half of every batch is vision-language data.
+    """
+    recipe = load_recipe(base.recipe)
+    every, rate, thinned = thinning(look)
+    rows = sum(rows_of(length, every.value) for length in look.lengths)
+    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look), every, *thinned]
+    settings = [
+        *base.settings,
+        *action_settings(look, rate),
+        *(Setting(f"data.robot.0.{each.name}", each.value, each.reason) for each in robot),
+        *augmentation(look, rows),
+    ]
+    if not co_training and not recipe.is_flow:
+        settings.append(Setting("data.co_training", [], "no C: robot data alone"))
+    elif recipe.data.questions:
+        names = [source.name for source in recipe.data.questions]
+        settings.append(Setting("data.co_training", names, "C: half of every batch; [] for robot data alone"))
+    settings += training_settings(recipe, rows, co_training)
+    return settings
+
+
+def cameras(look: DataLook) -> Setting:
+    """All colour cameras that show something, three at most."""
+    useful = [name for name in look.dataset.cameras if name not in look.blank] or look.dataset.cameras[:1]
+    reason = "all that it has" if len(useful) > 1 else "its only one"
+    if look.blank:
+        reason = f"not {', '.join(short_names(look.blank))}, of one colour"
+    if len(useful) > MOST_CAMERAS:
+        reason = f"{MOST_CAMERAS} of {len(useful)}: each is as many tokens again"
+    return Setting("cameras", useful[:MOST_CAMERAS], reason)
+
+
+def thinning(look: DataLook) -> tuple[Setting, float | None, list[Setting]]:
+    """`every`, the steps a second that remain, and `displacements` where they are needed."""
+    fps = look.dataset.reader.fps
+    every = max(1, round(fps / HERTZ)) if fps else 1
+    moves = [dim for dim, kind in enumerate(look.kinds) if kind == "displacement"]
+    if every > 1 and "unknown" in look.kinds and look.dataset.displacements is None:
+        unknown = [dim for dim, kind in enumerate(look.kinds) if kind == "unknown"]
+        reason = f"{fps:g} Hz is fast; {every} fits once `displacements` says which of {unknown} are moves"
+        return Setting("every", 1, reason), fps, []
+    if every == 1:
+        return Setting("every", 1, f"{fps:g} Hz" if fps else "it does not say its rate"), fps, []
+    reason = f"{fps / every:g} Hz of {fps:g}: a policy that writes digits hardly keeps up with more"
+    known = look.dataset.displacements is not None  # a transform's
+    of_moves = "dimensions that are moves, by their states" if moves else "all are positions, by their states"
+    return Setting("every", every, reason), fps / every, [] if known else [Setting("displacements", moves, of_moves)]
+
+
+def action_settings(look: DataLook, rate: float | None) -> list[Setting]:
+    """Width, chunk, gripper and scale of the actions."""
+    width, names = len(look.kinds), look.dataset.action_names
+    most = max(1, CHUNK_TOKENS // (VALUE_TOKENS * width))
+    wanted = max(1, round(CHUNK_SECONDS * rate)) if rate else UNKNOWN_CHUNK
+    horizon = min(wanted, most, max(min(look.lengths) // 2, 1))
+    reason = f"{horizon / rate:.2g} s at {rate:g} Hz" if rate else "steps, at a rate that is not known"
+    reason += f"; more than {CHUNK_TOKENS} tokens take long" if horizon == most < wanted else ""
+    binary = [dim for dim, kind in enumerate(look.kinds) if kind == "binary"]
+    found = look.statistics
+    collapsed = [
+        dim for dim in range(width) if found["q01"][dim] == found["q99"][dim] and found["min"][dim] < found["max"][dim]
+    ]
+    rare = [dim for dim in collapsed if dim not in binary]
+    settings = [
+        Setting("actions.action_dim", width, ", ".join(names) if names else "the data set has no names for them"),
+        Setting("actions.horizon", horizon, reason),
+        Setting("actions.binary_dims", binary, "0 or 1 alone: a gripper" if binary else "none is 0 or 1 alone"),
+    ]
+    if rare:
+        modes = ["min_max" if dim in rare else QUANTILES for dim in range(width)]
+        why = f"{rare} is one value in 98 % of the steps, so that quantiles would be equal"
+        settings.append(Setting("actions.normalization", modes, why))
+    return settings
+
+
+def augmentation(look: DataLook, rows: int) -> list[Setting]:
+    """Pictures of small data; instructions that always have the same words, where there are others."""
+    settings = []
+    if rows < LARGE:
+        settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
+    if repeated(look) and any(paraphrases(text) for text in look.instructions):
+        reason = f"{len(look.instructions)} wordings in {len(look.lengths)} episodes: half are replaced by others"
+        settings.append(Setting("data.instruction_augmentation", {}, reason))
+    return settings
+
+
+def repeated(look: DataLook) -> bool:
+    """Whether a task comes in one wording, as far as words can tell."""
+    return len(look.lengths) >= REPEATED * len(look.instructions)
+
+
+def training_settings(recipe: Recipe, rows: int, co_training: bool) -> list[Setting]:
+    """Steps for some passes over the data on one GPU, and LoRA for models that were not made for two cores."""
+    mixed = bool(recipe.data.questions) and co_training
+    each = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
+    share = each * (recipe.data.robot_share if mixed else 1)
+    wanted = int(float(f"{PASSES * rows / share:.1g}"))
+    steps = min(max(wanted, FEWEST_STEPS), MOST_STEPS)
+    reason = f"{steps * share / rows:.2g} passes over {rows:,} rows on one GPU"
+    settings = [Setting("training.steps", steps, reason), Setting("training.save_steps", max(steps // 5, 1))]
+    if not recipe.is_flow and recipe.model.initial_model not in PACKAGED:
+        settings.append(Setting("training.lora", {"rank": 32}, "for one GPU; null trains all weights"))
+    return settings
+
+
+def describe(look: DataLook) -> str:
+    """A data set in a line."""
+    low, high = min(look.lengths), max(look.lengths)
+    steps = f"{low:,} steps" if low == high else f"{low:,} to {high:,} steps"
+    words = f"{len(look.instructions)} instruction{'s' if len(look.instructions) > 1 else ''}"
+    return f"{look.dataset.reader.format}, {len(look.lengths)} episodes of {steps}, {words}"
+
+
+def remarks(look: DataLook) -> list[str]:
+    """What settings cannot mend."""
+    found = list(look.dataset.reader.notes)
+    if look.unlabelled:
+        found.append(f"{look.unlabelled} of {len(look.lengths)} episodes have no instruction and are left out")
+    if repeated(look) and not any(paraphrases(text) for text in look.instructions):
+        example = next(iter(look.instructions))
+        found.append(
+            f"each task has one wording, such as {example!r}, and no shipped paraphrase fits: a policy may not "
+            "understand others; give episodes different words for the same task"
+        )
+    if len(look.instructions) == 1:
+        found.append("there is one instruction: a policy need not listen to it")
+    if look.still > MUCH_STILL:
+        found.append(f"in {look.still:.0%} of the steps nothing moves: a policy learns to wait; cut such steps off")
+    if "constant" in look.kinds:
+        dims = [dim for dim, kind in enumerate(look.kinds) if kind == "constant"]
+        found.append(f"dimensions {dims} never change")
+    return found
+
+
+def recipe_text(name: str, base: Base, settings: list[Setting], about: str) -> str:
+    """The recipe as YAML, with reasons as comments."""
+    tree: dict[str, Any] = {}
+    for setting in settings:
+        *parents, last = setting.name.split(".")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = setting
+    top = [Setting("extends", base.recipe), Setting("name", name), Setting("description", f"A policy for {about}.")]
+    return (
+        "\n".join([f"# Written by gen-vla init for {about}.", *_lines({one.name: one for one in top} | tree)]) + "\n"
+    )
+
+
+def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:
+    lines = []
+    for name, value in tree.items():
+        if isinstance(value, Setting):
+            comment = f"  # {value.reason}" if value.reason else ""
+            lines.append(f"{indent}{f'{name}: {value.text}':<34}{comment}".rstrip())
+        elif list(value) == ["0"]:  # the only entry of a list
+            inner = _lines(value["0"], indent + "    ")
+            lines += [f"{indent}{name}:", f"{indent}  - {inner[0].lstrip()}", *inner[1:]]
+        else:
+            lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
+    return lines
