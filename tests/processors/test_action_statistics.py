@@ -5,15 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gen_vla.modeling import OpenVLAPlusConfig
 from gen_vla.processors import (
+    ActionStringProcessor,
     compute_statistics,
     count_clipped,
     normalize_actions,
     select_statistics,
     unnormalize_actions,
 )
+from gen_vla.processors.action_statistics import NORMALIZATIONS, action_bounds
 
 
 MASK = [True] * 6 + [False]
@@ -153,6 +157,15 @@ def test_statistics_of_another_robot_are_refused() -> None:
         ({"mask": ["True", "False"]}, r"with mask=\['True', 'False'\], expected a list of true and false"),
         ({"mask": [1.0, 0.5]}, "with mask="),
         ({"mask": True}, "with mask=True"),
+        (
+            {"normalization": "min_max"},
+            r"with normalization='min_max', expected a list of 2, one of quantiles, min_max",
+        ),
+        ({"normalization": ["min_max", "minmax"]}, r"with normalization=\['min_max', 'minmax'\]"),
+        ({"normalization": ["quantiles"]}, "expected a list of 2"),
+        ({"normalization": ["mean_std", "quantiles"]}, "normalization 'mean_std' and without mean and std"),
+        ({"normalization": ["min_max"] * 2, "min": [2.0, 0.0]}, "with max=1.0 below min=2.0 in dimension 0"),
+        ({"normalization": ["mean_std"] * 2, "mean": [0.0, 0.0], "std": [1.0, -1.0]}, "with std=-1.0 below 0"),
         ({"mask": [True, True, True]}, "a mask of 3 entries, expected 2"),
     ],
 )
@@ -222,6 +235,42 @@ def test_compute_statistics_of_five_rows() -> None:
 def test_compute_statistics_refuses(actions: Any, mask: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compute_statistics(actions, 1, mask=mask)
+
+
+def test_each_dimension_is_scaled_by_its_own_bounds() -> None:
+    actions = np.array([[0.0] * 3, [1.0] * 3, [2.0] * 3, [3.0] * 3, [9.0] * 3])  # mean 3, std sqrt(10)
+    action = compute_statistics(actions, 1, [True] * 3, ["quantiles", "min_max", "mean_std"])["action"]
+    assert action["normalization"] == ["quantiles", "min_max", "mean_std"]
+    low, high, _ = action_bounds(action, 3)
+    np.testing.assert_allclose(low, [0.04, 0.0, 3 - 5 * 10**0.5])
+    np.testing.assert_allclose(high, [8.76, 9.0, 3 + 5 * 10**0.5])
+    assert normalize_actions([3.0] * 3, action).tolist() == pytest.approx([-0.3211009, -1 / 3, 0.0], abs=1e-6)
+    assert count_clipped(actions, action).tolist() == [2, 0, 0]
+    assert np.sum(action["histogram"], axis=1).tolist() == [5, 5, 5]
+    assert "normalization" not in compute_statistics(actions, 1)["action"]  # as OpenVLA writes it
+    with pytest.raises(ValueError, match="expected a list of 3"):
+        compute_statistics(actions, 1, normalization=["min_max"])
+
+
+@given(st.data())
+def test_digits_bring_back_what_lies_within_the_bounds(data: st.DataObject) -> None:
+    """To half of the last digit, in every mode; constant dimensions exactly, those outside the mask as they are."""
+    values = st.one_of(st.floats(-100, 100, width=32), st.sampled_from([0.0, 1.0, -1.0]))
+    columns = data.draw(st.lists(st.lists(values, min_size=3, max_size=3), min_size=1, max_size=12))
+    modes = data.draw(st.lists(st.sampled_from(list(NORMALIZATIONS)), min_size=3, max_size=3))
+    actions = np.array(columns)
+    actions[:, 2] = actions[:, 2] > 0
+    action = compute_statistics(actions, 1, [True, True, False], modes)["action"]
+    low, high, mask = action_bounds(action, 3)
+    strings = ActionStringProcessor(action_dim=3, horizon=len(actions), decimals=4, binary_dims=[2])
+    found = unnormalize_actions(strings.decode(strings.encode(normalize_actions(actions, action))), action)
+    within = np.where(mask, np.clip(actions, low, high), actions)
+    resolution = np.where(mask, 0.5e-4 * (high - low) / 2, 0) + 1e-6 * (1 + np.abs(within))
+    assert (np.abs(found - within) <= resolution).all()
+    still = (actions == actions[0]).all(axis=0)
+    np.testing.assert_allclose(found[:, still], actions[:, still], rtol=1e-5)
+    scaled_by_std = [dim for dim in (0, 1) if modes[dim] == "mean_std"]
+    assert (count_clipped(actions, action)[scaled_by_std] <= len(actions) / 25).all()  # Chebyshev
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,15 @@ def test_a_constant_that_float32_rounds_is_not_outside():
     assert known.outside(np.array([[0.1], [0.1001]], np.float32)).tolist() == [[False], [True]]
 
 
+def test_what_a_policy_can_write_depends_on_what_actions_are_scaled_by():
+    actions = np.array([[0.0]] * 98 + [[1.0], [10.0]])
+    known = [
+        Dimensions(compute_statistics(actions, 1, [True], mode)["action"])
+        for mode in ("quantiles", "min_max", "mean_std")
+    ]
+    assert [int(each.outside(actions).sum()) for each in known] == [1, 0, 1]
+
+
 def test_statistics_that_are_enough_to_act_but_not_to_compare_are_named():
     with pytest.raises(ValueError, match="got action statistics without min, max, mean, std, expected min, max"):
         Dimensions({"q01": [0.0], "q99": [1.0]})

@@ -14,10 +14,10 @@ from tiny_models import tiny_model, tiny_pi0_model, tiny_processor
 
 from gen_vla.commands.main import main
 from gen_vla.modeling.conversion_plan import ConversionError
-from gen_vla.processors import ActionStringProcessor
+from gen_vla.processors import ActionStringProcessor, compute_statistics, unnormalize_actions
 from gen_vla.processors.action_strings import ActionStringError
 from gen_vla.training.converting.conversion import convert
-from gen_vla.training.converting.to_openvla import action_pattern, convert_to_openvla
+from gen_vla.training.converting.to_openvla import action_pattern, convert_to_openvla, openvla_statistics
 from gen_vla.training.storage.tensor_files import SafetensorsFolder
 
 
@@ -109,6 +109,18 @@ def test_the_pattern_matches_what_the_grammar_reads_and_nothing_else(strings, da
     except ActionStringError:
         reads = False
     assert bool(re.fullmatch(pattern, changed)) == reads, changed
+
+
+def test_openvlas_formula_gives_the_units_of_every_normalization():
+    actions = np.random.default_rng(0).normal(2, 3, (50, 4))
+    modes = ["quantiles", "min_max", "mean_std", "quantiles"]
+    ours = compute_statistics(actions, 1, [True] * 3 + [False], modes)
+    theirs = openvla_statistics({"mine": ours})["mine"]["action"]
+    low, high, mask = (np.array(theirs[name]) for name in ("q01", "q99", "mask"))
+    values = np.random.default_rng(1).uniform(-1, 1, (20, 4))
+    expected = np.where(mask, 0.5 * (values + 1) * (high - low) + low, values)  # `predict_action` of openvla-7b
+    np.testing.assert_allclose(unnormalize_actions(values, ours["action"]), expected, rtol=1e-5, atol=1e-6)
+    assert "normalization" not in theirs
 
 
 def test_what_openvla_cannot_say_is_refused(llama_like, gemma_like, tmp_path):

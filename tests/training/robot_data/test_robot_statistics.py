@@ -189,6 +189,14 @@ def test_kept_figures_are_never_those_of_other_rows(tmp_path, version, change, s
     assert robot_statistics(again, cache) == fresh
 
 
+def test_kept_figures_know_what_actions_are_scaled_by(tmp_path):
+    source = open_robot_source(write_lerobot(tmp_path / "set", make_episodes(2)), key="x")
+    plain, scaled = (robot_statistics(source, tmp_path, normalization=mode) for mode in ("quantiles", "min_max"))
+    assert sum(plain.clipped) > sum(scaled.clipped) == 0
+    assert scaled.entry["action"]["normalization"] == ["min_max"] * 7
+    assert "normalization" not in robot_statistics(source, tmp_path).entry["action"]
+
+
 def test_dimensions_that_stay_as_they_are(tmp_path):
     source = open_robot_source(write_rlds(tmp_path, make_episodes(2, 5, size=16)), key="x", transform=None)
     for unscaled, others in ((None, [6]), ([0, 6], [0, 6]), ([], [])):
