@@ -214,6 +214,29 @@ def test_a_look_at_the_data_as_the_page_shows_it(work_dir, monkeypatch, capsys):
     assert (recipe.model.frozen, recipe.actions.representation, len(recipe.data.questions)) == ("siglip", "string", 4)
 
 
+def test_the_way_from_episodes_to_figures(tmp_path, monkeypatch, capsys):
+    """The page's commands one after the other; training is cut short, and lerobot's own tool stands for itself."""
+    written = commands(FINE_TUNE)
+    shown = written[written.index(next(c for c in written if " init my_robot " in c)) :]
+    shown = shown[: next(place for place, c in enumerate(shown) if "open_loop" in c) + 1]
+    assert len(shown) + 1 <= 10
+    episodes = make_episodes(50, 5, size=32)
+    write_lerobot(tmp_path / "episodes_train", episodes[:45], "v3.0")
+    write_lerobot(tmp_path / "episodes_val", episodes[45:], "v3.0")
+    monkeypatch.chdir(tmp_path)
+    for command in shown:
+        short = ["--set=training.steps=2"] if command.endswith("my_robot.yaml --work-dir .") else []
+        assert main([*shlex.split(command)[1:], *short]) == 0, (command, capsys.readouterr().err)
+    said = capsys.readouterr().out
+    assert "0 or 1 alone: a gripper" in said
+    recipe = load_recipe("my_robot.yaml")
+    assert (recipe.name, recipe.actions.binary_dims, recipe.data.questions) == ("my-robot", [6], [])
+    results = json.loads((tmp_path / "results" / "open_loop.json").read_text())
+    assert (results["unnorm_key"], results["episodes"]) == ("my_robot", 5)
+    assert np.isfinite(results["normalized"]["policy"]["l1"]["value"])
+    assert (tmp_path / "open_loop.png").is_file()
+
+
 def test_a_mini_run_can_be_repeated_with_another_recipe(work_dir, monkeypatch, capsys):
     """Looking whether data reads takes several attempts."""
     monkeypatch.chdir(work_dir)

@@ -83,7 +83,8 @@ def find_base(base: str, work_dir: Path) -> Base:
         frozen = "vision" if config.frozen else None
         settings.append(Setting("model.frozen", frozen, "D: one of two encoders" if frozen else "it has one encoder"))
         size = getattr(config.vlm_config.vision_config, "image_size", None)
-        settings += [Setting("data.image_size", size, "the encoder's own")] if isinstance(size, int) else []
+        size = max(size) if isinstance(size, (list, tuple)) else size  # None of an encoder that takes any
+        settings += [Setting("data.image_size", size, "the encoder's own")] if size else []
     return Base(BY_TYPE[config.model_type], settings)
 
 
