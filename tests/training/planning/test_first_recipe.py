@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import robot_data_sets
-import yaml
-from rlds_data_sets import write_rlds
 from robot_data_sets import Episode, make_episodes, write_lerobot
 from robot_rows import write
 from tiny_vlms import tiny_vla_pair
