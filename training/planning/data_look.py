@@ -27,7 +27,7 @@ STILL = 1e-3  # of a dimension's range: less is no motion
 
 @dataclass(frozen=True)
 class DataLook:
-    """N steps of E episodes, D dimensions."""
+    """N steps of the E episodes that have an instruction, D dimensions."""
 
     dataset: RobotDataset  # with all of its colour cameras, or those that were named
     lengths: list[int]  # [E]
@@ -37,6 +37,10 @@ class DataLook:
     instructions: Counter[str]  # episodes of each text
     unlabelled: int  # episodes without one
     blank: list[str]  # cameras that show nothing but one colour
+
+    def dims(self, kind: str) -> list[int]:
+        """The dimensions of a kind."""
+        return [dim for dim, found in enumerate(self.kinds) if found == kind]
 
 
 def look_at(path: str, key: str, cameras: Sequence[str] | None = None, **features: list[str]) -> DataLook:
@@ -55,20 +59,23 @@ def look_at(path: str, key: str, cameras: Sequence[str] | None = None, **feature
     dataset = opened(cameras=cameras)
     if not cameras:
         dataset = opened(cameras=[name for name in dataset.reader.cameras if "depth" not in name.lower()])
-    episodes = list(dataset.trajectories(RowProblems(limit_share=1.0, name=key)))
-    runs = [trajectory for _, trajectory in episodes]
+    runs, texts, total = [], Counter[str](), 0
+    for episode, trajectory in dataset.trajectories(RowProblems(limit_share=1.0, name=key)):
+        total += 1
+        if text := next((text.strip() for text in episode.instructions if text.strip()), ""):
+            runs.append(trajectory)
+            texts[text] += 1
     actions = np.concatenate([run.actions[finite_chunks(run.actions, 1)] for run in runs])
     statistics = compute_statistics(actions, len(runs), [True] * actions.shape[1])
     kinds = dimension_kinds(dataset, statistics["action"], runs)
-    texts = [next((text.strip() for text in episode.instructions if text.strip()), "") for episode, _ in episodes]
     return DataLook(
         dataset,
         lengths=[len(run.actions) for run in runs],
         statistics=statistics["action"],
         kinds=kinds,
         still=still_share(statistics["action"], kinds, runs),
-        instructions=Counter(filter(None, texts)),
-        unlabelled=texts.count(""),
+        instructions=texts,
+        unlabelled=total - len(runs),
         blank=[] if cameras else blank_cameras(dataset),
     )
 

@@ -96,12 +96,13 @@ def first_recipe(look: DataLook, base: Base, source: dict[str, Any], co_training
         co_training: whether half of every batch is vision-language data.
     """
     recipe = load_recipe(base.recipe)
-    every, rate, thinned = thinning(look)
-    rows = sum(rows_of(length, every.value) for length in look.lengths)
-    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look), every, *thinned]
+    pace, fps = thinning(look), look.dataset.reader.fps
+    every = pace[0].value
+    rows = sum(rows_of(length, every) for length in look.lengths)
+    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look), *pace]
     settings = [
         *base.settings,
-        *action_settings(look, rate),
+        *action_settings(look, fps / every if fps else None),
         *(Setting(f"data.robot.0.{each.name}", each.value, each.reason) for each in robot),
         *augmentation(look, rows),
     ]
@@ -125,45 +126,38 @@ def cameras(look: DataLook) -> Setting:
     return Setting("cameras", useful[:MOST_CAMERAS], reason)
 
 
-def thinning(look: DataLook) -> tuple[Setting, float | None, list[Setting]]:
-    """`every`, the steps a second that remain, and `displacements` where they are needed."""
-    fps = look.dataset.reader.fps
+def thinning(look: DataLook) -> list[Setting]:
+    """`every`, and `displacements` where that needs them."""
+    fps, known = look.dataset.reader.fps, look.dataset.displacements is not None  # of a transform
     every = max(1, round(fps / HERTZ)) if fps else 1
-    moves = [dim for dim, kind in enumerate(look.kinds) if kind == "displacement"]
-    if every > 1 and "unknown" in look.kinds and look.dataset.displacements is None:
-        unknown = [dim for dim, kind in enumerate(look.kinds) if kind == "unknown"]
-        reason = f"{fps:g} Hz is fast; {every} fits once `displacements` says which of {unknown} are moves"
-        return Setting("every", 1, reason), fps, []
     if every == 1:
-        return Setting("every", 1, f"{fps:g} Hz" if fps else "it does not say its rate"), fps, []
-    reason = f"{fps / every:g} Hz of {fps:g}: a policy that writes digits hardly keeps up with more"
-    known = look.dataset.displacements is not None  # a transform's
-    of_moves = "dimensions that are moves, by their states" if moves else "all are positions, by their states"
-    return Setting("every", every, reason), fps / every, [] if known else [Setting("displacements", moves, of_moves)]
+        return [Setting("every", 1, f"{fps:g} Hz" if fps else "it does not say its rate")]
+    if "unknown" in look.kinds and not known:
+        reason = f"{every} of {fps:g} Hz, once `displacements` says which of {look.dims('unknown')} are moves"
+        return [Setting("every", 1, reason)]
+    moves, reason = look.dims("displacement"), f"{fps / every:g} Hz of {fps:g}: digits hardly keep up with more"
+    told = Setting("displacements", moves, f"{'these are moves' if moves else 'all are positions'}, states say")
+    return [Setting("every", every, reason), *([] if known else [told])]
 
 
 def action_settings(look: DataLook, rate: float | None) -> list[Setting]:
-    """Width, chunk, gripper and scale of the actions."""
-    width, names = len(look.kinds), look.dataset.action_names
+    """Width, chunk, gripper and scale of the actions, of which there are `rate` a second."""
+    width, names, found = len(look.kinds), look.dataset.action_names, look.statistics
     most = max(1, CHUNK_TOKENS // (VALUE_TOKENS * width))
     wanted = max(1, round(CHUNK_SECONDS * rate)) if rate else UNKNOWN_CHUNK
     horizon = min(wanted, most, max(min(look.lengths) // 2, 1))
     reason = f"{horizon / rate:.2g} s at {rate:g} Hz" if rate else "steps, at a rate that is not known"
     reason += f"; more than {CHUNK_TOKENS} tokens take long" if horizon == most < wanted else ""
-    binary = [dim for dim, kind in enumerate(look.kinds) if kind == "binary"]
-    found = look.statistics
-    collapsed = [
-        dim for dim in range(width) if found["q01"][dim] == found["q99"][dim] and found["min"][dim] < found["max"][dim]
-    ]
-    rare = [dim for dim in collapsed if dim not in binary]
+    binary = look.dims("binary")
     settings = [
         Setting("actions.action_dim", width, ", ".join(names) if names else "the data set has no names for them"),
         Setting("actions.horizon", horizon, reason),
         Setting("actions.binary_dims", binary, "0 or 1 alone: a gripper" if binary else "none is 0 or 1 alone"),
     ]
-    if rare:
+    varied = set(range(width)) - {*binary, *look.dims("constant")}
+    if rare := [dim for dim in sorted(varied) if found["q01"][dim] == found["q99"][dim]]:
         modes = ["min_max" if dim in rare else QUANTILES for dim in range(width)]
-        why = f"{rare} is one value in 98 % of the steps, so that quantiles would be equal"
+        why = f"{rare} is one value in 98 % of the steps, which quantiles would leave alone"
         settings.append(Setting("actions.normalization", modes, why))
     return settings
 
@@ -173,7 +167,7 @@ def augmentation(look: DataLook, rows: int) -> list[Setting]:
     settings = []
     if rows < LARGE:
         settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
-    if repeated(look) and any(paraphrases(text) for text in look.instructions):
+    if repeated(look) and any(map(paraphrases, look.instructions)):
         reason = f"{len(look.instructions)} wordings in {len(look.lengths)} episodes: half are replaced by others"
         settings.append(Setting("data.instruction_augmentation", {}, reason))
     return settings
@@ -207,23 +201,17 @@ def describe(look: DataLook) -> str:
 
 
 def remarks(look: DataLook) -> list[str]:
-    """What settings cannot mend."""
+    """What settings cannot mend; `--check` says more."""
     found = list(look.dataset.reader.notes)
     if look.unlabelled:
-        found.append(f"{look.unlabelled} of {len(look.lengths)} episodes have no instruction and are left out")
-    if repeated(look) and not any(paraphrases(text) for text in look.instructions):
-        example = next(iter(look.instructions))
+        found.append(f"{look.unlabelled} episodes without an instruction, which are left out")
+    if repeated(look) and not any(map(paraphrases, look.instructions)):
         found.append(
-            f"each task has one wording, such as {example!r}, and no shipped paraphrase fits: a policy may not "
-            "understand others; give episodes different words for the same task"
+            f"each task has one wording, such as {next(iter(look.instructions))!r}, and no shipped paraphrase fits: a "
+            "policy may not understand another; use different words for a task in different episodes"
         )
-    if len(look.instructions) == 1:
-        found.append("there is one instruction: a policy need not listen to it")
     if look.still > MUCH_STILL:
         found.append(f"in {look.still:.0%} of the steps nothing moves: a policy learns to wait; cut such steps off")
-    if "constant" in look.kinds:
-        dims = [dim for dim, kind in enumerate(look.kinds) if kind == "constant"]
-        found.append(f"dimensions {dims} never change")
     return found
 
 
@@ -237,9 +225,8 @@ def recipe_text(name: str, base: Base, settings: list[Setting], about: str) -> s
             place = place.setdefault(parent, {})
         place[last] = setting
     top = [Setting("extends", base.recipe), Setting("name", name), Setting("description", f"A policy for {about}.")]
-    return (
-        "\n".join([f"# Written by gen-vla init for {about}.", *_lines({one.name: one for one in top} | tree)]) + "\n"
-    )
+    lines = _lines({each.name: each for each in top} | tree)
+    return "\n".join([f"# Written by gen-vla init for {about}.", *lines, ""])
 
 
 def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:

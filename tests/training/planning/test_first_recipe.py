@@ -88,7 +88,7 @@ def test_dimensions_that_are_moves_and_those_that_nothing_tells(
     recipe = init()
     [robot] = recipe.data.robot
     assert (robot.every, robot.displacements, recipe.actions.horizon) == (every, moves, horizon)
-    assert ("which of [0, 1, 2, 3, 4, 5] are moves" in capsys.readouterr().out) == (kind == "unknown")
+    assert ("says which of [0, 1, 2, 3, 4, 5] are moves" in capsys.readouterr().out) == (kind == "unknown")
 
 
 def test_a_gripper_of_two_values_that_rarely_closes(here, capsys):
