@@ -3,9 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from typer import Argument, Option
 
 
@@ -26,8 +23,8 @@ def init(
 ) -> None:
     """Look at a robot data set and write a recipe that fits it."""
     from gen_vla.training.planning.data_look import look_at
-    from gen_vla.training.planning.first_recipe import describe, find_base, first_recipe, recipe_text, remarks
-    from gen_vla.training.recipes.loading import load_recipe
+    from gen_vla.training.planning.first_recipe import describe, find_base, fitting_recipe, recipe_text, remarks
+    from gen_vla.training.storage.storage_problems import make_work_dir
 
     file = Path(f"{name.removesuffix('.yaml')}.yaml")
     if file.exists():
@@ -36,25 +33,16 @@ def init(
     features = {name: named for name, named in (("action", action), ("state", state)) if named}
     key = file.stem.replace("-", "_")
     look = look_at(place, key, cameras, **features)
-    settings = first_recipe(look, start, {"path": path, "key": key, **features}, co_training)
-    about = f"{Path(path).name}: {describe(look)}"
-    file.write_text(recipe_text(key.replace("_", "-"), start, settings, about), encoding="utf-8")
-    try:
-        load_recipe(file)
-    except ValueError:
-        file.unlink()
-        raise
-    console, table = Console(highlight=False), Table(title=about, title_justify="left")
-    for column in ("setting", "value", "why"):
-        table.add_column(column, overflow="fold")
-    for setting in settings:
-        if setting.reason:
-            table.add_row(*map(Text, (setting.name.rpartition(".")[2], setting.text, setting.reason)))
-    console.print(table)
+    make_work_dir(work_dir)
+    name, source = key.replace("_", "-"), {"path": path, "key": key, **features}
+    settings = fitting_recipe(look, start, name, source, Path(work_dir), co_training)
+    text = recipe_text(name, start, settings, f"{Path(path).name}: {describe(look)}")
+    file.write_text(text, encoding="utf-8")
+    print(text)
     for remark in remarks(look):
-        console.print(Text.assemble(("look at ", "bold yellow"), remark))
+        print(f"look at: {remark}")
     command = f"gen-vla train {file} --work-dir {work_dir}"
-    console.print(Text(f"Wrote {file}. Next: {command} --check, then --plan, then neither."))
+    print(f"Wrote {file}. Next: {command} --check; then --plan in place of --check; then neither")
 
 
 def data_place(data: str, work_dir: Path) -> tuple[str, str]:

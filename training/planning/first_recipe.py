@@ -10,6 +10,7 @@ from gen_vla.processors.action_statistics import QUANTILES
 from gen_vla.training.checkpoints import read_config
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
 from gen_vla.training.model_building import HUB_PREFIX, PACKAGE_PREFIX, fetch_model, local_start
+from gen_vla.training.planning.check import tokens_over
 from gen_vla.training.planning.data_look import DataLook
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import Recipe
@@ -52,6 +53,14 @@ class Base:
     settings: list[Setting]  # that say more of the model than it does
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What of a data set fits into a model."""
+
+    cameras: int = MOST_CAMERAS
+    horizon: int = MOST_STEPS
+
+
 def find_base(base: str, work_dir: Path) -> Base:
     """A base by the name of a family or of a converted model.
 
@@ -88,21 +97,47 @@ def find_base(base: str, work_dir: Path) -> Base:
     return Base(BY_TYPE[config.model_type], settings)
 
 
-def first_recipe(look: DataLook, base: Base, source: dict[str, Any], co_training: bool = True) -> list[Setting]:
-    """The settings of a recipe for a data set.
+def fitting_recipe(
+    look: DataLook, base: Base, name: str, source: dict[str, Any], work_dir: Path, co_training: bool = True
+) -> list[Setting]:
+    """The settings of a recipe for a data set: shorter chunks, then fewer cameras, until rows fit into the model.
 
     Args:
-        source: its `path`, `key` and what else of `RobotSource` it was opened with.
+        name: of the run.
+        source: `path`, `key` and what else of `RobotSource` the data set was opened with.
         co_training: whether half of every batch is vision-language data.
+
+    Raises:
+        RecipeError: for a name that no run can have.
     """
-    recipe = load_recipe(base.recipe)
-    pace, fps = thinning(look), look.dataset.reader.fps
+    limits = Limits()
+    while True:
+        settings = first_recipe(look, base, source, limits, co_training)
+        values = {each.name: each.value for each in settings}
+        prefix = "data.robot.0."
+        robot = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+        others = {key: value for key, value in values.items() if not key.startswith(prefix)}
+        recipe = load_recipe(base.recipe, others | {"name": name, "data.robot": [robot], "data.co_training": []})
+        if recipe.is_flow or (over := tokens_over(recipe, work_dir)) <= 0:
+            return settings
+        horizon = recipe.actions.horizon - -(-over // (VALUE_TOKENS * recipe.actions.action_dim + 1))
+        if horizon < 1 and len(robot["cameras"]) == 1:
+            return settings  # `--check` says so
+        limits = Limits(limits.cameras, horizon) if horizon > 0 else Limits(len(robot["cameras"]) - 1)
+
+
+def first_recipe(
+    look: DataLook, base: Base, source: dict[str, Any], limits: Limits, co_training: bool
+) -> list[Setting]:
+    """The same for a model that takes as many cameras and steps as `limits` says."""
+    recipe, fps = load_recipe(base.recipe), look.dataset.reader.fps
+    pace = thinning(look)
     every = pace[0].value
     rows = sum(rows_of(length, every) for length in look.lengths)
-    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look), *pace]
+    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look, limits.cameras), *pace]
     settings = [
         *base.settings,
-        *action_settings(look, fps / every if fps else None),
+        *action_settings(look, fps / every if fps else None, limits.horizon),
         *(Setting(f"data.robot.0.{each.name}", each.value, each.reason) for each in robot),
         *augmentation(look, rows),
     ]
@@ -111,19 +146,18 @@ def first_recipe(look: DataLook, base: Base, source: dict[str, Any], co_training
     elif recipe.data.questions:
         names = [source.name for source in recipe.data.questions]
         settings.append(Setting("data.co_training", names, "C: half of every batch; [] for robot data alone"))
-    settings += training_settings(recipe, rows, co_training)
-    return settings
+    return settings + training_settings(recipe, rows, co_training)
 
 
-def cameras(look: DataLook) -> Setting:
-    """All colour cameras that show something, three at most."""
+def cameras(look: DataLook, most: int) -> Setting:
+    """All colour cameras that show something, if they are not too many."""
     useful = [name for name in look.dataset.cameras if name not in look.blank] or look.dataset.cameras[:1]
     reason = "all that it has" if len(useful) > 1 else "its only one"
     if look.blank:
         reason = f"not {', '.join(short_names(look.blank))}, of one colour"
-    if len(useful) > MOST_CAMERAS:
-        reason = f"{MOST_CAMERAS} of {len(useful)}: each is as many tokens again"
-    return Setting("cameras", useful[:MOST_CAMERAS], reason)
+    if len(useful) > most:
+        reason = f"{most} of {len(useful)}: each takes as many tokens again"
+    return Setting("cameras", useful[:most], reason)
 
 
 def thinning(look: DataLook) -> list[Setting]:
@@ -140,13 +174,14 @@ def thinning(look: DataLook) -> list[Setting]:
     return [Setting("every", every, reason), *([] if known else [told])]
 
 
-def action_settings(look: DataLook, rate: float | None) -> list[Setting]:
-    """Width, chunk, gripper and scale of the actions, of which there are `rate` a second."""
+def action_settings(look: DataLook, rate: float | None, fitting: int) -> list[Setting]:
+    """Width, chunk, gripper and scale of the actions, of which there are `rate` a second and `fitting` fit."""
     width, names, found = len(look.kinds), look.dataset.action_names, look.statistics
     most = max(1, CHUNK_TOKENS // (VALUE_TOKENS * width))
     wanted = max(1, round(CHUNK_SECONDS * rate)) if rate else UNKNOWN_CHUNK
-    horizon = min(wanted, most, max(min(look.lengths) // 2, 1))
+    horizon = min(wanted, most, fitting, max(min(look.lengths) // 2, 1))
     reason = f"{horizon / rate:.2g} s at {rate:g} Hz" if rate else "steps, at a rate that is not known"
+    reason += "; the model takes no longer rows" if horizon == fitting < min(wanted, most) else ""
     reason += f"; more than {CHUNK_TOKENS} tokens take long" if horizon == most < wanted else ""
     binary = look.dims("binary")
     settings = [
@@ -168,7 +203,7 @@ def augmentation(look: DataLook, rows: int) -> list[Setting]:
     if rows < LARGE:
         settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
     if repeated(look) and any(map(paraphrases, look.instructions)):
-        reason = f"{len(look.instructions)} wordings in {len(look.lengths)} episodes: half are replaced by others"
+        reason = f"{len(look.instructions)} wordings in {len(look.lengths)} episodes: half of them in other words"
         settings.append(Setting("data.instruction_augmentation", {}, reason))
     return settings
 
@@ -224,7 +259,8 @@ def recipe_text(name: str, base: Base, settings: list[Setting], about: str) -> s
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = setting
-    top = [Setting("extends", base.recipe), Setting("name", name), Setting("description", f"A policy for {about}.")]
+    described = Setting("description", f"A first policy on {name}'s data.")
+    top = [Setting("extends", base.recipe), Setting("name", name), described]
     lines = _lines({each.name: each for each in top} | tree)
     return "\n".join([f"# Written by gen-vla init for {about}.", *lines, ""])
 
