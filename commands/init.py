@@ -36,7 +36,7 @@ def init(
     make_work_dir(work_dir)
     name, source = key.replace("_", "-"), {"path": path, "key": key, **features}
     settings = fitting_recipe(look, start, name, source, Path(work_dir), co_training)
-    text = recipe_text(name, start, settings, f"{Path(path).name}: {describe(look)}")
+    text = recipe_text(name, start, settings, f"{look.dataset.reader.dataset}: {describe(look)}")
     file.write_text(text, encoding="utf-8")
     print(text)
     for remark in remarks(look):
@@ -52,7 +52,7 @@ def data_place(data: str, work_dir: Path) -> tuple[str, str]:
     if (work_dir / data).is_dir():
         return data, str(work_dir / data)
     if Path(data).is_dir():
-        return str(Path(data).absolute()), data
+        return str(Path(data).resolve()), data
     if data.count("/") == 1 and not data.startswith((".", "/", "~")):
         return (place := f"hf://datasets/{data}"), place
     raise FileNotFoundError(

@@ -35,7 +35,7 @@ def arm(
     return episodes
 
 
-def init(*options: str, data: str = "episodes", base: str = "package://mini-vlm") -> Recipe:
+def init(*options: str, data: str = "episodes", base: str = "openvla_plus") -> Recipe:
     assert (
         main(["init", "my_arm", "--data", data, "--base", base, "--no-co-training", "--work-dir", ".", *options]) == 0
     )
@@ -53,11 +53,11 @@ def test_three_cameras_at_50_hz(here, monkeypatch, capsys):
     [robot] = recipe.data.robot
     assert (robot.path, robot.key, robot.every, robot.displacements) == ("episodes", "my_arm", 5, [])
     assert robot.cameras == [f"observation.images.{name}" for name in ("cam_high", "cam_left", "cam_right")]
-    assert (recipe.actions.horizon, recipe.actions.binary_dims, recipe.training.lora) == (5, [6], None)
+    assert (recipe.actions.horizon, recipe.actions.binary_dims) == (5, [6])
     assert recipe.data.image_augmentation
     assert recipe.data.instruction_augmentation
     rows = sum(-(-len(episode.actions) // 5) for episode in episodes)
-    assert recipe.training.steps == max(500, int(float(f"{20 * rows / 16:.1g}")))  # 16 robot rows a step
+    assert recipe.training.steps == max(500, 20 * rows // 32)  # 32 rows a step
     said = capsys.readouterr().out
     for words in (
         "10 Hz of 50",
@@ -132,6 +132,18 @@ def test_a_converted_model_as_base(here, frozen):
     recipe = init(base="smolvlm-plus")
     assert (recipe.model.initial_model, recipe.model.frozen) == ("smolvlm-plus", frozen)
     assert (recipe.model.family, recipe.data.image_size) == ("vla_plus", 16)
+
+
+def test_a_model_of_a_short_context_gets_shorter_chunks_and_fewer_cameras(here, monkeypatch, capsys):
+    """The packaged model takes 256 tokens; 64 of them are a picture."""
+    monkeypatch.setattr(robot_data_sets, "FPS", 10)
+    write_lerobot(here / "episodes", make_episodes(2, 20, ("image_0", "wrist", "side"), 16), kind="image")
+    recipe = init(base="package://mini-vlm")
+    said = capsys.readouterr().out
+    assert (len(recipe.data.robot[0].cameras or []), recipe.actions.horizon, recipe.training.lora) == (2, 2, None)
+    assert "the model takes no longer rows" in said
+    assert "2 of 3: each takes as many tokens again" in said
+    assert main(["train", "my_arm.yaml", "--work-dir", ".", "--check"]) == 0
 
 
 def test_real_episodes(here, data_dir):
