@@ -205,7 +205,7 @@ def test_a_recipe_of_your_own_trains_as_the_page_says(recipe, work_dir, monkeypa
 
 
 def test_a_look_at_the_data_as_the_page_shows_it(work_dir, monkeypatch, capsys):
-    [command] = [c for c in commands(FINE_TUNE) if " my_robot.yaml " in c and " --check" in c]
+    [command] = [c for c in commands(FINE_TUNE) if " my_robot.yaml " in c and " --check --set" in c]
     monkeypatch.chdir(work_dir)
     assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert "robot/my_robot" in capsys.readouterr().out
@@ -220,7 +220,7 @@ def test_the_way_from_episodes_to_figures(tmp_path, monkeypatch, capsys):
     shown = written[written.index(next(c for c in written if " init my_robot " in c)) :]
     shown = shown[: next(place for place, c in enumerate(shown) if "open_loop" in c) + 1]
     assert len(shown) + 1 <= 10
-    episodes = make_episodes(50, 5, size=32)
+    episodes = [episode for seed in range(10) for episode in make_episodes(5, 6, size=32, seed=seed)]
     write_lerobot(tmp_path / "episodes_train", episodes[:45], "v3.0")
     write_lerobot(tmp_path / "episodes_val", episodes[45:], "v3.0")
     monkeypatch.chdir(tmp_path)
