@@ -20,6 +20,7 @@ from tiny_runs import (
     logged_steps,
     noise,
     read_log,
+    tiny_flow_settings,
     tiny_recipe,
     weights_hash,
     write_questions,
@@ -27,6 +28,7 @@ from tiny_runs import (
 from tiny_runs import run_tiny as train
 
 from gen_vla.processors import compute_statistics
+from gen_vla.processors.action_statistics import action_bounds
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.model_building import action_weights, build_model
 from gen_vla.training.recipes.loading import load_recipe
@@ -49,6 +51,22 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # ---- what is written
+
+
+@pytest.mark.parametrize("family", [{}, tiny_flow_settings()], ids=["strings", "flow"])
+def test_what_actions_are_scaled_by_is_saved_and_acted_with(tmp_path: Path, family: dict[str, Any]) -> None:
+    modes = ["mean_std", "min_max", "quantiles"]
+    folder = train(tmp_path, training__steps=1, actions__normalization=modes, **family)
+    model, processor = load_model(folder), load_processor(folder)
+    statistics = model.config.norm_stats["tiny"]["action"]
+    assert statistics["normalization"] == modes
+    assert json.loads((folder / "dataset_statistics.json").read_text())["tiny"]["action"]["normalization"] == modes
+    predicted = model.predict_actions(**processor.action_inputs(noise(1), "open the drawer"))
+    low, high, _ = action_bounds(statistics, 3)
+    units = low + 0.5 * (predicted.normalized[0].astype(float) + 1) * (high - low)
+    assert predicted.actions[0][..., :2] == pytest.approx(units[..., :2], abs=1e-6)
+    assert low[0] == pytest.approx(statistics["mean"][0] - 5 * statistics["std"][0])
+    assert (low[1], high[1]) == (statistics["min"][1], statistics["max"][1])
 
 
 def test_a_run_writes_all_that_is_needed_to_use_and_to_know_the_model(finished: Path) -> None:
