@@ -159,7 +159,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _complaint(error: Any) -> str:
     """One of pydantic's errors as a line: the setting by its dotted name, what was got, what was expected."""
     *section, last = error["loc"] or ("",)
-    place = ".".join(map(str, error["loc"]))
+    place = ".".join(str(part) for part in error["loc"] if "[" not in str(part))  # of a union, pydantic names the type
     if error["type"] == "value_error":  # of a check in `schema.py`
         return f"{place}: {error['ctx']['error']}" if place else str(error["ctx"]["error"])
     if error["type"] == "unexpected_keyword_argument":
