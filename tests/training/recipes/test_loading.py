@@ -82,7 +82,7 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
         ({"model__frozen": "clip"}, r"model.frozen: got 'clip' \(str\), expected 'siglip', 'dino', 'all' or 'vision'"),
         ({"actions__binary_dims": 6}, r"binary_dims: got 6 \(int\), expected a valid list"),
         ({"actions__normalization": "minmax"}, r"actions.normalization: got 'minmax' \(str\), expected 'quantiles', "),
-        ({"actions__normalization": ["min_max"]}, "a normalization of 1 dimensions with action_dim=3, expected a name"),
+        ({"actions__normalization": ["min_max"]}, "a normalization of 1 dimensions with action_dim=3, expected"),
         ({"model__dino": ["a"]}, r"model.dino: got \['a'\] \(list\), expected settings by name"),
         ({"data": "robot"}, r"data: got 'robot' \(str\), expected settings by name"),
         ({"name": date(2026, 1, 1)}, "Object of type date .* write a date in quotes"),
