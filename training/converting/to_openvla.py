@@ -82,10 +82,10 @@ def convert_to_openvla(
     return destination
 
 
-def openvla_statistics(norm_stats: dict[str, Any]) -> dict[str, Any]:
+def openvla_statistics(norm_stats: dict[str, Any] | None) -> dict[str, Any]:
     """Statistics whose q01 and q99 are what actions are scaled by, since OpenVLA's code knows nothing else."""
     found = {}
-    for key, entry in norm_stats.items():
+    for key, entry in (norm_stats or {}).items():
         low, high, _ = action_bounds(entry["action"], len(entry["action"]["q01"]))
         action = {**entry["action"], "q01": low.tolist(), "q99": high.tolist()}
         action.pop("normalization", None)

@@ -66,7 +66,7 @@ def tokens_over(recipe: Recipe, work_dir: Path) -> int:
     """How many tokens the longest of some robot rows is longer than the model takes; 0 or less where it fits."""
     opened = open_data(recipe, work_dir, write_tables=False)
     config, processor, _ = config_and_processor(recipe, work_dir, opened)
-    collator = build_collator(recipe, config, processor, opened.names)
+    collator: Any = build_collator(recipe, config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
     lengths = measure_lengths(opened, prepare, collator)
     return max((each.longest for each in lengths.values()), default=0) - collator.max_tokens

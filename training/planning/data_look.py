@@ -124,7 +124,7 @@ def blank_cameras(dataset: RobotDataset) -> list[str]:
     rows = sample_rows(OpenedData(streams={name: dataset.undecoded()}), name, SHOWN_ROWS)
     found = []
     for place, camera in enumerate(dataset.cameras):
-        shown = [decode_picture(row["images"][place], row["identity"]).getextrema() for row in rows]
+        shown: list[Any] = [decode_picture(row["images"][place], row["identity"]).getextrema() for row in rows]
         if shown and all(low == high for low, high in shown[0]) and all(one == shown[0] for one in shown):
             found.append(camera)
     return found

@@ -164,7 +164,7 @@ def thinning(look: DataLook) -> list[Setting]:
     """`every`, and `displacements` where that needs them."""
     fps, known = look.dataset.reader.fps, look.dataset.displacements is not None  # of a transform
     every = max(1, round(fps / HERTZ)) if fps else 1
-    if every == 1:
+    if fps is None or every == 1:
         return [Setting("every", 1, f"{fps:g} Hz" if fps else "it does not say its rate")]
     if "unknown" in look.kinds and not known:
         reason = f"{every} of {fps:g} Hz, once `displacements` says which of {look.dims('unknown')} are moves"
