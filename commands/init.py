@@ -22,14 +22,15 @@ def init(
     ] = True,
 ) -> None:
     """Look at a robot data set and write a recipe that fits it."""
+    file = Path(f"{name.removesuffix('.yaml')}.yaml")
+    if file.exists():
+        raise FileExistsError(f"got the name of {file}, which exists, expected a new one: init never overwrites")
+    path, place = data_place(data, Path(work_dir))
     from gen_vla.training.planning.data_look import look_at
     from gen_vla.training.planning.first_recipe import describe, find_base, fitting_recipe, recipe_text, remarks
     from gen_vla.training.storage.storage_problems import make_work_dir
 
-    file = Path(f"{name.removesuffix('.yaml')}.yaml")
-    if file.exists():
-        raise FileExistsError(f"got the name of {file}, which exists, expected a new one: init never overwrites")
-    start, (path, place) = find_base(base, Path(work_dir)), data_place(data, Path(work_dir))
+    start = find_base(base, Path(work_dir))
     features = {name: named for name, named in (("action", action), ("state", state)) if named}
     key = file.stem.replace("-", "_")
     look = look_at(place, key, cameras, **features)
