@@ -220,7 +220,7 @@ def training_settings(recipe: Recipe, rows: int, co_training: bool) -> list[Sett
     share = each * (recipe.data.robot_share if mixed else 1)
     wanted = int(float(f"{PASSES * rows / share:.1g}"))
     steps = min(max(wanted, FEWEST_STEPS), MOST_STEPS)
-    reason = f"{steps * share / rows:.2g} passes over {rows:,} rows on one GPU"
+    reason = f"{steps * share / rows:.3g} passes over {rows:,} rows on one GPU"
     settings = [Setting("training.steps", steps, reason), Setting("training.save_steps", max(steps // 5, 1))]
     if not recipe.is_flow and recipe.model.initial_model not in PACKAGED:
         settings.append(Setting("training.lora", {"rank": 32}, "for one GPU; null trains all weights"))
