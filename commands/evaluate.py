@@ -73,13 +73,16 @@ def open_loop(
     every: Annotated[int, Option(help="Ask at every n-th step of an episode.")] = 10,
     episodes: Annotated[int, Option(help="From all over the data set, at most.")] = 50,
     batch_size: Annotated[int, Option(help="Observations per call.")] = 8,
+    with_trained: Annotated[
+        bool, Option("--with-trained", help="Of the training data, take more than the episodes it held out.")
+    ] = False,
     picture: Annotated[Path | None, Option(help="Draw an episode and the errors into this PNG.")] = None,
     output: Output = None,
 ) -> None:
     """A model's actions beside those of recorded episodes, without a simulator."""
     from gen_vla.evaluation.open_loop import suite
 
-    settings = suite.OpenLoopSettings(unnorm_key, cameras, split, every, episodes, batch_size)
+    settings = suite.OpenLoopSettings(unnorm_key, cameras, split, every, episodes, batch_size, with_trained)
     loaded, processor = load_any(model)
     results, found, recorded = suite.evaluate_open_loop(loaded, processor, model, data, settings)
     console = Console()

@@ -19,7 +19,7 @@ TRL's own collator tokenizes prompt and completion apart, which puts a space in 
 a row at `max_length`, which costs an action its tail; hence this one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,9 +42,9 @@ class CoTrainingCollator:
         longer_rows: `"skip"`, or `"cut"` to leave out last turns.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 [B, L]; `token_weights` float32 [B, L];
-    `is_robot` bool [B]; `source_id` int64 [B] where `sources` were given; `replaced` bool [B], whether a row stands in
-    for an unreadable one; `pixel_values` float32 [pictures, C, H, W] where there are pictures, and what else a stock
-    processor returns for them; the processor's `answer_types` int64 [B, L], such as `token_type_ids`.
+    `is_robot` bool [B]; `source_id` int64 [B] where `sources` were given (`source_ids`); `replaced` bool [B], whether
+    a row stands in for an unreadable one; `pixel_values` float32 [pictures, C, H, W] where there are pictures, and what
+    else a stock processor returns for them; the processor's `answer_types` int64 [B, L], such as `token_type_ids`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class CoTrainingCollator:
         tensors["is_robot"] = torch.tensor(acting)
         tensors["replaced"] = torch.tensor([row.get("replaced", False) for row in rows])
         if self.sources:
-            tensors["source_id"] = torch.tensor([self.sources[row["source"]] for row in rows])
+            tensors["source_id"] = source_ids(rows, self.sources)
         return {**{name: value for name, value in prompts.items() if name not in batch}, **tensors}
 
     def fit(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -166,3 +166,9 @@ class CoTrainingCollator:
 
 def is_robot(row: dict[str, Any]) -> bool:
     return row["source"].partition("/")[0] == ROBOT
+
+
+def source_ids(rows: list[dict[str, Any]], sources: Mapping[str, int]) -> torch.Tensor:
+    """The numbers of the rows' sources, int64 [B]; -1 for rows that are in no figure (`held_out.HeldOutRows`)."""
+    numbers = [sources[row["source"]] if sources else 0 for row in rows]
+    return torch.tensor([number if row.get("counted", True) else -1 for number, row in zip(numbers, rows)])

@@ -109,9 +109,12 @@ class SourceMetrics(MetricSums):
             log_probs: float [B, L] of the labels, zero where nothing is supervised.
             predicted: int64 [B, L], the most likely token.
             labels: int64 [B, L], -100 where nothing is supervised.
-            source_id: int64 [B].
+            source_id: int64 [B]; rows of -1 are in no figure.
             replaced: bool [B].
         """
+        if not bool((counted := source_id >= 0).all()):
+            every = (log_probs, predicted, labels, source_id, replaced)
+            log_probs, predicted, labels, source_id, replaced = (tensor[counted] for tensor in every)
         supervised = labels != -100
         right = (predicted == labels) & supervised
         signs = torch.isin(labels, self.sign_ids.to(labels.device)) & supervised

@@ -8,6 +8,7 @@
 """
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from trl.trainer.sft_config import SFTConfig
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
+from gen_vla.training.held_out import HeldOutRows
 from gen_vla.training.learning_rates import rates
 from gen_vla.training.lora import lora_config
 from gen_vla.training.metrics import SourceMetrics
@@ -53,7 +55,7 @@ from gen_vla.training.run_folder import (
     save_run,
     steps_taken,
 )
-from gen_vla.training.trainer import CoTrainer, SourceProgress
+from gen_vla.training.trainer import HELD_OUT_PREFIX, CoTrainer, SourceProgress
 
 
 # What transformers calls gradient checkpointing; the older name warns in newer versions.
@@ -103,7 +105,10 @@ def run_recipe(
     if recipe.data.streaming:
         buffers = record_buffers(checkpoints, last is None, partial(stream_buffers, recipe, opened, processor))
     mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last), shape, buffers)
-    trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
+    held_out = build_held_out(recipe, opened, prepare, model.config, processor)
+    trainer = build_trainer(
+        recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress, held_out
+    )
     record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
         trainer.load_finished(str(last))
@@ -115,6 +120,8 @@ def run_recipe(
     report = data_report(opened, mixture)
     if trainer.is_world_process_zero():
         log = {"data": report, "history": trainer.state.log_history}
+        if (best := trainer.state.best_global_step) is not None:
+            log["best"] = {"checkpoint": f"checkpoint-{best}", "held_out_loss": trainer.state.best_metric}
         log = with_provenance(log, with_other_runs(record, checkpoints))
         save_run(recipe, trainer, state, processor, log, output_dir)
     trainer.accelerator.wait_for_everyone()
@@ -189,15 +196,32 @@ def held_pictures(recipe: Recipe, opened: OpenedData, processor: Any) -> dict[st
     return {name: HeldPictures(sizes[name.partition("/")[0]], strategy) for name in opened.streams}
 
 
+def build_held_out(
+    recipe: Recipe, opened: OpenedData, prepare: RowPreparer, config: Any, processor: Any
+) -> HeldOutRows | None:
+    """The held-out rows that this process scores: without augmentation, cropped as in acting; `None` for none."""
+    if recipe.data.validation is None:
+        return None
+    return HeldOutRows(
+        opened.held_out,
+        replace(prepare, augment_instruction=None, augment_picture=None),
+        build_collator(recipe, config, processor, opened.names, training=False),
+        recipe.data.validation.rows,
+        rank=int(os.environ.get("RANK", "0")),
+        processes=run_shape(recipe).processes,
+    )
+
+
 def build_collator(
-    recipe: Recipe, config: Any, processor: Any, sources: list[str]
+    recipe: Recipe, config: Any, processor: Any, sources: list[str], training: bool = True
 ) -> CoTrainingCollator | FlowCollator:
-    """What makes batches of a recipe's prepared rows."""
+    """What makes batches of a recipe's prepared rows, in training or as in acting."""
+    processor = without_center_crop(processor) if training else processor
     if recipe.is_flow:
-        return FlowCollator(without_center_crop(processor), sources)
+        return FlowCollator(processor, sources)
     context = config.text_config.max_position_embeddings
     return CoTrainingCollator(
-        without_center_crop(processor),
+        processor,
         action_weights(recipe, config),
         context,
         sources,
@@ -242,6 +266,7 @@ def build_trainer(
     checkpoints: Path,
     callbacks: list[TrainerCallback] | None = None,
     progress: bool = True,
+    held_out: HeldOutRows | None = None,
 ) -> CoTrainer:
     statistics = model.config.norm_stats
     if recipe.is_flow:
@@ -261,6 +286,7 @@ def build_trainer(
         vision_language_weight=recipe.loss.vision_language_weight,
         rates=rates(recipe.training),
         metrics=metrics,
+        held_out=held_out,
     )
     if progress:
         trainer.remove_callback(ProgressCallback)
@@ -288,7 +314,8 @@ def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFT
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         save_steps=settings.save_steps,
-        save_total_limit=2,
+        save_total_limit=settings.save_total_limit,
+        **evaluation_arguments(recipe),
         logging_steps=settings.logging_steps,
         disable_tqdm=not progress,
         max_length=None,
@@ -301,6 +328,21 @@ def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFT
         dataloader_num_workers=recipe.data.num_workers,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def evaluation_arguments(recipe: Recipe) -> dict[str, Any]:
+    """When held-out rows are scored, and which score the best checkpoint has."""
+    validation, settings = recipe.data.validation, recipe.training
+    if validation is None:
+        return {}
+    kind = ROBOT if recipe.data.robot and validation.episodes else VISION_LANGUAGE
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": settings.eval_steps or settings.save_steps,
+        "per_device_eval_batch_size": settings.batch_size,
+        "metric_for_best_model": f"{HELD_OUT_PREFIX}{kind}/loss",
+        "greater_is_better": False,
+    }
 
 
 def data_report(opened: OpenedData, mixture: MixedTables | StreamingMixture) -> dict[str, Any]:

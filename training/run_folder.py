@@ -29,11 +29,15 @@ from gen_vla.training.provenance.origin import RUNS, note_run, provenance
 from gen_vla.training.recipes.loading import as_settings, load_recipe
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe, RecipeError
 from gen_vla.training.resume_record import check_shape
-from gen_vla.training.trainer import CoTrainer
+from gen_vla.training.trainer import HELD_OUT_PREFIX, CoTrainer
 
 
 # in a resumed run
-FREE_TO_CHANGE = ("description", "training.save_steps", "training.logging_steps", "training.report_to")
+FREE_TO_CHANGE = (
+    "description",
+    *(f"training.{name}" for name in ("save_steps", "save_total_limit", "eval_steps", "logging_steps", "report_to")),
+    "data.validation.rows",
+)
 SHAPE = ("training.batch_size", "training.gradient_accumulation_steps", "data.num_workers")  # see resume_record.py
 ROBOT_COLOURS = ("#d1495b", "#edae49", "#8d5a97", "#a3333d")
 QUESTION_COLOURS = ("#2e6f95", "#5fa8d3", "#1b9e77", "#8c6bb1", "#a3b18a")
@@ -172,7 +176,8 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> 
     """Draws a trainer's log history as a PNG: a panel per figure, a line per source.
 
     Args:
-        history: entries with `step` and figures named `KIND/NAME/FIGURE`.
+        history: entries with `step` and figures named `KIND/NAME/FIGURE`, of held-out rows `eval_KIND/NAME/FIGURE`,
+            whose lines are dashed.
 
     Returns:
         The path, or `None` where there is nothing to draw: fewer than two logs.
@@ -186,6 +191,7 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> 
     sources = list(curves.get("loss", {}))
     if max((len(curves["loss"][source]) for source in sources), default=0) < 2:
         return None
+    sources = list(dict.fromkeys(source.removeprefix(HELD_OUT_PREFIX) for source in sources))
     robot = [source for source in sources if source.startswith(f"{ROBOT}/")]
     pairs = [(robot, ROBOT_COLOURS), ([source for source in sources if source not in robot], QUESTION_COLOURS)]
     colours = {name: shades[n % len(shades)] for names, shades in pairs for n, name in enumerate(names)}
@@ -198,6 +204,8 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> 
         for axes, panel in zip(grid.flat, shown):
             _draw_panel(axes, panel, curves[panel[0]], colours)
         handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in colours.items()]
+        if any(source.startswith(HELD_OUT_PREFIX) for source in curves["loss"]):
+            handles.append(Line2D([], [], color="black", linewidth=2, linestyle="--", label="held out"))
         picture.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), frameon=False)
         picture.suptitle(title, fontsize=12, fontweight="bold")
         picture.savefig(path, dpi=120)
@@ -211,7 +219,8 @@ def _draw_panel(
     _, title, label, share = panel
     for source, points in curves.items():
         style = {"linewidth": 1.6, "marker": "o" if len(points) < 12 else "", "ms": 3}
-        axes.plot(*zip(*points), color=colours[source], **style)
+        style |= {"linestyle": "--" if source.startswith(HELD_OUT_PREFIX) else "-"}
+        axes.plot(*zip(*points), color=colours[source.removeprefix(HELD_OUT_PREFIX)], **style)
     axes.set_title(title, loc="left")
     axes.set(xlabel="step", ylabel=label)
     axes.set_ylim(*((-0.03, 1.03) if share else (0, None)))

@@ -5,6 +5,7 @@ same rows give the same loss on any number of processes. Every process computes 
 number, since gradients are averaged over processes.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,12 +18,14 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from trl.trainer.sft_trainer import SFTTrainer
 
+from gen_vla.training.held_out import HeldOutRows
 from gen_vla.training.learning_rates import parameter_groups
 from gen_vla.training.mixing.mixture import MixedTables
 from gen_vla.training.mixing.skipped_rows import receive_counts
 from gen_vla.training.mixing.streaming_mixture import StreamingMixture
 
 
+HELD_OUT_PREFIX = "eval_"  # transformers' word, before the names of figures
 SCORED_AT_ONCE = 1024  # positions whose logits a GPU holds at a time, for figures only
 
 
@@ -36,6 +39,7 @@ class CoTrainer(SFTTrainer):
         vision_language_weight: what the loss of vision-language rows is multiplied by.
         rates: the largest learning rate of each part of the model (`learning_rates.py`).
         metrics: figures per source, a `SourceMetrics` or what stands in its place.
+        held_out: rows of this process that are scored every `eval_steps`.
         kwargs: as for `SFTTrainer`.
     """
 
@@ -46,6 +50,7 @@ class CoTrainer(SFTTrainer):
         sampler: Sampler[Any] | None,
         balance: str,
         metrics: Any,
+        held_out: HeldOutRows | None = None,
         vision_language_weight: float = 1.0,
         rates: dict[str, float] | None = None,
         **kwargs: Any,
@@ -54,13 +59,14 @@ class CoTrainer(SFTTrainer):
         self.sampler = sampler
         self.balance = balance
         self.source_metrics = metrics
+        self.held_out, self.held_out_metrics = held_out, copy.deepcopy(metrics)
         self.vision_language_weight = vision_language_weight
         self.rates = rates
         self.positions = [0, 0]  # of batches since the last log: with a token, and all
         # SFTTrainer takes nothing but a `datasets` data set, of which it looks at one row to learn that there are
         # pictures. The rows themselves come from the mixture.
         shown = Dataset.from_list([{"images": [], "prompt": "", "completion": ""}])
-        super().__init__(*args, train_dataset=shown, **kwargs)
+        super().__init__(*args, train_dataset=shown, eval_dataset=shown if held_out else None, **kwargs)
         # `compute_loss` divides by the totals of the whole step, accumulated micro-batches included.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
@@ -111,6 +117,40 @@ class CoTrainer(SFTTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """This process's part of the held-out rows; as many batches as every other process has."""
+        assert self.held_out is not None
+        return DataLoader(
+            self.held_out,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.held_out.collate,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            generator=torch.Generator(),  # it would take a number from those of the training
+        )
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; its metrics are the figures of held-out rows, `eval_robot/KEY/loss` and so on."""
+        training, self.source_metrics = self.source_metrics, self.held_out_metrics
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+            figures = self.source_metrics.read(self.accelerator)
+        finally:
+            self.source_metrics = training
+        output.metrics.update({f"{HELD_OUT_PREFIX}{name}": value for name, value in figures.items()})
+        return output
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> tuple[None, ...]:
+        """Adds a batch to the figures. There is nothing to gather over processes, logits least of all."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            self.partial_loss(model, inputs, None)
+        return None, None, None
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As in transformers, among the steps that have a checkpoint, so that the best one is kept."""
+        return self.control.should_save and super()._determine_best_metric(metrics, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads a checkpoint's weights, every one of them.
@@ -175,7 +215,11 @@ class CoTrainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the figures per source since the last log, and the share of `padding` among all tokens."""
+        """Adds the figures per source since the last log, and the share of `padding` among all tokens; held-out
+        figures are complete."""
+        if any(name.startswith(HELD_OUT_PREFIX) for name in logs):
+            super().log(logs, start_time)
+            return
         filled, places = self._all_positions()
         padding = {"padding": 1 - filled / places} if places else {}
         super().log({**logs, **padding, **self.source_metrics.read(self.accelerator)}, start_time)
@@ -198,13 +242,18 @@ class SourceProgress(ProgressCallback):
         "robot/loss": "robot",
         "vision_language/loss": "vision-language",
         "robot/sign_accuracy": "signs right",
+        "eval_robot/loss": "robot, held out",
     }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: dict[str, str] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and self.training_bar is not None:
-            shown = {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
-            if shown:
-                self.training_bar.set_postfix(shown)
+            self.shown |= {name: f"{logs[key]:.3f}" for key, name in self.SHOWN.items() if key in logs}
+            if self.shown:
+                self.training_bar.set_postfix(self.shown)
 
 
 def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

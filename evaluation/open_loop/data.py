@@ -1,11 +1,11 @@
 """Recorded steps that a policy is asked about, and whether it was trained on them.
 
-Nothing records which episodes a policy was trained on. Its statistics (`norm_stats`) tell: if a data set has as many
-episodes and steps and the same mean action, they are of it. So does the path in its recipe. A data set that shares
-some of its episodes with the training data is not recognised.
+The statistics of a policy (`norm_stats`) tell: if a data set has as many episodes and steps and the same mean action,
+they are of it. So does the path in its recipe. Where a run held out episodes (`data.validation`), their numbers stand
+beside the statistics, and those alone are asked about. A data set that shares some of its episodes with the training
+data is not recognised.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,9 +16,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from gen_vla.training.held_out import HELD_OUT
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.planning.data_check import spread
 from gen_vla.training.provenance.training_record import recipe_path
 from gen_vla.training.robot_data.episodes import episode_rows
 from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
@@ -87,7 +87,7 @@ class RecordedEpisodes:
         return min(self.episodes or count, count)
 
     def __iter__(self) -> Iterator[RecordedStep]:
-        for episode, trajectory in self._chosen():
+        for episode, trajectory in self.source.spread_episodes(self.episodes):
             number, first = len(self.actions), trajectory.steps.start
             self.actions.append(trajectory.actions)
             self.names.append(episode.index)
@@ -110,24 +110,6 @@ class RecordedEpisodes:
                     held=_finite(trajectory.actions[place - 1]) if place else None,
                     state=None if trajectory.proprio is None else _finite(trajectory.proprio[place]),
                 )
-
-    def _chosen(self) -> Iterator[tuple[Any, Any]]:
-        """All episodes, or some of shards that lie evenly among all, as many of each."""
-        shards = self.source.shards()
-        if self.episodes is None or self.total < self.episodes:
-            yield from self.source.labelled_episodes(shards)
-            return
-        chosen = [shards[number] for number in spread(len(shards), self.episodes)]
-        left, taken = self.episodes, Counter[str]()
-        while left and chosen:  # more than once where some shards have fewer episodes than others
-            for place, shard in enumerate(turn := tuple(chosen)):
-                share, before = -(-left // (len(turn) - place)), taken[shard]
-                for found in islice(self.source.labelled_episodes([shard]), before, before + share):
-                    taken[shard] += 1
-                    yield found
-                left -= taken[shard] - before
-                if taken[shard] < before + share:
-                    chosen.remove(shard)
 
 
 def _finite(values: np.ndarray) -> np.ndarray | None:
@@ -154,6 +136,23 @@ def open_recorded(
     return open_robot_source(data, key="open_loop", split=split, horizon=horizon, problems=problems, **settings)
 
 
+def held_out_of(
+    source: RobotDataset, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str | None
+) -> list[int]:
+    """The episodes of a data set that a model's training held out; `[]` where it was not trained on this data set.
+
+    Args:
+        statistics: the model's of the data set, `norm_stats[key]`.
+        entry: of `recipe_entry`.
+    """
+    held_out, numbers = statistics.get(HELD_OUT, []), set(source.reader.numbers())
+    if not held_out or not numbers.issuperset(held_out):
+        return []
+    others = source.only(numbers.difference(held_out))
+    same = _same_path(entry, data, split) or _same_actions(RecordedEpisodes(others, 1, None), statistics)
+    return held_out if same else []
+
+
 def trained_on(
     episodes: RecordedEpisodes, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str | None
 ) -> str:
@@ -165,11 +164,17 @@ def trained_on(
     """
     if _same_actions(episodes, statistics):
         return "number of episodes, number of steps and mean action are those of the training data"
-    path, learned = str(entry.get("path") or ""), entry.get("split")
-    parts, asked = Path(path).parts, str(data) if "://" in str(data) else str(Path(data).resolve())
+    learned = entry.get("split")
+    named = f"its recipe trains on {entry.get('path')}{f', split {learned}' if learned else ''}"
+    return named if _same_path(entry, data, split) else ""
+
+
+def _same_path(entry: dict[str, Any], data: str | Path, split: str | None) -> bool:
+    """Whether a recipe's data set is the one at this path."""
+    parts, learned = Path(str(entry.get("path") or "")).parts, entry.get("split")
+    asked = str(data) if "://" in str(data) else str(Path(data).resolve())
     same = split == learned or None in (split, learned)  # without a split all are read, or "train"
-    named = parts and Path(asked).parts[-len(parts) :] == parts and same
-    return f"its recipe trains on {path}{f', split {learned}' if learned else ''}" if named else ""
+    return bool(parts) and Path(asked).parts[-len(parts) :] == parts and same
 
 
 def _same_actions(episodes: RecordedEpisodes, statistics: dict[str, Any]) -> bool:

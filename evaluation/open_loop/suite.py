@@ -18,7 +18,14 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.benchmarks.decoding_agreement import model_views
-from gen_vla.evaluation.open_loop.data import RecordedEpisodes, RecordedStep, open_recorded, recipe_entry, trained_on
+from gen_vla.evaluation.open_loop.data import (
+    RecordedEpisodes,
+    RecordedStep,
+    held_out_of,
+    open_recorded,
+    recipe_entry,
+    trained_on,
+)
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
@@ -40,6 +47,7 @@ class OpenLoopSettings:
         every: every n-th step of an episode is taken.
         episodes: at most so many, from all over the data set; `None` for all.
         rows: observations per call.
+        with_trained: of training data that held out episodes, take the others, too.
     """
 
     unnorm_key: str | None = None
@@ -48,6 +56,7 @@ class OpenLoopSettings:
     every: int = 10
     episodes: int | None = 50
     rows: int = 8
+    with_trained: bool = False
 
 
 def ask_policy(
@@ -137,6 +146,9 @@ def evaluate_open_loop(
     entry, horizon = recipe_entry(name, key), model.config.action_config["horizon"]
     cameras = model_views(processor, settings.cameras or entry.get("cameras"))
     source = open_recorded(data, entry, cameras, horizon, settings.split)
+    trained_as = (model.config.norm_stats[key], entry, data, settings.split)
+    held_out = [] if settings.with_trained else held_out_of(source, *trained_as)
+    source = source.only(held_out) if held_out else source
     episodes = RecordedEpisodes(source, settings.every, settings.episodes)
     found, malformed = ask_policy(model, processor, episodes, key, settings.rows)
     numbers = [str(dim) for dim in range(found.recorded.shape[-1])]
@@ -153,7 +165,8 @@ def evaluate_open_loop(
         "horizon": horizon,
         "parameters": model.num_parameters(),
         "every": settings.every,
-        "trained_on": trained_on(episodes, model.config.norm_stats[key], entry, data, settings.split),
+        "held_out": len(held_out),
+        "trained_on": "" if held_out else trained_on(episodes, *trained_as),
         "malformed": malformed,
         "skipped": source.problems.report(),
         **score(found, statistics, called),
@@ -195,6 +208,8 @@ def figure_text(figure: dict[str, Any], measure: str, bounds: bool) -> str:
 def open_loop_notes(results: dict[str, Any]) -> list[str]:
     """What to know beside the tables, a sentence each."""
     notes = []
+    if results["held_out"]:
+        notes.append(f"asked about episodes that the training held out, {results['held_out']} of this data set")
     if results["trained_on"]:
         notes.append(
             f"warning: the policy was trained on this data ({results['trained_on']}): these errors say how well it "

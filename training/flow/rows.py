@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gen_vla.training.collator import source_ids
 from gen_vla.training.mixing.prepared_rows import RowPreparer, row_generator
 
 
@@ -79,5 +80,5 @@ class FlowCollator:
         batch["timestep"] = torch.tensor([row["timestep"] for row in rows], dtype=torch.float32)
         batch["is_robot"] = torch.ones(len(rows), dtype=torch.bool)
         batch["replaced"] = torch.tensor([row.get("replaced", False) for row in rows])
-        batch["source_id"] = torch.tensor([self.sources.get(row["source"], 0) for row in rows])
+        batch["source_id"] = source_ids(rows, self.sources)
         return batch

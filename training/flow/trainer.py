@@ -93,6 +93,8 @@ class FlowMetrics(MetricSums):
         per_row = torch.stack([column.double() for column in columns], dim=1).cpu().numpy()
         arrays = [tensor.cpu().numpy() for tensor in (reached, actions, counted)]
         for row, number in enumerate(inputs["source_id"].tolist()):
+            if number < 0:  # in no figure
+                continue
             squared, values, replaced = per_row[row]
             error = self._error(number, *(array[row] for array in arrays))
             self.sums[number] += (squared, values, error, 1, replaced)

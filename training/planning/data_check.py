@@ -20,6 +20,7 @@ from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, ROBOT, RowPreparer, RowTooLong
 from gen_vla.training.recipes.sources import OpenedData
+from gen_vla.training.robot_data.episodes import spread
 from gen_vla.training.robot_data.statistics import is_binary
 
 
@@ -140,11 +141,6 @@ def _from_shards(source: DataSource, count: int, depth: int) -> Iterator[dict[st
             rows = [rows[number] for number in dict.fromkeys(wanted)]
         yield from rows
         begun += each
-
-
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, the first and the last among them: (9, 3) -> [0, 4, 8]."""
-    return sorted({int(number) for number in np.linspace(0, total - 1, min(count, total))})
 
 
 def shown_row(row: dict[str, Any], prepared: dict[str, Any], collator: Any) -> ShownRow:

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import field
 from difflib import get_close_matches
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
 STRICT = ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
@@ -141,6 +142,22 @@ class InstructionAugmentation:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ValidationRecipe:
+    """What is held out of training, and scored while it goes on, every `training.eval_steps`."""
+
+    episodes: Share | dict[str, list[int]] | None = None
+    """Of robot data: a share of every data set's episodes, between 0 and 1, or numbers of episodes by key; null for
+    none. Statistics are of the other episodes alone."""
+    questions: Share | dict[str, list[str]] | None = None
+    """Of vision-language data: a share of every data set's rows, between 0 and 1, or names of rows by data set, as
+    reports have them (`chat.json row 7`); null for none. A stream reads until it has found `rows` of them."""
+    rows: int = Field(default=256, ge=1)
+    """Rows of each data set that are scored at most, always the same, from all over what is held out; at least 1."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the draw, 0 or more. Apart from `training.seed`, so that runs that differ by it hold out the same."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class DataRecipe:
     """What a batch is made of. With both kinds of data, half of every per-device batch is robot data (C), unless
     `robot_share` says otherwise."""
@@ -182,6 +199,8 @@ class DataRecipe:
     for none."""
     instruction_augmentation: InstructionAugmentation | None = None
     """Paraphrases of instructions; null for none."""
+    validation: ValidationRecipe | None = None
+    """What is held out of training; null for nothing."""
 
     def __post_init__(self) -> None:
         names = [source.name for source in self.vision_language]
@@ -201,6 +220,25 @@ class DataRecipe:
                     f"got co_training with {name!r}, which is no vision-language data set here; "
                     f"{did_you_mean(name, names)}"
                 )
+        if self.validation is not None:
+            self._check_held_out(self.validation)
+
+    def _check_held_out(self, validation: ValidationRecipe) -> None:
+        keys, names = [source.key for source in self.robot], [source.name for source in self.questions]
+        for setting, held_out, known in (
+            ("episodes", validation.episodes, keys),
+            ("questions", validation.questions, names),
+        ):
+            for name in held_out if isinstance(held_out, dict) else ():
+                if name not in known:
+                    raise RecipeError(
+                        f"got validation.{setting} of {name!r}, which is no data set here; {did_you_mean(name, known)}"
+                    )
+        if not (validation.episodes and keys) and not (validation.questions and names):
+            raise RecipeError(
+                "got validation that holds out nothing of these data sets, expected episodes of robot data or "
+                "questions of vision-language data; name some, or set validation: null"
+            )
 
     @property
     def questions(self) -> list[VisionLanguageSource]:

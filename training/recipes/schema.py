@@ -202,12 +202,25 @@ class TrainingRecipe:
     """Adapters to train instead of all weights; null for all weights."""
     save_steps: int = Field(default=1000, ge=1)
     """Steps between checkpoints, at least 1."""
+    save_total_limit: int = Field(default=2, ge=1)
+    """Checkpoints that are kept at most, at least 1: the newest ones, and with `data.validation` always the one with
+    the lowest held-out loss, of robot data where any is held out."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Steps between scores of what `data.validation` holds out, at least 1; null for `save_steps`. `save_steps` is a
+    multiple of it, so that every checkpoint has its score."""
     logging_steps: int = Field(default=20, ge=1)
     """Steps between figures in the log, at least 1."""
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] = "none"
     """Where the figures go besides the log."""
     seed: int = Field(default=0, ge=0)
     """Seed of weights, order of rows and augmentation, 0 or more."""
+
+    def __post_init__(self) -> None:
+        if self.save_steps % (self.eval_steps or 1):
+            raise RecipeError(
+                f"got eval_steps={self.eval_steps} and save_steps={self.save_steps}, expected save_steps to be a "
+                "multiple, so that every checkpoint has its held-out score"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)

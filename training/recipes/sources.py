@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from gen_vla.training.held_out import HELD_OUT, held_out_episodes, question_draw
 from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
@@ -29,6 +30,7 @@ from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.robot_data.statistics import is_binary, robot_statistics
 from gen_vla.training.storage.data_folder import DataFolder
+from gen_vla.training.vision_language_data.rows import ConversationSource
 from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
 from gen_vla.training.vision_language_data.tables import RecordedSource
 
@@ -39,6 +41,7 @@ class OpenedData:
 
     tables: dict[str, RowTable] = field(default_factory=dict)  # empty for a recipe that streams
     streams: dict[str, DataSource] = field(default_factory=dict)  # empty for one that does not
+    held_out: dict[str, DataSource] = field(default_factory=dict)  # what is no part of either (`data.validation`)
     norm_stats: dict[str, Any] = field(default_factory=dict)  # of the robot data by key, OpenVLA's dictionary
     clipping: dict[str, Any] = field(default_factory=dict)  # by key {"values": actions, "clipped": [D]}
     problems: dict[str, RowProblems] = field(default_factory=dict)  # bad rows the readers met
@@ -126,6 +129,12 @@ class _Opening:
     def read_robot(self, source: RobotSource, reader: RobotDataset) -> None:
         """Statistics and rows of a data set that is open."""
         name, actions, opened = f"{ROBOT}/{source.key}", self.recipe.actions, self.opened
+        numbers, validation = reader.reader.numbers(), self.recipe.data.validation
+        held_out, notes = held_out_episodes(validation, source.key, numbers), []
+        if held_out:
+            opened.held_out[name] = reader.only(held_out, RowProblems(name=f"{name}, held out"))
+            reader = reader.only(set(numbers) - set(held_out))
+            notes = [f"{len(held_out)} of {len(numbers)} episodes are held out"]
         statistics = robot_statistics(
             reader,
             self.work_dir / "statistics",
@@ -145,6 +154,8 @@ class _Opening:
         metadata = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
         known = {key: value for key, value in metadata.items() if value is not None}
         opened.norm_stats[source.key] = {**entry, "action": {**entry["action"], **known}}
+        if held_out:
+            opened.norm_stats[source.key][HELD_OUT] = held_out
         opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
         opened.readings[name] = DataReading(
             reader.reader.format,
@@ -160,7 +171,7 @@ class _Opening:
             every=reader.every,
             unlabelled=statistics.unlabelled,
             skipped=statistics.problems,
-            notes=reader.reader.notes,
+            notes=[*reader.reader.notes, *notes],
         )
         recorded = isinstance(reader.reader, RecordedReader)
         if not self.by_number(recorded):
@@ -170,22 +181,26 @@ class _Opening:
         else:
             settings = {**asdict(source), "place": self.location(source.path), "horizon": reader.horizon}
             settings |= {"reading": READING_VERSION, "changed": reader.reader.folder.changed()}
+            settings |= {HELD_OUT: held_out} if held_out else {}
             opened.tables[name] = write_table(reader, ROBOT_FEATURES, self.work_dir, settings)
 
     def by_number(self, recorded: bool) -> bool:
         """Whether the rows of a data set are a table: a recording is one already."""
         return not self.recipe.data.streaming and (recorded or self.write_tables)
 
-    def question_reader(self, source: VisionLanguageSource) -> DataSource:
+    def question_reader(self, source: VisionLanguageSource) -> ConversationSource:
         """The opened data set."""
         name, place = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path)
         problems, layout = self.problems(name), find_format(place, source.format)
         self.opened.readings[name] = DataReading(layout, None)
         return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)
 
-    def read_questions(self, source: VisionLanguageSource, reader: DataSource) -> None:
+    def read_questions(self, source: VisionLanguageSource, reader: ConversationSource) -> None:
         """Rows of a data set that is open."""
         name, place, opened = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path), self.opened
+        if draw := question_draw(self.recipe.data.validation, source.name):
+            opened.held_out[name] = reader.only(draw, RowProblems(name=f"{name}, held out"))
+            reader = reader.only(replace(draw, held_out=False))
         if not self.by_number(isinstance(reader, RecordedSource)):
             opened.streams[name] = reader
         elif isinstance(reader, RecordedSource):
@@ -194,6 +209,8 @@ class _Opening:
             file = Path(place)
             changed = {file.name: file.stat().st_mtime_ns} if file.is_file() else DataFolder(place).changed()
             settings = {"format": source.format, "configs": source.configs, "path": place, "changed": changed}
+            if draw and (validation := self.recipe.data.validation):
+                settings[HELD_OUT] = [validation.questions, validation.seed]
             opened.tables[name] = write_table(reader, QUESTION_FEATURES, self.work_dir, settings)
         rows = len(opened.tables[name]) if name in opened.tables else reader.count_rows()
         opened.readings[name] = replace(opened.readings[name], rows=rows)

@@ -1,9 +1,9 @@
 """Episodes as every robot data format gives them, the interface of a format's reader, and the rows they become."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -77,8 +77,16 @@ class EpisodeReader(ABC):
         """Rows of all episodes: steps that have an instruction and are kept, where metadata says it."""
 
     @abstractmethod
+    def numbers(self) -> list[int]:
+        """Of all episodes of the split, ascending: `RobotEpisode.index`."""
+
+    @abstractmethod
+    def only(self, numbers: Collection[int]) -> Self:
+        """A reader of these episodes alone; statistics, counts and rows are then theirs."""
+
     def count_episodes(self) -> int:
         """Episodes of the split."""
+        return len(self.numbers())
 
     @abstractmethod
     def files(self) -> dict[str, int]:
@@ -99,6 +107,11 @@ def instruction_text(value: Any) -> str:
     """
     text = value if isinstance(value, str) else ""
     return "" if text.strip().lower() in NO_INSTRUCTION else text
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, the first and the last among them: (9, 3) -> [0, 4, 8]."""
+    return sorted({int(number) for number in np.linspace(0, total - 1, min(count, total))})
 
 
 def rows_of(steps: int, every: int) -> int:

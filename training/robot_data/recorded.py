@@ -5,10 +5,11 @@ image, instruction, action float32 [D], episode_index; rows of an episode stand 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from datasets import Dataset, Image
@@ -27,6 +28,7 @@ from gen_vla.training.storage.recordings import ROBOT_COLUMNS, load_recording
 
 
 MAIN_CAMERA = "image"
+SHARD = "episode "  # and its number
 
 
 class RecordedReader(EpisodeReader):
@@ -56,8 +58,13 @@ class RecordedReader(EpisodeReader):
     def count_steps(self) -> int:
         return sum(rows_of(len(rows), self.every) for rows in self._shards.values())
 
-    def count_episodes(self) -> int:
-        return len(self._shards)
+    def numbers(self) -> list[int]:
+        return sorted(map(_number, self._shards))
+
+    def only(self, numbers: Collection[int]) -> Self:
+        reader, wanted = copy.copy(self), set(numbers)
+        reader._shards = {shard: rows for shard, rows in self._shards.items() if _number(shard) in wanted}
+        return reader
 
     def files(self) -> dict[str, int]:
         return self.folder.sizes()
@@ -97,7 +104,11 @@ class RecordedReader(EpisodeReader):
                 f"got {self.folder.path} with rows of one episode in several places, expected them one after the "
                 "other; sort the rows by episode_index"
             )
-        return {f"episode {numbers[a]}": range(a, b) for a, b in pairwise(starts)}
+        return {f"{SHARD}{numbers[a]}": range(a, b) for a, b in pairwise(starts)}
+
+
+def _number(shard: str) -> int:
+    return int(shard.removeprefix(SHARD))
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ Protocol buffers are read by `training/storage/tfrecord_reading.py`.
 
 from __future__ import annotations
 
+import copy
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tqdm import tqdm
@@ -110,12 +111,23 @@ class RLDSReader(EpisodeReader):
         self._shards: dict[str, int] = _shard_lengths(entry, self.dataset, folder)  # episodes by file name
         self._sizes = self._check_shards(int(entry.get("numBytes", 0)))
         self._first = dict(zip(self._shards, np.cumsum([0, *self._shards.values()]).tolist()))
+        self._wanted: frozenset[int] | None = None  # numbers of episodes; `None` for all
 
     def count_steps(self) -> None:
         """RLDS metadata counts episodes, not steps."""
 
-    def count_episodes(self) -> int:
-        return sum(self._shards.values())
+    def numbers(self) -> list[int]:
+        return [number for shard, count in self._shards.items() for number in self._numbers(shard, count)]
+
+    def only(self, numbers: Collection[int]) -> Self:
+        reader = copy.copy(self)
+        reader._wanted = frozenset(numbers)
+        reader._shards = {shard: count for shard, count in self._shards.items() if reader._numbers(shard, count)}
+        return reader
+
+    def _numbers(self, shard: str, count: int) -> list[int]:
+        numbers = range(self._first[shard], self._first[shard] + count)
+        return [number for number in numbers if self._wanted is None or number in self._wanted]
 
     def files(self) -> dict[str, int]:
         return dict(self._sizes)
@@ -123,7 +135,8 @@ class RLDSReader(EpisodeReader):
     def chosen(self) -> Any:
         """Episodes by file, the features they are read with, and that with the instruction."""
         features = {name: str(feature) for name, feature in self._step_features.items()}
-        return [self._shards, features, self._instruction]
+        wanted = [] if self._wanted is None else [sorted(self._wanted)]
+        return [self._shards, features, self._instruction, *wanted]
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
@@ -133,6 +146,8 @@ class RLDSReader(EpisodeReader):
         for number, record in self._records(shard, bool(cameras), problems):
             identity = f"{self.folder.describe(shard)} episode {number}"
             index = self._first[shard] + number
+            if self._wanted is not None and index not in self._wanted:
+                continue
             try:
                 yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
             except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error) as error:

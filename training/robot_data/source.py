@@ -6,8 +6,10 @@ row = next(dataset.rows(dataset.shards()))     # fields: see training/mixing/dat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from gen_vla.training.robot_data.episodes import (
     episode_rows,
     finite_chunks,
     rows_of,
+    spread,
 )
 from gen_vla.training.robot_data.layouts import check_layout
 from gen_vla.training.robot_data.lerobot.metadata import INFO as LEROBOT_INFO
@@ -77,6 +80,14 @@ class RobotDataset:
         """Rows, where metadata and transform leave no doubt; `None` for RLDS."""
         return self.reader.count_steps() if self.transform.name == "identity" else None
 
+    def only(self, numbers: Collection[int], problems: RowProblems | None = None) -> RobotDataset:
+        """The data set of these episodes alone.
+
+        Args:
+            problems: its counter; by default this one's.
+        """
+        return replace(self, reader=self.reader.only(numbers), problems=problems or self.problems)
+
     def undecoded(self) -> RobotDataset:
         """The same data set, whose rows leave frames to decode, for streams that skip most rows after a resume.
 
@@ -120,6 +131,24 @@ class RobotDataset:
                 if lost:
                     self.problems.skip(self.not_finite(episode, trajectory), NOT_FINITE, lost)
                 yield episode, trajectory
+
+    def spread_episodes(self, count: int | None) -> Iterator[tuple[RobotEpisode, Trajectory]]:
+        """`labelled_episodes` of shards that lie evenly among all, as many of each; all of them for `None`."""
+        shards = self.shards()
+        if count is None or self.reader.count_episodes() < count:
+            yield from self.labelled_episodes(shards)
+            return
+        chosen = [shards[number] for number in spread(len(shards), count)]
+        left, taken = count, Counter[str]()
+        while left and chosen:  # more than once where some shards have fewer episodes than others
+            for place, shard in enumerate(turn := tuple(chosen)):
+                share, before = -(-left // (len(turn) - place)), taken[shard]
+                for found in islice(self.labelled_episodes([shard]), before, before + share):
+                    taken[shard] += 1
+                    yield found
+                left -= taken[shard] - before
+                if taken[shard] < before + share:
+                    chosen.remove(shard)
 
     def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
         """Actions and proprio of every episode, unlabelled ones too, float32 [S, D]; no picture is read.

@@ -13,12 +13,13 @@ their wording, so that the points of RoboPoint (`[(0.461, 0.527), (0.498, 0.521)
 """
 
 import binascii
+import copy
 import json
 import re
 from abc import ABC, abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from gen_vla.training.mixing.encoded_pictures import NO_PICTURE, PictureError, check_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems
@@ -237,6 +238,7 @@ class ConversationSource(ABC):
     def __init__(self, name: str, problems: RowProblems):
         self.name, self.problems = name, problems
         self._shards: dict[str, Any] = {}  # what `_attempts` takes, by name
+        self._wanted: Callable[[str], bool] | None = None
 
     def shards(self) -> list[str]:
         """Ranges of rows, or row groups."""
@@ -244,7 +246,17 @@ class ConversationSource(ABC):
 
     @abstractmethod
     def count_rows(self) -> int:
-        """Rows of all shards, bad ones too."""
+        """Rows of all shards, bad ones too, and those that `only` leaves out."""
+
+    def only(self, wanted: Callable[[str], bool], problems: RowProblems | None = None) -> Self:
+        """The data set of the rows whose identity is wanted.
+
+        Args:
+            problems: its counter; by default this one's.
+        """
+        source = copy.copy(self)
+        source._wanted, source.problems = wanted, problems or self.problems
+        return source
 
     @abstractmethod
     def _attempts(self, shards: list[Any]) -> Attempts: ...
@@ -261,6 +273,8 @@ class ConversationSource(ABC):
 
     def _good_rows(self, shards: list[Any]) -> Iterator[Row]:
         for identity, build in self._attempts(shards):
+            if self._wanted is not None and not self._wanted(identity):
+                continue
             try:
                 row = build()
             except RowError as error:

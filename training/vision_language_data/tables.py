@@ -9,11 +9,11 @@ and the columns of the row groups in use are fetched.
 """
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -150,14 +150,26 @@ class RecordedSource(ConversationSource):
         if not self._shards:
             raise ValueError(f"{name!r}: got {len(paths)} arrow files without a row, expected some")
         self.dataset = concatenate_datasets(files).with_format("arrow")
+        self._numbers: range | list[int] = range(len(self.dataset))
+
+    def only(self, wanted: Callable[[str], bool], problems: RowProblems | None = None) -> Self:
+        source = super().only(wanted, problems)
+        source._numbers = [
+            first + number
+            for path, first, numbers in self._shards.values()
+            for number in numbers
+            if wanted(f"{path.name} row {number}")
+        ]
+        return source
 
     def count_rows(self) -> int:
-        return len(self.dataset)
+        return len(self._numbers)
 
     __len__ = count_rows
 
     def __getitem__(self, number: int) -> Row:
         """The row with this number as it is stored, unchecked."""
+        number = self._numbers[number]
         (cells,) = self._cells(number, number + 1)
         turns = [{"question": cells["question"], "answer": cells["answer"]}, *(cells.get(MORE_TURNS) or ())]
         return {"images": pictures_of(cells), "turns": turns, "identity": f"{self.name} row {number}"}

@@ -6,10 +6,11 @@ in `video_times.py`, decoding in `training/robot_data/video_frames.py`.
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -126,8 +127,14 @@ class LeRobotReader(EpisodeReader):
             return None
         return sum(rows_of(place.length, self.every) for place in places if place.labelled)
 
-    def count_episodes(self) -> int:
-        return len(self._places)
+    def numbers(self) -> list[int]:
+        return [place.index for place in self._places]
+
+    def only(self, numbers: Collection[int]) -> Self:
+        reader, wanted = copy.copy(self), set(numbers)
+        reader._places = [place for place in self._places if place.index in wanted]
+        reader._shards = _divide(reader._places)
+        return reader
 
     def files(self) -> dict[str, int]:
         """The parquet files of the split."""
