@@ -8,6 +8,7 @@ number, since gradients are averaged over processes.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from trl.trainer.sft_trainer import SFTTrainer
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from gen_vla.training.held_out import HeldOutRows
 from gen_vla.training.learning_rates import parameter_groups
@@ -70,6 +72,8 @@ class CoTrainer(SFTTrainer):
         # `compute_loss` divides by the totals of the whole step, accumulated micro-batches included.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
+        if self.is_fsdp_enabled:
+            reduce_in_float32(self.accelerator.state.fsdp_plugin)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; weights that were missing are trained, so that none is any longer.
@@ -232,6 +236,15 @@ class CoTrainer(SFTTrainer):
         return reduced.tolist()
 
 
+def reduce_in_float32(plugin: Any) -> None:
+    """Lets FSDP add up gradients over processes in float32, as DDP does; accelerate would do it in bfloat16.
+
+    Weights and optimizer state are float32 in either, and the forward and backward passes compute in bfloat16.
+    """
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32)
+
+
 class SourceProgress(ProgressCallback):
     """Trainer's progress bar with the latest figures at its end, instead of a line of all figures at every log.
 
@@ -277,41 +290,39 @@ def score_answers(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, tor
 
 
 def score_fused(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `score_answers` does on a GPU. The fused layer tells right from wrong; wrong tokens are looked up after."""
+    """What `score_answers` does on a GPU. The fused layer tells right from wrong, and not which token was likelier."""
     labels = inputs["labels"][:, 1:]
-    with kept_hidden_states(model) as hidden:
+    with likeliest_tokens(model, labels != -100) as likeliest:
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-    return outputs.log_probs, predicted_tokens(model, hidden[0][:, :-1], labels, outputs.is_top1.bool())
+    predicted = torch.zeros_like(labels).masked_scatter(labels != -100, likeliest[0])
+    return outputs.log_probs, torch.where(outputs.is_top1.bool(), labels, predicted).masked_fill(labels == -100, 0)
 
 
 @contextmanager
-def kept_hidden_states(model: Any) -> Iterator[list[torch.Tensor]]:
-    """Collects the last hidden states float [B, L, width] of the forward passes inside."""
+def likeliest_tokens(model: Any, supervised: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Collects the tokens int64 [n] that a forward pass inside finds likeliest behind the n supervised positions.
+
+    They are looked up before the pass ends: there FSDP and ZeRO-3 hold the whole output layer for the loss, and behind
+    it every process would have to gather it once more.
+
+    Args:
+        supervised: bool [B, L], of all positions but the first.
+    """
     kept: list[torch.Tensor] = []
-    backbone = unwrapped(model).base_model
+    head = unwrapped(model).get_output_embeddings()
 
     def keep(module: Any, arguments: Any, output: Any) -> None:
-        kept.append(output.last_hidden_state.detach())
+        hidden = output.last_hidden_state.detach()[:, :-1][supervised]
+        with torch.no_grad(), maybe_gather_lm_head_ctx(head.weight):
+            weight = head.weight.full_tensor() if isinstance(head.weight, DTensor) else head.weight
+            parts = [(part.to(weight.dtype) @ weight.T).argmax(dim=-1) for part in hidden.split(SCORED_AT_ONCE)]
+        kept.append(torch.cat(parts))
 
-    handle = backbone.register_forward_hook(keep)
+    handle = unwrapped(model).base_model.register_forward_hook(keep)
     try:
         yield kept
     finally:
         handle.remove()
-
-
-def predicted_tokens(model: Any, hidden: torch.Tensor, labels: torch.Tensor, is_top1: torch.Tensor) -> torch.Tensor:
-    """The predicted tokens int64 [B, L], zero where nothing is supervised; only wrong positions are scored again."""
-    wrong = (labels != -100) & ~is_top1
-    predicted = labels.masked_fill(labels == -100, 0)
-    weight = unwrapped(model).get_output_embeddings().weight.detach()
-    if isinstance(weight, DTensor):  # spread over processes, which all have to ask for it
-        weight = weight.full_tensor()
-    if not bool(wrong.any()):
-        return predicted
-    with torch.no_grad():
-        chunks = [(part.to(weight.dtype) @ weight.T).argmax(dim=-1) for part in hidden[wrong].split(SCORED_AT_ONCE)]
-    return predicted.masked_scatter(wrong, torch.cat(chunks))
 
 
 def unwrapped(model: Any) -> Any:

@@ -34,6 +34,7 @@ from gen_vla.processors import select_statistics
 
 
 FEW_EPISODES = 10
+ALL_BUT_HELD_OUT = "all of its episodes but those that were held out"
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ def evaluate_open_loop(
     cameras = model_views(processor, settings.cameras or entry.get("cameras"))
     source = open_recorded(data, entry, cameras, horizon, settings.split)
     trained_as = (model.config.norm_stats[key], entry, data, settings.split)
-    held_out = [] if settings.with_trained else held_out_of(source, *trained_as)
-    source = source.only(held_out) if held_out else source
+    held_out = held_out_of(source, *trained_as)
+    apart = bool(held_out) and not settings.with_trained
+    source = source.only(held_out) if apart else source
     episodes = RecordedEpisodes(source, settings.every, settings.episodes)
     found, malformed = ask_policy(model, processor, episodes, key, settings.rows)
     numbers = [str(dim) for dim in range(found.recorded.shape[-1])]
@@ -165,8 +167,8 @@ def evaluate_open_loop(
         "horizon": horizon,
         "parameters": model.num_parameters(),
         "every": settings.every,
-        "held_out": len(held_out),
-        "trained_on": "" if held_out else trained_on(episodes, *trained_as),
+        "held_out": len(held_out) if apart else 0,
+        "trained_on": "" if apart else ALL_BUT_HELD_OUT if held_out else trained_on(episodes, *trained_as),
         "malformed": malformed,
         "skipped": source.problems.report(),
         **score(found, statistics, called),
