@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from gen_vla.commands.options import HalfPrecision, Model, Output, entries, load_any, write_results
+from gen_vla.commands.options import Dtype, Model, Output, entries, load_any, write_results
 
 
 def numbers(text: str) -> list[int]:
@@ -22,7 +22,7 @@ def decoding(
     nodes: Annotated[str, Option(help="Tree nodes per pass.")] = "8,24,64",
     repeats: Annotated[int, Option(help="Timed calls of each way.")] = 5,
     bridge: Annotated[Path | None, Option(help="Write this folder's actions, and count their passes.")] = None,
-    bf16: HalfPrecision = False,
+    dtype: Dtype = "float32",
     picture: Annotated[Path | None, Option(help="Draw the comparison into this PNG.")] = None,
     beside: Annotated[list[Path] | None, Option(help="Draw an earlier run's results, too; may be repeated.")] = None,
     output: Output = None,
@@ -41,7 +41,7 @@ def decoding(
         repeats,
         bridge,
         "cuda" if torch.cuda.is_available() else "cpu",
-        torch.bfloat16 if bf16 else torch.float32,
+        torch.float32 if dtype == "auto" else getattr(torch, dtype),
         numbers(horizons),
     )
     console = Console()
@@ -69,12 +69,10 @@ def agreement(
     pictures: Annotated[int, Option(help="Steps of the data set.")] = 200,
     rows: Annotated[int, Option(help="Observations per call.")] = 1,
     nodes: Annotated[int | None, Option(help="Tree nodes per pass (default: the model's).")] = None,
-    bf16: HalfPrecision = False,
+    dtype: Dtype = "float32",
     output: Output = None,
 ) -> None:
     """How often fast decoding writes another action, in half precision."""
-    import torch
-
     from gen_vla.evaluation.benchmarks.decoding_agreement import (
         agreement_table,
         measure_agreement,
@@ -82,8 +80,7 @@ def agreement(
         read_observations,
     )
 
-    loaded, processor = load_any(model)
-    loaded = loaded.to(torch.bfloat16 if bf16 else torch.float32)
+    loaded, processor = load_any(model, dtype)
     observations = read_observations(data, pictures, model_views(processor, cameras))
     results = measure_agreement(loaded, processor, observations, rows, nodes)
     Console().print(agreement_table(results))
@@ -107,21 +104,23 @@ def training_step(
 def latency(
     model: Model,
     repeats: Annotated[int, Option(help="Timed actions.")] = 20,
+    dtype: Dtype = "auto",
     busy: Annotated[int, Option(help="Then beside this many processes that keep cores busy.")] = 0,
     output: Output = None,
 ) -> None:
     """Milliseconds per action here, and what they went to."""
     from gen_vla.evaluation.benchmarks.latency import latency_table, measure_busy, measure_latency, measure_parts
+    from gen_vla.training.checkpoints import dtype_name
 
     if repeats < 1:
         raise ValueError(f"got {repeats} repeats, expected at least 1")
-    loaded, processor = load_any(model)
+    loaded, processor = load_any(model, dtype)
     results = measure_latency(loaded, processor, repeats)
     results["parts"] = measure_parts(loaded, processor, repeats)
     if busy:
         results["busy"] = measure_busy(loaded, processor, busy, repeats)
     Console().print(latency_table(results, f"One action: {model}"))
-    identity = {"suite": "latency", "model": model, "parameters": loaded.num_parameters()}
+    identity = {"suite": "latency", "model": model, "parameters": loaded.num_parameters(), "dtype": dtype_name(loaded)}
     write_results({**identity, **results}, output)
 
 
@@ -144,20 +143,23 @@ def serving(
     model: Model,
     clients: Annotated[str, Option(help="Robots that ask at once.")] = "1,4,16",
     seconds: Annotated[float, Option(help="Of each turn.")] = 5.0,
+    dtype: Dtype = "auto",
     mutations: Annotated[int, Option(help="Messages that went wrong, to send afterwards.")] = 0,
     output: Output = None,
 ) -> None:
     """`gen-vla serve` under load, beside the model alone; and what it does with broken messages."""
     from gen_vla.serving.load_test import load_table, run_load_test, serving
     from gen_vla.serving.mutations import mutations_table, run_mutations
+    from gen_vla.training.checkpoints import dtype_name
 
-    loaded, processor = load_any(model)
-    results = run_load_test(model, loaded, processor, numbers(clients), seconds)
+    loaded, processor = load_any(model, dtype)
+    results = run_load_test(model, loaded, processor, numbers(clients), seconds, ("--dtype", dtype))
     Console().print(load_table(results, f"Serving: {model}"))
     if mutations:
-        with serving(model) as (address, process):
+        with serving(model, "--dtype", dtype) as (address, process):
             results["mutations"] = run_mutations(address, mutations, process)
         Console().print(mutations_table(results["mutations"]))
-    write_results({"suite": "serving", "model": model, "parameters": loaded.num_parameters(), **results}, output)
+    identity = {"suite": "serving", "model": model, "parameters": loaded.num_parameters(), "dtype": dtype_name(loaded)}
+    write_results({**identity, **results}, output)
     if mutations and (faults := results["mutations"]["faults"]):
         raise ValueError(f"got {len(faults)} answers that are neither actions nor a sentence, the first: {faults[0]}")

@@ -12,7 +12,7 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 
 from gen_vla.commands import benchmarks
-from gen_vla.commands.options import Model, OptionalModel, Output, UnnormKey, entries, load_any, write_results
+from gen_vla.commands.options import Dtype, Model, OptionalModel, Output, UnnormKey, entries, load_any, write_results
 
 
 def tabletop(
@@ -30,6 +30,7 @@ def tabletop(
     batch_size: Annotated[int, Option(help="Episodes per call of the policy.")] = 16,
     image_size: Annotated[int | None, Option(help="Pixels a side (default: the model's, else 96).")] = None,
     unnorm_key: UnnormKey = None,
+    dtype: Dtype = "auto",
     trained_on: Annotated[Path | None, Option(help="A recorded data set whose layouts must not be judged.")] = None,
     videos: Annotated[int, Option(help="Per task, with --output.")] = 1,
     output: Annotated[Path | None, Option(help="Folder of results; running again continues there.")] = None,
@@ -42,7 +43,7 @@ def tabletop(
     shown: Any = tuple(entries(modes))
     size, played = image_size or 96, []
     if model:
-        loaded, processor = load_any(model)
+        loaded, processor = load_any(model, dtype)
         size = image_size or processor.image_processor.image_size
         played = [suite.model_contestant(loaded, processor, model, shown, unnorm_key)]
     contestants = played + suite.control_contestants(entries(policy), ("matching",) if model else shown, *played)
@@ -66,6 +67,7 @@ def open_loop(
         str, Argument(help="A robot data set, not of its training: a folder, or hf://datasets/OWNER/NAME.")
     ],
     unnorm_key: UnnormKey = None,
+    dtype: Dtype = "auto",
     split: Annotated[str | None, Option(help="(default: all of a LeRobot set, train of others)")] = None,
     cameras: Annotated[
         list[str] | None, Option("--camera", help="Of the data set, one or several (default: those of the recipe).")
@@ -83,7 +85,7 @@ def open_loop(
     from gen_vla.evaluation.open_loop import suite
 
     settings = suite.OpenLoopSettings(unnorm_key, cameras, split, every, episodes, batch_size, with_trained)
-    loaded, processor = load_any(model)
+    loaded, processor = load_any(model, dtype)
     results, found, recorded = suite.evaluate_open_loop(loaded, processor, model, data, settings)
     console = Console()
     for shown in (*suite.open_loop_tables(results), *suite.open_loop_notes(results)):
@@ -99,14 +101,17 @@ def open_loop(
 def scene_questions(
     model: Model,
     questions: Annotated[Path, Option(help="A data set of held-out questions.")],
+    dtype: Dtype = "auto",
     output: Output = None,
 ) -> None:
     """Questions about pictures of tabletop scenes."""
     from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions, questions_table
+    from gen_vla.training.checkpoints import dtype_name
 
-    report = evaluate_questions(*load_any(model), load_questions(questions))
+    loaded, processor = load_any(model, dtype)
+    report = evaluate_questions(loaded, processor, load_questions(questions))
     Console().print(questions_table(report))
-    write_results({"model": model, **asdict(report)}, output, [questions])
+    write_results({"model": model, "dtype": dtype_name(loaded), **asdict(report)}, output, [questions])
 
 
 class SpacedValues(TyperCommand):
@@ -139,6 +144,7 @@ def simpler(
     tasks: Annotated[list[str] | None, Option(help="One or several (default: all of the robot's).")] = None,
     episodes: Annotated[int | None, Option(help="Of every variant at most (default: the whole protocol).")] = None,
     unnorm_key: Annotated[str | None, Option(help="(default: the real robot's data set)")] = None,
+    dtype: Dtype = "auto",
     action_ensemble: Annotated[bool, Option("--action-ensemble", help="Average overlapping predictions.")] = False,
     shader: Annotated[Literal["rt", "ibl"] | None, Option(help="ibl: no ray tracing (default: as published).")] = None,
     shard: Annotated[str, Option(help="I/N runs every n-th trial; N processes share a folder.")] = "0/1",
@@ -161,7 +167,7 @@ def simpler(
     )
     settings.trials()  # mistakes are named before a model is loaded for nothing
     find_assets()
-    played = load_any(model) if model else (None, None)
+    played = load_any(model, dtype) if model else (None, None)
     results = evaluate_simpler(*played, model, settings, output)
     Console().print(simpler_table(results, f"SimplerEnv, {robot}" + (f": {model}" if model else "")))
 
@@ -177,6 +183,7 @@ def libero(
     trials: Annotated[int, Option(help="Of every task, each from a stored state.")] = 50,
     tasks: Annotated[str, Option(help="Numbers of tasks in their suite (default: all).")] = "",
     unnorm_key: Annotated[str | None, Option(help="(default: that of the suite, or the only one)")] = None,
+    dtype: Dtype = "auto",
     steps: Annotated[int | None, Option(help="Of a chunk that are carried out (default: all).")] = None,
     image_size: Annotated[int, Option(help="Pixels a side; published evaluations have 256.")] = 256,
     videos: Annotated[int, Option(help="Trials of each task that are filmed.")] = 0,
@@ -199,7 +206,7 @@ def libero(
         shard=(int(index), int(count or 0)),
     )
     settings.all_trials()  # mistakes are named before a model is loaded for nothing
-    played = load_any(model) if model else (None, None)
+    played = load_any(model, dtype) if model else (None, None)
     results = evaluate_libero(*played, model, settings, output)
     Console().print(libero_table(results, "LIBERO" + (f": {model}" if model else "")))
 
@@ -209,6 +216,7 @@ def vqa(
     tasks: Annotated[str, Option(help="Of these, and scenes.")] = "textvqa,pope,gqa,vizwiz,vsr",
     local: Annotated[Path | None, Option(help="A folder of tasks, see evaluation/vqa/lm_eval_tasks.")] = None,
     limit: Annotated[int | None, Option(help="Ask only the first questions of each task.")] = None,
+    dtype: Dtype = "auto",
     batch_size: Annotated[int, Option(help="Questions per call.")] = 4,
     output: Output = None,
 ) -> None:
@@ -219,7 +227,7 @@ def vqa(
     from gen_vla.evaluation.vqa.results import plot_results, question_scores_table, yes_no_table
     from gen_vla.evaluation.vqa.suite import run_vqa
 
-    results, answers = run_vqa(model, entries(tasks), local=local, limit=limit, batch_size=batch_size)
+    results, answers = run_vqa(model, entries(tasks), local=local, limit=limit, batch_size=batch_size, dtype=dtype)
     for table in (question_scores_table(results["tasks"], model), yes_no_table(results["tasks"])):
         if table is not None:
             Console().print(table)
@@ -236,6 +244,7 @@ def representations(
     plain: Annotated[str | None, Option(help="The same, trained without the recipe.")] = None,
     data: Annotated[str, Option(help="digits, cifar10 (from the Hub), or a folder of labelled pictures.")] = "digits",
     samples: Annotated[int, Option(help="Pictures at most.")] = 2000,
+    dtype: Dtype = "auto",
     picture: Annotated[Path | None, Option(help="Draw the panels there as a PNG.")] = None,
     output: Output = None,
 ) -> None:
@@ -243,21 +252,23 @@ def representations(
     from gen_vla.evaluation.representations import probes
     from gen_vla.evaluation.representations.data import CIFAR10, load_pictures
     from gen_vla.evaluation.representations.pictures import draw_panels
+    from gen_vla.training.checkpoints import dtype_name
     from gen_vla.training.provenance.origin import describe_machine
 
     pictures = load_pictures(data, samples)
     names = {"before": before, "plain": plain, "after": model}
-    features, frozen = {}, {}
+    features, frozen, dtype_of = {}, {}, {}
     for role, name in names.items():
         if name is not None:
-            loaded, processor = load_any(name)
+            loaded, processor = load_any(name, dtype)
             features[role] = probes.tower_features(loaded, processor, pictures.images)
-            frozen[role] = loaded.config.frozen
+            frozen[role], dtype_of[role] = loaded.config.frozen, dtype_name(loaded)
     results = probes.compare_representations(features, pictures, frozen)
     Console().print(probes.representations_table(results, model))
     if picture:
         draw_panels(features, pictures.labels, pictures.classes, results, picture)
     named = {"suite": "representations", "model": model, "models": names, "environment": describe_machine()}
+    named |= {"dtype": dtype_of["after"], "dtypes": dtype_of}
     write_results({**named, **results}, output, [CIFAR10 if data == "cifar10" else data])
 
 

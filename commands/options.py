@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -12,7 +12,9 @@ Model = Annotated[str, Argument(help="A folder, or a name on the Hub or in the c
 OptionalModel = Annotated[str | None, Argument(help="A folder, or a name on the Hub or in the cache.")]
 Output = Annotated[Path | None, Option(help="Write the results there as JSON.")]
 UnnormKey = Annotated[str | None, Option(help="Whose units the actions have (default: the model's only data set).")]
-HalfPrecision = Annotated[bool, Option("--bf16", help="In half precision (default: float32).")]
+Dtype = Annotated[
+    Literal["auto", "bfloat16", "float32"], Option(help="Type of the model's weights (auto: as they are saved).")
+]
 
 
 def entries(text: str) -> list[str]:
@@ -37,14 +39,18 @@ def write_results(results: dict[str, Any], output: Path | None, data: Iterable[s
         output.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def load_any(name: str) -> tuple[Any, Any]:
-    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one."""
+def load_any(name: str, dtype: str = "auto") -> tuple[Any, Any]:
+    """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one.
+
+    Args:
+        dtype: of the weights, "float32" or "bfloat16"; "auto" is the one they are saved in.
+    """
     import torch
     from transformers import AutoModel, AutoProcessor
 
     check_model_name(name)
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
-    model = AutoModel.from_pretrained(name, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype=dtype).eval()
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from gen_vla.commands.options import Model, load_any
+from gen_vla.commands.options import Dtype, Model, load_any
 
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ def predict(
     ],
     instruction: Annotated[str, Argument(help='For example "close the drawer".')],
     unnorm_key: Annotated[str | None, Option(help="The data set whose units are wanted.")] = None,
+    dtype: Dtype = "auto",
     picture: Annotated[Path | None, Option(help="Draw the prediction into this PNG.")] = None,
 ) -> None:
     """One action for one picture, or one per camera, as JSON."""
     pictures = read_pictures(images)
-    loaded, processor = load_any(model)
+    loaded, processor = load_any(model, dtype)
     prediction = loaded.predict_actions(**processor.action_inputs(pictures, instruction), unnorm_key=unnorm_key)
     statistics = loaded.get_action_stats(unnorm_key)
     described: dict[str, Any] = {

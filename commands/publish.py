@@ -1,7 +1,7 @@
 """`gen-vla publish CHECKPOINT OWNER/NAME`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
@@ -18,6 +18,10 @@ def publish(
     ] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show what would be uploaded, and upload nothing.")] = False,
     results: Annotated[Path | None, Option(metavar="JSON", help="Measured figures for the model card.")] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        Option(help="Of the weights (default: as saved; bfloat16 for more than 1B in float32)."),
+    ] = None,
     output: Annotated[Path | None, Option(help="Keep the assembled folder here (default: it is not kept).")] = None,
     cache: Annotated[
         bool, Option("--cache", help="Put it where from_pretrained finds it by name, and not on the Hub.")
@@ -30,8 +34,8 @@ def publish(
 
     figures = hub_publishing.read_results(results) if results else None
     if cache or cache_dir:
-        snapshot = hub_publishing.install(checkpoint, repo_id, cache_dir, output, figures)
+        snapshot = hub_publishing.install(checkpoint, repo_id, cache_dir, output, figures, dtype)
         print(f"Verified and in the cache as {snapshot}")
         return
     destination = Destination(repo_id, revision, private, message, tag, collection)
-    hub_publishing.show(hub_publishing.publish(checkpoint, destination, output, dry_run, figures))
+    hub_publishing.show(hub_publishing.publish(checkpoint, destination, output, dry_run, figures, dtype))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
-from gen_vla.commands.options import Model, load_any
+from gen_vla.commands.options import Dtype, Model, load_any
 
 
 def serve(
@@ -19,6 +19,7 @@ def serve(
     unnorm_key: Annotated[
         str | None, Option(help="Whose units actions have where a request names no data set.")
     ] = None,
+    dtype: Dtype = "auto",
     keys: Annotated[
         Path | None,
         Option(metavar="FILE", help="YAML: which keys of an observation are which camera, state, instruction."),
@@ -57,7 +58,7 @@ def serve(
     )
     check_address(host, limits)  # before a model is loaded for nothing
     listening = listening_socket(host, port)
-    loaded, processor = load_any(model)
+    loaded, processor = load_any(model, dtype)
     layouts = read_keys_file(keys, camera_names(processor)) if keys else None
     server = make_server(ServedPolicy(loaded, processor, model, unnorm_key, layouts), limits, host, port)
     port = listening.getsockname()[1]  # for --port 0, any free one

@@ -44,6 +44,28 @@ WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
+LARGE = 1_000_000_000  # parameters from which on a model is used in bfloat16
+
+
+def dtype_name(model: Any) -> str:
+    """The type of a model's weights, such as "bfloat16"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def used_dtype(model: Any, wanted: str | None = None) -> torch.dtype:
+    """The type that a model's weights are saved in: the one that is wanted, or that in which models of its size are
+    used: bfloat16 from `LARGE` on, else float32."""
+    if wanted in (None, "auto"):
+        return torch.bfloat16 if model.num_parameters() >= LARGE else torch.float32
+    return getattr(torch, str(wanted))
+
+
+def cast_weights(model: Any, dtype: torch.dtype) -> None:
+    """Rounds the weights; `model.to` would also round the rotary frequencies, which loading does not."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def check_folder(folder: str | Path) -> Path:
     """The folder, if nothing is missing from it; `FileNotFoundError` names everything that is."""
     folder = Path(folder)

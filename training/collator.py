@@ -44,7 +44,7 @@ class CoTrainingCollator:
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 [B, L]; `token_weights` float32 [B, L];
     `is_robot` bool [B]; `source_id` int64 [B] where `sources` were given (`source_ids`); `replaced` bool [B], whether
     a row stands in for an unreadable one; `pixel_values` float32 [pictures, C, H, W] where there are pictures, and
-    what else a stock processor returns for them; the processor's `answer_types` int64 [B, L], such as `token_type_ids`.
+    what else a stock processor returns for them; the processor's `answer_types` int64 [B, L] (`token_type_ids`).
     """
 
     def __init__(

@@ -22,6 +22,7 @@ import yaml
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from gen_vla.training.checkpoints import cast_weights, used_dtype
 from gen_vla.training.lora import ADAPTER_FOLDER, save_adapter
 from gen_vla.training.mixing.prepared_rows import ROBOT
 from gen_vla.training.model_building import HUB_PREFIX, local_start
@@ -144,6 +145,13 @@ def save_run(
         model.config.save_pretrained(output_dir / ADAPTER_FOLDER)
         processor.save_pretrained(output_dir / ADAPTER_FOLDER)
         write_recipe(output_dir / ADAPTER_FOLDER / "recipe.yaml", recipe)
+    settings = recipe.training
+    dtype = used_dtype(
+        model, "float32" if settings.save_dtype == "auto" and not settings.bf16 else settings.save_dtype
+    )
+    names = dict(model.named_parameters())
+    state = state and {name: tensor.to(dtype) if name in names else tensor for name, tensor in state.items()}
+    cast_weights(model, dtype)
     model.save_pretrained(output_dir, state_dict=state)
     processor.save_pretrained(output_dir)
     write_json(output_dir / "training_log.json", log)

@@ -50,6 +50,7 @@ from gen_vla.evaluation.simpler.runs import (
 from gen_vla.evaluation.simulation.videos import write_video
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
 from gen_vla.evaluation.tables import percent, percent_range, results_table
+from gen_vla.training.checkpoints import dtype_name
 from gen_vla.training.provenance.origin import describe_machine, note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
 
@@ -128,7 +129,9 @@ def evaluate_libero(
     runs: list[tuple[Any, TrialLog, int | None]] = []
     if name is not None:
         player = LiberoModel(model, processor, settings.unnorm_key, settings.steps)
-        logs["policy"] = TrialLog(folder, {"model": name, **settings.measured()}, settings.shard)
+        logs["policy"] = TrialLog(
+            folder, {"model": name, "dtype": dtype_name(model), **settings.measured()}, settings.shard
+        )
         runs.append((player.begin, logs["policy"], settings.image_size))
     known = [each for each in CONTROLS if each in settings.controls or (folder / "controls" / each).is_dir()]
     for control in known:
@@ -146,7 +149,9 @@ def evaluate_libero(
         finally:
             environment.close()
         log.read()
-    machine = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
+    machine = describe_machine()
+    if model is not None:
+        machine |= {"parameters": model.num_parameters(), "dtype": dtype_name(model)}
     results: dict[str, Any] = {"suite": "libero", "model": name, "environment": machine}
     results |= {"settings": settings.measured(), "tasks": scores_of(logs["policy"]) if name is not None else []}
     results["controls"] = {control: {"tasks": scores_of(logs[control])} for control in known}

@@ -31,6 +31,7 @@ from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
 from gen_vla.evaluation.tables import results_table
 from gen_vla.processors import select_statistics
+from gen_vla.training.checkpoints import dtype_name
 
 
 FEW_EPISODES = 10
@@ -166,6 +167,7 @@ def evaluate_open_loop(
         "thinned_by": source.every,
         "horizon": horizon,
         "parameters": model.num_parameters(),
+        "dtype": dtype_name(model),
         "every": settings.every,
         "held_out": len(held_out) if apart else 0,
         "trained_on": "" if apart else ALL_BUT_HELD_OUT if held_out else trained_on(episodes, *trained_as),

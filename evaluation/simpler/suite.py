@@ -27,6 +27,7 @@ from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot, SimplerPol
 from gen_vla.evaluation.simpler.runs import Make, TrialLog, run_trials
 from gen_vla.evaluation.simpler.trials import Trial, first_trials, score_task, trials_of
 from gen_vla.evaluation.tables import percent, percent_range, results_table
+from gen_vla.training.checkpoints import dtype_name
 from gen_vla.training.provenance.origin import describe_machine, note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
 
@@ -93,7 +94,7 @@ def evaluate_simpler(
     if name is not None:
         predict = ModelPrediction(model, processor, settings.robot, settings.unnorm_key)
         policy = SimplerPolicy(predict, settings.robot, action_ensemble=settings.action_ensemble)
-        log = TrialLog(folder, {"model": name, **settings.measured()}, settings.shard)
+        log = TrialLog(folder, {"model": name, "dtype": dtype_name(model), **settings.measured()}, settings.shard)
         runs.append((policy, settings.trials(), log, make))
     shown = settings if name is None else replace(settings, modes=("matching",))
     for control in settings.controls:
@@ -108,7 +109,9 @@ def evaluate_simpler(
     for policy, trials, trial_log, make_one in runs:
         run_trials(policy, trials, trial_log, make_one)
         trial_log.read()
-    environment = describe_machine() if model is None else {**describe_machine(), "parameters": model.num_parameters()}
+    environment = describe_machine()
+    if model is not None:
+        environment |= {"parameters": model.num_parameters(), "dtype": dtype_name(model)}
     results = results_of(log, name, settings.robot, settings.measured(), environment)
     for control, control_log in control_logs.items():
         control_log.read()

@@ -66,6 +66,7 @@ from gen_vla.evaluation.simulation.simulators import Simulators
 from gen_vla.evaluation.tabletop.episodes import LOOKS, MODES, EpisodeLog, Mode, Paraphrase, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.evaluation.tabletop.variants import VARIANTS
+from gen_vla.training.checkpoints import dtype_name
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.origin import note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
@@ -155,7 +156,7 @@ def model_contestant(
 ) -> Contestant:
     """A model among the contestants."""
     key = choose_unnorm_key(model, unnorm_key)
-    identity = {"model": name, "weights": fingerprint(model), "unnorm_key": key}
+    identity = {"model": name, "weights": fingerprint(model), "dtype": dtype_name(model), "unnorm_key": key}
     return Contestant("policy", ModelPolicy(model, processor, key), modes, identity)
 
 

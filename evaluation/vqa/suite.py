@@ -32,6 +32,7 @@ def run_vqa(
     local: str | Path | None = None,
     limit: int | None = None,
     batch_size: int = 4,
+    dtype: str = "auto",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Asks a model the questions of some tasks.
 
@@ -41,6 +42,7 @@ def run_vqa(
         local: a folder with files for some or all tasks; see lm_eval_tasks/README.md.
         limit: at most this many questions per task, the first ones.
         batch_size: questions per call of `generate`.
+        dtype: of the weights; "auto" is the one they are saved in.
 
     Returns:
         The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score",
@@ -56,10 +58,11 @@ def run_vqa(
     where = {"local": str(local)} if local else {}
     manager = manager_class(include_path=str(TASKS_FOLDER), include_defaults=False, metadata=where)
     loaded = manager.load([f"gen_vla_{task}" for task in tasks])["tasks"]
-    check_answers(AutoConfig.from_pretrained(model, trust_remote_code=True))
+    config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+    check_answers(config)
     evaluated = simple_evaluate(
         model="hf-multimodal",
-        model_args={"pretrained": model, "trust_remote_code": True, "dtype": "auto"},
+        model_args={"pretrained": model, "trust_remote_code": True, "dtype": dtype},
         tasks=list(loaded.values()),
         task_manager=manager,
         batch_size=batch_size,
@@ -73,6 +76,7 @@ def run_vqa(
     results = {
         "suite": "vqa",
         "model": model,
+        "dtype": str(config.dtype or "float32").removeprefix("torch.") if dtype == "auto" else dtype,
         "environment": describe_machine(),
         "protocol": {
             "harness": f"lm-eval {version('lm-eval')}, hf-multimodal",

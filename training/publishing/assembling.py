@@ -26,7 +26,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
-from gen_vla.training.checkpoints import WEIGHTS, WEIGHTS_INDEX, check_folder
+from gen_vla.training.checkpoints import WEIGHTS, WEIGHTS_INDEX, cast_weights, check_folder, used_dtype
 from gen_vla.training.lora import check_checkpoint, load_checkpoint, saved_dtype
 from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.publishing.card import write_card
@@ -46,7 +46,11 @@ class PublishingError(ValueError):
 
 
 def publish_to_folder(
-    checkpoint: str | Path, repo_id: str, folder: str | Path, results: dict[str, Any] | None = None
+    checkpoint: str | Path,
+    repo_id: str,
+    folder: str | Path,
+    results: dict[str, Any] | None = None,
+    dtype: str | None = None,
 ) -> Path:
     """Assembles and verifies a repository.
 
@@ -55,6 +59,7 @@ def publish_to_folder(
         repo_id: its future name, `OWNER/NAME`.
         folder: where the repository goes; an earlier repository there is replaced, after everything was verified.
         results: measured figures for the card; what is missing stays visibly missing there.
+        dtype: of the weights; by default that of the checkpoint, or of a large one in float32 bfloat16.
 
     Raises:
         FileNotFoundError: if the checkpoint is incomplete.
@@ -72,7 +77,8 @@ def publish_to_folder(
             if (checkpoint / name).is_file():
                 copy_record(checkpoint / name, draft / name)
         write_card(draft, repo_id, model, results, processor.cameras)  # first, since it may refuse the name
-        cast_weights(model, saved_dtype(checkpoint))
+        saved = saved_dtype(checkpoint)
+        cast_weights(model, saved if dtype is None and saved != torch.float32 else used_dtype(model, dtype))
         model.save_pretrained(draft, max_shard_size=MAX_SHARD_SIZE)
         processor.save_pretrained(draft)
         check_files(draft)
@@ -93,12 +99,6 @@ def copy_record(record: Path, target: Path) -> None:
         target.write_text(yaml.safe_dump(public, sort_keys=False), encoding="utf-8")
     else:
         target.write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
-
-
-def cast_weights(model: Any, dtype: torch.dtype) -> None:
-    """Rounds the weights; `model.to` would also round the rotary frequencies, which loading does not."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
 
 
 def check_target(folder: str | Path, checkpoint: Path) -> Path:

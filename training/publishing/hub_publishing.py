@@ -48,6 +48,7 @@ def publish(
     output: str | Path | None = None,
     dry_run: bool = False,
     results: dict[str, Any] | None = None,
+    dtype: str | None = None,
 ) -> Publication:
     """Assembles a repository, verifies it and puts it on the Hub in one commit.
 
@@ -57,6 +58,7 @@ def publish(
         output: where the assembled folder is kept; by default it is not.
         dry_run: stop before anything on the Hub changes; needs no token for what is public.
         results: measured figures for the card.
+        dtype: of the weights, as for `publish_to_folder`.
 
     Raises:
         HubError: for what the Hub refuses; nothing is half published.
@@ -68,7 +70,7 @@ def publish(
         check_target(output, checkpoint)
     if not dry_run:
         hub_state.check_access(api, destination)  # before the long work
-    with assembled(checkpoint, destination.repo_id, output, results) as folder:
+    with assembled(checkpoint, destination.repo_id, output, results, dtype) as folder:
         return preview(folder, destination, api) if dry_run else upload(folder, destination, api)
 
 
@@ -78,9 +80,10 @@ def install(
     cache_dir: str | Path | None = None,
     output: str | Path | None = None,
     results: dict[str, Any] | None = None,
+    dtype: str | None = None,
 ) -> Path:
     """As `publish`, but into this machine's cache, where `from_pretrained` finds it; the snapshot's folder."""
-    with assembled(checkpoint, repo_id, output, results) as folder:
+    with assembled(checkpoint, repo_id, output, results, dtype) as folder:
         return install_in_cache(folder, repo_id, cache_dir)
 
 
@@ -94,12 +97,16 @@ def read_results(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def assembled(
-    checkpoint: str | Path, repo_id: str, output: str | Path | None, results: dict[str, Any] | None
+    checkpoint: str | Path,
+    repo_id: str,
+    output: str | Path | None,
+    results: dict[str, Any] | None,
+    dtype: str | None = None,
 ) -> Iterator[Path]:
     """A verified repository, in `output` or for the time of the `with` block."""
     with tempfile.TemporaryDirectory(prefix="gen-vla-repository-") as temporary:
         print(f"Assembling {repo_id} and verifying it in a fresh interpreter", file=sys.stderr)
-        yield publish_to_folder(checkpoint, repo_id, output or Path(temporary) / "repository", results)
+        yield publish_to_folder(checkpoint, repo_id, output or Path(temporary) / "repository", results, dtype)
 
 
 def preview(folder: Path, destination: Destination, api: HfApi) -> Publication:

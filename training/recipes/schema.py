@@ -198,6 +198,9 @@ class TrainingRecipe:
     """Whether activations are computed again in the backward pass, which saves memory and takes time."""
     bf16: bool = True
     """Whether the forward pass computes in bfloat16."""
+    save_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the finished model's weights; `auto` is bfloat16 from a billion parameters on, with `bf16`, else float32.
+    Training itself, and its checkpoints, keep weights and optimizer state in float32."""
     lora: LoraRecipe | None = None
     """Adapters to train instead of all weights; null for all weights."""
     save_steps: int = Field(default=1000, ge=1)
