@@ -42,30 +42,37 @@ def write_results(results: dict[str, Any], output: Path | None, data: Iterable[s
 def load_any(name: str, dtype: str = "auto") -> tuple[Any, Any]:
     """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one.
 
+    A LoRA adapter, such as a checkpoint of a run, is merged into its base model, and has the code of this package.
+
     Args:
         dtype: of the weights, "float32" or "bfloat16"; "auto" is the one they are saved in.
     """
     import torch
     from transformers import AutoModel, AutoProcessor
 
+    from gen_vla.training.checkpoints import cast_weights
+    from gen_vla.training.lora import is_adapter, load_checkpoint, saved_dtype
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     check_model_name(name)
+    if is_adapter(name):
+        merged, processor = load_checkpoint(name)
+        cast_weights(merged, saved_dtype(name) if dtype == "auto" else getattr(torch, dtype))
+        return merged.to(device), processor
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
     model = AutoModel.from_pretrained(name, trust_remote_code=True, dtype=dtype).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    return model.to(device), processor
 
 
 def check_model_name(name: str) -> None:
     """Raises `FileNotFoundError` for what no model is loaded from, before the Hub is asked for it."""
     from gen_vla.training.checkpoints import check_folder
-    from gen_vla.training.lora import is_adapter
+    from gen_vla.training.lora import check_checkpoint, is_adapter
 
     if Path(name).is_dir():
         if is_adapter(name):
-            raise FileNotFoundError(
-                f"got {name}, which is a LoRA adapter, expected a whole model: the folder above it holds it with the "
-                "adapter merged, and gen-vla publish ADAPTER OWNER/NAME --output FOLDER --dry-run merges one"
-            )
-        if not (Path(name) / "config.json").is_file():
+            check_checkpoint(name)
+        elif not (Path(name) / "config.json").is_file():
             check_folder(name)  # names what is missing
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(

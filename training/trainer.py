@@ -156,6 +156,13 @@ class CoTrainer(SFTTrainer):
         """As in transformers, among the steps that have a checkpoint, so that the best one is kept."""
         return self.control.should_save and super()._determine_best_metric(metrics, trial)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As in transformers; an adapter has its model's configuration beside it, with this run's statistics."""
+        super()._save(output_dir, state_dict)
+        trained = unwrapped(self.model)
+        if trained is not self.model:
+            trained.config.save_pretrained(output_dir or self.args.output_dir)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads a checkpoint's weights, every one of them.
 

@@ -57,9 +57,7 @@ def test_episodes_by_number() -> None:
     assert held_out_episodes(validation, "robot", [4, 5, 7]) == [4, 7]
     assert held_out_episodes(validation, "other", [4, 5, 7]) == []
     assert held_out_episodes(None, "robot", [4, 5, 7]) == []
-    with pytest.raises(
-        ValueError, match=r"episodes \[7\] of 'robot', expected some of its 2 episodes, .* from 4 to 5"
-    ):
+    with pytest.raises(ValueError, match=r"episodes \[7\] of 'robot', .* of its 2 episodes, .* from 4 to 5"):
         held_out_episodes(validation, "robot", [4, 5])
 
 
@@ -316,7 +314,7 @@ def test_a_resumed_run_has_the_weights_and_scores_of_one_that_was_not_stopped(fi
     folder = run_tiny(tmp_path, resume=True, **SETTINGS)
     assert weights_hash(load_model(folder)) == weights_hash(load_model(finished))
     assert scores(folder) == scores(finished)
-    with pytest.raises(ValueError, match="data.validation"):
+    with pytest.raises(ValueError, match=r"data\.validation"):
         run_tiny(tmp_path, resume=True, **{**SETTINGS, "data__validation": {"episodes": {"tiny": [2]}}})
 
 

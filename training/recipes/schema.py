@@ -199,8 +199,8 @@ class TrainingRecipe:
     bf16: bool = True
     """Whether the forward pass computes in bfloat16."""
     save_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Type of the finished model's weights; `auto` is bfloat16 from a billion parameters on, with `bf16`, else float32.
-    Training itself, and its checkpoints, keep weights and optimizer state in float32."""
+    """Type of the finished model's weights; `auto` is bfloat16 from a billion parameters on, if `bf16` is true, and
+    otherwise float32. Training and its checkpoints keep weights and optimizer state in float32."""
     lora: LoraRecipe | None = None
     """Adapters to train instead of all weights; null for all weights."""
     save_steps: int = Field(default=1000, ge=1)
