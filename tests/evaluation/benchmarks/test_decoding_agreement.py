@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from printed_tables import printed
 from robot_data_sets import make_episodes, write_recording
 
@@ -70,9 +71,13 @@ def test_differences_are_counted_and_measured():
 
 
 def test_the_command(tiny_openvla, recording, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gen_vla.commands.benchmarks.load_any", lambda name: tiny_openvla)
+    def load(name, dtype):
+        model, processor = tiny_openvla
+        return model.to(getattr(torch, dtype)), processor
+
+    monkeypatch.setattr("gen_vla.commands.benchmarks.load_any", load)
     monkeypatch.setenv("COLUMNS", "160")
-    arguments = ["evaluate", "agreement", "tiny", str(recording), "--pictures", "3", "--bf16", "--output"]
+    arguments = ["evaluate", "agreement", "tiny", str(recording), "--pictures", "3", "--dtype", "bfloat16", "--output"]
     # The instructions of the recording have letters that the tiny tokenizer spells byte by byte.
     assert main([*arguments, str(tmp_path / "agreement.json")]) == 0
     results = json.loads((tmp_path / "agreement.json").read_text())

@@ -191,6 +191,32 @@ def test_data_is_read_as_the_models_recipe_reads_it(policy, tmp_path):
     assert results["trained_on"] == "its recipe trains on data, split train"
 
 
+@pytest.mark.parametrize("form", ["v3.0", "recording"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_model_is_asked_about_the_episodes_its_training_held_out(form, moved, policy, tmp_path):
+    """Known by the path in its recipe, or by the actions of the others."""
+    model, processor = policy
+    episodes = make_episodes(7, 5, size=16, seed=3)
+    write = write_recording if form == "recording" else write_lerobot
+    folder = write(tmp_path / "data", episodes)
+    held_out = [1, 5]
+    others = [episode for number, episode in enumerate(episodes) if number not in held_out]
+    model.config.norm_stats["robot"] = {**statistics_of(others), "held_out": held_out}
+    (tmp_path / "model").mkdir()
+    source = {"path": "elsewhere" if moved else "data", "key": "robot", "transform": None}
+    (tmp_path / "model" / "recipe.yaml").write_text(json.dumps({"data": {"robot": [source]}}))
+    named = (model, processor, str(tmp_path / "model"), str(folder))
+    results, _, asked = evaluate_open_loop(*named, OpenLoopSettings(every=4))
+    assert (asked.names, results["held_out"], results["trained_on"]) == (held_out, 2, "")
+    assert open_loop_notes(results)[0].startswith("asked about episodes that the training held out, 2 of")
+    results, _, asked = evaluate_open_loop(*named, OpenLoopSettings(every=4, with_trained=True))
+    assert (len(asked.names), results["held_out"]) == (7, 0)
+    assert "was trained on this data (all of its episodes but those" in open_loop_notes(results)[0]
+    other = write(tmp_path / "other", make_episodes(7, 5, size=16, seed=4))
+    results, _, asked = evaluate_open_loop(*named[:3], str(other), OpenLoopSettings(every=4))
+    assert (len(asked.names), results["held_out"], results["trained_on"]) == (7, 0, "")
+
+
 def test_a_model_knows_the_names_that_recorded_data_lacks(policy, tmp_path):
     model, processor = policy
     folder = write_recording(tmp_path / "data", make_episodes(2, 4, size=16))
@@ -203,7 +229,7 @@ def test_a_model_knows_the_names_that_recorded_data_lacks(policy, tmp_path):
 
 
 def test_the_command(policy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gen_vla.commands.evaluate.load_any", lambda name: policy)
+    monkeypatch.setattr("gen_vla.commands.evaluate.load_any", lambda name, dtype: policy)
     monkeypatch.setenv("COLUMNS", "160")
     folder = write_lerobot(tmp_path / "data", make_episodes(4, 6, size=16), "v3.0")
     info = json.loads((folder / "meta/info.json").read_text())
@@ -216,6 +242,7 @@ def test_the_command(policy, tmp_path, monkeypatch, capsys):
     assert results["provenance"]["command"].startswith("gen-vla evaluate open_loop tiny/robot")
     assert results["provenance"]["data"][0]["files"] > 3
     assert (results["suite"], results["episodes"], results["n"]) == ("open_loop", 2, 3 + 5)
+    assert results["dtype"] == "float32"
     assert [entry["name"] for entry in results["dimensions"]][::3] == ["x", "roll", "gripper"]
     printed = " ".join(capsys.readouterr().out.split())
     assert "gripper, share right" in printed

@@ -1,0 +1,85 @@
+"""Types of weights: float32 while training, what is saved afterwards, gradients over processes, and what suites load."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from safetensors import safe_open
+from tiny_runs import run_tiny, tiny_recipe
+
+from gen_vla.commands.options import load_any
+from gen_vla.training.checkpoints import dtype_name, used_dtype
+from gen_vla.training.publishing import assembling
+from gen_vla.training.trainer import reduce_in_float32
+
+
+def stored(folder: Path) -> set[str]:
+    """The types of the tensors in a folder."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("parameters", "wanted", "expected"),
+    [
+        (7_000_000_000, None, torch.bfloat16),
+        (7_000_000_000, "float32", torch.float32),
+        (100_000_000, "auto", torch.float32),
+        (100_000_000, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_large_models_are_saved_in_half_precision(parameters: int, wanted: Any, expected: torch.dtype) -> None:
+    assert used_dtype(SimpleNamespace(num_parameters=lambda: parameters), wanted) == expected
+
+
+def test_a_model_is_saved_published_and_loaded_in_the_type_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    settings = {"training__bf16": True, "training__steps": 2, "training__save_steps": 2}
+    folder = run_tiny(tmp_path, **settings, training__save_dtype="bfloat16")
+    assert stored(folder) == {"BF16"}
+    assert stored(folder / "checkpoints" / "checkpoint-2") == {"F32"}
+    assert dtype_name(load_any(str(folder))[0]) == "bfloat16"
+    model, processor = load_any(str(folder), "float32")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for wanted, expected in ((None, "BF16"), ("float32", "F32")):
+        monkeypatch.setattr(assembling, "verify", lambda *_: None)
+        published = assembling.publish_to_folder(folder, "gen-vla/tiny", tmp_path / expected, dtype=wanted)
+        assert stored(published) == {expected}
+        assert json.loads((published / "config.json").read_text())["dtype"] in ("bfloat16", "float32")
+        assert dtype_name(load_any(str(published))[0]) == {"BF16": "bfloat16", "F32": "float32"}[expected]
+
+
+def test_fsdp_reduces_gradients_in_float32() -> None:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    reduce_in_float32(plugin)
+    policy: Any = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
+    plain = FullyShardedDataParallelPlugin(fsdp_version=2)
+    reduce_in_float32(plain)
+    assert plain.mixed_precision_policy is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_keep_float32_weights_and_gradients(sharded: bool, tmp_path: Path) -> None:
+    tiny_recipe(tmp_path, training__bf16=True, training__steps=2, training__save_steps=2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if sharded:
+        environment |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+        environment |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = Path(__file__).parents[1] / "support" / "precision_run.py"
+    run = subprocess.run([*launch, script, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    seen = json.loads((tmp_path / "types.json").read_text())
+    assert seen["weights"] == seen["gradients"] == seen["moments"] == ["torch.float32"]
+    assert seen["computed"] == ["torch.bfloat16"]
+    assert seen["sharded"] == sharded
+    assert stored(tmp_path / "tiny") == {"F32"}
