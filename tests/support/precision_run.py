@@ -1,8 +1,6 @@
 """A tiny run in each process of a launcher that notes the types of weights, gradients, moments and activations.
 
-    torchrun --nproc_per_node 2 tests/support/precision_run.py WORK_DIR        # then WORK_DIR/types.json
-
-What is sharded, FSDP2 or nothing, the environment says, as `accelerate launch` sets it.
+torchrun --nproc_per_node 2 tests/support/precision_run.py WORK_DIR        # then WORK_DIR/types.json
 """
 
 import json
@@ -11,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from gen_vla.training.recipes.loading import load_recipe
@@ -22,7 +19,7 @@ class Types(TrainerCallback):
     """Collects types by what they are of."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Any] = {}
+        self.seen: dict[str, list[str]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         layer = getattr(model, "module", model).model.language_model.layers[0].mlp
@@ -32,7 +29,6 @@ class Types(TrainerCallback):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.note("weights", trained)
         self.note("gradients", [parameter.grad for parameter in trained if parameter.grad is not None])
-        self.seen["sharded"] = any(isinstance(parameter, DTensor) for parameter in trained)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.note("moments", [entry["exp_avg"] for entry in optimizer.state.values()])

@@ -291,7 +291,7 @@ def test_held_out_figures_are_those_of_the_saved_model(finished: Path) -> None:
     for row in robot_rows(opened.held_out["robot/tiny"], 5):
         batch = collator([prepare(row, "robot/tiny", 0)])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")}
-        total -= float(score_answers(model, inputs)[0].sum())
+        total -= score_answers(model, inputs)[0].sum().item()
         tokens += int((batch["labels"] != -100).sum())
     assert scores(finished)[-1]["eval_robot/tiny/loss"] == pytest.approx(total / tokens, rel=1e-4)
 
