@@ -101,6 +101,20 @@ def training_step(
     write_results(results, output)
 
 
+def training_throughput(
+    sizes: Annotated[str, Option(help="Of mini, 100m, 1b.")] = "mini,100m",
+    batch_size: Annotated[int, Option(help="Rows per step.")] = 8,
+    steps: Annotated[int, Option(help="Timed steps of each trainer.")] = 5,
+    output: Output = None,
+) -> None:
+    """Whole training steps beside those of TRL's plain SFTTrainer, on a CPU."""
+    from gen_vla.evaluation.benchmarks.training_throughput import run_benchmark, throughput_table
+
+    results = run_benchmark(entries(sizes), batch_size, steps)
+    Console().print(throughput_table(results))
+    write_results(results, output)
+
+
 def latency(
     model: Model,
     repeats: Annotated[int, Option(help="Timed actions.")] = 20,

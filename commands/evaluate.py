@@ -304,6 +304,7 @@ app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 for suite in (tabletop, open_loop, scene_questions, benchmarks.decoding, benchmarks.agreement):
     app.command(suite.__name__)(suite)
 app.command("training_step")(benchmarks.training_step)
+app.command("training_throughput")(benchmarks.training_throughput)
 app.command("simpler", cls=SpacedValues)(simpler)
 for suite in (libero, vqa, representations, benchmarks.latency, benchmarks.loader, benchmarks.serving, report):
     app.command(suite.__name__)(suite)

@@ -57,8 +57,7 @@ def measure(size: str, rows: int, way: str, repeats: int) -> dict[str, Any]:
     inputs = training_inputs(model, rows)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
-        clear.write("5")  # VmHWM, the most memory there has been, becomes what there is (Linux)
+    reset_peak()
     before = memory_bytes("VmRSS")
     milliseconds, loss = [], 0.0
     for _ in range(repeats + 1):
@@ -76,6 +75,12 @@ def measure(size: str, rows: int, way: str, repeats: int) -> dict[str, Any]:
         "peak_gb_above_model": round((memory_bytes("VmHWM") - before) / 1e9, 3),
         "loss": loss,
     }
+
+
+def reset_peak() -> None:
+    """VmHWM, the most memory there has been, becomes what there is (Linux)."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as clear:
+        clear.write("5")
 
 
 def memory_bytes(name: str) -> int:

@@ -147,7 +147,7 @@ def test_what_no_model_is_loaded_from(name, tmp_path, capsys):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert main(["predict", str(tmp_path / "adapter"), str(tmp_path / "camera.png"), "go"]) == 2
-    assert "which is a LoRA adapter, expected a whole model" in capsys.readouterr().err
+    assert "adapter without adapter_model.safetensors; copy the whole folder" in capsys.readouterr().err
 
 
 def test_a_service_that_is_not_installed(tmp_path, capsys, monkeypatch):

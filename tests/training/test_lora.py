@@ -13,6 +13,7 @@ from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor,
 from tiny_runs import tiny_recipe
 from tiny_runs import tiny_vlm_model as vlm_settings
 
+from gen_vla.commands.options import load_any
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.lora import check_checkpoint, is_adapter, load_checkpoint, lora_config, saved_dtype
@@ -69,6 +70,16 @@ def test_the_adapter_merged_anew_is_the_saved_model(runs):
     saved = load_model(folder / "adapted")
     for name, value in saved.state_dict().items():
         torch.testing.assert_close(merged.state_dict()[name], value, atol=1e-6, rtol=0)
+
+
+def test_the_last_checkpoint_loads_as_the_saved_model(runs):
+    _, folder, _ = runs
+    found, processor = load_any(str(folder / "adapted" / "checkpoints" / "checkpoint-6"))
+    saved = load_model(folder / "adapted")
+    assert found.config.norm_stats == saved.config.norm_stats
+    assert processor.action_config == saved.config.action_config
+    for name, value in saved.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, atol=1e-6, rtol=0)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(runs, tmp_path):

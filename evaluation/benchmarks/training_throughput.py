@@ -1,0 +1,177 @@
+"""Whole training steps of this package's trainer beside those of TRL's plain SFTTrainer: rows per second and memory.
+
+    gen-vla evaluate training_throughput --sizes mini,100m --output evaluation/results/training_throughput_cpu.json
+
+Both train the same LLaVA of SigLIP and Llama, without a second encoder, from random weights, on the same rows: a PNG
+and the string of an action of seven values. A step is all of it: pictures decoded, rows tokenized and collated,
+forward, backward, AdamW, and figures per source on our side. Each trainer has a process of its own; a step's time is
+that from the end of the one before.
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as Picture
+from rich.table import Table
+from transformers import TrainerCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from gen_vla.evaluation.benchmarks.random_models import SIZES, VOCABULARY
+from gen_vla.evaluation.benchmarks.training_step import memory_bytes, reset_peak
+from gen_vla.evaluation.tables import results_table
+from gen_vla.training.model_building import build_model
+from gen_vla.training.provenance.origin import describe_machine
+from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.run import build_collator, build_preparer, run_recipe
+
+
+ROWS = 64  # of the data set
+TRAINERS = ("gen-vla", "TRL SFTTrainer")
+
+
+class StepClock(TrainerCallback):
+    """Notes when steps end, and the most memory from the end of the first to that of the last."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.peak = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+        self.peak = memory_bytes("VmHWM")
+        if len(self.ends) == 1:
+            reset_peak()
+
+
+def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, Any]:
+    """Figures of one trainer."""
+    with tempfile.TemporaryDirectory(prefix="gen-vla-throughput-") as temporary:
+        work_dir, clock = Path(temporary), StepClock()
+        recipe = made_up_recipe(work_dir, size, batch_size, steps + 1)
+        train = run_plain if trainer == "TRL SFTTrainer" else run_ours
+        train(recipe, work_dir, clock)
+    seconds = statistics.median(np.diff(clock.ends))
+    return {
+        "size": size,
+        "batch_size": batch_size,
+        "trainer": trainer,
+        "rows_per_second": round(batch_size / seconds, 3),
+        "seconds_per_step": round(seconds, 3),
+        "peak_gb": round(clock.peak / 1e9, 3),
+        "n": steps,
+    }
+
+
+def run_ours(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
+    run_recipe(recipe, work_dir, callbacks=[clock], progress=False)
+
+
+def run_plain(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
+    """The stock model inside of ours, on the prompts and completions that ours gets, by TRL's own collator."""
+    from transformers import LlavaProcessor
+
+    opened = open_data(recipe, work_dir)
+    model, processor = build_model(recipe, work_dir, opened)
+    collator = build_collator(recipe, model.config, processor, opened.names)
+    prepare, table = build_preparer(recipe, processor, opened.norm_stats, collator, model.config), opened.tables
+    prepared = [prepare(table["robot/random"][row], "robot/random", row) for row in range(ROWS)]
+    image = processor.image_token
+    rows = [{"images": r["images"], "prompt": image + r["prompt"], "completion": r["completion"]} for r in prepared]
+    vlm, settings = model.config.vlm_config, recipe.training
+    arguments = SFTConfig(
+        output_dir=str(work_dir / "plain"),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        max_length=None,
+        logging_steps=settings.logging_steps,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    stock = LlavaProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        patch_size=vlm.vision_config.patch_size,
+        vision_feature_select_strategy=vlm.vision_feature_select_strategy,
+        image_token=image,
+    )
+    SFTTrainer(
+        model.vlm, arguments, train_dataset=Dataset.from_list(rows), processing_class=stock, callbacks=[clock]
+    ).train()
+
+
+def made_up_recipe(work_dir: Path, size: str, batch_size: int, steps: int) -> Recipe:
+    """A recipe of a LLaVA of this size, beside random pictures and actions."""
+    (width, blocks, heads), (side, patch) = SIZES[size]["vision"], SIZES[size]["image"]
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (ROWS, side, side, 3), dtype=np.uint8)
+    actions = random.uniform(-0.05, 0.05, (ROWS, 7)).astype(np.float32)
+    actions[:, 6] = np.arange(ROWS) % 2
+    rows = {
+        "image": [Picture.fromarray(picture) for picture in pictures],
+        "instruction": ["put the red block on the green plate and come back"] * ROWS,
+        "action": actions.tolist(),
+        "episode_index": [0] * ROWS,
+    }
+    kinds = {"image": Image(), "instruction": Value("string"), "action": List(Value("float32"), length=7)}
+    Dataset.from_dict(rows, features=Features({**kinds, "episode_index": Value("int64")})).save_to_disk(
+        str(work_dir / "random")
+    )
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    vision = {"hidden_size": width, "num_hidden_layers": blocks, "num_attention_heads": heads, "patch_size": patch}
+    text = {**dict(zip(names, SIZES[size]["text"], strict=True)), "vocab_size": VOCABULARY["openvla_plus"]}
+    settings = {
+        "name": "throughput",
+        "description": "A step's work.",
+        "model": {
+            "family": "vla_plus",
+            "frozen": None,
+            "siglip": {**vision, "intermediate_size": 4 * width},
+            "text": {**text, "num_key_value_heads": text["num_attention_heads"], "max_position_embeddings": 2048},
+        },
+        "tokenizer": {"vocab_size": 400, "texts_from": ["random"]},
+        "data": {"image_size": side, "robot": [{"path": "random", "key": "random"}]},
+        "training": {"steps": steps, "batch_size": batch_size, "bf16": False, "gradient_checkpointing": False}
+        | {"save_steps": 10**6, "logging_steps": steps},
+    }
+    file = work_dir / "throughput.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return load_recipe(file)
+
+
+def run_benchmark(sizes: list[str], batch_size: int, steps: int) -> dict[str, Any]:
+    """Every size with either trainer, one process each."""
+    results: dict[str, Any] = {"suite": "training_throughput", "machine": describe_machine(), "dtype": "float32"}
+    results["runs"] = []
+    for size in sizes:
+        for trainer in TRAINERS:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                results["runs"].append(pool.apply(measure, (size, batch_size, steps, trainer)))
+    return results
+
+
+def throughput_table(results: dict[str, Any]) -> Table:
+    """Rows per second and memory, and each as a ratio to TRL's."""
+    plain = {run["size"]: run for run in results["runs"] if run["trainer"] == TRAINERS[1]}
+    rows = []
+    for run in results["runs"]:
+        beside = plain[run["size"]]
+        ratios = [f"{run[name] / beside[name]:.2f}" for name in ("rows_per_second", "peak_gb")]
+        shown = (f"{run['rows_per_second']:.2f}", ratios[0], f"{run['peak_gb']:.2f}", ratios[1])
+        rows.append((run["size"], run["batch_size"], run["trainer"], *shown))
+    columns = ("model", "batch", "trainer", "rows/s", "of TRL's", "peak GB", "of TRL's")
+    return results_table(f"Training steps, {results['machine']['device']}, float32", columns, rows, left=3)
