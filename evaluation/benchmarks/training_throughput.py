@@ -37,20 +37,42 @@ from gen_vla.training.run import build_collator, build_preparer, run_recipe
 
 ROWS = 64  # of the data set
 TRAINERS = ("gen-vla", "TRL SFTTrainer")
+PARTS = ("batch", "forward and backward", "optimizer")  # the gradient's norm belongs to the second
 
 
 class StepClock(TrainerCallback):
-    """Notes when steps end, and the most memory from the end of the first to that of the last."""
+    """Notes when the parts of steps end, the most memory behind the first step, and tokens, padding left out."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.peak = 0
+        self.times: list[dict[str, float]] = []
+        self.peak = self.tokens = 0
+        self.ended = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        def count(module: Any, arguments: Any, named: Any) -> None:
+            self.tokens += int(named["attention_mask"].sum())
+
+        model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.computed = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
-        self.peak = memory_bytes("VmHWM")
-        if len(self.ends) == 1:
+        now = time.perf_counter()
+        if self.ended:
+            parts = (self.begun - self.ended, self.computed - self.begun, now - self.computed, now - self.ended)
+            self.times.append(dict(zip((*PARTS, "step"), parts, strict=True)))
+            self.peak = memory_bytes("VmHWM")
+        else:
             reset_peak()
+        self.ended = now
+
+    def medians(self) -> dict[str, float]:
+        """Seconds of each part, and of a whole step."""
+        return {name: statistics.median(found[name] for found in self.times) for name in self.times[0]}
 
 
 def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, Any]:
@@ -58,15 +80,16 @@ def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="gen-vla-throughput-") as temporary:
         work_dir, clock = Path(temporary), StepClock()
         recipe = made_up_recipe(work_dir, size, batch_size, steps + 1)
-        train = run_plain if trainer == "TRL SFTTrainer" else run_ours
+        train = run_plain if trainer == TRAINERS[1] else run_ours
         train(recipe, work_dir, clock)
-    seconds = statistics.median(np.diff(clock.ends))
+    seconds = clock.medians()
     return {
         "size": size,
         "batch_size": batch_size,
         "trainer": trainer,
-        "rows_per_second": round(batch_size / seconds, 3),
-        "seconds_per_step": round(seconds, 3),
+        "tokens_per_row": round(clock.tokens / (batch_size * (steps + 1)), 1),
+        "rows_per_second": round(batch_size / seconds["step"], 3),
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "peak_gb": round(clock.peak / 1e9, 3),
         "n": steps,
     }
@@ -165,13 +188,16 @@ def run_benchmark(sizes: list[str], batch_size: int, steps: int) -> dict[str, An
 
 
 def throughput_table(results: dict[str, Any]) -> Table:
-    """Rows per second and memory, and each as a ratio to TRL's."""
+    """Tokens of a row, rows per second and memory, each beside TRL's, and what a step's time goes to."""
     plain = {run["size"]: run for run in results["runs"] if run["trainer"] == TRAINERS[1]}
     rows = []
     for run in results["runs"]:
         beside = plain[run["size"]]
+        shown = [f"{run['rows_per_second']:.2f}", f"{run['peak_gb']:.2f}"]
         ratios = [f"{run[name] / beside[name]:.2f}" for name in ("rows_per_second", "peak_gb")]
-        shown = (f"{run['rows_per_second']:.2f}", ratios[0], f"{run['peak_gb']:.2f}", ratios[1])
-        rows.append((run["size"], run["batch_size"], run["trainer"], *shown))
-    columns = ("model", "batch", "trainer", "rows/s", "of TRL's", "peak GB", "of TRL's")
-    return results_table(f"Training steps, {results['machine']['device']}, float32", columns, rows, left=3)
+        parts = [f"{run['seconds'][part] / run['seconds']['step']:.0%}" for part in PARTS]
+        tokens = f"{run['tokens_per_row']:.0f}"
+        rows.append((run["size"], run["trainer"], tokens, shown[0], ratios[0], shown[1], ratios[1], *parts))
+    columns = ("model", "trainer", "tokens", "rows/s", "of TRL's", "peak GB", "of TRL's", *PARTS)
+    title = f"Training steps of {results['runs'][0]['batch_size']} rows, {results['machine']['device']}, float32"
+    return results_table(title, columns, rows, left=2)
