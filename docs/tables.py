@@ -156,6 +156,14 @@ def training_step() -> Rows:
         yield [size(s), str(s["rows"]), s["way"], f"{s['peak_gb_above_model']:.2f} GB", f"{s['median_ms']:.0f}"]
 
 
+def training_throughput() -> Rows:
+    """Whole steps of this trainer and of TRL's: rows per second, memory, and what the time goes to."""
+    for run in load("training_throughput_cpu")["runs"]:
+        shown = (f"{run['tokens_per_row']:.0f}", f"{run['rows_per_second']:.2f}", f"{run['peak_gb']:.2f}")
+        parts = (f"{run['seconds'][part] / run['seconds']['step']:.1%}" for part in list(run["seconds"])[:-1])
+        yield [run["size"], run["trainer"], *shown, *parts]
+
+
 def loader() -> Rows:
     """Frames per second and core of each reader."""
     for path in sorted(RESULTS.glob("loader_*.json")):
@@ -229,6 +237,10 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "passes": ("tree nodes | mean passes | most | actions", passes),
     "serving": (" | actions per second | ms (median) | p95 | calls", serving),
     "training_step": ("model | rows | logits of | above model and gradients | ms", training_step),
+    "training_throughput": (
+        "model | trainer | tokens a row | rows/s | peak GB | batch | forward and backward | optimizer",
+        training_throughput,
+    ),
     "loader": ("data | gen-vla | beside it", loader),
     "tabletop": ("policy | mode | pick_object | move_near | open_drawer | close_drawer | all", tabletop),
     "tabletop_questions": (

@@ -279,6 +279,11 @@ class Recipe:
                 f"got pretraining with model.family={self.model.family!r} and model.initial_model="
                 f"{self.model.initial_model!r}, expected openvla_plus from random weights, or no pretraining"
             )
+        if self.pretraining and self.data.validation and self.data.validation.questions:
+            raise RecipeError(
+                "got data.validation.questions with pretraining, expected none: encoders learn from the pictures of "
+                "all recorded questions; record other questions for a test, or start from pretrained encoders"
+            )
         self._check_flow()
 
     def _check_flow(self) -> None:
