@@ -6,9 +6,11 @@ number, since gradients are averaged over processes.
 """
 
 import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from gen_vla.training.learning_rates import parameter_groups
 from gen_vla.training.mixing.mixture import MixedTables
 from gen_vla.training.mixing.skipped_rows import receive_counts
 from gen_vla.training.mixing.streaming_mixture import StreamingMixture
+from gen_vla.training.provenance.training_record import RECIPE
 
 
 HELD_OUT_PREFIX = "eval_"  # transformers' word, before the names of figures
@@ -157,11 +160,14 @@ class CoTrainer(SFTTrainer):
         return self.control.should_save and super()._determine_best_metric(metrics, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """As in transformers; an adapter has its model's configuration beside it, with this run's statistics."""
+        """As in transformers, with the run's recipe, and beside an adapter its model's configuration and statistics:
+        a checkpoint can be evaluated and published like the finished model."""
         super()._save(output_dir, state_dict)
-        trained = unwrapped(self.model)
-        if trained is not self.model:
-            trained.config.save_pretrained(output_dir or self.args.output_dir)
+        folder, recipe, trained = output_dir or self.args.output_dir, Path(self.args.output_dir, RECIPE), self.model
+        if recipe.is_file():
+            shutil.copyfile(recipe, Path(folder, RECIPE))
+        if unwrapped(trained) is not trained:
+            unwrapped(trained).config.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads a checkpoint's weights, every one of them.

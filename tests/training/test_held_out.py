@@ -272,7 +272,9 @@ def test_a_run_is_scored_per_source_and_keeps_its_best_checkpoint(finished: Path
     assert read_log(finished)["best"] == {"checkpoint": f"checkpoint-{best}", "held_out_loss": losses[best]}
     kept = {path.name for path in (finished / "checkpoints").glob("checkpoint-*")}
     assert kept == {f"checkpoint-{best}", "checkpoint-8"} | ({"checkpoint-6"} if best == 8 else set())
-    assert read_config(finished / "checkpoints" / "checkpoint-8").norm_stats["tiny"]["held_out"] == [1]
+    last = finished / "checkpoints" / "checkpoint-8"
+    assert read_config(last).norm_stats["tiny"]["held_out"] == [1]
+    assert load_recipe(last / "recipe.yaml") == load_recipe(finished / "recipe.yaml")
     assert [entry["step"] for entry in logged_steps(finished)] == [2, 4, 6, 8]
 
 
