@@ -163,6 +163,8 @@ class CoTrainer(SFTTrainer):
         """As in transformers, with the run's recipe, and beside an adapter its model's configuration and statistics:
         a checkpoint can be evaluated and published like the finished model."""
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:  # other processes come by here, too
+            return
         folder, recipe, trained = output_dir or self.args.output_dir, Path(self.args.output_dir, RECIPE), self.model
         if recipe.is_file():
             shutil.copyfile(recipe, Path(folder, RECIPE))
