@@ -141,7 +141,7 @@ class CoTrainer(SFTTrainer):
         """As in transformers; its metrics are the figures of held-out rows, `eval_robot/KEY/loss` and so on."""
         training, self.source_metrics = self.source_metrics, self.held_out_metrics
         try:
-            output = super().evaluation_loop(*args, **kwargs)
+            output: Any = super().evaluation_loop(*args, **kwargs)
             figures = self.source_metrics.read(self.accelerator)
         finally:
             self.source_metrics = training
@@ -165,11 +165,12 @@ class CoTrainer(SFTTrainer):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:  # other processes come by here, too
             return
-        folder, recipe, trained = output_dir or self.args.output_dir, Path(self.args.output_dir, RECIPE), self.model
-        if recipe.is_file():
-            shutil.copyfile(recipe, Path(folder, RECIPE))
-        if unwrapped(trained) is not trained:
-            unwrapped(trained).config.save_pretrained(folder)
+        run: Any = self.args.output_dir
+        recipe, folder = Path(run, RECIPE), Path(output_dir or run)
+        if recipe.is_file() and folder != Path(run):
+            shutil.copyfile(recipe, folder / RECIPE)
+        if unwrapped(self.model) is not self.model:
+            unwrapped(self.model).config.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads a checkpoint's weights, every one of them.

@@ -29,7 +29,8 @@ from gen_vla.training.held_out import HeldOutRows, held_out_episodes, question_d
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import RecipeError, ValidationRecipe
 from gen_vla.training.recipes.loading import load_recipe
-from gen_vla.training.recipes.sources import open_data
+from gen_vla.training.recipes.sources import OpenedData, open_data
+from gen_vla.training.robot_data.source import RobotDataset
 from gen_vla.training.vision_language_data.source import open_vision_language_source
 
 
@@ -181,18 +182,24 @@ def test_no_held_out_question_is_trained_on(layout: str, streaming: bool, tmp_pa
 # ---- which rows are scored
 
 
+def held_out_robot(opened: OpenedData) -> RobotDataset:
+    source = opened.held_out["robot/tiny"]
+    assert isinstance(source, RobotDataset)
+    return source
+
+
 def test_scored_rows_are_from_all_over(tmp_path: Path) -> None:
     write(tmp_path, "v3.0", make_episodes(10, 4, size=16))
     source = [{"path": "lerobot", "key": "tiny", "transform": None}]
     changes: dict[str, Any] = {"data__robot": source, "actions__action_dim": 7, "actions__binary_dims": [6]}
     opened = open_data(tiny_recipe(tmp_path, data__validation={"episodes": 0.5}, **changes), tmp_path)
-    found = list(robot_rows(opened.held_out["robot/tiny"], 10))
+    found = list(robot_rows(held_out_robot(opened), 10))
     assert len(found) == 10
     assert {row["episode_index"] for row in found} == set(opened.norm_stats["tiny"]["held_out"])
     assert len({(row["episode_index"], row["step_index"]) for row in found}) == 10
-    assert len(list(robot_rows(opened.held_out["robot/tiny"], 3))) == 3
+    assert len(list(robot_rows(held_out_robot(opened), 3))) == 3
     everything = rows_of(opened.held_out["robot/tiny"])
-    assert len(list(robot_rows(opened.held_out["robot/tiny"], 1000))) == len(everything)
+    assert len(list(robot_rows(held_out_robot(opened), 1000))) == len(everything)
 
 
 @pytest.mark.parametrize("layout", ["recorded", "robopoint"])
@@ -216,7 +223,8 @@ def test_every_process_scores_as_many_rows_and_each_row_counts_once(tmp_path: Pa
 
     def part(rank: int) -> HeldOutRows:
         prepare: Any = lambda row, name, place: {"identity": row["identity"]}  # noqa: E731
-        return HeldOutRows({"vision_language/scenes": source}, prepare, list, 11, rank, 4)
+        collate: Any = list
+        return HeldOutRows({"vision_language/scenes": source}, prepare, collate, 11, rank, 4)
 
     parts = [part(rank) for rank in range(4)]
     assert [len(one) for one in parts] == [3] * 4
@@ -290,7 +298,7 @@ def test_held_out_figures_are_those_of_the_saved_model(finished: Path) -> None:
     collator = build_collator(recipe, model.config, processor, opened.names, training=False)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, model.config)
     total, tokens = 0.0, 0
-    for row in robot_rows(opened.held_out["robot/tiny"], 5):
+    for row in robot_rows(held_out_robot(opened), 5):
         batch = collator([prepare(row, "robot/tiny", 0)])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values", "labels")}
         total -= score_answers(model, inputs)[0].sum().item()
