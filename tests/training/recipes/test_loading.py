@@ -33,7 +33,7 @@ def test_the_mini_recipes_are_two_steps_of_one_path() -> None:
     first, second = load_recipe("mini_vlm"), load_recipe("mini_openvla_plus")
     assert first.model.initial_model is None
     assert second.model.initial_model == f"package://{first.name}"
-    assert (first.model.frozen, second.model.frozen) == (None, "siglip")
+    assert (first.model.frozen, second.model.frozen) == ("all", "siglip")
     assert not first.data.robot
 
 
