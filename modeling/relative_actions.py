@@ -1,1 +1,0 @@
-../processors/relative_actions.py
