@@ -120,6 +120,7 @@ def measure(
     """Answers, and of a policy success and speed, as their suites write them to OUTPUT/results/NAME."""
     from gen_vla.commands.options import write_results
     from gen_vla.evaluation.benchmarks.latency import measure_latency, measure_parts
+    from gen_vla.evaluation.tabletop.episodes import Mode
     from gen_vla.evaluation.tabletop.suite import SuiteSettings, control_contestants, model_contestant, run_suite
     from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions
 
@@ -136,7 +137,8 @@ def measure(
     settings = SuiteSettings(
         tasks=tasks, image_size=processor.image_processor.image_size, trained_on=output / "demonstrations"
     )
-    for modes, count in ((("matching", "paraphrase"), episodes), (("seen_variants",), 1)):
+    plans: list[tuple[tuple[Mode, ...], int]] = [(("matching", "paraphrase"), episodes), (("seen_variants",), 1)]
+    for modes, count in plans:
         played = model_contestant(model, processor, title, modes)
         controls = control_contestants(
             CONTROLS if name == PLUS and modes[0] == "matching" else (), ("matching",), played
