@@ -5,6 +5,7 @@
     onevision  CONFIG/train-*.parquet                    lmms-lab/LLaVA-OneVision-Data
     vqasynth   data/train-*.parquet                      remyxai/vqasynth_spacellava
     recorded   state.json, data-*.arrow                  this project's own questions
+    packed     packing.json, *.parquet                   any of these, made ready by gen-vla pack (`packing.py`)
 
     source = open_vision_language_source("hf://datasets/remyxai/vqasynth_spacellava", name="vqasynth")
     for row in source.rows(source.shards()[:1]): ...
@@ -23,14 +24,16 @@ from fsspec.core import url_to_fs
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import did_you_mean
+from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures, find_archives
 from gen_vla.training.vision_language_data.json_rows import local_copy
 from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource, check_configs
+from gen_vla.training.vision_language_data.packed import PACKING, PackedSource
 from gen_vla.training.vision_language_data.rows import ConversationSource
 from gen_vla.training.vision_language_data.tables import COLUMNS, Layout, RecordedSource, TableSource, missing_columns
 
 
-Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"]
+Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded", "packed"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 JSON_NAMES = {"llava": "chat", "robopoint": "robopoint"}  # how the name of the JSON file begins
 OTHER_SPLITS = ("test", "validation", "val")
@@ -65,6 +68,8 @@ def open_vision_language_source(
     if configs is not None and found not in ("onevision", "robopoint"):
         expected = "expected them for onevision, robopoint"
         raise ValueError(f"{name!r}: got configs {configs} for format {found!r}, {expected}")
+    if found == "packed":
+        return PackedSource(name, DataFolder(path), problems)
     if found == "recorded":
         return RecordedSource(name, _arrow_files(filesystem, root), problems)
     if found in ("llava", "robopoint"):
@@ -95,6 +100,8 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
     names = [entry.rsplit("/", 1)[-1] for entry in entries]
     if "state.json" in names:
         return "recorded"
+    if PACKING in names:
+        return "packed"
     for layout in ("robopoint", "llava"):
         if any(_is_json_of(layout, entry) for entry in names):
             return layout
@@ -110,7 +117,7 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
         raise ValueError(f"got {files[0]} with columns {columns}, expected those of vqasynth or onevision: {COLUMNS}")
     raise ValueError(
         f"got {root} with {', '.join(sorted(names)[:8]) or 'nothing'} in it, expected chat.json, robopoint_*.json, "
-        "parquet files, or a data set written by save_to_disk; name the JSON file itself if it is called otherwise"
+        "parquet files, or a data set written by save_to_disk or gen-vla pack; name the JSON file itself if it is called otherwise"
     )
 
 
