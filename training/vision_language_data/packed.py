@@ -9,7 +9,6 @@ Texts and pictures are separate columns: a stream that goes past its earlier row
 """
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -131,8 +130,8 @@ def read_manifest(folder: DataFolder) -> dict[str, Any]:
     missing = [unit for unit, record in enumerate(wanted) if record not in there]
     if missing:
         raise ValueError(
-            f"got {folder.path} with {len(wanted) - len(missing)} of {len(wanted)} units, expected all; those that are "
-            f"missing: {ranges(missing)}; run gen-vla pack again, with the --shard of each process that was stopped"
+            f"got {folder.path} with {len(wanted) - len(missing)} of {len(wanted)} units, expected all; missing are "
+            f"{ranges(missing)}: run gen-vla pack again, with the --shard of each process that was stopped"
         )
     with ThreadPoolExecutor(RECORDS_AT_A_TIME) as pool:
         return merged(packing, pool.map(folder.read_json, wanted))

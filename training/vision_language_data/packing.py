@@ -187,7 +187,7 @@ class _Packer:
     def __init__(self, side: int | None, problems: RowProblems):
         self.side, self.problems = side, problems
         self.totals: Counter[str] = Counter()
-        self.lengths: Counter[str] = Counter()  # rows by length in characters, rounded up to a power of two
+        self.lengths: Counter[str] = Counter()  # rows by characters of their texts, rounded up to a power of two
 
     def packed(self, rows: list[Row]) -> Iterator[Row]:
         for row in rows:
@@ -197,7 +197,8 @@ class _Packer:
                 self.problems.skip(row["identity"], UNDECODABLE)
                 continue
             self.problems.seen()
-            self.lengths[str(1 << (row_length(row) - 1).bit_length())] += 1
+            texts = row_length({**row, "images": ()})
+            self.lengths[str(1 << (texts - 1).bit_length())] += 1
             changed = sum(new is not old for new, old in zip(pictures, row["images"]))
             self.totals.update(rows=1, pictures=len(pictures), re_encoded=changed)
             yield {**row, "images": pictures}

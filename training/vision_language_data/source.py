@@ -21,6 +21,7 @@ from typing import Literal, get_args
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import did_you_mean
@@ -37,6 +38,7 @@ Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorde
 FORMATS: tuple[Format, ...] = get_args(Format)
 JSON_NAMES = {"llava": "chat", "robopoint": "robopoint"}  # how the name of the JSON file begins
 OTHER_SPLITS = ("test", "validation", "val")
+BLOCK_BYTES = AbstractBufferedFile.DEFAULT_BLOCK_SIZE  # of a remote file, fetched with one request
 
 
 def open_vision_language_source(
@@ -80,6 +82,29 @@ def open_vision_language_source(
     return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder).read)
 
 
+def network_cost(source: ConversationSource, path: str, readers: int) -> str:
+    """What one pass over a remote set as it was published costs, in a sentence.
+
+    Args:
+        source, path: the set.
+        readers: loader processes among which a pass is divided.
+    """
+    if isinstance(source, ArchivedLlavaSource):
+        parts = [part for parts in source.archives.values() for part in parts]
+        size = readers * sum(map(source.filesystem.size, parts))
+        requests = -(-size // BLOCK_BYTES)
+    elif isinstance(source, TableSource):
+        size = sum(map(source.filesystem.size, source.paths))
+        requests = len(source.paths) + -(-size // BLOCK_BYTES)
+    else:  # a request for each picture
+        filesystem, root = url_to_fs(path)
+        size, requests = filesystem.du(root), source.count_rows()
+    return (
+        f"read over the network as it was published: about {size / 1e9:,.1f} GB in {requests:,} requests for each "
+        f"pass of {readers} readers; gen-vla pack does it once"
+    )
+
+
 def find_format(path: str | Path, format: Format = "auto") -> Format:
     """The layout of the data set at `path`: the one that was asked for, or what its files say.
 
@@ -117,7 +142,8 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
         raise ValueError(f"got {files[0]} with columns {columns}, expected those of vqasynth or onevision: {COLUMNS}")
     raise ValueError(
         f"got {root} with {', '.join(sorted(names)[:8]) or 'nothing'} in it, expected chat.json, robopoint_*.json, "
-        "parquet files, or a data set written by save_to_disk or gen-vla pack; name the JSON file itself if it is called otherwise"
+        "parquet files, or a data set written by save_to_disk or gen-vla pack; name the JSON file itself if it is called "
+        "otherwise"
     )
 
 
