@@ -12,6 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +31,7 @@ from gen_vla.training.vision_language_data.tables import NOT_THE_FILE, UNREADABL
 PACKING, MANIFEST = "packing.json", "manifest.json"
 TEXTS = ["images.list.element.path", "turns", "identity"]
 BYTES = "images.list.element.bytes"
+TOTALS = ("rows", "bytes", "pictures", "re_encoded")
 RECORDS_AT_A_TIME = 16
 
 
@@ -110,6 +112,25 @@ class PackedSource(ConversationSource):
         return {**self.__dict__, "_footers": {}, "_pictures": (None, None)}
 
 
+@dataclass
+class Found:
+    """What is known of packed rows: of a file, a unit, a set."""
+
+    totals: Counter[str] = field(default_factory=Counter)
+    lengths: Counter[str] = field(default_factory=Counter)  # rows by characters of texts, up to a power of two
+    problems: Counts = field(default_factory=Counts)
+
+    def add(self, report: dict[str, Any]) -> None:
+        self.totals.update({name: report[name] for name in TOTALS})
+        self.lengths.update(report["lengths"])
+        self.problems.add(report["problems"])
+
+    def report(self) -> dict[str, Any]:
+        lengths = dict(sorted(self.lengths.items(), key=lambda entry: int(entry[0])))
+        totals = {name: self.totals[name] for name in TOTALS}
+        return {**totals, "lengths": lengths, "problems": self.problems.report()}
+
+
 def unit_record(unit: int) -> str:
     """The name of the file that says that a unit is done."""
     return f"{unit:05d}.json"
@@ -139,14 +160,11 @@ def read_manifest(folder: DataFolder) -> dict[str, Any]:
 
 def merged(packing: dict[str, Any], records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The manifest: what was packed, and the sums of the units' records."""
-    totals, files, lengths, problems = Counter[str](), {}, Counter[str](), Counts()
+    found, files = Found(), {}
     for record in records:
         files |= record["files"]
-        totals.update({name: record[name] for name in ("rows", "bytes", "pictures", "re_encoded")})
-        lengths.update(record["lengths"])
-        problems.add(record["problems"])
-    by_length = dict(sorted(lengths.items(), key=lambda entry: int(entry[0])))
-    return {**packing, **totals, "lengths": by_length, "problems": problems.report(), "files": files}
+        found.add(record)
+    return {**packing, **found.report(), "files": files}
 
 
 def ranges(numbers: list[int]) -> str:

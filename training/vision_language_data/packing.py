@@ -14,10 +14,10 @@ import hashlib
 import io
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import islice
+from dataclasses import dataclass
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ from tqdm import tqdm
 
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 from gen_vla.training.mixing.row_stream import row_length
-from gen_vla.training.mixing.skipped_rows import Counts, RowProblems
-from gen_vla.training.vision_language_data.packed import MANIFEST, PACKING, merged, unit_record
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.vision_language_data.packed import MANIFEST, PACKING, Found, merged, unit_record
 from gen_vla.training.vision_language_data.rows import ConversationSource, Row
 
 
@@ -73,20 +73,19 @@ def pack_set(
     """
     units = units_of(source)
     digest = hashlib.sha256(json.dumps(units).encode()).hexdigest()[:16]
-    packing = {"version": VERSION, **described, "side": side, "units": len(units), "shards": digest}
+    sizes = {"rows_per_file": ROWS_PER_FILE, "rows_per_group": ROWS_PER_GROUP}
+    packing = {"version": VERSION, **described, "side": side, **sizes, "units": len(units), "shards": digest}
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder / PACKING, packing)
     own = range(shard[0], len(units), shard[1])
     left = [unit for unit in own if not (folder / unit_record(unit)).is_file()]
     for unit in set(own) - set(left):
         source.problems.receive(_read_json(folder / unit_record(unit))["problems"])
-    plain = copy.copy(source)
-    plain.problems = RowProblems(limit_share=1.0, name=source.name)
+    work = _Work(source, units, folder, side, **sizes)
     # New processes, since a copy of this one would share connections and threads' locks.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (plain, units, folder, side)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,)) as pool:
         done = [pool.submit(_pack, unit) for unit in left] if workers > 1 else []
-        _begin(plain, units, folder, side)
-        finished = (future.result() for future in as_completed(done)) if done else map(_pack, left)
+        finished = (future.result() for future in as_completed(done)) if done else map(work.pack, left)
         try:
             for record in tqdm(finished, source.name, len(left), unit=" units", disable=not progress):
                 source.problems.receive(record["problems"])
@@ -122,86 +121,81 @@ def _claim(path: Path, packing: dict[str, Any]) -> None:
         raise ValueError(f"got {path.parent}, where another packing was begun: {was}; delete it, or pack elsewhere")
 
 
-_work: tuple[ConversationSource, list[list[str]], Path, int | None]  # of this process
+@dataclass(frozen=True)
+class _Work:
+    """What is the same for all units of a set."""
+
+    source: ConversationSource
+    units: list[list[str]]
+    folder: Path
+    side: int | None
+    rows_per_file: int
+    rows_per_group: int
+
+    def pack(self, unit: int) -> dict[str, Any]:
+        """Packs a unit's files that are not there, and writes its record, which it returns."""
+        source = copy.copy(self.source)
+        source.problems = RowProblems(limit_share=1.0, name=source.name)
+        rows, found = source.rows(self.units[unit]), Found()
+        files: dict[str, list[int]] = {}
+        for path in (self.folder / f"{unit:05d}-{number:04d}.parquet" for number in count()):
+            some = islice(rows, self.rows_per_file)
+            if path.is_file():
+                taken, groups, record = sum(1 for _ in some), *json.loads(pq.read_metadata(path).metadata[RECORD])
+            else:
+                taken, groups, record = self._write(path, some)
+            found.add(record)
+            if groups:
+                files[path.name] = groups
+                found.totals["bytes"] += path.stat().st_size
+            if taken < self.rows_per_file:
+                break
+        found.problems.add({**source.problems.report(), "seen": 0})  # a good row is counted where it is written
+        for unfinished in self.folder.glob(f".{unit:05d}*"):  # of a process that was killed
+            unfinished.unlink(missing_ok=True)
+        record = {"files": files, **found.report()}
+        _write_json(self.folder / unit_record(unit), record)
+        return record
+
+    def _write(self, path: Path, rows: Iterator[Row]) -> tuple[int, list[int], dict[str, Any]]:
+        """Writes rows as one file, unless none is good: how many were taken, those of each row group, the record."""
+        unfinished, found, taken, groups = path.with_name(f".{path.name}.{os.getpid()}"), Found(), 0, []
+        options: dict[str, Any] = {"compression": "NONE", "use_dictionary": False, "write_page_checksum": True}
+        with pq.ParquetWriter(unfinished, SCHEMA, write_statistics=False, **options) as writer:
+            while some := list(islice(rows, self.rows_per_group)):
+                taken += len(some)
+                if good := [row for row in (self._packed(row, found) for row in some) if row]:
+                    writer.write_table(pa.Table.from_pylist(good, schema=SCHEMA))
+                    groups.append(len(good))
+            writer.add_key_value_metadata({RECORD: json.dumps([groups, found.report()])})
+        if groups:
+            unfinished.replace(path)
+        return taken, groups, found.report()
+
+    def _packed(self, row: Row, found: Found) -> Row | None:
+        try:
+            pictures = [smaller(picture, self.side, row["identity"]) for picture in row["images"]]
+        except PictureError:
+            bad = {"seen": 0, "skipped": 1, "by_reason": {UNDECODABLE: 1}}
+            found.problems.add({**bad, "examples": [f"{row['identity']}: {UNDECODABLE}"]})
+            return None
+        found.problems.seen += 1
+        found.lengths[str(1 << (row_length({**row, "images": ()}) - 1).bit_length())] += 1
+        changed = sum(new is not old for new, old in zip(pictures, row["images"]))
+        found.totals.update(rows=1, pictures=len(pictures), re_encoded=changed)
+        return {**row, "images": pictures}
 
 
-def _begin(*work: Any) -> None:
+_work: _Work  # of a process of `pack_set`'s pool
+
+
+def _begin(work: _Work) -> None:
     global _work
-    _work = work  # type: ignore[assignment]
+    _work = work
 
 
 def _pack(unit: int) -> dict[str, Any]:
-    source, units, folder, side = _work
-    return pack_unit(source, unit, units[unit], folder, side)
-
-
-def pack_unit(source: ConversationSource, unit: int, shards: list[str], folder: Path, side: int | None) -> dict:
-    """Packs a unit's files that are not there, and writes its record, which it returns."""
-    source = copy.copy(source)
-    source.problems = RowProblems(limit_share=1.0, name=source.name)
-    rows, files, totals, lengths, problems = source.rows(shards), {}, Counter[str](), Counter[str](), Counts()
-    for path in (folder / f"{unit:05d}-{number:04d}.parquet" for number in range(10_000)):
-        if path.is_file():
-            taken = sum(1 for _ in islice(rows, ROWS_PER_FILE))
-            record = json.loads(pq.read_metadata(path).metadata[RECORD])
-        else:
-            taken, record = write_file(path, islice(rows, ROWS_PER_FILE), side, source.name)
-        if record["groups"]:
-            files[path.name] = record["groups"]
-            totals.update({**record["totals"], "bytes": path.stat().st_size})
-        lengths.update(record["lengths"])
-        problems.add(record["problems"])
-        if taken < ROWS_PER_FILE:
-            break
-    problems.add({**source.problems.report(), "seen": 0})  # a good row is counted where it is written
-    for unfinished in folder.glob(f".{unit:05d}-*"):  # of a process that was killed
-        unfinished.unlink(missing_ok=True)
-    sums = {name: totals[name] for name in ("rows", "bytes", "pictures", "re_encoded")}
-    record = {"files": files, **sums, "lengths": dict(sorted(lengths.items())), "problems": problems.report()}
-    _write_json(folder / unit_record(unit), record)
-    return record
-
-
-def write_file(path: Path, rows: Iterable[Row], side: int | None, name: str) -> tuple[int, dict[str, Any]]:
-    """Writes rows as one file, unless none is good; how many there were, and what is known of those written."""
-    packer, taken, groups = _Packer(side, RowProblems(limit_share=1.0, name=name)), 0, []
-    unfinished, rows = path.with_name(f".{path.name}.{os.getpid()}"), iter(rows)
-    options: dict[str, Any] = {"compression": "NONE", "use_dictionary": False, "write_page_checksum": True}
-    with pq.ParquetWriter(unfinished, SCHEMA, write_statistics=False, **options) as writer:
-        while some := list(islice(rows, ROWS_PER_GROUP)):
-            taken += len(some)
-            if good := list(packer.packed(some)):
-                writer.write_table(pa.Table.from_pylist(good, schema=SCHEMA))
-                groups.append(len(good))
-        record = {"groups": groups, "totals": dict(packer.totals), "lengths": dict(packer.lengths)}
-        record["problems"] = packer.problems.report()
-        writer.add_key_value_metadata({RECORD: json.dumps(record, sort_keys=True)})
-    if groups:
-        unfinished.replace(path)
-    return taken, record
-
-
-class _Packer:
-    """Makes rows' pictures smaller, and counts."""
-
-    def __init__(self, side: int | None, problems: RowProblems):
-        self.side, self.problems = side, problems
-        self.totals: Counter[str] = Counter()
-        self.lengths: Counter[str] = Counter()  # rows by characters of their texts, rounded up to a power of two
-
-    def packed(self, rows: list[Row]) -> Iterator[Row]:
-        for row in rows:
-            try:
-                pictures = [smaller(picture, self.side, row["identity"]) for picture in row["images"]]
-            except PictureError:
-                self.problems.skip(row["identity"], UNDECODABLE)
-                continue
-            self.problems.seen()
-            texts = row_length({**row, "images": ()})
-            self.lengths[str(1 << (texts - 1).bit_length())] += 1
-            changed = sum(new is not old for new, old in zip(pictures, row["images"]))
-            self.totals.update(rows=1, pictures=len(pictures), re_encoded=changed)
-            yield {**row, "images": pictures}
+    return _work.pack(unit)
 
 
 def smaller(picture: dict[str, Any], side: int | None, identity: str) -> dict[str, Any]:

@@ -142,8 +142,8 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
         raise ValueError(f"got {files[0]} with columns {columns}, expected those of vqasynth or onevision: {COLUMNS}")
     raise ValueError(
         f"got {root} with {', '.join(sorted(names)[:8]) or 'nothing'} in it, expected chat.json, robopoint_*.json, "
-        "parquet files, or a data set written by save_to_disk or gen-vla pack; name the JSON file itself if it is called "
-        "otherwise"
+        "parquet files, or a data set that save_to_disk or gen-vla pack wrote; name the JSON file itself if it is "
+        "called otherwise"
     )
 
 
