@@ -91,7 +91,13 @@ class PackedSource(ConversationSource):
         return {"images": pictures, "turns": row["turns"], "identity": row["identity"]}
 
     def _picture(self, file: str, group: int, number: int, place: int) -> dict[str, Any]:
-        return self._group_pictures(file, group)[number][place].as_py()
+        """The picture; of a damaged row group one without bytes, which is reported like any that does not decode."""
+        try:
+            return self._group_pictures(file, group)[number][place].as_py()
+        except NOT_THE_FILE:
+            raise
+        except (pa.ArrowException, OSError):
+            return {"bytes": b"", "path": f"in a {UNREADABLE}"}
 
     def _group_pictures(self, file: str, group: int) -> Any:
         """The column of pictures, kept until those of another row group are asked for."""
