@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def pack_set(
     left = [unit for unit in own if not (folder / unit_record(unit)).is_file()]
     for unit in set(own) - set(left):
         source.problems.receive(_read_json(folder / unit_record(unit))["problems"])
-    work = _Work(source, units, folder, side, **sizes)
+    work = _Work(source, units, folder, side, **sizes, progress=progress)
     # New processes, since a copy of this one would share connections and threads' locks.
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,)) as pool:
         done = [pool.submit(_pack, unit) for unit in left] if workers > 1 else []
@@ -131,6 +132,7 @@ class _Work:
     side: int | None
     rows_per_file: int
     rows_per_group: int
+    progress: bool
 
     def pack(self, unit: int) -> dict[str, Any]:
         """Packs a unit's files that are not there, and writes its record, which it returns."""
@@ -144,6 +146,8 @@ class _Work:
                 taken, groups, record = sum(1 for _ in some), *json.loads(pq.read_metadata(path).metadata[RECORD])
             else:
                 taken, groups, record = self._write(path, some)
+                if self.progress:  # a unit may be an archive of hours
+                    tqdm.write(f"{source.name}: {path.name}, {sum(groups):,} rows", file=sys.stderr)
             found.add(record)
             if groups:
                 files[path.name] = groups
@@ -151,8 +155,6 @@ class _Work:
             if taken < self.rows_per_file:
                 break
         found.problems.add({**source.problems.report(), "seen": 0})  # a good row is counted where it is written
-        for unfinished in self.folder.glob(f".{unit:05d}*"):  # of a process that was killed
-            unfinished.unlink(missing_ok=True)
         record = {"files": files, **found.report()}
         _write_json(self.folder / unit_record(unit), record)
         return record
@@ -225,6 +227,8 @@ def _write_manifest(folder: Path, packing: dict[str, Any]) -> dict[str, Any] | N
     paths = [folder / unit_record(unit) for unit in range(packing["units"])]
     if not all(path.is_file() for path in paths):
         return None
+    for unfinished in folder.glob(".[0-9p]*"):  # units, or `PACKING`, of processes that were killed
+        unfinished.unlink(missing_ok=True)
     manifest = merged(packing, map(_read_json, paths))
     _write_json(folder / MANIFEST, manifest)
     return manifest
