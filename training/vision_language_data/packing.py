@@ -203,8 +203,8 @@ def _pack(unit: int) -> dict[str, Any]:
 def smaller(picture: dict[str, Any], side: int | None, identity: str) -> dict[str, Any]:
     """An encoded picture whose shorter side has at most `side` pixels, its shape kept; itself if it is as small.
 
-    JPEG of quality 95 without chroma subsampling, PNG for what was lossless. Where that would be larger, the picture
-    stays as it is. Every picture is decoded: what is packed can be read.
+    JPEG of quality 95 without chroma subsampling, PNG for what was lossless. Every picture is decoded: what is packed
+    can be read.
 
     Raises:
         PictureError: if it does not decode.
@@ -219,8 +219,7 @@ def smaller(picture: dict[str, Any], side: int | None, identity: str) -> dict[st
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": QUALITY, "subsampling": 0} if kind == "JPEG" else {}
     decoded.resize((width, height), Image.Resampling.BICUBIC).save(buffer, kind, **options)
-    made = buffer.getvalue()
-    return {"bytes": made, "path": picture["path"]} if len(made) < len(picture["bytes"]) else picture
+    return {"bytes": buffer.getvalue(), "path": picture["path"]}
 
 
 def _write_manifest(folder: Path, packing: dict[str, Any]) -> dict[str, Any] | None:
