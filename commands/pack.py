@@ -19,7 +19,7 @@ def pack(
     workers: Annotated[int, Option(help="Processes on this machine.")] = 1,
     picture_size: Annotated[
         int | None,
-        Option(help="Pixels of a picture's shorter side at most (default: data.image_size); 0 keeps all as they are."),
+        Option(help="Pixels that a picture's shorter side needs (default: data.image_size); 0 keeps all as they are."),
     ] = None,
     private: Annotated[bool, Option("--private", help="Make a new repository on the Hub private.")] = False,
     overrides: Annotated[

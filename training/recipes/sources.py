@@ -264,7 +264,7 @@ class _Opening:
             )
         self.opened.origins[name] |= {"packed_from": packed, "rows": found["rows"]}
         revision = f" at {packed['revision']}" if packed["revision"] else ""
-        pictures = f"whose shorter side has at most {found['side']} pixels" if found["side"] else "as they were"
+        pictures = f"made for {found['side']} pixels a side" if found["side"] else "as they were"
         return f"packed from {packed['path']}{revision}, pictures {pictures}"
 
     def read_questions(self, source: VisionLanguageSource, reader: ConversationSource) -> None:

@@ -37,6 +37,9 @@ from gen_vla.training.vision_language_data.rows import ConversationSource, Row
 
 VERSION = 1
 ROWS_PER_FILE, ROWS_PER_GROUP = 8192, 256  # 256 pictures of 224 pixels a side are about 8 MB
+# A picture keeps its bytes up to so many times the side that is needed: encoded again with fewer pixels, but better
+# than most are published, it would often take more bytes.
+ROOM = 1.5
 QUALITY = 95
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF")
 RECORD = b"gen_vla"  # in a file's footer
@@ -61,7 +64,7 @@ def pack_set(
         source: what to pack; its `problems` count bad rows.
         folder: of this set.
         described: where the set comes from, for the manifest.
-        side: pixels of a picture's shorter side that are kept; `None` keeps all.
+        side: pixels of a picture's shorter side that are needed; `None` keeps all.
         shard: the number of this process, from 0, of how many.
         workers: processes on this machine.
 
@@ -201,7 +204,7 @@ def _pack(unit: int) -> dict[str, Any]:
 
 
 def smaller(picture: dict[str, Any], side: int | None, identity: str) -> dict[str, Any]:
-    """An encoded picture whose shorter side has at most `side` pixels, its shape kept; itself if it is as small.
+    """An encoded picture whose shorter side has `side` pixels, its shape kept; itself if it is not much larger.
 
     JPEG of quality 95 without chroma subsampling, PNG for what was lossless. Every picture is decoded: what is packed
     can be read.
@@ -210,7 +213,7 @@ def smaller(picture: dict[str, Any], side: int | None, identity: str) -> dict[st
         PictureError: if it does not decode.
     """
     decoded = decode_picture(picture, identity)
-    if side is None or min(decoded.size) <= side:
+    if side is None or min(decoded.size) <= ROOM * side:
         return picture
     with Image.open(io.BytesIO(picture["bytes"])) as opened:
         kind = "PNG" if opened.format in LOSSLESS else "JPEG"

@@ -90,6 +90,7 @@ def test_a_packed_row_is_the_raw_row(tmp_path: Path, name: str) -> None:
 
 def test_larger_pictures_keep_their_shape_and_lossless_ones_their_pixels(tmp_path: Path) -> None:
     raw = opened(onevision(tmp_path / "raw", 6, (60, 40)))
+    assert pack(raw, tmp_path / "kept", side=30)["re_encoded"] == 0  # not much larger
     assert pack(raw, tmp_path / "packed", side=20)["re_encoded"] == 6
     for before, after in zip(all_rows(raw), all_rows(opened(tmp_path / "packed")), strict=True):
         (old,), (new,) = before.pop("images"), after.pop("images")
@@ -209,7 +210,7 @@ def test_the_command_and_a_run_on_what_it_packed(tables: Path, capsys: pytest.Ca
     check = ["train", "openvla_plus_bridge", "--work-dir", str(tables), "--check", *raw]
     assert main(check) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "packed from vqasynth, pictures whose shorter side has at most 224 pixels" in shown
+    assert "packed from vqasynth, pictures made for 224 pixels a side" in shown
     assert main(["train", "openvla_plus_bridge", "--mini", "--work-dir", str(tables), "--set=data.packed=packed"]) == 0
     log = json.loads((tables / "mini-openvla-plus-bridge" / "training_log.json").read_text())
     (data,) = [entry for entry in log["provenance"]["data"] if entry["name"] == "vision_language/onevision"]
