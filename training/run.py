@@ -17,7 +17,7 @@ from datetime import timedelta
 >>>>>>> 28901f2 (Add gen-vla pack, data.packed, and commits of data sets on the Hub)
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -147,7 +147,7 @@ def local_main_first() -> Iterator[None]:
     They wait in a group of their own, for `DATA_TIMEOUT`: that of the run's collective operations is minutes, and a
     pass over the actions of a large data set takes hours.
     """
-    state, group = PartialState(cpu=not torch.cuda.is_available()), None
+    state, group = PartialState(cpu=not torch.cuda.is_available()), cast(Any, None)
     if state.num_processes > 1:
         group = torch.distributed.new_group(backend="gloo", timeout=DATA_TIMEOUT)
     if group and not state.is_local_main_process:

@@ -89,15 +89,15 @@ def network_cost(source: ConversationSource, path: str, readers: int) -> str:
         source, path: the set.
         readers: loader processes among which a pass is divided.
     """
-    if isinstance(source, ArchivedLlavaSource):
+    filesystem, root = url_to_fs(path)
+    if isinstance(source, ArchivedLlavaSource):  # every reader unpacks them all
         parts = [part for parts in source.archives.values() for part in parts]
-        size = readers * sum(map(source.filesystem.size, parts))
+        size = readers * sum(filesystem.size(part) for part in parts)
         requests = -(-size // BLOCK_BYTES)
     elif isinstance(source, TableSource):
-        size = sum(map(source.filesystem.size, source.paths))
+        size = sum(filesystem.size(file) for file in source.paths)
         requests = len(source.paths) + -(-size // BLOCK_BYTES)
     else:  # a request for each picture
-        filesystem, root = url_to_fs(path)
         size, requests = filesystem.du(root), source.count_rows()
     return (
         f"read over the network as it was published: about {size / 1e9:,.1f} GB in {requests:,} requests for each "

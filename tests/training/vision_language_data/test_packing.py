@@ -20,8 +20,9 @@ from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.recipes.packing import pack_recipe
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.vision_language_data import packing
+from gen_vla.training.vision_language_data import source as source_module
 from gen_vla.training.vision_language_data.packed import PackedSource
-from gen_vla.training.vision_language_data.source import open_vision_language_source
+from gen_vla.training.vision_language_data.source import network_cost, open_vision_language_source
 
 
 SOURCE = {"source": {"path": "x", "revision": None, "format": "onevision", "configs": None}}
@@ -190,6 +191,16 @@ def test_a_resumed_stream_seeks(tmp_path, small_files) -> None:
     assert rest == whole[50:60]
     needed = sum(len(row["images"][0]["bytes"]) for row in whole[:50])
     assert skipped < needed / 4
+
+
+@pytest.mark.parametrize(("name", "requests"), [("robopoint", 16), ("onevision", 3), ("llava", 4)])
+def test_what_a_raw_set_costs_over_the_network(tmp_path, monkeypatch, name, requests) -> None:
+    raw = write_table_data(tmp_path) / name
+    (whole,) = [p for p in raw.rglob("*") if p.suffix in (".parquet", ".zip")] or [raw / "images"]
+    weight = sum(p.stat().st_size for p in ([whole] if whole.is_file() else whole.iterdir()))
+    monkeypatch.setattr(source_module, "BLOCK_BYTES", -(-weight // 2))
+    sentence = network_cost(opened(raw), str(raw), readers=8)
+    assert f"in {requests} requests for each pass of 8 readers" in sentence
 
 
 @pytest.fixture(scope="module")
