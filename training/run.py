@@ -8,13 +8,10 @@
 """
 
 import os
-<<<<<<< HEAD
-from dataclasses import replace
-=======
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
->>>>>>> 28901f2 (Add gen-vla pack, data.packed, and commits of data sets on the Hub)
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -112,16 +109,11 @@ def run_recipe(
     if recipe.data.streaming:
         buffers = record_buffers(checkpoints, last is None, partial(stream_buffers, recipe, opened, processor))
     mixture, sampler = build_mixture(recipe, opened, prepare, steps_taken(last), shape, buffers)
-<<<<<<< HEAD
     held_out = build_held_out(recipe, opened, prepare, model.config, processor)
     trainer = build_trainer(
         recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress, held_out
     )
-    record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
-=======
-    trainer = build_trainer(recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress)
     record = begin_record(recipe, work_dir, checkpoints, opened.origins) if is_first_process() else {}
->>>>>>> 28901f2 (Add gen-vla pack, data.packed, and commits of data sets on the Hub)
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
         trainer.load_finished(str(last))
     else:

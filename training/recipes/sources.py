@@ -32,14 +32,10 @@ from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.robot_data.statistics import is_binary, robot_statistics
 from gen_vla.training.storage.data_folder import DataFolder
-<<<<<<< HEAD
-from gen_vla.training.vision_language_data.rows import ConversationSource
-from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
-=======
 from gen_vla.training.storage.hub_data import HUB_DATA, pinned
 from gen_vla.training.vision_language_data.packed import PackedSource, is_packed
+from gen_vla.training.vision_language_data.rows import ConversationSource
 from gen_vla.training.vision_language_data.source import find_format, network_cost, open_vision_language_source
->>>>>>> 28901f2 (Add gen-vla pack, data.packed, and commits of data sets on the Hub)
 from gen_vla.training.vision_language_data.tables import RecordedSource
 
 
@@ -269,15 +265,11 @@ class _Opening:
 
     def read_questions(self, source: VisionLanguageSource, reader: ConversationSource) -> None:
         """Rows of a data set that is open."""
-<<<<<<< HEAD
-        name, place, opened = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path), self.opened
+        name, opened = f"{VISION_LANGUAGE}/{source.name}", self.opened
+        place = self.places[name]
         if draw := question_draw(self.recipe.data.validation, source.name):
             opened.held_out[name] = reader.only(draw, RowProblems(name=f"{name}, held out"))
             reader = reader.only(replace(draw, held_out=False))
-=======
-        name, opened = f"{VISION_LANGUAGE}/{source.name}", self.opened
-        place = self.places[name]
->>>>>>> 28901f2 (Add gen-vla pack, data.packed, and commits of data sets on the Hub)
         if not self.by_number(isinstance(reader, RecordedSource)):
             opened.streams[name] = reader.undecoded() if isinstance(reader, PackedSource) else reader
         elif isinstance(reader, RecordedSource):
