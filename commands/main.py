@@ -22,6 +22,7 @@ from gen_vla.commands.ablation import ablation
 from gen_vla.commands.convert import convert
 from gen_vla.commands.demo import demo
 from gen_vla.commands.init import init
+from gen_vla.commands.pack import pack
 from gen_vla.commands.predict import predict
 from gen_vla.commands.publish import publish
 from gen_vla.commands.record import record
@@ -39,6 +40,7 @@ Examples:
   gen-vla init my_robot --data my_lerobot_data --work-dir .
   gen-vla train my_robot.yaml --work-dir . --check
   gen-vla train mini_openvla_plus --processes 2
+  gen-vla pack openvla_plus_bridge --output outputs/packed
   gen-vla predict gen-vla/mini-openvla-plus camera.png "close the drawer"
   gen-vla serve outputs/my-robot
   gen-vla evaluate tabletop outputs/my-robot --output results
@@ -46,7 +48,7 @@ Examples:
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(evaluate.app, name="evaluate")
-for command in (init, train, convert, publish, predict, serve, record, demo, ablation):
+for command in (init, train, pack, convert, publish, predict, serve, record, demo, ablation):
     app.command()(command)
 
 

@@ -65,7 +65,8 @@ def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: b
     if begins:
         shape = run_shape(recipe)
         if int(os.environ.get("RANK", "0")) == 0:
-            record = {"shape": asdict(shape), "data": data, "norm_stats": opened.norm_stats}
+            commits = {entry["path"]: entry["revision"] for entry in opened.origins.values() if "revision" in entry}
+            record = {"shape": asdict(shape), "data": data, "commits": commits, "norm_stats": opened.norm_stats}
             (checkpoints / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         return shape
     record = json.loads((checkpoints / FILE).read_text(encoding="utf-8"))
@@ -86,6 +87,11 @@ def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: b
         )
     opened.norm_stats = record["norm_stats"]
     return _first_shape(checkpoints)
+
+
+def recorded_commits(checkpoints: Path) -> dict[str, str]:
+    """The commits at which a run that is resumed reads its data sets on the Hub, by path."""
+    return json.loads((checkpoints / FILE).read_text(encoding="utf-8")).get("commits", {})
 
 
 def record_buffers(

@@ -8,10 +8,13 @@
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -47,7 +50,7 @@ from gen_vla.training.planning.data_check_tables import show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
-from gen_vla.training.resume_record import record_buffers, record_data, run_shape
+from gen_vla.training.resume_record import record_buffers, record_data, recorded_commits, run_shape
 from gen_vla.training.run_folder import (
     begin_record,
     claim_checkpoints,
@@ -60,6 +63,7 @@ from gen_vla.training.trainer import HELD_OUT_PREFIX, CoTrainer, SourceProgress
 
 # What transformers calls gradient checkpointing; the older name warns in newer versions.
 CHECKPOINTING = "activation_checkpointing"
+DATA_TIMEOUT = timedelta(days=2)
 if CHECKPOINTING not in SFTConfig.__dataclass_fields__:
     CHECKPOINTING = "gradient_checkpointing"
 
@@ -93,8 +97,8 @@ def run_recipe(
     output_dir = work_dir / recipe.name
     checkpoints = output_dir / "checkpoints"
     last = prepare_run(recipe, work_dir, resume)
-    with PartialState(cpu=not torch.cuda.is_available()).local_main_process_first():  # it may have tables to write
-        opened = open_data(recipe, work_dir)
+    with local_main_first():  # it may have statistics to compute, and tables to write
+        opened = open_data(recipe, work_dir, commits=recorded_commits(checkpoints) if last else None)
     shape = record_data(recipe, opened, checkpoints, begins=last is None)
     model, processor = build_model(recipe, work_dir, opened)
     collator = build_collator(recipe, model.config, processor, opened.names)
@@ -109,7 +113,7 @@ def run_recipe(
     trainer = build_trainer(
         recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress, held_out
     )
-    record = begin_record(recipe, work_dir, checkpoints) if is_first_process() else {}
+    record = begin_record(recipe, work_dir, checkpoints, opened.origins) if is_first_process() else {}
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
         trainer.load_finished(str(last))
     else:
@@ -126,6 +130,26 @@ def run_recipe(
         save_run(recipe, trainer, state, processor, log, output_dir)
     trainer.accelerator.wait_for_everyone()
     return output_dir
+
+
+@contextmanager
+def local_main_first() -> Iterator[None]:
+    """Within the `with` block the first process of a machine comes before its others, and all leave together.
+
+    They wait in a group of their own, for `DATA_TIMEOUT`: that of the run's collective operations is minutes, and a
+    pass over the actions of a large data set takes hours.
+    """
+    state, group = PartialState(cpu=not torch.cuda.is_available()), cast(Any, None)
+    if state.num_processes > 1:
+        group = torch.distributed.new_group(backend="gloo", timeout=DATA_TIMEOUT)
+    if group and not state.is_local_main_process:
+        torch.distributed.barrier(group)
+    yield
+    if group and state.is_local_main_process:
+        torch.distributed.barrier(group)
+    if group:
+        torch.distributed.barrier(group)
+        torch.distributed.destroy_process_group(group)
 
 
 def prepare_run(recipe: Recipe, work_dir: Path, resume: bool = False) -> Path | None:

@@ -27,6 +27,7 @@ from gen_vla.training.lora import ADAPTER_FOLDER, save_adapter
 from gen_vla.training.mixing.prepared_rows import ROBOT
 from gen_vla.training.model_building import HUB_PREFIX, local_start
 from gen_vla.training.provenance.origin import RUNS, note_run, provenance
+from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.recipes.loading import as_settings, load_recipe
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe, RecipeError
 from gen_vla.training.resume_record import check_shape
@@ -112,14 +113,19 @@ def steps_taken(checkpoint: Path | None) -> int:
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
-def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path) -> dict[str, Any]:
-    """How this run came about, noted for those that continue it; its model is the one it starts from."""
+def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """How this run came about, noted for those that continue it; its model is the one it starts from.
+
+    Args:
+        data: where each data set lies, by name, and its commit on the Hub (`OpenedData.origins`).
+    """
     name = recipe.model.initial_model
     if name:
         name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else local_start(name, work_dir)
     record = provenance(name)
     if str(recipe.model.initial_model).startswith(PACKAGE_PREFIX):  # where it lies says nothing
         record["model"]["name"] = recipe.model.initial_model
+    record["data"] = [{"name": name, **publishable(origin)} for name, origin in data.items()]
     note_run(checkpoints, record)
     return record
 

@@ -100,7 +100,7 @@ def test_every_command_is_understood(page):
             assert file, command
             assert (ROOT / file[0]).is_file(), command
             arguments = command.partition(LAUNCHED if LAUNCHED in command else file[0])[2].strip()
-            check(f"gen-vla {arguments if LAUNCHED in command else f'train {arguments}'}")
+            check(f"gen-vla {arguments if LAUNCHED in command else f'{Path(file[0]).stem} {arguments}'}")
         elif first == "make":
             assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
         elif first == "python" and rest[0] == "-m":

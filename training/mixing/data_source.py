@@ -6,7 +6,8 @@ robot row            images, instruction str, action float32 [T, D] in units, ac
 vision-language row  images, turns [{"question": str, "answer": str}], identity str
 
 images               one entry per camera or picture, in order: {"bytes": bytes, "path": str | None} (an encoded
-                     picture), a PIL image, or a `VideoPicture` (a frame, decoded when it is asked for)
+                     picture), a PIL image, a `StoredPicture` (encoded, read when it is asked for), or a `VideoPicture`
+                     (a frame, decoded when it is asked for)
 action, past the end of an episode: the last action again, and action_is_pad says where
 identity             names the row in reports: file and number
 """

@@ -5,6 +5,7 @@ are decoded). What passes it and still fails to decode is reported by the identi
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,13 @@ HELD_BYTES = 1 << 16  # a larger picture is made smaller where the model sees a 
 ROW_BYTES = 4096  # of a row in memory besides pictures and texts
 TAIL_BYTES = 4096  # some writers put metadata behind the end of the picture
 END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """An encoded picture in a file, `{"bytes", "path"}` when it is read."""
+
+    read: Callable[[], dict[str, Any]]
 
 
 def check_picture(data: bytes) -> None:
@@ -55,7 +63,7 @@ def decode_picture(picture: Any, identity: str) -> Image.Image:
     """An entry of a row's `images` as an RGB picture, its pixels read.
 
     Args:
-        picture: `{"bytes": bytes, "path": str | None}`, a PIL image, or a `VideoPicture`.
+        picture: `{"bytes": bytes, "path": str | None}`, a PIL image, a `StoredPicture` or a `VideoPicture`.
         identity: of the row, for the error.
 
     Raises:
@@ -66,6 +74,8 @@ def decode_picture(picture: Any, identity: str) -> Image.Image:
             picture = picture.decode()
         except VideoError as error:
             raise PictureError(f"{identity}: {error}") from error
+    if isinstance(picture, StoredPicture):
+        picture = picture.read()
     found = picture.get("bytes") if isinstance(picture, dict) else picture
     if not isinstance(found, (bytes, Image.Image)):
         raise PictureError(f"{identity}: got {type(picture).__name__} without bytes, expected an encoded picture")
@@ -92,6 +102,8 @@ class HeldPictures:
         return row
 
     def _held(self, picture: Any, identity: str) -> Any:
+        if isinstance(picture, StoredPicture):
+            picture = picture.read()
         if not isinstance(picture, VideoPicture):
             encoded = picture.get("bytes") if isinstance(picture, dict) else None
             if self.size is None or not encoded or len(encoded) <= HELD_BYTES:

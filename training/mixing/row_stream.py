@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from gen_vla.training.mixing.data_source import DataSource
+from gen_vla.training.mixing.encoded_pictures import StoredPicture
 from gen_vla.training.robot_data.video_frames import VideoPicture
 
 
@@ -216,7 +217,8 @@ def row_length(row: Row) -> int:
 
 
 def load_frames(row: Row) -> Row:
-    """Decodes a row's frames of videos, if it has any."""
+    """Decodes a row's frames of videos and reads its pictures in files, if it has any."""
+    row["images"] = [picture.read() if isinstance(picture, StoredPicture) else picture for picture in row["images"]]
     for picture in row["images"]:
         if isinstance(picture, VideoPicture):
             picture.load()

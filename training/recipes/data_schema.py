@@ -116,7 +116,7 @@ class VisionLanguageSource:
     """Its folder, relative to the work folder, or `hf://datasets/OWNER/NAME[@REVISION]/...`."""
     name: str
     """Its name in figures and reports."""
-    format: Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"] = "auto"
+    format: Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded", "packed"] = "auto"
     """Its layout; `auto` looks at the files."""
     configs: list[str] | None = None
     """Parts of a data set that has several, by name; null for all."""
@@ -207,6 +207,10 @@ class DataRecipe:
     state: bool = False
     """Whether the model is shown the robot's state (joints, or pose and gripper), which every robot data set has then:
     as text in the prompt; the flow-matching π0 as numbers."""
+    packed: str | None = None
+    """Folder that `gen-vla pack` wrote, relative to the work folder, or `hf://datasets/OWNER/NAME[@REVISION]`: of the
+    vision-language sets those that are packed there are read there, and a set on the Hub has to be. Null to read all
+    of them as they were published."""
     image_size: int = Field(default=64, ge=1)
     """Side of the pictures the encoders see, in pixels, at least 1."""
     streaming: bool = False

@@ -4,6 +4,8 @@ Before the first step every data set must be there, with rows and the columns of
 recipe's width.
 """
 
+import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,9 +32,14 @@ from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.source import RobotDataset, open_robot_source
 from gen_vla.training.robot_data.statistics import is_binary, robot_statistics
 from gen_vla.training.storage.data_folder import DataFolder
+from gen_vla.training.storage.hub_data import HUB_DATA, pinned
+from gen_vla.training.vision_language_data.packed import PackedSource, is_packed
 from gen_vla.training.vision_language_data.rows import ConversationSource
-from gen_vla.training.vision_language_data.source import find_format, open_vision_language_source
+from gen_vla.training.vision_language_data.source import find_format, network_cost, open_vision_language_source
 from gen_vla.training.vision_language_data.tables import RecordedSource
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,6 +54,7 @@ class OpenedData:
     problems: dict[str, RowProblems] = field(default_factory=dict)  # bad rows the readers met
     readings: dict[str, DataReading] = field(default_factory=dict)
     cameras: list[str] | None = None  # names of those an action is asked for with (`model_cameras`)
+    origins: dict[str, Any] = field(default_factory=dict)  # for records: where each set lies, commits on the Hub
 
     def turns(self, recipe: Recipe) -> Turns:
         """Which data set has which place of a run."""
@@ -69,19 +77,22 @@ class OpenedData:
         return list(islice(source.rows(source.shards()), count))
 
 
-def open_data(recipe: Recipe, work_dir: Path, write_tables: bool = True) -> OpenedData:
+def open_data(
+    recipe: Recipe, work_dir: Path, write_tables: bool = True, commits: Mapping[str, str] | None = None
+) -> OpenedData:
     """Opens what a recipe names: all of it first, before the first pass over any.
 
     Args:
         write_tables: whether data sets in other formats than recordings are written into tables, for a recipe that
             does not stream; otherwise they are streams, for a look at the first rows.
+        commits: of data sets on the Hub by path, where an earlier start of this run read them; by default the newest.
 
     Raises:
-        FileNotFoundError: for a data set that is not there.
+        FileNotFoundError: for a data set that is not there, or not packed where a run needs it packed.
         ValueError: for one without rows or columns, with damaged files, with actions of another width, or with more
             cameras than another.
     """
-    opening, data = _Opening(recipe, work_dir, write_tables), recipe.data
+    opening, data = _Opening(recipe, work_dir, write_tables, commits or {}), recipe.data
     robots = [(source, opening.robot_reader(source)) for source in data.robot]
     questions = [(source, opening.question_reader(source)) for source in data.questions]
     opening.opened.cameras = model_cameras({source.key: reader.cameras for source, reader in robots})
@@ -99,11 +110,19 @@ class _Opening:
     recipe: Recipe
     work_dir: Path
     write_tables: bool
+    commits: Mapping[str, str]
     opened: OpenedData = field(default_factory=OpenedData)
+    places: dict[str, str] = field(default_factory=dict)  # where each set is read
 
-    def location(self, path: str) -> str:
-        """Where a data set lies: below the work folder, unless the path is absolute or names a protocol."""
-        return path if "://" in path else str(self.work_dir / path)
+    def location(self, path: str, name: str) -> str:
+        """Where a data set lies: below the work folder, unless the path is absolute or names a protocol.
+
+        On the Hub it is read at one commit, which is recorded.
+        """
+        place, commit = pinned(path, self.commits)
+        self.opened.origins[name] = {"path": path, **({"revision": commit} if commit else {})}
+        self.places[name] = place if "://" in path else str(self.work_dir / path)
+        return self.places[name]
 
     def problems(self, name: str) -> RowProblems:
         """A new count of bad rows."""
@@ -113,7 +132,7 @@ class _Opening:
     def robot_reader(self, source: RobotSource) -> RobotDataset:
         """The opened data set; raises `ValueError` for one without the state that the recipe needs."""
         reader = open_robot_source(
-            self.location(source.path),
+            self.location(source.path, f"{ROBOT}/{source.key}"),
             key=source.key,
             cameras=source.cameras,
             transform=source.transform or "identity",
@@ -188,7 +207,7 @@ class _Opening:
         elif recorded:
             opened.tables[name] = RecordedTable(reader)
         else:
-            settings = {**asdict(source), "place": self.location(source.path), "horizon": reader.horizon}
+            settings = {**asdict(source), "place": self.places[name], "horizon": reader.horizon}
             settings |= {"reading": READING_VERSION, "changed": reader.reader.folder.changed()}
             settings |= {HELD_OUT: held_out} if held_out else {}
             opened.tables[name] = write_table(reader, ROBOT_FEATURES, self.work_dir, settings)
@@ -199,19 +218,69 @@ class _Opening:
 
     def question_reader(self, source: VisionLanguageSource) -> ConversationSource:
         """The opened data set."""
-        name, place = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path)
-        problems, layout = self.problems(name), find_format(place, source.format)
-        self.opened.readings[name] = DataReading(layout, None)
-        return open_vision_language_source(place, name=name, format=layout, configs=source.configs, problems=problems)
+        name = f"{VISION_LANGUAGE}/{source.name}"
+        packed = self.packed_place(source, name)
+        place = packed or self.location(source.path, name)
+        problems, layout = self.problems(name), find_format(place, "packed" if packed else source.format)
+        configs = None if layout == "packed" else source.configs
+        reader = open_vision_language_source(place, name=name, format=layout, configs=configs, problems=problems)
+        notes = []
+        if isinstance(reader, PackedSource):
+            notes = [self.check_packed(source, name, reader)]
+        elif place.startswith(HUB_DATA):
+            notes = [network_cost(reader, place, self.readers)]
+            logger.warning("%s: %s", name, notes[0])
+        self.opened.readings[name] = DataReading(layout, None, notes=notes)
+        return reader
+
+    @property
+    def readers(self) -> int:
+        """Loader processes of the run."""
+        return int(os.environ.get("WORLD_SIZE", "1")) * max(self.recipe.data.num_workers, 1)
+
+    def packed_place(self, source: VisionLanguageSource, name: str) -> str | None:
+        """Where a set is packed, `None` where it is not; raises `FileNotFoundError` where a run needs it to be."""
+        folder = self.recipe.data.packed
+        if folder is None:
+            return None
+        place = f"{self.location(folder, name)}/{source.name}"
+        if is_packed(place):
+            self.places[name] = place
+            return place
+        if source.path.startswith(HUB_DATA) and self.write_tables:
+            raise FileNotFoundError(
+                f"got no packed set at {place}, expected {source.path} packed there: run gen-vla pack RECIPE --output "
+                f"{place.rpartition('/')[0]}, or set data.packed to null to read the set over the network"
+            )
+        return None
+
+    def check_packed(self, source: VisionLanguageSource, name: str, reader: PackedSource) -> str:
+        """A sentence on what is packed; raises `ValueError` where it is not what the recipe asks for."""
+        found, packed = reader.manifest, reader.manifest["source"]
+        if found["side"] is not None and found["side"] < self.recipe.data.image_size:
+            raise ValueError(
+                f"{name}: got pictures packed at {found['side']} pixels a side in {reader.folder.path}, expected at "
+                f"least data.image_size={self.recipe.data.image_size}; pack the set again, into another folder"
+            )
+        if packed["configs"] != source.configs:
+            raise ValueError(
+                f"{name}: got configs {packed['configs']} packed in {reader.folder.path}, expected {source.configs}, "
+                "as the recipe says; pack the set again, into another folder"
+            )
+        self.opened.origins[name] |= {"packed_from": packed, "rows": found["rows"]}
+        revision = f" at {packed['revision']}" if packed["revision"] else ""
+        pictures = f"made for {found['side']} pixels a side" if found["side"] else "as they were"
+        return f"packed from {packed['path']}{revision}, pictures {pictures}"
 
     def read_questions(self, source: VisionLanguageSource, reader: ConversationSource) -> None:
         """Rows of a data set that is open."""
-        name, place, opened = f"{VISION_LANGUAGE}/{source.name}", self.location(source.path), self.opened
+        name, opened = f"{VISION_LANGUAGE}/{source.name}", self.opened
+        place = self.places[name]
         if draw := question_draw(self.recipe.data.validation, source.name):
             opened.held_out[name] = reader.only(draw, RowProblems(name=f"{name}, held out"))
             reader = reader.only(replace(draw, held_out=False))
         if not self.by_number(isinstance(reader, RecordedSource)):
-            opened.streams[name] = reader
+            opened.streams[name] = reader.undecoded() if isinstance(reader, PackedSource) else reader
         elif isinstance(reader, RecordedSource):
             opened.tables[name] = reader
         else:

@@ -5,6 +5,7 @@
     onevision  CONFIG/train-*.parquet                    lmms-lab/LLaVA-OneVision-Data
     vqasynth   data/train-*.parquet                      remyxai/vqasynth_spacellava
     recorded   state.json, data-*.arrow                  this project's own questions
+    packed     packing.json, *.parquet                   any of these, made ready by gen-vla pack (`packing.py`)
 
     source = open_vision_language_source("hf://datasets/remyxai/vqasynth_spacellava", name="vqasynth")
     for row in source.rows(source.shards()[:1]): ...
@@ -20,20 +21,24 @@ from typing import Literal, get_args
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import did_you_mean
+from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures, find_archives
 from gen_vla.training.vision_language_data.json_rows import local_copy
 from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource, check_configs
+from gen_vla.training.vision_language_data.packed import PACKING, PackedSource
 from gen_vla.training.vision_language_data.rows import ConversationSource
 from gen_vla.training.vision_language_data.tables import COLUMNS, Layout, RecordedSource, TableSource, missing_columns
 
 
-Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded"]
+Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded", "packed"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 JSON_NAMES = {"llava": "chat", "robopoint": "robopoint"}  # how the name of the JSON file begins
 OTHER_SPLITS = ("test", "validation", "val")
+BLOCK_BYTES = AbstractBufferedFile.DEFAULT_BLOCK_SIZE  # of a remote file, fetched with one request
 
 
 def open_vision_language_source(
@@ -65,6 +70,8 @@ def open_vision_language_source(
     if configs is not None and found not in ("onevision", "robopoint"):
         expected = "expected them for onevision, robopoint"
         raise ValueError(f"{name!r}: got configs {configs} for format {found!r}, {expected}")
+    if found == "packed":
+        return PackedSource(name, DataFolder(path), problems)
     if found == "recorded":
         return RecordedSource(name, _arrow_files(filesystem, root), problems)
     if found in ("llava", "robopoint"):
@@ -73,6 +80,29 @@ def open_vision_language_source(
     files = _parquet_files(filesystem, root, name, configs)
     folder = root.rsplit("/", 1)[0] if filesystem.isfile(root) else root
     return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder).read)
+
+
+def network_cost(source: ConversationSource, path: str, readers: int) -> str:
+    """What one pass over a remote set as it was published costs, in a sentence.
+
+    Args:
+        source, path: the set.
+        readers: loader processes among which a pass is divided.
+    """
+    filesystem, root = url_to_fs(path)
+    if isinstance(source, ArchivedLlavaSource):  # every reader unpacks them all
+        parts = [part for parts in source.archives.values() for part in parts]
+        size = readers * sum(filesystem.size(part) for part in parts)
+        requests = -(-size // BLOCK_BYTES)
+    elif isinstance(source, TableSource):
+        size = sum(filesystem.size(file) for file in source.paths)
+        requests = len(source.paths) + -(-size // BLOCK_BYTES)
+    else:  # a request for each picture
+        size, requests = filesystem.du(root), source.count_rows()
+    return (
+        f"read over the network as it was published: about {size / 1e9:,.1f} GB in {requests:,} requests for each "
+        f"pass of {readers} readers; gen-vla pack does it once"
+    )
 
 
 def find_format(path: str | Path, format: Format = "auto") -> Format:
@@ -95,6 +125,8 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
     names = [entry.rsplit("/", 1)[-1] for entry in entries]
     if "state.json" in names:
         return "recorded"
+    if PACKING in names:
+        return "packed"
     for layout in ("robopoint", "llava"):
         if any(_is_json_of(layout, entry) for entry in names):
             return layout
@@ -110,7 +142,8 @@ def _detect(filesystem: AbstractFileSystem, root: str) -> Format:
         raise ValueError(f"got {files[0]} with columns {columns}, expected those of vqasynth or onevision: {COLUMNS}")
     raise ValueError(
         f"got {root} with {', '.join(sorted(names)[:8]) or 'nothing'} in it, expected chat.json, robopoint_*.json, "
-        "parquet files, or a data set written by save_to_disk; name the JSON file itself if it is called otherwise"
+        "parquet files, or a data set that save_to_disk or gen-vla pack wrote; name the JSON file itself if it is "
+        "called otherwise"
     )
 
 

@@ -77,7 +77,7 @@ class TableSource(ConversationSource):
         read: ReadPicture | None = None,
     ):
         super().__init__(name, problems)
-        self.filesystem, self.read = filesystem, read
+        self.filesystem, self.paths, self.read = filesystem, paths, read
         self.layout: Layout = layout
         with ThreadPoolExecutor(FOOTERS_AT_A_TIME) as pool:
             groups = list(pool.map(self._row_groups, paths))
