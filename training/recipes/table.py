@@ -33,7 +33,7 @@ def marks(recipe: Recipe) -> list[str]:
     """Which of D, S and C a recipe has."""
     acts = bool(recipe.data.robot)
     present = (
-        recipe.model.frozen is not None,
+        recipe.model.frozen not in (None, "all"),
         acts and recipe.actions.representation == "string",
         acts and bool(recipe.data.questions),
     )
