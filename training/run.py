@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -139,17 +139,19 @@ def local_main_first() -> Iterator[None]:
     They wait in a group of their own, for `DATA_TIMEOUT`: that of the run's collective operations is minutes, and a
     pass over the actions of a large data set takes hours.
     """
-    state, group = PartialState(cpu=not torch.cuda.is_available()), cast(Any, None)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    group: Any = None
     if state.num_processes > 1:
         group = torch.distributed.new_group(backend="gloo", timeout=DATA_TIMEOUT)
+    distributed: Any = torch.distributed  # groups are typed as numbers, too
     if group and not state.is_local_main_process:
-        torch.distributed.barrier(group)
+        distributed.barrier(group)
     yield
     if group and state.is_local_main_process:
-        torch.distributed.barrier(group)
+        distributed.barrier(group)
     if group:
-        torch.distributed.barrier(group)
-        torch.distributed.destroy_process_group(group)
+        distributed.barrier(group)
+        distributed.destroy_process_group(group)
 
 
 def prepare_run(recipe: Recipe, work_dir: Path, resume: bool = False) -> Path | None:
