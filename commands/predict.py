@@ -26,15 +26,25 @@ def predict(
     instruction: Annotated[str, Argument(help='For example "close the drawer".')],
     unnorm_key: Annotated[str | None, Option(help="The data set whose units are wanted.")] = None,
     dtype: Dtype = "auto",
+    state: Annotated[
+        str | None,
+        Option(metavar="NUMBERS", help="The robot's state, as in 0.1,0.2,0.3, for a model that takes it."),
+    ] = None,
     picture: Annotated[Path | None, Option(help="Draw the prediction into this PNG.")] = None,
 ) -> None:
     """One action for one picture, or one per camera, as JSON."""
+    from gen_vla.evaluation.policies.states import state_arguments, takes_state
+
     pictures = read_pictures(images)
     loaded, processor = load_any(model, dtype)
-    prediction = loaded.predict_actions(**processor.action_inputs(pictures, instruction), unnorm_key=unnorm_key)
+    if state is not None and not takes_state(processor):
+        raise ValueError(f"got --state {state}, expected none: {model} was trained without the robot's state")
+    told = state_arguments(processor, None if state is None else read_numbers(state), unnorm_key)
+    inputs = processor.action_inputs(pictures, instruction, **told)
+    prediction = loaded.predict_actions(**inputs, unnorm_key=unnorm_key)
     statistics = loaded.get_action_stats(unnorm_key)
     described: dict[str, Any] = {
-        name: statistics[name] for name in ("names", "fps", "displacements") if name in statistics
+        name: statistics[name] for name in ("names", "fps", "displacements", "relative") if name in statistics
     }
     print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0], **described}))
     if picture:
@@ -42,6 +52,14 @@ def predict(
 
         shown = side_by_side(list(pictures.values()) if isinstance(pictures, dict) else pictures)
         draw_prediction(shown, instruction, prediction, picture)
+
+
+def read_numbers(text: str) -> list[float]:
+    """Numbers with commas or spaces between; raises `ValueError` for anything else."""
+    try:
+        return [float(number) for number in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise ValueError(f"got --state {text!r}, expected numbers with commas between, as in 0.1,-0.2,0.3") from error
 
 
 def read_pictures(files: Sequence[str]) -> "list[Image] | dict[str, Image]":

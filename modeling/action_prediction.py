@@ -49,6 +49,7 @@ class ActionPredictionMixin:
     generation_config: Any
     get_output_embeddings: Any
     check_weights: Any
+    states_per_row: Any
 
     @torch.no_grad()
     @limit_cpu_threads
@@ -61,6 +62,7 @@ class ActionPredictionMixin:
         previous: Any = None,
         tree_nodes: int | None = None,
         prefix_actions: Any = None,
+        state: Any = None,
         **kwargs: Any,
     ) -> ActionPrediction:
         """The actions for a batch of observations: those of choosing one allowed token after another.
@@ -79,6 +81,8 @@ class ActionPredictionMixin:
             prefix_actions: first steps of each chunk that are decided already, in the units of its data set: float
                 [B, k, D], or B arrays [k, D] with a k of their own, below T. The model continues them: real-time
                 chunking. They are clipped and rounded as an action string is.
+            state: float [B, P], the robot's in the units of its data set, for a model that takes it: what relative
+                actions are turned back with. The prompt has it as text already.
             kwargs: options of `generate` (`do_sample`, `temperature`, `num_beams`, `cache_implementation`...). A saved
                 generation config has no effect, and `top_k` is off by default. With `cache_implementation="static"`
                 passes have shapes that repeat and, on a GPU, run as CUDA graphs; this is the default where a GPU holds
@@ -87,8 +91,8 @@ class ActionPredictionMixin:
         Raises:
             ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
                 inputs are missing or padded on the right, an observation has no picture, prompt and action do not fit
-                into the model's context, a prefix has another shape or no finite numbers, the model computes NaN, or
-                an option is none of `generate`'s or leaves no whole action.
+                into the model's context, a prefix or the state has another shape or no finite numbers, the model
+                computes NaN, or an option is none of `generate`'s or leaves no whole action.
             TypeError: if inputs are no tensors.
         """
         self.check_weights()
@@ -101,7 +105,8 @@ class ActionPredictionMixin:
         check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
-        forced = prefix_tokens(grammar, prefix_actions, action_statistics)
+        states = self.states_per_row(state, unnorm_key, rows)
+        forced = prefix_tokens(grammar, prefix_actions, action_statistics, states)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         by_tree = self._decodes_by_tree(tree_nodes, options)
         if by_tree:  # which looks at tokens on the CPU: one copy is faster than many
@@ -122,7 +127,7 @@ class ActionPredictionMixin:
             cost = DecodingCost(passes=token_ids.shape[1])
         text = [grammar.text(row) for row in token_ids.tolist()]
         normalized = np.stack([grammar.strings.decode(line) for line in text])
-        actions = [unnormalize_actions(*row) for row in zip(normalized, action_statistics, strict=True)]
+        actions = [unnormalize_actions(*row) for row in zip(normalized, action_statistics, states, strict=True)]
         return ActionPrediction(
             np.stack(actions),
             normalized,

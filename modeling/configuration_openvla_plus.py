@@ -6,6 +6,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .action_statistics import plain_statistics  # noqa: F401
 from .base_configuration import ActionStatisticsMixin, as_config, auto_map_for, image_tokens
+from .relative_actions import check_groups  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 

@@ -7,6 +7,7 @@ import transformers
 
 from .action_statistics import plain_statistics  # noqa: F401
 from .base_configuration import ActionStatisticsMixin, auto_map_for, image_tokens
+from .relative_actions import check_groups  # noqa: F401
 from .transformers_version import check_pi0
 
 

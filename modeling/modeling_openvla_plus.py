@@ -28,6 +28,7 @@ from .generation_options import checked_options  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .prefix_actions import prefix_tokens  # noqa: F401
 from .recorded_passes import recorded_forward  # noqa: F401
+from .relative_actions import to_relative  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 from .tree_decoding import TreeDecoder  # noqa: F401
 from .verification_passes import additive_mask  # noqa: F401

@@ -13,7 +13,8 @@ dimensions fill the first D of `max_action_dim` and are zero behind them; `confi
 velocity and loss are zero there, too. In the published weights of π0 they are not: its loss is openpi's, a mean over
 all of `max_action_dim` (LeRobot's fine-tuning counts the first D alone).
 
-As OpenVLA, the family gets no proprioception: without `state`, the state token is that of zeros.
+A model that was trained with the robot's state (`action_config["state"]`) gets it in the state token, scaled to
+[-1, 1] by q01 and q99 of its data set. Of others that token is of zeros.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .action_statistics import statistics_per_row, unnormalize_actions
+from .action_statistics import normalize_actions, statistics_per_row, unnormalize_actions
 from .base_configuration import check_context
 from .configuration_pi0_flow import Pi0FlowConfig
 from .cpu_threads import limit_cpu_threads
@@ -32,6 +33,7 @@ from .openvla_contract import ActionPrediction, OpenVLAContractMixin
 
 # isort: split
 # What those files import: transformers copies from a local folder only what this file names itself.
+from .relative_actions import to_relative  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 
@@ -177,7 +179,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         pixel_values: torch.Tensor | None = None,
         unnorm_key: str | Sequence[str] | None = None,
         *,
-        state: torch.Tensor | None = None,
+        state: Any = None,
         num_steps: int | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -188,7 +190,9 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         """The actions for a batch of observations: noise, and `num_steps` steps of the flow from it.
 
         Args:
-            input_ids, attention_mask, pixel_values, state, pixel_attention_mask, token_type_ids: as for `forward`.
+            input_ids, attention_mask, pixel_values, pixel_attention_mask, token_type_ids: as for `forward`.
+            state: for a model that takes the robot's state, float [B, P] in the units of its data set; for others as
+                for `forward`.
             unnorm_key: one data set for all rows, or one per row.
             num_steps: steps of the flow; by default `config.num_inference_steps`, 10.
             noise: as for `forward`, where the flow begins; by default drawn.
@@ -211,6 +215,10 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             raise ValueError(f"got num_steps={num_steps}, expected at least 1")
         rows = len(input_ids)
         action_statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows)
+        states: Sequence[np.ndarray | None] = [None] * rows
+        if action_config.get("state"):
+            states = self.states_per_row(state, unnorm_key, rows)
+            state = self._shown_states(states, unnorm_key) if action_config["state"] == "input" else None
         pixel_values, pixel_attention_mask = as_cameras(pixel_values, pixel_attention_mask, rows)
         self._check_pictures(input_ids, pixel_attention_mask)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -228,7 +236,7 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
             num_steps=steps,
         )
         normalized = self._normalized(flow, action_config)
-        actions = [unnormalize_actions(*row) for row in zip(normalized, action_statistics, strict=True)]
+        actions = [unnormalize_actions(*row) for row in zip(normalized, action_statistics, states, strict=True)]
         return FlowPrediction(
             actions=np.stack(actions),
             normalized=normalized,
@@ -294,6 +302,12 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         if state.ndim != 2 or len(state) != rows or state.shape[1] > width:
             raise ValueError(f"got state of shape {list(state.shape)}, expected [{rows}, at most {width}]")
         return nn.functional.pad(state, (0, width - state.shape[1])).to(device, dtype)
+
+    def _shown_states(self, states: Sequence[Any], unnorm_key: str | Sequence[str] | None) -> torch.Tensor:
+        """States of rows [P] in units, as the model was shown them: float32 [B, max_state_dim], zeros behind each."""
+        statistics = statistics_per_row(self.config.norm_stats, unnorm_key, len(states), "proprio")
+        scaled = [torch.from_numpy(normalize_actions(*row)) for row in zip(states, statistics, strict=True)]
+        return torch.cat([self._state(row[None], 1, torch.device("cpu")) for row in scaled])
 
     def _check_pictures(self, input_ids: torch.Tensor, pixel_attention_mask: torch.Tensor) -> None:
         """Raises `ValueError` unless every row has the image tokens of its pictures; PI0 itself does not check."""

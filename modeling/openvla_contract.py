@@ -20,7 +20,7 @@ import torch
 from transformers import BitsAndBytesConfig, LogitsProcessor
 from transformers.utils import logging
 
-from .action_statistics import select_statistics
+from .action_statistics import select_statistics, statistics_per_row
 
 
 logger = logging.get_logger(__name__)
@@ -137,6 +137,36 @@ class OpenVLAContractMixin:
             )
         actions = self.predict_actions(input_ids=input_ids, unnorm_key=unnorm_key, **kwargs).actions[0]
         return actions[0] if len(actions) == 1 else actions
+
+    def states_per_row(
+        self, state: Any, unnorm_key: str | Sequence[str] | None, rows: int
+    ) -> Sequence[np.ndarray | None]:
+        """The robot's state of each row, float64 [P] in units; `None` for a model that takes none.
+
+        Args:
+            state: float [B, P], zeros behind shorter ones, as `processor.action_inputs` gives it.
+
+        Raises:
+            ValueError: for a state that is missing, not taken, of another shape, or not finite.
+        """
+        if not (self.config.action_config or {}).get("state"):
+            if state is not None:
+                raise ValueError("got a state, expected none: this model was trained without it; leave it out")
+            return [None] * rows
+        if state is None:
+            raise ValueError(
+                "got no state, expected the robot's, which this model was trained with; use "
+                "processor.action_inputs(image, instruction, state=...)"
+            )
+        statistics = statistics_per_row(self.config.norm_stats, unnorm_key, rows, "proprio")
+        widths = [len(entry["q01"]) for entry in statistics]
+        given = state.detach().cpu().double().numpy() if isinstance(state, torch.Tensor) else np.asarray(state, float)
+        if given.shape != (rows, max(widths)) or not np.isfinite(given).all():
+            raise ValueError(
+                f"got states of shape {list(given.shape)}, expected finite numbers [{rows}, {max(widths)}]: those of "
+                "processor.action_inputs"
+            )
+        return [row[:width] for row, width in zip(given, widths, strict=True)]
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in transformers, with `dataset_statistics.json` beside the weights, as in OpenVLA."""

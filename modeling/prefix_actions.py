@@ -28,11 +28,14 @@ class ForcedTokens(LogitsProcessor):
         return scores
 
 
-def prefix_tokens(grammar: Any, prefix_actions: Any, action_statistics: Sequence[dict[str, Any]]) -> list[list[int]]:
+def prefix_tokens(
+    grammar: Any, prefix_actions: Any, action_statistics: Sequence[dict[str, Any]], states: Sequence[Any]
+) -> list[list[int]]:
     """The tokens that each of B actions begins with, whatever follows its given steps.
 
     Args:
         prefix_actions: as for `predict_actions`.
+        states: of each row, float [P], or `None`.
     """
     rows, strings = len(action_statistics), grammar.strings
     if prefix_actions is None:
@@ -45,7 +48,7 @@ def prefix_tokens(grammar: Any, prefix_actions: Any, action_statistics: Sequence
             "no fixed length, so that the model could write on at the end of the prefix"
         )
     found = []
-    for given, entry in zip(prefix_actions, action_statistics, strict=True):
+    for given, entry, state in zip(prefix_actions, action_statistics, states, strict=True):
         steps = np.asarray(given, dtype=np.float64)
         if steps.ndim != 2 or steps.shape[1] != strings.action_dim or len(steps) >= strings.horizon:
             raise ValueError(
@@ -56,7 +59,7 @@ def prefix_tokens(grammar: Any, prefix_actions: Any, action_statistics: Sequence
             raise ValueError("got prefix_actions with NaN or infinity, expected the actions that are carried out")
         # What two actions have in common that differ in the first value behind the prefix.
         first, second = np.zeros((2, strings.horizon, strings.action_dim))
-        first[: len(steps)] = second[: len(steps)] = normalize_actions(steps, entry)
+        first[: len(steps)] = second[: len(steps)] = normalize_actions(steps, entry, state)
         second[len(steps), 0] = 1.0 if 0 in getattr(strings, "binary_dims", ()) else -0.5
         one, other = (grammar.token_ids(grammar.prefix + strings.encode(chunk)) for chunk in (first, second))
         found.append([token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))])

@@ -10,8 +10,10 @@ A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics
                                 "names": [D] (ours, optional; the data set's names of the values),
                                 "fps": float (ours, optional; steps a second of the training data),
                                 "displacements": [...] (ours, optional; the dimensions that are displacements; all
-                                others are positions)},
-                     "proprio": {...} (optional), "num_transitions": int, "num_trajectories": int}}
+                                others are positions)
+                                "relative": [...] (ours, optional; the groups of dimensions that are relative to the
+                                state, see `relative_actions.py`; the figures are then of these)},
+                     "proprio": {"q01": [P], ...} (optional), "num_transitions": int, "num_trajectories": int}}
 
 `modeling/` links to this file, which both halves of a Hub repository use.
 """
@@ -21,6 +23,8 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
+
+from .relative_actions import check_groups, to_absolute, to_relative
 
 
 HISTOGRAM_BINS = 40
@@ -35,8 +39,9 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
 
-def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dict[str, Any]:
-    """The action statistics of one data set; `unnorm_key` may be `None` where there is only one.
+def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None, kind: str = "action") -> dict[str, Any]:
+    """The statistics of one data set's actions, or of its states ("proprio"); `unnorm_key` may be `None` where there
+    is only one.
 
     Raises:
         ValueError: without statistics, on an unknown key, or without a key where there are several; lists the keys.
@@ -58,7 +63,7 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None) -> dic
         near = get_close_matches(unnorm_key, norm_stats, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"got unnorm_key={unnorm_key!r}, which this model has no statistics for; {hint}keys: {keys}")
-    return _action_entry(norm_stats, unnorm_key)
+    return _entry(norm_stats, unnorm_key, kind)
 
 
 def plain_statistics(norm_stats: Any) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def plain_statistics(norm_stats: Any) -> dict[str, Any]:
     for key in norm_stats:
         if not isinstance(key, str):
             raise ValueError(f"got norm_stats with the key {key!r}, expected names of data sets, which are texts")
-        _action_entry(norm_stats, key)
+        _entry(norm_stats, key)
     return _plain(norm_stats)
 
 
@@ -112,6 +117,8 @@ def check_action_statistics(statistics: dict[str, Any], name: str = "a data set"
             f"got action statistics of {name} with a histogram of another shape, expected {width} rows of "
             f"{HISTOGRAM_BINS} counts; leave it out, it only makes decoding faster"
         )
+    if statistics.get("relative"):
+        check_groups(_plain(statistics["relative"]), width, name)
 
 
 def _check_normalization(modes: Any, measures: dict[str, Any], width: int, name: str) -> None:
@@ -139,16 +146,16 @@ def _check_normalization(modes: Any, measures: dict[str, Any], width: int, name:
                 )
 
 
-def _action_entry(norm_stats: dict[str, Any], key: str) -> dict[str, Any]:
-    """The checked action statistics of a data set."""
+def _entry(norm_stats: dict[str, Any], key: str, kind: str = "action") -> dict[str, Any]:
+    """The checked statistics of a data set's actions or states."""
     entry = norm_stats[key]
-    if not isinstance(entry, dict) or not isinstance(entry.get("action"), dict):
+    if not isinstance(entry, dict) or not isinstance(entry.get(kind), dict):
         raise ValueError(
-            f"got norm_stats whose entry {key!r} has no 'action', expected {{data set: {{'action': "
+            f"got norm_stats whose entry {key!r} has no {kind!r}, expected {{data set: {{{kind!r}: "
             "{'q01': [...], 'q99': [...], ...}}}, as in OpenVLA's dataset_statistics.json"
         )
-    check_action_statistics(entry["action"], repr(key))
-    return entry["action"]
+    check_action_statistics(entry[kind], repr(key))
+    return entry[kind]
 
 
 def _plain(value: Any) -> Any:
@@ -165,24 +172,30 @@ def _is_finite(value: Any) -> bool:
 
 
 def statistics_per_row(
-    norm_stats: dict[str, Any], unnorm_key: str | Sequence[str] | None, rows: int
+    norm_stats: dict[str, Any], unnorm_key: str | Sequence[str] | None, rows: int, kind: str = "action"
 ) -> list[dict[str, Any]]:
-    """The action statistics of each row of a batch, for one key for all or one per row; as `select_statistics`."""
+    """The statistics of each row of a batch, for one key for all or one per row; as `select_statistics`."""
     keys = [unnorm_key] * rows if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
     if len(keys) != rows:
         raise ValueError(f"got {len(keys)} unnorm_keys for {rows} observations, expected one each or one for all")
-    return [select_statistics(norm_stats, key) for key in keys]
+    return [select_statistics(norm_stats, key, kind) for key in keys]
 
 
-def normalize_actions(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
+def normalize_actions(actions: Any, statistics: dict[str, Any], state: Any = None) -> np.ndarray:
     """Maps the bounds (`action_bounds`) of float [..., D] to [-1, 1] and clips, float32; constant dimensions become 0,
     and those outside the mask stay as they are.
 
     OpenVLA makes also constant dimensions outside the mask 0, which `unnormalize_actions` could not undo: a gripper
     that was open in every frame would be commanded to close.
+
+    Args:
+        state: float [..., P], where statistics are of relative actions: the robot's at the beginning of each chunk
+            [..., T, D]. Otherwise it has no effect.
     """
     actions = np.asarray(actions, dtype=np.float64)
     low, high, mask = action_bounds(statistics, actions.shape[-1])
+    if relative := statistics.get("relative"):
+        actions = to_relative(actions, _known_state(state, relative), relative)
     scaled = np.clip(2.0 * (actions - low) / (high - low + EPSILON) - 1.0, -1.0, 1.0)
     least, most = (statistics.get(name) for name in ("min", "max"))
     constant = np.equal(low if least is None else _plain(least), high if most is None else _plain(most))
@@ -204,16 +217,20 @@ def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
     return outside.reshape(-1, actions.shape[-1]).sum(axis=0)
 
 
-def unnormalize_actions(normalized: Any, statistics: dict[str, Any]) -> np.ndarray:
+def unnormalize_actions(normalized: Any, statistics: dict[str, Any], state: Any = None) -> np.ndarray:
     """The inverse of `normalize_actions`: float [..., D] in [-1, 1] to float32 [..., D] in the data set's units.
 
     Raises:
-        ValueError: for statistics that cannot be used, and where a result would not be a finite number.
+        ValueError: for statistics that cannot be used, relative actions without a state, and where a result would not
+            be a finite number.
     """
     normalized = np.asarray(normalized, dtype=np.float64)
     low, high, mask = action_bounds(statistics, normalized.shape[-1])
     with np.errstate(over="ignore", invalid="ignore"):
-        actions = np.where(mask, 0.5 * (normalized + 1.0) * (high - low) + low, normalized).astype(np.float32)
+        actions = np.where(mask, 0.5 * (normalized + 1.0) * (high - low) + low, normalized)
+        if relative := statistics.get("relative"):
+            actions = to_absolute(actions, _known_state(state, relative), relative)
+        actions = actions.astype(np.float32)
     if not np.isfinite(actions).all():
         dim = int(np.argwhere(~np.isfinite(actions))[0][-1])
         raise ValueError(
@@ -268,6 +285,18 @@ def compute_statistics(
         "num_transitions": len(actions),
         "num_trajectories": int(num_trajectories),
     }
+
+
+def _known_state(state: Any, relative: Sequence[dict[str, Any]]) -> np.ndarray:
+    """The state float64 [..., P], if it has what actions are relative to."""
+    least = 1 + max(dim for group in relative for dim in group["state"])
+    if state is None or np.shape(state)[-1] < least:
+        found = "no state" if state is None else f"a state of {np.shape(state)[-1]} values"
+        raise ValueError(
+            f"got {found} for relative actions, expected the robot's, with at least {least} values, which they are "
+            "relative to: pass state=[...] in the units of its data set"
+        )
+    return np.asarray(state, dtype=np.float64)
 
 
 def action_bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,18 +39,20 @@ from .prompt_texts import (
     chat_template_for,
     check_no_control_tokens,
     check_prompt_template,
-    checked_instruction,
     checked_text,
     is_text,
     normalized_prompt,
     prompt_parts,
 )
+from .robot_state import StateInputs, stacked_states
 from .text_tokens import checked_token_id, continuation_ids, control_tokens, encode_as_text, make_tokenizer_loadable
 
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_grammar import ActionGrammar  # noqa: F401
+from .action_statistics import normalize_actions  # noqa: F401
+from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
@@ -60,7 +62,7 @@ CALL_ARGUMENTS += ("split_special_tokens", "max_length", "truncation")
 UPLOAD_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
-class OpenVLAPlusProcessor(ProcessorMixin):
+class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
     """Processor of the family: `action_inputs` for robots, `question_inputs` or a call for everything else.
 
     Args:
@@ -72,6 +74,7 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         image_token: the placeholder token.
         chat_template: Jinja; by default derived from `prompt_template`.
         cameras: names of the cameras of an action's pictures, in the order of training; `None` for one of any name.
+        state_statistics: see `StateInputs`.
     """
 
     default_prompt_template = PROMPT_TEMPLATE
@@ -90,8 +93,10 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         image_token: str = "<image>",
         chat_template: str | None = None,
         cameras: list[str] | None = None,
+        state_statistics: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
+        self.state_statistics = state_statistics
         self.cameras = checked_cameras(cameras)
         self.num_image_tokens = num_image_tokens
         self.action_config = action_config
@@ -110,10 +115,9 @@ class OpenVLAPlusProcessor(ProcessorMixin):
             raise ValueError("got a processor without action_config, expected one; it was not made for actions")
         return codec_from_action_config(self.action_config)
 
-    def action_prompt(self, instruction: str) -> str:
+    def action_prompt(self, instruction: str, state: Any = None, unnorm_key: str | None = None) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
-        words = checked_instruction(instruction, self.prompt_template)
-        return self.prompt_template["action"].format(instruction=words) + self._lead_in[0]
+        return super().action_prompt(instruction, state, unnorm_key) + self._lead_in[0]
 
     def question_prompt(self, question: str) -> str:
         """The prompt that asks a question about a picture, or without one."""
@@ -123,7 +127,15 @@ class OpenVLAPlusProcessor(ProcessorMixin):
         """What the model should write after `question_prompt`, EOS excepted."""
         return self.prompt_template["answer"].format(answer=checked_text(answer, "answer").strip())
 
-    def action_inputs(self, image: Any, instruction: Any, return_tensors: str | None = "pt") -> BatchFeature:
+    def action_inputs(
+        self,
+        image: Any,
+        instruction: Any,
+        return_tensors: str | None = "pt",
+        *,
+        state: Any = None,
+        unnorm_key: str | Sequence[str] | None = None,
+    ) -> BatchFeature:
         """Inputs for `predict_action` and `predict_actions`.
 
         Args:
@@ -131,23 +143,32 @@ class OpenVLAPlusProcessor(ProcessorMixin):
                 dictionary by their names or a list in their order. For B instructions a list of B of these; or, for
                 one camera, a stack [B, H, W, 3].
             instruction: one text, or a list of B.
+            state: for a model that takes the robot's state (`takes_state`), float [P] in the units of its data set,
+                or B of them.
+            unnorm_key: the data set that the state is of, one for all rows or one per row; needed where there are
+                several.
 
         Returns:
             `input_ids` and `attention_mask` int64 [B, L], left-padded; `pixel_values` float32 [pictures, C, H, W], row
-            by row.
+            by row; `state` float64 [B, P] as it was given, where the model takes it.
 
         Raises:
             ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
-                of training, or an instruction is empty.
+                of training, or an instruction is empty; for a state that is missing, wrong, or not taken.
             TypeError: if an image is not a picture or an instruction is not a text; see `rgb_pictures.to_rgb`.
         """
-        prompts = [self.action_prompt(text) for text in as_rows(instruction)]
+        words = as_rows(instruction)
+        states = self.state_rows(state, unnorm_key, len(words))
+        prompts = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
         alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
         rows = [image] if alone else as_rows(image)
         if len(rows) != len(prompts):
             raise ValueError(f"got {len(rows)} images and {len(prompts)} instructions, expected one of each per row")
         pictures = [pictures_in_order(row, self.cameras) for row in rows]
-        return self(images=pictures, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
+        inputs = self(images=pictures, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
+        if self.takes_state:
+            inputs["state"] = stacked_states(states)
+        return inputs
 
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""

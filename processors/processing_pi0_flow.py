@@ -15,8 +15,11 @@ from .prompt_texts import prompt_parts
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
 from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
+from .action_statistics import normalize_actions  # noqa: F401
 from .image_processing_openvla_plus import flatten_images  # noqa: F401
+from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
+from .robot_state import StateInputs  # noqa: F401
 from .text_tokens import encode_as_text  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 

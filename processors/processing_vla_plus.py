@@ -9,6 +9,7 @@ chat template, with the lead-in of the action format behind it:
 Where the generation prompt ends in the lead-in already, it is not written twice.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -21,10 +22,13 @@ from transformers.processing_utils import ProcessorMixin
 
 from .action_bins import ActionBins, codec_from_action_config
 from .action_grammar import ActionGrammar  # noqa: F401  # which transformers 4 looks for before it is refused
+from .action_statistics import normalize_actions  # noqa: F401
 from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
-from .prompt_texts import check_prompt_template, checked_instruction, checked_text
+from .prompt_texts import check_prompt_template, checked_text
+from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
+from .robot_state import StateInputs, stacked_states
 from .text_tokens import ControlTokenError, control_tokens, encode_as_text
 from .transformers_version import check_vlm
 
@@ -37,6 +41,7 @@ VLA_PROMPT_TEMPLATE = {
 TILING = ("do_image_splitting", "crop_to_patches", "do_pan_and_scan")  # off for a robot: each tile costs as a picture
 SETTINGS = "vla_plus"  # where processor_config.json holds these
 SETTING_NAMES = ("action_config", "prompt_template", "cameras", "picture_options", "center_crop_area")
+SETTING_NAMES += ("state_statistics",)
 # PaliGemma has none, and puts BOS behind the last picture and a newline at the end.
 PALIGEMMA_CHAT_TEMPLATE = """{% for message in messages -%}
 {% if message['content'] is string %}{{ message['content'] }}{% else -%}
@@ -48,7 +53,7 @@ PALIGEMMA_CHAT_TEMPLATE = """{% for message in messages -%}
 MARK = "ANSWER"  # stands for one where a chat template is looked at
 
 
-class ActionInputs:
+class ActionInputs(StateInputs):
     """What is added to a stock processor.
 
     Attributes:
@@ -61,8 +66,6 @@ class ActionInputs:
 
     default_prompt_template = VLA_PROMPT_TEMPLATE
 
-    action_config: dict[str, Any] | None
-    prompt_template: dict[str, str]
     cameras: list[str] | None
     picture_options: dict[str, Any]
     center_crop_area: float | None
@@ -77,35 +80,38 @@ class ActionInputs:
             raise ValueError("got a processor without action_config, expected one; it was not made for actions")
         return codec_from_action_config(self.action_config)
 
-    def action_prompt(self, instruction: str) -> str:
-        """The message that asks for an action; the instruction is lower-cased, as OpenVLA does."""
-        words = checked_instruction(instruction, self.prompt_template)
-        return self.prompt_template["action"].format(instruction=words)
-
     def question_prompt(self, question: str) -> str:
         """The message that asks a question about a picture."""
         return self.prompt_template["question"].format(question=checked_text(question, "question").strip())
 
-    def action_inputs(self, image: Any, instruction: Any) -> BatchFeature:
+    def action_inputs(
+        self, image: Any, instruction: Any, *, state: Any = None, unnorm_key: str | Sequence[str] | None = None
+    ) -> BatchFeature:
         """Inputs for `predict_action` and `predict_actions`.
 
         Args:
             image: for one instruction, a picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a
                 dictionary by their names or a list in their order. For B instructions a list of B of these.
             instruction: one text, or a list of B.
+            state, unnorm_key: as for `OpenVLAPlusProcessor.action_inputs`.
 
         Returns:
-            `input_ids` and `attention_mask` int64 [B, L], left-padded, and what else the stock processor returns.
+            `input_ids` and `attention_mask` int64 [B, L], left-padded, and what else the stock processor returns;
+            `state` float64 [B, P] as it was given, where the model takes it.
 
         Raises:
             ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
-                of training, or an instruction is empty or contains a control token.
+                of training, or an instruction is empty or contains a control token; for a state that is missing,
+                wrong, or not taken.
             TypeError: if an image is not a picture or an instruction is not a text.
         """
         alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
         rows = [image] if alone else as_rows(image)
         pictures = [pictures_in_order(row, self.cameras) for row in rows]
-        inputs = self._inputs(pictures, [self.action_prompt(text) for text in as_rows(instruction)])
+        words = as_rows(instruction)
+        states = self.state_rows(state, unnorm_key, len(words))
+        messages = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
+        inputs = self._inputs(pictures, messages)
         lead_in = torch.tensor(self._lead_in, dtype=torch.long)
         ids, length = inputs["input_ids"], len(lead_in)
         if length and not bool((ids[:, -length:] == lead_in).all()):
@@ -113,6 +119,8 @@ class ActionInputs:
             for name in inputs:
                 if name != "input_ids" and inputs[name].shape == ids.shape:  # the mask, and types of tokens
                     inputs[name] = torch.nn.functional.pad(inputs[name], (0, length), value=name == "attention_mask")
+        if self.takes_state:
+            inputs["state"] = stacked_states(states)
         return inputs
 
     def question_inputs(self, image: Any, question: Any) -> BatchFeature:
@@ -259,6 +267,7 @@ def with_actions(
     cameras: list[str] | None = None,
     picture_options: dict[str, Any] | None = None,
     center_crop_area: float | None = None,
+    state_statistics: dict[str, Any] | None = None,
 ) -> Any:
     """A stock processor with `ActionInputs`, changed in place; for the arguments see there.
 
@@ -271,7 +280,7 @@ def with_actions(
     check_prompt_template(stock.prompt_template)
     whole = {name: False for name in TILING if hasattr(stock.image_processor, name)}
     stock.picture_options = whole if picture_options is None else dict(picture_options)
-    stock.center_crop_area = center_crop_area
+    stock.center_crop_area, stock.state_statistics = center_crop_area, state_statistics
     if isinstance(stock, PaliGemmaProcessor) and not stock.chat_template:
         stock.chat_template = PALIGEMMA_CHAT_TEMPLATE
     return stock

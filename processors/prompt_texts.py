@@ -18,6 +18,8 @@ def check_prompt_template(prompt_template: dict[str, str]) -> None:
         prompt = prompt_template.get(name)
         if prompt is None or prompt.count(placeholder) != 1:
             raise ValueError(f"got prompt_template[{name!r}]={prompt!r}, expected a text with {placeholder} once")
+    if "{state}" in prompt_template["action"].partition("{instruction}")[0]:
+        raise ValueError(f"got {{state}} before {{instruction}} in {prompt_template['action']!r}, expected it behind")
 
 
 def normalized_prompt(prompt: str, prompt_template: dict[str, str], lead_in: str) -> str:
@@ -38,9 +40,9 @@ def normalized_prompt(prompt: str, prompt_template: dict[str, str], lead_in: str
 
 
 def prompt_parts(prompt_template: dict[str, str], name: str) -> tuple[str, str]:
-    """The text of a prompt before and after its words."""
+    """The text of a prompt before and after its words, to which the robot's state belongs."""
     before, _, after = prompt_template[name].partition("{instruction}" if name == "action" else "{question}")
-    return before, after
+    return before, after.rpartition("{state}")[2]
 
 
 def chat_template_for(prompt_template: dict[str, str], image_token: str) -> str:

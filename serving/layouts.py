@@ -24,7 +24,8 @@ class Layout:
 
     Attributes:
         cameras: the key of each camera's picture by name; the first is what a model of one camera is shown.
-        state: keys of the parts of the robot's state; those that are there are checked.
+        state: keys of the parts of the robot's state, in order; those that are there are checked, and joined for a
+            model that takes it.
         instruction: keys of the words, of which one is there.
     """
 
@@ -94,7 +95,7 @@ class Layouts:
         for place in self.places if self.cameras else ():
             keys = {name: place.format(name) for name in self.cameras or ()}
             if all(find(observation, key) is not None for key in keys.values()):
-                return Layout(keys, ("state", "observation/state"))
+                return Layout(keys, self.state_keys(observation))
         for layout in self.known.values():
             if any(find(observation, key) is not None for key in layout.cameras.values()):
                 return layout
@@ -103,6 +104,12 @@ class Layouts:
             f"got an observation with {shown_keys(observation)}, expected pictures under the keys of one of these "
             f"layouts ({keys}), or a file of your own keys, which the server reads with --keys"
         )
+
+    def state_keys(self, observation: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those of the first layout that are all there."""
+        named = [("state",), ("observation/state",), ("observation.state",)]
+        named += [layout.state for layout in self.known.values() if layout.state]
+        return next((keys for keys in named if all(find(observation, key) is not None for key in keys)), named[0])
 
 
 def find(observation: Mapping[str, Any], key: str) -> Any:

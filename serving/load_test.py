@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from gen_vla.evaluation.policies.cameras import pictures_per_action
 from gen_vla.evaluation.policies.flow import starting_noise
+from gen_vla.evaluation.policies.states import neutral_state
 from gen_vla.evaluation.tables import results_table
 from gen_vla.serving.client import PolicyClient
 from gen_vla.training.provenance.origin import describe_machine
@@ -76,6 +77,12 @@ def observation_for(cameras: Sequence[str] | None, seed: int = 0, side: int = SI
     return {**pictures, "prompt": INSTRUCTION}
 
 
+def state_for(metadata: dict[str, Any], key: str) -> dict[str, Any]:
+    """A state of a data set for a server whose model takes it, as `neutral_state`; else nothing."""
+    ranges = metadata["data_sets"][key].get("state")
+    return {"state": np.add(ranges["q01"], ranges["q99"]) / 2} if ranges else {}
+
+
 def measure_model(model: Any, processor: Any, rows: int, seconds: float) -> dict[str, Any]:
     """The model alone, in batches of some rows, for so long; as `measure_clients`."""
     pictures = observation_for([str(number) for number in range(pictures_per_action(processor))])
@@ -83,7 +90,8 @@ def measure_model(model: Any, processor: Any, rows: int, seconds: float) -> dict
     key, milliseconds = next(iter(model.config.norm_stats)), []
 
     def act() -> None:
-        inputs = processor.action_inputs([shown] * rows, [INSTRUCTION] * rows).to(model.device)
+        state = neutral_state(processor, key, rows)
+        inputs = processor.action_inputs([shown] * rows, [INSTRUCTION] * rows, **state).to(model.device)
         model.predict_actions(**inputs, unnorm_key=key, **starting_noise(model, ["load"] * rows))
 
     act()
@@ -103,7 +111,7 @@ def measure_clients(address: str, clients: int, seconds: float) -> dict[str, Any
 
     def ask(number: int) -> tuple[list[float], float]:
         robot, observation, milliseconds = robots[number], observation_for(cameras, number), []
-        observation["unnorm_key"] = key
+        observation |= {"unnorm_key": key, **state_for(robot.metadata, key)}
         robot.act(observation)
         start.wait()
         began = time.perf_counter()

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from gen_vla.evaluation.tables import results_table
-from gen_vla.serving.load_test import observation_for
+from gen_vla.serving.load_test import observation_for, state_for
 from gen_vla.serving.messages import pack, to_json, unpack
 
 
@@ -137,7 +137,8 @@ def run_mutations(address: str, count: int, process: int | None = None, seed: in
     session = connect(f"ws://{address}", compression=None, max_size=None)
     metadata: Any = unpack(session.recv())  # pyright: ignore[reportArgumentType]
     observation = observation_for(metadata["cameras"], side=SIDE)
-    observation["unnorm_key"] = metadata["available_unnorm_keys"][0]
+    key = metadata["available_unnorm_keys"][0]
+    observation |= {"unnorm_key": key, **state_for(metadata, key)}
     expected = good(session, observation)
     rest = http.client.HTTPConnection(address, timeout=60)
     for number in tqdm(range(count), unit="message", disable=not progress):

@@ -1,7 +1,7 @@
 """A model and its processor as a server uses them: batches of checked requests in, actions and answers out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from gen_vla.evaluation.policies.cameras import camera_names, pictures_per_action
 from gen_vla.evaluation.policies.flow import FLOW, check_answers, starting_noise
+from gen_vla.evaluation.policies.states import state_arguments, takes_state
 from gen_vla.serving.layouts import Layouts
 from gen_vla.serving.requests import Request, Requests, Session
 
@@ -64,8 +65,14 @@ class ServedPolicy:
                 f"got {name}, which has no action format or no statistics, expected a model that was trained to act; "
                 "this one answers questions at most"
             )
+        self.states = {key: model.config.norm_stats[key]["proprio"] for key in keys if takes_state(processor)}
         self.requests = Requests(
-            layouts or Layouts(self.cameras), keys, default_key, action["action_dim"], action["horizon"]
+            layouts or Layouts(self.cameras),
+            keys,
+            default_key,
+            action["action_dim"],
+            action["horizon"],
+            {key: len(found["q01"]) for key, found in self.states.items()},
         )
         if default_key is not None:
             self.requests.checked_key(default_key)
@@ -79,6 +86,8 @@ class ServedPolicy:
             key: {name: plain(found[name]) for name in DESCRIPTIONS if found.get(name) is not None}
             for key, found in statistics.items()
         }
+        for key, found in self.states.items():
+            data_sets[key]["state"] = {name: plain(found[name]) for name in ("q01", "q99")}
         key = requests.default_key or (requests.unnorm_keys[0] if len(requests.unnorm_keys) == 1 else None)
         return {
             "server": "gen-vla",
@@ -97,7 +106,7 @@ class ServedPolicy:
             "cameras": list(self.cameras) if self.cameras else None,
             "pictures_per_action": pictures_per_action(self.processor),
             "layouts": {name: layout.cameras for name, layout in requests.layouts.known.items()},
-            "needs_state": False,
+            "needs_state": bool(self.states),
             "answers_questions": self.answers,
             "continues_chunks": self.continues,
         }
@@ -108,7 +117,8 @@ class ServedPolicy:
         if request.asks:
             check_answers(self.model.config)
         else:
-            self.processor.action_prompt(request.words)
+            state = (request.state, request.unnorm_key) if self.states else ()
+            self.processor.action_prompt(request.words, *state)
         if request.prefix is not None and len(request.prefix) and not self.continues:
             raise ValueError("got prefix_actions, expected none: this model's code cannot continue a chunk")
         return request
@@ -127,12 +137,13 @@ class ServedPolicy:
             requests = [*requests, *[requests[-1]] * (self.batch_sizes(asked)[-1] - asked)]
         single = pictures_per_action(self.processor) == 1
         pictures = [request.pictures[0] if single else list(request.pictures) for request in requests]
-        inputs = self.processor.action_inputs(pictures, [request.words for request in requests])
+        keys = [request.unnorm_key for request in requests]
+        state = state_arguments(self.processor, [request.state for request in requests], keys)
+        inputs = self.processor.action_inputs(pictures, [request.words for request in requests], **state)
         options = starting_noise(self.model, [request.noise_name for request in requests])
         if any(request.prefix is not None and len(request.prefix) for request in requests):
             nothing = np.zeros((0, self.requests.action_dim))
             options["prefix_actions"] = [nothing if each.prefix is None else each.prefix for each in requests]
-        keys = [request.unnorm_key for request in requests]
         prediction = self.model.predict_actions(**inputs.to(self.model.device), unnorm_key=keys, **options)
         shape = (len(requests), self.requests.horizon, self.requests.action_dim)
         actions = np.asarray(prediction.actions, dtype=np.float32)
@@ -159,10 +170,12 @@ class ServedPolicy:
         """
         grey = (Image.new("RGB", (64, 64), "grey"),) * pictures_per_action(self.processor)
         key = self.requests.default_key or self.requests.unnorm_keys[0]
-        answers = [self.run([Request(grey, "stay", unnorm_key=key)] * size) for size in self.batch_sizes(most)]
+        asked = Request(grey, "stay", unnorm_key=key)
+        asked = replace(asked, state=self.processor.neutral_state(key)) if self.states else asked
+        answers = [self.run([asked] * size) for size in self.batch_sizes(most)]
         if self.requests.horizon > 1:
             try:
-                self.run([Request(grey, "stay", unnorm_key=key, prefix=np.asarray(answers[0][0].actions)[:1])])
+                self.run([replace(asked, prefix=np.asarray(answers[0][0].actions)[:1])])
                 self.continues = True
             except ValueError:  # other styles, flow matching, or an older repository's code
                 self.continues = False

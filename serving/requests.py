@@ -5,15 +5,15 @@ PNG, JPEG or WebP. A text is never taken for a picture: it could be a path of th
 """
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from gen_vla.processors.rgb_pictures import DECODING_ERRORS, to_rgb
-from gen_vla.serving.layouts import Layouts, find, shown_keys
+from gen_vla.serving.layouts import Layout, Layouts, find, shown_keys
 
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -51,6 +51,7 @@ class Request:
         unnorm_key: whose units the actions have.
         prefix: float [k, D], steps of the chunk that are decided.
         noise_name: of the noise that a flow-matching model starts from.
+        state: float64 [P], the robot's, for a model that takes it.
     """
 
     pictures: tuple[Image.Image, ...]
@@ -59,6 +60,7 @@ class Request:
     unnorm_key: str | None = None
     prefix: np.ndarray | None = None
     noise_name: str = ""
+    state: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Requests:
         default_key: for requests and sessions without one.
         action_dim: D.
         horizon: T.
+        state_dims: P by data set, for a model that takes the robot's state; empty for others, which need not know it.
     """
 
     layouts: Layouts
@@ -78,6 +81,7 @@ class Requests:
     default_key: str | None
     action_dim: int
     horizon: int
+    state_dims: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, message: Any, session: Session) -> Request:
         """The request in a message; raises `ValueError` or `TypeError` that says what to send instead."""
@@ -96,11 +100,13 @@ class Requests:
                 f"got an observation with {shown_keys(message)}, expected an instruction under "
                 f"{' or '.join(layout.instruction)}, or one in a reset before it"
             )
-        key = message.get("unnorm_key", session.unnorm_key)
+        given = message.get("unnorm_key", session.unnorm_key)
+        key = self.checked_key(self.default_key if given is None else given)
         return Request(
             pictures,
             words_of(words, "instruction"),
-            unnorm_key=self.checked_key(self.default_key if key is None else key),
+            unnorm_key=key,
+            state=self.joined_state(message, layout, self.state_dims[key]) if self.state_dims else None,
             prefix=self.checked_prefix(message.get("prefix_actions")),
             noise_name=f"{session.seed} {session.episode} {session.step}",
         )
@@ -115,6 +121,18 @@ class Requests:
                 f"{', '.join(self.unnorm_keys)}: whose units the actions shall have"
             )
         return key
+
+    def joined_state(self, message: dict[str, Any], layout: Layout, width: int) -> np.ndarray:
+        """The checked parts of the robot's state side by side, float64 [P]."""
+        parts = {key: found for key in layout.state if (found := find(message, key)) is not None}
+        joined = np.concatenate([np.zeros(0), *(np.atleast_1d(np.asarray(part, float)) for part in parts.values())])
+        if len(joined) != width:
+            raise ValueError(
+                f"got {len(joined)} values of the robot's state under {', '.join(parts) or 'no key'}, expected "
+                f"{width} under {', '.join(layout.state) or 'state'}: the model was trained with it; send it, or name "
+                "its keys in a file for --keys"
+            )
+        return joined
 
     def checked_prefix(self, given: Any) -> np.ndarray | None:
         """Steps float [k, D] that are decided, or `None`."""

@@ -97,7 +97,10 @@ class GenVLAModelServer(PredictModelServer):
             raise ValueError(f"got pictures with {shown_keys(pictures)}, expected {missing[0]} among them")
         shown = {name: pictures[key] for name, key in names.items()}
         session = Session(unnorm_key=self.unnorm_key, step=context.step, seed=crc32(context.episode_id.encode()))
-        return self.policy.requests.read({**shown, "prompt": observation.get("task_description")}, session)
+        told = {"prompt": observation.get("task_description")}
+        if (state := observation.get("states", observation.get("state"))) is not None and self.policy.states:
+            told["state"] = np.asarray(state, dtype=np.float64).ravel()
+        return self.policy.requests.read({**shown, **told}, session)
 
     def get_action_spec(self) -> dict[str, DimSpec]:
         """LIBERO's for `robosuite`; otherwise nothing is promised, since the training data decide."""
@@ -110,8 +113,10 @@ class GenVLAModelServer(PredictModelServer):
         return {**dict.fromkeys((self.cameras or {"image": "image"}).values(), IMAGE_RGB), "language": LANGUAGE}
 
     def get_observation_params(self) -> dict[str, Any]:
-        """What benchmarks are asked to send: the picture from the wrist where the model has several cameras."""
-        return {"send_wrist_image": True} if len(self.cameras) > 1 else {}
+        """What benchmarks are asked to send: the picture from the wrist where the model has several cameras, and the
+        robot's state where the model takes it."""
+        asked = {"send_wrist_image": len(self.cameras) > 1, "send_state": bool(self.policy.states)}
+        return {name: True for name, wanted in asked.items() if wanted}
 
 
 if __name__ == "__main__":

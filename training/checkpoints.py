@@ -132,6 +132,7 @@ def read_processor(folder: Path) -> Any:
         return VLAPlusProcessor.from_pretrained(folder)
     settings: dict[str, Any] = family.processor.get_processor_dict(folder)[0]
     kept = ("num_image_tokens", "action_config", "prompt_template", "image_token", "chat_template", "cameras")
+    kept += ("state_statistics",)
     return family.processor(
         OpenVLAPlusImageProcessor.from_pretrained(folder),
         PreTrainedTokenizerFast.from_pretrained(folder),

@@ -10,8 +10,9 @@ For each kind (`robot`, `vision_language`) and each source (`robot/bridge_orig`,
 and for robot data besides:
 
     sign_accuracy    share of signs that are right, zeros included
-    action_error     mean absolute error in the data set's units, over the supervised values whose predicted tokens are
-                     a number (`predicted_values`); for sources only: kinds mix units
+    action_error     mean absolute error in the data set's units (of relative actions before they are turned back),
+                     over the supervised values whose predicted tokens are a number (`predicted_values`); for sources
+                     only: kinds mix units
     malformed        share of rows whose predicted tokens spell no action, without those whose chunk reaches behind the
                      end of an episode: only a part of them is supervised
 
@@ -45,7 +46,7 @@ class MetricSums:
 
     def __init__(self, sources: list[str], norm_stats: dict[str, Any]):
         self.sources = sources
-        self.norm_stats = norm_stats
+        self.norm_stats = {key: {"action": {**of["action"], "relative": None}} for key, of in norm_stats.items()}
         self.sums = np.zeros((len(sources), len(self.COLUMNS)))
 
     def read(self, accelerator: Any) -> dict[str, float]:

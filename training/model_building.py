@@ -20,6 +20,7 @@ from gen_vla.processors import (
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
 from gen_vla.processors.processing_vla_plus import ActionInputs
+from gen_vla.processors.robot_state import REFERENCE, SHOWN, STATE_BINS, template_with_state
 from gen_vla.training.checkpoints import (
     check_folder,
     family_named,
@@ -87,9 +88,9 @@ def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> An
     config = family.config(
         **model_sizes(settings, recipe.data.image_size, len(tokenizer), special),
         **own,
-        action_config=make_recipe_action_config(recipe.actions, tokenizer),
+        action_config=make_recipe_action_config(recipe, tokenizer),
         norm_stats=norm_stats,
-        prompt_template=family.processor.default_prompt_template,
+        prompt_template=recipe_prompts(recipe, family.processor.default_prompt_template),
     )
     (config.vlm_config if settings.family == "vla_plus" else config).image_token_id = tokenizer.get_vocab()["<image>"]
     return config
@@ -108,7 +109,8 @@ def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedDat
         else:
             strategy = vlm.vision_feature_select_strategy
             stock = LlavaProcessor(pictures, tokenizer, vlm.vision_config.patch_size, strategy)
-        return with_actions(stock, config.action_config, config.prompt_template, opened.cameras, None, crop)
+        settings = {"center_crop_area": crop, "state_statistics": state_statistics(recipe, opened)}
+        return with_actions(stock, config.action_config, config.prompt_template, opened.cameras, **settings)
     normalisation = () if recipe.model.family == "openvla_plus" else of_siglip
     return family_named(recipe.model.family).processor(
         OpenVLAPlusImageProcessor(recipe.data.image_size, *normalisation, center_crop_area=crop),
@@ -117,7 +119,20 @@ def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedDat
         action_config=config.action_config,
         prompt_template=config.prompt_template,
         cameras=opened.cameras,
+        state_statistics=state_statistics(recipe, opened),
     )
+
+
+def state_statistics(recipe: Recipe, opened: OpenedData) -> dict[str, Any] | None:
+    """Those of `StateInputs`."""
+    if not recipe.takes_state:
+        return None
+    return {key: {"proprio": entry["proprio"]} for key, entry in opened.norm_stats.items()}
+
+
+def recipe_prompts(recipe: Recipe, prompt_template: dict[str, str]) -> dict[str, str]:
+    """Prompts with the robot's state in them, or without."""
+    return template_with_state(prompt_template, recipe.data.state and not recipe.is_flow)
 
 
 def model_sizes(
@@ -237,12 +252,20 @@ def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData
     else:
         config.frozen = recipe.model.frozen
     config.norm_stats = opened.norm_stats
-    config.action_config = make_recipe_action_config(recipe.actions, processor.tokenizer)
+    config.action_config = make_recipe_action_config(recipe, processor.tokenizer)
+    config.prompt_template = processor.prompt_template = recipe_prompts(recipe, processor.prompt_template)
     processor.action_config, processor.cameras = config.action_config, opened.cameras
+    processor.state_statistics = state_statistics(recipe, opened)
     set_center_crop(processor, center_crop_area(recipe))
 
 
-def make_recipe_action_config(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:
+def make_recipe_action_config(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
+    """The action format, and what the robot's state is needed for."""
+    state = {"state": SHOWN if recipe.data.state else REFERENCE} if recipe.takes_state else {}
+    return {**make_action_format(recipe.actions, tokenizer), **state}
+
+
+def make_action_format(actions: ActionRecipe, tokenizer: Any) -> dict[str, Any]:
     if actions.representation == "flow":
         return make_flow_action_config(actions.action_dim, actions.horizon, actions.binary_dims)
     if actions.representation == "bins":
@@ -286,7 +309,9 @@ def recipe_texts(recipe: Recipe, work_dir: Path, opened: OpenedData) -> list[str
             "got no texts to train a tokenizer on, expected data sets in tokenizer.texts_from, or a number of rows in "
             "tokenizer.texts_from_rows"
         )
-    texts = {template["action"].format(instruction=text) for text in instructions}
+    state = " ".join(map(str, range(0, STATE_BINS, 17)))  # 0 17 34 ... 255: all digits
+    prompts = recipe_prompts(recipe, template)
+    texts = {prompts["action"].format(instruction=text, state=state) for text in instructions}
     texts |= {template["question"].format(question=text) for text in questions}
     return sorted(texts | {template["answer"].format(answer=text) for text in answers})
 

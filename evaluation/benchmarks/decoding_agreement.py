@@ -24,6 +24,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gen_vla.evaluation.policies.cameras import camera_names, pictures_per_action
+from gen_vla.evaluation.policies.states import neutral_state
 from gen_vla.evaluation.statistics.intervals import wilson_interval
 from gen_vla.evaluation.tables import percent_range, results_table
 from gen_vla.training.mixing.encoded_pictures import decode_picture
@@ -89,7 +90,8 @@ def measure_agreement(
 def decode(model: Any, processor: Any, batch: Sequence[Observation], key: str, **options: Any) -> Any:
     """One call of `predict_actions`."""
     pictures, instructions = zip(*batch, strict=True)
-    inputs = processor.action_inputs(list(pictures), list(instructions)).to(model.device)
+    state = neutral_state(processor, key, len(batch))
+    inputs = processor.action_inputs(list(pictures), list(instructions), **state).to(model.device)
     return model.predict_actions(**inputs, unnorm_key=key, **options)
 
 

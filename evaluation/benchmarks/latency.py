@@ -28,6 +28,7 @@ from tqdm import tqdm
 from gen_vla.evaluation.benchmarks.random_models import synchronize
 from gen_vla.evaluation.policies.cameras import pictures_per_action
 from gen_vla.evaluation.policies.flow import FLOW
+from gen_vla.evaluation.policies.states import neutral_state
 from gen_vla.evaluation.tables import results_table
 from gen_vla.training.provenance.origin import describe_machine
 
@@ -44,9 +45,10 @@ def measure_latency(
     milliseconds, passes = [], 0
     for _ in tqdm(range(warmup + repeats), unit="action", disable=not progress):
         pictures = random_pictures(generator, processor)
+        key = next(iter(model.config.norm_stats))
         began = time.perf_counter()
-        inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
-        passes = model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats))).forward_passes
+        inputs = processor.action_inputs(pictures, INSTRUCTION, **neutral_state(processor, key)).to(model.device)
+        passes = model.predict_actions(**inputs, unnorm_key=key).forward_passes
         milliseconds.append(1000 * (time.perf_counter() - began))
     measured = milliseconds[warmup:]
     return {
@@ -88,12 +90,13 @@ def measure_parts(model: Any, processor: Any, repeats: int = 20, warmup: int = 3
 
 def _timed_call(model: Any, processor: Any, pictures: list[Image.Image]) -> dict[str, float]:
     """Milliseconds of each part of one call, their total, passes made and passes timed."""
+    key = next(iter(model.config.norm_stats))
     began = time.perf_counter()
-    inputs = processor.action_inputs(pictures, INSTRUCTION).to(model.device)
+    inputs = processor.action_inputs(pictures, INSTRUCTION, **neutral_state(processor, key)).to(model.device)
     synchronize(model.device)
     processed = time.perf_counter()
     with hooked(model, timed_modules(model)) as spans:
-        prediction = model.predict_actions(**inputs, unnorm_key=next(iter(model.config.norm_stats)))
+        prediction = model.predict_actions(**inputs, unnorm_key=key)
         synchronize(model.device)
     total = 1000 * (time.perf_counter() - began)
     parts = {

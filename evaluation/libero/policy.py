@@ -13,6 +13,7 @@ from gen_vla.evaluation.libero.grippers import robosuite_actions
 from gen_vla.evaluation.policies.cameras import camera_names
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.policies.states import state_arguments
 from gen_vla.evaluation.simpler.policy import MalformedActionError, checked_chunk
 
 
@@ -69,10 +70,12 @@ class LiberoModel:
     def _predict(self, seen: Observation, instruction: str, trial: LiberoTrial, name: str) -> np.ndarray:
         pictures = [Image.fromarray(seen.pictures[camera]) for camera in self.cameras]
         shown = [pictures] if self.several else pictures
-        inputs = self.processor.action_inputs(shown, [instruction]).to(self.model.device)
+        key = self.key_of(trial.task)
+        state = state_arguments(self.processor, [seen.state], key)
+        inputs = self.processor.action_inputs(shown, [instruction], **state).to(self.model.device)
         noise = starting_noise(self.model, [name])
         try:
-            found = self.model.predict_actions(**inputs, unnorm_key=self.key_of(trial.task), **noise)
+            found = self.model.predict_actions(**inputs, unnorm_key=key, **noise)
         except ValueError as error:
             if wrote_no_action(error):
                 raise MalformedActionError(str(error)) from error

@@ -63,6 +63,7 @@ class RecordedEpisodes:
         source: an opened data set.
         every: every n-th step of an episode is taken, starting with its first.
         episodes: how many, from all over the data set; `None` for all.
+        needs_state: whether steps without a finite state are skipped.
 
     Attributes:
         actions: of each episode read, float32 [S, D].
@@ -72,6 +73,7 @@ class RecordedEpisodes:
     source: RobotDataset
     every: int
     episodes: int | None
+    needs_state: bool = False
     actions: list[np.ndarray] = field(default_factory=list)
     names: list[int] = field(default_factory=list)
 
@@ -97,8 +99,12 @@ class RecordedEpisodes:
                 except PictureError as error:
                     self.source.problems.skip(str(error), "picture that cannot be decoded")
                     continue
-                self.source.problems.seen()
                 place = (row["step_index"] - first) // (trajectory.steps.step or 1)
+                state = None if trajectory.proprio is None else _finite(trajectory.proprio[place])
+                if self.needs_state and state is None:
+                    self.source.problems.skip(row["identity"], "step without a finite state")
+                    continue
+                self.source.problems.seen()
                 yield RecordedStep(
                     episode=number,
                     name=f"{episode.index} {row['step_index']}",
@@ -108,7 +114,7 @@ class RecordedEpisodes:
                     action=row["action"],
                     padded=row["action_is_pad"],
                     held=_finite(trajectory.actions[place - 1]) if place else None,
-                    state=None if trajectory.proprio is None else _finite(trajectory.proprio[place]),
+                    state=state,
                 )
 
 

@@ -38,7 +38,7 @@ class Comparison:
     """What was recorded, and what a policy would have done.
 
     Attributes:
-        predicted, recorded: float32 [N, T, D] in units.
+        predicted, recorded: float32 [N, T, D] in units; relative to the state where the statistics are.
         valid: bool [N, T], within the episode.
         held: float32 [N, D], the recorded action of the step before; NaN where there is none.
         state: float32 [N, D], NaN where there is none; `None` where it has another width.
@@ -112,7 +112,7 @@ class Dimensions:
                 "dimensions are compared; compute_statistics(actions, num_trajectories) makes them of the data"
             )
         least, most, mean, std = (np.asarray(statistics[name], np.float64) for name in names[:4])
-        self.statistics, self.mean = statistics, mean
+        self.statistics, self.mean = {**statistics, "relative": None}, mean  # actions are relative already
         self.low, self.high, self.scaled = action_bounds(statistics, len(mean))
         # The variance is as large as two bounds allow only where all values are one or the other.
         extreme = np.abs(std**2 - (most - mean) * (mean - least)) <= 1e-6 * (most - least) ** 2

@@ -29,8 +29,10 @@ from gen_vla.evaluation.open_loop.data import (
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.policies.states import state_arguments, takes_state
 from gen_vla.evaluation.tables import results_table
 from gen_vla.processors import select_statistics
+from gen_vla.processors.relative_actions import to_relative
 from gen_vla.training.checkpoints import dtype_name
 
 
@@ -100,12 +102,14 @@ def ask_policy(
             f"got no action to compare: {asked} steps were asked about, {asked} answers malformed, "
             f"{skipped['skipped']} steps skipped ({skipped['by_reason'] or 'none'}); expected at least one"
         )
-    return _comparison(answered, actions), asked - len(actions)
+    relative = model.config.norm_stats[key]["action"].get("relative")
+    return _comparison(answered, actions, relative), asked - len(actions)
 
 
 def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: str) -> list[np.ndarray | None]:
     """An action float32 [T, D] for every step, `None` where the text is malformed."""
-    inputs = processor.action_inputs([step.images for step in batch], [step.instruction for step in batch])
+    state = state_arguments(processor, [step.state for step in batch], key)
+    inputs = processor.action_inputs([step.images for step in batch], [step.instruction for step in batch], **state)
     noise = starting_noise(model, [step.name for step in batch])
     try:
         found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **noise).actions
@@ -116,15 +120,23 @@ def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: st
     return list(torch.as_tensor(found).float().cpu().numpy())
 
 
-def _comparison(steps: Sequence[RecordedStep], actions: Sequence[np.ndarray]) -> Comparison:
+def _comparison(
+    steps: Sequence[RecordedStep], actions: Sequence[np.ndarray], relative: list[dict[str, Any]] | None
+) -> Comparison:
+    """All actions, made relative where the model's statistics are of relative ones."""
     recorded = np.stack([step.action for step in steps])
     missing = np.full(recorded.shape[-1], np.nan, np.float32)
+    held, predicted = np.stack([missing if step.held is None else step.held for step in steps]), np.stack(actions)
     comparable = all(step.state is None or step.state.shape == missing.shape for step in steps)
+    if relative:
+        states, comparable = np.stack([step.state for step in steps if step.state is not None]), False
+        predicted, recorded = (to_relative(chunks, states, relative) for chunks in (predicted, recorded))
+        held = to_relative(held[:, None], states, relative)[:, 0]
     return Comparison(
-        predicted=np.stack(actions),
+        predicted=predicted,
         recorded=recorded,
         valid=~np.stack([step.padded for step in steps]),
-        held=np.stack([missing if step.held is None else step.held for step in steps]),
+        held=held,
         state=np.stack([missing if step.state is None else step.state for step in steps]) if comparable else None,
         episode=np.array([step.episode for step in steps]),
         place=np.array([step.place for step in steps]),
@@ -148,11 +160,16 @@ def evaluate_open_loop(
     entry, horizon = recipe_entry(name, key), model.config.action_config["horizon"]
     cameras = model_views(processor, settings.cameras or entry.get("cameras"))
     source = open_recorded(data, entry, cameras, horizon, settings.split)
+    if takes_state(processor) and not source.has_state:
+        raise ValueError(
+            f"got {data} with the features {', '.join(source.reader.features)}, expected the robot's state among "
+            f"them ({', '.join(source.transform.state)}), which the model takes"
+        )
     trained_as = (model.config.norm_stats[key], entry, data, settings.split)
     held_out = held_out_of(source, *trained_as)
     apart = bool(held_out) and not settings.with_trained
     source = source.only(held_out) if apart else source
-    episodes = RecordedEpisodes(source, settings.every, settings.episodes)
+    episodes = RecordedEpisodes(source, settings.every, settings.episodes, takes_state(processor))
     found, malformed = ask_policy(model, processor, episodes, key, settings.rows)
     numbers = [str(dim) for dim in range(found.recorded.shape[-1])]
     called = source.action_names or statistics.get("names") or numbers  # the data set's word, or that of training

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
+from gen_vla.evaluation.policies.states import check_no_state
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import other_instruction
 
@@ -83,11 +84,12 @@ class VLAPolicy:
     """A model and its processor as a policy; of a predicted chunk the first action is carried out.
 
     Raises:
-        ValueError: for a model of several cameras.
+        ValueError: for a model of several cameras, or one that takes the robot's state.
     """
 
     def __init__(self, model: Any, processor: Any, unnorm_key: str):
         check_one_camera(processor, "the simulation")
+        check_no_state(processor, "the simulation")
         self.model, self.processor, self.unnorm_key = model, processor, unnorm_key
 
     def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:

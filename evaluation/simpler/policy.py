@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.policies.states import check_no_state
 
 
 Robot = Literal["google_robot", "widowx"]
@@ -125,12 +126,13 @@ class ModelPrediction:
         unnorm_key: the data set whose units the robot understands; by default the one its real twin was recorded in.
 
     Raises:
-        ValueError: if the model has no statistics of that data set, several cameras, or actions of other than 7
-            dimensions.
+        ValueError: if the model has no statistics of that data set, several cameras, takes the robot's state, or has
+            actions of other than 7 dimensions.
     """
 
     def __init__(self, model: Any, processor: Any, robot: Robot, unnorm_key: str | None = None):
         check_one_camera(processor, "SimplerEnv")
+        check_no_state(processor, "SimplerEnv")
         self.unnorm_key = unnorm_key or UNNORM_KEYS[robot]
         known = model.config.norm_stats or {}
         if self.unnorm_key not in known:

@@ -1,7 +1,8 @@
 """The policy: a model of the family in this process, or a `gen-vla serve` that is asked.
 
 A batch is LeRobot's: pictures float [B, 3, H, W] in [0, 1] under `observation.images.*`, `task` a list of B
-instructions, `action` float [B, T, D] in the units of the data set for training.
+instructions, `action` float [B, T, D] in the units of the data set for training; for a model that takes the robot's
+state, `observation.state` float [B, P] in the same units.
 """
 
 import importlib
@@ -17,6 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.utils.constants import OBS_STATE
 from PIL import Image
 from torch import Tensor
 
@@ -45,13 +47,13 @@ class GenVLAPolicy(PreTrainedPolicy):
         if config.server:
             self.client = connect(config.server)
             self.horizon, self.action_dim = (self.client.metadata[name] for name in ("action_horizon", "action_dim"))
-            names = self.client.metadata["cameras"]
+            names, self.takes_state = self.client.metadata["cameras"], self.client.metadata["needs_state"]
         else:
             self.model, self.processor = load(config)
             action = self.model.config.action_config
             self.horizon, self.action_dim = action["horizon"], action["action_dim"]
             self.statistics = self.model.get_action_stats(config.unnorm_key)
-            names = getattr(self.processor, "cameras", None)
+            names, self.takes_state = getattr(self.processor, "cameras", None), bool(action.get("state"))
         self.cameras = chosen_pictures(names, config.cameras, list(config.image_features))
         self.several = bool(names)
         self.steps = config.n_action_steps or self.horizon
@@ -86,9 +88,13 @@ class GenVLAPolicy(PreTrainedPolicy):
         """Actions float32 [B, T, D] in the units of the data set."""
         rows, words = self._pictures(batch), instructions(batch, self.config.instruction)
         if self.client is not None:
-            answers = [self.client.act({**row, "prompt": text}) for row, text in zip(rows, words, strict=True)]
+            told = [{"prompt": text} for text in words]
+            if self.takes_state:
+                told = [{**of, "state": state} for of, state in zip(told, self._states(batch), strict=True)]
+            answers = [self.client.act({**row, **of}) for row, of in zip(rows, told, strict=True)]
             return torch.from_numpy(np.stack(answers)).to(self.config.device)
-        inputs = self.processor.action_inputs(self._shown(rows), words).to(self.model.device)
+        state = {"state": self._states(batch), "unnorm_key": self.config.unnorm_key} if self.takes_state else {}
+        inputs = self.processor.action_inputs(self._shown(rows), words, **state).to(self.model.device)
         prediction = self.model.predict_actions(**inputs, unnorm_key=self.config.unnorm_key)
         return torch.as_tensor(np.asarray(prediction.actions), dtype=torch.float32).to(self.config.device)
 
@@ -130,7 +136,11 @@ class GenVLAPolicy(PreTrainedPolicy):
         if self.model is None:
             raise ValueError("got a policy that asks a server, expected one that holds its model, to train it")
         shown, words = self._shown(self._pictures(batch)), instructions(batch, self.config.instruction)
-        rows = [self._row(*row) for row in zip(shown, words, *self._targets(batch), strict=True)]
+        states = [(state, self.config.unnorm_key) for state in self._states(batch)] if self.takes_state else ()
+        prompts = [
+            self.processor.action_prompt(text, *state) for text, state in zip(words, states or [()] * len(words))
+        ]
+        rows = [self._row(*row) for row in zip(shown, prompts, *self._targets(batch), strict=True)]
         width = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         fill |= dict.fromkeys(getattr(self.processor, "answer_types", {}), 0)
@@ -153,13 +163,22 @@ class GenVLAPolicy(PreTrainedPolicy):
             )
         padding = batch.get("action_is_pad")
         none = np.zeros(actions.shape[:2], dtype=bool)
-        normalized = self._code("action_statistics").normalize_actions(actions, self.statistics)
+        states = (self._states(batch),) if self.takes_state else ()
+        normalized = self._code("action_statistics").normalize_actions(actions, self.statistics, *states)
         return normalized.astype(np.float64), none if padding is None else padding.cpu().numpy()
 
-    def _row(self, pictures: Any, words: str, action: np.ndarray, padding: np.ndarray) -> dict[str, Any]:
+    def _states(self, batch: dict[str, Any]) -> np.ndarray:
+        """The robot's state of each row, float64 [B, P]."""
+        if OBS_STATE not in batch:
+            raise ValueError(
+                f"got a batch with {sorted(batch)}, expected the robot's state under {OBS_STATE}: the model takes it"
+            )
+        return batch[OBS_STATE].detach().cpu().double().numpy()
+
+    def _row(self, pictures: Any, asked: str, action: np.ndarray, padding: np.ndarray) -> dict[str, Any]:
         """Token ids, mask and labels of one row, and its pixels."""
         pictures = pictures if isinstance(pictures, list) else [pictures]
-        prompt = self.processor.row_inputs([pictures], [self.processor.action_prompt(words)], [True])
+        prompt = self.processor.row_inputs([pictures], [asked], [True])
         answer = self._answer(action, padding)
         before = prompt.pop("input_ids")[0]
         types = getattr(self.processor, "answer_types", {})

@@ -12,6 +12,10 @@ import numpy as np
 
 from .action_statistics import unnormalize_actions
 from .action_strings import ActionStringError, ActionStringProcessor
+from .relative_actions import to_relative
+
+
+__all__ = ["ActionError", "to_relative"]  # `evaluate` copies only files that this one imports from
 
 
 DESCRIPTION = """\
@@ -85,6 +89,7 @@ class ActionError(evaluate.Metric):
         exact = [text == recorded for text, recorded in zip(predictions, references, strict=True)]
         in_units = apart
         if statistics is not None:
+            statistics = {**statistics, "relative": None}  # differences of relative actions, without a state
             in_units = np.abs(unnormalize_actions(read, statistics) - unnormalize_actions(expected, statistics))
         return {
             "n": len(predictions),

@@ -144,6 +144,11 @@ def check_config(name: str, config: Any) -> None:
             f"got {name}, a model of type {config.model_type} without action_config, expected a policy: this model "
             "answers questions at most; train a policy from it, or name one"
         )
+    if action_config.get("state"):
+        raise ValueError(
+            f"got {name}, a model that takes the robot's state, expected one without: this Space has pictures and "
+            "words alone; gen-vla predict --state shows this model's actions"
+        )
     if action_config.get("action_dim") != len(DIMENSIONS):
         raise ValueError(
             f"got {name} with action_dim={action_config.get('action_dim')}, expected {len(DIMENSIONS)} "

@@ -215,14 +215,13 @@ def test_a_look_at_the_data_as_the_page_shows_it(work_dir, monkeypatch, capsys):
 
 
 def test_the_way_from_episodes_to_figures(tmp_path, monkeypatch, capsys):
-    """The page's commands one after the other; training is cut short, and lerobot's own tool stands for itself."""
+    """The page's commands one after the other; training is cut short."""
     written = commands(FINE_TUNE)
     shown = written[written.index(next(c for c in written if " init my_robot " in c)) :]
     shown = shown[: next(place for place, c in enumerate(shown) if "open_loop" in c) + 1]
-    assert len(shown) + 1 <= 10
+    assert len(shown) <= 10
     episodes = [episode for seed in range(10) for episode in make_episodes(5, 6, size=32, seed=seed)]
-    write_lerobot(tmp_path / "episodes_train", episodes[:45], "v3.0")
-    write_lerobot(tmp_path / "episodes_val", episodes[45:], "v3.0")
+    write_lerobot(tmp_path / "episodes", episodes, "v3.0")
     monkeypatch.chdir(tmp_path)
     for command in shown:
         short = ["--set=training.steps=2"] if command.endswith("my_robot.yaml --work-dir .") else []

@@ -27,7 +27,7 @@ def metric(tmp_path_factory):
     return evaluate.load(str(folder))
 
 
-@pytest.mark.parametrize("name", ["action_strings.py", "action_statistics.py"])
+@pytest.mark.parametrize("name", ["action_strings.py", "action_statistics.py", "relative_actions.py"])
 def test_one_source_per_behaviour(name):
     link = SPACE / name
     assert link.read_bytes() == (ROOT / "processors" / name).read_bytes()

@@ -33,6 +33,7 @@ from gen_vla.processors import (
     make_flow_action_config,
     with_actions,
 )
+from gen_vla.processors.robot_state import template_with_state
 
 
 MERGES = [(",", "-"), ("▁", "-"), (":", "-"), ("e", "-"), ("O", "u"), ("Ou", "t"), ("I", "n"), ("▁", "two")]
@@ -237,6 +238,20 @@ def tiny_pair(family: str, tokenizer: Any, strings: Any = None, seed: int = 0, *
         "pi0_plus": (tiny_pi0_model, tiny_pi0_processor),
     }[family]
     return model(tokenizer, strings, seed=seed, **settings), processor(tokenizer, strings)
+
+
+def take_state(pair: tuple[Any, Any], width: int = 2, relative: Any = None) -> tuple[Any, Any]:
+    """The pair, changed to take a state whose values range over [-1, 1]; `relative` are groups of dimensions."""
+    model, processor = pair
+    proprio = {"q01": [-1.0] * width, "q99": [1.0] * width}
+    for key, entry in model.config.norm_stats.items():
+        action = {**entry["action"], **({"relative": relative} if relative else {})}
+        model.config.norm_stats = {**model.config.norm_stats, key: {**entry, "action": action, "proprio": proprio}}
+    processor.state_statistics = {key: {"proprio": proprio} for key in model.config.norm_stats}
+    model.config.action_config = processor.action_config = {**processor.action_config, "state": "input"}
+    shown = model.config.model_type != "pi0_flow"
+    model.config.prompt_template = processor.prompt_template = template_with_state(processor.prompt_template, shown)
+    return pair
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (12, 10)) -> Image.Image:

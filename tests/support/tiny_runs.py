@@ -50,6 +50,7 @@ def write_robot_data(folder: Path, rows: int = 6, seed: int = 0, **columns: Any)
         **columns,
     }
     types = {"image": Image(), "instruction": Value("string"), "action": List(Value("float32"), length=ACTION_DIM)}
+    types |= {"state": List(Value("float32"))} if "state" in columns else {}
     features = Features({**types, "episode_index": Value("int64")})
     Dataset.from_dict(data, features=features).save_to_disk(str(folder))
     return folder

@@ -59,6 +59,11 @@ def convert_to_openvla(
             f"got a model of type {kind!r}, expected {OpenVLAPlusConfig.model_type!r}: others have no OpenVLA in them"
         )
     config, processor = OpenVLAPlusConfig.from_pretrained(folder), read_processor(folder)
+    if (config.action_config or {}).get("state"):
+        raise ConversionError(
+            f"got {folder}, a model that takes the robot's state, expected one without: OpenVLA's code has no place "
+            "for it"
+        )
     tensors = weights_of(folder)
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:

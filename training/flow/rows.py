@@ -2,6 +2,7 @@
 
     robot row   prompt "close the drawer\\n"     actions float32 [T, D] in [-1, 1]     action_is_pad bool [T]
                 noise float32 [T, F], timestep float: x_t = t noise + (1 - t) actions is what the model is shown
+                state float32 [P] in [-1, 1], where the recipe has it
 
 F is D, or all of the model's dimensions with `noise_in_padding` (`modeling/configuration_pi0_flow.py`).
 
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gen_vla.processors.robot_state import SHOWN
 from gen_vla.training.collator import source_ids
 from gen_vla.training.mixing.prepared_rows import RowPreparer, row_generator
 
@@ -44,14 +46,12 @@ class FlowRowPreparer(RowPreparer):
 
     def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
         assert self.draw_noise is not None
+        prompt = self.prompt(row, key, place)
         actions = self.normalized(row, key).astype(np.float32)
         padding = np.asarray(row["action_is_pad"], dtype=bool)
-        return {
-            "prompt": self.prompt(row, place),
-            "actions": actions,
-            "action_is_pad": padding,
-            **self.draw_noise(place),
-        }
+        shown = self.processor.action_config.get("state") == SHOWN
+        state = {"state": self.processor.normalized_state(row["state"], key)} if shown else {}
+        return {"prompt": prompt, "actions": actions, "action_is_pad": padding, **state, **self.draw_noise(place)}
 
 
 class FlowCollator:
@@ -64,7 +64,7 @@ class FlowCollator:
     Returns (from a call): `input_ids`, `attention_mask` int64 [B, L], left-padded as in acting; `pixel_values` float32
     [B * cameras, 3, H, W], row after row; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32
     [B, T, F]; `timestep` float32 [B]; `is_robot` bool [B], all true; `source_id` int64 [B]; `replaced` bool [B], as in
-    `CoTrainingCollator`.
+    `CoTrainingCollator`; where rows have it `state` float32 [B, P], zeros behind shorter ones.
     """
 
     def __init__(self, processor: Any, sources: Sequence[str] = ()):
@@ -77,6 +77,9 @@ class FlowCollator:
         batch = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         for name in ("actions", "action_is_pad", "noise"):
             batch[name] = torch.from_numpy(np.stack([row[name] for row in rows]))
+        if "state" in rows[0]:
+            states = [torch.from_numpy(row["state"]) for row in rows]
+            batch["state"] = torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
         batch["timestep"] = torch.tensor([row["timestep"] for row in rows], dtype=torch.float32)
         batch["is_robot"] = torch.ones(len(rows), dtype=torch.bool)
         batch["replaced"] = torch.tensor([row.get("replaced", False) for row in rows])

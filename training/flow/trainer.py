@@ -26,6 +26,7 @@ NO_ZERO3 = (
     "training/accelerate_configs/ddp.yaml or fsdp2.yaml"
 )
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "actions", "action_is_pad", "noise", "timestep")
+MODEL_INPUTS += ("state",)
 
 
 class FlowTrainer(CoTrainer):
@@ -48,7 +49,7 @@ class FlowTrainer(CoTrainer):
 
     def partial_loss(self, model: Any, inputs: dict[str, Any], totals: torch.Tensor | None) -> torch.Tensor:
         """This micro-batch's part of the mean over the step's numbers; every action has as many dimensions."""
-        outputs = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        outputs = model(**{name: inputs[name] for name in MODEL_INPUTS if name in inputs})
         with torch.no_grad():
             self.source_metrics.add(outputs.logits, inputs)
         if totals is None:

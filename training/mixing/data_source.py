@@ -1,6 +1,7 @@
 """What every data set gives a mixture: named shards and the rows in them.
 
 robot row            images, instruction str, action float32 [T, D] in units, action_is_pad bool [T],
+                     state float32 [P] in units, or `None` where the data set has none,
                      episode_index int, step_index int, identity str
 vision-language row  images, turns [{"question": str, "answer": str}], identity str
 

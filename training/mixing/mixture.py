@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from gen_vla.processors.robot_state import RobotStateError
 from gen_vla.processors.text_tokens import ControlTokenError
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
 from gen_vla.training.mixing.row_tables import RowTable
@@ -169,6 +170,7 @@ def first_readable(
             if not replaced:
                 video = isinstance(error.__cause__, VideoError)
                 reasons = {RowTooLong: "too long", ControlTokenError: "control token in a text"}
+                reasons |= {RobotStateError: "state that is not finite"}
                 undecodable = MISSING_FRAME if video else "picture that does not decode"
                 if isinstance(error, RowOverLimit):
                     problems.leave_out()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from gen_vla.processors import normalize_actions
 from gen_vla.processors.image_processing_openvla_plus import resize
+from gen_vla.processors.robot_state import RobotStateError
 from gen_vla.processors.text_tokens import ControlTokenError
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 
@@ -36,7 +37,7 @@ class RowOverLimit(RowTooLong):
     """A row that fits, and is longer than the recipe takes (`data.max_tokens`)."""
 
 
-BAD_ROW = (PictureError, RowTooLong, ControlTokenError)  # what one row of vision-language data may be
+BAD_ROW = (PictureError, RowTooLong, ControlTokenError, RobotStateError)  # what a single row may be
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class RowPreparer:
             PictureError: naming the row, if a picture does not decode.
             RowTooLong: if it does not fit into the model's context.
             RowOverLimit: if it is longer than the recipe takes.
+            RobotStateError: if the state that it needs is not finite.
             ValueError: if the action has another shape than the action format.
         """
         images = [decode_picture(picture, row["identity"]) for picture in row["images"]]
@@ -84,19 +86,20 @@ class RowPreparer:
 
     def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
         """Prompt and completion; what else a batch needs of a robot row in a family that writes no tokens."""
-        strings = self.processor.action_strings
+        prompt, strings = self.prompt(row, key, place), self.processor.action_strings
         # Where the lead-in is no part of the prompt (legacy), the model has to write it.
         lead_in = "" if self.processor.action_config["lead_in_ids"] else strings.lead_in
         answer = lead_in + strings.encode(self.normalized(row, key))
         padding = np.asarray(row["action_is_pad"], dtype=bool)
-        return {"prompt": self.prompt(row, place), "completion": answer, "action_is_pad": padding}
+        return {"prompt": prompt, "completion": answer, "action_is_pad": padding}
 
-    def prompt(self, row: dict[str, Any], place: int) -> str:
+    def prompt(self, row: dict[str, Any], key: str, place: int) -> str:
         """What asks for a robot row's action, its instruction augmented."""
         instruction = row["instruction"]
         if self.augment_instruction is not None:
             instruction = self.augment_instruction(instruction, place)
-        return self.processor.action_prompt(instruction)
+        state = (row["state"], key) if self.processor.takes_state else ()
+        return self.processor.action_prompt(instruction, *state)
 
     def normalized(self, row: dict[str, Any], key: str) -> np.ndarray:
         """The action chunk in [-1, 1], float64 [T, D], rounded as the labels are."""
@@ -107,7 +110,7 @@ class RowPreparer:
                 f"{row['identity']}: got an action of shape {list(actions.shape)}, expected actions.horizon="
                 f"{horizon} by actions.action_dim={action_dim}; correct the recipe or the data set"
             )
-        values = normalize_actions(actions, self.norm_stats[key]["action"]).astype(np.float64)
+        values = normalize_actions(actions, self.norm_stats[key]["action"], row.get("state")).astype(np.float64)
         return values if self.label_decimals is None else np.round(values, self.label_decimals)
 
     def _question_turn(self, turn: dict[str, str]) -> dict[str, str]:

@@ -32,6 +32,7 @@ ROBOT_FEATURES = Features(
         "instruction": Value("string"),
         "action": List(List(Value("float32"))),
         "action_is_pad": List(Value("bool")),
+        "state": List(Value("float32")),  # null where the data set has none
         "identity": Value("string"),
     }
 )
@@ -99,6 +100,7 @@ class WrittenRows:
         if "action" in row:
             row["action"] = np.asarray(row["action"], dtype=np.float32)
             row["action_is_pad"] = np.asarray(row["action_is_pad"], dtype=bool)
+            row["state"] = None if row["state"] is None else np.asarray(row["state"], dtype=np.float32)
         return row
 
 

@@ -22,6 +22,7 @@ from gen_vla.training.robot_data.episodes import rows_of
 FAMILIES = {"openvla_plus": "openvla_plus_bridge", "pi0_plus": "pi0_plus_bridge", "pi0_flow": "pi0_bridge"}
 BY_TYPE = {**FAMILIES, "vla_plus": "plus_my_robot"}
 PACKAGED = {f"{PACKAGE_PREFIX}mini-vlm": "mini_openvla_plus"}
+FEWEST_TO_HOLD_OUT = 10  # episodes
 HERTZ = 10  # steps a second that a policy which writes digits keeps up with
 CHUNK_SECONDS, CHUNK_TOKENS, VALUE_TOKENS, UNKNOWN_CHUNK = 0.5, 400, 7, 4  # "+0.1234" is 7 tokens
 MOST_CAMERAS = 3
@@ -141,6 +142,10 @@ def first_recipe(
         *(Setting(f"data.robot.0.{each.name}", each.value, each.reason) for each in robot),
         *augmentation(look, rows),
     ]
+    if len(look.lengths) >= FEWEST_TO_HOLD_OUT:
+        settings.append(
+            Setting("data.validation", {"episodes": 0.1}, "scored with every checkpoint, never trained on")
+        )
     if not co_training and not recipe.is_flow:
         settings.append(Setting("data.co_training", [], "no C: robot data alone"))
     elif recipe.data.questions:

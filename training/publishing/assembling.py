@@ -163,15 +163,18 @@ def verify(folder: Path, model: Any, processor: Any) -> None:
     cameras = len(processor.cameras or [None])
     pictures = np.random.default_rng(0).integers(0, 256, (2, cameras, 48, 64, 3), dtype=np.uint8)
     instructions = ["close the drawer", "pick up the red block and put it down"]
-    inputs = processor.action_inputs([[Image.fromarray(image) for image in row] for row in pictures], instructions)
+    key = min(model.config.norm_stats or {}, default=None)  # the first in a saved file
+    state = {"state": [processor.neutral_state(key)] * 2, "unnorm_key": key} if processor.takes_state else {}
+    shown = [[Image.fromarray(image) for image in row] for row in pictures]
+    inputs = processor.action_inputs(shown, instructions, **state)
+    seen = {name: values for name, values in inputs.items() if name != "state"}  # which is for `predict_actions`
     torch.manual_seed(0)  # a flow begins with noise; the script draws the same
     with torch.no_grad():
-        expected = {"logits": model(**inputs).logits[:, -1].numpy()}
+        expected = {"logits": model(**seen).logits[:, -1].numpy()}
     if model.can_generate():
         question = processor.question_inputs(Image.fromarray(pictures[0, 0]), "what is this?")
         expected["answer"] = model.generate(**question, max_new_tokens=4, do_sample=False).numpy()
-    if model.config.norm_stats:
-        key = next(iter(model.config.norm_stats))
+    if key is not None:
         torch.manual_seed(0)
         expected["actions"] = np.array(model.predict_actions(**inputs, unnorm_key=key).text)
     with tempfile.TemporaryDirectory(prefix="gen-vla-verify-") as temporary:

@@ -65,6 +65,7 @@ def write_card(
         facts=[
             *(variant.facts or model_facts(model.config)),
             *camera_facts(cameras),
+            *state_facts(model.config),
             *action_facts(model.config.norm_stats),
         ],
         cameras=list(cameras or ()),
@@ -119,6 +120,16 @@ def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
     return [("cameras", names if len(cameras) == 1 else f"{names}: a picture of each per action, in this order")]
 
 
+def state_facts(config: Any) -> list[tuple[str, str]]:
+    """The row of the table that says that an action needs the robot's state."""
+    needed = {"input": "shown to the model", "reference": "not shown to the model: actions are relative to it"}
+    kind = needed.get((config.action_config or {}).get("state", ""))
+    sizes = ", ".join(
+        f"{len(of['proprio']['q01'])} values for `{key}`" for key, of in config.norm_stats.items() if kind
+    )
+    return [("the robot's state", f"{sizes}, in the data set's units, {kind}")] if kind else []
+
+
 def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows of the table that say what the values of an action are, for data sets that say so."""
     described = {key: action_words(statistics["action"]) for key, statistics in norm_stats.items()}
@@ -128,10 +139,14 @@ def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
 def action_words(statistics: dict[str, Any]) -> str:
     """What a data set's statistics (`norm_stats[key]["action"]`) say about its actions besides figures."""
     names, fps, moved = (statistics.get(word) for word in ("names", "fps", "displacements"))
+    relative = sorted(dim for group in statistics.get("relative") or () for dim in group["dims"])
     parts = [", ".join(f"`{str(name).replace('|', '/')}`" for name in names or ())]
     if moved is not None:
         numbers = ", ".join(map(str, moved))
         parts.append(f"dimensions {numbers} are displacements, all others positions" if moved else "all positions")
+    if relative:
+        numbers = ", ".join(map(str, relative))
+        parts.append(f"dimensions {numbers} are learned relative to the robot's state, and turned back when acting")
     if fps:
         parts.append(f"{fps:g} steps a second")
     return "; ".join(filter(None, parts))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import field
 from difflib import get_close_matches
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -49,6 +49,27 @@ class QuestionRecording:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RelativeGroup:
+    """Dimensions of an action that are learned relative to the robot's state at the beginning of the chunk."""
+
+    dims: list[int]
+    """Dimensions of the action, counted from 0."""
+    state: list[int] | None = None
+    """Those of the state, in the same order; null for the same numbers."""
+    rotation: Literal["euler", "axis_angle", "quaternion", "rot6d"] | None = None
+    """How the dimensions write a rotation: `euler` (roll, pitch, yaw about fixed axes), `axis_angle`, `quaternion` (x,
+    y, z, w), or `rot6d` (two columns of the matrix). Null for what is subtracted: joints, positions."""
+    state_rotation: Literal["euler", "axis_angle", "quaternion", "rot6d"] | None = None
+    """How the state writes it; null for the same way."""
+
+    def entry(self) -> dict[str, Any]:
+        """As in a model's statistics."""
+        state = self.dims if self.state is None else self.state
+        kinds = {"rotation": self.rotation, "state_rotation": self.state_rotation}
+        return {"dims": self.dims, "state": state, **{name: kind for name, kind in kinds.items() if kind}}
+
+
+@dataclass(frozen=True, config=STRICT)
 class RobotSource:
     """A robot data set: RLDS, LeRobot, or recorded (columns image, instruction, action, episode_index)."""
 
@@ -78,6 +99,9 @@ class RobotSource:
     displacements: list[int] | None = None
     """Dimensions of an action, counted from 0, that say how far to move, not where to be: with `every` they are
     summed, while all others are as in the last step. `[]` for none; the transforms know theirs."""
+    relative: list[RelativeGroup] = field(default_factory=list)
+    """Groups of dimensions that say where to be, and are learned relative to the robot's state; the model turns them
+    back when it acts. `[]` for actions as they are."""
     weight: float = Field(default=1.0, gt=0)
     """How often its rows come relative to those of the other robot data sets, above 0."""
     record: DemonstrationRecording | None = None
@@ -180,6 +204,9 @@ class DataRecipe:
     longer_rows: Literal["skip", "cut"] = "skip"
     """What becomes of longer vision-language rows: `skip` counts them and takes another row, `cut` leaves out their
     last turns, and skips those whose first turn alone is too long."""
+    state: bool = False
+    """Whether the model is shown the robot's state (joints, or pose and gripper), which every robot data set has then:
+    as text in the prompt; the flow-matching π0 as numbers."""
     packed: str | None = None
     """Folder that `gen-vla pack` wrote, relative to the work folder, or `hf://datasets/OWNER/NAME[@REVISION]`: of the
     vision-language sets those that are packed there are read there, and a set on the Hub has to be. Null to read all

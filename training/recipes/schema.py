@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import GenerateJsonSchema
 
+from gen_vla.processors.relative_actions import check_groups
 from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 
 
@@ -274,6 +275,16 @@ class Recipe:
                     f"data.robot.{number} ({source.key!r}): got displacements with {wrong}, expected dimensions from "
                     f"0 to {self.actions.action_dim - 1} that actions.binary_dims does not name"
                 )
+            groups, binary = [group.entry() for group in source.relative], self.actions.binary_dims
+            try:
+                check_groups(groups, self.actions.action_dim, f"data.robot.{number} ({source.key!r})")
+            except ValueError as error:
+                raise RecipeError(str(error)) from error
+            if wrong := [dim for group in groups for dim in group["dims"] if dim in binary]:
+                raise RecipeError(
+                    f"data.robot.{number} ({source.key!r}): got relative actions with {wrong}, expected dimensions "
+                    "that actions.binary_dims does not name: 0 and 1 are where a gripper is to be"
+                )
         if self.pretraining and (self.model.family != "openvla_plus" or self.model.initial_model):
             raise RecipeError(
                 f"got pretraining with model.family={self.model.family!r} and model.initial_model="
@@ -315,6 +326,11 @@ class Recipe:
     def is_flow(self) -> bool:
         """Whether this trains the flow-matching π0."""
         return self.model.family == "pi0_flow"
+
+    @property
+    def takes_state(self) -> bool:
+        """Whether acting needs the robot's state: the model is shown it, or actions are relative to it."""
+        return self.data.state or any(source.relative for source in self.data.robot)
 
     def may_be_displacement(self, dim: int) -> bool:
         """Whether a dimension of an action is there and has more values than 0 and 1."""

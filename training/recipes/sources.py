@@ -130,8 +130,8 @@ class _Opening:
         return self.opened.problems[name]
 
     def robot_reader(self, source: RobotSource) -> RobotDataset:
-        """The opened data set."""
-        return open_robot_source(
+        """The opened data set; raises `ValueError` for one without the state that the recipe needs."""
+        reader = open_robot_source(
             self.location(source.path, f"{ROBOT}/{source.key}"),
             key=source.key,
             cameras=source.cameras,
@@ -141,9 +141,17 @@ class _Opening:
             split=source.split,
             every=source.every,
             displacements=source.displacements,
+            relative=[group.entry() for group in source.relative] or None,
             horizon=self.recipe.actions.horizon,
             problems=self.problems(f"{ROBOT}/{source.key}"),
         )
+        if self.recipe.takes_state and not reader.has_state:
+            raise ValueError(
+                f"robot data set {source.key!r}: got the features {', '.join(reader.reader.features)}, expected the "
+                f"robot's state among them ({', '.join(reader.transform.state)}), since the recipe takes it "
+                "(data.state, or relative actions); name its features with `state`"
+            )
+        return reader
 
     def read_robot(self, source: RobotSource, reader: RobotDataset) -> None:
         """Statistics and rows of a data set that is open."""
@@ -171,11 +179,12 @@ class _Opening:
         _check_binary(entry["action"], source.key, actions.binary_dims)
         # Names, rate and displacements are kept beside the figures, as keys of our own in OpenVLA's dictionary.
         metadata = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
+        metadata |= {"relative": reader.relative}
         known = {key: value for key, value in metadata.items() if value is not None}
         opened.norm_stats[source.key] = {**entry, "action": {**entry["action"], **known}}
         if held_out:
             opened.norm_stats[source.key][HELD_OUT] = held_out
-        opened.clipping[source.key] = {"values": steps, "clipped": statistics.clipped}
+        opened.clipping[source.key] = {"values": statistics.values, "clipped": statistics.clipped}
         opened.readings[name] = DataReading(
             reader.reader.format,
             statistics.rows,

@@ -152,6 +152,7 @@ def robot_row(episode: RobotEpisode, trajectory: Trajectory, horizon: int, place
         "instruction": episode.instructions[step],
         "action": trajectory.actions[np.minimum(steps, last)],
         "action_is_pad": steps > last,
+        "state": None if trajectory.proprio is None else trajectory.proprio[place],
         "episode_index": episode.index,
         "step_index": step,
         "identity": f"{episode.identity} step {step}",

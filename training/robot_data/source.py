@@ -53,6 +53,7 @@ class RobotDataset:
     problems: RowProblems  # counts what was skipped
     displacements: list[int] | None = None  # dimensions of an action that say how far to move, where that is known
     every: int = 1  # every n-th step of an episode is a row, see `transforms.thinned`
+    relative: list[dict[str, Any]] | None = None  # dimensions learned relative to the state, for `statistics`
     decode: bool = True  # whether rows hold decoded frames of videos
     lanes: int = 16  # see `DataSource`: twice the robot rows of a micro-batch of 16
 
@@ -60,6 +61,11 @@ class RobotDataset:
     def features(self) -> list[str]:
         present = [feature for feature in self.transform.optional if feature in self.reader.features]
         return [*self.transform.features, *present]
+
+    @property
+    def has_state(self) -> bool:
+        """Whether the robot's state is stored."""
+        return bool(self.transform.state) and all(name in self.reader.features for name in self.transform.state)
 
     @property
     def hertz(self) -> float | None:
@@ -189,6 +195,7 @@ def open_robot_source(
     state: str | Sequence[str] | None = None,
     every: int = 1,
     displacements: Sequence[int] | None = None,
+    relative: list[dict[str, Any]] | None = None,
 ) -> RobotDataset:
     """Opens a robot data set and checks what can be checked without reading it.
 
@@ -204,6 +211,8 @@ def open_robot_source(
         action, state: the stored features that hold them, where they have other names; several are put side by side.
         every: every n-th step of an episode is kept, see `transforms.thinned`.
         displacements: dimensions of an action that say how far to move, not where to be; the transforms know theirs.
+        relative: groups of dimensions that are learned relative to the state (`processors/relative_actions.py`). Rows
+            hold them as they are.
 
     Raises:
         RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that does not fit what is
@@ -233,7 +242,14 @@ def open_robot_source(
     named = [_find_camera(camera, reader, path) for camera in cameras] if cameras else [_main_camera(reader, path)]
     reader.use_cameras(named)
     moved = _displacements(displacements, chosen, every, path)
-    dataset = RobotDataset(key, reader, chosen, named, horizon, problems or RowProblems(name=key), moved, every)
+    both = sorted(set(moved or ()).intersection(dim for group in relative or () for dim in group["dims"]))
+    if both:
+        raise RobotDataError(
+            f"got the dimensions {both} of {path} as displacements and among the relative ones, expected positions to "
+            "be at there: a displacement is relative already; take them out of `relative`"
+        )
+    problems = problems or RowProblems(name=key)
+    dataset = RobotDataset(key, reader, chosen, named, horizon, problems, moved, every, relative)
     if not reader.stored_raw:
         check_layout(chosen, _stored_steps(dataset), reader.dataset, str(path), named=transform != "auto")
     _check_not_empty(dataset, path, split)

@@ -1,7 +1,8 @@
 """OpenVLA's statistics of a robot data set, by one pass over its actions, cached beside the run.
 
 No picture is read. All actions are held at once for the quantiles: 28 bytes a step of 7 dimensions, 60 MB for the
-2.1 million steps of Bridge.
+2.1 million steps of Bridge. Figures of relative actions are of whole chunks, as openpi's are: that much a horizon's
+step.
 """
 
 import hashlib
@@ -18,9 +19,16 @@ from tqdm import tqdm
 
 from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.processors.action_statistics import QUANTILES
+from gen_vla.processors.relative_actions import check_groups, to_relative
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
-from gen_vla.training.robot_data.episodes import READING_VERSION, EmptyRobotDataError, finite_chunks
+from gen_vla.training.robot_data.episodes import (
+    READING_VERSION,
+    EmptyRobotDataError,
+    RobotDataError,
+    finite_chunks,
+)
 from gen_vla.training.robot_data.source import NOT_FINITE, RobotDataset
+from gen_vla.training.robot_data.transforms import Trajectory
 
 
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
@@ -34,7 +42,8 @@ class RobotStatistics:
     # episodes, too, as OpenVLA counts.
     entry: dict[str, Any]
     rows: int  # with an instruction and a finite action: what a run sees, but for chunks that hold others
-    clipped: list[int]  # how many values of each action dimension normalisation clips
+    values: int  # of each action dimension that the figures are of: steps, or steps of chunks where they are relative
+    clipped: list[int]  # how many of them normalisation clips
     problems: dict[str, Any]  # report of the episodes and steps that were skipped
     instructions: int  # how many different ones there are
     unlabelled: list[str]  # some of the episodes with steps that have none, by name
@@ -80,7 +89,7 @@ def _pass_over(
     dataset: RobotDataset, unscaled: Sequence[int] | None, normalization: str | Sequence[str], progress: bool
 ) -> RobotStatistics:
     problems = RowProblems(dataset.problems.limit_share, dataset.problems.minimum_rows, dataset.name)
-    actions, proprio, rows, texts, unlabelled = [], [], 0, set(), []
+    actions, proprio, steps, rows, texts, unlabelled = [], [], 0, 0, set(), []
     episodes = tqdm(
         dataset.trajectories(problems),
         total=dataset.reader.count_episodes(),
@@ -95,7 +104,8 @@ def _pass_over(
         if not finite.any():
             continue
         problems.seen(int(finite.sum()))
-        actions.append(trajectory.actions[finite])
+        actions.append(relative_steps(dataset, trajectory) if dataset.relative else trajectory.actions[finite])
+        steps += int(finite.sum())
         kept = itertools.compress(episode.instructions[trajectory.steps], finite)
         labelled = [text.strip() for text in kept if text.strip()]
         rows += len(labelled)
@@ -109,12 +119,36 @@ def _pass_over(
         raise EmptyRobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
     mask = None if unscaled is None else [dim not in unscaled for dim in range(together.shape[1])]
-    entry = compute_statistics(together, len(actions), mask, normalization)
+    entry = {**compute_statistics(together, len(actions), mask, normalization), "num_transitions": steps}
     if sum(map(len, proprio)):
         figures = compute_statistics(np.concatenate(proprio), num_trajectories=len(proprio))["action"]
         entry["proprio"] = {measure: figures[measure] for measure in MEASURES}
     clipped = count_clipped(together, entry["action"]).tolist()
-    return RobotStatistics(entry, rows, clipped, problems.report(), len(texts), unlabelled)
+    return RobotStatistics(entry, rows, len(together), clipped, problems.report(), len(texts), unlabelled)
+
+
+def relative_steps(dataset: RobotDataset, trajectory: Trajectory) -> np.ndarray:
+    """The steps of all chunks of an episode, relative to the state at their beginning: float64 [N, D].
+
+    Those behind the episode's end, and those that are not finite, are left out.
+
+    Raises:
+        RobotDataError: for groups that the data set's actions or states do not fit.
+    """
+    assert dataset.relative
+    assert trajectory.proprio is not None
+    count, dims = trajectory.actions.shape
+    check_groups(dataset.relative, dims, repr(dataset.name))
+    width = trajectory.proprio.shape[1]
+    if beyond := [dim for group in dataset.relative for dim in group["state"] if dim >= width]:
+        raise RobotDataError(
+            f"got relative actions of {dataset.name!r} with the values {beyond} of the state, expected 0 to "
+            f"{width - 1}; correct `relative`, or name the features of the state with `state`"
+        )
+    places = np.arange(count)[:, None] + np.arange(dataset.horizon)
+    chunks = trajectory.actions[np.minimum(places, count - 1)]
+    relative = to_relative(chunks, trajectory.proprio, dataset.relative)[places < count]
+    return relative[np.isfinite(relative).all(axis=1)]
 
 
 def is_binary(statistics: dict[str, Any], dim: int) -> bool:
@@ -133,6 +167,8 @@ def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None, normaliz
     parts |= {"version": READING_VERSION, "limit_share": dataset.problems.limit_share}
     if dataset.every > 1:
         parts |= {"every": dataset.every, "displacements": sorted(dataset.displacements or ())}
+    if dataset.relative:
+        parts |= {"relative": dataset.relative, "horizon": dataset.horizon}
     parts["unscaled"] = None if unscaled is None else sorted(unscaled)
     if normalization != QUANTILES:
         parts["normalization"] = normalization

@@ -32,6 +32,7 @@ class Words:
     """As much of a processor as rows and batches need: one token per character."""
 
     action_config = {"horizon": 2, "action_dim": 3}  # noqa: RUF012
+    takes_state = False
 
     def action_prompt(self, instruction: str) -> str:
         return f"{instruction.lower()}\n"

@@ -99,6 +99,7 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
     ]
     for number, row in enumerate(rows):
         row["action_is_pad"] = np.array([False, number == 1])
+        row["state"] = None if number else np.array([0.1, np.nan], np.float32)
     source = Listed(rows)
     for _ in range(2):
         table = write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 2}, progress=False)
@@ -108,6 +109,8 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
     assert first["images"][1]["bytes"] == b"any bytes"
     assert first["images"][0]["bytes"].startswith(b"\x89PNG")
     assert np.array_equal(first["action"], actions[0])
+    assert np.array_equal(first["state"], np.array([0.1, np.nan], np.float32), equal_nan=True)
+    assert table[1]["state"] is None
     assert [table[number]["action_is_pad"].tolist() for number in range(2)] == [[False, False], [False, True]]
     assert (first["instruction"], first["identity"], table[1]["images"]) == ("go", "0", [])
     write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 3}, progress=False)
@@ -153,6 +156,7 @@ def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: 
 
     row = {"images": [], "instruction": "go", "action": np.zeros((1, 3), np.float32), "identity": "0"}
     row["action_is_pad"] = np.zeros(1, bool)
+    row["state"] = None
     with pytest.raises(ValueError, match="the file ends here"):
         write_table(Failing([row]), ROBOT_FEATURES, tmp_path, {}, progress=False)
     assert not list((tmp_path / "rows").iterdir())

@@ -10,7 +10,7 @@ import torch
 import yaml
 from repository_reader import check_same, read_repositories, use
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
+from tiny_models import take_state, tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import check_folder, load_model, load_processor
@@ -104,6 +104,17 @@ def test_the_repository_is_the_model_its_code_its_records_and_its_card(repositor
     card = (repository / "README.md").read_text()
     assert f'from_pretrained("{REPO}"' in card
     assert "0.75" in card
+
+
+def test_a_model_that_takes_the_robots_state_stands_on_its_own(llama_like: Any, tmp_path: Path) -> None:
+    """Verified with a state in an interpreter without this package; the card says what it needs."""
+    groups = [{"dims": [0], "state": [1]}]
+    for part in take_state((tiny_model(llama_like, STRINGS), tiny_processor(llama_like, STRINGS)), relative=groups):
+        part.save_pretrained(tmp_path / "mine")
+    card = (publish_to_folder(tmp_path / "mine", REPO, tmp_path / "repository") / "README.md").read_text()
+    assert "| the robot's state | 2 values for `tiny`, in the data set's units, shown to the model |" in card
+    assert 'action_inputs(image, "close the drawer", state=state, unnorm_key="tiny")' in card
+    assert "dimensions 0 are learned relative to the robot's state" in card
 
 
 def test_the_recipe_goes_out_without_private_paths(checkpoint: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,0 +1,1 @@
+../processors/relative_actions.py
