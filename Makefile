@@ -1,4 +1,4 @@
-# make demo   installs, then records, trains, publishes, loads by name and rolls out a small OpenVLA+ (CPU, ~30 minutes)
+# make demo   installs, then trains two small policies, with and without the recipe, and compares them (two CPU cores)
 # make space  installs, then opens the Space in the browser with the model that make demo left (SPACE_OPTIONS: --quick, --model)
 # make test   installs, checks style and types, builds the pages, runs the tests
 # make docs   builds the pages into build/site; make docs-serve shows them while you write

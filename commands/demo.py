@@ -31,7 +31,7 @@ def demo(
         str | None, Option(metavar="FOLDER_OR_NAME", help="A second model for --space, to compare with.")
     ] = None,
 ) -> None:
-    """The whole path at toy size: record, train, publish, load, roll out."""
+    """Two small policies, with and without the recipe: record, train, publish, load, compare."""
     if (model or baseline) and not space:
         raise ValueError("got --model or --baseline without --space, expected them with it: they name what it opens")
     folder = output or DEMO_OUTPUTS[quick]
@@ -70,8 +70,7 @@ def demo_model(outputs: Sequence[str | Path]) -> str:
             return str(folder)
     raise FileNotFoundError(
         f"got no model in {' or '.join(map(str, folders))}, expected one to open the Space with; run `gen-vla demo` "
-        "(half an hour) or `gen-vla demo --quick --space` (a few minutes; its model has learnt nothing), or "
-        "name one with --model"
+        "or `gen-vla demo --quick --space` (a few minutes; its model has learnt nothing), or name one with --model"
     )
 
 

@@ -30,7 +30,7 @@ def test_the_whole_demo_comes_before_the_quick_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--space"], "run `gen-vla demo` (half an hour) or `gen-vla demo --quick --space`"),
+        (["--space"], "run `gen-vla demo` or `gen-vla demo --quick --space`"),
         (["--space", "--output", "elsewhere"], "got no model in elsewhere/repository"),
         (["--model", "somewhere"], "expected them with it"),
     ],
