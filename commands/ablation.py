@@ -29,6 +29,7 @@ RECIPE = "mini_openvla_plus"
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 8  # per step
+LONGER = ["training.steps=10000", "data.robot.0.record.episodes_per_task=400"]  # than the recipe, which is the demo's
 NO_D: dict[str, Any] = {"model.frozen": None}
 NO_S: dict[str, Any] = {
     "actions.representation": "bins",
@@ -83,7 +84,7 @@ def ablation(
     for run in runs:
         if run.left():
             console.rule(f"[bold]{run.name}", align="left")
-            run.train(processes, overrides or [])
+            run.train(processes, [*LONGER, *(overrides or [])])
             run.measure(tasks, episodes, processes)
             report(runs, work_dir)
         console.print(status_table(runs))
