@@ -18,6 +18,9 @@ def train(
     resume: Annotated[bool, Option("--resume", help="Continue from the newest checkpoint.")] = False,
     plan: Annotated[bool, Option("--plan", help="Memory and hours on 1, 8 and 64 GPUs; trains nothing.")] = False,
     check: Annotated[bool, Option("--check", help="Show the data as the model sees it; trains nothing.")] = False,
+    rehearse: Annotated[
+        float | None, Option(metavar="MINUTES", help="Load data as the run will for so long; trains nothing.")
+    ] = None,
     mini: Annotated[bool, Option("--mini", help="At a size for a CPU and a minute, from random weights.")] = False,
     report_to: Annotated[
         Literal["none", "trackio", "wandb", "tensorboard"] | None,
@@ -33,8 +36,10 @@ def train(
     from gen_vla.training.recipes.loading import load_recipe
     from gen_vla.training.storage.storage_problems import make_work_dir
 
-    if plan and check:
-        raise ValueError("got --plan and --check, expected one of them: they answer different questions")
+    if plan + check + (rehearse is not None) > 1:
+        raise ValueError(
+            "got several of --plan, --check and --rehearse, expected one of them: they answer different questions"
+        )
     if show_list or not recipe:
         show_recipes()
         raise typer.Exit(0 if show_list else 2)
@@ -47,6 +52,10 @@ def train(
         from gen_vla.training.planning.check import run_check
 
         return run_check(loaded, work_dir)
+    if rehearse is not None:
+        from gen_vla.training.planning.rehearsal import rehearse as load_rows
+
+        return Console().print(load_rows(loaded, Path(work_dir), rehearse).table(loaded.name))
     prepare(loaded, Path(work_dir), resume=resume, mini=mini)
     if loaded.pretraining:
         from gen_vla.training.pretraining.encoders import pretrain_encoders

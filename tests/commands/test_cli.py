@@ -46,7 +46,10 @@ def test_train_lists_the_recipes(capsys):
         (["train", "mini_openvla_pluss"], "did you mean 'mini_openvla_plus'"),
         (["train", "mini_vlm", "--set", "training.stepps=3"], "did you mean 'steps'"),
         (["train", "mini_vlm", "--set", "training.steps"], "expected KEY=VALUE"),
-        (["train", "mini_vlm", "--plan", "--check"], "got --plan and --check, expected one of them"),
+        (
+            ["train", "mini_vlm", "--plan", "--check"],
+            "got several of --plan, --check and --rehearse, expected one of them",
+        ),
         (["train", "mini_vlm", "--report-to", "nowhere"], "--report-to"),
         (["publish", "nowhere", "gen-vla/x", "--output", "out"], "got nowhere, expected the folder of a saved model"),
         (["predict", "nowhere/at/all/deep", "x.png", "open"], "gen-vla:"),

@@ -1,7 +1,7 @@
 """Writes data sets whose rows are as large as real ones, to measure loading with:
 
     python tests/support/data_sets/large_sets.py FOLDER
-    python -m gen_vla.training.planning.loading FOLDER/large.yaml --work-dir FOLDER --loaders 8
+    gen-vla train FOLDER/large.yaml --work-dir FOLDER --rehearse 3 --set data.num_workers=8
 
 A LeRobot set of two cameras, 640 x 480 pixels at 50 Hz, ten seconds an episode (videos are links to a few), and
 questions about pictures of that size. Two further recipes are for

@@ -1,0 +1,38 @@
+"""`gen-vla train RECIPE --rehearse MINUTES`: a run's loading, measured."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny_runs import tiny_recipe
+
+from gen_vla.commands.main import main
+from gen_vla.training.planning.rehearsal import rehearse
+from gen_vla.training.trainer import CoTrainer
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("loaders", [0, 1])
+def test_batches_come_as_in_a_run(tmp_path: Path, streaming: bool, loaders: int) -> None:
+    recipe = tiny_recipe(tmp_path, data__streaming=streaming, data__num_workers=loaders)
+    found = rehearse(recipe, tmp_path, 0, progress=False)
+    assert found.rows == (loaders + 2) * recipe.training.batch_size
+    assert found.robot_rows == recipe.training.batch_size / 2
+    assert 1 <= found.episodes <= found.robot_rows
+    assert 0 <= found.padding < 1
+    assert min(found.rows_per_second, found.needed, found.seconds_to_batch, found.seconds_to_open) > 0
+    assert len(found.loaders) == loaders
+    assert found.resident >= found.proportional > sum(found.loaders) / 2
+    assert set(found.skipped.values()) == {0}
+
+
+def test_it_trains_nothing_and_shows_a_line_per_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CoTrainer, "compute_loss", lambda *_, **__: pytest.fail("a step was taken"))
+    tiny_recipe(tmp_path)
+    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--rehearse", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"rows/s that one GPU takes \(--plan\) +│ +\d+\.\d", shown)
+    assert re.search(r"bad rows +│ none", shown)
+    assert {path.name for path in (tmp_path / "tiny").glob("*")} <= {"tables"}
