@@ -120,8 +120,8 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
         config = planned_config(maker, work_dir)
     elif start is not None and (recipe.model.family == "vla_plus" or start.startswith(SMOL)):
         raise FileNotFoundError(
-            f"got model.initial_model={start!r} and no {work_dir / start}, expected the folder of a model that gen-vla convert made "
-            "there: its sizes are in its config.json"
+            f"got model.initial_model={start!r} and no {work_dir / start}, expected the folder of a model that "
+            "gen-vla convert made there: its sizes are in its config.json"
         )
     else:
         settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
