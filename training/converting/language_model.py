@@ -59,7 +59,8 @@ def convert_language_model(
     eyes, pictures = load_model(folder), load_processor(folder).image_processor
     if not isinstance(eyes, OpenVLAPlusForVision2Seq):
         raise ConversionError(f"got --encoders {encoders}, a {eyes.config.model_type}, expected an openvla_plus")
-    model, processor = join(*read_language_model(source), eyes, pictures)
+    joined: tuple[Any, Any] = join(*read_language_model(source), eyes, pictures)
+    model, processor = joined
     model.to(dtype or torch.float32).save_pretrained(destination, max_shard_size=max_shard_bytes)
     processor.save_pretrained(destination)
 
@@ -67,7 +68,7 @@ def convert_language_model(
 def read_language_model(source: str | Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A Llama in float32 and its tokenizer, with `<image>` in the vocabularies of both."""
     name, file = language_model_files(source)
-    given = {"gguf_file": file} if file else {}
+    given: dict[str, Any] = {"gguf_file": file} if file else {}
     kind = PretrainedConfig.get_config_dict(name)[0].get("model_type") if file is None else "llama"
     if kind != "llama":
         raise ConversionError(f"got {source} with model_type={kind!r} and --encoders, expected 'llama'")

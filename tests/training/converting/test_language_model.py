@@ -121,7 +121,7 @@ def test_smollm2_answers_as_before(smol: tuple[Path, Any]) -> None:
 @pytest.mark.slow
 def test_smollm2_learns_to_act_and_acts_exactly(smol: tuple[Path, Any]) -> None:
     model: dict[str, Any] = {"initial_model": "smol-start", "frozen": "siglip"}
-    changes = {"training__steps": 5, "training__batch_size": 2, "training__logging_steps": 1}
+    changes: dict[str, Any] = {"training__steps": 5, "training__batch_size": 2, "training__logging_steps": 1}
     changes |= {"training__learning_rate": 2e-4, "data__image_size": 96, "training__save_steps": 1000}
     folder = run_tiny(smol[0], model=model, name="smol-tiny", **changes)
     steps = logged_steps(folder)
