@@ -7,7 +7,7 @@ from typer import Argument, Option
 
 
 def convert(
-    source: Annotated[str, Argument(help="A folder, a .pt file of a training run, or a name on the Hub.")],
+    source: Annotated[str, Argument(help="A folder, a .pt or .gguf file, or a name on the Hub; see --encoders.")],
     destination: Annotated[Path, Argument(help="The folder to write; must not exist yet.")],
     to: Annotated[
         Literal["openvla"] | None,
@@ -42,6 +42,14 @@ def convert(
         float | None,
         Option(metavar="AREA", help="Share of each picture's area to keep: 0.9 for models trained with random crops."),
     ] = None,
+    encoders: Annotated[
+        str | None,
+        Option(
+            metavar="MODEL",
+            help="A Llama, also package://NAME, the GGUF file of a Python package: the openvla_plus whose vision "
+            "encoders it gets, a folder or package://mini-vlm; the projector begins with random weights.",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["bfloat16", "float16", "float32"] | None, Option(help="(default: each weight's own)")
     ] = None,
@@ -54,7 +62,7 @@ def convert(
         ),
     ] = True,
 ) -> None:
-    """Turn OpenVLA, Prismatic or a vision-language model of transformers into a folder of this package."""
+    """Turn OpenVLA, Prismatic, a vision-language model or a Llama of transformers into a folder of this package."""
     import torch
 
     from gen_vla.training.converting import conversion
@@ -63,7 +71,7 @@ def convert(
         from gen_vla.training.converting.to_openvla import convert_to_openvla
 
         others = {"actions": actions, "tokenizer": tokenizer, "frozen": frozen, "dual": dual, "family": family}
-        others |= {"center-crop": center_crop, "dtype": dtype}
+        others |= {"center-crop": center_crop, "encoders": encoders, "dtype": dtype}
         if given := [f"--{name}" for name, value in others.items() if value is not None]:
             raise ValueError(f"got {', '.join(given)} beside --to {to}, expected none: the model is written as it is")
         print(f"Converted into {convert_to_openvla(source, destination, int(max_shard_gb * 1e9))}")
@@ -77,6 +85,7 @@ def convert(
         dual=dual,
         family=family,
         center_crop_area=center_crop,
+        encoders=encoders,
         dtype=getattr(torch, dtype) if dtype else None,
         max_shard_bytes=int(max_shard_gb * 1e9),
         check=check,

@@ -117,15 +117,31 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
 
     def action_prompt(self, instruction: str, state: Any = None, unnorm_key: str | None = None) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
-        return super().action_prompt(instruction, state, unnorm_key) + self._lead_in[0]
+        prompt = super().action_prompt(instruction, state, unnorm_key)
+        self._without_marks(instruction.lower())
+        return prompt + self._lead_in[0]
 
     def question_prompt(self, question: str) -> str:
         """The prompt that asks a question about a picture, or without one."""
-        return self.prompt_template["question"].format(question=checked_text(question, "question").strip())
+        words = self._without_marks(checked_text(question, "question").strip())
+        return self.prompt_template["question"].format(question=words)
 
     def answer_text(self, answer: str) -> str:
         """What the model should write after `question_prompt`, EOS excepted."""
-        return self.prompt_template["answer"].format(answer=checked_text(answer, "answer").strip())
+        return self.prompt_template["answer"].format(
+            answer=self._without_marks(checked_text(answer, "answer").strip())
+        )
+
+    def _without_marks(self, words: str) -> str:
+        """The words; `ValueError` if a control token of the prompt template is in them, where it would stay one."""
+        template = "".join(self.prompt_template.values())
+        for token in control_tokens(self.tokenizer):
+            if token in words and token in template:
+                raise ValueError(
+                    f"got {token!r} in {words[:60]!r}, expected words: this model's prompts are made with that "
+                    "control token; take it out"
+                )
+        return words
 
     def action_inputs(
         self,

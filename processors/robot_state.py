@@ -8,6 +8,7 @@ tokens a value, and digits are tokens of their own wherever actions are strings.
 values as numbers, in its own token.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -118,8 +119,9 @@ def state_text(normalized: np.ndarray) -> str:
 
 
 def template_with_state(prompt_template: dict[str, str], shown: bool) -> dict[str, str]:
-    """Prompts whose action asks with the state, at the end of the instruction's line, or without."""
+    """Prompts whose action asks with the state, at the end of the instruction's line or turn, or without."""
     before, placeholder, after = prompt_template["action"].replace(STATE_TEXT, "").partition("{instruction}")
-    line, newline, rest = after.partition("\n")
+    end = re.search(r"\n|<\||$", after)  # the latter as in <|im_end|>
+    assert end is not None
     state = STATE_TEXT if shown else ""
-    return {**prompt_template, "action": f"{before}{placeholder}{line}{state}{newline}{rest}"}
+    return {**prompt_template, "action": f"{before}{placeholder}{after[: end.start()]}{state}{after[end.start() :]}"}

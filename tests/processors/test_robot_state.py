@@ -38,6 +38,7 @@ def test_bins_are_openpis():
         (PROMPT_TEMPLATE, "In: What action should the robot take to {instruction}? State: {state}\nOut:"),
         (VLA_PROMPT_TEMPLATE, "What action should the robot take to {instruction}? State: {state}"),
         (PI0_FLOW_PROMPT_TEMPLATE, "{instruction} State: {state}\n"),
+        ({"action": "user\n{instruction}?<|im_end|>\n"}, "user\n{instruction}? State: {state}<|im_end|>\n"),
     ],
 )
 def test_a_template_takes_a_state_and_gives_it_back(template, asks):

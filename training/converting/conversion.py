@@ -2,7 +2,8 @@
 
 `foreign_layouts.py` reads what a checkpoint of OpenVLA says about itself, `modeling/convert_openvla_weights.py` plans
 which tensor goes where, and `storage/tensor_files.py` moves the weights one by one. Vision-language models are read by
-transformers' own classes (`vlm_conversion.py`, `paligemma_flow.py`). A conversion that fails leaves nothing behind.
+transformers' own classes (`vlm_conversion.py`, `paligemma_flow.py`, `language_model.py`). A conversion that fails
+leaves nothing behind.
 
 The release of the paper's authors has OpenVLA's layout and three more tokens. They identify it: it writes actions as
 "legacy" strings, and its prompts begin with one of these tokens.
@@ -32,6 +33,7 @@ from gen_vla.processors import (
 )
 from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, read_source
 from gen_vla.training.converting.foreign_tokenizer import LLAMA_TOKENS, load_tokenizer
+from gen_vla.training.converting.language_model import convert_language_model
 from gen_vla.training.converting.paligemma_flow import convert_to_flow
 from gen_vla.training.converting.vlm_conversion import convert_vlm, vlm_type
 from gen_vla.training.storage.tensor_files import Output, write_shards
@@ -56,6 +58,7 @@ class ConversionSettings:
             `"pi0_flow"`, π0 with an action expert of random weights.
         expert: `hidden_size` and `intermediate_size` of that expert; by default π0's.
         center_crop_area: share of each picture's area to keep, 0.9 for models trained with random crops.
+        encoders: the model whose vision encoders a language model gets; see `language_model.py`.
         dtype: of the weights; by default each keeps its own.
         max_shard_bytes: the size of a weight file.
         check: whether what became `vla_plus` is compared with its base model.
@@ -69,6 +72,7 @@ class ConversionSettings:
     family: str | None = None
     expert: dict[str, int] | None = None
     center_crop_area: float | None = None
+    encoders: str | None = None
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
     check: bool = True
@@ -84,7 +88,8 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     """Converts a checkpoint into a folder that `from_pretrained` loads.
 
     Args:
-        source: a folder, a `.pt` file of a run, or a name on the Hub.
+        source: a folder, a `.pt` file of a run, or a name on the Hub; with `encoders` also a GGUF file, see
+            `convert_language_model`.
         destination: the folder to write; must not exist yet.
         settings: see `ConversionSettings`.
 
@@ -95,11 +100,15 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     destination, options = Path(destination), ConversionSettings(**settings)
     if destination.exists():
         raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
-    kind = vlm_type(source)
+    kind = vlm_type(source) if options.encoders is None else None
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
         draft = Path(temporary) / destination.name
-        if kind is None:
+        if options.encoders is not None:
+            unused = ("actions", "tokenizer", "frozen", "dual", "family", "center_crop_area")
+            check_options("language model", options, unused)
+            convert_language_model(source, options.encoders, draft, options.dtype, options.max_shard_bytes)
+        elif kind is None:
             write_openvla(source, draft, options)
         elif options.family == "pi0_flow":
             write_flow(source, kind, draft, options)

@@ -44,6 +44,7 @@ PROMPT_TOKENS = 25  # of an instruction or a question, the picture's apart
 ANSWER_TOKENS = 60  # of a vision-language row, on average
 USUAL_TOKENS = 256  # of a picture in a stock vision-language model
 PALIGEMMA = "paligemma-3b-pt-224"  # how names of folders with it begin in shipped recipes
+SMOL = "smol-"  # the same of SmolLM2's
 PI0_PLUS = Path(modeling.__file__).parent / "full_size" / "pi0-plus.json"
 GPU_COUNTS = (1, 8, 64)
 FLOAT32, BFLOAT16 = 4, 2
@@ -115,16 +116,14 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     elif recipe.model.family == "vla_plus" and str(start).startswith(PALIGEMMA):  # as shipped recipes name it
         config = family.config(**json.loads(PI0_PLUS.read_text(encoding="utf-8")))
         config.num_image_tokens = image_tokens(config.vlm_config.vision_config)
-    elif recipe.model.family == "vla_plus" and start is not None:
+    elif (maker := maker_of_start(recipe)) and maker.model.initial_model:
+        config = planned_config(maker, work_dir)
+    elif start is not None and (recipe.model.family == "vla_plus" or start.startswith(SMOL)):
         raise FileNotFoundError(
-            f"got model.initial_model={start!r} and no {work_dir / str(start)}, expected the folder of a converted "
-            "vision-language model there: its sizes are in its config.json"
+            f"got model.initial_model={start!r} and no {work_dir / start}, expected the folder of a model that "
+            "gen-vla convert made there: its sizes are in its config.json"
         )
     else:
-        # A shipped recipe's run may be what is saved under this name.
-        named = str(start).removeprefix(PACKAGE_PREFIX)
-        shipped = [recipe] if start is None else [r for r in map(load_recipe, recipe_names()) if r.name == named]
-        maker = next((r for r in shipped if r.model.initial_model is None), None)
         settings = maker and model_sizes(maker.model, maker.data.image_size, maker.tokenizer.vocab_size)
         config = family.config(**(settings or {}))
         if settings is None and recipe.model.family == "openvla_plus":  # what a converted Prismatic has
@@ -134,6 +133,14 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     if not recipe.is_flow:
         config.frozen = recipe.model.frozen
     return config
+
+
+def maker_of_start(recipe: Recipe) -> Recipe | None:
+    """The shipped recipe whose run is what a recipe starts from; itself where that is random weights."""
+    if recipe.model.initial_model is None:
+        return recipe
+    named = recipe.model.initial_model.removeprefix(PACKAGE_PREFIX)
+    return next((each for each in map(load_recipe, recipe_names()) if each.name == named), None)
 
 
 def part_sizes(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> list[PartSize]:

@@ -9,6 +9,7 @@ from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 # Parameters of the full-size models by family and number of encoders: (with D, without). Counted in tests.
 SIZES = {"openvla_plus": ("7.5B", "7.5B"), "pi0_flow": ("", "3.2B")}
 PALIGEMMA_SIZES = ("3.3B", "2.9B")
+SMOL_SIZE = "137M"
 YES, NO = "●", "·"
 
 
@@ -53,6 +54,8 @@ def size(recipe: Recipe) -> str:
     start = recipe.model.initial_model
     if start is None or start.removeprefix(PACKAGE_PREFIX).startswith("mini-"):
         return "mini"
+    if start.startswith("smol-"):
+        return SMOL_SIZE
     paligemma = start.startswith("paligemma") and not recipe.is_flow
     sizes = PALIGEMMA_SIZES if paligemma else SIZES.get(recipe.model.family, ("any", "any"))
     return sizes[recipe.model.frozen is None]

@@ -35,7 +35,7 @@ ABLATION = {f"openvla_plus_rt1_{kind}_{name}": (kind, name) for kind in ("only",
 
 
 def test_all_rows_are_there() -> None:
-    minis = {"mini_vlm", "mini_openvla_plus"}
+    minis = {"mini_vlm", "mini_openvla_plus", "smol_vlm", "smol_openvla_plus"}
     steps_of_figure_3 = {"openvla_rt1_sc_vqa", "openvla_rt1_sc_vqa_spatial"}
     others = {"plus_bridge", "plus_my_robot", "plus_libero", "openvla_plus_libero"}
     assert set(recipe_names()) == {*TABLE, *ABLATION, *steps_of_figure_3, *minis, *others}

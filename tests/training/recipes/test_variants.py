@@ -22,7 +22,14 @@ from gen_vla.training.run_folder import write_recipe
 
 
 STRINGS = ActionStringProcessor(action_dim=7, decimals=2, binary_dims=[6])
-LICENSES = {"prismatic": "llama2", "paligemma": "gemma", "mini": "mit", "None": "mit", "vlm": "other"}
+LICENSES = {
+    "prismatic": "llama2",
+    "paligemma": "gemma",
+    "mini": "mit",
+    "None": "mit",
+    "vlm": "other",
+    "smol": "apache-2.0",
+}
 
 
 def model_like(recipe: Recipe, llama_like: Any, gemma_like: Any) -> Any:
