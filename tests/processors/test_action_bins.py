@@ -23,7 +23,7 @@ from gen_vla.processors import (
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.loss_weights import BinTokenWeights
 from gen_vla.training.mixing.prepared_rows import ROBOT
-from gen_vla.training.model_building import make_recipe_action_config
+from gen_vla.training.model_building import make_action_format
 from gen_vla.training.publishing.assembling import publish_to_folder
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import ActionRecipe
@@ -184,10 +184,10 @@ def test_training_rows_hold_the_tokens_inference_generates(tiny_bins: tuple[Any,
 
 def test_recipes_choose_the_representation(trained: Any, llama2: Any) -> None:
     recipe = ActionRecipe(representation="bins", action_dim=4, binary_dims=[], bin_tokens="bytes")
-    config = make_recipe_action_config(recipe, trained)
+    config = make_action_format(recipe, trained)
     assert (config["bin_tokens_end"], config["action_dim"]) == (259, 4)
-    assert make_recipe_action_config(ActionRecipe(representation="bins"), llama2)["bin_tokens_end"] == 32000
-    assert make_recipe_action_config(ActionRecipe(), llama2)["representation"] == "string"
+    assert make_action_format(ActionRecipe(representation="bins"), llama2)["bin_tokens_end"] == 32000
+    assert make_action_format(ActionRecipe(), llama2)["representation"] == "string"
     with pytest.raises(ValueError, match="expected none: only strings have decimals"):
         ActionRecipe(representation="bins", label_decimals=2)
 

@@ -47,7 +47,8 @@ def test_a_chunk_goes_there_and_back(kind, stored, here, there, position):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rotations_are_written_as_scipy_writes_them(kind):
     """Gimbal lock and half turns, where there are several ways, aside."""
-    there, here = Rotation.random(200, random_state=0), Rotation.random(200, random_state=1)
+    turns = np.random.default_rng(0).normal(size=(2, 200, 4))
+    there, here = Rotation.from_quat(turns[0]), Rotation.from_quat(turns[1])
     dims = list(range(ROTATIONS[kind]))
     group = {"dims": dims, "state": dims, "rotation": kind}
     relative = to_relative(WRITE[kind](there)[:, None], WRITE[kind](here), [group])[:, 0]

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,9 @@ def test_recordings_give_theirs_and_relative_actions_are_compared(taking, tmp_pa
     assert (results["n"], results["outside"] < 1) == (12, True)
     np.testing.assert_allclose(found.recorded[:, 0, :2], 5.0, atol=1e-5)
     assert np.abs(found.predicted[..., :2] - 5.0).max() <= 1.0 + 1e-5
-    bare = [SimpleNamespace(**{**vars(episode), "columns": {"action": episode.actions}}) for episode in episodes]
+    bare: list[Any] = [
+        SimpleNamespace(**{**vars(episode), "columns": {"action": episode.actions}}) for episode in episodes
+    ]
     for episode in bare:
         episode.stored = lambda episode=episode: episode.columns
     folder = str(write_lerobot(tmp_path / "bare", bare, "v3.0"))
