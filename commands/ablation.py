@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 from rich.console import Console
@@ -21,7 +21,10 @@ from rich.table import Table
 from typer import Option
 
 from gen_vla.commands.train import parse_overrides
-from gen_vla.training.recipes.loading import Recipe, as_settings, load_recipe
+
+
+if TYPE_CHECKING:
+    from gen_vla.training.recipes.loading import Recipe
 
 
 RECIPE = "mini_openvla_plus"
@@ -109,6 +112,8 @@ class Run:
 
     def train(self, processes: int, overrides: list[str]) -> None:
         """Trains the model unless it is there; `ValueError` for one that was trained with other settings."""
+        from gen_vla.training.recipes.loading import load_recipe
+
         settings = {**ROWS[self.row], "name": self.name, "training.seed": self.seed}
         if (self.model / "training_log.json").is_file():
             check_same_recipe(load_recipe(RECIPE, {**settings, **parse_overrides(overrides)}), self.model)
@@ -139,8 +144,10 @@ class Run:
                 command("evaluate", "scene_questions", self.model, f"--questions={asked}", f"--output={path}")
 
 
-def check_same_recipe(recipe: Recipe, folder: Path) -> None:
+def check_same_recipe(recipe: "Recipe", folder: Path) -> None:
     """Raises `ValueError` if the model in the folder was trained with other settings than those asked for."""
+    from gen_vla.training.recipes.loading import as_settings
+
     if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
         raise ValueError(
             f"got {folder} trained with other settings, expected those of {recipe.name}; delete it, or choose another "

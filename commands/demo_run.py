@@ -22,7 +22,6 @@ from rich.table import Table
 
 from gen_vla.commands.ablation import HELD_OUT_SEED, RECIPE, Run
 from gen_vla.evaluation.simulation.layouts import TASKS, Task
-from gen_vla.training.recipes.loading import load_recipe
 
 
 REPO_ID = "gen-vla/mini-openvla-plus"
@@ -83,6 +82,7 @@ def record(output: Path, settings: list[str], questions: int) -> None:
     from gen_vla.commands.record import record_missing_data
     from gen_vla.commands.train import parse_overrides
     from gen_vla.evaluation.recording.questions import record_questions
+    from gen_vla.training.recipes.loading import load_recipe
 
     recipe = load_recipe(RECIPE, parse_overrides(settings))
     record_missing_data(recipe, output)

@@ -1,5 +1,6 @@
 """`gen-vla init`: what it finds out about data sets of several kinds, and what it chooses for them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,12 +136,16 @@ def test_a_converted_model_as_base(here, frozen):
 
 
 def test_a_model_of_a_short_context_gets_shorter_chunks_and_fewer_cameras(here, monkeypatch, capsys):
-    """The packaged model takes 256 tokens; 64 of them are a picture."""
+    """The packaged model takes 384 tokens; 64 of them are a picture."""
     monkeypatch.setattr(robot_data_sets, "FPS", 10)
-    write_lerobot(here / "episodes", make_episodes(2, 20, ("image_0", "wrist", "side"), 16), kind="image")
+    told = "put the small wooden spoon beside the yellow towel, " * 7
+    episodes = [replace(e, instruction=told) for e in make_episodes(2, 20, ("image_0", "wrist", "side"), 16)]
+    write_lerobot(here / "episodes", episodes, kind="image")
     recipe = init(base="package://mini-vlm")
     said = capsys.readouterr().out
-    assert (len(recipe.data.robot[0].cameras or []), recipe.actions.horizon, recipe.training.lora) == (2, 2, None)
+    assert len(recipe.data.robot[0].cameras or []) == 2
+    assert 1 <= recipe.actions.horizon < 5
+    assert recipe.training.lora is None
     assert "the model takes no longer rows" in said
     assert "2 of 3: each takes as many tokens again" in said
     assert main(["train", "my_arm.yaml", "--work-dir", ".", "--check"]) == 0

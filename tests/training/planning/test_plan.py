@@ -136,7 +136,7 @@ def test_a_mini_model_takes_the_chunks_of_two_arms(family, tmp_path):
 def test_context_of_a_model_that_is_still_to_be_converted(tmp_path):
     plus = planned_config(load_recipe("openvla_plus_bridge"), tmp_path)
     assert plus.text_config.max_position_embeddings == 4096, "Llama 2's, which converting Prismatic writes"
-    assert planned_config(load_recipe("mini_openvla_plus"), tmp_path).text_config.max_position_embeddings == 256
+    assert planned_config(load_recipe("mini_openvla_plus"), tmp_path).text_config.max_position_embeddings == 384
 
 
 def test_work_and_activations_by_hand():

@@ -41,5 +41,5 @@ def test_every_parameter_is_planned_for(name: str, frozen: str | None, tmp_path:
 
 def test_without_the_model_there_is_nothing_to_plan(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, model={"family": "vla_plus", "initial_model": "start", "frozen": None})
-    with pytest.raises(FileNotFoundError, match="expected the folder of a converted vision-language model"):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a model that gen-vla convert made"):
         plan_recipe(recipe, tmp_path)
