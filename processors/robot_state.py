@@ -20,10 +20,8 @@ from .prompt_texts import checked_instruction
 
 STATE_BINS = 256
 STATE_TEXT = " State: {state}"
-SHOWN, REFERENCE = (
-    "input",
-    "reference",
-)  # action_config["state"]: the model sees it; or only actions are relative to it
+# action_config["state"]: the model sees it, or actions are relative to it and no more.
+SHOWN, REFERENCE = "input", "reference"
 
 
 class RobotStateError(ValueError):
