@@ -90,8 +90,8 @@ def draw_frame(
     frame.paste(image, (0, 0))
     draw, small = ImageDraw.Draw(frame), ImageFont.load_default(10)
     draw.text((10, height + 8), instruction, fill=INK, font=ImageFont.load_default(15))
-    draw.text((width - 10, height + 12), note, fill=note_colour, font=small, anchor="ra")
-    draw.text((width - 10, height + 38), name, fill=INK, font=small, anchor="ra")
+    draw.text((width - 10, height + 38), note, fill=note_colour, font=small, anchor="ra")
+    draw.text((10, 8), name, fill=INK, font=ImageFont.load_default(15), stroke_width=2, stroke_fill=PAPER)
     if action is not None:
         moves = "  ".join(f"{name} {100 * metres:+.1f} cm" for name, metres in zip(("dx", "dy", "dz"), action[:3]))
         draw.text((10, height + 38), f"{moves}  grip {action[6]:.0%}", fill=INK, font=small)
