@@ -238,7 +238,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "serving": (" | actions per second | ms (median) | p95 | calls", serving),
     "training_step": ("model | rows | logits of | above model and gradients | ms", training_step),
     "training_throughput": (
-        "model | trainer | tokens a row | rows/s | peak GB | batch | forward and backward | optimizer",
+        "model | trainer | tokens a row | rows/s | peak GB | batch | passes | optimizer",
         training_throughput,
     ),
     "loader": ("data | gen-vla | beside it", loader),

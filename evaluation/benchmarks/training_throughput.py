@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from transformers import TrainerCallback
 from trl.trainer.sft_config import SFTConfig
@@ -36,8 +37,8 @@ from gen_vla.training.run import build_collator, build_preparer, run_recipe
 
 
 ROWS = 64  # of the data set
-TRAINERS = ("gen-vla", "TRL SFTTrainer")
-PARTS = ("batch", "forward and backward", "optimizer")  # the gradient's norm belongs to the second
+TRAINERS = ("gen-vla", "TRL")
+PARTS = ("batch", "passes", "optimizer")  # passes: forward, backward and the norm of the gradient
 
 
 class StepClock(TrainerCallback):
@@ -198,6 +199,6 @@ def throughput_table(results: dict[str, Any]) -> Table:
         parts = [f"{run['seconds'][part] / run['seconds']['step']:.0%}" for part in PARTS]
         tokens = f"{run['tokens_per_row']:.0f}"
         rows.append((run["size"], run["trainer"], tokens, shown[0], ratios[0], shown[1], ratios[1], *parts))
-    columns = ("model", "trainer", "tokens", "rows/s", "of TRL's", "peak GB", "of TRL's", *PARTS)
+    columns = ("model", "trainer", "tokens", "rows/s", "x TRL", "GB", "x TRL", *PARTS[:2], "update")
     title = f"Training steps of {results['runs'][0]['batch_size']} rows, {results['machine']['device']}, float32"
-    return results_table(title, columns, rows, left=2)
+    return results_table(title, columns, rows, left=2, box=SIMPLE_HEAD, pad_edge=False)
