@@ -2,6 +2,7 @@
 
     WORK_DIR/demonstrations, questions        what all rows train on
     WORK_DIR/held_out/LOOKS                   questions to judge by: home, broad, unseen
+    WORK_DIR/held_out/actions_LOOKS           demonstrations to judge by
     WORK_DIR/ROW-seedN/                       a model; its results beside it, in ROW-seedN-results/
     WORK_DIR/report/                          the paper's tables with what is there so far
 
@@ -31,6 +32,7 @@ RECIPE = "mini_openvla_plus"
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 8  # per step
+EVERY = 4  # steps of a held-out demonstration, one is asked about
 LONGER = ["training.steps=10000", "data.robot.0.record.episodes_per_task=400"]  # than the recipe, which is the demo's
 NO_D: dict[str, Any] = {"model.frozen": None}
 NO_S: dict[str, Any] = {
@@ -61,6 +63,7 @@ def ablation(
     episodes: Annotated[int, Option(help="Rollouts per task; per variant a twelfth, at least one.")] = 50,
     tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
     questions: Annotated[int, Option(help="Held-out questions per set of looks.")] = 900,
+    demonstrations: Annotated[int, Option(help="Held-out demonstrations per task and set of looks.")] = 25,
     processes: Annotated[int, Option(help="Of training and of the simulator.")] = 2,
     status: Annotated[bool, Option("--status", help="Show what is done and what is left; runs nothing.")] = False,
     overrides: Annotated[
@@ -79,10 +82,11 @@ def ablation(
         console.print(status_table(runs))
         return
     for looks in LOOKS:
-        folder = work_dir / "held_out" / looks
-        if not folder.exists():
-            chosen = [f"--looks={looks}", f"--count={questions}", f"--seed={HELD_OUT_SEED}"]
-            command("record", "questions", folder, *chosen)
+        chosen = [f"--looks={looks}", f"--seed={HELD_OUT_SEED}", f"--workers={processes}"]
+        if not (folder := held_out_questions(work_dir, looks)).exists():
+            command("record", "questions", folder, f"--count={questions}", *chosen)
+        if not (folder := held_out_actions(work_dir, looks)).exists():
+            command("record", "demonstrations", folder, f"--episodes-per-task={demonstrations}", *chosen)
     for run in runs:
         if run.left():
             console.rule(f"[bold]{run.name}", align="left")
@@ -92,15 +96,23 @@ def ablation(
         console.print(status_table(runs))
 
 
+def held_out_questions(work_dir: Path, looks: str) -> Path:
+    return work_dir / "held_out" / looks
+
+
+def held_out_actions(work_dir: Path, looks: str) -> Path:
+    return work_dir / "held_out" / f"actions_{looks}"
+
+
 class Run:
     """One row and seed: a model, and the results of its suites."""
 
     def __init__(self, row: str, seed: int, work_dir: Path, name: str | None = None):
         self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
-        suites = [f"questions_{looks}.json" for looks in LOOKS]
-        self.files = [*(self.results / name for name in suites), self.results / "variants" / "results.json"]
-        self.files += [self.results / "matching" / "results.json", self.results / "latency.json"]
+        suites = [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
+        suites += ["variants/results.json", "matching/results.json", "latency.json"]
+        self.files = [self.results / name for name in suites]
 
     def left(self) -> list[str]:
         """What is still to do."""
@@ -124,7 +136,9 @@ class Run:
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
 
     def measure(self, tasks: str, episodes: int, workers: int) -> None:
-        """Success where the demonstrations were made, in other looks and words, and hindered; questions; speed."""
+        """Success where the demonstrations were made, in other looks and words, and hindered; questions; the error of
+        actions beside demonstrated ones; speed.
+        """
         self.results.mkdir(exist_ok=True)
         trained_on = f"--trained-on={self.work_dir / 'demonstrations'}"
         modes = {
@@ -139,8 +153,12 @@ class Run:
                 command("evaluate", "tabletop", self.model, *options)
             elif path.name == "latency.json":
                 command("evaluate", "latency", self.model, f"--output={path}")
+            elif path.stem.startswith("actions"):
+                data = held_out_actions(self.work_dir, path.stem.removeprefix("actions_"))
+                every = [f"--every={EVERY}", "--episodes=1000", "--batch-size=32"]
+                command("evaluate", "open_loop", self.model, data, *every, f"--output={path}")
             else:
-                asked = self.work_dir / "held_out" / path.stem.removeprefix("questions_")
+                asked = held_out_questions(self.work_dir, path.stem.removeprefix("questions_"))
                 command("evaluate", "scene_questions", self.model, f"--questions={asked}", f"--output={path}")
 
 

@@ -23,10 +23,13 @@ def record(
     episodes_per_task: Annotated[int, Option(help="Demonstrations: successes to keep.")] = 200,
     count: Annotated[int, Option(help="Questions: how many.")] = 4000,
     looks: Annotated[
-        Literal["home", "broad", "unseen"],
-        Option(help="Questions: the demonstrations' look, hundreds for co-training, or others to judge by."),
-    ] = "broad",
-    seed: Annotated[int, Option(help="First seed; questions from 1000000 on are held out.")] = 0,
+        Literal["home", "broad", "unseen"] | None,
+        Option(
+            help="One look, hundreds for co-training, or others to judge by (default: home for demonstrations, "
+            "broad for questions)."
+        ),
+    ] = None,
+    seed: Annotated[int, Option(help="First seed; from 1000000 on data are held out, to judge by.")] = 0,
     workers: Annotated[int, Option(help="Processes (the data do not depend on it).")] = 2,
     image_size: Annotated[int, Option(help="Pixels a side.")] = 96,
     clean: Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")] = False,
@@ -35,8 +38,10 @@ def record(
 ) -> None:
     """Record demonstrations on the tabletop, or questions about its scenes for co-training."""
     settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
+    if looks:
+        settings["looks"] = looks
     if content == "questions":
-        settings |= {"count": count, "looks": looks}
+        settings["count"] = count
     else:
         settings |= {"episodes_per_task": episodes_per_task, "noise": not clean, "paraphrase": paraphrase}
     metadata = recorder(content)(output_dir, **settings)

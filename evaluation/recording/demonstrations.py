@@ -1,4 +1,4 @@
-"""Record tabletop demonstrations, all in the home look, in one wording per task.
+"""Record tabletop demonstrations, by default all in the home look, in one wording per task.
 
 `recording.json` lists the digests of all layouts shown, which `gen-vla evaluate tabletop --trained-on FOLDER` refuses
 to judge. How rows are written is in `recording/rows.py`.
@@ -15,6 +15,7 @@ from gen_vla.evaluation.recording.rows import DemonstrationJob, Rows, demonstrat
 from gen_vla.evaluation.simulation import layouts
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import TASKS, Task
+from gen_vla.evaluation.simulation.looks import LookSet, look_of
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
 
 
@@ -26,7 +27,7 @@ def _environment(image_size: int) -> TabletopEnv:
 def record_episode(job: DemonstrationJob) -> Rows | None:
     """One demonstration as rows, or None when the disturbed expert did not finish in time."""
     env, task = _environment(job.image_size), cast(Task, job.task)
-    instruction = env.reset(task, job.seed)
+    instruction = env.reset(task, job.seed, look_of(job.looks, job.seed))
     wordings = [instruction, *(paraphrases(instruction) if job.paraphrase else ())]
     return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, layouts.MAX_STEPS[task])
 
@@ -40,6 +41,7 @@ def record_demonstrations(
     noise: bool = True,
     *,
     paraphrase: bool = False,
+    looks: LookSet = "home",
     tasks: tuple[Task, ...] = TASKS,
     **options: Any,
 ) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def record_demonstrations(
     return rows.record_demonstrations(
         output_dir,
         record_episode,
-        DemonstrationJob(tasks[0], seed, image_size, noise, paraphrase),
+        DemonstrationJob(tasks[0], seed, image_size, noise, paraphrase, looks),
         "tabletop demonstrations",
         tasks,
         episodes_per_task,

@@ -1,9 +1,10 @@
 """Record pictures of tabletop scenes with a question each, and where every object is in them.
 
     image, question, answer, kind, seed
-    more_turns       further questions about the picture with answers, for training: the first asks for everything
-                     on the table, which teaches a small model to look; a picture takes most of the time of a row, so
-                     that several turns cost little more than one
+    more_turns       further questions about the picture with answers, for training: a picture takes most of the time
+                     of a row, so that ten turns cost little more than one; of one picture in four the last turn asks
+                     for everything on the table, which teaches a small model to look. Behind it no question would be
+                     one about the picture: its answer stands in the text
     objects          the objects from far to near: colour and shape (numbers of `recording.json`'s lists), u, v
     handle, opening  the drawer's: (u, v), and 0..1
     picture_width    metres across the picture where the named object is, for the error of a point
@@ -38,7 +39,9 @@ HELD_KINDS = ("shape", "colour", "object_order", "drawer_side", "count", "point"
 HELD_APART, BELOW_FINGERTIPS = 0.08, 0.01  # metres from every other thing; of its middle
 MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
 DESCRIBE = ("What is on the table?", "Which objects are there, and where?")
-OTHER_TURNS = 2  # at most, besides the description
+DESCRIBED = 4  # one picture in so many
+OTHER_TURNS = 10  # at most, besides the description
+ASKED_AGAIN = ("presence", "presence", "colour", "object_order", "point")  # what a small model learns last
 SCENES = 5000  # that are tried for a question
 
 
@@ -78,22 +81,28 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
             continue
         question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
         row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
-        turns = _more_turns(facts, name, look.camera, np.random.default_rng([job.seed, 8]))
-        described = {"question": DESCRIBE[job.seed % len(DESCRIBE)], "answer": description(facts)}
-        return {**row, "more_turns": [described, *turns], **labels(facts, look.camera)}
+        turns = _more_turns(facts, name, question, look.camera, np.random.default_rng([job.seed, 8]))
+        return {**row, "more_turns": turns, **labels(facts, look.camera)}
     raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
 
 
-def _more_turns(facts: SceneFacts, asked: str, camera: CameraPose, rng: np.random.Generator) -> list[dict[str, str]]:
-    """Questions of other kinds than the one asked, about things drawn anew, with their answers."""
+def _more_turns(
+    facts: SceneFacts, kind: str, asked: str, camera: CameraPose, rng: np.random.Generator
+) -> list[dict[str, str]]:
+    """Further questions than the one asked, of a kind, about things drawn anew, with their answers."""
     held = any(thing.z > 0.0 for thing in facts.scene.things)
-    turns = []
-    for name in rng.permutation([name for name in (HELD_KINDS if held else KINDS) if name != asked]):
+    names = [*(name for name in KINDS if name != kind), *ASKED_AGAIN]
+    names = [name for name in names if not held or name in HELD_KINDS]
+    turns: dict[str, str] = {}
+    for name in rng.permutation(names):
         drawn = scene_facts(facts.scene, camera, rng)
-        kind, wording = KINDS[name], str(rng.choice(KINDS[name].wordings))
-        if (answer := kind.answer(drawn)) is not None:
-            turns.append({"question": wording.format(**drawn.names), "answer": answer})
-    return turns[:OTHER_TURNS]
+        question = str(rng.choice(KINDS[name].wordings)).format(**drawn.names)
+        if (answer := KINDS[name].answer(drawn)) is not None and question != asked:
+            turns[question] = answer
+    chosen = list(turns.items())[:OTHER_TURNS]
+    if rng.integers(DESCRIBED) == 0:
+        chosen.append((str(rng.choice(DESCRIBE)), description(facts)))
+    return [{"question": question, "answer": answer} for question, answer in chosen]
 
 
 def description(facts: SceneFacts) -> str:

@@ -103,6 +103,7 @@ class DemonstrationJob:
     image_size: int
     noise: bool
     paraphrase: bool
+    looks: LookSet = "home"
 
 
 def record_demonstrations(
@@ -120,7 +121,8 @@ def record_demonstrations(
 ) -> dict[str, Any]:
     """Records `episodes_per_task` successful episodes of every task -> the metadata written beside them.
 
-    Candidates are tried in the order of their seeds and the first that succeed are kept.
+    Candidates are tried in the order of their seeds and the first that succeed are kept. The seeds count from the
+    first job's and lie wholly in TRAIN_SEEDS or in EVALUATION_SEEDS (the held-out split).
 
     Args:
         record: the rows of a job's episode, or None for one that failed; a function of a module, so that processes
@@ -133,6 +135,7 @@ def record_demonstrations(
     if episodes_per_task < 1:
         raise ValueError(f"got episodes_per_task {episodes_per_task}, expected at least 1")
     began = time.perf_counter()
+    split, allowed = _split_of(first.seed)
     kept: dict[str, list[Rows]] = {task: [] for task in tasks}
     tried = dict.fromkeys(tasks, 0)
     total = episodes_per_task * len(tasks)
@@ -141,7 +144,7 @@ def record_demonstrations(
             jobs = []
             for offset, task in enumerate(tasks):
                 for _ in range(episodes_per_task - len(kept[task])):
-                    seed = _checked_seed(first.seed + tried[task] * len(tasks) + offset, TRAIN_SEEDS)
+                    seed = _checked_seed(first.seed + tried[task] * len(tasks) + offset, allowed)
                     jobs.append(replace(first, task=task, seed=seed))
                     tried[task] += 1
             for job, rows in zip(jobs, over_workers(record, jobs), strict=True):
@@ -153,6 +156,7 @@ def record_demonstrations(
     seeds = sorted({row["seed"] for row in frames})
     metadata = {
         "content": content,
+        "split": split,
         "frames": len(frames),
         "episodes": {task: len(kept[task]) for task in tasks},
         "candidates": tried,
@@ -197,7 +201,7 @@ def record_questions(
         raise ValueError(f"got count {count}, expected at least 1")
     began = time.perf_counter()
     seeds = range(first.seed, first.seed + count)
-    split, allowed = ("evaluation", EVALUATION_SEEDS) if first.seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
+    split, allowed = _split_of(first.seed)
     jobs = [replace(first, seed=_checked_seed(seed, allowed)) for seed in seeds]
     with _mapping(workers) as over_workers:
         rows = list(tqdm(over_workers(record, jobs), total=count, unit="question", disable=not progress))
@@ -212,6 +216,10 @@ def record_questions(
         "majority_baseline": majority_baseline(rows),
     }
     return _save_rows(output, rows, QUESTION_COLUMNS, metadata, began)
+
+
+def _split_of(seed: int) -> tuple[str, range]:
+    return ("evaluation", EVALUATION_SEEDS) if seed in EVALUATION_SEEDS else ("train", TRAIN_SEEDS)
 
 
 def majority_baseline(rows: Iterable[dict[str, Any]]) -> dict[str, float]:

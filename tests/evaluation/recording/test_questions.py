@@ -55,18 +55,23 @@ def test_questions_are_balanced_and_described(tmp_path):
     }  # fmt: skip
     assert {row["kind"] for row in rows} == set(KINDS)
     assert all(row["answer"] in (KINDS[row["kind"]].answers or [row["answer"]]) for row in rows)
+    described_rows = 0
     for row in rows:
-        described, *turns = row["more_turns"]
-        assert described["question"] in DESCRIBE
+        turns = row["more_turns"]
+        asked = [row["question"], *(turn["question"] for turn in turns)]
+        assert len(set(asked)) == len(asked)
+        assert 1 <= len(turns) <= OTHER_TURNS + 1
+        assert not set(asked[:-1]) & set(DESCRIBE), "behind a description, answers would be in the text"
+        if asked[-1] not in DESCRIBE:
+            assert all(any(could_be(question, kind) for kind in KINDS) for question in asked)
+            continue
+        described, described_rows = turns[-1], described_rows + 1
         things = re.fullmatch(r"(\w+ \w+ \[\(0\.\d\d, 0\.\d\d\)\](; )?)+", described["answer"])
         assert things, described["answer"]
         named = re.findall(r"(\w+) (\w+) \[\((0\.\d\d)", described["answer"])
         there = sorted(row["objects"], key=lambda thing: thing["u"])
         assert [(list(COLOURS)[t["colour"]], SHAPES[t["shape"]], f"{t['u']:.2f}") for t in there] == named
-        assert 1 <= len(turns) <= OTHER_TURNS
-        asked = [row["question"], *(turn["question"] for turn in turns)]
-        kinds = [kind for question in asked for kind in KINDS if could_be(question, kind)]
-        assert len(set(kinds)) == len(kinds) == len(asked)
+    assert 0.1 < described_rows / count < 0.4
     assert metadata["majority_baseline"]["presence"] == metadata["majority_baseline"]["object_order"] == 0.5
     assert metadata["majority_baseline"]["colour"] == 0.2
     assert metadata["majority_baseline"]["point"] < 0.3
