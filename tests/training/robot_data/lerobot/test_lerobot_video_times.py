@@ -213,14 +213,6 @@ def test_times_of_rows_that_do_not_begin_at_0(tmp_path, version, late, of_file):
     assert set(found) <= {0}  # whose times are right in the last of these sets
 
 
-@pytest.mark.parametrize("rate", [0.8, 1.2])
-def test_rows_at_another_rate_than_the_video(tmp_path, rate):
-    folder = write_lerobot(tmp_path / "set", make_episodes(4, 6), "v3.0")
-    write_times(folder, lambda table: np.asarray(table["timestamp"]) * rate)
-    with pytest.raises(EmptyRobotDataError, match=f"got rows {rate / FPS:.3f} s apart by their timestamp"):
-        open_robot_source(folder, key="x")
-
-
 def test_a_clip_that_lost_its_first_rows_keeps_its_frames(tmp_path):
     folder = write_lerobot(tmp_path / "set", make_episodes(3, 6), "v2.1")
     edit_rows(folder, lambda table: table.slice(2))
