@@ -123,22 +123,6 @@ def test_an_answer_that_merges_with_its_prompt_and_none_raise() -> None:
         CoTrainingCollator(processor)([row("In: a?\nOut:", "")])
 
 
-def test_padding_does_not_change_a_rows_loss(llama_like: Any, tiny_strings: ActionStringProcessor) -> None:
-    processor = tiny_processor(llama_like, tiny_strings)
-    model = tiny_model(llama_like, tiny_strings)
-    collate = CoTrainingCollator(processor)
-    together = collate(ROWS)
-    for name in ("token_weights", "is_robot"):
-        together.pop(name)
-    with torch.no_grad():
-        logits = model(**together).logits
-        for number, entry in enumerate(ROWS):
-            alone = collate([entry])
-            inputs = {k: v for k, v in alone.items() if k in ("input_ids", "attention_mask", "pixel_values")}
-            own = model(**inputs).logits[0]
-            torch.testing.assert_close(logits[number, : len(own)], own, rtol=0, atol=2e-5)
-
-
 CONVERSATION = {
     **row("In: How many?\nOut:", " two"),
     "more_turns": [
@@ -238,14 +222,6 @@ def test_bins_behind_an_episode_carry_no_loss(llama_like: Any) -> None:
     assert batch["token_weights"][1].sum() == 2.5
 
 
-def test_a_horizon_of_one_gives_the_batches_it_gave(processor: Any) -> None:
-    alike = [ROWS[0], {**ROWS[0], "action_is_pad": [False]}]
-    plain, told = (CoTrainingCollator(processor)([entry, *ROWS[1:]]) for entry in alike)
-    assert plain.keys() == told.keys()
-    for name, tensor in plain.items():
-        assert torch.equal(tensor, told[name]), name
-
-
 @pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
 def test_what_stands_behind_an_episode_does_not_change_the_loss(family: str, llama_like: Any, gemma_like: Any) -> None:
     strings = ActionStringProcessor(action_dim=3, horizon=3, decimals=2)
@@ -268,8 +244,6 @@ def test_what_stands_behind_an_episode_does_not_change_the_loss(family: str, lla
 
 
 # ---- long rows
-
-
 def conversation(turns: int) -> dict[str, Any]:
     question = {"prompt": "In: How many?\nOut:", "completion": " two"}
     return {**row(question["prompt"], question["completion"]), "more_turns": [question] * (turns - 1)}

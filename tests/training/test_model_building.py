@@ -23,8 +23,6 @@ FAMILIES = {
     "openvla_plus": (OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor, "dino"),
     "vla_plus": (VLAPlusForVision2Seq, VLAPlusProcessor, "vision"),
 }
-
-
 START = {"openvla_plus": "siglip", "vla_plus": "vision"}
 FROZEN = {"openvla_plus": ".vision_tower.siglip.", "vla_plus": ".frozen_vision.vision_tower."}
 
@@ -148,8 +146,6 @@ def test_a_model_of_another_architecture_is_refused_before_anything_else(finishe
 
 
 # ---- texts and weights
-
-
 def test_the_tokenizer_learns_from_every_prompt_and_answer(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, tokenizer__instructions=["wave"])
     texts = recipe_texts(recipe, tmp_path, open_data(recipe, tmp_path))
