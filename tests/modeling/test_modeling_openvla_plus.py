@@ -88,9 +88,7 @@ def test_pictures_and_tokens_that_do_not_match_raise(model: Any, processor: Any)
         model(input_ids=ids, attention_mask=mask)
     with pytest.raises(ValueError, match="got 8 image tokens in input_ids and no pixel_values"):
         model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2)
-    with pytest.raises(
-        ValueError, match=r"shape \[2, 3, 8, 8\], expected \[B, 6, H, W\]: three channels for each of dino"
-    ):
+    with pytest.raises(ValueError, match=r"shape \[2, 3, 8, 8\], expected \[B, 6, H, W\]: three channels for each"):
         model(input_ids=ids, attention_mask=mask, pixel_values=pixels[:, :3])
     embeds = model.get_input_embeddings()(ids)
     with pytest.raises(ValueError, match="got pixel_values with inputs_embeds"):

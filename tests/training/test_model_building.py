@@ -139,9 +139,7 @@ def test_a_model_of_another_architecture_is_refused_before_anything_else(finishe
     else:
         check_initial_model(recipe, tmp_path / "copy")
     (tmp_path / "copy" / "tiny" / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(
-        ValueError, match=r"with model_type 'llava', expected one of openvla_plus, pi0_flow, vla_plus; gen"
-    ):
+    with pytest.raises(ValueError, match="with model_type 'llava', expected one of openvla_plus, pi0_flow, vla_plus"):
         check_initial_model(recipe, tmp_path / "copy")
 
 

@@ -134,9 +134,7 @@ def test_a_circle_of_recipes_is_named(tmp_path: Path) -> None:
     written(tmp_path, {"extends": "a.yaml"}, "b")
     with pytest.raises(RecipeError, match=r"a\.yaml, b\.yaml, a\.yaml.*circle"):
         load_recipe(tmp_path / "a.yaml")
-    with pytest.raises(
-        RecipeError, match=r"extends: got 3 \(int\), expected the name or the file of a recipe, or a l"
-    ):
+    with pytest.raises(RecipeError, match=r"extends: got 3 \(int\), expected the name or the file of a recipe"):
         load_recipe(written(tmp_path, {"extends": 3}))
 
 
