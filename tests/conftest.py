@@ -1,8 +1,4 @@
-"""Fixtures every test file shares: where the sample data lies, and the tokenizers.
-
-The Llama-2 and Gemma vocabularies are not ours to distribute, so tests that need them skip, with a reason that names
-the variable, where the data folder is missing; every such test also runs with the tiny tokenizers of `tiny_models.py`.
-"""
+"""Fixtures every test file shares; tests with the real Llama-2 and Gemma vocabularies, not ours, may skip."""
 
 import os
 from collections.abc import Iterator

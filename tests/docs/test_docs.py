@@ -236,17 +236,6 @@ def test_the_way_from_episodes_to_figures(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "open_loop.png").is_file()
 
 
-def test_a_mini_run_can_be_repeated_with_another_recipe(work_dir, monkeypatch, capsys):
-    """Looking whether data reads takes several attempts."""
-    monkeypatch.chdir(work_dir)
-    command = ["train", "my_robot.yaml", "--work-dir", "again", "--mini", "--set=data.co_training=[]"]
-    command += [f"--set=data.robot.0.path={work_dir / 'my_lerobot_data'}"]
-    assert main([*command, "--set=training.steps=1"]) == 0
-    assert main(command) == 0, capsys.readouterr().err
-    assert main([*command, "--set=training.steps=3", "--resume"]) == 2
-    assert "training.steps was 2 and is 3" in capsys.readouterr().err
-
-
 def test_tables_are_those_of_the_result_files():
     tables = script("tables")
     shown: list[str] = []

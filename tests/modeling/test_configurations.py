@@ -75,13 +75,7 @@ def test_embeddings_are_tied_as_the_text_configuration_says(
         assert each.tie_word_embeddings is each.text_config.tie_word_embeddings is tied
 
 
-@pytest.mark.parametrize(
-    ("text_config", "outer"),
-    [
-        ({"tie_word_embeddings": True}, False),
-        (LlamaConfig(), True),
-    ],
-)
+@pytest.mark.parametrize(("text_config", "outer"), [({"tie_word_embeddings": True}, False), (LlamaConfig(), True)])
 def test_two_answers_whether_embeddings_are_tied(text_config: Any, outer: bool) -> None:
     with pytest.raises(ValueError, match=f"tie_word_embeddings={outer} with a text_config that says {not outer}"):
         OpenVLAPlusConfig(text_config=text_config, tie_word_embeddings=outer)

@@ -1,9 +1,4 @@
-"""The full-size models, built without memory: parameters counted, files complete, layers placed whole.
-
-`modeling/full_size/*.json` are the config.json files of the full-size repositories before anything was trained (no
-statistics, no action format). They lie beside the classes whose defaults they spell out, and ship with the package,
-not to the Hub, where a repository has its own.
-"""
+"""The full-size models, built without memory: parameters counted, files complete, layers placed whole."""
 
 import json
 from pathlib import Path
@@ -11,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import infer_auto_device_map, init_empty_weights
+from accelerate import infer_auto_device_map
 from accelerate.utils.dataclasses import get_module_class_from_name
-from tiny_models import tiny_config
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from gen_vla.modeling import (
@@ -115,11 +109,3 @@ def test_layers_are_never_split_between_devices(name: str) -> None:
     assert len(set(device_map.values())) >= 2
     for path in unsplittable:
         assert not [placed for placed in device_map if placed.startswith(f"{path}.")], path
-
-
-def test_empty_weights_can_be_filled(gemma_like: Any) -> None:
-    with init_empty_weights():
-        model = OpenVLAPlusForVision2Seq(tiny_config(gemma_like))
-    full = OpenVLAPlusForVision2Seq(tiny_config(gemma_like))
-    model.load_state_dict(full.state_dict(), assign=True)
-    assert not [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]

@@ -76,14 +76,6 @@ def test_a_model_without_its_projector_does_nothing(made: tuple[Any, Any], tmp_p
         assert "missing_weights" not in (tmp_path / "repaired" / "config.json").read_text()
 
 
-def test_a_whole_model_acts_and_answers(made: tuple[Any, Any], tmp_path: Path) -> None:
-    whole, processor = made
-    whole.save_pretrained(tmp_path)
-    model = type(whole).from_pretrained(tmp_path)
-    assert not model.missing_weights
-    model.predict_action(**processor.action_inputs(picture(), "go"))
-
-
 def test_tied_weights_are_not_missing(llama_like: Any, tiny_strings: Any, tmp_path: Path) -> None:
     whole = tiny_model(llama_like, tiny_strings, tie_word_embeddings=True)
     whole.save_pretrained(tmp_path)

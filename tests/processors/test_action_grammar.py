@@ -1,7 +1,4 @@
-"""The token grammar: it accepts what a tokenizer makes of action strings, all of it and nothing else.
-
-Checked with the real Llama-2 and Gemma vocabularies where they are at hand, and always with the tiny tokenizers.
-"""
+"""The token grammar accepts what tokenizers, real ones where at hand, make of action strings, and nothing else."""
 
 from typing import Any
 
@@ -108,6 +105,9 @@ def check_spellings(tokenizer: Any, style: str, seed: int) -> None:
     style=st.sampled_from(STYLES),
     seed=st.integers(0, 99),
 )
+@example(first=[("\n", "-")], more=[], style="plain", seed=0)  # the pair before "\n\n" is thought of
+@example(first=[("\n", "\n"), ("\n", "-")], more=[], style="plain", seed=0)
+@example(first=[("\n", "\n"), ("\n\n", "-")], more=[], style="plain", seed=0)
 def test_a_string_is_spelled_as_the_tokenizer_does_whatever_it_merges(
     first: list[tuple[str, str]], more: list[tuple[str, str]], style: str, seed: int
 ) -> None:
@@ -129,21 +129,6 @@ def test_merged_digits_are_refused_or_never_occur(merges: list[tuple[str, str]],
         assert any("0" in "".join(pair) or "1" in "".join(pair) for pair in merges)
     else:
         check_spellings(tokenizer, style, seed)
-
-
-@pytest.mark.parametrize(
-    ("merges", "run", "parts"),
-    [
-        ([("\n", "-")], "\n\n-", ["\n", "\n-"]),  # the pair before "\n\n" is thought of
-        ([("\n", "\n"), ("\n", "-")], "\n\n-", ["\n\n", "-"]),
-        ([("\n", "\n"), ("\n\n", "-")], "\n\n-", ["\n\n-"]),
-    ],
-)
-def test_which_of_two_merges_comes_first(merges: list[tuple[str, str]], run: str, parts: list[str]) -> None:
-    tokenizer = tiny_tokenizer("gemma_like", first_merges=merges)
-    config = make_action_config(ActionStringProcessor(2, 2, 1, "plain"), tokenizer)
-    assert config["runs"][run] == tokenizer.convert_tokens_to_ids(parts)
-    check_spellings(tokenizer, "plain", seed=0)
 
 
 def test_a_config_saved_without_runs_means_the_same(tokenizer: Any) -> None:
@@ -292,9 +277,7 @@ def test_a_wrong_prompt_length_is_named(llama_like: Any) -> None:
     ids = torch.tensor([llama_like.encode("Out:\n+0.5", add_special_tokens=False)])
     scores = torch.zeros(1, len(llama_like))
     strings.logits_processor(llama_like, prompt_length=ids.shape[1] - 4)(ids, scores)
-    with pytest.raises(
-        ActionStringError, match="prompt_length counts every token before the action, padding"
-    ) as caught:
+    with pytest.raises(ActionStringError, match="prompt_length counts every token before the action") as caught:
         strings.logits_processor(llama_like, prompt_length=ids.shape[1] - 5)(ids, scores)
     assert caught.value.position == 0
 
@@ -323,15 +306,6 @@ def test_a_thousand_hot_samples_all_parse(style: str, llama_like: Any) -> None:
     assert len(texts) == 1_000
     assert len(set(texts)) > 500
     assert np.abs(decoded).max() <= 1.0
-
-
-@pytest.mark.parametrize("merged", ["00", "57", "9.", ".3"])
-def test_a_vocabulary_that_merges_digits_is_refused(merged: str) -> None:
-    vocabulary = {word: number for number, word in enumerate([*"+-.0123456789\n", merged])}
-    model = Tokenizer(models.BPE(vocab=vocabulary, merges=[(merged[0], merged[1])]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="</s>")
-    with pytest.raises(ValueError, match="expected one each; action strings need a vocabulary that never merges"):
-        make_action_config(ActionStringProcessor(action_dim=1), tokenizer)
 
 
 def test_a_character_without_a_token_is_refused() -> None:

@@ -4,13 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import (
-    IMAGE_TOKENS,
-    picture,
-    tiny_pi0_flow_processor,
-    tiny_processor,
-    tiny_tokenizer,
-)
+from tiny_models import IMAGE_TOKENS, picture, tiny_pi0_flow_processor, tiny_processor, tiny_tokenizer
 from tokenizers import AddedToken
 
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor

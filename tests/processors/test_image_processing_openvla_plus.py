@@ -1,7 +1,6 @@
 """Pictures to pixels: the formula written out, the order of channels, what counts as a picture."""
 
 import json
-from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ def expected_pixels(image: Image.Image, side: int) -> np.ndarray:
     resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
     values = np.asarray(resized).astype(np.float64) / 255.0
     channels = []
-    for mean, std in (
-        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    ):
+    for mean, std in (((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))):
         channels += [(values[:, :, c] - mean[c]) / std[c] for c in range(3)]
     return np.stack(channels)
 
@@ -111,26 +107,11 @@ def test_no_pictures_at_all_is_named() -> None:
             OpenVLAPlusImageProcessor(image_size=4)(nothing)
 
 
-def test_pictures_of_messages_are_opened(tmp_path: Path) -> None:
-    picture(1).save(tmp_path / "camera.png")
-    encoded = b64encode((tmp_path / "camera.png").read_bytes()).decode()
-    words = {"type": "text", "text": "How many?"}
-    for part in (
-        {"type": "image", "path": str(tmp_path / "camera.png")},
-        {"type": "image", "url": tmp_path / "camera.png"},
-        {"type": "image", "image": f"data:image/png;base64,{encoded}"},
-        {"type": "image", "base64": encoded},
-        {"type": "image", "image": picture(1)},
-    ):
-        opened = with_open_pictures([[{"role": "user", "content": [part, words]}]])[0][0]
-        assert opened["role"] == "user"
-        assert opened["content"][1] == words
-        np.testing.assert_array_equal(np.asarray(opened["content"][0]["image"]), np.asarray(picture(1)))
+def test_messages_without_pictures_or_without_their_file() -> None:
+    """How pictures of messages are opened is tested in `test_rgb_pictures.py`."""
     assert with_open_pictures([{"role": "user", "content": "Go?"}])[0]["content"] == [{"type": "text", "text": "Go?"}]
-    assert with_open_pictures([{"role": "assistant", "content": None}, "x"]) == [
-        {"role": "assistant", "content": None},
-        "x",
-    ]
+    nothing = [{"role": "assistant", "content": None}, "x"]
+    assert with_open_pictures(nothing) == nothing
     with pytest.raises(ValueError, match=r"no-such\.png"):
         with_open_pictures([{"role": "user", "content": [{"type": "image", "path": "no-such.png"}]}])
 

@@ -19,10 +19,7 @@ def test_pictures_of_several_cameras_come_in_the_order_of_training(tokenizer: An
         for name in expected:
             torch.testing.assert_close(inputs[name], expected[name], rtol=0, atol=0)
     inputs = processor.action_inputs([[top, wrist], {"wrist": other, "top": top}], ["go", "open the drawer"])
-    alone = [
-        processor.action_inputs([top, wrist], "go"),
-        processor.action_inputs([top, other], "open the drawer"),
-    ]
+    alone = [processor.action_inputs([top, wrist], "go"), processor.action_inputs([top, other], "open the drawer")]
     assert rows_of(inputs) == [rows_of(single)[0] for single in alone]
     pixels = torch.cat([single["pixel_values"] for single in alone])
     torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=0)

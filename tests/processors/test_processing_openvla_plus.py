@@ -12,11 +12,7 @@ from tiny_models import IMAGE_TOKENS, picture, tiny_processor
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
-from gen_vla.processors import (
-    ActionStringProcessor,
-    OpenVLAPlusImageProcessor,
-    OpenVLAPlusProcessor,
-)
+from gen_vla.processors import ActionStringProcessor, OpenVLAPlusImageProcessor, OpenVLAPlusProcessor
 from gen_vla.training.checkpoints import read_processor
 
 
@@ -122,16 +118,8 @@ def test_all_settings_survive_saving(gemma_like: Any, tmp_path: Path) -> None:
     template = {**base.prompt_template, "question": "Q: {question}\nA:"}
     images = base.image_processor
     images.center_crop_area = 0.9
-    action_config, cameras = base.action_config, ["top", "wrist"]
-    processor = type(base)(
-        images,
-        base.tokenizer,
-        5,
-        action_config,
-        prompt_template=template,
-        image_token="<image>",
-        cameras=cameras,
-    )
+    settings = {"prompt_template": template, "image_token": "<image>", "cameras": ["top", "wrist"]}
+    processor = type(base)(images, base.tokenizer, 5, base.action_config, **settings)
     processor.save_pretrained(tmp_path)
     loaded = type(processor).from_pretrained(tmp_path, trust_remote_code=True)
     for name in ("num_image_tokens", "action_config", "prompt_template", "image_token", "image_token_id", "cameras"):
@@ -185,10 +173,7 @@ def test_pictures_that_do_not_match_raise(tiny: Any, pictures: Any, texts: list[
     else:
         count, images = pictures, [picture(n) for n in range(pictures)] or None
     marks = "".join(texts).count("<image>")
-    message = (
-        f"got {count} images for {len(texts)} texts with {marks} <image> placeholders, expected one image per text"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"got {count} images for {len(texts)} texts with {marks} <image> placeho"):
         tiny(images=images, text=texts)
 
 
@@ -241,12 +226,6 @@ def test_arguments_that_ask_for_what_happens_anyhow(processor: Any) -> None:
     assert set(asked) == set(plain)
 
 
-def test_values_that_mean_nothing_are_named(tiny: Any) -> None:
-    for wrong in ({"padding": "longset"}, {"padding_side": "lefft"}):
-        with pytest.raises(ValueError, match=r"got padding=.*, padding_side=.*, expected True, 'longest'"):
-            tiny(text=["a", "a:a"], **wrong)
-
-
 def test_padding_sides_and_lengths(tiny: Any) -> None:
     texts = ["a", "a:a"]
     short, long = ([*tiny.tokenizer.encode(text, add_special_tokens=False)] for text in texts)
@@ -259,6 +238,9 @@ def test_padding_sides_and_lengths(tiny: Any) -> None:
     assert wide["input_ids"].tolist() == [[pad] * 4 + [bos, *short], [pad] * 2 + [bos, *long]]
     ragged = tiny(text=texts, padding=False, return_tensors=None)
     assert ragged["input_ids"] == [[bos, *short], [bos, *long]]
+    for wrong in ({"padding": "longset"}, {"padding_side": "lefft"}):
+        with pytest.raises(ValueError, match=r"got padding=.*, padding_side=.*, expected True, 'longest'"):
+            tiny(text=texts, **wrong)
 
 
 def test_a_row_that_is_too_long_raises_and_is_never_cut(tiny: Any) -> None:
@@ -266,9 +248,7 @@ def test_a_row_that_is_too_long_raises_and_is_never_cut(tiny: Any) -> None:
     fits = tiny(images=picture(), text="a", truncation=True, max_length=length)
     assert fits["input_ids"].shape[1] == length
     for options in ({"truncation": True}, {"padding": "max_length"}):
-        with pytest.raises(
-            ValueError, match=f"got a row of {length} tokens and max_length={length - 1}; nothing is cut"
-        ):
+        with pytest.raises(ValueError, match=f"got a row of {length} tokens and max_length={length - 1}; nothing"):
             tiny(images=picture(), text="a", max_length=length - 1, **options)
 
 
@@ -287,25 +267,19 @@ ROWS = [  # prompt and completion as training writes them; the pitfall is the sp
 def test_trl_collator_gives_the_ids_of_the_whole_text(processor: Any) -> None:
     tokenizer = processor.tokenizer
     collator = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
-    examples = [
-        {
-            "images": [picture(number)] if number % 3 else [],
-            "prompt": tokenizer.bos_token + prompt,
-            "completion": completion + tokenizer.eos_token,
-        }
-        for number, (prompt, completion) in enumerate(ROWS)
-    ]
+    examples, whole, supervised = [], [], []
+    for number, (prompt, completion) in enumerate(ROWS):
+        images = [picture(number)] if number % 3 else []
+        texts = {"prompt": tokenizer.bos_token + prompt, "completion": completion + tokenizer.eos_token}
+        examples.append({"images": images, **texts})
+        whole.append([*row_of(processor, prompt + completion, len(images)), tokenizer.eos_token_id])
+        start = len(row_of(processor, prompt, len(images)))
+        supervised.append([-100] * start + whole[-1][start:])
     batch = collator(examples)
-    whole = [
-        [*row_of(processor, prompt + completion, 1 if number % 3 else 0), tokenizer.eos_token_id]
-        for number, (prompt, completion) in enumerate(ROWS)
-    ]
     assert rows_of(batch) == whole
-    for labels, row, (prompt, _), number in zip(batch["labels"], whole, ROWS, range(len(ROWS)), strict=True):
-        start = len(row_of(processor, prompt, 1 if number % 3 else 0))
-        expected = [-100] * start + row[start:]
+    for labels, expected in zip(batch["labels"], supervised, strict=True):
         assert labels.tolist() == expected + [-100] * (len(labels) - len(expected))
-    assert batch["pixel_values"].shape[0] == sum(1 for number in range(len(ROWS)) if number % 3)
+    assert len(batch["pixel_values"]) == sum(len(example["images"]) for example in examples)
 
 
 def test_trl_collator_on_conversations(processor: Any) -> None:
@@ -337,10 +311,8 @@ def test_a_system_message_begins_the_question_after_it(tiny: Any) -> None:
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a < b & c?"}]}
     answer = {"role": "assistant", "content": "two"}
     assert tiny.apply_chat_template([system, question]) == "<s><image>In: You are a robot.\na < b & c?\nOut:"
-    assert (
-        tiny.apply_chat_template([question, answer, system, question])
-        == "<s><image><image>In: a < b & c?\nOut: two</s>In: You are a robot.\na < b & c?\nOut:"
-    )
+    rendered = "<s><image><image>In: a < b & c?\nOut: two</s>In: You are a robot.\na < b & c?\nOut:"
+    assert tiny.apply_chat_template([question, answer, system, question]) == rendered
     with pytest.raises(TemplateError, match="a system message with no message of the user after it"):
         tiny.apply_chat_template([question, answer, system])
     with pytest.raises(TemplateError, match="got a message of role tool, expected system, user or assistant"):

@@ -53,14 +53,8 @@ def test_prompts_and_refusals(gemma_like: Any, tmp_path: Path) -> None:
 
 
 def test_the_action_format() -> None:
-    assert make_flow_action_config(7, 4, [6]) == {
-        "representation": "flow",
-        "action_dim": 7,
-        "horizon": 4,
-        "binary_dims": [6],
-        "lead_in": "",
-        "lead_in_ids": [],
-    }
+    sizes = {"representation": "flow", "action_dim": 7, "horizon": 4, "binary_dims": [6]}
+    assert make_flow_action_config(7, 4, [6]) == {**sizes, "lead_in": "", "lead_in_ids": []}
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"action_dim": 0}, "got action_dim=0"),
         ({"horizon": 1.5}, "got horizon=1.5"),

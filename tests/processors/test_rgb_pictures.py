@@ -97,7 +97,9 @@ def kinds() -> dict[str, Kind]:
     marked[CLEAR] = 12345  # no other value is odd in this way
     marked_colour = deep(RGB)
     marked_colour[CLEAR] = 256
-    clear_rgb = np.where(CLEAR[:, :, None], 7, RGB | 8).astype(np.uint8)
+    clear_rgb, few_clear = np.where(CLEAR[:, :, None], 7, RGB | 8).astype(np.uint8), np.dstack([FEW, ALPHA])
+    clear_grey = np.where(CLEAR, 7, GREY | 8).astype(np.uint8)
+    cmyk = Image.merge("CMYK", [*Image.fromarray(255 - RGB).split(), Image.new("L", (WIDTH, HEIGHT))])
     more = {"save_all": True, "append_images": [Image.fromarray(other)]}
     rgba, half = np.dstack([RGB, ALPHA]), np.full((HEIGHT, WIDTH), 51, np.uint8)  # 51: a fifth
     found = {f"JPEG, orientation {n}": turned("JPEG", n) for n in UPRIGHT}
@@ -113,22 +115,11 @@ def kinds() -> dict[str, Kind]:
         "LA": (encoded(np.dstack([GREY, ALPHA]), "PNG"), on_white(GREYS)),
         "palette": (encoded(Image.fromarray(FEW).quantize(8), "PNG"), FEW),
         "palette, one clear colour": palette_with_one_clear_colour(),
-        "palette with alpha": (
-            encoded(Image.fromarray(np.dstack([FEW, ALPHA])).quantize(16, method=2), "PNG"),
-            on_white(FEW),
-        ),
+        "palette with alpha": (encoded(Image.fromarray(few_clear).quantize(16, method=2), "PNG"), on_white(FEW)),
         "RGB, one clear colour": (encoded(clear_rgb, "PNG", transparency=(7, 7, 7)), on_white(clear_rgb)),
-        "grey, one clear value": (
-            encoded(np.where(CLEAR, 7, GREY | 8).astype(np.uint8), "PNG", transparency=7),
-            on_white(GREYS | 8),
-        ),
+        "grey, one clear value": (encoded(clear_grey, "PNG", transparency=7), on_white(GREYS | 8)),
         "CMYK": (encoded(Image.new("CMYK", (WIDTH, HEIGHT), (0, 0, 0, 100)), "JPEG"), np.full_like(RGB, 155)),
-        "CMYK, TIFF": (
-            encoded(
-                Image.merge("CMYK", [*Image.fromarray(255 - RGB).split(), Image.new("L", (WIDTH, HEIGHT))]), "TIFF"
-            ),
-            RGB,
-        ),
+        "CMYK, TIFF": (encoded(cmyk, "TIFF"), RGB),
         "16-bit grey": (encoded(grey16, "PNG"), GREYS),
         "16-bit grey, TIFF": (encoded(grey16, "TIFF"), GREYS),
         "16-bit grey, one clear value": (png(marked, 0, (12345,)), on_white(GREYS)),
@@ -174,14 +165,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
 def doors(processor: Any, address: tuple[Path, str]) -> dict[str, Callable[[Path], Any]]:
     """Each way of giving a picture file to the model: path -> pixel values [1, C, H, W]."""
 
-    def acting(picture: Any) -> Any:
-        return processor.action_inputs(picture, "go")["pixel_values"]
+    def acting(picture: Any, words: Any = "go") -> Any:
+        return processor.action_inputs(picture, words)["pixel_values"]
 
     def chat(part: dict[str, Any]) -> Any:
         turns = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "What?"}]}]
-        return processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")[
-            "pixel_values"
-        ]
+        inputs = processor.apply_chat_template(turns, tokenize=True, return_dict=True, return_tensors="pt")
+        return inputs["pixel_values"]
 
     def base64(path: Path) -> str:
         return b64encode(path.read_bytes()).decode()
@@ -196,9 +186,7 @@ def doors(processor: Any, address: tuple[Path, str]) -> dict[str, Callable[[Path
         "view of bytes": lambda path: acting(memoryview(path.read_bytes())),
         "bytes of datasets": lambda path: acting({"bytes": path.read_bytes(), "path": None}),
         "path of datasets": lambda path: acting({"bytes": None, "path": str(path)}),
-        "rows of datasets": lambda path: processor.action_inputs([{"bytes": path.read_bytes(), "path": "a"}], ["go"])[
-            "pixel_values"
-        ],
+        "rows of datasets": lambda path: acting([{"bytes": path.read_bytes(), "path": "a"}], ["go"]),
         "URL": lambda path: acting(f"{address[1]}/{path.name}"),
         "base64": lambda path: acting(base64(path)),
         "data URL": lambda path: acting(f"data:image/x;base64,{base64(path)}"),
@@ -314,8 +302,7 @@ def test_sixteen_bits_use_their_full_range(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour"),
-    [("HSV", (0, 0, 90)), ("YCbCr", (90, 128, 128)), ("RGBX", (90, 90, 90, 0)), ("L", 90)],
+    ("mode", "colour"), [("HSV", (0, 0, 90)), ("YCbCr", (90, 128, 128)), ("RGBX", (90, 90, 90, 0)), ("L", 90)]
 )
 def test_grey_in_other_colour_spaces(mode: str, colour: Any) -> None:
     assert to_rgb(Image.new(mode, (2, 2), colour)).getpixel((0, 0)) == (90, 90, 90)
@@ -323,9 +310,8 @@ def test_grey_in_other_colour_spaces(mode: str, colour: Any) -> None:
 
 def test_lab_is_converted() -> None:
     red, green, blue = np.asarray(to_rgb(Image.new("LAB", (2, 2), (137, 128, 128))))[0, 0].tolist()
-    assert (
-        max(abs(value - 128) for value in (red, green, blue)) <= 3
-    )  # L* of 53.7 is grey 128, a and b of 128 are none
+    # L* of 53.7 is grey 128, a and b of 128 are none
+    assert max(abs(value - 128) for value in (red, green, blue)) <= 3
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""The loop of a robot with chunks: a policy that learned a motion is asked over a line with a delay.
-
-The motion is a triangle wave whose phase the picture does not show, so that a chunk by itself may begin anywhere: it
-continues the last one only if it is told what was decided.
-"""
+"""A policy that learned a triangle wave, whose phase no picture shows, asked for chunks over a slow line."""
 
 import time
 

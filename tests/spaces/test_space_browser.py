@@ -1,8 +1,4 @@
-"""The Space in a real browser: what a visitor does, and what comes back; what programs get.
-
-The expected actions come from the same models in this process, so a page that shows anything else fails. Screenshots
-are kept in build/screenshots.
-"""
+"""The Space in a real browser, against the same models in this process; screenshots are kept in build/screenshots."""
 
 import re
 import struct
@@ -186,27 +182,6 @@ def test_an_example_fills_the_fields_and_can_be_sent(person, models):
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "result"),
-    [("Öffne bitte die obere Schublade! 请打开抽屉 🦾", None), ("x" * 2000, "has 2000 characters; at most 200 fit")],
-    ids=["other_languages", "long"],
-)
-def test_words_of_all_kinds(person, models, words, result):
-    """Nothing that was pasted is cut off unseen: it is taken whole, or refused."""
-    person.write("act-instruction", words)
-    person.press("act-button")
-    if result:
-        assert result in person.message()
-        field = person.page.locator("#act-instruction textarea").bounding_box()
-        assert field["height"] < 150  # it scrolls inside
-        playwright.expect(person.page.locator("#act-sentence .error")).to_be_hidden()  # not across the words
-        playwright.expect(person.page.locator("#act-words .card")).to_have_css("opacity", "0.35")  # of another order
-        person.screenshot("long_words")
-        return
-    prediction = expected(models, Image.open(SPACE / "examples" / "drawer_half_open.png"), words)
-    playwright.expect(shown_string(person)).to_have_text(prediction.text[0])
-
-
 def test_a_double_click_asks_once(person):
     asked: list[str] = []
     person.page.on("request", lambda request: asked.append(request.url) if "/queue/join" in request.url else None)
@@ -215,35 +190,6 @@ def test_a_double_click_asks_once(person):
     person.page.locator("#act-button").dblclick()
     playwright.expect(shown_string(person)).not_to_have_text(before)
     assert len(asked) == 1
-
-
-def test_two_visitors_at_once_each_get_their_own(browser, space, models, tmp_path):
-    with visitor(browser, space.url) as one, visitor(browser, space.url) as two:
-        texts = []
-        for number, person in enumerate((one, two)):
-            image = picture(10 + number, (40, 40))
-            person.upload("act", save(image, tmp_path / f"{number}.png"))
-            person.write("act-instruction", f"go {number}")
-            texts.append(expected(models, image, f"go {number}").text[0])
-        assert texts[0] != texts[1]
-        for person in (one, two):
-            person.press("act-button")
-        for person, text in zip((one, two), texts):
-            playwright.expect(shown_string(person)).to_have_text(text)
-
-
-def test_narrow_screen_never_scrolls_sideways(browser, space):
-    with visitor(browser, space.url, width=390, height=844) as person:
-        for tab in ("Act", "Ask", "Compare"):
-            person.choose_tab(tab)
-            person.page.locator(f"#{tab.lower()}-button").wait_for()
-            assert person.page.evaluate("document.documentElement.scrollWidth") == 390, tab
-            assert person.page.locator(f"#{tab.lower()}-button").bounding_box()["height"] >= 40  # for a thumb
-            person.screenshot(f"phone_{tab.lower()}")
-        person.choose_tab("Act")
-        person.write("act-instruction", "wipe the table")
-        person.press("act-button")
-        playwright.expect(person.page.locator("#act-sentence")).to_be_in_viewport()
 
 
 def test_programs_run_the_example_of_the_readme(space, models, camera, monkeypatch):

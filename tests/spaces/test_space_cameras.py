@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from motion_pictures import shortened, with_others
-from PIL import Image, ImageFont
+from PIL import Image
 from policy import Policy
 from robot_frames import is_on_the_hand, place_of_arrow
 from space_browser import SPACE, RunningSpace, remove_button, running_space, save, shown_picture, shown_string, visitor
@@ -30,9 +29,7 @@ THREE = ["wrist_image", "exterior_image_1_left", "exterior_image_2_left"]
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """Folder, model and processor: of two cameras, the same two in another order, three cameras, and one."""
     made = {}
-    for seed, (role, cameras) in enumerate(
-        (("two", TWO), ("turned", TWO[::-1]), ("three", THREE), ("one", None)),
-    ):
+    for seed, (role, cameras) in enumerate((("two", TWO), ("turned", TWO[::-1]), ("three", THREE), ("one", None))):
         folder = tmp_path_factory.mktemp(role)
         made[role] = (folder, *save_arm_model(tiny_tokenizer("llama_like"), folder, seed, cameras))
     return made
@@ -197,24 +194,6 @@ def test_which_view_of_a_scene_each_camera_has():
     views = [Path(path).name for path in scene_pictures("drawer_half_open", ["low", "wrist", "high", "third"])]
     assert views == [f"drawer_half_open{view}.png" for view in ("", "_from_the_hand", "_from_the_side", "")]
     assert [Path(path).name for path in scene_pictures("can_and_ball", ())] == ["can_and_ball.png"]
-
-
-def test_pictures_of_other_cameras_come_below():
-    drawn, other = Image.new("RGB", (640, 480), "red"), Image.new("RGB", (10, 10), "blue")
-    assert with_others(drawn, []) is drawn
-    sheet = with_others(drawn, [("wrist", other), ("left", other), ("right", other)])
-    assert sheet.size == (640, 480 + 2 * (8 + 40 + 316))
-    assert [sheet.getpixel(place) for place in ((5, 5), (100, 700), (500, 700), (100, 1060), (500, 1060))] == [
-        (255, 0, 0),
-        *[(0, 0, 255)] * 3,
-        (255, 255, 255),
-    ]
-    text = ImageFont.load_default(size=26)
-    assert shortened("wrist", 300, text) == "wrist"
-    short = shortened("a_very_long_name_of_a_camera", 150, text)
-    assert short.endswith("…")
-    assert short.startswith("a_ver")
-    assert text.getlength(short) <= 150
 
 
 def test_what_is_said_of_one_picture_stays(monkeypatch):

@@ -6,21 +6,7 @@ from html import unescape
 
 import numpy as np
 import pytest
-from action_html import (
-    EVEN,
-    GUESS,
-    SURE,
-    action_card,
-    action_string,
-    action_table,
-    bar,
-    colour,
-    coloured,
-    difference,
-    in_units,
-    seconds,
-    value_of_pieces,
-)
+from action_html import action_card, action_string, action_table, difference, in_units, seconds, value_of_pieces
 from policy import Piece, PredictedAction
 from robot_frames import RobotFrame, direction, frame_of, in_words, rotation_matrix
 
@@ -82,12 +68,6 @@ def test_rotations_are_about_fixed_axes():
     np.testing.assert_allclose(rotation_matrix(np.array([0, quarter, quarter])) @ [0, 0, 1], [0, 1, 0], atol=1e-12)
 
 
-def test_colours_from_a_guess_to_sure():
-    ends = [colour(probability) for probability in (0.0, 0.5, 1.0)]
-    assert ends == ["rgb({}, {}, {})".format(*end) for end in (GUESS, EVEN, SURE)]
-    assert colour(0.25) == "rgb(254, 210, 165)"
-
-
 def test_the_string_s_text_is_what_the_model_wrote():
     html = action_string(predicted())
     assert text_of(html) == TEXT
@@ -127,12 +107,6 @@ def test_values_in_units():
     assert "+30.0 mm" in rows[0]
 
 
-def test_bars_start_at_zero_and_stay_inside():
-    assert 'left: 50.0%; width: 25.0%"></i><u style="left: 75.0%">' in bar(0.5, 0.75)
-    assert 'left: 20.0%; width: 30.0%"></i><u style="left: 20.0%">' in bar(0.5, 0.2)
-    assert 'left: 0.0%; width: 100.0%"></i><u style="left: 100.0%">' in bar(0.0, 1.1)
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -142,14 +116,6 @@ def test_bars_start_at_zero_and_stay_inside():
 )
 def test_how_far_two_actions_are_apart(values, words):
     assert text_of(difference(predicted(), predicted(values=values))) == f"The two movements are {words}"
-
-
-@pytest.mark.parametrize(
-    ("probability", "words"),
-    [(1.0, "over 99.9 %"), (0.9996, "over 99.9 %"), (0.999, "99.9 %"), (0.5, "50.0 %")],
-)
-def test_probabilities_in_words(probability, words):
-    assert f'data-tip="“5”: {words}"' in coloured("5", probability, True)
 
 
 def test_a_card_says_times_passes_and_further_steps():

@@ -1,8 +1,6 @@
-"""Checkpoints in other projects' layouts, written in a second: the parity fixtures' tiny OpenVLA and its relatives.
+"""Checkpoints in other projects' layouts: the parity fixtures' tiny OpenVLA and its relatives.
 
-The names, shapes and configuration come from the original code (`fixtures/openvla_parity/README.md`), the numbers from
-`fixtures/openvla_parity/weights.py`. The tokenizer is made up: it has Llama-2's size, special tokens and the ids the
-format depends on, and spells everything else character by character.
+Names, shapes and numbers come from `fixtures/openvla_parity`; the tokenizer is made up, with Llama-2's size and ids.
 """
 
 import json

@@ -1,11 +1,7 @@
-"""SimplerEnv's environments without a simulator: the interface of `mani_skill2_real2sim`, for tests.
+"""The interface of `mani_skill2_real2sim` (revision ef7a4d4) without a simulator, `install`ed under the real name.
 
-What a policy and an evaluator can see is as in the real package (revision ef7a4d4): registered names, arguments of
-`gymnasium.make`, `TimeLimit`, observation and action spaces, cameras, segmentation, instructions, info, success read
-from the present state. Instead of physics, a drawer's joint follows the hand's z, and on the widowx's table a bar is
-taken across its narrow side and put on a plate.
-
-`install` makes it importable under the real name, with the photographs and scenes the trials ask for.
+Instead of physics, a drawer's joint follows the hand's z, and on the widowx's table a bar is taken across its narrow
+side and put on a plate.
 """
 
 import sys

@@ -1,7 +1,6 @@
-"""The Space as on the Hub, and a browser in front of it.
+"""The Space, in a process without `gen_vla` and without a way out, and a browser in front of it.
 
-The Space runs as `python app.py` in its folder, in a process that cannot import `gen_vla` and may open no connection
-but to this machine; the browser resolves no name at all. What either asked of the outside is kept for tests to see.
+What either asked of the outside is kept for tests to see.
 """
 
 import io
@@ -189,9 +188,7 @@ def chromium() -> Iterator[Any]:
 def visitor(browser: Any, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Visitor]:
     """Someone who has just opened the page."""
     context = browser.new_context(
-        viewport={"width": width, "height": height},
-        reduced_motion="reduce",
-        color_scheme="dark" if dark else "light",
+        viewport={"width": width, "height": height}, reduced_motion="reduce", color_scheme="dark" if dark else "light"
     )
     context.set_default_timeout(30_000)
     page = context.new_page()

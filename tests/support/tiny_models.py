@@ -19,10 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PaliGemmaProcessor, PreTrainedTokenizerFast, SiglipImageProcessor
 
 from gen_vla import modeling  # for what an older transformers lacks
-from gen_vla.modeling import (
-    OpenVLAPlusConfig,
-    OpenVLAPlusForVision2Seq,
-)
+from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.processors import (
     ActionBins,
     ActionStringProcessor,
@@ -42,9 +39,7 @@ IMAGE_TOKENS = 4  # patches of 4 pixels on 8 x 8
 
 
 def tiny_tokenizer(
-    kind: str = "llama_like",
-    more_merges: Sequence[tuple[str, str]] = (),
-    first_merges: Sequence[tuple[str, str]] = (),
+    kind: str = "llama_like", more_merges: Sequence[tuple[str, str]] = (), first_merges: Sequence[tuple[str, str]] = ()
 ) -> PreTrainedTokenizerFast:
     """A tokenizer with `<s>`, `</s>`, `<PAD>` and `<image>`; `kind` as in the docstring of this file.
 
@@ -121,12 +116,7 @@ def tiny_config(tokenizer: Any, strings: Any = None, **settings: Any) -> OpenVLA
     dino = {name: siglip[name] for name in siglip if name != "intermediate_size"}
     return OpenVLAPlusConfig(
         **{
-            "dino_config": {
-                **dino,
-                "model_type": "dinov2_with_registers",
-                "mlp_ratio": 2,
-                "num_register_tokens": 2,
-            },
+            "dino_config": {**dino, "model_type": "dinov2_with_registers", "mlp_ratio": 2, "num_register_tokens": 2},
             "siglip_config": siglip,
             "text_config": text_settings(tokenizer, model_type="llama", hidden_size=32, num_key_value_heads=2),
             **action_settings(tokenizer, strings),

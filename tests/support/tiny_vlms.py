@@ -1,7 +1,6 @@
 """Tiny random vision-language models of transformers' own classes, and left-padded batches for them.
 
-A picture is 4 image tokens, 5 in LLaVA-OneVision, which ends it by one more, 10 in LLaVA-NeXT, which adds a tile whose
-two lines end by one more.
+A picture is 4 image tokens, 5 in LLaVA-OneVision, 10 in LLaVA-NeXT, which adds a tile of two lines.
 """
 
 import json
@@ -214,11 +213,7 @@ PROCESSORS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "llava_next": (
         "LlavaNextProcessor",
         "LlavaNextImageProcessor",
-        {
-            "size": {"shortest_edge": 8},
-            "crop_size": {"height": 8, "width": 8},
-            "image_grid_pinpoints": [[8, 8]],
-        },
+        {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}, "image_grid_pinpoints": [[8, 8]]},
         {"patch_size": 4, "vision_feature_select_strategy": "full"},
     ),
     "llava_onevision": (

@@ -107,10 +107,7 @@ def test_weights_belong_to_robot_answers_only(processor: Any) -> None:
 def test_a_row_beyond_the_context_raises_and_is_not_cut(processor: Any) -> None:
     length = int(CoTrainingCollator(processor)([ROWS[1]])["attention_mask"].sum())
     assert CoTrainingCollator(processor, max_tokens=length)([ROWS[1]])["input_ids"].shape == (1, length)
-    with pytest.raises(
-        ValueError,
-        match=rf"got a row of {length} tokens .*/scenes, prompt 'In: How.*at most {length - 1}; .*: drop the row",
-    ):
+    with pytest.raises(ValueError, match=rf"row of {length} tokens .*/scenes, prompt 'In: How.*at most {length - 1}"):
         CoTrainingCollator(processor, max_tokens=length - 1)([ROWS[1]])
 
 
@@ -121,22 +118,6 @@ def test_an_answer_that_merges_with_its_prompt_and_none_raise() -> None:
     assert len(supervised(CoTrainingCollator(processor)([row("a:", " 1")])["labels"])) == 3
     with pytest.raises(ValueError, match=r"and answer '', expected .* give every row an answer"):
         CoTrainingCollator(processor)([row("In: a?\nOut:", "")])
-
-
-def test_padding_does_not_change_a_rows_loss(llama_like: Any, tiny_strings: ActionStringProcessor) -> None:
-    processor = tiny_processor(llama_like, tiny_strings)
-    model = tiny_model(llama_like, tiny_strings)
-    collate = CoTrainingCollator(processor)
-    together = collate(ROWS)
-    for name in ("token_weights", "is_robot"):
-        together.pop(name)
-    with torch.no_grad():
-        logits = model(**together).logits
-        for number, entry in enumerate(ROWS):
-            alone = collate([entry])
-            inputs = {k: v for k, v in alone.items() if k in ("input_ids", "attention_mask", "pixel_values")}
-            own = model(**inputs).logits[0]
-            torch.testing.assert_close(logits[number, : len(own)], own, rtol=0, atol=2e-5)
 
 
 CONVERSATION = {
@@ -238,14 +219,6 @@ def test_bins_behind_an_episode_carry_no_loss(llama_like: Any) -> None:
     assert batch["token_weights"][1].sum() == 2.5
 
 
-def test_a_horizon_of_one_gives_the_batches_it_gave(processor: Any) -> None:
-    alike = [ROWS[0], {**ROWS[0], "action_is_pad": [False]}]
-    plain, told = (CoTrainingCollator(processor)([entry, *ROWS[1:]]) for entry in alike)
-    assert plain.keys() == told.keys()
-    for name, tensor in plain.items():
-        assert torch.equal(tensor, told[name]), name
-
-
 @pytest.mark.parametrize("family", ["openvla_plus", "pi0_plus"])
 def test_what_stands_behind_an_episode_does_not_change_the_loss(family: str, llama_like: Any, gemma_like: Any) -> None:
     strings = ActionStringProcessor(action_dim=3, horizon=3, decimals=2)
@@ -268,8 +241,6 @@ def test_what_stands_behind_an_episode_does_not_change_the_loss(family: str, lla
 
 
 # ---- long rows
-
-
 def conversation(turns: int) -> dict[str, Any]:
     question = {"prompt": "In: How many?\nOut:", "completion": " two"}
     return {**row(question["prompt"], question["completion"]), "more_turns": [question] * (turns - 1)}

@@ -3,11 +3,10 @@
 from typing import Any
 
 import pytest
-from tiny_runs import run_tiny, tiny_recipe, tiny_vlm_model
+from tiny_runs import run_tiny, tiny_vlm_model
 from transformers import TrainerCallback
 
-from gen_vla.training.learning_rates import part_of, rates
-from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.learning_rates import part_of
 
 
 class Groups(TrainerCallback):
@@ -39,14 +38,6 @@ def test_adapters_learn_at_the_rate_of_lora_and_the_tower_as_the_recipe_says(tmp
     run_tiny(tmp_path, callbacks=[groups], **model, training__steps=1, training__lora={"rank": 2})
     assert groups.rates == {"adapters": 5e-4, "vision": 1e-2, "projector": 1e-2}
     assert groups.count == groups.trainable
-
-
-def test_rates_by_hand(tmp_path: Any) -> None:
-    plain = load_recipe("openvla_plus_bridge").training
-    assert rates(plain) == {"vision": 2e-5, "projector": 2e-5, "language_model": 2e-5, "adapters": 5e-4}
-    chosen = tiny_recipe(tmp_path, training__learning_rates={"adapters": 1e-4, "language_model": 1e-6}).training
-    assert rates(chosen)["adapters"] == 1e-4
-    assert rates(chosen)["language_model"] == 1e-6
 
 
 @pytest.mark.parametrize(

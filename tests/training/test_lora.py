@@ -132,8 +132,6 @@ def test_random_weights_are_not_adapted(tmp_path):
 
 
 # ---- a saved adapter as a whole model
-
-
 STRINGS = ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2])
 WEIGHTS = "adapter_model.safetensors"
 
@@ -177,13 +175,6 @@ def test_merged_logits_are_those_of_the_adapter(adapter: tuple[Path, torch.Tenso
     assert type(model).__name__ == "OpenVLAPlusForVision2Seq"
     assert not [name for name in model.state_dict() if "lora" in name or "base_layer" in name or "original" in name]
     assert saved_dtype(folder) == torch.bfloat16  # the base model's
-
-
-def test_a_whole_model_is_what_it_was(adapter: tuple[Path, torch.Tensor]) -> None:
-    base = adapter[0].parent / "base"
-    assert not is_adapter(base)
-    model, processor = load_checkpoint(base)
-    assert torch.equal(logits_of(model, processor), logits_of(load_model(base), processor))
 
 
 def test_what_training_saved_beside_the_adapter_comes_first(adapter, llama_like, tmp_path):

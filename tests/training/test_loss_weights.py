@@ -59,12 +59,7 @@ def test_chunks_count_dimensions_anew_and_separators_weigh_one() -> None:
 
 def test_plain_strings_have_no_sign_before_a_positive_value() -> None:
     #     0    .  0    3    \n   -    0    .  1    2    EOS
-    assert weigh("0.03\n-0.12", style="plain", decimals=2) == [
-        *[1.0, P, 0.9, 0.5],
-        1.0,
-        *[1.0, 1.0, P, 0.9, 0.5],
-        1.0,
-    ]
+    assert weigh("0.03\n-0.12", style="plain", decimals=2) == [*[1.0, P, 0.9, 0.5], 1.0, *[1.0, 1.0, P, 0.9, 0.5], 1.0]
 
 
 def test_a_token_of_several_characters_weighs_as_its_heaviest() -> None:
@@ -73,15 +68,6 @@ def test_a_token_of_several_characters_weighs_as_its_heaviest() -> None:
     # the second value is constant: its digits weigh half, ",-" weighs as its comma, the last comma is a separator
     constant = weigh(" -0.12,-0.5,", [1], style="legacy")
     assert constant == [1.0, 1.0, P, 0.9, 0.5, 1.0, 0.5, P / 2, 0.45, 1.0, 1.0]
-
-
-def test_decimals_without_a_weight_count_fully() -> None:
-    tokenizer: Any = tiny_tokenizer()
-    strings = ActionStringProcessor(action_dim=1, decimals=3)
-    config = make_action_config(strings, tokenizer)
-    weights = ActionTokenWeights(ActionGrammar.from_action_config(config), [])
-    answer = [config["pieces"][character] for character in "+0.125"] + [tokenizer.eos_token_id]
-    assert weights(answer) == [1.0, 1.0, P, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("kind", ["llama_like", "gemma_like"])

@@ -139,8 +139,6 @@ def test_rows_that_are_supervised_in_part_have_errors_of_that_part(llama_like: A
 
 
 # ---- values
-
-
 NO = float("nan")
 
 

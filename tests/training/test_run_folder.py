@@ -25,19 +25,6 @@ def test_curves_are_drawn_per_source(tmp_path: Path) -> None:
     assert {(0xD1, 0x49, 0x5B), (0x2E, 0x6F, 0x95)} <= colours, "one line per source, robot data in red"
 
 
-def test_held_out_figures_are_lines_of_their_own(tmp_path: Path) -> None:
-    scored = [{"step": step, "eval_robot/near/loss": 9.0, "eval_robot/loss": 9.0} for step in (1, 5)]
-
-    def highest_red(entries: list[dict[str, float]]) -> int:
-        path = plot_curves(entries, tmp_path / "curves.png", "a run")
-        assert path is not None
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        columns = np.flatnonzero((pixels == (0xD1, 0x49, 0x5B)).all(axis=-1).any(axis=0))
-        return len(columns)
-
-    assert highest_red([*history(5), *scored]) > highest_red(history(5))
-
-
 def test_a_run_of_one_log_has_no_curves(tmp_path: Path) -> None:
     assert plot_curves(history(1), tmp_path / "curves.png", "a run") is None
     assert plot_curves([], tmp_path / "curves.png", "a run") is None

@@ -22,8 +22,6 @@ from gen_vla.training.trainer import CoTrainer, balanced_loss, score_answers, sc
 
 
 # ---- the loss
-
-
 def test_the_three_balances_by_hand() -> None:
     losses = torch.tensor([[1.0, 2.0, 3.0], [4.0, 0.0, 0.0], [6.0, 2.0, 0.0]])
     weights = torch.tensor([[1.0, 0.5, 0.5], [1.0, 0.0, 0.0], [0.5, 1.0, 0.0]])
@@ -90,8 +88,6 @@ def test_the_plain_scores_are_those_of_trls_fused_head(llama_like: Any, tiny_str
 
 
 # ---- a run
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One run of 8 steps: the recipe, its work folder, the model, what a witness saw, and the logged steps."""

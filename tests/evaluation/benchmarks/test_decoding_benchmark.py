@@ -100,14 +100,6 @@ def test_replaying_writes_the_given_actions_and_takes_their_passes(tiny_sizes):
     assert not np.allclose(model.predict_actions(**inputs, unnorm_key="random").normalized, actions, atol=0.1)
 
 
-def test_both_families_are_measured(tiny_sizes):
-    model = random_models.build_random("pi0-tiny", "cpu", torch.float32)
-    assert model.config.model_type == "vla_plus"
-    inputs = random_models.random_inputs(model, 2)
-    plain = model.predict_actions(**inputs, unnorm_key="random", tree_nodes=0)
-    assert model.predict_actions(**inputs, unnorm_key="random").text == plain.text
-
-
 def test_bytes_of_a_pass_by_hand(tiny_sizes):
     model = random_models.build_random("tiny", "cpu", torch.float32)
     layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32  # attention, MLP, two norms

@@ -217,17 +217,6 @@ def test_a_model_is_asked_about_the_episodes_its_training_held_out(form, moved, 
     assert (len(asked.names), results["held_out"], results["trained_on"]) == (7, 0, "")
 
 
-def test_a_model_knows_the_names_that_recorded_data_lacks(policy, tmp_path):
-    model, processor = policy
-    folder = write_recording(tmp_path / "data", make_episodes(2, 4, size=16))
-    settings = OpenLoopSettings(every=4)
-    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings)
-    assert [entry["name"] for entry in results["dimensions"]] == list("0123456")
-    model.config.norm_stats["robot"]["action"]["names"] = list("abcdefg")
-    results, _, _ = evaluate_open_loop(model, processor, "tiny/robot", str(folder), settings)
-    assert [entry["name"] for entry in results["dimensions"]] == list("abcdefg")
-
-
 def test_the_command(policy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gen_vla.commands.evaluate.load_any", lambda name, dtype: policy)
     monkeypatch.setenv("COLUMNS", "160")

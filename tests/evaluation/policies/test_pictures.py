@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gen_vla.evaluation.policies.pictures import draw_prediction, side_by_side
+from gen_vla.evaluation.policies.pictures import draw_prediction
 from gen_vla.modeling import ActionPrediction
 
 
@@ -33,10 +33,3 @@ def test_a_prediction_is_drawn_by_its_first_step(tmp_path, width):
     assert not np.array_equal(first, drawn(tmp_path / "b.png", [-0.5] * width))
     two, three = (drawn(tmp_path / f"{steps}.png", [0.5] * width, steps) for steps in (2, 3))
     assert np.array_equal(two, three)
-
-
-def test_pictures_side_by_side_are_as_high_as_the_first():
-    strip = np.asarray(side_by_side([Image.new("RGB", (6, 4), "red"), Image.new("RGB", (10, 8), "blue")]))
-    assert strip.shape == (4, 6 + 5, 3)
-    assert (strip[:, :6] == (255, 0, 0)).all()
-    assert (strip[:, 6:] == (0, 0, 255)).all()

@@ -14,12 +14,7 @@ from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.recording import demonstrations as recording
 from gen_vla.evaluation.recording.rows import DemonstrationJob
 from gen_vla.evaluation.simulation.environment import TabletopEnv
-from gen_vla.evaluation.simulation.layouts import (
-    EVALUATION_SEEDS,
-    MAX_STEPS,
-    TASKS,
-    layout_digests,
-)
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, layout_digests
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
 from gen_vla.training.pretraining.encoders import pretrain_encoders

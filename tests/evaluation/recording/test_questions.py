@@ -165,18 +165,6 @@ def test_a_thing_may_be_in_the_hand_where_it_is_not_asked_for_where_it_stands():
     assert held["presence"] == held["nearest"] == 0
 
 
-def test_answers_say_what_the_picture_shows():
-    """Worked out by hand from a scene and from the camera that stands at the robot's right, looking left and ahead."""
-    bottle, mug = TableObject("green", "bottle", -0.2, 0.56, 0.0), TableObject("purple", "mug", 0.0, 0.66, 0.0)
-    facts = scene_facts(StillScene((0.22, 0.88), 0.5, (bottle, mug)), HOME.camera, np.random.default_rng(0))
-    answers = {name: kind.answer(facts) for name, kind in KINDS.items()}
-    bottle_first = facts.first == 0
-    assert answers["shape"] == ("bottle" if bottle_first else "mug")
-    assert answers["object_order"] == ("left" if bottle_first else "right")
-    assert (answers["drawer_side"], answers["nearest"], answers["count"]) == ("left", "purple", "2")
-    assert answers["drawer_state"] == "open"
-
-
 def test_two_of_one_colour_are_not_asked_apart_by_it():
     """A scene with a red can and a red mug has no answer to "What is the red object?"."""
     can, mug = TableObject("red", "can", -0.1, 0.6, 0.0), TableObject("red", "mug", 0.1, 0.6, 0.0)

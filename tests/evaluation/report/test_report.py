@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from gen_vla.commands.main import main
-from gen_vla.evaluation.report.figures import DEFAULTS, read_results
-from gen_vla.evaluation.report.tables import as_markdown, card_results, cell, load_paper, make_report, row_name
+from gen_vla.evaluation.report.figures import read_results
+from gen_vla.evaluation.report.tables import as_markdown, card_results, load_paper, make_report, row_name
 from gen_vla.training.publishing.card import checked_figure
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
 
@@ -208,12 +208,6 @@ def test_an_unknown_file_is_named(tmp_path, content, message, capsys):
     assert "odd.json" in capsys.readouterr().err
 
 
-def test_cells():
-    figure = {**DEFAULTS, "value": 0.0328, "n": 20, "row": None}
-    assert cell(figure, "s") == "0.033, n 20"
-    assert cell({**figure, "value": None, "crashed": 3}) == "no judgement, 3 crashed"
-
-
 def test_the_command_writes_a_page_cards_and_pictures(simpler, tabletop, tmp_path, capsys):
     folder = tmp_path / "report"
     assert main(["evaluate", "report", str(simpler), str(tabletop), "--output", str(folder)]) == 0
@@ -242,10 +236,3 @@ def test_models_in_folders_of_the_user_are_found(tmp_path, monkeypatch, simpler,
     write(simpler, {**json.loads(simpler.read_text()), "model": written.format(tmp_path)})
     report = make_report([simpler], {typed.format(tmp_path): "openvla-sc"})
     assert row(report, "Table II", "OpenVLA+SC", "Move Near")["ours"][0]["model"] == "outputs/mine"
-
-
-def test_questions_alone_say_the_machine_of_their_record(tmp_path):
-    total = {"right": 1, "n": 2, "interval": [0.1, 0.9], "majority": 0.5}
-    record = {"machine": {"device": "a card", "threads": 2}}
-    path = write(tmp_path / "q.json", {"provenance": record, "model": "me/mine", "total": total, "kinds": {}})
-    assert read_results(path)[0]["hardware"] == "a card, 2 threads"

@@ -136,30 +136,3 @@ def test_questions_are_paired_by_their_answers(tmp_path):
     assert (vizwiz["pairs"], vizwiz["p"]) == (10, None)  # neither right nor wrong
     assert vizwiz["difference"] == pytest.approx(0.3)
     assert set(card_results(report)) == {"openvla", "openvla-plus"}
-
-
-def test_seconds_have_no_difference_in_points(tmp_path):
-    paths = []
-    for name, median in (("openvla", 200.0), ("openvla-plus", 90.0)):
-        latency = {"suite": "latency", "model": name, "median_ms": median, "p95_ms": 300.0, "n": 5}
-        latency["forward_passes"] = 9
-        paths.append(tmp_path / f"{name}.json")
-        paths[-1].write_text(json.dumps(latency))
-    assert differences(make_report(paths), "Section IV-C", "OpenVLA⁺", "seconds per action") == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({}, "+18.5 (+10.2 to +26.4) from OpenVLA, p 0.0031, 300 pairs in 75 layouts"),
-        ({"p": 1.0, "layouts": 300}, "+18.5 (+10.2 to +26.4) from OpenVLA, p 1, 300 pairs"),
-        ({"interval": None, "p": None, "pairs": 0}, "+18.5 from OpenVLA, unpaired"),
-        (
-            {"seeds": [3, 1]},
-            "+18.5 (+10.2 to +26.4) from OpenVLA, p 0.0031, 3 seeds against 1, 300 pairs in 75 layouts",
-        ),
-    ],
-)
-def test_what_a_difference_looks_like(changes, text):
-    difference = {"label": "OpenVLA", "difference": 0.185, "interval": [0.102, 0.264], "p": 0.0031}
-    assert difference_text({**difference, "pairs": 300, "layouts": 75, "seeds": [1, 1], **changes}) == text

@@ -156,10 +156,7 @@ def test_runs_without_a_record_are_named(base, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        (
-            {"a": ["seed0/openvla-rt1", "seed4/openvla-rt1"]},
-            "model 'seed4/openvla-rt1'; did you mean 'seed2/openvla-rt1'",
-        ),
+        ({"a": ["seed0/openvla-rt1", "seed4/openvla-rt1"]}, "'seed4/openvla-rt1'; did you mean 'seed2/openvla-rt1'"),
         ({"a": ["seed0/openvla-rt1"]}, "got --seeds a with 1 run, expected two or more"),
         ({"a": ["seed0/openvla-rt1"] * 2}, "more than once|one training seed twice"),
     ],

@@ -57,11 +57,7 @@ def test_ensemble_averages_what_predictions_say_about_now():
 
 @pytest.mark.parametrize(
     ("prediction", "message"),
-    [
-        ([[0.0] * 6], r"shape \(1, 6\), expected \(steps, 7\)"),
-        ([], "expected"),
-        ([[0.0] * 6 + [np.nan]], "nan"),
-    ],
+    [([[0.0] * 6], r"shape \(1, 6\), expected \(steps, 7\)"), ([], "expected"), ([[0.0] * 6 + [np.nan]], "nan")],
 )
 def test_what_is_no_action_raises(prediction, message):
     with pytest.raises(MalformedActionError, match=message):

@@ -7,9 +7,7 @@ from functools import partial
 import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
 import pytest
-from tqdm import tqdm
 
-from gen_vla.evaluation.simulation import rollouts
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TASKS
 from gen_vla.evaluation.simulation.looks import HOME
@@ -82,23 +80,6 @@ def test_the_batch_size_changes_nothing():
 def test_a_policy_that_does_nothing_fails_at_the_limit():
     log = run(CONTROLS["zero"], PICKS[:1])
     assert [(e.outcome, e.steps, e.attempts, e.detail) for e in log.episodes] == [("failure", 40, 1, None)]
-
-
-def test_progress_reaches_the_end_through_successes_failures_and_crashes(monkeypatch, capsys):
-    bars: list[tqdm] = []
-
-    def kept(**options) -> tqdm:
-        bars.append(tqdm(**{**options, "disable": False}))
-        return bars[-1]
-
-    monkeypatch.setattr(rollouts, "tqdm", kept)
-    UnstableEnv.broken.clear()
-    log = run(CONTROLS["expert"], environment=UnstableEnv)
-    taken = sum(episode.steps for episode in log.episodes)
-    assert bars[0].n == bars[0].total == taken
-    assert "4/4 episodes" in capsys.readouterr().err
-    run(CONTROLS["zero"], PICKS[:2], batch_size=2)
-    assert (bars[1].n, bars[1].total) == (80, 80)
 
 
 def test_malformed_and_missing_actions_end_their_episode_and_no_other():

@@ -18,12 +18,7 @@ GQA = {
     "columns": ["question", "answer"],
 }
 VSR = {"name": "vsr", "files": "test.jsonl", "columns": ["caption", "label"], "obtain": "See DIR/vsr/images."}
-SCENES = {
-    "name": "scenes",
-    "files": "data/*.parquet",
-    "columns": ["question", "answer"],
-    "obtain": "See DIR/scenes.",
-}
+SCENES = {"name": "scenes", "files": "data/*.parquet", "columns": ["question", "answer"], "obtain": "See DIR/scenes."}
 
 
 @pytest.fixture(autouse=True)
@@ -94,16 +89,6 @@ def test_the_real_text_of_vsr(data_dir, tmp_path):
     assert rows[0]["caption"] == "The car is behind the suitcase."
 
 
-def test_questions_as_json_lines_with_pictures_beside(tmp_path):
-    folder = tmp_path / "textvqa"
-    (folder / "images").mkdir(parents=True)
-    picture(3).save(folder / "images/a.png")
-    line = {"image": "a.png", "question": "how many?", "answers": ["two"] * 10}
-    (folder / "questions.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
-    rows = load_questions(**SOFT, local=str(tmp_path))["test"]
-    assert open_picture(rows[0])[0].tobytes() == picture(3).tobytes()
-
-
 def test_a_missing_column_is_named(tmp_path):
     write_all(tmp_path, 2)
     with pytest.raises(ValueError, match=r"got columns .*question.* for task gqa, expected question, reply, imageId"):
@@ -147,3 +132,4 @@ def test_a_folder_of_any_name(tmp_path, name):
     (folder / "questions.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
     rows = load_questions(**SOFT, local=str(tmp_path / name))["test"]
     assert rows["question"][:] == ["how\u2028many?"]
+    assert open_picture(rows[0])[0].tobytes() == picture(3).tobytes()

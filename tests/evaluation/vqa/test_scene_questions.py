@@ -28,13 +28,8 @@ def test_scores_by_kind_and_majority(monkeypatch):
     assert (report.kinds["b"].right, report.kinds["b"].n, report.kinds["b"].majority) == (4, 4, 1.0)
     assert report.total.majority == 0.75
     assert report.total.interval == (0.4093, 0.9285)
-    assert report.answers[0] == {
-        "kind": "a",
-        "question": "question 0",
-        "expected": "No",
-        "got": " Yes ",
-        "right": False,
-    }
+    first = {"kind": "a", "question": "question 0", "expected": "No", "got": " Yes ", "right": False}
+    assert report.answers[0] == first
     assert len(report.answers) == 8
     assert questions_table(report).row_count == 3
 

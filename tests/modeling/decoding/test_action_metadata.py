@@ -13,7 +13,6 @@ from tiny_runs import noise, tiny_recipe
 
 from gen_vla.commands.main import main
 from gen_vla.processors import normalize_actions, unnormalize_actions
-from gen_vla.training.publishing.card import action_facts, action_words
 from gen_vla.training.recipes.loading import Recipe
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.run import run_recipe
@@ -78,15 +77,6 @@ def test_a_trained_model_tells_it_where_it_acts_and_on_its_card(
     card = (tmp_path / "out" / "README.md").read_text()
     names = ", ".join(f"`{joint}`" for joint in JOINTS)
     assert f"| an action of `arm` | {names}; all positions; 2.5 steps a second |" in card
-
-
-def test_words_of_a_card() -> None:
-    assert action_words({}) == ""
-    assert action_words({"displacements": [0, 2]}) == "dimensions 0, 2 are displacements, all others positions"
-    assert action_words({"names": ["a|b"], "fps": 50.0}) == "`a/b`; 50 steps a second"
-    assert action_facts({"x": tiny_statistics(3), "y": {"action": {"fps": 5}}}) == [
-        ("an action of `y`", "5 steps a second")
-    ]
 
 
 def test_openvlas_code_reads_its_keys_as_before() -> None:

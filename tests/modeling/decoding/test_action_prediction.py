@@ -93,21 +93,6 @@ def test_the_fields_agree_with_one_another(llama_like: Any) -> None:
     np.testing.assert_allclose(prediction.actions, prediction.normalized * [1.0, 2.0, 1.0], rtol=1e-6)
 
 
-def test_forced_tokens_have_probability_one(llama_like: Any) -> None:
-    model, processor = pair(llama_like)
-    prediction = model.predict_actions(**observations(processor))
-    transitions = model.action_grammar.transitions
-    for tokens, probabilities in zip(prediction.token_ids.tolist(), prediction.digit_probabilities, strict=True):
-        state, forced = 0, []
-        for token in tokens:
-            forced.append(len(transitions[state]) == 1)
-            state = transitions[state][token]
-        assert sum(forced) >= 3  # the points at least
-        assert (probabilities[forced] == 1.0).all()
-        assert (probabilities[~np.array(forced)] < 1.0).all()
-        assert (probabilities > 0.0).all()
-
-
 def test_each_row_has_its_own_units(llama_like: Any) -> None:
     model, processor = pair(llama_like)
     model.config.norm_stats = {"small": tiny_statistics(3), "large": tiny_statistics(3, scale=10.0)}

@@ -1,7 +1,4 @@
-"""Decoder layers in fewer kernels against transformers' own, and the Triton kernels against PyTorch.
-
-The kernels run where there is a GPU, or anywhere in Triton's interpreter: `make test-kernels`.
-"""
+"""Decoder layers in fewer kernels against transformers' own; in Triton's interpreter, too: `make test-kernels`."""
 
 import importlib.util
 import os

@@ -105,10 +105,7 @@ def test_a_models_own_steps_are_repeated_exactly_and_change_nothing(llama_like):
     ("prefix", "message"),
     [
         (np.zeros((2, 1, 3)), "got prefix_actions of 2 rows, expected 1"),
-        (
-            np.zeros((1, 4, 3)),
-            r"got .* shape \[4, 3\] .* expected \[k, 3\] with k below the horizon, 4",
-        ),
+        (np.zeros((1, 4, 3)), r"got .* shape \[4, 3\] .* expected \[k, 3\] with k below the horizon, 4"),
         (np.zeros((1, 1, 2)), r"got prefix_actions of shape \[1, 2\]"),
         (np.full((1, 1, 3), np.nan), "got prefix_actions with NaN or infinity"),
         (np.full((1, 1, 3), 0.5), "expected 0 or 1 because the dimension is binary"),

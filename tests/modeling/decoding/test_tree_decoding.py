@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import picture, tiny_model, tiny_pair, tiny_processor
+from tiny_models import picture, tiny_pair
 
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_strings import ActionStringProcessor as GrammarStrings
 from gen_vla.modeling.draft_trees import Drafts
-from gen_vla.modeling.tree_decoding import Row, TreeDecoder, longest_forced_run, pack
-from gen_vla.modeling.verification_passes import Forward, TreeCache
-from gen_vla.processors import ActionBins, ActionStringProcessor, make_action_config
+from gen_vla.modeling.tree_decoding import Row, pack
+from gen_vla.modeling.verification_passes import TreeCache
+from gen_vla.processors import ActionStringProcessor
 
 
 INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
@@ -111,28 +111,6 @@ def test_near_ties_in_float32(llama_like):
     assert same == 40
 
 
-@pytest.mark.parametrize(("style", "run"), [("signed", 5), ("plain", 5), ("legacy", 3)])
-def test_longest_forced_run(style, run, llama_like):
-    """Two dimensions of three decimals, the second 0 or 1: ".000+0", ".000\\n", and ".0,"; the end needs no pass."""
-    strings = ActionStringProcessor(2, 1, 3, style, binary_dims=(1,))
-    grammar = ActionGrammar.from_action_config(make_action_config(strings, llama_like))
-    assert longest_forced_run(grammar) == run
-
-
-def test_bins_too(llama_like):
-    bins = ActionBins(3, 2, bins=16)
-    model = tiny_model(llama_like)
-    processor = tiny_processor(llama_like)
-    config = make_action_config(bins, llama_like)
-    model.config.action_config = processor.action_config = config
-    model.config.norm_stats = {"tiny": tiny_model(llama_like, ActionStringProcessor(3)).config.norm_stats["tiny"]}
-    inputs = inputs_of(processor, 3)
-    slow = model.predict_actions(**inputs, tree_nodes=0)
-    fast = model.predict_actions(**inputs, tree_nodes=20)
-    assert fast.token_ids.tolist() == slow.token_ids.tolist()
-    assert fast.forward_passes < slow.forward_passes == 6
-
-
 def test_bf16_agrees_with_itself_almost_always(llama_like):
     """Half precision rounds a tree of another shape differently: near-ties may fall the other way, digits may not."""
     strings = ActionStringProcessor(3, 1, 2)
@@ -202,12 +180,3 @@ def test_cache_keeps_what_was_accepted():
     kept, values = cache.update(torch.full((2, 1, 2, 1), 9.0), torch.zeros(2, 1, 2, 1), 0)
     assert kept.flatten(1).tolist() == [[9, 9, 2, 3, 0, 2, 0], [9, 9, 6, 7, 5, 0, 0]]
     assert values.flatten(1).tolist() == [[0, 0, -2, -3, 0, -2, 0], [0, 0, -6, -7, -5, 0, 0]]
-
-
-def test_decoder_reads_only_the_grammars_rows_of_the_output_layer(tiny_openvla):
-    model, _ = tiny_openvla
-    decoder = TreeDecoder(model, model.action_grammar, nodes=4)
-    tokens = {token for state in model.action_grammar.transitions for token in state}
-    head = Forward(model, decoder.token_ids, TreeCache(1, 1)).head
-    assert head.shape == (len(tokens), model.lm_head.weight.shape[1])
-    assert len(tokens) < 20

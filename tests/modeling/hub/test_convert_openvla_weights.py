@@ -26,12 +26,12 @@ from tiny_models import picture
 from gen_vla.commands.main import main
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
-from gen_vla.modeling.convert_openvla_weights import check_complete, hub_name, openvla_config, plan_openvla
+from gen_vla.modeling.convert_openvla_weights import check_complete, openvla_config, plan_openvla
 from gen_vla.processors import ActionBins
 from gen_vla.training.checkpoints import read_processor
 from gen_vla.training.converting import conversion, foreign_layouts
 from gen_vla.training.converting.conversion import convert
-from gen_vla.training.storage.tensor_files import SafetensorsFolder, TensorFileError, flatten
+from gen_vla.training.storage.tensor_files import SafetensorsFolder, TensorFileError
 
 
 DINO, SIGLIP = "vision_backbone.featurizer", "vision_backbone.fused_featurizer"
@@ -83,8 +83,6 @@ def refused(source: Path, message: str, error: type[Exception] = ConversionError
 
 
 # ---- the configuration
-
-
 def test_sizes_come_from_the_tensors(tensors: dict[str, torch.Tensor]) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     config = openvla_config(shapes, IDS, {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 5})
@@ -117,8 +115,6 @@ def test_the_full_size_is_the_default_configuration() -> None:
 
 
 # ---- the weights
-
-
 def test_missing_and_unexpected_tensors_are_listed(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     spoiled = dict(tensors)
     del spoiled[f"{DINO}.blocks.1.mlp.fc2.bias"]
@@ -182,13 +178,6 @@ def test_what_is_written_is_what_save_pretrained_writes(converted: Path, tmp_pat
         assert contents[0] == contents[1], name
 
 
-def test_the_last_blocks_and_pools_are_left_out(converted: Path) -> None:
-    names = SafetensorsFolder(converted).shapes
-    assert "model.vision_tower.dino.encoder.layer.1.norm1.weight" in names
-    assert not [name for name in names if ".dino.encoder.layer.2." in name or ".siglip.encoder.layers.3." in name]
-    assert not [name for name in names if "head" in name and name != "lm_head.weight"]
-
-
 def test_an_incomplete_download_is_named(source: Path) -> None:
     first = source / "model-00001-of-00002.safetensors"
     content = first.read_bytes()
@@ -199,8 +188,6 @@ def test_an_incomplete_download_is_named(source: Path) -> None:
 
 
 # ---- tokenizer, actions, pictures
-
-
 def test_the_vocabulary_gains_a_placeholder_and_no_row(converted: Path) -> None:
     model, processor = load_converted(converted)
     tokenizer = processor.tokenizer
@@ -287,12 +274,6 @@ def test_bins_of_the_default_codec_are_openvlas(source: Path) -> None:
 
 
 # ---- training runs
-
-
-def test_names_of_a_run_are_those_of_the_hub(tensors: dict[str, torch.Tensor]) -> None:
-    assert {hub_name(name) for name, _ in flatten(run_state(tensors))} == set(tensors)
-
-
 def test_a_run_of_a_vision_language_model_does_not_act(run: Path, tmp_path: Path, tensors: Any) -> None:
     run = write_run_folder(tmp_path / "talks", tensors, vla=False)
     model, processor = load_converted(convert(run, tmp_path / "converted", tokenizer=tmp_path, progress=False))
@@ -333,8 +314,6 @@ def test_code_in_a_checkpoint_is_not_run(run: Path, tmp_path: Path, monkeypatch:
 
 
 # ---- sources and the command
-
-
 @pytest.mark.parametrize("name", ["action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"])
 def test_a_checkpoint_that_acts_by_another_head_is_refused(source: Path, name: str) -> None:
     """OpenVLA-OFT: the same tensors and configuration, whose tokens mean nothing."""

@@ -148,10 +148,7 @@ def test_the_biases_of_keys_arrive(model: Any, tensors: dict[str, torch.Tensor])
 
 
 def test_a_script_written_for_openvla(
-    original: dict[str, np.ndarray],
-    tensors: dict[str, torch.Tensor],
-    llama2: Any,
-    tmp_path: Path,
+    original: dict[str, np.ndarray], tensors: dict[str, torch.Tensor], llama2: Any, tmp_path: Path
 ) -> None:
     """Real vocabulary, the processor called with prompt and picture, the lead-in left to the model."""
     tokenizer = Tokenizer.from_str(llama2.backend_tokenizer.to_str())

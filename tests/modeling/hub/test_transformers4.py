@@ -1,8 +1,4 @@
-"""One repository for both generations of transformers: the same numbers on 4.57 and on 5, from a folder and by name.
-
-`make test-transformers4` builds the second environment, `.venv-transformers4`, and runs these tests; without it they
-skip. Repositories are written here, on transformers 5, and read in a fresh interpreter of each generation.
-"""
+"""One repository, written on transformers 5, gives the same on 4.57 (`make test-transformers4`)."""
 
 import os
 import subprocess
@@ -13,12 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from repository_reader import read_repositories
-from tiny_models import (
-    tiny_model,
-    tiny_pi0_flow_model,
-    tiny_pi0_flow_processor,
-    tiny_processor,
-)
+from tiny_models import tiny_model, tiny_pi0_flow_model, tiny_pi0_flow_processor, tiny_processor
 from tiny_vlms import tiny_vla_pair
 
 from gen_vla.processors import ActionStringProcessor

@@ -1,7 +1,4 @@
-"""What the stand-in for the Hub (`hub_stand_in.py`) keeps: accounts, repositories, large files, collections.
-
-A commit is a whole tree of files, a parent and a message; it happens in one step or not at all.
-"""
+"""What the stand-in for the Hub keeps: repositories, whose commits happen in one step or not at all, and the rest."""
 
 import hashlib
 import json

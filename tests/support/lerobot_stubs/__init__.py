@@ -1,7 +1,6 @@
-"""An environment and a robot for LeRobot that show noise and write down what they are sent.
+"""An environment and a robot for LeRobot's command lines (`--env.discover_packages_path=lerobot_stubs`).
 
-LeRobot's command lines import them by `--env.discover_packages_path=lerobot_stubs` in its own environment. Each action
-is a line of JSON in the file that STUB_ACTIONS names; pictures depend on the number of actions before.
+They show noise, and write each action as a line of JSON to the file that STUB_ACTIONS names.
 """
 
 from .config_stub_robot import StubRobotConfig

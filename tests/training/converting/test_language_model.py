@@ -70,8 +70,6 @@ def test_what_is_no_llama_is_refused_and_leaves_nothing_behind(tmp_path: Path, t
 
 
 # ---- SmolLM2
-
-
 def installed(name: str) -> bool:
     try:
         return bool(distribution(name))

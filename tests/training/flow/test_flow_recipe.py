@@ -43,10 +43,7 @@ MODEL = tiny_flow_settings()["model"]
         ({"loss__constant_dimension_weight": 0.5}, "loss.constant_dimension_weight=0.5 .* expected 1.0"),
         ({"actions__label_decimals": 2}, "label_decimals=2 with representation 'flow', expected none"),
         ({"model": {**MODEL, "frozen": "siglip"}}, "model.frozen='siglip' for the flow-matching π0, expected None"),
-        (
-            {"model": {**MODEL, "dino": {"hidden_size": 8}}},
-            r"dino=\{'hidden_size': 8\} for pi0_flow, expected none",
-        ),
+        ({"model": {**MODEL, "dino": {"hidden_size": 8}}}, r"dino=\{'hidden_size': 8\} for pi0_flow, expected none"),
     ],
 )
 def test_settings_for_tokens_and_other_encoders_are_refused(changes, told, tmp_path):

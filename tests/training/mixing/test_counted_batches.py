@@ -11,13 +11,7 @@ from test_streaming_mixture import mixture
 from tiny_runs import read_log, run_tiny, tiny_settings, write_questions
 from torch.utils.data import DataLoader
 
-from gen_vla.training.mixing.skipped_rows import (
-    COUNTS,
-    TooManyBadRows,
-    collate_with_counts,
-    receive_counts,
-    sum_over_processes,
-)
+from gen_vla.training.mixing.skipped_rows import COUNTS, TooManyBadRows, collate_with_counts, receive_counts
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -55,15 +49,8 @@ def test_a_stream_is_counted_as_without_workers(llama_like: Any) -> None:
 def test_bad_rows_of_all_workers_together_pass_the_limit(llama_like: Any) -> None:
     """Each worker sees 100 rows of a set at most, too few to be judged alone."""
     rows = mixture(llama_like, broken=tuple(range(12)), max_bad_share=0.2, workers=2)
-    with pytest.raises(
-        TooManyBadRows, match=r"vision_language/a: got \d+ bad rows among 20\d, expected at most 20.00%"
-    ):
+    with pytest.raises(TooManyBadRows, match=r"vision_language/a: got \d+ bad rows among 20\d, expected at most 20"):
         loaded(rows, 110, 2)
-
-
-def test_reports_of_one_process_stay_what_they_are() -> None:
-    report = {"seen": 3, "skipped": 1, "by_reason": {"too long": 1}, "examples": ["x: too long"]}
-    assert sum_over_processes({"a": report}) == {"a": report}
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -51,14 +51,6 @@ def test_a_picture_of_floats_is_refused_as_the_image_processor_would():
         decode_picture({"bytes": floats, "path": None}, "file row 3")
 
 
-def test_decoding_gives_the_pixels_in_rgb():
-    image = Image.new("RGBA", (3, 2), (10, 20, 30, 255))
-    decoded = decode_picture({"bytes": encoded(image, "PNG"), "path": "x.png"}, "row 0")
-    assert decoded.mode == "RGB"
-    assert decoded.getpixel((0, 0)) == (10, 20, 30)
-    assert decode_picture(image, "row 0").getpixel((2, 1)) == (10, 20, 30)
-
-
 def test_a_failure_to_decode_names_the_row():
     data = bytearray(picture(1, "PNG", (64, 64)))
     data[len(data) // 2] ^= 0xFF  # the look at header and end cannot see this

@@ -14,8 +14,6 @@ from gen_vla.training.mixing.skipped_rows import TooManyBadRows
 
 
 # ---- the order
-
-
 def order_of(*sizes: Any, **settings: Any) -> list[int]:
     """Which row stands at each place; the places themselves are counted."""
     places, order = zip(*HalfAndHalfSampler(*sizes, **settings))
@@ -78,8 +76,6 @@ def test_an_empty_set_raises(robot: list[int], vision: list[int]) -> None:
 
 
 # ---- weights
-
-
 def test_weighted_turns_by_hand() -> None:
     assert list(islice(weighted_turns([2.0, 1.0]), 6)) == [0, 1, 0, 0, 1, 0]
     assert list(islice(weighted_turns([1.0, 1.0, 1.0]), 6)) == [0, 1, 2, 0, 1, 2]
@@ -123,8 +119,6 @@ def test_weights_move_robot_places_and_leave_the_halves_alone() -> None:
 
 
 # ---- rows that cannot be read
-
-
 def table(answers: list[str], broken: tuple[int, ...] = ()) -> list[dict[str, Any]]:
     """A table is whatever has rows by number."""
     encoded = {"bytes": b"not a picture", "path": None}
@@ -141,14 +135,6 @@ def table(answers: list[str], broken: tuple[int, ...] = ()) -> list[dict[str, An
 def mixed(llama_like: Any, broken: tuple[int, ...], share: float) -> MixedTables:
     tables = {"vision_language/a": table(["zero", "one", "two"], broken), "vision_language/b": table(["three"])}
     return MixedTables(tables, RowPreparer(tiny_processor(llama_like), {}), share)  # type: ignore[arg-type]
-
-
-def test_a_row_is_found_in_its_table(llama_like: Any) -> None:
-    rows = mixed(llama_like, (), 0.0)
-    assert len(rows) == 4
-    found = [(rows[0, index]["completion"], rows[0, index]["source"][-1]) for index in range(4)]
-    assert found == [(" zero", "a"), (" one", "a"), (" two", "a"), (" three", "b")]
-    assert not rows[0, 0]["replaced"]
 
 
 def test_the_next_row_of_the_same_set_stands_in_for_an_unreadable_one(llama_like: Any) -> None:

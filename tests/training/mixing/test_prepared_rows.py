@@ -11,7 +11,6 @@ from tiny_models import tiny_processor, tiny_statistics
 from tiny_runs import noise
 
 from gen_vla.processors import ActionGrammar, ActionStringProcessor
-from gen_vla.training.mixing.encoded_pictures import PictureError
 from gen_vla.training.mixing.prepared_rows import RowPreparer, augment_resized, row_generator
 
 
@@ -36,6 +35,7 @@ def preparer(tokenizer: Any, strings: ActionStringProcessor, **settings: Any) ->
 
 def test_robot_rows_spell_normalised_actions(llama_like: Any) -> None:
     prepare = preparer(llama_like, ActionStringProcessor(action_dim=3, decimals=4, binary_dims=[2]))
+    prepare = pickle.loads(pickle.dumps(prepare))  # as it travels to worker processes
     spelled = [prepare(robot_row(action), "robot/mine", 0)["completion"] for action in ([0.5, -1, 1], [1.5, -9, 1])]
     assert spelled == ["+0.5000-0.5000+1.0000", "+1.0000-1.0000+1.0000"]
     row = prepare(robot_row([-0.1234, 0, 0], "CLOSE it"), "robot/mine", 0)
@@ -50,9 +50,7 @@ def test_chunks_are_spelled_step_by_step(llama_like: Any) -> None:
     row = prepare(robot_row([[0.5, -1, 1], [0.25, 0, 0]]), "robot/mine", 0)
     assert row["completion"] == "+0.50-0.50+1.00\n+0.25+0.00+0.00"
     assert row["action_is_pad"].tolist() == [False, False]
-    with pytest.raises(
-        ValueError, match=r"file row 1: got an action of shape \[1, 3\], expected actions.horizon=2 by"
-    ):
+    with pytest.raises(ValueError, match=r"file row 1: got an action of shape \[1, 3\], expected actions.horizon=2"):
         prepare(robot_row([0.5, -1, 1]), "robot/mine", 0)
 
 
@@ -95,14 +93,6 @@ def test_questions_conversations_and_captions(llama_like: Any) -> None:
     assert prepare(caption, "vision_language/scenes", 0)["prompt"] == "In: \nOut:"
 
 
-def test_a_picture_that_does_not_decode_names_its_row(llama_like: Any) -> None:
-    prepare = RowPreparer(tiny_processor(llama_like), {})
-    cut = {"bytes": encoded(1)["bytes"][:100], "path": None}
-    row = {"images": [cut], "turns": [{"question": "q", "answer": "a"}], "identity": "part-3 row 7"}
-    with pytest.raises(PictureError, match=r"part-3 row 7: got a picture of 100 bytes that does not decode"):
-        prepare(row, "vision_language/scenes", 0)
-
-
 def test_augmentation_sees_robot_rows_only_and_is_told_the_place(llama_like: Any) -> None:
     seen: list[Any] = []
 
@@ -111,27 +101,18 @@ def test_augmentation_sees_robot_rows_only_and_is_told_the_place(llama_like: Any
         return picture.rotate(90)
 
     strings = ActionStringProcessor(action_dim=3, decimals=2)
-    settings = {
-        "augment_picture": partial(augment_resized, size=8, augment=augment),
-        "augment_instruction": lambda text, place: f"go {place}",
-    }
-    prepare = preparer(llama_like, strings, **settings)
+    picture = partial(augment_resized, size=8, augment=augment)
+    prepare = preparer(
+        llama_like, strings, augment_picture=picture, augment_instruction=lambda text, place: f"go {place}"
+    )
     row = {**robot_row([0, 0, 1]), "images": [encoded(1), encoded(2)]}
     prepared = prepare(row, "robot/mine", 41)
     assert seen == [((8, 8), "41/0"), ((8, 8), "41/1")]
     assert prepared["prompt"] == "In: What action should the robot take to go 41?\nOut:\n"
-    plain = prepare(
-        {"images": [encoded(1)], "turns": [{"question": "q", "answer": "a"}], "identity": "i"}, "vision_language/s", 0
-    )
+    question = {"images": [encoded(1)], "turns": [{"question": "q", "answer": "a"}], "identity": "i"}
+    plain = prepare(question, "vision_language/s", 0)
     assert len(seen) == 2
     assert plain["images"][0].size == (16, 16)
-
-
-def test_a_preparer_travels_to_worker_processes(llama_like: Any) -> None:
-    prepare = preparer(llama_like, ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2]))
-    copy = pickle.loads(pickle.dumps(prepare))
-    row = robot_row([0.5, -1, 1])
-    assert copy(row, "robot/mine", 0)["completion"] == prepare(row, "robot/mine", 0)["completion"] == "+0.50-0.50+1.00"
 
 
 def test_the_same_row_draws_the_same_and_any_other_draws_something_else():

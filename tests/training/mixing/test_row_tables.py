@@ -10,18 +10,12 @@ import pytest
 from robot_data_sets import make_episodes, write_lerobot
 from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
 
-from gen_vla.training.mixing.row_tables import (
-    QUESTION_FEATURES,
-    ROBOT_FEATURES,
-    RecordedTable,
-    write_table,
-)
+from gen_vla.training.mixing.row_tables import QUESTION_FEATURES, ROBOT_FEATURES, RecordedTable, write_table
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.storage.recordings import load_recording
-from gen_vla.training.vision_language_data.source import open_vision_language_source
 
 
 def demonstrations(tmp_path: Path, horizon: int, **columns: Any) -> RecordedTable:
@@ -43,14 +37,6 @@ def test_recorded_rows_whose_chunks_end_with_their_episode_and_repeat_its_last_a
     recorded = [3, 2, 1, 2, 1]  # steps of each chunk
     for row, steps in enumerate(recorded):
         assert table[row]["action_is_pad"].tolist() == [False] * steps + [True] * (3 - steps)
-
-
-def test_recorded_questions_and_rows_without_a_picture(tmp_path: Path) -> None:
-    folder = write_questions(tmp_path / "q", 2, image=[None, noise(1)], question=["a?", "b?"], answer=["one", "two"])
-    table: Any = open_vision_language_source(folder, name="vision_language/s")
-    assert [len(table[row]["images"]) for row in range(2)] == [0, 1]
-    assert table[1]["turns"] == [{"question": "b?", "answer": "two"}]
-    assert table[1]["identity"] == "vision_language/s row 1"
 
 
 def test_missing_folders_and_columns_are_named(tmp_path: Path) -> None:

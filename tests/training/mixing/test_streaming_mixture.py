@@ -65,8 +65,6 @@ def taken(rows: RowStream, count: int) -> list[int]:
 
 
 # ---- one set, one reader
-
-
 def test_every_row_once_per_pass_in_another_order_each_time() -> None:
     rows = stream(Files("s", 4, 5))
     passes = [taken(rows, 20) for _ in range(3)]
@@ -97,9 +95,7 @@ def test_with_fewer_files_than_readers_the_rows_are_divided() -> None:
 
 
 def test_a_reader_without_a_row_raises() -> None:
-    with pytest.raises(
-        ValueError, match=r"data set s without a row for reader 3 of 4, expected at least one; use fewe"
-    ):
+    with pytest.raises(ValueError, match=r"data set s without a row for reader 3 of 4, expected at least one; use"):
         stream(Files("s", 1, 3), 3, 4).take()
 
 
@@ -187,10 +183,7 @@ class Episodes(Files):
             yield {**row, "episode_index": int(row["turns"][0]["answer"]) // length}
 
 
-@pytest.mark.parametrize(
-    ("files", "episodes", "readers"),
-    [(128, 1, 8), (50, 1, 8), (32, 8, 2), (10, 1, 1)],
-)
+@pytest.mark.parametrize(("files", "episodes", "readers"), [(128, 1, 8), (50, 1, 8), (32, 8, 2), (10, 1, 1)])
 def test_the_robot_rows_of_a_micro_batch_are_of_different_episodes(files: int, episodes: int, readers: int) -> None:
     """Episodes of ten seconds at 50 Hz; a buffer that holds no more rows than one of them has."""
     for number in {0, readers - 1}:
@@ -213,8 +206,6 @@ def test_every_row_of_lanes_comes_once_per_pass(readers: int) -> None:
 
 
 # ---- the mixture
-
-
 def mixture(llama_like: Any, **settings: Any) -> StreamingMixture:
     broken = settings.pop("broken", ())
     names = [f"vision_language/{name}" for name in "abc"]  # nothing here asks what a row's kind is
@@ -260,8 +251,7 @@ def test_processes_and_workers_see_disjoint_rows_and_the_same_sets(llama_like: A
 
 @pytest.mark.parametrize(("workers", "start"), [(0, 1), (0, 5), (2, 3), (2, 4), (3, 2)])
 def test_a_resumed_run_sees_the_rows_of_an_uninterrupted_one(llama_like: Any, workers: int, start: int) -> None:
-    settings = {"rank": 1, "processes": 2, "workers": workers, "broken": (2, 9)}
-    settings |= {"max_bad_share": 1.0}
+    settings = {"rank": 1, "processes": 2, "workers": workers, "broken": (2, 9), "max_bad_share": 1.0}
     whole = batches(mixture(llama_like, **settings), 9, num_workers=workers)
     rest = batches(mixture(llama_like, **settings, start=start), 9 - start, num_workers=workers)
     assert rest == whole[start:]
@@ -337,8 +327,6 @@ def test_few_files_are_said_once(llama_like: Any, caplog: pytest.LogCaptureFixtu
 
 
 # ---- videos
-
-
 def write_videos(folder: Path, version: str) -> Path:
     """Twelve episodes of 4 steps; the video with the third one lacks its last frames."""
     episodes = make_episodes(12, 4, size=64)
@@ -398,8 +386,6 @@ def test_a_frame_that_a_video_lacks_is_replaced_counted_and_named(llama_like: An
 
 
 # ---- in a run
-
-
 def test_a_streamed_run_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_table_data(tmp_path)
     changes = {"training__save_steps": 2, "training__steps": 4}

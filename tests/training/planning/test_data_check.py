@@ -25,7 +25,6 @@ from gen_vla.training.planning.data_check import (
     reading_warnings,
     sample_rows,
     seen_pictures,
-    spread,
     stopping,
 )
 from gen_vla.training.recipes.schema import Recipe
@@ -42,13 +41,6 @@ def looked_at(recipe: Recipe, work_dir: Path, opened: OpenedData | None = None) 
     collator = build_collator(recipe, config, processor, opened.names)
     prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
     return {check.name: check for check in check_data(opened, prepare, collator)}
-
-
-def test_numbers_are_spread_over_a_data_set() -> None:
-    assert spread(9, 3) == [0, 4, 8]
-    assert spread(2, 4) == [0, 1]
-    assert spread(1, 4) == [0]
-    assert spread(0, 4) == []
 
 
 def test_a_row_as_the_model_sees_it(tmp_path: Path) -> None:
@@ -105,10 +97,7 @@ def test_byte_pieces_of_a_prompt_are_spelled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("episodes", "version", "places"),
-    [
-        (3, "v2.1", [(0, 0), (0, 1), (1, 3), (2, 6)]),
-        (4, "v3.0", [(0, 0), (1, 2), (2, 4), (3, 7)]),
-    ],
+    [(3, "v2.1", [(0, 0), (0, 1), (1, 3), (2, 6)]), (4, "v3.0", [(0, 0), (1, 2), (2, 4), (3, 7)])],
 )
 def test_a_stream_is_looked_at_without_counting(tmp_path, episodes, version, places):
     data = {"robot": [{"path": "lerobot", "key": "own"}], "image_size": 16, "streaming": True}

@@ -45,20 +45,6 @@ def test_a_robot_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "first_rows.png").is_file()
 
 
-def test_the_default_camera_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reading = DataReading("RLDS", None, 67, ["top"], ["wrist"], False, 3)
-    text = "\n".join(printed([make_check(reading=reading)], tmp_path, capsys))
-    assert "robot/mine RLDS 67 ? top (the first)" in text
-    assert "not used: wrist" in text
-
-
-def test_vision_language_data_has_no_dimensions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    check = make_check(name="vision_language/v", reading=DataReading("llava", 4), dimensions=[], warnings=[], rows=[])
-    lines = printed([check], tmp_path, capsys)
-    assert "vision_language/v llava 4 none could be used" in lines
-    assert not any("clipped" in line or line.startswith("look at") for line in lines)
-
-
 def test_what_is_supervised_is_marked() -> None:
     plain = row_text(make_check()).plain
     assert plain == (

@@ -37,9 +37,8 @@ def arm(
 
 
 def init(*options: str, data: str = "episodes", base: str = "openvla_plus") -> Recipe:
-    assert (
-        main(["init", "my_arm", "--data", data, "--base", base, "--no-co-training", "--work-dir", ".", *options]) == 0
-    )
+    command = ["init", "my_arm", "--data", data, "--base", base, "--no-co-training", "--work-dir", ".", *options]
+    assert main(command) == 0
     return load_recipe("my_arm.yaml")
 
 
@@ -115,13 +114,8 @@ def test_other_formats(here, form):
 @pytest.mark.parametrize("base", ["openvla_plus", "pi0_plus", "pi0_flow"])
 def test_families_by_name(here, base):
     write_lerobot(here / "episodes", make_episodes(2, 5, size=16), kind="image")
-    recipe = init(base=base)
-    assert (recipe.model.initial_model, recipe.data.questions) == (
-        load_recipe(
-            {"openvla_plus": "openvla_plus_bridge", "pi0_plus": "pi0_plus_bridge", "pi0_flow": "pi0_bridge"}[base]
-        ).model.initial_model,
-        [],
-    )
+    recipe, shipped = init(base=base), load_recipe("pi0_bridge" if base == "pi0_flow" else f"{base}_bridge")
+    assert (recipe.model.initial_model, recipe.data.questions) == (shipped.model.initial_model, [])
     assert bool(recipe.training.lora) == (base != "pi0_flow")
 
 

@@ -88,8 +88,6 @@ def spoil(monkeypatch: pytest.MonkeyPatch, change: Any, after_check: bool = Fals
 
 
 # ---- what is published
-
-
 def test_the_repository_is_the_model_its_code_its_records_and_its_card(repository: Path, checkpoint: Path) -> None:
     names = {path.name for path in repository.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
@@ -174,8 +172,6 @@ def test_a_flow_matching_model_is_verified_by_its_velocities_and_actions(gemma_l
 
 
 # ---- what is not
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [

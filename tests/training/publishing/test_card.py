@@ -32,6 +32,11 @@ def test_nothing_measured_is_visible(tmp_path: Path, model: Any) -> None:
     assert "- Success rates: not measured\n- Question answering: not measured\n" in text
     assert "model-index" not in text
     assert "| what | data |" not in text
+    text = text_of(tmp_path, model, None, "me/never-heard-of")
+    assert "No description has been written for this model." in text
+    assert "Do not run it on a robot." in text
+    assert "license: other" in text
+    assert "| co-training (C) | not known: there is no record of the training |" in text
 
 
 def test_what_is_measured_is_in_the_table_and_in_the_model_index(tmp_path: Path, model: Any) -> None:
@@ -102,14 +107,6 @@ def test_a_figure_that_does_not_say_what_it_is_raises(tmp_path: Path, model: Any
         with pytest.raises(ValueError, match=f"without {name}, expected"):
             text_of(tmp_path, model, [figure])
     assert not (tmp_path / "README.md").exists()
-
-
-def test_an_unknown_variant_says_so(tmp_path: Path, model: Any) -> None:
-    text = text_of(tmp_path, model, None, "me/never-heard-of")
-    assert "No description has been written for this model." in text
-    assert "Do not run it on a robot." in text
-    assert "license: other" in text
-    assert "| co-training (C) | not known: there is no record of the training |" in text
 
 
 def test_the_facts_of_the_model_are_its_own(tmp_path: Path, model: Any) -> None:

@@ -48,8 +48,6 @@ def in_folder(folder: Path) -> dict[str, bytes]:
 
 
 # ---- one commit
-
-
 def test_a_new_repository_is_one_commit_with_every_file(hub: HubStandIn, folder: Path) -> None:
     done = put(folder, message="Two shards", tag="v1", private=True)
     repository = hub.storage.repositories[REPO]
@@ -118,8 +116,6 @@ def test_it_is_added_to_a_collection_once(hub: HubStandIn, folder: Path) -> None
 
 
 # ---- faults on the way
-
-
 def test_a_server_in_trouble_for_a_while_is_asked_again(hub: HubStandIn, folder: Path, waits: Waits) -> None:
     hub.faults += [
         Fault("GET", "/whoami", status=429, times=1, headers={"Retry-After": "17"}),
@@ -218,8 +214,6 @@ def test_a_card_the_hub_does_not_take_stops_before_the_commit(hub: HubStandIn, f
 
 
 # ---- what is there, and who may change it
-
-
 def test_a_repository_is_read_or_there_is_none(hub: HubStandIn, folder: Path) -> None:
     assert read_repository(HfApi(), REPO) is None
     first = put(folder, tag="v1", private=True).commit

@@ -33,10 +33,6 @@ def test_a_run_becomes_a_packaged_model(tmp_path: Path) -> None:
         torch.testing.assert_close(half(**asked).logits, whole(**asked).logits, atol=5e-3, rtol=0)
     assert not list(packaged.glob("*.py"))
     assert json.loads((packaged / "config.json").read_text())["dtype"] == "float16"
-
-
-def test_a_file_of_other_results_is_refused(tmp_path: Path) -> None:
-    folder = run_tiny(tmp_path, data__robot=[], tokenizer__texts_from=["questions"])
     (tmp_path / "latency.json").write_text("{}")
     with pytest.raises(ValueError, match="without kinds of questions"):
         package_model(folder, [tmp_path / "latency.json"], tmp_path / "packaged")

@@ -1,7 +1,4 @@
-"""`gen-vla publish` against a stand-in for the Hub.
-
-Without the seconds of verifying in a fresh interpreter, which test_assembling.py and test_hub_loading.py spend.
-"""
+"""`gen-vla publish` against a stand-in for the Hub, without verifying in a fresh interpreter."""
 
 import json
 import re

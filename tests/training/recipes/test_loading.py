@@ -28,15 +28,6 @@ def test_every_recipe_that_ships_loads_and_reads_back_as_the_same(name: str, tmp
     assert load_recipe(written(tmp_path, as_settings(recipe))) == recipe
 
 
-def test_the_mini_recipes_are_two_steps_of_one_path() -> None:
-    assert {"mini_vlm", "mini_openvla_plus"} <= set(recipe_names())
-    first, second = load_recipe("mini_vlm"), load_recipe("mini_openvla_plus")
-    assert first.model.initial_model is None
-    assert second.model.initial_model == f"package://{first.name}"
-    assert (first.model.frozen, second.model.frozen) == ("all", "siglip")
-    assert not first.data.robot
-
-
 def test_a_recipe_is_found_by_path_or_by_name() -> None:
     by_name = load_recipe("mini_vlm")
     assert load_recipe("mini_vlm.yaml") == by_name
@@ -62,10 +53,7 @@ def test_defaults_and_what_has_none(tmp_path: Path) -> None:
     ("setting", "expected"),
     [
         ({"trainning": {"steps": 1}}, r"got unknown key 'trainning'; did you mean 'training'\? known: name,"),
-        (
-            {"training__lerning_rate": 1.0},
-            r"key 'training.lerning_rate'; did you mean 'learning_rate'\? known: st",
-        ),
+        ({"training__lerning_rate": 1.0}, r"key 'training.lerning_rate'; did you mean 'learning_rate'\? known: st"),
         ({"model__frozn": None}, r"got unknown key 'model.frozn'; did you mean 'frozen'\?"),
         ({"zzz": 1}, r"got unknown key 'zzz'; known: name,"),
         ({"extend": "base"}, r"got unknown key 'extend'; did you mean 'extends'\?"),
@@ -146,9 +134,7 @@ def test_a_circle_of_recipes_is_named(tmp_path: Path) -> None:
     written(tmp_path, {"extends": "a.yaml"}, "b")
     with pytest.raises(RecipeError, match=r"a\.yaml, b\.yaml, a\.yaml.*circle"):
         load_recipe(tmp_path / "a.yaml")
-    with pytest.raises(
-        RecipeError, match=r"extends: got 3 \(int\), expected the name or the file of a recipe, or a l"
-    ):
+    with pytest.raises(RecipeError, match=r"extends: got 3 \(int\), expected the name or the file of a recipe"):
         load_recipe(written(tmp_path, {"extends": 3}))
 
 
@@ -174,9 +160,6 @@ def test_unknown_recipes_and_files_that_are_none(tmp_path: Path) -> None:
         load_recipe(written(tmp_path, "- a\n"))
     with pytest.raises(RecipeError, match=r"mine\.yaml holding NoneType"):
         load_recipe(written(tmp_path, ""))
-
-
-def test_a_key_written_twice_is_no_choice(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"key 'steps' twice"):
         load_recipe(written(tmp_path, "name: a\ndescription: b\ntraining:\n  steps: 1\n  steps: 2\n"))
 

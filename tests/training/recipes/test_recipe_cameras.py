@@ -28,11 +28,6 @@ from gen_vla.training.run import build_collator, build_preparer, run_recipe
 CAMERAS = ["wrist", "top"]  # another order than the data set's
 
 
-def test_names_are_the_last_parts_that_tell_cameras_apart() -> None:
-    assert short_names(["observation.images.top", "observation/wrist", "image"]) == ["top", "wrist", "image"]
-    assert short_names(["left.rgb", "right.rgb"]) == ["left.rgb", "right.rgb"]
-
-
 def test_data_sets_share_a_model_place_by_place() -> None:
     assert model_cameras({}) is None
     assert model_cameras({"a": ["observation/image_0"], "b": ["observation.images.image_0"]}) == ["image_0"]
@@ -42,6 +37,8 @@ def test_data_sets_share_a_model_place_by_place() -> None:
         model_cameras({"a": ["x/top", "x/wrist"], "b": ["front"]})
     with pytest.raises(ValueError, match="got the cameras x/top, x/top of a, expected each once"):
         model_cameras({"a": ["x/top", "x/top"]})
+    assert short_names(["observation.images.top", "observation/wrist", "image"]) == ["top", "wrist", "image"]
+    assert short_names(["left.rgb", "right.rgb"]) == ["left.rgb", "right.rgb"]
 
 
 def two_cameras(work_dir: Path, kind: str, family: str, **overrides: Any) -> Recipe:

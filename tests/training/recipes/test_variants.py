@@ -163,9 +163,7 @@ def test_a_familys_short_name_is_that_of_the_model_trained_on_bridge(short, full
     assert f"# {short}\n\n{card_texts(full)['summary']}" in text
     assert f'from_pretrained("gen-vla/{short}"' in text
     other = load_recipe(full.replace("-", "_").replace("bridge", "rt1"))
-    with pytest.raises(
-        ValueError, match=rf"'{short}' .*\(robot data: \['fractal20220817_data'\], not \['bridge_orig'\]\)"
-    ):
+    with pytest.raises(ValueError, match=rf"'{short}' .*robot data: \['fractal20220817_data'\], not \['bridge_orig"):
         card_text(tmp_path, short, model, other)
 
 

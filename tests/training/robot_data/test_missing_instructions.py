@@ -85,11 +85,13 @@ def test_the_tasks_of_episodes_may_be_anything(tmp_path, version, tasks):
     assert dataset.count_rows() in (15, None)
 
 
-@pytest.mark.parametrize("column", ["task", "tasks"])
-def test_tasks_in_a_column(tmp_path, column):
+@pytest.mark.parametrize("column", ["task", "tasks", None])
+def test_tasks_in_a_column_or_an_index_with_a_name(tmp_path, column):
     folder = write_lerobot(tmp_path / "set", make_episodes(3, 4, size=16), "v3.0", "image")
     path = folder / "meta/tasks.parquet"
-    pd.read_parquet(path).reset_index(names=column).sample(frac=1, random_state=1).to_parquet(path)
+    tasks = pd.read_parquet(path)
+    tasks = tasks.reset_index(names=column) if column else tasks.rename_axis("task")
+    tasks.sample(frac=1, random_state=1).to_parquet(path)
     rows, _ = read_rows(folder)
     assert len(rows) == 15
     assert all(row["instruction"] == f"put block {row['episode_index']} on the plate" for row in rows)

@@ -5,7 +5,6 @@ from datasets import load_from_disk
 from robot_data_sets import make_episodes, write_recording
 from robot_rows import places, read_rows
 
-from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.storage.data_folder import DataFolder
 
@@ -13,17 +12,6 @@ from gen_vla.training.storage.data_folder import DataFolder
 @pytest.fixture
 def folder(tmp_path):
     return write_recording(tmp_path / "recording", make_episodes(3, 4, size=16))
-
-
-def test_episodes_are_shards(folder):
-    reader = RecordedReader(DataFolder(folder), "train")
-    assert reader.shards() == ["episode 0", "episode 1", "episode 2"]
-    assert reader.cameras == ["image"]
-    assert (reader.count_steps(), reader.count_episodes()) == (15, 3)
-    (episode,) = reader.episodes("episode 1", ["action"], ["image"], RowProblems())
-    assert (episode.index, len(episode.instructions), episode.steps["action"].shape) == (1, 5, (5, 7))
-    assert next(iter(episode.images))[0]["bytes"][:4] == b"\x89PNG"
-    assert any(name.endswith(".arrow") for name in reader.files())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from robot_data_sets import encode, make_episodes
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import RobotDataError
-from gen_vla.training.robot_data.rlds import RLDSReader, StepFeature, find_rlds, read_features
+from gen_vla.training.robot_data.rlds import RLDSReader, find_rlds
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.storage.tfrecord_reading import TFRecordError
@@ -51,11 +51,6 @@ def test_metadata_and_features(written):
     assert reader.features == ["action", "is_first", "is_last", "observation/state"]
     assert (reader.count_episodes(), reader.count_steps()) == (4, None)
     assert reader.files() == {shard_of(written, n).name: shard_of(written, n).stat().st_size for n in (0, 1)}
-    features = read_features(DataFolder(written))
-    assert features["action"] == StepFeature("tensor", (7,))
-    assert features["is_first"] == StepFeature("tensor", ())
-    assert features["observation/image_1"].kind == "image"
-    assert features["language_instruction"].kind == "text"
     edit_split(written, numBytes="1")  # as an older tfds counts
     assert open_reader(written).count_episodes() == 4
 
@@ -139,17 +134,6 @@ def test_an_episode_of_other_features_is_skipped_and_says_which(written):
     assert problems.report()["by_reason"] == {"episode that does not hold the features features.json says": 4}
     with pytest.raises(RobotDataError, match=r"episode 0 \(got action with 35 values, expected shape \[5, 6\]\)"):
         open_robot_source(written, key="x", transform=None)
-
-
-def test_the_real_sample(data_dir):
-    folder = find_rlds(DataFolder(data_dir / "octo_bridge_debug"))
-    assert folder is not None
-    reader = RLDSReader(folder, "val")
-    assert reader.dataset == "bridge_dataset"
-    assert reader.cameras == [f"observation/image_{number}" for number in range(4)]
-    episode = next(reader.episodes(reader.shards()[0], ["action", "observation/state"], [], RowProblems()))
-    assert episode.steps["action"].shape == episode.steps["observation/state"].shape == (10, 7)
-    assert np.isfinite(episode.steps["action"]).all()
 
 
 @pytest.mark.parametrize(("encoding", "pack"), [("zlib", zlib.compress), ("bytes", bytes)])

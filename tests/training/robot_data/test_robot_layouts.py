@@ -102,9 +102,7 @@ def test_a_state_or_action_of_another_form_is_refused(tmp_path: Path) -> None:
     episodes = bridge_episodes(1)
     episodes[0].columns = {"observation.state": episodes[0].states[:, :6], "action": episodes[0].actions}
     joints = write_lerobot(tmp_path / "joints", episodes)
-    with pytest.raises(
-        RobotDataError, match=r"state of 6 \(observation.state\), expected for the bridge transform.*7"
-    ):
+    with pytest.raises(RobotDataError, match=r"state of 6 \(observation.state\), expected for the bridge.*7"):
         open_robot_source(joints, key="x", transform="bridge")
     episodes[0].columns = {"action": np.concatenate([episodes[0].actions] * 2, axis=1)}
     with pytest.raises(RobotDataError, match=r"action of 14 values \(action\), expected for the fractal transform"):

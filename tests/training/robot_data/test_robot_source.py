@@ -12,12 +12,7 @@ from robot_rows import FORMATS, grey, places, read_rows, write
 from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.robot_data.episodes import (
-    EmptyRobotDataError,
-    RobotDataError,
-    RobotEpisode,
-    episode_rows,
-)
+from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError, RobotEpisode, episode_rows
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.robot_data.transforms import Trajectory
 from gen_vla.training.robot_data.video_frames import VideoPicture
@@ -93,12 +88,6 @@ def test_cameras_are_named_and_come_in_the_order_asked(tmp_path):
             open_robot_source(path, key="x", cameras=["wirst"])
 
 
-def test_a_data_set_without_a_plain_action_needs_its_transform(tmp_path):
-    folder = write_rlds(tmp_path, make_episodes(1, 4, size=16), name="fractal20220817_data")
-    with pytest.raises(RobotDataError, match=r"action/world_vector.*expected action for the identity transform"):
-        open_robot_source(folder, key="x", transform=None)
-
-
 def test_an_action_under_another_name(tmp_path):
     episodes = make_episodes(1, 4, size=16)
     folder = write_lerobot(tmp_path / "set", episodes)
@@ -140,16 +129,6 @@ def test_a_transform_that_looks_at_neighbours_leaves_out_the_episode(tmp_path):
     report = source.problems.report()
     assert report["by_reason"] == {"episode with an action that is not finite": 5}
     assert "episode 1 (nan in dimension 0 at step 1): episode with" in report["examples"][0]
-
-
-def test_unlabelled_episodes_are_passed_over(tmp_path):
-    episodes = make_episodes(3, 4, size=16)
-    episodes[1].instruction = " "
-    for path in (write_rlds(tmp_path, episodes), write_lerobot(tmp_path / "set", episodes)):
-        rows, source = read_rows(path, transform=None)
-        assert {row["episode_index"] for row in rows} == {0, 2}
-        assert source.count_rows() in (None, 10)
-        assert source.problems.report()["skipped"] == 0
 
 
 @pytest.mark.parametrize("form", FORMATS)

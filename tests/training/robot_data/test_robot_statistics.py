@@ -61,14 +61,6 @@ def test_every_format_gives_the_same(tmp_path, form):
     assert {name: entry[name] for name in expected} == expected
 
 
-def test_the_bridge_transform_is_applied(tmp_path):
-    source = open_robot_source(write_rlds(tmp_path, [counting_up([0.0, 0.01, 0.03, 0.06, 1.0])]), key="bridge_orig")
-    action = robot_statistics(source).entry["action"]
-    assert action["min"][0] == pytest.approx(0.02, abs=1e-5)
-    assert action["max"][0] == pytest.approx(0.94, abs=1e-5)
-    assert action["max"][6] == 1.0
-
-
 def test_skipped_episodes_are_reported_and_too_many_stop(tmp_path):
     episodes = make_episodes(3, 5, size=16)
     episodes[1].actions[0] = np.inf

@@ -3,12 +3,7 @@
 import numpy as np
 import pytest
 
-from gen_vla.training.robot_data.transforms import (
-    RobotTransform,
-    absolute_gripper,
-    binarize_gripper,
-    choose_transform,
-)
+from gen_vla.training.robot_data.transforms import RobotTransform, absolute_gripper, binarize_gripper, choose_transform
 
 
 def choose(dataset="x", wanted="auto", raw=True, features=("action",)):
@@ -83,34 +78,6 @@ def test_no_gripper_is_made_up(nothing):
     for transform in (binarize_gripper, absolute_gripper):
         found = transform(np.array([1.0, nothing, 0.0, 1.0], dtype=np.float32))
         assert np.isnan(found).tolist() == [False, True, False, False]
-
-
-def test_vectorised_grippers_equal_a_loop():
-    random = np.random.default_rng(0)
-    for length in (1, 2, 7, 50):
-        positions = random.choice([0.0, 0.02, 0.3, 0.7, 0.97, 1.0], length).astype(np.float32)
-        carried, backwards = positions[-1], []
-        for value in positions[::-1]:
-            carried = 1.0 if value > 0.95 else 0.0 if value < 0.05 else carried
-            backwards.append(carried)
-        assert binarize_gripper(positions).tolist() == backwards[::-1]
-        commands = random.choice([-1.0, 0.0, 0.0, 0.0, 1.0], length)
-        first = next((command for command in commands if command), None)
-        opened, forwards = first is None or first > 0, []
-        for command in commands:
-            opened = command < 0 if command else opened
-            forwards.append(float(opened))
-        assert absolute_gripper(commands).tolist() == forwards
-
-
-def test_identity_takes_any_name_and_flattens():
-    transform = RobotTransform("identity", ("command",), ("joints",))
-    result = transform.apply({"command": np.ones((2, 2, 3)), "joints": np.zeros((2, 4))})
-    assert result.actions.shape == (2, 6)
-    assert result.actions.dtype == np.float32
-    assert result.proprio is not None
-    assert result.proprio.shape == (2, 4)
-    assert transform.apply({"command": np.ones((2, 6))}).proprio is None
 
 
 def test_features_are_put_side_by_side_in_the_order_named():

@@ -10,12 +10,7 @@ from robot_rows import check, greys, read_rows
 
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.robot_data.episodes import RobotDataError
-from gen_vla.training.robot_data.stored_columns import (
-    column_array,
-    column_seconds,
-    column_values,
-    stored_pictures,
-)
+from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values, stored_pictures
 from gen_vla.training.storage.data_folder import DataFolder
 
 

@@ -42,17 +42,6 @@ def test_positions_are_those_of_the_last_step_and_displacements_add_up() -> None
     assert thinned(whole := numbered(4), 1, [0]) is whole
 
 
-def test_both_kinds_lead_to_the_same_places() -> None:
-    """Positions, and the displacements between them, thinned alike: the same places at the same times."""
-    moves = np.random.default_rng(0).normal(0, 0.1, (23, 1)).astype(np.float32)
-    places = moves.cumsum(axis=0)
-    steps = slice(0, 23)
-    for every in (2, 5, 23, 40):
-        positions = thinned(Trajectory(places, None, steps), every, []).actions
-        displacements = thinned(Trajectory(moves, None, steps), every, [0]).actions
-        np.testing.assert_allclose(displacements.cumsum(axis=0), positions, atol=1e-6)
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_rows_of_every_format(tmp_path: Path, form: str) -> None:
     episodes = make_episodes(3, 4)

@@ -32,6 +32,13 @@ def test_files_are_found_and_read(folder):
     with folder.open("meta/info.json") as file:
         file.seek(2)
         assert file.read(3) == b"fps"
+    path = folder.local_path("meta/info.json")
+    assert (path is None) == folder.path.startswith("counted")
+    assert folder.describe("meta/info.json").startswith(folder.path)
+    with pytest.raises(ValueError, match=r"meta/broken.json that is no JSON"):
+        folder.read_json("meta/broken.json")
+    with pytest.raises(ValueError, match=r"meta/broken.jsonl whose line 2 is no JSON"):
+        folder.read_json_lines("meta/broken.jsonl")
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\x1c"])
@@ -58,19 +65,6 @@ def test_a_folder_of_any_name(tmp_path, name):
     assert folder.glob("*/x.json") == ["below/x.json"]
     assert folder.sizes() == {"below/x.json": 1}
     assert folder.subfolder("below").read_json("x.json") == 1
-
-
-def test_broken_json_is_named(folder):
-    with pytest.raises(ValueError, match=r"meta/broken.json that is no JSON"):
-        folder.read_json("meta/broken.json")
-    with pytest.raises(ValueError, match=r"meta/broken.jsonl whose line 2 is no JSON"):
-        folder.read_json_lines("meta/broken.jsonl")
-
-
-def test_only_local_files_have_a_path(folder):
-    path = folder.local_path("meta/info.json")
-    assert (path is None) == folder.path.startswith("counted")
-    assert folder.describe("meta/info.json").startswith(folder.path)
 
 
 def test_a_missing_folder(tmp_path):

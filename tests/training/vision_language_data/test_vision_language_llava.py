@@ -14,13 +14,7 @@ from gen_vla.training.mixing.encoded_pictures import NO_PICTURE
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.vision_language_data import llava as vision_language_llava
 from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures
-from gen_vla.training.vision_language_data.llava import (
-    DAMAGED_ARCHIVE,
-    TEXT_ONLY,
-    ArchivedLlavaSource,
-    LlavaSource,
-    interleave,
-)
+from gen_vla.training.vision_language_data.llava import DAMAGED_ARCHIVE, TEXT_ONLY, ArchivedLlavaSource, LlavaSource
 from gen_vla.training.vision_language_data.rows import EMPTY_ANSWER, MISSING_PICTURE, NO_CONVERSATION, row_ranges
 
 
@@ -255,9 +249,3 @@ def test_readers_divide_every_archive_and_each_reads_it_once(tmp_path, monkeypat
             assert 5 <= stretch["gqa"] <= 7
             assert 1 <= stretch["vg"] <= 3
     assert sorted(answers) == sorted(row["conversations"][1]["value"] for row in rows)
-
-
-def test_streams_side_by_side_stay_level():
-    streams = [(size, iter([(name, dict)] * size)) for name, size in (("a", 4), ("b", 2), ("c", 1))]
-    assert "".join(name for name, _ in interleave(streams)) == "aabaabc"
-    assert list(interleave([])) == []

@@ -2,14 +2,11 @@
 
 import json
 from base64 import b64encode
-from functools import partial
 from typing import Any
 
 import pytest
 from published_sets import conversation, picture
 
-from gen_vla.training.mixing.encoded_pictures import NO_PICTURE
-from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.vision_language_data.rows import (
     EMPTY_ANSWER,
     EMPTY_QUESTION,
@@ -17,7 +14,6 @@ from gen_vla.training.vision_language_data.rows import (
     NO_CONVERSATION,
     TWO_PLACES,
     WRONG_ORDER,
-    ConversationSource,
     RowError,
     build_row,
     messages_of,
@@ -186,53 +182,3 @@ def test_pictures_without_a_marker_and_markers_of_later_turns():
     for row in (both, twice):
         built = build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
         assert [image["bytes"] for image in built["images"]] == [PICTURE, OTHER]
-
-
-def test_a_row_holds_pictures_turns_and_its_identity():
-    messages = messages_of({"conversations": conversation("<image>\nWhat?", "A can.", "<image> And now?", "Still.")})
-    pictures = [{"bytes": picture(1), "path": "a.jpg"}]
-    assert build_row("x.json row 4", messages, pictures) == {
-        "images": pictures,
-        "turns": [{"question": "What?", "answer": "A can."}, {"question": "And now?", "answer": "Still."}],
-        "identity": "x.json row 4",
-    }
-    assert build_row("row", [("human", "2 + 2?"), ("gpt", "4")], [])["images"] == []
-
-
-@pytest.mark.parametrize(
-    ("question", "pictures", "reason"),
-    [
-        ("<image>\nWhat?", [], MISSING_PICTURE),
-        ("What?", [{"bytes": None, "path": "a.jpg"}], MISSING_PICTURE),
-        ("What?", [{"bytes": b"no picture", "path": "a.jpg"}], NO_PICTURE),
-    ],
-)
-def test_a_row_without_its_picture_is_bad(question, pictures, reason):
-    with pytest.raises(RowError, match=reason):
-        build_row("row", [("human", question), ("gpt", "A can.")], pictures)
-
-
-class Answers(ConversationSource):
-    """Eight rows, of which every fourth has an empty answer."""
-
-    def count_rows(self) -> int:
-        return 8
-
-    def _attempts(self, shards):
-        for number in range(8):
-            messages = [("human", "What?"), ("gpt", "" if number % 4 == 3 else "A can.")]
-            yield f"row {number}", partial(build_row, f"row {number}", messages, [])
-
-
-def test_bad_rows_are_counted_by_reason_and_stop_the_run_past_the_limit():
-    problems = RowProblems(limit_share=0.5, minimum_rows=4)
-    rows = list(Answers("a", problems).rows([]))
-    assert [row["identity"] for row in rows] == [f"row {number}" for number in (0, 1, 2, 4, 5, 6)]
-    assert problems.report() == {
-        "seen": 6,
-        "skipped": 2,
-        "by_reason": {EMPTY_ANSWER: 2},
-        "examples": [f"row 3: {EMPTY_ANSWER}", f"row 7: {EMPTY_ANSWER}"],
-    }
-    with pytest.raises(TooManyBadRows, match="row 3"):
-        list(Answers("a", RowProblems(limit_share=0.2, minimum_rows=4)).rows([]))

@@ -9,16 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Image
-from published_sets import (
-    ONEVISION,
-    VQASYNTH,
-    conversation,
-    picture,
-    tar,
-    write_llava,
-    write_parquet,
-    write_robopoint,
-)
+from published_sets import ONEVISION, VQASYNTH, conversation, picture, tar, write_llava, write_parquet, write_robopoint
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.vision_language_data import json_rows as vision_language_json
@@ -151,14 +142,6 @@ def test_nothing_there_and_nothing_known(tmp_path):
     for format, message in messages.items():
         with pytest.raises(ValueError, match=message):
             open_vision_language_source(tmp_path, name="x", format=format)
-
-
-def test_problems_are_counted_where_the_caller_looks(tmp_path):
-    folder = write_llava(tmp_path, llava_rows("a.jpg", "gone.jpg"), {"a.jpg": picture(0)}, zipped=True)
-    problems = RowProblems(limit_share=1.0, name="mine")
-    source = open_vision_language_source(folder, name="mine", problems=problems)
-    assert len(list(source.rows(source.shards()))) == 1
-    assert problems.report()["examples"] == ["chat.json row 1 gone.jpg: missing picture"]
 
 
 def test_only_what_rows_ask_for_is_fetched(tmp_path, memory, monkeypatch):

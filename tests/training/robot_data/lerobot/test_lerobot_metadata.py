@@ -7,13 +7,7 @@ from robot_data_sets import edit_episodes, edit_info, edit_lines, make_episodes,
 from robot_rows import check, read_rows
 
 from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError
-from gen_vla.training.robot_data.lerobot.metadata import (
-    EpisodePlace,
-    VideoPlace,
-    parse_split,
-    read_metadata,
-    split_episodes,
-)
+from gen_vla.training.robot_data.lerobot.metadata import parse_split, read_metadata, split_episodes
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.storage.data_folder import DataFolder
 
@@ -34,36 +28,6 @@ def counts(folder, **settings):
     return {number: numbers.count(number) for number in numbers}, dataset.reader.notes
 
 
-@pytest.mark.parametrize("version", ["v2.0", "v2.1"])
-def test_version_2_has_a_file_per_episode(tmp_path, version):
-    metadata = read(write_lerobot(tmp_path / "set", make_episodes(2, 4), version))
-    assert (metadata.version, metadata.fps, metadata.cameras) == (version, 5.0, {CAMERA: "video"})
-    assert metadata.tasks == {0: "put block 0 on the plate", 1: "put block 1 on the plate"}
-    video = VideoPlace(f"videos/chunk-000/{CAMERA}/episode_000001.mp4", 0.0)
-    assert metadata.episodes[1] == EpisodePlace(1, 5, True, "data/chunk-000/episode_000001.parquet", {CAMERA: video})
-
-
-def test_version_3_has_many_episodes_in_a_file(tmp_path):
-    metadata = read(write_lerobot(tmp_path / "set", make_episodes(3, 4), "v3.0"))
-    assert metadata.tasks[2] == "put block 2 on the plate"
-    for number, length, file, start, end in ((0, 4, 0, 0.0, 0.8), (1, 5, 0, 0.8, 1.8), (2, 6, 1, 0.0, 1.2)):
-        video = VideoPlace(f"videos/{CAMERA}/chunk-000/file-{file:03d}.mp4", start, end)
-        data = f"data/chunk-000/file-{file:03d}.parquet"
-        assert metadata.episodes[number] == EpisodePlace(number, length, True, data, {CAMERA: video})
-
-
-def test_task_texts_under_an_index_with_a_name(tmp_path):
-    folder = write_lerobot(tmp_path / "set", make_episodes(2, 4), "v3.0")
-    path = folder / "meta" / "tasks.parquet"
-    table = pq.read_table(path)
-    names = [name.replace("__index_level_0__", "task") for name in table.column_names]
-    pq.write_table(table.rename_columns(names), path)
-    assert read(folder).tasks[1] == "put block 1 on the plate"
-    pq.write_table(table.select(["task_index"]), path)
-    with pytest.raises(RobotDataError, match="lacks 'the task texts"):
-        read(folder)
-
-
 def test_metadata_that_lack_something(tmp_path):
     folder = write_lerobot(tmp_path / "v3", make_episodes(2, 4), "v3.0")
     path = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
@@ -72,6 +36,10 @@ def test_metadata_that_lack_something(tmp_path):
         open_robot_source(folder, key="x")
     pq.write_table(pq.read_table(path).drop_columns(["length"]), path)
     with pytest.raises(RobotDataError, match=r"lacks 'the column length"):
+        read(folder)
+    tasks = folder / "meta" / "tasks.parquet"
+    pq.write_table(pq.read_table(tasks).select(["task_index"]), tasks)
+    with pytest.raises(RobotDataError, match="lacks 'the task texts"):
         read(folder)
     folder = write_lerobot(tmp_path / "v2", make_episodes(1, 4))
     for name in ("episodes.jsonl", "tasks.jsonl"):
