@@ -14,7 +14,7 @@ from tiny_models import (
 from tokenizers import AddedToken
 
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
-from gen_vla.processors.text_tokens import control_tokens
+from gen_vla.processors.prompt_texts import control_tokens
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.flow.rows import FlowCollator
 

@@ -37,7 +37,7 @@ from gen_vla.training.run import run_recipe, training_arguments
 from gen_vla.training.run_folder import last_checkpoint
 
 
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
 
 def hash_of(folder: Path) -> str:

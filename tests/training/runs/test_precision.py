@@ -70,7 +70,7 @@ def test_two_processes_keep_float32_weights_and_gradients(tmp_path: Path) -> Non
     """Under DDP; accelerate shards nothing on a CPU."""
     tiny_recipe(tmp_path, training__bf16=True, training__steps=2, training__save_steps=2)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = Path(__file__).parents[1] / "support" / "precision_run.py"
+    script = Path(__file__).parents[2] / "support" / "precision_run.py"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run([*launch, script, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
