@@ -1,4 +1,4 @@
-"""The command line, `gen-vla COMMAND`: one module per command beside this one.
+"""The command line, `gen-vla COMMAND`: one module per command beside this one, those of `evaluate` in a folder.
 
 A command is a typed function, which imports what it needs when it runs, so that `gen-vla --help` answers at once. It
 raises for a mistake; here that becomes a message and exit code 2.
@@ -17,10 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import typer
 from typer.main import get_command
 
-from gen_vla.commands import evaluate
 from gen_vla.commands.ablation import ablation
 from gen_vla.commands.convert import convert
 from gen_vla.commands.demo import demo
+from gen_vla.commands.evaluate import suites
 from gen_vla.commands.init import init
 from gen_vla.commands.pack import pack
 from gen_vla.commands.predict import predict
@@ -47,7 +47,7 @@ Examples:
   gen-vla publish outputs/my-robot you/my-robot --dry-run
 """
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
-app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(suites.app, name="evaluate")
 for command in (init, train, pack, convert, publish, predict, serve, record, demo, ablation):
     app.command()(command)
 

@@ -40,12 +40,16 @@ from .prompt_texts import (
     check_no_control_tokens,
     check_prompt_template,
     checked_text,
+    checked_token_id,
+    continuation_ids,
+    control_tokens,
+    encode_as_text,
     is_text,
+    make_tokenizer_loadable,
     normalized_prompt,
     prompt_parts,
 )
 from .robot_state import StateInputs, stacked_states
-from .text_tokens import checked_token_id, continuation_ids, control_tokens, encode_as_text, make_tokenizer_loadable
 
 
 # isort: split

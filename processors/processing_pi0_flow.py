@@ -20,7 +20,6 @@ from .image_processing_openvla_plus import flatten_images  # noqa: F401
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
 from .robot_state import StateInputs  # noqa: F401
-from .text_tokens import encode_as_text  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
 
 

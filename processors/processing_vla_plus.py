@@ -25,11 +25,10 @@ from .action_grammar import ActionGrammar  # noqa: F401  # which transformers 4 
 from .action_statistics import normalize_actions  # noqa: F401
 from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
-from .prompt_texts import check_prompt_template, checked_text
+from .prompt_texts import ControlTokenError, check_prompt_template, checked_text, control_tokens, encode_as_text
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
 from .robot_state import StateInputs, stacked_states
-from .text_tokens import ControlTokenError, control_tokens, encode_as_text
 from .transformers_version import check_vlm
 
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from gen_vla.commands.demo_run import use_own_cache
+from gen_vla.commands.ablation import Run
+from gen_vla.commands.demo_run import QUICK, ROWS, record, use_own_cache
 
 
 try:
@@ -21,7 +22,7 @@ except Exception as error:  # the extra is not installed, or EGL fails: no libra
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
+def test_quick_demo_goes_from_recording_to_rollouts(tmp_path, capsys):
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-m", "gen_vla.commands.main", "demo", "--quick", "--output", str(tmp_path / "demo")]
     run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
@@ -56,7 +57,7 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path):
     assert trained["data"]["robot"] == [len_of(output / "demonstrations")]
     assert trained["provenance"]["model"]["name"] == "package://mini-vlm"
     assert str(tmp_path) not in (output / "repository" / "training_log.json").read_text()
-    check_second_call_keeps_what_is_there(command, environment, output)
+    check_second_call_keeps_what_is_there(output, capsys)
 
 
 def len_of(folder) -> int:
@@ -65,13 +66,14 @@ def len_of(folder) -> int:
     return len(load_from_disk(str(folder)))
 
 
-def check_second_call_keeps_what_is_there(command, environment, output) -> None:
-    """Neither data nor training is done again; the weights are the same bytes."""
+def check_second_call_keeps_what_is_there(output, capsys) -> None:
+    """Its first steps do neither data nor training again; the weights are the same bytes."""
     weights = (output / "mini-openvla-plus" / "model.safetensors").read_bytes()
     recorded = (output / "demonstrations" / "recording.json").read_text()
-    run = subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.count("is trained already") == 2
+    record(output, QUICK, 90)
+    for name, row in ROWS.items():
+        Run(row, 0, output, name).train(2, QUICK)
+    assert capsys.readouterr().out.count("is trained already") == 2
     assert (output / "mini-openvla-plus" / "model.safetensors").read_bytes() == weights
     assert (output / "demonstrations" / "recording.json").read_text() == recorded
 

@@ -8,7 +8,7 @@ from tiny_models import IMAGE_TOKENS, picture, tiny_pi0_flow_processor, tiny_pro
 from tokenizers import AddedToken
 
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
-from gen_vla.processors.text_tokens import control_tokens
+from gen_vla.processors.prompt_texts import control_tokens
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.flow.rows import FlowCollator
 

@@ -1,9 +1,9 @@
 """Whole training runs in seconds: made-up data sets of a few rows, and a recipe with a model of width 16.
 
-The rows have the columns and types of what the simulators record. As a script it trains the recipe in an interpreter
-of its own and writes down, per process, what that process really trained on:
+The rows have the columns and types of what the simulators record. As a script it trains recipes in an interpreter of
+its own and writes down, per process, what that process really trained on:
 
-    python tiny_runs.py WORK_DIR [PAUSE_AT_STEP]         # or resumes it; then WORK_DIR/process-<rank>.json
+    python tiny_runs.py PAUSE_AT_STEP WORK_DIR...         # or resumes them; then WORK_DIR/process-<rank>.json
 """
 
 import hashlib
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Picture
+from safetensors import safe_open
 from transformers import TrainerCallback
 
 from gen_vla.training import trainer as co_trainer
@@ -153,17 +155,26 @@ def logged_steps(folder: Path) -> list[dict[str, float]]:
     return [entry for entry in read_log(folder)["history"] if "loss" in entry]
 
 
-def run_in_two_processes(work_dir: Path) -> list[dict[str, Any]]:
-    """Runs WORK_DIR/tiny.yaml, or resumes it; what each process trained on."""
+def run_in_two_processes(*work_dirs: Path) -> None:
+    """Runs tiny.yaml in each of the folders, or resumes it, one after another in the same processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(
-        [*launch, __file__, str(work_dir)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [*launch, __file__, "-1", *map(str, work_dirs)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def seen_by_two_processes(work_dir: Path) -> list[dict[str, Any]]:
+    """What each process trained on."""
     seen = [json.loads((work_dir / f"process-{rank}.json").read_text()) for rank in (0, 1)]
     assert [one["processes"] for one in seen] == [2, 2]
     return seen
+
+
+def stored_types(folder: Path) -> set[str]:
+    """The types of the tensors in a folder."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 def weights_hash(model: Any) -> str:
@@ -189,16 +200,15 @@ class Witness(TrainerCallback):
         self.optimized: set[str] = set()
         self.with_state: set[str] = set()
 
-    def watch(self, monkeypatch: Any = None) -> "Witness":
-        """Looks at what `compute_loss` gets, for good or for as long as `monkeypatch` lasts."""
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> "Witness":
+        """Looks at what `compute_loss` gets."""
         plain, batches = co_trainer.CoTrainer.compute_loss, self.batches
 
         def compute_loss(trainer: Any, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
             batches.append(inputs["is_robot"].tolist())
             return plain(trainer, model, inputs, *rest, **named)
 
-        replace = monkeypatch.setattr if monkeypatch else setattr
-        replace(co_trainer.CoTrainer, "compute_loss", compute_loss)
+        monkeypatch.setattr(co_trainer.CoTrainer, "compute_loss", compute_loss)
         return self
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -212,7 +222,7 @@ class Witness(TrainerCallback):
         self.hash = weights_hash(model)
 
 
-def watch_places(monkeypatch: Any = None) -> list[tuple[int, str]]:
+def watch_places(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     """Collects the places of a run and the rows there, as they are prepared in this process."""
     plain, places = prepared_rows.RowPreparer.__call__, []
 
@@ -220,9 +230,30 @@ def watch_places(monkeypatch: Any = None) -> list[tuple[int, str]]:
         places.append((place, f"{source} {row['identity']}"))
         return plain(preparer, row, source, place)
 
-    replace = monkeypatch.setattr if monkeypatch else setattr
-    replace(prepared_rows.RowPreparer, "__call__", prepare)
+    monkeypatch.setattr(prepared_rows.RowPreparer, "__call__", prepare)
     return places
+
+
+class Types(TrainerCallback):
+    """Collects types of weights, gradients, moments and of what the last decoder's first layer computes."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[str]] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        layer = [module for name, module in model.named_modules() if name.endswith("layers.0.mlp")][-1]
+        layer.register_forward_hook(lambda module, inputs, output: self.note("computed", [output]))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.note("weights", trained)
+        self.note("gradients", [parameter.grad for parameter in trained if parameter.grad is not None])
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self.note("moments", [entry["exp_avg"] for entry in optimizer.state.values()])
+
+    def note(self, name: str, tensors: list[Any]) -> None:
+        self.seen[name] = sorted({str(tensor.dtype) for tensor in tensors} | set(self.seen.get(name, ())))
 
 
 class Pause(TrainerCallback):
@@ -236,21 +267,24 @@ class Pause(TrainerCallback):
             time.sleep(600)
 
 
-def main(work_dir: str, pause_at: str = "-1") -> None:
+def main(pause_at: str, *work_dirs: str) -> None:
     """See the docstring of this file."""
     torch.set_num_threads(1)
-    witness, places = Witness().watch(), watch_places()
-    callbacks = [witness, Pause(int(pause_at))]
-    run_recipe(load_recipe(Path(work_dir) / "tiny.yaml"), work_dir, resume=True, callbacks=callbacks)
-    distributed = torch.distributed.is_initialized()
-    rank = torch.distributed.get_rank() if distributed else 0
-    seen = {
-        "processes": torch.distributed.get_world_size() if distributed else 1,
-        "batches": witness.batches,
-        "places": places,
-        "hash": witness.hash,
-    }
-    (Path(work_dir) / f"process-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+    for work_dir in work_dirs:
+        with pytest.MonkeyPatch.context() as patch:
+            witness, places = Witness().watch(patch), watch_places(patch)
+            callbacks = [witness, types := Types(), Pause(int(pause_at))]
+            run_recipe(load_recipe(Path(work_dir) / "tiny.yaml"), work_dir, resume=True, callbacks=callbacks)
+        distributed = torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0
+        seen = {
+            "processes": torch.distributed.get_world_size() if distributed else 1,
+            "batches": witness.batches,
+            "places": places,
+            "hash": witness.hash,
+            "types": types.seen,
+        }
+        (Path(work_dir) / f"process-{rank}.json").write_text(json.dumps(seen), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from robot_rows import FORMATS, write
 from tiny_runs import (
     logged_steps,
     read_log,
-    run_in_two_processes,
     run_tiny,
     tiny_flow_settings,
     tiny_recipe,
@@ -310,17 +309,3 @@ def test_questions_alone_are_scored_by_their_own_loss(tmp_path: Path) -> None:
     settings = {**SETTINGS, "data__robot": [], "model__frozen": None, "training__steps": 2}
     folder = run_tiny(tmp_path, **{**settings, "data__validation": {"questions": 0.3}})
     assert read_log(folder)["best"]["held_out_loss"] == scores(folder)[0]["eval_vision_language/loss"]
-
-
-@pytest.mark.slow
-def test_two_processes_find_the_same_scores(tmp_path: Path) -> None:
-    write_data(tmp_path)
-    changes = {**SETTINGS, "training__steps": 2, "training__logging_steps": 1}
-    tiny_recipe(tmp_path, **changes)
-    run_in_two_processes(tmp_path)
-    alone = tmp_path / "alone"
-    write_data(alone)
-    one = scores(run_tiny(alone, training__batch_size=8, **changes))
-    two = scores(tmp_path / "tiny")
-    assert one[0].keys() == two[0].keys()
-    assert one[0] == pytest.approx(two[0], abs=1e-4)

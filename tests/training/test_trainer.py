@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_processor
-from tiny_runs import Witness, logged_steps, run_in_two_processes, run_tiny, tiny_recipe
+from tiny_runs import Witness, logged_steps, run_tiny, tiny_recipe
 from trl.trainer.utils import add_fused_lm_head
 
 from gen_vla.processors import ActionStringError, ActionStringProcessor, unnormalize_actions
@@ -186,18 +186,3 @@ def test_outputs_are_not_returned(llama_like: Any, tiny_strings: ActionStringPro
     trainer = CoTrainer.__new__(CoTrainer)
     with pytest.raises(ValueError, match="got return_outputs=True, expected False"):
         trainer.compute_loss(tiny_model(llama_like, tiny_strings), {}, return_outputs=True)
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"training__steps": 4, "training__logging_steps": 1, "loss__balance": "token"}
-    tiny_recipe(tmp_path, **changes)
-    seen = run_in_two_processes(tmp_path)
-    for one in seen:
-        assert one["batches"] == [[True, False, True, False]] * 4
-    assert seen[0]["hash"] == seen[1]["hash"] != ""
-    # and it is the run one process does with twice the batch
-    folder = run_tiny(tmp_path / "alone", training__batch_size=8, **changes)
-    for one, two in zip(logged_steps(folder), logged_steps(tmp_path / "tiny"), strict=True):
-        for figure in ("loss", "grad_norm", "robot/loss", "vision_language/exact"):
-            assert two[figure] == pytest.approx(one[figure], abs=1e-5), (figure, one["step"])

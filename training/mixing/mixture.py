@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from gen_vla.processors.prompt_texts import ControlTokenError
 from gen_vla.processors.robot_state import RobotStateError
-from gen_vla.processors.text_tokens import ControlTokenError
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
 from gen_vla.training.mixing.row_tables import RowTable
 from gen_vla.training.mixing.skipped_rows import RowProblems

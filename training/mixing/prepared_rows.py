@@ -21,8 +21,8 @@ from PIL import Image
 
 from gen_vla.processors import normalize_actions
 from gen_vla.processors.image_processing_openvla_plus import resize
+from gen_vla.processors.prompt_texts import ControlTokenError
 from gen_vla.processors.robot_state import RobotStateError
-from gen_vla.processors.text_tokens import ControlTokenError
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 
 

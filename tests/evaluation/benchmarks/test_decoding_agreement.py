@@ -75,7 +75,7 @@ def test_the_command(tiny_openvla, recording, tmp_path, monkeypatch, capsys):
         model, processor = tiny_openvla
         return model.to(getattr(torch, dtype)), processor
 
-    monkeypatch.setattr("gen_vla.commands.benchmarks.load_any", load)
+    monkeypatch.setattr("gen_vla.commands.evaluate.benchmarks.load_any", load)
     monkeypatch.setenv("COLUMNS", "160")
     arguments = ["evaluate", "agreement", "tiny", str(recording), "--pictures", "3", "--dtype", "bfloat16", "--output"]
     # The instructions of the recording have letters that the tiny tokenizer spells byte by byte.

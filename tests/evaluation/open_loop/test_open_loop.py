@@ -218,7 +218,7 @@ def test_a_model_is_asked_about_the_episodes_its_training_held_out(form, moved, 
 
 
 def test_the_command(policy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("gen_vla.commands.evaluate.load_any", lambda name, dtype: policy)
+    monkeypatch.setattr("gen_vla.commands.evaluate.suites.load_any", lambda name, dtype: policy)
     monkeypatch.setenv("COLUMNS", "160")
     folder = write_lerobot(tmp_path / "data", make_episodes(4, 6, size=16), "v3.0")
     info = json.loads((folder / "meta/info.json").read_text())

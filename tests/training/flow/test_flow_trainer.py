@@ -16,7 +16,6 @@ from tiny_runs import (
     Witness,
     logged_steps,
     noise,
-    run_in_two_processes,
     run_tiny,
     tiny_flow_settings,
     tiny_recipe,
@@ -154,17 +153,3 @@ def test_a_converted_paligemma_trains(tmp_path: Path, monkeypatch: pytest.Monkey
     model, processor = load_model(folder), load_processor(folder)
     assert model.config.action_config["horizon"] == model.config.chunk_size == 3
     assert model.predict_action(**processor.action_inputs(noise(0), "go")).shape == (3, 3)
-
-
-@pytest.mark.slow
-def test_two_processes_train_the_model_of_one(tmp_path: Path) -> None:
-    """Noise and times belong to rows, so that it does not matter who holds them."""
-    changes = {**tiny_flow_settings(), "training__steps": 4, "training__logging_steps": 1}
-    tiny_recipe(tmp_path, **changes)
-    seen = run_in_two_processes(tmp_path)
-    assert seen[0]["hash"] == seen[1]["hash"] != ""
-    assert [one["batches"] for one in seen] == [[[True] * 4] * 4] * 2
-    alone = run_flow(tmp_path / "alone", training__steps=4, training__batch_size=8)
-    for one, two in zip(logged_steps(alone), logged_steps(tmp_path / "tiny"), strict=True):
-        for figure in ("loss", "grad_norm", "robot/loss", "robot/tiny/action_error"):
-            assert two[figure] == pytest.approx(one[figure], abs=1e-5), (figure, one["step"])

@@ -12,7 +12,7 @@ import pytest
 from robot_data_sets import make_episodes, write_lerobot
 from table_data import mini_recipe, write_table_data
 from tiny_models import tiny_processor, tiny_statistics
-from tiny_runs import Witness, noise, read_log, run_in_two_processes, weights_hash
+from tiny_runs import Witness, noise, read_log, weights_hash
 from torch.utils.data import DataLoader
 
 from gen_vla.processors import ActionStringProcessor
@@ -25,7 +25,6 @@ from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.mixing.streaming_mixture import Reader, RunShape, StreamingMixture
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
-from gen_vla.training.run_folder import write_recipe
 
 
 class Files:
@@ -411,18 +410,3 @@ def test_tables_of_published_sets_are_written_once_and_train(tmp_path: Path) -> 
     assert data["robot"] == [15]  # 6, 7 and 8 steps, of which the transform leaves two less
     assert data["vision_language"] == [4, 4, 4, 4]
     assert len(list((tmp_path / "rows").glob("*.arrow"))) == 5
-
-
-@pytest.mark.slow
-def test_two_processes_stream_disjoint_rows_in_exact_halves(tmp_path: Path) -> None:
-    write_table_data(tmp_path)
-    write_recipe(tmp_path / "tiny.yaml", mini_recipe("openvla_plus_bridge", training__steps=3))
-    seen = run_in_two_processes(tmp_path)
-    for one in seen:
-        assert one["batches"] == [[True, False] * 4] * 3
-    assert seen[0]["hash"] == seen[1]["hash"] != ""
-    assert [len(one["places"]) for one in seen] == [3 * 8] * 2
-    rows = [{row for _, row in one["places"]} for one in seen]
-    assert not rows[0] & rows[1]
-    data = read_log(tmp_path / "mini-openvla-plus-bridge")["data"]
-    assert sum(report["seen"] for report in data["undecodable"].values()) == 2 * 3 * 8  # of both processes

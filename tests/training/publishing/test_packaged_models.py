@@ -19,8 +19,13 @@ SCORE = {"right": 9, "n": 10, "median_cm": None}
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_a_run_becomes_a_packaged_model(tmp_path: Path) -> None:
-    folder = run_tiny(tmp_path, data__robot=[], tokenizer__texts_from=["questions"])
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model folder of a run on questions alone."""
+    return run_tiny(tmp_path_factory.mktemp("run"), data__robot=[], tokenizer__texts_from=["questions"])
+
+
+def test_a_run_becomes_a_packaged_model(folder: Path, tmp_path: Path) -> None:
     results = tmp_path / "home.json"
     results.write_text(json.dumps({"kinds": {"point": {**SCORE, "median_cm": 1.23}}, "total": SCORE}))
     packaged = package_model(folder, [results], tmp_path / "packaged")
@@ -33,6 +38,9 @@ def test_a_run_becomes_a_packaged_model(tmp_path: Path) -> None:
         torch.testing.assert_close(half(**asked).logits, whole(**asked).logits, atol=5e-3, rtol=0)
     assert not list(packaged.glob("*.py"))
     assert json.loads((packaged / "config.json").read_text())["dtype"] == "float16"
+
+
+def test_a_file_of_other_results_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "latency.json").write_text("{}")
     with pytest.raises(ValueError, match="without kinds of questions"):
         package_model(folder, [tmp_path / "latency.json"], tmp_path / "packaged")

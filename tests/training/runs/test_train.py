@@ -37,7 +37,7 @@ from gen_vla.training.run import run_recipe, training_arguments
 from gen_vla.training.run_folder import last_checkpoint
 
 
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
+SUPPORT = Path(__file__).resolve().parents[2] / "support"
 
 
 def hash_of(folder: Path) -> str:
@@ -147,7 +147,7 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     checkpoints = tmp_path / "tiny" / "checkpoints"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "output.txt").open("wb") as output:
-        command = [sys.executable, str(SUPPORT / "tiny_runs.py"), str(tmp_path), "6"]  # it pauses before step 7
+        command = [sys.executable, str(SUPPORT / "tiny_runs.py"), "6", str(tmp_path)]  # it pauses before step 7
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             deadline = time.monotonic() + 180

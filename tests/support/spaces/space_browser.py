@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SPACE = ROOT / "spaces" / "openvla_plus_demo"
 SCREENSHOTS = ROOT / "build" / "screenshots"
 CHROMIUM = os.environ.get("CHROMIUM") or which("chromium")

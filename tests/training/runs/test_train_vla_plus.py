@@ -1,5 +1,6 @@
 """Training runs that start from converted vision-language models: every answer learned, D kept, adapters, resuming."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def test_a_run_trains_what_it_should(family: str, tmp_path: Path) -> None:
     ids=["bins", "robot data alone", "lora", "lora everywhere", "checkpointing"],
 )
 def test_other_recipes_run(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    folder = run_tiny(tmp_path, **{**start(family, tmp_path, dual="bins" not in str(settings)), **settings})
+    begun = start(family, tmp_path, dual="bins" not in str(settings))
+    folder = run_tiny(tmp_path, **{**begun, "training__steps": 2, **settings})
     model, processor = load_model(folder), load_processor(folder)
     prediction = model.predict_actions(**processor.action_inputs(noise(1), "open the drawer"))
     assert prediction.actions.shape == (1, 1, 3)
@@ -88,10 +90,11 @@ class Killed(TrainerCallback):
 
 @pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl"])
 def test_a_killed_run_resumes_to_the_same_weights(family: str, tmp_path: Path) -> None:
-    whole = weights(run_tiny(tmp_path / "whole", **start(family, tmp_path / "whole")))
-    settings = start(family, tmp_path / "killed")
+    settings = {**start(family, tmp_path / "whole"), "training__steps": 4, "training__save_steps": 2}
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    whole = weights(run_tiny(tmp_path / "whole", **settings))
     with pytest.raises(KeyboardInterrupt):
-        run_tiny(tmp_path / "killed", callbacks=[Killed(6)], **settings)
+        run_tiny(tmp_path / "killed", callbacks=[Killed(3)], **settings)
     resumed = weights(run_tiny(tmp_path / "killed", resume=True, **settings))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -9,9 +9,7 @@ import pytest
 from datasets import load_from_disk
 from tiny_runs import (
     logged_steps,
-    run_in_two_processes,
     run_tiny,
-    tiny_recipe,
     watch_places,
     write_questions,
     write_robot_data,
@@ -57,16 +55,6 @@ def test_accumulated_batches_in_place_of_large_ones(finished, stopped, monkeypat
     resume(stopped, training__batch_size=2, training__gradient_accumulation_steps=2, data__num_workers=0)
     assert places == finished[1]
     assert losses(stopped) == pytest.approx(whole, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_in_place_of_one(finished: tuple[Path, list[Any]], stopped: Path) -> None:
-    tiny_recipe(stopped, **SETTINGS, training__batch_size=2)
-    seen = [one["places"] for one in run_in_two_processes(stopped)]
-    assert [place for place, _ in seen[0]] == [8, 9, 12, 13]
-    assert [place for place, _ in seen[1]] == [10, 11, 14, 15]
-    assert sorted(map(tuple, seen[0] + seen[1])) == sorted(finished[1])
-    assert losses(stopped) == pytest.approx(losses(finished[0]), rel=1e-4)
 
 
 def test_another_number_of_rows_a_step_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:

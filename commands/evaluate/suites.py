@@ -11,7 +11,7 @@ from rich.console import Console
 from typer import Argument, Option
 from typer.core import TyperCommand
 
-from gen_vla.commands import benchmarks
+from gen_vla.commands.evaluate import benchmarks
 from gen_vla.commands.options import Dtype, Model, OptionalModel, Output, UnnormKey, entries, load_any, write_results
 
 

@@ -1,9 +1,5 @@
-"""Types of weights: float32 while training, that of what is saved and loaded, and gradients over processes."""
+"""Types of weights: of what is saved and loaded, and of gradients that processes share."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,19 +7,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from safetensors import safe_open
-from tiny_runs import run_tiny, tiny_recipe
+from tiny_runs import run_tiny, stored_types
 
 from gen_vla.commands.options import load_any
 from gen_vla.training.checkpoints import dtype_name, used_dtype
 from gen_vla.training.publishing import assembling
 from gen_vla.training.trainer import reduce_in_float32
-
-
-def stored(folder: Path) -> set[str]:
-    """The types of the tensors in a folder."""
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
 
 
 @pytest.mark.parametrize(
@@ -42,15 +31,15 @@ def test_large_models_are_saved_in_half_precision(parameters: int, wanted: Any, 
 def test_a_model_is_saved_published_and_loaded_in_the_type_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
     settings = {"training__bf16": True, "training__steps": 2, "training__save_steps": 2}
     folder = run_tiny(tmp_path, **settings, training__save_dtype="bfloat16")
-    assert stored(folder) == {"BF16"}
-    assert stored(folder / "checkpoints" / "checkpoint-2") == {"F32"}
+    assert stored_types(folder) == {"BF16"}
+    assert stored_types(folder / "checkpoints" / "checkpoint-2") == {"F32"}
     assert dtype_name(load_any(str(folder))[0]) == "bfloat16"
     model, _ = load_any(str(folder), "float32")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for wanted, expected in ((None, "BF16"), ("float32", "F32")):
         monkeypatch.setattr(assembling, "verify", lambda *_: None)
         published = assembling.publish_to_folder(folder, "gen-vla/tiny", tmp_path / expected, dtype=wanted)
-        assert stored(published) == {expected}
+        assert stored_types(published) == {expected}
         assert dtype_name(load_any(str(published))[0]) == {"BF16": "bfloat16", "F32": "float32"}[expected]
 
 
@@ -63,18 +52,3 @@ def test_fsdp_reduces_gradients_in_float32() -> None:
     plain = FullyShardedDataParallelPlugin(fsdp_version=2)
     reduce_in_float32(plain)
     assert plain.mixed_precision_policy is None
-
-
-@pytest.mark.slow
-def test_two_processes_keep_float32_weights_and_gradients(tmp_path: Path) -> None:
-    """Under DDP; accelerate shards nothing on a CPU."""
-    tiny_recipe(tmp_path, training__bf16=True, training__steps=2, training__save_steps=2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    script = Path(__file__).parents[1] / "support" / "precision_run.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([*launch, script, tmp_path], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    seen = json.loads((tmp_path / "types.json").read_text())
-    assert seen["weights"] == seen["gradients"] == seen["moments"] == ["torch.float32"]
-    assert seen["computed"] == ["torch.bfloat16"]
-    assert stored(tmp_path / "tiny") == {"F32"}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0FlowForActionPrediction
 
 
-CONFIGS = Path(__file__).resolve().parents[2] / "training" / "accelerate_configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "training" / "accelerate_configs"
 SLURM = CONFIGS.parent / "slurm" / "train.sbatch"
 
 
