@@ -9,6 +9,7 @@ policy learned nothing of what the pictures show. `data.py` reads the steps, `sc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,7 +29,7 @@ from gen_vla.evaluation.open_loop.data import (
 )
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
-from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.policies.malformed_actions import actions_or_none
 from gen_vla.evaluation.policies.states import state_arguments, takes_state
 from gen_vla.evaluation.tables import results_table
 from gen_vla.processors import select_statistics
@@ -88,7 +89,8 @@ def ask_policy(
                     f"got actions of {width} values in the data, expected {expected}, as the statistics {key!r} of "
                     "the model have; name the data set of that robot, or another --unnorm-key"
                 )
-            for step, action in zip(batch, predicted(model, processor, batch, key), strict=True):
+            predict = partial(predicted, model, processor, key)
+            for step, action in zip(batch, actions_or_none(predict, batch), strict=True):
                 asked += 1
                 if action is not None:
                     answered.append(replace(step, images=[]))  # pictures would fill the memory
@@ -106,18 +108,13 @@ def ask_policy(
     return _comparison(answered, actions, relative), asked - len(actions)
 
 
-def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: str) -> list[np.ndarray | None]:
-    """An action float32 [T, D] for every step, `None` where the text is malformed."""
+def predicted(model: Any, processor: Any, key: str, batch: Sequence[RecordedStep]) -> np.ndarray:
+    """Actions float32 [B, T, D]."""
     state = state_arguments(processor, [step.state for step in batch], key)
     inputs = processor.action_inputs([step.images for step in batch], [step.instruction for step in batch], **state)
     noise = starting_noise(model, [step.name for step in batch])
-    try:
-        found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **noise).actions
-    except ValueError as error:
-        if not wrote_no_action(error):
-            raise
-        return [None] if len(batch) == 1 else [predicted(model, processor, [step], key)[0] for step in batch]
-    return list(torch.as_tensor(found).float().cpu().numpy())
+    found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **noise).actions
+    return torch.as_tensor(found).float().cpu().numpy()
 
 
 def _comparison(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.report.figures import Figure, suite_of
-from gen_vla.evaluation.simpler.trials import read_lines, scored_trial
+from gen_vla.evaluation.resumable import read_lines
+from gen_vla.evaluation.simpler.trials import scored_trial
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
 
 

@@ -9,21 +9,18 @@ is reported as crashed and says nothing about the policy.
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from gen_vla.evaluation.policies.rollout import Moment
+from gen_vla.evaluation.policies.rollout import Moment, Policy
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
 
 
 ATTEMPTS = 2  # of an episode whose simulator crashes
 Outcome = Literal["success", "failure", "malformed", "crashed"]
-# One entry per observation: an action float [7], or None where the policy gave none.
-Actions = Sequence[np.ndarray | None] | np.ndarray
-SimulationPolicy = Callable[[list[np.ndarray], list[str], list[Moment]], Actions]
 
 
 @dataclass(frozen=True)
@@ -57,14 +54,12 @@ class Pace:
     def to_dict(self) -> dict[str, float]:
         """Rounded, with steps per second outside the policy."""
         outside = max(self.seconds - self.policy_seconds, 1e-9)
-        figures = {"steps": self.steps, "seconds": self.seconds, "policy_seconds": self.policy_seconds}
-        return {**{k: round(v, 2) for k, v in figures.items()}, "simulated_per_second": round(self.steps / outside, 1)}
+        figures = {name: round(value, 2) for name, value in asdict(self).items()}
+        return {**figures, "simulated_per_second": round(self.steps / outside, 1)}
 
 
 @dataclass
 class _Running:
-    """An episode in its slot."""
-
     job: EpisodeJob
     reply: Reply | None = None
     steps: int = 0
@@ -74,7 +69,7 @@ class _Running:
 class _Rollouts:
     """Episodes in slots; the bar counts the steps done of those that may come, since whole batches end at once."""
 
-    policy: SimulationPolicy
+    policy: Policy
     simulators: Simulators
     finish: Callable[[Any, Ending], None]
     bar: tqdm
@@ -139,25 +134,19 @@ class _Rollouts:
 
 
 def run_episodes(
-    policy: SimulationPolicy,
+    policy: Policy,
     jobs: Sequence[EpisodeJob],
     simulators: Simulators,
     finish: Callable[[Any, Ending], None],
-    *,
     batch_size: int = 16,
     finished_before: int = 0,
-    name: str | None = "policy",
-    progress: bool = True,
+    name: str = "policy",
 ) -> Pace:
-    """Runs every job and calls `finish` as it ends -> how fast it went.
-
-    Args:
-        finished_before: episodes of an earlier run, for the progress bar.
-    """
+    """Runs every job and calls `finish` as it ends -> how fast it went; `finished_before` is for the progress bar."""
     if batch_size < 1:
         raise ValueError(f"got batch_size {batch_size}, expected at least 1")
     began, steps = time.perf_counter(), sum(job.max_steps for job in jobs)
-    with tqdm(total=steps, unit="step", desc=name, disable=not progress) as bar:
+    with tqdm(total=steps, unit="step", desc=name) as bar:
         rollouts = _Rollouts(policy, simulators, finish, bar, finished_before, finished_before + len(jobs))
         crashed = rollouts.run(jobs, batch_size, attempt=1)
         rollouts.run(crashed, 1, attempt=2)

@@ -1,16 +1,16 @@
 """Episodes of the simulated suites as videos for people."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gen_vla.evaluation.policies.rollout import Moment
+from gen_vla.evaluation.policies.pictures import side_by_side
+from gen_vla.evaluation.policies.rollout import Moment, Policy
 from gen_vla.evaluation.simulation.actions import ActionError
 from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER
-from gen_vla.evaluation.simulation.rollouts import EpisodeJob, SimulationPolicy
+from gen_vla.evaluation.simulation.rollouts import EpisodeJob
 
 
 INK, PAPER, FAINT = (236, 239, 244), (27, 31, 40), (76, 86, 106)
@@ -20,26 +20,17 @@ FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
 
 
-def record_video(
-    env: Any, policies: dict[str, SimulationPolicy], job: EpisodeJob, path: Path, size: int
-) -> list[bool]:
-    """One episode as `path`.mp4 and `path`.gif: scene, instruction and the action about to be carried out.
-
-    Args:
-        env: an environment that also draws itself `size` pixels large.
-        policies: by name; several act side by side, each under its name.
-
-    Returns:
-        which policies succeeded.
-    """
+def record_video(env: Any, policies: dict[str, Policy], job: EpisodeJob, path: Path, size: int) -> list[bool]:
+    """One episode as `path`.mp4 and `path`.gif: scene, instruction and the action about to be carried out; several
+    policies act side by side, each under its name. Returns which of them succeeded."""
     played = [_play(env, policy, job, size, name if len(policies) > 1 else "") for name, policy in policies.items()]
     length = max(len(frames) for frames, _ in played) + LAST_FRAME_REPEATS
     rows = [frames + [frames[-1]] * (length - len(frames)) for frames, _ in played]
-    write_video([_side_by_side(frames) for frames in zip(*rows, strict=True)], path)
+    write_video([side_by_side(frames) for frames in zip(*rows, strict=True)], path)
     return [done for _, done in played]
 
 
-def _play(env: Any, policy: SimulationPolicy, job: EpisodeJob, size: int, name: str) -> tuple[list[Image.Image], bool]:
+def _play(env: Any, policy: Policy, job: EpisodeJob, size: int, name: str) -> tuple[list[Image.Image], bool]:
     """The frames of one policy's episode, the last one with how it ended, and whether it succeeded."""
     env.reset(*job.start)
     frames: list[Image.Image] = []
@@ -61,13 +52,6 @@ def _play(env: Any, policy: SimulationPolicy, job: EpisodeJob, size: int, name: 
             break
     frames.append(draw_frame(smooth_render(env, size), job.instruction, None, ending, colour, name))
     return frames, ending == "done"
-
-
-def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
-    whole = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height), PAPER)
-    for place, frame in enumerate(frames):
-        whole.paste(frame, (place * frame.width, 0))
-    return whole
 
 
 def smooth_render(env: Any, size: int) -> Image.Image:
