@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_vla.evaluation.simpler.policy import Robot
 from gen_vla.evaluation.simpler.trials import Trial
 
 
@@ -40,7 +41,7 @@ class SimplerMissingError(OSError):
     """The simulator is not installed."""
 
 
-def robot_family(robot: str) -> str:
+def robot_family(robot: str) -> Robot:
     """`google_robot` or `widowx`, of the simulator's longer names."""
     return "widowx" if "widowx" in robot else "google_robot"
 

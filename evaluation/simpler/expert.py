@@ -116,14 +116,7 @@ PACES: dict[Robot, Pace] = {
 
 # What to do.
 def plan(task: str, hand: Hand, things: Things | Drawer, fingers: int) -> list[Move]:
-    """The moves of a task.
-
-    Args:
-        fingers: steps that opening or closing takes.
-
-    Raises:
-        ValueError: for a task that is not among `KNOWN_TASKS`.
-    """
+    """The moves of a task of `KNOWN_TASKS`, others raise `ValueError`; `fingers` are steps that these take."""
     if task not in KNOWN_TASKS:
         raise ValueError(f"got the task {task!r}, expected one the expert knows: {', '.join(KNOWN_TASKS)}")
     if isinstance(things, Drawer):
@@ -136,11 +129,8 @@ def plan(task: str, hand: Hand, things: Things | Drawer, fingers: int) -> list[M
 
 
 def take(hand: Hand, things: Things, fingers: int, spot: np.ndarray | None = None) -> list[Move]:
-    """Over the object, down, close, up; the hand comes above all other things, and leaves above those on its way.
-
-    Args:
-        spot: where it goes from there (x, y).
-    """
+    """Over the object, down, close, up; the hand comes above all other things, and leaves above those on its way to
+    `spot` (x, y)."""
     closing, grasp = find_grasp(hand, things)
     highest = max(points[:, 2].max() for points in (things.source, *things.around))
     above = max(grasp[2] + ABOVE, highest + hand.reach + CLEAR)
@@ -237,11 +227,7 @@ def _radius(points: np.ndarray) -> float:
 
 # One step of it.
 class Script:
-    """Goes through moves, from one `step` to the next.
-
-    Args:
-        moves: at least one; the last is never over.
-    """
+    """Goes through moves, at least one, from one `step` to the next; the last is never over."""
 
     def __init__(self, moves: list[Move], pace: Pace):
         self.moves, self.pace = moves, pace

@@ -21,10 +21,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gen_vla.evaluation.simpler.controls import CONTROLS, announced, unknown_tasks
+from gen_vla.evaluation.simpler.controls import CONTROLS, unknown_tasks
 from gen_vla.evaluation.simpler.environment import check_assets, find_assets, make_environment
-from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot, SimplerPolicy
-from gen_vla.evaluation.simpler.runs import Make, TrialLog, run_trials
+from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot
+from gen_vla.evaluation.simpler.runs import Begin, Make, TrialLog, run_left, run_trial
 from gen_vla.evaluation.simpler.trials import Trial, first_trials, score_task, trials_of
 from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.training.checkpoints import dtype_name
@@ -71,11 +71,8 @@ class SimplerSettings:
 def evaluate_simpler(
     model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path
 ) -> dict[str, Any]:
-    """Runs the trials left, and scores all there are in the folder.
-
-    Args:
-        model, processor, name: what acts and what it is called in the results; `None` where only controls run.
-        folder: for `settings.json`, `trials*.jsonl`, `controls` and `results.json`.
+    """Runs the trials left, and scores all there are in the folder; model, processor and name are `None` where only
+    controls run.
 
     Raises:
         SimplerMissingError, FileNotFoundError: if the simulator or a scene is not installed.
@@ -89,30 +86,35 @@ def evaluate_simpler(
     for trial in settings.trials():
         check_assets(trial, assets)
     make: Make = partial(make_environment, assets=assets, shader=settings.shader)
-    runs: list[tuple[SimplerPolicy, list[Trial], TrialLog, Make]] = []
+    runs: list[tuple[Begin, list[Trial], TrialLog, bool]] = []
     log = None
     if name is not None:
         predict = ModelPrediction(model, processor, settings.robot, settings.unnorm_key)
-        policy = SimplerPolicy(predict, settings.robot, action_ensemble=settings.action_ensemble)
         log = TrialLog(folder, {"model": name, "dtype": dtype_name(model), **settings.measured()}, settings.shard)
-        runs.append((policy, settings.trials(), log, make))
+        runs.append((predict.begin, settings.trials(), log, settings.action_ensemble))
     shown = settings if name is None else replace(settings, modes=("matching",))
     for control in settings.controls:
         trials = control_trials(control, shown)
-        acting, control_log = CONTROLS[control](settings.robot), _control_log(control, settings, folder)
-        runs.append((SimplerPolicy(acting, settings.robot), trials, control_log, announced(make, acting)))
+        runs.append((CONTROLS[control], trials, _control_log(control, settings, folder), False))
     # Of all controls that have trials in the folder, of this run or of an earlier one.
     known = [control for control in CONTROLS if (folder / "controls" / control).is_dir()]
     control_logs = {control: _control_log(control, settings, folder) for control in known}
     record = provenance(name)
     note_run(folder, record)
-    for policy, trials, trial_log, make_one in runs:
-        run_trials(policy, trials, trial_log, make_one)
+    for begin, trials, trial_log, ensemble in runs:
+        run_left(trials, trial_log, partial(run_trial, begin, make=make, action_ensemble=ensemble))
         trial_log.read()
     environment = describe_machine()
     if model is not None:
         environment |= {"parameters": model.num_parameters(), "dtype": dtype_name(model)}
-    results = results_of(log, name, settings.robot, settings.measured(), environment)
+    results: dict[str, Any] = {
+        "suite": "simpler",
+        "model": name,
+        "environment": environment,
+        "settings": settings.measured(),
+        "seeds": sorted({entry["seed"] for entry in log.outcomes.values()} - {None}) if log else [],
+        "tasks": scores_of(log, settings.robot) if log else [],
+    }
     for control, control_log in control_logs.items():
         control_log.read()
         found = {"tasks": scores_of(control_log, settings.robot), "unknown": unknown_tasks(control, settings.robot)}
@@ -157,21 +159,6 @@ def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
         score_task(mode, task, entries, sum(trial.counted for trial in trials_of(robot, mode, [task])))
         for (mode, task), entries in by_task.items()
     ]
-
-
-def results_of(
-    log: TrialLog | None, model: str | None, robot: str, settings: dict[str, Any], environment: Any
-) -> dict[str, Any]:
-    """What `results.json` holds of a model and `gen-vla evaluate report` reads; without one, no tasks."""
-    seeds = {entry["seed"] for entry in log.outcomes.values()} if log else set()
-    return {
-        "suite": "simpler",
-        "model": model,
-        "environment": environment,
-        "settings": settings,
-        "seeds": sorted(seeds - {None}),
-        "tasks": scores_of(log, robot) if log else [],
-    }
 
 
 def simpler_table(results: Mapping[str, Any], title: str) -> Table:

@@ -18,12 +18,9 @@ A score is the mean over parts and variants of the mean within each. The same la
 colour, so that its interval is that of fewer trials (`statistics/intervals.py`).
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
@@ -241,13 +238,6 @@ def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
         groups.setdefault((trial.mode, trial.task, trial.part, trial.variant), []).append(trial.name)
     chosen = {name for names in groups.values() for name in names[:episodes]}
     return [trial for trial in trials if trial.name in chosen]
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines of a file that may not exist; a line that was cut short by a kill is left out."""
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
 
 
 def scored_trial(entry: dict[str, Any]) -> Scored:
