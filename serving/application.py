@@ -43,25 +43,15 @@ CLOSES = {429: 1013, 500: 1011, 503: 1012, 504: 1011}  # the code that a websock
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """What a server takes."""
 
-    Attributes:
-        api_key: that clients have to send; `None` for no key.
-        message_bytes: of a message at most.
-        connections: websockets at most.
-        queue: requests that may wait.
-        batch: requests in a batch at most.
-        wait: seconds that the first of a batch waits for others.
-        timeout: seconds from a request to its answer, and for reading or sending a message.
-    """
-
-    api_key: str | None = None
-    message_bytes: int = 32 * 2**20
-    connections: int = 32
-    queue: int = 64
-    batch: int = 8
-    wait: float = 0.005
-    timeout: float = 30.0
+    api_key: str | None = None  # that clients have to send
+    message_bytes: int = 32 * 2**20  # of a message at most
+    connections: int = 32  # websockets at most
+    queue: int = 64  # requests that may wait
+    batch: int = 8  # requests in a batch at most
+    wait: float = 0.005  # seconds that the first of a batch waits for others
+    timeout: float = 30.0  # seconds from a request to its answer, and for reading or sending a message
 
 
 class Refusal(Exception):
@@ -207,7 +197,6 @@ class PolicyServer:
             self.sessions -= 1
 
     async def serve_messages(self, websocket: WebSocket) -> None:
-        """Answers one message after another."""
         session: Session | None = Session()
         seconds = None  # that the last one took
         receiving = asyncio.ensure_future(websocket.receive())
@@ -232,12 +221,8 @@ class PolicyServer:
         session: Session,
         last: float | None,
     ) -> Session | None:
-        """Answers a message; returns the session behind it, or `None` where that ended.
-
-        Args:
-            receiving: what comes next; a robot that leaves is not waited for.
-            last: seconds that the message before took.
-        """
+        """Answers a message; returns the session behind it, or `None` where that ended. `receiving` is what comes
+        next, since a robot that leaves is not waited for; `last` are seconds that the message before took."""
         answering = asyncio.ensure_future(self.session_answer(message, session))
         try:
             await asyncio.wait({receiving, answering}, return_when=asyncio.FIRST_COMPLETED)
@@ -268,7 +253,6 @@ class PolicyServer:
             raise self.refused(500, FAULT) from error
 
     async def reply(self, data: bytes | None, session: Session) -> tuple[dict[str, Any], Session]:
-        """As `session_answer`, of a message's bytes."""
         if data is None:
             raise self.refused(400, "got a text, expected binary messages of msgpack, as openpi-client sends them")
         message = await self.understood(_read_msgpack, data)

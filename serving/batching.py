@@ -28,10 +28,9 @@ class Waiting:
 
 
 class Batcher:
-    """Answers requests in batches.
+    """Answers requests in batches; `run` answers one in a thread of this batcher's, never twice at once.
 
     Args:
-        run: answers a batch; called in a thread of this batcher's, never twice at once.
         max_batch: requests in a batch at most.
         wait: seconds that the first of a batch waits for others.
         max_queue: requests that may wait.
@@ -58,17 +57,11 @@ class Batcher:
 
     @property
     def length(self) -> int:
-        """How many requests wait."""
         return sum(not waiting.answer.done() for waiting in self.queue)
 
     async def answer(self, request: Request) -> Answer:
-        """The answer to a request.
-
-        Raises:
-            Busy: if the queue is full.
-            TooLate: if there is none in time.
-            Exception: whatever `run` raises for this request alone.
-        """
+        """The answer to a request; raises `Busy` if the queue is full, `TooLate` if there is none in time, or whatever
+        `run` raises for this request alone."""
         if self.length >= self.max_queue:
             raise Busy(f"got a request while {self.length} wait, which is the limit; try again later")
         self.task = self.task or asyncio.create_task(self._work())

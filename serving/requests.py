@@ -24,64 +24,38 @@ MAX_STATE = 256  # values of one part of a robot's state
 
 @dataclass(frozen=True)
 class Session:
-    """What a connection has said for all its requests.
+    """What a connection has said for all its requests."""
 
-    Attributes:
-        instruction: for observations without words.
-        unnorm_key: for those without one.
-        episode: how many there were before.
-        step: how many actions were asked for in this one.
-        seed: of the noise that a flow-matching model starts from.
-    """
-
-    instruction: str | None = None
-    unnorm_key: str | None = None
-    episode: int = 0
-    step: int = 0
-    seed: int = 0
+    instruction: str | None = None  # for observations without words
+    unnorm_key: str | None = None  # for those without one
+    episode: int = 0  # how many there were before
+    step: int = 0  # how many actions were asked for in this one
+    seed: int = 0  # of the noise that a flow-matching model starts from
 
 
 @dataclass(frozen=True)
 class Request:
-    """One observation with what is asked about it.
+    """One observation with what is asked about it."""
 
-    Attributes:
-        pictures: RGB, in the order of the model's cameras.
-        words: an instruction; or a question, if `asks`.
-        unnorm_key: whose units the actions have.
-        prefix: float [k, D], steps of the chunk that are decided.
-        noise_name: of the noise that a flow-matching model starts from.
-        state: float64 [P], the robot's, for a model that takes it.
-    """
-
-    pictures: tuple[Image.Image, ...]
-    words: str
+    pictures: tuple[Image.Image, ...]  # RGB, in the order of the model's cameras
+    words: str  # an instruction; or a question, if `asks`
     asks: bool = False
-    unnorm_key: str | None = None
-    prefix: np.ndarray | None = None
-    noise_name: str = ""
-    state: np.ndarray | None = None
+    unnorm_key: str | None = None  # whose units the actions have
+    prefix: np.ndarray | None = None  # float [k, D], steps of the chunk that are decided
+    noise_name: str = ""  # of the noise that a flow-matching model starts from
+    state: np.ndarray | None = None  # float64 [P], the robot's, for a model that takes it
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Reads requests for one model.
-
-    Attributes:
-        layouts: under which keys robots send what.
-        unnorm_keys: those the model has statistics for.
-        default_key: for requests and sessions without one.
-        action_dim: D.
-        horizon: T.
-        state_dims: P by data set, for a model that takes the robot's state; empty for others, which need not know it.
-    """
+    """Reads requests for one model."""
 
     layouts: Layouts
-    unnorm_keys: Sequence[str]
-    default_key: str | None
-    action_dim: int
-    horizon: int
-    state_dims: Mapping[str, int] = field(default_factory=dict)
+    unnorm_keys: Sequence[str]  # those the model has statistics for
+    default_key: str | None  # for requests and sessions without one
+    action_dim: int  # D
+    horizon: int  # T
+    state_dims: Mapping[str, int] = field(default_factory=dict)  # P by data set; empty for a model that takes no state
 
     def read(self, message: Any, session: Session) -> Request:
         """The request in a message; raises `ValueError` or `TypeError` that says what to send instead."""

@@ -88,7 +88,6 @@ def measure_agreement(
 
 
 def decode(model: Any, processor: Any, batch: Sequence[Observation], key: str, **options: Any) -> Any:
-    """One call of `predict_actions`."""
     pictures, instructions = zip(*batch, strict=True)
     state = neutral_state(processor, key, len(batch))
     inputs = processor.action_inputs(list(pictures), list(instructions), **state).to(model.device)
@@ -117,7 +116,6 @@ def compared(pairs: Sequence[tuple[Any, int, Any, int]]) -> dict[str, Any]:
 
 
 def agreement_table(results: dict[str, Any]) -> Table:
-    """One line per comparison."""
     columns = ("compared with generate", "same actions", "95 %", "gap at the first difference", "largest difference")
     rows = []
     for name, found in results["comparisons"].items():

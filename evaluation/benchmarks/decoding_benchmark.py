@@ -67,7 +67,7 @@ def run_benchmark(
     dtype: torch.dtype,
     horizons: Sequence[int] = (1,),
 ) -> dict[str, Any]:
-    """Everything asked for, as it is written to JSON; batches larger than 1 with the first horizon only."""
+    """All that was asked for; batches larger than 1 with the first horizon only."""
     episodes = recorded_actions(bridge)
     results: dict[str, Any] = {
         "machine": describe_machine(),
@@ -156,7 +156,6 @@ def timed(model: Any, inputs: dict[str, Any], way: Way, actions: np.ndarray) -> 
 def summary(
     way: Way, runs: list[dict[str, Any]], rows: int, base: float, moved: int, copy_bandwidth: float
 ) -> dict[str, Any]:
-    """The timed calls of one way as figures."""
     times = [run["ms"] for run in runs]
     entry = {
         "way": way.name,
@@ -263,7 +262,6 @@ def record_products(model: Any, width: int) -> torch.cuda.CUDAGraph:
 
 
 def median_gpu_ms(function: Callable[[], None]) -> float:
-    """Of a function's time on the GPU."""
     times = []
     for _ in range(23):
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

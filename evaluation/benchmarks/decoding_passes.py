@@ -1,7 +1,7 @@
 """Forward passes that recorded robot actions take, counted without a model.
 
-Passes depend on what is written, and random weights write strings that no robot would; recorded actions of the Bridge
-sample are the test: 25 episodes of 10 steps, each step but an episode's first.
+Random weights write strings that no robot would; recorded actions of the Bridge sample are the test: 25 episodes of 10
+steps, each step but an episode's first.
 """
 
 import itertools
@@ -69,7 +69,6 @@ def passes_for(drafts: Drafts, target: list[int]) -> int:
 
 
 def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
-    """Passes with and without histograms, by tree nodes per pass."""
     found = []
     for nodes, histograms in itertools.product((8, 24, 40, 64, 128), (True, False)):
         counts = replay_passes(episodes, nodes, histograms)
@@ -79,7 +78,6 @@ def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
 
 
 def passes_table(results: dict[str, Any]) -> Table:
-    """Passes per 49-token action on the recorded Bridge steps."""
     rows = [
         (e["nodes"], "histograms" if e["histograms"] else "uniform", e["mean"], e["max"], e["n"])
         for e in results["passes_on_bridge"]

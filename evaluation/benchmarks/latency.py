@@ -62,7 +62,7 @@ def measure_latency(
 
 
 def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20) -> dict[str, Any]:
-    """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy."""
+    """The same while other processes each keep a core of this machine busy."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     try:
         found = measure_latency(model, processor, repeats)
@@ -162,10 +162,8 @@ def random_pictures(generator: np.random.Generator, processor: Any) -> list[Imag
 
 
 def latency_table(results: dict[str, Any], title: str) -> Table:
-    """A row per part with its share, then the total and the passes.
-
-    `results` are those of `measure_latency`, with those of `measure_parts` and maybe `measure_busy` in them.
-    """
+    """A row per part with its share, then the total and the passes; `results` hold those of `measure_parts`, and maybe
+    of `measure_busy`."""
     parts, machine, busy = results["parts"], results["machine"], results.get("busy", {})
     rows = [
         (name, f"{value:.2f}", f"{100 * value / parts['total_ms']:.0f} %") for name, value in parts["parts_ms"].items()

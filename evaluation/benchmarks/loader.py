@@ -71,7 +71,6 @@ def tfds_frames(reader: RLDSReader, camera: str, size: int, split: str) -> Itera
 
 
 def lerobot_frames(folder: str, camera: str, size: int) -> Iterator[np.ndarray]:
-    """The same from lerobot."""
     import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset  # type: ignore[import-not-found]
 
@@ -87,11 +86,9 @@ def lerobot_frames(folder: str, camera: str, size: int) -> Iterator[np.ndarray]:
 def measure_loader(
     path: str | Path, frames: int = 1000, repeats: int = 3, size: int = 224, split: str = "train"
 ) -> dict[str, Any]:
-    """Times every reader that can read a robot data set, in `repeats` turns.
-
-    Of each reader the results have the rates, their median, and how far its first picture is from ours (mean absolute
-    difference, of 255). Small data sets are read several times.
-    """
+    """Times every reader that can read a robot data set, in turns. Of each the results have the rates, their median,
+    and how far its first picture is from ours (mean absolute difference, of 255). Small data sets are read several
+    times."""
     source = open_robot_source(path, key="benchmark", transform=None, split=split)
     passes = _readers(source, size, split)
     runs: dict[str, list[float]] = {name: [] for name in passes}
@@ -140,7 +137,6 @@ def frames_per_core_second(stream: Iterator[np.ndarray], frames: int) -> float:
 
 
 def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
-    """All data sets, the machine, and the versions of what was compared."""
     packages = ("pillow", "av", "pyarrow", "tensorflow-cpu", "tensorflow-datasets", "lerobot", "torchcodec")
     versions = {name: version(name) for name in packages if installed(name)}
     results = [measure_loader(path, **settings) for path in paths]
@@ -148,7 +144,6 @@ def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
 
 
 def loader_table(results: dict[str, Any]) -> Table:
-    """Frames per second and core, one line per data set and reader."""
     rows = []
     for result in results["results"]:
         rates = {name: entry["frames_per_core_second"] for name, entry in result["readers"].items()}
@@ -167,7 +162,6 @@ def loader_table(results: dict[str, Any]) -> Table:
 
 
 def installed(distribution: str) -> bool:
-    """Whether a package is installed, by its name in the package index."""
     try:
         return bool(version(distribution))
     except PackageNotFoundError:

@@ -100,6 +100,5 @@ def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Waits until a device is idle."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

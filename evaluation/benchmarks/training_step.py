@@ -39,7 +39,6 @@ def training_inputs(model: Any, rows: int) -> dict[str, torch.Tensor]:
 
 
 def loss_where_needed(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean loss from the logits of supervised columns."""
     log_probs, _ = score_answers(model, inputs)
     return -log_probs.sum() / (inputs["labels"][:, 1:] != -100).sum()
 
@@ -99,7 +98,6 @@ def run_benchmark(sizes: list[str], batches: list[int], repeats: int) -> dict[st
 
 
 def steps_table(results: dict[str, Any]) -> Table:
-    """Milliseconds and memory of a step."""
     rows = [
         (
             f"{entry['size']} ({entry['parameters'] / 1e6:,.0f}M)",

@@ -72,12 +72,11 @@ class StepClock(TrainerCallback):
         self.ended = now
 
     def medians(self) -> dict[str, float]:
-        """Seconds of each part, and of a whole step."""
+        """Seconds."""
         return {name: statistics.median(found[name] for found in self.times) for name in self.times[0]}
 
 
 def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, Any]:
-    """Figures of one trainer."""
     with tempfile.TemporaryDirectory(prefix="gen-vla-throughput-") as temporary:
         work_dir, clock = Path(temporary), StepClock()
         recipe = made_up_recipe(work_dir, size, batch_size, steps + 1)
@@ -189,7 +188,6 @@ def run_benchmark(sizes: list[str], batch_size: int, steps: int) -> dict[str, An
 
 
 def throughput_table(results: dict[str, Any]) -> Table:
-    """Tokens of a row, rows per second and memory, each beside TRL's, and what a step's time goes to."""
     plain = {run["size"]: run for run in results["runs"] if run["trainer"] == TRAINERS[1]}
     rows = []
     for run in results["runs"]:

@@ -35,33 +35,20 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was recorded, and what a policy would have done.
+    """What was recorded, and what a policy would have done, of N steps."""
 
-    Attributes:
-        predicted, recorded: float32 [N, T, D] in units; relative to the state where the statistics are.
-        valid: bool [N, T], within the episode.
-        held: float32 [N, D], the recorded action of the step before; NaN where there is none.
-        state: float32 [N, D], NaN where there is none; `None` where it has another width.
-        episode: int64 [N], the place of each step's episode among those read.
-        place: int64 [N], of each step in its episode.
-    """
-
-    predicted: np.ndarray
-    recorded: np.ndarray
-    valid: np.ndarray
-    held: np.ndarray
-    state: np.ndarray | None
-    episode: np.ndarray
-    place: np.ndarray
+    predicted: np.ndarray  # float32 [N, T, D] in units; relative to the state where the statistics are
+    recorded: np.ndarray  # the same
+    valid: np.ndarray  # bool [N, T], within the episode
+    held: np.ndarray  # float32 [N, D], the recorded action of the step before; NaN where there is none
+    state: np.ndarray | None  # float32 [N, D], NaN where there is none; None where it has another width
+    episode: np.ndarray  # int64 [N], the place of each step's episode among those read
+    place: np.ndarray  # int64 [N], of each step in its episode
 
 
 class EpisodeBootstrap:
-    """Means over the valid steps of E episodes, and of episodes drawn again with replacement `RESAMPLES` times.
-
-    Args:
-        episode: int64 [N], of each step of N.
-        valid: bool [N, T].
-    """
+    """Means over the valid steps of E episodes, and of episodes drawn again with replacement `RESAMPLES` times, of
+    `episode` int64 [N] and `valid` bool [N, T]."""
 
     def __init__(self, episode: np.ndarray, valid: np.ndarray):
         read, self.episode = np.unique(episode, return_inverse=True)
@@ -93,16 +80,7 @@ class EpisodeBootstrap:
 
 
 class Dimensions:
-    """What the model's statistics of a data set (`norm_stats[key]["action"]`) say of its D dimensions.
-
-    Attributes:
-        mean: float64 [D].
-        low, high: float64 [D], what actions are scaled by (`action_bounds`).
-        scaled: bool [D], whether they are, and cannot be written outside.
-        binary: bool [D], left unscaled, or never another value than the smallest and the largest.
-        middle: float64 [D], what tells the two values of a binary one apart.
-        compared: bool [D], the others that change: what normalized errors are of.
-    """
+    """What the model's statistics of a data set (`norm_stats[key]["action"]`) say of its D dimensions."""
 
     def __init__(self, statistics: dict[str, Any]):
         names = ("min", "max", "mean", "std", "q01", "q99")
@@ -113,12 +91,13 @@ class Dimensions:
             )
         least, most, mean, std = (np.asarray(statistics[name], np.float64) for name in names[:4])
         self.statistics, self.mean = {**statistics, "relative": None}, mean  # actions are relative already
+        # Float64 [D] twice, and bool [D]: whether they are scaled, and cannot be written outside.
         self.low, self.high, self.scaled = action_bounds(statistics, len(mean))
         # The variance is as large as two bounds allow only where all values are one or the other.
         extreme = np.abs(std**2 - (most - mean) * (mean - least)) <= 1e-6 * (most - least) ** 2
         self.binary = ~self.scaled | (extreme & (least < most))
-        self.middle = np.where(self.scaled, (least + most) / 2, 0.5)
-        self.compared = ~self.binary & (self.low < self.high)
+        self.middle = np.where(self.scaled, (least + most) / 2, 0.5)  # tells the two values of a binary one apart
+        self.compared = ~self.binary & (self.low < self.high)  # what normalized errors are of
 
     def writable(self, actions: np.ndarray) -> np.ndarray:
         """Actions [..., D] with each scaled dimension clipped to its range, float64."""

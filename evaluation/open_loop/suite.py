@@ -43,35 +43,22 @@ ALL_BUT_HELD_OUT = "all of its episodes but those that were held out"
 
 @dataclass(frozen=True)
 class OpenLoopSettings:
-    """What is asked.
+    """What is asked."""
 
-    Attributes:
-        unnorm_key: whose statistics; `None` for the model's only ones.
-        cameras: of the data set; `None` for those of the recipe, or of the model.
-        split: of the data set; `None` for all episodes of a LeRobot set, and "train" of others.
-        every: every n-th step of an episode is taken.
-        episodes: at most so many, from all over the data set; `None` for all.
-        rows: observations per call.
-        with_trained: of training data that held out episodes, take the others, too.
-    """
-
-    unnorm_key: str | None = None
-    cameras: Sequence[str] | None = None
-    split: str | None = None
-    every: int = 10
-    episodes: int | None = 50
-    rows: int = 8
-    with_trained: bool = False
+    unnorm_key: str | None = None  # whose statistics; None for the model's only ones
+    cameras: Sequence[str] | None = None  # of the data set; None for those of the recipe, or of the model
+    split: str | None = None  # None for all episodes of a LeRobot set, and "train" of others
+    every: int = 10  # every n-th step of an episode is taken
+    episodes: int | None = 50  # at most so many, from all over the data set; None for all
+    rows: int = 8  # observations per call
+    with_trained: bool = False  # of training data that held out episodes, take the others, too
 
 
 def ask_policy(
     model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8
 ) -> tuple[Comparison, int]:
-    """The policy's actions at recorded steps, and how many of its answers were malformed.
-
-    Args:
-        key: whose statistics give the actions their units.
-        rows: observations per call.
+    """The policy's actions at recorded steps, in the units of the statistics `key`, and how many of its answers were
+    malformed.
 
     Raises:
         ValueError: if no step was read, actions have another width than the model's, or no answer was an action.

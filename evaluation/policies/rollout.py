@@ -65,11 +65,8 @@ HINDERED: dict[str, Callable[[Policy], Policy]] = {
 
 
 class VLAPolicy:
-    """A model and its processor as a policy; of a predicted chunk the first action is carried out.
-
-    Raises:
-        ValueError: for a model of several cameras, or one that takes the robot's state.
-    """
+    """A model and its processor as a policy; of a predicted chunk the first action is carried out. Raises `ValueError`
+    for a model of several cameras, or one that takes the robot's state."""
 
     def __init__(self, model: Any, processor: Any, unnorm_key: str):
         check_one_camera(processor, "the simulation")

@@ -53,12 +53,8 @@ def comparable(figure: Figure, other: Figure, drop_from: str | None = None) -> b
 
 
 def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
-    """A figure minus another.
-
-    Returns:
-        `{"against": model, "benchmark", "difference", "interval": two bounds or None, "p": or None, "pairs": trials
-        that both ran, "layouts": of those, "seeds": how many of each side}`.
-    """
+    """A figure minus another: `{"against": model, "benchmark", "difference", "interval": two bounds or None, "p": or
+    None, "pairs": trials that both ran, "layouts": of those, "seeds": how many of each side}`."""
     first, second = files.of(figure), files.of(other)
     shared = [name for name in first if name in second]
     correlation = paired_correlation(first, second)

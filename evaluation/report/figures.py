@@ -27,11 +27,7 @@ MARKS = {"policies": "tabletop", "timings": "decoding", "kinds": "scene_question
 
 
 def read_results(path: Path) -> list[Figure]:
-    """The figures of a result file.
-
-    Raises:
-        ValueError: if it is not JSON, or not of a known suite.
-    """
+    """The figures of a result file; raises `ValueError` if it is not JSON, or not of a known suite."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -64,7 +60,6 @@ def suite_of(results: Any) -> str | None:
 
 
 def hardware_of(environment: Any) -> str:
-    """A machine in a few words."""
     if not isinstance(environment, dict):
         return str(environment or "")
     threads = f", {environment['threads']} threads" if "threads" in environment else ""

@@ -28,7 +28,6 @@ ON_SEEDS = (
 
 
 def policy_of(figure: Figure) -> Policy:
-    """Whose figure it is."""
     return figure["model"], (figure["trained"] or {}).get("seed")
 
 
@@ -53,10 +52,8 @@ def add_missing_records(figures: Sequence[Figure]) -> list[str]:
 
 
 def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -> tuple[Groups, list[str]]:
-    """Runs of one recipe by the name of their mean, and notes about what was not put together.
-
-    Args:
-        named: names of models by the name of their mean; they take precedence over what the files say.
+    """Runs of one recipe by the name of their mean, and notes about what was not put together; models `named` by the
+    name of their mean take precedence over what the files say.
 
     Raises:
         ValueError: if a model is unknown, in two groups, or two models of a group have the same seed.
@@ -104,10 +101,8 @@ def group_name(recipes: Sequence[str]) -> str:
 
 
 def seed_figures(figures: Sequence[Figure], groups: Groups, files: TrialFiles) -> tuple[list[Figure], list[str]]:
-    """The means over seeds of everything that two or more runs of a group measured, and notes.
-
-    The figures of a mean are marked with its name: `mean`.
-    """
+    """The means over seeds of everything that two or more runs of a group measured, and notes; figures of a mean are
+    marked with its name, `mean`."""
     means, notes = [], []
     for name, policies in groups.items():
         cells: dict[tuple[str, ...], list[Figure]] = {}

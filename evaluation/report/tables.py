@@ -44,7 +44,6 @@ MAIN_METRICS = ("soft_accuracy", "exact_match", "accuracy", SUCCESS_RATE, "media
 
 
 def load_paper() -> dict[str, Any]:
-    """`models` and `tables` of the paper."""
     return yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 
 
@@ -179,12 +178,10 @@ def add_differences(
 
 
 def trained_on(figure: Figure) -> str:
-    """The training data that the model's name says."""
     return said_by_name(figure, lambda model: row_name(model)[1]) or ""
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
     lines = ["# Results", "", "Ours as measured, n and 95 % intervals beside them; empty where nothing was run.", ""]
     for table in report["tables"]:
         lines += [f"## {table['name']}: {table['title']}", "", *_table_lines(table), ""]

@@ -33,10 +33,8 @@ class TrialFiles:
         self._files = {str(path): read_trials(path) for path in paths}
 
     def of(self, figure: Figure) -> Trials:
-        """The trials that a figure was made from; empty if there are none, or the ones there are do not give it.
-
-        For a mean over seeds: each trial with its mean score.
-        """
+        """The trials that a figure was made from, of a mean over seeds each with its mean score; empty if there are
+        none, or the ones there are do not give the figure."""
         if figure.get("seeds"):
             return mean_trials([self.of(run) for run in figure["seeds"]])
         trials = self._files.get(figure["source"], {}).get((figure["mode"], figure["task"]), {})

@@ -67,16 +67,12 @@ def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]
 
 
 def last_block(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """A stock encoder's features float [B, N, width]."""
     return encoder(pixels.to(encoder.dtype)).last_hidden_state
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`.
-
-    Raises:
-        ValueError: if a class has fewer pictures than there are folds.
-    """
+    """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`; raises
+    `ValueError` if a class has fewer pictures than there are folds."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -124,11 +120,8 @@ def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) 
 def compare_representations(
     features: dict[str, dict[str, np.ndarray]], pictures: LabelledPictures, frozen: dict[str, str | None]
 ) -> dict[str, Any]:
-    """Probes of every model and tower, and drift from `before` to each of the others.
-
-    Args:
-        features: by role (`before`, `plain`, `after`), then by tower.
-        frozen: by role, the tower that was not trained.
+    """Probes of every model and tower, and drift from `before` to each of the others. `features` are by role
+    (`before`, `plain`, `after`), then by tower; `frozen` is by role the tower that was not trained.
 
     Returns:
         `{"data", "classes", "tasks": [{"role", "tower", "frozen", "task", "metric", "value", "n", "interval"}],

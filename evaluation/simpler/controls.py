@@ -53,7 +53,6 @@ def unknown_tasks(control: str, robot: str) -> list[str]:
 # What the expert reads: corners of the shapes that collide and the middles between them, in the robot's frame. Nothing
 # here imports the simulator: shapes are told apart by what their classes are called.
 def read_hand(simulator: Any) -> Hand:
-    """Where the gripper is."""
     agent = simulator.agent
     base = _matrix(agent.robot.pose)
     frame = _seen_from(base, simulator.tcp.pose)
@@ -64,11 +63,7 @@ def read_hand(simulator: Any) -> Hand:
 
 
 def read_things(simulator: Any, trial: Trial) -> Things | Drawer:
-    """What a trial is about.
-
-    Raises:
-        ValueError: for a shape that is neither convex nor a box.
-    """
+    """What a trial is about; raises `ValueError` for a shape that is neither convex nor a box."""
     base = _matrix(simulator.agent.robot.pose)
     if trial.task == "close_drawer":
         link = simulator.drawer_obj

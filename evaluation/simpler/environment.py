@@ -42,16 +42,12 @@ class SimplerMissingError(OSError):
 
 
 def robot_family(robot: str) -> Robot:
-    """`google_robot` or `widowx`, of the simulator's longer names."""
     return "widowx" if "widowx" in robot else "google_robot"
 
 
 def find_assets() -> Path:
-    """The package's folder of assets; importing it registers its environments.
-
-    Raises:
-        SimplerMissingError: with what to install.
-    """
+    """The package's folder of assets; importing it registers its environments. Raises `SimplerMissingError` with what
+    to install."""
     try:
         import mani_skill2_real2sim.envs  # type: ignore[import-not-found]  # noqa: F401
         from mani_skill2_real2sim import ASSET_DIR  # type: ignore[import-not-found]
@@ -66,14 +62,9 @@ def find_assets() -> Path:
 
 
 def make_environment(trial: Trial, assets: Path, shader: str | None = None) -> Any:
-    """A new environment for one trial, its first reset still to come.
-
-    Args:
-        shader: replaces the published choice, which is `rt` (ray tracing) for drawers and `ibl` for everything else.
-
-    Raises:
-        FileNotFoundError: if the trial's photograph or scene is not among the assets.
-    """
+    """A new environment for one trial, its first reset still to come; `shader` replaces the published choice, `rt`
+    (ray tracing) for drawers and `ibl` for everything else. Raises `FileNotFoundError` for a missing photograph or
+    scene."""
     import gymnasium
 
     family = robot_family(trial.robot)

@@ -40,11 +40,8 @@ STUCK = 0.001  # metres in a step: no posture of the arm was found for so far a 
 
 @dataclass(frozen=True)
 class Hand:
-    """The gripper: the point between its fingers [3], unit vectors [3] out of its palm and from finger to finger.
-
-    Attributes:
-        reach: metres of the fingers beyond the point.
-    """
+    """The gripper: the point between its fingers [3], unit vectors [3] out of its palm and from finger to finger, and
+    the metres that fingers reach beyond the point."""
 
     position: np.ndarray
     approach: np.ndarray
@@ -54,12 +51,8 @@ class Hand:
 
 @dataclass(frozen=True)
 class Things:
-    """Points on the surfaces [N, 3] of the object to move, of its target and of all others.
-
-    Attributes:
-        held: those of the object's part that the hand closes on, the one nearest to its centre of mass.
-        target: `None` where the object is only to be picked up.
-    """
+    """Points on the surfaces [N, 3] of the object to move, of its part that the hand closes on (the one nearest to its
+    centre of mass), of its target, if it is not only to be picked up, and of all others."""
 
     source: np.ndarray
     held: np.ndarray
@@ -68,7 +61,6 @@ class Things:
 
     @property
     def around(self) -> tuple[np.ndarray, ...]:
-        """All but the object to move."""
         return self.others if self.target is None else (self.target, *self.others)
 
 
@@ -82,10 +74,8 @@ class Drawer:
 
 
 class Move(NamedTuple):
-    """Where the hand goes [3], with open fingers or closed ones, and how many steps it takes at least.
-
-    `closing`: the level direction [3] from finger to finger it turns to, pointing down; `None` for no turn.
-    """
+    """Where the hand goes [3], with open fingers or closed ones, how many steps it takes at least, and the level
+    direction [3] from finger to finger it turns to, pointing down; `None` for no turn."""
 
     goal: np.ndarray
     open: bool
@@ -94,10 +84,8 @@ class Move(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """A robot's: metres and radians per step at most, share of a distance per step, steps of the fingers, lean.
-
-    `lean`: radians by which its hand points forward where it points down.
-    """
+    """A robot's: metres and radians per step at most, share of a distance per step, steps of the fingers, and the
+    radians by which its hand points forward where it points down."""
 
     metres: float
     radians: float

@@ -34,12 +34,8 @@ class MalformedActionError(ValueError):
 
 
 class SimplerPolicy:
-    """What one episode's pictures become: actions as the simulator takes them.
-
-    Args:
-        robot: whose conventions to follow.
-        action_ensemble: average what the last T predictions say about the present step, instead of taking the newest.
-    """
+    """What one episode's pictures become: actions as the simulator takes them. `action_ensemble` averages what the
+    last T predictions say about the present step, instead of taking the newest."""
 
     def __init__(self, predict: Predict, robot: Robot, action_ensemble: bool = False):
         self.predict, self.robot, self.action_ensemble = predict, robot, action_ensemble

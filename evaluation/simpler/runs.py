@@ -147,7 +147,7 @@ class TrialLog:
         self.read()
 
     def read(self) -> None:
-        """Reads what all processes have written; a line cut short by a kill is what never happened."""
+        """What all processes have written."""
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.begun: Counter[str] = Counter()
         for file in sorted(self.folder.glob("trials*.jsonl")):

@@ -34,25 +34,17 @@ from gen_vla.training.provenance.training_record import with_record
 
 @dataclass(frozen=True)
 class SimplerSettings:
-    """What is run.
-
-    Attributes:
-        modes, tasks: of `simpler/trials.py`; no task means all.
-        episodes: at most so many of every part and variant, `None` for the whole protocol.
-        shader: replaces the published choice of renderer.
-        shard: run every n-th trial from the i-th on.
-        controls: of `simpler/controls.py`.
-    """
+    """What is run."""
 
     robot: Robot
-    modes: tuple[str, ...] = ("matching",)
-    tasks: tuple[str, ...] = ()
-    episodes: int | None = None
-    shader: str | None = None
+    modes: tuple[str, ...] = ("matching",)  # of `simpler/trials.py`, as tasks
+    tasks: tuple[str, ...] = ()  # none means all
+    episodes: int | None = None  # at most so many of every part and variant, None for the whole protocol
+    shader: str | None = None  # replaces the published choice of renderer
     unnorm_key: str | None = None
     action_ensemble: bool = False
-    shard: tuple[int, int] = (0, 1)
-    controls: tuple[str, ...] = ()
+    shard: tuple[int, int] = (0, 1)  # run every n-th trial from the i-th on
+    controls: tuple[str, ...] = ()  # of `simpler/controls.py`
 
     def measured(self) -> dict[str, Any]:
         """What must be the same for earlier trials to count."""
@@ -125,11 +117,8 @@ def evaluate_simpler(
 
 
 def control_trials(name: str, settings: SimplerSettings) -> list[Trial]:
-    """The trials of a control, without those of tasks that it does not know: it says so.
-
-    Raises:
-        ValueError: if there is no such control, or none of the tasks is one that it knows.
-    """
+    """The trials of a control, without those of tasks that it does not know: it says so. Raises `ValueError` if there
+    is no such control, or none of the tasks is one that it knows."""
     if name not in CONTROLS:
         raise ValueError(f"got the policy {name!r}, expected some of {', '.join(CONTROLS)}")
     asked, unknown = settings.trials(), unknown_tasks(name, settings.robot)
@@ -145,7 +134,6 @@ def control_trials(name: str, settings: SimplerSettings) -> list[Trial]:
 
 
 def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog:
-    """Raises `ValueError` if its trials are of another robot or renderer."""
     identity = {"control": name, "robot": settings.robot, "shader": settings.shader}
     return TrialLog(folder / "controls" / name, identity, settings.shard)
 

@@ -64,33 +64,22 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to be run.
-
-    Attributes:
-        part: the can's pose or the drawer; one of the things a score averages over.
-        variant: how the scene looks; the other.
-        counted: whether it enters the score.
-        environment: its registered name; `build` are the arguments it is made with beyond those of its robot.
-        robot: the simulator's name of the robot; `place` its x, y (metres) and turn about z (radians).
-        start: `obj_init_options` of the reset.
-        overlay: the photograph behind the scene, by its file's name, or `None`.
-        turn: its index among the trials of its task and part; modulo their number, the paraphrase it gets.
-    """
+    """One episode to be run."""
 
     mode: str
     task: str
-    part: str
-    variant: str
-    environment: str
+    part: str  # the can's pose or the drawer; one of the things a score averages over
+    variant: str  # how the scene looks; the other
+    environment: str  # its registered name
     scene: str
-    robot: str
-    place: tuple[float, float, float]
-    start: dict[str, Any]
+    robot: str  # the simulator's name
+    place: tuple[float, float, float]  # the robot's x, y (metres) and turn about z (radians)
+    start: dict[str, Any]  # `obj_init_options` of the reset
     steps: int
-    build: dict[str, Any] = field(default_factory=dict)
-    overlay: str | None = None
-    counted: bool = True
-    turn: int = 0
+    build: dict[str, Any] = field(default_factory=dict)  # what it is made with beyond the arguments of its robot
+    overlay: str | None = None  # the photograph behind the scene, by its file's name
+    counted: bool = True  # whether it enters the score
+    turn: int = 0  # among the trials of its task and part; modulo their number, the paraphrase it gets
 
     @property
     def name(self) -> str:
@@ -101,11 +90,8 @@ class Trial:
 
 
 def trials_of(robot: str, mode: str, tasks: Sequence[str] = ()) -> list[Trial]:
-    """The trials of a robot in a mode, in the published order; `tasks` chooses among them.
-
-    Raises:
-        ValueError: if robot, mode or task does not exist, or the mode does not for this robot.
-    """
+    """The trials of a robot in a mode, in the published order; `tasks` chooses among them. Raises `ValueError` if
+    robot, mode or task does not exist, or the mode does not for this robot."""
     if robot not in TASKS:
         raise ValueError(f"got robot {robot!r}, expected one of {', '.join(TASKS)}")
     if mode not in MODES:
@@ -230,7 +216,6 @@ def _drawers(
 
 
 def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
-    """At most `episodes` trials of every task, part and variant; all of them for `None`."""
     if episodes is not None and episodes < 1:
         raise ValueError(f"got {episodes} episodes, expected at least 1")
     groups: dict[tuple[str, ...], list[str]] = {}

@@ -71,11 +71,8 @@ class TabletopEnv:
 
     # Episodes.
     def reset(self, task: Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
-        """The layout of `seed` -> the instruction of this task in it.
-
-        Args:
-            masked: pictures show only the robot, the cabinet and the two objects; everything else is black.
-        """
+        """The layout of `seed` -> the instruction of this task in it. Where `masked`, pictures show only the robot,
+        the cabinet and the two objects; everything else is black."""
         if task not in TASKS:
             raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS)}")
         layout = sample_layout(seed)
@@ -104,11 +101,8 @@ class TabletopEnv:
         self._starts, self._held = self._object_positions(), 0
 
     def step(self, action: np.ndarray) -> bool:
-        """Carries `action`, float [7] in physical units, out -> whether the task is done.
-
-        Raises:
-            ActionError: if it is not 7 finite numbers with still rotations.
-        """
+        """Carries `action`, float [7] in physical units, out -> whether the task is done; raises `ActionError` if it
+        is not 7 finite numbers with still rotations."""
         held = to_simulator_action(action)
         for _ in range(ACTION_REPEAT):
             target = self.data.mocap_pos[0] + METRES_PER_SIMULATOR_STEP * held[:3]
@@ -157,7 +151,6 @@ class TabletopEnv:
 
     # What is where.
     def state(self) -> SceneState:
-        """The present moment, to be judged."""
         opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
         return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
 
@@ -168,7 +161,6 @@ class TabletopEnv:
         return np.stack([self.data.qpos[address : address + 3].copy() for address in self._objects])
 
     def view(self) -> ExpertView:
-        """The present moment, as experts read it."""
         claws = self.data.body("rightclaw").xpos - self.data.body("leftclaw").xpos
         handle = self.data.body("drawer_link").xpos + HANDLE
         fingers = float(np.clip(np.linalg.norm(claws) / 0.1, 0.0, 1.0))
@@ -201,10 +193,8 @@ class TabletopEnv:
         return np.where(kept[..., None], picture, 0).astype(np.uint8)
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
-        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background.
-
-        Of a still scene, an object for each thing; of others, distractors are background.
-        """
+        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1 (of a still scene, an object
+        for each thing); the rest is background, distractors included."""
         shapes = ornaments(self.distractors, self.look.colours)
         geoms = self._camera().segments(self.model, self.data, self.look.camera, size or self.image_size, shapes)
         bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]

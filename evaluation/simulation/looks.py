@@ -48,11 +48,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Look:
-    """One way to look; `family` and `name` are what results call it.
-
-    `palette` are the shades of COLOURS, in their order; `strange` distractors have a shape and colour that is no
-    object's.
-    """
+    """One way to look; `family` and `name` are what results call it."""
 
     family: str
     name: str
@@ -60,18 +56,16 @@ class Look:
     room: Surface
     lighting: Lighting
     camera: CameraPose
-    palette: tuple[RGB, ...] = tuple(COLOURS.values())
+    palette: tuple[RGB, ...] = tuple(COLOURS.values())  # the shades of COLOURS, in their order
     distractors: Distractors = "none"
-    strange: bool = False
+    strange: bool = False  # distractors have a shape and colour that is no object's
 
     @property
     def key(self) -> str:
-        """`family/name`"""
         return f"{self.family}/{self.name}"
 
     @property
     def colours(self) -> dict[str, RGB]:
-        """The shade of every named colour."""
         return {**dict(zip(COLOURS, self.palette, strict=True)), **STRANGE_COLOURS}
 
 

@@ -33,7 +33,6 @@ class CameraPose:
 
     @property
     def view_width(self) -> float:
-        """Of the picture, per metre of depth."""
         return 2.0 * float(np.tan(np.deg2rad(self.fovy) / 2.0))
 
     def project(self, points: np.ndarray) -> np.ndarray:
@@ -90,10 +89,8 @@ class OffscreenCamera:
     def show_texture(
         self, model: Any, slot: str, name: str, repeats: float, pixels: Callable[[str], np.ndarray]
     ) -> None:
-        """Fills the texture `slot` with `pixels(name)`, uint8 of its size, unless it shows that already.
-
-        It repeats so often per metre in the material of the same name: the context has numbers of its own for that.
-        """
+        """Fills the texture `slot` with `pixels(name)`, uint8 of its size, unless it shows that already; it repeats so
+        often per metre in the material of the same name: the context has numbers of its own for that."""
         material = model.material(slot).id
         self._context.mat_texrepeat[2 * material : 2 * material + 2] = repeats
         if self._textures.get(slot) == name:

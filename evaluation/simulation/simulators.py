@@ -90,11 +90,9 @@ def _serve(pipe: Any, make: Callable[[], Any]) -> None:
 class Simulators:
     """Slots over worker processes; slot s lives in worker s modulo workers. `workers=1`: in this process.
 
-    Every request of one `ask` goes to another slot; a slot starts an episode before it moves.
-
-    Args:
-        make: a function that can be pickled, which returns an environment: `reset(*Start.arguments)`,
-            `step(action [7]) -> done`, `render() -> uint8 [H, W, 3]`, `expert_actions()`.
+    Every request of one `ask` goes to another slot; a slot starts an episode before it moves. `make` can be pickled,
+    and returns an environment: `reset(*Start.arguments)`, `step(action [7]) -> done`, `render() -> uint8 [H, W, 3]`,
+    `expert_actions()`.
     """
 
     def __init__(self, workers: int, make: Callable[[], Any]):

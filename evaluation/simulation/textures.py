@@ -21,11 +21,8 @@ Pattern = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
 
 @lru_cache(maxsize=CACHED)
 def texture_pixels(name: str) -> np.ndarray:
-    """uint8 [TEXTURE_SIZE, TEXTURE_SIZE, 3] of a texture.
-
-    Raises:
-        ValueError: if Meta-World has no such file, and no kind is named so.
-    """
+    """uint8 [TEXTURE_SIZE, TEXTURE_SIZE, 3] of a texture; raises `ValueError` if Meta-World has no such file, and no
+    kind is named so."""
     kind, _, seed = name.partition(" ")
     if kind in PATTERNS and seed.isdecimal():
         return _procedural(kind, int(seed))

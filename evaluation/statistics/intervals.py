@@ -42,17 +42,13 @@ def wilson_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, flo
 
 
 def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = None) -> ClusteredShare:
-    """The share of successes, with an interval that takes trials of one layout for a cluster.
+    """The share of successes, with an interval that takes trials of one layout for a cluster; raises `ValueError`
+    without a trial.
 
     The design effect is estimated with two layouts added, one that always succeeds and one that never does: otherwise
-    the trials of a policy that never fails would look independent. Where every layout has one trial, and every part
-    as many, the interval is Wilson's.
-
-    Args:
-        weights: of each trial in the share, adding up to 1; the mean over parts by default.
-
-    Raises:
-        ValueError: without a trial.
+    the trials of a policy that never fails would look independent. Where every layout has one trial, and every part as
+    many, the interval is Wilson's. `weights`, of each trial in the share, add up to 1; by default it is the mean over
+    parts.
     """
     if not trials:
         raise ValueError("got no trials, expected at least one")
@@ -113,13 +109,10 @@ def difference_interval(
 
 
 def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]) -> float:
-    """The correlation of two shares by layout, over the trials that both policies ran.
+    """The correlation of two shares by layout, over the trials that both policies ran: those of the same name.
 
     With Newcombe's correction for continuity, which lowers a positive correlation a little. Trials that only one of
     them ran lower it, too.
-
-    Args:
-        first, second: trials by name; the same name is the same trial.
     """
     shared = [name for name in first if name in second]
     if not shared:

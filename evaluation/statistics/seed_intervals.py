@@ -28,13 +28,8 @@ Z = 1.959964
 
 
 class SeedMean(NamedTuple):
-    """The mean of the shares of one or more seeds.
-
-    Attributes:
-        shares: each seed's.
-        effective: how many independent trials those of all seeds are worth.
-        layouts: that they were run on.
-    """
+    """The mean of the `shares` of one or more seeds; `effective` is how many independent trials those of all are
+    worth, on so many `layouts`."""
 
     shares: tuple[float, ...]
     effective: float
@@ -42,7 +37,6 @@ class SeedMean(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The mean over seeds."""
         return math.fsum(self.shares) / len(self.shares)
 
     @property
@@ -90,9 +84,8 @@ def trials_worth(share: float, bounds: tuple[float, float]) -> float:
 def seed_difference(
     first: SeedMean, second: SeedMean, correlation: float = 0.0, same_seeds: bool = False
 ) -> tuple[tuple[float, float], float]:
-    """First minus second: bounds at 95 %, and the two-sided p (Welch's t with the variance of trials in it).
-
-    A side of one seed is that run, not its recipe.
+    """First minus second: bounds at 95 %, and the two-sided p (Welch's t with the variance of trials in it). A side of
+    one seed is that run, not its recipe.
 
     Args:
         correlation: of the two estimates, from the trials that both ran.
@@ -120,5 +113,4 @@ def add_variances(parts: Sequence[Variance]) -> Variance:
 
 
 def mean_variance(values: Sequence[float]) -> Variance:
-    """Variance of the mean of independent values."""
     return float(np.var(values, ddof=1)) / len(values), len(values) - 1

@@ -58,11 +58,7 @@ _BY_KEY = {variant.key: variant for variant in (HOME, *VARIANTS, *SEEN_VARIANTS)
 
 
 def variant_of(key: str) -> Look:
-    """The variant of a `family/name`.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The variant of a `family/name`; raises `ValueError` if there is none."""
     if key not in _BY_KEY:
         raise ValueError(f"got variant {key!r}, expected one of {', '.join(_BY_KEY)}")
     return _BY_KEY[key]

@@ -41,15 +41,12 @@ NAMES = {"textvqa": "TextVQA", "pope": "POPE", "gqa": "GQA", "vizwiz": "VizWiz",
 
 
 def task_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
-    """All figures of one task, overall and by category.
+    """All figures of one task, overall and by category; raises `ValueError` without samples, or if they hold no metric
+    that is known here.
 
     Args:
-        task: its name.
         samples: lm-eval's logged samples, which hold the row asked about as `doc`, the right answer as `target`, and
-            what `process_results` returned.
-
-    Raises:
-        ValueError: without samples, or if they hold no metric that is known here.
+        what `process_results` returned.
     """
     if not samples:
         raise ValueError(f"got no answers of task {task}, expected at least one")
@@ -140,12 +137,10 @@ def bootstrap_f1(judgements: Sequence[Judgement], clusters: Sequence[str] | None
 def bootstrap(
     rows: np.ndarray, clusters: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over clusters of questions.
+    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over clusters of questions, whose rows are
+    float64 [questions, K].
 
     Many clusters are alike, so their counts are drawn, which is a thousand times as fast as scipy's `bootstrap`.
-
-    Args:
-        rows: float64 [questions, K].
     """
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((len(names), rows.shape[1]))
@@ -157,7 +152,6 @@ def bootstrap(
 
 
 def headlines(figures: Sequence[Figure]) -> list[Figure]:
-    """The figure each task, and each category, is compared by."""
     return [figure for figure in figures if figure["metric"] in HEADLINES]
 
 

@@ -30,11 +30,8 @@ _POINT = re.compile(r"\(\s*(-?\d*\.?\d+)\s*,\s*(-?\d*\.?\d+)\s*\)")
 
 @dataclass(frozen=True)
 class KindScore:
-    """Right answers of n, with Wilson's 95 % interval and the majority answer's share.
-
-    `median_cm` is the median distance of points from what they should point to; None for answers in words, and if most
-    are no points.
-    """
+    """Right answers of n, with Wilson's 95 % interval and the majority answer's share; `median_cm` is the median
+    distance of points from what they should point to, None for answers in words, and if most are no points."""
 
     right: int
     n: int
@@ -60,13 +57,8 @@ def load_questions(folder: Path) -> Dataset:
 def evaluate_questions(
     model: Any, processor: Any, dataset: Dataset, batch_size: int = 50, progress: bool = True
 ) -> QuestionReport:
-    """Asks every question of a data set.
-
-    Args:
-        model, processor: of the family.
-        dataset: columns image, question, answer, kind; picture_width where a kind is `point`.
-        batch_size: questions per call of `generate`.
-    """
+    """Asks every question of a data set with columns image, question, answer, kind; picture_width where a kind is
+    `point`; `batch_size` are questions per call of `generate`."""
     answers = []
     for first in tqdm(range(0, len(dataset), batch_size), unit="batch", disable=not progress):
         batch = dataset[first : first + batch_size]
@@ -119,7 +111,6 @@ def _name(kind: str, score: KindScore) -> str:
 
 
 def questions_table(report: QuestionReport) -> Table:
-    """A row per kind of question, the total last."""
     rows = [
         (
             _name(kind, score),

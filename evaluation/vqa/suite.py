@@ -34,11 +34,10 @@ def run_vqa(
     batch_size: int = 4,
     dtype: str = "auto",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Asks a model the questions of some tasks.
+    """Asks a model the questions of some of `TASKS`.
 
     Args:
         model: a folder, or a name on the Hub or in the cache.
-        tasks: of `TASKS`.
         local: a folder with files for some or all tasks; see lm_eval_tasks/README.md.
         limit: at most this many questions per task, the first ones.
         batch_size: questions per call of `generate`.
@@ -50,7 +49,7 @@ def run_vqa(
 
     Raises:
         ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
-            that writes no text.
+        that writes no text.
         FileNotFoundError: if a task's data is not to be had; before the model is loaded.
     """
     check_arguments(tasks, limit, batch_size)

@@ -108,11 +108,7 @@ def resolved(checkpoint: str, policy: Any) -> str:
 
 @lru_cache
 def saved_settings(checkpoint: str) -> dict[str, Any]:
-    """The `config.json` of a repository.
-
-    Raises:
-        ValueError: unless it is of this family.
-    """
+    """The `config.json` of a repository; raises `ValueError` unless it is of this family."""
     folder = Path(checkpoint)
     path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(checkpoint, "config.json"))
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -30,11 +30,8 @@ QUESTION = "query_text"  # where LeRobot's rollout puts what `/vqa` asks
 
 
 class GenVLAPolicy(PreTrainedPolicy):
-    """Acts, trains and answers.
-
-    Raises:
-        ValueError: for a model that cannot act, a camera without a picture, or actions of another size.
-    """
+    """Acts, trains and answers; raises `ValueError` for a model that cannot act, a camera without a picture, or
+    actions of another size."""
 
     config_class = GenVLAConfig
     name = "gen_vla"
@@ -269,7 +266,6 @@ class GenVLAPolicy(PreTrainedPolicy):
 
 
 def load(config: GenVLAConfig) -> tuple[Any, Any]:
-    """The model and its processor."""
     from transformers import AutoModel, AutoProcessor
 
     name = config.checked_checkpoint()
@@ -292,16 +288,8 @@ def connect(address: str) -> Any:
 
 
 def chosen_pictures(names: list[str] | None, given: dict[str, str], keys: list[str]) -> dict[str, str]:
-    """The observation's key of each of the model's cameras, in the model's order.
-
-    Args:
-        names: of the model's cameras; `None` for one of any name.
-        given: of the configuration.
-        keys: of the pictures there are.
-
-    Raises:
-        ValueError: where it is not clear which picture is which.
-    """
+    """The observation's key of each of the model's cameras, in the model's order; `names` is `None` for one of any
+    name. Raises `ValueError` where it is not clear which of the pictures `keys` is which."""
     short = {key.rsplit(".", 1)[-1]: key for key in keys}
     found = {name: short.get(key, key) for name, key in given.items()}
     if names:

@@ -43,7 +43,6 @@ def action_card(action: PredictedAction) -> str:
 
 
 def seconds(milliseconds: float) -> str:
-    """A time as people say it."""
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
@@ -71,7 +70,6 @@ def coloured(text: str, probability: float, choice: bool) -> str:
 
 
 def colour(probability: float) -> str:
-    """The background of a token, as CSS."""
     below, above, share = (GUESS, EVEN, 2 * probability) if probability < 0.5 else (EVEN, SURE, 2 * probability - 1)
     return "rgb({}, {}, {})".format(*(round(low + (high - low) * share) for low, high in zip(below, above)))
 
@@ -101,7 +99,6 @@ def action_table(action: PredictedAction) -> str:
 
 
 def in_units(index: int, value: float) -> str:
-    """A value of an action, as people read it."""
     if index < 3:
         return f"{MILLI * value:+.1f} mm"
     return f"{DEGREES * value:+.1f}°" if index < 6 else f"{value:.2f}, {gripper_in_words(value)}"

@@ -39,11 +39,8 @@ class Answers:
     """What each tab of the page does."""
 
     def __init__(self, policy: Policy, baseline: Policy | None):
-        """Takes a model, and a second one if there is one to compare it with.
-
-        Raises:
-            ValueError: if the two cannot be shown the same pictures, or have no data set in common.
-        """
+        """Takes a model, and a second one if there is one to compare it with; raises `ValueError` if the two cannot be
+        shown the same pictures, or have no data set in common."""
         self.policy, self.baseline, self.cameras = policy, baseline, policy.cameras
         self.shared_data_sets = list(policy.data_sets)
         if baseline:
@@ -65,7 +62,6 @@ class Answers:
 
     @for_visitors
     def ask(self, picture: Any, question: str) -> tuple[str, str]:
-        """An answer, and what it cost."""
         check_pictures([picture])
         answer, milliseconds = self.policy.ask(picture, question)
         return answer or "(the model wrote nothing)", f"Answered in {seconds(milliseconds)}."
@@ -132,11 +128,7 @@ def check_comparable(policy: Policy, baseline: Policy) -> None:
 
 
 def check_pictures(pictures: Sequence[Any], cameras: Sequence[str] = ()) -> None:
-    """Says what is missing, or what will be hard to see.
-
-    Args:
-        cameras: whose pictures these are; empty for one picture of any camera.
-    """
+    """Says what is missing, or what will be hard to see; without `cameras` it is one picture of any."""
     missing = [camera for camera, picture in zip(cameras, pictures) if picture is None]
     if missing:
         *others, last = missing

@@ -150,12 +150,8 @@ def add_compare_tab(answers: Answers) -> None:
 
 def ask_model(button: gr.Button, answer: Any, inputs: list[Any], outputs: list[Any], result: str) -> None:
     """Wires a button, and the key Enter in a text field, to the model, which answers one visitor after another.
-
-    Programs call it by the method's name.
-
-    Args:
-        result: the id of what is scrolled to where it is out of sight: on a phone it comes below the fields.
-    """
+    Programs call it by the method's name. `result` is the id of what is scrolled to where it is out of sight: on a
+    phone it comes below the fields."""
     (words,) = (field for field in inputs if isinstance(field, gr.Textbox))
     event = gr.on(
         [button.click, words.submit],
@@ -192,7 +188,6 @@ def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list
 
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
-    """A picture that only shows."""
     shown = {"format": "png", "interactive": False, "buttons": ["fullscreen", "download"]}
     return gr.Image(picture, label=label, elem_id=elem_id, **shown)
 

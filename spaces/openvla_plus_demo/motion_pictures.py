@@ -35,11 +35,7 @@ class Arrow:
 
 
 def draw_arrows(picture: Image.Image, arrows: Sequence[Arrow], frame: RobotFrame, longest: float) -> Image.Image:
-    """The picture with motions on it.
-
-    Args:
-        longest: metres that the longest arrow stands for.
-    """
+    """The picture with motions on it; `longest` are the metres that the longest arrow stands for."""
     scale = SIDE / max(picture.size)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     canvas = picture.resize((size[0] * FINE, size[1] * FINE), Image.Resampling.LANCZOS)
@@ -73,7 +69,6 @@ def with_others(drawn: Image.Image, others: Sequence[tuple[str, Image.Image]]) -
 
 
 def shortened(name: str, width: float, text: Any) -> str:
-    """A name that is no wider than `width` pixels in a font."""
     short = name
     while short and text.getlength(short if short == name else f"{short}…") > width:
         short = short[:-1]
@@ -113,11 +108,8 @@ def draw_legend(draw: ImageDraw.ImageDraw, arrows: Sequence[Arrow], height: int)
 
 
 def draw_in_space(steps: np.ndarray, frame: RobotFrame) -> Image.Image:
-    """The gripper before (grey) and after (teal) an action, seen roughly as the data set's camera would.
-
-    Args:
-        steps: float [T, 7] in metres, radians and 0..1.
-    """
+    """The gripper before (grey) and after (teal) an action, seen roughly as the data set's camera would; `steps` are
+    float [T, 7] in metres, radians and 0..1."""
     path = np.vstack([np.zeros(3), np.cumsum(steps[:, :3], axis=0)])
     size = 0.5 * max(float(np.ptp(path, axis=0).max()), LEAST_EXTENT)
     turned = rotation_matrix(steps[:, 3:6].sum(axis=0))

@@ -39,7 +39,6 @@ ROBOT_FRAMES = {"tabletop": RobotFrame(118.0, -42.0, SIMULATED)}
 
 
 def frame_of(data_set: str) -> RobotFrame:
-    """The frame of a data set."""
     return ROBOT_FRAMES.get(data_set, RobotFrame())
 
 
@@ -72,7 +71,6 @@ def direction(motion: np.ndarray, frame: RobotFrame) -> str:
 
 
 def gripper_in_words(opening: float) -> str:
-    """What 0..1 means for a gripper."""
     if opening >= OPEN:
         return "open"
     return "closed" if opening <= CLOSED else "half open"

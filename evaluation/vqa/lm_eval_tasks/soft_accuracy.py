@@ -57,15 +57,8 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_accuracy(answer: str, annotations: Sequence[str]) -> float:
-    """Mean over annotators of min(1, matches among the others / 3), all answers normalised.
-
-    Args:
-        answer: what the model wrote.
-        annotations: what people answered, usually ten of them.
-
-    Raises:
-        ValueError: with fewer than two annotations, since each is left out once.
-    """
+    """Mean over annotators of min(1, matches among the others / 3), all answers normalised; raises `ValueError` with
+    fewer than two annotations (usually ten), since each is left out once."""
     if len(annotations) < 2:
         raise ValueError(f"got {len(annotations)} annotations, expected at least 2, usually 10; drop the question")
     given = normalize_answer(answer)
