@@ -43,8 +43,6 @@ CLOSES = {429: 1013, 500: 1011, 503: 1012, 504: 1011}  # the code that a websock
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes."""
-
     api_key: str | None = None  # that clients have to send
     message_bytes: int = 32 * 2**20  # of a message at most
     connections: int = 32  # websockets at most
@@ -136,7 +134,6 @@ class PolicyServer:
         return JSONResponse({"error": FAULT}, 500)
 
     async def http_message(self, request: HttpRequest) -> tuple[dict[str, Any], bool]:
-        """The dictionary in a body, and whether it was encoded twice."""
         self.check_sender(request.headers)
         body = bytearray()
         try:
@@ -267,7 +264,6 @@ class PolicyServer:
         return {"actions": answer.actions, **reply}, replace(session, step=session.step + 1)
 
     def after_reset(self, message: dict[str, Any], session: Session) -> tuple[dict[str, Any], Session]:
-        """A new episode, with what the reset says about it."""
         words, key, seed = message.get("prompt"), message.get("unnorm_key"), message.get("seed", 0)
         if not isinstance(seed, int):
             raise TypeError(f"got {type(seed).__name__} as seed, expected a whole number")
@@ -280,7 +276,6 @@ class PolicyServer:
         return {"reset": True, "episode": episode.episode}, episode
 
     async def send(self, websocket: WebSocket, reply: bytes | str) -> None:
-        """Sends a reply, in bounded time; raises `TimeoutError` where a robot does not read."""
         sending = websocket.send_text(reply) if isinstance(reply, str) else websocket.send_bytes(reply)
         async with asyncio.timeout(self.limits.timeout):
             await sending

@@ -20,8 +20,6 @@ import yaml
 
 @dataclass(frozen=True)
 class Layout:
-    """Keys of an observation."""
-
     cameras: dict[str, str]  # the key of each picture by name; the first is what a model of one camera is shown
     state: tuple[str, ...] = ()  # of its parts, in order; those that are there are joined for a model that takes it
     instruction: tuple[str, ...] = ("prompt", "instruction")  # of which one is there
@@ -109,7 +107,6 @@ def find(observation: Mapping[str, Any], key: str) -> Any:
 
 
 def shown_keys(observation: Mapping[str, Any]) -> str:
-    """The keys of an observation for an error, a dozen at most."""
     keys = [str(key)[:40] for key in list(observation)[:12]]
     return f"the keys {', '.join(keys)}" if keys else "no keys"
 

@@ -66,7 +66,6 @@ def answers(address: str) -> bool:
 
 
 def observation_for(cameras: Sequence[str] | None, seed: int = 0, side: int = SIDE) -> dict[str, Any]:
-    """Pictures of noise under the cameras' names, and an instruction."""
     random = np.random.default_rng(seed)
     names = cameras or ["image"]
     pictures = {name: random.integers(0, 256, (side, side, 3), dtype=np.uint8) for name in names}

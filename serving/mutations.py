@@ -41,7 +41,6 @@ KEYS = ("prompt", "instruction", "unnorm_key", "state", "prefix_actions", "query
 
 
 def mutated(observation: dict[str, Any], chance: random.Random, as_json: bool) -> bytes:
-    """One message that went wrong, as JSON or msgpack."""
     message, kind = dict(observation), chance.random()
     key = chance.choice([*message, *KEYS])
     if 0.5 < kind < 0.65:
@@ -164,6 +163,5 @@ def is_sentence(text: str) -> bool:
 
 
 def mutations_table(results: dict[str, Any]) -> Table:
-    """What came back, and memory."""
     rows = [(name.replace("_", " "), value) for name, value in results.items() if name != "faults"]
     return results_table("Messages that went wrong", ("", ""), [*rows, ("faults", len(results["faults"]))])

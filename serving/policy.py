@@ -22,8 +22,6 @@ DESCRIPTIONS = ("names", "fps", "displacements", "q01", "q99")  # of a data set'
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request gets."""
-
     actions: np.ndarray | None  # float32 [T, D], in the units of its data set; None for a question
     text: str  # the action string, or the answer to a question
     passes: int  # forward passes of its batch
@@ -166,5 +164,4 @@ class ServedPolicy:
 
 
 def plain(value: Any) -> Any:
-    """Lists and numbers of NumPy values."""
     return value.tolist() if hasattr(value, "tolist") else value

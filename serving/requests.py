@@ -35,8 +35,6 @@ class Session:
 
 @dataclass(frozen=True)
 class Request:
-    """One observation with what is asked about it."""
-
     pictures: tuple[Image.Image, ...]  # RGB, in the order of the model's cameras
     words: str  # an instruction; or a question, if `asks`
     asks: bool = False
@@ -48,8 +46,6 @@ class Request:
 
 @dataclass(frozen=True)
 class Requests:
-    """Reads requests for one model."""
-
     layouts: Layouts
     unnorm_keys: Sequence[str]  # those the model has statistics for
     default_key: str | None  # for requests and sessions without one
@@ -157,7 +153,6 @@ def read_picture(given: Any) -> Image.Image:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises `ValueError` for a picture without pixels or with too many."""
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"got a picture of {width} x {height} pixels, expected 1 to {MAX_PIXELS}; make it smaller")
 
@@ -175,7 +170,6 @@ def check_state(state: Any, key: str) -> None:
 
 
 def is_numbers(value: Any) -> bool:
-    """Whether it is a short list of numbers."""
     return isinstance(value, list) and len(value) <= MAX_STATE and all(type(each) in (int, float) for each in value)
 
 

@@ -65,7 +65,6 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def check_address(host: str, limits: Limits) -> None:
-    """Raises `ValueError` for an address that other machines reach without a key."""
     if host not in LOOPBACK and not limits.api_key:
         raise ValueError(
             f"got --host {host}, which other machines reach, without a key; set GEN_VLA_API_KEY to a secret that "

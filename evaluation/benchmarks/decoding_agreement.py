@@ -1,7 +1,5 @@
 """How often fast decoding writes another action than one token at a time: a trained model on pictures of a data set.
 
-    gen-vla evaluate agreement gen-vla/mini-openvla-plus demonstrations --dtype bfloat16 --output agreement.json
-
 In float32 the answer is never, as far as the tests go. In half precision a sum's rounding depends on the shape of the
 batch, and two tokens that are nearly as probable can swap; not only in trees, so the same is asked of `generate`:
 

@@ -1,19 +1,14 @@
 """What an action costs on this machine: milliseconds, passes, bytes and memory of each way of decoding, side by side.
 
-    gen-vla evaluate decoding --sizes mini,100m --bridge octo_bridge_debug --picture decoding.png
-    gen-vla evaluate decoding --sizes "" --bridge octo_bridge_debug        # passes only
-
-Compared, in turns within one run, on random weights, which are as fast as any:
-
     generate         plain constrained decoding, one token per pass: `generate` with the LogitsProcessor
     tree, N nodes    tree decoding, the same tokens
     ... static       the same with shapes that repeat; on a GPU as CUDA graphs
     ... lean         with fused layers (`modeling/fused_layers.py`) in place of the model's own
     bins, generate   the 7-token baseline of OpenVLA, and the same through our engine
 
-Random weights write strings that no robot would. While it is timed, tree decoding therefore follows recorded actions
-(`decoding_replay.py`). Of two calls in a row, on other actions, the second is timed: a control loop makes many. That
-both ways choose the same tokens is checked apart, without recorded actions.
+Weights are random, which are as fast as any, and write strings that no robot would: while it is timed, tree decoding
+therefore follows recorded actions (`decoding_replay.py`). Of two calls in a row, on other actions, the second is
+timed: a control loop makes many.
 """
 
 import itertools
@@ -44,8 +39,6 @@ from gen_vla.training.provenance.origin import describe_machine
 
 @dataclass(frozen=True)
 class Way:
-    """One way of decoding: `nodes` 0 is `generate`."""
-
     nodes: int
     static: bool = False
     lean: bool = False

@@ -156,7 +156,6 @@ def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float
 
 
 def random_pictures(generator: np.random.Generator, processor: Any) -> list[Image.Image]:
-    """96 x 96 pixels of noise for each camera."""
     noise = generator.integers(0, 256, (pictures_per_action(processor), 96, 96, 3), dtype=np.uint8)
     return [Image.fromarray(picture) for picture in noise]
 

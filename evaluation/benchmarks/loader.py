@@ -1,14 +1,8 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-    gen-vla evaluate loader octo_bridge_debug --output evaluation/results/loader.json
-
 Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
 the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded
 and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is not counted.
-
-    gen-vla   `RobotDataset.rows`, Pillow
-    tfds      the same camera decoded in `tf.data`, the others skipped; steps flattened, resized with antialiasing
-    lerobot   `LeRobotDataset[i]` with its default video decoder, resized with antialiasing by torch
 """
 
 import statistics

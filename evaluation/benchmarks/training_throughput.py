@@ -1,7 +1,5 @@
 """Whole training steps of this package's trainer beside those of TRL's plain SFTTrainer: rows per second and memory.
 
-    gen-vla evaluate training_throughput --sizes mini,100m --output evaluation/results/training_throughput_cpu.json
-
 Both train the same LLaVA of SigLIP and Llama, without a second encoder, from random weights, on the same rows: a PNG
 and the string of an action of seven values. A step is all of it: pictures decoded, rows tokenized and collated,
 forward, backward, AdamW, and figures per source on our side. Each trainer has a process of its own; a step's time is
@@ -72,7 +70,6 @@ class StepClock(TrainerCallback):
         self.ended = now
 
     def medians(self) -> dict[str, float]:
-        """Seconds."""
         return {name: statistics.median(found[name] for found in self.times) for name in self.times[0]}
 
 
@@ -138,7 +135,6 @@ def run_plain(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
 
 
 def made_up_recipe(work_dir: Path, size: str, batch_size: int, steps: int) -> Recipe:
-    """A recipe of a LLaVA of this size, beside random pictures and actions."""
     (width, blocks, heads), (side, patch) = SIZES[size]["vision"], SIZES[size]["image"]
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (ROWS, side, side, 3), dtype=np.uint8)
@@ -177,7 +173,6 @@ def made_up_recipe(work_dir: Path, size: str, batch_size: int, steps: int) -> Re
 
 
 def run_benchmark(sizes: list[str], batch_size: int, steps: int) -> dict[str, Any]:
-    """Every size with either trainer, one process each."""
     results: dict[str, Any] = {"suite": "training_throughput", "machine": describe_machine(), "dtype": "float32"}
     results["runs"] = []
     for size in sizes:

@@ -35,8 +35,6 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was recorded, and what a policy would have done, of N steps."""
-
     predicted: np.ndarray  # float32 [N, T, D] in units; relative to the state where the statistics are
     recorded: np.ndarray  # the same
     valid: np.ndarray  # bool [N, T], within the episode

@@ -1,10 +1,7 @@
 """A policy's actions beside recorded ones that it was not trained on, without a robot or a simulator.
 
-    gen-vla evaluate open_loop my-robot my_held_out_data --every 10 --output open_loop.json --picture open_loop.png
-
 Open loop: the policy sees recorded pictures, whatever it answers, so that its mistakes never lead it to places nobody
-recorded. A small error does not mean success on the robot; one no smaller than that of the mean action means that the
-policy learned nothing of what the pictures show. `data.py` reads the steps, `scores.py` compares the actions.
+recorded. `data.py` reads the steps, `scores.py` compares the actions.
 """
 
 from collections.abc import Sequence
@@ -43,8 +40,6 @@ ALL_BUT_HELD_OUT = "all of its episodes but those that were held out"
 
 @dataclass(frozen=True)
 class OpenLoopSettings:
-    """What is asked."""
-
     unnorm_key: str | None = None  # whose statistics; None for the model's only ones
     cameras: Sequence[str] | None = None  # of the data set; None for those of the recipe, or of the model
     split: str | None = None  # None for all episodes of a LeRobot set, and "train" of others
@@ -96,7 +91,6 @@ def ask_policy(
 
 
 def predicted(model: Any, processor: Any, key: str, batch: Sequence[RecordedStep]) -> np.ndarray:
-    """Actions float32 [B, T, D]."""
     state = state_arguments(processor, [step.state for step in batch], key)
     inputs = processor.action_inputs([step.images for step in batch], [step.instruction for step in batch], **state)
     noise = starting_noise(model, [step.name for step in batch])
@@ -180,7 +174,6 @@ def evaluate_open_loop(
 
 
 def open_loop_tables(results: dict[str, Any]) -> list[Table]:
-    """Errors per dimension and over all beside the baselines', and along the chunk."""
     named = [name for name, of in results["dimensions"][0].items() if isinstance(of, dict)]
     together, rows = results["normalized"], []
     for entry in results["dimensions"]:
@@ -211,7 +204,6 @@ def figure_text(figure: dict[str, Any], measure: str, bounds: bool) -> str:
 
 
 def open_loop_notes(results: dict[str, Any]) -> list[str]:
-    """What to know beside the tables, a sentence each."""
     notes = []
     if results["held_out"]:
         notes.append(f"asked about episodes that the training held out, {results['held_out']} of this data set")

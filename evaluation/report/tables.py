@@ -150,7 +150,6 @@ def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[
 
 
 def fits(figure: Figure, column: dict[str, Any]) -> bool:
-    """Whether a figure belongs into a column of the paper; runs that a mean over seeds is made of do not."""
     task = TASK_NAMES.get(figure["task"], figure["task"])
     same = (figure["mode"], task) == (column["mode"], column["task"])
     return same and not figure["control"] and not figure["mean"] and figure["metric"] in MAIN_METRICS
@@ -198,7 +197,6 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The first row is the head."""
     texts = [["" if cell is None else str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (texts[0], ["---"] * len(texts[0]), *texts[1:])]
 
@@ -250,7 +248,6 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
 
 
 def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
-    """A line per model and file: on what, when and by which command its figures were measured."""
     lines: list[Sequence[Any]] = [("model", "parameters", "measured on", "file", "date", "code", "command")]
     keys = ("model", "parameters", "hardware", "source", "date", "commit", "command")
     runs = [figure for figure in figures if "seeds" not in figure]
@@ -307,7 +304,6 @@ def _card_figure(figure: Figure) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
-    """`report.md`, `report.json` and `cards/MODEL.json`; returns their paths."""
     cards = {folder / "cards" / f"{name}.json": card for name, card in card_results(report).items()}
     written = {folder / "report.json": with_provenance(report, provenance()), **cards}
     texts = {path: json.dumps(values, indent=2, ensure_ascii=False) for path, values in written.items()}

@@ -56,7 +56,6 @@ def draw_panels(
 
 
 def _caption(results: dict[str, Any], role: str) -> str:
-    """Probe accuracy of all towers joined, and of each where there are several."""
     by_tower = {entry["tower"]: entry for entry in results["tasks"] if entry["role"] == role}
     joined = by_tower.pop(JOINED)
     text = f"linear probe {percent(joined['value'], 1)} %  ({percent_range(joined['interval'], 1)})"

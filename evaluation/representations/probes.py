@@ -108,7 +108,6 @@ def cosine_drift(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """`cka` and `cosine` drift of every tower that both models have, at the same width."""
     pairs = {name: (before[name], of) for name, of in after.items() if name in before}
     return {
         name: {"cka": round(linear_cka(old, new), 4), "cosine": round(cosine_drift(old, new), 4)}
@@ -145,7 +144,6 @@ def compare_representations(
 
 
 def representations_table(results: dict[str, Any], title: str) -> Table:
-    """A row per model and tower: probe accuracy, interval, CKA and cosine drift since before."""
     rows = []
     for entry in results["tasks"]:
         moved = results["drift"].get(entry["role"], {}).get(entry["tower"])

@@ -46,7 +46,6 @@ CONTROLS: dict[str, Begin] = {"expert": expert, "random": random, "zero": zero}
 
 
 def unknown_tasks(control: str, robot: str) -> list[str]:
-    """The tasks of a robot that a control cannot do."""
     return [task for task in TASKS[robot] if control == "expert" and task not in KNOWN_TASKS]
 
 
@@ -115,5 +114,4 @@ def _seen_from(base: np.ndarray, pose: Any) -> np.ndarray:
 
 
 def _matrix(pose: Any) -> np.ndarray:
-    """A pose as float64 [4, 4]."""
     return np.asarray(pose.to_transformation_matrix(), dtype=float)

@@ -87,7 +87,6 @@ def make_environment(trial: Trial, assets: Path, shader: str | None = None) -> A
 
 
 def check_assets(trial: Trial, assets: Path) -> None:
-    """Raises `FileNotFoundError` if the trial's photograph or scene is missing."""
     wanted = [] if trial.overlay is None else [assets / "real_inpainting" / trial.overlay]
     if "dummy" not in trial.scene:
         wanted.append(assets / "hab2_bench_assets" / "stages" / f"{trial.scene}.glb")
@@ -100,7 +99,6 @@ def check_assets(trial: Trial, assets: Path) -> None:
 
 
 def reset_options(trial: Trial) -> dict[str, Any]:
-    """The options of `reset`: where robot and objects stand."""
     x, y, angle = trial.place
     start = {key: np.array(value) if isinstance(value, tuple) else value for key, value in trial.start.items()}
     # A turn by the angle, then the half turn by which these robots face the table: (w, x, y, z).
@@ -122,7 +120,6 @@ def camera_image(environment: Any, observation: dict[str, Any], robot: str, mask
 
 
 def foreground_ids(simulator: Any) -> list[int]:
-    """Segmentation ids of the robot's links, of cabinets' links and of the objects."""
     links = [link.id for articulation in simulator.get_articulations() for link in articulation.get_links()]
     robot = [link.id for link in simulator.agent.robot.get_links()]
     objects = [actor.id for actor in simulator.get_actors() if actor.name not in BACKGROUND_ACTORS]

@@ -237,7 +237,6 @@ class Script:
         return np.array([*(self.share * way), *angles, float(move.open)])
 
     def is_over(self, hand: Hand) -> bool:
-        """Whether the present move has arrived, or was tried for long enough."""
         move = self.moves[self.index]
         there = np.linalg.norm(move.goal - hand.position) < ARRIVED
         turned = np.linalg.norm(remaining_rotation(hand, move.closing, self.pace.lean)) < ALIGNED

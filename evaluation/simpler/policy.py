@@ -108,7 +108,6 @@ class ModelPrediction:
         self.model, self.processor = model, processor
 
     def begin(self, trial: Any, instruction: str, simulator: Any) -> Predict:
-        """An episode, as the controls begin one."""
         return lambda image: self(image, instruction)
 
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:

@@ -70,7 +70,6 @@ def run_trial(begin: Begin, trial: Trial, make: Make, action_ensemble: bool = Fa
 
 
 def attempts(trial: Any, attempt: Callable[[], Outcome]) -> Outcome:
-    """How a trial ended at the first attempt that did not crash."""
     error = ""
     for _ in range(ATTEMPTS):
         try:

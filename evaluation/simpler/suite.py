@@ -34,8 +34,6 @@ from gen_vla.training.provenance.training_record import with_record
 
 @dataclass(frozen=True)
 class SimplerSettings:
-    """What is run."""
-
     robot: Robot
     modes: tuple[str, ...] = ("matching",)  # of `simpler/trials.py`, as tasks
     tasks: tuple[str, ...] = ()  # none means all
@@ -52,7 +50,6 @@ class SimplerSettings:
         return {key: value for key, value in asdict(self).items() if key not in chosen}
 
     def trials(self) -> list[Trial]:
-        """Its share of the trials."""
         index, count = self.shard
         if not 0 <= index < count:
             raise ValueError(f"got shard {index}/{count}, expected one of 0/{count} to {count - 1}/{count}")
@@ -139,7 +136,6 @@ def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog
 
 
 def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
-    """A score for every mode and task of which there are outcomes, in the published order."""
     by_task: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in log.outcomes.values():
         by_task.setdefault((entry["mode"], entry["task"]), []).append(entry)
@@ -150,7 +146,6 @@ def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
 
 
 def simpler_table(results: Mapping[str, Any], title: str) -> Table:
-    """A row per policy, mode and task: successes / trials judged of those of the whole protocol."""
     rows = []
     controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
     for policy, tasks in {"policy": results["tasks"], **controls}.items():

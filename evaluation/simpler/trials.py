@@ -64,8 +64,6 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to be run."""
-
     mode: str
     task: str
     part: str  # the can's pose or the drawer; one of the things a score averages over
@@ -83,7 +81,6 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What tells it from every other trial."""
         where = ",".join(f"{key}={value}" for key, value in self.start.items())
         x, y, angle = self.place
         return f"{self.mode}/{self.task}/{self.part}/{self.variant}/robot={x:g},{y:g},{angle:g}/{where}"
@@ -186,7 +183,6 @@ def _google_trial(task: str, environment: str, steps: int, place: Sequence[float
 def _pick(
     variant: str, scene: str, build: dict[str, Any], environment: str = PICK_CAN, **others: Any
 ) -> Iterator[Trial]:
-    """3 poses of the can on a grid of 5 x 5 positions."""
     for pose, option in CAN_POSES.items():
         shown = {"part": pose, "variant": variant, "scene": scene, "build": {option: True, **build}, **others}
         for x in range(5):
@@ -196,7 +192,6 @@ def _pick(
 
 
 def _move(environment: str, variant: str, scene: str, build: dict[str, Any], **others: Any) -> Iterator[Trial]:
-    """60 episodes: 5 triplets of objects x 6 pairs among them x 2 arrangements."""
     shown = {"part": "", "variant": variant, "scene": scene, "build": build, **others}
     for episode in range(60):
         start = {"episode_id": episode}
@@ -206,7 +201,6 @@ def _move(environment: str, variant: str, scene: str, build: dict[str, Any], **o
 def _drawers(
     variant: str, scene: str, build: dict[str, Any], place: Sequence[float], overlay: str | None
 ) -> Iterator[Trial]:
-    """Open and close each of three drawers, ray traced."""
     shown = {"variant": variant, "scene": scene, "build": {"shader_dir": "rt", **build}, "overlay": overlay}
     for verb in ("open", "close"):
         for drawer in DRAWERS:

@@ -167,7 +167,6 @@ class TabletopEnv:
         return ExpertView(self.data.body("hand").xpos.copy(), fingers, handle, self._object_positions())
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert at the present state, clipped: float32 [7]."""
         return from_simulator_action(expert_move(self.goal, self.view()))
 
     def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -227,12 +226,10 @@ class TabletopEnv:
 
 
 def is_closed(robot: int) -> bool:
-    """Whether the gripper is closed in a pose of still scenes: in every third."""
     return robot % 3 == 2
 
 
 def _subtree(model: Any, root: int) -> list[int]:
-    """The ids of a body and of all bodies that hang on it."""
     found = [root]
     for body in range(root + 1, model.nbody):  # parents come before their children
         if model.body_parentid[body] in found:

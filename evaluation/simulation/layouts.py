@@ -187,7 +187,6 @@ class SceneState:
 
 
 def is_done(goal: Goal, state: SceneState) -> bool:
-    """Whether this moment is what the goal asks for."""
     if goal.task == "open_drawer":
         return state.opening >= OPEN
     if goal.task == "close_drawer":

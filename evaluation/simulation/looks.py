@@ -70,7 +70,6 @@ class Look:
 
 
 def grey(*lights: float) -> Lighting:
-    """White light of these strengths."""
     return tuple((light, light, light) for light in lights)
 
 

@@ -52,7 +52,6 @@ class Pace:
     policy_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
-        """Rounded, with steps per second outside the policy."""
         outside = max(self.seconds - self.policy_seconds, 1e-9)
         figures = {name: round(value, 2) for name, value in asdict(self).items()}
         return {**figures, "simulated_per_second": round(self.steps / outside, 1)}
@@ -99,7 +98,6 @@ class _Rollouts:
         return crashed
 
     def _moves(self) -> list[Start | Move]:
-        """One call of the policy for every running episode."""
         states = [(slot, running, running.reply) for slot, running in self.slots.items() if running.reply is not None]
         moments = [Moment(s.job.task, s.job.seed, s.steps, *reply.experts) for _, s, reply in states]
         began = time.perf_counter()

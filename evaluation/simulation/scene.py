@@ -205,7 +205,6 @@ def show_object(model: Any, index: int, shape: str | None, rgb: RGB = WHITE) -> 
 
 
 def ornaments(things: Iterable[TableObject], colours: Mapping[str, RGB]) -> list[Ornament]:
-    """These objects as something that is only drawn."""
     return [ornament for thing in things for ornament in _ornaments(thing, colours[thing.colour])]
 
 
@@ -220,5 +219,4 @@ def _ornaments(thing: TableObject, rgb: RGB) -> Iterator[Ornament]:
 
 
 def drawn_parts(shape: str) -> list[Part]:
-    """The parts of a shape that a picture shows."""
     return [part for part in PARTS[shape] if not part.touch]

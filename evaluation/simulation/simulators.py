@@ -42,8 +42,6 @@ class Reply(NamedTuple):
 
 
 class Crash(NamedTuple):
-    """The simulator failed; `message` says how."""
-
     message: str
 
 
@@ -77,7 +75,6 @@ class _Slots:
 
 
 def _serve(pipe: Any, make: Callable[[], Any]) -> None:
-    """Answers lists of requests until the other end closes."""
     slots = _Slots(make)
     while True:
         try:
@@ -111,7 +108,6 @@ class Simulators:
         return here, process
 
     def ask(self, requests: Sequence[Start | Move]) -> list[Reply | Crash]:
-        """Answers in the order of the requests."""
         if self._slots is not None:
             return [self._slots.answer(request) for request in requests]
         count = len(self._workers)

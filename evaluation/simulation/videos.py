@@ -31,7 +31,6 @@ def record_video(env: Any, policies: dict[str, Policy], job: EpisodeJob, path: P
 
 
 def _play(env: Any, policy: Policy, job: EpisodeJob, size: int, name: str) -> tuple[list[Image.Image], bool]:
-    """The frames of one policy's episode, the last one with how it ended, and whether it succeeded."""
     env.reset(*job.start)
     frames: list[Image.Image] = []
     ending, colour = "not done", FAILED

@@ -74,7 +74,6 @@ def mean_weights(trials: Sequence[Scored]) -> list[float]:
 
 
 def _layout_sums(trials: Sequence[Scored], weights: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Weight and weighted score of each layout."""
     sums: dict[str, tuple[float, float]] = {}
     for weight, trial in zip(weights, trials, strict=True):
         before, score = sums.get(trial.layout, (0.0, 0.0))

@@ -4,13 +4,11 @@ The mean of S seeds, all run on the same L layouts, estimates what a recipe reac
 variances are added:
 
     seeds    s^2 / S, where s is the standard deviation of the seeds' shares; S - 1 degrees of freedom
-    trials   of all seeds' trials together, clustered by layout whoever ran it: seeds that fail in the same layouts
-             say little more than one of them (`intervals.clustered_share`); L - 1 degrees of freedom
+    trials   of all seeds' trials together, clustered by layout whoever ran it (`intervals.clustered_share`); L - 1
 
 The degrees of freedom of the sum are Satterthwaite's, the interval has Wilson's form with Student's t; scipy's
-`ttest_ind` (Welch) has no place for the variance of the trials. The luck of a single run is in both variances:
-coverage is above 95 % where seeds hardly differ, and below where two or three of them differ widely near 0 or 1
-(`tests/support/seed_coverage.py` counts). A bootstrap over three seeds covers the truth two times in three.
+`ttest_ind` (Welch) has no place for the variance of the trials. The luck of a single run is in both variances;
+`tests/support/seed_coverage.py` counts what that does to the coverage.
 """
 
 import math
@@ -106,7 +104,6 @@ def seed_difference(
 
 
 def add_variances(parts: Sequence[Variance]) -> Variance:
-    """The sum of independent variances, with Satterthwaite's degrees of freedom."""
     total = math.fsum(variance for variance, _ in parts)
     below = math.fsum(variance**2 / degrees for variance, degrees in parts)
     return total, max(1.0, total**2 / below) if below else math.inf

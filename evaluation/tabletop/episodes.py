@@ -114,11 +114,9 @@ class EpisodeLog:
             append_line(self._path, asdict(self.episodes[-1]))
 
     def missing(self, jobs: Sequence[TabletopJob]) -> list[TabletopJob]:
-        """The jobs that no finished episode answers."""
         done = {episode.key for episode in self.episodes}
         return [job for job in jobs if job.key not in done]
 
     def of(self, jobs: Sequence[TabletopJob]) -> list[TabletopEpisode]:
-        """Finished episodes in the order of their jobs."""
         found = {episode.key: episode for episode in self.episodes}
         return [found[job.key] for job in jobs if job.key in found]

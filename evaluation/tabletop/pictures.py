@@ -29,7 +29,6 @@ FAMILY_COLOURS = ("#5e81ac", "#a3744b", "#d0a02c", "#7a9a5b", "#8f6a96", "#b5564
 
 
 def _picture(task: Task, seed: int, steps: int, look: Look = HOME, masked: bool = False) -> tuple[Image.Image, str]:
-    """The picture after some steps of the expert, and its instruction."""
     env = TabletopEnv()
     instruction = env.reset(task, seed, look, masked)
     for _ in range(steps):

@@ -51,7 +51,6 @@ def _interval(trials: Sequence[Scored], weights: Sequence[float] | None = None) 
 
 
 def summarise(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
-    """All that one policy's episodes say, by mode."""
     summary: dict[str, Any] = {}
     for mode in dict.fromkeys(e.mode for e in episodes):
         chosen = [e for e in episodes if e.mode == mode]
@@ -103,7 +102,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def tabletop_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop") -> Table:
-    """A row per policy and mode: every task with its interval, the mean, malformed and crashed episodes."""
     tasks = [t for t in TASKS if any(t in mode["tasks"] for s in summaries.values() for mode in s.values())]
     rows = []
     for policy, summary in summaries.items():
@@ -114,7 +112,6 @@ def tabletop_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop"
 
 
 def variants_table(variants: dict[str, Any], title: str = "variants") -> Table:
-    """A row per variant under its family's mean, of one policy's `variants`."""
     tasks = list(variants["tasks"])
     rows: list[Sequence[Any]] = []
     for family, found in variants["families"].items():

@@ -139,7 +139,6 @@ def run_suite(
 def draw_results(
     contestants: Sequence[Contestant], results: dict[str, Any], settings: SuiteSettings, output: Path
 ) -> None:
-    """Pictures and videos of a finished run."""
     from gen_vla.evaluation.simulation.videos import record_video
     from gen_vla.evaluation.tabletop.pictures import plot_variants, variants_sheet
 

@@ -1,14 +1,8 @@
 """The looks a policy is judged in besides HOME: four variants in each of six families, in two sets.
 
-    background     what walls and floor are made of
-    table_texture  what the table is made of
-    lighting       how bright, how warm, from where
-    distractors    more objects on the table, which no instruction names
-    camera         where the picture is taken from
-    everything     all of it at once, and other shades of the objects' colours
-
 VARIANTS are in no data. SEEN_VARIANTS are of vision-language data, though the robot's own demonstrations, all in HOME,
-do not have them either: only there can it show that a policy still knows what its vision-language model had seen.
+do not have them either: only there can it show that a policy still knows what its vision-language model had seen. The
+family `everything` changes all at once, and the shades of the objects' colours.
 """
 
 from dataclasses import replace

@@ -63,7 +63,6 @@ def task_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def picture_of(doc: dict[str, Any]) -> str | None:
-    """The name of the picture that a row asks about, where the data set has one."""
     return next((str(doc[column]) for column in PICTURE_COLUMNS if doc.get(column) is not None), None)
 
 
@@ -156,7 +155,6 @@ def headlines(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def question_scores_table(figures: Sequence[Figure], title: str) -> Table:
-    """A row per task and category: the score with its interval, n, and the majority answer's score."""
     rows = [
         (
             head["task"],
@@ -190,7 +188,6 @@ def yes_no_table(figures: Sequence[Figure]) -> Table | None:
 
 
 def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> None:
-    """Bars with intervals as a PNG: tasks, their categories below them, a mark at the majority's score."""
     heads = headlines(figures)
     drawing = Drawing(figsize=(8, 1.6 + 0.34 * len(heads)), layout="constrained")
     axes = drawing.subplots()

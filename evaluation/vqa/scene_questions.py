@@ -2,8 +2,6 @@
 
 An answer is right if it matches exactly, but for case and outer space; a point is right within POINT_RIGHT of the
 object's middle. Beside the score stands the share that always giving the most frequent answer of a kind would reach.
-
-    gen-vla evaluate scene_questions MODEL --questions demo_output/held_out_questions
 """
 
 import re
@@ -42,15 +40,12 @@ class KindScore:
 
 @dataclass
 class QuestionReport:
-    """Scores by kind of question and over all, and every answer."""
-
     total: KindScore
     kinds: dict[str, KindScore]
     answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_questions(folder: Path) -> Dataset:
-    """Recorded questions; raises `FileNotFoundError` or `ValueError` where there are none."""
     return load_recording(folder, (*QUESTION_COLUMNS, "kind"))
 
 
@@ -81,7 +76,6 @@ def evaluate_questions(
 
 
 def answer_questions(model: Any, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
-    """The model's answers to B questions about B pictures."""
     inputs = processor.question_inputs(images, questions).to(model.device)
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)

@@ -2,9 +2,6 @@
 
 The protocol is lm-eval's `hf-multimodal` with the model's own chat template, greedy, without examples in the prompt.
 Prompts and scoring are in `lm_eval_tasks/`; `vqa/results.py` sums the figures up.
-
-    gen-vla evaluate vqa MODEL --tasks textvqa,pope --limit 200 --output vqa.json
-    gen-vla evaluate vqa MODEL --tasks scenes --local vqa_data --output vqa.json
 """
 
 from collections.abc import Iterator, Sequence
@@ -92,7 +89,6 @@ def run_vqa(
 
 
 def check_arguments(tasks: Sequence[str], limit: int | None, batch_size: int) -> None:
-    """Raises `ValueError` for what could not be run."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks:
         raise ValueError(f"got tasks {', '.join(unknown) or 'none'}, expected some of {', '.join(TASKS)}")
@@ -116,13 +112,11 @@ def import_lm_eval() -> tuple[Any, Any]:
 
 
 def data_source(config: Any, local: str | Path | None) -> str:
-    """The folder a task read, else its data set's Hub id."""
     folder = Path(local or "") / config.dataset_kwargs["name"]
     return str(folder) if local and folder.is_dir() else config.dataset_kwargs["repository"]
 
 
 def list_answers(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was asked, expected and answered, with the score of each answer."""
     for sample in samples:
         doc = sample["doc"]
         score = next(sample[name] for name in ("soft_accuracy", "exact_match", "accuracy") if name in sample)

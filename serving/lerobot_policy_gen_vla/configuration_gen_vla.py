@@ -57,7 +57,6 @@ class GenVLAConfig(PreTrainedConfig):
             raise ValueError(f"got n_action_steps {self.n_action_steps}, expected at least 1")
 
     def validate_features(self) -> None:
-        """Raises `ValueError` where there is no picture to act on."""
         if not self.image_features:
             raise ValueError(f"got the features {sorted(self.input_features or {})}, expected pictures among them")
 

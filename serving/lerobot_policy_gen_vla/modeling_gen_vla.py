@@ -67,7 +67,6 @@ class GenVLAPolicy(PreTrainedPolicy):
     # Acting
 
     def reset(self) -> None:
-        """Begins an episode."""
         self._action_queue: deque[Tensor] = deque()
         if self.client is not None:
             self.client.reset(unnorm_key=self.config.unnorm_key)
@@ -261,7 +260,6 @@ class GenVLAPolicy(PreTrainedPolicy):
         return self._grammar
 
     def _code(self, module: str) -> Any:
-        """A module of the code that came with the model."""
         return importlib.import_module(f"{type(self.processor).__module__.rpartition('.')[0]}.{module}")
 
 

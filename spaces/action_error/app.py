@@ -16,7 +16,6 @@ HEADERS = ["dimension", "mean absolute error", "within tolerance"]
 def measure(
     predictions: str, references: str, action_dim: float, decimals: float, tolerance: float
 ) -> tuple[list[list[str]], dict[str, Any]]:
-    """A row per dimension, and everything the metric returns."""
     written, recorded = (
         [line.strip() for line in text.split("\n") if line.strip()] for text in (predictions, references)
     )
@@ -37,7 +36,6 @@ def measure(
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with gr.Blocks(title="Action error") as page:
         gr.Markdown("# Action error\nHow far are action strings from the recorded actions? One action per line.")
         with gr.Row():

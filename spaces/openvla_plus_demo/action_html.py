@@ -27,7 +27,6 @@ LEGEND = (
 
 
 def headline(action: PredictedAction) -> str:
-    """What an action means, in one sentence."""
     return f'<p class="sentence">{escape(in_words(action.steps[0], frame_of(action.data_set)))}</p>'
 
 
@@ -105,7 +104,6 @@ def in_units(index: int, value: float) -> str:
 
 
 def bar(zero: float, place: float) -> str:
-    """A small axis from 0 to 1 with a value on it, drawn from zero."""
     middle = 100 * float(np.clip(place, 0, 1))
     start, end = sorted((100 * zero, middle))
     return (
@@ -126,7 +124,6 @@ class Compared:
 
 
 def comparison(models: Sequence[Compared]) -> str:
-    """What several models do on a picture and on its changed copy."""
     cards = []
     for model in models:
         pair = "".join(

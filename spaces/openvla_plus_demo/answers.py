@@ -36,8 +36,6 @@ def for_visitors(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Answers:
-    """What each tab of the page does."""
-
     def __init__(self, policy: Policy, baseline: Policy | None):
         """Takes a model, and a second one if there is one to compare it with; raises `ValueError` if the two cannot be
         shown the same pictures, or have no data set in common."""
@@ -112,7 +110,6 @@ class Answers:
 
 
 def check_comparable(policy: Policy, baseline: Policy) -> None:
-    """Raises `ValueError` unless two models take the same pictures and know a data set in common."""
     if set(policy.cameras) != set(baseline.cameras):
         taken = [", ".join(model.cameras) or "a single one" for model in (policy, baseline)]
         raise ValueError(
@@ -149,7 +146,6 @@ def path_of(action: PredictedAction) -> np.ndarray:
 
 
 def plain_values(action: PredictedAction) -> dict[str, Any]:
-    """An action for programs."""
     return {
         "text": action.text,
         "action": np.round(action.steps.astype(float), 6).tolist(),

@@ -66,7 +66,6 @@ ARROW_NOTE = (
 
 
 def build_page(answers: Answers) -> gr.Blocks:
-    """The page with its three tabs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         gr.HTML(SAFETY)
@@ -81,7 +80,6 @@ def build_page(answers: Answers) -> gr.Blocks:
 
 
 def add_act_tab(answers: Answers) -> None:
-    """A picture and an order in; a movement out."""
     act = one_field_each(answers.act, answers.cameras)
     opening = act(*opening_pictures(answers), EXAMPLES[0][1], answers.policy.data_sets[0])
     with gr.Row():
@@ -102,7 +100,6 @@ def add_act_tab(answers: Answers) -> None:
 
 
 def add_ask_tab(answers: Answers) -> None:
-    """A picture and a question in; an answer out."""
     (path,) = scene_pictures(FIRST_SCENE, ())
     answer, cost = answers.ask(read_picture(path), EXAMPLES[0][2])
     about = " Questions are about one picture, of any camera." if answers.cameras else ""
@@ -168,7 +165,6 @@ def ask_model(button: gr.Button, answer: Any, inputs: list[Any], outputs: list[A
 
 
 def opening_pictures(answers: Answers) -> list[Any]:
-    """What the cameras show in the example that the page opens with."""
     return [read_picture(path) for path in scene_pictures(FIRST_SCENE, answers.cameras)]
 
 
@@ -193,7 +189,6 @@ def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
 
 
 def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
-    """What programs get, folded away."""
     with gr.Accordion("The same for programs", open=False):
         return gr.JSON(values, elem_id=elem_id, show_label=False)
 
@@ -216,7 +211,6 @@ def add_examples(fields: list[Any], cameras: Sequence[str], column: int) -> None
 
 
 def footer(answers: Answers) -> str:
-    """What runs here, and what happens to uploads."""
     models = " and ".join(f"`{name}`" for name in answers.names())
     return (
         f"Model: {models}. Pictures up to {MAX_FILE_SIZE.upper()} and {megapixels(MAX_PIXELS)}, as PNG, JPEG, WebP or "
@@ -225,7 +219,6 @@ def footer(answers: Answers) -> str:
 
 
 def main() -> None:
-    """Loads the models and opens the page."""
     name, baseline = model_names(FOLDER)
     try:
         answers = Answers(Policy(name), Policy(baseline) if baseline else None)

@@ -42,7 +42,6 @@ def camera_fields(cameras: Sequence[str], tab: str, scene: str) -> list[gr.Image
 
 
 def scene_pictures(scene: str, cameras: Sequence[str]) -> list[str]:
-    """The files that show a scene to each camera."""
     views, standing = [], 0
     for camera in cameras or [""]:
         if is_on_the_hand(camera):

@@ -95,7 +95,6 @@ def draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, colour: str, stroke
 
 
 def draw_legend(draw: ImageDraw.ImageDraw, arrows: Sequence[Arrow], height: int) -> None:
-    """The arrows' labels in the lower left corner, if they have any."""
     named = [arrow for arrow in arrows if arrow.label]
     text, line, edge = ImageFont.load_default(size=21 * FINE), 34 * FINE, 10 * FINE
     for index, arrow in enumerate(named):
@@ -151,7 +150,6 @@ def gripper(turned: np.ndarray, opening: float, size: float) -> list[np.ndarray]
 
 
 def label_axes(axes: Any, middle: np.ndarray, reach: float, frame: RobotFrame) -> None:
-    """A cube of equal sides in millimetres, each axis named by where it leads."""
     for name, centre, words in zip("xyz", middle, frame.directions):
         getattr(axes, f"set_{name}lim")(centre - reach, centre + reach)
         getattr(axes, f"set_{name}label")(f"{words[0]} (mm)", fontsize=9, color="#475569")

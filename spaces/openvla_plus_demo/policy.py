@@ -34,8 +34,6 @@ class Piece:
 
 @dataclass(frozen=True)
 class PredictedAction:
-    """One action of T steps."""
-
     text: str  # as the model wrote it
     pieces: tuple[Piece, ...]  # its tokens
     steps: np.ndarray  # float32 [T, 7], x, y, z in metres, roll, pitch, yaw in radians, gripper 0..1 with 1 = open
@@ -143,7 +141,6 @@ def check_config(name: str, config: Any) -> None:
 
 
 def checked_words(text: str | None, what: str) -> str:
-    """The text without outer space; a `ValueError` if it is empty or too long."""
     words = (text or "").strip()
     if not words:
         raise ValueError(f"The {what} is empty. Write a few words, then try again.")

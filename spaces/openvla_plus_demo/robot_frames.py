@@ -43,7 +43,6 @@ def frame_of(data_set: str) -> RobotFrame:
 
 
 def is_on_the_hand(camera: str) -> bool:
-    """Whether a camera moves with the hand, by its name."""
     return HAND_CAMERA.search(camera) is not None
 
 

@@ -13,7 +13,6 @@ HEADERS = ["answered", "compared as", "same", "matches among the others", "count
 
 
 def explain(answer: str, people: str) -> tuple[str, list[list[str]]]:
-    """The score as text, and a row per annotator."""
     annotations = [line.strip() for line in people.splitlines() if line.strip()]
     try:
         score = soft_accuracy(answer, annotations)
@@ -29,7 +28,6 @@ def explain(answer: str, people: str) -> tuple[str, list[list[str]]]:
 
 
 def build() -> gr.Blocks:
-    """The page."""
     with gr.Blocks(title="VQA accuracy") as page:
         gr.Markdown("# VQA accuracy\nHow many of the people who were asked gave the model's answer?")
         with gr.Row():

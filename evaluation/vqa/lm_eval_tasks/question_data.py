@@ -103,7 +103,6 @@ def read_table(files: str) -> Dataset:
 
 
 def check_columns(rows: Dataset, columns: list[str], name: str) -> None:
-    """Raises `ValueError` unless the table has every one of `columns`."""
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise ValueError(
