@@ -69,12 +69,8 @@ class PolicyServer:
         self.sessions = self.busy = self.rows = 0
         self.closing = False
         # Questions take long; robots that move need not wait for them.
-        self.actions, self.questions = (
-            Batcher(
-                policy.run, limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows
-            )
-            for _ in range(2)
-        )
+        bounds = (limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows)
+        self.actions, self.questions = Batcher(policy.run, *bounds), Batcher(policy.run, *bounds)
         self.metrics = Metrics(lambda: self.actions.length + self.questions.length, lambda: self.sessions)
         routes = [
             WebSocketRoute("/", self.serve_session),
@@ -220,7 +216,7 @@ class PolicyServer:
     ) -> Session | None:
         """Answers a message; returns the session behind it, or `None` where that ended. `receiving` is what comes
         next, since a robot that leaves is not waited for; `last` are seconds that the message before took."""
-        answering = asyncio.ensure_future(self.session_answer(message, session))
+        answering = asyncio.ensure_future(self.reply(message.get("bytes"), session))
         try:
             await asyncio.wait({receiving, answering}, return_when=asyncio.FIRST_COMPLETED)
             if receiving.done() and receiving.result()["type"] == "websocket.disconnect":
@@ -239,20 +235,10 @@ class PolicyServer:
         await self.send(websocket, pack(reply))
         return session
 
-    async def session_answer(self, received: Any, session: Session) -> tuple[dict[str, Any], Session]:
-        """The reply to a message of a session, and the session behind it."""
-        try:
-            return await self.reply(received.get("bytes"), session)
-        except Refusal:
-            raise
-        except Exception as error:
-            log.exception("a message was not understood")
-            raise self.refused(500, FAULT) from error
-
     async def reply(self, data: bytes | None, session: Session) -> tuple[dict[str, Any], Session]:
         if data is None:
             raise self.refused(400, "got a text, expected binary messages of msgpack, as openpi-client sends them")
-        message = await self.understood(_read_msgpack, data)
+        message = await self.understood(lambda: checked_dictionary(unpack(data)))
         if message.get("reset") is True or str(message.get("endpoint")) == "reset":
             return await self.understood(self.after_reset, message, session)
         began = time.perf_counter()
@@ -311,6 +297,9 @@ class PolicyServer:
             return await asyncio.to_thread(read, *given)
         except (ValueError, TypeError) as error:
             raise self.refused(400, str(error)) from error
+        except Exception as error:
+            log.exception("a message was not understood")
+            raise self.refused(500, FAULT) from error
 
     def check_sender(self, headers: Any) -> None:
         """Raises `Refusal` for a wrong key, and for pages in a browser, which say where they come from."""
@@ -363,7 +352,3 @@ def _read_json(body: bytes) -> tuple[dict[str, Any], bool]:
     if len(message) > 1 or not isinstance(message["encoded"], str):
         raise MessageError("got 'encoded' beside other keys or without a text, expected it alone, with JSON in a text")
     return checked_dictionary(from_json(message["encoded"])), True
-
-
-def _read_msgpack(data: bytes) -> dict[str, Any]:
-    return checked_dictionary(unpack(data))

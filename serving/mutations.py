@@ -86,15 +86,9 @@ def scrambled(data: bytes, chance: random.Random) -> bytes:
 
 
 def run_mutations(address: str, count: int, process: int | None = None) -> dict[str, Any]:
-    """Sends so many messages; after every hundredth, a good one must get the same actions as at first.
-
-    Args:
-        address: HOST:PORT.
-        process: the server's number, whose memory is read.
-
-    Returns:
-        Counts, `faults` (answers that are neither actions nor a sentence), memory in MB after a tenth and at the end.
-    """
+    """Sends so many messages to a server at HOST:PORT; after every hundredth, a good one must get the same actions as
+    at first. Returns counts, `faults` (answers that are neither actions nor a sentence), and the memory of the
+    server's process in MB after a tenth and at the end."""
     chance, found, faults, memory = random.Random(0), Counter(replies=0, sentences=0, closed=0), [], {}
     session, metadata = opened(address)
     observation = observation_for(metadata["cameras"], side=SIDE)

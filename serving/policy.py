@@ -29,12 +29,8 @@ class Answer:
 
 
 class ServedPolicy:
-    """Acts and answers; raises `ValueError` for a model that cannot act, or a key it has no statistics for.
-
-    Args:
-        default_key: the data set whose units actions have where a request names none.
-        layouts: under which keys robots send what; by default all that are known.
-    """
+    """Acts and answers, in the units of `default_key` where a request names no data set; raises `ValueError` for a
+    model that cannot act, or a key it has no statistics for."""
 
     def __init__(
         self, model: Any, processor: Any, name: str, default_key: str | None = None, layouts: Layouts | None = None

@@ -161,16 +161,13 @@ def check_state(state: Any, key: str) -> None:
     """Raises `ValueError` for a part of the robot's state that is there and is no list of finite numbers."""
     if state is None:
         return
-    values = np.asarray(state) if isinstance(state, (np.ndarray, int, float)) or is_numbers(state) else None
+    short = isinstance(state, list) and len(state) <= MAX_STATE and all(type(each) in (int, float) for each in state)
+    values = np.asarray(state) if isinstance(state, (np.ndarray, int, float)) or short else None
     if values is None or values.dtype.kind not in "biuf" or values.ndim > 1 or values.size > MAX_STATE:
         got = f"shape {list(state.shape)}" if isinstance(state, np.ndarray) else type(state).__name__
         raise ValueError(f"got {key} of {got}, expected at most {MAX_STATE} numbers in a row")
     if not np.isfinite(values).all():
         raise ValueError(f"got {key} with NaN or infinity, expected finite numbers; stop the robot and look at it")
-
-
-def is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MAX_STATE and all(type(each) in (int, float) for each in value)
 
 
 def words_of(given: Any, what: str) -> str:

@@ -27,7 +27,6 @@ import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from gen_vla.evaluation.benchmarks.decoding_agreement import compared
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_on
 from gen_vla.evaluation.benchmarks.decoding_replay import actions_to_write, recorded_actions, replaying, target_ids
 from gen_vla.evaluation.benchmarks.random_models import NORMALIZED, build_random, random_inputs, synchronize
@@ -86,11 +85,9 @@ def run_benchmark(
             for entry in time_ways(model, episodes, count, ways, repeats, bandwidth):
                 results["timings"].append({**labels, **entry, "peak_memory_gb": peak_memory(device)})
                 print(json.dumps(results["timings"][-1]), flush=True)
-        if representation == "string" and horizon == horizons[0]:
-            choices = compare_choices(model, nodes[0], 20 if size == "mini" else 5)
-            results.setdefault("choices", []).append({"size": size, **choices})
-            if device == "cuda" and not any(plan.failed for plan in recordings_of(model).plans.values()):
-                results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
+        recorded = device == "cuda" and not any(plan.failed for plan in recordings_of(model).plans.values())
+        if recorded and representation == "string" and horizon == horizons[0]:
+            results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
         del model
     return results
 
@@ -194,21 +191,6 @@ def peak_memory(device: str) -> float:
     if device == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
-
-
-def compare_choices(model: Any, nodes: int, pictures: int) -> dict[str, Any]:
-    """Whether tree decoding chooses as `generate` does on random pictures.
-
-    In float32 it does. In half precision a sum's rounding depends on the shape of the batch, so that near-ties can
-    fall either way: how many actions differ, and how probable the two choices were where they first did.
-    """
-    pairs = []
-    for inputs in (random_inputs(model, 1, seed) for seed in range(pictures)):
-        plain, tree = (model.predict_actions(**inputs, unnorm_key="random", tree_nodes=count) for count in (0, nodes))
-        pairs.append((plain, 0, tree, 0))  # trees are static where that is the default
-    found = compared(pairs)
-    gap = found["largest_gap_of_probabilities"]
-    return {"pictures": pictures, "same_actions": found["same"], "largest_gap_where_different": gap}
 
 
 def limits_of(model: Any, copy_bandwidth: float) -> dict[str, Any]:

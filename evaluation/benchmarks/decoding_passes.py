@@ -39,10 +39,8 @@ def read_bridge(folder: Path) -> list[np.ndarray]:
 
 
 def replay_passes(episodes: list[np.ndarray], nodes: int, histograms: bool = True) -> list[int]:
-    """Passes for each step but an episode's first, if the model wrote exactly what was recorded.
-
-    Draft trees know the histogram of the other episodes, as they would in use.
-    """
+    """Passes for each step but an episode's first, if the model wrote exactly what was recorded; draft trees know the
+    histogram of the other episodes, as they would in use."""
     strings = ActionStringProcessor(7, binary_dims=(6,))
     grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
     passes = []

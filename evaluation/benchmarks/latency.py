@@ -6,9 +6,8 @@
     decode passes  its further passes; those of the action expert of the flow-matching π0
     rest           the grammar, the tree, the output layer, numbers and units
 
-Parts are timed from hooks that wait for the device, in calls of their own, so that waiting does not slow the total.
-Hooks keep passes from being replayed as CUDA graphs: on a GPU the parts are those of plain passes, slower than what is
-measured without hooks.
+Parts are timed from hooks that wait for the device, in calls of their own. Hooks keep passes from being replayed as
+CUDA graphs: on a GPU the parts are those of plain passes.
 """
 
 import contextlib
@@ -126,10 +125,8 @@ def timed_modules(model: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float]]]:
-    """While it lasts, yields the milliseconds of every call of each module, by name.
-
-    Calls while a CUDA graph is recorded, during which nothing may wait, are left out.
-    """
+    """While it lasts, yields the milliseconds of every call of each module, by name; those while a CUDA graph is
+    recorded, during which nothing may wait, are left out."""
     spans: dict[str, list[float]] = {name: [] for name in modules}
     began: dict[str, float] = {}
 

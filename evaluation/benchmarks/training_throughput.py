@@ -77,8 +77,10 @@ def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="gen-vla-throughput-") as temporary:
         work_dir, clock = Path(temporary), StepClock()
         recipe = made_up_recipe(work_dir, size, batch_size, steps + 1)
-        train = run_plain if trainer == TRAINERS[1] else run_ours
-        train(recipe, work_dir, clock)
+        if trainer == TRAINERS[1]:
+            run_plain(recipe, work_dir, clock)
+        else:
+            run_recipe(recipe, work_dir, callbacks=[clock], progress=False)
     seconds = clock.medians()
     return {
         "size": size,
@@ -90,10 +92,6 @@ def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, A
         "peak_gb": round(clock.peak / 1e9, 3),
         "n": steps,
     }
-
-
-def run_ours(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
-    run_recipe(recipe, work_dir, callbacks=[clock], progress=False)
 
 
 def run_plain(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:

@@ -46,18 +46,12 @@ class RecordedStep:
 @dataclass
 class RecordedEpisodes:
     """The steps to ask about, read as they are iterated over, and what was read so far: of each episode its `actions`
-    float32 [S, D] and its number in the data set (`names`).
-
-    Args:
-        every: every n-th step of an episode is taken, starting with its first.
-        episodes: how many, from all over the data set; `None` for all.
-        needs_state: whether steps without a finite state are skipped.
-    """
+    float32 [S, D] and its number in the data set (`names`)."""
 
     source: RobotDataset
-    every: int
-    episodes: int | None
-    needs_state: bool = False
+    every: int  # every n-th step of an episode is taken, starting with its first
+    episodes: int | None  # how many, from all over the data set; None for all
+    needs_state: bool = False  # whether steps without a finite state are skipped
     actions: list[np.ndarray] = field(default_factory=list)
     names: list[int] = field(default_factory=list)
 

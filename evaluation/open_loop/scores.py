@@ -137,11 +137,8 @@ def with_baselines(found: Comparison, known: Dimensions) -> dict[str, np.ndarray
 
 
 def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """All figures; a figure is `{"value", "interval"}`.
-
-    Args:
-        statistics: the model's of the data set, `norm_stats[key]["action"]`.
-        names: of the D dimensions.
+    """All figures, each `{"value", "interval"}`, by the model's statistics of the data set
+    (`norm_stats[key]["action"]`).
 
     Returns:
         `n`, `episodes`, `values` (compared per dimension), `outside` (share of the scaled recorded values that no

@@ -53,11 +53,8 @@ def ask_policy(
     model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8
 ) -> tuple[Comparison, int]:
     """The policy's actions at recorded steps, in the units of the statistics `key`, and how many of its answers were
-    malformed.
-
-    Raises:
-        ValueError: if no step was read, actions have another width than the model's, or no answer was an action.
-    """
+    malformed; raises `ValueError` if no step was read, actions have another width than the model's, or no answer was
+    an action."""
     if rows < 1:
         raise ValueError(f"got batches of {rows}, expected at least 1")
     answered: list[RecordedStep] = []
@@ -124,15 +121,9 @@ def _comparison(
 def evaluate_open_loop(
     model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings
 ) -> tuple[dict[str, Any], Comparison, RecordedEpisodes]:
-    """Results as they are written, with the actions and the episodes behind them.
-
-    Args:
-        name: of the model, a folder or a repository, to find its recipe.
-        data: as for a recipe's robot data.
-
-    Raises:
-        ValueError: if the key, a camera or the split is unknown, or actions have another width than the model's.
-    """
+    """Results as they are written, with the actions and the episodes behind them; `name` is of the model, to find its
+    recipe, `data` as for a recipe's robot data. Raises `ValueError` if the key, a camera or the split is unknown, or
+    actions have another width than the model's."""
     statistics = select_statistics(model.config.norm_stats or {}, settings.unnorm_key)
     key = settings.unnorm_key or next(iter(model.config.norm_stats))
     entry, horizon = recipe_entry(name, key), model.config.action_config["horizon"]

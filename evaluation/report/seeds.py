@@ -32,10 +32,8 @@ def policy_of(figure: Figure) -> Policy:
 
 
 def add_missing_records(figures: Sequence[Figure]) -> list[str]:
-    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes.
-
-    Only the recipe of the commit that was measured counts: the repository may hold another run's by now.
-    """
+    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes. Only
+    the recipe of the commit that was measured counts: the repository may hold another run's by now."""
     notes, known = [], {}
     for figure in figures:
         model, revision = figure["model"], figure["revision"]
@@ -53,11 +51,8 @@ def add_missing_records(figures: Sequence[Figure]) -> list[str]:
 
 def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -> tuple[Groups, list[str]]:
     """Runs of one recipe by the name of their mean, and notes about what was not put together; models `named` by the
-    name of their mean take precedence over what the files say.
-
-    Raises:
-        ValueError: if a model is unknown, in two groups, or two models of a group have the same seed.
-    """
+    name of their mean take precedence over what the files say. Raises `ValueError` if a model is unknown, in two
+    groups, or two models of a group have the same seed."""
     groups: Groups = {name: _named_policies(name, models, figures) for name, models in named.items()}
     taken = [policy for policies in groups.values() for policy in policies]
     if twice := [model for model, seed in taken if taken.count((model, seed)) > 1]:

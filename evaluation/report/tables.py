@@ -258,10 +258,8 @@ def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
 
 
 def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each model what `write_card` and `gen-vla publish --results` take, and its `model-index` besides.
-
-    A card is about one run: means over seeds are on none.
-    """
+    """For each model what `write_card` and `gen-vla publish --results` take, and its `model-index` besides; a card is
+    about one run: means over seeds are on none."""
     cards = {}
     runs = [figure for figure in report["figures"] if "seeds" not in figure]
     for policy, name in _card_names([policy_of(figure) for figure in runs]).items():

@@ -158,10 +158,8 @@ def push(hand: Hand, drawer: Drawer) -> list[Move]:
 
 
 def find_grasp(hand: Hand, things: Things) -> tuple[np.ndarray, np.ndarray]:
-    """The direction the fingers close along [3], and where the hand goes [3]: across the narrow side, in the middle.
-
-    A little width is given for a shorter turn: a round can is as wide from everywhere.
-    """
+    """The direction the fingers close along [3], and where the hand goes [3]: across the narrow side, in the middle. A
+    little width is given for a shorter turn: a round can is as wide from everywhere."""
     present = np.arctan2(hand.closing[1], hand.closing[0])
 
     def cost(angle: float) -> float:

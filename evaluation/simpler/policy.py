@@ -86,12 +86,9 @@ def axis_angle(roll: float, pitch: float, yaw: float) -> np.ndarray:
 
 
 class ModelPrediction:
-    """A model and its processor; actions are in the units of `unnorm_key`, by default the robot's real twin's.
-
-    Raises:
-        ValueError: if the model has no statistics of that data set, several cameras, takes the robot's state, or has
-            actions of other than 7 dimensions.
-    """
+    """A model and its processor; actions are in the units of `unnorm_key`, by default the robot's real twin's. Raises
+    `ValueError` if the model has no statistics of that data set, several cameras, takes the robot's state, or has
+    actions of other than 7 dimensions."""
 
     def __init__(self, model: Any, processor: Any, robot: Robot, unnorm_key: str | None = None):
         check_one_camera(processor, "SimplerEnv")
@@ -111,11 +108,8 @@ class ModelPrediction:
         return lambda image: self(image, instruction)
 
     def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        """Uint8 [H, W, 3] to float32 [T, 7]; text that is no action, where nothing constrains the decoding, is
-        malformed.
-
-        What begins with noise (`policies/flow.py`) begins with the same for the same picture and words.
-        """
+        """Uint8 [H, W, 3] to float32 [T, 7]; text that is no action is malformed. What begins with noise
+        (`policies/flow.py`) begins with the same for the same picture and words."""
         inputs = self.processor.action_inputs(Image.fromarray(image), instruction).to(self.model.device)
         try:
             begin = starting_noise(self.model, [f"{instruction} {image.tobytes().hex()}"])

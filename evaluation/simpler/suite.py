@@ -1,14 +1,12 @@
 """SimplerEnv for a model and controls: which trials they run, what they score, what is written down.
 
-    FOLDER/settings.json             what is measured of the model
-    FOLDER/trials*.jsonl             a line when a trial of the model begins and one when it ends
-    FOLDER/controls/NAME/...         the same two of a control
-    FOLDER/runs.jsonl                how each run came about (`provenance/origin.py`)
-    FOLDER/results.json              the scores of all of them
+    FOLDER/settings.json, trials*.jsonl    what is measured of the model; when its trials began, and how they ended
+    FOLDER/controls/NAME/...               the same two of a control
+    FOLDER/runs.jsonl                      how each run came about (`provenance/origin.py`)
+    FOLDER/results.json                    the scores of all of them
 
-Run the same command again to go on where it stopped. With `shard=(i, n)` n processes share the trials of a folder. A
-model runs in every mode asked for, the controls beside it in `matching` only; without a model, the controls run in
-every mode.
+The same command goes on where it stopped; with `shard=(i, n)` n processes share the trials of a folder. A model runs
+in every mode asked for, the controls beside it in `matching` only; without a model, the controls run in every mode.
 """
 
 import json
@@ -61,12 +59,8 @@ def evaluate_simpler(
     model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path
 ) -> dict[str, Any]:
     """Runs the trials left, and scores all there are in the folder; model, processor and name are `None` where only
-    controls run.
-
-    Raises:
-        SimplerMissingError, FileNotFoundError: if the simulator or a scene is not installed.
-        ValueError: if a setting or the model does not fit, or there is nothing to run.
-    """
+    controls run. Raises `SimplerMissingError` or `FileNotFoundError` if the simulator or a scene is not installed,
+    `ValueError` if a setting or the model does not fit, or there is nothing to run."""
     if name is None and not settings.controls:
         raise ValueError("got neither a model nor controls, expected a model, --policy expert, or both")
     if name is None and (folder / "settings.json").is_file():

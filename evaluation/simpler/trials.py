@@ -226,18 +226,13 @@ def scored_trial(entry: dict[str, Any]) -> Scored:
 
 
 def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> dict[str, Any]:
-    """The score of a task in a mode.
-
-    Args:
-        outcomes: dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler/runs.py` writes them.
-        expected: trials of the full protocol.
+    """The score of a task in a mode, of the lines of `trials.jsonl`; `expected` are the trials of the full protocol.
 
     Returns:
-        `value`: the mean over parts and variants of the share of successes within each, `None` without a judged trial;
-        `interval`: its, at 95 %, which knows that trials of one layout are not independent;
-        `successes` and `n`: over all judged trials; `malformed` of them are failures without an action;
-        `crashed`: trials the simulator did not finish, twice; they are not among the n;
-        `variants`: share of successes and number of judged trials of each, the ones not counted included.
+        `value`: the mean over parts and variants of the share of successes within each, `None` without a judged trial,
+        and its 95 % `interval`, which knows that trials of one layout are not independent; `successes` of `n` judged
+        trials, of which `malformed` are failures without an action; `crashed`: trials the simulator did not finish,
+        twice; `variants`: share of successes and number of judged trials of each, the ones not counted included.
     """
     judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
     counted = [entry for entry in judged if entry["counted"]]

@@ -170,11 +170,8 @@ class TabletopEnv:
         return from_simulator_action(expert_move(self.goal, self.view()))
 
     def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three experts' actions, float32 [7] each.
-
-        The expert, the blind one that does not know where along x anything is, and the deaf one that does one of the
-        six things this scene offers, whatever the instruction.
-        """
+        """Float32 [7] each: of the expert, of the blind one that does not know where along x anything is, and of the
+        deaf one that does one of the six things this scene offers, whatever the instruction."""
         view, guess = self.view(), GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
         asked = ((self.goal, view), (self.goal, view.without_x()), (guess, view))
         expert, blind, deaf = (from_simulator_action(expert_move(goal, seen)) for goal, seen in asked)

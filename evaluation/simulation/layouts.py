@@ -1,15 +1,8 @@
 """Tasks of the tabletop: what stands where, what the robot is asked to do, and when it is done.
 
 Every scene holds a half-open drawer and two objects, so all four tasks start from the same pictures and six
-instructions fit each of them: only the instruction says what to do.
-
-    pick_object    "pick up the red can"
-    move_near      "move the red can near the blue mug"
-    open_drawer    "open the drawer"
-    close_drawer   "close the drawer"
-
-A task counts as done when it has been so at the ends of HELD_STEPS policy steps in a row, so that a thing that flies
-past does not count.
+instructions fit each of them: only the instruction says what to do. A task counts as done when it has been so at the
+ends of HELD_STEPS policy steps in a row, so that a thing that flies past does not count.
 """
 
 import hashlib

@@ -169,10 +169,8 @@ def _palette(rng: np.random.Generator, hues: Sequence[float]) -> tuple[RGB, ...]
 
 
 def look_of(which: LookSet, seed: int) -> Look:
-    """The look of a picture: `home`'s only one, or one of a set, in turn, eight seeds in a row the same.
-
-    In a row, so that a texture is made once for eight pictures.
-    """
+    """The look of a picture: `home`'s only one, or one of a set, in turn, eight seeds in a row the same, so that a
+    texture is made once for eight pictures."""
     if which == "home":
         return HOME
     number = seed // 8

@@ -36,10 +36,8 @@ class CameraPose:
         return 2.0 * float(np.tan(np.deg2rad(self.fovy) / 2.0))
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, and the depth in metres.
-
-        u and v are 0..1 from the image's left and top (outside 0..1: not in view).
-        """
+        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, 0..1 from the image's left and top where they
+        are in view, and the depth in metres."""
         azimuth, elevation = np.deg2rad(self.azimuth), np.deg2rad(self.elevation)
         flat = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
         forward = np.cos(elevation) * flat + np.array([0.0, 0.0, np.sin(elevation)])

@@ -35,10 +35,8 @@ LARGE_MESH, DETAIL = 1000, 0.005  # triangles; metres, less than a pixel
 
 @dataclass(frozen=True)
 class Part:
-    """A primitive of a shape: MuJoCo's kind and sizes, its place above the table, a colour (None: the object's).
-
-    It is either drawn or, with `touch`, only touched.
-    """
+    """A primitive of a shape, drawn or only touched: MuJoCo's kind and sizes, its place above the table, a colour
+    (None: the object's)."""
 
     kind: str
     size: tuple[float, float, float]

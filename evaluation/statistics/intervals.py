@@ -109,10 +109,7 @@ def difference_interval(
 
 def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]) -> float:
     """The correlation of two shares by layout, over the trials that both policies ran: those of the same name.
-
-    With Newcombe's correction for continuity, which lowers a positive correlation a little. Trials that only one of
-    them ran lower it, too.
-    """
+    Newcombe's correction for continuity lowers a positive one a little, and so do trials that only one of them ran."""
     shared = [name for name in first if name in second]
     if not shared:
         return 0.0
@@ -133,11 +130,8 @@ def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:
-    """Two-sided exact p of a permutation test that flips the sign of each layout's difference in successes.
-
-    With differences of -1, 0 and 1 alone it is McNemar's exact test. scipy's `permutation_test` is exact for a dozen
-    layouts only, and draws permutations at random beyond.
-    """
+    """Two-sided exact p of a permutation test that flips the sign of each layout's difference in successes; with -1, 0
+    and 1 alone McNemar's exact test. scipy's `permutation_test` is exact for a dozen layouts only."""
     probabilities = {0: 1.0}  # of every sum
     for size in (abs(difference) for difference in differences if difference):
         flipped: dict[int, float] = defaultdict(float)

@@ -106,7 +106,8 @@ def tabletop_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop"
     rows = []
     for policy, summary in summaries.items():
         for mode, found in summary.items():
-            cells = [_cell(found["tasks"][task]) if task in found["tasks"] else "-" for task in tasks]
+            known = [found["tasks"].get(task) for task in tasks]
+            cells = [f"{c['successes']}/{c['n']}\n{percent_range(c['interval'])} %" if c else "-" for c in known]
             rows.append((policy, mode, *cells, percent(found["mean"], 0, "-"), *_counts(found)))
     return _table(title, ("policy", "mode", *tasks), rows, left=2)
 
@@ -135,7 +136,3 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], le
 
 def _counts(found: dict[str, Any]) -> tuple[int, int]:
     return found["all"]["malformed"], found["all"]["crashed"]
-
-
-def _cell(found: dict[str, Any]) -> str:
-    return f"{found['successes']}/{found['n']}\n{percent_range(found['interval'])} %"

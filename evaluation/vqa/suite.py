@@ -31,22 +31,19 @@ def run_vqa(
     batch_size: int = 4,
     dtype: str = "auto",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Asks a model the questions of some of `TASKS`.
+    """Asks a model, a folder or a name on the Hub or in the cache, the questions of some of `TASKS`.
 
     Args:
-        model: a folder, or a name on the Hub or in the cache.
         local: a folder with files for some or all tasks; see lm_eval_tasks/README.md.
         limit: at most this many questions per task, the first ones.
         batch_size: questions per call of `generate`.
-        dtype: of the weights; "auto" is the one they are saved in.
 
     Returns:
         The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score",
         "picture"}`, the last one `None` where the data set does not name it.
 
     Raises:
-        ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
-        that writes no text.
+        ValueError: for an unknown task, a number below 1, a model that writes no text, or without lm-eval.
         FileNotFoundError: if a task's data is not to be had; before the model is loaded.
     """
     check_arguments(tasks, limit, batch_size)

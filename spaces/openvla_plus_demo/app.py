@@ -194,10 +194,8 @@ def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
 
 
 def add_examples(fields: list[Any], cameras: Sequence[str], column: int) -> None:
-    """Scenes that come with the Space; choosing one fills the fields in.
-
-    `gr.Examples` would create the fields again for this visitor, without what `picture_input` changed in them.
-    """
+    """Scenes that come with the Space; choosing one fills the fields in. `gr.Examples` would create the fields again,
+    without what `picture_input` changed in them."""
     scenes = [(scene_pictures(row[0], cameras), row[column]) for row in EXAMPLES]
     rows = [[*paths, text] for paths, text in scenes if all(map(os.path.isfile, paths))]  # not all have every view
     examples = gr.Dataset(

@@ -60,19 +60,12 @@ def with_others(drawn: Image.Image, others: Sequence[tuple[str, Image.Image]]) -
     text, line = ImageFont.load_default(size=26), 40
     sheet = Image.new("RGB", (drawn.width, drawn.height + rows * (GAP + line + side)), "white")
     sheet.paste(drawn)
-    draw = ImageDraw.Draw(sheet)
     for index, (name, picture) in enumerate(others):
-        left, top = (index % 2) * (side + GAP), drawn.height + GAP + (index // 2) * (GAP + line + side)
-        draw.text((left + GAP, top), shortened(name, side - 2 * GAP, text), fill="#1f2937", font=text)
-        sheet.paste(ImageOps.pad(picture, (side, side), color="white", centering=(0.0, 0.0)), (left, top + line))
+        tile = Image.new("RGB", (side, line + side), "white")  # which cuts a long name off
+        ImageDraw.Draw(tile).text((GAP, 0), name, fill="#1f2937", font=text)
+        tile.paste(ImageOps.pad(picture, (side, side), color="white", centering=(0.0, 0.0)), (0, line))
+        sheet.paste(tile, ((index % 2) * (side + GAP), drawn.height + GAP + (index // 2) * (GAP + line + side)))
     return sheet
-
-
-def shortened(name: str, width: float, text: Any) -> str:
-    short = name
-    while short and text.getlength(short if short == name else f"{short}…") > width:
-        short = short[:-1]
-    return short if short == name else f"{short}…"
 
 
 def draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, colour: str, stroke: float) -> None:

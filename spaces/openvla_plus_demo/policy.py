@@ -52,12 +52,9 @@ class Policy:
     """
 
     def __init__(self, name: str):
-        """Loads a folder or a name on the Hub, and acts once, so that a model that cannot act fails here.
-
-        Raises:
-            OSError: if there is no such model.
-            ValueError: if it does not write actions, those of one arm, or knows no data set's units.
-        """
+        """Loads a folder or a name on the Hub, and acts once, so that a model that cannot act fails here; raises
+        `OSError` if there is none, `ValueError` if it does not write actions, those of one arm, or knows no data set's
+        units."""
         self.name = name
         check_config(name, AutoConfig.from_pretrained(name, trust_remote_code=True))  # before weights are loaded
         self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=True)

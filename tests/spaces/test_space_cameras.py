@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from motion_pictures import shortened, with_others
-from PIL import Image, ImageFont
+from motion_pictures import with_others
+from PIL import Image
 from policy import Policy
 from robot_frames import is_on_the_hand, place_of_arrow
 from space_browser import SPACE, RunningSpace, remove_button, running_space, save, shown_picture, shown_string, visitor
@@ -209,12 +209,6 @@ def test_pictures_of_other_cameras_come_below():
         *[(0, 0, 255)] * 3,
         (255, 255, 255),
     ]
-    text = ImageFont.load_default(size=26)
-    assert shortened("wrist", 300, text) == "wrist"
-    short = shortened("a_very_long_name_of_a_camera", 150, text)
-    assert short.endswith("…")
-    assert short.startswith("a_ver")
-    assert text.getlength(short) <= 150
 
 
 def test_what_is_said_of_one_picture_stays(monkeypatch):

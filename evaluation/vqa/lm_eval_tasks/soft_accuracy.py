@@ -43,11 +43,9 @@ CORRECTIONS["somebody'd"] = "somebodyd"  # the official table has this one the w
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the VQA evaluation compares it: "The two dogs!" becomes "2 dogs".
-
-    Lower case, no articles, number words as digits, apostrophes of contractions restored. Punctuation that touches a
-    space anywhere in the answer is dropped, other punctuation becomes a space.
-    """
+    """An answer as the VQA evaluation compares it: "The two dogs!" becomes "2 dogs". Lower case, no articles, number
+    words as digits, apostrophes of contractions restored; punctuation that touches a space anywhere in the answer is
+    dropped, other punctuation becomes a space."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     at_a_space = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
