@@ -1,8 +1,7 @@
 """A policy server under load, from outside: actions per second and latency of 1, 4, 16 robots beside the model alone.
 
 The server is a process of its own, `gen-vla serve`, and every robot a thread that asks for its next action as soon as
-it has one. The model alone is called in this process before there is a server, one observation after another and in
-batches.
+it has one. The model alone is called in this process, one observation after another and in batches.
 """
 
 import contextlib

@@ -1,9 +1,8 @@
 """Whole training steps of this package's trainer beside those of TRL's plain SFTTrainer: rows per second and memory.
 
 Both train the same LLaVA of SigLIP and Llama, without a second encoder, from random weights, on the same rows: a PNG
-and the string of an action of seven values. A step is all of it: pictures decoded, rows tokenized and collated,
-forward, backward, AdamW, and figures per source on our side. Each trainer has a process of its own; a step's time is
-that from the end of the one before.
+and the string of an action of seven values. A step is all of it, from decoding pictures to AdamW. Each trainer has a
+process of its own; a step's time is that from the end of the one before.
 """
 
 import multiprocessing

@@ -4,7 +4,7 @@ N steps of E episodes, chunks of T, D dimensions. Errors are of the steps of a c
 
     error       mean absolute error in the data set's units, per dimension
     accuracy    of dimensions that take two values alone: the share on the right side of their middle
-    normalized  mean absolute (l1) and mean squared error (mse) in [-1, 1], over all other dimensions that ever change;
+    normalized  mean absolute error (l1) in [-1, 1], over all other dimensions that ever change;
                 recorded values outside the range that is scaled (q01..q99) count as clipped to it, as in training
 
 Beside the policy:
@@ -142,7 +142,7 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
 
     Returns:
         `n`, `episodes`, `values` (compared per dimension), `outside` (share of the scaled recorded values that no
-        policy can write); `normalized` {name: {"l1": figure, "mse": figure}}; `relative` {baseline: figure}, the
+        policy can write); `normalized` {name: {"l1": figure}}; `relative` {baseline: figure}, the
         policy's l1 divided by the baseline's; `dimensions` [{"name", "measure", "outside", name: figure}];
         `chunk_steps` [{"step", "values", "l1": {name: value}, "dimensions": [D] of the policy}].
     """
@@ -153,9 +153,8 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
     errors = {}  # normalized; the nearest writable action has none, since recorded values count as clipped
     if known.compared.any():
         errors = {name: known.normalized(of, found.recorded) for name, of in named.items() if name != NEAREST}
-    both = {name: np.stack([of.mean(axis=-1), (of**2).mean(axis=-1)], axis=-1) for name, of in errors.items()}
-    drawn = {name: bootstrap.means(of) for name, of in both.items()}
-    relative = {name: drawn[POLICY][:, :1] / np.maximum(of[:, :1], 1e-12) for name, of in drawn.items()}
+    drawn = {name: bootstrap.means(of.mean(axis=-1, keepdims=True)) for name, of in errors.items()}
+    relative = {name: drawn[POLICY] / np.maximum(of, 1e-12) for name, of in drawn.items()}
     figures = {
         name: bootstrap.figures(bootstrap.means(known.measured(values, found.recorded)))
         for name, values in named.items()
@@ -165,7 +164,7 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
         "episodes": bootstrap.episodes,
         "values": int(found.valid.sum()),
         "outside": float(scaled.mean()) if scaled.size else 0.0,
-        "normalized": {name: dict(zip(("l1", "mse"), bootstrap.figures(means))) for name, means in drawn.items()},
+        "normalized": {name: {"l1": bootstrap.figures(means)[0]} for name, means in drawn.items()},
         "relative": {name: bootstrap.figures(of)[0] for name, of in relative.items() if name != POLICY},
         "dimensions": [
             {

@@ -171,10 +171,9 @@ def open_loop_tables(results: dict[str, Any]) -> list[Table]:
         figures = [figure_text(entry[name], entry["measure"], name == POLICY) for name in named]
         label = entry["name"] + (", share right" if entry["measure"] == "accuracy" else "")
         rows.append((label, *figures, f"{entry['outside']:.1%}"))
-    for measure, label in (("l1", "all, normalized"), ("mse", "all, squared")) if together else ():
-        shown = {name: figure_text(of[measure], "error", name == POLICY) for name, of in together.items()}
-        outside = f"{results['outside']:.1%}" if measure == "l1" else ""
-        rows.append((label, *(shown.get(name, "") for name in named), outside))
+    if together:
+        shown = {name: figure_text(of["l1"], "error", name == POLICY) for name, of in together.items()}
+        rows.append(("all, normalized", *(shown.get(name, "") for name in named), f"{results['outside']:.1%}"))
     size = f"{results['n']} steps of {results['episodes']} episodes"
     title = f"{results['model']} on {results['data']}: mean absolute error, {size}"
     tables = [results_table(title, ("dimension", *named, "outside"), rows)]

@@ -1,8 +1,8 @@
 """Policies that differ by their training seed only, and the mean of what they reach.
 
-A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy.
-The command line, or the records in the result files, say which policies are runs of one recipe. The figure of
-a mean is like others, with the group as its `model`, and `seeds`: the figures of its runs in the order of their seeds.
+A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy. The
+figure of a mean is like others, with the group as its `model`, and `seeds`: the figures of its runs in the order of
+their seeds.
 """
 
 import re

@@ -1,11 +1,7 @@
 """The single trials behind a result file, so that two policies can be compared trial by trial.
 
-    tabletop   episodes/policy.jsonl beside results.json
-    simpler    trials*.jsonl beside results.json
-    vqa        NAME_answers.jsonl beside NAME.json
-
-Where these are missing, or are not those that the figures were made from, there are no trials, and a comparison is one
-of independent samples.
+They lie beside it: `episodes/policy.jsonl` of tabletop, `trials*.jsonl` of simpler, `NAME_answers.jsonl` of vqa. Where
+they are missing, or are not those that the figures were made from, a comparison is one of independent samples.
 """
 
 import json

@@ -1,9 +1,8 @@
 """Runs episodes of the simulated suites: many at once, one policy call for all of them.
 
-As soon as an episode ends its place goes to the next, so the batch stays full. An episode ends with success, at its
-limit, with a step that cannot be carried out (malformed: counted as a failure, never replaced by another action), or
-with a crash of the simulator. Crashed episodes are run once more, each alone, after all others; one that crashes again
-is reported as crashed and says nothing about the policy.
+As soon as an episode ends its place goes to the next, so the batch stays full. One whose step cannot be carried out is
+malformed: a failure, never replaced by another action. Crashed episodes are run once more, each alone, after all
+others; one that crashes again is reported as crashed and says nothing about the policy.
 """
 
 import time
@@ -94,7 +93,10 @@ class _Rollouts:
                     self.bar.total += running.steps
                 elif outcome := self._outcome(running, answer):
                     del self.slots[request.slot]
-                    self._end(running, Ending(outcome[0], running.steps, attempt, outcome[1]))
+                    self.finish(running.job, Ending(outcome[0], running.steps, attempt, outcome[1]))
+                    self.ended += 1
+                    self.bar.total -= running.job.max_steps - running.steps
+                    self.bar.set_postfix_str(f"{self.ended}/{self.episodes} episodes", refresh=False)
         return crashed
 
     def _moves(self) -> list[Start | Move]:
@@ -123,12 +125,6 @@ class _Rollouts:
         if answer.success:
             return "success", None
         return ("failure", None) if running.steps >= running.job.max_steps else None
-
-    def _end(self, running: _Running, ending: Ending) -> None:
-        self.finish(running.job, ending)
-        self.ended += 1
-        self.bar.total -= running.job.max_steps - running.steps
-        self.bar.set_postfix_str(f"{self.ended}/{self.episodes} episodes", refresh=False)
 
 
 def run_episodes(

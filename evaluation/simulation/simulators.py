@@ -6,6 +6,7 @@ takes all its episodes along.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -112,21 +113,15 @@ class Simulators:
             return [self._slots.answer(request) for request in requests]
         count = len(self._workers)
         shares = [[r for r in requests if r.slot % count == worker] for worker in range(count)]
-        failures = [self._send(worker, share) for worker, share in enumerate(shares)]
+        for (pipe, _), share in zip(self._workers, shares, strict=True):
+            if share:
+                with suppress(OSError):  # of a process that is dead: receiving says so
+                    pipe.send(share)
         answers: dict[int, Reply | Crash] = {}
         for worker, share in enumerate(shares):
             if share:
-                received = failures[worker] or self._receive(worker, len(share))
-                answers.update(zip([r.slot for r in share], received, strict=True))
+                answers.update(zip([r.slot for r in share], self._receive(worker, len(share)), strict=True))
         return [answers[request.slot] for request in requests]
-
-    def _send(self, worker: int, share: list[Start | Move]) -> Sequence[Reply | Crash] | None:
-        try:
-            if share:
-                self._workers[worker][0].send(share)
-        except OSError:
-            return self._replace(worker, len(share), "ended between two steps")
-        return None
 
     def _receive(self, worker: int, count: int) -> Sequence[Reply | Crash]:
         pipe, limit = self._workers[worker][0], LOADING_SECONDS + REQUEST_SECONDS * count

@@ -15,6 +15,7 @@ from PIL import Image
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, Task
 from gen_vla.evaluation.simulation.looks import HOME, Look
 from gen_vla.evaluation.simulation.videos import smooth_render
+from gen_vla.evaluation.tables import percent
 from gen_vla.evaluation.tabletop.variants import FAMILIES, SEEN_VARIANTS, VARIANTS
 
 
@@ -25,7 +26,6 @@ OTHER_SCENES: tuple[tuple[Task, int, int], ...] = (
     ("move_near", EVALUATION_SEEDS[26], 16),
     ("open_drawer", EVALUATION_SEEDS[6], 15),
 )
-FAMILY_COLOURS = ("#5e81ac", "#a3744b", "#d0a02c", "#7a9a5b", "#8f6a96", "#b5564c")
 
 
 def _picture(task: Task, seed: int, steps: int, look: Look = HOME, masked: bool = False) -> tuple[Image.Image, str]:
@@ -59,29 +59,19 @@ def variants_sheet(path: Path) -> None:
 
 def plot_variants(scores: dict[str, Any], path: Path, title: str, mode: str = "variants") -> None:
     """A PNG with a bar per variant, coloured by family, its interval on each, the matching score as a line."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
-    position, ticks, labels = 0.0, [], []
-    for family, colour in zip(scores[mode]["families"], FAMILY_COLOURS, strict=False):
-        found = scores[mode]["families"][family]
-        start = position
-        for name, cell in found["variants"].items():
-            share, (low, high) = cell["mean"] or 0.0, cell["all"]["interval"]
-            axes.bar(position, 100 * share, 0.8, color=colour)
-            axes.plot([position, position], [100 * low, 100 * high], color="#2b303b", linewidth=1.2)
-            ticks, labels = [*ticks, position], [*labels, name.replace("_", " ")]
-            position += 1.0
-        middle, mean = (start + position - 1.0) / 2, 100 * (found["mean"] or 0.0)
-        axes.text(middle, 113, family.replace("_", " "), ha="center", fontsize=11, color=colour, fontweight="bold")
-        axes.text(middle, 106, f"mean {mean:.0f} %", ha="center", fontsize=9, color="#4c566a")
-        position += 0.7
-    if "matching" in scores and scores["matching"]["mean"] is not None:
-        level = 100 * scores["matching"]["mean"]
-        axes.axhline(level, color="#4c566a", linestyle="--", linewidth=1, zorder=0)
-        axes.text(position - 0.9, level, f" matching {level:.0f} %", va="center", fontsize=9, color="#4c566a")
-    axes.set_xticks(ticks, labels, rotation=40, ha="right", fontsize=9)
-    axes.set(ylim=(0, 120), xlim=(-0.7, position - 0.9), ylabel="success, %", yticks=range(0, 101, 20))
-    axes.set_title(title, fontsize=12, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    for family, found in scores[mode]["families"].items():
+        names = [f"{family}, {name}".replace("_", " ") for name in found["variants"]]
+        cells = found["variants"].values()
+        label = f"{family.replace('_', ' ')}: mean {percent(found['mean'])} %"
+        axes.bar(names, [100 * (cell["mean"] or 0.0) for cell in cells], label=label)
+        low, high = zip(*(cell["all"]["interval"] for cell in cells), strict=True)
+        axes.vlines(names, [100 * bound for bound in low], [100 * bound for bound in high], color="#2b303b")
+    if scores.get("matching", {}).get("mean") is not None:
+        axes.axhline(100 * scores["matching"]["mean"], color="#4c566a", linestyle="--", label="matching")
+    axes.tick_params(axis="x", rotation=90, labelsize=9)
+    axes.set(ylim=(0, 100), ylabel="success, %", title=title)
+    figure.legend(loc="outside upper center", ncols=4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -3,9 +3,7 @@
     FOLDER/episodes/POLICY.jsonl   every finished episode, as it ended; running again continues there
     FOLDER/runs.jsonl              how each run came about that wrote episodes here (`provenance/origin.py`)
     FOLDER/results.json            scores, settings, speed
-    FOLDER/variants.png            a picture per variant (with the modes `variants` and `seen_variants`)
-    FOLDER/MODE_success.png        success per variant (with these modes)
-    FOLDER/videos/*.mp4            an episode of each task
+    FOLDER/*.png, videos/*.mp4     every variant, success in each; an episode of each task
 
 A model runs in every mode asked for, the controls (`policies/rollout.py`) beside it in `matching` only: their physics
 is the same everywhere. Without a model, the controls run in every mode.

@@ -9,6 +9,7 @@ import importlib
 import os
 from collections import deque
 from copy import copy
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import OBS_STATE
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .configuration_gen_vla import SAVED, GenVLAConfig, saved_settings
 from .processor_gen_vla import save_settings
@@ -137,11 +139,10 @@ class GenVLAPolicy(PreTrainedPolicy):
             self.processor.action_prompt(text, *state) for text, state in zip(words, states or [()] * len(words))
         ]
         rows = [self._row(*row) for row in zip(shown, prompts, *self._targets(batch), strict=True)]
-        width = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         fill |= dict.fromkeys(getattr(self.processor, "answer_types", {}), 0)
         inputs = {
-            name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+            name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
             for name, value in fill.items()
         }
         for name in rows[0].keys() - fill.keys():
@@ -252,12 +253,9 @@ class GenVLAPolicy(PreTrainedPolicy):
         shown = [[Image.fromarray(picture) for picture in row.values()] for row in rows]
         return shown if self.several else [row[0] for row in shown]
 
-    @property
+    @cached_property
     def grammar(self) -> Any:
-        if not hasattr(self, "_grammar"):
-            read = self._code("action_grammar").grammar_from_action_config
-            self._grammar = read(self.processor.action_config)
-        return self._grammar
+        return self._code("action_grammar").grammar_from_action_config(self.processor.action_config)
 
     def _code(self, module: str) -> Any:
         return importlib.import_module(f"{type(self.processor).__module__.rpartition('.')[0]}.{module}")

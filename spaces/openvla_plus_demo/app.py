@@ -3,8 +3,7 @@
     python app.py                                            # the model named in the front matter of README.md
     GEN_VLA_MODEL=FOLDER GEN_VLA_BASELINE=FOLDER python app.py      # local models
 
-This file has the page and its texts; `answers.py` has what its tabs do. The page opens with a finished example, so
-that what it shows needs no explaining.
+The page opens with a finished example, so that what it shows needs no explaining; `answers.py` has what its tabs do.
 """
 
 import contextlib

@@ -1,6 +1,5 @@
 """One field per camera: how a page shows them, what programs call them, which example pictures they open with.
 
-A model of one camera has one large field; of several, smaller ones beside each other, each under its camera's name.
 The example scenes were drawn from in front, from the side and from the hand. No robot's cameras stand just there, and
 the page says so.
 """
