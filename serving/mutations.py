@@ -9,6 +9,7 @@ import json
 import random
 from base64 import b64encode
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -95,10 +96,9 @@ def run_mutations(address: str, count: int, process: int | None = None) -> dict[
     key = metadata["available_unnorm_keys"][0]
     observation |= {"unnorm_key": key, **state_for(metadata, key)}
     expected = good(session, observation)
-    rest = http.client.HTTPConnection(address, timeout=60)
     for number in tqdm(range(count), unit="message"):
         if number % 2:
-            kind, fault = post(rest, mutated(observation, chance, as_json=True))
+            kind, fault = post(address, mutated(observation, chance, as_json=True))
         else:
             kind, fault = send(session, mutated(observation, chance, as_json=False))
         found[kind] += 1
@@ -140,11 +140,12 @@ def send(session: Any, data: bytes) -> tuple[str, str | None]:
     return "replies", "actions that are not finite" if broken else None
 
 
-def post(rest: http.client.HTTPConnection, body: bytes) -> tuple[str, str | None]:
+def post(address: str, body: bytes) -> tuple[str, str | None]:
     """The same with a body and `/act`."""
-    rest.request("POST", "/act", body)
-    reply = rest.getresponse()
-    text = reply.read().decode()
+    with closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+        connection.request("POST", "/act", body)
+        reply = connection.getresponse()
+        text = reply.read().decode()
     if reply.status == 200:
         return "replies", None if "__numpy__" in text else f"no actions: {text!r}"
     sentence = json.loads(text)["error"] if reply.headers.get_content_type() == "application/json" else ""

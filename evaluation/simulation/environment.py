@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_vla.evaluation.simulation import layouts
 from gen_vla.evaluation.simulation.actions import (
     ACTION_REPEAT,
     DRAWER_TRAVEL,
@@ -16,18 +17,6 @@ from gen_vla.evaluation.simulation.actions import (
     to_simulator_action,
 )
 from gen_vla.evaluation.simulation.experts import ExpertView, expert_move
-from gen_vla.evaluation.simulation.layouts import (
-    GOALS,
-    GRASP_HEIGHT,
-    HELD_STEPS,
-    TASKS,
-    Layout,
-    SceneState,
-    Task,
-    goal_of,
-    is_done,
-    sample_layout,
-)
 from gen_vla.evaluation.simulation.looks import HOME, Look, apply_looks, distractors
 from gen_vla.evaluation.simulation.offscreen_camera import (
     FIRST_ORNAMENT,
@@ -66,22 +55,22 @@ class TabletopEnv:
         self._objects = [int(self.model.joint(f"object{index}").qposadr[0]) for index in range(2)]
         self._robot = _subtree(self.model, self.model.body("base").id)
         self._cabinet = _subtree(self.model, self.model.body("drawer").id)
-        self.layout: Layout | None = None
+        self.layout: layouts.Layout | None = None
         self._poses: list[tuple[np.ndarray, np.ndarray]] = []
 
     # Episodes.
-    def reset(self, task: Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
+    def reset(self, task: layouts.Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
         """The layout of `seed` -> the instruction of this task in it. Where `masked`, pictures show only the robot,
         the cabinet and the two objects; everything else is black."""
-        if task not in TASKS:
-            raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS)}")
-        layout = sample_layout(seed)
+        if task not in layouts.TASKS:
+            raise ValueError(f"got task {task!r}, expected one of {', '.join(layouts.TASKS)}")
+        layout = layouts.sample_layout(seed)
         self.arrange(layout, look, seed, masked)
-        self.goal = goal_of(task, seed)
+        self.goal = layouts.goal_of(task, seed)
         self.seed = seed
         return self.goal.instruction(layout)
 
-    def arrange(self, layout: Layout, look: Look = HOME, seed: int = 0, masked: bool = False) -> None:
+    def arrange(self, layout: layouts.Layout, look: Look = HOME, seed: int = 0, masked: bool = False) -> None:
         """Sets a scene up: things in place and at rest, the hand at its start."""
         self.layout, self.look, self.masked = layout, look, masked
         mujoco.mj_resetData(self.model, self.data)
@@ -89,7 +78,7 @@ class TabletopEnv:
         for address, (index, thing) in zip(self._objects, enumerate(layout.objects), strict=True):
             show_object(self.model, index, thing.shape, look.colours[thing.colour])
             turn = [np.cos(thing.yaw / 2), 0.0, 0.0, np.sin(thing.yaw / 2)]
-            self.data.qpos[address : address + 7] = [thing.x, thing.y, GRASP_HEIGHT, *turn]
+            self.data.qpos[address : address + 7] = [thing.x, thing.y, layouts.GRASP_HEIGHT, *turn]
         for _ in range(SETTLING_STEPS):
             self.data.mocap_pos[0], self.data.mocap_quat[0] = HAND_START, (1.0, 0.0, 1.0, 0.0)
             self._advance(effort=-1.0)
@@ -109,8 +98,8 @@ class TabletopEnv:
             self.data.mocap_pos[0] = np.clip(target, HAND_LOW, HAND_HIGH)
             self._advance(float(held[3]))
         mujoco.mj_forward(self.model, self.data)
-        self._held = self._held + 1 if is_done(self.goal, self.state()) else 0
-        return self._held >= HELD_STEPS
+        self._held = self._held + 1 if layouts.is_done(self.goal, self.state()) else 0
+        return self._held >= layouts.HELD_STEPS
 
     def _advance(self, effort: float) -> None:
         self.data.ctrl[:] = effort, -effort
@@ -150,9 +139,9 @@ class TabletopEnv:
         return poses[1:]
 
     # What is where.
-    def state(self) -> SceneState:
+    def state(self) -> layouts.SceneState:
         opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
-        return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
+        return layouts.SceneState(opening, self._object_positions(), self._starts, self._fingertips())
 
     def _fingertips(self) -> np.ndarray:
         return (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
@@ -172,7 +161,7 @@ class TabletopEnv:
     def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Float32 [7] each: of the expert, of the blind one that does not know where along x anything is, and of the
         deaf one that does one of the six things this scene offers, whatever the instruction."""
-        view, guess = self.view(), GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
+        view, guess = self.view(), layouts.GOALS[np.random.default_rng([self.seed, 6]).integers(len(layouts.GOALS))]
         asked = ((self.goal, view), (self.goal, view.without_x()), (guess, view))
         expert, blind, deaf = (from_simulator_action(expert_move(goal, seen)) for goal, seen in asked)
         return expert, blind, deaf

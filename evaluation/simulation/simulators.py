@@ -6,7 +6,7 @@ takes all its episodes along.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -85,7 +85,7 @@ def _serve(pipe: Any, make: Callable[[], Any]) -> None:
         pipe.send([slots.answer(request) for request in requests])
 
 
-class Simulators:
+class Simulators(AbstractContextManager["Simulators"]):
     """Slots over worker processes; slot s lives in worker s modulo workers. `workers=1`: in this process.
 
     Every request of one `ask` goes to another slot; a slot starts an episode before it moves. `make` can be pickled,
@@ -142,9 +142,6 @@ class Simulators:
             process.join()
         self._workers[worker] = self._spawn()
         return [Crash(f"the simulator's process {what} (exit code {process.exitcode})")] * count
-
-    def __enter__(self) -> "Simulators":
-        return self
 
     def __exit__(self, *_: object) -> None:
         for pipe, _process in self._workers:
