@@ -115,12 +115,8 @@ def camera_image(environment: Any, observation: dict[str, Any], robot: str, mask
     image = pictures["rgb"]
     if not masked:
         return image
-    actors = pictures["Segmentation"][..., 1]  # channel 0 is the mesh
-    return np.where(np.isin(actors, foreground_ids(environment.unwrapped))[..., None], image, 0).astype(np.uint8)
-
-
-def foreground_ids(simulator: Any) -> list[int]:
-    links = [link.id for articulation in simulator.get_articulations() for link in articulation.get_links()]
-    robot = [link.id for link in simulator.agent.robot.get_links()]
-    objects = [actor.id for actor in simulator.get_actors() if actor.name not in BACKGROUND_ACTORS]
-    return sorted({*links, *robot, *objects})
+    simulator, actors = environment.unwrapped, pictures["Segmentation"][..., 1]  # channel 0 is the mesh
+    shown = [link.id for articulation in simulator.get_articulations() for link in articulation.get_links()]
+    shown += [link.id for link in simulator.agent.robot.get_links()]
+    shown += [actor.id for actor in simulator.get_actors() if actor.name not in BACKGROUND_ACTORS]
+    return np.where(np.isin(actors, shown)[..., None], image, 0).astype(np.uint8)

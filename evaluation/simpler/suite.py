@@ -79,9 +79,6 @@ def evaluate_simpler(
     for control in settings.controls:
         trials = control_trials(control, shown)
         runs.append((CONTROLS[control], trials, _control_log(control, settings, folder), False))
-    # Of all controls that have trials in the folder, of this run or of an earlier one.
-    known = [control for control in CONTROLS if (folder / "controls" / control).is_dir()]
-    control_logs = {control: _control_log(control, settings, folder) for control in known}
     record = provenance(name)
     note_run(folder, record)
     for begin, trials, trial_log, ensemble in runs:
@@ -98,10 +95,11 @@ def evaluate_simpler(
         "seeds": sorted({entry["seed"] for entry in log.outcomes.values()} - {None}) if log else [],
         "tasks": scores_of(log, settings.robot) if log else [],
     }
-    for control, control_log in control_logs.items():
-        control_log.read()
-        found = {"tasks": scores_of(control_log, settings.robot), "unknown": unknown_tasks(control, settings.robot)}
-        results.setdefault("controls", {})[control] = found
+    # Of all controls that have trials in the folder, of this run or of an earlier one.
+    for control in (control for control in CONTROLS if (folder / "controls" / control).is_dir()):
+        found = scores_of(_control_log(control, settings, folder), settings.robot)
+        unknown = unknown_tasks(control, settings.robot)
+        results.setdefault("controls", {})[control] = {"tasks": found, "unknown": unknown}
     results = with_provenance(with_record(results, name), with_other_runs(record, folder))
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results

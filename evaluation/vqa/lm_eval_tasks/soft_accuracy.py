@@ -34,11 +34,12 @@ CONTRACTION_FORMS = """
 """
 
 
-def _without_one_apostrophe(form: str) -> list[str]:
-    return [form[:place] + form[place + 1 :] for place, character in enumerate(form) if character == "'"]
-
-
-CORRECTIONS = {wrong: form for form in CONTRACTION_FORMS.split() for wrong in _without_one_apostrophe(form)}
+CORRECTIONS = {
+    form[:place] + form[place + 1 :]: form
+    for form in CONTRACTION_FORMS.split()
+    for place, character in enumerate(form)
+    if character == "'"
+}
 CORRECTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 
 

@@ -50,7 +50,9 @@ def tabletop(tmp_path):
         "policy": {"identity": {"model": "outputs/mini_openvla_plus"}, "scores": scores},
         "zero": {"identity": {"control": "zero"}, "scores": scores},
     }
-    return write(tmp_path / "tabletop.json", {"settings": {"machine": "Linux x86_64"}, "policies": policies})
+    return write(
+        tmp_path / "tabletop.json", {"machine": {"device": "Linux x86_64"}, "settings": {}, "policies": policies}
+    )
 
 
 def table(report, name):
