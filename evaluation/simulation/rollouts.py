@@ -8,7 +8,7 @@ others; one that crashes again is reported as crashed and says nothing about the
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -43,20 +43,6 @@ class Ending(NamedTuple):
 
 
 @dataclass
-class Pace:
-    """How fast it went: policy steps taken, seconds in all and inside the policy."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    policy_seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, float]:
-        outside = max(self.seconds - self.policy_seconds, 1e-9)
-        figures = {name: round(value, 2) for name, value in asdict(self).items()}
-        return {**figures, "simulated_per_second": round(self.steps / outside, 1)}
-
-
-@dataclass
 class _Running:
     job: EpisodeJob
     reply: Reply | None = None
@@ -73,7 +59,8 @@ class _Rollouts:
     bar: tqdm
     ended: int
     episodes: int
-    pace: Pace = field(default_factory=Pace)
+    steps: int = 0  # of the policy, and the seconds inside it
+    policy_seconds: float = 0.0
     slots: dict[int, _Running] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[EpisodeJob], width: int, attempt: int) -> list[EpisodeJob]:
@@ -104,7 +91,7 @@ class _Rollouts:
         moments = [Moment(s.job.task, s.job.seed, s.steps, *reply.experts) for _, s, reply in states]
         began = time.perf_counter()
         actions = self.policy([r.image for _, _, r in states], [s.job.instruction for _, s, _ in states], moments)
-        self.pace.policy_seconds += time.perf_counter() - began
+        self.policy_seconds += time.perf_counter() - began
         if len(actions) != len(states):
             raise ValueError(
                 f"got {len(actions)} actions from the policy, expected {len(states)}, None where it has none"
@@ -118,7 +105,7 @@ class _Rollouts:
             return "crashed", answer.message
         moved, running.reply = running.reply is not None, answer
         running.steps += moved
-        self.pace.steps += moved
+        self.steps += moved
         self.bar.update(moved)
         if answer.refusal is not None:
             return "malformed", answer.refusal
@@ -135,8 +122,9 @@ def run_episodes(
     batch_size: int = 16,
     finished_before: int = 0,
     name: str = "policy",
-) -> Pace:
-    """Runs every job and calls `finish` as it ends -> how fast it went; `finished_before` is for the progress bar."""
+) -> dict[str, float]:
+    """Runs every job and calls `finish` as it ends -> how fast it went: policy steps, seconds in all and inside the
+    policy, steps per second outside it. `finished_before` is for the progress bar."""
     if batch_size < 1:
         raise ValueError(f"got batch_size {batch_size}, expected at least 1")
     began, steps = time.perf_counter(), sum(job.max_steps for job in jobs)
@@ -144,5 +132,7 @@ def run_episodes(
         rollouts = _Rollouts(policy, simulators, finish, bar, finished_before, finished_before + len(jobs))
         crashed = rollouts.run(jobs, batch_size, attempt=1)
         rollouts.run(crashed, 1, attempt=2)
-    rollouts.pace.seconds = time.perf_counter() - began
-    return rollouts.pace
+    seconds = time.perf_counter() - began
+    figures = {"steps": rollouts.steps, "seconds": seconds, "policy_seconds": rollouts.policy_seconds}
+    simulated = rollouts.steps / max(seconds - rollouts.policy_seconds, 1e-9)
+    return {**{name: round(value, 2) for name, value in figures.items()}, "simulated_per_second": round(simulated, 1)}

@@ -126,7 +126,7 @@ def run_suite(
             before = len(jobs) - len(missing)
             pace = run_episodes(c.policy, missing, simulators, log.finish, settings.batch_size, before, c.name)
             scores = summarise(log.of(jobs))
-            scored = {"identity": c.identity, "scores": scores, "pace": pace.to_dict()}
+            scored = {"identity": c.identity, "scores": scores, "pace": pace}
             results["policies"][c.name] = with_record(scored, c.identity.get("model"))
     if output is not None:
         written = with_provenance(results, with_other_runs(record, output))
