@@ -167,7 +167,6 @@ class PolicyServer:
     # Websockets
 
     async def serve_session(self, websocket: WebSocket) -> None:
-        """One robot: metadata, then answers until it leaves."""
         try:
             self.check_sender(websocket.headers)
             if self.closing:

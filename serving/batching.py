@@ -70,7 +70,6 @@ class Batcher:
             ) from None
 
     def close(self) -> None:
-        """Ends the work; whoever waits for an answer gets none."""
         if self.task is not None:
             self.task.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
@@ -88,7 +87,6 @@ class Batcher:
             self.running = []
 
     async def _gather(self) -> None:
-        """Waits a little for others than the first."""
         end = self.queue[0].arrived + self.wait
         while len(self.queue) < min(self.max_batch, self.expected()) and time.perf_counter() < end:
             self.arrival.clear()

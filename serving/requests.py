@@ -171,7 +171,6 @@ def check_state(state: Any, key: str) -> None:
 
 
 def words_of(given: Any, what: str) -> str:
-    """A text that is not blank and not too long."""
     if not isinstance(given, str):
         raise TypeError(f"got {type(given).__name__} as {what}, expected a text")
     if not given.strip() or len(given) > MAX_CHARACTERS:

@@ -1,8 +1,7 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
-the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded
-and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is not counted.
+Measured in turns within one process, by the seconds of processor time that all its threads use: rows in the order of
+the files, the primary camera's picture decoded and resized to 224 x 224 (bicubic), the actions beside it.
 """
 
 import statistics

@@ -51,7 +51,6 @@ def read_results(path: Path) -> list[Figure]:
 
 
 def suite_of(results: Any) -> str | None:
-    """Which suite wrote a file, by its contents; `None` for a file of no suite."""
     if not isinstance(results, dict):
         return None
     if results.get("suite") in READERS:

@@ -1,12 +1,10 @@
 """The paper's tables with our figures in them, as Markdown and as JSON for model cards.
 
-The paper's figures (`paper_tables.yaml`) stand in a column of their own that names the size of the paper's model. Ours
-stand in one column per benchmark, empty where nothing was run: neither is ever filled in from the other.
-
-A model of ours belongs to a row of the paper if its name is that row's (`openvla-plus`, `openvla-sc`, ... in the
-YAML), with or without `mini-` and the data set (`openvla-rt1-sc`); `rows` says so for others. Models without a row get
-rows of their own. Beside a row's figures stand their differences from the rows that the paper compares it with, if the
-training data are the same.
+The paper's figures (`paper_tables.yaml`) stand in a column of their own, ours in one per benchmark, empty where
+nothing was run: neither is ever filled in from the other. A model of ours belongs to a row of the paper if its name is
+that row's (`openvla-plus`, `openvla-sc`, ... in the YAML), with or without `mini-` and the data set
+(`openvla-rt1-sc`), or if `rows` says so; others get rows of their own. Beside a row's figures stand their differences
+from the rows that the paper compares it with, if the training data are the same.
 """
 
 import json
@@ -129,7 +127,6 @@ def averages(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
-    """A table of the paper, a row per model and column of it, our figures in their places."""
     rows = []
 
     def add(model: str, own: Sequence[Figure], values: Sequence[float | None], size: str | None) -> None:
@@ -279,7 +276,6 @@ def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _card_names(policies: Sequence[Policy]) -> dict[Policy, str]:
-    """Short names; where two policies would share one, their models' full names and their seeds."""
     names = {policy: short_name(policy[0]) for policy in policies}
     short = list(names.values())
     for (model, seed), name in list(names.items()):

@@ -51,7 +51,6 @@ def mean_trials(runs: Sequence[Trials]) -> Trials:
 
 
 def read_trials(path: Path) -> dict[Cell, Trials]:
-    """The trials behind the figures of a result file; empty where there are none."""
     results = json.loads(path.read_text(encoding="utf-8"))
     suite = suite_of(results)
     cells: dict[Cell, Trials] = defaultdict(dict)

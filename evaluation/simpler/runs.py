@@ -65,7 +65,6 @@ def outcome_of(trial: Any, outcome: str, **found: Any) -> Outcome:
 
 
 def run_trial(begin: Begin, trial: Trial, make: Make, action_ensemble: bool = False) -> Outcome:
-    """One trial from building its environment to its last step, with a second attempt after a crash."""
     return attempts(trial, lambda: _attempt(begin, trial, make, action_ensemble))
 
 

@@ -71,7 +71,6 @@ class TabletopEnv:
         return self.goal.instruction(layout)
 
     def arrange(self, layout: layouts.Layout, look: Look = HOME, seed: int = 0, masked: bool = False) -> None:
-        """Sets a scene up: things in place and at rest, the hand at its start."""
         self.layout, self.look, self.masked = layout, look, masked
         mujoco.mj_resetData(self.model, self.data)
         self.model.body("drawer").pos = [*layout.drawer, 0.0]

@@ -141,7 +141,6 @@ def _add_room(spec: Any) -> None:
 
 
 def _add_object(spec: Any, index: int) -> None:
-    """A free body with the parts of all shapes, named `object0 can 0` and so on."""
     body = spec.worldbody.add_body(name=f"object{index}", pos=[0.2 * index, 0.6, GRASP_HEIGHT])
     body.add_freejoint(name=f"object{index}")
     body.explicitinertial, body.mass = True, OBJECT_MASS
@@ -193,7 +192,6 @@ def _decimate(model: Any) -> None:
 
 
 def show_object(model: Any, index: int, shape: str | None, rgb: RGB = WHITE) -> None:
-    """Body `object{index}` becomes this shape: its parts are drawn and touched, those of all others are not."""
     for other in SHAPES:
         for number, part in enumerate(PARTS[other]):
             geom = model.geom(f"object{index} {other} {number}").id

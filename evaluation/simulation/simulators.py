@@ -1,8 +1,7 @@
 """Simulated environments spread over processes that may crash; `simulation/rollouts.py` runs episodes in them.
 
 An exception in a simulation, a process that dies, and one that no longer answers are all a `Crash`: it is returned in
-place of the reply, the environment (or the process) is replaced, and everything else goes on. A process that dies
-takes all its episodes along.
+place of the reply, the environment (or the process, and with it all its episodes) is replaced, and all else goes on.
 """
 
 from collections.abc import Callable, Sequence

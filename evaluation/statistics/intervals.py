@@ -1,11 +1,10 @@
 """95 % intervals of success rates, and of the difference between two.
 
-Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike, so they say less
-than as many layouts would. `clustered_share` estimates how many independent trials they are worth, and takes Wilson's
-interval of that many. scipy's `binomtest` has the interval for whole numbers of trials only; the worth is not one.
-
-The interval of a difference follows from those of the two shares and from the correlation of the two estimates
-(Newcombe, 1998, method 10 of both papers; Zou, 2007), which is 0 unless both policies ran the same trials.
+Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike. `clustered_share`
+estimates how many independent trials they are worth, and takes Wilson's interval of that many; scipy's `binomtest` has
+it for whole numbers only. The interval of a difference follows from those of the two shares and from the correlation
+of the two estimates (Newcombe, 1998, method 10 of both papers; Zou, 2007), which is 0 unless both policies ran the
+same trials.
 """
 
 import math

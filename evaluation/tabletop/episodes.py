@@ -6,8 +6,7 @@
     masked         everything black but robot, cabinet and objects
     paraphrase     held-out wordings, one per layout in turn
 
-All modes and variants show the same layouts. A log holds one JSON object per line: the settings, then an episode each,
-written as it ends. Running again skips what is there; other settings are refused.
+All modes and variants show the same layouts. A log has a line of settings, then one per finished episode.
 """
 
 import json
@@ -36,10 +35,6 @@ class TabletopJob(EpisodeJob):
     mode: Mode
     variant: str
 
-    @property
-    def key(self) -> EpisodeKey:
-        return self.mode, self.variant, self.task, self.seed, self.instruction
-
 
 @dataclass(frozen=True)
 class TabletopEpisode:
@@ -56,9 +51,9 @@ class TabletopEpisode:
     attempts: int
     detail: str | None = None
 
-    @property
-    def key(self) -> EpisodeKey:
-        return self.mode, self.variant, self.task, self.seed, self.instruction
+
+def key_of(episode: TabletopJob | TabletopEpisode) -> EpisodeKey:
+    return episode.mode, episode.variant, episode.task, episode.seed, episode.instruction
 
 
 def plan_jobs(modes: Sequence[Mode] = MODES, tasks: Sequence[Task] = TASKS, episodes: int = 50) -> list[TabletopJob]:
@@ -109,14 +104,14 @@ class EpisodeLog:
 
     def finish(self, job: TabletopJob, ending: Ending) -> None:
         """Remembers how a job ended; on disk before this returns."""
-        self.episodes.append(TabletopEpisode(*job.key, sample_layout(job.seed).digest(), *ending))
+        self.episodes.append(TabletopEpisode(*key_of(job), sample_layout(job.seed).digest(), *ending))
         if self._path is not None:
             append_line(self._path, asdict(self.episodes[-1]))
 
     def missing(self, jobs: Sequence[TabletopJob]) -> list[TabletopJob]:
-        done = {episode.key for episode in self.episodes}
-        return [job for job in jobs if job.key not in done]
+        done = {key_of(episode) for episode in self.episodes}
+        return [job for job in jobs if key_of(job) not in done]
 
     def of(self, jobs: Sequence[TabletopJob]) -> list[TabletopEpisode]:
-        found = {episode.key: episode for episode in self.episodes}
-        return [found[job.key] for job in jobs if job.key in found]
+        found = {key_of(episode): episode for episode in self.episodes}
+        return [found[key_of(job)] for job in jobs if key_of(job) in found]

@@ -42,7 +42,6 @@ def rate(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
 
 
 def scored_episode(episode: TabletopEpisode, part: str = "") -> Scored:
-    """What a share is made of, of an episode that ran."""
     return Scored(str(episode.seed), part, float(episode.outcome == "success"))
 
 

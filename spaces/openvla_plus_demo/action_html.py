@@ -139,7 +139,6 @@ def comparison(models: Sequence[Compared]) -> str:
 
 
 def difference(original: PredictedAction, changed: PredictedAction) -> str:
-    """How far two actions are apart: in millimetres, degrees, and the gripper in words."""
     apart = changed.steps[0] - original.steps[0]
     millimetres, degrees = MILLI * np.linalg.norm(apart[:3]), DEGREES * np.linalg.norm(apart[3:6])
     before, after = (gripper_in_words(float(action.steps[0, 6])) for action in (original, changed))

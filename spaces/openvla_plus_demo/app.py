@@ -168,7 +168,6 @@ def opening_pictures(answers: Answers) -> list[Any]:
 
 
 def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list[Any]:
-    """What a policy needs to know: pictures, order, whose units."""
     pictures = camera_fields(answers.cameras, tab, FIRST_SCENE)
     label, elem_id = "What should be done", f"{tab}-instruction"
     instruction = gr.Textbox(EXAMPLES[0][1], label=label, elem_id=elem_id, lines=1, max_lines=4)

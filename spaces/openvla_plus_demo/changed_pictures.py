@@ -1,8 +1,7 @@
 """The same scene looking different: what a robot policy should not care about.
 
-There is no segmentation model here. The background is what one reaches from the picture's edge without crossing a jump
-in colour, which is right for a table before a plain wall and only a guess elsewhere; the visitor sees the copy, and
-sets how large a jump may be.
+The background is what one reaches from the picture's edge without crossing a jump in colour, which is right for a
+table before a plain wall and only a guess elsewhere; the visitor sees the copy, and sets how large a jump may be.
 """
 
 import numpy as np

@@ -1,8 +1,7 @@
 """Where "forward" is: the directions of a data set's axes, in words and as its usual camera sees them.
 
 Actions carry no camera. For BridgeData and RT-1 the usual camera looks the way the robot reaches, so x runs away from
-the viewer, y to the left, z up; that is also the guess for data sets not listed. The simulated tabletop has a
-camera of its own (`evaluation/simulation/looks.py`).
+the viewer, y to the left, z up; that is also the guess for data sets not listed.
 """
 
 import re

@@ -1,13 +1,11 @@
 """Soft accuracy of TextVQA and VizWiz: how many of ten annotators gave the model's answer.
 
-Answers are compared after the VQA evaluation's normalisation, in the form of the EvalAI servers, which TextVQA's and
-lmms-eval's scoring use too.
+Answers are compared after the VQA evaluation's normalisation, as EvalAI's servers, TextVQA and lmms-eval do.
 
     annotators                         answer      matches among the nine others      score
     "two" x 2, "three" x 8             "2"         1 (twice), 2 (eight times)         (2 * 1/3 + 8 * 2/3) / 10 = 0.6
 
-This file also lies in `spaces/vqa_accuracy/` (a symbolic link), where the `evaluate` metric imports it. It imports
-nothing of this project, so that plain lm-eval can load it from its folder.
+`spaces/vqa_accuracy/` links to this file. It imports nothing of this project, so that plain lm-eval can load it.
 """
 
 import re
