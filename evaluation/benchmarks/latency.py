@@ -34,22 +34,21 @@ from gen_vla.training.provenance.origin import describe_machine
 
 PARTS = ("processing", "vision", "prefill", "decode passes", "rest")
 INSTRUCTION = "close the drawer"
+WARM_UP = 3  # calls that do not count
 
 
-def measure_latency(
-    model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
-) -> dict[str, Any]:
+def measure_latency(model: Any, processor: Any, repeats: int = 20) -> dict[str, Any]:
     """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera."""
     generator = np.random.default_rng(0)
     milliseconds, passes = [], 0
-    for _ in tqdm(range(warmup + repeats), unit="action", disable=not progress):
+    for _ in tqdm(range(WARM_UP + repeats), unit="action"):
         pictures = random_pictures(generator, processor)
         key = next(iter(model.config.norm_stats))
         began = time.perf_counter()
         inputs = processor.action_inputs(pictures, INSTRUCTION, **neutral_state(processor, key)).to(model.device)
         passes = model.predict_actions(**inputs, unnorm_key=key).forward_passes
         milliseconds.append(1000 * (time.perf_counter() - began))
-    measured = milliseconds[warmup:]
+    measured = milliseconds[WARM_UP:]
     return {
         "median_ms": round(statistics.median(measured), 1),
         "p95_ms": round(float(np.quantile(measured, 0.95)), 1),
@@ -72,11 +71,11 @@ def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20)
     return {"neighbours": neighbours, **{name: found[name] for name in ("median_ms", "p95_ms", "worst_ms")}}
 
 
-def measure_parts(model: Any, processor: Any, repeats: int = 20, warmup: int = 3) -> dict[str, Any]:
+def measure_parts(model: Any, processor: Any, repeats: int = 20) -> dict[str, Any]:
     """Where the time of an action goes: means over `repeats` calls, whose parts add up to the total."""
     generator = np.random.default_rng(1)
-    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts")
-    calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][warmup:]
+    rounds = tqdm(range(WARM_UP + repeats), unit="action", desc="parts")
+    calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][WARM_UP:]
     means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
     return {
         "parts_ms": {name: round(means[name], 3) for name in PARTS},
