@@ -24,10 +24,10 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def share(score: dict[str, Any], count: str = "right", interval: bool = True) -> str:
+def share(score: dict[str, Any], count: str) -> str:
     """`46/50 (81-97 %)`."""
     low, high = (round(100 * bound) for bound in score["interval"])
-    return f"{score.get(count, score.get('successes'))}/{score['n']}" + (f" ({low}-{high} %)" if interval else "")
+    return f"{score[count]}/{score['n']} ({low}-{high} %)"
 
 
 def summary() -> Rows:
@@ -173,26 +173,6 @@ def loader() -> Rows:
             yield [f"{result['data']} ({result['format']})", speeds["gen-vla"], others]
 
 
-def tabletop() -> Rows:
-    """Success per task of every policy in every mode it was run in."""
-    found = {name: dict(entry["scores"]) for name, entry in load("tabletop_mini_openvla_plus")["policies"].items()}
-    found["policy"]["variants"] = load("tabletop_mini_variants")["policies"]["policy"]["scores"]["variants"]
-    for name, modes in found.items():
-        policy = "mini-openvla-plus-tabletop" if name == "policy" else name
-        for mode, scores in modes.items():
-            cells = [share(score, interval=False) for score in scores["tasks"].values()]
-            yield [policy, mode, *cells, share(scores["all"])]
-
-
-def tabletop_questions() -> Rows:
-    """Questions about held-out scenes: the vision-language model, and the policy made of it."""
-    before, after = (
-        {**r["kinds"], "all": r["total"]} for r in map(load, ("tabletop_questions_before", "tabletop_questions_after"))
-    )
-    for kind, score in before.items():
-        yield [kind.replace("_", " "), share(score), share(after[kind]), f"{100 * score['majority']:.0f} %"]
-
-
 def agreement() -> Rows:
     """Actions that are the same as by `generate`, in bf16."""
     for run in ("bf16_1", "bf16_4", "h200_bf16_1", "h200_bf16_4"):
@@ -242,11 +222,6 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         training_throughput,
     ),
     "loader": ("data | gen-vla | beside it", loader),
-    "tabletop": ("policy | mode | pick_object | move_near | open_drawer | close_drawer | all", tabletop),
-    "tabletop_questions": (
-        "question | before robot data | after | always the most frequent answer",
-        tabletop_questions,
-    ),
     "agreement": (
         "device | observations | compared with `generate` | same action | largest gap | median difference | largest",
         agreement,

@@ -14,10 +14,8 @@ def results_table(
     no_wrap: bool = False,
     **options: Any,
 ) -> Table:
-    """Words in the first `left` columns, numbers on the right in the others; options are those of `rich.Table`.
-
-    On a narrow screen words are folded, and numbers unless `no_wrap`.
-    """
+    """Words in the first `left` columns, numbers on the right in the others, folded on a narrow screen unless
+    `no_wrap`; options are those of `rich.Table`."""
     table = Table(title=title, **options)
     for place, column in enumerate(columns):
         words = place < left

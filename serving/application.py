@@ -43,25 +43,13 @@ CLOSES = {429: 1013, 500: 1011, 503: 1012, 504: 1011}  # the code that a websock
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
-
-    Attributes:
-        api_key: that clients have to send; `None` for no key.
-        message_bytes: of a message at most.
-        connections: websockets at most.
-        queue: requests that may wait.
-        batch: requests in a batch at most.
-        wait: seconds that the first of a batch waits for others.
-        timeout: seconds from a request to its answer, and for reading or sending a message.
-    """
-
-    api_key: str | None = None
-    message_bytes: int = 32 * 2**20
-    connections: int = 32
-    queue: int = 64
-    batch: int = 8
-    wait: float = 0.005
-    timeout: float = 30.0
+    api_key: str | None = None  # that clients have to send
+    message_bytes: int = 32 * 2**20  # of a message at most
+    connections: int = 32  # websockets at most
+    queue: int = 64  # requests that may wait
+    batch: int = 8  # requests in a batch at most
+    wait: float = 0.005  # seconds that the first of a batch waits for others
+    timeout: float = 30.0  # seconds from a request to its answer, and for reading or sending a message
 
 
 class Refusal(Exception):
@@ -81,12 +69,8 @@ class PolicyServer:
         self.sessions = self.busy = self.rows = 0
         self.closing = False
         # Questions take long; robots that move need not wait for them.
-        self.actions, self.questions = (
-            Batcher(
-                policy.run, limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows
-            )
-            for _ in range(2)
-        )
+        bounds = (limits.batch, limits.wait, limits.queue, limits.timeout, lambda: self.sessions + self.rows)
+        self.actions, self.questions = Batcher(policy.run, *bounds), Batcher(policy.run, *bounds)
         self.metrics = Metrics(lambda: self.actions.length + self.questions.length, lambda: self.sessions)
         routes = [
             WebSocketRoute("/", self.serve_session),
@@ -146,7 +130,6 @@ class PolicyServer:
         return JSONResponse({"error": FAULT}, 500)
 
     async def http_message(self, request: HttpRequest) -> tuple[dict[str, Any], bool]:
-        """The dictionary in a body, and whether it was encoded twice."""
         self.check_sender(request.headers)
         body = bytearray()
         try:
@@ -184,7 +167,6 @@ class PolicyServer:
     # Websockets
 
     async def serve_session(self, websocket: WebSocket) -> None:
-        """One robot: metadata, then answers until it leaves."""
         try:
             self.check_sender(websocket.headers)
             if self.closing:
@@ -207,7 +189,6 @@ class PolicyServer:
             self.sessions -= 1
 
     async def serve_messages(self, websocket: WebSocket) -> None:
-        """Answers one message after another."""
         session: Session | None = Session()
         seconds = None  # that the last one took
         receiving = asyncio.ensure_future(websocket.receive())
@@ -232,13 +213,9 @@ class PolicyServer:
         session: Session,
         last: float | None,
     ) -> Session | None:
-        """Answers a message; returns the session behind it, or `None` where that ended.
-
-        Args:
-            receiving: what comes next; a robot that leaves is not waited for.
-            last: seconds that the message before took.
-        """
-        answering = asyncio.ensure_future(self.session_answer(message, session))
+        """Answers a message; returns the session behind it, or `None` where that ended. `receiving` is what comes
+        next, since a robot that leaves is not waited for; `last` are seconds that the message before took."""
+        answering = asyncio.ensure_future(self.reply(message.get("bytes"), session))
         try:
             await asyncio.wait({receiving, answering}, return_when=asyncio.FIRST_COMPLETED)
             if receiving.done() and receiving.result()["type"] == "websocket.disconnect":
@@ -257,21 +234,10 @@ class PolicyServer:
         await self.send(websocket, pack(reply))
         return session
 
-    async def session_answer(self, received: Any, session: Session) -> tuple[dict[str, Any], Session]:
-        """The reply to a message of a session, and the session behind it."""
-        try:
-            return await self.reply(received.get("bytes"), session)
-        except Refusal:
-            raise
-        except Exception as error:
-            log.exception("a message was not understood")
-            raise self.refused(500, FAULT) from error
-
     async def reply(self, data: bytes | None, session: Session) -> tuple[dict[str, Any], Session]:
-        """As `session_answer`, of a message's bytes."""
         if data is None:
             raise self.refused(400, "got a text, expected binary messages of msgpack, as openpi-client sends them")
-        message = await self.understood(_read_msgpack, data)
+        message = await self.understood(lambda: checked_dictionary(unpack(data)))
         if message.get("reset") is True or str(message.get("endpoint")) == "reset":
             return await self.understood(self.after_reset, message, session)
         began = time.perf_counter()
@@ -283,7 +249,6 @@ class PolicyServer:
         return {"actions": answer.actions, **reply}, replace(session, step=session.step + 1)
 
     def after_reset(self, message: dict[str, Any], session: Session) -> tuple[dict[str, Any], Session]:
-        """A new episode, with what the reset says about it."""
         words, key, seed = message.get("prompt"), message.get("unnorm_key"), message.get("seed", 0)
         if not isinstance(seed, int):
             raise TypeError(f"got {type(seed).__name__} as seed, expected a whole number")
@@ -296,7 +261,6 @@ class PolicyServer:
         return {"reset": True, "episode": episode.episode}, episode
 
     async def send(self, websocket: WebSocket, reply: bytes | str) -> None:
-        """Sends a reply, in bounded time; raises `TimeoutError` where a robot does not read."""
         sending = websocket.send_text(reply) if isinstance(reply, str) else websocket.send_bytes(reply)
         async with asyncio.timeout(self.limits.timeout):
             await sending
@@ -332,6 +296,9 @@ class PolicyServer:
             return await asyncio.to_thread(read, *given)
         except (ValueError, TypeError) as error:
             raise self.refused(400, str(error)) from error
+        except Exception as error:
+            log.exception("a message was not understood")
+            raise self.refused(500, FAULT) from error
 
     def check_sender(self, headers: Any) -> None:
         """Raises `Refusal` for a wrong key, and for pages in a browser, which say where they come from."""
@@ -384,7 +351,3 @@ def _read_json(body: bytes) -> tuple[dict[str, Any], bool]:
     if len(message) > 1 or not isinstance(message["encoded"], str):
         raise MessageError("got 'encoded' beside other keys or without a text, expected it alone, with JSON in a text")
     return checked_dictionary(from_json(message["encoded"])), True
-
-
-def _read_msgpack(data: bytes) -> dict[str, Any]:
-    return checked_dictionary(unpack(data))

@@ -28,16 +28,9 @@ class Waiting:
 
 
 class Batcher:
-    """Answers requests in batches.
-
-    Args:
-        run: answers a batch; called in a thread of this batcher's, never twice at once.
-        max_batch: requests in a batch at most.
-        wait: seconds that the first of a batch waits for others.
-        max_queue: requests that may wait.
-        timeout: seconds from a request to its answer.
-        expected: how many requests could still come; there is no wait for more than those.
-    """
+    """Answers requests in batches of at most `max_batch`; `run` answers one in a thread of this batcher's, never twice
+    at once. The first of a batch waits `wait` seconds for others, but not for more than are `expected`; `max_queue`
+    may wait, each for `timeout` seconds."""
 
     def __init__(
         self,
@@ -58,17 +51,11 @@ class Batcher:
 
     @property
     def length(self) -> int:
-        """How many requests wait."""
         return sum(not waiting.answer.done() for waiting in self.queue)
 
     async def answer(self, request: Request) -> Answer:
-        """The answer to a request.
-
-        Raises:
-            Busy: if the queue is full.
-            TooLate: if there is none in time.
-            Exception: whatever `run` raises for this request alone.
-        """
+        """The answer to a request; raises `Busy` if the queue is full, `TooLate` if there is none in time, or whatever
+        `run` raises for this request alone."""
         if self.length >= self.max_queue:
             raise Busy(f"got a request while {self.length} wait, which is the limit; try again later")
         self.task = self.task or asyncio.create_task(self._work())
@@ -83,7 +70,6 @@ class Batcher:
             ) from None
 
     def close(self) -> None:
-        """Ends the work; whoever waits for an answer gets none."""
         if self.task is not None:
             self.task.cancel()
         self.thread.shutdown(wait=False, cancel_futures=True)
@@ -94,13 +80,13 @@ class Batcher:
                 self.arrival.clear()
                 await self.arrival.wait()
             await self._gather()
-            self.running = self._take()
+            waiting = [each for each in self.queue if not each.answer.done()]  # others are left out
+            self.running, self.queue = waiting[: self.max_batch], waiting[self.max_batch :]
             if self.running:
                 await self._run(self.running)
             self.running = []
 
     async def _gather(self) -> None:
-        """Waits a little for others than the first."""
         end = self.queue[0].arrived + self.wait
         while len(self.queue) < min(self.max_batch, self.expected()) and time.perf_counter() < end:
             self.arrival.clear()
@@ -109,16 +95,11 @@ class Batcher:
             except TimeoutError:
                 return
 
-    def _take(self) -> list[Waiting]:
-        """The first of the queue; requests that nobody waits for any more are left out."""
-        waiting = [each for each in self.queue if not each.answer.done()]
-        self.queue = waiting[self.max_batch :]
-        return waiting[: self.max_batch]
-
     async def _run(self, batch: list[Waiting]) -> None:
         """Answers a batch; where that fails, each alone, so that a request's mistake stays its own."""
         try:
-            answers = await self._in_thread([waiting.request for waiting in batch])
+            requests, loop = [waiting.request for waiting in batch], asyncio.get_running_loop()
+            answers = await loop.run_in_executor(self.thread, self.run, requests)
         except Exception as error:
             if len(batch) > 1:
                 for waiting in batch:
@@ -130,6 +111,3 @@ class Batcher:
         for waiting, answer in zip(batch, answers, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(answer)
-
-    async def _in_thread(self, requests: list[Request]) -> list[Answer]:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.run, requests)

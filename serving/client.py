@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class PolicyError(RuntimeError):
     """The server refused a request; the message is its sentence."""
 
 
-class PolicyClient:
+class PolicyClient(AbstractContextManager["PolicyClient"]):
     """A connection to a policy server, which comes back after it was lost. Threads may share it.
 
     Args:
@@ -128,10 +128,7 @@ class PolicyClient:
         with self._lock:
             self._drop()
 
-    def __enter__(self) -> "PolicyClient":
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _connect(self, end: float) -> ClientConnection:

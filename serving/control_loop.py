@@ -65,10 +65,9 @@ class Chunk:
     first: int
     decided: int = 0
 
-    def at(self, step: int, count: int | None = 1) -> np.ndarray:
-        """The actions of so many steps from a step on, as far as the chunk reaches; `None` for all."""
-        begin = step - self.first
-        return self.actions[begin : None if count is None else begin + count]
+    def at(self, step: int, count: int = 1) -> np.ndarray:
+        """The actions of so many steps from a step on, as far as the chunk reaches."""
+        return self.actions[step - self.first :][:count]
 
 
 class ChunkLoop:
@@ -131,12 +130,10 @@ class ChunkLoop:
 
     def _ask(self, chunk: Chunk, step: int, writer: ThreadPoolExecutor) -> "Future[Chunk]":
         """Asks for a chunk from a step on, whose first steps are those of the chunk that is being carried out."""
-        decided = chunk.at(step, self._delay_in_steps())
+        delay = math.ceil(max(self.delays[-20:]) * self.hertz) + self.margin  # in steps
+        decided = chunk.at(step, delay)
         decided = decided[: len(chunk.actions) - 1] if self.continues else decided[:0]
         return writer.submit(self._write, step, self.robot.observe(), decided)
-
-    def _delay_in_steps(self) -> int:
-        return math.ceil(max(self.delays[-20:]) * self.hertz) + self.margin
 
     def _write(self, step: int, observation: Mapping[str, Any], decided: np.ndarray | None) -> Chunk:
         began = time.monotonic()

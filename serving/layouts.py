@@ -20,25 +20,13 @@ import yaml
 
 @dataclass(frozen=True)
 class Layout:
-    """Keys of an observation.
-
-    Attributes:
-        cameras: the key of each camera's picture by name; the first is what a model of one camera is shown.
-        state: keys of the parts of the robot's state, in order; those that are there are checked, and joined for a
-            model that takes it.
-        instruction: keys of the words, of which one is there.
-    """
-
-    cameras: dict[str, str]
-    state: tuple[str, ...] = ()
-    instruction: tuple[str, ...] = ("prompt", "instruction")
+    cameras: dict[str, str]  # the key of each picture by name; the first is what a model of one camera is shown
+    state: tuple[str, ...] = ()  # of its parts, in order; those that are there are joined for a model that takes it
+    instruction: tuple[str, ...] = ("prompt", "instruction")  # of which one is there
 
     def pictures(self, observation: Mapping[str, Any], wanted: Sequence[str] | None) -> list[Any]:
-        """The pictures for a model's cameras, in their order; `wanted` is `None` for one of any name.
-
-        Raises:
-            ValueError: if one is missing; names what was sent and what to do.
-        """
+        """The pictures for a model's cameras, in their order; `wanted` is `None` for one of any name. Raises
+        `ValueError` if one is missing; names what was sent and what to do."""
         names = list(wanted) if wanted else [next(iter(self.cameras))]
         found = [find(observation, self.cameras[name]) if name in self.cameras else None for name in names]
         if any(picture is None for picture in found):
@@ -78,17 +66,11 @@ PLACES = ("{}", "observation/{}", "images/{}", "observation/images/{}", "observa
 
 @dataclass(frozen=True)
 class Layouts:
-    """The layouts that a server understands; the first one that has a picture in an observation is taken.
+    """The layouts that a server understands; the first one that has a picture in an observation is taken."""
 
-    Attributes:
-        cameras: of the model, in order; `None` for one of any name.
-        known: by name.
-        places: where pictures under the cameras' own names are looked for, before any layout.
-    """
-
-    cameras: tuple[str, ...] | None = None
-    known: Mapping[str, Layout] = field(default_factory=lambda: LAYOUTS)
-    places: tuple[str, ...] = PLACES
+    cameras: tuple[str, ...] | None = None  # of the model, in order; None for one of any name
+    known: Mapping[str, Layout] = field(default_factory=lambda: LAYOUTS)  # by name
+    places: tuple[str, ...] = PLACES  # where pictures under the cameras' own names are looked for, before any layout
 
     def of(self, observation: Mapping[str, Any]) -> Layout:
         """The layout of an observation; raises `ValueError` if it has none of the known pictures."""
@@ -125,17 +107,13 @@ def find(observation: Mapping[str, Any], key: str) -> Any:
 
 
 def shown_keys(observation: Mapping[str, Any]) -> str:
-    """The keys of an observation for an error, a dozen at most."""
     keys = [str(key)[:40] for key in list(observation)[:12]]
     return f"the keys {', '.join(keys)}" if keys else "no keys"
 
 
 def read_keys_file(path: Path, cameras: Sequence[str] | None) -> Layouts:
-    """The layout in a YAML file as above, for a model's cameras.
-
-    Raises:
-        ValueError: unless it has `cameras`, all that the model has, and texts throughout.
-    """
+    """The layout in a YAML file as above, for a model's cameras; raises `ValueError` unless it has `cameras`, all that
+    the model has, and texts throughout."""
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     shown = "expected cameras: {NAME: KEY, ...} and maybe state: [KEY, ...] and instruction: KEY"
     if not isinstance(given, dict) or not isinstance(given.get("cameras"), dict) or not given["cameras"]:

@@ -1,8 +1,7 @@
 """A policy server under load, from outside: actions per second and latency of 1, 4, 16 robots beside the model alone.
 
 The server is a process of its own, `gen-vla serve`, and every robot a thread that asks for its next action as soon as
-it has one. The model alone is called in this process before there is a server, one observation after another and in
-batches.
+it has one. The model alone is called in this process, one observation after another and in batches.
 """
 
 import contextlib
@@ -37,11 +36,8 @@ START_SECONDS = 600  # until a server answers; a large model takes minutes to lo
 
 @contextlib.contextmanager
 def serving(model: str, *options: str) -> Iterator[tuple[str, int]]:
-    """`gen-vla serve MODEL` in a process of its own: its address without scheme, and the process's number.
-
-    Raises:
-        OSError: if it ends, or does not answer in time.
-    """
+    """`gen-vla serve MODEL` in a process of its own: its address without scheme, and the process's number; raises
+    `OSError` if it ends, or does not answer in time."""
     with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -61,7 +57,6 @@ def serving(model: str, *options: str) -> Iterator[tuple[str, int]]:
 
 
 def answers(address: str) -> bool:
-    """Whether a server says that it is healthy."""
     try:
         with urllib.request.urlopen(f"http://{address}/healthz", timeout=5) as reply:
             return reply.status == 200
@@ -70,7 +65,6 @@ def answers(address: str) -> bool:
 
 
 def observation_for(cameras: Sequence[str] | None, seed: int = 0, side: int = SIDE) -> dict[str, Any]:
-    """Pictures of noise under the cameras' names, and an instruction."""
     random = np.random.default_rng(seed)
     names = cameras or ["image"]
     pictures = {name: random.integers(0, 256, (side, side, 3), dtype=np.uint8) for name in names}
@@ -127,7 +121,6 @@ def measure_clients(address: str, clients: int, seconds: float) -> dict[str, Any
 
 
 def summary(milliseconds: Sequence[float], seconds: float, rows: int = 1) -> dict[str, Any]:
-    """Figures of calls with so many actions each."""
     return {
         "actions_per_second": round(rows * len(milliseconds) / seconds, 1),
         "median_ms": round(float(np.median(milliseconds)), 1),
@@ -139,11 +132,7 @@ def summary(milliseconds: Sequence[float], seconds: float, rows: int = 1) -> dic
 def run_load_test(
     name: str, model: Any, processor: Any, clients: Sequence[int], seconds: float, options: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The model alone in batches of 1 and 8, then robots; so many seconds each.
-
-    Args:
-        options: of `gen-vla serve`.
-    """
+    """The model alone in batches of 1 and 8, then robots; so many seconds each. `options` are of `gen-vla serve`."""
     results: dict[str, Any] = {"machine": describe_machine(), "seconds": seconds, "picture": SIDE}
     results["alone"] = {str(rows): measure_model(model, processor, rows, seconds) for rows in (1, 8)}
     with serving(name, *options) as (address, _):
@@ -153,7 +142,6 @@ def run_load_test(
 
 
 def load_table(results: dict[str, Any], title: str) -> Table:
-    """A row per way."""
     ways = [(f"the model alone, batches of {rows}", found) for rows, found in results["alone"].items()]
     ways += [(f"{count} robots" if count != "1" else "1 robot", found) for count, found in results["clients"].items()]
     rows = [

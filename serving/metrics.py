@@ -26,5 +26,4 @@ class Metrics:
         Gauge("gen_vla_sessions", "Open websockets", **here).set_function(sessions)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
         return generate_latest(self.registry)

@@ -22,33 +22,15 @@ DESCRIPTIONS = ("names", "fps", "displacements", "q01", "q99")  # of a data set'
 
 @dataclass(frozen=True)
 class Answer:
-    """What one request gets.
-
-    Attributes:
-        actions: float32 [T, D], in the units of its data set; `None` for a question.
-        text: the action string, or the answer to a question.
-        passes: forward passes of its batch.
-        rows: requests in its batch.
-    """
-
-    actions: np.ndarray | None
-    text: str
-    passes: int
-    rows: int
+    actions: np.ndarray | None  # float32 [T, D], in the units of its data set; None for a question
+    text: str  # the action string, or the answer to a question
+    passes: int  # forward passes of its batch
+    rows: int  # requests in its batch
 
 
 class ServedPolicy:
-    """Acts and answers.
-
-    Args:
-        model, processor: of the family.
-        name: of the model, for clients.
-        default_key: the data set whose units actions have where a request names none.
-        layouts: under which keys robots send what; by default all that are known.
-
-    Raises:
-        ValueError: for a model that cannot act, or a key it has no statistics for.
-    """
+    """Acts and answers, in the units of `default_key` where a request names no data set; raises `ValueError` for a
+    model that cannot act, or a key it has no statistics for."""
 
     def __init__(
         self, model: Any, processor: Any, name: str, default_key: str | None = None, layouts: Layouts | None = None
@@ -124,7 +106,6 @@ class ServedPolicy:
         return request
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answers to a batch, all of them questions or none."""
         return self._answer(requests) if requests[0].asks else self._act(requests)
 
     def batch_sizes(self, most: int) -> list[int]:
@@ -163,11 +144,8 @@ class ServedPolicy:
         return [Answer(None, text.strip(), written.shape[1], len(requests)) for text in texts]
 
     def warm_up(self, most: int) -> None:
-        """Acts once in batches of each size up to `most` rows, so that compiling and recording keep no robot waiting.
-
-        Raises:
-            ValueError: if the model cannot act.
-        """
+        """Acts once in batches of each size up to `most` rows, so that compiling and recording keep no robot waiting;
+        raises `ValueError` if the model cannot act."""
         grey = (Image.new("RGB", (64, 64), "grey"),) * pictures_per_action(self.processor)
         key = self.requests.default_key or self.requests.unnorm_keys[0]
         asked = Request(grey, "stay", unnorm_key=key)
@@ -182,5 +160,4 @@ class ServedPolicy:
 
 
 def plain(value: Any) -> Any:
-    """Lists and numbers of NumPy values."""
     return value.tolist() if hasattr(value, "tolist") else value

@@ -24,64 +24,34 @@ MAX_STATE = 256  # values of one part of a robot's state
 
 @dataclass(frozen=True)
 class Session:
-    """What a connection has said for all its requests.
+    """What a connection has said for all its requests."""
 
-    Attributes:
-        instruction: for observations without words.
-        unnorm_key: for those without one.
-        episode: how many there were before.
-        step: how many actions were asked for in this one.
-        seed: of the noise that a flow-matching model starts from.
-    """
-
-    instruction: str | None = None
-    unnorm_key: str | None = None
-    episode: int = 0
-    step: int = 0
-    seed: int = 0
+    instruction: str | None = None  # for observations without words
+    unnorm_key: str | None = None  # for those without one
+    episode: int = 0  # how many there were before
+    step: int = 0  # how many actions were asked for in this one
+    seed: int = 0  # of the noise that a flow-matching model starts from
 
 
 @dataclass(frozen=True)
 class Request:
-    """One observation with what is asked about it.
-
-    Attributes:
-        pictures: RGB, in the order of the model's cameras.
-        words: an instruction; or a question, if `asks`.
-        unnorm_key: whose units the actions have.
-        prefix: float [k, D], steps of the chunk that are decided.
-        noise_name: of the noise that a flow-matching model starts from.
-        state: float64 [P], the robot's, for a model that takes it.
-    """
-
-    pictures: tuple[Image.Image, ...]
-    words: str
+    pictures: tuple[Image.Image, ...]  # RGB, in the order of the model's cameras
+    words: str  # an instruction; or a question, if `asks`
     asks: bool = False
-    unnorm_key: str | None = None
-    prefix: np.ndarray | None = None
-    noise_name: str = ""
-    state: np.ndarray | None = None
+    unnorm_key: str | None = None  # whose units the actions have
+    prefix: np.ndarray | None = None  # float [k, D], steps of the chunk that are decided
+    noise_name: str = ""  # of the noise that a flow-matching model starts from
+    state: np.ndarray | None = None  # float64 [P], the robot's, for a model that takes it
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Reads requests for one model.
-
-    Attributes:
-        layouts: under which keys robots send what.
-        unnorm_keys: those the model has statistics for.
-        default_key: for requests and sessions without one.
-        action_dim: D.
-        horizon: T.
-        state_dims: P by data set, for a model that takes the robot's state; empty for others, which need not know it.
-    """
-
     layouts: Layouts
-    unnorm_keys: Sequence[str]
-    default_key: str | None
-    action_dim: int
-    horizon: int
-    state_dims: Mapping[str, int] = field(default_factory=dict)
+    unnorm_keys: Sequence[str]  # those the model has statistics for
+    default_key: str | None  # for requests and sessions without one
+    action_dim: int  # D
+    horizon: int  # T
+    state_dims: Mapping[str, int] = field(default_factory=dict)  # P by data set; empty for a model that takes no state
 
     def read(self, message: Any, session: Session) -> Request:
         """The request in a message; raises `ValueError` or `TypeError` that says what to send instead."""
@@ -183,7 +153,6 @@ def read_picture(given: Any) -> Image.Image:
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises `ValueError` for a picture without pixels or with too many."""
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"got a picture of {width} x {height} pixels, expected 1 to {MAX_PIXELS}; make it smaller")
 
@@ -192,7 +161,8 @@ def check_state(state: Any, key: str) -> None:
     """Raises `ValueError` for a part of the robot's state that is there and is no list of finite numbers."""
     if state is None:
         return
-    values = np.asarray(state) if isinstance(state, (np.ndarray, int, float)) or is_numbers(state) else None
+    short = isinstance(state, list) and len(state) <= MAX_STATE and all(type(each) in (int, float) for each in state)
+    values = np.asarray(state) if isinstance(state, (np.ndarray, int, float)) or short else None
     if values is None or values.dtype.kind not in "biuf" or values.ndim > 1 or values.size > MAX_STATE:
         got = f"shape {list(state.shape)}" if isinstance(state, np.ndarray) else type(state).__name__
         raise ValueError(f"got {key} of {got}, expected at most {MAX_STATE} numbers in a row")
@@ -200,13 +170,7 @@ def check_state(state: Any, key: str) -> None:
         raise ValueError(f"got {key} with NaN or infinity, expected finite numbers; stop the robot and look at it")
 
 
-def is_numbers(value: Any) -> bool:
-    """Whether it is a short list of numbers."""
-    return isinstance(value, list) and len(value) <= MAX_STATE and all(type(each) in (int, float) for each in value)
-
-
 def words_of(given: Any, what: str) -> str:
-    """A text that is not blank and not too long."""
     if not isinstance(given, str):
         raise TypeError(f"got {type(given).__name__} as {what}, expected a text")
     if not given.strip() or len(given) > MAX_CHARACTERS:

@@ -19,20 +19,14 @@ class GracefulServer(uvicorn.Server):
     policy_server: PolicyServer
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers what has been asked, then closes."""
         await self.policy_server.close()
         await super().shutdown(sockets)
 
 
 def make_server(policy: ServedPolicy, limits: Limits, host: str, port: int, **settings: Any) -> GracefulServer:
-    """A server that has acted once in each size of batch, so that it is fast from its first answer on.
-
-    Args:
-        settings: of `uvicorn.Config`.
-
-    Raises:
-        ValueError: for an address that other machines reach without a key, or a model that cannot act.
-    """
+    """A server that has acted once in each size of batch, so that it is fast from its first answer on; `settings` are
+    of `uvicorn.Config`. Raises `ValueError` for an address that other machines reach without a key, or a model that
+    cannot act."""
     check_address(host, limits)
     policy.warm_up(limits.batch)
     gc.collect()
@@ -71,7 +65,6 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 def check_address(host: str, limits: Limits) -> None:
-    """Raises `ValueError` for an address that other machines reach without a key."""
     if host not in LOOPBACK and not limits.api_key:
         raise ValueError(
             f"got --host {host}, which other machines reach, without a key; set GEN_VLA_API_KEY to a secret that "

@@ -109,7 +109,6 @@ class GenVLAModelServer(PredictModelServer):
         return {"actions": RAW}
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
-        """Pictures and words."""
         return {**dict.fromkeys((self.cameras or {"image": "image"}).values(), IMAGE_RGB), "language": LANGUAGE}
 
     def get_observation_params(self) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """How often fast decoding writes another action than one token at a time: a trained model on pictures of a data set.
 
-    gen-vla evaluate agreement gen-vla/mini-openvla-plus demonstrations --dtype bfloat16 --output agreement.json
-
 In float32 the answer is never, as far as the tests go. In half precision a sum's rounding depends on the shape of the
 batch, and two tokens that are nearly as probable can swap; not only in trees, so the same is asked of `generate`:
 
@@ -88,7 +86,6 @@ def measure_agreement(
 
 
 def decode(model: Any, processor: Any, batch: Sequence[Observation], key: str, **options: Any) -> Any:
-    """One call of `predict_actions`."""
     pictures, instructions = zip(*batch, strict=True)
     state = neutral_state(processor, key, len(batch))
     inputs = processor.action_inputs(list(pictures), list(instructions), **state).to(model.device)
@@ -117,7 +114,6 @@ def compared(pairs: Sequence[tuple[Any, int, Any, int]]) -> dict[str, Any]:
 
 
 def agreement_table(results: dict[str, Any]) -> Table:
-    """One line per comparison."""
     columns = ("compared with generate", "same actions", "95 %", "gap at the first difference", "largest difference")
     rows = []
     for name, found in results["comparisons"].items():

@@ -1,19 +1,14 @@
 """What an action costs on this machine: milliseconds, passes, bytes and memory of each way of decoding, side by side.
 
-    gen-vla evaluate decoding --sizes mini,100m --bridge octo_bridge_debug --picture decoding.png
-    gen-vla evaluate decoding --sizes "" --bridge octo_bridge_debug        # passes only
-
-Compared, in turns within one run, on random weights, which are as fast as any:
-
     generate         plain constrained decoding, one token per pass: `generate` with the LogitsProcessor
     tree, N nodes    tree decoding, the same tokens
     ... static       the same with shapes that repeat; on a GPU as CUDA graphs
     ... lean         with fused layers (`modeling/fused_layers.py`) in place of the model's own
     bins, generate   the 7-token baseline of OpenVLA, and the same through our engine
 
-Random weights write strings that no robot would. While it is timed, tree decoding therefore follows recorded actions
-(`decoding_replay.py`). Of two calls in a row, on other actions, the second is timed: a control loop makes many. That
-both ways choose the same tokens is checked apart, without recorded actions.
+Weights are random, which are as fast as any, and write strings that no robot would: while it is timed, tree decoding
+therefore follows recorded actions (`decoding_replay.py`). Of two calls in a row, on other actions, the second is
+timed: a control loop makes many.
 """
 
 import itertools
@@ -32,7 +27,6 @@ import torch
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from gen_vla.evaluation.benchmarks.decoding_agreement import compared
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_on
 from gen_vla.evaluation.benchmarks.decoding_replay import actions_to_write, recorded_actions, replaying, target_ids
 from gen_vla.evaluation.benchmarks.random_models import NORMALIZED, build_random, random_inputs, synchronize
@@ -44,8 +38,6 @@ from gen_vla.training.provenance.origin import describe_machine
 
 @dataclass(frozen=True)
 class Way:
-    """One way of decoding: `nodes` 0 is `generate`."""
-
     nodes: int
     static: bool = False
     lean: bool = False
@@ -67,7 +59,7 @@ def run_benchmark(
     dtype: torch.dtype,
     horizons: Sequence[int] = (1,),
 ) -> dict[str, Any]:
-    """Everything asked for, as it is written to JSON; batches larger than 1 with the first horizon only."""
+    """All that was asked for; batches larger than 1 with the first horizon only."""
     episodes = recorded_actions(bridge)
     results: dict[str, Any] = {
         "machine": describe_machine(),
@@ -93,11 +85,9 @@ def run_benchmark(
             for entry in time_ways(model, episodes, count, ways, repeats, bandwidth):
                 results["timings"].append({**labels, **entry, "peak_memory_gb": peak_memory(device)})
                 print(json.dumps(results["timings"][-1]), flush=True)
-        if representation == "string" and horizon == horizons[0]:
-            choices = compare_choices(model, nodes[0], 20 if size == "mini" else 5)
-            results.setdefault("choices", []).append({"size": size, **choices})
-            if device == "cuda" and not any(plan.failed for plan in recordings_of(model).plans.values()):
-                results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
+        recorded = device == "cuda" and not any(plan.failed for plan in recordings_of(model).plans.values())
+        if recorded and representation == "string" and horizon == horizons[0]:
+            results.setdefault("limits", []).append({"size": size, **limits_of(model, bandwidth)})
         del model
     return results
 
@@ -156,7 +146,6 @@ def timed(model: Any, inputs: dict[str, Any], way: Way, actions: np.ndarray) -> 
 def summary(
     way: Way, runs: list[dict[str, Any]], rows: int, base: float, moved: int, copy_bandwidth: float
 ) -> dict[str, Any]:
-    """The timed calls of one way as figures."""
     times = [run["ms"] for run in runs]
     entry = {
         "way": way.name,
@@ -204,21 +193,6 @@ def peak_memory(device: str) -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 
-def compare_choices(model: Any, nodes: int, pictures: int) -> dict[str, Any]:
-    """Whether tree decoding chooses as `generate` does on random pictures.
-
-    In float32 it does. In half precision a sum's rounding depends on the shape of the batch, so that near-ties can
-    fall either way: how many actions differ, and how probable the two choices were where they first did.
-    """
-    pairs = []
-    for inputs in (random_inputs(model, 1, seed) for seed in range(pictures)):
-        plain, tree = (model.predict_actions(**inputs, unnorm_key="random", tree_nodes=count) for count in (0, nodes))
-        pairs.append((plain, 0, tree, 0))  # trees are static where that is the default
-    found = compared(pairs)
-    gap = found["largest_gap_of_probabilities"]
-    return {"pictures": pictures, "same_actions": found["same"], "largest_gap_where_different": gap}
-
-
 def limits_of(model: Any, copy_bandwidth: float) -> dict[str, Any]:
     """What a recorded decode pass of one observation spends its time on, on a GPU; medians in milliseconds.
 
@@ -263,7 +237,6 @@ def record_products(model: Any, width: int) -> torch.cuda.CUDAGraph:
 
 
 def median_gpu_ms(function: Callable[[], None]) -> float:
-    """Of a function's time on the GPU."""
     times = []
     for _ in range(23):
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

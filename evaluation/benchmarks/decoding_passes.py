@@ -1,7 +1,7 @@
 """Forward passes that recorded robot actions take, counted without a model.
 
-Passes depend on what is written, and random weights write strings that no robot would; recorded actions of the Bridge
-sample are the test: 25 episodes of 10 steps, each step but an episode's first.
+Random weights write strings that no robot would; recorded actions of the Bridge sample are the test: 25 episodes of 10
+steps, each step but an episode's first.
 """
 
 import itertools
@@ -39,10 +39,8 @@ def read_bridge(folder: Path) -> list[np.ndarray]:
 
 
 def replay_passes(episodes: list[np.ndarray], nodes: int, histograms: bool = True) -> list[int]:
-    """Passes for each step but an episode's first, if the model wrote exactly what was recorded.
-
-    Draft trees know the histogram of the other episodes, as they would in use.
-    """
+    """Passes for each step but an episode's first, if the model wrote exactly what was recorded; draft trees know the
+    histogram of the other episodes, as they would in use."""
     strings = ActionStringProcessor(7, binary_dims=(6,))
     grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
     passes = []
@@ -69,7 +67,6 @@ def passes_for(drafts: Drafts, target: list[int]) -> int:
 
 
 def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
-    """Passes with and without histograms, by tree nodes per pass."""
     found = []
     for nodes, histograms in itertools.product((8, 24, 40, 64, 128), (True, False)):
         counts = replay_passes(episodes, nodes, histograms)
@@ -79,7 +76,6 @@ def passes_on(episodes: list[np.ndarray]) -> list[dict[str, Any]]:
 
 
 def passes_table(results: dict[str, Any]) -> Table:
-    """Passes per 49-token action on the recorded Bridge steps."""
     rows = [
         (e["nodes"], "histograms" if e["histograms"] else "uniform", e["mean"], e["max"], e["n"])
         for e in results["passes_on_bridge"]

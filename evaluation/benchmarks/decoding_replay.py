@@ -22,7 +22,6 @@ class Stopwatch:
         self.passes: list[Callable[[], float]] = []  # milliseconds of each, once the device is idle
 
     def time_pass(self, model: Any, call: Callable[[], Any]) -> Any:
-        """What `call` returns, a pass."""
         if model.device.type == "cuda":
             before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             before.record()
@@ -67,7 +66,6 @@ class ReplayingDecoder(TreeDecoder):
 
 @contextlib.contextmanager
 def replaying(targets: list[list[int]]) -> Iterator[Stopwatch]:
-    """While it lasts, tree decoding writes `targets`."""
     stopwatch = Stopwatch()
     decoder = type("Replaying", (ReplayingDecoder,), {"targets": targets, "stopwatch": stopwatch})
     plain, action_prediction.TreeDecoder = action_prediction.TreeDecoder, decoder
@@ -95,7 +93,6 @@ def actions_to_write(episodes: list[np.ndarray], horizon: int, rows: int, repeat
 
 
 def target_ids(grammar: Any, action: np.ndarray) -> list[int]:
-    """The tokens of an action."""
     text = grammar.strings.encode(action)
     if type(grammar.strings).__name__ == "ActionBins":
         return grammar.token_ids(text)

@@ -9,7 +9,7 @@ from rich.table import Table
 from gen_vla.evaluation.tables import percent, results_table
 
 
-SHARES = ("share_outside_passes", "share_grammar_and_trees", "share_of_copy_bandwidth")
+SHARES = ("share_outside_passes", "share_of_copy_bandwidth")
 
 
 def timings_table(results: dict[str, Any]) -> Table:
@@ -25,16 +25,13 @@ def timings_table(results: dict[str, Any]) -> Table:
         name = ("" if entry["representation"] == "string" else "bins, ") + entry["way"]
         rows.append((name, *times, f"{entry['forward_passes']:.1f}", *shares))
     title = f"Decoding, {results['machine']['device']}, {results['dtype']}, {results['actions']}"
-    caption = "out, tree, copy: % outside passes, % grammar and trees, % of a copy's bandwidth"
-    columns = ("way", "ms", "p95", "times", "passes", "out", "tree", "copy")
+    caption = "out, copy: % outside passes, % of a copy's bandwidth"
+    columns = ("way", "ms", "p95", "times", "passes", "out", "copy")
     return results_table(title, columns, rows, no_wrap=True, box=None, padding=(0, 0, 0, 2), caption=caption)
 
 
 def draw_timings(runs: list[dict[str, Any]], path: Path) -> None:
-    """Bars: milliseconds per action of each way, one panel per size; batch 1, horizon 1, runs of one machine.
-
-    On a GPU passes are plain, or recorded as CUDA graphs.
-    """
+    """Bars: milliseconds per action of each way, one panel per size; batch 1, horizon 1, runs of one machine."""
     entries = [entry for run in runs for entry in run["timings"] if (entry["rows"], entry["horizon"]) == (1, 1)]
     sizes = sorted({(round(entry["parameters"] / 1e6), entry["size"]) for entry in entries})
     columns = 2 if len(sizes) == 4 else len(sizes)

@@ -6,9 +6,8 @@
     decode passes  its further passes; those of the action expert of the flow-matching π0
     rest           the grammar, the tree, the output layer, numbers and units
 
-Parts are timed from hooks that wait for the device, in calls of their own, so that waiting does not slow the total.
-Hooks keep passes from being replayed as CUDA graphs: on a GPU the parts are those of plain passes, slower than what is
-measured without hooks.
+Parts are timed from hooks that wait for the device, in calls of their own. Hooks keep passes from being replayed as
+CUDA graphs: on a GPU the parts are those of plain passes.
 """
 
 import contextlib
@@ -35,22 +34,21 @@ from gen_vla.training.provenance.origin import describe_machine
 
 PARTS = ("processing", "vision", "prefill", "decode passes", "rest")
 INSTRUCTION = "close the drawer"
+WARM_UP = 3  # calls that do not count
 
 
-def measure_latency(
-    model: Any, processor: Any, repeats: int = 20, warmup: int = 3, progress: bool = True
-) -> dict[str, Any]:
+def measure_latency(model: Any, processor: Any, repeats: int = 20) -> dict[str, Any]:
     """Times `processor.action_inputs` and `model.predict_actions` on random pictures, one per camera."""
     generator = np.random.default_rng(0)
     milliseconds, passes = [], 0
-    for _ in tqdm(range(warmup + repeats), unit="action", disable=not progress):
+    for _ in tqdm(range(WARM_UP + repeats), unit="action"):
         pictures = random_pictures(generator, processor)
         key = next(iter(model.config.norm_stats))
         began = time.perf_counter()
         inputs = processor.action_inputs(pictures, INSTRUCTION, **neutral_state(processor, key)).to(model.device)
         passes = model.predict_actions(**inputs, unnorm_key=key).forward_passes
         milliseconds.append(1000 * (time.perf_counter() - began))
-    measured = milliseconds[warmup:]
+    measured = milliseconds[WARM_UP:]
     return {
         "median_ms": round(statistics.median(measured), 1),
         "p95_ms": round(float(np.quantile(measured, 0.95)), 1),
@@ -62,7 +60,7 @@ def measure_latency(
 
 
 def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20) -> dict[str, Any]:
-    """Times actions as `measure_latency` does, while other processes each keep a core of this machine busy."""
+    """The same while other processes each keep a core of this machine busy."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     try:
         found = measure_latency(model, processor, repeats)
@@ -73,11 +71,11 @@ def measure_busy(model: Any, processor: Any, neighbours: int, repeats: int = 20)
     return {"neighbours": neighbours, **{name: found[name] for name in ("median_ms", "p95_ms", "worst_ms")}}
 
 
-def measure_parts(model: Any, processor: Any, repeats: int = 20, warmup: int = 3) -> dict[str, Any]:
+def measure_parts(model: Any, processor: Any, repeats: int = 20) -> dict[str, Any]:
     """Where the time of an action goes: means over `repeats` calls, whose parts add up to the total."""
     generator = np.random.default_rng(1)
-    rounds = tqdm(range(warmup + repeats), unit="action", desc="parts")
-    calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][warmup:]
+    rounds = tqdm(range(WARM_UP + repeats), unit="action", desc="parts")
+    calls = [_timed_call(model, processor, random_pictures(generator, processor)) for _ in rounds][WARM_UP:]
     means = {name: float(np.mean([call[name] for call in calls])) for name in calls[0]}
     return {
         "parts_ms": {name: round(means[name], 3) for name in PARTS},
@@ -126,10 +124,8 @@ def timed_modules(model: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float]]]:
-    """While it lasts, yields the milliseconds of every call of each module, by name.
-
-    Calls while a CUDA graph is recorded, during which nothing may wait, are left out.
-    """
+    """While it lasts, yields the milliseconds of every call of each module, by name; those while a CUDA graph is
+    recorded, during which nothing may wait, are left out."""
     spans: dict[str, list[float]] = {name: [] for name in modules}
     began: dict[str, float] = {}
 
@@ -156,16 +152,13 @@ def hooked(model: Any, modules: dict[str, Any]) -> Iterator[dict[str, list[float
 
 
 def random_pictures(generator: np.random.Generator, processor: Any) -> list[Image.Image]:
-    """96 x 96 pixels of noise for each camera."""
     noise = generator.integers(0, 256, (pictures_per_action(processor), 96, 96, 3), dtype=np.uint8)
     return [Image.fromarray(picture) for picture in noise]
 
 
 def latency_table(results: dict[str, Any], title: str) -> Table:
-    """A row per part with its share, then the total and the passes.
-
-    `results` are those of `measure_latency`, with those of `measure_parts` and maybe `measure_busy` in them.
-    """
+    """A row per part with its share, then the total and the passes; `results` hold those of `measure_parts`, and maybe
+    of `measure_busy`."""
     parts, machine, busy = results["parts"], results["machine"], results.get("busy", {})
     rows = [
         (name, f"{value:.2f}", f"{100 * value / parts['total_ms']:.0f} %") for name, value in parts["parts_ms"].items()

@@ -1,14 +1,7 @@
 """Frames per second and core of the robot readers, beside TensorFlow Datasets and lerobot where they are installed.
 
-    gen-vla evaluate loader octo_bridge_debug --output evaluation/results/loader.json
-
-Measured in turns within one process, by the seconds of processor time that all its threads use, so that other work on
-the machine and the number of cores do not matter: rows in the order of the files, the primary camera's picture decoded
-and resized to 224 x 224 (bicubic), the actions beside it. Waiting for a disk is not counted.
-
-    gen-vla   `RobotDataset.rows`, Pillow
-    tfds      the same camera decoded in `tf.data`, the others skipped; steps flattened, resized with antialiasing
-    lerobot   `LeRobotDataset[i]` with its default video decoder, resized with antialiasing by torch
+Measured in turns within one process, by the seconds of processor time that all its threads use: rows in the order of
+the files, the primary camera's picture decoded and resized to 224 x 224 (bicubic), the actions beside it.
 """
 
 import statistics
@@ -71,7 +64,6 @@ def tfds_frames(reader: RLDSReader, camera: str, size: int, split: str) -> Itera
 
 
 def lerobot_frames(folder: str, camera: str, size: int) -> Iterator[np.ndarray]:
-    """The same from lerobot."""
     import torch
     from lerobot.datasets.lerobot_dataset import LeRobotDataset  # type: ignore[import-not-found]
 
@@ -87,11 +79,9 @@ def lerobot_frames(folder: str, camera: str, size: int) -> Iterator[np.ndarray]:
 def measure_loader(
     path: str | Path, frames: int = 1000, repeats: int = 3, size: int = 224, split: str = "train"
 ) -> dict[str, Any]:
-    """Times every reader that can read a robot data set, in `repeats` turns.
-
-    Of each reader the results have the rates, their median, and how far its first picture is from ours (mean absolute
-    difference, of 255). Small data sets are read several times.
-    """
+    """Times every reader that can read a robot data set, in turns. Of each the results have the rates, their median,
+    and how far its first picture is from ours (mean absolute difference, of 255). Small data sets are read several
+    times."""
     source = open_robot_source(path, key="benchmark", transform=None, split=split)
     passes = _readers(source, size, split)
     runs: dict[str, list[float]] = {name: [] for name in passes}
@@ -140,7 +130,6 @@ def frames_per_core_second(stream: Iterator[np.ndarray], frames: int) -> float:
 
 
 def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
-    """All data sets, the machine, and the versions of what was compared."""
     packages = ("pillow", "av", "pyarrow", "tensorflow-cpu", "tensorflow-datasets", "lerobot", "torchcodec")
     versions = {name: version(name) for name in packages if installed(name)}
     results = [measure_loader(path, **settings) for path in paths]
@@ -148,7 +137,6 @@ def run_loader_benchmark(paths: list[Path], **settings: Any) -> dict[str, Any]:
 
 
 def loader_table(results: dict[str, Any]) -> Table:
-    """Frames per second and core, one line per data set and reader."""
     rows = []
     for result in results["results"]:
         rates = {name: entry["frames_per_core_second"] for name, entry in result["readers"].items()}
@@ -167,7 +155,6 @@ def loader_table(results: dict[str, Any]) -> Table:
 
 
 def installed(distribution: str) -> bool:
-    """Whether a package is installed, by its name in the package index."""
     try:
         return bool(version(distribution))
     except PackageNotFoundError:

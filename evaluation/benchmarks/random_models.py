@@ -81,7 +81,7 @@ def random_config(size: str, **settings: Any) -> Any:
     )
 
 
-def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
+def random_inputs(model: Any, rows: int) -> dict[str, Any]:
     """A prompt of 20 words behind the image tokens, and a random picture."""
     config = model.config
     words = torch.full((rows, 20), 500)
@@ -90,7 +90,7 @@ def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
     image = torch.full((rows, image_tokens(encoders[0])), config.image_token_id)
     ids = torch.cat((torch.ones(rows, 1, dtype=torch.long), image, words, torch.full((rows, 1), 13)), dim=1)
     side = encoders[0].image_size
-    pixels = torch.randn(rows, 3 * len(encoders), side, side, generator=torch.Generator().manual_seed(seed))
+    pixels = torch.randn(rows, 3 * len(encoders), side, side, generator=torch.Generator().manual_seed(0))
     ids = ids.to(model.device)
     return {
         "input_ids": ids,
@@ -100,6 +100,5 @@ def random_inputs(model: Any, rows: int, seed: int = 0) -> dict[str, Any]:
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Waits until a device is idle."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

@@ -1,7 +1,5 @@
 """What one training step takes: milliseconds and peak memory, with logits everywhere and where they are needed.
 
-    gen-vla evaluate training_step --sizes mini,100m --batches 8 --output evaluation/results/training_step_cpu.json
-
     every position       the loss transformers computes: logits float32 [B, L, V] and their gradient
     supervised columns   the trainer's own on a CPU (`trainer.score_answers`): [B, answers' columns, V]
 
@@ -29,7 +27,6 @@ ANSWER = 50  # supervised tokens per row
 
 
 def training_inputs(model: Any, rows: int) -> dict[str, torch.Tensor]:
-    """A batch with an answer behind the prompt, supervised."""
     inputs = random_inputs(model, rows)
     answer = torch.randint(3, 500, (rows, ANSWER), generator=torch.Generator().manual_seed(1)).to(model.device)
     ids = torch.cat((inputs["input_ids"], answer), dim=1)
@@ -39,7 +36,6 @@ def training_inputs(model: Any, rows: int) -> dict[str, torch.Tensor]:
 
 
 def loss_where_needed(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The mean loss from the logits of supervised columns."""
     log_probs, _ = score_answers(model, inputs)
     return -log_probs.sum() / (inputs["labels"][:, 1:] != -100).sum()
 
@@ -90,7 +86,6 @@ def memory_bytes(name: str) -> int:
 
 
 def run_benchmark(sizes: list[str], batches: list[int], repeats: int) -> dict[str, Any]:
-    """Every size, batch and way, one process each."""
     results: dict[str, Any] = {"machine": describe_machine(), "steps": []}
     for size, rows, way in itertools.product(sizes, batches, LOSSES):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -99,7 +94,6 @@ def run_benchmark(sizes: list[str], batches: list[int], repeats: int) -> dict[st
 
 
 def steps_table(results: dict[str, Any]) -> Table:
-    """Milliseconds and memory of a step."""
     rows = [
         (
             f"{entry['size']} ({entry['parameters'] / 1e6:,.0f}M)",

@@ -1,11 +1,8 @@
 """Whole training steps of this package's trainer beside those of TRL's plain SFTTrainer: rows per second and memory.
 
-    gen-vla evaluate training_throughput --sizes mini,100m --output evaluation/results/training_throughput_cpu.json
-
 Both train the same LLaVA of SigLIP and Llama, without a second encoder, from random weights, on the same rows: a PNG
-and the string of an action of seven values. A step is all of it: pictures decoded, rows tokenized and collated,
-forward, backward, AdamW, and figures per source on our side. Each trainer has a process of its own; a step's time is
-that from the end of the one before.
+and the string of an action of seven values. A step is all of it, from decoding pictures to AdamW. Each trainer has a
+process of its own; a step's time is that from the end of the one before.
 """
 
 import multiprocessing
@@ -72,17 +69,17 @@ class StepClock(TrainerCallback):
         self.ended = now
 
     def medians(self) -> dict[str, float]:
-        """Seconds of each part, and of a whole step."""
         return {name: statistics.median(found[name] for found in self.times) for name in self.times[0]}
 
 
 def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, Any]:
-    """Figures of one trainer."""
     with tempfile.TemporaryDirectory(prefix="gen-vla-throughput-") as temporary:
         work_dir, clock = Path(temporary), StepClock()
         recipe = made_up_recipe(work_dir, size, batch_size, steps + 1)
-        train = run_plain if trainer == TRAINERS[1] else run_ours
-        train(recipe, work_dir, clock)
+        if trainer == TRAINERS[1]:
+            run_plain(recipe, work_dir, clock)
+        else:
+            run_recipe(recipe, work_dir, callbacks=[clock], progress=False)
     seconds = clock.medians()
     return {
         "size": size,
@@ -94,10 +91,6 @@ def measure(size: str, batch_size: int, steps: int, trainer: str) -> dict[str, A
         "peak_gb": round(clock.peak / 1e9, 3),
         "n": steps,
     }
-
-
-def run_ours(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
-    run_recipe(recipe, work_dir, callbacks=[clock], progress=False)
 
 
 def run_plain(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
@@ -139,7 +132,6 @@ def run_plain(recipe: Recipe, work_dir: Path, clock: StepClock) -> None:
 
 
 def made_up_recipe(work_dir: Path, size: str, batch_size: int, steps: int) -> Recipe:
-    """A recipe of a LLaVA of this size, beside random pictures and actions."""
     (width, blocks, heads), (side, patch) = SIZES[size]["vision"], SIZES[size]["image"]
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (ROWS, side, side, 3), dtype=np.uint8)
@@ -178,7 +170,6 @@ def made_up_recipe(work_dir: Path, size: str, batch_size: int, steps: int) -> Re
 
 
 def run_benchmark(sizes: list[str], batch_size: int, steps: int) -> dict[str, Any]:
-    """Every size with either trainer, one process each."""
     results: dict[str, Any] = {"suite": "training_throughput", "machine": describe_machine(), "dtype": "float32"}
     results["runs"] = []
     for size in sizes:
@@ -189,7 +180,6 @@ def run_benchmark(sizes: list[str], batch_size: int, steps: int) -> dict[str, An
 
 
 def throughput_table(results: dict[str, Any]) -> Table:
-    """Tokens of a row, rows per second and memory, each beside TRL's, and what a step's time goes to."""
     plain = {run["size"]: run for run in results["runs"] if run["trainer"] == TRAINERS[1]}
     rows = []
     for run in results["runs"]:

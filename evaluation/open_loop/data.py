@@ -30,50 +30,28 @@ OPENED_WITH = ("cameras", "transform", "action", "state", "every", "displacement
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """One step as a policy would have met it.
+    """One step as a policy would have met it; `name` is its own in the data set, whatever folder that lies in."""
 
-    Attributes:
-        episode: its place among the episodes that were read.
-        name: of the step in the data set, whatever folder it lies in.
-        place: of the step in `RecordedEpisodes.actions`.
-        images: RGB, one per camera.
-        instruction: what was to be done.
-        action: float32 [T, D] in units, what was done.
-        padded: bool [T], behind the episode's end.
-        held: float32 [D], the action of the step before; `None` at the first.
-        state: float32 [P], or `None` where there is none.
-    """
-
-    episode: int
+    episode: int  # its place among the episodes that were read
     name: str
-    place: int
-    images: list[Image.Image]
+    place: int  # in `RecordedEpisodes.actions`
+    images: list[Image.Image]  # RGB, one per camera
     instruction: str
-    action: np.ndarray
-    padded: np.ndarray
-    held: np.ndarray | None
-    state: np.ndarray | None
+    action: np.ndarray  # float32 [T, D] in units, what was done
+    padded: np.ndarray  # bool [T], behind the episode's end
+    held: np.ndarray | None  # float32 [D], the action of the step before; None at the first
+    state: np.ndarray | None  # float32 [P]
 
 
 @dataclass
 class RecordedEpisodes:
-    """The steps to ask about, read as they are iterated over, and what was read so far.
-
-    Args:
-        source: an opened data set.
-        every: every n-th step of an episode is taken, starting with its first.
-        episodes: how many, from all over the data set; `None` for all.
-        needs_state: whether steps without a finite state are skipped.
-
-    Attributes:
-        actions: of each episode read, float32 [S, D].
-        names: of each episode read, its number in the data set.
-    """
+    """The steps to ask about, read as they are iterated over, and what was read so far: of each episode its `actions`
+    float32 [S, D] and its number in the data set (`names`)."""
 
     source: RobotDataset
-    every: int
-    episodes: int | None
-    needs_state: bool = False
+    every: int  # every n-th step of an episode is taken, starting with its first
+    episodes: int | None  # how many, from all over the data set; None for all
+    needs_state: bool = False  # whether steps without a finite state are skipped
     actions: list[np.ndarray] = field(default_factory=list)
     names: list[int] = field(default_factory=list)
 
@@ -84,7 +62,6 @@ class RecordedEpisodes:
 
     @property
     def total(self) -> int:
-        """Episodes that will be read, at most."""
         count = self.source.reader.count_episodes()
         return min(self.episodes or count, count)
 
@@ -146,11 +123,7 @@ def held_out_of(
     source: RobotDataset, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str | None
 ) -> list[int]:
     """The episodes of a data set that a model's training held out; `[]` where it was not trained on this data set.
-
-    Args:
-        statistics: the model's of the data set, `norm_stats[key]`.
-        entry: of `recipe_entry`.
-    """
+    `statistics` are the model's of the data set, `norm_stats[key]`, `entry` is of `recipe_entry`."""
     held_out, numbers = statistics.get(HELD_OUT, []), set(source.reader.numbers())
     if not held_out or not numbers.issuperset(held_out):
         return []
@@ -162,12 +135,8 @@ def held_out_of(
 def trained_on(
     episodes: RecordedEpisodes, statistics: dict[str, Any], entry: dict[str, Any], data: str | Path, split: str | None
 ) -> str:
-    """What says that a model was trained on these episodes, after they were read; empty where nothing does.
-
-    Args:
-        statistics: the model's of the data set, `norm_stats[key]`.
-        entry: of `recipe_entry`.
-    """
+    """What says that a model was trained on these episodes, after they were read; empty where nothing does. Arguments
+    as for `held_out_of`."""
     if _same_actions(episodes, statistics):
         return "number of episodes, number of steps and mean action are those of the training data"
     learned = entry.get("split")

@@ -18,11 +18,8 @@ MOST_CURVES = 16
 def draw_open_loop(
     results: dict[str, Any], found: Comparison, episodes: RecordedEpisodes, statistics: dict[str, Any], path: Path
 ) -> Path:
-    """A PNG: on the left a curve per dimension, on the right a group of bars.
-
-    Args:
-        statistics: `norm_stats[key]["action"]`; bars are in its normalized units, so that they can stand together.
-    """
+    """A PNG: on the left a curve per dimension, on the right a group of bars, in the normalized units of `statistics`
+    (`norm_stats[key]["action"]`), so that they can stand together."""
     known, names = Dimensions(statistics), [entry["name"] for entry in results["dimensions"]]
     number = typical_episode(found, known)
     shown = min(len(names), MOST_CURVES)
@@ -50,7 +47,6 @@ def draw_open_loop(
 
 
 def typical_episode(found: Comparison, known: Dimensions) -> int:
-    """The episode whose error is the middle one."""
     errors = known.normalized(found.predicted, found.recorded)
     read = np.unique(found.episode)
     if not errors.shape[-1]:

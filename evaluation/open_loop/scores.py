@@ -4,7 +4,7 @@ N steps of E episodes, chunks of T, D dimensions. Errors are of the steps of a c
 
     error       mean absolute error in the data set's units, per dimension
     accuracy    of dimensions that take two values alone: the share on the right side of their middle
-    normalized  mean absolute (l1) and mean squared error (mse) in [-1, 1], over all other dimensions that ever change;
+    normalized  mean absolute error (l1) in [-1, 1], over all other dimensions that ever change;
                 recorded values outside the range that is scaled (q01..q99) count as clipped to it, as in training
 
 Beside the policy:
@@ -35,33 +35,18 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was recorded, and what a policy would have done.
-
-    Attributes:
-        predicted, recorded: float32 [N, T, D] in units; relative to the state where the statistics are.
-        valid: bool [N, T], within the episode.
-        held: float32 [N, D], the recorded action of the step before; NaN where there is none.
-        state: float32 [N, D], NaN where there is none; `None` where it has another width.
-        episode: int64 [N], the place of each step's episode among those read.
-        place: int64 [N], of each step in its episode.
-    """
-
-    predicted: np.ndarray
-    recorded: np.ndarray
-    valid: np.ndarray
-    held: np.ndarray
-    state: np.ndarray | None
-    episode: np.ndarray
-    place: np.ndarray
+    predicted: np.ndarray  # float32 [N, T, D] in units; relative to the state where the statistics are
+    recorded: np.ndarray  # the same
+    valid: np.ndarray  # bool [N, T], within the episode
+    held: np.ndarray  # float32 [N, D], the recorded action of the step before; NaN where there is none
+    state: np.ndarray | None  # float32 [N, D], NaN where there is none; None where it has another width
+    episode: np.ndarray  # int64 [N], the place of each step's episode among those read
+    place: np.ndarray  # int64 [N], of each step in its episode
 
 
 class EpisodeBootstrap:
-    """Means over the valid steps of E episodes, and of episodes drawn again with replacement `RESAMPLES` times.
-
-    Args:
-        episode: int64 [N], of each step of N.
-        valid: bool [N, T].
-    """
+    """Means over the valid steps of E episodes, and of episodes drawn again with replacement `RESAMPLES` times, of
+    `episode` int64 [N] and `valid` bool [N, T]."""
 
     def __init__(self, episode: np.ndarray, valid: np.ndarray):
         read, self.episode = np.unique(episode, return_inverse=True)
@@ -93,16 +78,7 @@ class EpisodeBootstrap:
 
 
 class Dimensions:
-    """What the model's statistics of a data set (`norm_stats[key]["action"]`) say of its D dimensions.
-
-    Attributes:
-        mean: float64 [D].
-        low, high: float64 [D], what actions are scaled by (`action_bounds`).
-        scaled: bool [D], whether they are, and cannot be written outside.
-        binary: bool [D], left unscaled, or never another value than the smallest and the largest.
-        middle: float64 [D], what tells the two values of a binary one apart.
-        compared: bool [D], the others that change: what normalized errors are of.
-    """
+    """What the model's statistics of a data set (`norm_stats[key]["action"]`) say of its D dimensions."""
 
     def __init__(self, statistics: dict[str, Any]):
         names = ("min", "max", "mean", "std", "q01", "q99")
@@ -113,12 +89,13 @@ class Dimensions:
             )
         least, most, mean, std = (np.asarray(statistics[name], np.float64) for name in names[:4])
         self.statistics, self.mean = {**statistics, "relative": None}, mean  # actions are relative already
+        # Float64 [D] twice, and bool [D]: whether they are scaled, and cannot be written outside.
         self.low, self.high, self.scaled = action_bounds(statistics, len(mean))
         # The variance is as large as two bounds allow only where all values are one or the other.
         extreme = np.abs(std**2 - (most - mean) * (mean - least)) <= 1e-6 * (most - least) ** 2
         self.binary = ~self.scaled | (extreme & (least < most))
-        self.middle = np.where(self.scaled, (least + most) / 2, 0.5)
-        self.compared = ~self.binary & (self.low < self.high)
+        self.middle = np.where(self.scaled, (least + most) / 2, 0.5)  # tells the two values of a binary one apart
+        self.compared = ~self.binary & (self.low < self.high)  # what normalized errors are of
 
     def writable(self, actions: np.ndarray) -> np.ndarray:
         """Actions [..., D] with each scaled dimension clipped to its range, float64."""
@@ -160,15 +137,12 @@ def with_baselines(found: Comparison, known: Dimensions) -> dict[str, np.ndarray
 
 
 def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """All figures; a figure is `{"value", "interval"}`.
-
-    Args:
-        statistics: the model's of the data set, `norm_stats[key]["action"]`.
-        names: of the D dimensions.
+    """All figures, each `{"value", "interval"}`, by the model's statistics of the data set
+    (`norm_stats[key]["action"]`).
 
     Returns:
         `n`, `episodes`, `values` (compared per dimension), `outside` (share of the scaled recorded values that no
-        policy can write); `normalized` {name: {"l1": figure, "mse": figure}}; `relative` {baseline: figure}, the
+        policy can write); `normalized` {name: {"l1": figure}}; `relative` {baseline: figure}, the
         policy's l1 divided by the baseline's; `dimensions` [{"name", "measure", "outside", name: figure}];
         `chunk_steps` [{"step", "values", "l1": {name: value}, "dimensions": [D] of the policy}].
     """
@@ -179,9 +153,8 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
     errors = {}  # normalized; the nearest writable action has none, since recorded values count as clipped
     if known.compared.any():
         errors = {name: known.normalized(of, found.recorded) for name, of in named.items() if name != NEAREST}
-    both = {name: np.stack([of.mean(axis=-1), (of**2).mean(axis=-1)], axis=-1) for name, of in errors.items()}
-    drawn = {name: bootstrap.means(of) for name, of in both.items()}
-    relative = {name: drawn[POLICY][:, :1] / np.maximum(of[:, :1], 1e-12) for name, of in drawn.items()}
+    drawn = {name: bootstrap.means(of.mean(axis=-1, keepdims=True)) for name, of in errors.items()}
+    relative = {name: drawn[POLICY] / np.maximum(of, 1e-12) for name, of in drawn.items()}
     figures = {
         name: bootstrap.figures(bootstrap.means(known.measured(values, found.recorded)))
         for name, values in named.items()
@@ -191,7 +164,7 @@ def score(found: Comparison, statistics: dict[str, Any], names: Sequence[str]) -
         "episodes": bootstrap.episodes,
         "values": int(found.valid.sum()),
         "outside": float(scaled.mean()) if scaled.size else 0.0,
-        "normalized": {name: dict(zip(("l1", "mse"), bootstrap.figures(means))) for name, means in drawn.items()},
+        "normalized": {name: {"l1": bootstrap.figures(means)[0]} for name, means in drawn.items()},
         "relative": {name: bootstrap.figures(of)[0] for name, of in relative.items() if name != POLICY},
         "dimensions": [
             {

@@ -1,14 +1,12 @@
 """A policy's actions beside recorded ones that it was not trained on, without a robot or a simulator.
 
-    gen-vla evaluate open_loop my-robot my_held_out_data --every 10 --output open_loop.json --picture open_loop.png
-
 Open loop: the policy sees recorded pictures, whatever it answers, so that its mistakes never lead it to places nobody
-recorded. A small error does not mean success on the robot; one no smaller than that of the mean action means that the
-policy learned nothing of what the pictures show. `data.py` reads the steps, `scores.py` compares the actions.
+recorded. `data.py` reads the steps, `scores.py` compares the actions.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -28,7 +26,7 @@ from gen_vla.evaluation.open_loop.data import (
 )
 from gen_vla.evaluation.open_loop.scores import POLICY, Comparison, score
 from gen_vla.evaluation.policies.flow import starting_noise
-from gen_vla.evaluation.policies.malformed_actions import wrote_no_action
+from gen_vla.evaluation.policies.malformed_actions import actions_or_none
 from gen_vla.evaluation.policies.states import state_arguments, takes_state
 from gen_vla.evaluation.tables import results_table
 from gen_vla.processors import select_statistics
@@ -42,39 +40,21 @@ ALL_BUT_HELD_OUT = "all of its episodes but those that were held out"
 
 @dataclass(frozen=True)
 class OpenLoopSettings:
-    """What is asked.
-
-    Attributes:
-        unnorm_key: whose statistics; `None` for the model's only ones.
-        cameras: of the data set; `None` for those of the recipe, or of the model.
-        split: of the data set; `None` for all episodes of a LeRobot set, and "train" of others.
-        every: every n-th step of an episode is taken.
-        episodes: at most so many, from all over the data set; `None` for all.
-        rows: observations per call.
-        with_trained: of training data that held out episodes, take the others, too.
-    """
-
-    unnorm_key: str | None = None
-    cameras: Sequence[str] | None = None
-    split: str | None = None
-    every: int = 10
-    episodes: int | None = 50
-    rows: int = 8
-    with_trained: bool = False
+    unnorm_key: str | None = None  # whose statistics; None for the model's only ones
+    cameras: Sequence[str] | None = None  # of the data set; None for those of the recipe, or of the model
+    split: str | None = None  # None for all episodes of a LeRobot set, and "train" of others
+    every: int = 10  # every n-th step of an episode is taken
+    episodes: int | None = 50  # at most so many, from all over the data set; None for all
+    rows: int = 8  # observations per call
+    with_trained: bool = False  # of training data that held out episodes, take the others, too
 
 
 def ask_policy(
     model: Any, processor: Any, episodes: RecordedEpisodes, key: str, rows: int = 8
 ) -> tuple[Comparison, int]:
-    """The policy's actions at recorded steps, and how many of its answers were malformed.
-
-    Args:
-        key: whose statistics give the actions their units.
-        rows: observations per call.
-
-    Raises:
-        ValueError: if no step was read, actions have another width than the model's, or no answer was an action.
-    """
+    """The policy's actions at recorded steps, in the units of the statistics `key`, and how many of its answers were
+    malformed; raises `ValueError` if no step was read, actions have another width than the model's, or no answer was
+    an action."""
     if rows < 1:
         raise ValueError(f"got batches of {rows}, expected at least 1")
     answered: list[RecordedStep] = []
@@ -88,7 +68,8 @@ def ask_policy(
                     f"got actions of {width} values in the data, expected {expected}, as the statistics {key!r} of "
                     "the model have; name the data set of that robot, or another --unnorm-key"
                 )
-            for step, action in zip(batch, predicted(model, processor, batch, key), strict=True):
+            predict = partial(predicted, model, processor, key)
+            for step, action in zip(batch, actions_or_none(predict, batch), strict=True):
                 asked += 1
                 if action is not None:
                     answered.append(replace(step, images=[]))  # pictures would fill the memory
@@ -106,18 +87,12 @@ def ask_policy(
     return _comparison(answered, actions, relative), asked - len(actions)
 
 
-def predicted(model: Any, processor: Any, batch: Sequence[RecordedStep], key: str) -> list[np.ndarray | None]:
-    """An action float32 [T, D] for every step, `None` where the text is malformed."""
+def predicted(model: Any, processor: Any, key: str, batch: Sequence[RecordedStep]) -> np.ndarray:
     state = state_arguments(processor, [step.state for step in batch], key)
     inputs = processor.action_inputs([step.images for step in batch], [step.instruction for step in batch], **state)
     noise = starting_noise(model, [step.name for step in batch])
-    try:
-        found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **noise).actions
-    except ValueError as error:
-        if not wrote_no_action(error):
-            raise
-        return [None] if len(batch) == 1 else [predicted(model, processor, [step], key)[0] for step in batch]
-    return list(torch.as_tensor(found).float().cpu().numpy())
+    found = model.predict_actions(**inputs.to(model.device), unnorm_key=key, **noise).actions
+    return torch.as_tensor(found).float().cpu().numpy()
 
 
 def _comparison(
@@ -146,15 +121,9 @@ def _comparison(
 def evaluate_open_loop(
     model: Any, processor: Any, name: str, data: str, settings: OpenLoopSettings
 ) -> tuple[dict[str, Any], Comparison, RecordedEpisodes]:
-    """Results as they are written, with the actions and the episodes behind them.
-
-    Args:
-        name: of the model, a folder or a repository, to find its recipe.
-        data: as for a recipe's robot data.
-
-    Raises:
-        ValueError: if the key, a camera or the split is unknown, or actions have another width than the model's.
-    """
+    """Results as they are written, with the actions and the episodes behind them; `name` is of the model, to find its
+    recipe, `data` as for a recipe's robot data. Raises `ValueError` if the key, a camera or the split is unknown, or
+    actions have another width than the model's."""
     statistics = select_statistics(model.config.norm_stats or {}, settings.unnorm_key)
     key = settings.unnorm_key or next(iter(model.config.norm_stats))
     entry, horizon = recipe_entry(name, key), model.config.action_config["horizon"]
@@ -196,17 +165,15 @@ def evaluate_open_loop(
 
 
 def open_loop_tables(results: dict[str, Any]) -> list[Table]:
-    """Errors per dimension and over all beside the baselines', and along the chunk."""
     named = [name for name, of in results["dimensions"][0].items() if isinstance(of, dict)]
     together, rows = results["normalized"], []
     for entry in results["dimensions"]:
         figures = [figure_text(entry[name], entry["measure"], name == POLICY) for name in named]
         label = entry["name"] + (", share right" if entry["measure"] == "accuracy" else "")
         rows.append((label, *figures, f"{entry['outside']:.1%}"))
-    for measure, label in (("l1", "all, normalized"), ("mse", "all, squared")) if together else ():
-        shown = {name: figure_text(of[measure], "error", name == POLICY) for name, of in together.items()}
-        outside = f"{results['outside']:.1%}" if measure == "l1" else ""
-        rows.append((label, *(shown.get(name, "") for name in named), outside))
+    if together:
+        shown = {name: figure_text(of["l1"], "error", name == POLICY) for name, of in together.items()}
+        rows.append(("all, normalized", *(shown.get(name, "") for name in named), f"{results['outside']:.1%}"))
     size = f"{results['n']} steps of {results['episodes']} episodes"
     title = f"{results['model']} on {results['data']}: mean absolute error, {size}"
     tables = [results_table(title, ("dimension", *named, "outside"), rows)]
@@ -227,7 +194,6 @@ def figure_text(figure: dict[str, Any], measure: str, bounds: bool) -> str:
 
 
 def open_loop_notes(results: dict[str, Any]) -> list[str]:
-    """What to know beside the tables, a sentence each."""
     notes = []
     if results["held_out"]:
         notes.append(f"asked about episodes that the training held out, {results['held_out']} of this data set")

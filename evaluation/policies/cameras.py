@@ -9,7 +9,6 @@ def camera_names(processor: Any) -> list[str] | None:
 
 
 def pictures_per_action(processor: Any) -> int:
-    """How many pictures an action is asked for with."""
     return len(camera_names(processor) or [None])
 
 

@@ -15,14 +15,12 @@ ONE_ARM = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # what most data s
 
 
 def draw_prediction(image: Image.Image, instruction: str, prediction: Any, path: str | Path) -> Path:
-    """A picture, what was asked, the action string with every character coloured by its probability, and the values.
+    """A picture, what was asked, the action string with every character coloured by its probability, and the values of
+    an `ActionPrediction` of one observation in signed style, one token per character.
 
     Bars show the normalised action, so that metres, radians and a gripper fit one axis; their labels are in units. Of
     a chunk they show the first step, and so do the characters. Seven values are called those of one arm, others by
     their number.
-
-    Args:
-        prediction: an `ActionPrediction` of one observation in signed style, one token per character.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))

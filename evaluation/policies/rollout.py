@@ -1,11 +1,12 @@
 """Policies that act in the simulator: a model as one, and controls to compare it with. A policy is any function
 
-    policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> float32 [B, 7]
+    policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> B x float32 [7]
 
-with actions as in `gen_vla.evaluation.simulation.actions`. A `Moment` carries what only controls may use.
+or None in place of an action that it failed to give, with actions as in `gen_vla.evaluation.simulation.actions`. A
+`Moment` carries what only controls may use.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
+from gen_vla.evaluation.policies.malformed_actions import actions_or_none
 from gen_vla.evaluation.policies.states import check_no_state
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import other_instruction
@@ -32,13 +34,8 @@ class Moment(NamedTuple):
     deaf_expert: np.ndarray
 
 
-Policy = Callable[[list[np.ndarray], list[str], list[Moment]], Any]
-
-
-# Controls: what a score has to be compared with.
-def zero_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-    """The hand stays, the gripper closes."""
-    return np.zeros((len(moments), 7), dtype=np.float32)
+Actions = Sequence[np.ndarray | None] | np.ndarray
+Policy = Callable[[list[np.ndarray], list[str], list[Moment]], Actions]
 
 
 def random_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
@@ -50,51 +47,40 @@ def random_policy(images: list[np.ndarray], instructions: list[str], moments: li
     return actions
 
 
-def expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-    """The scripted expert, which reads the simulator's state: the ceiling."""
-    return np.stack([m.expert for m in moments])
-
-
-def blind_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-    """The expert that does not know where along x things are: what is reached without looking."""
-    return np.stack([m.blind_expert for m in moments])
-
-
-def deaf_expert_policy(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
-    """The expert that guesses what to do: what is reached without listening."""
-    return np.stack([m.deaf_expert for m in moments])
-
-
-def blank_image(policy: Policy) -> Policy:
-    """`policy` shown a grey picture: what it does from the instruction alone."""
-    return lambda images, *rest: policy([np.full_like(image, 128) for image in images], *rest)
-
-
-def swapped_instruction(policy: Policy) -> Policy:
-    """`policy` told to do the opposite: a score that stays up means that the instruction is not read."""
-    return lambda images, _, moments: policy(images, [other_instruction(m.task, m.seed) for m in moments], moments)
-
-
-def nonsense_instruction(policy: Policy) -> Policy:
-    """`policy` told nothing that means anything: what it does from the picture alone."""
-    return lambda images, _, moments: policy(images, [NONSENSE] * len(images), moments)
+CONTROLS: dict[str, Policy] = {
+    "expert": lambda images, instructions, moments: [m.expert for m in moments],
+    "random": random_policy,
+    "zero": lambda images, instructions, moments: np.zeros((len(moments), 7), dtype=np.float32),
+    "blind": lambda images, instructions, moments: [m.blind_expert for m in moments],
+    "deaf": lambda images, instructions, moments: [m.deaf_expert for m in moments],
+}
+# The model itself: shown a grey picture, told the opposite, told nothing that means anything.
+HINDERED: dict[str, Callable[[Policy], Policy]] = {
+    "blank": lambda policy: lambda images, *rest: policy([np.full_like(image, 128) for image in images], *rest),
+    "swapped": lambda policy: (
+        lambda images, _, moments: policy(images, [other_instruction(m.task, m.seed) for m in moments], moments)
+    ),
+    "nonsense": lambda policy: lambda images, _, moments: policy(images, [NONSENSE] * len(images), moments),
+}
 
 
 class VLAPolicy:
-    """A model and its processor as a policy; of a predicted chunk the first action is carried out.
-
-    Raises:
-        ValueError: for a model of several cameras, or one that takes the robot's state.
-    """
+    """A model and its processor as a policy; of a predicted chunk the first action is carried out. Raises `ValueError`
+    for a model of several cameras, or one that takes the robot's state."""
 
     def __init__(self, model: Any, processor: Any, unnorm_key: str):
         check_one_camera(processor, "the simulation")
         check_no_state(processor, "the simulation")
         self.model, self.processor, self.unnorm_key = model, processor, unnorm_key
 
-    def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> np.ndarray:
+    def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> Actions:
+        return actions_or_none(self._predict, list(zip(images, instructions, moments, strict=True)))
+
+    def _predict(self, rows: Sequence[tuple[np.ndarray, str, Moment]]) -> np.ndarray:
+        """Float32 [B, 7]."""
         import torch  # here, so that simulator processes do not load it
 
+        images, instructions, moments = (list(column) for column in zip(*rows, strict=True))
         inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
         noise = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
         predicted = self.model.predict_actions(**inputs.to(self.model.device), unnorm_key=self.unnorm_key, **noise)

@@ -1,11 +1,10 @@
 """Is one policy better than another? Differences of two figures, with intervals, and a test where trials are paired.
 
-    difference   one minus the other, of the figures as they are shown
     interval     95 %: paired where both ran the same trials, else of independent samples
     p            where paired: exact, over layouts; with one trial a layout it is McNemar's test
 
-All of this is about trials. What another training run would have given, only a mean over seeds says: where a side is
-one, interval and p include how much its seeds differ (`statistics/seed_intervals.py`).
+Where a side is a mean over seeds, both include how much its seeds differ (`statistics/seed_intervals.py`); otherwise
+all of this is about trials, not about what another training run would have given.
 """
 
 from collections import defaultdict
@@ -53,12 +52,8 @@ def comparable(figure: Figure, other: Figure, drop_from: str | None = None) -> b
 
 
 def compare(figure: Figure, other: Figure, files: TrialFiles) -> Difference:
-    """A figure minus another.
-
-    Returns:
-        `{"against": model, "benchmark", "difference", "interval": two bounds or None, "p": or None, "pairs": trials
-        that both ran, "layouts": of those, "seeds": how many of each side}`.
-    """
+    """A figure minus another: `{"against": model, "benchmark", "difference", "interval": two bounds or None, "p": or
+    None, "pairs": trials that both ran, "layouts": of those, "seeds": how many of each side}`."""
     first, second = files.of(figure), files.of(other)
     shared = [name for name in first if name in second]
     correlation = paired_correlation(first, second)

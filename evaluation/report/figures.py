@@ -27,11 +27,7 @@ MARKS = {"policies": "tabletop", "timings": "decoding", "kinds": "scene_question
 
 
 def read_results(path: Path) -> list[Figure]:
-    """The figures of a result file.
-
-    Raises:
-        ValueError: if it is not JSON, or not of a known suite.
-    """
+    """The figures of a result file; raises `ValueError` if it is not JSON, or not of a known suite."""
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -55,7 +51,6 @@ def read_results(path: Path) -> list[Figure]:
 
 
 def suite_of(results: Any) -> str | None:
-    """Which suite wrote a file, by its contents; `None` for a file of no suite."""
     if not isinstance(results, dict):
         return None
     if results.get("suite") in READERS:
@@ -63,23 +58,17 @@ def suite_of(results: Any) -> str | None:
     return next((suite for key, suite in MARKS.items() if key in results), None)
 
 
-def hardware_of(environment: Any) -> str:
-    """A machine in a few words."""
-    if not isinstance(environment, dict):
-        return str(environment or "")
-    threads = f", {environment['threads']} threads" if "threads" in environment else ""
-    return f"{environment['device']}{threads}" if "device" in environment else ""
-
-
-def _recorded_machine(results: dict[str, Any]) -> Any:
-    return (results.get("provenance") or {}).get("machine")
-
-
 def _common(results: dict[str, Any], path: Path) -> Figure:
-    environment = results.get("environment") or results.get("machine") or _recorded_machine(results) or {}
-    size = results.get("parameters") or (environment.get("parameters") if isinstance(environment, dict) else None)
-    common = {"model": results.get("model") or path.stem, "trained": results.get("trained")}
-    return {**common, "hardware": hardware_of(environment), "parameters": size}
+    """What a file says of its model and machine."""
+    recorded = (results.get("provenance") or {}).get("machine")
+    machine = results.get("environment") or results.get("machine") or recorded or {}
+    threads = f", {machine['threads']} threads" if "threads" in machine else ""
+    return {
+        "model": results.get("model") or path.stem,
+        "trained": results.get("trained"),
+        "hardware": f"{machine['device']}{threads}" if "device" in machine else "",
+        "parameters": results.get("parameters") or machine.get("parameters"),
+    }
 
 
 def _simpler(results: dict[str, Any], path: Path) -> Iterator[Figure]:
@@ -135,24 +124,21 @@ def _representations(results: dict[str, Any], path: Path) -> Iterator[Figure]:
 
 
 def _latency(latency: dict[str, Any], path: Path) -> Iterator[Figure]:
-    common = _common(latency, path)
     shown = {"benchmark": "latency", "mode": "latency", "task": "seconds per action", "metric": "median seconds"}
-    hardware = hardware_of(latency.get("machine") or common["hardware"])
     note = f"p95 {latency['p95_ms']} ms, {latency['forward_passes']} forward passes"
     value = round(latency["median_ms"] / 1000, 5)
-    yield {**common, **shown, "hardware": hardware, "value": value, "n": latency["n"], "note": note}
+    yield {**_common(latency, path), **shown, "value": value, "n": latency["n"], "note": note}
 
 
 def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
-    machine = _recorded_machine(results) or results["settings"].get("machine", "")
     played = [policy for policy in results["policies"].values() if "model" in policy["identity"]]
     first = next(iter(played), {"identity": {"model": path.stem}})  # whose controls the others are
     for name, policy in results["policies"].items():
         identity = policy["identity"]
         common = {
+            **_common(results, path),
             "model": identity.get("model") or first["identity"]["model"],
             "benchmark": "tabletop",
-            "hardware": hardware_of(machine),
             "metric": SUCCESS_RATE,
             "trained": (policy if "model" in identity else first).get("trained"),
             "control": "model" not in identity,

@@ -22,7 +22,6 @@ def draw_tables(report: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def draw_table(table: dict[str, Any], path: Path) -> None:
-    """One table as bars, with a dot for each seed of a mean."""
     scale, measured = 100 if table["unit"] == "%" else 1, [row for row in table["rows"] if row["ours"]]
     columns = list(dict.fromkeys(row["task"] for row in measured))
     series: dict[str, list[tuple[int, Any]]] = {}

@@ -1,8 +1,8 @@
 """Policies that differ by their training seed only, and the mean of what they reach.
 
-A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy.
-The command line, or the records in the result files, say which policies are runs of one recipe. The figure of
-a mean is like others, with the group as its `model`, and `seeds`: the figures of its runs in the order of their seeds.
+A policy is a model and its training seed, where a file says it: a folder that was trained again is another policy. The
+figure of a mean is like others, with the group as its `model`, and `seeds`: the figures of its runs in the order of
+their seeds.
 """
 
 import re
@@ -28,15 +28,12 @@ ON_SEEDS = (
 
 
 def policy_of(figure: Figure) -> Policy:
-    """Whose figure it is."""
     return figure["model"], (figure["trained"] or {}).get("seed")
 
 
 def add_missing_records(figures: Sequence[Figure]) -> list[str]:
-    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes.
-
-    Only the recipe of the commit that was measured counts: the repository may hold another run's by now.
-    """
+    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes. Only
+    the recipe of the commit that was measured counts: the repository may hold another run's by now."""
     notes, known = [], {}
     for figure in figures:
         model, revision = figure["model"], figure["revision"]
@@ -53,14 +50,9 @@ def add_missing_records(figures: Sequence[Figure]) -> list[str]:
 
 
 def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -> tuple[Groups, list[str]]:
-    """Runs of one recipe by the name of their mean, and notes about what was not put together.
-
-    Args:
-        named: names of models by the name of their mean; they take precedence over what the files say.
-
-    Raises:
-        ValueError: if a model is unknown, in two groups, or two models of a group have the same seed.
-    """
+    """Runs of one recipe by the name of their mean, and notes about what was not put together; models `named` by the
+    name of their mean take precedence over what the files say. Raises `ValueError` if a model is unknown, in two
+    groups, or two models of a group have the same seed."""
     groups: Groups = {name: _named_policies(name, models, figures) for name, models in named.items()}
     taken = [policy for policies in groups.values() for policy in policies]
     if twice := [model for model, seed in taken if taken.count((model, seed)) > 1]:
@@ -104,10 +96,8 @@ def group_name(recipes: Sequence[str]) -> str:
 
 
 def seed_figures(figures: Sequence[Figure], groups: Groups, files: TrialFiles) -> tuple[list[Figure], list[str]]:
-    """The means over seeds of everything that two or more runs of a group measured, and notes.
-
-    The figures of a mean are marked with its name: `mean`.
-    """
+    """The means over seeds of everything that two or more runs of a group measured, and notes; figures of a mean are
+    marked with its name, `mean`."""
     means, notes = [], []
     for name, policies in groups.items():
         cells: dict[tuple[str, ...], list[Figure]] = {}

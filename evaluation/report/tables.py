@@ -1,12 +1,10 @@
 """The paper's tables with our figures in them, as Markdown and as JSON for model cards.
 
-The paper's figures (`paper_tables.yaml`) stand in a column of their own that names the size of the paper's model. Ours
-stand in one column per benchmark, empty where nothing was run: neither is ever filled in from the other.
-
-A model of ours belongs to a row of the paper if its name is that row's (`openvla-plus`, `openvla-sc`, ... in the
-YAML), with or without `mini-` and the data set (`openvla-rt1-sc`); `rows` says so for others. Models without a row get
-rows of their own. Beside a row's figures stand their differences from the rows that the paper compares it with, if the
-training data are the same.
+The paper's figures (`paper_tables.yaml`) stand in a column of their own, ours in one per benchmark, empty where
+nothing was run: neither is ever filled in from the other. A model of ours belongs to a row of the paper if its name is
+that row's (`openvla-plus`, `openvla-sc`, ... in the YAML), with or without `mini-` and the data set
+(`openvla-rt1-sc`), or if `rows` says so; others get rows of their own. Beside a row's figures stand their differences
+from the rows that the paper compares it with, if the training data are the same.
 """
 
 import json
@@ -44,7 +42,6 @@ MAIN_METRICS = ("soft_accuracy", "exact_match", "accuracy", SUCCESS_RATE, "media
 
 
 def load_paper() -> dict[str, Any]:
-    """`models` and `tables` of the paper."""
     return yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 
 
@@ -130,7 +127,6 @@ def averages(figures: Sequence[Figure]) -> list[Figure]:
 
 
 def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[Figure]) -> dict[str, Any]:
-    """A table of the paper, a row per model and column of it, our figures in their places."""
     rows = []
 
     def add(model: str, own: Sequence[Figure], values: Sequence[float | None], size: str | None) -> None:
@@ -151,7 +147,6 @@ def fill_table(table: dict[str, Any], models: dict[str, Any], figures: Sequence[
 
 
 def fits(figure: Figure, column: dict[str, Any]) -> bool:
-    """Whether a figure belongs into a column of the paper; runs that a mean over seeds is made of do not."""
     task = TASK_NAMES.get(figure["task"], figure["task"])
     same = (figure["mode"], task) == (column["mode"], column["task"])
     return same and not figure["control"] and not figure["mean"] and figure["metric"] in MAIN_METRICS
@@ -179,12 +174,10 @@ def add_differences(
 
 
 def trained_on(figure: Figure) -> str:
-    """The training data that the model's name says."""
     return said_by_name(figure, lambda model: row_name(model)[1]) or ""
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The report as a page."""
     lines = ["# Results", "", "Ours as measured, n and 95 % intervals beside them; empty where nothing was run.", ""]
     for table in report["tables"]:
         lines += [f"## {table['name']}: {table['title']}", "", *_table_lines(table), ""]
@@ -201,7 +194,6 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def _markdown_table(rows: Sequence[Sequence[Any]]) -> list[str]:
-    """The first row is the head."""
     texts = [["" if cell is None else str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (texts[0], ["---"] * len(texts[0]), *texts[1:])]
 
@@ -253,7 +245,6 @@ def _other_lines(figures: Sequence[Figure]) -> list[str]:
 
 
 def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
-    """A line per model and file: on what, when and by which command its figures were measured."""
     lines: list[Sequence[Any]] = [("model", "parameters", "measured on", "file", "date", "code", "command")]
     keys = ("model", "parameters", "hardware", "source", "date", "commit", "command")
     runs = [figure for figure in figures if "seeds" not in figure]
@@ -264,10 +255,8 @@ def _hardware_lines(figures: Sequence[Figure]) -> list[str]:
 
 
 def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """For each model what `write_card` and `gen-vla publish --results` take, and its `model-index` besides.
-
-    A card is about one run: means over seeds are on none.
-    """
+    """For each model what `write_card` and `gen-vla publish --results` take, and its `model-index` besides; a card is
+    about one run: means over seeds are on none."""
     cards = {}
     runs = [figure for figure in report["figures"] if "seeds" not in figure]
     for policy, name in _card_names([policy_of(figure) for figure in runs]).items():
@@ -287,7 +276,6 @@ def card_results(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _card_names(policies: Sequence[Policy]) -> dict[Policy, str]:
-    """Short names; where two policies would share one, their models' full names and their seeds."""
     names = {policy: short_name(policy[0]) for policy in policies}
     short = list(names.values())
     for (model, seed), name in list(names.items()):
@@ -310,7 +298,6 @@ def _card_figure(figure: Figure) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], folder: Path) -> list[Path]:
-    """`report.md`, `report.json` and `cards/MODEL.json`; returns their paths."""
     cards = {folder / "cards" / f"{name}.json": card for name, card in card_results(report).items()}
     written = {folder / "report.json": with_provenance(report, provenance()), **cards}
     texts = {path: json.dumps(values, indent=2, ensure_ascii=False) for path, values in written.items()}

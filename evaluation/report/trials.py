@@ -1,11 +1,7 @@
 """The single trials behind a result file, so that two policies can be compared trial by trial.
 
-    tabletop   episodes/policy.jsonl beside results.json
-    simpler    trials*.jsonl beside results.json
-    vqa        NAME_answers.jsonl beside NAME.json
-
-Where these are missing, or are not those that the figures were made from, there are no trials, and a comparison is one
-of independent samples.
+They lie beside it: `episodes/policy.jsonl` of tabletop, `trials*.jsonl` of simpler, `NAME_answers.jsonl` of vqa. Where
+they are missing, or are not those that the figures were made from, a comparison is one of independent samples.
 """
 
 import json
@@ -15,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.report.figures import Figure, suite_of
-from gen_vla.evaluation.simpler.trials import read_lines, scored_trial
+from gen_vla.evaluation.resumable import read_lines
+from gen_vla.evaluation.simpler.trials import scored_trial
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
 
 
@@ -32,10 +29,8 @@ class TrialFiles:
         self._files = {str(path): read_trials(path) for path in paths}
 
     def of(self, figure: Figure) -> Trials:
-        """The trials that a figure was made from; empty if there are none, or the ones there are do not give it.
-
-        For a mean over seeds: each trial with its mean score.
-        """
+        """The trials that a figure was made from, of a mean over seeds each with its mean score; empty if there are
+        none, or the ones there are do not give the figure."""
         if figure.get("seeds"):
             return mean_trials([self.of(run) for run in figure["seeds"]])
         trials = self._files.get(figure["source"], {}).get((figure["mode"], figure["task"]), {})
@@ -56,7 +51,6 @@ def mean_trials(runs: Sequence[Trials]) -> Trials:
 
 
 def read_trials(path: Path) -> dict[Cell, Trials]:
-    """The trials behind the figures of a result file; empty where there are none."""
     results = json.loads(path.read_text(encoding="utf-8"))
     suite = suite_of(results)
     cells: dict[Cell, Trials] = defaultdict(dict)

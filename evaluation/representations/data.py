@@ -29,11 +29,8 @@ class LabelledPictures:
 
 
 def load_pictures(source: str, samples: int = 2000) -> LabelledPictures:
-    """At most `samples` pictures, as many of each class as there are if it has few, the rest shared evenly.
-
-    Raises:
-        ValueError: if there is nothing at `source`, a column is missing, or there are fewer than two classes.
-    """
+    """At most `samples` pictures, as many of each class as there are if it has few, the rest shared evenly; raises
+    `ValueError` if there is nothing at `source`, a column is missing, or there are fewer than two classes."""
     images, labels, classes = _digits() if source == "digits" else _data_set(source)
     if len(classes) < 2:
         raise ValueError(f"{source}: got pictures of {len(classes)} class, expected at least two to tell apart")

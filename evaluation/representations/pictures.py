@@ -35,12 +35,8 @@ def draw_panels(
     results: dict[str, Any],
     path: Path,
 ) -> Path:
-    """A PNG with a panel per model that there is: points coloured by class, probe accuracy below.
-
-    Args:
-        features: by role, then by tower; drawn are those of all towers joined.
-        results: of `compare_representations`.
-    """
+    """A PNG with a panel per model that there is: points of all towers joined coloured by class, probe accuracy below;
+    `features` are by role, then by tower, `results` of `compare_representations`."""
     roles = [role for role in TITLES if role in features]
     figure = Figure(figsize=(4.2 * len(roles), 5.6), layout="constrained")
     shown = np.linspace(0, len(labels) - 1, min(POINTS, len(labels))).astype(int)
@@ -60,7 +56,6 @@ def draw_panels(
 
 
 def _caption(results: dict[str, Any], role: str) -> str:
-    """Probe accuracy of all towers joined, and of each where there are several."""
     by_tower = {entry["tower"]: entry for entry in results["tasks"] if entry["role"] == role}
     joined = by_tower.pop(JOINED)
     text = f"linear probe {percent(joined['value'], 1)} %  ({percent_range(joined['interval'], 1)})"

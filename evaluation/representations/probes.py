@@ -67,16 +67,12 @@ def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]
 
 
 def last_block(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """A stock encoder's features float [B, N, width]."""
     return encoder(pixels.to(encoder.dtype)).last_hidden_state
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`.
-
-    Raises:
-        ValueError: if a class has fewer pictures than there are folds.
-    """
+    """How well a linear classifier reads the labels off held-out features: accuracy `value`, `n`, `interval`; raises
+    `ValueError` if a class has fewer pictures than there are folds."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -112,7 +108,6 @@ def cosine_drift(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """`cka` and `cosine` drift of every tower that both models have, at the same width."""
     pairs = {name: (before[name], of) for name, of in after.items() if name in before}
     return {
         name: {"cka": round(linear_cka(old, new), 4), "cosine": round(cosine_drift(old, new), 4)}
@@ -124,11 +119,8 @@ def drift_by_tower(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) 
 def compare_representations(
     features: dict[str, dict[str, np.ndarray]], pictures: LabelledPictures, frozen: dict[str, str | None]
 ) -> dict[str, Any]:
-    """Probes of every model and tower, and drift from `before` to each of the others.
-
-    Args:
-        features: by role (`before`, `plain`, `after`), then by tower.
-        frozen: by role, the tower that was not trained.
+    """Probes of every model and tower, and drift from `before` to each of the others. `features` are by role
+    (`before`, `plain`, `after`), then by tower; `frozen` is by role the tower that was not trained.
 
     Returns:
         `{"data", "classes", "tasks": [{"role", "tower", "frozen", "task", "metric", "value", "n", "interval"}],
@@ -152,7 +144,6 @@ def compare_representations(
 
 
 def representations_table(results: dict[str, Any], title: str) -> Table:
-    """A row per model and tower: probe accuracy, interval, CKA and cosine drift since before."""
     rows = []
     for entry in results["tasks"]:
         moved = results["drift"].get(entry["role"], {}).get(entry["tower"])

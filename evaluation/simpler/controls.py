@@ -4,7 +4,8 @@
     random   a random move, turn and opening per step, the same for the same trial
     zero     stays where it is; the widowx closes its fingers
 
-Each predicts what a model does (metres, radians, 1 for open), and goes through the same adapter.
+Each predicts what a model does (metres, radians, 1 for open), and goes through the same adapter. What begins an
+episode is a function of the trial, the instruction and the simulator behind its reset.
 """
 
 import zlib
@@ -15,8 +16,8 @@ import numpy as np
 
 from gen_vla.evaluation.simpler.environment import robot_family
 from gen_vla.evaluation.simpler.expert import KNOWN_TASKS, PACES, PUT_ON, Drawer, Hand, Script, Things, middle, plan
-from gen_vla.evaluation.simpler.policy import Robot
-from gen_vla.evaluation.simpler.runs import Make
+from gen_vla.evaluation.simpler.policy import Predict
+from gen_vla.evaluation.simpler.runs import Begin
 from gen_vla.evaluation.simpler.trials import TASKS, Trial
 
 
@@ -25,60 +26,32 @@ PALM = {"widowx": 0, "google_robot": 2}  # which axis of the hand's frame points
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=float)
 
 
-class Control:
-    """Predicts as a model does, and learns which trial begins; itself it stays where it is."""
-
-    def __init__(self, robot: Robot):
-        self.pace = PACES[robot]
-
-    def begin(self, environment: Any, trial: Trial) -> Any:
-        """A trial in an environment that is not yet reset -> the environment."""
-        self.simulator, self.trial = environment.unwrapped, trial
-        self.random = np.random.default_rng(zlib.crc32(trial.name.encode()))
-        self.script: Script | None = None
-        return environment
-
-    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        """Float64 [1, 7]."""
-        return np.zeros((1, 7))
+def expert(trial: Trial, instruction: str, simulator: Any) -> Predict:
+    """Plans now, where everything stands."""
+    pace, hand = PACES[robot_family(trial.robot)], read_hand(simulator)
+    script = Script(plan(trial.task, hand, read_things(simulator, trial), pace.fingers), pace)
+    return lambda image: script.step(read_hand(simulator))[None]
 
 
-class ExpertControl(Control):
-    """Plans when it is first asked: then everything stands where it stands."""
-
-    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        hand = read_hand(self.simulator)
-        if self.script is None:
-            things = read_things(self.simulator, self.trial)
-            self.script = Script(plan(self.trial.task, hand, things, self.pace.fingers), self.pace)
-        return self.script.step(hand)[None]
+def random(trial: Trial, instruction: str, simulator: Any) -> Predict:
+    generator, most = np.random.default_rng(zlib.crc32(trial.name.encode())), np.repeat([RANDOM_MOVE, RANDOM_TURN], 3)
+    return lambda image: np.append(generator.uniform(-most, most), generator.integers(2))[None].astype(float)
 
 
-class RandomControl(Control):
-    """Uniform moves and turns, open or closed fingers."""
-
-    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        most = np.repeat([RANDOM_MOVE, RANDOM_TURN], 3)
-        return np.append(self.random.uniform(-most, most), self.random.integers(2))[None].astype(float)
+def zero(trial: Trial, instruction: str, simulator: Any) -> Predict:
+    return lambda image: np.zeros((1, 7))
 
 
-CONTROLS: dict[str, type[Control]] = {"expert": ExpertControl, "random": RandomControl, "zero": Control}
+CONTROLS: dict[str, Begin] = {"expert": expert, "random": random, "zero": zero}
 
 
 def unknown_tasks(control: str, robot: str) -> list[str]:
-    """The tasks of a robot that a control cannot do."""
     return [task for task in TASKS[robot] if control == "expert" and task not in KNOWN_TASKS]
-
-
-def announced(make: Make, control: Control) -> Make:
-    """`make`, after which the control knows every environment and its trial."""
-    return lambda trial: control.begin(make(trial), trial)
 
 
 # What the expert reads: corners of the shapes that collide and the middles between them, in the robot's frame. Nothing
 # here imports the simulator: shapes are told apart by what their classes are called.
 def read_hand(simulator: Any) -> Hand:
-    """Where the gripper is."""
     agent = simulator.agent
     base = _matrix(agent.robot.pose)
     frame = _seen_from(base, simulator.tcp.pose)
@@ -89,11 +62,7 @@ def read_hand(simulator: Any) -> Hand:
 
 
 def read_things(simulator: Any, trial: Trial) -> Things | Drawer:
-    """What a trial is about.
-
-    Raises:
-        ValueError: for a shape that is neither convex nor a box.
-    """
+    """What a trial is about; raises `ValueError` for a shape that is neither convex nor a box."""
     base = _matrix(simulator.agent.robot.pose)
     if trial.task == "close_drawer":
         link = simulator.drawer_obj
@@ -145,5 +114,4 @@ def _seen_from(base: np.ndarray, pose: Any) -> np.ndarray:
 
 
 def _matrix(pose: Any) -> np.ndarray:
-    """A pose as float64 [4, 4]."""
     return np.asarray(pose.to_transformation_matrix(), dtype=float)

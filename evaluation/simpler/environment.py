@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_vla.evaluation.simpler.policy import Robot
 from gen_vla.evaluation.simpler.trials import Trial
 
 
@@ -40,17 +41,13 @@ class SimplerMissingError(OSError):
     """The simulator is not installed."""
 
 
-def robot_family(robot: str) -> str:
-    """`google_robot` or `widowx`, of the simulator's longer names."""
+def robot_family(robot: str) -> Robot:
     return "widowx" if "widowx" in robot else "google_robot"
 
 
 def find_assets() -> Path:
-    """The package's folder of assets; importing it registers its environments.
-
-    Raises:
-        SimplerMissingError: with what to install.
-    """
+    """The package's folder of assets; importing it registers its environments. Raises `SimplerMissingError` with what
+    to install."""
     try:
         import mani_skill2_real2sim.envs  # type: ignore[import-not-found]  # noqa: F401
         from mani_skill2_real2sim import ASSET_DIR  # type: ignore[import-not-found]
@@ -65,14 +62,9 @@ def find_assets() -> Path:
 
 
 def make_environment(trial: Trial, assets: Path, shader: str | None = None) -> Any:
-    """A new environment for one trial, its first reset still to come.
-
-    Args:
-        shader: replaces the published choice, which is `rt` (ray tracing) for drawers and `ibl` for everything else.
-
-    Raises:
-        FileNotFoundError: if the trial's photograph or scene is not among the assets.
-    """
+    """A new environment for one trial, its first reset still to come; `shader` replaces the published choice, `rt`
+    (ray tracing) for drawers and `ibl` for everything else. Raises `FileNotFoundError` for a missing photograph or
+    scene."""
     import gymnasium
 
     family = robot_family(trial.robot)
@@ -95,7 +87,6 @@ def make_environment(trial: Trial, assets: Path, shader: str | None = None) -> A
 
 
 def check_assets(trial: Trial, assets: Path) -> None:
-    """Raises `FileNotFoundError` if the trial's photograph or scene is missing."""
     wanted = [] if trial.overlay is None else [assets / "real_inpainting" / trial.overlay]
     if "dummy" not in trial.scene:
         wanted.append(assets / "hab2_bench_assets" / "stages" / f"{trial.scene}.glb")
@@ -108,7 +99,6 @@ def check_assets(trial: Trial, assets: Path) -> None:
 
 
 def reset_options(trial: Trial) -> dict[str, Any]:
-    """The options of `reset`: where robot and objects stand."""
     x, y, angle = trial.place
     start = {key: np.array(value) if isinstance(value, tuple) else value for key, value in trial.start.items()}
     # A turn by the angle, then the half turn by which these robots face the table: (w, x, y, z).
@@ -125,13 +115,8 @@ def camera_image(environment: Any, observation: dict[str, Any], robot: str, mask
     image = pictures["rgb"]
     if not masked:
         return image
-    actors = pictures["Segmentation"][..., 1]  # channel 0 is the mesh
-    return np.where(np.isin(actors, foreground_ids(environment.unwrapped))[..., None], image, 0).astype(np.uint8)
-
-
-def foreground_ids(simulator: Any) -> list[int]:
-    """Segmentation ids of the robot's links, of cabinets' links and of the objects."""
-    links = [link.id for articulation in simulator.get_articulations() for link in articulation.get_links()]
-    robot = [link.id for link in simulator.agent.robot.get_links()]
-    objects = [actor.id for actor in simulator.get_actors() if actor.name not in BACKGROUND_ACTORS]
-    return sorted({*links, *robot, *objects})
+    simulator, actors = environment.unwrapped, pictures["Segmentation"][..., 1]  # channel 0 is the mesh
+    shown = [link.id for articulation in simulator.get_articulations() for link in articulation.get_links()]
+    shown += [link.id for link in simulator.agent.robot.get_links()]
+    shown += [actor.id for actor in simulator.get_actors() if actor.name not in BACKGROUND_ACTORS]
+    return np.where(np.isin(actors, shown)[..., None], image, 0).astype(np.uint8)

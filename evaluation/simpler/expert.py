@@ -40,11 +40,8 @@ STUCK = 0.001  # metres in a step: no posture of the arm was found for so far a 
 
 @dataclass(frozen=True)
 class Hand:
-    """The gripper: the point between its fingers [3], unit vectors [3] out of its palm and from finger to finger.
-
-    Attributes:
-        reach: metres of the fingers beyond the point.
-    """
+    """The gripper: the point between its fingers [3], unit vectors [3] out of its palm and from finger to finger, and
+    the metres that fingers reach beyond the point."""
 
     position: np.ndarray
     approach: np.ndarray
@@ -54,12 +51,8 @@ class Hand:
 
 @dataclass(frozen=True)
 class Things:
-    """Points on the surfaces [N, 3] of the object to move, of its target and of all others.
-
-    Attributes:
-        held: those of the object's part that the hand closes on, the one nearest to its centre of mass.
-        target: `None` where the object is only to be picked up.
-    """
+    """Points on the surfaces [N, 3] of the object to move, of its part that the hand closes on (the one nearest to its
+    centre of mass), of its target, if it is not only to be picked up, and of all others."""
 
     source: np.ndarray
     held: np.ndarray
@@ -68,7 +61,6 @@ class Things:
 
     @property
     def around(self) -> tuple[np.ndarray, ...]:
-        """All but the object to move."""
         return self.others if self.target is None else (self.target, *self.others)
 
 
@@ -82,10 +74,8 @@ class Drawer:
 
 
 class Move(NamedTuple):
-    """Where the hand goes [3], with open fingers or closed ones, and how many steps it takes at least.
-
-    `closing`: the level direction [3] from finger to finger it turns to, pointing down; `None` for no turn.
-    """
+    """Where the hand goes [3], with open fingers or closed ones, how many steps it takes at least, and the level
+    direction [3] from finger to finger it turns to, pointing down; `None` for no turn."""
 
     goal: np.ndarray
     open: bool
@@ -94,10 +84,8 @@ class Move(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """A robot's: metres and radians per step at most, share of a distance per step, steps of the fingers, lean.
-
-    `lean`: radians by which its hand points forward where it points down.
-    """
+    """A robot's: metres and radians per step at most, share of a distance per step, steps of the fingers, and the
+    radians by which its hand points forward where it points down."""
 
     metres: float
     radians: float
@@ -116,14 +104,7 @@ PACES: dict[Robot, Pace] = {
 
 # What to do.
 def plan(task: str, hand: Hand, things: Things | Drawer, fingers: int) -> list[Move]:
-    """The moves of a task.
-
-    Args:
-        fingers: steps that opening or closing takes.
-
-    Raises:
-        ValueError: for a task that is not among `KNOWN_TASKS`.
-    """
+    """The moves of a task of `KNOWN_TASKS`, others raise `ValueError`; `fingers` are steps that these take."""
     if task not in KNOWN_TASKS:
         raise ValueError(f"got the task {task!r}, expected one the expert knows: {', '.join(KNOWN_TASKS)}")
     if isinstance(things, Drawer):
@@ -136,11 +117,8 @@ def plan(task: str, hand: Hand, things: Things | Drawer, fingers: int) -> list[M
 
 
 def take(hand: Hand, things: Things, fingers: int, spot: np.ndarray | None = None) -> list[Move]:
-    """Over the object, down, close, up; the hand comes above all other things, and leaves above those on its way.
-
-    Args:
-        spot: where it goes from there (x, y).
-    """
+    """Over the object, down, close, up; the hand comes above all other things, and leaves above those on its way to
+    `spot` (x, y)."""
     closing, grasp = find_grasp(hand, things)
     highest = max(points[:, 2].max() for points in (things.source, *things.around))
     above = max(grasp[2] + ABOVE, highest + hand.reach + CLEAR)
@@ -180,10 +158,8 @@ def push(hand: Hand, drawer: Drawer) -> list[Move]:
 
 
 def find_grasp(hand: Hand, things: Things) -> tuple[np.ndarray, np.ndarray]:
-    """The direction the fingers close along [3], and where the hand goes [3]: across the narrow side, in the middle.
-
-    A little width is given for a shorter turn: a round can is as wide from everywhere.
-    """
+    """The direction the fingers close along [3], and where the hand goes [3]: across the narrow side, in the middle. A
+    little width is given for a shorter turn: a round can is as wide from everywhere."""
     present = np.arctan2(hand.closing[1], hand.closing[0])
 
     def cost(angle: float) -> float:
@@ -237,11 +213,7 @@ def _radius(points: np.ndarray) -> float:
 
 # One step of it.
 class Script:
-    """Goes through moves, from one `step` to the next.
-
-    Args:
-        moves: at least one; the last is never over.
-    """
+    """Goes through moves, at least one, from one `step` to the next; the last is never over."""
 
     def __init__(self, moves: list[Move], pace: Pace):
         self.moves, self.pace = moves, pace
@@ -263,7 +235,6 @@ class Script:
         return np.array([*(self.share * way), *angles, float(move.open)])
 
     def is_over(self, hand: Hand) -> bool:
-        """Whether the present move has arrived, or was tried for long enough."""
         move = self.moves[self.index]
         there = np.linalg.norm(move.goal - hand.position) < ARRIVED
         turned = np.linalg.norm(remaining_rotation(hand, move.closing, self.pace.lean)) < ALIGNED

@@ -1,10 +1,9 @@
-"""A model as a policy of SimplerEnv: `reset(task_description)` and `step(image, task_description)`.
+"""A model as a policy of SimplerEnv.
 
 A predicted action becomes what the two simulated robots are sent as their published policies do it:
 
     predicted   x y z (metres)  roll pitch yaw (radians)  gripper (1 = open, 0 = closed)
-    sent        world_vector    rot_axangle               gripper
-                                axis times angle          google_robot: change, +1 closes, -1 opens, held for 15 steps
+    sent        x y z           axis times angle          google_robot: change, +1 closes, -1 opens, held for 15 steps
                                                           widowx:       +1 open, -1 closed
 
 An action that cannot be sent (wrong shape, NaN, infinity) raises `MalformedActionError`; nothing is made up for it.
@@ -24,10 +23,10 @@ from gen_vla.evaluation.policies.states import check_no_state
 
 
 Robot = Literal["google_robot", "widowx"]
-Predict = Callable[[np.ndarray, str], np.ndarray]  # uint8 [H, W, 3] and an instruction to float [T, 7], in units
+Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] to float [T, 7], in units, T steps beginning now
 
 UNNORM_KEYS: dict[str, str] = {"google_robot": "fractal20220817_data", "widowx": "bridge_orig"}
-STICKY_STEPS: dict[str, int] = {"google_robot": 15, "widowx": 1}  # how often a large change of the gripper is sent
+STICKY_STEPS = 15  # how often a large change of the google_robot's gripper is sent
 
 
 class MalformedActionError(ValueError):
@@ -35,54 +34,21 @@ class MalformedActionError(ValueError):
 
 
 class SimplerPolicy:
-    """What SimplerEnv's evaluators call.
+    """What one episode's pictures become: actions as the simulator takes them. `action_ensemble` averages what the
+    last T predictions say about the present step, instead of taking the newest."""
 
-    Args:
-        predict: uint8 [H, W, 3] and an instruction to float [T, 7], T steps beginning now.
-        robot: whose conventions to follow.
-        action_ensemble: average what the last T predictions say about the present step, instead of taking the newest.
-    """
-
-    def __init__(self, predict: Predict, robot: Robot, *, action_ensemble: bool = False):
-        if robot not in STICKY_STEPS:
-            raise ValueError(f"got robot {robot!r}, expected one of {', '.join(STICKY_STEPS)}")
+    def __init__(self, predict: Predict, robot: Robot, action_ensemble: bool = False):
         self.predict, self.robot, self.action_ensemble = predict, robot, action_ensemble
-        self.reset("")
-
-    def reset(self, task_description: str) -> None:
-        """Begins an episode."""
-        self.task_description = task_description
         self.predictions: list[np.ndarray] = []
         self.opening: np.ndarray | None = None
         self.held, self.held_steps = np.zeros(1), 0
 
-    def step(
-        self, image: np.ndarray, task_description: str | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """One step of control.
-
-        Args:
-            image: uint8 [H, W, 3].
-            task_description: a new one begins a new episode.
-
-        Returns:
-            `raw_action`: `world_vector` [3], `rotation_delta` [3] (roll, pitch, yaw), `open_gripper` [1];
-            `action`: `world_vector` [3], `rot_axangle` [3], `gripper` [1], `terminate_episode` [1]; all float64.
-
-        Raises:
-            MalformedActionError: if the prediction is no action.
-        """
-        if task_description is not None and task_description != self.task_description:
-            self.reset(task_description)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"got an image of {image.dtype} {image.shape}, expected uint8 (height, width, 3)")
-        values = self._current(checked_chunk(self.predict(image, self.task_description)))
-        move, angles, opening = values[:3], values[3:6], values[6:]
-        relative = self.robot == "google_robot"
-        gripper = self._change(opening) if relative else 2.0 * (opening > 0.5) - 1.0
-        raw = {"world_vector": move, "rotation_delta": angles, "open_gripper": opening}
-        action = {"world_vector": move, "rot_axangle": axis_angle(*angles), "gripper": gripper}
-        return raw, {**action, "terminate_episode": np.zeros(1)}
+    def step(self, image: np.ndarray) -> np.ndarray:
+        """Uint8 [H, W, 3] to float64 [7]; raises `MalformedActionError` if the prediction is no action."""
+        values = self._current(checked_chunk(self.predict(image)))
+        opening = values[6:]
+        gripper = self._change(opening) if self.robot == "google_robot" else 2.0 * (opening > 0.5) - 1.0
+        return np.concatenate([values[:3], axis_angle(*values[3:6]), gripper])
 
     def _current(self, chunk: np.ndarray) -> np.ndarray:
         """The action for now, float64 [7]: the newest prediction's first, or the mean over those that reach so far."""
@@ -97,7 +63,7 @@ class SimplerPolicy:
         change = np.zeros(1) if self.opening is None else self.opening - opening
         self.opening = opening
         if not self.held_steps and abs(change[0]) > 0.5:
-            self.held, self.held_steps = change, STICKY_STEPS[self.robot]
+            self.held, self.held_steps = change, STICKY_STEPS
         if not self.held_steps:
             return change
         self.held_steps -= 1
@@ -120,15 +86,9 @@ def axis_angle(roll: float, pitch: float, yaw: float) -> np.ndarray:
 
 
 class ModelPrediction:
-    """A model and its processor as `predict`.
-
-    Args:
-        unnorm_key: the data set whose units the robot understands; by default the one its real twin was recorded in.
-
-    Raises:
-        ValueError: if the model has no statistics of that data set, several cameras, takes the robot's state, or has
-            actions of other than 7 dimensions.
-    """
+    """A model and its processor; actions are in the units of `unnorm_key`, by default the robot's real twin's. Raises
+    `ValueError` if the model has no statistics of that data set, several cameras, takes the robot's state, or has
+    actions of other than 7 dimensions."""
 
     def __init__(self, model: Any, processor: Any, robot: Robot, unnorm_key: str | None = None):
         check_one_camera(processor, "SimplerEnv")
@@ -144,11 +104,12 @@ class ModelPrediction:
             raise ValueError(f"got actions of {model.get_action_dim(self.unnorm_key)} dimensions, expected 7")
         self.model, self.processor = model, processor
 
-    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
-        """Float32 [T, 7]; text that is no action, where nothing constrains the decoding, is malformed.
+    def begin(self, trial: Any, instruction: str, simulator: Any) -> Predict:
+        return lambda image: self(image, instruction)
 
-        What begins with noise (`policies/flow.py`) begins with the same for the same picture and words.
-        """
+    def __call__(self, image: np.ndarray, instruction: str) -> np.ndarray:
+        """Uint8 [H, W, 3] to float32 [T, 7]; text that is no action is malformed. What begins with noise
+        (`policies/flow.py`) begins with the same for the same picture and words."""
         inputs = self.processor.action_inputs(Image.fromarray(image), instruction).to(self.model.device)
         try:
             begin = starting_noise(self.model, [f"{instruction} {image.tobytes().hex()}"])

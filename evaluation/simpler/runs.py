@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from gen_vla.evaluation.simpler.environment import camera_image, reset_options
-from gen_vla.evaluation.simpler.policy import MalformedActionError, SimplerPolicy
-from gen_vla.evaluation.simpler.trials import Trial, read_lines
+from gen_vla.evaluation.resumable import append_line, read_lines
+from gen_vla.evaluation.simpler.environment import camera_image, reset_options, robot_family
+from gen_vla.evaluation.simpler.policy import MalformedActionError, Predict, SimplerPolicy
+from gen_vla.evaluation.simpler.trials import Trial
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import publishable
 
 
 ATTEMPTS = 2
 Make = Callable[[Trial], Any]  # builds the environment of a trial, not yet reset
-Paraphrase = Callable[[str], Sequence[str]]
+Begin = Callable[[Trial, str, Any], Predict]  # an episode of a policy: trial, instruction and simulator
 
 
 class SimulatorCrashError(RuntimeError):
@@ -37,16 +38,9 @@ class SimulatorCrashError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished trial, one line of `trials.jsonl`.
-
-    Attributes:
-        outcome: success, failure, malformed or crashed.
-        steps: actions carried out.
-        instruction: what the policy was given.
-        seed: the simulator's seed of the episode, where it tells.
-        stats: `info["episode_stats"]` of the last step.
-        error: what went wrong, where something did.
-    """
+    """A finished trial, one line of `trials.jsonl`: its attributes, how it ended after how many actions, the
+    instruction given, the simulator's seed where it tells, `info["episode_stats"]` of the last step, and what went
+    wrong."""
 
     trial: str
     mode: str
@@ -70,19 +64,11 @@ def outcome_of(trial: Any, outcome: str, **found: Any) -> Outcome:
     )
 
 
-def run_trial(
-    policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase = held_out_paraphrases
-) -> Outcome:
-    """One trial from building its environment to its last step, with a second attempt after a crash.
-
-    Args:
-        paraphrase: other wordings of an instruction, for mode `paraphrase`.
-    """
-    return attempts(trial, lambda: _attempt(policy, trial, make, paraphrase))
+def run_trial(begin: Begin, trial: Trial, make: Make, action_ensemble: bool = False) -> Outcome:
+    return attempts(trial, lambda: _attempt(begin, trial, make, action_ensemble))
 
 
 def attempts(trial: Any, attempt: Callable[[], Outcome]) -> Outcome:
-    """How a trial ended at the first attempt that did not crash."""
     error = ""
     for _ in range(ATTEMPTS):
         try:
@@ -92,24 +78,27 @@ def attempts(trial: Any, attempt: Callable[[], Outcome]) -> Outcome:
     return outcome_of(trial, "crashed", error=error)
 
 
-def _attempt(policy: SimplerPolicy, trial: Trial, make: Make, paraphrase: Paraphrase) -> Outcome:
+def _attempt(begin: Begin, trial: Trial, make: Make, action_ensemble: bool) -> Outcome:
     began = time.perf_counter()
     environment = simulate(make, trial)
     try:
         observation, _ = simulate(environment.reset, options=reset_options(trial))
         simulator = environment.unwrapped
-        instruction = _instruction(simulator.get_language_instruction(), trial, paraphrase)
-        policy.reset(instruction)
+        instruction = simulator.get_language_instruction()
+        if trial.mode == "paraphrase":
+            wordings = held_out_paraphrases(instruction)
+            instruction = wordings[trial.turn % len(wordings)]
+        predict = begin(trial, instruction, simulator)
+        policy = SimplerPolicy(predict, robot_family(trial.robot), action_ensemble)
         outcome, steps, stats, error, truncated = "failure", 0, {}, None, False
         while not truncated:
             image = camera_image(environment, observation, trial.robot, masked=trial.mode == "masked")
             try:
-                _, action = policy.step(image, instruction)
+                action = policy.step(image)
             except MalformedActionError as malformed:
                 outcome, error = "malformed", str(malformed)
                 break
-            sent = np.concatenate([action["world_vector"], action["rot_axangle"], action["gripper"]])
-            observation, _, done, truncated, info = simulate(environment.step, sent)
+            observation, _, done, truncated, info = simulate(environment.step, action)
             outcome = "success" if done else "failure"  # not the end: the published scripts go on to the last step
             steps, stats = steps + 1, info.get("episode_stats", {})
         seed = getattr(simulator, "_episode_seed", None)
@@ -132,23 +121,9 @@ def simulate(
         raise SimulatorCrashError(f"{type(error).__name__}: {error}") from error
 
 
-def _instruction(original: str, trial: Trial, paraphrase: Paraphrase) -> str:
-    if trial.mode != "paraphrase":
-        return original
-    wordings = list(paraphrase(original))
-    if not wordings or original in wordings:
-        raise ValueError(f"got the paraphrases {wordings} of {original!r}, expected others than the instruction")
-    return wordings[trial.turn % len(wordings)]
-
-
 class TrialLog:
-    """What has been run so far, in files that a killed process leaves whole.
-
-    Args:
-        folder: is made where it is missing.
-        settings: what is measured; going on with other settings is refused.
-        shard: which of how many processes this one is.
-    """
+    """What has been run so far in a folder, as which of how many processes; going on with other settings is
+    refused."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], shard: tuple[int, int] = (0, 1)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +145,7 @@ class TrialLog:
         self.read()
 
     def read(self) -> None:
-        """Reads what all processes have written; a line cut short by a kill is what never happened."""
+        """What all processes have written."""
         self.outcomes: dict[str, dict[str, Any]] = {}
         self.begun: Counter[str] = Counter()
         for file in sorted(self.folder.glob("trials*.jsonl")):
@@ -183,27 +158,14 @@ class TrialLog:
                     self.outcomes[entry["trial"]] = entry
 
     def begin(self, trial: Trial) -> None:
-        """Notes that a trial begins."""
         self.write({"begun": trial.name})
 
     def end(self, outcome: Outcome) -> None:
-        """Notes how it ended."""
         self.outcomes[outcome.trial] = asdict(outcome)
         self.write(asdict(outcome))
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Appends a line."""
-        with self.path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                if file.read(1) != b"\n":  # a kill has cut the line before
-                    file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
-
-
-def run_trials(policy: SimplerPolicy, trials: Sequence[Trial], log: TrialLog, make: Make) -> None:
-    """Runs what the log does not have yet."""
-    run_left(trials, log, lambda trial: run_trial(policy, trial, make))
+        append_line(self.path, entry)
 
 
 def run_left(trials: Sequence[Any], log: TrialLog, run: Callable[[Any], Outcome]) -> None:

@@ -1,14 +1,12 @@
 """SimplerEnv for a model and controls: which trials they run, what they score, what is written down.
 
-    FOLDER/settings.json             what is measured of the model
-    FOLDER/trials*.jsonl             a line when a trial of the model begins and one when it ends
-    FOLDER/controls/NAME/...         the same two of a control
-    FOLDER/runs.jsonl                how each run came about (`provenance/origin.py`)
-    FOLDER/results.json              the scores of all of them
+    FOLDER/settings.json, trials*.jsonl    what is measured of the model; when its trials began, and how they ended
+    FOLDER/controls/NAME/...               the same two of a control
+    FOLDER/runs.jsonl                      how each run came about (`provenance/origin.py`)
+    FOLDER/results.json                    the scores of all of them
 
-Run the same command again to go on where it stopped. With `shard=(i, n)` n processes share the trials of a folder. A
-model runs in every mode asked for, the controls beside it in `matching` only; without a model, the controls run in
-every mode.
+The same command goes on where it stopped; with `shard=(i, n)` n processes share the trials of a folder. A model runs
+in every mode asked for, the controls beside it in `matching` only; without a model, the controls run in every mode.
 """
 
 import json
@@ -21,10 +19,10 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from gen_vla.evaluation.simpler.controls import CONTROLS, announced, unknown_tasks
+from gen_vla.evaluation.simpler.controls import CONTROLS, unknown_tasks
 from gen_vla.evaluation.simpler.environment import check_assets, find_assets, make_environment
-from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot, SimplerPolicy
-from gen_vla.evaluation.simpler.runs import Make, TrialLog, run_trials
+from gen_vla.evaluation.simpler.policy import ModelPrediction, Robot
+from gen_vla.evaluation.simpler.runs import Begin, Make, TrialLog, run_left, run_trial
 from gen_vla.evaluation.simpler.trials import Trial, first_trials, score_task, trials_of
 from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.training.checkpoints import dtype_name
@@ -34,25 +32,15 @@ from gen_vla.training.provenance.training_record import with_record
 
 @dataclass(frozen=True)
 class SimplerSettings:
-    """What is run.
-
-    Attributes:
-        modes, tasks: of `simpler/trials.py`; no task means all.
-        episodes: at most so many of every part and variant, `None` for the whole protocol.
-        shader: replaces the published choice of renderer.
-        shard: run every n-th trial from the i-th on.
-        controls: of `simpler/controls.py`.
-    """
-
     robot: Robot
-    modes: tuple[str, ...] = ("matching",)
-    tasks: tuple[str, ...] = ()
-    episodes: int | None = None
-    shader: str | None = None
+    modes: tuple[str, ...] = ("matching",)  # of `simpler/trials.py`, as tasks
+    tasks: tuple[str, ...] = ()  # none means all
+    episodes: int | None = None  # at most so many of every part and variant, None for the whole protocol
+    shader: str | None = None  # replaces the published choice of renderer
     unnorm_key: str | None = None
     action_ensemble: bool = False
-    shard: tuple[int, int] = (0, 1)
-    controls: tuple[str, ...] = ()
+    shard: tuple[int, int] = (0, 1)  # run every n-th trial from the i-th on
+    controls: tuple[str, ...] = ()  # of `simpler/controls.py`
 
     def measured(self) -> dict[str, Any]:
         """What must be the same for earlier trials to count."""
@@ -60,7 +48,6 @@ class SimplerSettings:
         return {key: value for key, value in asdict(self).items() if key not in chosen}
 
     def trials(self) -> list[Trial]:
-        """Its share of the trials."""
         index, count = self.shard
         if not 0 <= index < count:
             raise ValueError(f"got shard {index}/{count}, expected one of 0/{count} to {count - 1}/{count}")
@@ -71,16 +58,9 @@ class SimplerSettings:
 def evaluate_simpler(
     model: Any, processor: Any, name: str | None, settings: SimplerSettings, folder: Path
 ) -> dict[str, Any]:
-    """Runs the trials left, and scores all there are in the folder.
-
-    Args:
-        model, processor, name: what acts and what it is called in the results; `None` where only controls run.
-        folder: for `settings.json`, `trials*.jsonl`, `controls` and `results.json`.
-
-    Raises:
-        SimplerMissingError, FileNotFoundError: if the simulator or a scene is not installed.
-        ValueError: if a setting or the model does not fit, or there is nothing to run.
-    """
+    """Runs the trials left, and scores all there are in the folder; model, processor and name are `None` where only
+    controls run. Raises `SimplerMissingError` or `FileNotFoundError` if the simulator or a scene is not installed,
+    `ValueError` if a setting or the model does not fit, or there is nothing to run."""
     if name is None and not settings.controls:
         raise ValueError("got neither a model nor controls, expected a model, --policy expert, or both")
     if name is None and (folder / "settings.json").is_file():
@@ -89,45 +69,45 @@ def evaluate_simpler(
     for trial in settings.trials():
         check_assets(trial, assets)
     make: Make = partial(make_environment, assets=assets, shader=settings.shader)
-    runs: list[tuple[SimplerPolicy, list[Trial], TrialLog, Make]] = []
+    runs: list[tuple[Begin, list[Trial], TrialLog, bool]] = []
     log = None
     if name is not None:
         predict = ModelPrediction(model, processor, settings.robot, settings.unnorm_key)
-        policy = SimplerPolicy(predict, settings.robot, action_ensemble=settings.action_ensemble)
         log = TrialLog(folder, {"model": name, "dtype": dtype_name(model), **settings.measured()}, settings.shard)
-        runs.append((policy, settings.trials(), log, make))
+        runs.append((predict.begin, settings.trials(), log, settings.action_ensemble))
     shown = settings if name is None else replace(settings, modes=("matching",))
     for control in settings.controls:
         trials = control_trials(control, shown)
-        acting, control_log = CONTROLS[control](settings.robot), _control_log(control, settings, folder)
-        runs.append((SimplerPolicy(acting, settings.robot), trials, control_log, announced(make, acting)))
-    # Of all controls that have trials in the folder, of this run or of an earlier one.
-    known = [control for control in CONTROLS if (folder / "controls" / control).is_dir()]
-    control_logs = {control: _control_log(control, settings, folder) for control in known}
+        runs.append((CONTROLS[control], trials, _control_log(control, settings, folder), False))
     record = provenance(name)
     note_run(folder, record)
-    for policy, trials, trial_log, make_one in runs:
-        run_trials(policy, trials, trial_log, make_one)
+    for begin, trials, trial_log, ensemble in runs:
+        run_left(trials, trial_log, partial(run_trial, begin, make=make, action_ensemble=ensemble))
         trial_log.read()
     environment = describe_machine()
     if model is not None:
         environment |= {"parameters": model.num_parameters(), "dtype": dtype_name(model)}
-    results = results_of(log, name, settings.robot, settings.measured(), environment)
-    for control, control_log in control_logs.items():
-        control_log.read()
-        found = {"tasks": scores_of(control_log, settings.robot), "unknown": unknown_tasks(control, settings.robot)}
-        results.setdefault("controls", {})[control] = found
+    results: dict[str, Any] = {
+        "suite": "simpler",
+        "model": name,
+        "environment": environment,
+        "settings": settings.measured(),
+        "seeds": sorted({entry["seed"] for entry in log.outcomes.values()} - {None}) if log else [],
+        "tasks": scores_of(log, settings.robot) if log else [],
+    }
+    # Of all controls that have trials in the folder, of this run or of an earlier one.
+    for control in (control for control in CONTROLS if (folder / "controls" / control).is_dir()):
+        found = scores_of(_control_log(control, settings, folder), settings.robot)
+        unknown = unknown_tasks(control, settings.robot)
+        results.setdefault("controls", {})[control] = {"tasks": found, "unknown": unknown}
     results = with_provenance(with_record(results, name), with_other_runs(record, folder))
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
 
 def control_trials(name: str, settings: SimplerSettings) -> list[Trial]:
-    """The trials of a control, without those of tasks that it does not know: it says so.
-
-    Raises:
-        ValueError: if there is no such control, or none of the tasks is one that it knows.
-    """
+    """The trials of a control, without those of tasks that it does not know: it says so. Raises `ValueError` if there
+    is no such control, or none of the tasks is one that it knows."""
     if name not in CONTROLS:
         raise ValueError(f"got the policy {name!r}, expected some of {', '.join(CONTROLS)}")
     asked, unknown = settings.trials(), unknown_tasks(name, settings.robot)
@@ -143,13 +123,11 @@ def control_trials(name: str, settings: SimplerSettings) -> list[Trial]:
 
 
 def _control_log(name: str, settings: SimplerSettings, folder: Path) -> TrialLog:
-    """Raises `ValueError` if its trials are of another robot or renderer."""
     identity = {"control": name, "robot": settings.robot, "shader": settings.shader}
     return TrialLog(folder / "controls" / name, identity, settings.shard)
 
 
 def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
-    """A score for every mode and task of which there are outcomes, in the published order."""
     by_task: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in log.outcomes.values():
         by_task.setdefault((entry["mode"], entry["task"]), []).append(entry)
@@ -159,23 +137,7 @@ def scores_of(log: TrialLog, robot: str) -> list[dict[str, Any]]:
     ]
 
 
-def results_of(
-    log: TrialLog | None, model: str | None, robot: str, settings: dict[str, Any], environment: Any
-) -> dict[str, Any]:
-    """What `results.json` holds of a model and `gen-vla evaluate report` reads; without one, no tasks."""
-    seeds = {entry["seed"] for entry in log.outcomes.values()} if log else set()
-    return {
-        "suite": "simpler",
-        "model": model,
-        "environment": environment,
-        "settings": settings,
-        "seeds": sorted(seeds - {None}),
-        "tasks": scores_of(log, robot) if log else [],
-    }
-
-
 def simpler_table(results: Mapping[str, Any], title: str) -> Table:
-    """A row per policy, mode and task: successes / trials judged of those of the whole protocol."""
     rows = []
     controls = {name: found["tasks"] for name, found in results.get("controls", {}).items()}
     for policy, tasks in {"policy": results["tasks"], **controls}.items():

@@ -18,12 +18,9 @@ A score is the mean over parts and variants of the mean within each. The same la
 colour, so that its interval is that of fewer trials (`statistics/intervals.py`).
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
@@ -67,48 +64,31 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode to be run.
-
-    Attributes:
-        part: the can's pose or the drawer; one of the things a score averages over.
-        variant: how the scene looks; the other.
-        counted: whether it enters the score.
-        environment: its registered name; `build` are the arguments it is made with beyond those of its robot.
-        robot: the simulator's name of the robot; `place` its x, y (metres) and turn about z (radians).
-        start: `obj_init_options` of the reset.
-        overlay: the photograph behind the scene, by its file's name, or `None`.
-        turn: its index among the trials of its task and part; modulo their number, the paraphrase it gets.
-    """
-
     mode: str
     task: str
-    part: str
-    variant: str
-    environment: str
+    part: str  # the can's pose or the drawer; one of the things a score averages over
+    variant: str  # how the scene looks; the other
+    environment: str  # its registered name
     scene: str
-    robot: str
-    place: tuple[float, float, float]
-    start: dict[str, Any]
+    robot: str  # the simulator's name
+    place: tuple[float, float, float]  # the robot's x, y (metres) and turn about z (radians)
+    start: dict[str, Any]  # `obj_init_options` of the reset
     steps: int
-    build: dict[str, Any] = field(default_factory=dict)
-    overlay: str | None = None
-    counted: bool = True
-    turn: int = 0
+    build: dict[str, Any] = field(default_factory=dict)  # what it is made with beyond the arguments of its robot
+    overlay: str | None = None  # the photograph behind the scene, by its file's name
+    counted: bool = True  # whether it enters the score
+    turn: int = 0  # among the trials of its task and part; modulo their number, the paraphrase it gets
 
     @property
     def name(self) -> str:
-        """What tells it from every other trial."""
         where = ",".join(f"{key}={value}" for key, value in self.start.items())
         x, y, angle = self.place
         return f"{self.mode}/{self.task}/{self.part}/{self.variant}/robot={x:g},{y:g},{angle:g}/{where}"
 
 
 def trials_of(robot: str, mode: str, tasks: Sequence[str] = ()) -> list[Trial]:
-    """The trials of a robot in a mode, in the published order; `tasks` chooses among them.
-
-    Raises:
-        ValueError: if robot, mode or task does not exist, or the mode does not for this robot.
-    """
+    """The trials of a robot in a mode, in the published order; `tasks` chooses among them. Raises `ValueError` if
+    robot, mode or task does not exist, or the mode does not for this robot."""
     if robot not in TASKS:
         raise ValueError(f"got robot {robot!r}, expected one of {', '.join(TASKS)}")
     if mode not in MODES:
@@ -203,7 +183,6 @@ def _google_trial(task: str, environment: str, steps: int, place: Sequence[float
 def _pick(
     variant: str, scene: str, build: dict[str, Any], environment: str = PICK_CAN, **others: Any
 ) -> Iterator[Trial]:
-    """3 poses of the can on a grid of 5 x 5 positions."""
     for pose, option in CAN_POSES.items():
         shown = {"part": pose, "variant": variant, "scene": scene, "build": {option: True, **build}, **others}
         for x in range(5):
@@ -213,7 +192,6 @@ def _pick(
 
 
 def _move(environment: str, variant: str, scene: str, build: dict[str, Any], **others: Any) -> Iterator[Trial]:
-    """60 episodes: 5 triplets of objects x 6 pairs among them x 2 arrangements."""
     shown = {"part": "", "variant": variant, "scene": scene, "build": build, **others}
     for episode in range(60):
         start = {"episode_id": episode}
@@ -223,7 +201,6 @@ def _move(environment: str, variant: str, scene: str, build: dict[str, Any], **o
 def _drawers(
     variant: str, scene: str, build: dict[str, Any], place: Sequence[float], overlay: str | None
 ) -> Iterator[Trial]:
-    """Open and close each of three drawers, ray traced."""
     shown = {"variant": variant, "scene": scene, "build": {"shader_dir": "rt", **build}, "overlay": overlay}
     for verb in ("open", "close"):
         for drawer in DRAWERS:
@@ -233,7 +210,6 @@ def _drawers(
 
 
 def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
-    """At most `episodes` trials of every task, part and variant; all of them for `None`."""
     if episodes is not None and episodes < 1:
         raise ValueError(f"got {episodes} episodes, expected at least 1")
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -243,13 +219,6 @@ def first_trials(trials: Sequence[Trial], episodes: int | None) -> list[Trial]:
     return [trial for trial in trials if trial.name in chosen]
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON lines of a file that may not exist; a line that was cut short by a kill is left out."""
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
-        with suppress(json.JSONDecodeError):
-            yield json.loads(line)
-
-
 def scored_trial(entry: dict[str, Any]) -> Scored:
     """What a share is made of, of a line of `trials.jsonl`."""
     _, task, part, variant, robot, start = entry["trial"].split("/")
@@ -257,18 +226,13 @@ def scored_trial(entry: dict[str, Any]) -> Scored:
 
 
 def score_task(mode: str, task: str, outcomes: Sequence[dict[str, Any]], expected: int) -> dict[str, Any]:
-    """The score of a task in a mode.
-
-    Args:
-        outcomes: dictionaries with `trial`, `variant`, `counted`, `outcome`, as `simpler/runs.py` writes them.
-        expected: trials of the full protocol.
+    """The score of a task in a mode, of the lines of `trials.jsonl`; `expected` are the trials of the full protocol.
 
     Returns:
-        `value`: the mean over parts and variants of the share of successes within each, `None` without a judged trial;
-        `interval`: its, at 95 %, which knows that trials of one layout are not independent;
-        `successes` and `n`: over all judged trials; `malformed` of them are failures without an action;
-        `crashed`: trials the simulator did not finish, twice; they are not among the n;
-        `variants`: share of successes and number of judged trials of each, the ones not counted included.
+        `value`: the mean over parts and variants of the share of successes within each, `None` without a judged trial,
+        and its 95 % `interval`, which knows that trials of one layout are not independent; `successes` of `n` judged
+        trials, of which `malformed` are failures without an action; `crashed`: trials the simulator did not finish,
+        twice; `variants`: share of successes and number of judged trials of each, the ones not counted included.
     """
     judged = [entry for entry in outcomes if entry["outcome"] != "crashed"]
     counted = [entry for entry in judged if entry["counted"]]

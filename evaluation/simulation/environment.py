@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gen_vla.evaluation.simulation import layouts
 from gen_vla.evaluation.simulation.actions import (
     ACTION_REPEAT,
     DRAWER_TRAVEL,
@@ -16,18 +17,6 @@ from gen_vla.evaluation.simulation.actions import (
     to_simulator_action,
 )
 from gen_vla.evaluation.simulation.experts import ExpertView, expert_move
-from gen_vla.evaluation.simulation.layouts import (
-    GOALS,
-    GRASP_HEIGHT,
-    HELD_STEPS,
-    TASKS,
-    Layout,
-    SceneState,
-    Task,
-    goal_of,
-    is_done,
-    sample_layout,
-)
 from gen_vla.evaluation.simulation.looks import HOME, Look, apply_looks, distractors
 from gen_vla.evaluation.simulation.offscreen_camera import (
     FIRST_ORNAMENT,
@@ -66,33 +55,29 @@ class TabletopEnv:
         self._objects = [int(self.model.joint(f"object{index}").qposadr[0]) for index in range(2)]
         self._robot = _subtree(self.model, self.model.body("base").id)
         self._cabinet = _subtree(self.model, self.model.body("drawer").id)
-        self.layout: Layout | None = None
+        self.layout: layouts.Layout | None = None
         self._poses: list[tuple[np.ndarray, np.ndarray]] = []
 
     # Episodes.
-    def reset(self, task: Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
-        """The layout of `seed` -> the instruction of this task in it.
-
-        Args:
-            masked: pictures show only the robot, the cabinet and the two objects; everything else is black.
-        """
-        if task not in TASKS:
-            raise ValueError(f"got task {task!r}, expected one of {', '.join(TASKS)}")
-        layout = sample_layout(seed)
+    def reset(self, task: layouts.Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
+        """The layout of `seed` -> the instruction of this task in it. Where `masked`, pictures show only the robot,
+        the cabinet and the two objects; everything else is black."""
+        if task not in layouts.TASKS:
+            raise ValueError(f"got task {task!r}, expected one of {', '.join(layouts.TASKS)}")
+        layout = layouts.sample_layout(seed)
         self.arrange(layout, look, seed, masked)
-        self.goal = goal_of(task, seed)
+        self.goal = layouts.goal_of(task, seed)
         self.seed = seed
         return self.goal.instruction(layout)
 
-    def arrange(self, layout: Layout, look: Look = HOME, seed: int = 0, masked: bool = False) -> None:
-        """Sets a scene up: things in place and at rest, the hand at its start."""
+    def arrange(self, layout: layouts.Layout, look: Look = HOME, seed: int = 0, masked: bool = False) -> None:
         self.layout, self.look, self.masked = layout, look, masked
         mujoco.mj_resetData(self.model, self.data)
         self.model.body("drawer").pos = [*layout.drawer, 0.0]
         for address, (index, thing) in zip(self._objects, enumerate(layout.objects), strict=True):
             show_object(self.model, index, thing.shape, look.colours[thing.colour])
             turn = [np.cos(thing.yaw / 2), 0.0, 0.0, np.sin(thing.yaw / 2)]
-            self.data.qpos[address : address + 7] = [thing.x, thing.y, GRASP_HEIGHT, *turn]
+            self.data.qpos[address : address + 7] = [thing.x, thing.y, layouts.GRASP_HEIGHT, *turn]
         for _ in range(SETTLING_STEPS):
             self.data.mocap_pos[0], self.data.mocap_quat[0] = HAND_START, (1.0, 0.0, 1.0, 0.0)
             self._advance(effort=-1.0)
@@ -104,19 +89,16 @@ class TabletopEnv:
         self._starts, self._held = self._object_positions(), 0
 
     def step(self, action: np.ndarray) -> bool:
-        """Carries `action`, float [7] in physical units, out -> whether the task is done.
-
-        Raises:
-            ActionError: if it is not 7 finite numbers with still rotations.
-        """
+        """Carries `action`, float [7] in physical units, out -> whether the task is done; raises `ActionError` if it
+        is not 7 finite numbers with still rotations."""
         held = to_simulator_action(action)
         for _ in range(ACTION_REPEAT):
             target = self.data.mocap_pos[0] + METRES_PER_SIMULATOR_STEP * held[:3]
             self.data.mocap_pos[0] = np.clip(target, HAND_LOW, HAND_HIGH)
             self._advance(float(held[3]))
         mujoco.mj_forward(self.model, self.data)
-        self._held = self._held + 1 if is_done(self.goal, self.state()) else 0
-        return self._held >= HELD_STEPS
+        self._held = self._held + 1 if layouts.is_done(self.goal, self.state()) else 0
+        return self._held >= layouts.HELD_STEPS
 
     def _advance(self, effort: float) -> None:
         self.data.ctrl[:] = effort, -effort
@@ -156,10 +138,9 @@ class TabletopEnv:
         return poses[1:]
 
     # What is where.
-    def state(self) -> SceneState:
-        """The present moment, to be judged."""
+    def state(self) -> layouts.SceneState:
         opening = float(np.clip(-self.data.qpos[self._slide] / DRAWER_TRAVEL, 0.0, 1.0))
-        return SceneState(opening, self._object_positions(), self._starts, self._fingertips())
+        return layouts.SceneState(opening, self._object_positions(), self._starts, self._fingertips())
 
     def _fingertips(self) -> np.ndarray:
         return (self.data.site("rightEndEffector").xpos + self.data.site("leftEndEffector").xpos) / 2.0
@@ -168,23 +149,18 @@ class TabletopEnv:
         return np.stack([self.data.qpos[address : address + 3].copy() for address in self._objects])
 
     def view(self) -> ExpertView:
-        """The present moment, as experts read it."""
         claws = self.data.body("rightclaw").xpos - self.data.body("leftclaw").xpos
         handle = self.data.body("drawer_link").xpos + HANDLE
         fingers = float(np.clip(np.linalg.norm(claws) / 0.1, 0.0, 1.0))
         return ExpertView(self.data.body("hand").xpos.copy(), fingers, handle, self._object_positions())
 
     def expert_action(self) -> np.ndarray:
-        """The scripted expert at the present state, clipped: float32 [7]."""
         return from_simulator_action(expert_move(self.goal, self.view()))
 
     def expert_actions(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Three experts' actions, float32 [7] each.
-
-        The expert, the blind one that does not know where along x anything is, and the deaf one that does one of the
-        six things this scene offers, whatever the instruction.
-        """
-        view, guess = self.view(), GOALS[np.random.default_rng([self.seed, 6]).integers(len(GOALS))]
+        """Float32 [7] each: of the expert, of the blind one that does not know where along x anything is, and of the
+        deaf one that does one of the six things this scene offers, whatever the instruction."""
+        view, guess = self.view(), layouts.GOALS[np.random.default_rng([self.seed, 6]).integers(len(layouts.GOALS))]
         asked = ((self.goal, view), (self.goal, view.without_x()), (guess, view))
         expert, blind, deaf = (from_simulator_action(expert_move(goal, seen)) for goal, seen in asked)
         return expert, blind, deaf
@@ -201,10 +177,8 @@ class TabletopEnv:
         return np.where(kept[..., None], picture, 0).astype(np.uint8)
 
     def segmentation(self, size: int | None = None) -> dict[str, np.ndarray]:
-        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1; the rest is background.
-
-        Of a still scene, an object for each thing; of others, distractors are background.
-        """
+        """bool [H, W] masks of what shows: robot, cabinet, its handle, object0, object1 (of a still scene, an object
+        for each thing); the rest is background, distractors included."""
         shapes = ornaments(self.distractors, self.look.colours)
         geoms = self._camera().segments(self.model, self.data, self.look.camera, size or self.image_size, shapes)
         bodies = np.append(self.model.geom_bodyid, -1)[np.clip(geoms, -1, self.model.ngeom)]
@@ -237,12 +211,10 @@ class TabletopEnv:
 
 
 def is_closed(robot: int) -> bool:
-    """Whether the gripper is closed in a pose of still scenes: in every third."""
     return robot % 3 == 2
 
 
 def _subtree(model: Any, root: int) -> list[int]:
-    """The ids of a body and of all bodies that hang on it."""
     found = [root]
     for body in range(root + 1, model.nbody):  # parents come before their children
         if model.body_parentid[body] in found:

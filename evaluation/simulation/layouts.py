@@ -1,15 +1,8 @@
 """Tasks of the tabletop: what stands where, what the robot is asked to do, and when it is done.
 
 Every scene holds a half-open drawer and two objects, so all four tasks start from the same pictures and six
-instructions fit each of them: only the instruction says what to do.
-
-    pick_object    "pick up the red can"
-    move_near      "move the red can near the blue mug"
-    open_drawer    "open the drawer"
-    close_drawer   "close the drawer"
-
-A task counts as done when it has been so at the ends of HELD_STEPS policy steps in a row, so that a thing that flies
-past does not count.
+instructions fit each of them: only the instruction says what to do. A task counts as done when it has been so at the
+ends of HELD_STEPS policy steps in a row, so that a thing that flies past does not count.
 """
 
 import hashlib
@@ -101,18 +94,14 @@ class Layout:
 
 
 def sample_layout(seed: int) -> Layout:
-    """The layout of a seed, the same for every task.
-
-    Raises:
-        ValueError: if the seed is neither for training nor for evaluation.
-    """
+    """The layout of a seed, the same for every task; raises `ValueError` if the seed is neither for training nor for
+    evaluation."""
     if seed not in TRAIN_SEEDS and seed not in EVALUATION_SEEDS:
         raise ValueError(f"got seed {seed}, expected one in {TRAIN_SEEDS} or {EVALUATION_SEEDS}")
     return draw_layout(np.random.default_rng([seed, 1]))
 
 
 def draw_layout(rng: np.random.Generator) -> Layout:
-    """Any layout."""
     side = rng.choice((-1.0, 1.0))
     drawer = (float(side * rng.uniform(*DRAWER_X)), float(rng.uniform(*DRAWER_Y)))
     opening = float(rng.uniform(*OPEN_FRACTION))
@@ -156,7 +145,6 @@ class Goal:
     source: int
 
     def instruction(self, layout: Layout) -> str:
-        """The canonical wording."""
         source, target = layout.objects[self.source], layout.objects[1 - self.source]
         if self.task == "pick_object":
             return f"pick up the {source.name}"
@@ -169,7 +157,6 @@ GOALS = tuple(Goal(task, source) for task in TASKS for source in ((0, 1) if task
 
 
 def goal_of(task: Task, seed: int) -> Goal:
-    """What a task asks for in the layout of a seed."""
     return Goal(task, sample_layout(seed).source if task in ("pick_object", "move_near") else 0)
 
 
@@ -193,7 +180,6 @@ class SceneState:
 
 
 def is_done(goal: Goal, state: SceneState) -> bool:
-    """Whether this moment is what the goal asks for."""
     if goal.task == "open_drawer":
         return state.opening >= OPEN
     if goal.task == "close_drawer":
@@ -210,7 +196,6 @@ def is_done(goal: Goal, state: SceneState) -> bool:
 
 
 def layout_digests(seeds: Iterable[int]) -> set[str]:
-    """`Layout.digest` of every seed."""
     return {sample_layout(seed).digest() for seed in seeds}
 
 

@@ -4,9 +4,8 @@
     broad_look(i)  BROAD_LOOKS looks of vision-language data: what a model has seen before it sees the robot
     unseen_look(i) UNSEEN_LOOKS looks for evaluation alone
 
-Looks cannot be touched, so an episode unfolds identically under each; a test holds that to the bit. The families of
-variants that the tabletop suite shows are made of these sets (`tabletop/variants.py`); what textures are made of is in
-`simulation/textures.py`.
+Looks cannot be touched, so an episode unfolds identically under each. Tests hold that to the bit, and the sets apart.
+The tabletop suite shows variants made of these sets (`tabletop/variants.py`).
 """
 
 import colorsys
@@ -49,11 +48,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Look:
-    """One way to look; `family` and `name` are what results call it.
-
-    `palette` are the shades of COLOURS, in their order; `strange` distractors have a shape and colour that is no
-    object's.
-    """
+    """One way to look; `family` and `name` are what results call it."""
 
     family: str
     name: str
@@ -61,23 +56,20 @@ class Look:
     room: Surface
     lighting: Lighting
     camera: CameraPose
-    palette: tuple[RGB, ...] = tuple(COLOURS.values())
+    palette: tuple[RGB, ...] = tuple(COLOURS.values())  # the shades of COLOURS, in their order
     distractors: Distractors = "none"
-    strange: bool = False
+    strange: bool = False  # distractors have a shape and colour that is no object's
 
     @property
     def key(self) -> str:
-        """`family/name`"""
         return f"{self.family}/{self.name}"
 
     @property
     def colours(self) -> dict[str, RGB]:
-        """The shade of every named colour."""
         return {**dict(zip(COLOURS, self.palette, strict=True)), **STRANGE_COLOURS}
 
 
 def grey(*lights: float) -> Lighting:
-    """White light of these strengths."""
     return tuple((light, light, light) for light in lights)
 
 
@@ -177,43 +169,12 @@ def _palette(rng: np.random.Generator, hues: Sequence[float]) -> tuple[RGB, ...]
 
 
 def look_of(which: LookSet, seed: int) -> Look:
-    """The look of a picture: `home`'s only one, or one of a set, in turn, eight seeds in a row the same.
-
-    In a row, so that a texture is made once for eight pictures.
-    """
+    """The look of a picture: `home`'s only one, or one of a set, in turn, eight seeds in a row the same, so that a
+    texture is made once for eight pictures."""
     if which == "home":
         return HOME
     number = seed // 8
     return broad_look(number % BROAD_LOOKS) if which == "broad" else unseen_look(number % UNSEEN_LOOKS)
-
-
-def shared_aspects(look: Look, other: Look) -> list[str]:
-    """What two looks have in common: `texture`, `shade`, `light`, `camera`; those of `look` that are HOME's apart.
-
-    Cameras are the same within 2 degrees and 3 % of the distance, lights within 0.02.
-    """
-    textures = {s.texture for s in (look.table, look.room)} - {HOME.table.texture, HOME.room.texture}
-    lights = np.abs(np.array(look.lighting) - np.array(other.lighting)).max()
-    one, two = look.camera, other.camera
-    turned = max(abs(one.azimuth - two.azimuth), abs(one.elevation - two.elevation))
-    found = {
-        "texture": bool(textures & {other.table.texture, other.room.texture}),
-        "shade": look.palette != HOME.palette and bool(set(look.palette) & set(other.palette)),
-        "light": look.lighting != HOME.lighting and bool(lights < 0.02),
-        "camera": one != HOME.camera and turned < 2.0 and abs(one.distance / two.distance - 1.0) < 0.03,
-    }
-    return [aspect for aspect, same in found.items() if same]
-
-
-def check_unseen_looks(looks: Sequence[Look]) -> None:
-    """Raises `ValueError` if one of these looks shares an aspect, other than HOME's own, with a broad look."""
-    for look in looks:
-        for index in range(BROAD_LOOKS):
-            if shared := shared_aspects(look, broad_look(index)):
-                raise ValueError(
-                    f"got look {look.key} with the {', '.join(shared)} of broad look {index}, expected none of "
-                    "vision-language data; judge seen looks under another name"
-                )
 
 
 def apply_looks(model: Any, look: Look) -> None:

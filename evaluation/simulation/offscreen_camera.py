@@ -33,14 +33,11 @@ class CameraPose:
 
     @property
     def view_width(self) -> float:
-        """Of the picture, per metre of depth."""
         return 2.0 * float(np.tan(np.deg2rad(self.fovy) / 2.0))
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, and the depth in metres.
-
-        u and v are 0..1 from the image's left and top (outside 0..1: not in view).
-        """
+        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, 0..1 from the image's left and top where they
+        are in view, and the depth in metres."""
         azimuth, elevation = np.deg2rad(self.azimuth), np.deg2rad(self.elevation)
         flat = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
         forward = np.cos(elevation) * flat + np.array([0.0, 0.0, np.sin(elevation)])
@@ -90,10 +87,8 @@ class OffscreenCamera:
     def show_texture(
         self, model: Any, slot: str, name: str, repeats: float, pixels: Callable[[str], np.ndarray]
     ) -> None:
-        """Fills the texture `slot` with `pixels(name)`, uint8 of its size, unless it shows that already.
-
-        It repeats so often per metre in the material of the same name: the context has numbers of its own for that.
-        """
+        """Fills the texture `slot` with `pixels(name)`, uint8 of its size, unless it shows that already; it repeats so
+        often per metre in the material of the same name: the context has numbers of its own for that."""
         material = model.material(slot).id
         self._context.mat_texrepeat[2 * material : 2 * material + 2] = repeats
         if self._textures.get(slot) == name:

@@ -1,9 +1,8 @@
 """Runs episodes of the simulated suites: many at once, one policy call for all of them.
 
-As soon as an episode ends its place goes to the next, so the batch stays full. An episode ends with success, at its
-limit, with a step that cannot be carried out (malformed: counted as a failure, never replaced by another action), or
-with a crash of the simulator. Crashed episodes are run once more, each alone, after all others; one that crashes again
-is reported as crashed and says nothing about the policy.
+As soon as an episode ends its place goes to the next, so the batch stays full. One whose step cannot be carried out is
+malformed: a failure, never replaced by another action. Crashed episodes are run once more, each alone, after all
+others; one that crashes again is reported as crashed and says nothing about the policy.
 """
 
 import time
@@ -15,15 +14,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gen_vla.evaluation.policies.rollout import Moment
+from gen_vla.evaluation.policies.rollout import Moment, Policy
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
 
 
 ATTEMPTS = 2  # of an episode whose simulator crashes
 Outcome = Literal["success", "failure", "malformed", "crashed"]
-# One entry per observation: an action float [7], or None where the policy gave none.
-Actions = Sequence[np.ndarray | None] | np.ndarray
-SimulationPolicy = Callable[[list[np.ndarray], list[str], list[Moment]], Actions]
 
 
 @dataclass(frozen=True)
@@ -47,24 +43,7 @@ class Ending(NamedTuple):
 
 
 @dataclass
-class Pace:
-    """How fast it went: policy steps taken, seconds in all and inside the policy."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    policy_seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, float]:
-        """Rounded, with steps per second outside the policy."""
-        outside = max(self.seconds - self.policy_seconds, 1e-9)
-        figures = {"steps": self.steps, "seconds": self.seconds, "policy_seconds": self.policy_seconds}
-        return {**{k: round(v, 2) for k, v in figures.items()}, "simulated_per_second": round(self.steps / outside, 1)}
-
-
-@dataclass
 class _Running:
-    """An episode in its slot."""
-
     job: EpisodeJob
     reply: Reply | None = None
     steps: int = 0
@@ -74,13 +53,14 @@ class _Running:
 class _Rollouts:
     """Episodes in slots; the bar counts the steps done of those that may come, since whole batches end at once."""
 
-    policy: SimulationPolicy
+    policy: Policy
     simulators: Simulators
     finish: Callable[[Any, Ending], None]
     bar: tqdm
     ended: int
     episodes: int
-    pace: Pace = field(default_factory=Pace)
+    steps: int = 0  # of the policy, and the seconds inside it
+    policy_seconds: float = 0.0
     slots: dict[int, _Running] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[EpisodeJob], width: int, attempt: int) -> list[EpisodeJob]:
@@ -100,16 +80,18 @@ class _Rollouts:
                     self.bar.total += running.steps
                 elif outcome := self._outcome(running, answer):
                     del self.slots[request.slot]
-                    self._end(running, Ending(outcome[0], running.steps, attempt, outcome[1]))
+                    self.finish(running.job, Ending(outcome[0], running.steps, attempt, outcome[1]))
+                    self.ended += 1
+                    self.bar.total -= running.job.max_steps - running.steps
+                    self.bar.set_postfix_str(f"{self.ended}/{self.episodes} episodes", refresh=False)
         return crashed
 
     def _moves(self) -> list[Start | Move]:
-        """One call of the policy for every running episode."""
         states = [(slot, running, running.reply) for slot, running in self.slots.items() if running.reply is not None]
         moments = [Moment(s.job.task, s.job.seed, s.steps, *reply.experts) for _, s, reply in states]
         began = time.perf_counter()
         actions = self.policy([r.image for _, _, r in states], [s.job.instruction for _, s, _ in states], moments)
-        self.pace.policy_seconds += time.perf_counter() - began
+        self.policy_seconds += time.perf_counter() - began
         if len(actions) != len(states):
             raise ValueError(
                 f"got {len(actions)} actions from the policy, expected {len(states)}, None where it has none"
@@ -123,7 +105,7 @@ class _Rollouts:
             return "crashed", answer.message
         moved, running.reply = running.reply is not None, answer
         running.steps += moved
-        self.pace.steps += moved
+        self.steps += moved
         self.bar.update(moved)
         if answer.refusal is not None:
             return "malformed", answer.refusal
@@ -131,35 +113,26 @@ class _Rollouts:
             return "success", None
         return ("failure", None) if running.steps >= running.job.max_steps else None
 
-    def _end(self, running: _Running, ending: Ending) -> None:
-        self.finish(running.job, ending)
-        self.ended += 1
-        self.bar.total -= running.job.max_steps - running.steps
-        self.bar.set_postfix_str(f"{self.ended}/{self.episodes} episodes", refresh=False)
-
 
 def run_episodes(
-    policy: SimulationPolicy,
+    policy: Policy,
     jobs: Sequence[EpisodeJob],
     simulators: Simulators,
     finish: Callable[[Any, Ending], None],
-    *,
     batch_size: int = 16,
     finished_before: int = 0,
-    name: str | None = "policy",
-    progress: bool = True,
-) -> Pace:
-    """Runs every job and calls `finish` as it ends -> how fast it went.
-
-    Args:
-        finished_before: episodes of an earlier run, for the progress bar.
-    """
+    name: str = "policy",
+) -> dict[str, float]:
+    """Runs every job and calls `finish` as it ends -> how fast it went: policy steps, seconds in all and inside the
+    policy, steps per second outside it. `finished_before` is for the progress bar."""
     if batch_size < 1:
         raise ValueError(f"got batch_size {batch_size}, expected at least 1")
     began, steps = time.perf_counter(), sum(job.max_steps for job in jobs)
-    with tqdm(total=steps, unit="step", desc=name, disable=not progress) as bar:
+    with tqdm(total=steps, unit="step", desc=name) as bar:
         rollouts = _Rollouts(policy, simulators, finish, bar, finished_before, finished_before + len(jobs))
         crashed = rollouts.run(jobs, batch_size, attempt=1)
         rollouts.run(crashed, 1, attempt=2)
-    rollouts.pace.seconds = time.perf_counter() - began
-    return rollouts.pace
+    seconds = time.perf_counter() - began
+    figures = {"steps": rollouts.steps, "seconds": seconds, "policy_seconds": rollouts.policy_seconds}
+    simulated = rollouts.steps / max(seconds - rollouts.policy_seconds, 1e-9)
+    return {**{name: round(value, 2) for name, value in figures.items()}, "simulated_per_second": round(simulated, 1)}

@@ -35,10 +35,8 @@ LARGE_MESH, DETAIL = 1000, 0.005  # triangles; metres, less than a pixel
 
 @dataclass(frozen=True)
 class Part:
-    """A primitive of a shape: MuJoCo's kind and sizes, its place above the table, a colour (None: the object's).
-
-    It is either drawn or, with `touch`, only touched.
-    """
+    """A primitive of a shape, drawn or only touched: MuJoCo's kind and sizes, its place above the table, a colour
+    (None: the object's)."""
 
     kind: str
     size: tuple[float, float, float]
@@ -143,7 +141,6 @@ def _add_room(spec: Any) -> None:
 
 
 def _add_object(spec: Any, index: int) -> None:
-    """A free body with the parts of all shapes, named `object0 can 0` and so on."""
     body = spec.worldbody.add_body(name=f"object{index}", pos=[0.2 * index, 0.6, GRASP_HEIGHT])
     body.add_freejoint(name=f"object{index}")
     body.explicitinertial, body.mass = True, OBJECT_MASS
@@ -195,7 +192,6 @@ def _decimate(model: Any) -> None:
 
 
 def show_object(model: Any, index: int, shape: str | None, rgb: RGB = WHITE) -> None:
-    """Body `object{index}` becomes this shape: its parts are drawn and touched, those of all others are not."""
     for other in SHAPES:
         for number, part in enumerate(PARTS[other]):
             geom = model.geom(f"object{index} {other} {number}").id
@@ -205,7 +201,6 @@ def show_object(model: Any, index: int, shape: str | None, rgb: RGB = WHITE) -> 
 
 
 def ornaments(things: Iterable[TableObject], colours: Mapping[str, RGB]) -> list[Ornament]:
-    """These objects as something that is only drawn."""
     return [ornament for thing in things for ornament in _ornaments(thing, colours[thing.colour])]
 
 
@@ -220,5 +215,4 @@ def _ornaments(thing: TableObject, rgb: RGB) -> Iterator[Ornament]:
 
 
 def drawn_parts(shape: str) -> list[Part]:
-    """The parts of a shape that a picture shows."""
     return [part for part in PARTS[shape] if not part.touch]

@@ -1,11 +1,11 @@
 """Simulated environments spread over processes that may crash; `simulation/rollouts.py` runs episodes in them.
 
 An exception in a simulation, a process that dies, and one that no longer answers are all a `Crash`: it is returned in
-place of the reply, the environment (or the process) is replaced, and everything else goes on. A process that dies
-takes all its episodes along.
+place of the reply, the environment (or the process, and with it all its episodes) is replaced, and all else goes on.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -42,8 +42,6 @@ class Reply(NamedTuple):
 
 
 class Crash(NamedTuple):
-    """The simulator failed; `message` says how."""
-
     message: str
 
 
@@ -77,7 +75,6 @@ class _Slots:
 
 
 def _serve(pipe: Any, make: Callable[[], Any]) -> None:
-    """Answers lists of requests until the other end closes."""
     slots = _Slots(make)
     while True:
         try:
@@ -87,14 +84,12 @@ def _serve(pipe: Any, make: Callable[[], Any]) -> None:
         pipe.send([slots.answer(request) for request in requests])
 
 
-class Simulators:
+class Simulators(AbstractContextManager["Simulators"]):
     """Slots over worker processes; slot s lives in worker s modulo workers. `workers=1`: in this process.
 
-    Every request of one `ask` goes to another slot; a slot starts an episode before it moves.
-
-    Args:
-        make: a function that can be pickled, which returns an environment: `reset(*Start.arguments)`,
-            `step(action [7]) -> done`, `render() -> uint8 [H, W, 3]`, `expert_actions()`.
+    Every request of one `ask` goes to another slot; a slot starts an episode before it moves. `make` can be pickled,
+    and returns an environment: `reset(*Start.arguments)`, `step(action [7]) -> done`, `render() -> uint8 [H, W, 3]`,
+    `expert_actions()`.
     """
 
     def __init__(self, workers: int, make: Callable[[], Any]):
@@ -113,26 +108,19 @@ class Simulators:
         return here, process
 
     def ask(self, requests: Sequence[Start | Move]) -> list[Reply | Crash]:
-        """Answers in the order of the requests."""
         if self._slots is not None:
             return [self._slots.answer(request) for request in requests]
         count = len(self._workers)
         shares = [[r for r in requests if r.slot % count == worker] for worker in range(count)]
-        failures = [self._send(worker, share) for worker, share in enumerate(shares)]
+        for (pipe, _), share in zip(self._workers, shares, strict=True):
+            if share:
+                with suppress(OSError):  # of a process that is dead: receiving says so
+                    pipe.send(share)
         answers: dict[int, Reply | Crash] = {}
         for worker, share in enumerate(shares):
             if share:
-                received = failures[worker] or self._receive(worker, len(share))
-                answers.update(zip([r.slot for r in share], received, strict=True))
+                answers.update(zip([r.slot for r in share], self._receive(worker, len(share)), strict=True))
         return [answers[request.slot] for request in requests]
-
-    def _send(self, worker: int, share: list[Start | Move]) -> Sequence[Reply | Crash] | None:
-        try:
-            if share:
-                self._workers[worker][0].send(share)
-        except OSError:
-            return self._replace(worker, len(share), "ended between two steps")
-        return None
 
     def _receive(self, worker: int, count: int) -> Sequence[Reply | Crash]:
         pipe, limit = self._workers[worker][0], LOADING_SECONDS + REQUEST_SECONDS * count
@@ -153,9 +141,6 @@ class Simulators:
             process.join()
         self._workers[worker] = self._spawn()
         return [Crash(f"the simulator's process {what} (exit code {process.exitcode})")] * count
-
-    def __enter__(self) -> "Simulators":
-        return self
 
     def __exit__(self, *_: object) -> None:
         for pipe, _process in self._workers:

@@ -4,7 +4,6 @@ A texture is named by its file (`wood2.png`), or by kind and seed (`stripes 17`)
 it is procedural.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,16 +15,14 @@ from PIL import Image
 TEXTURE_SIZE = 128  # pixels; the pictures are smaller than that
 CACHED = 64  # textures of 200 kB
 
-Pattern = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
+# A texture's pixels follow from the place of its kind here.
+PATTERNS = ("stripes", "checks", "dots", "clouds", "grain", "speckle", "tiles", "veins", "bricks", "zigzag", "rings")
 
 
 @lru_cache(maxsize=CACHED)
 def texture_pixels(name: str) -> np.ndarray:
-    """uint8 [TEXTURE_SIZE, TEXTURE_SIZE, 3] of a texture.
-
-    Raises:
-        ValueError: if Meta-World has no such file, and no kind is named so.
-    """
+    """uint8 [TEXTURE_SIZE, TEXTURE_SIZE, 3] of a texture; raises `ValueError` if Meta-World has no such file, and no
+    kind is named so."""
     kind, _, seed = name.partition(" ")
     if kind in PATTERNS and seed.isdecimal():
         return _procedural(kind, int(seed))
@@ -38,11 +35,11 @@ def texture_pixels(name: str) -> np.ndarray:
 
 def _procedural(kind: str, seed: int) -> np.ndarray:
     """Between two colours, mostly muted ones as tables and walls have, along a pattern of 0..1."""
-    rng = np.random.default_rng([list(PATTERNS).index(kind), seed])
+    rng = np.random.default_rng([PATTERNS.index(kind), seed])
     y, x = np.mgrid[0:TEXTURE_SIZE, 0:TEXTURE_SIZE] / TEXTURE_SIZE
     first = _muted(rng)
     second = np.clip(first + rng.normal(0.0, 0.12, 3), 0.0, 1.0) if rng.random() < 0.6 else _muted(rng)
-    share = np.clip(PATTERNS[kind](rng, x, y), 0.0, 1.0)[..., None]
+    share = np.clip(_pattern(kind, rng, x, y), 0.0, 1.0)[..., None]
     grain = 0.02 * _noise(rng, 64, 64)[..., None]
     return (255 * np.clip(first + (second - first) * share + grain, 0.0, 1.0)).astype(np.uint8)
 
@@ -60,72 +57,39 @@ def _noise(rng: np.random.Generator, across: int, down: int) -> np.ndarray:
     return field / field.std()
 
 
-def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    wave = np.sin(2 * np.pi * (rng.integers(1, 9) * x + rng.integers(0, 9) * y))
-    return 0.5 + 0.5 * (np.sign(wave) if rng.random() < 0.5 else wave)
-
-
-def _checks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    across, down = 2 * rng.integers(1, 6, 2)
-    return (np.floor(across * x) + np.floor(down * y)) % 2
-
-
-def _dots(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    count = rng.integers(3, 10)
-    return (np.hypot((count * x) % 1 - 0.5, (count * y) % 1 - 0.5) < rng.uniform(0.15, 0.4)).astype(float)
-
-
-def _clouds(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    waves = int(rng.choice((2, 4, 8, 16)))
-    return 0.5 + 0.3 * _noise(rng, waves, waves)
-
-
-def _grain(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """As in wood: noise drawn out along one side."""
-    noise = _noise(rng, 2, int(rng.integers(12, 48)))
-    return 0.5 + 0.3 * (noise if rng.random() < 0.5 else noise.T)
-
-
-def _speckle(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (_noise(rng, 40, 40) > rng.uniform(0.3, 1.4)).astype(float)
-
-
-def _tiles(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    count, joint = rng.integers(2, 9), rng.uniform(0.03, 0.1)
-    return ((count * x % 1 < joint) | (count * y % 1 < joint)).astype(float)
-
-
-def _veins(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """As in marble: thin lines where a smooth noise is near zero."""
-    waves = int(rng.integers(2, 6))
-    return np.exp(-rng.uniform(4.0, 16.0) * np.abs(_noise(rng, waves, waves)))
-
-
-def _bricks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    rows, joint = 2 * rng.integers(2, 6), rng.uniform(0.06, 0.14)
-    shifted = rows / 2 * x + 0.5 * (np.floor(rows * y) % 2)
-    return ((shifted % 1 < joint / 2) | (rows * y % 1 < joint)).astype(float)
-
-
-def _zigzag(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    count = rng.integers(2, 7)
-    return (np.floor(2 * count * (y + np.abs((count * x) % 1 - 0.5) / count)) % 2).astype(float)
-
-
-def _rings(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.sin(2 * np.pi * rng.integers(3, 9) * np.hypot(x - 0.5, y - 0.5) + _noise(rng, 3, 3) / 3)
-
-
-PATTERNS: dict[str, Pattern] = {
-    "stripes": _stripes,
-    "checks": _checks,
-    "dots": _dots,
-    "clouds": _clouds,
-    "grain": _grain,
-    "speckle": _speckle,
-    "tiles": _tiles,
-    "veins": _veins,
-    "bricks": _bricks,
-    "zigzag": _zigzag,
-    "rings": _rings,
-}
+def _pattern(kind: str, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How much of the second colour there is, about 0..1, at places x and y of 0..1."""
+    match kind:
+        case "stripes":
+            wave = np.sin(2 * np.pi * (rng.integers(1, 9) * x + rng.integers(0, 9) * y))
+            return 0.5 + 0.5 * (np.sign(wave) if rng.random() < 0.5 else wave)
+        case "checks":
+            across, down = 2 * rng.integers(1, 6, 2)
+            return (np.floor(across * x) + np.floor(down * y)) % 2
+        case "dots":
+            count = rng.integers(3, 10)
+            return np.hypot((count * x) % 1 - 0.5, (count * y) % 1 - 0.5) < rng.uniform(0.15, 0.4)
+        case "clouds":
+            waves = int(rng.choice((2, 4, 8, 16)))
+            return 0.5 + 0.3 * _noise(rng, waves, waves)
+        case "grain":  # as in wood: noise drawn out along one side
+            noise = _noise(rng, 2, int(rng.integers(12, 48)))
+            return 0.5 + 0.3 * (noise if rng.random() < 0.5 else noise.T)
+        case "speckle":
+            return _noise(rng, 40, 40) > rng.uniform(0.3, 1.4)
+        case "tiles":
+            count, joint = rng.integers(2, 9), rng.uniform(0.03, 0.1)
+            return (count * x % 1 < joint) | (count * y % 1 < joint)
+        case "veins":  # as in marble: thin lines where a smooth noise is near zero
+            waves = int(rng.integers(2, 6))
+            return np.exp(-rng.uniform(4.0, 16.0) * np.abs(_noise(rng, waves, waves)))
+        case "bricks":
+            rows, joint = 2 * rng.integers(2, 6), rng.uniform(0.06, 0.14)
+            shifted = rows / 2 * x + 0.5 * (np.floor(rows * y) % 2)
+            return (shifted % 1 < joint / 2) | (rows * y % 1 < joint)
+        case "zigzag":
+            count = rng.integers(2, 7)
+            return np.floor(2 * count * (y + np.abs((count * x) % 1 - 0.5) / count)) % 2
+        case _:  # rings
+            distance = rng.integers(3, 9) * np.hypot(x - 0.5, y - 0.5)
+            return 0.5 + 0.5 * np.sin(2 * np.pi * distance + _noise(rng, 3, 3) / 3)

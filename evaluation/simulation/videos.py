@@ -1,73 +1,57 @@
 """Episodes of the simulated suites as videos for people."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from gen_vla.evaluation.policies.rollout import Moment
+from gen_vla.evaluation.policies.pictures import side_by_side
+from gen_vla.evaluation.policies.rollout import Moment, Policy
 from gen_vla.evaluation.simulation.actions import ActionError
 from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER
-from gen_vla.evaluation.simulation.rollouts import EpisodeJob, SimulationPolicy
+from gen_vla.evaluation.simulation.rollouts import EpisodeJob
 
 
-INK, PAPER, FAINT = (236, 239, 244), (27, 31, 40), (76, 86, 106)
+INK, PAPER = (236, 239, 244), (27, 31, 40)
 DONE, FAILED = (163, 190, 140), (191, 97, 106)
 PANEL_HEIGHT = 60
 FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
 
 
-def record_video(
-    env: Any, policies: dict[str, SimulationPolicy], job: EpisodeJob, path: Path, size: int
-) -> list[bool]:
-    """One episode as `path`.mp4 and `path`.gif: scene, instruction and the action about to be carried out.
-
-    Args:
-        env: an environment that also draws itself `size` pixels large.
-        policies: by name; several act side by side, each under its name.
-
-    Returns:
-        which policies succeeded.
-    """
+def record_video(env: Any, policies: dict[str, Policy], job: EpisodeJob, path: Path, size: int) -> list[bool]:
+    """One episode as `path`.mp4 and `path`.gif: scene, instruction and the action about to be carried out; several
+    policies act side by side, each under its name. Returns which of them succeeded."""
     played = [_play(env, policy, job, size, name if len(policies) > 1 else "") for name, policy in policies.items()]
     length = max(len(frames) for frames, _ in played) + LAST_FRAME_REPEATS
     rows = [frames + [frames[-1]] * (length - len(frames)) for frames, _ in played]
-    write_video([_side_by_side(frames) for frames in zip(*rows, strict=True)], path)
+    write_video([side_by_side(frames) for frames in zip(*rows, strict=True)], path)
     return [done for _, done in played]
 
 
-def _play(env: Any, policy: SimulationPolicy, job: EpisodeJob, size: int, name: str) -> tuple[list[Image.Image], bool]:
-    """The frames of one policy's episode, the last one with how it ended, and whether it succeeded."""
+def _play(env: Any, policy: Policy, job: EpisodeJob, size: int, name: str) -> tuple[list[Image.Image], bool]:
     env.reset(*job.start)
     frames: list[Image.Image] = []
     ending, colour = "not done", FAILED
     for step in range(job.max_steps):
         moment = Moment(job.task, job.seed, step, *env.expert_actions())
         action = policy([env.render()], [job.instruction], [moment])[0]
-        shown = None if action is None else np.asarray(action)
         note = f"{step + 1}/{job.max_steps}"
-        frames.append(draw_frame(smooth_render(env, size), job.instruction, shown, note, name=name))
+        if action is not None:
+            x, y, z = (100 * float(metres) for metres in action[:3])
+            note = f"dx {x:+.1f} cm  dy {y:+.1f} cm  dz {z:+.1f} cm  grip {float(action[6]):.0%}   {note}"
+        frames.append(draw_frame(smooth_render(env, size), job.instruction, note, INK, name))
         try:
-            if shown is None:
+            if action is None:
                 raise ActionError("the policy gave no action")
-            if env.step(shown):
+            if env.step(action):
                 ending, colour = "done", DONE
                 break
         except ActionError:
             ending = "malformed"
             break
-    frames.append(draw_frame(smooth_render(env, size), job.instruction, None, ending, colour, name))
+    frames.append(draw_frame(smooth_render(env, size), job.instruction, ending, colour, name))
     return frames, ending == "done"
-
-
-def _side_by_side(frames: Sequence[Image.Image]) -> Image.Image:
-    whole = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height), PAPER)
-    for place, frame in enumerate(frames):
-        whole.paste(frame, (place * frame.width, 0))
-    return whole
 
 
 def smooth_render(env: Any, size: int) -> Image.Image:
@@ -77,24 +61,14 @@ def smooth_render(env: Any, size: int) -> Image.Image:
 
 
 def draw_frame(
-    image: Image.Image,
-    instruction: str,
-    action: np.ndarray | None,
-    note: str,
-    note_colour: tuple[int, int, int] = FAINT,
-    name: str = "",
+    image: Image.Image, instruction: str, note: str, colour: tuple[int, int, int], name: str
 ) -> Image.Image:
-    """The picture above a panel with the instruction, a note, the action (the hand's move, the opening) and a name."""
-    width, height = image.size
-    frame = Image.new("RGB", (width, height + PANEL_HEIGHT), PAPER)
-    frame.paste(image, (0, 0))
-    draw, small = ImageDraw.Draw(frame), ImageFont.load_default(10)
-    draw.text((10, height + 8), instruction, fill=INK, font=ImageFont.load_default(15))
-    draw.text((width - 10, height + 38), note, fill=note_colour, font=small, anchor="ra")
-    draw.text((10, 8), name, fill=INK, font=ImageFont.load_default(15), stroke_width=2, stroke_fill=PAPER)
-    if action is not None:
-        moves = "  ".join(f"{name} {100 * metres:+.1f} cm" for name, metres in zip(("dx", "dy", "dz"), action[:3]))
-        draw.text((10, height + 38), f"{moves}  grip {action[6]:.0%}", fill=INK, font=small)
+    """The picture with a name, above a panel with the instruction and a note."""
+    frame = ImageOps.expand(image, (0, 0, 0, PANEL_HEIGHT), PAPER)
+    draw, large = ImageDraw.Draw(frame), ImageFont.load_default(15)
+    draw.text((10, 8), name, fill=INK, font=large, stroke_width=2, stroke_fill=PAPER)
+    draw.text((10, image.height + 8), instruction, fill=INK, font=large)
+    draw.text((10, image.height + 38), note, fill=colour, font=ImageFont.load_default(10))
     return frame
 
 

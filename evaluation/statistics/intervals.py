@@ -1,11 +1,10 @@
 """95 % intervals of success rates, and of the difference between two.
 
-Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike, so they say less
-than as many layouts would. `clustered_share` estimates how many independent trials they are worth, and takes Wilson's
-interval of that many. scipy's `binomtest` has the interval for whole numbers of trials only; the worth is not one.
-
-The interval of a difference follows from those of the two shares and from the correlation of the two estimates
-(Newcombe, 1998, method 10 of both papers; Zou, 2007), which is 0 unless both policies ran the same trials.
+Trials that share a layout (four colours of the robot, twenty looks of the table) tend to end alike. `clustered_share`
+estimates how many independent trials they are worth, and takes Wilson's interval of that many; scipy's `binomtest` has
+it for whole numbers only. The interval of a difference follows from those of the two shares and from the correlation
+of the two estimates (Newcombe, 1998, method 10 of both papers; Zou, 2007), which is 0 unless both policies ran the
+same trials.
 """
 
 import math
@@ -42,17 +41,13 @@ def wilson_interval(k: float, n: float, z: float = 1.959964) -> tuple[float, flo
 
 
 def clustered_share(trials: Sequence[Scored], weights: Sequence[float] | None = None) -> ClusteredShare:
-    """The share of successes, with an interval that takes trials of one layout for a cluster.
+    """The share of successes, with an interval that takes trials of one layout for a cluster; raises `ValueError`
+    without a trial.
 
     The design effect is estimated with two layouts added, one that always succeeds and one that never does: otherwise
-    the trials of a policy that never fails would look independent. Where every layout has one trial, and every part
-    as many, the interval is Wilson's.
-
-    Args:
-        weights: of each trial in the share, adding up to 1; the mean over parts by default.
-
-    Raises:
-        ValueError: without a trial.
+    the trials of a policy that never fails would look independent. Where every layout has one trial, and every part as
+    many, the interval is Wilson's. `weights`, of each trial in the share, add up to 1; by default it is the mean over
+    parts.
     """
     if not trials:
         raise ValueError("got no trials, expected at least one")
@@ -78,7 +73,6 @@ def mean_weights(trials: Sequence[Scored]) -> list[float]:
 
 
 def _layout_sums(trials: Sequence[Scored], weights: Sequence[float]) -> dict[str, tuple[float, float]]:
-    """Weight and weighted score of each layout."""
     sums: dict[str, tuple[float, float]] = {}
     for weight, trial in zip(weights, trials, strict=True):
         before, score = sums.get(trial.layout, (0.0, 0.0))
@@ -113,14 +107,8 @@ def difference_interval(
 
 
 def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]) -> float:
-    """The correlation of two shares by layout, over the trials that both policies ran.
-
-    With Newcombe's correction for continuity, which lowers a positive correlation a little. Trials that only one of
-    them ran lower it, too.
-
-    Args:
-        first, second: trials by name; the same name is the same trial.
-    """
+    """The correlation of two shares by layout, over the trials that both policies ran: those of the same name.
+    Newcombe's correction for continuity lowers a positive one a little, and so do trials that only one of them ran."""
     shared = [name for name in first if name in second]
     if not shared:
         return 0.0
@@ -141,11 +129,8 @@ def paired_correlation(first: Mapping[str, Scored], second: Mapping[str, Scored]
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:
-    """Two-sided exact p of a permutation test that flips the sign of each layout's difference in successes.
-
-    With differences of -1, 0 and 1 alone it is McNemar's exact test. scipy's `permutation_test` is exact for a dozen
-    layouts only, and draws permutations at random beyond.
-    """
+    """Two-sided exact p of a permutation test that flips the sign of each layout's difference in successes; with -1, 0
+    and 1 alone McNemar's exact test. scipy's `permutation_test` is exact for a dozen layouts only."""
     probabilities = {0: 1.0}  # of every sum
     for size in (abs(difference) for difference in differences if difference):
         flipped: dict[int, float] = defaultdict(float)

@@ -4,13 +4,11 @@ The mean of S seeds, all run on the same L layouts, estimates what a recipe reac
 variances are added:
 
     seeds    s^2 / S, where s is the standard deviation of the seeds' shares; S - 1 degrees of freedom
-    trials   of all seeds' trials together, clustered by layout whoever ran it: seeds that fail in the same layouts
-             say little more than one of them (`intervals.clustered_share`); L - 1 degrees of freedom
+    trials   of all seeds' trials together, clustered by layout whoever ran it (`intervals.clustered_share`); L - 1
 
 The degrees of freedom of the sum are Satterthwaite's, the interval has Wilson's form with Student's t; scipy's
-`ttest_ind` (Welch) has no place for the variance of the trials. The luck of a single run is in both variances:
-coverage is above 95 % where seeds hardly differ, and below where two or three of them differ widely near 0 or 1
-(`tests/support/seed_coverage.py` counts). A bootstrap over three seeds covers the truth two times in three.
+`ttest_ind` (Welch) has no place for the variance of the trials. The luck of a single run is in both variances;
+`tests/support/seed_coverage.py` counts what that does to the coverage.
 """
 
 import math
@@ -28,13 +26,8 @@ Z = 1.959964
 
 
 class SeedMean(NamedTuple):
-    """The mean of the shares of one or more seeds.
-
-    Attributes:
-        shares: each seed's.
-        effective: how many independent trials those of all seeds are worth.
-        layouts: that they were run on.
-    """
+    """The mean of the `shares` of one or more seeds; `effective` is how many independent trials those of all are
+    worth, on so many `layouts`."""
 
     shares: tuple[float, ...]
     effective: float
@@ -42,7 +35,6 @@ class SeedMean(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The mean over seeds."""
         return math.fsum(self.shares) / len(self.shares)
 
     @property
@@ -90,9 +82,8 @@ def trials_worth(share: float, bounds: tuple[float, float]) -> float:
 def seed_difference(
     first: SeedMean, second: SeedMean, correlation: float = 0.0, same_seeds: bool = False
 ) -> tuple[tuple[float, float], float]:
-    """First minus second: bounds at 95 %, and the two-sided p (Welch's t with the variance of trials in it).
-
-    A side of one seed is that run, not its recipe.
+    """First minus second: bounds at 95 %, and the two-sided p (Welch's t with the variance of trials in it). A side of
+    one seed is that run, not its recipe.
 
     Args:
         correlation: of the two estimates, from the trials that both ran.
@@ -113,12 +104,10 @@ def seed_difference(
 
 
 def add_variances(parts: Sequence[Variance]) -> Variance:
-    """The sum of independent variances, with Satterthwaite's degrees of freedom."""
     total = math.fsum(variance for variance, _ in parts)
     below = math.fsum(variance**2 / degrees for variance, degrees in parts)
     return total, max(1.0, total**2 / below) if below else math.inf
 
 
 def mean_variance(values: Sequence[float]) -> Variance:
-    """Variance of the mean of independent values."""
     return float(np.var(values, ddof=1)) / len(values), len(values) - 1

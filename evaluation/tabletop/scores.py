@@ -18,6 +18,7 @@ from rich.table import Table
 
 from gen_vla.evaluation.simulation.layouts import TASKS
 from gen_vla.evaluation.statistics.intervals import Scored, clustered_share
+from gen_vla.evaluation.tables import percent, percent_range, results_table
 from gen_vla.evaluation.tabletop.episodes import LOOKS, TabletopEpisode
 from gen_vla.evaluation.tabletop.variants import FAMILIES, variant_of
 
@@ -26,7 +27,7 @@ NOT_COUNTED_BY_SIMPLER = "camera"
 
 
 def rate(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
-    """Successes, n, rate, interval, malformed, crashed, median steps of the successes; rate None without n."""
+    """Figures of some episodes; `rate` and `median_steps`, of the successes, are None without one to count."""
     ran = [e for e in episodes if e.outcome != "crashed"]
     steps = [e.steps for e in ran if e.outcome == "success"]
     return {
@@ -41,7 +42,6 @@ def rate(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
 
 
 def scored_episode(episode: TabletopEpisode, part: str = "") -> Scored:
-    """What a share is made of, of an episode that ran."""
     return Scored(str(episode.seed), part, float(episode.outcome == "success"))
 
 
@@ -50,7 +50,6 @@ def _interval(trials: Sequence[Scored], weights: Sequence[float] | None = None) 
 
 
 def summarise(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
-    """All that one policy's episodes say, by mode."""
     summary: dict[str, Any] = {}
     for mode in dict.fromkeys(e.mode for e in episodes):
         chosen = [e for e in episodes if e.mode == mode]
@@ -59,7 +58,8 @@ def summarise(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
 
 
 def _summarise_tasks(episodes: Sequence[TabletopEpisode]) -> dict[str, Any]:
-    tasks = {task: rate([e for e in episodes if e.task == task]) for task in _tasks_of(episodes)}
+    present = {e.task for e in episodes}
+    tasks = {task: rate([e for e in episodes if e.task == task]) for task in TASKS if task in present}
     mean = _mean([cell["rate"] for cell in tasks.values()])
     by_task = [scored_episode(e, e.task) for e in episodes if e.outcome != "crashed"]
     return {"tasks": tasks, "all": rate(episodes), "mean": mean, "interval": _interval(by_task)}
@@ -95,57 +95,43 @@ def family_weights(episodes: Sequence[TabletopEpisode]) -> list[float]:
     return [shares[e.variant] / cells[e.variant, e.task] for e in episodes]
 
 
-def _tasks_of(episodes: Sequence[TabletopEpisode]) -> list[str]:
-    present = {e.task for e in episodes}
-    return [task for task in TASKS if task in present]
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return round(fmean(known), 4) if known else None
 
 
-# Tables.
 def tabletop_table(summaries: dict[str, dict[str, Any]], title: str = "tabletop") -> Table:
-    """A row per policy and mode: every task with its interval, the mean, malformed and crashed episodes."""
     tasks = [t for t in TASKS if any(t in mode["tasks"] for s in summaries.values() for mode in s.values())]
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("policy", "mode", *tasks, "mean", "mal-_formed", "crashed"):
-        heading = column.replace("_", "\n")
-        table.add_column(heading, justify="left" if column in ("policy", "mode") else "right", no_wrap=True)
+    rows = []
     for policy, summary in summaries.items():
         for mode, found in summary.items():
-            cells = [_cell(found["tasks"][task]) if task in found["tasks"] else "-" for task in tasks]
-            counts = str(found["all"]["malformed"]), str(found["all"]["crashed"])
-            table.add_row(policy, mode, *cells, _percent(found["mean"]), *counts)
-    return table
+            known = [found["tasks"].get(task) for task in tasks]
+            cells = [f"{c['successes']}/{c['n']}\n{percent_range(c['interval'])} %" if c else "-" for c in known]
+            rows.append((policy, mode, *cells, percent(found["mean"], 0, "-"), *_counts(found)))
+    return _table(title, ("policy", "mode", *tasks), rows, left=2)
 
 
 def variants_table(variants: dict[str, Any], title: str = "variants") -> Table:
-    """A row per variant under its family's mean, of one policy's `variants`."""
     tasks = list(variants["tasks"])
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("variant", *tasks, "mean", "mal-_formed", "crashed"):
-        table.add_column(column.replace("_", "\n"), justify="left" if column == "variant" else "right", no_wrap=True)
+    rows: list[Sequence[Any]] = []
     for family, found in variants["families"].items():
-        table.add_section()
-        table.add_row(f"[bold]{family.replace('_', ' ')}", *[""] * len(tasks), f"[bold]{_percent(found['mean'])}")
+        mean = f"[bold]{percent(found['mean'], 0, '-')}"
+        rows.append((f"[bold]{family.replace('_', ' ')}", *[""] * len(tasks), mean))
         for name, cell in found["variants"].items():
-            shares = [_percent(cell["tasks"][task]["rate"]) if task in cell["tasks"] else "-" for task in tasks]
-            counts = str(cell["all"]["malformed"]), str(cell["all"]["crashed"])
-            table.add_row(f"  {name.replace('_', ' ')}", *shares, _percent(cell["mean"]), *counts)
-    table.add_section()
-    low, high = variants["interval"]
-    mean = f"[bold]{_percent(variants['mean'])}"
-    table.add_row(f"mean of families ({100 * low:.0f}-{100 * high:.0f} %)", *[""] * len(tasks), mean)
-    table.add_row("  without camera", *[""] * len(tasks), _percent(variants["mean_without_camera"]))
-    return table
+            shares = [percent(cell["tasks"].get(task, {}).get("rate"), 0, "-") for task in tasks]
+            rows.append((f"  {name.replace('_', ' ')}", *shares, percent(cell["mean"], 0, "-"), *_counts(cell)))
+    for label, mean in (
+        (f"[bold]mean of families ({percent_range(variants['interval'])})", variants["mean"]),
+        ("  without camera", variants["mean_without_camera"]),
+    ):
+        rows.append((label, *[""] * len(tasks), percent(mean, 0, "-")))
+    return _table(title, ("variant", *tasks), rows, left=1)
 
 
-def _cell(found: dict[str, Any]) -> str:
-    low, high = (100 * bound for bound in found["interval"])
-    return f"{found['successes']}/{found['n']}\n{low:.0f}-{high:.0f} %"
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], left: int) -> Table:
+    headings = [column.replace("_", "\n") for column in (*columns, "mean %", "mal-_formed", "crashed")]
+    return results_table(title, headings, rows, left, no_wrap=True, box=SIMPLE_HEAD, pad_edge=False)
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f} %"
+def _counts(found: dict[str, Any]) -> tuple[int, int]:
+    return found["all"]["malformed"], found["all"]["crashed"]

@@ -2,14 +2,9 @@
 
 Intervals are Wilson's where answers are right or wrong, and a bootstrap's for soft accuracy and F1; both are clustered
 by picture where the data set names it, since questions about one picture tend to be answered alike. A figure is a row
-of the results file:
-
-    {"task": "pope/adversarial", "metric": "recall", "value": 0.81, "n": 1500, "interval": [0.79, 0.83],
-     "unparsable": 3 or null, "majority": 0.5 or null, "pictures": 500 or null}
-
-`n` counts what the figure is a share of; `unparsable` the answers of the task that were neither yes nor no; `majority`
-is what always giving the most frequent right answer (of a category, where there are some) would score; `pictures` is
-the number of clusters, null where pictures are not named and questions are taken to be independent.
+of the results file: `task`, `metric`, `value`, `n` (what it is a share of), `interval`, `unparsable` (answers of the
+task that were neither yes nor no), `majority` (what always giving the most frequent right answer, of a category, would
+score) and `pictures` (the clusters, null where questions are taken to be independent).
 """
 
 from collections import Counter
@@ -41,16 +36,9 @@ NAMES = {"textvqa": "TextVQA", "pope": "POPE", "gqa": "GQA", "vizwiz": "VizWiz",
 
 
 def task_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
-    """All figures of one task, overall and by category.
-
-    Args:
-        task: its name.
-        samples: lm-eval's logged samples, which hold the row asked about as `doc`, the right answer as `target`, and
-            what `process_results` returned.
-
-    Raises:
-        ValueError: without samples, or if they hold no metric that is known here.
-    """
+    """All figures of one task, overall and by category, of lm-eval's logged samples, which hold the row asked about as
+    `doc`, the right answer as `target`, and what `process_results` returned; raises `ValueError` without samples, or
+    if they hold no metric that is known here."""
     if not samples:
         raise ValueError(f"got no answers of task {task}, expected at least one")
     figures = _group_figures(task, samples)
@@ -66,7 +54,6 @@ def task_figures(task: str, samples: Sequence[dict[str, Any]]) -> list[Figure]:
 
 
 def picture_of(doc: dict[str, Any]) -> str | None:
-    """The name of the picture that a row asks about, where the data set has one."""
     return next((str(doc[column]) for column in PICTURE_COLUMNS if doc.get(column) is not None), None)
 
 
@@ -140,13 +127,8 @@ def bootstrap_f1(judgements: Sequence[Judgement], clusters: Sequence[str] | None
 def bootstrap(
     rows: np.ndarray, clusters: Sequence[str], statistic: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float]:
-    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over clusters of questions.
-
-    Many clusters are alike, so their counts are drawn, which is a thousand times as fast as scipy's `bootstrap`.
-
-    Args:
-        rows: float64 [questions, K].
-    """
+    """95 % percentile bootstrap of a statistic of sums [RESAMPLES, K] over clusters of questions, whose rows are
+    float64 [questions, K]. Many are alike: drawing their counts is a thousand times as fast as scipy's `bootstrap`."""
     names, place = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((len(names), rows.shape[1]))
     np.add.at(sums, place, rows)
@@ -157,12 +139,10 @@ def bootstrap(
 
 
 def headlines(figures: Sequence[Figure]) -> list[Figure]:
-    """The figure each task, and each category, is compared by."""
     return [figure for figure in figures if figure["metric"] in HEADLINES]
 
 
 def question_scores_table(figures: Sequence[Figure], title: str) -> Table:
-    """A row per task and category: the score with its interval, n, and the majority answer's score."""
     rows = [
         (
             head["task"],
@@ -196,7 +176,6 @@ def yes_no_table(figures: Sequence[Figure]) -> Table | None:
 
 
 def plot_results(figures: Sequence[Figure], path: str | Path, title: str) -> None:
-    """Bars with intervals as a PNG: tasks, their categories below them, a mark at the majority's score."""
     heads = headlines(figures)
     drawing = Drawing(figsize=(8, 1.6 + 0.34 * len(heads)), layout="constrained")
     axes = drawing.subplots()

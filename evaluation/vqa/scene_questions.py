@@ -2,8 +2,6 @@
 
 An answer is right if it matches exactly, but for case and outer space; a point is right within POINT_RIGHT of the
 object's middle. Beside the score stands the share that always giving the most frequent answer of a kind would reach.
-
-    gen-vla evaluate scene_questions MODEL --questions demo_output/held_out_questions
 """
 
 import re
@@ -30,11 +28,8 @@ _POINT = re.compile(r"\(\s*(-?\d*\.?\d+)\s*,\s*(-?\d*\.?\d+)\s*\)")
 
 @dataclass(frozen=True)
 class KindScore:
-    """Right answers of n, with Wilson's 95 % interval and the majority answer's share.
-
-    `median_cm` is the median distance of points from what they should point to; None for answers in words, and if most
-    are no points.
-    """
+    """Right answers of n, with Wilson's 95 % interval and the majority answer's share; `median_cm` is the median
+    distance of points from what they should point to, None for answers in words, and if most are no points."""
 
     right: int
     n: int
@@ -45,28 +40,20 @@ class KindScore:
 
 @dataclass
 class QuestionReport:
-    """Scores by kind of question and over all, and every answer."""
-
     total: KindScore
     kinds: dict[str, KindScore]
     answers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load_questions(folder: Path) -> Dataset:
-    """Recorded questions; raises `FileNotFoundError` or `ValueError` where there are none."""
     return load_recording(folder, (*QUESTION_COLUMNS, "kind"))
 
 
 def evaluate_questions(
     model: Any, processor: Any, dataset: Dataset, batch_size: int = 50, progress: bool = True
 ) -> QuestionReport:
-    """Asks every question of a data set.
-
-    Args:
-        model, processor: of the family.
-        dataset: columns image, question, answer, kind; picture_width where a kind is `point`.
-        batch_size: questions per call of `generate`.
-    """
+    """Asks every question of a data set with columns image, question, answer, kind; picture_width where a kind is
+    `point`; `batch_size` are questions per call of `generate`."""
     answers = []
     for first in tqdm(range(0, len(dataset), batch_size), unit="batch", disable=not progress):
         batch = dataset[first : first + batch_size]
@@ -89,7 +76,6 @@ def evaluate_questions(
 
 
 def answer_questions(model: Any, processor: Any, images: list[Any], questions: list[str]) -> list[str]:
-    """The model's answers to B questions about B pictures."""
     inputs = processor.question_inputs(images, questions).to(model.device)
     with torch.no_grad():
         output = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
@@ -119,7 +105,6 @@ def _name(kind: str, score: KindScore) -> str:
 
 
 def questions_table(report: QuestionReport) -> Table:
-    """A row per kind of question, the total last."""
     rows = [
         (
             _name(kind, score),

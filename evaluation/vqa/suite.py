@@ -2,9 +2,6 @@
 
 The protocol is lm-eval's `hf-multimodal` with the model's own chat template, greedy, without examples in the prompt.
 Prompts and scoring are in `lm_eval_tasks/`; `vqa/results.py` sums the figures up.
-
-    gen-vla evaluate vqa MODEL --tasks textvqa,pope --limit 200 --output vqa.json
-    gen-vla evaluate vqa MODEL --tasks scenes --local vqa_data --output vqa.json
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,23 +31,19 @@ def run_vqa(
     batch_size: int = 4,
     dtype: str = "auto",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Asks a model the questions of some tasks.
+    """Asks a model, a folder or a name on the Hub or in the cache, the questions of some of `TASKS`.
 
     Args:
-        model: a folder, or a name on the Hub or in the cache.
-        tasks: of `TASKS`.
         local: a folder with files for some or all tasks; see lm_eval_tasks/README.md.
         limit: at most this many questions per task, the first ones.
         batch_size: questions per call of `generate`.
-        dtype: of the weights; "auto" is the one they are saved in.
 
     Returns:
         The results, ready for JSON, and every answer: `{"task", "question", "expected", "answer", "score",
         "picture"}`, the last one `None` where the data set does not name it.
 
     Raises:
-        ValueError: for an unknown task or a number below 1, or without lm-eval, before any data is read; for a model
-            that writes no text.
+        ValueError: for an unknown task, a number below 1, a model that writes no text, or without lm-eval.
         FileNotFoundError: if a task's data is not to be had; before the model is loaded.
     """
     check_arguments(tasks, limit, batch_size)
@@ -93,7 +86,6 @@ def run_vqa(
 
 
 def check_arguments(tasks: Sequence[str], limit: int | None, batch_size: int) -> None:
-    """Raises `ValueError` for what could not be run."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks:
         raise ValueError(f"got tasks {', '.join(unknown) or 'none'}, expected some of {', '.join(TASKS)}")
@@ -117,13 +109,11 @@ def import_lm_eval() -> tuple[Any, Any]:
 
 
 def data_source(config: Any, local: str | Path | None) -> str:
-    """The folder a task read, else its data set's Hub id."""
     folder = Path(local or "") / config.dataset_kwargs["name"]
     return str(folder) if local and folder.is_dir() else config.dataset_kwargs["repository"]
 
 
 def list_answers(task: str, samples: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was asked, expected and answered, with the score of each answer."""
     for sample in samples:
         doc = sample["doc"]
         score = next(sample[name] for name in ("soft_accuracy", "exact_match", "accuracy") if name in sample)

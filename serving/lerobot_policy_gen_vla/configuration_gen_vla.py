@@ -18,31 +18,20 @@ SAVED = "model"  # folder of the model in the folder of a policy
 @PreTrainedConfig.register_subclass("gen_vla")
 @dataclass
 class GenVLAConfig(PreTrainedConfig):
-    """Which model acts, and how.
+    """Which model acts, and how."""
 
-    Attributes:
-        checkpoint_path: a repository of the family, by its name on the Hub or as a folder.
-        trust_remote_code: consent to run the code that comes with that repository; without it nothing is loaded.
-        server: the address of a `gen-vla serve`, such as `ws://127.0.0.1:8000`, which is asked instead of loading
-            the model here. Its key is read from GEN_VLA_API_KEY.
-        unnorm_key: the data set whose units actions have; needed where the model knows several.
-        cameras: the observation's key for each of the model's cameras, such as `{top: observation.images.front}`. A
-            model of one camera needs it only where there are several pictures; others where names differ.
-        instruction: for environments that say nothing of what to do.
-        n_action_steps: steps of a chunk that are carried out; by default all.
-        dtype: of the weights: `auto` (as saved), `float32` or `bfloat16`.
-        max_answer_tokens: of an answer to a question.
-        optimizer_lr, optimizer_grad_clip_norm, scheduler_warmup_steps, scheduler_decay_steps: of training.
-    """
-
-    checkpoint_path: str | None = None
-    trust_remote_code: bool = False
+    checkpoint_path: str | None = None  # a repository of the family, by its name on the Hub or as a folder
+    trust_remote_code: bool = False  # consent to run the code that comes with it; without it nothing is loaded
+    # The address of a `gen-vla serve`, such as `ws://127.0.0.1:8000`, which is asked instead of loading the model
+    # here. Its key is read from GEN_VLA_API_KEY.
     server: str | None = None
-    unnorm_key: str | None = None
+    unnorm_key: str | None = None  # the data set whose units actions have; needed where the model knows several
+    # The observation's key for each of the model's cameras, such as `{top: observation.images.front}`. A model of one
+    # camera needs it only where there are several pictures; others where names differ.
     cameras: dict[str, str] = field(default_factory=dict)
-    instruction: str | None = None
-    n_action_steps: int | None = None
-    dtype: str = "auto"
+    instruction: str | None = None  # for environments that say nothing of what to do
+    n_action_steps: int | None = None  # steps of a chunk that are carried out; by default all
+    dtype: str = "auto"  # of the weights: as saved, float32 or bfloat16
     max_answer_tokens: int = 64
     optimizer_lr: float = 2e-5
     optimizer_grad_clip_norm: float = 1.0
@@ -57,7 +46,6 @@ class GenVLAConfig(PreTrainedConfig):
             raise ValueError(f"got n_action_steps {self.n_action_steps}, expected at least 1")
 
     def validate_features(self) -> None:
-        """Raises `ValueError` where there is no picture to act on."""
         if not self.image_features:
             raise ValueError(f"got the features {sorted(self.input_features or {})}, expected pictures among them")
 
@@ -108,11 +96,7 @@ def resolved(checkpoint: str, policy: Any) -> str:
 
 @lru_cache
 def saved_settings(checkpoint: str) -> dict[str, Any]:
-    """The `config.json` of a repository.
-
-    Raises:
-        ValueError: unless it is of this family.
-    """
+    """The `config.json` of a repository; raises `ValueError` unless it is of this family."""
     folder = Path(checkpoint)
     path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(checkpoint, "config.json"))
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

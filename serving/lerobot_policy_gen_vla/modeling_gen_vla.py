@@ -9,6 +9,7 @@ import importlib
 import os
 from collections import deque
 from copy import copy
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import OBS_STATE
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .configuration_gen_vla import SAVED, GenVLAConfig, saved_settings
 from .processor_gen_vla import save_settings
@@ -30,11 +32,8 @@ QUESTION = "query_text"  # where LeRobot's rollout puts what `/vqa` asks
 
 
 class GenVLAPolicy(PreTrainedPolicy):
-    """Acts, trains and answers.
-
-    Raises:
-        ValueError: for a model that cannot act, a camera without a picture, or actions of another size.
-    """
+    """Acts, trains and answers; raises `ValueError` for a model that cannot act, a camera without a picture, or
+    actions of another size."""
 
     config_class = GenVLAConfig
     name = "gen_vla"
@@ -70,7 +69,6 @@ class GenVLAPolicy(PreTrainedPolicy):
     # Acting
 
     def reset(self) -> None:
-        """Begins an episode."""
         self._action_queue: deque[Tensor] = deque()
         if self.client is not None:
             self.client.reset(unnorm_key=self.config.unnorm_key)
@@ -141,11 +139,10 @@ class GenVLAPolicy(PreTrainedPolicy):
             self.processor.action_prompt(text, *state) for text, state in zip(words, states or [()] * len(words))
         ]
         rows = [self._row(*row) for row in zip(shown, prompts, *self._targets(batch), strict=True)]
-        width = max(len(row["input_ids"]) for row in rows)
         fill = {"input_ids": self.processor.tokenizer.pad_token_id, "attention_mask": 0, "labels": -100}
         fill |= dict.fromkeys(getattr(self.processor, "answer_types", {}), 0)
         inputs = {
-            name: torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+            name: pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True, padding_value=value)
             for name, value in fill.items()
         }
         for name in rows[0].keys() - fill.keys():
@@ -256,20 +253,15 @@ class GenVLAPolicy(PreTrainedPolicy):
         shown = [[Image.fromarray(picture) for picture in row.values()] for row in rows]
         return shown if self.several else [row[0] for row in shown]
 
-    @property
+    @cached_property
     def grammar(self) -> Any:
-        if not hasattr(self, "_grammar"):
-            read = self._code("action_grammar").grammar_from_action_config
-            self._grammar = read(self.processor.action_config)
-        return self._grammar
+        return self._code("action_grammar").grammar_from_action_config(self.processor.action_config)
 
     def _code(self, module: str) -> Any:
-        """A module of the code that came with the model."""
         return importlib.import_module(f"{type(self.processor).__module__.rpartition('.')[0]}.{module}")
 
 
 def load(config: GenVLAConfig) -> tuple[Any, Any]:
-    """The model and its processor."""
     from transformers import AutoModel, AutoProcessor
 
     name = config.checked_checkpoint()
@@ -292,16 +284,8 @@ def connect(address: str) -> Any:
 
 
 def chosen_pictures(names: list[str] | None, given: dict[str, str], keys: list[str]) -> dict[str, str]:
-    """The observation's key of each of the model's cameras, in the model's order.
-
-    Args:
-        names: of the model's cameras; `None` for one of any name.
-        given: of the configuration.
-        keys: of the pictures there are.
-
-    Raises:
-        ValueError: where it is not clear which picture is which.
-    """
+    """The observation's key of each of the model's cameras, in the model's order; `names` is `None` for one of any
+    name. Raises `ValueError` where it is not clear which of the pictures `keys` is which."""
     short = {key.rsplit(".", 1)[-1]: key for key in keys}
     found = {name: short.get(key, key) for name, key in given.items()}
     if names:

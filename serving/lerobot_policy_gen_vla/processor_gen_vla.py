@@ -21,7 +21,6 @@ from .configuration_gen_vla import GenVLAConfig
 
 
 def make_gen_vla_pre_post_processors(config: GenVLAConfig, dataset_stats: Any = None) -> tuple[Any, Any]:
-    """The two pipelines; LeRobot's `dataset_stats` are not used."""
     before = [
         RenameObservationsProcessorStep(rename_map={}),
         AddBatchDimensionProcessorStep(),

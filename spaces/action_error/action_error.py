@@ -52,8 +52,6 @@ Examples:
 
 
 class ActionError(evaluate.Metric):
-    """The metric, for `evaluate.load`."""
-
     def _info(self) -> evaluate.MetricInfo:
         words = datasets.Value("string")
         return evaluate.MetricInfo(

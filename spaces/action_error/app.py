@@ -16,7 +16,6 @@ HEADERS = ["dimension", "mean absolute error", "within tolerance"]
 def measure(
     predictions: str, references: str, action_dim: float, decimals: float, tolerance: float
 ) -> tuple[list[list[str]], dict[str, Any]]:
-    """A row per dimension, and everything the metric returns."""
     written, recorded = (
         [line.strip() for line in text.split("\n") if line.strip()] for text in (predictions, references)
     )
@@ -36,23 +35,22 @@ def measure(
     return rows, result
 
 
-def build() -> gr.Blocks:
-    """The page."""
-    with gr.Blocks(title="Action error") as page:
-        gr.Markdown("# Action error\nHow far are action strings from the recorded actions? One action per line.")
-        with gr.Row():
-            predictions = gr.Textbox(label="Predicted", value=PREDICTED, lines=6)
-            references = gr.Textbox(label="Recorded", value=RECORDED, lines=6)
-        with gr.Row():
-            action_dim = gr.Number(label="Dimensions", value=3, precision=0, minimum=1)
-            decimals = gr.Number(label="Decimals", value=4, precision=0, minimum=1)
-            tolerance = gr.Number(label="Tolerance (normalised)", value=0.05, minimum=0)
-        button = gr.Button("Measure", variant="primary")
-        table = gr.Dataframe(headers=HEADERS, interactive=False)
-        everything = gr.JSON(label="Everything the metric returns")
-        inputs = [predictions, references, action_dim, decimals, tolerance]
-        button.click(measure, inputs, [table, everything], api_name="measure")
-    return page
+def build() -> gr.Interface:
+    return gr.Interface(
+        measure,
+        [
+            gr.Textbox(label="Predicted", value=PREDICTED, lines=6),
+            gr.Textbox(label="Recorded", value=RECORDED, lines=6),
+            gr.Number(label="Dimensions", value=3, precision=0, minimum=1),
+            gr.Number(label="Decimals", value=4, precision=0, minimum=1),
+            gr.Number(label="Tolerance (normalised)", value=0.05, minimum=0),
+        ],
+        [gr.Dataframe(headers=HEADERS), gr.JSON(label="Everything the metric returns")],
+        title="Action error",
+        description="How far are action strings from the recorded actions? One action per line.",
+        api_name="measure",
+        flagging_mode="never",
+    )
 
 
 if __name__ == "__main__":

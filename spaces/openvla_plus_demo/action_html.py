@@ -27,7 +27,6 @@ LEGEND = (
 
 
 def headline(action: PredictedAction) -> str:
-    """What an action means, in one sentence."""
     return f'<p class="sentence">{escape(in_words(action.steps[0], frame_of(action.data_set)))}</p>'
 
 
@@ -43,7 +42,6 @@ def action_card(action: PredictedAction) -> str:
 
 
 def seconds(milliseconds: float) -> str:
-    """A time as people say it."""
     return f"{milliseconds:.0f} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
@@ -71,7 +69,6 @@ def coloured(text: str, probability: float, choice: bool) -> str:
 
 
 def colour(probability: float) -> str:
-    """The background of a token, as CSS."""
     below, above, share = (GUESS, EVEN, 2 * probability) if probability < 0.5 else (EVEN, SURE, 2 * probability - 1)
     return "rgb({}, {}, {})".format(*(round(low + (high - low) * share) for low, high in zip(below, above)))
 
@@ -101,14 +98,12 @@ def action_table(action: PredictedAction) -> str:
 
 
 def in_units(index: int, value: float) -> str:
-    """A value of an action, as people read it."""
     if index < 3:
         return f"{MILLI * value:+.1f} mm"
     return f"{DEGREES * value:+.1f}°" if index < 6 else f"{value:.2f}, {gripper_in_words(value)}"
 
 
 def bar(zero: float, place: float) -> str:
-    """A small axis from 0 to 1 with a value on it, drawn from zero."""
     middle = 100 * float(np.clip(place, 0, 1))
     start, end = sorted((100 * zero, middle))
     return (
@@ -129,7 +124,6 @@ class Compared:
 
 
 def comparison(models: Sequence[Compared]) -> str:
-    """What several models do on a picture and on its changed copy."""
     cards = []
     for model in models:
         pair = "".join(
@@ -145,7 +139,6 @@ def comparison(models: Sequence[Compared]) -> str:
 
 
 def difference(original: PredictedAction, changed: PredictedAction) -> str:
-    """How far two actions are apart: in millimetres, degrees, and the gripper in words."""
     apart = changed.steps[0] - original.steps[0]
     millimetres, degrees = MILLI * np.linalg.norm(apart[:3]), DEGREES * np.linalg.norm(apart[3:6])
     before, after = (gripper_in_words(float(action.steps[0, 6])) for action in (original, changed))

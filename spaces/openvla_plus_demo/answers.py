@@ -36,14 +36,9 @@ def for_visitors(answer: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Answers:
-    """What each tab of the page does."""
-
     def __init__(self, policy: Policy, baseline: Policy | None):
-        """Takes a model, and a second one if there is one to compare it with.
-
-        Raises:
-            ValueError: if the two cannot be shown the same pictures, or have no data set in common.
-        """
+        """Takes a model, and a second one if there is one to compare it with; raises `ValueError` if the two cannot be
+        shown the same pictures, or have no data set in common."""
         self.policy, self.baseline, self.cameras = policy, baseline, policy.cameras
         self.shared_data_sets = list(policy.data_sets)
         if baseline:
@@ -65,7 +60,6 @@ class Answers:
 
     @for_visitors
     def ask(self, picture: Any, question: str) -> tuple[str, str]:
-        """An answer, and what it cost."""
         check_pictures([picture])
         answer, milliseconds = self.policy.ask(picture, question)
         return answer or "(the model wrote nothing)", f"Answered in {seconds(milliseconds)}."
@@ -116,7 +110,6 @@ class Answers:
 
 
 def check_comparable(policy: Policy, baseline: Policy) -> None:
-    """Raises `ValueError` unless two models take the same pictures and know a data set in common."""
     if set(policy.cameras) != set(baseline.cameras):
         taken = [", ".join(model.cameras) or "a single one" for model in (policy, baseline)]
         raise ValueError(
@@ -132,11 +125,7 @@ def check_comparable(policy: Policy, baseline: Policy) -> None:
 
 
 def check_pictures(pictures: Sequence[Any], cameras: Sequence[str] = ()) -> None:
-    """Says what is missing, or what will be hard to see.
-
-    Args:
-        cameras: whose pictures these are; empty for one picture of any camera.
-    """
+    """Says what is missing, or what will be hard to see; without `cameras` it is one picture of any."""
     missing = [camera for camera, picture in zip(cameras, pictures) if picture is None]
     if missing:
         *others, last = missing
@@ -157,7 +146,6 @@ def path_of(action: PredictedAction) -> np.ndarray:
 
 
 def plain_values(action: PredictedAction) -> dict[str, Any]:
-    """An action for programs."""
     return {
         "text": action.text,
         "action": np.round(action.steps.astype(float), 6).tolist(),

@@ -3,8 +3,7 @@
     python app.py                                            # the model named in the front matter of README.md
     GEN_VLA_MODEL=FOLDER GEN_VLA_BASELINE=FOLDER python app.py      # local models
 
-This file has the page and its texts; `answers.py` has what its tabs do. The page opens with a finished example, so
-that what it shows needs no explaining.
+The page opens with a finished example, so that what it shows needs no explaining; `answers.py` has what its tabs do.
 """
 
 import contextlib
@@ -66,7 +65,6 @@ ARROW_NOTE = (
 
 
 def build_page(answers: Answers) -> gr.Blocks:
-    """The page with its three tabs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(INTRODUCTION, elem_id="introduction")
         gr.HTML(SAFETY)
@@ -81,7 +79,6 @@ def build_page(answers: Answers) -> gr.Blocks:
 
 
 def add_act_tab(answers: Answers) -> None:
-    """A picture and an order in; a movement out."""
     act = one_field_each(answers.act, answers.cameras)
     opening = act(*opening_pictures(answers), EXAMPLES[0][1], answers.policy.data_sets[0])
     with gr.Row():
@@ -102,7 +99,6 @@ def add_act_tab(answers: Answers) -> None:
 
 
 def add_ask_tab(answers: Answers) -> None:
-    """A picture and a question in; an answer out."""
     (path,) = scene_pictures(FIRST_SCENE, ())
     answer, cost = answers.ask(read_picture(path), EXAMPLES[0][2])
     about = " Questions are about one picture, of any camera." if answers.cameras else ""
@@ -150,12 +146,8 @@ def add_compare_tab(answers: Answers) -> None:
 
 def ask_model(button: gr.Button, answer: Any, inputs: list[Any], outputs: list[Any], result: str) -> None:
     """Wires a button, and the key Enter in a text field, to the model, which answers one visitor after another.
-
-    Programs call it by the method's name.
-
-    Args:
-        result: the id of what is scrolled to where it is out of sight: on a phone it comes below the fields.
-    """
+    Programs call it by the method's name. `result` is the id of what is scrolled to where it is out of sight: on a
+    phone it comes below the fields."""
     (words,) = (field for field in inputs if isinstance(field, gr.Textbox))
     event = gr.on(
         [button.click, words.submit],
@@ -172,12 +164,10 @@ def ask_model(button: gr.Button, answer: Any, inputs: list[Any], outputs: list[A
 
 
 def opening_pictures(answers: Answers) -> list[Any]:
-    """What the cameras show in the example that the page opens with."""
     return [read_picture(path) for path in scene_pictures(FIRST_SCENE, answers.cameras)]
 
 
 def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list[Any]:
-    """What a policy needs to know: pictures, order, whose units."""
     pictures = camera_fields(answers.cameras, tab, FIRST_SCENE)
     label, elem_id = "What should be done", f"{tab}-instruction"
     instruction = gr.Textbox(EXAMPLES[0][1], label=label, elem_id=elem_id, lines=1, max_lines=4)
@@ -192,22 +182,18 @@ def observation_fields(answers: Answers, tab: str, data_sets: list[str]) -> list
 
 
 def result_picture(picture: Any, label: str, elem_id: str) -> gr.Image:
-    """A picture that only shows."""
     shown = {"format": "png", "interactive": False, "buttons": ["fullscreen", "download"]}
     return gr.Image(picture, label=label, elem_id=elem_id, **shown)
 
 
 def json_for_programs(values: Any, elem_id: str | None = None) -> gr.JSON:
-    """What programs get, folded away."""
     with gr.Accordion("The same for programs", open=False):
         return gr.JSON(values, elem_id=elem_id, show_label=False)
 
 
 def add_examples(fields: list[Any], cameras: Sequence[str], column: int) -> None:
-    """Scenes that come with the Space; choosing one fills the fields in.
-
-    `gr.Examples` would create the fields again for this visitor, without what `picture_input` changed in them.
-    """
+    """Scenes that come with the Space; choosing one fills the fields in. `gr.Examples` would create the fields again,
+    without what `picture_input` changed in them."""
     scenes = [(scene_pictures(row[0], cameras), row[column]) for row in EXAMPLES]
     rows = [[*paths, text] for paths, text in scenes if all(map(os.path.isfile, paths))]  # not all have every view
     examples = gr.Dataset(
@@ -221,7 +207,6 @@ def add_examples(fields: list[Any], cameras: Sequence[str], column: int) -> None
 
 
 def footer(answers: Answers) -> str:
-    """What runs here, and what happens to uploads."""
     models = " and ".join(f"`{name}`" for name in answers.names())
     return (
         f"Model: {models}. Pictures up to {MAX_FILE_SIZE.upper()} and {megapixels(MAX_PIXELS)}, as PNG, JPEG, WebP or "
@@ -230,7 +215,6 @@ def footer(answers: Answers) -> str:
 
 
 def main() -> None:
-    """Loads the models and opens the page."""
     name, baseline = model_names(FOLDER)
     try:
         answers = Answers(Policy(name), Policy(baseline) if baseline else None)

@@ -1,6 +1,5 @@
 """One field per camera: how a page shows them, what programs call them, which example pictures they open with.
 
-A model of one camera has one large field; of several, smaller ones beside each other, each under its camera's name.
 The example scenes were drawn from in front, from the side and from the hand. No robot's cameras stand just there, and
 the page says so.
 """
@@ -42,7 +41,6 @@ def camera_fields(cameras: Sequence[str], tab: str, scene: str) -> list[gr.Image
 
 
 def scene_pictures(scene: str, cameras: Sequence[str]) -> list[str]:
-    """The files that show a scene to each camera."""
     views, standing = [], 0
     for camera in cameras or [""]:
         if is_on_the_hand(camera):

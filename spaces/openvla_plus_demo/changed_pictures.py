@@ -1,8 +1,7 @@
 """The same scene looking different: what a robot policy should not care about.
 
-There is no segmentation model here. The background is what one reaches from the picture's edge without crossing a jump
-in colour, which is right for a table before a plain wall and only a guess elsewhere; the visitor sees the copy, and
-sets how large a jump may be.
+The background is what one reaches from the picture's edge without crossing a jump in colour, which is right for a
+table before a plain wall and only a guess elsewhere; the visitor sees the copy, and sets how large a jump may be.
 """
 
 import numpy as np
@@ -17,15 +16,8 @@ MAX_JUMP = 90  # summed difference of red, green and blue at strength 1
 
 
 def changed(picture: Image.Image, change: str, strength: float) -> Image.Image:
-    """A changed copy.
-
-    Args:
-        change: one of `CHANGES`.
-        strength: 0..1; how far round the colour circle, or how much differs from the edge and is still background.
-
-    Raises:
-        ValueError: on another change, or a strength outside 0..1.
-    """
+    """A changed copy; `strength`, 0..1, says how far round the colour circle, or how much differs from the edge and is
+    still background. Raises `ValueError` on another change, or strength."""
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"The strength is {strength}; choose one from 0 to 1.")
     if change not in CHANGES:

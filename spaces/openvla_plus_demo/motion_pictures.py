@@ -35,11 +35,7 @@ class Arrow:
 
 
 def draw_arrows(picture: Image.Image, arrows: Sequence[Arrow], frame: RobotFrame, longest: float) -> Image.Image:
-    """The picture with motions on it.
-
-    Args:
-        longest: metres that the longest arrow stands for.
-    """
+    """The picture with motions on it; `longest` are the metres that the longest arrow stands for."""
     scale = SIDE / max(picture.size)
     size = max(round(picture.width * scale), 1), max(round(picture.height * scale), 1)
     canvas = picture.resize((size[0] * FINE, size[1] * FINE), Image.Resampling.LANCZOS)
@@ -64,20 +60,12 @@ def with_others(drawn: Image.Image, others: Sequence[tuple[str, Image.Image]]) -
     text, line = ImageFont.load_default(size=26), 40
     sheet = Image.new("RGB", (drawn.width, drawn.height + rows * (GAP + line + side)), "white")
     sheet.paste(drawn)
-    draw = ImageDraw.Draw(sheet)
     for index, (name, picture) in enumerate(others):
-        left, top = (index % 2) * (side + GAP), drawn.height + GAP + (index // 2) * (GAP + line + side)
-        draw.text((left + GAP, top), shortened(name, side - 2 * GAP, text), fill="#1f2937", font=text)
-        sheet.paste(ImageOps.pad(picture, (side, side), color="white", centering=(0.0, 0.0)), (left, top + line))
+        tile = Image.new("RGB", (side, line + side), "white")  # which cuts a long name off
+        ImageDraw.Draw(tile).text((GAP, 0), name, fill="#1f2937", font=text)
+        tile.paste(ImageOps.pad(picture, (side, side), color="white", centering=(0.0, 0.0)), (0, line))
+        sheet.paste(tile, ((index % 2) * (side + GAP), drawn.height + GAP + (index // 2) * (GAP + line + side)))
     return sheet
-
-
-def shortened(name: str, width: float, text: Any) -> str:
-    """A name that is no wider than `width` pixels in a font."""
-    short = name
-    while short and text.getlength(short if short == name else f"{short}…") > width:
-        short = short[:-1]
-    return short if short == name else f"{short}…"
 
 
 def draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, colour: str, stroke: float) -> None:
@@ -100,7 +88,6 @@ def draw_path(draw: ImageDraw.ImageDraw, points: np.ndarray, colour: str, stroke
 
 
 def draw_legend(draw: ImageDraw.ImageDraw, arrows: Sequence[Arrow], height: int) -> None:
-    """The arrows' labels in the lower left corner, if they have any."""
     named = [arrow for arrow in arrows if arrow.label]
     text, line, edge = ImageFont.load_default(size=21 * FINE), 34 * FINE, 10 * FINE
     for index, arrow in enumerate(named):
@@ -113,11 +100,8 @@ def draw_legend(draw: ImageDraw.ImageDraw, arrows: Sequence[Arrow], height: int)
 
 
 def draw_in_space(steps: np.ndarray, frame: RobotFrame) -> Image.Image:
-    """The gripper before (grey) and after (teal) an action, seen roughly as the data set's camera would.
-
-    Args:
-        steps: float [T, 7] in metres, radians and 0..1.
-    """
+    """The gripper before (grey) and after (teal) an action, seen roughly as the data set's camera would; `steps` are
+    float [T, 7] in metres, radians and 0..1."""
     path = np.vstack([np.zeros(3), np.cumsum(steps[:, :3], axis=0)])
     size = 0.5 * max(float(np.ptp(path, axis=0).max()), LEAST_EXTENT)
     turned = rotation_matrix(steps[:, 3:6].sum(axis=0))
@@ -159,7 +143,6 @@ def gripper(turned: np.ndarray, opening: float, size: float) -> list[np.ndarray]
 
 
 def label_axes(axes: Any, middle: np.ndarray, reach: float, frame: RobotFrame) -> None:
-    """A cube of equal sides in millimetres, each axis named by where it leads."""
     for name, centre, words in zip("xyz", middle, frame.directions):
         getattr(axes, f"set_{name}lim")(centre - reach, centre + reach)
         getattr(axes, f"set_{name}label")(f"{words[0]} (mm)", fontsize=9, color="#475569")

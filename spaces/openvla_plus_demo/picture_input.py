@@ -27,12 +27,8 @@ class PictureError(ValueError):
 def picture_input(
     label: str, elem_id: str, path: str, height: int = 300, min_width: int = 160, camera: str = ""
 ) -> gr.Image:
-    """An image field that opens with a file; its value is a checked RGB picture or `None`.
-
-    Args:
-        height, min_width: in pixels.
-        camera: whose picture this is where there are several, for messages.
-    """
+    """An image field that opens with a file; its value is a checked RGB picture or `None`. `camera` is whose picture
+    this is where there are several, for messages."""
     field = gr.Image(
         path,
         label=label,
@@ -62,11 +58,8 @@ def read_upload(payload: Any, camera: str = "") -> Image.Image | None:
 
 
 def read_picture(path: str) -> Image.Image:
-    """A file as an upright RGB picture.
-
-    Raises:
-        PictureError: if it is no picture of the accepted formats, damaged, too small or too large.
-    """
+    """A file as an upright RGB picture; raises `PictureError` if it is no picture of the accepted formats, damaged,
+    too small or too large."""
     try:
         picture = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -91,7 +84,6 @@ def read_picture(path: str) -> Image.Image:
 
 
 def megapixels(pixels: int) -> str:
-    """A number of pixels in words."""
     return f"{pixels / 1e6:.0f} megapixels"
 
 

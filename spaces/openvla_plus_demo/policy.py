@@ -34,25 +34,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class PredictedAction:
-    """One action of T steps.
-
-    Attributes:
-        text: as the model wrote it.
-        pieces: its tokens.
-        steps: float32 [T, 7], x, y, z in metres, roll, pitch, yaw in radians, gripper 0..1 with 1 = open.
-        normalized: float32 [T, 7], the same in [-1, 1], the range of the data set.
-        data_set: whose units these are.
-        milliseconds: from picture and instruction to the action.
-        forward_passes: through the language model.
-    """
-
-    text: str
-    pieces: tuple[Piece, ...]
-    steps: np.ndarray
-    normalized: np.ndarray
-    data_set: str
-    milliseconds: float
-    forward_passes: int
+    text: str  # as the model wrote it
+    pieces: tuple[Piece, ...]  # its tokens
+    steps: np.ndarray  # float32 [T, 7], x, y, z in metres, roll, pitch, yaw in radians, gripper 0..1 with 1 = open
+    normalized: np.ndarray  # float32 [T, 7], the same in [-1, 1], the range of the data set
+    data_set: str  # whose units these are
+    milliseconds: float  # from picture and instruction to the action
+    forward_passes: int  # through the language model
 
 
 class Policy:
@@ -64,12 +52,9 @@ class Policy:
     """
 
     def __init__(self, name: str):
-        """Loads a folder or a name on the Hub, and acts once, so that a model that cannot act fails here.
-
-        Raises:
-            OSError: if there is no such model.
-            ValueError: if it does not write actions, those of one arm, or knows no data set's units.
-        """
+        """Loads a folder or a name on the Hub, and acts once, so that a model that cannot act fails here; raises
+        `OSError` if there is none, `ValueError` if it does not write actions, those of one arm, or knows no data set's
+        units."""
         self.name = name
         check_config(name, AutoConfig.from_pretrained(name, trust_remote_code=True))  # before weights are loaded
         self.processor: Any = AutoProcessor.from_pretrained(name, trust_remote_code=True)
@@ -81,14 +66,8 @@ class Policy:
         self.act([Image.new("RGB", (64, 64))] * max(len(cameras), 1), "stay", self.data_sets[0])
 
     def act(self, pictures: Sequence[Image.Image], instruction: str, data_set: str) -> PredictedAction:
-        """The action for what the cameras show and what is asked, in the units of a data set.
-
-        Args:
-            pictures: one of each of `cameras`.
-
-        Raises:
-            ValueError: on an instruction that is empty or too long, or an unknown data set.
-        """
+        """The action for what the cameras show, a picture of each, and what is asked, in the units of a data set;
+        raises `ValueError` on an instruction that is empty or too long, or an unknown data set."""
         words = checked_words(instruction, "instruction")
         began = time.perf_counter()
         shown = dict(zip(self.cameras, pictures, strict=True)) if self.cameras else pictures[0]
@@ -106,11 +85,8 @@ class Policy:
         )
 
     def ask(self, picture: Image.Image, question: str) -> tuple[str, float]:
-        """The model's answer in words, and the milliseconds it took.
-
-        Raises:
-            ValueError: on a question that is empty or too long.
-        """
+        """The model's answer in words, and the milliseconds it took; raises `ValueError` on a question that is empty
+        or too long."""
         words = checked_words(question, "question")
         began = time.perf_counter()
         inputs = self.processor.question_inputs(picture, words).to(self.model.device)
@@ -162,7 +138,6 @@ def check_config(name: str, config: Any) -> None:
 
 
 def checked_words(text: str | None, what: str) -> str:
-    """The text without outer space; a `ValueError` if it is empty or too long."""
     words = (text or "").strip()
     if not words:
         raise ValueError(f"The {what} is empty. Write a few words, then try again.")
@@ -172,13 +147,10 @@ def checked_words(text: str | None, what: str) -> str:
 
 
 def model_names(folder: Path) -> tuple[str, str | None]:
-    """The model, and the one to compare it with if there is one.
+    """The model, and the one to compare it with if there is one; raises `ValueError` if neither names a model.
 
     `GEN_VLA_MODEL` and `GEN_VLA_BASELINE` (folders, or names on the Hub) come before what `models:` lists in the front
     matter of the README. A local model is never compared with one on the Hub that nobody asked for.
-
-    Raises:
-        ValueError: if neither names a model.
     """
     chosen, baseline = os.environ.get("GEN_VLA_MODEL"), os.environ.get("GEN_VLA_BASELINE")
     if chosen:

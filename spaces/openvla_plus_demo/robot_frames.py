@@ -1,8 +1,7 @@
 """Where "forward" is: the directions of a data set's axes, in words and as its usual camera sees them.
 
 Actions carry no camera. For BridgeData and RT-1 the usual camera looks the way the robot reaches, so x runs away from
-the viewer, y to the left, z up; that is also the guess for data sets not listed. The simulated tabletop has a
-camera of its own (`evaluation/simulation/looks.py`).
+the viewer, y to the left, z up; that is also the guess for data sets not listed.
 """
 
 import re
@@ -39,12 +38,10 @@ ROBOT_FRAMES = {"tabletop": RobotFrame(118.0, -42.0, SIMULATED)}
 
 
 def frame_of(data_set: str) -> RobotFrame:
-    """The frame of a data set."""
     return ROBOT_FRAMES.get(data_set, RobotFrame())
 
 
 def is_on_the_hand(camera: str) -> bool:
-    """Whether a camera moves with the hand, by its name."""
     return HAND_CAMERA.search(camera) is not None
 
 
@@ -72,7 +69,6 @@ def direction(motion: np.ndarray, frame: RobotFrame) -> str:
 
 
 def gripper_in_words(opening: float) -> str:
-    """What 0..1 means for a gripper."""
     if opening >= OPEN:
         return "open"
     return "closed" if opening <= CLOSED else "half open"

@@ -13,7 +13,6 @@ HEADERS = ["answered", "compared as", "same", "matches among the others", "count
 
 
 def explain(answer: str, people: str) -> tuple[str, list[list[str]]]:
-    """The score as text, and a row per annotator."""
     annotations = [line.strip() for line in people.splitlines() if line.strip()]
     try:
         score = soft_accuracy(answer, annotations)
@@ -28,19 +27,20 @@ def explain(answer: str, people: str) -> tuple[str, list[list[str]]]:
     return f"## {score:.2f}\n“{answer}” is compared as “{given}”; the score is the mean of the last column.", rows
 
 
-def build() -> gr.Blocks:
-    """The page."""
-    with gr.Blocks(title="VQA accuracy") as page:
-        gr.Markdown("# VQA accuracy\nHow many of the people who were asked gave the model's answer?")
-        with gr.Row():
-            answer = gr.Textbox(label="The model's answer", value=EXAMPLES[0][0])
-            people = gr.Textbox(label="What people answered, one per line", value=EXAMPLES[0][1], lines=10)
-        button = gr.Button("Score", variant="primary")
-        score = gr.Markdown()
-        table = gr.Dataframe(headers=HEADERS, label="Each annotator is left out once", interactive=False)
-        gr.Examples(EXAMPLES, [answer, people])
-        button.click(explain, [answer, people], [score, table], api_name="score")
-    return page
+def build() -> gr.Interface:
+    return gr.Interface(
+        explain,
+        [
+            gr.Textbox(label="The model's answer", value=EXAMPLES[0][0]),
+            gr.Textbox(label="What people answered, one per line", value=EXAMPLES[0][1], lines=10),
+        ],
+        [gr.Markdown(), gr.Dataframe(headers=HEADERS, label="Each annotator is left out once")],
+        examples=EXAMPLES,
+        title="VQA accuracy",
+        description="How many of the people who were asked gave the model's answer?",
+        api_name="score",
+        flagging_mode="never",
+    )
 
 
 if __name__ == "__main__":

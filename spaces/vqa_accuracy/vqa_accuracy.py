@@ -41,8 +41,6 @@ Examples:
 
 
 class VQAAccuracy(evaluate.Metric):
-    """The metric, for `evaluate.load`."""
-
     def _info(self) -> evaluate.MetricInfo:
         words = datasets.Value("string")
         return evaluate.MetricInfo(

@@ -11,7 +11,7 @@ from gen_vla.serving.mutations import run_mutations
 
 def test_a_thousand_broken_messages_get_a_sentence(chunking, serve):
     _, port = serve(chunking)
-    found = run_mutations(f"127.0.0.1:{port}", 1000, os.getpid(), progress=False)
+    found = run_mutations(f"127.0.0.1:{port}", 1000, os.getpid())
     assert found["faults"] == []
     assert found["replies"] + found["sentences"] == 1000
     assert found["sentences"] > 500
@@ -30,7 +30,7 @@ def test_answers_that_are_no_sentence_are_faults(tiny_openvla, serve):
         return run(requests)
 
     batcher.run = broken_after_the_first
-    found = run_mutations(f"127.0.0.1:{port}", 40, progress=False)
+    found = run_mutations(f"127.0.0.1:{port}", 40)
     assert found["faults"]
     assert any("500" in fault or "the model failed" in fault for fault in found["faults"])
 

@@ -17,7 +17,6 @@ def plain(answer: str) -> str:
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Whether two answers are the same but for case, punctuation and outer space."""
     return plain(answer) == plain(expected)
 
 

@@ -33,7 +33,8 @@ def load_questions(
     local: str | None = None,
     **_: Any,
 ) -> dict[str, Dataset]:
-    """lm-eval's call for a task's data, with what its YAML and `--metadata` say.
+    """lm-eval's call for a task's data, with what its YAML and `--metadata` say -> `{"test": Dataset}`; `picture`
+    opens a row's picture.
 
     Args:
         name: the task, and its folder below `local`.
@@ -43,10 +44,6 @@ def load_questions(
         picture_files: a table of its own that holds the pictures (columns id, image), joined by the column imageId.
         obtain: where to get what may be missing, in words; ends the error. DIR in it stands for `local`.
         local: a folder with one folder per task.
-        _: other metadata, which lm-eval hands to every task.
-
-    Returns:
-        `{"test": Dataset}`; `picture` opens a row's picture.
 
     Raises:
         ValueError: if a file cannot be read or has no rows, or a column is missing.
@@ -106,7 +103,6 @@ def read_table(files: str) -> Dataset:
 
 
 def check_columns(rows: Dataset, columns: list[str], name: str) -> None:
-    """Raises `ValueError` unless the table has every one of `columns`."""
     missing = [column for column in columns if column not in rows.column_names]
     if missing:
         raise ValueError(

@@ -1,13 +1,11 @@
 """Soft accuracy of TextVQA and VizWiz: how many of ten annotators gave the model's answer.
 
-Answers are compared after the VQA evaluation's normalisation, in the form of the EvalAI servers, which TextVQA's and
-lmms-eval's scoring use too.
+Answers are compared after the VQA evaluation's normalisation, as EvalAI's servers, TextVQA and lmms-eval do.
 
     annotators                         answer      matches among the nine others      score
     "two" x 2, "three" x 8             "2"         1 (twice), 2 (eight times)         (2 * 1/3 + 8 * 2/3) / 10 = 0.6
 
-This file also lies in `spaces/vqa_accuracy/` (a symbolic link), where the `evaluate` metric imports it. It imports
-nothing of this project, so that plain lm-eval can load it from its folder.
+`spaces/vqa_accuracy/` links to this file. It imports nothing of this project, so that plain lm-eval can load it.
 """
 
 import re
@@ -34,20 +32,19 @@ CONTRACTION_FORMS = """
 """
 
 
-def _without_one_apostrophe(form: str) -> list[str]:
-    return [form[:place] + form[place + 1 :] for place, character in enumerate(form) if character == "'"]
-
-
-CORRECTIONS = {wrong: form for form in CONTRACTION_FORMS.split() for wrong in _without_one_apostrophe(form)}
+CORRECTIONS = {
+    form[:place] + form[place + 1 :]: form
+    for form in CONTRACTION_FORMS.split()
+    for place, character in enumerate(form)
+    if character == "'"
+}
 CORRECTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the VQA evaluation compares it: "The two dogs!" becomes "2 dogs".
-
-    Lower case, no articles, number words as digits, apostrophes of contractions restored. Punctuation that touches a
-    space anywhere in the answer is dropped, other punctuation becomes a space.
-    """
+    """An answer as the VQA evaluation compares it: "The two dogs!" becomes "2 dogs". Lower case, no articles, number
+    words as digits, apostrophes of contractions restored; punctuation that touches a space anywhere in the answer is
+    dropped, other punctuation becomes a space."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     at_a_space = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
@@ -57,15 +54,8 @@ def normalize_answer(answer: str) -> str:
 
 
 def soft_accuracy(answer: str, annotations: Sequence[str]) -> float:
-    """Mean over annotators of min(1, matches among the others / 3), all answers normalised.
-
-    Args:
-        answer: what the model wrote.
-        annotations: what people answered, usually ten of them.
-
-    Raises:
-        ValueError: with fewer than two annotations, since each is left out once.
-    """
+    """Mean over annotators of min(1, matches among the others / 3), all answers normalised; raises `ValueError` with
+    fewer than two annotations (usually ten), since each is left out once."""
     if len(annotations) < 2:
         raise ValueError(f"got {len(annotations)} annotations, expected at least 2, usually 10; drop the question")
     given = normalize_answer(answer)

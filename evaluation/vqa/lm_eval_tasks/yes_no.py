@@ -71,11 +71,8 @@ METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unparsable")  
 
 
 def process_pope(doc: dict[str, Any], results: list[str]) -> dict[str, Judgement]:
-    """lm-eval's call for one question of POPE: the judgement, for every metric, overall and in its category.
-
-    Raises:
-        ValueError: if the data set's answer is neither yes nor no.
-    """
+    """lm-eval's call for one question of POPE: the judgement, for every metric, overall and in its category; raises
+    `ValueError` if the data set's answer is neither yes nor no."""
     truth = parse_yes_no(doc["answer"])
     if truth is None:
         raise ValueError(

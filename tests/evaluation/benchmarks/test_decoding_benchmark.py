@@ -63,7 +63,7 @@ def test_a_folder_without_bridge_is_named(tmp_path):
         read_bridge(tmp_path)
 
 
-def test_every_way_is_timed_and_chooses_the_same_actions(tiny_sizes, monkeypatch, tmp_path):
+def test_every_way_is_timed(tiny_sizes, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ways_of", lambda representation, nodes, device: WAYS[representation])
     results = run_benchmark(["tiny"], [1, 2], [6], 2, None, "cpu", torch.float32, [1, 2])
     assert len(results["timings"]) == (2 + 1) * (3 + 2)
@@ -75,8 +75,6 @@ def test_every_way_is_timed_and_chooses_the_same_actions(tiny_sizes, monkeypatch
             assert entry["forward_passes"] < 49 * entry["horizon"] / 2
             assert 0 < entry["share_outside_passes"] < 1
             assert entry["decode_pass_ms"] * (entry["forward_passes"] - 1) < entry["p95_ms"] * 1.5
-    (choices,) = results["choices"]
-    assert choices["same_actions"] == choices["pictures"]
     draw_timings([results, results], tmp_path / "timings.png")
     assert (tmp_path / "timings.png").stat().st_size > 5000
     summaries = [{"nodes": 40, "histograms": True, "mean": 11.5, "max": 13, "n": 225}]

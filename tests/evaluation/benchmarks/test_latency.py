@@ -11,7 +11,7 @@ from gen_vla.evaluation.benchmarks.latency import PARTS, hooked, measure_latency
 
 def test_parts_add_up_and_every_pass_is_timed(tiny_openvla):
     model, processor = tiny_openvla
-    found = measure_parts(model, processor, repeats=3, warmup=1)
+    found = measure_parts(model, processor, repeats=3)
     assert tuple(found["parts_ms"]) == PARTS
     assert all(value > 0 for value in found["parts_ms"].values())
     assert sum(found["parts_ms"].values()) == pytest.approx(found["total_ms"], abs=0.01)
@@ -45,6 +45,6 @@ def test_the_command_prints_and_writes(tiny_openvla, tmp_path, capsys):
     assert (results["suite"], results["n"]) == ("latency", 2)
     assert results["busy"]["neighbours"] == 1
     assert 0 < results["busy"]["median_ms"] <= results["busy"]["worst_ms"]
-    assert results["forward_passes"] == measure_latency(model, processor, 1, progress=False)["forward_passes"]
+    assert results["forward_passes"] == measure_latency(model, processor, 1)["forward_passes"]
     assert main([*arguments, "--repeats", "0"]) == 2
     assert "got 0 repeats" in capsys.readouterr().err

@@ -70,7 +70,6 @@ def test_errors_of_each_dimension_without_the_padded_step(results):
 
 def test_normalized_errors_are_of_the_position_alone_and_clipped_as_in_training(results):
     assert results["normalized"][POLICY]["l1"]["value"] == pytest.approx((0.25 + 0.0 + 1.0) / 3)  # 1.5 counts as 1
-    assert results["normalized"][POLICY]["mse"]["value"] == pytest.approx((0.25**2 + 1.0) / 3)
     assert NEAREST not in results["normalized"]
     assert figures(results, 0)[NEAREST] == pytest.approx(0.5 / 3)
     assert results["dimensions"][0]["outside"] == pytest.approx(1 / 3)

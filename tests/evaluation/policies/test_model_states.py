@@ -82,7 +82,7 @@ def test_who_has_no_state_refuses_the_model(taking, tmp_path):
 
 
 def test_latency_is_measured_with_some_state(taking):
-    assert measure_latency(*taking, repeats=1, warmup=0, progress=False)["n"] == 1
+    assert measure_latency(*taking, repeats=1)["n"] == 1
 
 
 def test_predict_takes_it(taking, tmp_path, capsys):

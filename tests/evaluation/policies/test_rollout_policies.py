@@ -17,10 +17,10 @@ def moment(seed: int, step: int) -> policies.Moment:
 
 def test_experts_answer_with_what_the_moment_carries():
     moments = [moment(1, 0), moment(2, 0)]
-    np.testing.assert_array_equal(policies.expert_policy([], [], moments), np.ones((2, 7)))
-    np.testing.assert_array_equal(policies.blind_expert_policy([], [], moments), np.full((2, 7), 2.0))
-    np.testing.assert_array_equal(policies.deaf_expert_policy([], [], moments), np.full((2, 7), 3.0))
-    np.testing.assert_array_equal(policies.zero_policy([], [], moments), np.zeros((2, 7)))
+    np.testing.assert_array_equal(policies.CONTROLS["expert"]([], [], moments), np.ones((2, 7)))
+    np.testing.assert_array_equal(policies.CONTROLS["blind"]([], [], moments), np.full((2, 7), 2.0))
+    np.testing.assert_array_equal(policies.CONTROLS["deaf"]([], [], moments), np.full((2, 7), 3.0))
+    np.testing.assert_array_equal(policies.CONTROLS["zero"]([], [], moments), np.zeros((2, 7)))
 
 
 def test_random_actions_depend_on_seed_and_step_and_not_on_the_batch():
@@ -41,7 +41,7 @@ def test_a_hindered_policy_sees_or_hears_something_else():
     seed = EVALUATION_SEEDS[0]
     layout, other = sample_layout(seed), sample_layout(seed).objects[1 - sample_layout(seed).source]
     images, told = [np.zeros((4, 4, 3), np.uint8)], [f"pick up the {layout.objects[layout.source].name}"]
-    for hinder in (policies.blank_image, policies.swapped_instruction, policies.nonsense_instruction):
+    for hinder in policies.HINDERED.values():
         hinder(policy)(images, told, [moment(seed, 0)])
     assert heard == [(128, *told), (0, f"pick up the {other.name}"), (0, policies.NONSENSE)]
     assert [other_instruction(f"{verb}_drawer", seed) for verb in ("open", "close")] == [

@@ -50,7 +50,8 @@ def tabletop(tmp_path):
         "policy": {"identity": {"model": "outputs/mini_openvla_plus"}, "scores": scores},
         "zero": {"identity": {"control": "zero"}, "scores": scores},
     }
-    return write(tmp_path / "tabletop.json", {"settings": {"machine": "Linux x86_64"}, "policies": policies})
+    machine = {"device": "Linux x86_64"}
+    return write(tmp_path / "tabletop.json", {"machine": machine, "settings": {}, "policies": policies})
 
 
 def table(report, name):

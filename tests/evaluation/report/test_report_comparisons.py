@@ -74,6 +74,7 @@ def test_other_words_are_compared_with_the_usual_ones_trial_by_trial(tmp_path):
 def test_the_tabletops_own_scores_are_paired(tmp_path):
     """Scores and episodes as its suite writes them: every figure, the averages too, finds its episodes again."""
     try:
+        from gen_vla.evaluation.simulation.rollouts import Ending
         from gen_vla.evaluation.tabletop import episodes as episodes
         from gen_vla.evaluation.tabletop import scores as scores
     except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
@@ -84,9 +85,7 @@ def test_the_tabletops_own_scores_are_paired(tmp_path):
         log = episodes.EpisodeLog(tmp_path / name / "episodes" / "policy.jsonl", {"model": name})
         for job in jobs:
             won: episodes.Outcome = "success" if job.seed % every == 0 else "failure"
-            log.add(
-                episodes.TabletopEpisode(job.mode, job.variant, job.task, job.seed, job.instruction, "", won, 1, 1)
-            )
+            log.finish(job, Ending(won, 1, 1))
         policies = {"policy": {"identity": {"model": name}, "scores": scores.summarise(log.of(jobs))}}
         settings = {"benchmark": 1, "max_steps": {}, "seeds": [1_000_000, 1_000_005], "machine": "none"}
         paths.append(tmp_path / name / "results.json")

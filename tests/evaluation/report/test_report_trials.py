@@ -6,7 +6,7 @@ import pytest
 
 from gen_vla.evaluation.report.trials import read_trials
 from gen_vla.evaluation.simpler.runs import Outcome, TrialLog
-from gen_vla.evaluation.simpler.suite import results_of
+from gen_vla.evaluation.simpler.suite import scores_of
 from gen_vla.evaluation.simpler.trials import trials_of
 from gen_vla.evaluation.statistics.intervals import Scored
 
@@ -21,7 +21,7 @@ def run_of_simpler(folder, model, solved, shader=None, mode="matching", tasks=("
         outcome = "crashed" if index >= len(trials) - 2 else "success" if solved(index) else "failure"
         log.begin(trial)
         log.end(Outcome(trial.name, **shown, outcome=outcome, steps=3, instruction="", seed=0, stats={}, seconds=0.1))
-    results = results_of(log, model, "google_robot", settings, {"device": "none"})
+    results = {"suite": "simpler", "model": model, "settings": settings, "tasks": scores_of(log, "google_robot")}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder / "results.json"
 
@@ -51,13 +51,15 @@ def test_the_same_trial_drawn_with_another_shader_is_another(tmp_path):
 
 def test_trials_of_the_tabletop(tmp_path):
     try:
+        from gen_vla.evaluation.simulation.rollouts import Ending
         from gen_vla.evaluation.tabletop import episodes as episodes
     except Exception as error:  # the extra is not installed, or EGL fails: no library, no device, no permission
         pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'")
     log = episodes.EpisodeLog(tmp_path / "episodes" / "policy.jsonl", {"model": "m"})
     outcomes: list[episodes.Outcome] = ["success", "malformed", "crashed", "success"]
     for seed, outcome in enumerate(outcomes, 1_000_000):
-        log.add(episodes.TabletopEpisode("masked", "ordinary/ordinary", "pick_object", seed, "go", "", outcome, 1, 1))
+        job = episodes.TabletopJob("pick_object", seed, "go", 40, (), "masked", "ordinary/ordinary")
+        log.finish(job, Ending(outcome, 1, 1))
     settings = {"benchmark": 1, "max_steps": {"pick_object": 40}, "seeds": [1_000_000, 1_000_002]}
     policies = {"policy": {"identity": {"model": "m"}}, "zero": {"identity": {"control": "zero"}}}
     path = tmp_path / "results.json"

@@ -10,7 +10,7 @@ import simpler_simulator
 from gen_vla.commands.main import main
 from gen_vla.evaluation.report.figures import read_results
 from gen_vla.evaluation.simpler.controls import (
-    RandomControl,
+    CONTROLS,
     held_part,
     read_hand,
     read_things,
@@ -201,11 +201,11 @@ def test_of_several_parts_the_one_at_the_balance_is_held():
 
 
 def test_random_moves_are_those_of_the_trial():
-    control, (first, second) = RandomControl("widowx"), trials_of("widowx", "matching", ["stack_cube"])[:2]
+    first, second = trials_of("widowx", "matching", ["stack_cube"])[:2]
 
     def moves(trial):
-        control.begin(SimpleNamespace(unwrapped=None), trial)
-        return np.concatenate([control(np.zeros((4, 4, 3), np.uint8), "stack") for _ in range(50)])
+        predict = CONTROLS["random"](trial, "stack", None)
+        return np.concatenate([predict(np.zeros((4, 4, 3), np.uint8)) for _ in range(50)])
 
     once = moves(first)
     assert (once == moves(first)).all()

@@ -9,16 +9,11 @@ from gen_vla.evaluation.simpler.policy import MalformedActionError, ModelPredict
 IMAGE = np.zeros((480, 640, 3), dtype=np.uint8)
 
 
-def policy_of(openings, robot, **options):
-    """A policy that predicts these gripper openings one after another and no move."""
-    rest = iter(openings)
-    return SimplerPolicy(lambda image, words: np.array([[0, 0, 0, 0, 0, 0, next(rest)]]), robot, **options)
-
-
 def grippers(openings, robot):
-    policy = policy_of(openings, robot)
-    policy.reset("pick coke can")
-    return [float(policy.step(IMAGE, "pick coke can")[1]["gripper"][0]) for _ in openings]
+    """What is sent for these predicted openings, one after another, and no move."""
+    rest = iter(openings)
+    policy = SimplerPolicy(lambda image: np.array([[0, 0, 0, 0, 0, 0, next(rest)]]), robot)
+    return [float(policy.step(IMAGE)[6]) for _ in openings]
 
 
 def test_widowx_gripper_is_absolute():
@@ -33,25 +28,15 @@ def test_google_robot_gripper_is_relative_and_holds_a_large_change_for_15_steps(
     assert commands[17:] == [0.0, 1.0]  # then from where the prediction stood
 
 
-def test_a_new_instruction_begins_a_new_episode():
-    policy = policy_of([1.0, 0.0, 1.0, 0.0], "google_robot")
-    commands = [policy.step(IMAGE, words)[1]["gripper"][0] for words in ("a", "a", "b", "b")]
-    assert commands == [0.0, 1.0, 0.0, 1.0]
-
-
-def test_step_returns_what_the_evaluator_concatenates():
-    policy = SimplerPolicy(lambda image, words: np.array([[0.1, 0.2, 0.3, 0, 0, 0.5, 1.0]]), "widowx")
-    raw, action = policy.step(IMAGE, "put carrot on plate")
-    assert raw["rotation_delta"].tolist() == [0, 0, 0.5]
-    sent = np.concatenate([action["world_vector"], action["rot_axangle"], action["gripper"]])
-    np.testing.assert_allclose(sent, [0.1, 0.2, 0.3, 0, 0, 0.5, 1.0])
-    assert action["terminate_episode"].tolist() == [0.0]
+def test_moves_stay_and_angles_become_an_axis():
+    policy = SimplerPolicy(lambda image: np.array([[0.1, 0.2, 0.3, 0, 0, 0.5, 1.0]]), "widowx")
+    np.testing.assert_allclose(policy.step(IMAGE), [0.1, 0.2, 0.3, 0, 0, 0.5, 1.0])
 
 
 def test_ensemble_averages_what_predictions_say_about_now():
     chunks = iter(np.array([[[0.0] * 7, [4.0] * 7], [[2.0] * 7, [9.0] * 7], [[1.0] * 7, [0.0] * 7]]))
-    policy = SimplerPolicy(lambda image, words: next(chunks), "widowx", action_ensemble=True)
-    xs = [policy.step(IMAGE, "stack")[0]["world_vector"][0] for _ in range(3)]
+    policy = SimplerPolicy(lambda image: next(chunks), "widowx", action_ensemble=True)
+    xs = [policy.step(IMAGE)[0] for _ in range(3)]
     assert xs == [0.0, 3.0, 5.0]  # (2 + 4) / 2, (1 + 9) / 2
 
 
@@ -61,14 +46,7 @@ def test_ensemble_averages_what_predictions_say_about_now():
 )
 def test_what_is_no_action_raises(prediction, message):
     with pytest.raises(MalformedActionError, match=message):
-        SimplerPolicy(lambda image, words: np.array(prediction), "widowx").step(IMAGE, "stack")
-
-
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="got robot 'panda'"):
-        policy_of([], "panda")
-    with pytest.raises(ValueError, match="expected uint8"):
-        policy_of([1.0], "widowx").step(IMAGE.astype(float), "stack")
+        SimplerPolicy(lambda image: np.array(prediction), "widowx").step(IMAGE)
 
 
 def test_a_model_predicts_in_the_robots_units(bridge_model):

@@ -14,7 +14,6 @@ from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, sample_layou
 from gen_vla.evaluation.tabletop.pictures import plot_variants, variants_sheet
 from gen_vla.evaluation.tabletop.suite import (
     SuiteSettings,
-    choose_unnorm_key,
     control_contestants,
     fingerprint,
     model_contestant,
@@ -69,14 +68,14 @@ def test_layouts_that_were_trained_on_are_not_judged(tmp_path):
 
 def test_a_model_acts_through_its_processor(tiny_openvla):
     model, processor = tiny_openvla
-    key = choose_unnorm_key(model, None) if len(model.config.norm_stats) == 1 else next(iter(model.config.norm_stats))
+    key = next(iter(model.config.norm_stats))
     played = model_contestant(model, processor, "tiny", ("matching",), key)
     settings = SuiteSettings(("matching",), ("close_drawer",), 1, workers=1, image_size=32)
-    scores = run_suite([played], settings, progress=False)["policies"]["policy"]["scores"]
+    scores = run_suite([played], settings)["policies"]["policy"]["scores"]
     assert scores["matching"]["all"]["n"] == 1  # three numbers are no action of seven, or an action that fails
     assert scores["matching"]["all"]["malformed"] + scores["matching"]["all"]["successes"] <= 1
-    with pytest.raises(ValueError, match="got unnorm_key 'mars', expected one of"):
-        choose_unnorm_key(model, "mars")
+    with pytest.raises(ValueError, match=f"got unnorm_key='mars', which this model has no statistics.*{key}"):
+        model_contestant(model, processor, "tiny", ("matching",), "mars")
 
 
 def test_results_say_how_a_model_was_trained(tmp_path):
@@ -84,7 +83,7 @@ def test_results_say_how_a_model_was_trained(tmp_path):
     (zero,) = control_contestants(["zero"], ("matching",))
     played = replace(zero, name="policy", identity={"model": str(tmp_path)})
     settings = SuiteSettings(("matching",), ("close_drawer",), 1, workers=1, image_size=32)
-    policies = run_suite([played, zero], settings, progress=False)["policies"]
+    policies = run_suite([played, zero], settings)["policies"]
     assert (policies["policy"]["trained"]["recipe"], policies["policy"]["trained"]["seed"]) == ("mine", 3)
     assert "trained" not in policies["zero"]
 
