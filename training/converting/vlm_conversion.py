@@ -40,16 +40,9 @@ def convert_vlm(
     """Converts a vision-language model. It does not act yet: it gets its action format from the recipe that trains it.
 
     Args:
-        source: a folder or a name on the Hub.
-        destination: the folder to write.
         dual: whether its vision encoder is doubled and one copy frozen (D).
         dtype: of the weights; by default the checkpoint's own.
-        max_shard_bytes: the size of a weight file.
         check: whether the result is loaded and compared with the base model on a random picture, bit for bit.
-
-    Raises:
-        ConversionError: if the checkpoint lacks weights, or the comparison fails.
-        ValueError: if the family is not supported.
     """
     # Not at the top: the other families run with a transformers that lacks this one.
     from gen_vla.modeling import VLAPlusForVision2Seq
@@ -89,7 +82,6 @@ def read_vlm(source: str | Path, dtype: torch.dtype | None = None) -> Any:
 
 
 def random_picture() -> Image.Image:
-    """Noise of 64 x 64 pixels, the same each time."""
     pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
 

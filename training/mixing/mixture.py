@@ -51,10 +51,7 @@ def weighted_turns(weights: Sequence[float]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Turns:
-    """The data set of every place of a run: numbers of the robot sets, then of the vision-language sets, without end.
-
-    One of the two kinds may be empty.
-    """
+    """The data set of every place of a run, without end: numbers of the robot sets, then of the others."""
 
     robot: Sequence[float]  # weights of the robot sets
     vision_language: Sequence[float] = ()  # weights of the others
@@ -77,15 +74,10 @@ class Turns:
 
 
 class HalfAndHalfSampler(Sampler[tuple[int, int]]):
-    """`(place in the run, index into the concatenation of all sets)`, for a whole run.
-
-    The place makes the augmentation of a row differ every time it comes.
+    """`(place in the run, index into the concatenation of all sets)`, for a run of `length` rows over all processes.
 
     Args:
-        robot: sizes of the robot sets, which come first in the concatenation.
-        vision_language: sizes of the vision-language sets. One of the two kinds may be empty; then there is no mixing.
-        length: rows of the run, over all processes.
-        seed: of every shuffle.
+        robot, vision_language: sizes of the sets, in the order of the concatenation; one may be empty.
         turns: which set has which place; by default all sets of a kind come alike often.
     """
 
@@ -110,7 +102,6 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
             yield place, next(streams[number])
 
     def _stream(self, number: int) -> Iterator[int]:
-        """One set without end, in a new order each time round."""
         offset, size = self.spans[number]
         shuffle = np.random.default_rng([self.seed, number])
         while True:
@@ -118,16 +109,7 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
 
 
 class MixedTables(torch.utils.data.Dataset):
-    """Prepared rows of several tables, by `(place in the run, index into their concatenation)`.
-
-    A row whose picture does not decode, or which is too long, is counted and named, and the next row of the same table
-    stands in for it, so that every batch keeps its halves and a resumed run sees the same rows.
-
-    Args:
-        tables: by the name of their source; robot data first.
-        prepare: makes a prepared row of a table's row.
-        max_bad_share: the share of unreadable rows of one table that stops the run.
-    """
+    """Prepared rows of several tables, by `(place in the run, index into their concatenation)`."""
 
     def __init__(self, tables: dict[str, RowTable], prepare: RowPreparer, max_bad_share: float = 0.01):
         self.tables = list(tables.items())
@@ -154,13 +136,11 @@ class MixedTables(torch.utils.data.Dataset):
 def first_readable(
     rows: Iterator[dict[str, Any]], prepare: RowPreparer, source: str, place: int, problems: RowProblems
 ) -> dict[str, Any]:
-    """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another.
+    """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another;
+    raises `TooManyBadRows` past the limit of `problems`, or if no row decodes.
 
     Only the first of `rows` is counted, as good, as bad or as longer than the recipe takes: the others have places of
     their own.
-
-    Raises:
-        TooManyBadRows: past the limit of `problems`, or if no row decodes.
     """
     replaced = False
     for row in rows:

@@ -44,8 +44,7 @@ class Counts:
         self.examples += report["examples"][: NAMED - len(self.examples)]
 
     def report(self) -> dict[str, Any]:
-        """`{"seen": n, "skipped": n, "by_reason": {reason: n}, "examples": ["identity: reason", ...]}`, and "longer"
-        where there were rows beyond `data.max_tokens`."""
+        """What was counted; "longer" only where there were rows beyond `data.max_tokens`."""
         longer = {"longer": self.longer} if self.longer else {}
         reasons, examples = dict(self.by_reason.most_common()), list(self.examples)
         return {"seen": self.seen, "skipped": self.skipped, **longer, "by_reason": reasons, "examples": examples}
@@ -66,15 +65,13 @@ class RowProblems:
         self._add({"seen": rows, "skipped": 0, "by_reason": {}, "examples": []})
 
     def skip(self, identity: str, reason: str, rows: int = 1) -> None:
-        """Counts a bad row, or the rows of a bad episode or file.
+        """Counts a bad row, or the rows of a bad episode or file; raises `TooManyBadRows` when that passes the limit,
+        once `minimum_rows` rows were counted.
 
         Args:
             identity: names it: file and number.
             reason: what is wrong, in the same words for every row with the same trouble; they are counted by it.
             rows: how many rows that leaves out.
-
-        Raises:
-            TooManyBadRows: when that passes the limit, once `minimum_rows` rows were counted.
         """
         if len(self._all.examples) < NAMED:
             logger.warning("%s: skipped %s: %s", self.name, identity, reason)
@@ -99,7 +96,6 @@ class RowProblems:
             self.finish()
 
     def report(self) -> dict[str, Any]:
-        """What was counted, see `Counts.report`."""
         return self._all.report()
 
     def _add(self, report: dict[str, Any]) -> None:

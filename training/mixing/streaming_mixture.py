@@ -94,7 +94,6 @@ class StreamingMixture(torch.utils.data.IterableDataset):
 
     @property
     def names(self) -> list[str]:
-        """All sources, in the order of `source_id`."""
         return list(self.sources)
 
     def __post_init__(self) -> None:
@@ -118,7 +117,6 @@ class StreamingMixture(torch.utils.data.IterableDataset):
         return {**reading, **{f"preparing {name}": problems for name, problems in self.problems.items()}}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows of this worker's micro-batches, in order."""
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         turn = (worker_id + self.start) % workers  # the loader asks worker 0 first, wherever the run goes on

@@ -73,10 +73,8 @@ def tokens_over(recipe: Recipe, work_dir: Path) -> int:
 
 
 def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any, str | None]:
-    """Configuration and processor of the run, and a sentence where they are stand-ins.
-
-    Raises:
-        ValueError: if the model to start from is here, and of another family or with another number of encoders.
+    """Configuration and processor of the run, and a sentence where they are stand-ins; raises `ValueError` if the
+    model to start from is here, and of another family or with another number of encoders.
     """
     start = recipe.model.initial_model
     if start is None:
@@ -102,7 +100,6 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
 
 
 def stand_in(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any]:
-    """The full-size configuration, and a processor with a tokenizer made of the first rows' text."""
     texts = replace(recipe.tokenizer, texts_from=[], texts_from_rows=STAND_IN_ROWS)
     tokenizer = train_tokenizer(recipe_texts(replace(recipe, tokenizer=texts), work_dir, opened), STAND_IN_PIECES)
     actions = replace(recipe.actions, bin_tokens="bytes")  # the last pieces of this vocabulary are words

@@ -1,13 +1,8 @@
-"""What a run is about to learn from, gathered for a look before GPUs are rented.
-
-A row is shown as the model sees it: its tokens are those of the collator, its pictures are pixel values, turned back
-into colours. Both come out of the run's own preparer and collator, augmentation included. `data_check_tables.py` shows
-what is gathered here.
-"""
+"""What a run is about to learn from, gathered for a look before GPUs are rented."""
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any
@@ -16,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from gen_vla.processors.action_statistics import QUANTILES
-from gen_vla.training.mixing.data_source import DataReading, DataSource
+from gen_vla.training.mixing.data_source import DataReading, sample_shards
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, ROBOT, RowPreparer, RowTooLong
 from gen_vla.training.recipes.sources import OpenedData
@@ -46,8 +41,6 @@ class ShownRow:
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of a data set's actions, in its units."""
-
     low: float
     q01: float
     q99: float
@@ -121,30 +114,18 @@ def sample_rows(opened: OpenedData, name: str, count: int) -> list[dict[str, Any
         table = opened.tables[name]
         return [table[number] for number in spread(len(table), count)]
     source = copy.deepcopy(opened.streams[name])
-    rows = list(_from_shards(source, count, LOOKED_THROUGH if name.partition("/")[0] == ROBOT else 1))
-    return rows or list(islice(source.rows(source.shards()), count))
-
-
-def _from_shards(source: DataSource, count: int, depth: int) -> Iterator[dict[str, Any]]:
-    """Rows of shards that lie evenly among all: of the first its first row, of the last one deep in it.
-
-    Neighbours in robot data hardly differ, and a shard may be a whole data set. As many rows of a shard are looked
-    through as `depth`, and at least as many as it gives.
-    """
-    shards = source.shards()
-    chosen, begun = spread(len(shards), count), 0
-    for place, number in enumerate(chosen):
-        each = count // len(chosen) + (place < count % len(chosen))
-        rows = list(islice(source.rows([shards[number]]), max(depth, each)))
-        if len(rows) > each:
+    samples, found, depth = sample_shards(source, count), [], LOOKED_THROUGH if name.partition("/")[0] == ROBOT else 1
+    for place, sample in enumerate(samples):
+        each, begun = count // len(samples) + (place < count % len(samples)), len(found)
+        rows = list(islice(sample, max(depth, each)))
+        if len(rows) > each:  # of the first shard its first row, of the last one deep in it: neighbours hardly differ
             wanted = [round(shown * (len(rows) - 1) / max(count - 1, 1)) for shown in range(begun, begun + each)]
             rows = [rows[number] for number in dict.fromkeys(wanted)]
-        yield from rows
-        begun += each
+        found += rows
+    return found or list(islice(source.rows(source.shards()), count))
 
 
 def shown_row(row: dict[str, Any], prepared: dict[str, Any], collator: Any) -> ShownRow:
-    """A row of a data set, prepared for the run, as the model sees it."""
     batch = collator([prepared])
     ids = batch["input_ids"][0].tolist()
     supervised = [label != -100 for label in batch["labels"][0].tolist()] if "labels" in batch else [False] * len(ids)
@@ -180,7 +161,6 @@ def token_spans(ids: list[int], supervised: list[bool], processor: Any) -> list[
 
 
 def _characters(pieces: re.Match[str]) -> str:
-    """What byte pieces spell, `<0xC3><0xA9>` an é; themselves where that is no text."""
     spelled = bytes(int(number, 16) for number in re.findall("0x(..)", pieces[0]))
     try:
         return spelled.decode("utf-8")
@@ -202,7 +182,6 @@ def seen_pictures(images: list[Image.Image], image_processor: Any) -> list[Image
 def action_dimensions(
     statistics: dict[str, Any], clipping: dict[str, Any], names: Sequence[str] = ()
 ) -> list[Dimension]:
-    """What the statistics of a data set (`norm_stats[key]["action"]`) and its counts say of every dimension."""
     numbers = [str(dim) for dim in range(len(clipping["clipped"]))]
     called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
     low, q01, q99, high, mask = (statistics[measure] for measure in ("min", "q01", "q99", "max", "mask"))

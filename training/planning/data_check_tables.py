@@ -72,7 +72,6 @@ def cameras(check: SourceCheck) -> str:
 
 
 def first_row(check: SourceCheck) -> str:
-    """The words of a data set's first row, and the sizes of its pictures."""
     if not check.rows:
         return "none could be used"
     row = check.rows[0]
@@ -81,7 +80,6 @@ def first_row(check: SourceCheck) -> str:
 
 
 def dimensions_table(check: SourceCheck) -> Table:
-    """The action's dimensions: range, quantiles, clipped values."""
     table = Table(title=f"{check.name}: actions, in the data set's units", title_justify="left")
     for column in ("dimension", "min", "1 %", "99 %", "max", "clipped"):
         table.add_column(column, justify="left" if column == "dimension" else "right")
@@ -107,7 +105,6 @@ def row_text(check: SourceCheck) -> Text:
 
 
 def draw_first_rows(checks: list[SourceCheck], path: Path, title: str) -> Path:
-    """Draws a line of rows for each data set; those without a row are left out."""
     shown = [check for check in checks if check.rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     height = ROW_HEIGHT * max(len(shown), 1) + TITLE_HEIGHT
@@ -127,7 +124,6 @@ def draw_first_rows(checks: list[SourceCheck], path: Path, title: str) -> Path:
 
 
 def _draw_row(figure: Any, row: ShownRow, corner: tuple[float, float], height: float, colour: str) -> None:
-    """One row below and right of `corner`: its pictures side by side, the prompt, and what is supervised in colour."""
     left, top = corner
     width = 1 / SHOWN_ROWS - 0.02
     box = (left, top - 0.67 * height, width, 0.57 * height)

@@ -39,22 +39,11 @@ class DataLook:
     blank: list[str]  # cameras that show nothing but one colour
 
     def dims(self, kind: str) -> list[int]:
-        """The dimensions of a kind."""
         return [dim for dim, found in enumerate(self.kinds) if found == kind]
 
 
 def look_at(path: str, key: str, cameras: Sequence[str] | None = None, **features: list[str]) -> DataLook:
-    """Looks at a data set.
-
-    Args:
-        path: its folder, or `hf://datasets/OWNER/NAME`.
-        cameras: the only ones to look at.
-        features: `action` and `state`, the stored ones that hold them, where they have other names.
-
-    Raises:
-        RobotDataError: as `open_robot_source`.
-        PictureError: where a picture does not decode.
-    """
+    """Looks at a data set, or only some `cameras` of it; `features` as in `open_robot_source` (`action`, `state`)."""
     opened = partial(open_robot_source, path, key=key, **features)
     dataset = opened(cameras=cameras)
     if not cameras:
@@ -119,7 +108,6 @@ def still_share(statistics: dict[str, Any], kinds: Sequence[str], runs: Sequence
 
 
 def blank_cameras(dataset: RobotDataset) -> list[str]:
-    """The cameras that show the same single colour in all steps looked at."""
     name = f"robot/{dataset.name}"
     rows = sample_rows(OpenedData(streams={name: dataset.undecoded()}), name, SHOWN_ROWS)
     found = []

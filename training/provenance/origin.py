@@ -59,7 +59,6 @@ def called_as(*typed: str) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """What was typed, quoted for a shell, with paths that may be published."""
     parts = []
     for part in map(publishable, _TYPED.get() or _started_as(sys.orig_argv)):
         in_home = part.startswith("~/") and len(part) > 2  # a shell expands `~` only outside quotes
@@ -80,17 +79,9 @@ def _started_as(arguments: Sequence[str]) -> list[str]:
 
 
 def provenance(
-    model: str | Path | None = None,
-    data: Iterable[str | Path | None] = (),
-    compared: Iterable[str | Path | None] = (),
+    model: str | Path | None = None, data: Iterable[str | Path | None] = (), compared: Iterable[str | Path | None] = ()
 ) -> dict[str, Any]:
-    """The record of what runs now.
-
-    Args:
-        model: a folder, or a name on the Hub or in the cache.
-        data: the same of data sets; `None` is left out.
-        compared: the same of further models.
-    """
+    """The record of what runs now, with models and data sets by folder, or by name on the Hub or in the cache."""
     record: dict[str, Any] = {
         "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,7 +177,6 @@ def _processor_name() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and of the packages that results may depend on, where they are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -219,7 +209,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def model_identity(name: str | Path) -> dict[str, Any]:
-    """Its name and what identifies it: a revision, or hashes of the files in a folder."""
     folder = Path(name)
     if not folder.is_dir():
         repository, _, revision = str(name).partition("@")

@@ -50,20 +50,7 @@ def publish(
     results: dict[str, Any] | None = None,
     dtype: str | None = None,
 ) -> Publication:
-    """Assembles a repository, verifies it and puts it on the Hub in one commit.
-
-    Args:
-        checkpoint: folder of a trained model, or of a LoRA adapter, which is merged.
-        destination: where it goes.
-        output: where the assembled folder is kept; by default it is not.
-        dry_run: stop before anything on the Hub changes; needs no token for what is public.
-        results: measured figures for the card.
-        dtype: of the weights, as for `publish_to_folder`.
-
-    Raises:
-        HubError: for what the Hub refuses; nothing is half published.
-        FileNotFoundError, FileExistsError, PublishingError: as `publish_to_folder`.
-    """
+    """Assembles a repository, verifies it and puts it on the Hub in one commit."""
     check_repo_id(destination.repo_id)
     checkpoint, api = check_checkpoint(checkpoint), HfApi()
     if output is not None:
@@ -110,7 +97,6 @@ def assembled(
 
 
 def preview(folder: Path, destination: Destination, api: HfApi) -> Publication:
-    """What an upload would do, as far as this machine may see the repository."""
     try:
         repository = hub_state.read_repository(api, destination.repo_id)
     except HubError as error:
@@ -166,7 +152,6 @@ def upload(folder: Path, destination: Destination, api: HfApi | None = None) -> 
 def send_large_files(
     api: HfApi, folder: Path, destination: Destination, repository: HubRepository, changes: list[FileChange]
 ) -> list[Any]:
-    """Sends what the commit's operations refer to; the operations."""
     repo_id = destination.repo_id
     changed = [change.path for change in changes if change.kind in ("new", "changed")]
     additions = [CommitOperationAdd(path, str(folder / path)) for path in changed]

@@ -129,7 +129,6 @@ def compare(api: HfApi, folder: Path, repo_id: str, revision: str | None) -> lis
 
 
 def is_same(path: Path, entry: RepoFile) -> bool:
-    """Whether the file holds the bytes that the Hub has."""
     if path.stat().st_size != entry.size:
         return False
     if entry.lfs is None:
@@ -139,5 +138,4 @@ def is_same(path: Path, entry: RepoFile) -> bool:
 
 
 def differences(changes: list[FileChange]) -> list[FileChange]:
-    """Those that need a commit."""
     return [change for change in changes if change.kind != "unchanged"]

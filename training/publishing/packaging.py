@@ -25,12 +25,6 @@ LARGEST = 15e6  # bytes: it is part of every installation
 
 
 def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None = None) -> Path:
-    """Writes the folder, by default that of the package, and returns it.
-
-    Raises:
-        FileNotFoundError: if the checkpoint is incomplete.
-        ValueError: if a file holds no answers to questions, or the folder would be too large.
-    """
     recipe = load_recipe(checkpoint / "recipe.yaml")
     target = target or PACKAGED_MODELS / recipe.name
     columns = {path.stem: question_figures(path) for path in results}
@@ -54,7 +48,6 @@ def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None
 
 
 def question_figures(path: Path) -> dict[str, str]:
-    """Kind of question -> its figure, in words, of a result file."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if "kinds" not in found:
         raise ValueError(f"got {path} without kinds of questions, expected a file of gen-vla evaluate scene_questions")
@@ -67,7 +60,6 @@ def _figure(score: dict[str, Any]) -> str:
 
 
 def card(recipe: Any, parameters: int, columns: dict[str, dict[str, str]]) -> str:
-    """The README of a packaged model."""
     lines = [
         f"# {recipe.name}",
         "",

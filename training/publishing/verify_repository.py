@@ -28,7 +28,6 @@ TOLERANCE = 1e-4  # float32 on one machine; a wrong or missing tensor is off by 
 
 
 def main(folder: str, expected_file: str) -> None:
-    """Runs all checks."""
     expected = np.load(expected_file)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     pictures = [[Image.fromarray(image) for image in row] for row in expected["images"]]
@@ -55,7 +54,6 @@ def main(folder: str, expected_file: str) -> None:
 
 
 def state_of(processor: Any) -> dict[str, Any]:
-    """A state of the first data set for each of the two rows, for a model that takes it."""
     if not processor.takes_state:
         return {}
     key = min(processor.state_statistics)
@@ -63,7 +61,6 @@ def state_of(processor: Any) -> dict[str, Any]:
 
 
 def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> None:
-    """Checks the answer and the actions."""
     if "answer" in expected:
         question = processor.question_inputs(Image.fromarray(expected["images"][0, 0]), "what is this?")
         answer = model.generate(**question, max_new_tokens=4, do_sample=False).tolist()

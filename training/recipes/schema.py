@@ -20,10 +20,7 @@ from gen_vla.processors.relative_actions import check_groups
 from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 
 
-FROZEN = {
-    "openvla_plus": ("siglip", "dino", "all", None),
-    "vla_plus": ("vision", None),
-}
+FROZEN = {"openvla_plus": ("siglip", "dino", "all", None), "vla_plus": ("vision", None)}
 Normalization = Literal["quantiles", "min_max", "mean_std"]  # `processors/action_statistics.py`
 PACKAGE_PREFIX = "package://"  # before the name of a model that comes with the package
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
@@ -252,7 +249,6 @@ class Recipe:
     """What the loss weighs."""
 
     def __post_init__(self) -> None:
-        """Settings that contradict each other fail here, before anything is recorded or loaded."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise RecipeError(f"got name {self.name!r}, expected letters, digits, '.', '_' and '-': it names a folder")
         if not self.data.robot and not self.data.questions:
@@ -298,7 +294,6 @@ class Recipe:
         self._check_flow()
 
     def _check_flow(self) -> None:
-        """The flow-matching family and its actions go together, without the settings for tokens."""
         family, representation = self.model.family, self.actions.representation
         if self.is_flow != (representation == "flow"):
             raise RecipeError(

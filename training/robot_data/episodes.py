@@ -39,12 +39,7 @@ class RobotEpisode:
 
 
 class EpisodeReader(ABC):
-    """One split of a robot data set in one format, opened and checked. Can be pickled.
-
-    Args:
-        folder: where its files lie.
-        every: every n-th step of an episode becomes a row: all steps are given, but only rows are counted.
-    """
+    """One split of a robot data set in one format, opened and checked; every n-th step is a row. Can be pickled."""
 
     dataset: str  # the data set's own name
     format: str  # the format's name in reports
@@ -85,7 +80,6 @@ class EpisodeReader(ABC):
         """A reader of these episodes alone; statistics, counts and rows are then theirs."""
 
     def count_episodes(self) -> int:
-        """Episodes of the split."""
         return len(self.numbers())
 
     @abstractmethod
@@ -128,10 +122,7 @@ def finite_chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
 
 
 def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:
-    """Robot rows of the steps that a transform kept, whose chunk is finite and that have an instruction.
-
-    Their fields: `training/mixing/data_source.py`.
-    """
+    """Robot rows (`data_source.py`) of the steps that were kept, have an instruction, and whose chunk is finite."""
     for place in row_places(episode, trajectory, horizon):
         yield robot_row(episode, trajectory, horizon, place)
 

@@ -1,15 +1,11 @@
 """RLDS data sets: folders that TensorFlow Datasets wrote, read without TensorFlow.
 
-    NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
-    NAME/1.0.0/features.json        the tree of features
-    NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
-                                    one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
-                                    "steps/observation/image_0" [S] JPEGs
-
-Protocol buffers are read by `training/storage/tfrecord_reading.py`.
+NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
+NAME/1.0.0/features.json        the tree of features
+NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
+                                one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
+                                "steps/observation/image_0" [S] JPEGs
 """
-
-from __future__ import annotations
 
 import copy
 import logging
@@ -30,8 +26,6 @@ from gen_vla.training.storage.tfrecord_reading import (
     HEADER,
     Features,
     TFRecordError,
-    count_records,
-    is_compressed,
     map_records,
     parse_example,
     read_records,
@@ -59,11 +53,7 @@ class StepFeature:
 
 
 def find_rlds(folder: DataFolder) -> DataFolder | None:
-    """The folder with the metadata: this one, or the one version below it; `None` where there is none.
-
-    Raises:
-        RobotDataError: when there are several.
-    """
+    """The folder with the metadata: this one, or the one version below it; `None` where there is none."""
     if folder.exists(INFO) and folder.exists(FEATURES):
         return folder
     found = [name.rpartition("/")[0] for depth in ("*", "*/*") for name in folder.glob(f"{depth}/{FEATURES}")]
@@ -75,17 +65,7 @@ def find_rlds(folder: DataFolder) -> DataFolder | None:
 
 
 class RLDSReader(EpisodeReader):
-    """The episodes of one split, a shard each file.
-
-    Args:
-        folder: with dataset_info.json and features.json.
-        split: its name there; "train" where none is named, as TensorFlow Datasets calls the demonstrations.
-        every: as for `EpisodeReader`.
-
-    Raises:
-        RobotDataError: on metadata without the split, without pictures or instructions, or a shard that is missing.
-        TFRecordError: on a shard that is cut off.
-    """
+    """The episodes of one split, a shard each file."""
 
     format = "RLDS"
     stored_raw = True
@@ -133,7 +113,6 @@ class RLDSReader(EpisodeReader):
         return dict(self._sizes)
 
     def chosen(self) -> Any:
-        """Episodes by file, the features they are read with, and that with the instruction."""
         features = {name: str(feature) for name, feature in self._step_features.items()}
         wanted = [] if self._wanted is None else [sorted(self._wanted)]
         return [self._shards, features, self._instruction, *wanted]
@@ -199,8 +178,7 @@ class RLDSReader(EpisodeReader):
     def _check_shards(self, payload: int) -> dict[str, int]:
         """Sizes of the shards; checks that they are there and whole, by the sum of all records in the metadata."""
         present = self.folder.sizes()
-        missing = [name for name in self._shards if name not in present]
-        if missing:
+        if missing := [name for name in self._shards if name not in present]:
             raise RobotDataError(
                 f"got {self.folder.path} without {len(missing)} of the {len(self._shards)} shards its metadata "
                 f"names, expected {missing[0]}; fetch them again"
@@ -217,9 +195,7 @@ class RLDSReader(EpisodeReader):
             return
         for name in tqdm(sizes, desc="checking shards", unit="shard", disable=len(sizes) < 8):
             path = Path(self.folder.root, name)
-            if is_compressed(path):  # its own checksum at the end is checked when it is read
-                continue
-            if (count := count_records(path)) != self._shards[name]:
+            if (count := sum(1 for _ in map_records(path))) != self._shards[name]:
                 raise TFRecordError(
                     f"got {path} with {count} records, expected {self._shards[name]} as {INFO} says; the file is "
                     "cut off: fetch it again"
@@ -227,7 +203,6 @@ class RLDSReader(EpisodeReader):
 
 
 def read_features(folder: DataFolder) -> dict[str, StepFeature]:
-    """The features of a step by name ("observation/image_0"), from features.json."""
     tree = folder.read_json(FEATURES)
     try:
         steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]
@@ -274,16 +249,15 @@ def _split_entry(info: dict[str, Any], split: str, folder: DataFolder) -> dict[s
 
 
 def _shard_lengths(entry: dict[str, Any], dataset: str, folder: DataFolder) -> dict[str, int]:
-    """Episodes by file name, from a split's entry in dataset_info.json."""
     lengths = [int(length) for length in entry.get("shardLengths", [])]
     if not sum(lengths):
         raise RobotDataError(f"got split {entry['name']!r} of {folder.path} without episodes, expected at least one")
     template = entry.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    names = {"DATASET": dataset, "SPLIT": entry["name"], "FILEFORMAT": "tfrecord", "NUM_SHARDS": f"{len(lengths):05d}"}
     files = {}
     for number, length in enumerate(lengths):
-        shard = {"SHARD_INDEX": f"{number:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
-        shard["SHARD_X_OF_Y"] = f"{number:05d}-of-{len(lengths):05d}"
-        files[template.format(DATASET=dataset, SPLIT=entry["name"], FILEFORMAT="tfrecord", **shard)] = length
+        numbers = {"SHARD_INDEX": f"{number:05d}", "SHARD_X_OF_Y": f"{number:05d}-of-{len(lengths):05d}"}
+        files[template.format(**names, **numbers)] = length
     return files
 
 

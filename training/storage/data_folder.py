@@ -45,7 +45,6 @@ class DataFolder:
         return DataFolder(f"{self.path.rstrip('/')}/{name}") if name else self
 
     def describe(self, name: str) -> str:
-        """The file's full path for messages."""
         return f"{self.path.rstrip('/')}/{name}"
 
     def local_path(self, name: str) -> Path | None:
@@ -98,11 +97,10 @@ class DataFolder:
         return {self._relative(name): int(entries[name]["size"]) for name in sorted(entries)}
 
     def changed(self, names: Iterable[str] | None = None) -> dict[str, int | str]:
-        """What changes with a file's content, by name, of all files by default.
+        """What changes with a file's content, by name, of all files by default: a file's bytes may stay as many.
 
         On this machine that is the time of the last change in nanoseconds; elsewhere the hash or the time that the
-        file system gives, and a file without either is left out. A file that is written again with other numbers
-        often has as many bytes as before.
+        file system gives, and a file without either is left out.
         """
         if self.is_local:
             names = self.sizes() if names is None else names

@@ -33,7 +33,7 @@ from gen_vla.training.vision_language_data.rows import (
     messages_of,
     picture_name,
     pictures_of,
-    read_pictures,
+    read_picture,
     row_ranges,
 )
 
@@ -44,11 +44,7 @@ SEVERAL_PICTURES = "several pictures, which a stream of archives cannot bring to
 
 
 def interleave(streams: list[tuple[int, Attempts]]) -> Attempts:
-    """All entries of several streams, each as far along as the others at any time.
-
-    Args:
-        streams: (number of entries, entries).
-    """
+    """All entries of several streams (number of entries, entries), each as far along as the others at any time."""
     taken = [0] * len(streams)
     for _ in range(sum(size for size, _ in streams)):
         left = [number for number, (size, _) in enumerate(streams) if taken[number] < size]
@@ -58,14 +54,12 @@ def interleave(streams: list[tuple[int, Attempts]]) -> Attempts:
 
 
 def check_configs(name: str, configs: Iterable[str] | None, known: list[str]) -> None:
-    """Raises `ValueError` for a config that a data set does not have."""
     for config in configs or []:
         if config not in known:
             raise ValueError(f"{name!r}: got unknown config {config!r}; {did_you_mean(config, known)}")
 
 
 def image_names(row: Any) -> list[str]:
-    """The names of a row's pictures; none for a row that cannot be read."""
     try:
         names = [picture_name(picture) or MISSING_PICTURE for picture in pictures_of(row)]
     except RowError:
@@ -74,12 +68,7 @@ def image_names(row: Any) -> list[str]:
 
 
 class LlavaSource(ConversationSource):
-    """LLaVA rows whose pictures can be read in any order. Opening it scans the JSON once.
-
-    Args:
-        json_path: a local file.
-        read: gives the pictures.
-    """
+    """LLaVA rows whose pictures can be read in any order. Opening it scans the JSON once."""
 
     def __init__(self, name: str, json_path: Path, read: ReadPicture, problems: RowProblems):
         super().__init__(name, problems)
@@ -100,22 +89,18 @@ class LlavaSource(ConversationSource):
 
     def _row(self, identity: str, row: Any) -> Row:
         messages = messages_of(row)
-        return build_row(identity, messages, read_pictures(pictures_of(row), self.read))
+        return build_row(identity, messages, [read_picture(picture, self.read) for picture in pictures_of(row)])
 
 
 class ArchivedLlavaSource(ConversationSource):
-    """LLaVA rows whose pictures lie in tar archives, each named after the folder it holds.
+    """LLaVA rows whose pictures lie in tar archives, each named after the folder it holds; raises `ValueError` for an
+    unknown archive, or if rows name a folder of which there is no archive.
 
     `region_ref.tar.gz` holds the pictures whose name has the folder `region_ref`; what stands before that folder, in
     the JSON or in the archive, does not matter. A single archive holds them all. Opening it scans the JSON once.
 
     Args:
-        json_path: a local file.
-        filesystem, archive_folder: where the archives are.
         configs: archives to use, `"text-only"` for rows without a picture; `None` for all.
-
-    Raises:
-        ValueError: for an unknown archive, or if rows name a folder of which there is no archive.
     """
 
     lanes = 0  # archives are streamed from front to back
@@ -142,7 +127,6 @@ class ArchivedLlavaSource(ConversationSource):
             raise ValueError(f"{name!r}: got no row of {configs or 'any archive'} in {json_path}, expected some")
 
     def _scan(self, json_path: Path, configs: list[str] | None) -> None:
-        """Notes where rows lie, which archive each one needs, and the name of its picture there."""
         stems = set(self.archives)
         only = next(iter(stems)) if len(stems) == 1 else ""  # a single archive holds all, whatever it is called
         places: list[tuple[int, int]] = []
@@ -166,7 +150,6 @@ class ArchivedLlavaSource(ConversationSource):
         self.indexes = {group: NameIndex(tail for _, tail in rows) for group, rows in found.items()}
 
     def count_rows(self) -> int:
-        """Rows of the JSON that belong to the chosen archives."""
         return sum(map(len, self.row_numbers.values()))
 
     def _attempts(self, shards: list[tuple[str, range]]) -> Attempts:

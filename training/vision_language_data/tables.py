@@ -32,7 +32,7 @@ from gen_vla.training.vision_language_data.rows import (
     build_row,
     messages_of,
     pictures_of,
-    read_pictures,
+    read_picture,
     row_ranges,
 )
 
@@ -51,7 +51,6 @@ NOT_THE_FILE = (FileNotFoundError, ConnectionError, TimeoutError)  # what says n
 
 
 def missing_columns(layout: str, found: list[str]) -> list[str]:
-    """The columns of a layout that a table lacks under either name."""
     return [column for column in COLUMNS[layout] if column not in found and OTHER_NAMES.get(column) not in found]
 
 
@@ -59,12 +58,8 @@ class TableSource(ConversationSource):
     """Rows of parquet files, by row group. Opening it reads the footer of every file.
 
     Args:
-        filesystem, paths: the files, in order.
         layout: whose columns; conversations may also be called messages, and image images, and the other way round.
         read: gives pictures that rows name by a path; without it such a row is bad.
-
-    Raises:
-        ValueError: naming the file, if one is no parquet file or lacks a column, or if there is no row at all.
     """
 
     def __init__(
@@ -91,7 +86,6 @@ class TableSource(ConversationSource):
             raise ValueError(f"{name!r}: got {len(paths)} parquet files without a row, expected some")
 
     def _row_groups(self, path: str) -> list[tuple[int, int]]:
-        """First row and number of rows of each row group."""
         try:
             with self.filesystem.open(path, "rb") as file:
                 footer = pq.read_metadata(file)
@@ -136,9 +130,6 @@ class RecordedSource(ConversationSource):
 
     Args:
         paths: its arrow files, local, in order.
-
-    Raises:
-        ValueError: naming the file, if one cannot be read or lacks a column, or if there is no row at all.
     """
 
     def __init__(self, name: str, paths: list[Path], problems: RowProblems):
@@ -202,4 +193,4 @@ def _row(identity: str, cells: dict[str, Any], read: ReadPicture | None) -> Row:
     turns = [cells, *(cells.get(MORE_TURNS) or ())] if "question" in cells else []
     messages = [part for turn in turns for part in (("human", turn["question"]), ("gpt", turn["answer"]))]
     messages = messages or messages_of(cells)
-    return build_row(identity, messages, read_pictures(pictures_of(cells), read))
+    return build_row(identity, messages, [read_picture(picture, read) for picture in pictures_of(cells)])

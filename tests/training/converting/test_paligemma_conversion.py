@@ -32,7 +32,7 @@ def stock() -> Any:
 def folder(stock: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("flow")
     source = write_paligemma(place / "source", stock)
-    return convert(source, place / "converted", family="pi0_flow", expert=EXPERT, progress=False)
+    return convert(source, place / "converted", family="pi0_flow", expert=EXPERT)
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def test_a_converted_model_can_be_told_to_act(folder: Path) -> None:
 @pytest.mark.parametrize("dual", [True, False])
 def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
     source = write_paligemma(tmp_path / "source", stock)
-    convert(source, tmp_path / "converted", dual=dual, progress=False)
+    convert(source, tmp_path / "converted", dual=dual)
     model, processor = load_model(tmp_path / "converted"), read_processor(tmp_path / "converted")
     assert model.config.frozen == ("vision" if dual else None)
     assert list(processor.image_processor.image_mean) == [0.5, 0.25, 0.5]
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(family: str, stock: Any, tmp_path: Path) -
         ({"actions": "bins"}, "got actions for a paligemma, expected none of actions"),
     ):
         with pytest.raises(ConversionError, match=message):
-            convert(tmp_path / "cut", tmp_path / "converted", **given, progress=False)
+            convert(tmp_path / "cut", tmp_path / "converted", **given)
     assert not (tmp_path / "converted").exists()
 
 
