@@ -6,7 +6,6 @@ from the adapter's folder if it lies there, else from the base model's.
 """
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,14 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
-from gen_vla.training.checkpoints import check_folder, load_model, load_processor
+from gen_vla.training.checkpoints import (
+    check_folder,
+    has_processor,
+    load_model,
+    load_processor,
+    read_config,
+    read_processor,
+)
 from gen_vla.training.recipes.data_schema import RecipeError
 from gen_vla.training.recipes.loading import MINI
 from gen_vla.training.recipes.schema import Recipe
@@ -110,9 +116,10 @@ def load_checkpoint(folder: str | Path) -> tuple[Any, Any]:
     folder = check_checkpoint(folder)
     if not is_adapter(folder):
         return load_model(folder), load_processor(folder)
-    with tempfile.TemporaryDirectory(prefix="gen-vla-base-") as temporary:
-        base = overlay(base_folder(folder), folder, Path(temporary))
-        return merge(load_model(base), folder), load_processor(base)
+    base = base_folder(folder)
+    own_config = folder if (folder / "config.json").is_file() else base
+    processor = read_processor(folder if has_processor(folder) else base)
+    return merge(load_model(base, read_config(own_config)), folder), processor
 
 
 def saved_dtype(folder: str | Path) -> torch.dtype:
@@ -139,15 +146,6 @@ def base_folder(folder: Path) -> Path:
         revision = read_json(folder / ADAPTER_CONFIG).get("revision")
         local = Path(snapshot_download(base, revision=revision, allow_patterns=LOADED_FILES))
     return check_folder(local)
-
-
-def overlay(base: Path, adapter: Path, target: Path) -> Path:
-    """Links to the files of the base model in `target`, and to the adapter's settings instead where it has its own."""
-    settings = {path.name: path for path in adapter.iterdir() if path.suffix in (".json", ".jinja")}
-    settings.pop(ADAPTER_CONFIG)
-    for name, path in ({path.name: path for path in base.iterdir() if path.is_file()} | settings).items():
-        (target / name).symlink_to(path.resolve())
-    return target
 
 
 def merge(model: Any, folder: Path) -> Any:

@@ -24,7 +24,6 @@ from torch.utils.data import Sampler
 from gen_vla.processors.robot_state import RobotStateError
 from gen_vla.processors.text_tokens import ControlTokenError
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
-from gen_vla.training.mixing.row_tables import RowTable
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
 
@@ -111,7 +110,7 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
 class MixedTables(torch.utils.data.Dataset):
     """Prepared rows of several tables, by `(place in the run, index into their concatenation)`."""
 
-    def __init__(self, tables: dict[str, RowTable], prepare: RowPreparer, max_bad_share: float = 0.01):
+    def __init__(self, tables: dict[str, Any], prepare: RowPreparer, max_bad_share: float = 0.01):
         self.tables = list(tables.items())
         self.names = list(tables)
         self.ends = np.cumsum([len(table) for table in tables.values()])

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
@@ -44,16 +44,6 @@ QUESTION_FEATURES = Features(
         "identity": Value("string"),
     }
 )
-
-
-class RowTable(Protocol):
-    """Rows by number; `dataset` is what is stored, whose texts tell data sets apart."""
-
-    dataset: Dataset
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> dict[str, Any]: ...
 
 
 class RecordedTable:

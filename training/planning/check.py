@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.training.checkpoints import has_processor
+from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.model_building import (
     HUB_PREFIX,
     apply_recipe,
@@ -39,10 +40,7 @@ def run_check(recipe: Recipe, work_dir: str | Path) -> None:
     Rows at which a run would stop are an error behind everything that is shown.
     """
     work_dir = Path(work_dir)
-    opened = open_data(recipe, work_dir, write_tables=False)
-    config, processor, note = config_and_processor(recipe, work_dir, opened)
-    collator = build_collator(recipe, config, processor, opened.names)
-    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
+    opened, processor, note, collator, prepare = prepared_data(recipe, work_dir)
     checks = check_data(opened, prepare, collator)
     show_data(checks, work_dir / recipe.name, recipe.name)
     if not recipe.is_flow:
@@ -64,12 +62,17 @@ def run_check(recipe: Recipe, work_dir: str | Path) -> None:
 
 def tokens_over(recipe: Recipe, work_dir: Path) -> int:
     """How many tokens the longest of some robot rows is longer than the model takes; 0 or less where it fits."""
-    opened = open_data(recipe, work_dir, write_tables=False)
-    config, processor, _ = config_and_processor(recipe, work_dir, opened)
-    collator: Any = build_collator(recipe, config, processor, opened.names)
-    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
+    opened, _, _, collator, prepare = prepared_data(recipe, work_dir)
     lengths = measure_lengths(opened, prepare, collator)
     return max((each.longest for each in lengths.values()), default=0) - collator.max_tokens
+
+
+def prepared_data(recipe: Recipe, work_dir: Path) -> tuple[OpenedData, Any, str | None, Any, RowPreparer]:
+    """A recipe's data, no table written, its processor, a sentence where that is a stand-in, collator and preparer."""
+    opened = open_data(recipe, work_dir, write_tables=False)
+    config, processor, note = config_and_processor(recipe, work_dir, opened)
+    collator = build_collator(recipe, config, processor, opened.names)
+    return opened, processor, note, collator, build_preparer(recipe, processor, opened.norm_stats, collator, config)
 
 
 def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any, str | None]:

@@ -97,7 +97,9 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
         elif now - began >= 60 * minutes:
             break
     seconds = time.perf_counter() - began
-    resident, proportional, each = memory()
+    children = psutil.Process().children(recursive=True)
+    used = [process.memory_full_info() for process in (psutil.Process(), *children)]
+    resident = [entry.rss / GIGA for entry in used]
     timed, robots = seen[loaders + 1 :], [entry["robots"] for entry in seen if entry["robots"]]
     plans = plan_recipe(recipe, work_dir)[1]
     plan = next((plan for plan in plans if plan.fits), plans[-1])
@@ -106,20 +108,12 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
         seconds_to_batch=first,
         rows_per_second=sum(entry["rows"] for entry in timed) / seconds if timed else 0.0,
         needed=plan.rows_per_second / plan.gpus,
-        resident=resident,
-        proportional=proportional,
-        loaders=each,
+        resident=sum(resident),
+        proportional=sum(getattr(entry, "pss", entry.rss) for entry in used) / GIGA,
+        loaders=resident[1:],
         episodes=float(np.mean([len(set(names)) for names in robots])) if robots else 0.0,
         robot_rows=float(np.mean([len(names) for names in robots])) if robots else 0.0,
         padding=1 - sum(entry["tokens"] for entry in seen) / sum(entry["places"] for entry in seen),
         skipped={name: counter.report()["skipped"] for name, counter in mixture.counters().items()},
         rows=sum(entry["rows"] for entry in seen),
     )
-
-
-def memory() -> tuple[float, float, list[float]]:
-    """Gigabytes of this process and its children: resident, proportional, and resident in each child."""
-    children = psutil.Process().children(recursive=True)
-    used = [process.memory_full_info() for process in (psutil.Process(), *children)]
-    resident = [entry.rss / GIGA for entry in used]
-    return sum(resident), sum(getattr(entry, "pss", entry.rss) for entry in used) / GIGA, resident[1:]

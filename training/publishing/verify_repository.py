@@ -31,7 +31,11 @@ def main(folder: str, expected_file: str) -> None:
     expected = np.load(expected_file)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     pictures = [[Image.fromarray(image) for image in row] for row in expected["images"]]
-    inputs = processor.action_inputs(pictures, list(expected["instructions"]), **state_of(processor))
+    state: dict[str, Any] = {}
+    if processor.takes_state:  # that of the first data set for each of the two rows
+        key = min(processor.state_statistics)
+        state = {"state": [processor.neutral_state(key)] * 2, "unnorm_key": key}
+    inputs = processor.action_inputs(pictures, list(expected["instructions"]), **state)
     seen = {name: values for name, values in inputs.items() if name != "state"}  # which is for `predict_actions`
     settings: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.float32, "output_loading_info": True}
     for loader in (AutoModel, AutoModelForImageTextToText):
@@ -51,13 +55,6 @@ def main(folder: str, expected_file: str) -> None:
         if not worst <= TOLERANCE:
             sys.exit(f"got logits that differ by {worst:.2e} from the checkpoint's, expected at most {TOLERANCE}")
     check_generation(model, processor, inputs, expected)  # type: ignore[reportPossiblyUnbound]
-
-
-def state_of(processor: Any) -> dict[str, Any]:
-    if not processor.takes_state:
-        return {}
-    key = min(processor.state_statistics)
-    return {"state": [processor.neutral_state(key)] * 2, "unnorm_key": key}
 
 
 def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> None:

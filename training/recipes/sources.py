@@ -17,7 +17,7 @@ from gen_vla.training.held_out import HELD_OUT, held_out_episodes, question_draw
 from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
-from gen_vla.training.mixing.row_tables import QUESTION_FEATURES, ROBOT_FEATURES, RecordedTable, RowTable, write_table
+from gen_vla.training.mixing.row_tables import QUESTION_FEATURES, ROBOT_FEATURES, RecordedTable, write_table
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import RobotSource, VisionLanguageSource
 from gen_vla.training.recipes.schema import Recipe
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 class OpenedData:
     """A recipe's data sets by `robot/KEY` and `vision_language/NAME`, robot data first."""
 
-    tables: dict[str, RowTable] = field(default_factory=dict)  # empty for a recipe that streams
+    tables: dict[str] = field(default_factory=dict)  # empty for a recipe that streams
     streams: dict[str, DataSource] = field(default_factory=dict)  # empty for one that does not
     held_out: dict[str, DataSource] = field(default_factory=dict)  # what is no part of either (`data.validation`)
     norm_stats: dict[str, Any] = field(default_factory=dict)  # of the robot data by key, OpenVLA's dictionary

@@ -21,10 +21,6 @@ class RobotDataError(ValueError):
     """A robot data set that cannot be used as it is; says what is there, what was expected and what to do."""
 
 
-class EmptyRobotDataError(RobotDataError):
-    """A robot data set in which nothing is left to train on."""
-
-
 @dataclass(frozen=True)
 class RobotEpisode:
     """One episode of S steps as it is stored."""

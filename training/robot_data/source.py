@@ -15,7 +15,6 @@ import numpy as np
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import (
-    EmptyRobotDataError,
     EpisodeReader,
     RobotDataError,
     RobotEpisode,
@@ -198,7 +197,7 @@ def open_robot_source(
 
     Raises:
         RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that does not fit what is
-            stored (`layouts`); `EmptyRobotDataError` without a step that has an instruction.
+            stored (`layouts`); `RobotDataError` without a step that has an instruction.
         TFRecordError: on a shard that is cut off.
     """
     for word, value in (("horizon", horizon), ("every", every)):
@@ -312,7 +311,7 @@ def _check_not_empty(dataset: RobotDataset, path: str | Path, split: str | None)
             return
     report = problems.report()
     example = f", such as {report['examples'][0]}" if report["examples"] else ""
-    raise EmptyRobotDataError(
+    raise RobotDataError(
         f"got {path}{f', split {split!r},' if split else ''} without a step that has an instruction and a finite "
         f"action ({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}{example}), "
         "expected at least one"

@@ -20,7 +20,7 @@ from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.processors.action_statistics import QUANTILES
 from gen_vla.processors.relative_actions import check_groups, to_relative
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
-from gen_vla.training.robot_data.episodes import READING_VERSION, EmptyRobotDataError, RobotDataError, finite_chunks
+from gen_vla.training.robot_data.episodes import READING_VERSION, RobotDataError, finite_chunks
 from gen_vla.training.robot_data.source import NOT_FINITE, RobotDataset
 from gen_vla.training.robot_data.transforms import Trajectory
 from gen_vla.training.storage.json_files import read_json, write_json
@@ -57,7 +57,7 @@ def robot_statistics(
 
     Raises:
         TooManyBadRows: when more steps were skipped than the data set tolerates.
-        EmptyRobotDataError: without a step that has an instruction.
+        RobotDataError: without a step that has an instruction.
     """
     file = cache / f"robot_statistics_{dataset.name}.json" if cache else None
     fingerprint = _fingerprint(dataset, unscaled, normalization)
@@ -102,7 +102,7 @@ def _pass_over(
             proprio.append(trajectory.proprio[np.isfinite(trajectory.proprio).all(axis=1)])
     problems.finish()
     if not rows:
-        raise EmptyRobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
+        raise RobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
     mask = None if unscaled is None else [dim not in unscaled for dim in range(together.shape[1])]
     entry = {**compute_statistics(together, len(actions), mask, normalization), "num_transitions": steps}

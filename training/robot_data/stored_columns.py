@@ -66,13 +66,6 @@ def column_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     return values.reshape(-1)
 
 
-def column_seconds(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A column of times in seconds, numbers or durations: float64 [S]."""
-    if pa.types.is_duration(column.type):
-        return column_values(column.cast(pa.duration("ns")).cast(pa.int64()), name) / 1e9
-    return column_values(column, name).astype(np.float64)
-
-
 def stored_pictures(column: pa.ChunkedArray, name: str, folder: DataFolder) -> list[Any]:
     """A column of pictures as entries of a row's `images`; `None` where a row has none; raises `RobotDataError` for
     anything else.

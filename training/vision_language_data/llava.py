@@ -12,12 +12,14 @@ of one archive are read in a single pass over it: readers get even shares of eve
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fsspec import AbstractFileSystem
 
+from gen_vla.training.mixing.mixture import weighted_turns
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.vision_language_data.archives import TAR_ERRORS, find_archives, stream_members
@@ -45,11 +47,8 @@ SEVERAL_PICTURES = "several pictures, which a stream of archives cannot bring to
 
 def interleave(streams: list[tuple[int, Attempts]]) -> Attempts:
     """All entries of several streams (number of entries, entries), each as far along as the others at any time."""
-    taken = [0] * len(streams)
-    for _ in range(sum(size for size, _ in streams)):
-        left = [number for number, (size, _) in enumerate(streams) if taken[number] < size]
-        number = min(left, key=lambda number: (taken[number] + 1) / streams[number][0])
-        taken[number] += 1
+    sizes = [size for size, _ in streams]
+    for number in islice(weighted_turns(sizes), sum(sizes)):
         yield next(streams[number][1])
 
 

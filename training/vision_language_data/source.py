@@ -11,7 +11,6 @@ Paths are local, or `hf://datasets/OWNER/NAME[@REVISION]`, or anything else fssp
 (or a recorded set) is fetched once and kept; pictures and parquet columns are read as rows ask for them.
 """
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +65,7 @@ def open_vision_language_source(
     if found == "packed":
         return PackedSource(name, DataFolder(path), problems)
     if found == "recorded":
-        return RecordedSource(name, _arrow_files(filesystem, root), problems)
+        return RecordedSource(name, path, problems)
     if found in ("llava", "robopoint"):
         return _open_llava(filesystem, root, name, found, configs, problems)
     assert found in ("vqasynth", "onevision")
@@ -157,17 +156,6 @@ def _open_llava(
     zipped = f"{root}/images.zip"
     pictures = ZipPictures(filesystem, zipped) if filesystem.isfile(zipped) else FolderPictures(filesystem, root)
     return LlavaSource(name, rows_path, pictures.read, problems)
-
-
-def _arrow_files(filesystem: AbstractFileSystem, root: str) -> list[Path]:
-    try:
-        names = [entry["filename"] for entry in json.loads(filesystem.cat_file(f"{root}/state.json"))["_data_files"]]
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"got {root} without a state.json that names its files ({error!r}), expected a data set written by "
-            "save_to_disk; record it again"
-        ) from error
-    return [local_copy(filesystem, f"{root}/{name}") for name in names]
 
 
 def _parquet_files(filesystem: AbstractFileSystem, root: str, name: str, configs: list[str] | None) -> list[str]:

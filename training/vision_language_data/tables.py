@@ -17,11 +17,10 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, concatenate_datasets
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.storage.recordings import MORE_TURNS, QUESTION_COLUMNS, check_columns
+from gen_vla.training.storage.recordings import MORE_TURNS, QUESTION_COLUMNS, load_recording
 from gen_vla.training.vision_language_data.rows import (
     CONVERSATIONS,
     PICTURES,
@@ -37,11 +36,10 @@ from gen_vla.training.vision_language_data.rows import (
 )
 
 
-Layout = Literal["onevision", "vqasynth", "recorded"]
+Layout = Literal["onevision", "vqasynth"]
 COLUMNS: dict[str, list[str]] = {
     "onevision": ["image", "conversations"],
     "vqasynth": ["images", "messages"],
-    "recorded": [*QUESTION_COLUMNS],
 }
 OTHER_NAMES = dict(zip((*PICTURES, *CONVERSATIONS), (*PICTURES[::-1], *CONVERSATIONS[::-1]), strict=True))
 ROWS_AT_A_TIME = 16  # pictures of this many rows are in memory at once
@@ -126,31 +124,21 @@ class TableSource(ConversationSource):
 
 
 class RecordedSource(ConversationSource):
-    """Rows of a data set that `save_to_disk` wrote, memory-mapped; a table of them by number, too.
+    """Rows of a data set that `save_to_disk` wrote; a table of them by number, too."""
 
-    Args:
-        paths: its arrow files, local, in order.
-    """
-
-    def __init__(self, name: str, paths: list[Path], problems: RowProblems):
+    def __init__(self, name: str, path: str | Path, problems: RowProblems):
         super().__init__(name, problems)
-        files, first = [_recorded_rows(path) for path in paths], 0
-        for path, rows in zip(paths, files):
-            self._shards |= {f"{path.name}:{r.start}-{r.stop}": (path, first, r) for r in row_ranges(len(rows))}
-            first += len(rows)
-        if not self._shards:
-            raise ValueError(f"{name!r}: got {len(paths)} arrow files without a row, expected some")
-        self.dataset = concatenate_datasets(files).with_format("arrow")
-        self._numbers: range | list[int] = range(len(self.dataset))
+        rows = load_recording(path, QUESTION_COLUMNS)
+        if not len(rows):
+            raise ValueError(f"{name!r}: got {path} without a row, expected some")
+        self._shards = {f"{name}:{r.start}-{r.stop}": r for r in row_ranges(len(rows))}
+        kept = [column for column in (*QUESTION_COLUMNS, MORE_TURNS) if column in rows.column_names]
+        self.dataset = rows.select_columns(kept).with_format("arrow")
+        self._numbers: range | list[int] = range(len(rows))
 
     def only(self, wanted: Callable[[str], bool], problems: RowProblems | None = None) -> Self:
         source = super().only(wanted, problems)
-        source._numbers = [
-            first + number
-            for path, first, numbers in self._shards.values()
-            for number in numbers
-            if wanted(f"{path.name} row {number}")
-        ]
+        source._numbers = [number for number in self._numbers if wanted(f"{self.name} row {number}")]
         return source
 
     def count_rows(self) -> int:
@@ -165,28 +153,16 @@ class RecordedSource(ConversationSource):
         turns = [{"question": cells["question"], "answer": cells["answer"]}, *(cells.get(MORE_TURNS) or ())]
         return {"images": pictures_of(cells), "turns": turns, "identity": f"{self.name} row {number}"}
 
-    def _attempts(self, shards: list[tuple[Path, int, range]]) -> Attempts:
-        for path, first, numbers in shards:
+    def _attempts(self, shards: list[range]) -> Attempts:
+        for numbers in shards:
             for start in numbers[::ROWS_AT_A_TIME]:
-                some = self._cells(first + start, first + min(start + ROWS_AT_A_TIME, numbers.stop))
-                for number, cells in enumerate(some, start):
-                    identity = f"{path.name} row {number}"
+                for number, cells in enumerate(self._cells(start, min(start + ROWS_AT_A_TIME, numbers.stop)), start):
+                    identity = f"{self.name} row {number}"
                     yield identity, partial(_row, identity, cells, None)
 
     def _cells(self, first: int, last: int) -> list[dict[str, Any]]:
         table: Any = self.dataset[first:last]
         return table.to_pylist()
-
-
-def _recorded_rows(path: Path) -> Dataset:
-    try:
-        rows = Dataset.from_file(str(path))
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
-    check_columns(rows.column_names, COLUMNS["recorded"], path)
-    return rows.select_columns([name for name in (*COLUMNS["recorded"], MORE_TURNS) if name in rows.column_names])
 
 
 def _row(identity: str, cells: dict[str, Any], read: ReadPicture | None) -> Row:

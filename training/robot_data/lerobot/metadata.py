@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError, instruction_text
+from gen_vla.training.robot_data.episodes import RobotDataError, instruction_text
 from gen_vla.training.storage.data_folder import DataFolder
 
 
@@ -61,7 +61,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
 
     Raises:
         RobotDataError: on another version, a split that is not there, or metadata that lacks something.
-        EmptyRobotDataError: without an episode that has a task text.
+        RobotDataError: without an episode that has a task text.
     """
     info = folder.read_json(INFO)
     version = "v" + str(info.get("codebase_version")).removeprefix("v")
@@ -87,7 +87,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
     wanted, note = split_episodes(info, split, numbers, folder.describe(INFO))
     chosen = [episode for episode in episodes if episode.index in wanted]
     if all(episode.labelled is False for episode in chosen) or not any(tasks.values()):
-        raise EmptyRobotDataError(
+        raise RobotDataError(
             f"got {folder.path} with {len(chosen)} episodes{f' in split {split!r}' if split else ''} and no task text "
             "among them, expected episodes with a task: without instructions there is nothing to learn from; "
             "lerobot-edit-dataset --operation.type modify_tasks --operation.new_task TEXT writes one"

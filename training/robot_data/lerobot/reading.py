@@ -24,7 +24,7 @@ from gen_vla.training.robot_data.lerobot.video_times import (
     check_row_times,
     misplaced_episodes,
 )
-from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values, stored_pictures
+from gen_vla.training.robot_data.stored_columns import column_array, column_values, stored_pictures
 from gen_vla.training.robot_data.video_frames import VideoFrames, VideoPicture, video_seconds
 from gen_vla.training.storage.data_folder import DataFolder
 
@@ -176,7 +176,7 @@ class LeRobotReader(EpisodeReader):
         numbers = column_values(table["task_index"], "task_index").tolist()
         texts = [self._metadata.tasks.get(number, "") for number in numbers]  # 3.0 finds 3, and NaN nothing
         steps = {name: column_array(table[name], name) for name in features}
-        times = column_seconds(table["timestamp"], "timestamp")
+        times = column_values(table["timestamp"], "timestamp").astype(np.float64)
         if self._timed:
             check_row_times(times, self.fps or 1.0)
         else:
