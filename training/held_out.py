@@ -28,8 +28,7 @@ EPISODES, SHARDS = 64, 16  # that the rows of a data set are of, at most
 
 
 def held_out_episodes(validation: ValidationRecipe | None, key: str, numbers: list[int]) -> list[int]:
-    """Which of a data set's episodes are held out, ascending; raises `ValueError` if it has no such episode, or no
-    other.
+    """Which of a data set's episodes are held out, ascending; raises `ValueError` without such or without others.
 
     Args:
         numbers: of all its episodes, ascending.

@@ -51,7 +51,9 @@ def convert_vlm(
     names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
     stock_class = getattr(transformers, names[vlm.config.model_type])
     processor = with_actions(read_stock(source, stock_class))
-    inputs = processor.question_inputs(random_picture(), "What is this?")
+    pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = Image.fromarray(pixels.numpy())
+    inputs = processor.question_inputs(noise, "What is this?")
     expected = first_logits(vlm, inputs) if check else None
     model = VLAPlusForVision2Seq.from_vlm(vlm, "vision" if dual else None, prompt_template=processor.prompt_template)
     model.save_pretrained(destination, max_shard_size=max_shard_bytes)
@@ -79,11 +81,6 @@ def read_vlm(source: str | Path, dtype: torch.dtype | None = None) -> Any:
             "be incomplete, or the architecture another"
         )
     return vlm
-
-
-def random_picture() -> Image.Image:
-    pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
 
 
 @torch.no_grad()

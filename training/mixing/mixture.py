@@ -7,8 +7,7 @@
 Robot and vision-language rows alternate, so that every stretch of even length that starts at an even place is exactly
 half and half: every per-device batch of every process. Another share (`data.robot_share`) is as exact. Both kinds of
 places go to their sets by weight (here a: 2, b: 1, onevision: 2). One order covers the whole run, each table
-reshuffled whenever it is used up, so that a resumed run only has to skip what it saw. `streaming_mixture.py` has the
-rows of streams.
+reshuffled whenever it is used up, so that a resumed run only skips what it saw. Streams: `streaming_mixture.py`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -88,8 +88,7 @@ class WrittenRows:
 
 
 def write_table(source: DataSource, features: Features, work_dir: Path, settings: dict[str, Any]) -> WrittenRows:
-    """The rows of a source as a table, written unless an earlier run of the same settings has; raises `ValueError` if
-    the source has no rows.
+    """The rows of a source as a table, written unless an earlier run has; raises `ValueError` for one without rows.
 
     Args:
         features: `ROBOT_FEATURES` or `QUESTION_FEATURES`.

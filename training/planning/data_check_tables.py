@@ -53,8 +53,11 @@ def read_table(checks: list[SourceCheck]) -> Table:
         reading = check.reading
         episodes = "" if reading.episodes is None else f"{reading.episodes:,}"
         rows = "?" if reading.rows is None else f"{reading.rows:,}"
-        kind = "\n".join((reading.format, *rate(reading)))
-        table.add_row(*map(Text, (check.name, kind, episodes, rows, cameras(check), first_row(check))))
+        kind, first = "\n".join((reading.format, *rate(reading))), "none could be used"
+        if check.rows:
+            sizes = ", ".join(f"{width} x {height}" for width, height in check.rows[0].picture_sizes) or "no picture"
+            first = f"{check.rows[0].words[:LONGEST]}\n{sizes}"
+        table.add_row(*map(Text, (check.name, kind, episodes, rows, cameras(check), first)))
     return table
 
 
@@ -69,14 +72,6 @@ def cameras(check: SourceCheck) -> str:
     reading = check.reading
     used = ", ".join(reading.cameras) + ("" if reading.camera_named or not reading.unused_cameras else " (the first)")
     return used + (f"\nnot used: {', '.join(reading.unused_cameras)}" if reading.unused_cameras else "")
-
-
-def first_row(check: SourceCheck) -> str:
-    if not check.rows:
-        return "none could be used"
-    row = check.rows[0]
-    sizes = ", ".join(f"{width} x {height}" for width, height in row.picture_sizes) or "no picture"
-    return f"{row.words[:LONGEST]}\n{sizes}"
 
 
 def dimensions_table(check: SourceCheck) -> Table:

@@ -113,7 +113,9 @@ def pretrain_encoders(recipe: Recipe, work_dir: Path, processes: int = 1) -> Non
 
 
 def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path) -> None:
-    weights, settings = encoder_file(recipe, work_dir, name), pretraining_settings(recipe, name)
+    weights, whole = encoder_file(recipe, work_dir, name), as_settings(recipe)
+    data = {key: whole["data"][key] for key in ("image_size", "vision_language")}
+    settings = {"pretraining": whole["pretraining"], "encoder": whole["model"][name], "data": data}
     folder, record = weights.parent, weights.parent / SETTINGS
     if record.is_file() and read_json(record) != settings:
         raise ValueError(
@@ -131,12 +133,6 @@ def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path) -> None:
     write_json(folder / LOG, with_provenance({"history": trainer.state.log_history}, provenance()))
     model: Any = trainer.model
     save_file(model.encoder.state_dict(), weights)
-
-
-def pretraining_settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    settings = as_settings(recipe)
-    data = {key: settings["data"][key] for key in ("image_size", "vision_language")}
-    return {"pretraining": settings["pretraining"], "encoder": settings["model"][name], "data": data}
 
 
 def encoder_trainer(name: str, recipe: Recipe, pictures: LabelledPictures, checkpoints: Path) -> TokenLabelTrainer:

@@ -5,8 +5,7 @@ the large files, commit, tag, add to the collection. A step that fails leaves ev
 
 The commit names its parent, so it cannot overwrite what somebody else published meanwhile, and may be sent twice when
 an answer is lost. Large files go to the Hub's storage before it, under the hash of their content: those that have
-arrived are not sent again, by this run or a later one. `HfApi.upload_folder` cannot do this, since it may split the
-upload into several commits.
+arrived are not sent again, by this run or a later one. `HfApi.upload_folder` may make several commits.
 """
 
 import hashlib

@@ -51,12 +51,11 @@ def question_figures(path: Path) -> dict[str, str]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if "kinds" not in found:
         raise ValueError(f"got {path} without kinds of questions, expected a file of gen-vla evaluate scene_questions")
-    return {kind: _figure(score) for kind, score in {**found["kinds"], "all": found["total"]}.items()}
-
-
-def _figure(score: dict[str, Any]) -> str:
-    share = f"{100 * score['right'] / score['n']:.0f} % of {score['n']}"
-    return share if score.get("median_cm") is None else f"{share}, {score['median_cm']:.1f} cm off"
+    figures = {}
+    for kind, score in {**found["kinds"], "all": found["total"]}.items():
+        off = "" if score.get("median_cm") is None else f", {score['median_cm']:.1f} cm off"
+        figures[kind] = f"{100 * score['right'] / score['n']:.0f} % of {score['n']}{off}"
+    return figures
 
 
 def card(recipe: Any, parameters: int, columns: dict[str, dict[str, str]]) -> str:

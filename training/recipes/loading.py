@@ -38,7 +38,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
     """
     settings = _read(_find(name_or_path))
     if mini:
-        settings = _shrink(settings)
+        overlay = _read(RECIPES / f"_mini_{settings.get('model', {}).get('family', 'openvla_plus')}.yaml")
+        settings = _merge(settings, {**overlay, "name": f"{MINI}{settings.get('name')}"})
     for dotted, value in (overrides or {}).items():
         _override(settings, dotted, value)
     try:
@@ -74,12 +75,6 @@ def _find(name_or_path: str | Path) -> Path:
         f"got recipe {str(name_or_path)!r}, which is no file; {did_you_mean(path.stem, recipe_names())}, and files, "
         f"seen from {Path.cwd()}"
     )
-
-
-def _shrink(settings: dict[str, Any]) -> dict[str, Any]:
-    family = settings.get("model", {}).get("family", "openvla_plus")
-    overlay = _read(RECIPES / f"_mini_{family}.yaml")
-    return _merge(settings, {**overlay, "name": f"{MINI}{settings.get('name')}"})
 
 
 def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:

@@ -49,8 +49,7 @@ class ModelRecipe:
     text: dict[str, Any] = field(default_factory=dict)
     """Fields of the language model's configuration, as in transformers."""
     expert: dict[str, Any] = field(default_factory=dict)
-    """Fields of the action expert's configuration, a Gemma as deep as `text` and with the same heads; for `pi0_flow`
-    only."""
+    """Fields of the action expert's configuration, a Gemma as deep as `text` and with its heads; for `pi0_flow`."""
 
     def __post_init__(self) -> None:
         choices = FROZEN.get(self.family, (self.frozen,))

@@ -1,7 +1,6 @@
 """The data sets of a recipe: opened, checked, counted.
 
-Before the first step every data set must be there, with rows and the columns of its kind, and with actions of the
-recipe's width.
+Before the first step every data set must be there, with rows, columns of its kind and actions of the right width.
 """
 
 import logging

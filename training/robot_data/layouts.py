@@ -43,8 +43,8 @@ def check_layout(
         return
     stored = [transform.stored(steps) for steps in islice(episodes, LOOKED_AT)]
     if transform.name == "identity":
-        missed = moves_are_commands(stored) if own == "bridge" else gripper_is_command(stored)
-        if missed:
+        commands = any((actions[:, -1] < COMMAND).any() for actions, _ in stored)
+        if moves_are_commands(stored) if own == "bridge" else commands:
             raise RobotDataError(
                 f"got {where}, whose {MISSES[str(own)]}, expected the {own} transform to have been applied to a data "
                 f"set of that name; set transform: {own} to apply it, or transform: null to learn what is stored"
@@ -92,7 +92,3 @@ def gripper_is_state(stored: Sequence[Stored]) -> bool:
     grippers = [actions[:, -1] for actions, _ in stored if len(actions)]
     binary = all(np.isin(gripper, (0.0, 1.0)).all() for gripper in grippers)
     return binary and 2 * sum(gripper[0] == 1.0 for gripper in grippers) > len(grippers)
-
-
-def gripper_is_command(stored: Sequence[Stored]) -> bool:
-    return any((actions[:, -1] < COMMAND).any() for actions, _ in stored)

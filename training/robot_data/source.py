@@ -192,8 +192,7 @@ def open_robot_source(
         horizon: T, the steps of a row's action chunk.
         action, state: the stored features that hold them, where they have other names; several are put side by side.
         every: every n-th step of an episode is kept, see `transforms.thinned`.
-        relative: groups of dimensions that are learned relative to the state (`processors/relative_actions.py`). Rows
-            hold them as they are.
+        relative: groups of dimensions that are learned relative to the state; rows hold them as they are.
 
     Raises:
         RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that does not fit what is

@@ -1,8 +1,7 @@
 """OpenVLA's statistics of a robot data set, by one pass over its actions, cached beside the run.
 
 No picture is read. All actions are held at once for the quantiles: 28 bytes a step of 7 dimensions, 60 MB for the
-2.1 million steps of Bridge. Figures of relative actions are of whole chunks, as openpi's are: that much a horizon's
-step.
+2.1 million steps of Bridge. Figures of relative actions are of whole chunks, as openpi's are: that much a step of one.
 """
 
 import hashlib

@@ -67,8 +67,7 @@ def column_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
 
 
 def stored_pictures(column: pa.ChunkedArray, name: str, folder: DataFolder) -> list[Any]:
-    """A column of pictures as entries of a row's `images`; `None` where a row has none; raises `RobotDataError` for
-    anything else.
+    """A column of pictures as entries of a row's `images`; `None` where a row has none; else `RobotDataError`.
 
     Args:
         column: `{"bytes", "path"}`, bytes, paths (absolute, or relative to the folder), or arrays of 0..255 of shape

@@ -45,8 +45,7 @@ def pinned(path: str, known: Mapping[str, str] | None = None) -> tuple[str, str 
 
 
 def upload_target(output: str) -> tuple[str, str] | None:
-    """Repository and folder ("" for its root) of `hf://datasets/OWNER/NAME[/FOLDER]`; `None` for a folder of this
-    machine."""
+    """Repository and folder ("" for its root) of `hf://datasets/OWNER/NAME[/FOLDER]`; `None` for a folder here."""
     if "://" not in output:
         return None
     name, revision, rest = split_path(output)

@@ -86,8 +86,7 @@ def messages_of(row: Any) -> list[tuple[Any, Any]]:
     """The messages of a row as (speaker, text), with an `IMAGE_MARKER` where a part is a picture.
 
     They may be under `from` and `value` or `role` and `content`, as JSON text, and their contents text, numbers or
-    lists of parts, which are joined by line breaks. A column `system` is a message before them. Raises `RowError` for
-    anything else.
+    lists of parts, which are joined by line breaks. A column `system` is a message before them; else `RowError`.
     """
     messages = [
         (message.get("from") or message.get("role"), "\n".join(map(_text_of, _parts(message))))

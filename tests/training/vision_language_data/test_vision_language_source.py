@@ -143,12 +143,13 @@ def test_nothing_there_and_nothing_known(tmp_path):
     messages: dict[Any, str] = {
         "auto": r"with nothing in it, expected chat\.json",
         "llava": "JSON files none in .*expected one chat",
-        "recorded": r"without a state\.json that names its files",
         "onevision": "no parquet file of training data",
     }
     for format, message in messages.items():
         with pytest.raises(ValueError, match=message):
             open_vision_language_source(tmp_path, name="x", format=format)
+    with pytest.raises(FileNotFoundError, match=r"no data set at .*written by save_to_disk"):
+        open_vision_language_source(tmp_path, name="x", format="recorded")
 
 
 def test_problems_are_counted_where_the_caller_looks(tmp_path):
