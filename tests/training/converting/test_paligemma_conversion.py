@@ -102,7 +102,7 @@ def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
 
 @pytest.mark.parametrize("family", ["vla_plus", "pi0_flow"])
 def test_what_does_not_fit_is_refused(family: str, stock: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"family": family, "expert": EXPERT, "progress": False}
+    options: dict[str, Any] = {"family": family, "expert": EXPERT}
     write_paligemma(tmp_path / "more", stock, {**published(stock), "action_expert.weight": torch.ones(1)})
     with pytest.raises(ConversionError, match=r"0 missing and 1 unexpected weights \(action_expert.weight"):
         convert(tmp_path / "more", tmp_path / "converted", **options)
