@@ -196,7 +196,7 @@ def open_robot_source(
 
     Raises:
         RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that does not fit what is
-            stored (`layouts`); `RobotDataError` without a step that has an instruction.
+            stored (`layouts`), or no step that has an instruction.
         TFRecordError: on a shard that is cut off.
     """
     for word, value in (("horizon", horizon), ("every", every)):

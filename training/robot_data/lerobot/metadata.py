@@ -60,8 +60,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
     """Reads meta/ for one split, or all episodes without one.
 
     Raises:
-        RobotDataError: on another version, a split that is not there, or metadata that lacks something.
-        RobotDataError: without an episode that has a task text.
+        RobotDataError: on another version, a split that is not there, metadata that lacks something, or no task text.
     """
     info = folder.read_json(INFO)
     version = "v" + str(info.get("codebase_version")).removeprefix("v")
