@@ -12,8 +12,6 @@ from gen_vla.training.storage.json_files import read_json
 
 
 class Family(NamedTuple):
-    """The classes of one architecture."""
-
     config: Any
     model: Any
     processor: Any

@@ -224,7 +224,6 @@ def _check_architecture(config: Any, settings: ModelRecipe, name: str) -> None:
 
 
 def read_start(folder: Path, recipe: Recipe, name: str) -> tuple[Any, Any]:
-    """Processor and configuration of the model to start from, whose weights may be elsewhere."""
     processor, config = read_processor(folder), read_config(folder)
     _check_architecture(config, recipe.model, name)
     return processor, config
@@ -303,7 +302,6 @@ def recipe_texts(recipe: Recipe, work_dir: Path, opened: OpenedData) -> list[str
 
 
 def action_weights(recipe: Recipe, config: Any) -> ActionTokenWeights | BinTokenWeights | None:
-    """The loss weights of action tokens, or `None` without robot data."""
     if not recipe.data.robot or not config.action_config:
         return None
     statistics = [entry["action"] for entry in config.norm_stats.values()]

@@ -71,8 +71,6 @@ def reach_last_layer(model: Any) -> None:
 
 
 class FlowMetrics(MetricSums):
-    """Figures of flow matching, as `SourceMetrics` has them of tokens."""
-
     COLUMNS = ("squares", "values", "error", "rows", "replaced")
 
     def add(self, velocity: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:

@@ -116,7 +116,6 @@ class HeldPictures:
 
 
 def row_bytes(row: dict[str, Any]) -> int:
-    """About how many bytes of memory a row takes."""
     texts = sum(len(turn["question"]) + len(turn["answer"]) for turn in row.get("turns", ()))
     return ROW_BYTES + texts + sum(map(_picture_bytes, row["images"]))
 

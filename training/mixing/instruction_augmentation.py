@@ -45,8 +45,6 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class Match(NamedTuple):
-    """The family of an instruction, and what its slots hold."""
-
     family: str
     slots: dict[str, str]
 

@@ -56,7 +56,6 @@ class Turns:
     robot_share: float = 0.5  # of the places, where there are both kinds
 
     def shares(self) -> list[float]:
-        """Which share of all rows every data set has."""
         robot = self.robot_share if self.vision_language else 1.0
         kinds = ((self.robot, robot), (self.vision_language, 1.0 - self.robot_share if self.robot else 1.0))
         return [share * weight / sum(weights) for weights, share in kinds for weight in weights]

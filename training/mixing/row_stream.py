@@ -37,8 +37,6 @@ Hold = Callable[[Row], Row]  # a row with its pictures encoded, see `encoded_pic
 
 @dataclass(frozen=True)
 class BufferSize:
-    """What a reader holds of a data set: rows to draw from, and shards that are open at a time."""
-
     rows: int
     lanes: int = 1
 
@@ -119,7 +117,6 @@ class RowStream:
             yield self.early[place]
 
     def some_length(self) -> int:
-        """The length of a row in the buffer, for others to be like."""
         self._fill()
         return self.kept[int(self.draw.integers(len(self.kept)))]["length"]
 

@@ -36,7 +36,6 @@ class Counts:
     examples: list[str] = field(default_factory=list)
 
     def add(self, report: dict[str, Any]) -> None:
-        """Adds what `report` gave elsewhere."""
         self.seen += report["seen"]
         self.skipped += report["skipped"]
         self.longer += report.get("longer", 0)
@@ -80,7 +79,6 @@ class RowProblems:
             self.finish()
 
     def leave_out(self) -> None:
-        """Counts a row that is longer than the recipe takes."""
         self._add({"seen": 0, "skipped": 0, "longer": 1, "by_reason": {}, "examples": []})
 
     def take(self) -> dict[str, Any]:

@@ -28,8 +28,6 @@ HARDLY_MOVES = 0.01  # of what dimensions range over in the median
 
 @dataclass(frozen=True)
 class ShownRow:
-    """One row as the model sees it."""
-
     identity: str  # its name in its data set
     words: str  # the instruction or the first question, before anything is put around it
     picture_sizes: list[tuple[int, int]]  # (width, height), as they are stored
@@ -59,8 +57,6 @@ class Dimension:
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """One data set: what was read, some rows, its action dimensions if it is robot data, what to look at."""
-
     name: str
     reading: DataReading
     rows: list[ShownRow]

@@ -27,8 +27,6 @@ STILL = 1e-3  # of a dimension's range: less is no motion
 
 @dataclass(frozen=True)
 class DataLook:
-    """N steps of the E episodes that have an instruction, D dimensions."""
-
     dataset: RobotDataset  # with all of its colour cameras, or those that were named
     lengths: list[int]  # [E]
     statistics: dict[str, Any]  # of all actions, as `compute_statistics`

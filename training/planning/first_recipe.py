@@ -33,23 +33,18 @@ MUCH_STILL, REPEATED = 0.2, 5  # share of the steps; episodes with the same word
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a recipe, by dotted name."""
-
     name: str
     value: Any
     reason: str = ""
 
     @property
     def text(self) -> str:
-        """The value as YAML, on one line."""
         shown = yaml.safe_dump([self.value], default_flow_style=True, width=10_000, allow_unicode=True)
         return shown.strip()[1:-1]
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a recipe starts from."""
-
     recipe: str  # the one that is extended
     settings: list[Setting]  # that say more of the model than it does
 
@@ -188,7 +183,6 @@ def action_settings(look: DataLook, rate: float | None, fitting: int) -> list[Se
 
 
 def augmentation(look: DataLook, rows: int) -> list[Setting]:
-    """Pictures of small data; instructions that always have the same words, where there are others."""
     settings = []
     if rows < LARGE:
         settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
@@ -199,7 +193,6 @@ def augmentation(look: DataLook, rows: int) -> list[Setting]:
 
 
 def repeated(look: DataLook) -> bool:
-    """Whether a task comes in one wording, as far as words can tell."""
     return len(look.lengths) >= REPEATED * len(look.instructions)
 
 
@@ -238,7 +231,6 @@ def remarks(look: DataLook) -> list[str]:
 
 
 def recipe_text(name: str, base: Base, settings: list[Setting], about: str) -> str:
-    """The recipe as YAML, with reasons as comments."""
     tree: dict[str, Any] = {}
     for setting in settings:
         *parents, last = setting.name.split(".")

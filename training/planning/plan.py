@@ -268,7 +268,6 @@ def longest_row(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] 
 
 
 def loading_sentence(recipe: Recipe) -> str:
-    """What the loaders of a recipe that streams need on the machine of a GPU."""
     data = recipe.data
     most = data.shuffle_memory * BUFFER_OVERHEAD + (data.num_workers + 1) * LOADER_BYTES / 1e9
     return (
@@ -338,7 +337,6 @@ def work(part: PartSize, checkpointing: bool) -> float:
 
 
 def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float:
-    """Bytes kept for the backward pass, and those of the block at work."""
     kept = at_work = 0.0
     for part in parts:
         tokens = max(part.tokens, part.longest)

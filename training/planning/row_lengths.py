@@ -25,8 +25,6 @@ MEASURED, PLACES = 256, 8  # rows of a data set, and places of it that they come
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of a data set's rows, uncut."""
-
     rows: int  # that were measured
     median: int
     p95: int
@@ -76,6 +74,5 @@ def write_lengths(folder: Path, lengths: dict[str, RowLengths]) -> None:
 
 
 def read_lengths(folder: Path) -> dict[str, RowLengths]:
-    """What an earlier `--check` measured; nothing without one."""
     found = read_json(folder / FILE) if (folder / FILE).is_file() else {}
     return {name: RowLengths(**each) for name, each in found.items()}

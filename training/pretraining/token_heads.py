@@ -50,7 +50,6 @@ class TokenHead(nn.Module):
         return logits, numbers
 
     def loss(self, features: torch.Tensor, targets: TokenTargets) -> torch.Tensor:
-        """The sum of the mean losses of classes, places and openings."""
         logits, numbers = self(features)
         there = targets.colours > 0
         handle = targets.shapes == self.shapes - 1

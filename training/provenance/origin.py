@@ -106,14 +106,12 @@ def with_provenance(results: dict[str, Any], record: dict[str, Any]) -> dict[str
 
 
 def note_run(folder: Path, record: dict[str, Any]) -> None:
-    """Writes down that a run begins, or is continued, in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / RUNS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def with_other_runs(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A run's record with those of the other runs in its folder."""
     path, others = folder / RUNS, []
     for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         with suppress(json.JSONDecodeError):  # a line cut short by a kill, or the empty one at the end
@@ -155,7 +153,6 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """The machine in short, for beside a figure of speed."""
     import torch
     import transformers
 

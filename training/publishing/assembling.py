@@ -79,7 +79,6 @@ def publish_to_folder(
 
 
 def copy_record(record: Path, target: Path) -> None:
-    """Copies a YAML or JSON file without what is private in its paths (`private_paths.py`)."""
     text = record.read_text(encoding="utf-8")
     content = yaml.safe_load(text) if record.suffix == ".yaml" else json.loads(text)
     public = publishable(content)

@@ -164,7 +164,6 @@ def task_type(figure: dict[str, Any]) -> str:
 
 
 def as_eval_result(figure: dict[str, Any]) -> EvalResult:
-    """One measured figure as an entry of the Hub's model-index."""
     return EvalResult(
         task_type=task_type(figure),
         dataset_type=figure["dataset"],

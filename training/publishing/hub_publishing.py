@@ -37,8 +37,6 @@ STYLES = {"new": "green", "changed": "yellow", "unchanged": "dim", "deleted": "r
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a repository goes."""
-
     repo_id: str  # `OWNER/NAME`
     branch: str = MAIN  # gets the commit; a missing one is created from main
     private: bool = False  # for a new repository; an existing one stays what it is
@@ -62,8 +60,6 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class FileChange:
-    """What a commit does to one file; `size` in bytes is the new one, or that of the file deleted."""
-
     path: str
     size: int
     kind: Literal["new", "changed", "unchanged", "deleted"]
@@ -214,7 +210,6 @@ def assembled(
     results: dict[str, Any] | None,
     dtype: str | None = None,
 ) -> Iterator[Path]:
-    """A verified repository, in `output` or for the time of the `with` block."""
     with tempfile.TemporaryDirectory(prefix="gen-vla-repository-") as temporary:
         print(f"Assembling {repo_id} and verifying it in a fresh interpreter", file=sys.stderr)
         yield publish_to_folder(checkpoint, repo_id, output or Path(temporary) / "repository", results, dtype)
@@ -293,7 +288,6 @@ def send_large_files(
 
 
 def commit(api: HfApi, folder: Path, destination: Destination, parent: str, operations: list[Any]) -> str:
-    """Commits on top of `parent`; the new commit."""
     repo_id, branch = destination.repo_id, destination.branch
     message = destination.message or f"Publish {repo_id.rpartition('/')[2]}"
     options: dict[str, Any] = {"commit_message": message, "revision": branch, "parent_commit": parent}
@@ -324,7 +318,6 @@ def tag_and_collect(api: HfApi, destination: Destination, commit: str) -> None:
 
 
 def show(publication: Publication) -> None:
-    """Prints a table of all files, and what happened."""
     table = Table("file", "what", title=publication.repo_id)
     table.add_column("MB", justify="right")
     for change in publication.changes:

@@ -28,8 +28,6 @@ ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
 
 @dataclass(frozen=True)
 class Variant:
-    """What a card says of a model besides its figures."""
-
     summary: str
     training: str
     limits: list[str]

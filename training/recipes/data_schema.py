@@ -63,7 +63,6 @@ class RelativeGroup:
     """How the state writes it; null for the same way."""
 
     def entry(self) -> dict[str, Any]:
-        """As in a model's statistics."""
         state = self.dims if self.state is None else self.state
         kinds = {"rotation": self.rotation, "state_rotation": self.state_rotation}
         return {"dims": self.dims, "state": state, **{name: kind for name, kind in kinds.items() if kind}}
@@ -270,6 +269,5 @@ class DataRecipe:
 
     @property
     def questions(self) -> list[VisionLanguageSource]:
-        """The vision-language sets that are used."""
         used = self.co_training
         return [source for source in self.vision_language if used is None or source.name in used]

@@ -318,7 +318,6 @@ class Recipe:
 
     @property
     def is_flow(self) -> bool:
-        """Whether this trains the flow-matching π0."""
         return self.model.family == "pi0_flow"
 
     @property

@@ -60,7 +60,6 @@ class OpenedData:
         return [*self.tables, *self.streams]
 
     def first_rows(self, name: str, count: int) -> list[dict[str, Any]]:
-        """The first rows of one data set, at most `count`."""
         if name in self.tables:
             table = self.tables[name]
             return [table[number] for number in range(min(count, len(table)))]

@@ -23,8 +23,6 @@ class RobotDataError(ValueError):
 
 @dataclass(frozen=True)
 class RobotEpisode:
-    """One episode of S steps as it is stored."""
-
     index: int  # its number in the data set
     identity: str  # file and number, for reports
     instructions: Sequence[str]  # an empty one where a step has none
@@ -54,7 +52,6 @@ class EpisodeReader(ABC):
         self.notes: list[str] = []  # remarks on the choice of episodes, for reports
 
     def shards(self) -> list[str]:
-        """Units that can be read apart from each other."""
         return list(self._shards)
 
     @abstractmethod
@@ -124,7 +121,6 @@ def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) ->
 
 
 def row_places(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> list[int]:
-    """The places in a trajectory that `episode_rows` gives."""
     texts = episode.instructions[trajectory.steps]
     wholes = finite_chunks(trajectory.actions, horizon)
     return [place for place, (text, whole) in enumerate(zip(texts, wholes)) if whole and text.strip()]

@@ -65,8 +65,6 @@ def find_rlds(folder: DataFolder) -> DataFolder | None:
 
 
 class RLDSReader(EpisodeReader):
-    """The episodes of one split, a shard each file."""
-
     format = "RLDS"
     stored_raw = True
     action, state = "action", "observation/state"

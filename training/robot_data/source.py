@@ -82,7 +82,6 @@ class RobotDataset:
         return self.reader.count_steps() if self.transform.name == "identity" else None
 
     def only(self, numbers: Collection[int], problems: RowProblems | None = None) -> "RobotDataset":
-        """The data set of these episodes alone."""
         return replace(self, reader=self.reader.only(numbers), problems=problems or self.problems)
 
     def undecoded(self) -> "RobotDataset":

@@ -29,8 +29,6 @@ MOVES = (0, 1, 2, 3, 4, 5)  # Bridge's and RT-1's dimensions that are displaceme
 
 @dataclass(frozen=True)
 class Trajectory:
-    """An episode as a policy learns it."""
-
     actions: np.ndarray  # float32 [S, D] in units
     proprio: np.ndarray | None  # float32 [S, P]
     steps: slice  # which steps of the stored episode these are

@@ -86,7 +86,6 @@ class DataFolder:
         return values
 
     def glob(self, pattern: str) -> list[str]:
-        """Names of the files that match, sorted; the folder's own name may hold `[`, `*` or `?`."""
         found = cast(list[str], self.filesystem.glob(f"{glob.escape(self.root)}/{pattern}"))
         return sorted(self._relative(name) for name in found)
 

@@ -106,7 +106,6 @@ class TorchCheckpoint:
         self._tensors = {self.rename(name): tensor for name, tensor in flatten(content[self.root])}
 
     def read(self, name: str, part: int = 0, parts: int = 1) -> torch.Tensor:
-        """A tensor, or one of `parts` equal shares of its rows."""
         if self._bytes_read > RELOAD_AFTER:
             self._load()
         tensor = self._tensors[name].chunk(parts)[part] if parts > 1 else self._tensors[name]
@@ -115,7 +114,6 @@ class TorchCheckpoint:
 
 
 def flatten(tensors: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, torch.Tensor]]:
-    """Tensors of nested dictionaries with their joined names."""
     for key, value in tensors.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -125,8 +123,6 @@ def flatten(tensors: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, to
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor to be written; `read` gives it when its turn comes."""
-
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype

@@ -37,8 +37,6 @@ class ArchiveError(ValueError):
 
 
 class FolderPictures:
-    """Pictures as files under `root/images` or `root` itself."""
-
     def __init__(self, filesystem: AbstractFileSystem, root: str):
         self.filesystem: Any = filesystem
         self.folders = [f"{root}/images", root]

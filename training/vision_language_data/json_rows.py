@@ -124,7 +124,6 @@ class JsonRows:
         return len(self.places)
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """Yields (number, row) in the order asked for."""
         with open(self.path, "rb") as file:
             for number in numbers:
                 offset, length = self.places[number].tolist()
@@ -141,7 +140,6 @@ class NameIndex:
         self.hashes = hashes[self.order]
 
     def find(self, name: str) -> list[int]:
-        """The numbers of a name, ascending; none if it is unknown."""
         wanted = np.uint64(_hash(name))
         first, last = (int(np.searchsorted(self.hashes, wanted, side=side)) for side in ("left", "right"))
         return self.order[first:last].tolist()

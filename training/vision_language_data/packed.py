@@ -108,8 +108,6 @@ class PackedSource(ConversationSource):
 
 @dataclass
 class Found:
-    """What is known of packed rows: of a file, a unit, a set."""
-
     totals: Counter[str] = field(default_factory=Counter)
     lengths: Counter[str] = field(default_factory=Counter)  # rows by characters of texts, up to a power of two
     problems: Counts = field(default_factory=Counts)
@@ -159,7 +157,6 @@ def merged(packing: dict[str, Any], records: Iterable[dict[str, Any]]) -> dict[s
 
 
 def is_packed(path: str | Path) -> bool:
-    """Whether there is a set that was packed, perhaps not all of it."""
     try:
         return DataFolder(path).exists(PACKING)
     except FileNotFoundError:
