@@ -38,8 +38,7 @@ from gen_vla.training.mixing.row_stream import BufferSize
 from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.model_building import action_weights, build_model, check_initial_model, without_center_crop
-from gen_vla.training.planning.data_check import check_data
-from gen_vla.training.planning.data_check_tables import show_data
+from gen_vla.training.planning.data_check import check_data, show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data

@@ -58,7 +58,7 @@ def sample_shards(source: DataSource, count: int) -> list[Iterator[dict[str, Any
 
 @dataclass(frozen=True)
 class DataReading:
-    """What is known of a data set once it is open, for people to read; `planning/data_check_tables.py` shows it."""
+    """What is known of a data set once it is open, for people to read; `planning/data_check.py` shows it."""
 
     format: str
     rows: int | None  # what a run sees; `None` where only reading everything would show it

@@ -20,8 +20,7 @@ from gen_vla.training.model_building import (
     read_start,
     recipe_texts,
 )
-from gen_vla.training.planning.data_check import check_data
-from gen_vla.training.planning.data_check_tables import show_data
+from gen_vla.training.planning.data_check import check_data, show_data
 from gen_vla.training.planning.plan import loading_sentence, planned_config
 from gen_vla.training.planning.row_lengths import measure_lengths, write_lengths
 from gen_vla.training.recipes.schema import Recipe

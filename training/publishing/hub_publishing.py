@@ -60,6 +60,8 @@ class HubRepository:
 
 @dataclass(frozen=True)
 class FileChange:
+    """What a commit does to one file; `size` in bytes is the new one, or that of the file deleted."""
+
     path: str
     size: int
     kind: Literal["new", "changed", "unchanged", "deleted"]
