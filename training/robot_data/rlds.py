@@ -120,36 +120,26 @@ class RLDSReader(EpisodeReader):
     ) -> Iterator[RobotEpisode]:
         """The episodes of one file; without cameras, the pictures of a local file are not read."""
         wanted = {f"steps/{name}" for name in (*features, *cameras, self._instruction)}
-        for number, record in self._records(shard, bool(cameras), problems):
-            identity = f"{self.folder.describe(shard)} episode {number}"
-            index = self._first[shard] + number
-            if self._wanted is not None and index not in self._wanted:
-                continue
-            try:
-                yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
-            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error) as error:
-                problems.skip(f"{identity} ({error})", "episode that does not hold the features features.json says")
-
-    def _records(
-        self, shard: str, with_pictures: bool, problems: RowProblems
-    ) -> Iterator[tuple[int, bytes | memoryview]]:
-        path = self.folder.local_path(shard)
-        if path is not None and not with_pictures:
-            yield from enumerate(map_records(path))
-            return
-        damaged: set[int] = set()
-
-        def skip(number: int) -> None:
-            damaged.add(number)
-            problems.skip(f"{self.folder.describe(shard)} episode {number}", "episode with a wrong checksum")
-
-        number = 0
+        path, name = self.folder.local_path(shard), self.folder.describe(shard)
         with self.folder.open(shard) as file:
-            for record in read_records(self.folder.describe(shard), file, skip):
-                while number in damaged:
-                    number += 1
-                yield number, record
-                number += 1
+            mapped = path is not None and not cameras
+            for number, record in enumerate(map_records(path) if mapped else read_records(name, file, tolerant=True)):
+                identity, index = f"{name} episode {number}", self._first[shard] + number
+                if record is None:
+                    problems.skip(identity, "episode with a wrong checksum")
+                elif self._wanted is None or index in self._wanted:
+                    try:
+                        yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
+                    except (
+                        RobotDataError,
+                        TFRecordError,
+                        UnicodeDecodeError,
+                        LookupError,
+                        TypeError,
+                        zlib.error,
+                    ) as error:
+                        reason = "episode that does not hold the features features.json says"
+                        problems.skip(f"{identity} ({error})", reason)
 
     def _episode(
         self, example: Features, index: int, identity: str, features: Sequence[str], cameras: Sequence[str]

@@ -34,20 +34,17 @@ def read_examples(path: str | Path) -> Iterator[Features]:
     yield from map(parse_example, read_records(path))
 
 
-def read_records(
-    path: str | Path, file: BinaryIO | None = None, damaged: Callable[[int], None] | None = None
-) -> Iterator[bytes]:
+def read_records(path: str | Path, file: BinaryIO | None = None, tolerant: bool = False) -> Iterator[Any]:
     """Yields the raw records of one file, front to back; raises `TFRecordError` where the framing cannot be followed,
     as in a compressed file.
 
     Args:
         path: of a local file; or only its name, for messages, with `file`.
         file: the file, opened to be read in binary (a remote one); it is left open.
-        damaged: called with the number of a record whose content does not match its checksum, which is then left out.
-            Without it such a record is an error.
+        tolerant: whether a record whose content does not match its checksum is `None`, and not an error.
     """
     with open(path, "rb") if file is None else nullcontext(file) as opened:
-        yield from _follow_framing(path, lambda _, size: opened.read(size), damaged)
+        yield from _follow_framing(path, lambda _, size: opened.read(size), tolerant)
 
 
 def map_records(path: str | Path) -> Iterator[memoryview]:
@@ -61,10 +58,10 @@ def map_records(path: str | Path) -> Iterator[memoryview]:
 
 
 def _follow_framing(
-    path: str | Path, take: Callable[[int, int], Any], damaged: Callable[[int], None] | None = None, check: bool = True
+    path: str | Path, take: Callable[[int, int], Any], tolerant: bool = False, check: bool = True
 ) -> Iterator[Any]:
     """Yields the records; `take` gives the bytes at a place in the file, `check` compares their checksums."""
-    place = number = 0
+    place = 0
     while header := take(place, HEADER):
         whole = len(header) == HEADER and _is_checksum(header[8:], header[:8])
         length = struct.unpack("<Q", header[:8])[0] if whole else 0
@@ -77,15 +74,14 @@ def _follow_framing(
             )
         if not check or _is_checksum(footer, body):
             yield body
-        elif damaged is None:
+        elif tolerant:
+            yield None
+        else:
             raise TFRecordError(
                 f"got {path} with a record at byte {place} that does not match its checksum; the file is damaged: "
                 "fetch it again"
             )
-        else:
-            damaged(number)
         place += HEADER + length + FOOTER
-        number += 1
 
 
 def _is_checksum(footer: bytes, data: bytes | memoryview) -> bool:
