@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 PRIMARY_CAMERAS = ("observation/image_0", "observation/image")
+UNREADABLE = (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error)
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 
 
@@ -130,14 +131,7 @@ class RLDSReader(EpisodeReader):
                 elif self._wanted is None or index in self._wanted:
                     try:
                         yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
-                    except (
-                        RobotDataError,
-                        TFRecordError,
-                        UnicodeDecodeError,
-                        LookupError,
-                        TypeError,
-                        zlib.error,
-                    ) as error:
+                    except UNREADABLE as error:
                         reason = "episode that does not hold the features features.json says"
                         problems.skip(f"{identity} ({error})", reason)
 
