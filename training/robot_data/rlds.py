@@ -123,8 +123,8 @@ class RLDSReader(EpisodeReader):
         wanted = {f"steps/{name}" for name in (*features, *cameras, self._instruction)}
         path, name = self.folder.local_path(shard), self.folder.describe(shard)
         with self.folder.open(shard) as file:
-            mapped = path is not None and not cameras
-            for number, record in enumerate(map_records(path) if mapped else read_records(name, file, tolerant=True)):
+            records: Any = read_records(name, file, True) if path is None or cameras else map_records(path)
+            for number, record in enumerate(records):
                 identity, index = f"{name} episode {number}", self._first[shard] + number
                 if record is None:
                     problems.skip(identity, "episode with a wrong checksum")
