@@ -29,15 +29,15 @@ def pack(
 ) -> None:
     """Pack a recipe's vision-language sets for training: rows checked, pictures small, read in sequence."""
     from gen_vla.commands.train import parse_overrides
-    from gen_vla.training.publishing.hub_data_sets import upload_data, upload_target
     from gen_vla.training.recipes.loading import load_recipe
     from gen_vla.training.recipes.packing import pack_recipe
+    from gen_vla.training.storage.hub_data import upload_data, upload_target
     from gen_vla.training.storage.storage_problems import make_work_dir
 
     part = parse_shard(shard)
     loaded = load_recipe(recipe, parse_overrides(overrides or []))
     target = upload_target(output)
-    folder = make_work_dir(Path(work_dir) / "packed" / target.repo_id if target else output)
+    folder = make_work_dir(Path(work_dir) / "packed" / target[0] if target else output)
     side = loaded.data.image_size if picture_size is None else picture_size or None
     for name, manifest in pack_recipe(loaded, Path(work_dir), folder, side, part, workers).items():
         print(sentence(name, manifest, folder))

@@ -30,7 +30,7 @@ def publish(
 ) -> None:
     """Assemble and verify a repository, and put it on the Hub or in this machine's cache."""
     from gen_vla.training.publishing import hub_publishing
-    from gen_vla.training.publishing.hub_state import Destination
+    from gen_vla.training.publishing.hub_publishing import Destination
 
     figures = hub_publishing.read_results(results) if results else None
     if cache or cache_dir:

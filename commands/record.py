@@ -59,7 +59,7 @@ def record_missing_data(recipe: "Recipe", work_dir: Path) -> None:
     Raises:
         ValueError: if a data set is there that was recorded with other settings.
     """
-    from gen_vla.training.run_folder import write_json
+    from gen_vla.training.storage.json_files import write_json
 
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
         return

@@ -1,60 +1,38 @@
 """Reads a saved model folder with this package's own classes, not with the code beside the weights."""
 
-import contextlib
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from gen_vla import modeling
-from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
-from gen_vla.processors import (
-    OpenVLAPlusImageProcessor,
-    OpenVLAPlusProcessor,
-    Pi0FlowProcessor,
-    VLAPlusProcessor,
-)
+from gen_vla.processors import OpenVLAPlusImageProcessor, OpenVLAPlusProcessor, Pi0FlowProcessor, VLAPlusProcessor
+from gen_vla.training.storage.json_files import read_json
 
 
-@dataclass(frozen=True)
-class Family:
-    """The classes of one architecture."""
-
+class Family(NamedTuple):
     config: Any
     model: Any
     processor: Any
 
 
-FAMILIES = {  # by `model_type`
-    "openvla_plus": Family(OpenVLAPlusConfig, OpenVLAPlusForVision2Seq, OpenVLAPlusProcessor),
+FAMILIES = {  # by `model_type`; the first two by name, since older versions of transformers lack some
+    "openvla_plus": Family("OpenVLAPlusConfig", "OpenVLAPlusForVision2Seq", OpenVLAPlusProcessor),
+    "pi0_flow": Family("Pi0FlowConfig", "Pi0FlowForActionPrediction", Pi0FlowProcessor),
+    "vla_plus": Family("VLAPlusConfig", "VLAPlusForVision2Seq", VLAPlusProcessor),
 }
-NEWER = {"pi0_flow": "Pi0FlowConfig", "vla_plus": "VLAPlusConfig"}  # missing from older versions of transformers
-with contextlib.suppress(ImportError):
-    from gen_vla.modeling import Pi0FlowConfig, Pi0FlowForActionPrediction
-
-    FAMILIES["pi0_flow"] = Family(Pi0FlowConfig, Pi0FlowForActionPrediction, Pi0FlowProcessor)
-with contextlib.suppress(ImportError):
-    from gen_vla.modeling import VLAPlusConfig, VLAPlusForVision2Seq
-
-    FAMILIES["vla_plus"] = Family(VLAPlusConfig, VLAPlusForVision2Seq, VLAPlusProcessor)
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 REQUIRED = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
 LARGE = 1_000_000_000  # parameters from which on a model is used in bfloat16
 
 
 def dtype_name(model: Any) -> str:
-    """The type of a model's weights, such as "bfloat16"."""
     return str(model.dtype).removeprefix("torch.")
 
 
 def used_dtype(model: Any, wanted: str | None = None) -> torch.dtype:
-    """The type that a model's weights are saved in: the one that is wanted, or that in which models of its size are
-    used: bfloat16 from `LARGE` on, else float32."""
+    """The type that weights are saved in: the one that is wanted, else bfloat16 from `LARGE` on and float32 below."""
     if wanted in (None, "auto"):
         return torch.bfloat16 if model.num_parameters() >= LARGE else torch.float32
     return getattr(torch, str(wanted))
@@ -73,7 +51,7 @@ def check_folder(folder: str | Path) -> Path:
         raise FileNotFoundError(f"got {folder}, expected the folder of a saved model; gen-vla train writes one")
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if (folder / WEIGHTS_INDEX).is_file():
-        shards = set(json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(read_json(folder / WEIGHTS_INDEX)["weight_map"].values())
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
     elif not (folder / WEIGHTS).is_file():
         missing.append(WEIGHTS)
@@ -92,8 +70,8 @@ def has_processor(folder: Path) -> bool:
 
 def family_of(folder: Path) -> Family:
     """The classes a saved folder is read with; `ValueError` for a model of no family of this package."""
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in {*FAMILIES, *NEWER}:
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind not in FAMILIES:
         raise ValueError(
             f"got {folder} with model_type {kind!r}, expected one of {', '.join(FAMILIES)}; gen-vla convert makes one "
             "of them from other projects' checkpoints"
@@ -103,13 +81,11 @@ def family_of(folder: Path) -> Family:
 
 def family_named(kind: str) -> Family:
     """The classes of a `model_type`; `ImportError` where this transformers lacks the architecture."""
-    if kind not in FAMILIES and kind in NEWER:
-        getattr(modeling, NEWER[kind])  # raises, with the version it takes
-    return FAMILIES[kind]
+    config, model, processor = FAMILIES[kind]
+    return Family(getattr(modeling, config), getattr(modeling, model), processor)
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration in a folder, whose weights may be missing."""
     return family_of(folder).config.from_pretrained(folder)
 
 
@@ -121,7 +97,6 @@ def load_model(folder: str | Path, config: Any = None) -> Any:
 
 
 def load_processor(folder: str | Path) -> Any:
-    """The processor of a complete folder."""
     return read_processor(check_folder(folder))
 
 

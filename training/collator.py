@@ -34,12 +34,10 @@ class CoTrainingCollator:
     """Collates prepared rows (`prepared_rows.py`).
 
     Args:
-        processor: a processor of the family.
         weights: weights of the tokens of an action, or `None` for 1 everywhere.
         max_tokens: the model's context; a longer row raises.
         sources: names of all sources, which `source_id` counts.
         most_tokens: of a vision-language row that `fit` lets pass; `None` for `max_tokens`.
-        longer_rows: `"skip"`, or `"cut"` to leave out last turns.
 
     Returns (from a call): `input_ids`, `attention_mask`, `labels` int64 [B, L]; `token_weights` float32 [B, L];
     `is_robot` bool [B]; `source_id` int64 [B] where `sources` were given (`source_ids`); `replaced` bool [B], whether
@@ -124,12 +122,14 @@ class CoTrainingCollator:
         return self.processor.row_inputs([row["images"]], [row["prompt"]], [is_robot(row)])["input_ids"][0]
 
     def _row(self, row: dict[str, Any], prompt: list[int], check: bool = True) -> dict[str, list[Any]]:
-        """Values per token of one row, whose first prompt's ids are given."""
-        answer = self._answer_ids(row)
-        weights = [1.0] * len(answer)
-        if self.weights is not None and is_robot(row):
-            weights = self.weights(answer)
-        learned = self._learned(row, answer)
+        if self.grammar is not None and is_robot(row):
+            answer = [*self.grammar.token_ids(row["completion"]), self.processor.tokenizer.eos_token_id]
+        else:
+            answer = self.processor.answer_ids(row["prompt"], row["completion"])
+        learned, padding = len(answer), row.get("action_is_pad")
+        if self.grammar is not None and padding is not None:
+            learned = tokens_of_steps(self.grammar, answer, len(padding) - sum(map(bool, padding)))
+        weights = self.weights(answer) if self.weights is not None and is_robot(row) else [1.0] * len(answer)
         ids, unlearned = prompt + answer, len(answer) - learned
         labels = [-100] * len(prompt) + answer[:learned] + [-100] * unlearned
         weights = [0.0] * len(prompt) + weights[:learned] + [0.0] * unlearned
@@ -140,28 +140,15 @@ class CoTrainingCollator:
             labels += [-100] * len(question) + reply
             weights += [0.0] * len(question) + [1.0] * len(reply)
         if check and len(ids) > self.max_tokens:
-            remedy = (
-                "lower actions.horizon or actions.decimals, or show fewer cameras" if is_robot(row) else "drop the row"
-            )
+            remedy = "drop the row"
+            if is_robot(row):
+                remedy = "lower actions.horizon or actions.decimals, or show fewer cameras"
             raise RowTooLong(
                 f"got a row of {len(ids)} tokens (source {row['source']}, prompt {row['prompt'][:60]!r}...), expected "
                 f"at most {self.max_tokens}; nothing is cut: {remedy}, or train a model of a larger context "
                 "(max_position_embeddings)"
             )
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels, "token_weights": weights}
-
-    def _answer_ids(self, row: dict[str, Any]) -> list[int]:
-        """The first answer's tokens as they stand behind the prompt, and EOS."""
-        if self.grammar is not None and is_robot(row):
-            return [*self.grammar.token_ids(row["completion"]), self.processor.tokenizer.eos_token_id]
-        return self.processor.answer_ids(row["prompt"], row["completion"])
-
-    def _learned(self, row: dict[str, Any], answer: list[int]) -> int:
-        """How many of the first answer's tokens are supervised: those of recorded steps."""
-        padding = row.get("action_is_pad")
-        if self.grammar is None or padding is None or not any(padding):
-            return len(answer)
-        return tokens_of_steps(self.grammar, answer, len(padding) - sum(map(bool, padding)))
 
 
 def is_robot(row: dict[str, Any]) -> bool:

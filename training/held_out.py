@@ -5,9 +5,6 @@ behind them: a data set that grows holds out the same ones and some of the new o
 
     episode    0 1 2 3 4 5 6 7 8 9 | 10 11 12 13 14 15 16 17 18 19 | 20 21 ...
     held out             5         |       12                      |
-
-A question is drawn by its identity, file and number. `recipes/sources.py` keeps both from the training rows, and
-writes the numbers of the episodes into the model's statistics, where `gen-vla evaluate open_loop` finds them.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,14 +28,10 @@ EPISODES, SHARDS = 64, 16  # that the rows of a data set are of, at most
 
 
 def held_out_episodes(validation: ValidationRecipe | None, key: str, numbers: list[int]) -> list[int]:
-    """Which of a data set's episodes are held out, ascending.
+    """Which of a data set's episodes are held out, ascending; raises `ValueError` without such or without others.
 
     Args:
-        key: of the data set.
         numbers: of all its episodes, ascending.
-
-    Raises:
-        ValueError: if it has no such episode, or no other.
     """
     wanted = validation.episodes if validation else None
     if isinstance(wanted, dict):
@@ -94,18 +87,15 @@ def question_draw(validation: ValidationRecipe | None, name: str) -> QuestionDra
 
 
 class HeldOutRows(torch.utils.data.Dataset):
-    """Prepared rows of all data sets, those of one process: without augmentation, as a policy would meet them.
+    """Prepared rows of all data sets, those of one process: without augmentation, as a policy would meet them; raises
+    `ValueError` if a data set has none.
 
     Every process has as many. Those that come again to fill up the last ones have `counted` false.
 
     Args:
         sources: what is held out, by name (`robot/KEY`, `vision_language/NAME`).
         prepare: makes a prepared row; a row that cannot be used is left out.
-        collate: makes a batch of prepared rows.
         most: rows of each data set.
-
-    Raises:
-        ValueError: if a data set has none.
     """
 
     def __init__(
@@ -145,7 +135,6 @@ class HeldOutRows(torch.utils.data.Dataset):
 
 
 def robot_rows(source: RobotDataset, most: int) -> Iterator[dict[str, Any]]:
-    """Rows of some episodes from all over a data set, from all over each of them."""
     episodes = min(EPISODES, most, source.reader.count_episodes())
     for number, (episode, trajectory) in enumerate(source.spread_episodes(episodes)):
         places = row_places(episode, trajectory, source.horizon)

@@ -37,11 +37,7 @@ def rates(training: TrainingRecipe) -> dict[str, float]:
 def parameter_groups(
     model: Any, decayed: list[str], weight_decay: float, rates: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Groups of an optimizer: what trains of every part, with and without weight decay.
-
-    Args:
-        decayed: names of the parameters that weight decay is for.
-    """
+    """Groups of an optimizer: of every part what is in `decayed`, and the rest."""
     groups: dict[tuple[str, bool], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

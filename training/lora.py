@@ -1,16 +1,11 @@
 """LoRA: which weights get adapters in training, which train in full, and a saved adapter as a whole model.
 
-The language model's linear layers get adapters; the trainable encoder and the projector, small and new to the task,
-train in full unless the recipe says otherwise.
-
 A folder with `adapter_config.json` is an adapter as peft saves it. The base model is the folder, or the name on the
 Hub, that is written there. What training changed besides weights, `config.json` and the processor's files, is read
 from the adapter's folder if it lies there, else from the base model's.
 """
 
-import json
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +14,18 @@ from huggingface_hub import snapshot_download
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 
-from gen_vla.training.checkpoints import check_folder, load_model, load_processor
+from gen_vla.training.checkpoints import (
+    check_folder,
+    has_processor,
+    load_model,
+    load_processor,
+    read_config,
+    read_processor,
+)
 from gen_vla.training.recipes.data_schema import RecipeError
 from gen_vla.training.recipes.loading import MINI
-from gen_vla.training.recipes.schema import LoraRecipe, Recipe
+from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.storage.json_files import read_json
 
 
 LANGUAGE_LAYERS = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -51,48 +54,29 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
             f"{recipe.name}: got training.lora without model.initial_model, expected a model to adapt; name one, or "
             "leave lora out"
         )
-    if model.config.model_type == "vla_plus":
-        return _config_of_vlm(model, settings)
-    tower = model.model.vision_tower
-    trained = [name for name in tower.names if not tower.is_frozen(name)]
-    layers, full = LANGUAGE_LAYERS, None
-    if settings.tower == "lora":
-        layers += "|" + VISION_LAYERS.format(towers="|".join(map(re.escape, trained)))
+    with_adapters = settings.tower == "lora"
+    if model.config.model_type == "vla_plus":  # every linear layer of the language model
+        decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+        trained = [f"vlm.model.{name}" for name in model.family.vision]
+        if model.config.frozen:
+            trained += [f"vlm.model.frozen_vision.{name}" for name in model.family.projectors]
+        modules = dict(model.named_modules())
+        adapted = (f"{decoder}.layers.", *(trained if with_adapters else ()))
+        layers: Any = [n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and n.startswith(adapted)]
+        full = [name for name in trained if name in modules]
     else:
+        tower = model.model.vision_tower
+        trained = [name for name in tower.names if not tower.is_frozen(name)]
+        vision = VISION_LAYERS.format(towers="|".join(map(re.escape, trained)))
+        layers = f"{LANGUAGE_LAYERS}|{vision}" if with_adapters else LANGUAGE_LAYERS
         full = [*(f"vision_tower.{name}" for name in trained), "model.projector"]
-    return _config(settings, layers, full)
-
-
-def _config(settings: LoraRecipe, layers: str | list[str], full: list[str] | None) -> LoraConfig:
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by it; any number will do
         lora_dropout=settings.dropout,
         target_modules=layers,
-        modules_to_save=full,
+        modules_to_save=None if with_adapters else full,
     )
-
-
-def _config_of_vlm(model: Any, settings: LoraRecipe) -> LoraConfig:
-    """peft's settings for a stock vision-language model: every linear layer of the language model is adapted."""
-    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
-    vlm, family = model.vlm.model, model.family
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    layers = [name for name in linear if name.startswith(f"{decoder}.layers.")]
-    trained = [f"vlm.model.{name}" for name in family.vision]
-    if model.config.frozen:
-        trained += [f"vlm.model.frozen_vision.{name}" for name in family.projectors]
-    if settings.tower == "lora":
-        return _config(settings, [*layers, *(name for name in linear if name.startswith(tuple(trained)))], None)
-    full = [name for name in trained if isinstance(_submodule(vlm, name), torch.nn.Module)]
-    return _config(settings, layers, full)
-
-
-def _submodule(vlm: Any, name: str) -> Any:
-    found = vlm
-    for step in name.removeprefix("vlm.model.").split("."):
-        found = getattr(found, step, None)
-    return found
 
 
 def save_adapter(model: Any, folder: Path) -> Any:
@@ -118,8 +102,8 @@ def check_checkpoint(folder: str | Path) -> Path:
         return check_folder(folder).resolve()
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise FileNotFoundError(f"got the adapter {folder} without {ADAPTER_WEIGHTS}; copy the whole folder")
-    base = base_name(folder)
-    if local_base(folder, base) is None and base.count("/") != 1:
+    base, local = base_of(folder)
+    if local is None and base.count("/") != 1:
         raise FileNotFoundError(
             f"got the base model {base} in {folder / ADAPTER_CONFIG}, which is no folder here and no OWNER/NAME; "
             "put the folder there, or write where it is into base_model_name_or_path"
@@ -132,58 +116,41 @@ def load_checkpoint(folder: str | Path) -> tuple[Any, Any]:
     folder = check_checkpoint(folder)
     if not is_adapter(folder):
         return load_model(folder), load_processor(folder)
-    with tempfile.TemporaryDirectory(prefix="gen-vla-base-") as temporary:
-        base = overlay(base_folder(folder), folder, Path(temporary))
-        return merge(load_model(base), folder), load_processor(base)
+    base = base_folder(folder)
+    own_config = folder if (folder / "config.json").is_file() else base
+    processor = read_processor(folder if has_processor(folder) else base)
+    return merge(load_model(base, read_config(own_config)), folder), processor
 
 
 def saved_dtype(folder: str | Path) -> torch.dtype:
     """The data type that the configuration of a checkpoint says its weights have."""
     folder = check_checkpoint(folder)
     source = folder if (folder / "config.json").is_file() else base_folder(folder)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "config.json")
     return getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
-def base_name(folder: Path) -> str:
-    name = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+def base_of(folder: Path) -> tuple[str, Path | None]:
+    name = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not name:
         raise FileNotFoundError(
             f"got {folder / ADAPTER_CONFIG} without base_model_name_or_path, expected the folder or the Hub name of "
             "the model the adapter was trained on; write it there"
         )
-    return name
-
-
-def local_base(folder: Path, base: str) -> Path | None:
-    """The base model's folder, seen from here or from the adapter; `None` if there is none."""
-    return next((path for path in (Path(base), folder / base) if path.is_dir()), None)
+    return name, next((path for path in (Path(name), folder / name) if path.is_dir()), None)
 
 
 def base_folder(folder: Path) -> Path:
-    """The complete base model, downloaded if it is only on the Hub."""
-    base = base_name(folder)
-    local = local_base(folder, base)
+    base, local = base_of(folder)
     if local is None:
-        revision = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("revision")
+        revision = read_json(folder / ADAPTER_CONFIG).get("revision")
         local = Path(snapshot_download(base, revision=revision, allow_patterns=LOADED_FILES))
     return check_folder(local)
 
 
-def overlay(base: Path, adapter: Path, target: Path) -> Path:
-    """Links to the files of the base model in `target`, and to the adapter's settings instead where it has its own."""
-    settings = {path.name: path for path in adapter.iterdir() if path.suffix in (".json", ".jinja")}
-    settings.pop(ADAPTER_CONFIG)
-    for name, path in ({path.name: path for path in base.iterdir() if path.is_file()} | settings).items():
-        (target / name).symlink_to(path.resolve())
-    return target
-
-
 def merge(model: Any, folder: Path) -> Any:
-    """The model with the adapter's weights added to its own.
-
-    Raises:
-        ValueError: if the adapter does not fit the model tensor by tensor, or merging gives NaN.
+    """The model with the adapter's weights added to its own; raises `ValueError` if the adapter does not fit the model
+    tensor by tensor, or merging gives NaN.
     """
     adapted = PeftModel.from_pretrained(model, str(folder))
     with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:

@@ -60,10 +60,7 @@ class ActionTokenWeights:
 
 
 class BinTokenWeights:
-    """Weights of bins: 1, or `constant_weight` for dimensions that never vary; EOS weighs 1.
-
-    A call takes the token ids of one answer, EOS included, and returns as many weights.
-    """
+    """Weights of bins, called like `ActionTokenWeights`: 1, or `constant_weight` for dimensions that never vary."""
 
     def __init__(self, action_dim: int, constant_dims: list[int], constant_weight: float):
         self.weights = [constant_weight if dim in constant_dims else 1.0 for dim in range(action_dim)]
@@ -73,15 +70,10 @@ class BinTokenWeights:
 
 
 def tokens_of_steps(grammar: ActionGrammar | BinGrammar, tokens: list[int], steps: int) -> int:
-    """How many of an action's first tokens write nothing but its first steps.
+    """How many of the first token ids of an answer, EOS included, write nothing but its first steps.
 
     Steps behind the end of an episode come last in a chunk. What separates them from the steps before, and EOS behind
     them, belongs to them; so does a token that ends a step and begins one of them, such as legacy's ",-".
-
-    Args:
-        grammar: the action format.
-        tokens: ids of one answer, EOS included.
-        steps: how many count; all of them count EOS, too.
     """
     if steps >= grammar.strings.horizon:
         return len(tokens)

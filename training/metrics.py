@@ -15,11 +15,9 @@ and for robot data besides:
                      only: kinds mix units
     malformed        share of rows whose predicted tokens spell no action, without those whose chunk reaches behind the
                      end of an episode: only a part of them is supervised
-
-Sums over the rows of all processes since the last log are divided at the end, so that every token or row counts the
-same. `flow/trainer.py` has the figures of flow matching.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -31,16 +29,11 @@ from gen_vla.processors.action_strings import SEPARATORS
 from gen_vla.training.mixing.prepared_rows import ROBOT
 
 
-NO_NUMBER = "?"
+NO_NUMBER, NUMBER = "?", r"[+-]?(\d+\.?\d*|\.\d+)"
 
 
 class MetricSums:
-    """Sums per source over the rows of training steps, and the figures made of them.
-
-    Args:
-        sources: names, in the order of `source_id`.
-        norm_stats: statistics of the robot data sets by key.
-    """
+    """Sums over the rows of training steps per source, in the order of `source_id`, and the figures made of them."""
 
     COLUMNS: tuple[str, ...] = ()
 
@@ -77,13 +70,7 @@ class MetricSums:
 
 
 class SourceMetrics(MetricSums):
-    """Figures of predicted tokens.
-
-    Args:
-        sources: names, in the order of `source_id`.
-        action_config: the action format, or `None` for a model that does not act.
-        norm_stats: statistics of the robot data sets by key.
-    """
+    """Figures of predicted tokens; `action_config` is `None` for a model that does not act."""
 
     COLUMNS = (
         *("loss", "right", "tokens", "right_signs", "signs", "exact", "rows", "replaced"),
@@ -146,7 +133,6 @@ class SourceMetrics(MetricSums):
         return np.abs(errors[known]).sum(), known.sum(), whole, malformed
 
     def means(self, kind: str, sums: dict[str, float]) -> dict[str, float]:
-        """See the docstring of this file."""
         figures = {
             "loss": sums["loss"] / sums["tokens"],
             "token_accuracy": sums["right"] / sums["tokens"],
@@ -193,7 +179,6 @@ def predicted_values(
 
 
 def _bin_values(grammar: BinGrammar, pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of one token per value."""
     numbers = np.array([[int(grammar.text_of.get(token, -1)) for token in pair] for pair in pairs]).reshape(-1, 2)
     values = np.where(numbers < 0, np.nan, grammar.strings.to_values(numbers)).astype(np.float64)
     return values[:, 0], values[:, 1]
@@ -223,11 +208,5 @@ def _string_values(grammar: ActionGrammar, pairs: list[tuple[int, int]]) -> tupl
         else:
             read[value] += NO_NUMBER if other in between or other[0] in between else other
     count = sum(map(bool, wanted))
-    return np.array([_number(text) for text in read[:count]]), np.array([float(text) for text in wanted[:count]])
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+    numbers = [text if re.fullmatch(NUMBER, text) else "nan" for text in read[:count]]
+    return np.array(numbers, dtype=np.float64), np.array(wanted[:count], dtype=np.float64)

@@ -21,13 +21,7 @@ from gen_vla.processors import (
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
 from gen_vla.processors.processing_vla_plus import ActionInputs
 from gen_vla.processors.robot_state import REFERENCE, SHOWN, STATE_BINS, template_with_state
-from gen_vla.training.checkpoints import (
-    check_folder,
-    family_named,
-    load_model,
-    read_config,
-    read_processor,
-)
+from gen_vla.training.checkpoints import check_folder, family_named, load_model, read_config, read_processor
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipes.sources import OpenedData
@@ -76,7 +70,6 @@ def encoder_file(recipe: Recipe, work_dir: Path, name: str) -> Path:
 
 
 def new_config(recipe: Recipe, tokenizer: Any, norm_stats: dict[str, Any]) -> Any:
-    """The configuration of a model from random weights."""
     family, settings = family_named(recipe.model.family), recipe.model
     if settings.family == "pi0_flow":
         own: dict[str, Any] = {"chunk_size": recipe.actions.horizon, "noise_in_padding": False}
@@ -124,21 +117,18 @@ def new_processor(recipe: Recipe, tokenizer: Any, config: Any, opened: OpenedDat
 
 
 def state_statistics(recipe: Recipe, opened: OpenedData) -> dict[str, Any] | None:
-    """Those of `StateInputs`."""
     if not recipe.takes_state:
         return None
     return {key: {"proprio": entry["proprio"]} for key, entry in opened.norm_stats.items()}
 
 
 def recipe_prompts(recipe: Recipe, prompt_template: dict[str, str]) -> dict[str, str]:
-    """Prompts with the robot's state in them, or without."""
     return template_with_state(prompt_template, recipe.data.state and not recipe.is_flow)
 
 
 def model_sizes(
     settings: ModelRecipe, image_size: int, vocab_size: int, special: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """The sub-configurations of a model from random weights."""
     siglip = {"model_type": "siglip_vision_model", "vision_use_head": False, "image_size": image_size}
     text = {"vocab_size": vocab_size, **(special or {}), **settings.text}
     if settings.family == "pi0_flow":
@@ -234,17 +224,13 @@ def _check_architecture(config: Any, settings: ModelRecipe, name: str) -> None:
 
 
 def read_start(folder: Path, recipe: Recipe, name: str) -> tuple[Any, Any]:
-    """Processor and configuration of the model to start from, whose weights may be elsewhere."""
     processor, config = read_processor(folder), read_config(folder)
     _check_architecture(config, recipe.model, name)
     return processor, config
 
 
 def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData) -> None:
-    """Puts another model's processor and configuration under this recipe's settings, in place.
-
-    Which tower is frozen, what an action looks like and in which units.
-    """
+    """Puts another model's processor and configuration under this recipe's settings, in place."""
     if recipe.model.family == "pi0_flow":
         config.chunk_size = recipe.actions.horizon  # no weight depends on it
         if config.noise_in_padding:  # published weights of π0, and how pictures were resized for them
@@ -260,7 +246,6 @@ def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData
 
 
 def make_recipe_action_config(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:
-    """The action format, and what the robot's state is needed for."""
     state = {"state": SHOWN if recipe.data.state else REFERENCE} if recipe.takes_state else {}
     return {**make_action_format(recipe.actions, tokenizer), **state}
 
@@ -317,7 +302,6 @@ def recipe_texts(recipe: Recipe, work_dir: Path, opened: OpenedData) -> list[str
 
 
 def action_weights(recipe: Recipe, config: Any) -> ActionTokenWeights | BinTokenWeights | None:
-    """The loss weights of action tokens, or `None` without robot data."""
     if not recipe.data.robot or not config.action_config:
         return None
     statistics = [entry["action"] for entry in config.norm_stats.values()]

@@ -22,6 +22,7 @@ from gen_vla.training.mixing.streaming_mixture import RunShape
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.robot_data.statistics import MEASURES
+from gen_vla.training.storage.json_files import read_json, write_json
 
 
 FILE = "resume.json"
@@ -37,11 +38,6 @@ def run_shape(recipe: Recipe) -> RunShape:
 
 def check_shape(recipe: Recipe, checkpoints: Path) -> None:
     """Raises `ValueError` unless a resumed run learns as many rows a step as the run did when it began."""
-    if not (checkpoints / FILE).is_file():
-        raise ValueError(
-            f"got {checkpoints} without {FILE}, expected this record of processes, batch and data: an earlier version "
-            f"of gen-vla wrote these checkpoints; finish the run with that version, {START_OVER}"
-        )
     began, now = _first_shape(checkpoints), run_shape(recipe)
     if began.rows_per_step != now.rows_per_step:
         raise ValueError(
@@ -52,14 +48,11 @@ def check_shape(recipe: Recipe, checkpoints: Path) -> None:
 
 
 def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: bool) -> RunShape:
-    """Records a run's data when it begins; when it is resumed, checks the data and goes on with the statistics that
-    it began with.
+    """Records a run's data when it begins; when it is resumed, checks the data and goes on with the statistics that it
+    began with; raises `ValueError` if rows or statistics differ from those recorded.
 
     Returns:
         The shape the run began with.
-
-    Raises:
-        ValueError: if rows or statistics differ from those recorded.
     """
     data = {name: _identity(opened, name) for name in opened.names}
     if begins:
@@ -67,9 +60,9 @@ def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: b
         if int(os.environ.get("RANK", "0")) == 0:
             commits = {entry["path"]: entry["revision"] for entry in opened.origins.values() if "revision" in entry}
             record = {"shape": asdict(shape), "data": data, "commits": commits, "norm_stats": opened.norm_stats}
-            (checkpoints / FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_json(checkpoints / FILE, record)
         return shape
-    record = json.loads((checkpoints / FILE).read_text(encoding="utf-8"))
+    record = read_json(checkpoints / FILE)
     differences = [
         f"{name} had {record['data'].get(name)} and has {data.get(name)}"
         for name in sorted(record["data"].keys() | data.keys())
@@ -90,37 +83,24 @@ def record_data(recipe: Recipe, opened: OpenedData, checkpoints: Path, begins: b
 
 
 def recorded_commits(checkpoints: Path) -> dict[str, str]:
-    """The commits at which a run that is resumed reads its data sets on the Hub, by path."""
-    return json.loads((checkpoints / FILE).read_text(encoding="utf-8")).get("commits", {})
+    return read_json(checkpoints / FILE).get("commits", {})
 
 
 def record_buffers(
     checkpoints: Path, begins: bool, measure: Callable[[], dict[str, BufferSize]]
 ) -> dict[str, BufferSize]:
-    """The buffers of a stream, which decide the order of its rows: measured when a run begins, and recorded.
-
-    Raises:
-        ValueError: where an earlier version, whose rows came in another order, began the run.
-    """
+    """The buffers of a stream, which decide the order of its rows: measured when a run begins, and recorded."""
     file = checkpoints / FILE
     if begins:
         buffers = measure()
         if int(os.environ.get("RANK", "0")) == 0:
-            record = json.loads(file.read_text(encoding="utf-8"))
-            record["buffers"] = {name: asdict(size) for name, size in buffers.items()}
-            file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            write_json(file, {**read_json(file), "buffers": {name: asdict(size) for name, size in buffers.items()}})
         return buffers
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if "buffers" not in record:
-        raise ValueError(
-            f"got {file} without buffers, expected their sizes: an earlier version of gen-vla, whose rows came in "
-            f"another order, wrote these checkpoints; finish the run with that version, {START_OVER}"
-        )
-    return {name: BufferSize(**size) for name, size in record["buffers"].items()}
+    return {name: BufferSize(**size) for name, size in read_json(file)["buffers"].items()}
 
 
 def _first_shape(checkpoints: Path) -> RunShape:
-    return RunShape(**json.loads((checkpoints / FILE).read_text(encoding="utf-8"))["shape"])
+    return RunShape(**read_json(checkpoints / FILE)["shape"])
 
 
 def _identity(opened: OpenedData, name: str) -> dict[str, Any]:

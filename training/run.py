@@ -1,10 +1,8 @@
 """Runs a recipe: data, tokenizer, model, TRL training, saved model.
 
-    gen-vla train mini_openvla_plus --work-dir outputs                  # `commands/train.py` calls this
-    gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
-    gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
-
-`run_folder.py` says what lies where in a run's folder.
+gen-vla train mini_openvla_plus --work-dir outputs                  # `commands/train.py` calls this
+gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
+gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
 """
 
 import os
@@ -39,25 +37,13 @@ from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, RowPre
 from gen_vla.training.mixing.row_stream import BufferSize
 from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
-from gen_vla.training.model_building import (
-    action_weights,
-    build_model,
-    check_initial_model,
-    without_center_crop,
-)
-from gen_vla.training.planning.data_check import check_data
-from gen_vla.training.planning.data_check_tables import show_data
+from gen_vla.training.model_building import action_weights, build_model, check_initial_model, without_center_crop
+from gen_vla.training.planning.data_check import check_data, show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
 from gen_vla.training.resume_record import record_buffers, record_data, recorded_commits, run_shape
-from gen_vla.training.run_folder import (
-    begin_record,
-    claim_checkpoints,
-    is_first_process,
-    save_run,
-    steps_taken,
-)
+from gen_vla.training.run_folder import begin_record, claim_checkpoints, is_first_process, save_run, steps_taken
 from gen_vla.training.trainer import HELD_OUT_PREFIX, CoTrainer, SourceProgress
 
 
@@ -76,17 +62,11 @@ def run_recipe(
     progress: bool = True,
     show: bool = False,
 ) -> Path:
-    """Trains a recipe and saves the model.
+    """Trains a recipe and saves the model; returns its folder.
 
     Args:
-        recipe: what to run.
-        work_dir: where data sets lie and results go.
         resume: continue from the newest checkpoint of this recipe, if there is one.
-        callbacks: further callbacks of the trainer.
         show: print what was read and draw the first rows, before the first step.
-
-    Returns:
-        The folder of the saved model, loadable with `trust_remote_code=True`.
 
     Raises:
         FileExistsError: if there are checkpoints and `resume` is false.
@@ -205,7 +185,6 @@ def build_mixture(
 
 
 def stream_buffers(recipe: Recipe, opened: OpenedData, processor: Any) -> dict[str, BufferSize]:
-    """How many rows a loader process holds of every data set of a stream."""
     data, holds = recipe.data, held_pictures(recipe, opened, processor)
     memory = data.shuffle_memory * GIGA
     return buffer_sizes(opened.streams, opened.turns(recipe), holds, memory, data.num_workers, data.shuffle_buffer)
@@ -241,7 +220,6 @@ def build_held_out(
 def build_collator(
     recipe: Recipe, config: Any, processor: Any, sources: list[str], training: bool = True
 ) -> CoTrainingCollator | FlowCollator:
-    """What makes batches of a recipe's prepared rows, in training or as in acting."""
     processor = without_center_crop(processor) if training else processor
     if recipe.is_flow:
         return FlowCollator(processor, sources)
@@ -263,7 +241,6 @@ def build_preparer(
     collator: CoTrainingCollator | FlowCollator,
     config: Any,
 ) -> RowPreparer:
-    """What makes prompts and answers, or numbers, of a recipe's rows, with its augmentations."""
     data, seed = recipe.data, recipe.training.seed
     augment_picture = augment_instruction = None
     if data.image_augmentation:
@@ -320,10 +297,18 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFTConfig:
-    """A recipe's `training` section in the trainer's words."""
+def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool = True) -> SFTConfig:
     settings = recipe.training
-    renamed: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}
+    given: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}  # what differs between versions
+    if (validation := recipe.data.validation) is not None:
+        kind = ROBOT if recipe.data.robot and validation.episodes else VISION_LANGUAGE
+        given |= {
+            "eval_strategy": "steps",
+            "eval_steps": settings.eval_steps or settings.save_steps,
+            "per_device_eval_batch_size": settings.batch_size,
+            "metric_for_best_model": f"{HELD_OUT_PREFIX}{kind}/loss",
+            "greater_is_better": False,
+        }
     return SFTConfig(
         output_dir=str(checkpoints),
         max_steps=settings.steps,
@@ -336,12 +321,11 @@ def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFT
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         adam_beta2=settings.adam_beta2,
-        **renamed,
+        **given,
         bf16=settings.bf16,
         use_cpu=not torch.cuda.is_available(),
         save_steps=settings.save_steps,
         save_total_limit=settings.save_total_limit,
-        **evaluation_arguments(recipe),
         logging_steps=settings.logging_steps,
         disable_tqdm=not progress,
         max_length=None,
@@ -356,32 +340,14 @@ def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool) -> SFT
     )
 
 
-def evaluation_arguments(recipe: Recipe) -> dict[str, Any]:
-    """When held-out rows are scored, and which score the best checkpoint has."""
-    validation, settings = recipe.data.validation, recipe.training
-    if validation is None:
-        return {}
-    kind = ROBOT if recipe.data.robot and validation.episodes else VISION_LANGUAGE
-    return {
-        "eval_strategy": "steps",
-        "eval_steps": settings.eval_steps or settings.save_steps,
-        "per_device_eval_batch_size": settings.batch_size,
-        "metric_for_best_model": f"{HELD_OUT_PREFIX}{kind}/loss",
-        "greater_is_better": False,
-    }
-
-
 def data_report(opened: OpenedData, mixture: MixedTables | StreamingMixture) -> dict[str, Any]:
-    """What the log says about the data: rows per set where that is known, clipping, bad rows of all processes."""
-    tables = {name: len(table) for name, table in opened.tables.items()}
-    sizes = tables | {name: stream.count_rows() for name, stream in opened.streams.items()}
+    sizes: dict[str, int | None] = {name: len(table) for name, table in opened.tables.items()}
+    sizes |= {name: stream.count_rows() for name, stream in opened.streams.items()}
     report: dict[str, Any] = {"clipping": opened.clipping}
     for kind in (ROBOT, VISION_LANGUAGE):
         report[kind] = [size for name, size in sizes.items() if name.partition("/")[0] == kind]
-    problems, undecodable = (
-        {name: counter.report() for name, counter in counters.items()}
-        for counters in (opened.problems, mixture.problems)
-    )
+    problems = {name: counter.report() for name, counter in opened.problems.items()}
+    undecodable = {name: counter.report() for name, counter in mixture.problems.items()}
     # A stream is read by all processes, a table written by one of them.
     report["problems"] = sum_over_processes(problems) if opened.streams else problems
     report["undecodable"] = sum_over_processes(undecodable)

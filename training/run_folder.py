@@ -9,7 +9,6 @@ WORK_DIR/<recipe name>/checkpoints/checkpoint-<step>/, and recipe.yaml and resum
                                 resumed run must agree with
 """
 
-import json
 import os
 import re
 import shutil
@@ -29,8 +28,9 @@ from gen_vla.training.model_building import HUB_PREFIX, local_start
 from gen_vla.training.provenance.origin import RUNS, note_run, provenance
 from gen_vla.training.provenance.private_paths import publishable
 from gen_vla.training.recipes.loading import as_settings, load_recipe
-from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe, RecipeError
+from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 from gen_vla.training.resume_record import check_shape
+from gen_vla.training.storage.json_files import read_json, write_json
 from gen_vla.training.trainer import HELD_OUT_PREFIX, CoTrainer
 
 
@@ -64,8 +64,7 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
             f"got {last} of an earlier run, expected none; resume it (--resume) or delete {checkpoints}"
         )
     if last and record.is_file():
-        earlier = recorded_settings(record)
-        now = flat(as_settings(recipe))
+        earlier, now = flat(as_settings(load_recipe(record))), flat(as_settings(recipe))
         changed = sorted(name for name in earlier.keys() | now.keys() if earlier.get(name) != now.get(name))
         changed = [name for name in changed if name not in FREE_TO_CHANGE + SHAPE]
         if changed:
@@ -84,14 +83,6 @@ def claim_checkpoints(recipe: Recipe, checkpoints: Path, resume: bool) -> Path |
     return last
 
 
-def recorded_settings(record: Path) -> dict[str, Any]:
-    """What a recorded recipe says, by dotted name; settings that are newer than it have their defaults."""
-    try:
-        return flat(as_settings(load_recipe(record)))
-    except RecipeError:  # of settings that are no longer there: shown as they are
-        return flat(yaml.safe_load(record.read_text(encoding="utf-8")))
-
-
 def discard_checkpoints(recipe: Recipe, work_dir: Path) -> None:
     """Removes what an earlier mini run left to resume, so that a look at the data can be repeated."""
     if "RANK" not in os.environ:  # the processes of a launcher would remove each other's
@@ -108,17 +99,11 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def steps_taken(checkpoint: Path | None) -> int:
-    if checkpoint is None:
-        return 0
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+    return read_json(checkpoint / "trainer_state.json")["global_step"] if checkpoint else 0
 
 
 def begin_record(recipe: Recipe, work_dir: Path, checkpoints: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """How this run came about, noted for those that continue it; its model is the one it starts from.
-
-    Args:
-        data: where each data set lies, by name, and its commit on the Hub (`OpenedData.origins`).
-    """
+    """How this run, its start and its data sets (`OpenedData.origins`) came about, noted for who continues it."""
     name = recipe.model.initial_model
     if name:
         name = name.removeprefix(HUB_PREFIX) if name.startswith(HUB_PREFIX) else local_start(name, work_dir)
@@ -138,12 +123,7 @@ def save_run(
     log: dict[str, Any],
     output_dir: Path,
 ) -> None:
-    """Writes the model, the processor, and what is needed to know where they came from.
-
-    Args:
-        state: the weights, where the model itself holds only a part of them.
-        log: what `training_log.json` holds.
-    """
+    """Writes the model, whose weights are `state` where it holds only a part of them, processor and records."""
     output_dir.mkdir(parents=True, exist_ok=True)
     trained = trainer.accelerator.unwrap_model(trainer.model)
     model: Any = save_adapter(trained, output_dir / ADAPTER_FOLDER)
@@ -152,9 +132,8 @@ def save_run(
         processor.save_pretrained(output_dir / ADAPTER_FOLDER)
         write_recipe(output_dir / ADAPTER_FOLDER / "recipe.yaml", recipe)
     settings = recipe.training
-    dtype = used_dtype(
-        model, "float32" if settings.save_dtype == "auto" and not settings.bf16 else settings.save_dtype
-    )
+    wanted = "float32" if settings.save_dtype == "auto" and not settings.bf16 else settings.save_dtype
+    dtype = used_dtype(model, wanted)
     names = dict(model.named_parameters())
     state = state and {name: tensor.to(dtype) if name in names else tensor for name, tensor in state.items()}
     cast_weights(model, dtype)
@@ -166,12 +145,7 @@ def save_run(
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """The complete recipe, defaults filled in, as `load_recipe` reads it."""
     path.write_text(yaml.safe_dump(as_settings(recipe), sort_keys=False), encoding="utf-8")
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -187,15 +161,6 @@ def is_first_process() -> bool:
 
 
 def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> Path | None:
-    """Draws a trainer's log history as a PNG: a panel per figure, a line per source.
-
-    Args:
-        history: entries with `step` and figures named `KIND/NAME/FIGURE`, of held-out rows `eval_KIND/NAME/FIGURE`,
-            whose lines are dashed.
-
-    Returns:
-        The path, or `None` where there is nothing to draw: fewer than two logs.
-    """
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for entry in history:
         for key, value in entry.items():

@@ -16,21 +16,15 @@ SPECIAL = ("<unk>", "<s>", "</s>")
 ACTION_CHARACTERS = "0123456789+-.,"
 
 
-def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 1024, image_token: str = "<image>", model_max_length: int = 2048
-) -> PreTrainedTokenizerFast:
-    """Trains a byte-pair tokenizer.
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """Trains a byte-pair tokenizer; raises `ValueError` if `vocab_size` leaves no room for a piece per character.
 
     Args:
         texts: what the model will read and write; a newline becomes Llama's byte piece `<0x0A>`.
         vocab_size: pieces in all, the 256 bytes and the special tokens included; fewer if the texts hold no more.
-        image_token: the placeholder that stands for a patch.
 
     Returns:
-        A fast tokenizer with `<s>`, `</s>`, `<unk>`, `<PAD>` and `image_token`, which adds BOS.
-
-    Raises:
-        ValueError: if `vocab_size` leaves no room for a piece per character.
+        A fast tokenizer with `<s>`, `</s>`, `<unk>`, `<PAD>` and `<image>`, which adds BOS.
     """
     reserved = len(SPECIAL) + 256 + 2
     if vocab_size < reserved + 100:
@@ -58,9 +52,9 @@ def train_tokenizer(
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<PAD>",
-        additional_special_tokens=[image_token],
+        additional_special_tokens=["<image>"],
         model_input_names=["input_ids", "attention_mask"],
-        model_max_length=model_max_length,
+        model_max_length=2048,
         clean_up_tokenization_spaces=False,
         padding_side="left",
     )

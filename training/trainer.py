@@ -38,14 +38,8 @@ class CoTrainer(SFTTrainer):
     """SFTTrainer whose rows come from a mixture and whose loss can be balanced.
 
     Args:
-        mixture: the rows of this process.
-        sampler: the order of rows over the whole run, for tables.
         balance: `"token"`, `"example"` or `"source"`, see `LossRecipe`.
-        vision_language_weight: what the loss of vision-language rows is multiplied by.
         rates: the largest learning rate of each part of the model (`learning_rates.py`).
-        metrics: figures per source, a `SourceMetrics` or what stands in its place.
-        held_out: rows of this process that are scored every `eval_steps`.
-        kwargs: as for `SFTTrainer`.
     """
 
     def __init__(
@@ -79,10 +73,8 @@ class CoTrainer(SFTTrainer):
             reduce_in_float32(self.accelerator.state.fsdp_plugin)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; weights that were missing are trained, so that none is any longer.
-
-        Raises:
-            ValueError: if it began without weights that are not trained.
+        """As in transformers; weights that were missing are trained, so that none is any longer; raises `ValueError`
+        if it began without weights that are not trained.
         """
         wrapped: Any = self.model
         model: Any = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
@@ -99,7 +91,6 @@ class CoTrainer(SFTTrainer):
         return super().train(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """As in transformers, with a learning rate for each part of the model."""
         if self.optimizer is None and self.rates is not None:
             trained: Any = self.model if model is None else model
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
@@ -126,7 +117,6 @@ class CoTrainer(SFTTrainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """This process's part of the held-out rows; as many batches as every other process has."""
         assert self.held_out is not None
         return DataLoader(
             self.held_out,
@@ -138,7 +128,6 @@ class CoTrainer(SFTTrainer):
         )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; its metrics are the figures of held-out rows, `eval_robot/KEY/loss` and so on."""
         training, self.source_metrics = self.source_metrics, self.held_out_metrics
         try:
             output: Any = super().evaluation_loop(*args, **kwargs)
@@ -188,18 +177,14 @@ class CoTrainer(SFTTrainer):
         target.load_state_dict(saved.state_dict(), strict=True)
 
     def load_finished(self, checkpoint: str) -> None:
-        """Takes over weights and log of a run's last checkpoint, where there is nothing left to train."""
         self._load_from_checkpoint(checkpoint)
         self.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        """`batch_totals` over the micro-batches of a step on all processes."""
-        local = torch.stack([self.batch_totals(batch) for batch in batch_samples]).sum(dim=0)
-        reduced: Any = self.accelerator.reduce(local.to(device))
-        return reduced
+        totals: Any = torch.stack([self.batch_totals(batch) for batch in batch_samples]).sum(dim=0)
+        return self.accelerator.reduce(totals.to(device))  # type: ignore[return-value]
 
     def batch_totals(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the loss of a step is divided by, of one of its micro-batches: `step_totals`."""
         return step_totals(batch["token_weights"], batch["is_robot"])
 
     def compute_loss(
@@ -208,7 +193,6 @@ class CoTrainer(SFTTrainer):
         """`partial_loss` of this micro-batch, times the number of processes.
 
         Args:
-            inputs: those of the collator, with a worker's counts.
             num_items_in_batch: the sum of the step's `batch_totals`; by default the micro-batch is the step.
         """
         if return_outputs:
@@ -223,7 +207,6 @@ class CoTrainer(SFTTrainer):
         """This micro-batch's part of the step's weighted negative log-likelihood.
 
         Args:
-            inputs: those of `CoTrainingCollator`.
             totals: float [4], `step_totals` of the step; by default of this micro-batch.
         """
         weights = inputs.pop("token_weights")[:, 1:]
@@ -235,21 +218,15 @@ class CoTrainer(SFTTrainer):
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the figures per source since the last log, and the share of `padding` among all tokens; held-out
-        figures are complete."""
+        """Adds the figures per source since the last log and the share of `padding`; held-out figures are complete."""
         if any(name.startswith(HELD_OUT_PREFIX) for name in logs):
             super().log(logs, start_time)
             return
-        filled, places = self._all_positions()
-        padding = {"padding": 1 - filled / places} if places else {}
-        super().log({**logs, **padding, **self.source_metrics.read(self.accelerator)}, start_time)
-
-    def _all_positions(self) -> list[float]:
-        """`positions` over all processes, which start again at 0."""
         local = torch.tensor(self.positions, dtype=torch.float32, device=self.accelerator.device)
         reduced: Any = self.accelerator.reduce(local)
-        self.positions = [0, 0]
-        return reduced.tolist()
+        (filled, places), self.positions = reduced.tolist(), [0, 0]
+        padding = {"padding": 1 - filled / places} if places else {}
+        super().log({**logs, **padding, **self.source_metrics.read(self.accelerator)}, start_time)
 
 
 def reduce_in_float32(plugin: Any) -> None:
@@ -319,10 +296,7 @@ def likeliest_tokens(model: Any, supervised: torch.Tensor) -> Iterator[list[torc
     """Collects the tokens int64 [n] that a forward pass inside finds likeliest behind the n supervised positions.
 
     They are looked up before the pass ends: there FSDP and ZeRO-3 hold the whole output layer for the loss, and behind
-    it every process would have to gather it once more.
-
-    Args:
-        supervised: bool [B, L], of all positions but the first.
+    it every process would have to gather it once more. `supervised` is bool [B, L], of all positions but the first.
     """
     kept: list[torch.Tensor] = []
     head = unwrapped(model).get_output_embeddings()
@@ -350,9 +324,7 @@ def unwrapped(model: Any) -> Any:
 def step_totals(token_weights: torch.Tensor, is_robot: torch.Tensor) -> torch.Tensor:
     """What a loss is divided by: float [4], the weights of robot and of vision-language tokens, rows of each.
 
-    Args:
-        token_weights: float [B, L], zero where nothing is supervised; the first token of a row never is.
-        is_robot: bool [B].
+    `token_weights` are float [B, L], zero where nothing is supervised; `is_robot` is bool [B].
     """
     per_row = token_weights.sum(dim=1)
     sums = [per_row[is_robot].sum(), per_row[~is_robot].sum(), is_robot.sum(), (~is_robot).sum()]

@@ -2,22 +2,18 @@
 
 `foreign_layouts.py` reads what a checkpoint of OpenVLA says about itself, `modeling/convert_openvla_weights.py` plans
 which tensor goes where, and `storage/tensor_files.py` moves the weights one by one. Vision-language models are read by
-transformers' own classes (`vlm_conversion.py`, `paligemma_flow.py`, `language_model.py`). A conversion that fails
-leaves nothing behind.
+transformers' own classes (`vlm_conversion.py`, `paligemma_flow.py`, `language_model.py`).
 
 The release of the paper's authors has OpenVLA's layout and three more tokens. They identify it: it writes actions as
 "legacy" strings, and its prompts begin with one of these tokens.
 """
 
-import json
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers.dynamic_module_utils import custom_object_save
 
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
@@ -31,18 +27,23 @@ from gen_vla.processors import (
     OpenVLAPlusProcessor,
     make_action_config,
 )
-from gen_vla.training.converting.foreign_layouts import OpenVLACheckpoint, read_source
-from gen_vla.training.converting.foreign_tokenizer import LLAMA_TOKENS, load_tokenizer
+from gen_vla.training.converting.foreign_layouts import (
+    LLAMA_TOKENS,
+    OpenVLACheckpoint,
+    load_tokenizer,
+    new_folder,
+    read_source,
+)
 from gen_vla.training.converting.language_model import convert_language_model
 from gen_vla.training.converting.paligemma_flow import convert_to_flow
 from gen_vla.training.converting.vlm_conversion import convert_vlm, vlm_type
+from gen_vla.training.storage.json_files import write_json
 from gen_vla.training.storage.tensor_files import Output, write_shards
 
 
 AUTHORS_MARKS = {"action": "<VLA_PROMPT>", "question": "<VLM_PROMPT>"}
 FAMILIES = ("vla_plus", "pi0_flow")  # what PaliGemma becomes
 REPRESENTATIONS = ("bins", "legacy", "signed", "plain")
-Converted: TypeAlias = tuple[Any, dict[str, Piece], Any]  # a model on the meta device, the plan, the processor
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,6 @@ class ConversionSettings:
         dtype: of the weights; by default each keeps its own.
         max_shard_bytes: the size of a weight file.
         check: whether what became `vla_plus` is compared with its base model.
-        progress: whether to show a bar.
     """
 
     actions: str | None = None
@@ -76,7 +76,6 @@ class ConversionSettings:
     dtype: torch.dtype | None = None
     max_shard_bytes: int = 5 * 10**9
     check: bool = True
-    progress: bool = True
 
     def __post_init__(self) -> None:
         for name, known in (("actions", REPRESENTATIONS), ("family", FAMILIES)):
@@ -90,20 +89,16 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
     Args:
         source: a folder, a `.pt` file of a run, or a name on the Hub; with `encoders` also a GGUF file, see
             `convert_language_model`.
-        destination: the folder to write; must not exist yet.
+        destination: the folder to write; must not exist yet, and is not there after a conversion that fails.
         settings: see `ConversionSettings`.
 
     Raises:
         ConversionError: if the source is of another architecture, or a tensor is missing or unexpected.
         FileNotFoundError, FileExistsError: as named.
     """
-    destination, options = Path(destination), ConversionSettings(**settings)
-    if destination.exists():
-        raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
+    options = ConversionSettings(**settings)
     kind = vlm_type(source) if options.encoders is None else None
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
-        draft = Path(temporary) / destination.name
+    with new_folder(Path(destination)) as draft:
         if options.encoders is not None:
             unused = ("actions", "tokenizer", "frozen", "dual", "family", "center_crop_area")
             check_options("language model", options, unused)
@@ -111,18 +106,21 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
         elif kind is None:
             write_openvla(source, draft, options)
         elif options.family == "pi0_flow":
-            write_flow(source, kind, draft, options)
+            if kind != "paligemma":
+                raise ConversionError(
+                    f"got --family pi0_flow for a {kind}, expected a PaliGemma, which π0 starts from"
+                )
+            check_options(kind, options, ("actions", "frozen", "dual"))
+            given = (options.tokenizer, options.expert, options.center_crop_area)
+            convert_to_flow(source, draft, *given, options.dtype, options.max_shard_bytes)
         else:
             check_options(kind, options, ("actions", "tokenizer", "frozen", "center_crop_area"))
-            convert_vlm(
-                source, draft, options.dual is not False, options.dtype, options.max_shard_bytes, options.check
-            )
-        draft.rename(destination)
-    return destination
+            dual = options.dual is not False
+            convert_vlm(source, draft, dual, options.dtype, options.max_shard_bytes, options.check)
+    return Path(destination)
 
 
 def check_options(kind: str, options: ConversionSettings, unused: tuple[str, ...]) -> None:
-    """Raises `ConversionError` if one of the `unused` options is given."""
     if given := ", ".join(name for name in unused if getattr(options, name) is not None):
         raise ConversionError(
             f"got {given} for a {kind}, expected none of {', '.join(unused)}: it gets its action format from the "
@@ -130,56 +128,35 @@ def check_options(kind: str, options: ConversionSettings, unused: tuple[str, ...
         )
 
 
-def write_flow(source: str | Path, kind: str, draft: Path, options: ConversionSettings) -> None:
-    """The flow-matching π0 from PaliGemma, as the paper's baseline begins."""
-    if kind != "paligemma":
-        raise ConversionError(f"got --family pi0_flow for a {kind}, expected a PaliGemma, which π0 starts from")
-    check_options(kind, options, ("actions", "frozen", "dual"))
-    convert_to_flow(
-        source,
-        draft,
-        options.tokenizer,
-        options.expert,
-        options.center_crop_area,
-        options.dtype,
-        options.max_shard_bytes,
-    )
-
-
 def write_openvla(source: str | Path, draft: Path, options: ConversionSettings) -> None:
     """OpenVLA+ from OpenVLA, its weights moved one by one."""
-    found = read_source(source)
-    model, plan, processor = convert_openvla(found, options)
-    outputs = plan_outputs(found.tensors, model, plan, options.dtype)
-    draft.mkdir()
-    save_architecture(draft, model, max(outputs, key=lambda output: output.nbytes).dtype)
-    processor.save_pretrained(draft)
-    if model.config.norm_stats:
-        text = json.dumps(model.config.norm_stats, indent=2) + "\n"
-        (draft / "dataset_statistics.json").write_text(text, encoding="utf-8")
-    total = sum(output.nbytes for output in outputs)
-    with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not options.progress) as bar:
-        write_shards(draft, outputs, options.max_shard_bytes, bar.update)
-
-
-def convert_openvla(found: OpenVLACheckpoint, options: ConversionSettings) -> Converted:
-    """OpenVLA+ from OpenVLA."""
     if options.dual is not None:
         raise ConversionError("got --dual or --no-dual for OpenVLA, expected neither: it has two encoders as it is")
     if options.family is not None:
         raise ConversionError(f"got --family {options.family}, which is for PaliGemma; OpenVLA becomes openvla_plus")
+    found = read_source(source)
     sizes = openvla_config(found.tensors.shapes, found.timm_ids, found.text)
     config = OpenVLAPlusConfig(**sizes, norm_stats=found.norm_stats, frozen=options.frozen)
     plan = plan_openvla(config)
     check_complete(plan, found.tensors.shapes, config)
     processor = openvla_processor(found, config, options)
-    return empty_model(OpenVLAPlusForVision2Seq, config, processor), plan, processor
+    config.image_token_id = processor.image_token_id
+    config.action_config = processor.action_config
+    config.prompt_template = processor.prompt_template
+    with torch.device("meta"):  # shapes without memory
+        model = OpenVLAPlusForVision2Seq(config)
+    outputs = plan_outputs(found.tensors, model, plan, options.dtype)
+    draft.mkdir()
+    save_architecture(draft, model, max(outputs, key=lambda output: output.nbytes).dtype)
+    processor.save_pretrained(draft)
+    if config.norm_stats:
+        write_json(draft / "dataset_statistics.json", config.norm_stats)
+    write_shards(draft, outputs, options.max_shard_bytes)
 
 
 def openvla_processor(
     found: OpenVLACheckpoint, config: OpenVLAPlusConfig, options: ConversionSettings
 ) -> OpenVLAPlusProcessor:
-    """The processor that goes with a checkpoint of OpenVLA."""
     tokenizer = load_tokenizer(options.tokenizer or found.tokenizer_folder, LLAMA_TOKENS, config.text_config)
     vocabulary = tokenizer.get_vocab()
     prompts = dict(PROMPT_TEMPLATE)
@@ -201,7 +178,6 @@ def openvla_processor(
 
 
 def action_codec(actions: str, norm_stats: dict[str, Any], bins: int) -> ActionBins | ActionStringProcessor:
-    """The representation by its name; the dimensions are those of the statistics."""
     dims = {key: len(entry["action"]["q01"]) for key, entry in norm_stats.items()}
     if len(set(dims.values())) != 1:
         raise ConversionError(f"got statistics of different dimensions, expected the same for all: {dims}")
@@ -211,17 +187,7 @@ def action_codec(actions: str, norm_stats: dict[str, Any], bins: int) -> ActionB
     return ActionStringProcessor(action_dim, style=actions)
 
 
-def empty_model(model_class: Any, config: Any, processor: Any) -> Any:
-    """The model that goes with a processor, on the meta device: shapes without memory."""
-    config.image_token_id = processor.image_token_id
-    config.action_config = processor.action_config
-    config.prompt_template = processor.prompt_template
-    with torch.device("meta"):
-        return model_class(config)
-
-
 def plan_outputs(tensors: Any, model: Any, plan: dict[str, Piece], dtype: torch.dtype | None) -> list[Output]:
-    """The tensors to write, in the order of the plan, each with the shape the model wants."""
     shapes = model_shapes(model)
     assert shapes.keys() - plan.keys() <= {"lm_head.weight"}
     assert plan.keys() <= shapes.keys()
@@ -238,7 +204,6 @@ def plan_outputs(tensors: Any, model: Any, plan: dict[str, Piece], dtype: torch.
 
 
 def model_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes by the names in a file."""
     return {file_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -251,7 +216,6 @@ def file_name(name: str) -> str:
 
 
 def save_architecture(folder: Path, model: Any, dtype: torch.dtype) -> None:
-    """config.json, generation_config.json and the code, as `save_pretrained` would write them beside the weights."""
     config = model.config
     config.architectures = [type(model).__name__]
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):

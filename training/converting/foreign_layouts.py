@@ -1,32 +1,36 @@
 """Recognises the layout of another project's checkpoint and reads everything but its weights (`conversion.py`).
 
-    layout                     recognised by                        what is read
-    OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
-                                                                    image processor
-    Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
-
-The image processor is in preprocessor_config.json where transformers 4 saved it, and in processor_config.json where
-transformers 5 did.
+layout                     recognised by                        what is read
+OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
+                                                                image processor
+Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
 """
 
-import json
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
+from transformers import PreTrainedTokenizerFast
 from transformers.image_processing_base import ImageProcessingMixin
 
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import hub_name
 from gen_vla.modeling.vlm_families import FAMILIES as VLMS
+from gen_vla.training.storage.json_files import read_json as read_json_file
 from gen_vla.training.storage.tensor_files import SafetensorsFolder, TorchCheckpoint
 
 
 DINOSIGLIP = ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"]
 LLAMA2 = {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}  # of the base models that runs start from
 LLAMA2_HEADS = {"7b": 32, "13b": 40}
+IMAGE_TOKEN = "<image>"
+LLAMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<PAD>"}
+GEMMA_TOKENS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
 
 @dataclass
@@ -58,7 +62,7 @@ def read_source(source: str | Path) -> OpenVLACheckpoint:
     if path.suffix == ".pt" and path.is_file():
         return read_run(path.parent.parent, path)
     folder = path
-    if not folder.is_dir():
+    if not path.is_dir():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise FileNotFoundError(f"got {source}, which is no folder and no name on the Hub like openvla/openvla-7b")
         wanted = ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"]  # the last marks OpenVLA-OFT
@@ -75,7 +79,6 @@ def read_source(source: str | Path) -> OpenVLACheckpoint:
 
 
 def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint:
-    """OpenVLA's repository: everything is in it."""
     # OpenVLA-OFT has OpenVLA's layout, and acts by networks in files beside it.
     beside = sorted(path.name for word in ("action_head", "proprio_projector") for path in folder.glob(f"{word}*"))
     if beside:
@@ -132,11 +135,9 @@ def read_image_constants(settings: dict[str, Any]) -> dict[str, Any]:
     with the `means` and `stds` beside them; the former are what the model saw.
     """
     check_resize(settings.get("image_resize_strategy", "letterbox"))
-    odd = [name for name in settings.get("interpolations", []) if name != "bicubic"]
-    if odd:
+    if odd := [name for name in settings.get("interpolations", []) if name != "bicubic"]:
         raise ConversionError(f"got a resize with {odd[0]} interpolation, expected bicubic")
-    stored = settings.get("tvf_normalize_params")
-    if stored:
+    if stored := settings.get("tvf_normalize_params"):
         return {"means": [entry["mean"] for entry in stored], "stds": [entry["std"] for entry in stored]}
     if not settings.get("means") or not settings.get("stds"):
         raise ConversionError(
@@ -147,7 +148,6 @@ def read_image_constants(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_resize(strategy: str) -> None:
-    """Raises `ConversionError` unless pictures are resized as this family does."""
     if strategy != "resize-naive":
         raise ConversionError(
             f"got image_resize_strategy={strategy!r}, expected 'resize-naive'; pictures of another shape would be "
@@ -156,7 +156,6 @@ def check_resize(strategy: str) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """`latest-checkpoint.pt`, or the one with the most steps."""
     steps = {int(match[1]): path for path in folder.glob("*.pt") if (match := re.search(r"step-(\d+)", path.name))}
     latest = folder / "latest-checkpoint.pt"
     if not steps and not latest.is_file():
@@ -190,10 +189,62 @@ def read_run(folder: Path, checkpoint: Path) -> OpenVLACheckpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's content; the error names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"got no {path}, expected it beside the weights; copy the whole folder")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConversionError(f"got {path}, which is not JSON: {error}") from error
+    return read_json_file(path)
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A folder to be made, which becomes `destination` at the end of the `with` block; nothing is left by an error;
+    raises `FileExistsError` if the destination exists.
+    """
+    if destination.exists():
+        raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
+        draft = Path(temporary) / destination.name
+        yield draft
+        draft.rename(destination)
+
+
+def load_tokenizer(
+    source: str | Path | None, special_tokens: dict[str, str], text_config: Any
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with padding and the image placeholder, both inside the model's vocabulary.
+
+    Its `tokenizer.json` is taken as it is. Nothing else of its configuration is, which may name code of its own.
+    """
+    if source is None:
+        raise ConversionError(
+            "got a training run, which holds no tokenizer, and no tokenizer; pass --tokenizer with a folder or a name "
+            "on the Hub, such as meta-llama/Llama-2-7b-hf"
+        )
+    folder = Path(source)
+    file = folder / "tokenizer.json" if folder.is_dir() else Path(hf_hub_download(str(source), "tokenizer.json"))
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"got {source} without tokenizer.json, expected a fast tokenizer; pass --tokenizer, or, with "
+            "tokenizer.model alone, write it where sentencepiece and protobuf are installed: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+        )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(file),
+        **special_tokens,
+        additional_special_tokens=[IMAGE_TOKEN],
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )
+    if len(tokenizer) > text_config.vocab_size:
+        raise ConversionError(
+            f"got a tokenizer of {len(tokenizer)} tokens, {IMAGE_TOKEN} included, and an embedding of "
+            f"{text_config.vocab_size} rows, expected a row for each"
+        )
+    for name in ("bos", "eos", "pad"):
+        got, expected = (getattr(owner, f"{name}_token_id") for owner in (tokenizer, text_config))
+        if got != expected:
+            raise ConversionError(
+                f"got a tokenizer whose {name} token is {got}, expected {expected}; it belongs to another model"
+            )
+    return tokenizer

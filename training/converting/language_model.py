@@ -21,7 +21,7 @@ from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.processors import PROMPT_TEMPLATE, OpenVLAPlusProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
-from gen_vla.training.converting.foreign_tokenizer import IMAGE_TOKEN
+from gen_vla.training.converting.foreign_layouts import IMAGE_TOKEN
 from gen_vla.training.model_building import initial_model_folder
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX
 
@@ -47,13 +47,7 @@ def convert_language_model(
             package of that name.
         encoders: the model whose vision encoders and pictures' settings are taken: a folder, `hf://OWNER/NAME`, or
             `package://NAME` for one that comes with this package.
-        destination: the folder to write.
         dtype: of the weights; by default float32.
-        max_shard_bytes: the size of a weight file.
-
-    Raises:
-        ConversionError: if the source is no Llama, or the encoders' model no OpenVLA+.
-        FileNotFoundError: if one of them is missing.
     """
     folder = initial_model_folder(encoders, Path())
     eyes, pictures = load_model(folder), load_processor(folder).image_processor
@@ -89,7 +83,6 @@ def read_language_model(source: str | Path) -> tuple[LlamaForCausalLM, PreTraine
 
 
 def language_model_files(source: str | Path) -> tuple[str, str | None]:
-    """Folder or Hub name of a language model, and its GGUF file's name if it is one."""
     path = Path(source)
     if str(source).startswith(PACKAGE_PREFIX):
         name = str(source).removeprefix(PACKAGE_PREFIX)

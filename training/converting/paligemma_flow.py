@@ -11,8 +11,7 @@ import torch
 
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.processors import OpenVLAPlusImageProcessor, Pi0FlowProcessor
-from gen_vla.training.converting.foreign_layouts import image_settings
-from gen_vla.training.converting.foreign_tokenizer import GEMMA_TOKENS, load_tokenizer
+from gen_vla.training.converting.foreign_layouts import GEMMA_TOKENS, image_settings, load_tokenizer
 from gen_vla.training.converting.vlm_conversion import read_vlm
 
 
@@ -30,18 +29,10 @@ def convert_to_flow(
     max_shard_bytes: int = 5 * 10**9,
     seed: int = 0,
 ) -> None:
-    """Writes a folder that does not act yet: it gets its action format from the recipe that trains it.
+    """Writes a folder that does not act yet: it gets its action format from the recipe that trains it; raises
+    `ConversionError` if the checkpoint lacks weights, or its pictures are resized otherwise.
 
-    Args:
-        source: a folder or a name on the Hub.
-        draft: the folder to write.
-        tokenizer: folder or Hub name of the tokenizer; by default the source's.
-        expert: `hidden_size` and `intermediate_size` of the action expert; by default π0's.
-        center_crop_area: share of each picture's area to keep.
-        dtype: of the weights; by default the checkpoint's own.
-
-    Raises:
-        ConversionError: if the checkpoint lacks weights, or its pictures are resized otherwise.
+    Arguments are as in `ConversionSettings`; `seed` is of the expert's weights.
     """
     # Not at the top: the other families run with a transformers that lacks this one.
     from gen_vla.modeling import Pi0FlowForActionPrediction
@@ -75,7 +66,6 @@ def convert_to_flow(
 
 
 def flow_config(vlm_config: Any, expert: dict[str, int] | None = None) -> Any:
-    """The configuration for a PaliGemma; `expert` as above."""
     from gen_vla.modeling import Pi0FlowConfig
 
     if (kind := vlm_config.text_config.model_type) != "gemma":
@@ -90,9 +80,7 @@ def flow_config(vlm_config: Any, expert: dict[str, int] | None = None) -> Any:
 
 
 def expert_weights(config: Any, seed: int) -> dict[str, torch.Tensor]:
-    """All tensors that are not PaliGemma's, float32, as transformers initialises them: in a model with a minimal
-    PaliGemma, to save memory.
-    """
+    """All tensors but PaliGemma's, float32, as transformers initialises them beside a minimal PaliGemma."""
     from gen_vla.modeling import Pi0FlowConfig, Pi0FlowForActionPrediction
 
     settings = config.to_dict()

@@ -8,9 +8,7 @@ The plan of `modeling/convert_openvla_weights.py` is read backwards. What OpenVL
 depend on (last blocks, final norms, SigLIP's pool) is written as zeros.
 """
 
-import json
 import shutil
-import tempfile
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -18,14 +16,14 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from tqdm import tqdm
 
 from gen_vla.modeling import OpenVLAPlusConfig
-from gen_vla.modeling.conversion_plan import ConversionError, Piece
+from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import ATTENTION_HEADS, DINO, SIGLIP, plan_openvla
 from gen_vla.processors.action_statistics import action_bounds
 from gen_vla.training.checkpoints import read_processor
-from gen_vla.training.converting.foreign_layouts import read_json, weights_of
+from gen_vla.training.converting.foreign_layouts import new_folder, read_json, weights_of
+from gen_vla.training.storage.json_files import write_json
 from gen_vla.training.storage.tensor_files import Output, SafetensorsFolder, write_shards
 
 
@@ -37,9 +35,7 @@ TEXT_SETTINGS = ("rms_norm_eps", "max_position_embeddings", "hidden_act", "vocab
 TEXT_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def convert_to_openvla(
-    source: str | Path, destination: Path, max_shard_bytes: int = 5 * 10**9, progress: bool = True
-) -> Path:
+def convert_to_openvla(source: str | Path, destination: Path, max_shard_bytes: int = 5 * 10**9) -> Path:
     """Writes a folder that OpenVLA's own code and vLLM's OpenVLA class read.
 
     Args:
@@ -50,8 +46,6 @@ def convert_to_openvla(
         ConversionError: if the model is of another family, or of sizes that OpenVLA's layout cannot say.
         FileExistsError: if the destination exists.
     """
-    if destination.exists():
-        raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(str(source)))
     kind = read_json(folder / "config.json").get("model_type")
     if kind != OpenVLAPlusConfig.model_type:
@@ -64,12 +58,9 @@ def convert_to_openvla(
             f"got {folder}, a model that takes the robot's state, expected one without: OpenVLA's code has no place "
             "for it"
         )
-    tensors = weights_of(folder)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
-        draft = Path(temporary) / destination.name
+    with new_folder(destination) as draft:
         draft.mkdir()
-        outputs = openvla_outputs(config, tensors)
+        outputs = openvla_outputs(config, weights_of(folder))
         dtype = max(outputs, key=lambda output: output.nbytes).dtype
         write_json(draft / "config.json", openvla_settings(config, dtype))
         write_json(draft / "preprocessor_config.json", picture_settings(processor.image_processor))
@@ -80,10 +71,7 @@ def convert_to_openvla(
             write_json(draft / "dataset_statistics.json", openvla_statistics(config.norm_stats))
         if (folder / "generation_config.json").is_file():
             shutil.copyfile(folder / "generation_config.json", draft / "generation_config.json")
-        total = sum(output.nbytes for output in outputs)
-        with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=not progress) as bar:
-            write_shards(draft, outputs, max_shard_bytes, bar.update)
-        draft.rename(destination)
+        write_shards(draft, outputs, max_shard_bytes)
     return destination
 
 
@@ -99,45 +87,32 @@ def openvla_statistics(norm_stats: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def openvla_outputs(config: OpenVLAPlusConfig, tensors: SafetensorsFolder) -> list[Output]:
-    """OpenVLA's tensors, each made of those the plan makes of it."""
-    pieces: dict[str, list[tuple[str, Piece]]] = defaultdict(list)
+    pieces: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for name, piece in plan_openvla(config).items():
         if piece.source is not None:
-            pieces[piece.source].append((name, piece))
-    if missing := [name for found in pieces.values() for name, _ in found if name not in tensors.shapes]:
+            pieces[piece.source].append((piece.part, name))
+    if missing := [name for found in pieces.values() for _, name in found if name not in tensors.shapes]:
         raise ConversionError(f"got a model without {missing[0]}, expected the tensors of openvla_plus; load it whole")
     outputs = []
     for theirs, found in pieces.items():
-        parts = [name for name, _ in sorted(found, key=lambda pair: pair[1].part)]
+        parts = [name for _, name in sorted(found)]
         first = tensors.shapes[parts[0]]
         shape = (len(parts) * first[0], *first[1:])
-        read = partial(_joined, tensors, parts)
-        if theirs == f"{DINO}.pos_embed":
-            shape, read = (1, first[1] - 1, first[2]), partial(_without_class_position, tensors, parts[0])
-        elif theirs == f"{DINO}.cls_token":
-            read = partial(_with_its_position, tensors, parts[0])
+        if theirs == f"{DINO}.pos_embed":  # without that of CLS
+            shape = (1, first[1] - 1, first[2])
         elif theirs == f"{SIGLIP}.pos_embed":
-            shape, read = (1, *first), partial(_with_batch, tensors, parts[0])
-        outputs.append(Output(theirs, shape, tensors.dtypes[parts[0]], read))
+            shape = (1, *first)
+        outputs.append(Output(theirs, shape, tensors.dtypes[parts[0]], partial(read_theirs, tensors, theirs, parts)))
     return outputs + without_effect(config, {output.name: output for output in outputs})
 
 
-def _joined(tensors: SafetensorsFolder, names: list[str]) -> torch.Tensor:
-    return torch.cat([tensors.read(name) for name in names])
-
-
-def _without_class_position(tensors: SafetensorsFolder, name: str) -> torch.Tensor:
-    return tensors.read(name)[:, 1:].contiguous()
-
-
-def _with_its_position(tensors: SafetensorsFolder, name: str) -> torch.Tensor:
-    """timm adds no position to CLS, transformers does."""
-    positions = tensors.read(name.replace("cls_token", "position_embeddings"))
-    return tensors.read(name) + positions[:, :1]
-
-
-def _with_batch(tensors: SafetensorsFolder, name: str) -> torch.Tensor:
-    return tensors.read(name).unsqueeze(0)
+def read_theirs(tensors: SafetensorsFolder, theirs: str, parts: list[str]) -> torch.Tensor:
+    joined = torch.cat([tensors.read(name) for name in parts])
+    if theirs == f"{DINO}.pos_embed":
+        return joined[:, 1:].contiguous()
+    if theirs == f"{DINO}.cls_token":  # timm adds no position to CLS, transformers does
+        return joined + tensors.read(parts[0].replace("cls_token", "position_embeddings"))[:, :1]
+    return joined.unsqueeze(0) if theirs == f"{SIGLIP}.pos_embed" else joined
 
 
 def without_effect(config: OpenVLAPlusConfig, outputs: dict[str, Output]) -> list[Output]:
@@ -160,7 +135,6 @@ def without_effect(config: OpenVLAPlusConfig, outputs: dict[str, Output]) -> lis
 
 
 def openvla_settings(config: OpenVLAPlusConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """OpenVLA's `config.json`; raises `ConversionError` for sizes that it cannot say."""
     dino, siglip, text = config.dino_config, config.siglip_config, config.text_config
     size = siglip.image_size
     heads = [ATTENTION_HEADS[timm_id.partition(".")[0]] for timm_id in TIMM_IDS.get(size, ())]
@@ -200,14 +174,12 @@ def openvla_settings(config: OpenVLAPlusConfig, dtype: torch.dtype) -> dict[str,
 
 
 def rope_settings(text: Any) -> dict[str, Any]:
-    """Rotary embeddings as transformers 4 names them."""
     rope = dict(getattr(text, "rope_parameters", None) or {"rope_theta": text.rope_theta})
     scaled = rope.get("rope_type", "default") != "default"
     return {"rope_theta": rope.pop("rope_theta"), **({"rope_scaling": rope} if scaled else {})}
 
 
 def picture_settings(images: Any) -> dict[str, Any]:
-    """OpenVLA's `preprocessor_config.json`: a plain resize and the constants of each encoder."""
     if images.resize_strategy != "resize-naive":
         raise ConversionError(f"got the resizing {images.resize_strategy!r}, expected 'resize-naive', as OpenVLA has")
     size, towers = images.image_size, list(zip(images.means, images.stds, strict=True))
@@ -246,10 +218,7 @@ def action_format(processor: Any) -> dict[str, Any]:
 
 
 def action_pattern(action_config: dict[str, Any]) -> str | None:
-    """The regular expression of the action strings, without look-around; `None` for bins and the legacy style.
-
-    It matches what `ActionStringProcessor.decode` reads and nothing else.
-    """
+    """A regular expression of what `ActionStringProcessor.decode` reads; `None` for bins and the legacy style."""
     style = action_config.get("style")
     if style not in ("signed", "plain"):
         return None
@@ -264,7 +233,3 @@ def action_pattern(action_config: dict[str, Any]) -> str | None:
     ]
     between, steps = ("", "\\n") if style == "signed" else ("\\n", "\\n\\n")
     return steps.join([between.join(dims)] * action_config["horizon"])
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -40,16 +40,9 @@ def convert_vlm(
     """Converts a vision-language model. It does not act yet: it gets its action format from the recipe that trains it.
 
     Args:
-        source: a folder or a name on the Hub.
-        destination: the folder to write.
         dual: whether its vision encoder is doubled and one copy frozen (D).
         dtype: of the weights; by default the checkpoint's own.
-        max_shard_bytes: the size of a weight file.
         check: whether the result is loaded and compared with the base model on a random picture, bit for bit.
-
-    Raises:
-        ConversionError: if the checkpoint lacks weights, or the comparison fails.
-        ValueError: if the family is not supported.
     """
     # Not at the top: the other families run with a transformers that lacks this one.
     from gen_vla.modeling import VLAPlusForVision2Seq
@@ -58,7 +51,9 @@ def convert_vlm(
     names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
     stock_class = getattr(transformers, names[vlm.config.model_type])
     processor = with_actions(read_stock(source, stock_class))
-    inputs = processor.question_inputs(random_picture(), "What is this?")
+    pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = Image.fromarray(pixels.numpy())
+    inputs = processor.question_inputs(noise, "What is this?")
     expected = first_logits(vlm, inputs) if check else None
     model = VLAPlusForVision2Seq.from_vlm(vlm, "vision" if dual else None, prompt_template=processor.prompt_template)
     model.save_pretrained(destination, max_shard_size=max_shard_bytes)
@@ -86,12 +81,6 @@ def read_vlm(source: str | Path, dtype: torch.dtype | None = None) -> Any:
             "be incomplete, or the architecture another"
         )
     return vlm
-
-
-def random_picture() -> Image.Image:
-    """Noise of 64 x 64 pixels, the same each time."""
-    pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Image.fromarray(pixels.numpy())
 
 
 @torch.no_grad()

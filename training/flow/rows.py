@@ -24,14 +24,7 @@ from gen_vla.training.mixing.prepared_rows import RowPreparer, row_generator
 
 
 def draw_noise(place: int, config: Any, seed: int) -> dict[str, Any]:
-    """`noise` float32 [T, F] and `timestep`, a float, of the row at this place of the run.
-
-    A time is a scaled draw from a beta distribution, and 1 is all noise.
-
-    Args:
-        config: the model's (`Pi0FlowConfig`).
-        seed: of the run.
-    """
+    """`noise` float32 [T, F] and `timestep` of a row's place in the run: scaled draws of a beta distribution."""
     random = row_generator(seed, "flow", place)
     noise = random.standard_normal((config.action_config["horizon"], config.flow_dim), dtype=np.float32)
     time = random.beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta)
@@ -56,10 +49,6 @@ class FlowRowPreparer(RowPreparer):
 
 class FlowCollator:
     """Collates rows of `FlowRowPreparer`.
-
-    Args:
-        processor: of the family.
-        sources: names of all sources, which `source_id` counts.
 
     Returns (from a call): `input_ids`, `attention_mask` int64 [B, L], left-padded as in acting; `pixel_values` float32
     [B * cameras, 3, H, W], row after row; `actions` float32 [B, T, D]; `action_is_pad` bool [B, T]; `noise` float32

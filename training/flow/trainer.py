@@ -30,10 +30,8 @@ MODEL_INPUTS += ("state",)
 
 
 class FlowTrainer(CoTrainer):
-    """`CoTrainer` whose rows hold actions as numbers: batches are those of `FlowCollator`, metrics a `FlowMetrics`.
-
-    Raises:
-        ValueError: for DeepSpeed ZeRO-3.
+    """`CoTrainer` whose rows hold actions as numbers: batches are those of `FlowCollator`, metrics a `FlowMetrics`;
+    raises `ValueError` for DeepSpeed ZeRO-3.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -73,17 +71,10 @@ def reach_last_layer(model: Any) -> None:
 
 
 class FlowMetrics(MetricSums):
-    """Figures of flow matching, as `SourceMetrics` has them of tokens."""
-
     COLUMNS = ("squares", "values", "error", "rows", "replaced")
 
     def add(self, velocity: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
-        """One micro-batch.
-
-        Args:
-            velocity: float [B, T, D or more], the model's.
-            inputs: the batch.
-        """
+        """One micro-batch; `velocity` float [B, T, D or more] is the model's."""
         actions, counted = inputs["actions"].float(), ~inputs["action_is_pad"]
         dims = actions.shape[-1]
         noise, times = inputs["noise"][..., :dims].float(), inputs["timestep"][:, None, None]

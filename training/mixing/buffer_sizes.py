@@ -1,22 +1,19 @@
 """How many rows each loader process holds of each streamed data set, so that all of a GPU's stay within a budget.
 
-    data.shuffle_memory   2 GB per GPU process, whatever the number of loaders and data sets
-    a loader's share      2 GB / 8 = 250 MB, divided among the data sets as the rows are
-    rows held             its share / bytes of a row, at most data.shuffle_buffer
-    shards open           as many as the source asks for (`lanes`), while the episodes they hold fit into half of it
-
-Bytes of a row are measured on some of its rows, held as the buffer will hold them.
+data.shuffle_memory   2 GB per GPU process, whatever the number of loaders and data sets
+a loader's share      2 GB / 8 = 250 MB, divided among the data sets as the rows are
+rows held             its share / bytes of a row, at most data.shuffle_buffer
+shards open           as many as the source asks for (`lanes`), while the episodes they hold fit into half of it
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
-from gen_vla.training.mixing.data_source import DataSource
+from gen_vla.training.mixing.data_source import DataSource, sample_shards
 from gen_vla.training.mixing.encoded_pictures import row_bytes
 from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.row_stream import BufferSize, Hold, load_frames
@@ -43,54 +40,24 @@ def measure(source: DataSource, hold: Hold | None) -> HeldRows:
     """Reads some rows, from a copy of the source, so that its counts stay as they are."""
     source = copy.deepcopy(source)
     source.problems = RowProblems(limit_share=1.0, name=source.name)
-    rows, lanes = [], [0.0]
-    for some, lane in _some_rows(source):
+    samples, rows, lanes = sample_shards(source, MEASURED_SHARDS), [], [0.0]
+    each = MEASURED_ROWS // len(samples)
+    for sample in samples:
+        some = list(islice(sample, each if source.lanes < 2 else LONGEST_EPISODE))
+        if source.lanes > 1:
+            episode = [row for row in some if row["episode_index"] == some[0]["episode_index"]]
+            some = episode[:: max(len(episode) // each, 1)][:each]
+            videos = sum(isinstance(picture, VideoPicture) for row in some[:1] for picture in row["images"])
+            encoded = float(np.mean([row_bytes(row) for row in some])) * len(episode) if some else 0.0
+            lanes.append(videos * DECODER_BYTES if videos else encoded)
         rows += [row_bytes((hold or load_frames)(dict(row))) for row in some]
-        lanes.append(lane)
     return HeldRows(float(np.mean(rows)) if rows else 1.0, max(lanes))
-
-
-def _some_rows(source: DataSource) -> Iterator[tuple[list[dict[str, Any]], float]]:
-    """Rows from several places, and what is in memory while their shard is open."""
-    shards = source.shards()
-    if source.lanes == 0:
-        yield list(islice(source.rows(shards), MEASURED_ROWS)), 0.0
-        return
-    chosen = sorted({int(place) for place in np.linspace(0, len(shards) - 1, min(MEASURED_SHARDS, len(shards)))})
-    each = MEASURED_ROWS // len(chosen)
-    for shard in (shards[place] for place in chosen):
-        rows = source.rows([shard])
-        if source.lanes == 1:
-            yield list(islice(rows, each)), 0.0
-            continue
-        episode = list(_first_episode(rows))
-        some = episode[:: max(len(episode) // each, 1)][:each]
-        videos = sum(isinstance(picture, VideoPicture) for row in some[:1] for picture in row["images"])
-        encoded = float(np.mean([row_bytes(row) for row in some])) * len(episode) if some else 0.0
-        yield some, videos * DECODER_BYTES if videos else encoded
-
-
-def _first_episode(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    number = None
-    for row in islice(rows, LONGEST_EPISODE):
-        if number not in (None, row["episode_index"]):
-            return
-        number = row["episode_index"]
-        yield row
 
 
 def buffer_sizes(
     sources: Mapping[str, DataSource], turns: Turns, holds: Mapping[str, Hold], memory: float, loaders: int, most: int
 ) -> dict[str, BufferSize]:
-    """The buffers of one loader process.
-
-    Args:
-        sources: all of a run, robot data first.
-        holds: what encodes pictures, by source.
-        memory: bytes per GPU process.
-        loaders: loader processes among which they are divided.
-        most: rows of a buffer at most.
-    """
+    """The buffers, of at most `most` rows, of one of the loaders that share a GPU process's bytes of memory."""
     sizes = {}
     for (name, source), share in zip(sources.items(), turns.shares(), strict=True):
         held, own = measure(source, holds.get(name)), memory * share / max(loaders, 1)

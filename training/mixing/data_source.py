@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.episodes import spread
 
 
 class DataSource(Protocol):
@@ -37,10 +38,8 @@ class DataSource(Protocol):
         ...
 
     def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
-        """The rows of these shards in the order of the files, read as they are asked for.
-
-        Raises:
-            ValueError: on a shard that cannot be read further, or when too many rows had to be skipped.
+        """The rows of these shards in the order of the files, read as they are asked for; raises `ValueError` on a
+        shard that cannot be read further, or when too many rows had to be skipped.
         """
         ...
 
@@ -49,9 +48,17 @@ class DataSource(Protocol):
         ...
 
 
+def sample_shards(source: DataSource, count: int) -> list[Iterator[dict[str, Any]]]:
+    """The rows of at most `count` shards that lie evenly among all; one of all where they are read from the front."""
+    shards = source.shards()
+    if source.lanes == 0:
+        return [source.rows(shards)]
+    return [source.rows([shards[place]]) for place in spread(len(shards), count)]
+
+
 @dataclass(frozen=True)
 class DataReading:
-    """What is known of a data set once it is open, for people to read; `planning/data_check_tables.py` shows it."""
+    """What is known of a data set once it is open, for people to read; `planning/data_check.py` shows it."""
 
     format: str
     rows: int | None  # what a run sees; `None` where only reading everything would show it

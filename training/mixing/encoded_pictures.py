@@ -33,10 +33,8 @@ class StoredPicture:
 
 
 def check_picture(data: bytes) -> None:
-    """Checks the header and the end of an encoded picture; pixels are decoded only where the end does not tell.
-
-    Raises:
-        PictureError: with one of `NO_PICTURE`, `CUT_OFF`, `FLOATS` as its text, so that problems count by kind.
+    """Checks the header and the end of an encoded picture; pixels are decoded only where the end does not tell; raises
+    `PictureError` with one of `NO_PICTURE`, `CUT_OFF`, `FLOATS` as its text, so that problems count by kind.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
@@ -60,14 +58,11 @@ def _end_is_there(kind: str, data: bytes) -> bool:
 
 
 def decode_picture(picture: Any, identity: str) -> Image.Image:
-    """An entry of a row's `images` as an RGB picture, its pixels read.
+    """An entry of a row's `images` as an RGB picture, its pixels read; raises `PictureError` naming the row, if the
+    bytes do not decode or the video has no such frame.
 
     Args:
         picture: `{"bytes": bytes, "path": str | None}`, a PIL image, a `StoredPicture` or a `VideoPicture`.
-        identity: of the row, for the error.
-
-    Raises:
-        PictureError: naming the row, if the bytes do not decode or the video has no such frame.
     """
     if isinstance(picture, VideoPicture):
         try:
@@ -121,7 +116,6 @@ class HeldPictures:
 
 
 def row_bytes(row: dict[str, Any]) -> int:
-    """About how many bytes of memory a row takes."""
     texts = sum(len(turn["question"]) + len(turn["answer"]) for turn in row.get("turns", ()))
     return ROW_BYTES + texts + sum(map(_picture_bytes, row["images"]))
 

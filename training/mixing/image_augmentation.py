@@ -29,7 +29,6 @@ def augment_image(picture: Image.Image, row: int | str, settings: ImageAugmentat
         picture: best of the size the model sees, as OpenVLA's are; the time grows with its pixels.
         row: the row's place in the run. With several pictures to a row, give each a name of its own, or the same to
             change them alike.
-        settings: how strongly.
         seed: of the run; the same seed and row give the same picture.
     """
     if picture.mode != "RGB":
@@ -49,12 +48,9 @@ def augment_image(picture: Image.Image, row: int | str, settings: ImageAugmentat
 
 
 def crop_and_resize(pixels: np.ndarray, left: float, top: float, side: float) -> np.ndarray:
-    """A window stretched over the whole picture, bilinear, corner pixels on corner pixels.
+    """A window stretched over the whole picture float32 [3, H, W], bilinear, corner pixels on corner pixels.
 
-    Args:
-        pixels: float32 [3, H, W].
-        left, top: of the window, as shares of the width and the height between corner pixels.
-        side: of the window, likewise; `left + side` and `top + side` are at most 1.
+    Its left, top and side are shares of the width and the height between corner pixels, 1 at most.
     """
     for axis, start in ((1, top), (2, left)):
         length = pixels.shape[axis]
@@ -69,12 +65,11 @@ def crop_and_resize(pixels: np.ndarray, left: float, top: float, side: float) ->
 
 
 def adjust_brightness(pixels: np.ndarray, shift: float) -> np.ndarray:
-    """float32 [3, H, W] in 0..1, all values moved by `shift`."""
     return np.clip(pixels + np.float32(shift), 0.0, 1.0)
 
 
 def adjust_contrast(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """float32 [3, H, W] in 0..1, each channel's distances from its mean multiplied."""
+    """Each channel's distances from its mean multiplied."""
     mean = pixels.mean(axis=(1, 2), keepdims=True)
     return np.clip((pixels - mean) * np.float32(factor) + mean, 0.0, 1.0)
 

@@ -45,8 +45,6 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class Match(NamedTuple):
-    """The family of an instruction, and what its slots hold."""
-
     family: str
     slots: dict[str, str]
 
@@ -63,15 +61,7 @@ def match(instruction: str) -> Match | None:
 
 @cache
 def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
-    """All paraphrases of an instruction that a list has for its family.
-
-    Args:
-        instruction: an imperative, as data sets have them ("pick 7up can").
-        lists: `"train"` or `"held_out"`.
-
-    Returns:
-        The wordings, none of them the instruction itself; no wording for an instruction of no family.
-    """
+    """All paraphrases that a list, `"train"` or `"held_out"`, has for an imperative; none for one of no family."""
     found = match(instruction)
     if found is None:
         return []
@@ -79,7 +69,7 @@ def paraphrases(instruction: str, lists: Lists = "train") -> list[str]:
 
 
 def held_out_paraphrases(instruction: str) -> list[str]:
-    """The paraphrases that training never sees, for evaluation; none for an instruction of no family."""
+    """The paraphrases that training never sees, for evaluation."""
     return paraphrases(instruction, "held_out")
 
 
@@ -87,9 +77,7 @@ def paraphrased(instruction: str, row: int | str, probability: float = 1.0, seed
     """The instruction of a row in training, perhaps paraphrased.
 
     Args:
-        instruction: as the data set has it.
         row: the row's place in the run (or its identity, but then every epoch reads the same).
-        probability: of a paraphrase, 0 to 1; otherwise the instruction stays as it is.
         seed: of the run; the same seed and row give the same words.
     """
     wordings, draw = paraphrases(instruction), row_generator(seed, "instruction", row)
@@ -99,13 +87,11 @@ def paraphrased(instruction: str, row: int | str, probability: float = 1.0, seed
 
 
 def families() -> dict[str, dict[str, list[str]]]:
-    """`forms` and `examples` of every family."""
     return _read("families")
 
 
 @cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    """Families and the patterns of their forms, the longest form first."""
     forms = [(family, form) for family, entry in families().items() for form in entry["forms"]]
     forms.sort(key=lambda entry: len(_SLOT.sub("", entry[1])), reverse=True)
     return [(family, re.compile(_SLOT.sub(_slot_pattern, form), re.IGNORECASE)) for family, form in forms]

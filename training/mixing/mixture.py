@@ -7,8 +7,7 @@
 Robot and vision-language rows alternate, so that every stretch of even length that starts at an even place is exactly
 half and half: every per-device batch of every process. Another share (`data.robot_share`) is as exact. Both kinds of
 places go to their sets by weight (here a: 2, b: 1, onevision: 2). One order covers the whole run, each table
-reshuffled whenever it is used up, so that a resumed run only has to skip what it saw. `streaming_mixture.py` has the
-rows of streams.
+reshuffled whenever it is used up, so that a resumed run only skips what it saw. Streams: `streaming_mixture.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ from torch.utils.data import Sampler
 from gen_vla.processors.prompt_texts import ControlTokenError
 from gen_vla.processors.robot_state import RobotStateError
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
-from gen_vla.training.mixing.row_tables import RowTable
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
 
@@ -51,17 +49,13 @@ def weighted_turns(weights: Sequence[float]) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Turns:
-    """The data set of every place of a run: numbers of the robot sets, then of the vision-language sets, without end.
-
-    One of the two kinds may be empty.
-    """
+    """The data set of every place of a run, without end: numbers of the robot sets, then of the others."""
 
     robot: Sequence[float]  # weights of the robot sets
     vision_language: Sequence[float] = ()  # weights of the others
     robot_share: float = 0.5  # of the places, where there are both kinds
 
     def shares(self) -> list[float]:
-        """Which share of all rows every data set has."""
         robot = self.robot_share if self.vision_language else 1.0
         kinds = ((self.robot, robot), (self.vision_language, 1.0 - self.robot_share if self.robot else 1.0))
         return [share * weight / sum(weights) for weights, share in kinds for weight in weights]
@@ -77,15 +71,10 @@ class Turns:
 
 
 class HalfAndHalfSampler(Sampler[tuple[int, int]]):
-    """`(place in the run, index into the concatenation of all sets)`, for a whole run.
-
-    The place makes the augmentation of a row differ every time it comes.
+    """`(place in the run, index into the concatenation of all sets)`, for a run of `length` rows over all processes.
 
     Args:
-        robot: sizes of the robot sets, which come first in the concatenation.
-        vision_language: sizes of the vision-language sets. One of the two kinds may be empty; then there is no mixing.
-        length: rows of the run, over all processes.
-        seed: of every shuffle.
+        robot, vision_language: sizes of the sets, in the order of the concatenation; one may be empty.
         turns: which set has which place; by default all sets of a kind come alike often.
     """
 
@@ -110,7 +99,6 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
             yield place, next(streams[number])
 
     def _stream(self, number: int) -> Iterator[int]:
-        """One set without end, in a new order each time round."""
         offset, size = self.spans[number]
         shuffle = np.random.default_rng([self.seed, number])
         while True:
@@ -118,18 +106,9 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
 
 
 class MixedTables(torch.utils.data.Dataset):
-    """Prepared rows of several tables, by `(place in the run, index into their concatenation)`.
+    """Prepared rows of several tables, by `(place in the run, index into their concatenation)`."""
 
-    A row whose picture does not decode, or which is too long, is counted and named, and the next row of the same table
-    stands in for it, so that every batch keeps its halves and a resumed run sees the same rows.
-
-    Args:
-        tables: by the name of their source; robot data first.
-        prepare: makes a prepared row of a table's row.
-        max_bad_share: the share of unreadable rows of one table that stops the run.
-    """
-
-    def __init__(self, tables: dict[str, RowTable], prepare: RowPreparer, max_bad_share: float = 0.01):
+    def __init__(self, tables: dict[str, Any], prepare: RowPreparer, max_bad_share: float = 0.01):
         self.tables = list(tables.items())
         self.names = list(tables)
         self.ends = np.cumsum([len(table) for table in tables.values()])
@@ -154,13 +133,11 @@ class MixedTables(torch.utils.data.Dataset):
 def first_readable(
     rows: Iterator[dict[str, Any]], prepare: RowPreparer, source: str, place: int, problems: RowProblems
 ) -> dict[str, Any]:
-    """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another.
+    """The first row that fits and whose pictures decode, prepared; `replaced` says whether it stands in for another;
+    raises `TooManyBadRows` past the limit of `problems`, or if no row decodes.
 
     Only the first of `rows` is counted, as good, as bad or as longer than the recipe takes: the others have places of
     their own.
-
-    Raises:
-        TooManyBadRows: past the limit of `problems`, or if no row decodes.
     """
     replaced = False
     for row in rows:

@@ -1,7 +1,5 @@
 """A data set's row to a prompt and its answer: pictures decoded, instruction and pictures augmented, action spelled.
 
-Rows come from `mixture.py` or `streaming_mixture.py`; `collator.py` makes batches of them.
-
     robot row             prompt "In: What action should the robot take to close the drawer?\\nOut:\\n"
                           completion "+0.0312-0.1200..."                            source "robot/bridge_orig"
     vision-language row   prompt "In: How many drawers are there?\\nOut:"
@@ -57,20 +55,12 @@ class RowPreparer:
         """One prepared row.
 
         Args:
-            row: of a robot or of a vision-language data set.
             source: its name, `robot/KEY` or `vision_language/NAME`.
             place: the row's number in the run, which seeds its augmentation.
 
         Returns:
             `images` (PIL, RGB), `prompt`, `completion`, `more_turns`, `source`, `identity`; of a robot row
             `action_is_pad` bool [T], the steps behind the end of its episode.
-
-        Raises:
-            PictureError: naming the row, if a picture does not decode.
-            RowTooLong: if it does not fit into the model's context.
-            RowOverLimit: if it is longer than the recipe takes.
-            RobotStateError: if the state that it needs is not finite.
-            ValueError: if the action has another shape than the action format.
         """
         images = [decode_picture(picture, row["identity"]) for picture in row["images"]]
         kind, _, name = source.partition("/")
@@ -85,7 +75,6 @@ class RowPreparer:
         return self.fit(prepared) if kind != ROBOT and self.fit is not None else prepared
 
     def _robot_turn(self, row: dict[str, Any], key: str, place: int) -> dict[str, Any]:
-        """Prompt and completion; what else a batch needs of a robot row in a family that writes no tokens."""
         prompt, strings = self.prompt(row, key, place), self.processor.action_strings
         # Where the lead-in is no part of the prompt (legacy), the model has to write it.
         lead_in = "" if self.processor.action_config["lead_in_ids"] else strings.lead_in
@@ -126,24 +115,11 @@ def augment_resized(
     augment: Callable[[Image.Image, str], Image.Image],
     resize_strategy: str = "resize-naive",
 ) -> Image.Image:
-    """A picture resized as the image processor does it and changed, which takes the time of that size's pixels.
-
-    Args:
-        name: of the row and the picture.
-        size: side of the square that the model sees, in pixels.
-        augment: (picture, name) -> picture.
-        resize_strategy: the image processor's.
-    """
+    """A picture resized as the image processor does it and changed, which takes the time of that size's pixels."""
     return augment(resize(picture, size, resize_strategy), name)
 
 
 def row_generator(seed: int, purpose: str, row: int | str) -> np.random.Generator:
-    """Random numbers of a row: the same for the same seed, purpose and row, in whichever process and order it is read.
-
-    Args:
-        seed: of the run.
-        purpose: keeps what is drawn for one thing apart from what is drawn for another.
-        row: the row's place in the run. Its identity does as well, but then every epoch draws the same.
-    """
+    """Random numbers, the same for the same seed, purpose and row, in whichever process and order it is read."""
     key = hashlib.blake2b(f"{seed}\0{purpose}\0{row}".encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(key, "little"))

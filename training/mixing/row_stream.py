@@ -37,19 +37,14 @@ Hold = Callable[[Row], Row]  # a row with its pictures encoded, see `encoded_pic
 
 @dataclass(frozen=True)
 class BufferSize:
-    """What one reader holds of one data set: rows to draw from, and shards that are open at a time."""
-
     rows: int
     lanes: int = 1
 
 
 def shared_shards(shards: list[str], reader: tuple[int, int], lanes: int) -> tuple[list[str], int]:
-    """The shards that a reader goes through, and how many readers go through the same ones.
+    """The shards that a reader (its number, of how many) goes through, and how many readers go through the same.
 
     As few share as give every reader as many shards as it has lanes: every one then keeps each n-th row.
-
-    Args:
-        reader: its number, of how many.
     """
     number, readers = reader
     divisors = [share for share in range(1, readers + 1) if readers % share == 0]
@@ -61,12 +56,10 @@ class RowStream:
     """One set's rows for one reader, without end.
 
     Args:
-        source: the set.
         reader: its number, of how many; the rows of all readers together are the set's, each once per pass.
         seed: of the order of shards and rows.
         size: of the buffer; one row and one lane leave the order of the files.
         hold: encodes the pictures of a row that comes into the buffer; by default they stay as they are.
-        skipping: leave pictures as they are until `stop_skipping`.
         initial: rows in the buffer when it gives its first one.
     """
 
@@ -124,7 +117,6 @@ class RowStream:
             yield self.early[place]
 
     def some_length(self) -> int:
-        """The length of a row in the buffer, for others to be like."""
         self._fill()
         return self.kept[int(self.draw.integers(len(self.kept)))]["length"]
 
@@ -165,7 +157,6 @@ class RowStream:
             yield row if self.skipping else self.hold(row)
 
     def _read(self, order: list[int]) -> Iterator[Row]:
-        """The rows of shards, given by their places in `shards`, that are this reader's."""
         offset = (self.number + (order[0] if self.size.lanes > 1 and order else 0)) % self.sharing
         return islice(self.source.rows([self.shards[place] for place in order]), offset, None, self.sharing)
 
@@ -194,7 +185,6 @@ class RowStream:
                 del lanes[lane]
 
     def _choose(self, length: int | None) -> int:
-        """A place in the buffer."""
         if length is not None:
             places = self.draw.integers(len(self.kept), size=TRIES).tolist()
             return min(places, key=lambda place: abs(self.kept[place]["length"] - length))

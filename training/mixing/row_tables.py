@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
@@ -23,6 +23,7 @@ from gen_vla.training.robot_data.episodes import RobotEpisode, robot_row, row_pl
 from gen_vla.training.robot_data.recorded import RecordedReader
 from gen_vla.training.robot_data.source import RobotDataset
 from gen_vla.training.robot_data.transforms import Trajectory
+from gen_vla.training.storage.json_files import read_json, write_json
 
 
 PICTURES = List(Image(decode=False))
@@ -45,24 +46,8 @@ QUESTION_FEATURES = Features(
 )
 
 
-class RowTable(Protocol):
-    """Rows by number; `dataset` is what is stored, whose texts tell data sets apart."""
-
-    dataset: Dataset
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        """The row, its pictures encoded."""
-        ...
-
-
 class RecordedTable:
-    """The rows of a recorded robot data set, where they are; a picture is read when its row is asked for.
-
-    Raises:
-        TooManyBadRows: if too many of its actions are not finite.
-    """
+    """The rows of a recorded robot data set, where they are; a picture is read when its row is asked for."""
 
     def __init__(self, source: RobotDataset):
         assert isinstance(source.reader, RecordedReader)
@@ -87,8 +72,6 @@ class RecordedTable:
 
 
 class WrittenRows:
-    """Rows of any source, written once into a table."""
-
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
@@ -104,17 +87,12 @@ class WrittenRows:
         return row
 
 
-def write_table(
-    source: DataSource, features: Features, work_dir: Path, settings: dict[str, Any], progress: bool = True
-) -> WrittenRows:
-    """The rows of a source as a table, written unless an earlier run of the same settings has.
+def write_table(source: DataSource, features: Features, work_dir: Path, settings: dict[str, Any]) -> WrittenRows:
+    """The rows of a source as a table, written unless an earlier run has; raises `ValueError` for one without rows.
 
     Args:
         features: `ROBOT_FEATURES` or `QUESTION_FEATURES`.
         settings: what decides the rows besides the source's shards; part of the folder's name.
-
-    Raises:
-        ValueError: if the source has no rows.
     """
     shards = source.shards()
     described = json.dumps([settings, shards, list(features)], sort_keys=True, default=str)
@@ -123,19 +101,19 @@ def write_table(
     skipped = path.with_suffix(".skipped.json")
     if path.is_file():
         if skipped.is_file():
-            source.problems.receive(json.loads(skipped.read_text(encoding="utf-8")))
+            source.problems.receive(read_json(skipped))
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            rows = tqdm(source.rows(shards), desc=f"writing {source.name}", unit=" rows", disable=not progress)
+            rows = tqdm(source.rows(shards), desc=f"writing {source.name}", unit=" rows")
             with ArrowWriter(features=features, path=str(partial)) as writer:
                 for row in rows:
                     writer.write(features.encode_example({name: row[name] for name in features}))  # type: ignore[arg-type]
                 written = writer.finalize()[0]
             if not written:
                 raise ValueError(f"got the data set {source.name} without a usable row, expected at least one")
-            skipped.write_text(json.dumps(source.problems.report(), indent=2) + "\n", encoding="utf-8")
+            write_json(skipped, source.problems.report())
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -36,7 +36,6 @@ class Counts:
     examples: list[str] = field(default_factory=list)
 
     def add(self, report: dict[str, Any]) -> None:
-        """Adds what `report` gave elsewhere."""
         self.seen += report["seen"]
         self.skipped += report["skipped"]
         self.longer += report.get("longer", 0)
@@ -44,8 +43,7 @@ class Counts:
         self.examples += report["examples"][: NAMED - len(self.examples)]
 
     def report(self) -> dict[str, Any]:
-        """`{"seen": n, "skipped": n, "by_reason": {reason: n}, "examples": ["identity: reason", ...]}`, and "longer"
-        where there were rows beyond `data.max_tokens`."""
+        """What was counted; "longer" only where there were rows beyond `data.max_tokens`."""
         longer = {"longer": self.longer} if self.longer else {}
         reasons, examples = dict(self.by_reason.most_common()), list(self.examples)
         return {"seen": self.seen, "skipped": self.skipped, **longer, "by_reason": reasons, "examples": examples}
@@ -66,15 +64,13 @@ class RowProblems:
         self._add({"seen": rows, "skipped": 0, "by_reason": {}, "examples": []})
 
     def skip(self, identity: str, reason: str, rows: int = 1) -> None:
-        """Counts a bad row, or the rows of a bad episode or file.
+        """Counts a bad row, or the rows of a bad episode or file; raises `TooManyBadRows` when that passes the limit,
+        once `minimum_rows` rows were counted.
 
         Args:
             identity: names it: file and number.
             reason: what is wrong, in the same words for every row with the same trouble; they are counted by it.
             rows: how many rows that leaves out.
-
-        Raises:
-            TooManyBadRows: when that passes the limit, once `minimum_rows` rows were counted.
         """
         if len(self._all.examples) < NAMED:
             logger.warning("%s: skipped %s: %s", self.name, identity, reason)
@@ -83,7 +79,6 @@ class RowProblems:
             self.finish()
 
     def leave_out(self) -> None:
-        """Counts a row that is longer than the recipe takes."""
         self._add({"seen": 0, "skipped": 0, "longer": 1, "by_reason": {}, "examples": []})
 
     def take(self) -> dict[str, Any]:
@@ -99,7 +94,6 @@ class RowProblems:
             self.finish()
 
     def report(self) -> dict[str, Any]:
-        """What was counted, see `Counts.report`."""
         return self._all.report()
 
     def _add(self, report: dict[str, Any]) -> None:

@@ -50,7 +50,6 @@ class RunShape:
 
     @property
     def rows_per_step(self) -> int:
-        """Rows behind one optimizer step, the global batch."""
         return self.processes * self.batch_size * self.gradient_accumulation_steps
 
     @property
@@ -94,7 +93,6 @@ class StreamingMixture(torch.utils.data.IterableDataset):
 
     @property
     def names(self) -> list[str]:
-        """All sources, in the order of `source_id`."""
         return list(self.sources)
 
     def __post_init__(self) -> None:
@@ -113,12 +111,10 @@ class StreamingMixture(torch.utils.data.IterableDataset):
                 )
 
     def counters(self) -> dict[str, RowProblems]:
-        """What counts bad rows, by name: those that cannot be read, and those that cannot be prepared."""
         reading = {f"reading {name}": source.problems for name, source in self.sources.items()}
         return {**reading, **{f"preparing {name}": problems for name, problems in self.problems.items()}}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The rows of this worker's micro-batches, in order."""
         worker = get_worker_info()
         workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
         turn = (worker_id + self.start) % workers  # the loader asks worker 0 first, wherever the run goes on
@@ -166,7 +162,6 @@ class Reader:
         self.batch, self.length = -1, 0
 
     def take(self, number: int, batch: int) -> dict[str, Any]:
-        """The next row of a stream, for a micro-batch of the run."""
         if number < self.robots:
             return self.streams[number].take()
         if batch != self.batch:

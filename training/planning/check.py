@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gen_vla.training.checkpoints import has_processor
+from gen_vla.training.mixing.prepared_rows import RowPreparer
 from gen_vla.training.model_building import (
     HUB_PREFIX,
     apply_recipe,
@@ -19,8 +20,7 @@ from gen_vla.training.model_building import (
     read_start,
     recipe_texts,
 )
-from gen_vla.training.planning.data_check import check_data
-from gen_vla.training.planning.data_check_tables import show_data
+from gen_vla.training.planning.data_check import check_data, show_data
 from gen_vla.training.planning.plan import loading_sentence, planned_config
 from gen_vla.training.planning.row_lengths import measure_lengths, write_lengths
 from gen_vla.training.recipes.schema import Recipe
@@ -39,10 +39,7 @@ def run_check(recipe: Recipe, work_dir: str | Path) -> None:
     Rows at which a run would stop are an error behind everything that is shown.
     """
     work_dir = Path(work_dir)
-    opened = open_data(recipe, work_dir, write_tables=False)
-    config, processor, note = config_and_processor(recipe, work_dir, opened)
-    collator = build_collator(recipe, config, processor, opened.names)
-    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
+    opened, processor, note, collator, prepare = prepared_data(recipe, work_dir)
     checks = check_data(opened, prepare, collator)
     show_data(checks, work_dir / recipe.name, recipe.name)
     if not recipe.is_flow:
@@ -64,19 +61,22 @@ def run_check(recipe: Recipe, work_dir: str | Path) -> None:
 
 def tokens_over(recipe: Recipe, work_dir: Path) -> int:
     """How many tokens the longest of some robot rows is longer than the model takes; 0 or less where it fits."""
-    opened = open_data(recipe, work_dir, write_tables=False)
-    config, processor, _ = config_and_processor(recipe, work_dir, opened)
-    collator: Any = build_collator(recipe, config, processor, opened.names)
-    prepare = build_preparer(recipe, processor, opened.norm_stats, collator, config)
+    opened, _, _, collator, prepare = prepared_data(recipe, work_dir)
     lengths = measure_lengths(opened, prepare, collator)
     return max((each.longest for each in lengths.values()), default=0) - collator.max_tokens
 
 
-def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any, str | None]:
-    """Configuration and processor of the run, and a sentence where they are stand-ins.
+def prepared_data(recipe: Recipe, work_dir: Path) -> tuple[OpenedData, Any, str | None, Any, RowPreparer]:
+    """A recipe's data, no table written, its processor, a sentence where that is a stand-in, collator and preparer."""
+    opened = open_data(recipe, work_dir, write_tables=False)
+    config, processor, note = config_and_processor(recipe, work_dir, opened)
+    collator = build_collator(recipe, config, processor, opened.names)
+    return opened, processor, note, collator, build_preparer(recipe, processor, opened.norm_stats, collator, config)
 
-    Raises:
-        ValueError: if the model to start from is here, and of another family or with another number of encoders.
+
+def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any, str | None]:
+    """Configuration and processor of the run, and a sentence where they are stand-ins; raises `ValueError` if the
+    model to start from is here, and of another family or with another number of encoders.
     """
     start = recipe.model.initial_model
     if start is None:
@@ -102,7 +102,6 @@ def config_and_processor(recipe: Recipe, work_dir: Path, opened: OpenedData) -> 
 
 
 def stand_in(recipe: Recipe, work_dir: Path, opened: OpenedData) -> tuple[Any, Any]:
-    """The full-size configuration, and a processor with a tokenizer made of the first rows' text."""
     texts = replace(recipe.tokenizer, texts_from=[], texts_from_rows=STAND_IN_ROWS)
     tokenizer = train_tokenizer(recipe_texts(replace(recipe, tokenizer=texts), work_dir, opened), STAND_IN_PIECES)
     actions = replace(recipe.actions, bin_tokens="bytes")  # the last pieces of this vocabulary are words

@@ -27,8 +27,6 @@ STILL = 1e-3  # of a dimension's range: less is no motion
 
 @dataclass(frozen=True)
 class DataLook:
-    """N steps of the E episodes that have an instruction, D dimensions."""
-
     dataset: RobotDataset  # with all of its colour cameras, or those that were named
     lengths: list[int]  # [E]
     statistics: dict[str, Any]  # of all actions, as `compute_statistics`
@@ -39,22 +37,11 @@ class DataLook:
     blank: list[str]  # cameras that show nothing but one colour
 
     def dims(self, kind: str) -> list[int]:
-        """The dimensions of a kind."""
         return [dim for dim, found in enumerate(self.kinds) if found == kind]
 
 
 def look_at(path: str, key: str, cameras: Sequence[str] | None = None, **features: list[str]) -> DataLook:
-    """Looks at a data set.
-
-    Args:
-        path: its folder, or `hf://datasets/OWNER/NAME`.
-        cameras: the only ones to look at.
-        features: `action` and `state`, the stored ones that hold them, where they have other names.
-
-    Raises:
-        RobotDataError: as `open_robot_source`.
-        PictureError: where a picture does not decode.
-    """
+    """Looks at a data set, or only some `cameras` of it; `features` as in `open_robot_source` (`action`, `state`)."""
     opened = partial(open_robot_source, path, key=key, **features)
     dataset = opened(cameras=cameras)
     if not cameras:
@@ -119,7 +106,6 @@ def still_share(statistics: dict[str, Any], kinds: Sequence[str], runs: Sequence
 
 
 def blank_cameras(dataset: RobotDataset) -> list[str]:
-    """The cameras that show the same single colour in all steps looked at."""
     name = f"robot/{dataset.name}"
     rows = sample_rows(OpenedData(streams={name: dataset.undecoded()}), name, SHOWN_ROWS)
     found = []

@@ -33,33 +33,20 @@ MUCH_STILL, REPEATED = 0.2, 5  # share of the steps; episodes with the same word
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a recipe, by dotted name."""
-
     name: str
     value: Any
     reason: str = ""
 
     @property
     def text(self) -> str:
-        """The value as YAML, on one line."""
         shown = yaml.safe_dump([self.value], default_flow_style=True, width=10_000, allow_unicode=True)
         return shown.strip()[1:-1]
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a recipe starts from."""
-
     recipe: str  # the one that is extended
     settings: list[Setting]  # that say more of the model than it does
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What of a data set fits into a model."""
-
-    cameras: int = MOST_CAMERAS
-    horizon: int = MOST_STEPS
 
 
 def find_base(base: str, work_dir: Path) -> Base:
@@ -72,10 +59,8 @@ def find_base(base: str, work_dir: Path) -> Base:
         FileNotFoundError: where there is none.
         ValueError: for a model that is not converted.
     """
-    if base in FAMILIES:
-        return Base(FAMILIES[base], [])
-    if base in PACKAGED:
-        return Base(PACKAGED[base], [])
+    if base in {**FAMILIES, **PACKAGED}:
+        return Base({**FAMILIES, **PACKAGED}[base], [])
     named = base
     if base.startswith(HUB_PREFIX):
         folder = fetch_model(base, ["*.json", "*.jinja"])
@@ -92,28 +77,26 @@ def find_base(base: str, work_dir: Path) -> Base:
     if config.model_type == "vla_plus":
         frozen = "vision" if config.frozen else None
         settings.append(Setting("model.frozen", frozen, "D: one of two encoders" if frozen else "it has one encoder"))
-        size = getattr(config.vlm_config.vision_config, "image_size", None)
-        size = max(size) if isinstance(size, (list, tuple)) else size  # None of an encoder that takes any
-        settings += [Setting("data.image_size", size, "the encoder's own")] if size else []
+        size = getattr(config.vlm_config.vision_config, "image_size", None)  # None of an encoder that takes any
+        if size:
+            largest = max(size) if isinstance(size, (list, tuple)) else size
+            settings.append(Setting("data.image_size", largest, "the encoder's own"))
     return Base(BY_TYPE[config.model_type], settings)
 
 
 def fitting_recipe(
     look: DataLook, base: Base, name: str, source: dict[str, Any], work_dir: Path, co_training: bool = True
 ) -> list[Setting]:
-    """The settings of a recipe for a data set: shorter chunks, then fewer cameras, until rows fit into the model.
+    """The settings of a recipe for a data set: shorter chunks, then fewer cameras, until rows fit into the model;
+    raises `RecipeError` for a name that no run can have.
 
     Args:
-        name: of the run.
         source: `path`, `key` and what else of `RobotSource` the data set was opened with.
         co_training: whether half of every batch is vision-language data.
-
-    Raises:
-        RecipeError: for a name that no run can have.
     """
-    limits = Limits()
+    most, fitting = MOST_CAMERAS, MOST_STEPS
     while True:
-        settings = first_recipe(look, base, source, limits, co_training)
+        settings = first_recipe(look, base, source, most, fitting, co_training)
         values = {each.name: each.value for each in settings}
         prefix = "data.robot.0."
         robot = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
@@ -124,21 +107,21 @@ def fitting_recipe(
         horizon = recipe.actions.horizon - -(-over // (VALUE_TOKENS * recipe.actions.action_dim + 1))
         if horizon < 1 and len(robot["cameras"]) == 1:
             return settings  # `--check` says so
-        limits = Limits(limits.cameras, horizon) if horizon > 0 else Limits(len(robot["cameras"]) - 1)
+        most, fitting = (most, horizon) if horizon > 0 else (len(robot["cameras"]) - 1, MOST_STEPS)
 
 
 def first_recipe(
-    look: DataLook, base: Base, source: dict[str, Any], limits: Limits, co_training: bool
+    look: DataLook, base: Base, source: dict[str, Any], most: int, fitting: int, co_training: bool
 ) -> list[Setting]:
-    """The same for a model that takes as many cameras and steps as `limits` says."""
+    """The same for a model that takes at most so many cameras, and chunks of as many steps as fit."""
     recipe, fps = load_recipe(base.recipe), look.dataset.reader.fps
     pace = thinning(look)
     every = pace[0].value
     rows = sum(rows_of(length, every) for length in look.lengths)
-    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look, limits.cameras), *pace]
+    robot = [*(Setting(name, value) for name, value in source.items()), cameras(look, most), *pace]
     settings = [
         *base.settings,
-        *action_settings(look, fps / every if fps else None, limits.horizon),
+        *action_settings(look, fps / every if fps else None, fitting),
         *(Setting(f"data.robot.0.{each.name}", each.value, each.reason) for each in robot),
         *augmentation(look, rows),
     ]
@@ -155,7 +138,6 @@ def first_recipe(
 
 
 def cameras(look: DataLook, most: int) -> Setting:
-    """All colour cameras that show something, if they are not too many."""
     useful = [name for name in look.dataset.cameras if name not in look.blank] or look.dataset.cameras[:1]
     reason = "all that it has" if len(useful) > 1 else "its only one"
     if look.blank:
@@ -166,7 +148,6 @@ def cameras(look: DataLook, most: int) -> Setting:
 
 
 def thinning(look: DataLook) -> list[Setting]:
-    """`every`, and `displacements` where that needs them."""
     fps, known = look.dataset.reader.fps, look.dataset.displacements is not None  # of a transform
     every = max(1, round(fps / HERTZ)) if fps else 1
     if fps is None or every == 1:
@@ -180,7 +161,6 @@ def thinning(look: DataLook) -> list[Setting]:
 
 
 def action_settings(look: DataLook, rate: float | None, fitting: int) -> list[Setting]:
-    """Width, chunk, gripper and scale of the actions, of which there are `rate` a second and `fitting` fit."""
     width, names, found = len(look.kinds), look.dataset.action_names, look.statistics
     most = max(1, CHUNK_TOKENS // (VALUE_TOKENS * width))
     wanted = max(1, round(CHUNK_SECONDS * rate)) if rate else UNKNOWN_CHUNK
@@ -203,7 +183,6 @@ def action_settings(look: DataLook, rate: float | None, fitting: int) -> list[Se
 
 
 def augmentation(look: DataLook, rows: int) -> list[Setting]:
-    """Pictures of small data; instructions that always have the same words, where there are others."""
     settings = []
     if rows < LARGE:
         settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
@@ -214,12 +193,10 @@ def augmentation(look: DataLook, rows: int) -> list[Setting]:
 
 
 def repeated(look: DataLook) -> bool:
-    """Whether a task comes in one wording, as far as words can tell."""
     return len(look.lengths) >= REPEATED * len(look.instructions)
 
 
 def training_settings(recipe: Recipe, rows: int, co_training: bool) -> list[Setting]:
-    """Steps for some passes over the data on one GPU, and LoRA for models that were not made for two cores."""
     mixed = bool(recipe.data.questions) and co_training
     each = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     share = each * (recipe.data.robot_share if mixed else 1)
@@ -233,7 +210,6 @@ def training_settings(recipe: Recipe, rows: int, co_training: bool) -> list[Sett
 
 
 def describe(look: DataLook) -> str:
-    """A data set in a line."""
     low, high = min(look.lengths), max(look.lengths)
     steps = f"{low:,} steps" if low == high else f"{low:,} to {high:,} steps"
     words = f"{len(look.instructions)} instruction{'s' if len(look.instructions) > 1 else ''}"
@@ -241,7 +217,6 @@ def describe(look: DataLook) -> str:
 
 
 def remarks(look: DataLook) -> list[str]:
-    """What settings cannot mend; `--check` says more."""
     found = list(look.dataset.reader.notes)
     if look.unlabelled:
         found.append(f"{look.unlabelled} episodes without an instruction, which are left out")
@@ -256,7 +231,6 @@ def remarks(look: DataLook) -> list[str]:
 
 
 def recipe_text(name: str, base: Base, settings: list[Setting], about: str) -> str:
-    """The recipe as YAML, with reasons as comments."""
     tree: dict[str, Any] = {}
     for setting in settings:
         *parents, last = setting.name.split(".")

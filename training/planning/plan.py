@@ -97,7 +97,6 @@ class Plan:
 
 
 def plan_recipe(recipe: Recipe, work_dir: Path) -> tuple[list[PartSize], list[Plan]]:
-    """Sizes of the model's parts, and the ways to run the recipe."""
     config = planned_config(recipe, work_dir)
     parts = part_sizes(recipe, config, read_lengths(work_dir / recipe.name))
     several = ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
@@ -106,8 +105,7 @@ def plan_recipe(recipe: Recipe, work_dir: Path) -> tuple[list[PartSize], list[Pl
 
 
 def planned_config(recipe: Recipe, work_dir: Path) -> Any:
-    """The configuration of the model to start from, where it is there or another shipped recipe makes it, else the
-    family's full size; a recipe that starts from random weights has its own."""
+    """The configuration of the model to start from, where it is known, else the family's full size."""
     family, start = family_named(recipe.model.family), recipe.model.initial_model
     if start is not None and (saved := local_start(start, work_dir) / "config.json").is_file():
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
@@ -144,11 +142,7 @@ def maker_of_start(recipe: Recipe) -> Recipe | None:
 
 
 def part_sizes(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> list[PartSize]:
-    """The parts of the model, counted on the meta device.
-
-    Args:
-        measured: lengths of rows by data set, where `--check` measured them.
-    """
+    """The parts of the model, counted on the meta device; rows as long as `measured` by `--check`, if they were."""
     with torch.device("meta"):
         model: Any = family_named(recipe.model.family).model(config)
         adapters = lora_config(recipe, model)
@@ -167,7 +161,6 @@ def part_sizes(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] |
 
 
 def plus_part_sizes(recipe: Recipe, model: Any, config: Any, row: int) -> list[PartSize]:
-    """The parts of an OpenVLA+."""
     each, tower = config.num_image_tokens, model.model.vision_tower
     parts = [
         blocks_size(name, tower.get_submodule(name), over_pictures(recipe, each + tower.prefix_tokens[name]))
@@ -181,7 +174,6 @@ def plus_part_sizes(recipe: Recipe, model: Any, config: Any, row: int) -> list[P
 
 
 def vlm_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
-    """The parts of a stock vision-language model, its frozen encoder among them."""
     vlm, pictures = model.vlm.model, over_pictures(recipe, model.config.num_image_tokens)
     patches = round(pictures * patches_per_token(model.config.vlm_config))
     vision = {name: part for name in model.family.vision if isinstance(part := getattr(vlm, name), torch.nn.Module)}
@@ -195,7 +187,6 @@ def vlm_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
 
 
 def patches_per_token(vlm_config: Any) -> float:
-    """How many patches of the vision encoder become one image token."""
     vision = vlm_config.vision_config
     if (tokens := getattr(vlm_config, "mm_tokens_per_image", None)) is not None:
         return (vision.image_size // vision.patch_size) ** 2 / tokens
@@ -227,7 +218,6 @@ def flow_part_sizes(recipe: Recipe, model: Any, row: int) -> list[PartSize]:
 
 
 def blocks_size(name: str, module: Any, tokens: int) -> PartSize:
-    """The size of one part; its blocks are the longest list of modules in it."""
     parameters = list(module.parameters())
     lists = [child for child in module.modules() if isinstance(child, torch.nn.ModuleList)]
     blocks = max(lists, key=len, default=torch.nn.ModuleList())
@@ -270,8 +260,6 @@ def row_lengths(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] 
 
 
 def longest_row(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> int:
-    """Tokens of the longest row that a batch may hold: of a vision-language one as many as the recipe or the model
-    takes."""
     lengths = row_lengths(recipe, config, measured)
     if not recipe.data.questions:
         return lengths["robot"]
@@ -280,7 +268,6 @@ def longest_row(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] 
 
 
 def loading_sentence(recipe: Recipe) -> str:
-    """What the loaders of a recipe that streams need on the machine of a GPU."""
     data = recipe.data
     most = data.shuffle_memory * BUFFER_OVERHEAD + (data.num_workers + 1) * LOADER_BYTES / 1e9
     return (
@@ -290,7 +277,6 @@ def loading_sentence(recipe: Recipe) -> str:
 
 
 def row_sentence(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> str:
-    """How long rows are beside what the model takes."""
     lengths = row_lengths(recipe, config, measured)
     texts = config.vlm_config.text_config if recipe.is_flow else config.text_config
     context = texts.max_position_embeddings
@@ -351,7 +337,6 @@ def work(part: PartSize, checkpointing: bool) -> float:
 
 
 def activations(parts: list[PartSize], batch: int, checkpointing: bool) -> float:
-    """Bytes kept for the backward pass, and those of the block at work."""
     kept = at_work = 0.0
     for part in parts:
         tokens = max(part.tokens, part.longest)

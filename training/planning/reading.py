@@ -30,17 +30,8 @@ from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.recipes.sources import OpenedData, open_data
 
 
-COLUMNS = (
-    "data set",
-    "read as",
-    "opened in s",
-    "on a core",
-    "rows",
-    "rows/s",
-    "decoded rows/s",
-    "read/needed",
-    "passed/needed",
-)
+COLUMNS = ("data set", "read as", "opened in s", "on a core", "rows", "rows/s", "decoded rows/s")
+COLUMNS += ("read/needed", "passed/needed")
 BUFFER = BufferSize(256)  # of the run that goes past rows
 
 
@@ -78,13 +69,11 @@ def cost(work: Callable[[], None]) -> tuple[float, int]:
 
 
 def size_of(row: dict[str, Any]) -> int:
-    """Bytes of a row's pictures and texts."""
     texts = sum(len((turn["question"] + turn["answer"]).encode()) for turn in row["turns"])
     return texts + sum(len(picture["bytes"]) for picture in row["images"])
 
 
 def opened_alone(recipe: Recipe, work_dir: Path, **data: Any) -> tuple[OpenedData, list[str]]:
-    """Some of a recipe's data sets, and seconds: by the clock, and of the processor."""
     began, at_work = time.perf_counter(), time.process_time()
     settings = {"robot": [], "vision_language": [], "co_training": None, "streaming": True, **data}
     opened = open_data(replace(recipe, data=replace(recipe.data, **settings)), work_dir)

@@ -28,8 +28,6 @@ from gen_vla.training.run import build_collator, build_mixture, build_preparer
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured."""
-
     seconds_to_open: float  # data sets, with statistics and tables that were not there yet
     seconds_to_batch: float  # from then to the first batch
     rows_per_second: float
@@ -44,20 +42,20 @@ class Rehearsal:
     rows: int
 
     def table(self, name: str) -> Table:
-        """A line per figure."""
         bad = ", ".join(f"{name}: {count}" for name, count in self.skipped.items() if count)
         table = Table(show_header=False, title=f"{name}, rehearsed with {self.rows:,} rows; the model is left out")
-        table.add_row("data sets open after", f"{self.seconds_to_open:.1f} s")
-        table.add_row("first batch after that", f"{self.seconds_to_batch:.1f} s")
-        table.add_row(f"rows/s of {len(self.loaders)} loaders", f"{self.rows_per_second:.1f}")
-        table.add_row("rows/s that one GPU takes (--plan)", f"{self.needed:.1f}")
-        table.add_row("memory", f"{self.resident:.2f} GB; {self.proportional:.2f} GB with shared pages counted once")
-        table.add_row("largest loader", f"{max(self.loaders, default=0):.2f} GB")
-        table.add_row(
-            "different episodes in a micro-batch", f"{self.episodes:.2f} of {self.robot_rows:.1f} robot rows"
-        )
-        table.add_row("padding", f"{self.padding:.1%} of all tokens")
-        table.add_row("bad rows", bad or "none")
+        for line in {
+            "data sets open after": f"{self.seconds_to_open:.1f} s",
+            "first batch after that": f"{self.seconds_to_batch:.1f} s",
+            f"rows/s of {len(self.loaders)} loaders": f"{self.rows_per_second:.1f}",
+            "rows/s that one GPU takes (--plan)": f"{self.needed:.1f}",
+            "memory": f"{self.resident:.2f} GB; {self.proportional:.2f} GB with shared pages counted once",
+            "largest loader": f"{max(self.loaders, default=0):.2f} GB",
+            "different episodes in a micro-batch": f"{self.episodes:.2f} of {self.robot_rows:.1f} robot rows",
+            "padding": f"{self.padding:.1%} of all tokens",
+            "bad rows": bad or "none",
+        }.items():
+            table.add_row(*line)
         return table
 
 
@@ -74,7 +72,7 @@ class Seen:
         return {"batch": batch, "robots": robots, "tokens": int(mask.sum()), "places": mask.numel(), "rows": len(rows)}
 
 
-def rehearse(recipe: Recipe, work_dir: Path, minutes: float, progress: bool = True) -> Rehearsal:
+def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
     """Loads micro-batches of one process for so many minutes, the first of every loader not timed."""
     started = time.perf_counter()
     opened = open_data(recipe, work_dir)
@@ -89,7 +87,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float, progress: bool = Tr
     batched = iter(DataLoader(mixture, size, collate_fn=Seen(collator), num_workers=loaders, **sampled))
     seen: list[dict[str, Any]] = []
     began = first = 0.0
-    for number, batch in enumerate(tqdm(batched, unit="batch", disable=not progress)):
+    for number, batch in enumerate(tqdm(batched, unit="batch")):
         now = time.perf_counter()
         first = first or now - started - opened_after
         receive_counts(mixture, batch.pop("batch"))
@@ -99,7 +97,9 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float, progress: bool = Tr
         elif now - began >= 60 * minutes:
             break
     seconds = time.perf_counter() - began
-    resident, proportional, each = memory()
+    children = psutil.Process().children(recursive=True)
+    used = [process.memory_full_info() for process in (psutil.Process(), *children)]
+    resident = [entry.rss / GIGA for entry in used]
     timed, robots = seen[loaders + 1 :], [entry["robots"] for entry in seen if entry["robots"]]
     plans = plan_recipe(recipe, work_dir)[1]
     plan = next((plan for plan in plans if plan.fits), plans[-1])
@@ -108,20 +108,12 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float, progress: bool = Tr
         seconds_to_batch=first,
         rows_per_second=sum(entry["rows"] for entry in timed) / seconds if timed else 0.0,
         needed=plan.rows_per_second / plan.gpus,
-        resident=resident,
-        proportional=proportional,
-        loaders=each,
+        resident=sum(resident),
+        proportional=sum(getattr(entry, "pss", entry.rss) for entry in used) / GIGA,
+        loaders=resident[1:],
         episodes=float(np.mean([len(set(names)) for names in robots])) if robots else 0.0,
         robot_rows=float(np.mean([len(names) for names in robots])) if robots else 0.0,
         padding=1 - sum(entry["tokens"] for entry in seen) / sum(entry["places"] for entry in seen),
         skipped={name: counter.report()["skipped"] for name, counter in mixture.counters().items()},
         rows=sum(entry["rows"] for entry in seen),
     )
-
-
-def memory() -> tuple[float, float, list[float]]:
-    """Gigabytes of this process and its children: resident, proportional, and resident in each child."""
-    children = psutil.Process().children(recursive=True)
-    used = [process.memory_full_info() for process in (psutil.Process(), *children)]
-    resident = [entry.rss / GIGA for entry in used]
-    return sum(resident), sum(getattr(entry, "pss", entry.rss) for entry in used) / GIGA, resident[1:]

@@ -4,7 +4,6 @@ WORK_DIR/<recipe name>/row_lengths.json
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -13,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from gen_vla.training.mixing.data_source import sample_shards
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, VISION_LANGUAGE, RowPreparer
 from gen_vla.training.recipes.sources import OpenedData
+from gen_vla.training.robot_data.episodes import spread
+from gen_vla.training.storage.json_files import read_json, write_json
 
 
 FILE = "row_lengths.json"
@@ -23,8 +25,6 @@ MEASURED, PLACES = 256, 8  # rows of a data set, and places of it that they come
 
 @dataclass(frozen=True)
 class RowLengths:
-    """Tokens of a data set's rows, uncut."""
-
     rows: int  # that were measured
     median: int
     p95: int
@@ -59,28 +59,20 @@ def measure_lengths(opened: OpenedData, prepare: RowPreparer, collator: Any) -> 
 
 
 def some_rows(opened: OpenedData, name: str) -> Iterator[dict[str, Any]]:
-    """At most `MEASURED` rows of a data set, from `PLACES` of its shards where these can be read apart."""
     if name in opened.tables:
         table = opened.tables[name]
-        yield from (table[int(number)] for number in np.unique(np.linspace(0, len(table) - 1, MEASURED).astype(int)))
+        yield from (table[number] for number in spread(len(table), MEASURED))
         return
-    source = copy.deepcopy(opened.streams[name])
-    shards = source.shards()
-    if source.lanes == 0:
-        yield from islice(source.rows(shards), MEASURED)
-        return
-    for place in np.unique(np.linspace(0, len(shards) - 1, PLACES).astype(int)):
-        yield from islice(source.rows([shards[int(place)]]), MEASURED // PLACES)
+    samples = sample_shards(copy.deepcopy(opened.streams[name]), PLACES)
+    for rows in samples:
+        yield from islice(rows, MEASURED // len(samples))
 
 
 def write_lengths(folder: Path, lengths: dict[str, RowLengths]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    entries = {name: asdict(each) for name, each in lengths.items()}
-    (folder / FILE).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / FILE, {name: asdict(each) for name, each in lengths.items()})
 
 
 def read_lengths(folder: Path) -> dict[str, RowLengths]:
-    """What an earlier `--check` measured; nothing without one."""
-    if not (folder / FILE).is_file():
-        return {}
-    return {name: RowLengths(**each) for name, each in json.loads((folder / FILE).read_text(encoding="utf-8")).items()}
+    found = read_json(folder / FILE) if (folder / FILE).is_file() else {}
+    return {name: RowLengths(**each) for name, each in found.items()}

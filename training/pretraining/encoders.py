@@ -10,7 +10,6 @@ mirrored and shifted like those of training.
 """
 
 import dataclasses
-import json
 import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -29,13 +28,13 @@ from gen_vla.modeling.dual_vision_tower import prefix_tokens, second_to_last_blo
 from gen_vla.processors import OpenVLAPlusImageProcessor
 from gen_vla.training.model_building import encoder_file, model_sizes
 from gen_vla.training.pretraining.labelled_pictures import LabelCollator, LabelledPictures
-from gen_vla.training.pretraining.positions import start_with_sines
 from gen_vla.training.pretraining.token_heads import TokenHead, TokenTargets
 from gen_vla.training.provenance.origin import provenance, with_provenance
 from gen_vla.training.recipes.loading import as_settings
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.run import training_arguments
-from gen_vla.training.run_folder import last_checkpoint, write_json
+from gen_vla.training.run_folder import last_checkpoint
+from gen_vla.training.storage.json_files import read_json, write_json
 
 
 ENCODERS = ("dino", "siglip")
@@ -43,9 +42,28 @@ SETTINGS, LOG = "pretraining.json", "training_log.json"
 LARGEST_SHIFT = 8  # pixels
 
 
-class TokenLabelModel(nn.Module):
-    """An encoder of `DualVisionTower` and the head it is pretrained with."""
+@torch.no_grad()
+def start_with_sines(encoder: Any) -> None:
+    """Overwrites the patches' position embeddings of a DINOv2 or a SigLIP encoder of transformers."""
+    embeddings = encoder.embeddings
+    if hasattr(embeddings, "position_embedding"):
+        places = embeddings.position_embedding.weight
+    else:
+        places = embeddings.position_embeddings[0, 1:]  # the first one is CLS's
+    places.copy_(sine_positions(round(len(places) ** 0.5), places.shape[1]))
 
+
+def sine_positions(grid: int, width: int) -> torch.Tensor:
+    """float32 [grid x grid, width]: half of the channels for the row, half for the column, as in MAE."""
+    if width % 4:
+        raise ValueError(f"got encoders of width {width}, expected a multiple of 4 for positions of sines and cosines")
+    angles = torch.arange(grid)[:, None] / 100.0 ** (torch.arange(width // 4) / (width // 4))
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line.repeat_interleave(grid, dim=0), line.repeat(grid, 1)
+    return torch.cat([rows, columns], dim=1)
+
+
+class TokenLabelModel(nn.Module):
     def __init__(self, name: str, config: Any, colours: int, shapes: int):
         super().__init__()
         self.encoder = second_to_last_block_encoder(config)
@@ -54,15 +72,12 @@ class TokenLabelModel(nn.Module):
         self.head = TokenHead(config.hidden_size, colours + 2, shapes + 2, named=name == "siglip")
 
     def forward(self, pixel_values: torch.Tensor, **targets: torch.Tensor) -> dict[str, Any]:
-        """The loss, and how right the head is (`TokenHead.right`)."""
         features = self.encoder(pixel_values=pixel_values).last_hidden_state[:, self.prefix_tokens :]
         wanted = TokenTargets(**targets)
         return {"loss": self.head.loss(features, wanted), "right": self.head.right(features, wanted)}
 
 
 class TokenLabelTrainer(Trainer):
-    """transformers' Trainer that also logs how right the head is."""
-
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.right: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -79,14 +94,14 @@ class TokenLabelTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def pretrain_encoders(recipe: Recipe, work_dir: Path, processes: int = 1, progress: bool = True) -> None:
+def pretrain_encoders(recipe: Recipe, work_dir: Path, processes: int = 1) -> None:
     """Pretrains both encoders, one after the other or side by side, as far as that is not done.
 
     Raises:
         FileNotFoundError: if a data set is missing.
         ValueError: if a data set does not say where objects are, or if what is there was pretrained otherwise.
     """
-    pretrain = partial(pretrain_encoder, recipe=recipe, work_dir=work_dir, progress=progress)
+    pretrain = partial(pretrain_encoder, recipe=recipe, work_dir=work_dir)
     if processes == 1:
         for name in ENCODERS:
             pretrain(name)
@@ -97,11 +112,12 @@ def pretrain_encoders(recipe: Recipe, work_dir: Path, processes: int = 1, progre
         list(workers.map(pretrain, ENCODERS))
 
 
-def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path, progress: bool) -> None:
-    """One of them; see `pretrain_encoders`."""
-    weights, settings = encoder_file(recipe, work_dir, name), pretraining_settings(recipe, name)
+def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path) -> None:
+    weights, whole = encoder_file(recipe, work_dir, name), as_settings(recipe)
+    data = {key: whole["data"][key] for key in ("image_size", "vision_language")}
+    settings = {"pretraining": whole["pretraining"], "encoder": whole["model"][name], "data": data}
     folder, record = weights.parent, weights.parent / SETTINGS
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+    if record.is_file() and read_json(record) != settings:
         raise ValueError(
             f"got {folder} pretrained with other settings than those of {recipe.name}, expected the same; delete it, "
             "or use another work folder"
@@ -109,7 +125,7 @@ def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path, progress: bool) 
     if weights.is_file():
         return
     pictures = LabelledPictures([work_dir / source.path for source in recipe.data.questions])
-    trainer = encoder_trainer(name, recipe, pictures, folder / "checkpoints", progress)
+    trainer = encoder_trainer(name, recipe, pictures, folder / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(record, settings)
     last = last_checkpoint(folder / "checkpoints")
@@ -119,17 +135,7 @@ def pretrain_encoder(name: str, recipe: Recipe, work_dir: Path, progress: bool) 
     save_file(model.encoder.state_dict(), weights)
 
 
-def pretraining_settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What an encoder's weights depend on."""
-    settings = as_settings(recipe)
-    data = {key: settings["data"][key] for key in ("image_size", "vision_language")}
-    return {"pretraining": settings["pretraining"], "encoder": settings["model"][name], "data": data}
-
-
-def encoder_trainer(
-    name: str, recipe: Recipe, pictures: LabelledPictures, checkpoints: Path, progress: bool
-) -> TokenLabelTrainer:
-    """The trainer of an encoder from random weights, its positions excepted."""
+def encoder_trainer(name: str, recipe: Recipe, pictures: LabelledPictures, checkpoints: Path) -> TokenLabelTrainer:
     recipe = dataclasses.replace(recipe, training=recipe.pretraining)
     size = recipe.data.image_size
     torch.manual_seed(recipe.training.seed)
@@ -139,7 +145,7 @@ def encoder_trainer(
     image_processor = OpenVLAPlusImageProcessor(size, [both.means[own]], [both.stds[own]])
     return TokenLabelTrainer(
         model=TokenLabelModel(name, config, *pictures.classes),
-        args=training_arguments(recipe, checkpoints, progress),
+        args=training_arguments(recipe, checkpoints),
         train_dataset=pictures,
         data_collator=LabelCollator(image_processor, size // config.patch_size, *pictures.classes, LARGEST_SHIFT),
     )

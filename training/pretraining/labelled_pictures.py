@@ -1,6 +1,5 @@
 """Batches of recorded pictures with a label per image token, mirrored and shifted at random."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from gen_vla.training.pretraining.token_heads import TokenTargets
+from gen_vla.training.storage.json_files import read_json
 from gen_vla.training.storage.recordings import load_recording
 from gen_vla.training.vision_language_data.token_labels import token_labels
 
@@ -18,11 +18,7 @@ METADATA = "recording.json"  # what `evaluation/recording` writes beside the row
 
 
 class LabelledPictures(Dataset):
-    """The rows of recordings of questions, by number.
-
-    Attributes:
-        classes: how many colours and shapes they name.
-    """
+    """The rows of recordings of questions, by number; `classes` is how many colours and shapes they name."""
 
     def __init__(self, folders: Sequence[Path]):
         columns = ["image", "objects", "handle", "opening"]
@@ -39,8 +35,7 @@ class LabelledPictures(Dataset):
 
 
 def _classes(folders: Sequence[Path]) -> tuple[int, int]:
-    """How many colours and shapes the recordings name, the same in all."""
-    found = {folder: json.loads((folder / METADATA).read_text(encoding="utf-8")) for folder in folders}
+    found = {folder: read_json(folder / METADATA) for folder in folders}
     named = {folder: (record["colours"], record["shapes"]) for folder, record in found.items()}
     first = named[folders[0]]
     for folder, names in named.items():
@@ -53,9 +48,7 @@ class LabelCollator:
     """Rows -> `pixel_values` float32 [B, 3 x encoders, H, W] and the fields of `TokenTargets`.
 
     Args:
-        image_processor: the model's.
         grid: patches a side.
-        colours, shapes: how many the recordings name.
         largest_shift: pixels that a picture moves at most each way, its edge repeated; 0 to leave it as it is.
             Pictures are then mirrored half of the time, too.
     """

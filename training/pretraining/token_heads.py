@@ -1,7 +1,5 @@
 """What towers are pretrained on: at every image token, whose middle lies there and where in the patch.
 
-Each tower learns by itself, through a linear head on the features that the language model will get:
-
     dino     colour and shape of an object apart, as a detector's heads
     siglip   its name, "red can", one of all, since SigLIP is the tower that saw words
     both     the middle's place within the patch, and how far the drawer is open where its handle is
@@ -35,7 +33,6 @@ class TokenHead(nn.Module):
     """One tower's head.
 
     Args:
-        width: of the features.
         colours, shapes: how many there are, nothing and the handle included.
         named: whether an object is one of colours x shapes names, not a colour and a shape.
     """
@@ -53,7 +50,6 @@ class TokenHead(nn.Module):
         return logits, numbers
 
     def loss(self, features: torch.Tensor, targets: TokenTargets) -> torch.Tensor:
-        """The sum of the mean losses of classes, places and openings."""
         logits, numbers = self(features)
         there = targets.colours > 0
         handle = targets.shapes == self.shapes - 1

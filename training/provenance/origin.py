@@ -59,7 +59,6 @@ def called_as(*typed: str) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """What was typed, quoted for a shell, with paths that may be published."""
     parts = []
     for part in map(publishable, _TYPED.get() or _started_as(sys.orig_argv)):
         in_home = part.startswith("~/") and len(part) > 2  # a shell expands `~` only outside quotes
@@ -80,17 +79,9 @@ def _started_as(arguments: Sequence[str]) -> list[str]:
 
 
 def provenance(
-    model: str | Path | None = None,
-    data: Iterable[str | Path | None] = (),
-    compared: Iterable[str | Path | None] = (),
+    model: str | Path | None = None, data: Iterable[str | Path | None] = (), compared: Iterable[str | Path | None] = ()
 ) -> dict[str, Any]:
-    """The record of what runs now.
-
-    Args:
-        model: a folder, or a name on the Hub or in the cache.
-        data: the same of data sets; `None` is left out.
-        compared: the same of further models.
-    """
+    """The record of what runs now, with models and data sets by folder, or by name on the Hub or in the cache."""
     record: dict[str, Any] = {
         "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,14 +106,12 @@ def with_provenance(results: dict[str, Any], record: dict[str, Any]) -> dict[str
 
 
 def note_run(folder: Path, record: dict[str, Any]) -> None:
-    """Writes down that a run begins, or is continued, in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / RUNS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def with_other_runs(record: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A run's record with those of the other runs in its folder."""
     path, others = folder / RUNS, []
     for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         with suppress(json.JSONDecodeError):  # a line cut short by a kill, or the empty one at the end
@@ -164,7 +153,6 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """The machine in short, for beside a figure of speed."""
     import torch
     import transformers
 
@@ -186,7 +174,6 @@ def _processor_name() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of Python and of the packages that results may depend on, where they are installed."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -219,7 +206,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def model_identity(name: str | Path) -> dict[str, Any]:
-    """Its name and what identifies it: a revision, or hashes of the files in a folder."""
     folder = Path(name)
     if not folder.is_dir():
         repository, _, revision = str(name).partition("@")

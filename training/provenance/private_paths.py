@@ -1,12 +1,10 @@
 """Shortens paths of this machine to what may be published, in files of results and on model cards.
 
-    /home/ada/robots/outputs/mine    outputs/mine       where the working folder is /home/ada/robots
-    /home/ada/robots-data/bridge     ../robots-data/... beside it
-    /home/ada/data/bridge            ~/data/bridge
-    /scratch/ada/bridge              /scratch/USER/bridge
-    /data/bridge                     as it is: it says where the data lay, and about nobody
-
-Two paths never become the same one, so that models and data are still told apart by their names.
+/home/ada/robots/outputs/mine    outputs/mine       where the working folder is /home/ada/robots
+/home/ada/robots-data/bridge     ../robots-data/... beside it
+/home/ada/data/bridge            ~/data/bridge
+/scratch/ada/bridge              /scratch/USER/bridge
+/data/bridge                     as it is: it says where the data lay, and about nobody
 """
 
 import functools
@@ -33,13 +31,13 @@ def publishable(value: Any) -> Any:
         return publishable(str(value))
     if not isinstance(value, str) or "/" not in value:
         return value
-    for replace in _replacements(os.getcwd(), str(Path.home()), os.environ.get("PWD", ""), _account()):
-        value = replace(value)
+    for pattern, replace in _replacements(os.getcwd(), str(Path.home()), os.environ.get("PWD", ""), _account()):
+        value = pattern.sub(replace, value)
     return value
 
 
 @functools.lru_cache(maxsize=8)
-def _replacements(folder: str, home: str, typed_folder: str, account: str) -> list[Callable[[str], str]]:
+def _replacements(folder: str, home: str, typed_folder: str, account: str) -> list[Any]:
     """The replacements to make in a text, in this order: the working folder, what is beside it, home, the account."""
     folders = [folder]
     if typed_folder and typed_folder != folder and os.path.realpath(typed_folder) == folder:
@@ -49,17 +47,15 @@ def _replacements(folder: str, home: str, typed_folder: str, account: str) -> li
     beside = [place for place in beside if not any(Path(own).is_relative_to(place) for own in homes)]
     places = [*((place, ".", "") for place in folders), *((place, "..", "../") for place in beside)]
     places += [(place, "~", "~/") for place in homes]
-    found = [_replacement(*place) for place in places if place[0] != "/"]
+    found: list[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = []
+    for place, alone, before in places:  # `before` for a folder and the slash behind it
+        if place != "/":
+            pattern = re.compile(rf"{BEGINS}{re.escape(place)}(?:(/)(?=[\w.~@%+-])|/?(?![\w./~@%+-]))")
+            found.append((pattern, lambda match, texts=(alone, before): texts[bool(match[1])]))
     if account not in SHARED:
         component = re.compile(rf"(?<=/){re.escape(account)}(?=/|$)")
-        found.append(lambda text: ABSOLUTE.sub(lambda path: component.sub("USER", path[0]), text))
+        found.append((ABSOLUTE, lambda path: component.sub("USER", path[0])))
     return found
-
-
-def _replacement(place: str, alone: str, before: str) -> Callable[[str], str]:
-    """Writes `alone` for a folder, and `before` for it and the slash behind it."""
-    pattern = re.compile(rf"{BEGINS}{re.escape(place)}(?:(/)(?=[\w.~@%+-])|/?(?![\w./~@%+-]))")
-    return lambda text: pattern.sub(lambda found: before if found[1] else alone, text)
 
 
 def _account() -> str:

@@ -25,11 +25,7 @@ NOT_THERE = (401, 403, 404)  # a repository or a commit that is not on the Hub, 
 
 
 def trained_as(model: str) -> dict[str, Any] | None:
-    """Of a model's folder, or of a repository that was loaded; `None` without a recipe there.
-
-    Raises:
-        HubError: if a repository's recipe is not in the cache, as after loading a model, and the Hub does not answer.
-    """
+    """Of a model's folder, or of a repository that was loaded; `None` without a recipe there."""
     return recipe_record(recipe_path(model))
 
 
@@ -43,10 +39,8 @@ def recipe_path(model: str) -> Path | None:
 
 
 def recipe_file(repository: str, revision: str) -> Path | None:
-    """A repository's recipe at a commit, from the cache or from the Hub; `None` where there is none.
-
-    Raises:
-        HubError: if it is not in the cache and the Hub does not answer.
+    """A repository's recipe at a commit, from the cache or from the Hub; `None` where there is none; raises `HubError`
+    if it is not in the cache and the Hub does not answer.
     """
     try:
         cached = try_to_load_from_cache(repository, RECIPE, revision=revision)
@@ -69,7 +63,6 @@ def recipe_file(repository: str, revision: str) -> Path | None:
 
 
 def recipe_record(path: Path | None) -> dict[str, Any] | None:
-    """What a recipe says that was written by a run; `None` for other files."""
     if path is None:
         return None
     try:

@@ -1,11 +1,7 @@
 """Assembles and verifies a Hub repository from a trained folder, and installs it in the local cache.
 
-A repository is what `save_pretrained` of the model and of the processor write into one folder, plus the card
-(`card.py`) and the records of the run. Filling the cache of huggingface_hub makes the name loadable on this machine,
-offline:
-
-    CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
-    CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
+CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
+CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
 """
 
 import hashlib
@@ -56,15 +52,9 @@ def publish_to_folder(
 
     Args:
         checkpoint: folder of a trained model, or of a LoRA adapter, which is merged into its base model.
-        repo_id: its future name, `OWNER/NAME`.
         folder: where the repository goes; an earlier repository there is replaced, after everything was verified.
         results: measured figures for the card; what is missing stays visibly missing there.
         dtype: of the weights; by default that of the checkpoint, or of a large one in float32 bfloat16.
-
-    Raises:
-        FileNotFoundError: if the checkpoint is incomplete.
-        FileExistsError: if `folder` holds anything but an earlier repository.
-        PublishingError: if the repository does not reproduce the checkpoint or holds an unexpected file.
     """
     check_repo_id(repo_id)
     checkpoint = check_checkpoint(checkpoint)
@@ -89,7 +79,6 @@ def publish_to_folder(
 
 
 def copy_record(record: Path, target: Path) -> None:
-    """Copies a YAML or JSON file without what is private in its paths (`private_paths.py`)."""
     text = record.read_text(encoding="utf-8")
     content = yaml.safe_load(text) if record.suffix == ".yaml" else json.loads(text)
     public = publishable(content)
@@ -194,14 +183,9 @@ def verify(folder: Path, model: Any, processor: Any) -> None:
 
 
 def install_in_cache(folder: str | Path, repo_id: str, cache_dir: str | Path | None = None) -> Path:
-    """Makes `repo_id` loadable by name on this machine, as if it had been downloaded.
+    """Makes a repository's `repo_id` loadable by name on this machine, as if it had been downloaded.
 
-    Args:
-        folder: a repository from `publish_to_folder`.
-        cache_dir: the cache of huggingface_hub; by default the one `from_pretrained` uses.
-
-    Returns:
-        The snapshot folder. Its revision is a hash of the files, so the same files give the same revision.
+    Returns the snapshot folder, whose revision is a hash of the files: the same files give the same revision.
     """
     check_repo_id(repo_id)
     folder = check_folder(folder)
@@ -216,7 +200,6 @@ def install_in_cache(folder: str | Path, repo_id: str, cache_dir: str | Path | N
 
 
 def content_hash(folder: Path) -> str:
-    """40 hexadecimal digits over names and contents of all files."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())

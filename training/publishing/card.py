@@ -37,9 +37,6 @@ def write_card(
             are no results of the model. The last four of a figure and the last two of all may be missing, and a value
             may be `None`, which is shown as not measured.
         cameras: those whose pictures an action is asked for with (the processor's), `None` for one of any name.
-
-    Raises:
-        ValueError: if a figure does not say what it is, or the model is not the variant that the name promises.
     """
     name = repo_id.rpartition("/")[2]
     record = folder / "recipe.yaml"
@@ -86,7 +83,6 @@ def write_card(
 
 
 def frozen_parameters(model: Any) -> int:
-    """Weights of the frozen encoder."""
     if model.config.model_type == "vla_plus":
         return sum(weight.numel() for weight in model.parameters() if not weight.requires_grad)
     if not model.config.frozen:
@@ -97,14 +93,12 @@ def frozen_parameters(model: Any) -> int:
 
 
 def command_text(entry: dict[str, Any]) -> str:
-    """A command with a comment that says when it ran, and with which commit of this package."""
     commit = entry.get("commit")
     comment = ", ".join(filter(None, (entry.get("date"), f"gen-vla {commit}" if commit else "")))
     return f"{entry['command']}  # {comment}" if comment else entry["command"]
 
 
 def model_facts(config: Any) -> list[tuple[str, str]]:
-    """Rows of the table for a model of which no recipe is known: what its configuration says."""
     return [
         ("dual encoder (D)", f"{config.frozen} never moves" if config.frozen else "none: every encoder trains"),
         ("actions as strings (S)", action_format(config.action_config)),
@@ -113,7 +107,6 @@ def model_facts(config: Any) -> list[tuple[str, str]]:
 
 
 def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
-    """The row of the table that says which pictures an action needs."""
     if not cameras:
         return []
     names = ", ".join(f"`{camera}`" for camera in cameras)
@@ -121,7 +114,6 @@ def camera_facts(cameras: Sequence[str] | None) -> list[tuple[str, str]]:
 
 
 def state_facts(config: Any) -> list[tuple[str, str]]:
-    """The row of the table that says that an action needs the robot's state."""
     needed = {"input": "shown to the model", "reference": "not shown to the model: actions are relative to it"}
     kind = needed.get((config.action_config or {}).get("state", ""))
     sizes = ", ".join(
@@ -131,7 +123,6 @@ def state_facts(config: Any) -> list[tuple[str, str]]:
 
 
 def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of the table that say what the values of an action are, for data sets that say so."""
     described = {key: action_words(statistics["action"]) for key, statistics in norm_stats.items()}
     return [(f"an action of `{key}`", text) for key, text in described.items() if text]
 
@@ -153,7 +144,6 @@ def action_words(statistics: dict[str, Any]) -> str:
 
 
 def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:
-    """`figure`, if it says what was measured on what."""
     missing = [name for name in ("task", "dataset", "metric", "value") if name not in figure]
     if missing:
         raise ValueError(f"got the figure {figure} without {', '.join(missing)}, expected them for the model card")
@@ -161,7 +151,6 @@ def checked_figure(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 def unmeasured_kinds(measured: list[dict[str, Any]]) -> list[str]:
-    """What a card must list as not measured."""
     known = {figure["metric"] for figure in measured}
     answered = any(task_type(figure) == ANSWERING for figure in measured)
     missing = {"Success rates": SUCCESS_RATE not in known, "Question answering": not answered}
@@ -169,14 +158,12 @@ def unmeasured_kinds(measured: list[dict[str, Any]]) -> list[str]:
 
 
 def task_type(figure: dict[str, Any]) -> str:
-    """What the Hub calls the task that a figure is about."""
     if figure["dataset"].startswith(PROBE):
         return "image-feature-extraction"
     return TASK_TYPES.get(figure["metric"], "robotics")
 
 
 def as_eval_result(figure: dict[str, Any]) -> EvalResult:
-    """One measured figure as an entry of the Hub's model-index."""
     return EvalResult(
         task_type=task_type(figure),
         dataset_type=figure["dataset"],

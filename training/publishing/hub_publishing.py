@@ -1,14 +1,14 @@
 """Publishes a trained model on the Hub: one commit with everything, or none.
 
-The order: check the access, assemble and verify (`assembling.py`), compare with what is there (`hub_state.py`), send
+The order: check the access, assemble and verify (`assembling.py`), compare with what is there (`py`), send
 the large files, commit, tag, add to the collection. A step that fails leaves every branch as it was.
 
 The commit names its parent, so it cannot overwrite what somebody else published meanwhile, and may be sent twice when
 an answer is lost. Large files go to the Hub's storage before it, under the hash of their content: those that have
-arrived are not sent again, by this run or a later one. `HfApi.upload_folder` cannot do this, since it may split the
-upload into several commits.
+arrived are not sent again, by this run or a later one. `HfApi.upload_folder` may make several commits.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -16,20 +16,142 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 from rich.console import Console
 from rich.table import Table
 
 from gen_vla.training.lora import check_checkpoint
-from gen_vla.training.publishing import hub_state
 from gen_vla.training.publishing.assembling import check_repo_id, check_target, install_in_cache, publish_to_folder
-from gen_vla.training.publishing.hub_state import Destination, FileChange, HubRepository, compare, differences
 from gen_vla.training.storage.hub_requests import CONFLICT, HubError, ask
 
 
+MAIN = "main"
+KEPT = {".gitattributes"}  # the Hub writes it: which files are large ones
 STYLES = {"new": "green", "changed": "yellow", "unchanged": "dim", "deleted": "red"}
+
+
+@dataclass(frozen=True)
+class Destination:
+    repo_id: str  # `OWNER/NAME`
+    branch: str = MAIN  # gets the commit; a missing one is created from main
+    private: bool = False  # for a new repository; an existing one stays what it is
+    message: str | None = None  # of the commit
+    tag: str | None = None  # a name for the commit, for `revision=`
+    collection: str | None = None  # slug of a collection that the repository is added to
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository on the Hub; `branches` and `tags` map names to commits."""
+
+    private: bool
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+    def head(self, branch: str) -> str:
+        """The commit that a commit to `branch` follows."""
+        return self.branches.get(branch, self.branches[MAIN])
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """What a commit does to one file; `size` in bytes is the new one, or that of the file deleted."""
+
+    path: str
+    size: int
+    kind: Literal["new", "changed", "unchanged", "deleted"]
+
+
+def read_repository(api: HfApi, repo_id: str) -> HubRepository | None:
+    """What is there; `None` if there is nothing, or a private repository that this token may not see."""
+    try:
+        info = ask(f"look {repo_id} up", lambda: api.model_info(repo_id))
+    except HubError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):
+            return None
+        raise
+    refs = ask(f"list the branches of {repo_id}", lambda: api.list_repo_refs(repo_id))
+    branches, tags = ({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
+    return HubRepository(bool(info.private), branches, tags)
+
+
+def check_access(api: HfApi, destination: Destination) -> HubRepository | None:
+    """What is there now, after everything that can be checked before the long work.
+
+    Raises:
+        HubError: without a valid token, or without the right to write; for a public repository that shall be private;
+            for a branch that is a tag, a tag in use, or a collection that is missing.
+    """
+    account = ask("check the token", api.whoami)
+    if ((account.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+        raise HubError(f"got a token of {account['name']} that may only read; make one that may write")
+    roles = {account["name"]: "admin", **{org["name"]: org.get("roleInOrg") for org in account.get("orgs", [])}}
+    repo_id, slug = destination.repo_id, destination.collection
+    repository = read_repository(api, repo_id)
+    if repository is not None:
+        # Asks whether this file is a large one, which the Hub answers only to those who may write.
+        question = [CommitOperationAdd("README.md", b"-")]
+        ask(f"write to {repo_id}", lambda: api.preupload_lfs_files(repo_id, question), tries=1)
+        check_names(repository, destination)
+    elif roles.get(repo_id.split("/")[0]) in (None, "read"):
+        owners = ", ".join(name for name, role in roles.items() if role != "read")
+        raise HubError(f"got {repo_id}, which does not exist, and a token that creates repositories of {owners} only")
+    if slug:
+        ask(f"find the collection {slug}", lambda: api.get_collection(slug))
+        if slug.split("/")[0] not in roles:
+            raise HubError(f"got the collection {slug}, expected one of {', '.join(roles)}")
+    return repository
+
+
+def check_names(repository: HubRepository, destination: Destination) -> None:
+    """Raises `HubError` if what is there does not go together with what is asked for."""
+    repo_id, branch, tag = destination.repo_id, destination.branch, destination.tag
+    if destination.private and not repository.private:
+        raise HubError(f"got --private for {repo_id}, which is public; make it private in its settings first")
+    if branch in repository.tags:
+        raise HubError(f"got the revision {branch}, which is a tag of {repo_id}; expected a branch")
+    if tag in repository.branches:
+        raise HubError(f"got the tag {tag}, which is a branch of {repo_id}; choose another name")
+    if tag in repository.tags and repository.tags[tag] != repository.head(branch):
+        raise HubError(f"got the tag {tag}, which {repo_id} already has on an older commit; choose another name")
+
+
+def compare(api: HfApi, folder: Path, repo_id: str, revision: str | None) -> list[FileChange]:
+    """The changes that turn the files of a commit (`None`: no files) into those of the folder, sorted by path."""
+    remote: dict[str, RepoFile] = {}
+    if revision is not None:
+        listing = ask(
+            f"list the files of {repo_id}",
+            lambda: list(api.list_repo_tree(repo_id, recursive=True, revision=revision)),
+            tries=1,
+        )
+        remote = {entry.path: entry for entry in listing if isinstance(entry, RepoFile)}
+    changes = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        kind = "new" if name not in remote else "unchanged" if is_same(path, remote[name]) else "changed"
+        changes.append(FileChange(name, path.stat().st_size, kind))
+    kept = {change.path for change in changes} | KEPT
+    changes += [FileChange(name, entry.size, "deleted") for name, entry in remote.items() if name not in kept]
+    return sorted(changes, key=lambda change: change.path)
+
+
+def is_same(path: Path, entry: RepoFile) -> bool:
+    if path.stat().st_size != entry.size:
+        return False
+    if entry.lfs is None:
+        return git_hash(path.read_bytes()) == entry.blob_id
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == entry.lfs.sha256
+
+
+def differences(changes: list[FileChange]) -> list[FileChange]:
+    return [change for change in changes if change.kind != "unchanged"]
 
 
 @dataclass(frozen=True)
@@ -50,26 +172,13 @@ def publish(
     results: dict[str, Any] | None = None,
     dtype: str | None = None,
 ) -> Publication:
-    """Assembles a repository, verifies it and puts it on the Hub in one commit.
-
-    Args:
-        checkpoint: folder of a trained model, or of a LoRA adapter, which is merged.
-        destination: where it goes.
-        output: where the assembled folder is kept; by default it is not.
-        dry_run: stop before anything on the Hub changes; needs no token for what is public.
-        results: measured figures for the card.
-        dtype: of the weights, as for `publish_to_folder`.
-
-    Raises:
-        HubError: for what the Hub refuses; nothing is half published.
-        FileNotFoundError, FileExistsError, PublishingError: as `publish_to_folder`.
-    """
+    """Assembles a repository, verifies it and puts it on the Hub in one commit."""
     check_repo_id(destination.repo_id)
     checkpoint, api = check_checkpoint(checkpoint), HfApi()
     if output is not None:
         check_target(output, checkpoint)
     if not dry_run:
-        hub_state.check_access(api, destination)  # before the long work
+        check_access(api, destination)  # before the long work
     with assembled(checkpoint, destination.repo_id, output, results, dtype) as folder:
         return preview(folder, destination, api) if dry_run else upload(folder, destination, api)
 
@@ -103,23 +212,21 @@ def assembled(
     results: dict[str, Any] | None,
     dtype: str | None = None,
 ) -> Iterator[Path]:
-    """A verified repository, in `output` or for the time of the `with` block."""
     with tempfile.TemporaryDirectory(prefix="gen-vla-repository-") as temporary:
         print(f"Assembling {repo_id} and verifying it in a fresh interpreter", file=sys.stderr)
         yield publish_to_folder(checkpoint, repo_id, output or Path(temporary) / "repository", results, dtype)
 
 
 def preview(folder: Path, destination: Destination, api: HfApi) -> Publication:
-    """What an upload would do, as far as this machine may see the repository."""
     try:
-        repository = hub_state.read_repository(api, destination.repo_id)
+        repository = read_repository(api, destination.repo_id)
     except HubError as error:
         if error.status is not None:
             raise
         print(f"{error}; so this shows all files as new", file=sys.stderr)
         repository = None
     if repository is not None:
-        hub_state.check_names(repository, destination)
+        check_names(repository, destination)
     head = repository.head(destination.branch) if repository else None
     return Publication(destination.repo_id, compare(api, folder, destination.repo_id, head))
 
@@ -132,15 +239,15 @@ def upload(folder: Path, destination: Destination, api: HfApi | None = None) -> 
     then fails may stay, with the files it began with.
 
     Raises:
-        HubError: see `hub_state.check_access`; and if the Hub cannot be reached or someone else commits meanwhile.
+        HubError: see `check_access`; and if the Hub cannot be reached or someone else commits meanwhile.
     """
     api = api or HfApi()
     repo_id, branch, tag = destination.repo_id, destination.branch, destination.tag
-    repository = hub_state.check_access(api, destination)
+    repository = check_access(api, destination)
     if repository is None:
         private = destination.private or None  # an organisation has a default of its own
         ask(f"create {repo_id}", lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        repository = hub_state.read_repository(api, repo_id)
+        repository = read_repository(api, repo_id)
     if repository is None:
         raise HubError(f"could not find {repo_id} after creating it; run it again")
     print(f"Comparing with what {api.endpoint} has", file=sys.stderr)
@@ -166,11 +273,10 @@ def upload(folder: Path, destination: Destination, api: HfApi | None = None) -> 
 def send_large_files(
     api: HfApi, folder: Path, destination: Destination, repository: HubRepository, changes: list[FileChange]
 ) -> list[Any]:
-    """Sends what the commit's operations refer to; the operations."""
     repo_id = destination.repo_id
     changed = [change.path for change in changes if change.kind in ("new", "changed")]
     additions = [CommitOperationAdd(path, str(folder / path)) for path in changed]
-    revision = destination.branch if destination.branch in repository.branches else hub_state.MAIN
+    revision = destination.branch if destination.branch in repository.branches else MAIN
     try:
         ask(
             f"send the large files of {repo_id}",
@@ -184,7 +290,6 @@ def send_large_files(
 
 
 def commit(api: HfApi, folder: Path, destination: Destination, parent: str, operations: list[Any]) -> str:
-    """Commits on top of `parent`; the new commit."""
     repo_id, branch = destination.repo_id, destination.branch
     message = destination.message or f"Publish {repo_id.rpartition('/')[2]}"
     options: dict[str, Any] = {"commit_message": message, "revision": branch, "parent_commit": parent}
@@ -193,7 +298,7 @@ def commit(api: HfApi, folder: Path, destination: Destination, parent: str, oper
     except HubError as error:
         if error.status not in CONFLICT:
             raise
-        repository = hub_state.read_repository(api, repo_id)
+        repository = read_repository(api, repo_id)
         head = repository.head(branch) if repository else parent
         if head != parent and not differences(compare(api, folder, repo_id, head)):
             return head  # the commit was made, and only the answer got lost
@@ -215,7 +320,6 @@ def tag_and_collect(api: HfApi, destination: Destination, commit: str) -> None:
 
 
 def show(publication: Publication) -> None:
-    """Prints a table of all files, and what happened."""
     table = Table("file", "what", title=publication.repo_id)
     table.add_column("MB", justify="right")
     for change in publication.changes:

@@ -25,12 +25,6 @@ LARGEST = 15e6  # bytes: it is part of every installation
 
 
 def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None = None) -> Path:
-    """Writes the folder, by default that of the package, and returns it.
-
-    Raises:
-        FileNotFoundError: if the checkpoint is incomplete.
-        ValueError: if a file holds no answers to questions, or the folder would be too large.
-    """
     recipe = load_recipe(checkpoint / "recipe.yaml")
     target = target or PACKAGED_MODELS / recipe.name
     columns = {path.stem: question_figures(path) for path in results}
@@ -54,20 +48,17 @@ def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None
 
 
 def question_figures(path: Path) -> dict[str, str]:
-    """Kind of question -> its figure, in words, of a result file."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if "kinds" not in found:
         raise ValueError(f"got {path} without kinds of questions, expected a file of gen-vla evaluate scene_questions")
-    return {kind: _figure(score) for kind, score in {**found["kinds"], "all": found["total"]}.items()}
-
-
-def _figure(score: dict[str, Any]) -> str:
-    share = f"{100 * score['right'] / score['n']:.0f} % of {score['n']}"
-    return share if score.get("median_cm") is None else f"{share}, {score['median_cm']:.1f} cm off"
+    figures = {}
+    for kind, score in {**found["kinds"], "all": found["total"]}.items():
+        off = "" if score.get("median_cm") is None else f", {score['median_cm']:.1f} cm off"
+        figures[kind] = f"{100 * score['right'] / score['n']:.0f} % of {score['n']}{off}"
+    return figures
 
 
 def card(recipe: Any, parameters: int, columns: dict[str, dict[str, str]]) -> str:
-    """The README of a packaged model."""
     lines = [
         f"# {recipe.name}",
         "",

@@ -6,10 +6,6 @@
 D, S, C, data, base and training always come from a recipe, never from these texts, and the texts are used only for a
 model trained like the recipe they were written for. That recipe is `recipe.yaml` in the model's folder, which the run
 wrote. Without one the card says that there is no record of the run, and shows the recipe of the texts.
-
-A variant's repository may have a short name instead, `short_name` in its texts. Those of the three families,
-`openvla-plus`, `pi0-plus` and the baseline `openvla`, belong to the models trained on Bridge: OpenVLA's users and
-their scripts ask for actions in the units of `bridge_orig`. RT-1's say so: `openvla-plus-rt1`.
 """
 
 import re
@@ -25,7 +21,6 @@ from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
-TEXTS = ("recipe", "summary", "training", "limits", "license", "tags", "short_name")
 UNWRITTEN = "No description has been written for this model."
 NO_LIMITS = "Nobody has written down what this model can and cannot do. Do not run it on a robot."
 ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
@@ -33,8 +28,6 @@ ENCODERS = {"siglip": "SigLIP", "dino": "DINOv2"}
 
 @dataclass(frozen=True)
 class Variant:
-    """What a card says of a model besides its figures."""
-
     summary: str
     training: str
     limits: list[str]
@@ -47,16 +40,7 @@ class Variant:
 
 
 def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Variant:
-    """What is known about a model.
-
-    Args:
-        name: of its repository, without the owner.
-        config: the model's configuration.
-        run: the recipe that trained it, if that is known.
-
-    Raises:
-        ValueError: if the name is a variant's and the model is another, or a file of texts is wrong.
-    """
+    """What is known about a model, and the recipe that trained it, if that is known."""
     actions = config.action_config
     trained = {"family": config.model_type, "D": config.frozen, "S": actions["representation"] if actions else None}
     if run:
@@ -89,20 +73,13 @@ def describe_variant(name: str, config: Any, run: Recipe | None = None) -> Varia
 
 
 def card_texts(name: str) -> dict[str, Any]:
-    """The texts about a variant by the full or short name of its repository; empty where there are none."""
     path = CARDS / f"{name}.yaml"
     if name.startswith("_") or not path.is_file():
         others = sorted(CARDS.glob("[!_]*.yaml"))
         path = next((other for other in others if read_yaml(other).get("short_name") == name), None)
     if path is None:
         return {}
-    texts = read_yaml(path)
-    unknown = ", ".join(sorted(texts.keys() - set(TEXTS)))
-    missing = ", ".join(sorted({"recipe", "summary"} - texts.keys()))
-    if unknown or missing:
-        wrong = f"unknown key {unknown}" if unknown else f"no {missing}"
-        raise ValueError(f"{path}: got {wrong}; known: {', '.join(TEXTS)}; recipe and summary are required")
-    return texts
+    return read_yaml(path)
 
 
 def differences(trained: dict[str, Any], texts: dict[str, Any]) -> str:
@@ -125,12 +102,10 @@ def method(recipe: Recipe) -> dict[str, Any]:
 
 
 def records_paraphrases(recipe: Recipe) -> bool:
-    """Whether one of its data sets is recorded with paraphrased instructions."""
     return any(source.record is not None and source.record.paraphrase for source in recipe.data.robot)
 
 
 def recipe_facts(recipe: Recipe) -> list[tuple[str, str]]:
-    """Rows of a card's table: where the model starts, D, S, C, and the data."""
     robots = [f"`{source.key}`" for source in recipe.data.robot]
     questions = [f"`{source.name}`" for source in recipe.data.questions]
     frozen = recipe.model.frozen
@@ -176,7 +151,6 @@ def action_format(actions: Mapping[str, Any] | None) -> str:
 
 
 def training_sentence(recipe: Recipe, recorded: bool) -> str:
-    """What was trained, from the recipe alone."""
     training = recipe.training
     rows = f"{training.batch_size} rows per device"
     if training.gradient_accumulation_steps > 1:
@@ -194,12 +168,10 @@ def origins() -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A file of `model_cards/`."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def origin_of_base(recipe: Recipe) -> dict[str, Any]:
-    """What the model was trained from."""
     name = recipe.model.initial_model
     if name is None:
         return {"name": "Weights", "terms": "trained from random ones, so that only the data's terms bear on them"}
@@ -209,7 +181,6 @@ def origin_of_base(recipe: Recipe) -> dict[str, Any]:
 
 
 def origins_of_data(recipe: Recipe) -> list[dict[str, Any]]:
-    """The data sets of a recipe, robot data first."""
     known = origins()
     named = [(known["robot"], source.key) for source in recipe.data.robot]
     named += [(known["vision_language"], source.name) for source in recipe.data.questions]
@@ -217,7 +188,6 @@ def origins_of_data(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def hub_datasets(recipe: Recipe) -> list[str]:
-    """Names on the Hub of the data sets that the recipe reads from there."""
     paths = [source.path for source in [*recipe.data.robot, *recipe.data.questions]]
     found = [re.match(r"hf://datasets/([^/@]+/[^/@]+)", path) for path in paths]
     return list(dict.fromkeys(match[1] for match in found if match))

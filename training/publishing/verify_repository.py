@@ -28,11 +28,14 @@ TOLERANCE = 1e-4  # float32 on one machine; a wrong or missing tensor is off by 
 
 
 def main(folder: str, expected_file: str) -> None:
-    """Runs all checks."""
     expected = np.load(expected_file)
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     pictures = [[Image.fromarray(image) for image in row] for row in expected["images"]]
-    inputs = processor.action_inputs(pictures, list(expected["instructions"]), **state_of(processor))
+    state: dict[str, Any] = {}
+    if processor.takes_state:  # that of the first data set for each of the two rows
+        key = min(processor.state_statistics)
+        state = {"state": [processor.neutral_state(key)] * 2, "unnorm_key": key}
+    inputs = processor.action_inputs(pictures, list(expected["instructions"]), **state)
     seen = {name: values for name, values in inputs.items() if name != "state"}  # which is for `predict_actions`
     settings: dict[str, Any] = {"trust_remote_code": True, "dtype": torch.float32, "output_loading_info": True}
     for loader in (AutoModel, AutoModelForImageTextToText):
@@ -54,16 +57,7 @@ def main(folder: str, expected_file: str) -> None:
     check_generation(model, processor, inputs, expected)  # type: ignore[reportPossiblyUnbound]
 
 
-def state_of(processor: Any) -> dict[str, Any]:
-    """A state of the first data set for each of the two rows, for a model that takes it."""
-    if not processor.takes_state:
-        return {}
-    key = min(processor.state_statistics)
-    return {"state": [processor.neutral_state(key)] * 2, "unnorm_key": key}
-
-
 def check_generation(model: Any, processor: Any, inputs: Any, expected: Any) -> None:
-    """Checks the answer and the actions."""
     if "answer" in expected:
         question = processor.question_inputs(Image.fromarray(expected["images"][0, 0]), "what is this?")
         answer = model.generate(**question, max_new_tokens=4, do_sample=False).tolist()

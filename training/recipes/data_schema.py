@@ -63,7 +63,6 @@ class RelativeGroup:
     """How the state writes it; null for the same way."""
 
     def entry(self) -> dict[str, Any]:
-        """As in a model's statistics."""
         state = self.dims if self.state is None else self.state
         kinds = {"rotation": self.rotation, "state_rotation": self.state_rotation}
         return {"dims": self.dims, "state": state, **{name: kind for name, kind in kinds.items() if kind}}
@@ -81,8 +80,7 @@ class RobotSource:
     """Names of the cameras whose pictures a row shows, in this order; by default the data set's main camera. All robot
     data sets show as many, and the model keeps the names of the first."""
     transform: Literal["auto", "bridge", "fractal"] | None = "auto"
-    """What turns its actions into the family's: `bridge`, `fractal`, null for nothing, or `auto`, by the data set's
-    own name."""
+    """What turns its actions into the family's: `bridge`, `fractal`, null for nothing, or `auto`, by its own name."""
     action: list[str] | None = None
     """Names of the features that hold an action; several are concatenated."""
     state: list[str] | None = None
@@ -91,8 +89,7 @@ class RobotSource:
     """A part of an RLDS or LeRobot data set, by the name it has there. By default `train` of an RLDS set, and all
     episodes of a LeRobot set, which itself has no splits when it is read."""
     without_instruction: Literal["skip", "refuse"] = "skip"
-    """Steps whose task is null, empty or missing: `skip` counts them and leaves them out, `refuse` stops before the
-    first training step."""
+    """Steps whose task is null, empty or missing: `skip` counts and leaves them out, `refuse` stops before the run."""
     every: int = Field(default=1, ge=1)
     """Every n-th step of an episode becomes a row, at least 1, for data faster than a policy can act: 5 makes 10 Hz of
     50 Hz. A row's action then leads to the next row, and chunks are of such steps."""
@@ -217,8 +214,7 @@ class DataRecipe:
     """Whether data sets are read shard by shard, in an order shuffled by a buffer; otherwise from a table on this
     machine's disk, in a perfectly shuffled order."""
     shuffle_buffer: int = Field(default=1000, ge=1)
-    """Rows of a streamed data set among which a loader draws the next one at most, at least 1; fewer where
-    `shuffle_memory` says so."""
+    """Rows of a streamed data set among which a loader draws the next one, at least 1, within `shuffle_memory`."""
     shuffle_memory: float = Field(default=2.0, gt=0)
     """Gigabytes that the rows of all streamed data sets wait in per GPU process, its loaders together, above 0."""
     num_workers: int = Field(default=0, ge=0)
@@ -273,6 +269,5 @@ class DataRecipe:
 
     @property
     def questions(self) -> list[VisionLanguageSource]:
-        """The vision-language sets that are used."""
         used = self.co_training
         return [source for source in self.vision_language if used is None or source.name in used]

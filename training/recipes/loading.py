@@ -27,21 +27,19 @@ MINI = "mini-"  # begins the name of a recipe at a small size
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None, mini: bool = False) -> Recipe:
-    """Reads a recipe.
+    """Reads a recipe; raises `RecipeError` on a missing file, an unknown or missing key, a value of the wrong type, or
+    settings that contradict each other.
 
     Args:
         name_or_path: a file, or the name of one in `training/recipes`.
         overrides: settings by dotted name, entries of lists by number:
             `{"training.steps": 10, "data.robot.0.key": "x"}`.
         mini: whether to shrink it by `_mini.yaml` and the overlay of its family: sizes and steps, nothing else.
-
-    Raises:
-        RecipeError: on a missing file, an unknown or missing key, a value of the wrong type, or settings that
-            contradict each other.
     """
     settings = _read(_find(name_or_path))
     if mini:
-        settings = _shrink(settings)
+        overlay = _read(RECIPES / f"_mini_{settings.get('model', {}).get('family', 'openvla_plus')}.yaml")
+        settings = _merge(settings, {**overlay, "name": f"{MINI}{settings.get('name')}"})
     for dotted, value in (overrides or {}).items():
         _override(settings, dotted, value)
     try:
@@ -58,7 +56,6 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = Non
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
     return sorted(path.stem for path in RECIPES.glob("[!_]*.yaml"))
 
 
@@ -80,13 +77,6 @@ def _find(name_or_path: str | Path) -> Path:
     )
 
 
-def _shrink(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings under another name and with a small model of the same family, from random weights."""
-    family = settings.get("model", {}).get("family", "openvla_plus")
-    overlay = _read(RECIPES / f"_mini_{family}.yaml")
-    return _merge(settings, {**overlay, "name": f"{MINI}{settings.get('name')}"})
-
-
 def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:
     """Sets one setting in place; what lies on the way to it is made, unless something else is there."""
     *parents, last = dotted.split(".")
@@ -103,7 +93,6 @@ def _override(settings: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _entry(entries: list[Any], number: str, dotted: str) -> int:
-    """The number of an existing entry of a list."""
     if not number.isdigit() or int(number) >= len(entries):
         raise RecipeError(
             f"got override {dotted!r} with entry {number!r} of a list of {len(entries)}, expected a number from 0 to "
@@ -174,7 +163,6 @@ def _complaint(error: Any) -> str:
 
 
 def _known(section: list[str | int]) -> list[str]:
-    """Names of the settings in a section."""
     kind: Any = Recipe
     for part in section:
         if isinstance(part, str):  # not the number of a list's entry

@@ -13,16 +13,11 @@ from gen_vla.training.vision_language_data.source import find_format, open_visio
 def pack_recipe(
     recipe: Recipe, work_dir: Path, output: Path, side: int | None, shard: tuple[int, int], workers: int
 ) -> dict[str, dict[str, Any] | None]:
-    """Packs one process's part of every set into `output/NAME`.
-
-    Args:
-        side, shard, workers: as `pack_set` takes them.
+    """Packs one process's part of every set into `output/NAME`; raises `ValueError` without a set, for one that is
+    packed already, or as `pack_set` does.
 
     Returns:
         By name, the manifest of a set; `None` while other parts are missing.
-
-    Raises:
-        ValueError: without a set, for one that is packed already, or as `pack_set` does.
     """
     if not recipe.data.questions:
         raise ValueError(f"got {recipe.name} without vision-language sets, expected some to pack (data.co_training)")

@@ -20,10 +20,7 @@ from gen_vla.processors.relative_actions import check_groups
 from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 
 
-FROZEN = {
-    "openvla_plus": ("siglip", "dino", "all", None),
-    "vla_plus": ("vision", None),
-}
+FROZEN = {"openvla_plus": ("siglip", "dino", "all", None), "vla_plus": ("vision", None)}
 Normalization = Literal["quantiles", "min_max", "mean_std"]  # `processors/action_statistics.py`
 PACKAGE_PREFIX = "package://"  # before the name of a model that comes with the package
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
@@ -52,8 +49,7 @@ class ModelRecipe:
     text: dict[str, Any] = field(default_factory=dict)
     """Fields of the language model's configuration, as in transformers."""
     expert: dict[str, Any] = field(default_factory=dict)
-    """Fields of the action expert's configuration, a Gemma as deep as `text` and with the same heads; for `pi0_flow`
-    only."""
+    """Fields of the action expert's configuration, a Gemma as deep as `text` and with its heads; for `pi0_flow`."""
 
     def __post_init__(self) -> None:
         choices = FROZEN.get(self.family, (self.frozen,))
@@ -252,7 +248,6 @@ class Recipe:
     """What the loss weighs."""
 
     def __post_init__(self) -> None:
-        """Settings that contradict each other fail here, before anything is recorded or loaded."""
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise RecipeError(f"got name {self.name!r}, expected letters, digits, '.', '_' and '-': it names a folder")
         if not self.data.robot and not self.data.questions:
@@ -298,7 +293,6 @@ class Recipe:
         self._check_flow()
 
     def _check_flow(self) -> None:
-        """The flow-matching family and its actions go together, without the settings for tokens."""
         family, representation = self.model.family, self.actions.representation
         if self.is_flow != (representation == "flow"):
             raise RecipeError(
@@ -324,7 +318,6 @@ class Recipe:
 
     @property
     def is_flow(self) -> bool:
-        """Whether this trains the flow-matching π0."""
         return self.model.family == "pi0_flow"
 
     @property

@@ -1,7 +1,6 @@
 """The data sets of a recipe: opened, checked, counted.
 
-Before the first step every data set must be there, with rows and the columns of its kind, and with actions of the
-recipe's width.
+Before the first step every data set must be there, with rows, columns of its kind and actions of the right width.
 """
 
 import logging
@@ -17,13 +16,7 @@ from gen_vla.training.held_out import HELD_OUT, held_out_episodes, question_draw
 from gen_vla.training.mixing.data_source import DataReading, DataSource
 from gen_vla.training.mixing.mixture import Turns
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
-from gen_vla.training.mixing.row_tables import (
-    QUESTION_FEATURES,
-    ROBOT_FEATURES,
-    RecordedTable,
-    RowTable,
-    write_table,
-)
+from gen_vla.training.mixing.row_tables import QUESTION_FEATURES, ROBOT_FEATURES, RecordedTable, write_table
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import RobotSource, VisionLanguageSource
 from gen_vla.training.recipes.schema import Recipe
@@ -46,7 +39,7 @@ logger = logging.getLogger(__name__)
 class OpenedData:
     """A recipe's data sets by `robot/KEY` and `vision_language/NAME`, robot data first."""
 
-    tables: dict[str, RowTable] = field(default_factory=dict)  # empty for a recipe that streams
+    tables: dict[str] = field(default_factory=dict)  # empty for a recipe that streams
     streams: dict[str, DataSource] = field(default_factory=dict)  # empty for one that does not
     held_out: dict[str, DataSource] = field(default_factory=dict)  # what is no part of either (`data.validation`)
     norm_stats: dict[str, Any] = field(default_factory=dict)  # of the robot data by key, OpenVLA's dictionary
@@ -57,7 +50,6 @@ class OpenedData:
     origins: dict[str, Any] = field(default_factory=dict)  # for records: where each set lies, commits on the Hub
 
     def turns(self, recipe: Recipe) -> Turns:
-        """Which data set has which place of a run."""
         data = recipe.data
         rows = {source.name: self.readings[f"{VISION_LANGUAGE}/{source.name}"].rows for source in data.questions}
         weights = [source.weight or float(min(rows[source.name] or 1, data.size_cap)) for source in data.questions]
@@ -65,11 +57,9 @@ class OpenedData:
 
     @property
     def names(self) -> list[str]:
-        """All data sets."""
         return [*self.tables, *self.streams]
 
     def first_rows(self, name: str, count: int) -> list[dict[str, Any]]:
-        """The first rows of one data set, at most `count`."""
         if name in self.tables:
             table = self.tables[name]
             return [table[number] for number in range(min(count, len(table)))]
@@ -115,17 +105,12 @@ class _Opening:
     places: dict[str, str] = field(default_factory=dict)  # where each set is read
 
     def location(self, path: str, name: str) -> str:
-        """Where a data set lies: below the work folder, unless the path is absolute or names a protocol.
-
-        On the Hub it is read at one commit, which is recorded.
-        """
         place, commit = pinned(path, self.commits)
         self.opened.origins[name] = {"path": path, **({"revision": commit} if commit else {})}
         self.places[name] = place if "://" in path else str(self.work_dir / path)
         return self.places[name]
 
     def problems(self, name: str) -> RowProblems:
-        """A new count of bad rows."""
         self.opened.problems[name] = RowProblems(self.recipe.data.max_bad_share, name=name)
         return self.opened.problems[name]
 
@@ -154,7 +139,6 @@ class _Opening:
         return reader
 
     def read_robot(self, source: RobotSource, reader: RobotDataset) -> None:
-        """Statistics and rows of a data set that is open."""
         name, actions, opened = f"{ROBOT}/{source.key}", self.recipe.actions, self.opened
         numbers, validation = reader.reader.numbers(), self.recipe.data.validation
         held_out, notes = held_out_episodes(validation, source.key, numbers), []
@@ -163,10 +147,7 @@ class _Opening:
             reader = reader.only(set(numbers) - set(held_out))
             notes = [f"{len(held_out)} of {len(numbers)} episodes are held out"]
         statistics = robot_statistics(
-            reader,
-            self.work_dir / "statistics",
-            unscaled=actions.binary_dims,
-            normalization=actions.normalization,
+            reader, self.work_dir / "statistics", unscaled=actions.binary_dims, normalization=actions.normalization
         )
         entry, steps = statistics.entry, statistics.entry["num_transitions"]
         _check_instructions(source, steps, statistics.unlabelled, steps - statistics.rows)
@@ -213,11 +194,9 @@ class _Opening:
             opened.tables[name] = write_table(reader, ROBOT_FEATURES, self.work_dir, settings)
 
     def by_number(self, recorded: bool) -> bool:
-        """Whether the rows of a data set are a table: a recording is one already."""
         return not self.recipe.data.streaming and (recorded or self.write_tables)
 
     def question_reader(self, source: VisionLanguageSource) -> ConversationSource:
-        """The opened data set."""
         name = f"{VISION_LANGUAGE}/{source.name}"
         packed = self.packed_place(source, name)
         place = packed or self.location(source.path, name)
@@ -235,7 +214,6 @@ class _Opening:
 
     @property
     def readers(self) -> int:
-        """Loader processes of the run."""
         return int(os.environ.get("WORLD_SIZE", "1")) * max(self.recipe.data.num_workers, 1)
 
     def packed_place(self, source: VisionLanguageSource, name: str) -> str | None:
@@ -273,7 +251,6 @@ class _Opening:
         return f"packed from {packed['path']}{revision}, pictures {pictures}"
 
     def read_questions(self, source: VisionLanguageSource, reader: ConversationSource) -> None:
-        """Rows of a data set that is open."""
         name, opened = f"{VISION_LANGUAGE}/{source.name}", self.opened
         place = self.places[name]
         if draw := question_draw(self.recipe.data.validation, source.name):
@@ -295,7 +272,6 @@ class _Opening:
 
 
 def _check_instructions(source: RobotSource, steps: int, unlabelled: list[str], count: int) -> None:
-    """Raises `ValueError` for steps without an instruction that the recipe refuses, or where no others are left."""
     if count and (source.without_instruction == "refuse" or count == steps):
         remedy = "write an instruction there"
         remedy += ", or set without_instruction: skip to leave such steps out" if count < steps else ""
@@ -306,7 +282,6 @@ def _check_instructions(source: RobotSource, steps: int, unlabelled: list[str], 
 
 
 def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) -> None:
-    """Raises `ValueError` for a dimension that is named as binary and holds other values than 0 and 1."""
     for dim in binary_dims:
         if not is_binary(statistics, dim):
             others = [other for other in binary_dims if other != dim]
@@ -318,7 +293,8 @@ def _check_binary(statistics: dict[str, Any], key: str, binary_dims: list[int]) 
 
 
 def model_cameras(data_sets: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """The names that are saved with the processor, in the order of a prompt's pictures.
+    """The names that are saved with the processor, in the order of a prompt's pictures; raises `ValueError` if one
+    data set shows more cameras than another, or one camera twice.
 
     A name is the last part of what a data set stores ("wrist" of "observation.images.wrist"), the whole where that is
     not enough to tell two apart. Data sets whose cameras have other names share a model place by place, under the
@@ -329,9 +305,6 @@ def model_cameras(data_sets: Mapping[str, Sequence[str]]) -> list[str] | None:
 
     Returns:
         `None` without data sets, and for one picture that they call differently.
-
-    Raises:
-        ValueError: if one data set shows more cameras than another, or one camera twice.
     """
     if not data_sets:
         return None

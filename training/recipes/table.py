@@ -14,7 +14,6 @@ YES, NO = "●", "·"
 
 
 def recipes_table() -> Table:
-    """All shipped recipes: the base model, D, S, C, data sets, size."""
     table = Table(title="D: a frozen vision encoder   S: actions as digit strings   C: half of a batch is co-training")
     for column in ("recipe", "base model"):
         table.add_column(column, no_wrap=True)
@@ -31,7 +30,6 @@ def recipes_table() -> Table:
 
 
 def marks(recipe: Recipe) -> list[str]:
-    """Which of D, S and C a recipe has."""
     acts = bool(recipe.data.robot)
     present = (
         recipe.model.frozen not in (None, "all"),
@@ -42,7 +40,6 @@ def marks(recipe: Recipe) -> list[str]:
 
 
 def data(recipe: Recipe) -> tuple[str, str]:
-    """The names of its data sets, and what it does to instructions."""
     robot = ", ".join(source.key for source in recipe.data.robot) or NO
     if recipe.data.instruction_augmentation:
         robot += ", paraphrased"

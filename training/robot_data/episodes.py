@@ -21,14 +21,8 @@ class RobotDataError(ValueError):
     """A robot data set that cannot be used as it is; says what is there, what was expected and what to do."""
 
 
-class EmptyRobotDataError(RobotDataError):
-    """A robot data set in which nothing is left to train on."""
-
-
 @dataclass(frozen=True)
 class RobotEpisode:
-    """One episode of S steps as it is stored."""
-
     index: int  # its number in the data set
     identity: str  # file and number, for reports
     instructions: Sequence[str]  # an empty one where a step has none
@@ -39,12 +33,7 @@ class RobotEpisode:
 
 
 class EpisodeReader(ABC):
-    """One split of a robot data set in one format, opened and checked. Can be pickled.
-
-    Args:
-        folder: where its files lie.
-        every: every n-th step of an episode becomes a row: all steps are given, but only rows are counted.
-    """
+    """One split of a robot data set in one format, opened and checked; every n-th step is a row. Can be pickled."""
 
     dataset: str  # the data set's own name
     format: str  # the format's name in reports
@@ -63,7 +52,6 @@ class EpisodeReader(ABC):
         self.notes: list[str] = []  # remarks on the choice of episodes, for reports
 
     def shards(self) -> list[str]:
-        """Units that can be read apart from each other."""
         return list(self._shards)
 
     @abstractmethod
@@ -85,7 +73,6 @@ class EpisodeReader(ABC):
         """A reader of these episodes alone; statistics, counts and rows are then theirs."""
 
     def count_episodes(self) -> int:
-        """Episodes of the split."""
         return len(self.numbers())
 
     @abstractmethod
@@ -128,16 +115,12 @@ def finite_chunks(actions: np.ndarray, horizon: int) -> np.ndarray:
 
 
 def episode_rows(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> Iterator[dict[str, Any]]:
-    """Robot rows of the steps that a transform kept, whose chunk is finite and that have an instruction.
-
-    Their fields: `training/mixing/data_source.py`.
-    """
+    """Robot rows (`data_source.py`) of the steps that were kept, have an instruction, and whose chunk is finite."""
     for place in row_places(episode, trajectory, horizon):
         yield robot_row(episode, trajectory, horizon, place)
 
 
 def row_places(episode: RobotEpisode, trajectory: Trajectory, horizon: int) -> list[int]:
-    """The places in a trajectory that `episode_rows` gives."""
     texts = episode.instructions[trajectory.steps]
     wholes = finite_chunks(trajectory.actions, horizon)
     return [place for place, (text, whole) in enumerate(zip(texts, wholes)) if whole and text.strip()]

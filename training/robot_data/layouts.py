@@ -5,8 +5,6 @@ Conversions of Bridge and RT-1 differ in what they store, and none says so in a 
     transformed    Bridge's moves are the differences of its states; RT-1's gripper is 1 (open) or 0
     as recorded    Bridge's moves are commands, which the arm does not quite follow; RT-1's gripper is a command,
                    above 0 to close, below 0 to open, and mostly 0
-
-So the first episodes are looked at: a transform applied twice, or missed, would go unnoticed until the robot moves.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,25 +30,21 @@ Stored = tuple[np.ndarray, np.ndarray | None]  # actions [S, D], states [S, P]
 def check_layout(
     transform: RobotTransform, episodes: Iterable[Mapping[str, np.ndarray]], dataset: str, where: str, *, named: bool
 ) -> None:
-    """Looks at the first episodes of a converted data set.
+    """Looks at the first episodes of a converted data set; raises `RobotDataError` where a transform does not fit what
+    is stored, was applied to it already, or is missed.
 
     Args:
-        transform: what is to be applied.
         episodes: its features, [S, ...] by name; only the first `LOOKED_AT` are read, and none without need.
         dataset: the data set's name: a data set called after Bridge or RT-1 may need a transform.
-        where: the data set, for the error.
         named: whether the recipe names the transform; without one, `identity` is a guess.
-
-    Raises:
-        RobotDataError: where a transform does not fit what is stored, was applied to it already, or is missed.
     """
     own = "bridge" if "bridge" in dataset.lower() else "fractal" if "fractal" in dataset.lower() else None
     if transform.name == "identity" and (named or own is None):
         return
     stored = [transform.stored(steps) for steps in islice(episodes, LOOKED_AT)]
     if transform.name == "identity":
-        missed = moves_are_commands(stored) if own == "bridge" else gripper_is_command(stored)
-        if missed:
+        commands = any((actions[:, -1] < COMMAND).any() for actions, _ in stored)
+        if moves_are_commands(stored) if own == "bridge" else commands:
             raise RobotDataError(
                 f"got {where}, whose {MISSES[str(own)]}, expected the {own} transform to have been applied to a data "
                 f"set of that name; set transform: {own} to apply it, or transform: null to learn what is stored"
@@ -98,8 +92,3 @@ def gripper_is_state(stored: Sequence[Stored]) -> bool:
     grippers = [actions[:, -1] for actions, _ in stored if len(actions)]
     binary = all(np.isin(gripper, (0.0, 1.0)).all() for gripper in grippers)
     return binary and 2 * sum(gripper[0] == 1.0 for gripper in grippers) > len(grippers)
-
-
-def gripper_is_command(stored: Sequence[Stored]) -> bool:
-    """Whether the gripper takes values that no state of one has."""
-    return any((actions[:, -1] < COMMAND).any() for actions, _ in stored)

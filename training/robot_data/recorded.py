@@ -3,8 +3,6 @@
 image, instruction, action float32 [D], episode_index; rows of an episode stand together
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +13,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.episodes import (
-    EpisodeReader,
-    RobotDataError,
-    RobotEpisode,
-    instruction_text,
-    rows_of,
-)
+from gen_vla.training.robot_data.episodes import EpisodeReader, RobotDataError, RobotEpisode, instruction_text, rows_of
 from gen_vla.training.robot_data.stored_columns import column_array, stored_pictures
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.storage.recordings import ROBOT_COLUMNS, load_recording
@@ -32,11 +24,7 @@ SHARD = "episode "  # and its number
 
 
 class RecordedReader(EpisodeReader):
-    """All episodes, a shard each. There is one split, "train"; `cameras` are the columns of pictures.
-
-    Attributes:
-        rows: what is stored, as Arrow tables.
-    """
+    """All episodes, a shard each, of the one split, "train"; `cameras` are the columns of pictures."""
 
     format = "recorded"
 
@@ -59,11 +47,11 @@ class RecordedReader(EpisodeReader):
         return sum(rows_of(len(rows), self.every) for rows in self._shards.values())
 
     def numbers(self) -> list[int]:
-        return sorted(map(_number, self._shards))
+        return sorted(int(shard.removeprefix(SHARD)) for shard in self._shards)
 
     def only(self, numbers: Collection[int]) -> Self:
-        reader, wanted = copy.copy(self), set(numbers)
-        reader._shards = {shard: rows for shard, rows in self._shards.items() if _number(shard) in wanted}
+        reader, wanted = copy.copy(self), {f"{SHARD}{number}" for number in numbers}
+        reader._shards = {shard: rows for shard, rows in self._shards.items() if shard in wanted}
         return reader
 
     def files(self) -> dict[str, int]:
@@ -73,13 +61,11 @@ class RecordedReader(EpisodeReader):
         return list(self._shards)
 
     def stored_rows(self, shard: str) -> range:
-        """The numbers of a shard's rows among all."""
         return self._shards[shard]
 
     def episodes(
         self, shard: str, features: Sequence[str], cameras: Sequence[str], problems: RowProblems
     ) -> Iterator[RobotEpisode]:
-        """The episode of a shard; a picture is read when it is asked for."""
         numbers = self._shards[shard]
         table: Any = self._columns(*features, "instruction", "episode_index")[numbers.start : numbers.stop]
         index = table["episode_index"][0].as_py()
@@ -107,14 +93,8 @@ class RecordedReader(EpisodeReader):
         return {f"{SHARD}{numbers[a]}": range(a, b) for a, b in pairwise(starts)}
 
 
-def _number(shard: str) -> int:
-    return int(shard.removeprefix(SHARD))
-
-
 @dataclass(frozen=True)
 class _Pictures(Sequence[list[Any]]):
-    """`RobotEpisode.images`, read one step at a time."""
-
     rows: Dataset  # of the cameras' columns
     numbers: range
     folder: DataFolder

@@ -1,15 +1,11 @@
 """RLDS data sets: folders that TensorFlow Datasets wrote, read without TensorFlow.
 
-    NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
-    NAME/1.0.0/features.json        the tree of features
-    NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
-                                    one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
-                                    "steps/observation/image_0" [S] JPEGs
-
-Protocol buffers are read by `training/storage/tfrecord_reading.py`.
+NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
+NAME/1.0.0/features.json        the tree of features
+NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
+                                one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
+                                "steps/observation/image_0" [S] JPEGs
 """
-
-from __future__ import annotations
 
 import copy
 import logging
@@ -30,8 +26,6 @@ from gen_vla.training.storage.tfrecord_reading import (
     HEADER,
     Features,
     TFRecordError,
-    count_records,
-    is_compressed,
     map_records,
     parse_example,
     read_records,
@@ -42,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 PRIMARY_CAMERAS = ("observation/image_0", "observation/image")
+UNREADABLE = (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error)
 INSTRUCTIONS = ("language_instruction", "observation/natural_language_instruction")
 
 
@@ -59,11 +54,7 @@ class StepFeature:
 
 
 def find_rlds(folder: DataFolder) -> DataFolder | None:
-    """The folder with the metadata: this one, or the one version below it; `None` where there is none.
-
-    Raises:
-        RobotDataError: when there are several.
-    """
+    """The folder with the metadata: this one, or the one version below it; `None` where there is none."""
     if folder.exists(INFO) and folder.exists(FEATURES):
         return folder
     found = [name.rpartition("/")[0] for depth in ("*", "*/*") for name in folder.glob(f"{depth}/{FEATURES}")]
@@ -75,18 +66,6 @@ def find_rlds(folder: DataFolder) -> DataFolder | None:
 
 
 class RLDSReader(EpisodeReader):
-    """The episodes of one split, a shard each file.
-
-    Args:
-        folder: with dataset_info.json and features.json.
-        split: its name there; "train" where none is named, as TensorFlow Datasets calls the demonstrations.
-        every: as for `EpisodeReader`.
-
-    Raises:
-        RobotDataError: on metadata without the split, without pictures or instructions, or a shard that is missing.
-        TFRecordError: on a shard that is cut off.
-    """
-
     format = "RLDS"
     stored_raw = True
     action, state = "action", "observation/state"
@@ -133,7 +112,6 @@ class RLDSReader(EpisodeReader):
         return dict(self._sizes)
 
     def chosen(self) -> Any:
-        """Episodes by file, the features they are read with, and that with the instruction."""
         features = {name: str(feature) for name, feature in self._step_features.items()}
         wanted = [] if self._wanted is None else [sorted(self._wanted)]
         return [self._shards, features, self._instruction, *wanted]
@@ -143,36 +121,19 @@ class RLDSReader(EpisodeReader):
     ) -> Iterator[RobotEpisode]:
         """The episodes of one file; without cameras, the pictures of a local file are not read."""
         wanted = {f"steps/{name}" for name in (*features, *cameras, self._instruction)}
-        for number, record in self._records(shard, bool(cameras), problems):
-            identity = f"{self.folder.describe(shard)} episode {number}"
-            index = self._first[shard] + number
-            if self._wanted is not None and index not in self._wanted:
-                continue
-            try:
-                yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
-            except (RobotDataError, TFRecordError, UnicodeDecodeError, LookupError, TypeError, zlib.error) as error:
-                problems.skip(f"{identity} ({error})", "episode that does not hold the features features.json says")
-
-    def _records(
-        self, shard: str, with_pictures: bool, problems: RowProblems
-    ) -> Iterator[tuple[int, bytes | memoryview]]:
-        path = self.folder.local_path(shard)
-        if path is not None and not with_pictures:
-            yield from enumerate(map_records(path))
-            return
-        damaged: set[int] = set()
-
-        def skip(number: int) -> None:
-            damaged.add(number)
-            problems.skip(f"{self.folder.describe(shard)} episode {number}", "episode with a wrong checksum")
-
-        number = 0
+        path, name = self.folder.local_path(shard), self.folder.describe(shard)
         with self.folder.open(shard) as file:
-            for record in read_records(self.folder.describe(shard), file, skip):
-                while number in damaged:
-                    number += 1
-                yield number, record
-                number += 1
+            records: Any = read_records(name, file, True) if path is None or cameras else map_records(path)
+            for number, record in enumerate(records):
+                identity, index = f"{name} episode {number}", self._first[shard] + number
+                if record is None:
+                    problems.skip(identity, "episode with a wrong checksum")
+                elif self._wanted is None or index in self._wanted:
+                    try:
+                        yield self._episode(parse_example(record, wanted), index, identity, features, cameras)
+                    except UNREADABLE as error:
+                        reason = "episode that does not hold the features features.json says"
+                        problems.skip(f"{identity} ({error})", reason)
 
     def _episode(
         self, example: Features, index: int, identity: str, features: Sequence[str], cameras: Sequence[str]
@@ -199,8 +160,7 @@ class RLDSReader(EpisodeReader):
     def _check_shards(self, payload: int) -> dict[str, int]:
         """Sizes of the shards; checks that they are there and whole, by the sum of all records in the metadata."""
         present = self.folder.sizes()
-        missing = [name for name in self._shards if name not in present]
-        if missing:
+        if missing := [name for name in self._shards if name not in present]:
             raise RobotDataError(
                 f"got {self.folder.path} without {len(missing)} of the {len(self._shards)} shards its metadata "
                 f"names, expected {missing[0]}; fetch them again"
@@ -217,9 +177,7 @@ class RLDSReader(EpisodeReader):
             return
         for name in tqdm(sizes, desc="checking shards", unit="shard", disable=len(sizes) < 8):
             path = Path(self.folder.root, name)
-            if is_compressed(path):  # its own checksum at the end is checked when it is read
-                continue
-            if (count := count_records(path)) != self._shards[name]:
+            if (count := sum(1 for _ in map_records(path))) != self._shards[name]:
                 raise TFRecordError(
                     f"got {path} with {count} records, expected {self._shards[name]} as {INFO} says; the file is "
                     "cut off: fetch it again"
@@ -227,7 +185,6 @@ class RLDSReader(EpisodeReader):
 
 
 def read_features(folder: DataFolder) -> dict[str, StepFeature]:
-    """The features of a step by name ("observation/image_0"), from features.json."""
     tree = folder.read_json(FEATURES)
     try:
         steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]
@@ -274,16 +231,15 @@ def _split_entry(info: dict[str, Any], split: str, folder: DataFolder) -> dict[s
 
 
 def _shard_lengths(entry: dict[str, Any], dataset: str, folder: DataFolder) -> dict[str, int]:
-    """Episodes by file name, from a split's entry in dataset_info.json."""
     lengths = [int(length) for length in entry.get("shardLengths", [])]
     if not sum(lengths):
         raise RobotDataError(f"got split {entry['name']!r} of {folder.path} without episodes, expected at least one")
     template = entry.get("filepathTemplate", "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}")
+    names = {"DATASET": dataset, "SPLIT": entry["name"], "FILEFORMAT": "tfrecord", "NUM_SHARDS": f"{len(lengths):05d}"}
     files = {}
     for number, length in enumerate(lengths):
-        shard = {"SHARD_INDEX": f"{number:05d}", "NUM_SHARDS": f"{len(lengths):05d}"}
-        shard["SHARD_X_OF_Y"] = f"{number:05d}-of-{len(lengths):05d}"
-        files[template.format(DATASET=dataset, SPLIT=entry["name"], FILEFORMAT="tfrecord", **shard)] = length
+        numbers = {"SHARD_INDEX": f"{number:05d}", "SHARD_X_OF_Y": f"{number:05d}-of-{len(lengths):05d}"}
+        files[template.format(**names, **numbers)] = length
     return files
 
 

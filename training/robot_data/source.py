@@ -4,8 +4,6 @@ dataset = open_robot_source("hf://datasets/IPEC-COMMUNITY/bridge_orig_lerobot", 
 row = next(dataset.rows(dataset.shards()))     # fields: see training/mixing/data_source.py
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +15,6 @@ import numpy as np
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import (
-    EmptyRobotDataError,
     EpisodeReader,
     RobotDataError,
     RobotEpisode,
@@ -64,7 +61,6 @@ class RobotDataset:
 
     @property
     def has_state(self) -> bool:
-        """Whether the robot's state is stored."""
         return bool(self.transform.state) and all(name in self.reader.features for name in self.transform.state)
 
     @property
@@ -79,26 +75,17 @@ class RobotDataset:
         return [name for names in named for name in names] if self.transform.name == "identity" and all(named) else []
 
     def shards(self) -> list[str]:
-        """Files, or parts of files, with whole episodes in them."""
         return self.reader.shards()
 
     def count_rows(self) -> int | None:
         """Rows, where metadata and transform leave no doubt; `None` for RLDS."""
         return self.reader.count_steps() if self.transform.name == "identity" else None
 
-    def only(self, numbers: Collection[int], problems: RowProblems | None = None) -> RobotDataset:
-        """The data set of these episodes alone.
-
-        Args:
-            problems: its counter; by default this one's.
-        """
+    def only(self, numbers: Collection[int], problems: RowProblems | None = None) -> "RobotDataset":
         return replace(self, reader=self.reader.only(numbers), problems=problems or self.problems)
 
-    def undecoded(self) -> RobotDataset:
-        """The same data set, whose rows leave frames to decode, for streams that skip most rows after a resume.
-
-        Which rows there are does then not depend on whether their frames decode, as with encoded pictures.
-        """
+    def undecoded(self) -> "RobotDataset":
+        """The same data set, whose rows leave frames to decode, for streams that skip most rows after a resume."""
         return replace(self, decode=False)
 
     def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
@@ -116,7 +103,6 @@ class RobotDataset:
                 yield row
 
     def _decode_images(self, row: dict[str, Any]) -> bool:
-        """Whether all pictures are there; frames of videos are then decoded, in place."""
         if not all(map(has_picture, row["images"])):
             self.problems.skip(row["identity"], "step without a picture")
             return False
@@ -157,10 +143,7 @@ class RobotDataset:
                     chosen.remove(shard)
 
     def trajectories(self, problems: RowProblems) -> Iterator[tuple[RobotEpisode, Trajectory]]:
-        """Actions and proprio of every episode, unlabelled ones too, float32 [S, D]; no picture is read.
-
-        They may hold what is not finite, which is not counted here. Bad episodes go to `problems`.
-        """
+        """Actions and proprio of every episode, also without text, float32 [S, D], finite or not; reads no picture."""
         return self._trajectories(self.shards(), (), problems)
 
     def _trajectories(
@@ -202,21 +185,17 @@ def open_robot_source(
     Args:
         path: an RLDS folder (NAME/1.0.0), a LeRobot folder (v2.0, v2.1, v3.0) or a recording; on this machine or
             `hf://datasets/OWNER/NAME[@REVISION]`.
-        key: the name its statistics are saved under.
         cameras: names as the data set has them or their last part ("image_0"); by default the primary camera.
         transform: "bridge", "fractal", "identity" (or `None`), or "auto", by the data set's name.
         split: a split of the data set; without one all episodes of a LeRobot set, and "train" of others.
         horizon: T, the steps of a row's action chunk.
-        problems: the counter to use; by default a new one.
         action, state: the stored features that hold them, where they have other names; several are put side by side.
         every: every n-th step of an episode is kept, see `transforms.thinned`.
-        displacements: dimensions of an action that say how far to move, not where to be; the transforms know theirs.
-        relative: groups of dimensions that are learned relative to the state (`processors/relative_actions.py`). Rows
-            hold them as they are.
+        relative: groups of dimensions that are learned relative to the state; rows hold them as they are.
 
     Raises:
         RobotDataError: on an unknown format, missing files, columns, cameras, or a transform that does not fit what is
-            stored (`layouts`); `EmptyRobotDataError` without a step that has an instruction.
+            stored (`layouts`), or no step that has an instruction.
         TFRecordError: on a shard that is cut off.
     """
     for word, value in (("horizon", horizon), ("every", every)):
@@ -231,8 +210,8 @@ def open_robot_source(
         action=_names(action or reader.action),
         state=_names(state or reader.state),
     )
-    absent = [name for name in (*chosen.features, *(_names(state) if state else ())) if name not in reader.features]
-    if absent:
+    needed = (*chosen.features, *(_names(state) if state else ()))
+    if absent := [name for name in needed if name not in reader.features]:
         near = [name for name in reader.features if "action" in name.lower()]
         raise RobotDataError(
             f"got {path} with the features {', '.join(reader.features) or 'none'}, expected {', '.join(absent)} for "
@@ -242,8 +221,7 @@ def open_robot_source(
     named = [_find_camera(camera, reader, path) for camera in cameras] if cameras else [_main_camera(reader, path)]
     reader.use_cameras(named)
     moved = _displacements(displacements, chosen, every, path)
-    both = sorted(set(moved or ()).intersection(dim for group in relative or () for dim in group["dims"]))
-    if both:
+    if both := sorted(set(moved or ()).intersection(dim for group in relative or () for dim in group["dims"])):
         raise RobotDataError(
             f"got the dimensions {both} of {path} as displacements and among the relative ones, expected positions to "
             "be at there: a displacement is relative already; take them out of `relative`"
@@ -295,7 +273,6 @@ def _find_camera(wanted: str, reader: EpisodeReader, path: str | Path) -> str:
 def _displacements(
     named: Sequence[int] | None, transform: RobotTransform, every: int, path: str | Path
 ) -> list[int] | None:
-    """The dimensions that are displacements, from who opens the data set or from its transform."""
     known = transform.displacements
     if named is not None and known is not None and sorted(named) != list(known):
         raise RobotDataError(
@@ -317,7 +294,6 @@ def _names(features: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _stored_steps(dataset: RobotDataset) -> Iterator[Mapping[str, np.ndarray]]:
-    """What is stored of every episode, unlabelled ones too; bad ones are passed over."""
     problems = RowProblems(limit_share=1.0, name=dataset.name)
     for shard in dataset.shards():
         for episode in dataset.reader.episodes(shard, dataset.features, (), problems):
@@ -333,7 +309,7 @@ def _check_not_empty(dataset: RobotDataset, path: str | Path, split: str | None)
             return
     report = problems.report()
     example = f", such as {report['examples'][0]}" if report["examples"] else ""
-    raise EmptyRobotDataError(
+    raise RobotDataError(
         f"got {path}{f', split {split!r},' if split else ''} without a step that has an instruction and a finite "
         f"action ({report['skipped']} rows skipped: {report['by_reason'] or 'no instructions'}{example}), "
         "expected at least one"

@@ -1,14 +1,12 @@
 """OpenVLA's statistics of a robot data set, by one pass over its actions, cached beside the run.
 
 No picture is read. All actions are held at once for the quantiles: 28 bytes a step of 7 dimensions, 60 MB for the
-2.1 million steps of Bridge. Figures of relative actions are of whole chunks, as openpi's are: that much a horizon's
-step.
+2.1 million steps of Bridge. Figures of relative actions are of whole chunks, as openpi's are: that much a step of one.
 """
 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,14 +19,10 @@ from gen_vla.processors import compute_statistics, count_clipped
 from gen_vla.processors.action_statistics import QUANTILES
 from gen_vla.processors.relative_actions import check_groups, to_relative
 from gen_vla.training.mixing.skipped_rows import NAMED, RowProblems
-from gen_vla.training.robot_data.episodes import (
-    READING_VERSION,
-    EmptyRobotDataError,
-    RobotDataError,
-    finite_chunks,
-)
+from gen_vla.training.robot_data.episodes import READING_VERSION, RobotDataError, finite_chunks
 from gen_vla.training.robot_data.source import NOT_FINITE, RobotDataset
 from gen_vla.training.robot_data.transforms import Trajectory
+from gen_vla.training.storage.json_files import read_json, write_json
 
 
 MEASURES = ("mean", "std", "max", "min", "q01", "q99")
@@ -36,8 +30,6 @@ MEASURES = ("mean", "std", "max", "min", "q01", "q99")
 
 @dataclass(frozen=True)
 class RobotStatistics:
-    """What one pass found."""
-
     # `norm_stats[key]`: "action", "proprio" where there is one, "num_transitions", "num_trajectories"; of unlabelled
     # episodes, too, as OpenVLA counts.
     entry: dict[str, Any]
@@ -55,38 +47,32 @@ def robot_statistics(
     *,
     unscaled: Sequence[int] | None = None,
     normalization: str | Sequence[str] = QUANTILES,
-    progress: bool = True,
 ) -> RobotStatistics:
     """Statistics of a data set: from the cache where its files are the same, else by a pass over it.
 
     Args:
-        dataset: an opened data set.
-        cache: a folder to keep them in, beside the run; `None` for none.
         unscaled: the dimensions that normalisation leaves as they are; `None` for the last one, as OpenVLA does.
         normalization: what the others are scaled by, for all or for each dimension (`NORMALIZATIONS`).
 
     Raises:
         TooManyBadRows: when more steps were skipped than the data set tolerates.
-        EmptyRobotDataError: without a step that has an instruction.
+        RobotDataError: without a step that has an instruction.
     """
     file = cache / f"robot_statistics_{dataset.name}.json" if cache else None
     fingerprint = _fingerprint(dataset, unscaled, normalization)
     if file and file.is_file():
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = read_json(file)
         if kept.pop("fingerprint") == fingerprint:
             return RobotStatistics(**kept)
-    statistics = _pass_over(dataset, unscaled, normalization, progress)
+    statistics = _pass_over(dataset, unscaled, normalization)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")  # every process of a run may write it
-        text = json.dumps({"fingerprint": fingerprint, **asdict(statistics)}, indent=2)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        write_json(file, {"fingerprint": fingerprint, **asdict(statistics)})
     return statistics
 
 
 def _pass_over(
-    dataset: RobotDataset, unscaled: Sequence[int] | None, normalization: str | Sequence[str], progress: bool
+    dataset: RobotDataset, unscaled: Sequence[int] | None, normalization: str | Sequence[str]
 ) -> RobotStatistics:
     problems = RowProblems(dataset.problems.limit_share, dataset.problems.minimum_rows, dataset.name)
     actions, proprio, steps, rows, texts, unlabelled = [], [], 0, 0, set(), []
@@ -95,7 +81,6 @@ def _pass_over(
         total=dataset.reader.count_episodes(),
         desc=f"statistics of {dataset.name}",
         unit="episode",
-        disable=not progress,
     )
     for episode, trajectory in episodes:
         finite = finite_chunks(trajectory.actions, 1)
@@ -116,7 +101,7 @@ def _pass_over(
             proprio.append(trajectory.proprio[np.isfinite(trajectory.proprio).all(axis=1)])
     problems.finish()
     if not rows:
-        raise EmptyRobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
+        raise RobotDataError(f"got data set {dataset.name} without a step that has an instruction, expected some")
     together = np.concatenate(actions)
     mask = None if unscaled is None else [dim not in unscaled for dim in range(together.shape[1])]
     entry = {**compute_statistics(together, len(actions), mask, normalization), "num_transitions": steps}
@@ -131,9 +116,6 @@ def relative_steps(dataset: RobotDataset, trajectory: Trajectory) -> np.ndarray:
     """The steps of all chunks of an episode, relative to the state at their beginning: float64 [N, D].
 
     Those behind the episode's end, and those that are not finite, are left out.
-
-    Raises:
-        RobotDataError: for groups that the data set's actions or states do not fit.
     """
     assert dataset.relative
     assert trajectory.proprio is not None
@@ -165,12 +147,8 @@ def _fingerprint(dataset: RobotDataset, unscaled: Sequence[int] | None, normaliz
     parts |= {"chosen": dataset.reader.chosen(), "features": dataset.features}
     parts |= {name: getattr(dataset.transform, name) for name in ("name", "action", "state")}
     parts |= {"version": READING_VERSION, "limit_share": dataset.problems.limit_share}
-    if dataset.every > 1:
-        parts |= {"every": dataset.every, "displacements": sorted(dataset.displacements or ())}
-    if dataset.relative:
-        parts |= {"relative": dataset.relative, "horizon": dataset.horizon}
-    parts["unscaled"] = None if unscaled is None else sorted(unscaled)
-    if normalization != QUANTILES:
-        parts["normalization"] = normalization
+    parts |= {"every": dataset.every, "displacements": sorted(dataset.displacements or ())}
+    parts |= {"relative": dataset.relative, "horizon": dataset.horizon if dataset.relative else None}
+    parts |= {"unscaled": None if unscaled is None else sorted(unscaled), "normalization": normalization}
     parts["figures"] = [figure.name for figure in fields(RobotStatistics)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,5 @@
 """Columns of a parquet or Arrow table as arrays, and as pictures: encoded bytes, paths to files, arrays of colours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +19,10 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def column_array(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A column of numbers, or of lists of one length, as an array [S, ...].
+    """A column of numbers, or of lists of one length, as an array [S, ...]; raises `RobotDataError` for lists of
+    uneven length, and anything that is no number.
 
     Booleans become 0 and 1. Null, also in place of a list, becomes NaN.
-
-    Raises:
-        RobotDataError: for lists of uneven length, and anything that is no number.
     """
     return _array(column.combine_chunks(), name)
 
@@ -70,23 +66,12 @@ def column_values(column: pa.ChunkedArray, name: str) -> np.ndarray:
     return values.reshape(-1)
 
 
-def column_seconds(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A column of times in seconds, numbers or durations: float64 [S]."""
-    if pa.types.is_duration(column.type):
-        return column_values(column.cast(pa.duration("ns")).cast(pa.int64()), name) / 1e9
-    return column_values(column, name).astype(np.float64)
-
-
 def stored_pictures(column: pa.ChunkedArray, name: str, folder: DataFolder) -> list[Any]:
-    """A column of pictures as entries of a row's `images`; `None` where a row has none.
+    """A column of pictures as entries of a row's `images`; `None` where a row has none; else `RobotDataError`.
 
     Args:
         column: `{"bytes", "path"}`, bytes, paths (absolute, or relative to the folder), or arrays of 0..255 of shape
             [H, W, 3], [3, H, W] or [H, W].
-        name: of the column, for errors.
-
-    Raises:
-        RobotDataError: for anything else.
     """
     if _is_list(column.type):
         arrays = iter(column_array(column.drop_null(), name))
@@ -112,13 +97,10 @@ def _from_cell(value: Any, name: str, folder: DataFolder) -> dict[str, Any] | No
 
 
 def _file(path: str, folder: DataFolder) -> bytes | None:
+    place = Path(folder.root, path)  # which may be absolute
     if folder.is_local:
-        file = Path(folder.root, path)
-        return file.read_bytes() if file.is_file() else None
-    if not folder.exists(path):
-        return None
-    with folder.open(path) as opened:
-        return opened.read()
+        return place.read_bytes() if place.is_file() else None
+    return folder.filesystem.cat_file(f"{folder.root}/{path}") if folder.exists(path) else None
 
 
 def _from_array(picture: np.ndarray, name: str) -> Image.Image:

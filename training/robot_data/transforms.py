@@ -29,8 +29,6 @@ MOVES = (0, 1, 2, 3, 4, 5)  # Bridge's and RT-1's dimensions that are displaceme
 
 @dataclass(frozen=True)
 class Trajectory:
-    """An episode as a policy learns it."""
-
     actions: np.ndarray  # float32 [S, D] in units
     proprio: np.ndarray | None  # float32 [S, P]
     steps: slice  # which steps of the stored episode these are
@@ -64,7 +62,6 @@ class RobotTransform:
         return side_by_side(steps, self.action), side_by_side(steps, self.state) if has_state else None
 
     def apply(self, steps: Mapping[str, np.ndarray]) -> Trajectory:
-        """The episode as a policy learns it."""
         return TRANSFORMS[self.name](*self.stored(steps))
 
 
@@ -104,8 +101,6 @@ def thinned(trajectory: Trajectory, every: int, displacements: Sequence[int]) ->
     The last kept step may stand for fewer than n.
 
     Args:
-        trajectory: actions [S, D] -> [ceil(S / every), D].
-        every: n; 1 keeps all.
         displacements: the dimensions that are summed; of all others, grippers among them, the last value counts.
     """
     if every == 1:
@@ -164,9 +159,6 @@ def choose_transform(
     Args:
         wanted: "bridge", "fractal", `None` for identity, or "auto": by the data set's name where its format stores
             what was recorded (RLDS), else identity.
-        dataset: the name in the data set's own metadata.
-        stored_raw: whether the format stores what was recorded.
-        features: those the data set has.
         action, state: those that hold action and state. Where there is no such action, RT-1's transform takes the
             three parts that RT-1 stores it in, and its state.
     """

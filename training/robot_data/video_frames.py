@@ -38,7 +38,6 @@ class VideoFrames:
     Whether it decodes on or seeks depends on the distance of key frames, which is taken to be alike in all videos.
 
     Args:
-        open_video: gives a video by name, a path or a seekable file.
         fps: frames per second. A frame matches a time less than a quarter of a frame away, so that no other one can.
             (lerobot allows 0.1 ms, which refuses recordings with a slightly uneven clock.)
         seconds: until when frames are needed, by name, where that is known. A video of another rate has to last as

@@ -45,7 +45,6 @@ class DataFolder:
         return DataFolder(f"{self.path.rstrip('/')}/{name}") if name else self
 
     def describe(self, name: str) -> str:
-        """The file's full path for messages."""
         return f"{self.path.rstrip('/')}/{name}"
 
     def local_path(self, name: str) -> Path | None:
@@ -87,7 +86,6 @@ class DataFolder:
         return values
 
     def glob(self, pattern: str) -> list[str]:
-        """Names of the files that match, sorted; the folder's own name may hold `[`, `*` or `?`."""
         found = cast(list[str], self.filesystem.glob(f"{glob.escape(self.root)}/{pattern}"))
         return sorted(self._relative(name) for name in found)
 
@@ -98,11 +96,10 @@ class DataFolder:
         return {self._relative(name): int(entries[name]["size"]) for name in sorted(entries)}
 
     def changed(self, names: Iterable[str] | None = None) -> dict[str, int | str]:
-        """What changes with a file's content, by name, of all files by default.
+        """What changes with a file's content, by name, of all files by default: a file's bytes may stay as many.
 
         On this machine that is the time of the last change in nanoseconds; elsewhere the hash or the time that the
-        file system gives, and a file without either is left out. A file that is written again with other numbers
-        often has as many bytes as before.
+        file system gives, and a file without either is left out.
         """
         if self.is_local:
             names = self.sizes() if names is None else names

@@ -37,14 +37,11 @@ class HubError(ValueError):
 
 
 def ask(what: str, call: Callable[[], Answer], tries: int = len(WAITS) + 1) -> Answer:
-    """What `call` returns, after at most `tries` attempts.
+    """What `call` returns, after at most `tries` attempts; raises `HubError` with the last failure as its cause.
 
     Args:
         what: completes "could not ...", for the message.
         call: asks the Hub. It must be safe to repeat, since an answer may be lost after the work was done.
-
-    Raises:
-        HubError: with the last failure as its cause.
     """
     for wait in (*WAITS[: tries - 1], None):
         try:
@@ -69,7 +66,6 @@ def seconds_to_wait(error: Exception, wait: float) -> float | None:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of an error or of its cause."""
     return getattr(getattr(root_cause(error), "response", None), "status_code", None)
 
 

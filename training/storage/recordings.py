@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset, load_from_disk
 
 
@@ -13,23 +14,22 @@ MORE_TURNS = "more_turns"  # a further column: a list of {"question", "answer"} 
 
 
 def load_recording(folder: str | Path, columns: Iterable[str] = ()) -> Dataset:
-    """The rows of a recording, memory-mapped.
+    """The rows of a recording, memory-mapped; of one elsewhere (`hf://`), of a copy.
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: if it lacks one of `columns`.
+        ValueError: if it is damaged, or lacks one of `columns`.
     """
-    if not Path(folder, STATE).is_file():
+    try:
+        rows = load_from_disk(str(folder))
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"got no data set at {folder}, expected a folder written by save_to_disk; record or convert it first"
-        )
-    rows = load_from_disk(str(folder))
+        ) from error
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"got {folder} that cannot be read ({error!r}); record or fetch it again") from error
     assert isinstance(rows, Dataset)
-    check_columns(rows.column_names, columns, folder)
+    if missing := [name for name in columns if name not in rows.column_names]:
+        found = ", ".join(rows.column_names)
+        raise ValueError(f"got {folder} with columns {found}, expected also {', '.join(missing)}")
     return rows
-
-
-def check_columns(found: list[str], columns: Iterable[str], path: str | Path) -> None:
-    """Raises `ValueError` that names the columns that the file or folder `path` lacks."""
-    if missing := [name for name in columns if name not in found]:
-        raise ValueError(f"got {path} with columns {', '.join(found)}, expected also {', '.join(missing)}")

@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from gen_vla.training.storage.json_files import read_json, write_json
 
 
 RELOAD_AFTER = 256 * 2**20  # bytes; pages of a mapped file stay in memory until it is closed
@@ -29,11 +32,7 @@ class TensorFileError(ValueError):
 
 
 class SafetensorsFolder:
-    """The tensors of all `*.safetensors` of a folder, or of those that its index names.
-
-    Attributes:
-        shapes, dtypes: by tensor name.
-    """
+    """The tensors of all `*.safetensors` of a folder, or of those that its index names; `shapes`, `dtypes` by name."""
 
     def __init__(self, folder: Path):
         self.files: dict[str, Path] = {}
@@ -41,7 +40,7 @@ class SafetensorsFolder:
         self.dtypes: dict[str, torch.dtype] = {}
         shards = sorted(folder.glob("*.safetensors"))
         if (folder / INDEX).is_file():
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = read_json(folder / INDEX)
             shards = [folder / name for name in sorted(set(index["weight_map"].values()))]
         if missing := [path.name for path in shards if not path.is_file()]:
             raise FileNotFoundError(f"got {folder} without {', '.join(missing)}, which {INDEX} names; copy them, too")
@@ -83,9 +82,6 @@ class TorchCheckpoint:
         path: the file; only tensors and plain containers are read from it, never code.
         root: the key under which the tensors lie.
         rename: from the joined name to the one to use.
-
-    Attributes:
-        shapes, dtypes: by tensor name.
     """
 
     def __init__(self, path: Path, root: str, rename: Callable[[str], str]):
@@ -110,7 +106,6 @@ class TorchCheckpoint:
         self._tensors = {self.rename(name): tensor for name, tensor in flatten(content[self.root])}
 
     def read(self, name: str, part: int = 0, parts: int = 1) -> torch.Tensor:
-        """A tensor, or one of `parts` equal shares of its rows."""
         if self._bytes_read > RELOAD_AFTER:
             self._load()
         tensor = self._tensors[name].chunk(parts)[part] if parts > 1 else self._tensors[name]
@@ -119,7 +114,6 @@ class TorchCheckpoint:
 
 
 def flatten(tensors: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, torch.Tensor]]:
-    """Tensors of nested dictionaries with their joined names."""
     for key, value in tensors.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -129,8 +123,6 @@ def flatten(tensors: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, to
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor to be written; `read` gives it when its turn comes."""
-
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -141,14 +133,11 @@ class Output:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_shards(
-    folder: Path, outputs: list[Output], max_shard_bytes: int, progress: Callable[[int], Any] = lambda _: None
-) -> None:
+def write_shards(folder: Path, outputs: list[Output], max_shard_bytes: int) -> None:
     """Writes `model.safetensors`, or numbered shards and their index, as `save_pretrained` does.
 
     Args:
         max_shard_bytes: of one file; a single tensor may be larger.
-        progress: called with the bytes just written.
     """
     named = {output.name: output for output in outputs}
     split = split_state_dict_into_shards_factory(
@@ -158,14 +147,14 @@ def write_shards(
         max_shard_size=max_shard_bytes,
     )
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for filename, names in split.filename_to_tensors.items():
-        write_shard(folder / filename, [named[name] for name in names], progress)
+        write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
+    total = sum(output.nbytes for output in outputs)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="converting") as bar:
+        for filename, names in split.filename_to_tensors.items():
+            write_shard(folder / filename, [named[name] for name in names], bar.update)
 
 
 def write_shard(path: Path, outputs: list[Output], progress: Callable[[int], Any]) -> None:
-    """One safetensors file, tensor by tensor."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for output in outputs:

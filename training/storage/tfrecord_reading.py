@@ -7,14 +7,13 @@
 so that a pass over the actions, or a check of the framing, never reads the images between them.
 """
 
-import gzip
 import mmap
 import os
 import struct
-import zlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -24,72 +23,45 @@ Features = dict[str, "list[bytes] | np.ndarray"]
 
 HEADER, FOOTER = 12, 4  # bytes of framing before and after a record
 CRC_MASK = 0xA282EAD8
-GZIP_MAGIC = b"\x1f\x8b"
-ZLIB_MAGICS = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 
 
 class TFRecordError(ValueError):
     """A file that is no TFRecord file, is damaged or ends inside a record; names the file and the offset."""
 
 
-def read_examples(path: str | Path, wanted: Collection[str] | None = None) -> Iterator[Features]:
-    """Yields the examples of one shard: lists of bytes, float32 [n] or int64 [n] by feature name, or only `wanted`."""
-    for record in read_records(path):
-        yield parse_example(record, wanted)
+def read_examples(path: str | Path) -> Iterator[Features]:
+    """Yields the examples of one shard: lists of bytes, float32 [n] or int64 [n] by feature name."""
+    yield from map(parse_example, read_records(path))
 
 
-def read_records(
-    path: str | Path, file: BinaryIO | None = None, damaged: Callable[[int], None] | None = None
-) -> Iterator[bytes]:
-    """Yields the raw records of one file, front to back.
+def read_records(path: str | Path, file: BinaryIO | None = None, tolerant: bool = False) -> Iterator[Any]:
+    """Yields the raw records of one file, front to back; raises `TFRecordError` where the framing cannot be followed,
+    as in a compressed file.
 
     Args:
         path: of a local file; or only its name, for messages, with `file`.
         file: the file, opened to be read in binary (a remote one); it is left open.
-        damaged: called with the number of a record whose content does not match its checksum, which is then left out.
-            Without it such a record is an error.
-
-    Raises:
-        TFRecordError: where the framing cannot be followed, and for a file compressed with zlib; GZIP is read.
+        tolerant: whether a record whose content does not match its checksum is `None`, and not an error.
     """
-    if file is None:
-        with open(path, "rb") as local:
-            yield from read_records(path, local, damaged)
-        return
-    if _is_gzip(file, path):
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    try:
-        yield from _follow_framing(path, lambda _, size: file.read(size), damaged)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise TFRecordError(
-            f"got {path}, a GZIP file that ends early or is damaged ({error}): fetch it again"
-        ) from error
+    with open(path, "rb") if file is None else nullcontext(file) as opened:
+        yield from _follow_framing(path, lambda _, size: opened.read(size), tolerant)
 
 
-def map_records(path: str | Path) -> Iterator[bytes | memoryview]:
-    """Yields the raw records of a local file as views; what is not accessed is not read, nor is its checksum checked.
-
-    A file compressed with GZIP is read as a whole.
-
-    Raises:
-        TFRecordError: where the framing cannot be followed.
+def map_records(path: str | Path) -> Iterator[memoryview]:
+    """Yields the raw records of a local file as views; what is not accessed is not read, nor is its checksum checked;
+    raises `TFRecordError` where the framing cannot be followed.
     """
-    if is_compressed(path):
-        yield from read_records(path)
-    elif os.path.getsize(path):
+    if os.path.getsize(path):  # an empty file cannot be mapped
         with open(path, "rb") as file:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         yield from _follow_framing(path, lambda place, size: view[place : place + size], check=False)
 
 
 def _follow_framing(
-    path: str | Path,
-    take: Callable[[int, int], Any],
-    damaged: Callable[[int], None] | None = None,
-    check: bool = True,
+    path: str | Path, take: Callable[[int, int], Any], tolerant: bool = False, check: bool = True
 ) -> Iterator[Any]:
     """Yields the records; `take` gives the bytes at a place in the file, `check` compares their checksums."""
-    place = number = 0
+    place = 0
     while header := take(place, HEADER):
         whole = len(header) == HEADER and _is_checksum(header[8:], header[:8])
         length = struct.unpack("<Q", header[:8])[0] if whole else 0
@@ -98,47 +70,18 @@ def _follow_framing(
         if not whole or len(body) + len(footer) != length + FOOTER:
             raise TFRecordError(
                 f"got {path} with no whole record at byte {place}, expected length, checksum, data, checksum; "
-                "the file is cut off or no TFRecord file: fetch it again"
+                "the file is cut off, compressed or no TFRecord file: fetch it again, or write it without compression"
             )
         if not check or _is_checksum(footer, body):
             yield body
-        elif damaged is None:
+        elif tolerant:
+            yield None
+        else:
             raise TFRecordError(
                 f"got {path} with a record at byte {place} that does not match its checksum; the file is damaged: "
                 "fetch it again"
             )
-        else:
-            damaged(number)
         place += HEADER + length + FOOTER
-        number += 1
-
-
-def _is_gzip(file: BinaryIO, path: str | Path) -> bool:
-    """Whether a file is compressed with GZIP; raises `TFRecordError` for zlib, TensorFlow's other compression.
-
-    The first bytes of a plain TFRecord file may be the same by chance, as a record's length; its checksum decides.
-    """
-    header = file.read(HEADER)
-    file.seek(0)
-    if len(header) == HEADER and _is_checksum(header[8:], header[:8]):
-        return False
-    if header[:2] in ZLIB_MAGICS:
-        raise TFRecordError(
-            f"got {path}, which is compressed with zlib, expected a plain or a GZIP TFRecord file; write it again "
-            "without compression"
-        )
-    return header[:2] == GZIP_MAGIC
-
-
-def is_compressed(path: str | Path) -> bool:
-    """Whether a local file is compressed with GZIP; raises `TFRecordError` for zlib."""
-    with open(path, "rb") as file:
-        return _is_gzip(file, path)
-
-
-def count_records(path: str | Path) -> int:
-    """The records of a local file by its framing alone; raises `TFRecordError` on one that is cut off."""
-    return sum(1 for _ in map_records(path))
 
 
 def _is_checksum(footer: bytes, data: bytes | memoryview) -> bool:

@@ -37,8 +37,6 @@ class ArchiveError(ValueError):
 
 
 class FolderPictures:
-    """Pictures as files under `root/images` or `root` itself."""
-
     def __init__(self, filesystem: AbstractFileSystem, root: str):
         self.filesystem: Any = filesystem
         self.folders = [f"{root}/images", root]
@@ -58,12 +56,10 @@ class FolderPictures:
 
 
 class ZipPictures:
-    """Pictures in a zip file, found by name with or without a leading `images/`.
+    """Pictures in a zip file, found by name with or without a leading `images/`; raises `ArchiveError` if the file has
+    no table of contents, as one that was cut off.
 
     `zipfile` would need three reads a picture, and several hundred bytes of memory a name.
-
-    Raises:
-        ArchiveError: if the file has no table of contents, as one that was cut off.
     """
 
     def __init__(self, filesystem: AbstractFileSystem, path: str):
@@ -90,7 +86,6 @@ class ZipPictures:
         raise RowError(MISSING_PICTURE)
 
     def _member(self, start: int, size: int, name_length: int) -> tuple[bytes, bytes]:
-        """Name and packed bytes of one member, in one read unless its header is unusually long."""
         blob = self.filesystem.cat_file(self.path, start, start + 30 + name_length + _SLACK_BYTES + size)
         if len(blob) < _LOCAL_HEADER.size or blob[:4] != b"PK\x03\x04":
             raise RowError(BAD_CHECKSUM)
@@ -114,10 +109,8 @@ def _unpacked(body: bytes, method: int, checksum: int) -> bytes:
 
 
 def find_archives(filesystem: AbstractFileSystem, folder: str) -> dict[str, list[str]]:
-    """The tar archives in a folder: by name without ending, the paths of their parts in order.
-
-    Raises:
-        ArchiveError: if a part between the first and the last is missing, or the first one is.
+    """The tar archives in a folder: by name without ending, the paths of their parts in order; raises `ArchiveError`
+    if a part between the first and the last is missing, or the first one is.
     """
     parts: dict[str, dict[str, str]] = {}
     for path in sorted(filesystem.ls(folder, detail=False)):
@@ -132,7 +125,8 @@ def _check_parts(stem: str, names: list[str]) -> None:
     """Parts are numbered 00, 01, ..., or 1, 2, ..., or aa, ab, ...; a whole archive has the single name ''."""
     if names == [""]:
         return
-    numbers = [_part_number(name) for name in names]
+    letters = [reduce(lambda number, letter: number * 26 + ord(letter) - ord("a"), name, 0) for name in names]
+    numbers = [int(name) if name.isdigit() else number for name, number in zip(names, letters)]
     first = 1 if names[0].isdigit() and numbers[0] == 1 else 0
     if "" in names or len(set(map(len, names))) > 1 or numbers != list(range(first, first + len(names))):
         raise ArchiveError(
@@ -141,16 +135,9 @@ def _check_parts(stem: str, names: list[str]) -> None:
         )
 
 
-def _part_number(name: str) -> int:
-    letters = (ord(letter) - ord("a") for letter in name)
-    return int(name) if name.isdigit() else reduce(lambda number, letter: number * 26 + letter, letters, 0)
-
-
 def stream_members(filesystem: AbstractFileSystem, parts: list[str]) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields (name, file) for each regular file of an archive, in its order; read a file before the next one comes.
-
-    Raises:
-        TAR_ERRORS: where the archive is damaged or cut off.
+    """Yields (name, file) for each regular file of an archive, in its order; read a file before the next one comes;
+    raises `TAR_ERRORS` where the archive is damaged or cut off.
     """
     with io.BufferedReader(_JoinedParts(filesystem, parts), STREAM_BYTES) as joined:
         # tarfile's own decompression would take a cut for the end of the archive.
@@ -166,8 +153,6 @@ def stream_members(filesystem: AbstractFileSystem, parts: list[str]) -> Iterator
 
 
 class _JoinedParts(io.RawIOBase):
-    """Files one after the other, opened one at a time."""
-
     def __init__(self, filesystem: AbstractFileSystem, paths: list[str]):
         self.filesystem = filesystem
         self.left = list(paths)

@@ -7,10 +7,12 @@ row); afterwards a row is one seek and one read, in any process.
 import codecs
 import hashlib
 import json
+import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -20,8 +22,10 @@ from huggingface_hub.constants import HF_HOME
 from tqdm import tqdm
 
 
-BLOCK_BYTES = 1 << 23
-LONGEST_ROW = 1 << 26  # characters; a row that does not end within them is a broken one
+BLOCK_BYTES = 1 << 12  # in which the end of a row is looked for at first
+LONGEST_ROW = 1 << 26  # bytes; a row that does not end within them is a broken one
+SPACE = re.compile(rb"[ \t\r\n]*")
+DECODER = json.JSONDecoder()
 WORTH_A_BAR = 1 << 27  # bytes
 
 
@@ -48,109 +52,69 @@ def local_copy(filesystem: AbstractFileSystem, path: str) -> Path:
 
 
 def scan_rows(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """Yields (first byte, number of bytes, row) for each entry of a JSON array or of JSON lines, one block of the file
-    in memory. JSON lines begin with an object; a single one is taken for them in a file called `.jsonl` alone.
+    """Yields (first byte, number of bytes, row) for each entry of a JSON array or of JSON lines, of which one is in
+    memory. JSON lines begin with an object; a single one is taken for them in a file called `.jsonl` alone.
 
     Raises:
         JsonRowsError: if the file holds something else, or ends inside a row.
     """
     size = path.stat().st_size
-    hidden = size < WORTH_A_BAR
-    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=hidden, leave=False)
-    with open(path, "rb") as file, bar:
-        text = _Text(path, file)
-        for row in _lines(text) if text.next_character() == "{" else _array(text):
-            yield row
-            bar.update(row[1])
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    first = place = _behind_space(data, len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0)
+    is_array = data[first : first + 1] == b"["
+    if not is_array and data[first : first + 1] != b"{":
+        raise _error(path, data, first, "expected a list of rows")
+    place = _behind_space(data, first + is_array)
+    bar = tqdm(total=size, unit="B", unit_scale=True, desc=path.name, disable=size < WORTH_A_BAR, leave=False)
+    with bar:
+        while data[place : place + 1] != (b"]" if is_array else b""):
+            row, end = _value(path, data, place)
+            following = _behind_space(data, end)
+            if not is_array:
+                if place == first and following == size and path.suffix != ".jsonl":
+                    raise _error(path, data, first, "expected a list of rows, or JSON lines of at least two")
+            elif data[following : following + 1] == b",":
+                following = _behind_space(data, following + 1)
+            elif data[following : following + 1] != b"]":
+                raise _error(path, data, following, "expected ',' or ']' behind a row")
+            yield place, end - place, row
+            bar.update(end - place)
+            place = following
 
 
-def _array(text: "_Text") -> Iterator[tuple[int, int, Any]]:
-    if text.next_character() != "[":
-        raise text.error("expected a list of rows")
-    text.skip(1)
-    while text.next_character() != "]":
-        yield text.value()
-        if text.next_character() == ",":
-            text.skip(1)
-        elif text.next_character() != "]":
-            raise text.error("expected ',' or ']' behind a row")
+def _behind_space(data: Any, place: int) -> int:
+    found = SPACE.match(data, place)
+    assert found is not None
+    return found.end()
 
 
-def _lines(text: "_Text") -> Iterator[tuple[int, int, Any]]:
-    start = text.error("expected a list of rows, or JSON lines of at least two")
-    first = text.value()
-    if not text.next_character() and text.path.suffix != ".jsonl":
-        raise start
-    yield first
-    while text.next_character():
-        yield text.value()
-
-
-class _Text:
-    """A window over a UTF-8 file that knows the byte offset of its place."""
-
-    def __init__(self, path: Path, file: BinaryIO):
-        self.path, self.file = path, file
-        self.utf8 = codecs.getincrementaldecoder("utf-8")()
-        self.json = json.JSONDecoder()
-        self.text, self.place, self.offset = "", 0, 0
-        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-            self.offset = len(codecs.BOM_UTF8)
-        else:
-            file.seek(0)
-
-    def next_character(self) -> str:
-        """The next one that is no white space, not consumed; empty at the end of the file."""
-        while True:
-            while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
-                self.skip(1)
-            if self.place < len(self.text):
-                return self.text[self.place]
-            if not self._read_on():
-                return ""
-
-    def skip(self, characters: int) -> None:
-        """Moves over ASCII characters."""
-        self.place += characters
-        self.offset += characters
-
-    def value(self) -> tuple[int, int, Any]:
-        """Consumes one JSON value: its first byte, its number of bytes, itself."""
-        while True:
-            try:
-                value, end = self.json.raw_decode(self.text, self.place)
-            except json.JSONDecodeError as error:
-                if len(self.text) - self.place > LONGEST_ROW or not self._read_on():
-                    raise self.error(f"expected a whole row there ({error.msg})") from error
-                continue
-            offset, length = self.offset, len(self.text[self.place : end].encode())
-            self.place, self.offset = end, offset + length
-            return offset, length, value
-
-    def _read_on(self) -> bool:
-        block = self.file.read(BLOCK_BYTES)
+def _value(path: Path, data: Any, place: int) -> tuple[Any, int]:
+    length = BLOCK_BYTES
+    while True:
+        whole = place + length >= len(data)
         try:
-            self.text = self.text[self.place :] + self.utf8.decode(block, final=not block)
+            # A character that is cut off at the end of the block is left out.
+            text, _ = codecs.utf_8_decode(data[place : place + length], "strict", whole)
+            value, end = DECODER.raw_decode(text)
+            return value, place + len(text[:end].encode())
         except UnicodeDecodeError as error:
-            raise self.error(f"expected UTF-8 text ({error.reason})") from error
-        self.place = 0
-        return bool(block)
+            raise _error(path, data, place, f"expected UTF-8 text ({error.reason})") from error
+        except json.JSONDecodeError as error:
+            if whole or length > LONGEST_ROW:
+                raise _error(path, data, place, f"expected a whole row there ({error.msg})") from error
+        length *= 8
 
-    def error(self, expected: str) -> JsonRowsError:
-        found = self.text[self.place : self.place + 30]
-        return JsonRowsError(
-            f"got {self.path} with {found!r} at byte {self.offset}, {expected}; if the file was cut off, fetch it "
-            "again"
-        )
+
+def _error(path: Path, data: Any, place: int, expected: str) -> JsonRowsError:
+    found = data[place : place + 30].decode(errors="replace")
+    return JsonRowsError(
+        f"got {path} with {found!r} at byte {place}, {expected}; if the file was cut off, fetch it again"
+    )
 
 
 class JsonRows:
-    """Rows of a JSON file by number.
-
-    Args:
-        path: a local file.
-        places: (first byte, number of bytes) of each row, as `scan_rows` gives them.
-    """
+    """Rows of a JSON file by number, from the (first byte, number of bytes) that `scan_rows` gives of each."""
 
     def __init__(self, path: Path, places: list[tuple[int, int]]):
         self.path = path
@@ -160,7 +124,6 @@ class JsonRows:
         return len(self.places)
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[int, Any]]:
-        """Yields (number, row) in the order asked for."""
         with open(self.path, "rb") as file:
             for number in numbers:
                 offset, length = self.places[number].tolist()
@@ -169,11 +132,7 @@ class JsonRows:
 
 
 class NameIndex:
-    """Numbers of names, 16 bytes a name. It keeps hashes of 64 bits only, so compare the name of what you find.
-
-    Args:
-        names: in the order of their numbers 0, 1, 2, ...; a name may come several times.
-    """
+    """Numbers of names, which may come several times; hashes of 64 bits, so compare the name of what you find."""
 
     def __init__(self, names: Iterable[str]):
         hashes = np.fromiter((_hash(name) for name in names), dtype=np.uint64)
@@ -181,7 +140,6 @@ class NameIndex:
         self.hashes = hashes[self.order]
 
     def find(self, name: str) -> list[int]:
-        """The numbers of a name, ascending; none if it is unknown."""
         wanted = np.uint64(_hash(name))
         first, last = (int(np.searchsorted(self.hashes, wanted, side=side)) for side in ("left", "right"))
         return self.order[first:last].tolist()

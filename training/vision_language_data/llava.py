@@ -12,12 +12,14 @@ of one archive are read in a single pass over it: readers get even shares of eve
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fsspec import AbstractFileSystem
 
+from gen_vla.training.mixing.mixture import weighted_turns
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.vision_language_data.archives import TAR_ERRORS, find_archives, stream_members
@@ -33,7 +35,7 @@ from gen_vla.training.vision_language_data.rows import (
     messages_of,
     picture_name,
     pictures_of,
-    read_pictures,
+    read_picture,
     row_ranges,
 )
 
@@ -44,28 +46,19 @@ SEVERAL_PICTURES = "several pictures, which a stream of archives cannot bring to
 
 
 def interleave(streams: list[tuple[int, Attempts]]) -> Attempts:
-    """All entries of several streams, each as far along as the others at any time.
-
-    Args:
-        streams: (number of entries, entries).
-    """
-    taken = [0] * len(streams)
-    for _ in range(sum(size for size, _ in streams)):
-        left = [number for number, (size, _) in enumerate(streams) if taken[number] < size]
-        number = min(left, key=lambda number: (taken[number] + 1) / streams[number][0])
-        taken[number] += 1
+    """All entries of several streams (number of entries, entries), each as far along as the others at any time."""
+    sizes = [size for size, _ in streams]
+    for number in islice(weighted_turns(sizes), sum(sizes)):
         yield next(streams[number][1])
 
 
 def check_configs(name: str, configs: Iterable[str] | None, known: list[str]) -> None:
-    """Raises `ValueError` for a config that a data set does not have."""
     for config in configs or []:
         if config not in known:
             raise ValueError(f"{name!r}: got unknown config {config!r}; {did_you_mean(config, known)}")
 
 
 def image_names(row: Any) -> list[str]:
-    """The names of a row's pictures; none for a row that cannot be read."""
     try:
         names = [picture_name(picture) or MISSING_PICTURE for picture in pictures_of(row)]
     except RowError:
@@ -74,12 +67,7 @@ def image_names(row: Any) -> list[str]:
 
 
 class LlavaSource(ConversationSource):
-    """LLaVA rows whose pictures can be read in any order. Opening it scans the JSON once.
-
-    Args:
-        json_path: a local file.
-        read: gives the pictures.
-    """
+    """LLaVA rows whose pictures can be read in any order. Opening it scans the JSON once."""
 
     def __init__(self, name: str, json_path: Path, read: ReadPicture, problems: RowProblems):
         super().__init__(name, problems)
@@ -100,22 +88,18 @@ class LlavaSource(ConversationSource):
 
     def _row(self, identity: str, row: Any) -> Row:
         messages = messages_of(row)
-        return build_row(identity, messages, read_pictures(pictures_of(row), self.read))
+        return build_row(identity, messages, [read_picture(picture, self.read) for picture in pictures_of(row)])
 
 
 class ArchivedLlavaSource(ConversationSource):
-    """LLaVA rows whose pictures lie in tar archives, each named after the folder it holds.
+    """LLaVA rows whose pictures lie in tar archives, each named after the folder it holds; raises `ValueError` for an
+    unknown archive, or if rows name a folder of which there is no archive.
 
     `region_ref.tar.gz` holds the pictures whose name has the folder `region_ref`; what stands before that folder, in
     the JSON or in the archive, does not matter. A single archive holds them all. Opening it scans the JSON once.
 
     Args:
-        json_path: a local file.
-        filesystem, archive_folder: where the archives are.
         configs: archives to use, `"text-only"` for rows without a picture; `None` for all.
-
-    Raises:
-        ValueError: for an unknown archive, or if rows name a folder of which there is no archive.
     """
 
     lanes = 0  # archives are streamed from front to back
@@ -142,7 +126,6 @@ class ArchivedLlavaSource(ConversationSource):
             raise ValueError(f"{name!r}: got no row of {configs or 'any archive'} in {json_path}, expected some")
 
     def _scan(self, json_path: Path, configs: list[str] | None) -> None:
-        """Notes where rows lie, which archive each one needs, and the name of its picture there."""
         stems = set(self.archives)
         only = next(iter(stems)) if len(stems) == 1 else ""  # a single archive holds all, whatever it is called
         places: list[tuple[int, int]] = []
@@ -166,7 +149,6 @@ class ArchivedLlavaSource(ConversationSource):
         self.indexes = {group: NameIndex(tail for _, tail in rows) for group, rows in found.items()}
 
     def count_rows(self) -> int:
-        """Rows of the JSON that belong to the chosen archives."""
         return sum(map(len, self.row_numbers.values()))
 
     def _attempts(self, shards: list[tuple[str, range]]) -> Attempts:

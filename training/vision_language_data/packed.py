@@ -1,16 +1,14 @@
 """Vision-language rows that `packing.py` wrote: parquet files, of which a row group is a shard.
 
-    NAME/packing.json         what was packed and how: the source, its revision, the size of pictures, how many units
-    NAME/00003-0000.parquet   images [{bytes, path}], turns [{question, answer}], identity: the first rows of unit 3
-    NAME/00003.json           unit 3 is done: its files, their row groups, counts, bad rows
-    NAME/manifest.json        all of these together, once every unit is done
-
-Texts and pictures are separate columns: a stream that goes past its earlier rows reads the texts alone, and seeks.
+NAME/packing.json         what was packed and how: the source, its revision, the size of pictures, how many units
+NAME/00003-0000.parquet   images [{bytes, path}], turns [{question, answer}], identity: the first rows of unit 3
+NAME/00003.json           unit 3 is done: its files, their row groups, counts, bad rows
+NAME/manifest.json        all of these together, once every unit is done
 """
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,25 +28,17 @@ from gen_vla.training.vision_language_data.tables import NOT_THE_FILE, UNREADABL
 
 PACKING, MANIFEST = "packing.json", "manifest.json"
 TEXTS = ["images.list.element.path", "turns", "identity"]
-BYTES = "images.list.element.bytes"
 TOTALS = ("rows", "bytes", "pictures", "re_encoded")
 RECORDS_AT_A_TIME = 16
+SHOWN = 20  # numbers of missing units in an error
 
 
 class PackedSource(ConversationSource):
-    """Packed rows. Opening them reads the manifest alone.
+    """Packed rows, with the bytes of their pictures (`whole`) or with `StoredPicture`s that read them."""
 
-    Args:
-        folder: of one set.
-        whole: whether rows hold the bytes of their pictures, or `StoredPicture`s that read them.
-
-    Raises:
-        ValueError: where some of the set has not been packed, naming it, or nothing was.
-    """
-
-    def __init__(self, name: str, folder: DataFolder, problems: RowProblems, whole: bool = True):
+    def __init__(self, name: str, folder: DataFolder, problems: RowProblems):
         super().__init__(name, problems)
-        self.folder, self.whole = folder, whole
+        self.folder, self.whole = folder, True
         self.manifest = read_manifest(folder)
         for file, groups in self.manifest["files"].items():
             for group, (end, rows) in enumerate(zip(accumulate(groups), groups)):
@@ -62,7 +52,6 @@ class PackedSource(ConversationSource):
         return self.manifest["rows"]
 
     def undecoded(self) -> "PackedSource":
-        """The same set, whose rows read their pictures when they are asked for."""
         other = copy.copy(self)
         other.whole = False
         return other
@@ -100,7 +89,6 @@ class PackedSource(ConversationSource):
             return {"bytes": b"", "path": f"in a {UNREADABLE}"}
 
     def _group_pictures(self, file: str, group: int) -> Any:
-        """The column of pictures, kept until those of another row group are asked for."""
         if self._pictures[0] != (file, group):
             self._pictures = ((file, group), self._read(file, group, ["images"])["images"])
         return self._pictures[1]
@@ -120,8 +108,6 @@ class PackedSource(ConversationSource):
 
 @dataclass
 class Found:
-    """What is known of packed rows: of a file, a unit, a set."""
-
     totals: Counter[str] = field(default_factory=Counter)
     lengths: Counter[str] = field(default_factory=Counter)  # rows by characters of texts, up to a power of two
     problems: Counts = field(default_factory=Counts)
@@ -138,15 +124,12 @@ class Found:
 
 
 def unit_record(unit: int) -> str:
-    """The name of the file that says that a unit is done."""
     return f"{unit:05d}.json"
 
 
 def read_manifest(folder: DataFolder) -> dict[str, Any]:
-    """The manifest of a set, put together where no process has seen it whole.
-
-    Raises:
-        ValueError: where units are missing, or there is no packed set.
+    """The manifest of a set, put together where no process has seen it whole; raises `ValueError` where units are
+    missing, or there is no packed set.
     """
     if folder.exists(MANIFEST):
         return folder.read_json(MANIFEST)
@@ -154,18 +137,18 @@ def read_manifest(folder: DataFolder) -> dict[str, Any]:
         raise ValueError(f"got {folder.path} without {PACKING}, expected a set that gen-vla pack wrote; pack it")
     packing = folder.read_json(PACKING)
     there, wanted = set(folder.glob("*.json")), [unit_record(unit) for unit in range(packing["units"])]
-    missing = [unit for unit, record in enumerate(wanted) if record not in there]
+    missing = [str(unit) for unit, record in enumerate(wanted) if record not in there]
     if missing:
+        named = ", ".join([*missing[:SHOWN], *(["..."] if missing[SHOWN:] else [])])
         raise ValueError(
             f"got {folder.path} with {len(wanted) - len(missing)} of {len(wanted)} units, expected all; missing are "
-            f"{ranges(missing)}: run gen-vla pack again, with the --shard of each process that was stopped"
+            f"{named}: run gen-vla pack again, with the --shard of each process that was stopped"
         )
     with ThreadPoolExecutor(RECORDS_AT_A_TIME) as pool:
         return merged(packing, pool.map(folder.read_json, wanted))
 
 
 def merged(packing: dict[str, Any], records: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The manifest: what was packed, and the sums of the units' records."""
     found, files = Found(), {}
     for record in records:
         files |= record["files"]
@@ -173,23 +156,7 @@ def merged(packing: dict[str, Any], records: Iterable[dict[str, Any]]) -> dict[s
     return {**packing, **found.report(), "files": files}
 
 
-def ranges(numbers: list[int]) -> str:
-    """`[0, 1, 2, 5]` as "0-2, 5"."""
-    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _runs(numbers))
-
-
-def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    first = last = numbers[0]
-    for number in numbers[1:]:
-        if number > last + 1:
-            yield first, last
-            first = number
-        last = number
-    yield first, last
-
-
 def is_packed(path: str | Path) -> bool:
-    """Whether there is a set that was packed, perhaps not all of it."""
     try:
         return DataFolder(path).exists(PACKING)
     except FileNotFoundError:

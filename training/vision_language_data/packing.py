@@ -31,6 +31,7 @@ from tqdm import tqdm
 from gen_vla.training.mixing.encoded_pictures import PictureError, decode_picture
 from gen_vla.training.mixing.row_stream import row_length
 from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.storage.json_files import read_json, write_json
 from gen_vla.training.vision_language_data.packed import MANIFEST, PACKING, Found, merged, unit_record
 from gen_vla.training.vision_language_data.rows import ConversationSource, Row
 
@@ -56,17 +57,12 @@ def pack_set(
     side: int | None,
     shard: tuple[int, int] = (0, 1),
     workers: int = 1,
-    progress: bool = True,
 ) -> dict[str, Any] | None:
     """Packs one process's units of a set, those that are not there yet.
 
     Args:
-        source: what to pack; its `problems` count bad rows.
-        folder: of this set.
-        described: where the set comes from, for the manifest.
         side: pixels of a picture's shorter side that are needed; `None` keeps all.
         shard: the number of this process, from 0, of how many.
-        workers: processes on this machine.
 
     Returns:
         The manifest, once all units of all processes are there.
@@ -84,14 +80,15 @@ def pack_set(
     own = range(shard[0], len(units), shard[1])
     left = [unit for unit in own if not (folder / unit_record(unit)).is_file()]
     for unit in set(own) - set(left):
-        source.problems.receive(_read_json(folder / unit_record(unit))["problems"])
-    work = _Work(source, units, folder, side, **sizes, progress=progress)
+        source.problems.receive(read_json(folder / unit_record(unit))["problems"])
+    work = _Work(source, units, folder, side, **sizes)
     # New processes, since a copy of this one would share connections and threads' locks.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (work,)) as pool:
-        done = [pool.submit(_pack, unit) for unit in left] if workers > 1 else []
-        finished = (future.result() for future in as_completed(done)) if done else map(work.pack, left)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        finished = map(work.pack, left)
+        if workers > 1:
+            finished = (done.result() for done in as_completed([pool.submit(work.pack, unit) for unit in left]))
         try:
-            for record in tqdm(finished, source.name, len(left), unit=" units", disable=not progress):
+            for record in tqdm(finished, source.name, len(left), unit=" units"):
                 source.problems.receive(record["problems"])
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -116,10 +113,9 @@ def units_of(source: ConversationSource) -> list[list[str]]:
 
 
 def _claim(path: Path, packing: dict[str, Any]) -> None:
-    """Writes down what is packed here; raises `ValueError` if it is something else."""
     if not path.is_file():
-        _write_json(path, packing)
-    found = _read_json(path)
+        write_json(path, packing)
+    found = read_json(path)
     if differing := sorted(name for name in found.keys() | packing if found.get(name) != packing.get(name)):
         was = "; ".join(f"{name} was {found.get(name)!r} and is {packing.get(name)!r}" for name in differing)
         raise ValueError(f"got {path.parent}, where another packing was begun: {was}; delete it, or pack elsewhere")
@@ -127,15 +123,12 @@ def _claim(path: Path, packing: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is the same for all units of a set."""
-
     source: ConversationSource
     units: list[list[str]]
     folder: Path
     side: int | None
     rows_per_file: int
     rows_per_group: int
-    progress: bool
 
     def pack(self, unit: int) -> dict[str, Any]:
         """Packs a unit's files that are not there, and writes its record, which it returns."""
@@ -149,8 +142,8 @@ class _Work:
                 taken, groups, record = sum(1 for _ in some), *json.loads(pq.read_metadata(path).metadata[RECORD])
             else:
                 taken, groups, record = self._write(path, some)
-                if self.progress:  # a unit may be an archive of hours
-                    tqdm.write(f"{source.name}: {path.name}, {sum(groups):,} rows", file=sys.stderr)
+                # A unit may be an archive of hours.
+                tqdm.write(f"{source.name}: {path.name}, {sum(groups):,} rows", file=sys.stderr)
             found.add(record)
             if groups:
                 files[path.name] = groups
@@ -159,7 +152,7 @@ class _Work:
                 break
         found.problems.add({**source.problems.report(), "seen": 0})  # a good row is counted where it is written
         record = {"files": files, **found.report()}
-        _write_json(self.folder / unit_record(unit), record)
+        write_json(self.folder / unit_record(unit), record)
         return record
 
     def _write(self, path: Path, rows: Iterator[Row]) -> tuple[int, list[int], dict[str, Any]]:
@@ -191,26 +184,12 @@ class _Work:
         return {**row, "images": pictures}
 
 
-_work: _Work  # of a process of `pack_set`'s pool
-
-
-def _begin(work: _Work) -> None:
-    global _work
-    _work = work
-
-
-def _pack(unit: int) -> dict[str, Any]:
-    return _work.pack(unit)
-
-
 def smaller(picture: dict[str, Any], side: int | None, identity: str) -> dict[str, Any]:
-    """An encoded picture whose shorter side has `side` pixels, its shape kept; itself if it is not much larger.
+    """An encoded picture whose shorter side has `side` pixels, its shape kept; itself if it is not much larger; raises
+    `PictureError` if it does not decode.
 
     JPEG of quality 95 without chroma subsampling, PNG for what was lossless. Every picture is decoded: what is packed
     can be read.
-
-    Raises:
-        PictureError: if it does not decode.
     """
     decoded = decode_picture(picture, identity)
     if side is None or min(decoded.size) <= ROOM * side:
@@ -231,16 +210,6 @@ def _write_manifest(folder: Path, packing: dict[str, Any]) -> dict[str, Any] | N
         return None
     for unfinished in folder.glob(".[0-9p]*"):  # units, or `PACKING`, of processes that were killed
         unfinished.unlink(missing_ok=True)
-    manifest = merged(packing, map(_read_json, paths))
-    _write_json(folder / MANIFEST, manifest)
+    manifest = merged(packing, map(read_json, paths))
+    write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)

@@ -8,8 +8,6 @@
 `<image>` markers leave the text: the pictures of a row come first, also those without a marker. The text of a system
 message begins the question after it, on a line of its own, as in the processor's chat template. Otherwise texts keep
 their wording, so that the points of RoboPoint (`[(0.461, 0.527), (0.498, 0.521)]`) stay as they were published.
-
-`ConversationSource` is what the readers of all published layouts have in common.
 """
 
 import binascii
@@ -48,16 +46,14 @@ class RowError(ValueError):
 
 
 def turns_of(messages: Iterable[tuple[Any, Any]]) -> tuple[list[dict[str, str]], int]:
-    """Speakers and their texts as turns.
+    """Speakers and their texts as turns; raises `RowError` if speakers do not alternate, or a text is missing or
+    empty. A question may be nothing but a marker.
 
     Args:
         messages: (speaker, text) in order. Speakers are `human` or `user`, `gpt` or `assistant`, and `system`.
 
     Returns:
         `[{"question", "answer"}]`, at least one, and the number of image markers that were taken out.
-
-    Raises:
-        RowError: if speakers do not alternate, or a text is missing or empty. A question may be nothing but a marker.
     """
     turns: list[dict[str, str]] = []
     markers, question, system = 0, None, ""
@@ -90,8 +86,7 @@ def messages_of(row: Any) -> list[tuple[Any, Any]]:
     """The messages of a row as (speaker, text), with an `IMAGE_MARKER` where a part is a picture.
 
     They may be under `from` and `value` or `role` and `content`, as JSON text, and their contents text, numbers or
-    lists of parts, which are joined by line breaks. A column `system` is a message before them. Raises `RowError` for
-    anything else.
+    lists of parts, which are joined by line breaks. A column `system` is a message before them; else `RowError`.
     """
     messages = [
         (message.get("from") or message.get("role"), "\n".join(map(_text_of, _parts(message))))
@@ -166,15 +161,8 @@ def picture_name(picture: Any) -> str | None:
     return picture.replace("\\", "/").removeprefix("./") if isinstance(picture, str) else None
 
 
-def read_pictures(pictures: Iterable[Any], read: ReadPicture | None) -> list[dict[str, Any]]:
-    """Pictures given as bytes, by a path, as base64 or as `{"bytes", "path"}`, all as the last of these.
-
-    `read` is `None` where there are no files beside the rows.
-    """
-    return [_read_picture(picture, read) for picture in pictures]
-
-
-def _read_picture(picture: Any, read: ReadPicture | None) -> dict[str, Any]:
+def read_picture(picture: Any, read: ReadPicture | None) -> dict[str, Any]:
+    """A picture given as bytes, by a path beside the rows, as base64 or as `{"bytes", "path"}`, as the last one."""
     if isinstance(picture, bytes):
         return {"bytes": picture, "path": None}
     name = picture_name(picture)
@@ -191,19 +179,12 @@ def _read_picture(picture: Any, read: ReadPicture | None) -> dict[str, Any]:
 
 
 def build_row(identity: str, messages: Iterable[tuple[Any, Any]], pictures: list[dict[str, Any]]) -> Row:
-    """A vision-language row.
+    """A vision-language row; raises `RowError` for bad turns, a picture that is missing or damaged, or more markers
+    than pictures. Markers for all pictures that are repeated in later turns mean the same ones.
 
     Args:
-        identity: names the row in reports.
         messages: (speaker, text) in order.
         pictures: `{"bytes": bytes | None, "path": str | None}`, in the order the model shall see them.
-
-    Returns:
-        `{"images": pictures, "turns": [{"question", "answer"}], "identity": identity}`.
-
-    Raises:
-        RowError: for bad turns, a picture that is missing or damaged, or more markers than pictures. Markers for all
-            pictures that are repeated in later turns mean the same ones.
     """
     messages = list(messages)
     turns, markers = turns_of(messages)
@@ -226,12 +207,7 @@ def row_ranges(count: int) -> list[range]:
 
 
 class ConversationSource(ABC):
-    """A vision-language data set as a `DataSource`. Readers of a layout say what their shards are and read them.
-
-    Args:
-        name: of the set, in reports.
-        problems: counts bad rows.
-    """
+    """A vision-language data set as a `DataSource`. Readers of a layout say what their shards are and read them."""
 
     lanes = 1  # see `DataSource`
 
@@ -241,7 +217,6 @@ class ConversationSource(ABC):
         self._wanted: Callable[[str], bool] | None = None
 
     def shards(self) -> list[str]:
-        """Ranges of rows, or row groups."""
         return list(self._shards)
 
     @abstractmethod
@@ -249,11 +224,7 @@ class ConversationSource(ABC):
         """Rows of all shards, bad ones too, and those that `only` leaves out."""
 
     def only(self, wanted: Callable[[str], bool], problems: RowProblems | None = None) -> Self:
-        """The data set of the rows whose identity is wanted.
-
-        Args:
-            problems: its counter; by default this one's.
-        """
+        """The data set of the rows whose identity is wanted, with its own counter or another."""
         source = copy.copy(self)
         source._wanted, source.problems = wanted, problems or self.problems
         return source
@@ -263,16 +234,7 @@ class ConversationSource(ABC):
 
     def rows(self, shards: list[str]) -> Iterator[Row]:
         """The rows of these shards; bad ones are counted under their identity, and stop the run past its limit."""
-        unknown = [shard for shard in shards if shard not in self._shards]
-        if unknown:
-            raise ValueError(
-                f"got shard {unknown[0]!r} of {self.name!r}, expected some of its shards(), such as "
-                f"{self.shards()[:3]}"
-            )
-        return self._good_rows([self._shards[shard] for shard in shards])
-
-    def _good_rows(self, shards: list[Any]) -> Iterator[Row]:
-        for identity, build in self._attempts(shards):
+        for identity, build in self._attempts([self._shards[shard] for shard in shards]):
             if self._wanted is not None and not self._wanted(identity):
                 continue
             try:

@@ -7,16 +7,12 @@
     recorded   state.json, data-*.arrow                  this project's own questions
     packed     packing.json, *.parquet                   any of these, made ready by gen-vla pack (`packing.py`)
 
-    source = open_vision_language_source("hf://datasets/remyxai/vqasynth_spacellava", name="vqasynth")
-    for row in source.rows(source.shards()[:1]): ...
-
 Paths are local, or `hf://datasets/OWNER/NAME[@REVISION]`, or anything else fsspec reads. Of a remote set the JSON file
 (or a recorded set) is fetched once and kept; pictures and parquet columns are read as rows ask for them.
 """
 
-import json
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
@@ -24,18 +20,16 @@ from fsspec.core import url_to_fs
 from fsspec.spec import AbstractBufferedFile
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.storage.data_folder import DataFolder
 from gen_vla.training.vision_language_data.archives import FolderPictures, ZipPictures, find_archives
 from gen_vla.training.vision_language_data.json_rows import local_copy
 from gen_vla.training.vision_language_data.llava import ArchivedLlavaSource, LlavaSource, check_configs
 from gen_vla.training.vision_language_data.packed import PACKING, PackedSource
 from gen_vla.training.vision_language_data.rows import ConversationSource
-from gen_vla.training.vision_language_data.tables import COLUMNS, Layout, RecordedSource, TableSource, missing_columns
+from gen_vla.training.vision_language_data.tables import COLUMNS, RecordedSource, TableSource, missing_columns
 
 
 Format = Literal["auto", "llava", "vqasynth", "onevision", "robopoint", "recorded", "packed"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 JSON_NAMES = {"llava": "chat", "robopoint": "robopoint"}  # how the name of the JSON file begins
 OTHER_SPLITS = ("test", "validation", "val")
 BLOCK_BYTES = AbstractBufferedFile.DEFAULT_BLOCK_SIZE  # of a remote file, fetched with one request
@@ -53,11 +47,8 @@ def open_vision_language_source(
 
     Args:
         path: the set's folder, or the JSON file of LLaVA rows in it; local or with a protocol such as `hf://`.
-        name: of the set, in reports and as `source` of its rows.
-        format: the layout; `"auto"` tells it from the files.
         configs: folders to use of LLaVA-OneVision; archives to use of RoboPoint, `"text-only"` for its rows without a
             picture. `None` for all.
-        problems: counts bad rows; new by default, with the name of the set.
 
     Raises:
         ValueError: if the files are not in that layout, are damaged, or hold no row. Bad rows are skipped and counted.
@@ -68,27 +59,23 @@ def open_vision_language_source(
     root = root.rstrip("/")
     problems = problems or RowProblems(name=name)
     if configs is not None and found not in ("onevision", "robopoint"):
-        expected = "expected them for onevision, robopoint"
-        raise ValueError(f"{name!r}: got configs {configs} for format {found!r}, {expected}")
+        raise ValueError(
+            f"{name!r}: got configs {configs} for format {found!r}, expected them for onevision, robopoint"
+        )
     if found == "packed":
         return PackedSource(name, DataFolder(path), problems)
     if found == "recorded":
-        return RecordedSource(name, _arrow_files(filesystem, root), problems)
+        return RecordedSource(name, path, problems)
     if found in ("llava", "robopoint"):
         return _open_llava(filesystem, root, name, found, configs, problems)
-    layout: Layout = "vqasynth" if found == "vqasynth" else "onevision"
+    assert found in ("vqasynth", "onevision")
     files = _parquet_files(filesystem, root, name, configs)
     folder = root.rsplit("/", 1)[0] if filesystem.isfile(root) else root
-    return TableSource(name, filesystem, files, layout, problems, FolderPictures(filesystem, folder).read)
+    return TableSource(name, filesystem, files, found, problems, FolderPictures(filesystem, folder).read)
 
 
 def network_cost(source: ConversationSource, path: str, readers: int) -> str:
-    """What one pass over a remote set as it was published costs, in a sentence.
-
-    Args:
-        source, path: the set.
-        readers: loader processes among which a pass is divided.
-    """
+    """What one pass of so many loader processes over a remote set as it was published costs, in a sentence."""
     filesystem, root = url_to_fs(path)
     if isinstance(source, ArchivedLlavaSource):  # every reader unpacks them all
         parts = [part for parts in source.archives.values() for part in parts]
@@ -106,14 +93,7 @@ def network_cost(source: ConversationSource, path: str, readers: int) -> str:
 
 
 def find_format(path: str | Path, format: Format = "auto") -> Format:
-    """The layout of the data set at `path`: the one that was asked for, or what its files say.
-
-    Raises:
-        ValueError: for an unknown layout, or files in none.
-        FileNotFoundError: if there is nothing at `path`.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"got format {format!r}; {did_you_mean(str(format), FORMATS)}")
+    """The layout of the data set at `path`: the one that was asked for, or what its files say."""
     filesystem, root = url_to_fs(str(path))
     if not filesystem.exists(root):
         raise FileNotFoundError(f"got no vision-language data set at {path}, expected a folder in a published layout")
@@ -178,20 +158,7 @@ def _open_llava(
     return LlavaSource(name, rows_path, pictures.read, problems)
 
 
-def _arrow_files(filesystem: AbstractFileSystem, root: str) -> list[Path]:
-    """The files that a recorded set's `state.json` names, copied here if they are elsewhere."""
-    try:
-        names = [entry["filename"] for entry in json.loads(filesystem.cat_file(f"{root}/state.json"))["_data_files"]]
-    except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"got {root} without a state.json that names its files ({error!r}), expected a data set written by "
-            "save_to_disk; record it again"
-        ) from error
-    return [local_copy(filesystem, f"{root}/{name}") for name in names]
-
-
 def _parquet_files(filesystem: AbstractFileSystem, root: str, name: str, configs: list[str] | None) -> list[str]:
-    """The training files of the wanted configs, in the order of their names."""
     files = [root] if filesystem.isfile(root) else sorted(filesystem.find(root))
     files = [file for file in files if file.endswith(".parquet")]
     folders = {file: file.removeprefix(f"{root}/").split("/")[0] for file in files}

@@ -17,11 +17,10 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, concatenate_datasets
 from fsspec import AbstractFileSystem
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.storage.recordings import MORE_TURNS, QUESTION_COLUMNS, check_columns
+from gen_vla.training.storage.recordings import MORE_TURNS, QUESTION_COLUMNS, load_recording
 from gen_vla.training.vision_language_data.rows import (
     CONVERSATIONS,
     PICTURES,
@@ -32,16 +31,15 @@ from gen_vla.training.vision_language_data.rows import (
     build_row,
     messages_of,
     pictures_of,
-    read_pictures,
+    read_picture,
     row_ranges,
 )
 
 
-Layout = Literal["onevision", "vqasynth", "recorded"]
+Layout = Literal["onevision", "vqasynth"]
 COLUMNS: dict[str, list[str]] = {
     "onevision": ["image", "conversations"],
     "vqasynth": ["images", "messages"],
-    "recorded": [*QUESTION_COLUMNS],
 }
 OTHER_NAMES = dict(zip((*PICTURES, *CONVERSATIONS), (*PICTURES[::-1], *CONVERSATIONS[::-1]), strict=True))
 ROWS_AT_A_TIME = 16  # pictures of this many rows are in memory at once
@@ -51,7 +49,6 @@ NOT_THE_FILE = (FileNotFoundError, ConnectionError, TimeoutError)  # what says n
 
 
 def missing_columns(layout: str, found: list[str]) -> list[str]:
-    """The columns of a layout that a table lacks under either name."""
     return [column for column in COLUMNS[layout] if column not in found and OTHER_NAMES.get(column) not in found]
 
 
@@ -59,12 +56,8 @@ class TableSource(ConversationSource):
     """Rows of parquet files, by row group. Opening it reads the footer of every file.
 
     Args:
-        filesystem, paths: the files, in order.
         layout: whose columns; conversations may also be called messages, and image images, and the other way round.
         read: gives pictures that rows name by a path; without it such a row is bad.
-
-    Raises:
-        ValueError: naming the file, if one is no parquet file or lacks a column, or if there is no row at all.
     """
 
     def __init__(
@@ -91,7 +84,6 @@ class TableSource(ConversationSource):
             raise ValueError(f"{name!r}: got {len(paths)} parquet files without a row, expected some")
 
     def _row_groups(self, path: str) -> list[tuple[int, int]]:
-        """First row and number of rows of each row group."""
         try:
             with self.filesystem.open(path, "rb") as file:
                 footer = pq.read_metadata(file)
@@ -132,34 +124,21 @@ class TableSource(ConversationSource):
 
 
 class RecordedSource(ConversationSource):
-    """Rows of a data set that `save_to_disk` wrote, memory-mapped; a table of them by number, too.
+    """Rows of a data set that `save_to_disk` wrote; a table of them by number, too."""
 
-    Args:
-        paths: its arrow files, local, in order.
-
-    Raises:
-        ValueError: naming the file, if one cannot be read or lacks a column, or if there is no row at all.
-    """
-
-    def __init__(self, name: str, paths: list[Path], problems: RowProblems):
+    def __init__(self, name: str, path: str | Path, problems: RowProblems):
         super().__init__(name, problems)
-        files, first = [_recorded_rows(path) for path in paths], 0
-        for path, rows in zip(paths, files):
-            self._shards |= {f"{path.name}:{r.start}-{r.stop}": (path, first, r) for r in row_ranges(len(rows))}
-            first += len(rows)
-        if not self._shards:
-            raise ValueError(f"{name!r}: got {len(paths)} arrow files without a row, expected some")
-        self.dataset = concatenate_datasets(files).with_format("arrow")
-        self._numbers: range | list[int] = range(len(self.dataset))
+        rows = load_recording(path, QUESTION_COLUMNS)
+        if not len(rows):
+            raise ValueError(f"{name!r}: got {path} without a row, expected some")
+        self._shards = {f"{name}:{r.start}-{r.stop}": r for r in row_ranges(len(rows))}
+        kept = [column for column in (*QUESTION_COLUMNS, MORE_TURNS) if column in rows.column_names]
+        self.dataset = rows.select_columns(kept).with_format("arrow")
+        self._numbers: range | list[int] = range(len(rows))
 
     def only(self, wanted: Callable[[str], bool], problems: RowProblems | None = None) -> Self:
         source = super().only(wanted, problems)
-        source._numbers = [
-            first + number
-            for path, first, numbers in self._shards.values()
-            for number in numbers
-            if wanted(f"{path.name} row {number}")
-        ]
+        source._numbers = [number for number in self._numbers if wanted(f"{self.name} row {number}")]
         return source
 
     def count_rows(self) -> int:
@@ -174,12 +153,11 @@ class RecordedSource(ConversationSource):
         turns = [{"question": cells["question"], "answer": cells["answer"]}, *(cells.get(MORE_TURNS) or ())]
         return {"images": pictures_of(cells), "turns": turns, "identity": f"{self.name} row {number}"}
 
-    def _attempts(self, shards: list[tuple[Path, int, range]]) -> Attempts:
-        for path, first, numbers in shards:
+    def _attempts(self, shards: list[range]) -> Attempts:
+        for numbers in shards:
             for start in numbers[::ROWS_AT_A_TIME]:
-                some = self._cells(first + start, first + min(start + ROWS_AT_A_TIME, numbers.stop))
-                for number, cells in enumerate(some, start):
-                    identity = f"{path.name} row {number}"
+                for number, cells in enumerate(self._cells(start, min(start + ROWS_AT_A_TIME, numbers.stop)), start):
+                    identity = f"{self.name} row {number}"
                     yield identity, partial(_row, identity, cells, None)
 
     def _cells(self, first: int, last: int) -> list[dict[str, Any]]:
@@ -187,19 +165,8 @@ class RecordedSource(ConversationSource):
         return table.to_pylist()
 
 
-def _recorded_rows(path: Path) -> Dataset:
-    try:
-        rows = Dataset.from_file(str(path))
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"got {path}, which is no whole arrow stream ({error}); record or fetch it again") from error
-    check_columns(rows.column_names, COLUMNS["recorded"], path)
-    return rows.select_columns([name for name in (*COLUMNS["recorded"], MORE_TURNS) if name in rows.column_names])
-
-
 def _row(identity: str, cells: dict[str, Any], read: ReadPicture | None) -> Row:
     turns = [cells, *(cells.get(MORE_TURNS) or ())] if "question" in cells else []
     messages = [part for turn in turns for part in (("human", turn["question"]), ("gpt", turn["answer"]))]
     messages = messages or messages_of(cells)
-    return build_row(identity, messages, read_pictures(pictures_of(cells), read))
+    return build_row(identity, messages, [read_picture(picture, read) for picture in pictures_of(cells)])

@@ -33,9 +33,6 @@ def token_labels(objects: Sequence[Sequence[Mapping[str, float]]], grid: int) ->
     Args:
         objects: of each picture, objects with `colour`, `shape`, `u`, `v`; of two in one patch the later one counts,
             which recordings have nearer to the camera.
-
-    Raises:
-        ValueError: if there is no patch.
     """
     if grid < 1:
         raise ValueError(f"got a grid of {grid} patches a side, expected at least 1")

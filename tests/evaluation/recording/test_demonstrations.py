@@ -77,7 +77,7 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
     start = load_recipe("mini_vlm", few | {"pretraining.steps": 1, "pretraining.batch_size": 4})
     record_missing_data(start, tmp_path)
-    pretrain_encoders(start, tmp_path, progress=False)
+    pretrain_encoders(start, tmp_path)
     run_recipe(start, tmp_path, progress=False)
     recipe = load_recipe("mini_openvla_plus", few | {"data.robot.0.record.episodes_per_task": 1})
     record_missing_data(recipe, tmp_path)

@@ -11,8 +11,7 @@ from test_report_trials import run_of_simpler
 from gen_vla.commands.main import main
 from gen_vla.evaluation.report.seeds import ON_SEEDS, group_name
 from gen_vla.evaluation.report.tables import as_markdown, card_results, make_report
-from gen_vla.training.publishing.hub_publishing import upload
-from gen_vla.training.publishing.hub_state import Destination
+from gen_vla.training.publishing.hub_publishing import Destination, upload
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.run_folder import write_recipe
 

@@ -61,7 +61,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch
     """The source, converted. It has a buffer that old checkpoints have and nobody needs."""
     old = {**tensors, "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(1)}
     root = tmp_path_factory.mktemp("openvla")
-    return convert(write_hub_folder(root / "source", old, wide_tokenizer()), root / "converted", progress=False)
+    return convert(write_hub_folder(root / "source", old, wide_tokenizer()), root / "converted")
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -78,7 +78,7 @@ def refused(source: Path, message: str, error: type[Exception] = ConversionError
     """Converting stops with this message and leaves nothing behind."""
     before = sorted(source.parent.iterdir())
     with pytest.raises(error, match=message):
-        convert(source, source.parent / "refused", progress=False, **options)
+        convert(source, source.parent / "refused", **options)
     assert sorted(source.parent.iterdir()) == before
 
 
@@ -147,7 +147,7 @@ def test_shards_and_dtypes(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> 
     """bfloat16 in, bfloat16 out, bit for bit, in shards no larger than asked for."""
     half = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     source = write_hub_folder(tmp_path / "source", half, wide_tokenizer(), shards=3)
-    convert(source, tmp_path / "converted", max_shard_bytes=300_000, progress=False)
+    convert(source, tmp_path / "converted", max_shard_bytes=300_000)
     sizes = [path.stat().st_size for path in (tmp_path / "converted").glob("model-*.safetensors")]
     embeddings = 32064 * 64 * 2  # a single tensor may be larger than a shard
     assert len(sizes) > 3
@@ -160,7 +160,7 @@ def test_shards_and_dtypes(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> 
         ours = written.read(f"model.vision_tower.siglip.encoder.layers.2.self_attn.{name}_proj.weight")
         assert torch.equal(ours, joint.chunk(3)[part])
     assert config_of(tmp_path / "converted")["dtype"] == "bfloat16"
-    convert(source, tmp_path / "wide", dtype=torch.float32, progress=False)
+    convert(source, tmp_path / "wide", dtype=torch.float32)
     assert set(SafetensorsFolder(tmp_path / "wide").dtypes.values()) == {torch.float32}
 
 
@@ -211,14 +211,14 @@ def test_statistics_of_fine_tuning_come_along(source: Path, tmp_path: Path) -> N
     norm_stats = config_of(source)["norm_stats"]
     (source / "dataset_statistics.json").write_text(json.dumps({"mine": norm_stats["bridge_orig"]}), encoding="utf-8")
     edit(source / "config.json", norm_stats=None)
-    model, processor = load_converted(convert(source, tmp_path / "converted", progress=False))
+    model, processor = load_converted(convert(source, tmp_path / "converted"))
     assert model.predict_action(**processor.action_inputs(picture(), "go")).shape == (7,)
 
 
 def test_the_authors_release_writes_legacy_strings(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
     tokenizer = wide_tokenizer(("<PAD>", *AUTHORS_TOKENS))
     source = write_hub_folder(tmp_path / "source", tensors, tokenizer)
-    model, processor = load_converted(convert(source, tmp_path / "legacy", progress=False))
+    model, processor = load_converted(convert(source, tmp_path / "legacy"))
     assert processor.image_token_id == 32004
     assert processor.action_config["style"] == "legacy"
     assert processor.action_prompt("Go") == "In: <VLA_PROMPT> What action should the robot take to go?\nOut:"
@@ -226,14 +226,14 @@ def test_the_authors_release_writes_legacy_strings(tmp_path: Path, tensors: dict
     assert processor.encode_text(processor.action_prompt("go")).count(32002) == 1
     prediction = model.predict_actions(**processor.action_inputs(picture(), "go"), unnorm_key="bridge_orig")
     assert prediction.text[0].count(",") == 7
-    convert(source, tmp_path / "bins", actions="bins", progress=False)
+    convert(source, tmp_path / "bins", actions="bins")
     assert config_of(tmp_path / "bins")["action_config"]["representation"] == "bins"
 
 
 @pytest.mark.parametrize("actions", ["signed", "plain"])
 def test_what_may_be_asked_for_is_saved(source: Path, tmp_path: Path, actions: str) -> None:
     options = {"actions": actions, "center_crop_area": 0.9, "frozen": "siglip"}
-    config = config_of(convert(source, tmp_path / "converted", progress=False, **options))
+    config = config_of(convert(source, tmp_path / "converted", **options))
     assert config["action_config"]["style"] == actions
     assert config["frozen"] == "siglip"
     image = np.zeros((200, 200, 3), dtype=np.uint8)
@@ -246,15 +246,15 @@ def test_what_may_be_asked_for_is_saved(source: Path, tmp_path: Path, actions: s
 def test_an_image_processor_of_either_generation_of_transformers(source: Path, tmp_path: Path) -> None:
     """Transformers 5 saves it in processor_config.json; its nominal constants count where no others are stored."""
     pixels = json.loads((source / "preprocessor_config.json").read_text(encoding="utf-8"))
-    convert(source, tmp_path / "four", progress=False)
+    convert(source, tmp_path / "four")
     edit(source / "preprocessor_config.json", tvf_normalize_params=None)
-    convert(source, tmp_path / "nominal", progress=False)
+    convert(source, tmp_path / "nominal")
     edit(source / "preprocessor_config.json", image_resize_strategy="letterbox")
     refused(source, "got image_resize_strategy='letterbox', expected 'resize-naive'")
     (source / "preprocessor_config.json").unlink()
     settings = {"processor_class": "PrismaticProcessor", "image_processor": pixels}
     (source / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    convert(source, tmp_path / "five", progress=False)
+    convert(source, tmp_path / "five")
     four, five, nominal = (read_processor(tmp_path / n).image_processor for n in ("four", "five", "nominal"))
     assert (five.means, five.stds) == (four.means, four.stds)
     assert nominal.means == [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]] != five.means  # which went through bfloat16
@@ -276,7 +276,7 @@ def test_bins_of_the_default_codec_are_openvlas(source: Path) -> None:
 # ---- training runs
 def test_a_run_of_a_vision_language_model_does_not_act(run: Path, tmp_path: Path, tensors: Any) -> None:
     run = write_run_folder(tmp_path / "talks", tensors, vla=False)
-    model, processor = load_converted(convert(run, tmp_path / "converted", tokenizer=tmp_path, progress=False))
+    model, processor = load_converted(convert(run, tmp_path / "converted", tokenizer=tmp_path))
     assert model.config.action_config is None
     inputs = processor.question_inputs(picture(), "what is this?")
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[0] == 1
@@ -287,8 +287,8 @@ def test_the_checkpoint_with_the_most_steps_is_taken(run: Path, tmp_path: Path, 
     torch.save({"model": run_state(later)}, run / "checkpoints" / "step-010000-epoch-02-loss=0.1.pt")
     earlier = run / "checkpoints" / "step-009000-epoch-01-loss=0.2.pt"
     (run / "checkpoints" / "latest-checkpoint.pt").rename(earlier)
-    convert(run, tmp_path / "late", tokenizer=tmp_path, progress=False)
-    convert(earlier, tmp_path / "early", tokenizer=tmp_path, progress=False)
+    convert(run, tmp_path / "late", tokenizer=tmp_path)
+    convert(earlier, tmp_path / "early", tokenizer=tmp_path)
     biases = [SafetensorsFolder(tmp_path / name).read("model.projector.fc3.bias") for name in ("late", "early")]
     assert torch.equal(biases[0], biases[1] + 1)
 
@@ -323,7 +323,7 @@ def test_a_checkpoint_that_acts_by_another_head_is_refused(source: Path, name: s
 
 def test_other_folders_are_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="which exists; name a new folder"):
-        convert(source, source, progress=False)
+        convert(source, source)
     with pytest.raises(FileNotFoundError, match="which is no folder and no name on the Hub"):
         convert(tmp_path / "nowhere" / "deep" / "down", tmp_path / "converted")
     refused(source, "got actions='words', expected one of 'bins', 'legacy'", actions="words")
@@ -334,7 +334,7 @@ def test_other_folders_are_refused(source: Path, tmp_path: Path) -> None:
 def test_a_name_on_the_hub_is_downloaded(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(foreign_layouts, "snapshot_download", lambda name, **_: asked.append(name) or str(source))
-    convert("openvla/openvla-7b", tmp_path / "converted", progress=False)
+    convert("openvla/openvla-7b", tmp_path / "converted")
     assert asked == ["openvla/openvla-7b"]
 
 

@@ -15,8 +15,7 @@ from repository_reader import GREEDY, QUESTION, check_same, read_repositories, u
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor
 
 from gen_vla.processors import ActionStringProcessor
-from gen_vla.training.publishing.hub_publishing import upload
-from gen_vla.training.publishing.hub_state import Destination
+from gen_vla.training.publishing.hub_publishing import Destination, upload
 
 
 STRINGS = ActionStringProcessor(action_dim=3, decimals=2, binary_dims=[2])

@@ -41,7 +41,7 @@ def tensors() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, torch.Tensor]) -> Path:
     root = tmp_path_factory.mktemp("openvla")
-    return convert(write_hub_folder(root / "source", tensors, wide_tokenizer()), root / "converted", progress=False)
+    return convert(write_hub_folder(root / "source", tensors, wide_tokenizer()), root / "converted")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_a_script_written_for_openvla(
 ) -> None:
     """Real vocabulary, the processor called with prompt and picture, the lead-in left to the model."""
     tokenizer = Tokenizer.from_str(llama2.backend_tokenizer.to_str())
-    convert(write_hub_folder(tmp_path / "source", tensors, tokenizer), tmp_path / "converted", progress=False)
+    convert(write_hub_folder(tmp_path / "source", tensors, tokenizer), tmp_path / "converted")
     vla, processor = load_converted(tmp_path / "converted")
     for case, prompt in enumerate(json.loads((PARITY / "prompts.json").read_text(encoding="utf-8"))):
         image = Image.fromarray(original[f"image_{case}"])
@@ -174,7 +174,7 @@ def test_a_training_run(
     """The classes of a run have other constants and another eps than the Hub layout, and the same weights."""
     wide_tokenizer().save(str(tmp_path / "tokenizer.json"))
     run = write_run_folder(tmp_path / "run", tensors)
-    convert(run, tmp_path / "converted", tokenizer=tmp_path, progress=False)
+    convert(run, tmp_path / "converted", tokenizer=tmp_path)
     other, other_processor = load_converted(tmp_path / "converted")
     assert other.config.text_config.rms_norm_eps == 1e-5  # Llama-2's, where the Hub layout runs with 1e-6
     assert model.config.text_config.rms_norm_eps == 1e-6

@@ -30,7 +30,7 @@ def stock() -> Any:
 def folder(stock: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("flow")
     source = write_paligemma(place / "source", stock)
-    return convert(source, place / "converted", family="pi0_flow", expert=EXPERT, progress=False)
+    return convert(source, place / "converted", family="pi0_flow", expert=EXPERT)
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def test_the_expert_is_new_and_always_the_same(folder: Path, stock: Any, tmp_pat
 @pytest.mark.parametrize("dual", [True, False])
 def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
     source = write_paligemma(tmp_path / "source", stock)
-    convert(source, tmp_path / "converted", dual=dual, progress=False)
+    convert(source, tmp_path / "converted", dual=dual)
     model, processor = load_model(tmp_path / "converted"), read_processor(tmp_path / "converted")
     assert model.config.frozen == ("vision" if dual else None)
     assert list(processor.image_processor.image_mean) == [0.5, 0.25, 0.5]
@@ -85,7 +85,7 @@ def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
 
 @pytest.mark.parametrize("family", ["vla_plus", "pi0_flow"])
 def test_what_does_not_fit_is_refused(family: str, stock: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"family": family, "expert": EXPERT, "progress": False}
+    options: dict[str, Any] = {"family": family, "expert": EXPERT}
     write_paligemma(tmp_path / "more", stock, {**published(stock), "action_expert.weight": torch.ones(1)})
     with pytest.raises(ConversionError, match=r"0 missing and 1 unexpected weights \(action_expert.weight"):
         convert(tmp_path / "more", tmp_path / "converted", **options)
@@ -100,7 +100,7 @@ def test_what_does_not_fit_is_refused(family: str, stock: Any, tmp_path: Path) -
         ({"actions": "bins"}, "got actions for a paligemma, expected none of actions"),
     ):
         with pytest.raises(ConversionError, match=message):
-            convert(tmp_path / "cut", tmp_path / "converted", **given, progress=False)
+            convert(tmp_path / "cut", tmp_path / "converted", **given)
     assert not (tmp_path / "converted").exists()
 
 

@@ -31,8 +31,8 @@ def folders(request, tmp_path_factory, tensors):
     """OpenVLA's folder, ours, and OpenVLA's again."""
     root = tmp_path_factory.mktemp(request.param)
     source = write_hub_folder(root / "source", tensors, wide_tokenizer())
-    ours = convert(source, root / "ours", actions=request.param, progress=False)
-    return source, ours, convert_to_openvla(ours, root / "back", max_shard_bytes=10**6, progress=False)
+    ours = convert(source, root / "ours", actions=request.param)
+    return source, ours, convert_to_openvla(ours, root / "back", max_shard_bytes=10**6)
 
 
 def test_every_tensor_that_matters_comes_back_exactly(folders, tensors):
@@ -65,7 +65,7 @@ def test_settings_come_back(folders):
 def test_the_round_trip_acts_the_same(folders, tmp_path):
     _, ours, back = folders
     style = json.loads((ours / "config.json").read_text())["action_config"].get("style", "bins")
-    again = convert(back, tmp_path / "again", actions=style, progress=False)
+    again = convert(back, tmp_path / "again", actions=style)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
     found = []
     for folder in (ours, again):

@@ -145,7 +145,7 @@ def test_starting_from_a_model_takes_its_weights_and_another_horizon(finished: P
 def test_a_converted_paligemma_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_paligemma(tmp_path / "source", stock_paligemma())
     expert = {"hidden_size": 32, "intermediate_size": 48}
-    convert(source, tmp_path / "start", family="pi0_flow", expert=expert, progress=False)
+    convert(source, tmp_path / "start", family="pi0_flow", expert=expert)
     start, witness = {"family": "pi0_flow", "initial_model": "start", "frozen": None}, Witness().watch(monkeypatch)
     folder = run_flow(tmp_path, training__steps=1, model=start, callbacks=[witness])
     assert witness.batches == [[True] * 4]

@@ -88,7 +88,7 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
         row["state"] = None if number else np.array([0.1, np.nan], np.float32)
     source = Listed(rows)
     for _ in range(2):
-        table = write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 2}, progress=False)
+        table = write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 2})
     assert source.readings == 1
     assert len(table) == 2
     first = table[0]
@@ -99,7 +99,7 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
     assert table[1]["state"] is None
     assert [table[number]["action_is_pad"].tolist() for number in range(2)] == [[False, False], [False, True]]
     assert (first["instruction"], first["identity"], table[1]["images"]) == ("go", "0", [])
-    write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 3}, progress=False)
+    write_table(source, ROBOT_FEATURES, tmp_path, {"horizon": 3})
     assert source.readings == 2, "other settings are another table"
 
 
@@ -115,7 +115,7 @@ def test_a_table_that_is_used_again_keeps_its_counts(tmp_path: Path) -> None:
     row = {"images": [], "turns": turns, "identity": "0"}
     first, again = (Damaged([row, row]) for _ in range(2))
     for source in (first, again):
-        table = write_table(source, QUESTION_FEATURES, tmp_path, {}, progress=False)
+        table = write_table(source, QUESTION_FEATURES, tmp_path, {})
         assert [table[number]["turns"] for number in range(len(table))] == [turns] * 2
     assert (first.readings, again.readings) == (1, 0)
     expected = {"seen": 2, "skipped": 1, "by_reason": {"cut off": 1}, "examples": ["2: cut off"]}
@@ -133,7 +133,7 @@ def test_a_missing_folder_is_refused_before_tables_are_written(tmp_path: Path) -
 
 def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got the data set robot/mine without a usable row"):
-        write_table(Listed([]), ROBOT_FEATURES, tmp_path, {}, progress=False)
+        write_table(Listed([]), ROBOT_FEATURES, tmp_path, {})
 
     class Failing(Listed):
         def rows(self, shards: list[str]) -> Iterator[dict[str, Any]]:
@@ -144,7 +144,7 @@ def test_a_source_without_rows_and_a_failing_one_leave_nothing_behind(tmp_path: 
     row["action_is_pad"] = np.zeros(1, bool)
     row["state"] = None
     with pytest.raises(ValueError, match="the file ends here"):
-        write_table(Failing([row]), ROBOT_FEATURES, tmp_path, {}, progress=False)
+        write_table(Failing([row]), ROBOT_FEATURES, tmp_path, {})
     assert not list((tmp_path / "rows").iterdir())
 
 

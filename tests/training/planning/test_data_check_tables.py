@@ -8,8 +8,15 @@ import pytest
 from PIL import Image
 
 from gen_vla.training.mixing.data_source import DataReading
-from gen_vla.training.planning.data_check import Dimension, ShownRow, SourceCheck
-from gen_vla.training.planning.data_check_tables import draw_first_rows, row_text, show_data, wrapped
+from gen_vla.training.planning.data_check import (
+    Dimension,
+    ShownRow,
+    SourceCheck,
+    draw_first_rows,
+    row_text,
+    show_data,
+    wrapped,
+)
 
 
 def make_check(**changes: object) -> SourceCheck:

@@ -15,7 +15,7 @@ from gen_vla.training.trainer import CoTrainer
 @pytest.mark.parametrize("loaders", [0, 1])
 def test_batches_come_as_in_a_run(tmp_path: Path, streaming: bool, loaders: int) -> None:
     recipe = tiny_recipe(tmp_path, data__streaming=streaming, data__num_workers=loaders)
-    found = rehearse(recipe, tmp_path, 0, progress=False)
+    found = rehearse(recipe, tmp_path, 0)
     assert found.rows == (loaders + 2) * recipe.training.batch_size
     assert found.robot_rows == recipe.training.batch_size / 2
     assert 1 <= found.episodes <= found.robot_rows

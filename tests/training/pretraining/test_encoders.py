@@ -16,9 +16,8 @@ from tiny_runs import tiny_recipe
 
 from gen_vla.processors import OpenVLAPlusImageProcessor
 from gen_vla.training.model_building import build_model, encoder_file
-from gen_vla.training.pretraining.encoders import encoder_trainer, pretrain_encoder, pretrain_encoders
+from gen_vla.training.pretraining.encoders import encoder_trainer, pretrain_encoder, pretrain_encoders, sine_positions
 from gen_vla.training.pretraining.labelled_pictures import LabelCollator, LabelledPictures
-from gen_vla.training.pretraining.positions import sine_positions
 from gen_vla.training.pretraining.token_heads import TokenHead, TokenTargets
 from gen_vla.training.recipes.schema import Recipe, TrainingRecipe
 from gen_vla.training.recipes.sources import open_data
@@ -63,7 +62,7 @@ def work_dir(tmp_path: Path) -> Path:
 
 def test_a_recipe_starts_from_its_encoders(work_dir: Path) -> None:
     recipe = recipe_with_pretraining(work_dir)
-    pretrain_encoders(recipe, work_dir, progress=False)
+    pretrain_encoders(recipe, work_dir)
     model, _ = build_model(recipe, work_dir, open_data(recipe, work_dir))
     for name in ("dino", "siglip"):
         saved, loaded = load_file(encoder_file(recipe, work_dir, name)), getattr(model.model.vision_tower, name)
@@ -76,20 +75,20 @@ def test_a_recipe_starts_from_its_encoders(work_dir: Path) -> None:
 def test_a_killed_run_goes_on_to_the_same_weights(name: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_with_pretraining(work_dir)
     weights = encoder_file(recipe, work_dir, name)
-    pretrain_encoder(name, recipe, work_dir, progress=False)
+    pretrain_encoder(name, recipe, work_dir)
     whole = load_file(weights)
     weights.unlink()
     newest = last_checkpoint(weights.parent / "checkpoints")
     assert newest is not None
     newest.rename(newest.with_name("gone"))
-    pretrain_encoder(name, recipe, work_dir, progress=False)
+    pretrain_encoder(name, recipe, work_dir)
     assert all(torch.equal(whole[key], value) for key, value in load_file(weights).items())
 
 
 def test_an_encoder_of_other_settings_is_refused(work_dir: Path) -> None:
-    pretrain_encoder("dino", recipe_with_pretraining(work_dir), work_dir, progress=False)
+    pretrain_encoder("dino", recipe_with_pretraining(work_dir), work_dir)
     with pytest.raises(ValueError, match="pretrained with other settings"):
-        pretrain_encoder("dino", recipe_with_pretraining(work_dir, steps=5), work_dir, progress=False)
+        pretrain_encoder("dino", recipe_with_pretraining(work_dir, steps=5), work_dir)
 
 
 def test_recordings_of_other_classes_are_refused(work_dir: Path) -> None:
@@ -101,7 +100,7 @@ def test_recordings_of_other_classes_are_refused(work_dir: Path) -> None:
 def test_an_encoder_learns_where_and_what(work_dir: Path) -> None:
     recipe = recipe_with_pretraining(work_dir, steps=60, learning_rate=3e-3, logging_steps=10)
     pictures = LabelledPictures([work_dir / "questions"])
-    trainer = encoder_trainer("dino", recipe, pictures, work_dir / "checkpoints", progress=False)
+    trainer = encoder_trainer("dino", recipe, pictures, work_dir / "checkpoints")
     collator: Any = trainer.data_collator
     collator.largest_shift = 0
     trainer.train()

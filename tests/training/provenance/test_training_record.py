@@ -9,8 +9,7 @@ from huggingface_hub import constants, hf_hub_download
 
 from gen_vla.commands.options import write_results
 from gen_vla.training.provenance.training_record import recipe_file, trained_as, with_record
-from gen_vla.training.publishing.hub_publishing import upload
-from gen_vla.training.publishing.hub_state import Destination
+from gen_vla.training.publishing.hub_publishing import Destination, upload
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.run_folder import write_recipe
 

@@ -8,8 +8,7 @@ from hub_stand_in import Fault, HubStandIn, Waits
 from hub_stand_in_storage import Account, Blob, Commit
 from huggingface_hub import HfApi
 
-from gen_vla.training.publishing.hub_publishing import Publication, upload
-from gen_vla.training.publishing.hub_state import Destination, FileChange, read_repository
+from gen_vla.training.publishing.hub_publishing import Destination, FileChange, Publication, read_repository, upload
 from gen_vla.training.storage.hub_requests import HubError
 
 

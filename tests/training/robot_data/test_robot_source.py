@@ -12,7 +12,11 @@ from robot_rows import FORMATS, grey, places, read_rows, write
 from gen_vla.training.mixing.data_source import DataSource
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
-from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError, RobotEpisode, episode_rows
+from gen_vla.training.robot_data.episodes import (
+    RobotDataError,
+    RobotEpisode,
+    episode_rows,
+)
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.robot_data.transforms import Trajectory
 from gen_vla.training.robot_data.video_frames import VideoPicture
@@ -138,7 +142,7 @@ def test_sets_without_the_split_or_any_instruction(tmp_path, form):
         open_robot_source(write(tmp_path / "split", form, episodes), key="x", split="test")
     for episode in episodes:
         episode.instruction = ""
-    with pytest.raises(EmptyRobotDataError, match="instruction"):
+    with pytest.raises(RobotDataError, match="instruction"):
         open_robot_source(write(tmp_path / "empty", form, episodes), key="x")
 
 

@@ -25,7 +25,7 @@ from gen_vla.training.robot_data import statistics as robot_data_statistics
 from gen_vla.training.robot_data.source import open_robot_source
 
 
-robot_statistics = partial(robot_data_statistics.robot_statistics, progress=False)
+robot_statistics = robot_data_statistics.robot_statistics
 
 
 def counting_up(values: list[float], instruction: str = "go") -> Episode:

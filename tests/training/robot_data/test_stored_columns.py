@@ -10,7 +10,11 @@ from robot_rows import check, greys, read_rows
 
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.robot_data.episodes import RobotDataError
-from gen_vla.training.robot_data.stored_columns import column_array, column_seconds, column_values, stored_pictures
+from gen_vla.training.robot_data.stored_columns import (
+    column_array,
+    column_values,
+    stored_pictures,
+)
 from gen_vla.training.storage.data_folder import DataFolder
 
 
@@ -72,13 +76,6 @@ def test_one_number_a_row(kind):
     assert column_values(chunked(pa.array(values, kind)), "x").tolist() == [1, 2]
     with pytest.raises(RobotDataError, match=r"got x of shape \[1, 2\], expected one number per row"):
         column_values(chunked(pa.array([[1, 2]])), "x")
-
-
-def test_times_as_durations():
-    durations = chunked(pa.array([0, 1_500_000_000], pa.duration("ns")))
-    assert column_seconds(durations, "x").tolist() == [0, 1.5]
-    assert column_seconds(durations.cast(pa.duration("ms")), "x").tolist() == [0, 1.5]
-    assert column_seconds(chunked(pa.array([[0.5]], pa.list_(pa.float32(), 1))), "x").tolist() == [0.5]
 
 
 def test_a_gripper_of_booleans_and_features_without_a_dtype(pictures):

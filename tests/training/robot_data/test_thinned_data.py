@@ -92,7 +92,7 @@ def test_figures_are_of_the_kept_steps_and_not_confused(tmp_path: Path) -> None:
     whole = np.concatenate([episode.actions for episode in episodes])
     for every, displacements in ((1, None), (3, []), (3, MOVES), (1, None), (2, MOVES)):
         source = open_robot_source(folder, key="x", every=every, displacements=displacements)
-        found = robot_statistics(source, cache, progress=False)
+        found = robot_statistics(source, cache)
         kept = [thinned(Trajectory(e.actions, None, slice(0, 9)), every, displacements or ()) for e in episodes]
         actions = np.concatenate([trajectory.actions for trajectory in kept]) if every > 1 else whole
         expected = compute_statistics(actions, num_trajectories=3)

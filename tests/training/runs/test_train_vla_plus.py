@@ -30,7 +30,7 @@ def start(family: str, work_dir: Path, dual: bool = True) -> dict[str, Any]:
     torch.manual_seed(0)
     AutoModelForImageTextToText.from_config(tiny_vlm_config(family, tokenizer)).save_pretrained(base)
     options = {"family": "vla_plus"} if family.startswith("paligemma") else {}
-    convert(base, work_dir / "start", dual=dual, check=False, progress=False, **options)
+    convert(base, work_dir / "start", dual=dual, check=False, **options)
     model = {"family": "vla_plus", "initial_model": "start", "frozen": "vision" if dual else None}
     return {"model": model, "training__learning_rate": 3e-3}
 

@@ -1,15 +1,12 @@
 """TFRecord files: framing, the three kinds of lists, damaged files, and the real Bridge sample."""
 
-import gzip
 import struct
-import zlib
 
 import numpy as np
 import pytest
 
 from gen_vla.training.storage.tfrecord_reading import (
     TFRecordError,
-    count_records,
     map_records,
     parse_example,
     read_records,
@@ -70,13 +67,12 @@ def test_records_are_read_in_order(tmp_path):
     path.write_bytes(record(b"first") + record(b"second"))
     assert list(read_records(path)) == [b"first", b"second"]
     assert [bytes(view) for view in map_records(path)] == [b"first", b"second"]
-    assert count_records(path) == 2
     with open(path, "rb") as file:
         assert list(read_records("remote", file)) == [b"first", b"second"]
         assert not file.closed
     path.write_bytes(b"")
     assert list(read_records(path)) == []
-    assert count_records(path) == 0
+    assert list(map_records(path)) == []
 
 
 def test_a_record_that_does_not_match_its_checksum(tmp_path):
@@ -84,10 +80,8 @@ def test_a_record_that_does_not_match_its_checksum(tmp_path):
     path.write_bytes(record(b"first") + record(b"second").replace(b"second", b"sekond") + record(b"third"))
     with pytest.raises(TFRecordError, match=r"byte 21.*checksum"):
         list(read_records(path))
-    damaged = []
-    assert list(read_records(path, damaged=damaged.append)) == [b"first", b"third"]
-    assert damaged == [1]
-    assert count_records(path) == 3
+    assert list(read_records(path, tolerant=True)) == [b"first", None, b"third"]
+    assert len(list(map_records(path))) == 3
 
 
 SECOND = record(b"second")
@@ -104,25 +98,3 @@ def test_framing_that_cannot_be_followed_names_the_place(tmp_path, rest):
     path.write_bytes(b"\xff\xd8\xff\xe0" * 20)
     with pytest.raises(TFRecordError, match="no TFRecord file"):
         list(read_records(path))
-
-
-@pytest.mark.parametrize("read", [read_records, map_records])
-def test_gzip_is_read_and_zlib_is_named(tmp_path, read):
-    plain, path = record(b"first") + record(b"second"), tmp_path / "x.tfrecord"
-    path.write_bytes(gzip.compress(plain[:20]) + gzip.compress(plain[20:]))  # GZIP files may be put end to end
-    assert [bytes(body) for body in read(path)] == [b"first", b"second"]
-    for cut in (-1, -10, 15):
-        path.write_bytes(gzip.compress(plain)[:cut])
-        with pytest.raises(TFRecordError, match="GZIP file that ends early"):
-            list(read(path))
-    path.write_bytes(zlib.compress(plain))
-    with pytest.raises(TFRecordError, match="compressed with zlib, expected a plain or a GZIP TFRecord file"):
-        list(read(path))
-
-
-@pytest.mark.parametrize("length", [0x8B1F, 0x9C78])
-def test_a_length_that_looks_like_compression_is_none(tmp_path, length):
-    path = tmp_path / "x.tfrecord"
-    path.write_bytes(record(b"x" * length))
-    assert [len(body) for body in read_records(path)] == [length]
-    assert [len(body) for body in map_records(path)] == [length]

@@ -37,7 +37,7 @@ def all_rows(source: Any) -> list[dict[str, Any]]:
 
 
 def pack(source: Any, folder: Path, side: int | None = None, **settings: Any) -> Any:
-    return packing.pack_set(source, folder, SOURCE, side, progress=False, **settings)
+    return packing.pack_set(source, folder, SOURCE, side, **settings)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from gen_vla.training.vision_language_data.rows import (
     build_row,
     messages_of,
     pictures_of,
-    read_pictures,
+    read_picture,
     turns_of,
 )
 
@@ -125,7 +125,7 @@ def said(*content: Any, **row: Any) -> dict[str, Any]:
 )
 def test_rows_as_people_publish_them(row):
     files = {"a.jpg": PICTURE, "images/a.jpg": PICTURE}
-    pictures = read_pictures(pictures_of(row), files.__getitem__)
+    pictures = [read_picture(p, files.__getitem__) for p in pictures_of(row)]
     built = build_row("row", messages_of(row), pictures)
     assert [image["bytes"] for image in built["images"]] == [PICTURE]
     assert built["turns"] == [{"question": "What?", "answer": "A can."}]
@@ -161,7 +161,7 @@ def test_a_part_that_is_neither_words_nor_a_picture_is_no_conversation(part):
 )
 def test_a_row_never_loses_a_picture_in_silence(row):
     with pytest.raises(RowError, match=MISSING_PICTURE):
-        build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+        build_row("row", messages_of(row), [read_picture(p, None) for p in pictures_of(row)])
 
 
 def test_pictures_in_two_places_and_numbers_that_are_none():
@@ -180,5 +180,5 @@ def test_pictures_without_a_marker_and_markers_of_later_turns():
     both = {"images": [PICTURE, OTHER], "messages": conversation("<image>1?", "A can.", "2?", "Two.")}
     twice = {"images": [PICTURE, OTHER], "messages": conversation("<image><image>1?", "A", "<image><image>2?", "B")}
     for row in (both, twice):
-        built = build_row("row", messages_of(row), read_pictures(pictures_of(row), None))
+        built = build_row("row", messages_of(row), [read_picture(p, None) for p in pictures_of(row)])
         assert [image["bytes"] for image in built["images"]] == [PICTURE, OTHER]

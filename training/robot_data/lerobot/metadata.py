@@ -8,16 +8,15 @@ LeRobot itself reads all episodes and never looks at `splits` of meta/info.json,
 `"train": "0:100"` for any number of them. So without a named split all are read, and a note says what a split holds.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError, instruction_text
+from gen_vla.training.robot_data.episodes import RobotDataError, instruction_text
 from gen_vla.training.storage.data_folder import DataFolder
 
 
@@ -30,8 +29,6 @@ SPLIT_FORMS = '"0:100", "0:80%", ":", several of them with commas between, or a 
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where an episode is in a video file: from `start` to `end`, in seconds; `end` is `None` where nothing says."""
-
     file: str
     start: float
     end: float | None = None
@@ -39,8 +36,6 @@ class VideoPlace:
 
 @dataclass(frozen=True)
 class EpisodePlace:
-    """Where an episode is."""
-
     index: int  # its number
     length: int  # steps
     labelled: bool | None  # whether any of its tasks has text; `None` where its metadata does not say
@@ -50,8 +45,6 @@ class EpisodePlace:
 
 @dataclass(frozen=True)
 class LeRobotMetadata:
-    """Everything the metadata says."""
-
     version: str
     fps: float | None  # steps a second; `None` where there is no such number
     features: dict[str, dict[str, Any]]  # entries of meta/info.json by name
@@ -67,8 +60,7 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
     """Reads meta/ for one split, or all episodes without one.
 
     Raises:
-        RobotDataError: on another version, a split that is not there, or metadata that lacks something.
-        EmptyRobotDataError: without an episode that has a task text.
+        RobotDataError: on another version, a split that is not there, metadata that lacks something, or no task text.
     """
     info = folder.read_json(INFO)
     version = "v" + str(info.get("codebase_version")).removeprefix("v")
@@ -87,21 +79,23 @@ def read_metadata(folder: DataFolder, split: str | None = None) -> LeRobotMetada
     except (KeyError, FileNotFoundError) as error:
         raise RobotDataError(f"got {folder.path} whose metadata lacks {error}, expected LeRobot {version}") from error
     numbers = [episode.index for episode in episodes]
-    if not numbers or len(set(numbers)) < len(numbers):
-        twice = next((number for number in numbers if numbers.count(number) > 1), None)
+    twice = next((one for one, other in pairwise(numbers) if one == other), None)
+    if not numbers or twice is not None:
         found = "no episodes" if twice is None else f"episode {twice} more than once"
         raise RobotDataError(f"got {folder.describe('meta')} that lists {found}, expected every episode once")
     wanted, note = split_episodes(info, split, numbers, folder.describe(INFO))
     chosen = [episode for episode in episodes if episode.index in wanted]
     if all(episode.labelled is False for episode in chosen) or not any(tasks.values()):
-        raise EmptyRobotDataError(
+        raise RobotDataError(
             f"got {folder.path} with {len(chosen)} episodes{f' in split {split!r}' if split else ''} and no task text "
             "among them, expected episodes with a task: without instructions there is nothing to learn from; "
             "lerobot-edit-dataset --operation.type modify_tasks --operation.new_task TEXT writes one"
         )
     depth = {name: reason for name in cameras if (reason := _depth(name, features[name]))}
     complete = sorted(numbers) == list(range(len(chosen))) and info.get("total_episodes") in (None, len(chosen))
-    return LeRobotMetadata(version, _fps(info), features, cameras, depth, tasks, chosen, note, complete)
+    fps = info.get("fps")
+    fps = float(fps) if isinstance(fps, (int, float)) and fps > 0 else None
+    return LeRobotMetadata(version, fps, features, cameras, depth, tasks, chosen, note, complete)
 
 
 def _depth(name: str, feature: dict[str, Any]) -> str:
@@ -110,20 +104,12 @@ def _depth(name: str, feature: dict[str, Any]) -> str:
     for key in ("video.is_depth_map", "is_depth_map"):
         if any(part.get(key) is True for part in about):
             return f"{key} in {INFO}"
-    pixels = [str(part.get("video.pix_fmt")) for part in about if "video.pix_fmt" in part]
-    if any(pixel.startswith(DEPTH_PIXELS) for pixel in pixels):
-        return f"video.pix_fmt {pixels[0]} in {INFO}"
+    for pixels in (str(part["video.pix_fmt"]) for part in about if "video.pix_fmt" in part):
+        if pixels.startswith(DEPTH_PIXELS):
+            return f"video.pix_fmt {pixels} in {INFO}"
     shape = list(feature.get("shape") or ())
-    if "depth" in name.lower() and 1 in (shape[:1] + shape[-1:]):
-        return f"its name, and its one channel in {INFO}"
-    return ""
-
-
-def _fps(info: dict[str, Any]) -> float | None:
-    try:
-        return float(info["fps"]) if float(info["fps"]) > 0 else None
-    except (KeyError, TypeError, ValueError):
-        return None
+    named = "depth" in name.lower() and 1 in (shape[:1] + shape[-1:])
+    return f"its name, and its one channel in {INFO}" if named else ""
 
 
 def _labelled(texts: Any, tasks: dict[int, str]) -> bool | None:
@@ -153,10 +139,8 @@ def _needed(row: dict[str, Any], name: str, file: str) -> int:
 
 def _tasks_v2(folder: DataFolder) -> dict[int, str]:
     name = "meta/tasks.jsonl"
-    return {
-        _needed(entry, "task_index", folder.describe(name)): instruction_text(entry["task"])
-        for entry in folder.read_json_lines(name)
-    }
+    where, rows = folder.describe(name), folder.read_json_lines(name)
+    return {_needed(row, "task_index", where): instruction_text(row["task"]) for row in rows}
 
 
 def _episodes_v2(
@@ -179,8 +163,8 @@ def _tasks_v3(folder: DataFolder) -> dict[int, str]:
     texts = next((table[column] for column in ("task", "tasks", "__index_level_0__") if column in table), None)
     if texts is None:
         raise KeyError("the task texts in meta/tasks.parquet")
-    rows = [{"task_index": number} for number in table["task_index"]]
-    numbers = [_needed(row, "task_index", folder.describe(name)) for row in rows]
+    where = folder.describe(name)
+    numbers = [_needed({"task_index": number}, "task_index", where) for number in table["task_index"]]
     return dict(zip(numbers, map(instruction_text, texts), strict=True))
 
 
@@ -212,7 +196,6 @@ def _video_v3(row: dict[str, Any], camera: str, info: dict[str, Any]) -> VideoPl
 
 
 def _read_table(folder: DataFolder, name: str, columns: list[str] | None = None, optional: Sequence[str] = ()) -> Any:
-    """A parquet file: all of it, or some columns, of which those in `optional` may be absent."""
     with folder.open(name) as file:
         parquet = pq.ParquetFile(file)
         there = parquet.schema_arrow.names
@@ -226,17 +209,6 @@ def _read_table(folder: DataFolder, name: str, columns: list[str] | None = None,
 def split_episodes(
     info: dict[str, Any], split: str | None, numbers: Sequence[int], where: str
 ) -> tuple[set[int], str]:
-    """The episodes of a split, and a note about it ("" for none).
-
-    Args:
-        info: meta/info.json.
-        split: a name under `splits`; `None` for all episodes.
-        numbers: those of all episodes there are, ascending; they may have gaps.
-        where: the path of meta/info.json, for messages.
-
-    Raises:
-        RobotDataError: on a split that is not there, cannot be read or holds no episode that there is.
-    """
     splits = info.get("splits") or {}
     if not isinstance(splits, dict):
         raise RobotDataError(f"got {where} with splits={splits!r}, expected an object, such as {{}} for none")

@@ -4,10 +4,9 @@ Reads columns and row groups, and makes episodes of rows and frames. The metadat
 in `video_times.py`, decoding in `training/robot_data/video_frames.py`.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -25,12 +24,7 @@ from gen_vla.training.robot_data.lerobot.video_times import (
     check_row_times,
     misplaced_episodes,
 )
-from gen_vla.training.robot_data.stored_columns import (
-    column_array,
-    column_seconds,
-    column_values,
-    stored_pictures,
-)
+from gen_vla.training.robot_data.stored_columns import column_array, column_values, stored_pictures
 from gen_vla.training.robot_data.video_frames import VideoFrames, VideoPicture, video_seconds
 from gen_vla.training.storage.data_folder import DataFolder
 
@@ -46,16 +40,7 @@ EPISODES_PER_SHARD, SHARDS_WANTED = 16, 1024
 
 
 class LeRobotReader(EpisodeReader):
-    """The episodes of one split; shards are an episode (v2), or a few episodes of one file (v3.0).
-
-    Args:
-        folder: with meta/info.json.
-        split: its name there; `None` for all episodes.
-        every: as for `EpisodeReader`.
-
-    Raises:
-        RobotDataError: on metadata that lacks something, or a file of episodes that is missing.
-    """
+    """The episodes of one split; shards are an episode (v2), or a few episodes of one file (v3.0)."""
 
     def __init__(self, folder: DataFolder, split: str | None = None, every: int = 1):
         super().__init__(folder, every)
@@ -73,15 +58,17 @@ class LeRobotReader(EpisodeReader):
         called = {name: value_names(feature) for name, feature in metadata.features.items()}
         self.value_names = {name: names for name, names in called.items() if names}
         self.depth = metadata.depth
-        self.cameras = sorted((name for name in metadata.cameras if name not in self.depth), key=_camera_rank)
+        colours = [name for name in metadata.cameras if name not in self.depth]
+        primary = [name for name in colours if name in PRIMARY_CAMERAS]
+        named = [name for name in colours if name.rpartition(".")[2] in PRIMARY_NAMES]
+        self.cameras = list(dict.fromkeys([*primary, *named, *colours]))
         self._check_files(())
         first = self._places[0].data
         stored = self._stored_columns(first)
         self.features = [name for name in metadata.features if name in stored and name not in metadata.cameras]
         self.action = next((name for name in ACTIONS if name in self.features), ACTIONS[0])
         self.state = next((name for name in STATES if name in self.features), STATES[0])
-        absent = [name for name in ("task_index", "timestamp", "episode_index") if name not in stored]
-        if absent:
+        if absent := [name for name in ("task_index", "timestamp", "episode_index") if name not in stored]:
             raise RobotDataError(
                 f"got {folder.describe(first)} with columns {', '.join(stored)}, expected also {', '.join(absent)}"
             )
@@ -137,12 +124,10 @@ class LeRobotReader(EpisodeReader):
         return reader
 
     def files(self) -> dict[str, int]:
-        """The parquet files of the split."""
         used = {place.data for place in self._places}
         return {name: size for name, size in self.folder.sizes("data").items() if name in used}
 
     def chosen(self) -> Any:
-        """Numbers and lengths of the episodes, those that are skipped, and the texts of the tasks."""
         episodes = [[place.index, place.length, place.data] for place in self._places]
         return [episodes, sorted(self._misplaced), self._timed, sorted(self._metadata.tasks.items())]
 
@@ -173,7 +158,6 @@ class LeRobotReader(EpisodeReader):
                 problems.skip(f"{identity} ({error})", reason, rows_of(place.length, self.every))
 
     def _of_kind(self, kind: str, cameras: Sequence[str]) -> list[str]:
-        """The cameras whose pictures are stored as "video" or "image"."""
         return [camera for camera in cameras if self._metadata.cameras[camera] == kind]
 
     def _note(self, note: str) -> None:
@@ -192,7 +176,7 @@ class LeRobotReader(EpisodeReader):
         numbers = column_values(table["task_index"], "task_index").tolist()
         texts = [self._metadata.tasks.get(number, "") for number in numbers]  # 3.0 finds 3, and NaN nothing
         steps = {name: column_array(table[name], name) for name in features}
-        times = column_seconds(table["timestamp"], "timestamp")
+        times = column_values(table["timestamp"], "timestamp").astype(np.float64)
         if self._timed:
             check_row_times(times, self.fps or 1.0)
         else:
@@ -233,8 +217,7 @@ class LeRobotReader(EpisodeReader):
         checked = self._places if self.folder.is_local else self._places[:1]
         names = {place.data for place in checked}
         names |= {place.videos[camera].file for place in checked for camera in cameras if camera in place.videos}
-        missing = sorted(name for name in names if not self.folder.exists(name))
-        if missing:
+        if missing := sorted(name for name in names if not self.folder.exists(name)):
             raise RobotDataError(
                 f"got {self.folder.path} without {len(missing)} of the files its metadata names, expected "
                 f"{missing[0]}; fetch them again"
@@ -251,11 +234,7 @@ class LeRobotReader(EpisodeReader):
 
 
 class _ParquetRows:
-    """Reads the rows of episodes, a row group at a time; the last file and row groups are kept.
-
-    The column episode_index says which rows are an episode's: row numbers in the metadata may be outdated, where
-    episodes were taken out.
-    """
+    """Reads the rows of episodes, by the column episode_index, for which the metadata may be outdated."""
 
     def __init__(self, folder: DataFolder, columns: list[str]):
         self._folder = folder
@@ -268,8 +247,7 @@ class _ParquetRows:
         self._numbers = np.empty(0)
 
     def read(self, place: EpisodePlace) -> tuple[pa.Table, int]:
-        """The first `length` rows of the episode, and how many more there are; raises `RobotDataError` where the file
-        has fewer."""
+        """The first `length` rows of the episode, and how many more there are."""
         if self._name != place.data:
             self._open(place.data)
         groups = [group for group, (low, high) in enumerate(self._ranges) if low <= place.index <= high]
@@ -290,23 +268,18 @@ class _ParquetRows:
     def _open(self, name: str) -> None:
         self._name = ""
         self._parquet = pq.ParquetFile(self._folder.open(name), pre_buffer=False)
-        absent = [column for column in self._columns if column not in self._parquet.schema_arrow.names]
-        if absent:
+        if absent := [name for name in self._columns if name not in self._parquet.schema_arrow.names]:
             raise RobotDataError(f"got {self._folder.describe(name)} without column {absent[0]}")
         self._ranges = [self._range(group) for group in range(self._parquet.num_row_groups)]
         self._name, self._groups = name, None
 
     def _range(self, group: int) -> tuple[int, int]:
-        """Episode numbers of a row group, from the file's statistics where it has them."""
         metadata = self._parquet.metadata.row_group(group)
         for column in map(metadata.column, range(metadata.num_columns)):
             known = column.path_in_schema.partition(".")[0] == "episode_index" and column.is_stats_set
             if known and column.statistics.has_min_max:
                 return column.statistics.min, column.statistics.max
-        table = self._parquet.read_row_group(group, columns=["episode_index"])
-        numbers = column_values(table["episode_index"], "episode_index")
-        numbers = numbers[np.isfinite(numbers)]
-        return (int(numbers.min()), int(numbers.max())) if len(numbers) else (0, -1)
+        return 0, sys.maxsize  # any
 
 
 def value_names(feature: dict[str, Any]) -> list[str]:
@@ -317,10 +290,6 @@ def value_names(feature: dict[str, Any]) -> list[str]:
     if not isinstance(names, list) or [len(names)] != list(feature.get("shape") or ()):
         return []
     return names if all(isinstance(name, str) for name in names) else []
-
-
-def _camera_rank(name: str) -> int:
-    return 0 if name in PRIMARY_CAMERAS else 1 if name.rpartition(".")[2] in PRIMARY_NAMES else 2
 
 
 def _divide(episodes: list[EpisodePlace]) -> dict[str, list[EpisodePlace]]:

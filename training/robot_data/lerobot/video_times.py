@@ -8,8 +8,6 @@ step, and nothing fails. Lengths, rates and neighbours show it:
     rows          6          7
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -30,8 +28,6 @@ def misplaced_episodes(
 
     Args:
         episodes: in the order of their numbers.
-        camera: one whose pictures are videos.
-        fps: rows and frames a second.
         seconds_of: how long the frames of a video take, `None` where that is not known; asked of those with several
             episodes.
         complete: whether these are all episodes that the videos ever held. Otherwise a video may be longer.
@@ -112,12 +108,10 @@ def _end(place: EpisodePlace, camera: str, fps: float) -> float:
 
 
 def check_row_times(times: np.ndarray, fps: float) -> None:
-    """Checks that the times of an episode's rows, float64 [S] in seconds, rise as frames do.
+    """Checks that the times of an episode's rows, float64 [S] in seconds, rise as frames do; raises `RobotDataError`
+    for times that are missing, do not rise, or rise at another rate than fps.
 
     Each row then has its own frame. A clock may be uneven and miss some steps.
-
-    Raises:
-        RobotDataError: for times that are missing, do not rise, or rise at another rate than fps.
     """
     steps = np.diff(times)
     if not np.isfinite(times).all():
@@ -135,11 +129,7 @@ def check_row_times(times: np.ndarray, fps: float) -> None:
 
 
 def check_row_span(times: np.ndarray, seconds: float, fps: float) -> None:
-    """Checks that the times of an episode's rows, float64 [S], lie in the `seconds` that its place in a video takes.
-
-    Raises:
-        RobotDataError: for rows before or after it, which would show frames of other episodes.
-    """
+    """Checks that an episode's times, float64 [S], lie in the `seconds` that its place in a video takes."""
     if len(times) and (times[0] < -0.25 / fps or times[-1] > seconds - 0.75 / fps):
         raise RobotDataError(
             f"got timestamp from {times[0]:.3f} to {times[-1]:.3f} in an episode whose video lasts {seconds:.3f} s, "
@@ -149,11 +139,7 @@ def check_row_span(times: np.ndarray, seconds: float, fps: float) -> None:
 
 
 def check_row_order(times: np.ndarray) -> None:
-    """Checks that the times of an episode's rows never fall, which chunks of actions need without videos, too.
-
-    Raises:
-        RobotDataError: for a row before the one it follows.
-    """
+    """Checks that the times of an episode's rows never fall, which chunks of actions need without videos, too."""
     if len(times) and np.nanmin(np.diff(times), initial=0.0) < 0:
         found = _neighbours(times, int(np.nanargmin(np.diff(times))))
         raise RobotDataError(f"got {found}, expected rows in the order of time; sort them")

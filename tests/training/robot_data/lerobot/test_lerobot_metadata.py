@@ -6,8 +6,12 @@ import pytest
 from robot_data_sets import edit_episodes, edit_info, edit_lines, make_episodes, write_lerobot
 from robot_rows import check, read_rows
 
-from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError
-from gen_vla.training.robot_data.lerobot.metadata import parse_split, read_metadata, split_episodes
+from gen_vla.training.robot_data.episodes import RobotDataError
+from gen_vla.training.robot_data.lerobot.metadata import (
+    parse_split,
+    read_metadata,
+    split_episodes,
+)
 from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.storage.data_folder import DataFolder
 
@@ -53,7 +57,7 @@ def test_metadata_that_lack_something(tmp_path):
     episodes = make_episodes(2, 4)
     for episode in episodes:
         episode.instruction = ""
-    with pytest.raises(EmptyRobotDataError, match="2 episodes and no task text"):
+    with pytest.raises(RobotDataError, match="2 episodes and no task text"):
         read(write_lerobot(tmp_path / "unlabelled", episodes))
 
 

@@ -19,7 +19,7 @@ from robot_data_sets import (
 from robot_rows import check, greys, read_rows
 
 from gen_vla.training.mixing.skipped_rows import RowProblems
-from gen_vla.training.robot_data.episodes import EmptyRobotDataError, RobotDataError
+from gen_vla.training.robot_data.episodes import RobotDataError
 from gen_vla.training.robot_data.lerobot.metadata import EpisodePlace, VideoPlace
 from gen_vla.training.robot_data.lerobot.video_times import check_row_times, misplaced_episodes
 from gen_vla.training.robot_data.source import open_robot_source
@@ -167,7 +167,7 @@ def test_a_video_that_begins_late_or_has_another_rate(tmp_path, settings, messag
 def test_times_of_rows_that_cannot_be_right(tmp_path, capsys, times, message):
     folder = write_lerobot(tmp_path / "set", make_episodes(1, 6), "v2.1")
     write_times(folder, lambda table: times)
-    with pytest.raises(EmptyRobotDataError, match=r"episode_000000\.parquet episode 0"):
+    with pytest.raises(RobotDataError, match=r"episode_000000\.parquet episode 0"):
         open_robot_source(folder, key="x")
     code, _, errors = check(folder, capsys)
     assert code == 2
@@ -184,7 +184,7 @@ def test_pictures_need_no_times_but_rows_in_order(tmp_path):
     write_times(folder, lambda table: np.zeros(len(table)))
     assert len(read_rows(folder)[0]) == 13
     write_times(folder, lambda table: np.arange(len(table))[::-1] / FPS)
-    with pytest.raises(EmptyRobotDataError, match="expected rows in the order of time; sort them"):
+    with pytest.raises(RobotDataError, match="expected rows in the order of time; sort them"):
         open_robot_source(folder, key="x")
 
 
