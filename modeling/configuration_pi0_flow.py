@@ -3,15 +3,13 @@
 import copy
 from typing import Any
 
-import transformers
-
 from .action_statistics import plain_statistics  # noqa: F401
 from .base_configuration import ActionStatisticsMixin, auto_map_for, image_tokens
 from .relative_actions import check_groups  # noqa: F401
-from .transformers_version import check_pi0
+from .transformers_version import check_transformers
 
 
-check_pi0(transformers.__version__)  # before the import of what older versions lack
+check_transformers("the flow-matching π0")  # before the import of what older versions lack
 
 from transformers import PI0Config  # noqa: E402
 

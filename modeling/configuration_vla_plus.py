@@ -8,11 +8,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from .action_statistics import plain_statistics  # noqa: F401  # which transformers 4 looks for before it is refused
 from .base_configuration import ActionStatisticsMixin, auto_map_for
 from .relative_actions import check_groups  # noqa: F401
-from .transformers_version import check_vlm
+from .transformers_version import check_transformers
 from .vlm_families import FAMILIES, family_of
 
 
-check_vlm(transformers.__version__)
+check_transformers("a stock VLM")
 
 
 class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):

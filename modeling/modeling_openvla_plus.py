@@ -4,13 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, LogitsProcessorList
+from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .action_prediction import ActionPredictionMixin
 from .base_configuration import check_context
 from .configuration_openvla_plus import OpenVLAPlusConfig
-from .openvla_contract import NoImageToken
 from .openvla_plus_backbone import OpenVLAPlusModel, OpenVLAPlusPreTrainedModel
 
 
@@ -87,21 +86,6 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
             self._weight_conversions = None
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
-
-    def get_decoder(self) -> Any:
-        return self.model.language_model
-
     def embed_prompt(self, input_ids: torch.Tensor, pixel_values: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
         """See `ActionPredictionMixin`."""
         return self.model.embed(input_ids, None, pixel_values, past_key_values=()), {}
@@ -116,9 +100,7 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         if assistant_model is not None:
             check_assistant(self.config, assistant_model.config)
             kwargs["assistant_model"] = assistant_model
-        no_image_token = NoImageToken(self.config.image_token_id)
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
-        return super().generate(*args, **kwargs)  # pyright: ignore
+        return super().generate(*args, **self.without_image_token(kwargs))  # pyright: ignore
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 
 from .action_prediction import ActionPrediction, ActionPredictionMixin
 from .configuration_vla_plus import VLAPlusConfig
-from .openvla_contract import NoImageToken, OpenVLAContractMixin, drops_caches
+from .openvla_contract import OpenVLAContractMixin, check_fills_caches
 from .vision_twin import add_frozen_vision
 from .vlm_families import family_of
 
@@ -124,18 +124,12 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.check_pictures(**{"input_ids": None, "pixel_values": None, **kwargs})
         kwargs = self.with_token_types(kwargs)
         self.vlm.generation_config = self.generation_config
-        no_image_token = NoImageToken(self.config.image_token_id)
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
-        return self.vlm.generate(None, *args, **kwargs)
+        return self.vlm.generate(None, *args, **self.without_image_token(kwargs))
 
     def check_weights(self) -> None:
         """As `OpenVLAContractMixin.check_weights`; also that layers fill the cache, which checkpointed ones do not."""
         super().check_weights()
-        if drops_caches(self.get_decoder()):
-            raise ValueError(
-                "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
-                "all but the first token would be wrong; call model.eval()"
-            )
+        check_fills_caches(self.get_decoder())
 
     def check_pictures(self, input_ids: torch.Tensor | None, pixel_values: Any, **others: Any) -> None:
         """Raises `ValueError` if pictures come without their sizes, where a family needs those, or tokens behind those
@@ -238,12 +232,6 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
     def generating_model(self) -> Any:
         """The stock model."""
         return self.vlm
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.vlm.get_output_embeddings()

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_openvla_plus import OpenVLAPlusConfig
 from .dual_vision_tower import DualVisionTower
-from .openvla_contract import OpenVLAContractMixin, drops_caches
+from .openvla_contract import OpenVLAContractMixin, check_fills_caches
 from .parallel_streams import is_recording
 from .verification_passes import prompt_positions
 
@@ -92,12 +92,6 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
             **kwargs,
         )
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values float [B, C, H, W] to embeddings [B, N, text width]."""
         return self.projector(self.vision_tower(pixel_values))
@@ -119,11 +113,8 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
-        if past_key_values is not None and self.training and drops_caches(self.language_model):
-            raise ValueError(
-                "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
-                "checkpointed layers fill no cache, so that all but the first token would be wrong; call model.eval()"
-            )
+        if past_key_values is not None and self.training:
+            check_fills_caches(self.language_model)
         embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             embeds = self._insert_image_features(input_ids, embeds, pixel_values)

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
-
-from .transformers_version import check_capped_vlm
+from .transformers_version import check_transformers
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def family_of(vlm_config: Any) -> Family:
             "recurrent and linear layers cannot check a tree of continuations in one pass"
         )
     if getattr(text, "final_logit_softcapping", None):
-        check_capped_vlm(transformers.__version__)
+        check_transformers("PaliGemma 2")
     if vlm_config.model_type not in FAMILIES:
         raise ValueError(
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "

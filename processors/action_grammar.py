@@ -51,17 +51,17 @@ def make_action_config(
     if tokenizer.eos_token_id is None:
         raise ValueError("got a tokenizer without an end-of-sequence token, expected one; set tokenizer.eos_token")
     if isinstance(codec, ActionBins):
-        return _bins_config(codec, tokenizer, tokenizer.vocab_size if bin_tokens_end is None else bin_tokens_end)
+        own = _bins_config(codec, tokenizer, tokenizer.vocab_size if bin_tokens_end is None else bin_tokens_end)
+    else:
+        own = {"representation": "string", "style": codec.style, "decimals": codec.decimals}
+        own |= {"binary_dims": list(codec.binary_dims), **_pieces_and_runs(codec, tokenizer)}
+    written = getattr(codec, "style", None) == "legacy"  # the lead-in, by the model
     return {
-        "representation": "string",
-        "style": codec.style,
+        **own,
         "action_dim": codec.action_dim,
         "horizon": codec.horizon,
-        "decimals": codec.decimals,
-        "binary_dims": list(codec.binary_dims),
         "lead_in": codec.lead_in,
-        "lead_in_ids": [] if codec.style == "legacy" else _ids_between_digits(tokenizer, codec.lead_in),
-        **_pieces_and_runs(codec, tokenizer),
+        "lead_in_ids": [] if written else _ids_between_digits(tokenizer, codec.lead_in),
         "eos_token_id": tokenizer.eos_token_id,
     }
 
@@ -74,16 +74,7 @@ def _bins_config(codec: ActionBins, tokenizer: Any, end: int) -> dict[str, Any]:
             f"got a vocabulary of {len(tokenizer)} tokens and bin_tokens_end={end}, expected {codec.bins} tokens "
             "below it, none of them BOS, EOS or padding; choose fewer bins or another place for them"
         )
-    return {
-        "representation": "bins",
-        "action_dim": codec.action_dim,
-        "horizon": codec.horizon,
-        "bins": codec.bins,
-        "bin_tokens_end": end,
-        "lead_in": codec.lead_in,
-        "lead_in_ids": _ids_between_digits(tokenizer, codec.lead_in),
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    return {"representation": "bins", "bins": codec.bins, "bin_tokens_end": end}
 
 
 def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar | BinGrammar":

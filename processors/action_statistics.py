@@ -47,12 +47,12 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None, kind: 
         ValueError: without statistics, on an unknown key, or without a key where there are several; lists the keys.
             For statistics that cannot be used, as `check_action_statistics`.
     """
-    keys = ", ".join(sorted(norm_stats)) if norm_stats else "none"
     if not norm_stats:
         raise ValueError(
             "got a model without action statistics, so its actions have no units; "
             "expected config.norm_stats to hold those of the data it was trained on"
         )
+    keys = ", ".join(sorted(norm_stats))
     if unnorm_key is None:
         if len(norm_stats) > 1:
             raise ValueError(
@@ -104,12 +104,12 @@ def check_action_statistics(statistics: dict[str, Any], name: str = "a data set"
             )
     _check_normalization(_plain(statistics.get("normalization")), measures, width, name)
     mask = _plain(statistics.get("mask"))
-    if mask is not None and (not isinstance(mask, list) or not all(value in (False, True) for value in mask)):
+    each = mask if isinstance(mask, list) else []
+    if mask is not None and (len(each) != width or not all(value in (False, True) for value in each)):
         raise ValueError(
-            f"got action statistics of {name} with mask={mask!r}, expected a list of true and false, one per dimension"
+            f"got action statistics of {name} with mask={mask!r}, expected a list of {width} true and false, one per "
+            "dimension"
         )
-    if mask is not None and len(mask) != width:
-        raise ValueError(f"got statistics with a mask of {len(mask)} entries, expected {width}, one per dimension")
     counts = _plain(statistics.get("histogram"))
     rows = counts if isinstance(counts, list) else []
     if counts is not None and [np.size(row) for row in rows] != [HISTOGRAM_BINS] * width:
@@ -267,24 +267,14 @@ def compute_statistics(
     if len(chosen) != actions.shape[1]:
         raise ValueError(f"got a mask of {len(chosen)} entries, expected {actions.shape[1]}, one per dimension")
     low, high = np.quantile(actions, (0.01, 0.99), axis=0)
-    columns = {
-        "mean": actions.mean(axis=0),
-        "std": actions.std(axis=0),
-        "max": actions.max(axis=0),
-        "min": actions.min(axis=0),
-        "q01": low,
-        "q99": high,
-    }
+    columns = {name: getattr(actions, name)(axis=0) for name in ("mean", "std", "max", "min")}
+    columns |= {"q01": low, "q99": high}
     action = {**{name: column.tolist() for name, column in columns.items()}, "mask": chosen}
     modes = [normalization] * actions.shape[1] if isinstance(normalization, str) else list(normalization)
     if modes != [QUANTILES] * len(modes) or len(modes) != actions.shape[1]:
         action["normalization"] = modes
     action["histogram"] = histogram(actions, action)
-    return {
-        "action": action,
-        "num_transitions": len(actions),
-        "num_trajectories": int(num_trajectories),
-    }
+    return {"action": action, "num_transitions": len(actions), "num_trajectories": int(num_trajectories)}
 
 
 def _known_state(state: Any, relative: Sequence[dict[str, Any]]) -> np.ndarray:

@@ -30,7 +30,7 @@ from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
 from .robot_state import StateInputs, stacked_states
 from .text_tokens import ControlTokenError, control_tokens, encode_as_text
-from .transformers_version import check_vlm
+from .transformers_version import check_transformers
 
 
 VLA_PROMPT_TEMPLATE = {
@@ -252,7 +252,7 @@ class VLAPlusProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; no code of the repository runs."""
-        check_vlm(transformers.__version__)
+        check_transformers("a stock VLM")
         kwargs.setdefault("trust_remote_code", False)  # else transformers asks, since there is code for the model
         settings, _ = ProcessorMixin.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         own = dict(settings[SETTINGS])
@@ -273,7 +273,7 @@ def with_actions(
 
     Pictures of a robot are by default not cut into tiles.
     """
-    check_vlm(transformers.__version__)
+    check_transformers("a stock VLM")
     stock.__class__ = class_with_actions(type(stock))
     stock.action_config, stock.cameras = action_config, checked_cameras(cameras)
     stock.prompt_template = dict(prompt_template or VLA_PROMPT_TEMPLATE)
