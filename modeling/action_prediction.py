@@ -38,6 +38,7 @@ class ActionPredictionMixin:
     first_position = 0  # of a row's first token, as the language model counts
     lean_layers = False  # record passes with `fused_layers.py` in place of the layers of a Llama or Gemma 1
     picture_inputs: frozenset[str] = frozenset()  # what a processor returns besides ids, mask and pixel_values
+    implied_inputs: frozenset[str] = frozenset()  # what it returns that follows from the ids
     windows_bound_blocks = False  # whether sliding windows hold within `prompt_blocks`, too
 
     # Takes ids [B, L] and what else the processor returned. Returns embeddings float [B, L, width] that contain the
@@ -100,7 +101,8 @@ class ActionPredictionMixin:
             warnings.warn("`previous` has no effect any more; leave it out", FutureWarning, stacklevel=4)
         grammar = self.action_grammar
         picture_inputs = {name: kwargs.pop(name) for name in self.picture_inputs & set(kwargs)}
-        options = checked_options(kwargs, grammar.max_tokens)
+        options = {name: value for name, value in kwargs.items() if name not in self.implied_inputs}
+        options = checked_options(options, grammar.max_tokens)
         pictures = {"pixel_values": pixel_values, **picture_inputs}
         check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
@@ -117,7 +119,13 @@ class ActionPredictionMixin:
         context = self.config.text_config.max_position_embeddings
         check_context(int(mask.sum(dim=1).max()), grammar.max_tokens, context)
         if by_tree:
-            decoder = self._tree_decoder(grammar, tree_nodes or self.default_tree_nodes(rows), options)
+            nodes = tree_nodes or self.default_tree_nodes(rows)
+            if isinstance(grammar, BinGrammar) and nodes == 1:
+                nodes = 0  # one of 256 bins is not worth a draft
+            temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
+            cache = options.get("cache_implementation")
+            static = None if cache is None else cache == "static"
+            decoder = TreeDecoder(self, grammar, nodes, temperature, static)
             histograms = [entry.get("histogram") for entry in action_statistics]
             found, cost = decoder.decode(prompt, mask, pictures, histograms, forced)
             token_ids = padded_tokens(grammar, [row.tokens for row in found])
@@ -280,13 +288,6 @@ class ActionPredictionMixin:
             )
         return tree_nodes != 0 and not others and self.get_output_embeddings().weight.device.type != "meta"
 
-    def _tree_decoder(self, grammar: ActionGrammar | BinGrammar, nodes: int, options: dict[str, Any]) -> TreeDecoder:
-        temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
-        cache = options.get("cache_implementation")
-        if isinstance(grammar, BinGrammar) and nodes == 1:
-            nodes = 0  # one of 256 bins is not worth a draft
-        return TreeDecoder(self, grammar, nodes, temperature, static=None if cache is None else cache == "static")
-
 
 def token_probabilities(
     grammar: Any, tokens: Sequence[int], logits: torch.Tensor, forced: Sequence[int] = ()
@@ -316,7 +317,6 @@ def check_tensors(input_ids: Any, pixel_values: Any) -> None:
     for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
         if given is None:
             raise ValueError(f"got no {name}, expected those of processor.action_inputs(image, instruction)")
-    for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
         if not isinstance(given, torch.Tensor):
             raise TypeError(f"got {name} of type {type(given).__name__}, expected a tensor: return_tensors='pt'")
 

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import transformers
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from .action_statistics import plain_statistics
@@ -33,6 +34,9 @@ def as_config(given: Any, defaults: dict[str, Any]) -> Any:
         return copy.deepcopy(given)
     settings = copy.deepcopy(dict(given) if given else defaults)
     model_type = settings.pop("model_type", defaults["model_type"])
+    if transformers.__version__ < "5" and (rope := settings.pop("rope_parameters", None)):  # the name of 5
+        settings["rope_theta"] = rope.pop("rope_theta")
+        settings["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
     return CONFIG_MAPPING[model_type](**settings)
 
 

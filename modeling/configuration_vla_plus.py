@@ -22,9 +22,7 @@ class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         vlm_config: the vision-language model's (a dictionary or a config).
         frozen: `"vision"`: its vision encoder never moves, and a copy of it trains (the recipe's D). `None`: the model
             as it is.
-        action_config: the action format, see `action_grammar.py`; `None` for a model that only answers questions.
-        norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
-        prompt_template: the prompts of training; the processor holds the same.
+        action_config, norm_stats, prompt_template: as in `OpenVLAPlusConfig`.
     """
 
     model_type = "vla_plus"

@@ -32,18 +32,10 @@ class TorchOperations:
         return norm(hidden)
 
     def rotate_and_store(
-        self,
-        projected: list[torch.Tensor],
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        cache: TreeCache,
-        layer: int,
+        self, projected: list[torch.Tensor], cosines: torch.Tensor, sines: torch.Tensor, cache: TreeCache, layer: int
     ) -> torch.Tensor:
-        """Applies rotary embeddings, writes keys and values into the cache; returns queries [B, H, T, D].
-
-        Args:
-            projected: queries [B, T, H D], keys and values [B, T, K D].
-            cosines, sines: [B, T, D].
+        """Applies rotary embeddings, [B, T, D], to queries [B, T, H D] and keys [B, T, K D]; writes keys and values
+        into the cache, and returns queries [B, H, T, D].
         """
         width = cosines.shape[-1]
         query, key, value = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in projected)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 
-from .action_prediction import ActionPrediction, ActionPredictionMixin
+from .action_prediction import ActionPredictionMixin
 from .configuration_vla_plus import VLAPlusConfig
 from .openvla_contract import OpenVLAContractMixin, check_fills_caches
 from .vision_twin import add_frozen_vision
@@ -42,14 +42,12 @@ if TYPE_CHECKING:  # imported where there is a GPU
     from .triton_operations import TritonOperations  # noqa: F401
 
 
-TOKEN_TYPES = {"token_type_ids", "mm_token_type_ids"}  # which follow from the ids
-
-
 class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrainedModel, GenerationMixin):
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
     config_class = VLAPlusConfig
     base_model_prefix = "vlm"
+    implied_inputs = frozenset(("token_type_ids", "mm_token_type_ids"))
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = False  # see openvla_contract.py
@@ -64,7 +62,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.first_position = self.family.first_position
         self.windows_bound_blocks = self.family.bidirectional == "picture"
         taken = inspect.signature(self.vlm.model.get_image_features).parameters
-        self.picture_inputs = frozenset(taken) | TOKEN_TYPES
+        self.picture_inputs = frozenset(taken)
         # Qwen's has a default in the signature, and does not work without.
         needed = {name for name, each in taken.items() if each.default is each.empty} | {"image_grid_thw"}
         self.picture_sizes = needed & {"image_grid_thw", "image_sizes"} & set(taken)
@@ -81,11 +79,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     @classmethod
     def from_vlm(cls, vlm: Any, frozen: str | None = "vision", **settings: Any) -> "VLAPlusForVision2Seq":
-        """A model around a stock one, whose weights it takes over; with D, its encoder's copy as well.
-
-        Args:
-            settings: fields of `VLAPlusConfig`.
-        """
+        """A model around a stock one, whose weights it takes over, with fields of `VLAPlusConfig`."""
         with torch.device("meta"):
             model = cls(VLAPlusConfig(vlm.config, frozen=None, **settings))
         model.vlm, model.config.frozen, model.generation_config = vlm, frozen, vlm.generation_config
@@ -101,21 +95,15 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the stock model's. Where a prompt attends in both directions, it ends before the first label.
-
-        Raises:
-            ValueError: also if image tokens have no pictures.
+        """As the stock model's; also checks pictures. Where a prompt attends in both directions, it ends before the
+        first label.
         """
         self.check_pictures(input_ids, pixel_values, **kwargs)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
         return self.vlm(**self.with_token_types({**inputs, "labels": labels, **kwargs}))
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the stock model's; the image token is never written.
-
-        Raises:
-            ValueError: also if weights are missing, image tokens have no pictures, or layers would ignore the cache.
-        """
+        """As the stock model's; checks weights and pictures, and never writes the image token."""
         self.check_weights()
         if kwargs.get("pixel_values") is None:
             kwargs.pop("pixel_values", None)  # stock models take it for a picture
@@ -165,12 +153,6 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
             supervised = supervised if types is None else supervised | types
             inputs = {**inputs, "token_type_ids": (supervised.cumsum(dim=1) > 0).long()}
         return inputs
-
-    def predict_actions(self, *args: Any, **kwargs: Any) -> ActionPrediction:
-        """As `ActionPredictionMixin.predict_actions`; also takes what else the stock processor returns."""
-        return super().predict_actions(
-            *args, **{name: value for name, value in kwargs.items() if name not in TOKEN_TYPES}
-        )
 
     def embed_prompt(self, input_ids: torch.Tensor, **pictures: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         """See `ActionPredictionMixin`."""

@@ -86,12 +86,8 @@ class OpenVLAContractMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, load_in_8bit: bool = False, load_in_4bit: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with OpenVLA's two switches for quantised weights (they need `bitsandbytes`).
-
-        Weights that are not found are remembered in `missing_weights`.
-
-        Raises:
-            ValueError: if both are on, or one of them beside a `quantization_config`.
+        """As in transformers, with OpenVLA's two switches for quantised weights (they need `bitsandbytes`), and
+        `missing_weights`; `ValueError` if both are on, or one of them beside a `quantization_config`.
         """
         if load_in_8bit or load_in_4bit:
             if load_in_8bit and load_in_4bit:
@@ -129,11 +125,7 @@ class OpenVLAContractMixin:
 
     def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
         """The action for one observation, OpenVLA's contract: float32 [D] for a horizon of 1, else [T, D], in the data
-        set's units.
-
-        Args:
-            kwargs: as for `predict_actions`, from `processor.action_inputs(image, instruction)` or
-                `processor(prompt, image)`.
+        set's units; arguments are those of `predict_actions`.
         """
         if input_ids is not None and input_ids.shape[0] != 1:
             raise ValueError(

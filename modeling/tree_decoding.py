@@ -30,9 +30,6 @@ from .recorded_passes import recorded_forward
 from .verification_passes import Forward, Passes, PassInputs, Prompt, TreeCache
 
 
-CACHED_GRAMMARS = 16
-
-
 @dataclass
 class DecodingCost:
     """Forward passes, the prefill included, and tree nodes they verified, over all rows."""
@@ -89,10 +86,9 @@ class Row:
 
 
 class TreeDecoder:
-    """Decodes a batch of actions.
+    """Decodes a batch of actions with so many tree nodes per pass and row.
 
     Args:
-        nodes: tree nodes per pass and row.
         temperature: sample at this temperature; `None` takes the most probable token.
         static: passes of shapes that repeat, for a GPU (`recorded_passes.py`); `None` for them where they suit.
     """
@@ -198,7 +194,7 @@ class TreeDecoder:
         return Forward(self.model, self.token_ids, TreeCache(widest, widest + length + most))
 
 
-@lru_cache(maxsize=CACHED_GRAMMARS)
+@lru_cache(maxsize=16)
 def longest_forced_run(grammar: Any) -> int:
     """The most tokens in a row that have no alternative, before the end of the action."""
     completions, longest = forced_completions(grammar), 0

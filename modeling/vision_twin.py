@@ -75,11 +75,7 @@ class FrozenVision(nn.Module):
 
 
 def add_frozen_vision(base: Any, family: Family) -> None:
-    """Gives a base model a frozen copy of its vision encoder, and the features of both.
-
-    Raises:
-        ValueError: if it has one.
-    """
+    """Gives a base model a frozen copy of its vision encoder, and the features of both; `ValueError` if it has one."""
     if hasattr(base, "frozen_vision"):
         raise ValueError(
             "got a vision-language model with a frozen copy of its encoder, expected one without: load the base model"

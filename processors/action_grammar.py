@@ -19,8 +19,6 @@ It is described by `action_config` in the configurations of model and processor:
 to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with a minus sign after it (`▁-` is one
 piece) and is generated with the answer. Bin b is the token `bin_tokens_end - 1 - b`: OpenVLA counts its bins from the
 end of the vocabulary.
-
-`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 import re
@@ -166,11 +164,7 @@ class ActionGrammar(TokenGrammar):
         return cls(strings, pieces, eos_token_id, prefix, action_config.get("runs"))
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of an action string, with a generated lead-in, without EOS: what training supervises.
-
-        Raises:
-            ActionStringError: if `text` is no action string.
-        """
+        """The tokens of an action string, with a generated lead-in, without EOS; `ActionStringError` for others."""
         self.strings.decode(text.removeprefix(self.prefix))
         return [token for unit in re.findall("[0-9]|[^0-9]+", text) for token in self.unit_ids[unit]]
 
@@ -180,11 +174,7 @@ class ActionGrammar(TokenGrammar):
 
 
 class BinGrammar(TokenGrammar):
-    """The grammar of bins: T * D tokens of bins, then EOS.
-
-    Args:
-        bin_tokens_end: the first token id after those of the bins.
-    """
+    """The grammar of bins: T * D tokens below `bin_tokens_end`, then EOS."""
 
     prefix = ""
 
@@ -215,13 +205,9 @@ class BinGrammar(TokenGrammar):
 
 
 class ActionLogitsProcessor(LogitsProcessor):
-    """Sets every logit the grammar forbids to minus infinity.
+    """Sets every logit the grammar forbids behind `prompt_length` tokens to minus infinity.
 
     It keeps no state between calls, so rows may be reordered (beams) and may finish at different lengths.
-
-    Args:
-        grammar: the action grammar.
-        prompt_length: tokens in `input_ids` before the action, padding and lead-in included.
     """
 
     def __init__(self, grammar: TokenGrammar, prompt_length: int):

@@ -14,8 +14,6 @@ A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics
                                 "relative": [...] (ours, optional; the groups of dimensions that are relative to the
                                 state, see `relative_actions.py`; the figures are then of these)},
                      "proprio": {"q01": [P], ...} (optional), "num_transitions": int, "num_trajectories": int}}
-
-`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 from collections.abc import Sequence

@@ -21,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SIGLIP_MEAN = (0.5, 0.5, 0.5)
 SIGLIP_STD = (0.5, 0.5, 0.5)
 # Arguments of transformers' image processors that are accepted with the value that describes what is done here.
-ALWAYS_DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
+ALWAYS_DONE = dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True)
 RESIZE_STRATEGIES = ("resize-naive", "resize-with-pad")
 
 
@@ -114,9 +114,7 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
 
 
 def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: dict[str, Any]) -> None:
-    """Raises `TypeError` for extra arguments, else ignored, except `None` and the values in `fixed`;
-    `known` names are suggested for a misspelled one.
-    """
+    """Raises `TypeError` for extra arguments, except `None` and the values in `fixed`; suggests `known` names."""
     for name, value in extra.items():
         if value is None or (name in fixed and value == fixed[name]):
             continue

@@ -20,8 +20,6 @@ import transformers
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .action_bins import ActionBins, codec_from_action_config
-from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import (
     ALWAYS_DONE,
     as_rows,
@@ -50,8 +48,10 @@ from .text_tokens import checked_token_id, continuation_ids, control_tokens, enc
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
 from .action_statistics import normalize_actions  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
@@ -78,6 +78,9 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
     """
 
     default_prompt_template = PROMPT_TEMPLATE
+    # Arguments of other processors that are accepted with the value that describes what is done here.
+    fixed_arguments = {**ALWAYS_DONE, "return_attention_mask": True, "return_token_type_ids": False}  # noqa: RUF012
+    fixed_arguments |= {"text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
     if transformers.__version__.startswith("4."):  # transformers 5 reads the signature below and warns about these
         attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
@@ -108,29 +111,11 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         template = chat_template or chat_template_for(self.prompt_template, image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
 
-    @property
-    def action_strings(self) -> ActionStringProcessor | ActionBins:
-        """A new codec of the model's action format."""
-        if not self.action_config:
-            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
-        return codec_from_action_config(self.action_config)
-
     def action_prompt(self, instruction: str, state: Any = None, unnorm_key: str | None = None) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
         prompt = super().action_prompt(instruction, state, unnorm_key)
         self._without_marks(instruction.lower())
         return prompt + self._lead_in[0]
-
-    def question_prompt(self, question: str) -> str:
-        """The prompt that asks a question about a picture, or without one."""
-        words = self._without_marks(checked_text(question, "question").strip())
-        return self.prompt_template["question"].format(question=words)
-
-    def answer_text(self, answer: str) -> str:
-        """What the model should write after `question_prompt`, EOS excepted."""
-        return self.prompt_template["answer"].format(
-            answer=self._without_marks(checked_text(answer, "answer").strip())
-        )
 
     def _without_marks(self, words: str) -> str:
         """The words; `ValueError` if a control token of the prompt template is in them, where it would stay one."""
@@ -173,14 +158,7 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
                 of training, or an instruction is empty; for a state that is missing, wrong, or not taken.
             TypeError: if an image is not a picture or an instruction is not a text; see `rgb_pictures.to_rgb`.
         """
-        words = as_rows(instruction)
-        states = self.state_rows(state, unnorm_key, len(words))
-        prompts = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
-        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
-        rows = [image] if alone else as_rows(image)
-        if len(rows) != len(prompts):
-            raise ValueError(f"got {len(rows)} images and {len(prompts)} instructions, expected one of each per row")
-        pictures = [pictures_in_order(row, self.cameras) for row in rows]
+        pictures, prompts, states = self.action_rows(image, instruction, state, unnorm_key)
         inputs = self(images=pictures, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
         if self.takes_state:
             inputs["state"] = stacked_states(states)
@@ -221,13 +199,12 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
                 for a prompt that asks for an action, also a dictionary by camera.
             text: one text or a list of them. `<image>` placeholders are moved to the front of the row, and whitespace
                 that no prompt of training has is removed (`normalized_prompt`).
-            padding, padding_side, max_length, return_tensors: as for a tokenizer.
             add_special_tokens: whether a row starts with BOS. Without it, a text that does not begin with BOS is a
                 continuation of another, and may have no pictures.
-            split_special_tokens: as for a tokenizer, whether control tokens in `text`, also `<image>`, are text; those
-                of the prompt template stay tokens.
+            split_special_tokens: whether control tokens in `text`, also `<image>`, are text; those of the prompt
+                template stay tokens.
             truncation: with `max_length`, a longer row raises; nothing is ever cut.
-            kwargs: `fixed_arguments`.
+            kwargs: `fixed_arguments`; all others are as for a tokenizer.
 
         Raises:
             ValueError: if pictures and placeholders do not match, tensors are asked for in which an action has other
@@ -273,12 +250,6 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         check_no_control_tokens(conversation, tokens)
         given = with_open_pictures(conversation) if kwargs.get("tokenize") else conversation
         return super().apply_chat_template(given, *args, **kwargs)
-
-    @property
-    def fixed_arguments(self) -> dict[str, Any]:
-        """Arguments of other processors that are accepted with the value that describes what is done here."""
-        outputs = {"return_attention_mask": True, "return_token_type_ids": False}
-        return {**ALWAYS_DONE, **outputs, "text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
 
     def encode_text(self, text: str, split_special_tokens: bool = True) -> list[int]:
         """Token ids of a text at the beginning of a row, without BOS; `split_special_tokens` as for a call."""

@@ -20,12 +20,12 @@ import transformers
 from transformers import BatchFeature, PaliGemmaProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from .action_bins import ActionBins, codec_from_action_config
-from .action_grammar import ActionGrammar  # noqa: F401  # which transformers 4 looks for before it is refused
+from .action_bins import ActionBins  # noqa: F401  # which transformers 4 looks for before it is refused
+from .action_grammar import ActionGrammar  # noqa: F401
 from .action_statistics import normalize_actions  # noqa: F401
-from .action_strings import ActionStringProcessor
-from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
-from .prompt_texts import check_prompt_template, checked_text
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras
+from .prompt_texts import check_prompt_template
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
 from .robot_state import StateInputs, stacked_states
@@ -66,51 +66,22 @@ class ActionInputs(StateInputs):
 
     default_prompt_template = VLA_PROMPT_TEMPLATE
 
-    cameras: list[str] | None
     picture_options: dict[str, Any]
     center_crop_area: float | None
     tokenizer: Any
     chat_template: Any
     image_token: str
 
-    @property
-    def action_strings(self) -> ActionStringProcessor | ActionBins:
-        """A new codec of the model's action format."""
-        if not self.action_config:
-            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
-        return codec_from_action_config(self.action_config)
-
-    def question_prompt(self, question: str) -> str:
-        """The message that asks a question about a picture."""
-        return self.prompt_template["question"].format(question=checked_text(question, "question").strip())
-
     def action_inputs(
         self, image: Any, instruction: Any, *, state: Any = None, unnorm_key: str | Sequence[str] | None = None
     ) -> BatchFeature:
-        """Inputs for `predict_action` and `predict_actions`.
-
-        Args:
-            image: for one instruction, a picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a
-                dictionary by their names or a list in their order. For B instructions a list of B of these.
-            instruction: one text, or a list of B.
-            state, unnorm_key: as for `OpenVLAPlusProcessor.action_inputs`.
-
-        Returns:
-            `input_ids` and `attention_mask` int64 [B, L], left-padded, and what else the stock processor returns;
-            `state` float64 [B, P] as it was given, where the model takes it.
+        """Inputs for `predict_action` and `predict_actions`: as `OpenVLAPlusProcessor.action_inputs`, with what else
+        the stock processor returns.
 
         Raises:
-            ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
-                of training, or an instruction is empty or contains a control token; for a state that is missing,
-                wrong, or not taken.
-            TypeError: if an image is not a picture or an instruction is not a text.
+            ValueError: also if an instruction contains a control token.
         """
-        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
-        rows = [image] if alone else as_rows(image)
-        pictures = [pictures_in_order(row, self.cameras) for row in rows]
-        words = as_rows(instruction)
-        states = self.state_rows(state, unnorm_key, len(words))
-        messages = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
+        pictures, messages, states = self.action_rows(image, instruction, state, unnorm_key)
         inputs = self._inputs(pictures, messages)
         lead_in = torch.tensor(self._lead_in, dtype=torch.long)
         ids, length = inputs["input_ids"], len(lead_in)
@@ -136,10 +107,6 @@ class ActionInputs(StateInputs):
         names = [base.__name__ for base in type(self).__mro__]
         found = next((types[name] for name in names if name in types), {})
         return {"mm_token_type_ids": 0} if any(name.startswith("Qwen") for name in names) else found
-
-    def answer_text(self, answer: str) -> str:
-        """What the model should write after `question_prompt`."""
-        return self.prompt_template["answer"].format(answer=checked_text(answer, "answer").strip())
 
     def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
         """Prompts of training rows: `input_ids` and `answer_types` as lists without padding, and pictures as tensors.

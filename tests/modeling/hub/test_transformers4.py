@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from repository_reader import read_repositories
 from tiny_models import (
+    tiny_config,
     tiny_model,
     tiny_pi0_flow_model,
     tiny_pi0_flow_processor,
@@ -37,7 +38,10 @@ pytestmark = pytest.mark.skipif(
 def write_repository(kind: str, folder: Path, llama_like: Any) -> None:
     """One of the repositories in `KINDS`."""
     strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
-    model, processor = tiny_model(llama_like, strings), tiny_processor(llama_like, strings)
+    text_config = tiny_config(llama_like).text_config
+    text_config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0}  # 4 has other names
+    model = tiny_model(llama_like, strings, text_config=text_config)
+    processor = tiny_processor(llama_like, strings)
     if kind.endswith("resaved"):  # from a folder whose names only transformers 5 knows
         model.save_pretrained(folder.with_name(f"{kind}_five"), save_original_format=False)
         model = type(model).from_pretrained(folder.with_name(f"{kind}_five"))
