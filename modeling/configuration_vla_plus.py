@@ -5,14 +5,11 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from .action_statistics import plain_statistics  # noqa: F401  # which transformers 4 looks for before it is refused
-from .base_configuration import ActionStatisticsMixin, auto_map_for
+from .action_statistics import plain_statistics  # noqa: F401  # transformers 4 copies what this file names
+from .base_configuration import ActionStatisticsMixin, auto_map_for, in_this_version
 from .relative_actions import check_groups  # noqa: F401
-from .transformers_version import check_transformers
+from .transformers_version import OLDEST  # noqa: F401
 from .vlm_families import FAMILIES, family_of
-
-
-check_transformers("a stock VLM")
 
 
 class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
@@ -74,4 +71,4 @@ def config_of(settings: dict[str, Any]) -> Any:
             f"got a vlm_config with model_type={model_type!r}, expected one of {', '.join(FAMILIES)}; "
             f"transformers {transformers.__version__} does not know it"
         )
-    return CONFIG_MAPPING[model_type](**settings)
+    return CONFIG_MAPPING[model_type](**in_this_version(settings))

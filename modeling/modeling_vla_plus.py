@@ -8,6 +8,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 
@@ -42,6 +43,18 @@ if TYPE_CHECKING:  # imported where there is a GPU
     from .triton_operations import TritonOperations  # noqa: F401
 
 
+# Of weights: the names in files, those of the first versions of each family, and in transformers 4's memory.
+NAMES_IN_TRANSFORMERS_4 = {
+    r"^vlm\.language_model\.lm_head": "vlm.lm_head",
+    r"^vlm\.language_model\.model": "vlm.model.language_model",
+    r"^vlm\.language_model\.": "vlm.model.language_model.",
+    r"^vlm\.model\.(?=embed_tokens|layers|norm)": "vlm.model.language_model.",
+    r"^vlm\.(?=vision_tower|multi_modal_projector|visual)": "vlm.model.",
+    # SigLIP and CLIP.
+    r"vision_tower\.(?=encoder\.layers|embeddings\.\w+_embedding\.|p(re|ost)_la)": "vision_tower.vision_model.",
+}
+
+
 class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrainedModel, GenerationMixin):
     """The model that answers questions (`generate`) and acts (`predict_action`, `predict_actions`)."""
 
@@ -57,6 +70,8 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         super().__init__(config)
         self.family = family_of(config.vlm_config)
         self.vlm: Any = AutoModelForImageTextToText.from_config(config.vlm_config)
+        if transformers.__version__ < "5" and config.text_config.tie_word_embeddings:
+            self._tied_weights_keys = ["vlm.lm_head.weight"]
         if config.frozen:
             add_frozen_vision(self.vlm.model, self.family)
         self.first_position = self.family.first_position
@@ -71,6 +86,13 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `forward`, also where TRL's trainers replace that by a function that does not pass `labels` on."""
         return super().__call__(*args, **self.with_token_types(kwargs))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As `OpenVLAContractMixin.from_pretrained`."""
+        if transformers.__version__ < "5":
+            kwargs["key_mapping"] = {**NAMES_IN_TRANSFORMERS_4, **(kwargs.get("key_mapping") or {})}
+        return super().from_pretrained(*args, **kwargs)
 
     @property
     def base_model(self) -> Any:
@@ -162,7 +184,12 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         found = self.vlm.model.get_image_features(
             **{name: value.to(device) if torch.is_tensor(value) else value for name, value in pictures.items()}
         )
-        features = joined(found.pooler_output)
+        features, deepstack = found, ()
+        if transformers.__version__ >= "5":
+            features, deepstack = found.pooler_output, getattr(found, "deepstack_features", None) or ()
+        elif isinstance(found[0], tuple):  # both of Qwen3-VL
+            features, deepstack = found
+        features = joined(features)
         recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # where nothing can be counted
         if not recording and (tokens := int(places.sum())) != len(features):
             raise ValueError(
@@ -170,10 +197,9 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
                 "pass everything the processor returned, and cut no row"
             )
         embeds = embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
-        if not getattr(found, "deepstack_features", None):
+        if not deepstack:
             return embeds, {}
-        deepstack = [joined(each) for each in found.deepstack_features]
-        return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": deepstack}
+        return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": [joined(each) for each in deepstack]}
 
     def prompt_positions(
         self, input_ids: torch.Tensor, seen: torch.Tensor, **pictures: Any
@@ -222,7 +248,8 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.vlm.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> Any:
-        return self.vlm.get_decoder()
+        decoder = self.vlm.get_decoder()
+        return getattr(decoder, "text_model", decoder)  # in transformers 4 that of Idefics3 is one level deeper
 
 
 def check_prompts(supervised: torch.Tensor, attention_mask: torch.Tensor | None) -> None:

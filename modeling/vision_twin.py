@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from .vlm_families import Family
@@ -92,6 +93,8 @@ def class_with_both(stock_class: type) -> type:
 
     @wraps(stock)  # transformers reads its signature
     def get_image_features(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if transformers.__version__ < "5":  # where it returns features, not an output that has them
+            return mean(stock(self, *args, **kwargs), self.frozen_vision(*args, **kwargs))
         kwargs["return_dict"] = True
         trained = stock(self, *args, **kwargs)
         frozen = self.frozen_vision(*args, **kwargs)
@@ -116,7 +119,7 @@ def new_with_both(stock_class: type) -> Any:
 
 
 def mean(first: Any, second: Any) -> Any:
-    """Of two tensors, or of each pair in two lists of them."""
+    """Of two tensors, or of each pair in two (nested) lists of them."""
     if torch.is_tensor(first):
         return (first + second) / 2
     return type(first)(mean(*pair) for pair in zip(first, second, strict=True))

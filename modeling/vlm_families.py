@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .transformers_version import check_transformers
+from .transformers_version import check_transformers, check_vlm
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,14 @@ class Family:
         first_position: of the first token of a row.
         bidirectional: which tokens of a prompt attend to one another in both directions: `"prompt"`, those of each
             `"picture"`, or none.
+        packs_tiles: whether features of tiles are put together, which `get_image_features` of transformers 4 does not.
     """
 
     vision: tuple[str, ...]
     projectors: tuple[str, ...]
     first_position: int = 0
     bidirectional: str | None = None
+    packs_tiles: bool = False
 
 
 TOWER = ("vision_tower", "multi_modal_projector")
@@ -31,8 +33,8 @@ FAMILIES = {
     "idefics3": Family(("vision_model", "connector"), ("connector",)),
     "internvl": Family(TOWER, PROJECTOR),
     "llava": Family(TOWER, PROJECTOR),
-    "llava_next": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
-    "llava_onevision": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
+    "llava_next": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline"), packs_tiles=True),
+    "llava_onevision": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline"), packs_tiles=True),
     "paligemma": Family(TOWER, PROJECTOR, first_position=1, bidirectional="prompt"),
     "qwen2_5_vl": Family(("visual",), ("visual.merger",)),
     "qwen3_vl": Family(("visual",), ("visual.merger", "visual.deepstack_merger_list")),
@@ -61,4 +63,6 @@ def family_of(vlm_config: Any) -> Family:
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "
             "another one needs an entry in modeling/vlm_families.py"
         )
-    return FAMILIES[vlm_config.model_type]
+    family = FAMILIES[vlm_config.model_type]
+    check_vlm(in_four=not family.packs_tiles)
+    return family

@@ -38,12 +38,8 @@ EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
 
 def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None, kind: str = "action") -> dict[str, Any]:
-    """The statistics of one data set's actions, or of its states ("proprio"); `unnorm_key` may be `None` where there
-    is only one.
-
-    Raises:
-        ValueError: without statistics, on an unknown key, or without a key where there are several; lists the keys.
-            For statistics that cannot be used, as `check_action_statistics`.
+    """The checked statistics of one data set's actions, or of its states ("proprio"); `unnorm_key` may be `None` where
+    there is only one. `ValueError` without statistics, and on an unknown or an ambiguous key.
     """
     if not norm_stats:
         raise ValueError(
@@ -65,11 +61,7 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None, kind: 
 
 
 def plain_statistics(norm_stats: Any) -> dict[str, Any]:
-    """A checked copy of statistics by data set that JSON can hold: NumPy and torch values become lists and numbers.
-
-    Raises:
-        ValueError: for anything but statistics by data set, and as `check_action_statistics`.
-    """
+    """A checked copy of statistics by data set that JSON can hold: NumPy and torch values become lists and numbers."""
     if not isinstance(norm_stats, dict):
         raise ValueError(
             f"got norm_stats of type {type(norm_stats).__name__}, expected a dictionary: statistics by data set"
@@ -184,11 +176,8 @@ def normalize_actions(actions: Any, statistics: dict[str, Any], state: Any = Non
     and those outside the mask stay as they are.
 
     OpenVLA makes also constant dimensions outside the mask 0, which `unnormalize_actions` could not undo: a gripper
-    that was open in every frame would be commanded to close.
-
-    Args:
-        state: float [..., P], where statistics are of relative actions: the robot's at the beginning of each chunk
-            [..., T, D]. Otherwise it has no effect.
+    that was open in every frame would be commanded to close. `state`, float [..., P], is the robot's at the beginning
+    of each chunk [..., T, D], for relative actions.
     """
     actions = np.asarray(actions, dtype=np.float64)
     low, high, mask = action_bounds(statistics, actions.shape[-1])
@@ -216,11 +205,8 @@ def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
 
 
 def unnormalize_actions(normalized: Any, statistics: dict[str, Any], state: Any = None) -> np.ndarray:
-    """The inverse of `normalize_actions`: float [..., D] in [-1, 1] to float32 [..., D] in the data set's units.
-
-    Raises:
-        ValueError: for statistics that cannot be used, relative actions without a state, and where a result would not
-            be a finite number.
+    """The inverse of `normalize_actions`: float [..., D] in [-1, 1] to float32 [..., D] in the data set's units;
+    `ValueError` where a result would not be a finite number.
     """
     normalized = np.asarray(normalized, dtype=np.float64)
     low, high, mask = action_bounds(statistics, normalized.shape[-1])
@@ -249,9 +235,6 @@ def compute_statistics(
     Args:
         mask: which dimensions are normalised; by default all but the last, the gripper.
         normalization: what by, a name of `NORMALIZATIONS` for all dimensions or one for each.
-
-    Raises:
-        ValueError: on another shape, no rows, values that are not finite, or a mask or normalization that is not of D.
     """
     actions = np.asarray(actions, dtype=np.float64)
     if actions.ndim != 2 or len(actions) == 0:
@@ -288,11 +271,7 @@ def _known_state(state: Any, relative: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def action_bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is scaled to -1 and to 1, float64 [D] each, and which dimensions are scaled, bool [D].
-
-    Raises:
-        ValueError: for statistics that cannot be used, or are of another number of dimensions.
-    """
+    """What is scaled to -1 and to 1, float64 [D] each, and which dimensions are scaled, bool [D]."""
     check_action_statistics(statistics)
     known = {name: np.asarray(_plain(statistics[name]), np.float64) for name in MEASURES if name in statistics}
     low, high = known["q01"].copy(), known["q99"].copy()

@@ -18,8 +18,7 @@ from .rgb_pictures import is_encoded, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SIGLIP_MEAN = (0.5, 0.5, 0.5)
-SIGLIP_STD = (0.5, 0.5, 0.5)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 # Arguments of transformers' image processors that are accepted with the value that describes what is done here.
 ALWAYS_DONE = dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True)
 RESIZE_STRATEGIES = ("resize-naive", "resize-with-pad")
@@ -69,11 +68,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         Args:
             images: a picture (anything `rgb_pictures.to_rgb` reads, with its errors), a stack of arrays [B, H, W, 3],
                 or a (nested) list, flattened in order.
-            return_tensors: `"pt"`, `"np"` or `None`.
 
         Raises:
             TypeError: also for arguments that would change sizes or constants, which are those of training.
-            ValueError: also if there is no picture at all.
         """
         check_arguments(kwargs, ("images", "return_tensors"), ALWAYS_DONE)
         pictures = [to_rgb(image) for image in flatten_images(images)]
@@ -98,8 +95,7 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
     """The picture as a square of `size` pixels.
 
     With `"resize-with-pad"` it is scaled bilinearly until its longer side fits, between bars of pixel 0 of which the
-    wider one is at the bottom or on the right: openpi's `resize_with_pad` (`openpi_client/image_tools.py`), LeRobot's
-    `resize_with_pad_torch`.
+    wider one is at the bottom or on the right, as openpi does it (`openpi_client/image_tools.py`).
     """
     if picture.size == (size, size):
         return picture
@@ -133,8 +129,8 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def with_open_pictures(conversation: Any) -> Any:
-    """Messages, or a batch of conversations, as transformers 4 and 5 both read them: text as a list of one part, and
-    pictures opened by `to_rgb`, since transformers' own loading makes transparent parts black.
+    """Messages, or a batch of conversations, as transformers 4 and 5 both read them: text as a list of one part; and
+    opened pictures, since transformers' own loading makes transparent parts black.
     """
     if isinstance(conversation, (list, tuple)):
         return [with_open_pictures(each) for each in conversation]
@@ -222,11 +218,7 @@ def are_several(given: Any) -> bool:
 
 
 def images_per_row(images: Any, texts: list[str], image_token: str | None = None) -> list[int]:
-    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any.
-
-    Raises:
-        ValueError: if that is not clear.
-    """
+    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any."""
     placeholders = [text.count(image_token) if image_token else 0 for text in texts]
     if images is None:
         counts = [0] * len(texts)

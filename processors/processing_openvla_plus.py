@@ -156,7 +156,7 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         Raises:
             ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
                 of training, or an instruction is empty; for a state that is missing, wrong, or not taken.
-            TypeError: if an image is not a picture or an instruction is not a text; see `rgb_pictures.to_rgb`.
+            TypeError: if an image is not a picture or an instruction is not a text.
         """
         pictures, prompts, states = self.action_rows(image, instruction, state, unnorm_key)
         inputs = self(images=pictures, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
@@ -241,10 +241,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         return inputs
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with all kinds of pictures that `action_inputs` takes.
-
-        Raises:
-            ValueError: for a control token other than `<image>` in a message.
+        """As in transformers, with all kinds of pictures that `action_inputs` takes; `ValueError` for a control token
+        other than `<image>` in a message.
         """
         tokens = [token for token in control_tokens(self.tokenizer) if token != self.image_token]
         check_no_control_tokens(conversation, tokens)
@@ -276,12 +274,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         return (config["lead_in"], config["lead_in_ids"]) if config.get("lead_in_ids") else ("", [])
 
     def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
-        """Prompts of training rows: `input_ids` as lists without padding, and pictures as tensors.
-
-        Args:
-            images: the pictures of each row.
-            prompts: the lead-in of an action included.
-            acting: whether a row's answer is an action.
+        """Prompts of training rows, lead-ins included, and the pictures of each: `input_ids` as lists without padding,
+        and pictures as tensors. `acting` says whether a row's answer is an action.
         """
         rows = self(images=images, text=prompts, padding=False, return_tensors=None, split_special_tokens=True)
         if "pixel_values" in rows:
@@ -289,13 +283,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         return {name: values for name, values in rows.items() if name != "attention_mask"}
 
     def answer_ids(self, prompt: str, answer: str, later: bool = False) -> list[int]:
-        """Token ids of an answer behind its prompt, and EOS.
-
-        Args:
-            later: whether the prompt continues a conversation.
-
-        Raises:
-            ValueError: if prompt and answer cannot be told apart.
+        """Token ids of an answer behind its prompt, which may continue a conversation (`later`), and EOS; `ValueError`
+        if prompt and answer cannot be told apart.
         """
         encode = self.encode_continuation if later else self.encode_text
         begun, whole = encode(prompt), encode(prompt + answer)
@@ -322,10 +311,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
     def _pictures(self, images: Any, texts: list[str], marks: Sequence[str], check: bool) -> tuple[Any, list[int]]:
         """Pictures in the order of `cameras`, and how many belong to each text.
 
-        Args:
-            marks: placeholder and BOS where they are not text.
-            check: whether prompts of actions must have the pictures of training, or none. Training asks for no tensors
-                and is not checked: its questions may be worded like an action's prompt.
+        `marks` are placeholder and BOS where they are not text. With `check`, prompts of actions must have pictures as
+        in training, or none; training itself is not checked: its questions may be worded like an action's prompt.
         """
         beginning = prompt_parts(self.prompt_template, "action")[0]
         acting = [bool(self.action_config)] * len(texts)

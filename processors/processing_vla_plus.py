@@ -9,9 +9,11 @@ chat template, with the lead-in of the action format behind it:
 Where the generation prompt ends in the lead-in already, it is not written twice.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +32,7 @@ from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
 from .robot_state import StateInputs, stacked_states
 from .text_tokens import ControlTokenError, control_tokens, encode_as_text
-from .transformers_version import check_transformers
+from .transformers_version import check_vlm
 
 
 VLA_PROMPT_TEMPLATE = {
@@ -109,12 +111,8 @@ class ActionInputs(StateInputs):
         return {"mm_token_type_ids": 0} if any(name.startswith("Qwen") for name in names) else found
 
     def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
-        """Prompts of training rows: `input_ids` and `answer_types` as lists without padding, and pictures as tensors.
-
-        Args:
-            images: the pictures of each row.
-            prompts: messages.
-            acting: whether a row's answer is an action, which begins behind the lead-in.
+        """Messages of training rows, and pictures of each: `input_ids` and `answer_types` as lists without padding,
+        and pictures as tensors. An action, where a row is `acting`, begins behind the lead-in.
         """
         inputs = self._inputs(images, prompts)
         mask, types = inputs.pop("attention_mask").bool(), self.answer_types
@@ -158,6 +156,16 @@ class ActionInputs(StateInputs):
         own = {name: getattr(self, name) for name in SETTING_NAMES}
         stock_class = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers."))
         return {**super().to_dict(), SETTINGS: {"stock_class": stock_class.__name__, **own}}  # pyright: ignore
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with a tokenizer class that versions 4 and 5 know."""
+        written = super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore
+        path = Path(save_directory) / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return written
 
     def _inputs(self: Any, pictures: list[Any], messages: list[str]) -> BatchFeature:
         if len(pictures) != len(messages):
@@ -219,7 +227,6 @@ class VLAPlusProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; no code of the repository runs."""
-        check_transformers("a stock VLM")
         kwargs.setdefault("trust_remote_code", False)  # else transformers asks, since there is code for the model
         settings, _ = ProcessorMixin.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         own = dict(settings[SETTINGS])
@@ -240,7 +247,7 @@ def with_actions(
 
     Pictures of a robot are by default not cut into tiles.
     """
-    check_transformers("a stock VLM")
+    check_vlm()
     stock.__class__ = class_with_actions(type(stock))
     stock.action_config, stock.cameras = action_config, checked_cameras(cameras)
     stock.prompt_template = dict(prompt_template or VLA_PROMPT_TEMPLATE)
@@ -269,20 +276,22 @@ def new_with_actions(stock_class: str) -> Any:
 
 def read_stock(name: Any, stock_class: Any, **kwargs: Any) -> Any:
     """A stock processor; without its part for videos where torchvision is missing, which that part needs."""
-    reduced, parts = without_missing_parts(stock_class), stock_class.get_attributes()
+    reduced = without_missing_parts(stock_class)
     if reduced is stock_class:
         return stock_class.from_pretrained(name, **kwargs)
     settings, more = reduced.get_processor_dict(name, **kwargs)
     found = reduced._get_arguments_from_pretrained(name, settings, **kwargs)
     by_name = dict(zip(reduced.get_attributes(), found, strict=True))
-    return reduced.from_args_and_dict([by_name.get(part) for part in parts], settings, **more)
+    return reduced.from_args_and_dict([by_name.get(part) for part in stock_class.get_attributes()], settings, **more)
 
 
 @lru_cache
 def without_missing_parts(stock_class: Any) -> Any:
     """The class of `read_stock`."""
+    if transformers.__version__ < "5" or find_spec("torchvision"):
+        return stock_class
     parts = stock_class.get_attributes()
-    if "video_processor" not in parts or find_spec("torchvision"):
+    if "video_processor" not in parts:
         return stock_class
     pictures_only = [part for part in parts if part != "video_processor"]
     names: dict[str, Any] = {

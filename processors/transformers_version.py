@@ -33,4 +33,10 @@ def check_transformers(what: str = "this model", version: str = transformers.__v
         )
 
 
+def check_vlm(in_four: bool = True) -> None:
+    """Raises `ImportError` for a version that stock VLMs were not tested with, or whose 4.57 lacks what one needs."""
+    if not (in_four and transformers.__version__.startswith("4.57.")):
+        check_transformers("a stock VLM")
+
+
 check_transformers()
