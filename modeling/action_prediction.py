@@ -90,11 +90,8 @@ class ActionPredictionMixin:
                 the whole model, and `"dynamic"` turns it off.
 
         Raises:
-            ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
-                inputs are missing or padded on the right, an observation has no picture, prompt and action do not fit
-                into the model's context, a prefix or the state has another shape or no finite numbers, the model
-                computes NaN, or an option is none of `generate`'s or leaves no whole action.
-            TypeError: if inputs are no tensors.
+            ValueError: if the model lacks weights, an action format or statistics, inputs or options cannot give whole
+                actions, or the model computes NaN.
         """
         self.check_weights()
         if previous is not None:
@@ -186,14 +183,8 @@ class ActionPredictionMixin:
     def calibrate_tree_nodes(
         self, *, candidates: Sequence[int] = (2, 4, 8, 16, 24, 40, 64, 96, 128), repeats: int = 3, **inputs: Any
     ) -> dict[int, float]:
-        """Measures which `tree_nodes` is fastest here, and uses it from now on for batches of this size.
-
-        Args:
-            repeats: timed calls of each candidate, in turns.
-            inputs: as for `predict_actions`; typical observations.
-
-        Returns:
-            Median milliseconds per call for each candidate.
+        """Measures which `tree_nodes` is fastest for typical `inputs` of `predict_actions`, and uses it from now on
+        for batches of this size; returns median milliseconds per call, of `repeats`, for each candidate.
         """
         if not candidates or min(candidates) < 1:
             raise ValueError(f"got candidates={tuple(candidates)}, expected numbers of nodes, each at least 1")
@@ -292,11 +283,8 @@ class ActionPredictionMixin:
 def token_probabilities(
     grammar: Any, tokens: Sequence[int], logits: torch.Tensor, forced: Sequence[int] = ()
 ) -> list[float]:
-    """Probability of each token of an action among those the grammar allows in its place; 1 for forced ones.
-
-    Args:
-        tokens: of one action, without EOS.
-        logits: float32 [L, G], of the `action_tokens`.
+    """Probability of each token of an action, without EOS, among those the grammar allows in its place; 1 for forced
+    ones. `logits` are float32 [L, G], of the `action_tokens`.
     """
     states = list(itertools.accumulate(tokens[:-1], lambda state, token: grammar.transitions[state][token], initial=0))
     forbidden = torch.from_numpy(~allowed_columns(grammar)[states])

@@ -43,15 +43,14 @@ if TYPE_CHECKING:  # imported where there is a GPU
     from .triton_operations import TritonOperations  # noqa: F401
 
 
-# Of weights: the names in files, those of the first versions of each family, and in transformers 4's memory.
+# Of weights in files, those of each family's first version, and in transformers 4's memory; the first match counts.
+SIGLIP_OR_CLIP = r"encoder\.layers|embeddings\.\w+_embedding\b|p(re|ost)_la"
 NAMES_IN_TRANSFORMERS_4 = {
+    rf"^vlm\.(model\.)?(\w+\.)?vision_tower\.(?={SIGLIP_OR_CLIP})": r"vlm.model.\2vision_tower.vision_model.",
     r"^vlm\.language_model\.lm_head": "vlm.lm_head",
-    r"^vlm\.language_model\.model": "vlm.model.language_model",
-    r"^vlm\.language_model\.": "vlm.model.language_model.",
+    r"^vlm\.language_model\.(model\.)?": "vlm.model.language_model.",
     r"^vlm\.model\.(?=embed_tokens|layers|norm)": "vlm.model.language_model.",
     r"^vlm\.(?=vision_tower|multi_modal_projector|visual)": "vlm.model.",
-    # SigLIP and CLIP.
-    r"vision_tower\.(?=encoder\.layers|embeddings\.\w+_embedding\.|p(re|ost)_la)": "vision_tower.vision_model.",
 }
 
 
@@ -91,7 +90,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As `OpenVLAContractMixin.from_pretrained`."""
         if transformers.__version__ < "5":
-            kwargs["key_mapping"] = {**NAMES_IN_TRANSFORMERS_4, **(kwargs.get("key_mapping") or {})}
+            kwargs.setdefault("key_mapping", NAMES_IN_TRANSFORMERS_4)
         return super().from_pretrained(*args, **kwargs)
 
     @property
@@ -248,8 +247,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.vlm.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> Any:
-        decoder = self.vlm.get_decoder()
-        return getattr(decoder, "text_model", decoder)  # in transformers 4 that of Idefics3 is one level deeper
+        return self.vlm.get_decoder()
 
 
 def check_prompts(supervised: torch.Tensor, attention_mask: torch.Tensor | None) -> None:

@@ -40,26 +40,15 @@ class DecodingCost:
 
 @dataclass
 class Row:
-    """One observation while its action is decoded.
+    """One observation while its action is decoded."""
 
-    Attributes:
-        last: the last accepted token, which the cache does not hold; to begin with, the prompt's.
-        position: of that token.
-        drafts: its trees.
-        forced: tokens that come next, whatever the model prefers.
-        tokens: of the action, accepted so far.
-        probabilities: of each of them among those the grammar allows in its place.
-        state: of the grammar behind them.
-        done: whether the action is complete.
-    """
-
-    last: int
-    position: int
+    last: int  # the last accepted token, which the cache does not hold; to begin with, the prompt's
+    position: int  # of that token
     drafts: Drafts
-    forced: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    state: int = 0
+    forced: list[int] = field(default_factory=list)  # tokens that come next, whatever the model prefers
+    tokens: list[int] = field(default_factory=list)  # of the action, accepted so far
+    probabilities: list[float] = field(default_factory=list)  # of each among those the grammar allows in its place
+    state: int = 0  # of the grammar behind them
     done: bool = False
 
     def accept(self, tokens: Sequence[int], probabilities: Sequence[float]) -> None:

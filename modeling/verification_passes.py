@@ -23,21 +23,14 @@ import torch
 
 
 class PassInputs(NamedTuple):
-    """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right.
+    """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right."""
 
-    Attributes:
-        ids, positions: int64 [B, W].
-        columns, parents: int64 [B, W]; `columns` among the G tokens of actions.
-        allowed: bool [B, W, G], which tokens may follow each slot.
-        tree_mask: bool [B, W, W]; each slot attends to itself and its ancestors.
-    """
-
-    ids: np.ndarray
+    ids: np.ndarray  # int64 [B, W], as the next three
     positions: np.ndarray
-    columns: np.ndarray
+    columns: np.ndarray  # among the G tokens of actions
     parents: np.ndarray
-    allowed: np.ndarray
-    tree_mask: np.ndarray
+    allowed: np.ndarray  # bool [B, W, G], which tokens may follow each slot
+    tree_mask: np.ndarray  # bool [B, W, W]; each slot attends to itself and its ancestors
 
 
 @dataclass(frozen=True)
