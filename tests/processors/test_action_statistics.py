@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gen_vla.modeling import OpenVLAPlusConfig
@@ -252,6 +252,7 @@ def test_each_dimension_is_scaled_by_its_own_bounds() -> None:
         compute_statistics(actions, 1, normalization=["min_max"])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_digits_bring_back_what_lies_within_the_bounds(data: st.DataObject) -> None:
     """To half of the last digit, in every mode; constant dimensions exactly, those outside the mask as they are."""

@@ -29,6 +29,8 @@ from gen_vla.training.publishing.assembling import install_in_cache
 ROOT = Path(__file__).resolve().parents[3]
 OTHER = Path(os.environ.get("GEN_VLA_TRANSFORMERS4", ROOT / ".venv-transformers4" / "bin" / "python"))
 KINDS = ("openvla_plus", "openvla_plus_resaved")
+VLMS = ("gemma3", "llava", "paligemma")  # whose processors of transformers 4.57 do not need torchvision
+WAYS = [(kind, way) for kind in KINDS for way in ("folder", "name")] + [(kind, "folder") for kind in VLMS]
 
 pytestmark = pytest.mark.skipif(
     not OTHER.exists(), reason=f"no interpreter with transformers 4 at {OTHER}; make test-transformers4 builds it"
@@ -36,8 +38,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def write_repository(kind: str, folder: Path, llama_like: Any) -> None:
-    """One of the repositories in `KINDS`."""
+    """One of the repositories in `KINDS` and `VLMS`."""
     strings = ActionStringProcessor(action_dim=3, decimals=3, binary_dims=[2])
+    if kind in VLMS:
+        model, processor = tiny_vla_pair(kind, folder.with_name(f"{kind}_base"), strings)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return
     text_config = tiny_config(llama_like).text_config
     text_config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 50.0}  # 4 has other names
     model = tiny_model(llama_like, strings, text_config=text_config)
@@ -54,12 +61,12 @@ def readings(llama_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """By repository, what transformers 5 and transformers 4 get out of it: from its folder, and by its name."""
     work = tmp_path_factory.mktemp("both")
     repositories = {}
-    for kind in KINDS:
+    for kind in (*KINDS, *VLMS):
         write_repository(kind, work / kind, llama_like)
         repositories[kind, "folder"] = str(work / kind)
-        name = f"gen-vla/{kind.replace('_', '-')}"
-        install_in_cache(work / kind, name, work / "hub")
-        repositories[kind, "name"] = name
+        if (kind, "name") in WAYS:
+            repositories[kind, "name"] = f"gen-vla/{kind.replace('_', '-')}"
+            install_in_cache(work / kind, repositories[kind, "name"], work / "hub")
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(work / "hub")}
     outputs = [
         read_repositories(list(repositories.values()), work / place, variables, python)
@@ -74,15 +81,17 @@ def test_the_other_interpreter_is_transformers_4() -> None:
     assert run.stdout.split() == ["4.57.6", "2.13.0"]
 
 
-@pytest.mark.parametrize("way", ["folder", "name"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "way"), WAYS)
 def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -> None:
     five, four = (dict(reading) for reading in readings[kind, way])
     assert str(five.pop("version")).startswith("5.")
     assert str(four.pop("version")).startswith("4.57")
-    assert set(four) == set(five) - {"pipeline", "untrusted"}
-    for name in set(four) - {"class"}:
-        np.testing.assert_array_equal(four[name], five[name], err_msg=name)
+    assert set(four) - {"pipeline"} == set(five) - {"pipeline", "untrusted"}
+    for name in set(four) - {"class", "pipeline"}:
+        if kind in VLMS and five[name].dtype.kind == "f":  # other operations of the same sums
+            np.testing.assert_allclose(four[name], five[name], rtol=0, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(four[name], five[name], err_msg=name)
     assert five["logits"].std() > 0.1
     assert five["tokens"].shape == (2, 18)
 
@@ -112,4 +121,4 @@ for loader in ("AutoConfig", "AutoModel", "AutoModelForVision2Seq", "AutoProcess
     command = [str(OTHER), "-P", "-c", script, str(tmp_path / "repo")]
     run = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     refusals = run.stdout.count(f"got transformers 4.57.6, expected {needed}")
-    assert refusals == (4 if family == "vla_plus" else 3), run.stderr[-2000:]
+    assert refusals == 3, run.stderr[-2000:]
