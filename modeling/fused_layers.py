@@ -47,12 +47,8 @@ class TorchOperations:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention, [B, T, H D]. Heads that share keys are taken as more queries of one head, to repeat no keys.
-
-        Args:
-            query: [B, H, T, D].
-            keys, values: [B, K, S, D].
-            mask: additive, [B, 1, T, S].
+        """Attention, [B, T, H D], of queries [B, H, T, D] to keys and values [B, K, S, D] under a mask [B, 1, T, S] that
+        is added. Heads that share keys are taken as more queries of one head, to repeat no keys.
         """
         rows, heads, tokens, width = query.shape
         group = heads // keys.shape[1]
@@ -105,12 +101,9 @@ def run_layers(
     allowed: torch.Tensor,
     cache: TreeCache,
 ) -> torch.Tensor:
-    """Last hidden states [B, T, N], normalised.
+    """Last hidden states [B, T, N], normalised, of `embeds`, scaled as the first layer expects, at positions [B, T].
 
-    Args:
-        embeds: [B, T, N], scaled as the first layer expects.
-        positions: int64 [B, T].
-        allowed: bool [B, T, S], which visible slots of the cache each token attends to.
+    `allowed`, bool [B, T, S], is which visible slots of the cache each token attends to.
     """
     cosines, sines = language_model.rotary_emb(embeds, positions)
     mask, device = additive_mask(allowed, embeds.dtype), embeds.device

@@ -36,15 +36,10 @@ from .action_strings import DIGITS, ActionStringError, ActionStringProcessor, by
 def make_action_config(
     codec: ActionStringProcessor | ActionBins, tokenizer: Any, bin_tokens_end: int | None = None
 ) -> dict[str, Any]:
-    """The action format as a dictionary for config.json.
+    """The action format as a dictionary for config.json; `ValueError` for a tokenizer that cannot write it.
 
-    Args:
-        bin_tokens_end: for bins, the first token id after theirs; by default the end of the vocabulary without added
-            tokens, as in OpenVLA.
-
-    Raises:
-        ValueError: if the tokenizer has no token of its own for a character of the style, merges digits with anything,
-            or has too few tokens for the bins.
+    `bin_tokens_end` is, for bins, the first token id after theirs; by default the end of the vocabulary without added
+    tokens, as in OpenVLA.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("got a tokenizer without an end-of-sequence token, expected one; set tokenizer.eos_token")
@@ -83,11 +78,9 @@ def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar 
 class TokenGrammar:
     """A deterministic automaton over token ids without cycles, except EOS after EOS.
 
-    Attributes:
-        transitions: per state, the token ids that may follow and the state each leads to. State 0 is the start; after
-            EOS only EOS follows, so that finished rows of a batch stay legal.
-        text_of: the text of each token.
-        max_tokens: tokens of the longest word, EOS not counted.
+    `transitions` are, per state, the token ids that may follow and the states they lead to. State 0 is the start; after
+    EOS only EOS follows, so that finished rows of a batch stay legal. `max_tokens` are those of the longest word, EOS
+    not counted.
     """
 
     def __init__(self, transitions: list[dict[int, int]], text_of: dict[int, str], eos_token_id: int):
@@ -127,13 +120,7 @@ class TokenGrammar:
 
 
 class ActionGrammar(TokenGrammar):
-    """The grammar of action strings: their tokens, then EOS.
-
-    Args:
-        pieces: token id of every text that is one token of an action.
-        prefix: a lead-in that is generated with the answer.
-        runs: token ids of every run without digits; by default the longest pieces from left to right.
-    """
+    """The grammar of action strings: their tokens, then EOS; `prefix` is a lead-in that is generated with them."""
 
     def __init__(
         self,

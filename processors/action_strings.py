@@ -27,11 +27,8 @@ LEAD_IN = {"signed": "\n", "plain": "\n", "legacy": " "}
 
 
 class ActionStringError(ValueError):
-    """A text that is no action string, or an action that has none.
-
-    Attributes:
-        position: index of the first wrong character or token, or `None` where there is none.
-        expected: what was possible there, in words.
+    """A text that is no action string, or an action that has none: the `position` of the first wrong character or
+    token, if there is one, and what was `expected` there, in words.
     """
 
     def __init__(self, message: str, position: int | None = None, expected: str | None = None):
@@ -194,17 +191,11 @@ def checked_chunk(actions: Any, horizon: int, action_dim: int) -> np.ndarray:
 
 
 class CharacterAutomaton:
-    """A deterministic, acyclic automaton over characters whose words are exactly the action strings of one style.
-
-    Attributes:
-        edges: per state, the characters that may follow and the state each leads to.
-        value_of: per state, the index t * D + d of the value that a sign, digit or point leaving it belongs to.
-        final: the state in which a word is complete; it has no edges.
-    """
+    """A deterministic, acyclic automaton over characters whose words are exactly the action strings of one style."""
 
     def __init__(self, action_dim: int, horizon: int, decimals: int, style: str, binary_dims: Iterable[int]):
-        self.edges: list[dict[str, int]] = [{}]
-        self.value_of: list[int] = [0]
+        self.edges: list[dict[str, int]] = [{}]  # per state, the characters that may follow, and where to
+        self.value_of: list[int] = [0]  # per state, the index t * D + d of the value that is written there
         self.values = horizon * action_dim
         binary = set(binary_dims)
         here = 0
@@ -218,7 +209,7 @@ class CharacterAutomaton:
                     here = self._spell(here, "\n")
                 elif style == "plain" and not (last_dim and last_step):
                     here = self._spell(here, "\n\n" if last_dim else "\n")
-        self.final = here
+        self.final = here  # a word is complete; it has no edges
 
     def read(self, text: str) -> list[str]:
         """The values of `text` as texts; raises `ActionStringError` at the first wrong character."""

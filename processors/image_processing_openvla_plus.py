@@ -30,10 +30,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
     Args:
         image_size: side of the square the encoders see, in pixels.
         means, stds: per encoder, of the three channels in 0..1; DINOv2 first, SigLIP second.
-        center_crop_area: share of the area kept by a centre crop before the resize, or `None` for no crop. OpenVLA
-            keeps 0.9 for models that were trained with random resized crops.
-        resize_strategy: `"resize-naive"` (OpenVLA's) stretches a picture to the square; `"resize-with-pad"` keeps its
-            shape between black bars, as the published weights of π0 were trained.
+        center_crop_area: share of the area kept by a centre crop, or `None`; OpenVLA keeps 0.9 for models that were
+            trained with random resized crops.
+        resize_strategy: see `resize`.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  # the base class's own declaration
@@ -92,9 +91,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
 
 
 def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> Image.Image:
-    """The picture as a square of `size` pixels.
+    """The picture as a square of `size` pixels, stretched with `"resize-naive"`, as OpenVLA does.
 
-    With `"resize-with-pad"` it is scaled bilinearly until its longer side fits, between bars of pixel 0 of which the
+    With `"resize-with-pad"`, as the published weights of π0 were trained, it is scaled bilinearly until its longer side fits, between bars of pixel 0 of which the
     wider one is at the bottom or on the right, as openpi does it (`openpi_client/image_tools.py`).
     """
     if picture.size == (size, size):
@@ -145,10 +144,8 @@ def with_open_pictures(conversation: Any) -> Any:
 def _open_part(part: Any) -> Any:
     if not isinstance(part, Mapping) or part.get("type") != "image":
         return part
-    for key in ("image", "url", "path", "base64"):
-        if part.get(key) is not None:
-            return {"type": "image", "image": to_rgb(part[key])}
-    return part
+    given = [part[key] for key in ("image", "url", "path", "base64") if part.get(key) is not None]
+    return {"type": "image", "image": to_rgb(given[0])} if given else part
 
 
 def center_crop(picture: Image.Image, area: float) -> Image.Image:

@@ -67,11 +67,10 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
 
     Args:
         image_processor: an `OpenVLAPlusImageProcessor`.
-        tokenizer: a fast tokenizer with BOS, EOS, PAD and `image_token` in its vocabulary.
+        tokenizer: a fast tokenizer with BOS, EOS, PAD and `image_token`, the placeholder, in its vocabulary.
         num_image_tokens: N, the tokens one picture takes.
         action_config: the action format (`action_grammar.make_action_config`), the same as in the model's config.
         prompt_template: texts with `{instruction}`, `{question}` and `{answer}`.
-        image_token: the placeholder token.
         chat_template: Jinja; by default derived from `prompt_template`.
         cameras: names of the cameras of an action's pictures, in the order of training; `None` for one of any name.
         state_statistics: see `StateInputs`.
@@ -167,10 +166,9 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
         prompts = [self.question_prompt(text) for text in as_rows(question)]
-        pictures = as_rows(image)
-        if len(pictures) != len(prompts):
-            raise ValueError(f"got {len(pictures)} images and {len(prompts)} questions, expected one of each per row")
-        images = [[picture] for picture in pictures]
+        images = [[picture] for picture in as_rows(image)]
+        if len(images) != len(prompts):
+            raise ValueError(f"got {len(images)} images and {len(prompts)} questions, expected one of each per row")
         return self(images=images, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
 
     def __call__(

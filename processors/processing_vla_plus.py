@@ -98,9 +98,8 @@ class ActionInputs(StateInputs):
 
     def question_inputs(self, image: Any, question: Any) -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
-        return self._inputs(
-            [[row] for row in as_rows(image)], [self.question_prompt(text) for text in as_rows(question)]
-        )
+        prompts = [self.question_prompt(text) for text in as_rows(question)]
+        return self._inputs([[row] for row in as_rows(image)], prompts)
 
     @property
     def answer_types(self) -> dict[str, int]:

@@ -63,10 +63,8 @@ class StateInputs:
         return np.add(statistics["q01"], statistics["q99"]) / 2
 
     def normalized_state(self, state: Any, unnorm_key: str | None = None) -> np.ndarray:
-        """A state [P] in units, scaled to [-1, 1] and clipped: float32 [P].
-
-        Raises:
-            RobotStateError: for no state, another number of values than the data set's, NaN or infinity.
+        """A state [P] in units, scaled to [-1, 1] and clipped, float32 [P]; `RobotStateError` for one that is missing,
+        of another length, or not finite.
         """
         statistics = select_statistics(self.state_statistics or {}, unnorm_key, "proprio")
         width = len(statistics["q01"])
@@ -85,11 +83,7 @@ class StateInputs:
         return normalize_actions(values, statistics)
 
     def action_prompt(self, instruction: str, state: Any = None, unnorm_key: str | None = None) -> str:
-        """What asks for an action, without a lead-in; the instruction is lower-cased, as OpenVLA does.
-
-        Args:
-            state, unnorm_key: as for `action_inputs`, of one row.
-        """
+        """What asks for an action, without a lead-in; the instruction is lower-cased, as OpenVLA does."""
         words = checked_instruction(instruction, self.prompt_template)
         if not self.takes_state and state is not None:
             raise RobotStateError("got a state, expected none: this model was trained without it; leave it out")
