@@ -78,7 +78,7 @@ def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar 
 class TokenGrammar:
     """A deterministic automaton over token ids without cycles, except EOS after EOS.
 
-    `transitions` are, per state, the token ids that may follow and the states they lead to. State 0 is the start; after
+    `transitions` are, per state, the token ids that may follow and where they lead. State 0 is the start; after
     EOS only EOS follows, so that finished rows of a batch stay legal. `max_tokens` are those of the longest word, EOS
     not counted.
     """
