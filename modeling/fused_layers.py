@@ -47,8 +47,8 @@ class TorchOperations:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention, [B, T, H D], of queries [B, H, T, D] to keys and values [B, K, S, D] under an additive mask [B, 1,
-        T, S]. Heads that share keys are taken as more queries of one head, to repeat no keys.
+        """Attention, [B, T, H D], of queries [B, H, T, D] to keys and values [B, K, S, D] under an additive mask [B,
+        1, T, S]. Heads that share keys are taken as more queries of one head, to repeat no keys.
         """
         rows, heads, tokens, width = query.shape
         group = heads // keys.shape[1]

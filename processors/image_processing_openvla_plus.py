@@ -93,8 +93,8 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
 def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> Image.Image:
     """The picture as a square of `size` pixels, stretched with `"resize-naive"`, as OpenVLA does.
 
-    With `"resize-with-pad"`, as the published weights of π0 were trained, it is scaled bilinearly until its longer side
-    fits, between bars of pixel 0 of which the wider one is at the bottom or on the right, as openpi does it
+    With `"resize-with-pad"`, as the published weights of π0 were trained, it is scaled bilinearly until its longer
+    side fits, between bars of pixel 0 of which the wider one is at the bottom or on the right, as openpi does it
     (`openpi_client/image_tools.py`).
     """
     if picture.size == (size, size):
