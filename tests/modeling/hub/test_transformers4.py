@@ -20,7 +20,7 @@ from tiny_models import (
     tiny_pi0_flow_processor,
     tiny_processor,
 )
-from tiny_vlms import tiny_vla_pair
+from tiny_vlms import tiny_inputs, tiny_vla_pair, tiny_vla_plus
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.publishing.assembling import install_in_cache
@@ -96,6 +96,29 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
     assert five["tokens"].shape == (2, 18)
 
 
+@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+def test_models_agree_whose_processors_need_torchvision(family: str, tmp_path: Path) -> None:
+    model = tiny_vla_plus(family)
+    model.save_pretrained(tmp_path / "repo")
+    inputs = tiny_inputs(model)
+    np.savez(tmp_path / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})
+    script = """
+import numpy, torch, transformers
+inputs = {name: torch.from_numpy(array) for name, array in numpy.load("inputs.npz").items()}
+model = transformers.AutoModel.from_pretrained("./repo", trust_remote_code=True)
+for nodes in (None, 0):
+    found = model.predict_actions(**inputs, unnorm_key="tiny", tree_nodes=nodes)
+    numpy.savez(f"{nodes}.npz", tokens=found.token_ids, probabilities=found.digit_probabilities)
+"""
+    run = run_on_four(script, tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    expected = model.predict_actions(**inputs, unnorm_key="tiny")
+    for way in ("None", "0"):
+        four = np.load(tmp_path / f"{way}.npz")
+        np.testing.assert_array_equal(four["tokens"], expected.token_ids)
+        np.testing.assert_allclose(four["probabilities"], expected.digit_probabilities, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("family", "needed"), [("pi0_flow", "5.17 or newer for the flow-matching π0"), ("vla_plus", "5.5 or newer")]
 )
@@ -116,9 +139,14 @@ for loader in ("AutoConfig", "AutoModel", "AutoModelForVision2Seq", "AutoProcess
     except ImportError as error:
         print(error)
 """
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    settings.pop("PYTHONPATH", None)
-    command = [str(OTHER), "-P", "-c", script, str(tmp_path / "repo")]
-    run = subprocess.run(command, env=settings, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    run = run_on_four(script, tmp_path, "repo")
     refusals = run.stdout.count(f"got transformers 4.57.6, expected {needed}")
     assert refusals == 3, run.stderr[-2000:]
+
+
+def run_on_four(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A script on transformers 4, where `gen_vla` is not installed."""
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
+    settings.pop("PYTHONPATH", None)
+    command = [str(OTHER), "-P", "-c", script, *arguments]
+    return subprocess.run(command, env=settings, cwd=folder, capture_output=True, text=True, timeout=300)
