@@ -22,7 +22,7 @@ import transformers
 from transformers import BatchFeature, PaliGemmaProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from .action_bins import ActionBins  # noqa: F401  # which transformers 4 looks for before it is refused
+from .action_bins import ActionBins  # noqa: F401  # transformers 4 copies what this file names
 from .action_grammar import ActionGrammar  # noqa: F401
 from .action_statistics import normalize_actions  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
