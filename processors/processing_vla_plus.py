@@ -157,13 +157,15 @@ class ActionInputs(StateInputs):
         return {**super().to_dict(), SETTINGS: {"stock_class": stock_class.__name__, **own}}  # pyright: ignore
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with a tokenizer class that versions 4 and 5 know."""
+        """As in transformers, with a tokenizer class, and named tokens, that versions 4 and 5 know."""
         written = super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore
         path = Path(save_directory) / "tokenizer_config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
         if settings.get("tokenizer_class") == "TokenizersBackend":
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-            path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if "extra_special_tokens" not in settings:
+            settings["extra_special_tokens"] = settings.pop("model_specific_special_tokens", {})
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return written
 
     def _inputs(self: Any, pictures: list[Any], messages: list[str]) -> BatchFeature:

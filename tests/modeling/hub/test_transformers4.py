@@ -87,7 +87,8 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
     assert str(five.pop("version")).startswith("5.")
     assert str(four.pop("version")).startswith("4.57")
     assert set(four) - {"pipeline"} == set(five) - {"pipeline", "untrusted"}
-    for name in set(four) - {"class", "pipeline"}:
+    skipped = {"class", "pipeline"} | ({"answer static"} if kind in VLMS else set())  # a static cache is stock's own
+    for name in set(four) - skipped:
         if kind in VLMS and five[name].dtype.kind == "f":  # other operations of the same sums
             np.testing.assert_allclose(four[name], five[name], rtol=0, atol=1e-5, err_msg=name)
         else:
