@@ -24,6 +24,7 @@ from .draft_trees import Drafts  # noqa: F401
 from .dual_vision_tower import DualVisionTower  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
 from .generation_options import checked_options  # noqa: F401
+from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .prefix_actions import prefix_tokens  # noqa: F401
 from .recorded_passes import recorded_forward  # noqa: F401
