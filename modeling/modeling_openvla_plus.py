@@ -106,6 +106,9 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
             self._weight_conversions = None
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
 
+    def get_decoder(self) -> Any:
+        return self.model.language_model
+
     def embed_prompt(self, input_ids: torch.Tensor, pixel_values: Any = None) -> tuple[torch.Tensor, dict[str, Any]]:
         """See `ActionPredictionMixin`."""
         return self.model.embed(input_ids, None, pixel_values, past_key_values=()), {}

@@ -89,6 +89,12 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
             **kwargs,
         )
 
+    def get_input_embeddings(self) -> nn.Module:  # where transformers 4 does not look
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixel values float [B, C, H, W] to embeddings [B, N, text width]."""
         return self.projector(self.vision_tower(pixel_values))
