@@ -10,6 +10,7 @@ from gen_vla.modeling.configuration_openvla_plus import OpenVLAPlusConfig
 from gen_vla.modeling.dual_vision_tower import DualVisionTower
 from gen_vla.modeling.modeling_openvla_plus import OpenVLAPlusForVision2Seq
 from gen_vla.modeling.openvla_plus_backbone import OpenVLAPlusModel
+from gen_vla.modeling.transformers_version import check_transformers
 
 
 too_old: dict[str, str] = {}  # names that need a newer transformers, which the other families do not
@@ -21,7 +22,8 @@ except ImportError as error:
 else:
     Pi0FlowConfig.register_for_auto_class()
     Pi0FlowForActionPrediction.register_for_auto_class("AutoModelForImageTextToText")
-try:
+try:  # which a repository's own code reads with 4.57 as well
+    check_transformers("a stock VLM")
     from gen_vla.modeling.configuration_vla_plus import VLAPlusConfig
     from gen_vla.modeling.modeling_vla_plus import VLAPlusForVision2Seq
 except ImportError as error:

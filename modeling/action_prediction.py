@@ -38,6 +38,7 @@ class ActionPredictionMixin:
     first_position = 0  # of a row's first token, as the language model counts
     lean_layers = False  # record passes with `fused_layers.py` in place of the layers of a Llama or Gemma 1
     picture_inputs: frozenset[str] = frozenset()  # what a processor returns besides ids, mask and pixel_values
+    implied_inputs: frozenset[str] = frozenset()  # what it returns that follows from the ids
     windows_bound_blocks = False  # whether sliding windows hold within `prompt_blocks`, too
 
     # Takes ids [B, L] and what else the processor returned. Returns embeddings float [B, L, width] that contain the
@@ -89,18 +90,16 @@ class ActionPredictionMixin:
                 the whole model, and `"dynamic"` turns it off.
 
         Raises:
-            ValueError: if weights are missing, the model has no action format or statistics, the key is unknown,
-                inputs are missing or padded on the right, an observation has no picture, prompt and action do not fit
-                into the model's context, a prefix or the state has another shape or no finite numbers, the model
-                computes NaN, or an option is none of `generate`'s or leaves no whole action.
-            TypeError: if inputs are no tensors.
+            ValueError: if the model lacks weights, an action format or statistics, inputs or options cannot give whole
+                actions, or the model computes NaN.
         """
         self.check_weights()
         if previous is not None:
             warnings.warn("`previous` has no effect any more; leave it out", FutureWarning, stacklevel=4)
         grammar = self.action_grammar
         picture_inputs = {name: kwargs.pop(name) for name in self.picture_inputs & set(kwargs)}
-        options = checked_options(kwargs, grammar.max_tokens)
+        options = {name: value for name, value in kwargs.items() if name not in self.implied_inputs}
+        options = checked_options(options, grammar.max_tokens)
         pictures = {"pixel_values": pixel_values, **picture_inputs}
         check_tensors(input_ids, pixel_values)
         rows = input_ids.shape[0]
@@ -117,7 +116,13 @@ class ActionPredictionMixin:
         context = self.config.text_config.max_position_embeddings
         check_context(int(mask.sum(dim=1).max()), grammar.max_tokens, context)
         if by_tree:
-            decoder = self._tree_decoder(grammar, tree_nodes or self.default_tree_nodes(rows), options)
+            nodes = tree_nodes or self.default_tree_nodes(rows)
+            if isinstance(grammar, BinGrammar) and nodes == 1:
+                nodes = 0  # one of 256 bins is not worth a draft
+            temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
+            cache = options.get("cache_implementation")
+            static = None if cache is None else cache == "static"
+            decoder = TreeDecoder(self, grammar, nodes, temperature, static)
             histograms = [entry.get("histogram") for entry in action_statistics]
             found, cost = decoder.decode(prompt, mask, pictures, histograms, forced)
             token_ids = padded_tokens(grammar, [row.tokens for row in found])
@@ -178,14 +183,8 @@ class ActionPredictionMixin:
     def calibrate_tree_nodes(
         self, *, candidates: Sequence[int] = (2, 4, 8, 16, 24, 40, 64, 96, 128), repeats: int = 3, **inputs: Any
     ) -> dict[int, float]:
-        """Measures which `tree_nodes` is fastest here, and uses it from now on for batches of this size.
-
-        Args:
-            repeats: timed calls of each candidate, in turns.
-            inputs: as for `predict_actions`; typical observations.
-
-        Returns:
-            Median milliseconds per call for each candidate.
+        """Measures which `tree_nodes` is fastest for typical `inputs` of `predict_actions`, and uses it from now on
+        for batches of this size; returns median milliseconds per call, of `repeats`, for each candidate.
         """
         if not candidates or min(candidates) < 1:
             raise ValueError(f"got candidates={tuple(candidates)}, expected numbers of nodes, each at least 1")
@@ -280,22 +279,12 @@ class ActionPredictionMixin:
             )
         return tree_nodes != 0 and not others and self.get_output_embeddings().weight.device.type != "meta"
 
-    def _tree_decoder(self, grammar: ActionGrammar | BinGrammar, nodes: int, options: dict[str, Any]) -> TreeDecoder:
-        temperature = options.get("temperature", 1.0) if options.get("do_sample") else None
-        cache = options.get("cache_implementation")
-        if isinstance(grammar, BinGrammar) and nodes == 1:
-            nodes = 0  # one of 256 bins is not worth a draft
-        return TreeDecoder(self, grammar, nodes, temperature, static=None if cache is None else cache == "static")
-
 
 def token_probabilities(
     grammar: Any, tokens: Sequence[int], logits: torch.Tensor, forced: Sequence[int] = ()
 ) -> list[float]:
-    """Probability of each token of an action among those the grammar allows in its place; 1 for forced ones.
-
-    Args:
-        tokens: of one action, without EOS.
-        logits: float32 [L, G], of the `action_tokens`.
+    """Probability of each token of an action, without EOS, among those the grammar allows in its place; 1 for forced
+    ones. `logits` are float32 [L, G], of the `action_tokens`.
     """
     states = list(itertools.accumulate(tokens[:-1], lambda state, token: grammar.transitions[state][token], initial=0))
     forbidden = torch.from_numpy(~allowed_columns(grammar)[states])
@@ -316,7 +305,6 @@ def check_tensors(input_ids: Any, pixel_values: Any) -> None:
     for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
         if given is None:
             raise ValueError(f"got no {name}, expected those of processor.action_inputs(image, instruction)")
-    for name, given in {"input_ids": input_ids, "pixel_values": pixel_values}.items():
         if not isinstance(given, torch.Tensor):
             raise TypeError(f"got {name} of type {type(given).__name__}, expected a tensor: return_tensors='pt'")
 

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import transformers
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from .action_statistics import plain_statistics
@@ -33,7 +34,24 @@ def as_config(given: Any, defaults: dict[str, Any]) -> Any:
         return copy.deepcopy(given)
     settings = copy.deepcopy(dict(given) if given else defaults)
     model_type = settings.pop("model_type", defaults["model_type"])
-    return CONFIG_MAPPING[model_type](**settings)
+    return CONFIG_MAPPING[model_type](**in_this_version(settings))
+
+
+def in_this_version(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a configuration that transformers 5 wrote: in 4, rotary embeddings have other names, and whether
+    embeddings are tied is read from the language model's.
+    """
+    if transformers.__version__ >= "5":
+        return settings
+    settings = {name: in_this_version(each) if isinstance(each, dict) else each for name, each in settings.items()}
+    if "text_config" in settings:
+        settings["text_config"]["tie_word_embeddings"] = settings.get("tie_word_embeddings", False)
+    if rope := settings.pop("rope_parameters", None):
+        if "sliding_attention" in rope:
+            settings["rope_local_base_freq"], rope = rope["sliding_attention"]["rope_theta"], rope["full_attention"]
+        settings["rope_theta"] = rope.pop("rope_theta")
+        settings["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
+    return settings
 
 
 def check_context(prompt: int, more: int, context: int) -> None:

@@ -3,15 +3,13 @@
 import copy
 from typing import Any
 
-import transformers
-
 from .action_statistics import plain_statistics  # noqa: F401
 from .base_configuration import ActionStatisticsMixin, auto_map_for, image_tokens
 from .relative_actions import check_groups  # noqa: F401
-from .transformers_version import check_pi0
+from .transformers_version import check_transformers
 
 
-check_pi0(transformers.__version__)  # before the import of what older versions lack
+check_transformers("the flow-matching π0")  # before the import of what older versions lack
 
 from transformers import PI0Config  # noqa: E402
 
@@ -22,8 +20,7 @@ class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
     Args:
         action_config: the action format, `make_flow_action_config(...)`; its horizon is `chunk_size`, its dimensions
             are at most `max_action_dim`. `None` for a model that was not trained to act on a robot yet.
-        norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
-        prompt_template: the prompts of training; the processor holds the same.
+        norm_stats, prompt_template: as in `OpenVLAPlusConfig`.
         noise_in_padding: whether the flow has all of `max_action_dim`, as in the published weights of π0 (openpi's
             `models/pi0.py`, LeRobot's `pi0/modeling_pi0.py`): noise also behind the first D dimensions, whose
             velocities are learned (towards zeros) and followed. Without, all is zero there; so is the default of saved
@@ -64,27 +61,23 @@ class Pi0FlowConfig(ActionStatisticsMixin, PI0Config):
         return known["action_dim"] if known else self.max_action_dim
 
     @property
-    def _vlm(self) -> Any:
-        return self.vlm_config
-
-    @property
     def text_config(self) -> Any:
         """The Gemma of the vision-language model."""
-        return self._vlm.text_config
+        return self.vlm_config.text_config  # pyright: ignore
 
     @property
     def vision_config(self) -> Any:
         """The one SigLIP."""
-        return self._vlm.vision_config
+        return self.vlm_config.vision_config  # pyright: ignore
 
     @property
     def image_token_id(self) -> int:
         """Id of the placeholder whose embeddings the patches replace."""
-        return self._vlm.image_token_id
+        return self.vlm_config.image_token_id  # pyright: ignore
 
     @image_token_id.setter
     def image_token_id(self, value: int) -> None:
-        self._vlm.image_token_id = value
+        self.vlm_config.image_token_id = value  # pyright: ignore
 
     @property
     def num_image_tokens(self) -> int:

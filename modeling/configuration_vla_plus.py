@@ -5,14 +5,11 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-from .action_statistics import plain_statistics  # noqa: F401  # which transformers 4 looks for before it is refused
-from .base_configuration import ActionStatisticsMixin, auto_map_for
+from .action_statistics import plain_statistics  # noqa: F401  # transformers 4 copies what this file names
+from .base_configuration import ActionStatisticsMixin, auto_map_for, in_this_version
 from .relative_actions import check_groups  # noqa: F401
-from .transformers_version import check_vlm
+from .transformers_version import OLDEST  # noqa: F401
 from .vlm_families import FAMILIES, family_of
-
-
-check_vlm(transformers.__version__)
 
 
 class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
@@ -22,9 +19,7 @@ class VLAPlusConfig(ActionStatisticsMixin, PretrainedConfig):
         vlm_config: the vision-language model's (a dictionary or a config).
         frozen: `"vision"`: its vision encoder never moves, and a copy of it trains (the recipe's D). `None`: the model
             as it is.
-        action_config: the action format, see `action_grammar.py`; `None` for a model that only answers questions.
-        norm_stats: OpenVLA's statistics by data set, see `action_statistics.py`.
-        prompt_template: the prompts of training; the processor holds the same.
+        action_config, norm_stats, prompt_template: as in `OpenVLAPlusConfig`.
     """
 
     model_type = "vla_plus"
@@ -76,4 +71,4 @@ def config_of(settings: dict[str, Any]) -> Any:
             f"got a vlm_config with model_type={model_type!r}, expected one of {', '.join(FAMILIES)}; "
             f"transformers {transformers.__version__} does not know it"
         )
-    return CONFIG_MAPPING[model_type](**settings)
+    return CONFIG_MAPPING[model_type](**in_this_version(settings))

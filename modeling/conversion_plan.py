@@ -16,18 +16,12 @@ class ConversionError(ValueError):
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a tensor of the result comes from.
+    """Where a tensor of the result comes from."""
 
-    Attributes:
-        source: the tensor read, or `None` for one that the checkpoint does not have, which is zeros.
-        part, parts: the share of its rows.
-        change: what is done to it then.
-    """
-
-    source: str | None
-    part: int = 0
+    source: str | None  # the tensor read, or `None` for one that the checkpoint does not have, which is zeros
+    part: int = 0  # of so many parts, the share of its rows
     parts: int = 1
-    change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # what is done to it then
 
 
 def count_blocks(names: Iterable[str], stem: str) -> int:

@@ -27,21 +27,14 @@ CACHED_GRAMMARS = 16
 
 
 class DraftTree(NamedTuple):
-    """Slots in an order in which every parent comes before its children.
+    """Slots in an order in which every parent comes before its children."""
 
-    Attributes:
-        tokens, parents, depths: int64 [W] each.
-        columns: int64 [W], the places of the tokens among `action_tokens`.
-        allowed: bool [W, G], which of the `action_tokens` may follow each slot.
-        mask: bool [W, W]; each slot attends to itself and its ancestors.
-    """
-
-    tokens: np.ndarray
+    tokens: np.ndarray  # int64 [W], as the next three
     parents: np.ndarray
     depths: np.ndarray
-    columns: np.ndarray
-    allowed: np.ndarray
-    mask: np.ndarray
+    columns: np.ndarray  # the places of the tokens among `action_tokens`
+    allowed: np.ndarray  # bool [W, G], which of the `action_tokens` may follow each slot
+    mask: np.ndarray  # bool [W, W]; each slot attends to itself and its ancestors
 
     def padded(self, width: int) -> "DraftTree":
         """With slots up to a width that attend to themselves alone."""

@@ -32,18 +32,10 @@ class TorchOperations:
         return norm(hidden)
 
     def rotate_and_store(
-        self,
-        projected: list[torch.Tensor],
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        cache: TreeCache,
-        layer: int,
+        self, projected: list[torch.Tensor], cosines: torch.Tensor, sines: torch.Tensor, cache: TreeCache, layer: int
     ) -> torch.Tensor:
-        """Applies rotary embeddings, writes keys and values into the cache; returns queries [B, H, T, D].
-
-        Args:
-            projected: queries [B, T, H D], keys and values [B, T, K D].
-            cosines, sines: [B, T, D].
+        """Applies rotary embeddings, [B, T, D], to queries [B, T, H D] and keys [B, T, K D]; writes keys and values
+        into the cache, and returns queries [B, H, T, D].
         """
         width = cosines.shape[-1]
         query, key, value = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in projected)
@@ -55,12 +47,8 @@ class TorchOperations:
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention, [B, T, H D]. Heads that share keys are taken as more queries of one head, to repeat no keys.
-
-        Args:
-            query: [B, H, T, D].
-            keys, values: [B, K, S, D].
-            mask: additive, [B, 1, T, S].
+        """Attention, [B, T, H D], of queries [B, H, T, D] to keys and values [B, K, S, D] under an additive mask [B,
+        1, T, S]. Heads that share keys are taken as more queries of one head, to repeat no keys.
         """
         rows, heads, tokens, width = query.shape
         group = heads // keys.shape[1]
@@ -113,12 +101,9 @@ def run_layers(
     allowed: torch.Tensor,
     cache: TreeCache,
 ) -> torch.Tensor:
-    """Last hidden states [B, T, N], normalised.
+    """Last hidden states [B, T, N], normalised, of `embeds`, scaled as the first layer expects, at positions [B, T].
 
-    Args:
-        embeds: [B, T, N], scaled as the first layer expects.
-        positions: int64 [B, T].
-        allowed: bool [B, T, S], which visible slots of the cache each token attends to.
+    `allowed`, bool [B, T, S], is which visible slots of the cache each token attends to.
     """
     cosines, sines = language_model.rotary_emb(embeds, positions)
     mask, device = additive_mask(allowed, embeds.dtype), embeds.device

@@ -4,13 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, LogitsProcessorList
+from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .action_prediction import ActionPredictionMixin
 from .base_configuration import check_context
 from .configuration_openvla_plus import OpenVLAPlusConfig
-from .openvla_contract import NoImageToken
 from .openvla_plus_backbone import OpenVLAPlusModel, OpenVLAPlusPreTrainedModel
 
 
@@ -25,6 +24,7 @@ from .draft_trees import Drafts  # noqa: F401
 from .dual_vision_tower import DualVisionTower  # noqa: F401
 from .fused_layers import run_layers  # noqa: F401
 from .generation_options import checked_options  # noqa: F401
+from .openvla_contract import OpenVLAContractMixin  # noqa: F401
 from .parallel_streams import in_parallel  # noqa: F401
 from .prefix_actions import prefix_tokens  # noqa: F401
 from .recorded_passes import recorded_forward  # noqa: F401
@@ -64,7 +64,13 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `OpenVLAPlusModel.forward`, with logits and, for `labels`, the loss: see `logits_and_loss`."""
+        """As `OpenVLAPlusModel.forward`; `CausalLMOutputWithPast`, or a tuple of its entries without `return_dict`.
+
+        Args:
+            labels: int64 [B, L], -100 where nothing is supervised; adds the mean cross-entropy of the next token (the
+                sum over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
+            logits_to_keep: logits [B, L, V] of so many last positions (0 = all), or of those it names.
+        """
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -75,7 +81,20 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
             use_cache=use_cache,
             **kwargs,
         )
-        return self.logits_and_loss(outputs, labels, logits_to_keep, return_dict, **kwargs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output.to_tuple() if return_dict is False else output
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
         """As in transformers, with tensor names that versions 4 and 5 read.
@@ -86,18 +105,6 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         if getattr(self, "hf_quantizer", None) is None:
             self._weight_conversions = None
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # pyright: ignore
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = new_embeddings
 
     def get_decoder(self) -> Any:
         return self.model.language_model
@@ -116,9 +123,7 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         if assistant_model is not None:
             check_assistant(self.config, assistant_model.config)
             kwargs["assistant_model"] = assistant_model
-        no_image_token = NoImageToken(self.config.image_token_id)
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
-        return super().generate(*args, **kwargs)  # pyright: ignore
+        return super().generate(*args, **self.without_image_token(kwargs))  # pyright: ignore
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **kwargs: Any
@@ -136,10 +141,8 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
     def _prepare_generated_length(
         self, *args: Any, input_ids_length: int, inputs_tensor: torch.Tensor, **kwargs: Any
     ) -> Any:
-        """As in transformers, and no token is written at a position that does not exist.
-
-        Raises:
-            ValueError: if the prompt fills the context. A larger limit of new tokens is lowered.
+        """As in transformers, and no token is written at a position that does not exist: the limit of new tokens is
+        lowered, and a prompt that fills the context raises `ValueError`.
         """
         prepared = super()._prepare_generated_length(  # pyright: ignore
             *args, input_ids_length=input_ids_length, inputs_tensor=inputs_tensor, **kwargs
@@ -164,11 +167,7 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         pixel_values: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in transformers; of the pictures of `input_ids`, those that the cache does not hold are passed on.
-
-        Raises:
-            ValueError: if image tokens and pictures do not match, or the cache ends inside a picture.
-        """
+        """As in transformers; of the pictures of `input_ids`, those that the cache does not hold are passed on."""
         inputs = super().prepare_inputs_for_generation(  # pyright: ignore
             input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -194,36 +193,6 @@ class OpenVLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAPlusPreTrainedModel
         if not any(counts):
             return None
         return torch.cat([row[len(row) - count // each :] for row, count in zip(rows, counts, strict=True)])
-
-    def logits_and_loss(
-        self,
-        outputs: Any,
-        labels: torch.Tensor | None,
-        logits_to_keep: int | torch.Tensor,
-        return_dict: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """`CausalLMOutputWithPast`, or a tuple of its entries where `return_dict` is false.
-
-        Args:
-            labels: int64 [B, L], -100 where nothing is supervised; adds the mean cross-entropy of the next token (the
-                sum over `num_items_in_batch`, where a trainer that accumulates gradients passes it).
-            logits_to_keep: logits [B, L, V] of so many last positions (0 = all), or of those it names.
-        """
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return output.to_tuple() if return_dict is False else output
 
 
 def check_assistant(config: Any, assistant: Any) -> None:

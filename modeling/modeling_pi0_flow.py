@@ -11,7 +11,7 @@ A row of the prefix and what follows it, for a horizon of T; x = attends to:
 x_t = t * noise + (1 - t) * actions; the expert predicts the velocity noise - actions at time t in (0, 1]. Actions of D
 dimensions fill the first D of `max_action_dim` and are zero behind them; `config.noise_in_padding` says whether noise,
 velocity and loss are zero there, too. In the published weights of π0 they are not: its loss is openpi's, a mean over
-all of `max_action_dim` (LeRobot's fine-tuning counts the first D alone).
+all of `max_action_dim`.
 
 A model that was trained with the robot's state (`action_config["state"]`) gets it in the state token, scaled to
 [-1, 1] by q01 and q99 of its data set. Of others that token is of zeros.
@@ -190,9 +190,8 @@ class Pi0FlowForActionPrediction(OpenVLAContractMixin, PI0ForConditionalGenerati
         """The actions for a batch of observations: noise, and `num_steps` steps of the flow from it.
 
         Args:
-            input_ids, attention_mask, pixel_values, pixel_attention_mask, token_type_ids: as for `forward`.
             state: for a model that takes the robot's state, float [B, P] in the units of its data set; for others as
-                for `forward`.
+                for `forward`, and so are all that are not named here.
             unnorm_key: one data set for all rows, or one per row.
             num_steps: steps of the flow; by default `config.num_inference_steps`, 10.
             noise: as for `forward`, where the flow begins; by default drawn.

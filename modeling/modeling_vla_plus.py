@@ -8,12 +8,13 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForImageTextToText, GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
 
-from .action_prediction import ActionPrediction, ActionPredictionMixin
+from .action_prediction import ActionPredictionMixin
 from .configuration_vla_plus import VLAPlusConfig
-from .openvla_contract import NoImageToken, OpenVLAContractMixin, drops_caches
+from .openvla_contract import OpenVLAContractMixin, check_fills_caches
 from .vision_twin import add_frozen_vision
 from .vlm_families import family_of
 
@@ -42,7 +43,15 @@ if TYPE_CHECKING:  # imported where there is a GPU
     from .triton_operations import TritonOperations  # noqa: F401
 
 
-TOKEN_TYPES = {"token_type_ids", "mm_token_type_ids"}  # which follow from the ids
+# Of weights in files, those of each family's first version, and in transformers 4's memory; the first match counts.
+SIGLIP_OR_CLIP = r"encoder\.layers|embeddings\.\w+_embedding\b|p(re|ost)_la"
+NAMES_IN_TRANSFORMERS_4 = {
+    rf"^vlm\.(model\.)?(\w+\.)?vision_tower\.(?={SIGLIP_OR_CLIP})": r"vlm.model.\2vision_tower.vision_model.",
+    r"^vlm\.language_model\.lm_head": "vlm.lm_head",
+    r"^vlm\.language_model\.(model\.)?": "vlm.model.language_model.",
+    r"^vlm\.model\.(?=embed_tokens|layers|norm)": "vlm.model.language_model.",
+    r"^vlm\.(?=vision_tower|multi_modal_projector|visual)": "vlm.model.",
+}
 
 
 class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrainedModel, GenerationMixin):
@@ -50,6 +59,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     config_class = VLAPlusConfig
     base_model_prefix = "vlm"
+    implied_inputs = frozenset(("token_type_ids", "mm_token_type_ids"))
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = False  # see openvla_contract.py
@@ -59,12 +69,14 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         super().__init__(config)
         self.family = family_of(config.vlm_config)
         self.vlm: Any = AutoModelForImageTextToText.from_config(config.vlm_config)
+        if transformers.__version__ < "5" and config.text_config.tie_word_embeddings:
+            self._tied_weights_keys = ["vlm.lm_head.weight"]
         if config.frozen:
             add_frozen_vision(self.vlm.model, self.family)
         self.first_position = self.family.first_position
         self.windows_bound_blocks = self.family.bidirectional == "picture"
         taken = inspect.signature(self.vlm.model.get_image_features).parameters
-        self.picture_inputs = frozenset(taken) | TOKEN_TYPES
+        self.picture_inputs = frozenset(taken)
         # Qwen's has a default in the signature, and does not work without.
         needed = {name for name, each in taken.items() if each.default is each.empty} | {"image_grid_thw"}
         self.picture_sizes = needed & {"image_grid_thw", "image_sizes"} & set(taken)
@@ -74,6 +86,13 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         """As `forward`, also where TRL's trainers replace that by a function that does not pass `labels` on."""
         return super().__call__(*args, **self.with_token_types(kwargs))
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As `OpenVLAContractMixin.from_pretrained`."""
+        if transformers.__version__ < "5":
+            kwargs.setdefault("key_mapping", NAMES_IN_TRANSFORMERS_4)
+        return super().from_pretrained(*args, **kwargs)
+
     @property
     def base_model(self) -> Any:
         """What gives the last hidden states, as transformers and TRL look for it."""
@@ -81,11 +100,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
 
     @classmethod
     def from_vlm(cls, vlm: Any, frozen: str | None = "vision", **settings: Any) -> "VLAPlusForVision2Seq":
-        """A model around a stock one, whose weights it takes over; with D, its encoder's copy as well.
-
-        Args:
-            settings: fields of `VLAPlusConfig`.
-        """
+        """A model around a stock one, whose weights it takes over, with fields of `VLAPlusConfig`."""
         with torch.device("meta"):
             model = cls(VLAPlusConfig(vlm.config, frozen=None, **settings))
         model.vlm, model.config.frozen, model.generation_config = vlm, frozen, vlm.generation_config
@@ -101,21 +116,15 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the stock model's. Where a prompt attends in both directions, it ends before the first label.
-
-        Raises:
-            ValueError: also if image tokens have no pictures.
+        """As the stock model's; also checks pictures. Where a prompt attends in both directions, it ends before the
+        first label.
         """
         self.check_pictures(input_ids, pixel_values, **kwargs)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "pixel_values": pixel_values}
         return self.vlm(**self.with_token_types({**inputs, "labels": labels, **kwargs}))
 
     def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the stock model's; the image token is never written.
-
-        Raises:
-            ValueError: also if weights are missing, image tokens have no pictures, or layers would ignore the cache.
-        """
+        """As the stock model's; checks weights and pictures, and never writes the image token."""
         self.check_weights()
         if kwargs.get("pixel_values") is None:
             kwargs.pop("pixel_values", None)  # stock models take it for a picture
@@ -124,18 +133,12 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.check_pictures(**{"input_ids": None, "pixel_values": None, **kwargs})
         kwargs = self.with_token_types(kwargs)
         self.vlm.generation_config = self.generation_config
-        no_image_token = NoImageToken(self.config.image_token_id)
-        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), no_image_token])
-        return self.vlm.generate(None, *args, **kwargs)
+        return self.vlm.generate(None, *args, **self.without_image_token(kwargs))
 
     def check_weights(self) -> None:
         """As `OpenVLAContractMixin.check_weights`; also that layers fill the cache, which checkpointed ones do not."""
         super().check_weights()
-        if drops_caches(self.get_decoder()):
-            raise ValueError(
-                "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
-                "all but the first token would be wrong; call model.eval()"
-            )
+        check_fills_caches(self.get_decoder())
 
     def check_pictures(self, input_ids: torch.Tensor | None, pixel_values: Any, **others: Any) -> None:
         """Raises `ValueError` if pictures come without their sizes, where a family needs those, or tokens behind those
@@ -172,12 +175,6 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
             inputs = {**inputs, "token_type_ids": (supervised.cumsum(dim=1) > 0).long()}
         return inputs
 
-    def predict_actions(self, *args: Any, **kwargs: Any) -> ActionPrediction:
-        """As `ActionPredictionMixin.predict_actions`; also takes what else the stock processor returns."""
-        return super().predict_actions(
-            *args, **{name: value for name, value in kwargs.items() if name not in TOKEN_TYPES}
-        )
-
     def embed_prompt(self, input_ids: torch.Tensor, **pictures: Any) -> tuple[torch.Tensor, dict[str, Any]]:
         """See `ActionPredictionMixin`."""
         self.check_pictures(input_ids, **pictures)
@@ -186,7 +183,12 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         found = self.vlm.model.get_image_features(
             **{name: value.to(device) if torch.is_tensor(value) else value for name, value in pictures.items()}
         )
-        features = joined(found.pooler_output)
+        features, deepstack = found, ()
+        if transformers.__version__ >= "5":
+            features, deepstack = found.pooler_output, getattr(found, "deepstack_features", None) or ()
+        elif isinstance(found[0], tuple):  # both of Qwen3-VL
+            features, deepstack = found
+        features = joined(features)
         recording = device.type == "cuda" and torch.cuda.is_current_stream_capturing()  # where nothing can be counted
         if not recording and (tokens := int(places.sum())) != len(features):
             raise ValueError(
@@ -194,10 +196,9 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
                 "pass everything the processor returned, and cut no row"
             )
         embeds = embeds.masked_scatter(places[..., None], features.to(embeds.dtype))
-        if not getattr(found, "deepstack_features", None):
+        if not deepstack:
             return embeds, {}
-        deepstack = [joined(each) for each in found.deepstack_features]
-        return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": deepstack}
+        return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": [joined(each) for each in deepstack]}
 
     def prompt_positions(
         self, input_ids: torch.Tensor, seen: torch.Tensor, **pictures: Any
@@ -238,12 +239,6 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
     def generating_model(self) -> Any:
         """The stock model."""
         return self.vlm
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.vlm.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.vlm.get_output_embeddings()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BitsAndBytesConfig, LogitsProcessor
+from transformers import BitsAndBytesConfig, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.utils import logging
 
 from .action_statistics import select_statistics, statistics_per_row
@@ -86,12 +86,8 @@ class OpenVLAContractMixin:
 
     @classmethod
     def from_pretrained(cls, *args: Any, load_in_8bit: bool = False, load_in_4bit: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with OpenVLA's two switches for quantised weights (they need `bitsandbytes`).
-
-        Weights that are not found are remembered in `missing_weights`.
-
-        Raises:
-            ValueError: if both are on, or one of them beside a `quantization_config`.
+        """As in transformers, with OpenVLA's two switches for quantised weights (they need `bitsandbytes`), and
+        `missing_weights`; `ValueError` if both are on, or one of them beside a `quantization_config`.
         """
         if load_in_8bit or load_in_4bit:
             if load_in_8bit and load_in_4bit:
@@ -122,13 +118,14 @@ class OpenVLAContractMixin:
                 "weights were set since, assign model.missing_weights = ()"
             )
 
+    def without_image_token(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of `generate`, by which it never writes the image token."""
+        never = SuppressTokensLogitsProcessor([self.config.image_token_id])
+        return {**options, "logits_processor": LogitsProcessorList([*(options.get("logits_processor") or ()), never])}
+
     def predict_action(self, input_ids: Any = None, unnorm_key: str | None = None, **kwargs: Any) -> np.ndarray:
         """The action for one observation, OpenVLA's contract: float32 [D] for a horizon of 1, else [T, D], in the data
-        set's units.
-
-        Args:
-            kwargs: as for `predict_actions`, from `processor.action_inputs(image, instruction)` or
-                `processor(prompt, image)`.
+        set's units; arguments are those of `predict_actions`.
         """
         if input_ids is not None and input_ids.shape[0] != 1:
             raise ValueError(
@@ -208,19 +205,10 @@ def replace_flash_attention(config: Any) -> None:
         part._attn_implementation = "sdpa"
 
 
-class NoImageToken(LogitsProcessor):
-    """Keeps `generate` from writing the image token."""
-
-    def __init__(self, image_token_id: int):
-        self.image_token_id = image_token_id
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores float [B, V] with minus infinity for that token."""
-        scores = scores.clone()
-        scores[:, self.image_token_id] = -torch.inf
-        return scores
-
-
-def drops_caches(language_model: Any) -> bool:
-    """Whether layers are checkpointed, which then ignore a cache."""
-    return any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in language_model.layers)
+def check_fills_caches(language_model: Any) -> None:
+    """Raises `ValueError` where layers are checkpointed, which then ignore a cache."""
+    if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in language_model.layers):
+        raise ValueError(
+            "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
+            "checkpointed layers fill no cache, so that all but the first token would be wrong; call model.eval()"
+        )

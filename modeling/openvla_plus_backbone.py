@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_openvla_plus import OpenVLAPlusConfig
 from .dual_vision_tower import DualVisionTower
-from .openvla_contract import OpenVLAContractMixin, drops_caches
+from .openvla_contract import OpenVLAContractMixin, check_fills_caches
 from .parallel_streams import is_recording
 from .verification_passes import prompt_positions
 
@@ -76,9 +76,6 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
             pixel_values: float [pictures, C, H, W], those of the image tokens in `input_ids`, in order.
             attention_mask: int64 [B, L + cached], 0 on padding.
             inputs_embeds: float [B, L, text width], instead of `input_ids`.
-
-        Raises:
-            ValueError: if the numbers of image tokens and image features differ, or pictures are missing.
         """
         embeds = self.embed(input_ids, inputs_embeds, pixel_values, past_key_values)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -92,7 +89,7 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
             **kwargs,
         )
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Module:  # where transformers 4 does not look
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -111,35 +108,24 @@ class OpenVLAPlusModel(OpenVLAPlusPreTrainedModel):
     ) -> torch.Tensor:
         """Embeddings float [B, L, text width] of words and of the pictures of the image tokens in `input_ids`.
 
-        A single token without pictures is a decoding step and is not checked.
-
-        Raises:
-            ValueError: if the numbers of image tokens and image features differ, pictures are missing, or layers would
-                ignore the cache.
+        A single token without pictures is a decoding step and is not checked. `ValueError` as `check_pictures`, or if
+        layers would ignore the cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("got both or neither of input_ids and inputs_embeds, expected exactly one")
-        if past_key_values is not None and self.training and drops_caches(self.language_model):
-            raise ValueError(
-                "got a model in training mode with gradient checkpointing, expected evaluation mode to answer or act: "
-                "checkpointed layers fill no cache, so that all but the first token would be wrong; call model.eval()"
-            )
+        if past_key_values is not None and self.training:
+            check_fills_caches(self.language_model)
         embeds = inputs_embeds if inputs_embeds is not None else self.get_input_embeddings()(input_ids)
-        if pixel_values is not None:
-            embeds = self._insert_image_features(input_ids, embeds, pixel_values)
-        elif input_ids is not None and input_ids.shape[1] > 1:
-            self.check_pictures(input_ids, None)
-        return embeds
-
-    def _insert_image_features(
-        self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor, pixel_values: torch.Tensor
-    ) -> torch.Tensor:
+        if pixel_values is None:
+            if input_ids is not None and input_ids.shape[1] > 1:
+                self.check_pictures(input_ids, None)
+            return embeds
         if input_ids is None:
             raise ValueError("got pixel_values with inputs_embeds, expected input_ids: they say where pictures go")
         self.check_pictures(input_ids, pixel_values)
-        features = self.get_image_features(pixel_values).to(inputs_embeds.device, inputs_embeds.dtype)
+        features = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
         places = input_ids == self.config.image_token_id
-        return inputs_embeds.masked_scatter(places.unsqueeze(-1).to(inputs_embeds.device), features)
+        return embeds.masked_scatter(places.unsqueeze(-1).to(embeds.device), features)
 
     def check_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
         """Raises `ValueError` if the numbers of image tokens and image features differ, pictures are missing, or a row

@@ -17,13 +17,13 @@ def in_parallel(device: torch.device, *calls: Callable[[], torch.Tensor]) -> lis
     begun = main.record_event()
     results = []
     for number, call in enumerate(calls[1:]):
-        stream = _side_stream(device, number)
+        stream = stream_of(device, number)
         stream.wait_event(begun)
         with torch.cuda.stream(stream):
             results.append(call())
     results.insert(0, calls[0]())
     for number in range(len(calls) - 1):
-        main.wait_stream(_side_stream(device, number))
+        main.wait_stream(stream_of(device, number))
     return results
 
 
@@ -32,12 +32,8 @@ def is_recording(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def recording_stream(device: torch.device) -> Any:
-    """The stream on which a device records: PyTorch's default for this lies on the device that was first to record."""
-    return _side_stream(device, -1)
-
-
-def _side_stream(device: torch.device, number: int) -> Any:
+def stream_of(device: torch.device, number: int = -1) -> Any:
+    """A stream, by default the one that records: PyTorch's default lies on the device that was first to record."""
     key = (device.index or 0, number)
     if key not in _STREAMS:
         _STREAMS[key] = torch.cuda.Stream(device)

@@ -27,7 +27,7 @@ from torch.nn.modules import module as global_hooks
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .fused_layers import TorchOperations, input_scale, run_layers, supports_fused_layers
-from .parallel_streams import recording_stream
+from .parallel_streams import stream_of
 from .verification_passes import Forward, TreeCache, rounded_up
 
 
@@ -165,11 +165,8 @@ class StaticForward(Forward):
 
 
 class CapturedPass:
-    """A function of tensors of fixed shapes, recorded as a CUDA graph in the memory of a plan.
-
-    Args:
-        function: what to record; it has run before, on other tensors of these shapes.
-        examples: arguments.
+    """A function of tensors of fixed shapes, those of examples, recorded as a CUDA graph in the memory of a plan; it
+    has run before, on other tensors of these shapes.
     """
 
     def __init__(self, function: Callable[..., Any], examples: Sequence[torch.Tensor], plan: StaticForward):
@@ -188,7 +185,7 @@ class CapturedPass:
             place if place.is_cuda else viewed(self.arrived, start, place) for place, start in zip(self.places, starts)
         ]
         self._send(examples)
-        self.graph, stream = torch.cuda.CUDAGraph(), recording_stream(device)
+        self.graph, stream = torch.cuda.CUDAGraph(), stream_of(device)
         # Other threads may go on using the GPU meanwhile. The outer block leaves the stream even where `graph` fails
         # to end the recording, and itself does not.
         with (

@@ -30,9 +30,6 @@ from .recorded_passes import recorded_forward
 from .verification_passes import Forward, Passes, PassInputs, Prompt, TreeCache
 
 
-CACHED_GRAMMARS = 16
-
-
 @dataclass
 class DecodingCost:
     """Forward passes, the prefill included, and tree nodes they verified, over all rows."""
@@ -43,26 +40,15 @@ class DecodingCost:
 
 @dataclass
 class Row:
-    """One observation while its action is decoded.
+    """One observation while its action is decoded."""
 
-    Attributes:
-        last: the last accepted token, which the cache does not hold; to begin with, the prompt's.
-        position: of that token.
-        drafts: its trees.
-        forced: tokens that come next, whatever the model prefers.
-        tokens: of the action, accepted so far.
-        probabilities: of each of them among those the grammar allows in its place.
-        state: of the grammar behind them.
-        done: whether the action is complete.
-    """
-
-    last: int
-    position: int
+    last: int  # the last accepted token, which the cache does not hold; to begin with, the prompt's
+    position: int  # of that token
     drafts: Drafts
-    forced: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    state: int = 0
+    forced: list[int] = field(default_factory=list)  # tokens that come next, whatever the model prefers
+    tokens: list[int] = field(default_factory=list)  # of the action, accepted so far
+    probabilities: list[float] = field(default_factory=list)  # of each among those the grammar allows in its place
+    state: int = 0  # of the grammar behind them
     done: bool = False
 
     def accept(self, tokens: Sequence[int], probabilities: Sequence[float]) -> None:
@@ -89,10 +75,9 @@ class Row:
 
 
 class TreeDecoder:
-    """Decodes a batch of actions.
+    """Decodes a batch of actions with so many tree nodes per pass and row.
 
     Args:
-        nodes: tree nodes per pass and row.
         temperature: sample at this temperature; `None` takes the most probable token.
         static: passes of shapes that repeat, for a GPU (`recorded_passes.py`); `None` for them where they suit.
     """
@@ -198,7 +183,7 @@ class TreeDecoder:
         return Forward(self.model, self.token_ids, TreeCache(widest, widest + length + most))
 
 
-@lru_cache(maxsize=CACHED_GRAMMARS)
+@lru_cache(maxsize=16)
 def longest_forced_run(grammar: Any) -> int:
     """The most tokens in a row that have no alternative, before the end of the action."""
     completions, longest = forced_completions(grammar), 0

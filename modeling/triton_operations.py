@@ -41,12 +41,7 @@ class TritonOperations(TorchOperations):
         gemma = type(norm).__name__ == "GemmaRMSNorm"
         epsilon = norm.eps if gemma else norm.variance_epsilon
         add_norm_kernel[(hidden.numel() // width,)](
-            hidden,
-            hidden if more is None else more,
-            norm.weight,
-            normed,
-            width,
-            epsilon,
+            *(hidden, hidden if more is None else more, norm.weight, normed, width, epsilon),
             ADD=more is not None,
             GEMMA=gemma,
             BLOCK=triton.next_power_of_2(width),
@@ -55,12 +50,7 @@ class TritonOperations(TorchOperations):
         return normed
 
     def rotate_and_store(
-        self,
-        projected: list[torch.Tensor],
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
-        cache: TreeCache,
-        layer: int,
+        self, projected: list[torch.Tensor], cosines: torch.Tensor, sines: torch.Tensor, cache: TreeCache, layer: int
     ) -> torch.Tensor:
         query, key, value = projected
         rows, tokens, width = cosines.shape

@@ -10,8 +10,7 @@ A pass writes its first slots, and begins by moving what the last one accepted b
 (prefill) feeds the prompt as well, in the order of the slots; the prompt's last token is the root of the tree. Masks,
 positions and the places of tokens are computed here, so that a language model is called in one way for all families.
 
-`Passes` decides what is fed, `Forward` computes it. `recorded_passes.py` has a `Forward` whose shapes repeat from call
-to call, so that on a GPU each of its functions is one CUDA graph.
+`Passes` decides what is fed, `Forward` computes it; that of `recorded_passes.py` has shapes that repeat.
 """
 
 import weakref
@@ -24,21 +23,14 @@ import torch
 
 
 class PassInputs(NamedTuple):
-    """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right.
+    """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right."""
 
-    Attributes:
-        ids, positions: int64 [B, W].
-        columns, parents: int64 [B, W]; `columns` among the G tokens of actions.
-        allowed: bool [B, W, G], which tokens may follow each slot.
-        tree_mask: bool [B, W, W]; each slot attends to itself and its ancestors.
-    """
-
-    ids: np.ndarray
+    ids: np.ndarray  # int64 [B, W], as the next three
     positions: np.ndarray
-    columns: np.ndarray
+    columns: np.ndarray  # among the G tokens of actions
     parents: np.ndarray
-    allowed: np.ndarray
-    tree_mask: np.ndarray
+    allowed: np.ndarray  # bool [B, W, G], which tokens may follow each slot
+    tree_mask: np.ndarray  # bool [B, W, W]; each slot attends to itself and its ancestors
 
 
 @dataclass(frozen=True)
@@ -110,14 +102,9 @@ class TreeCache:
 
 
 class Forward:
-    """The functions of tensors a pass consists of, over a cache.
+    """The functions of tensors a pass consists of, over a cache as long as the whole call needs.
 
-    Args:
-        token_ids: the needed rows of the output layer, G of them.
-        cache: as long as the whole call needs.
-
-    Attributes:
-        head: float [G, width], those rows; read in each prefill.
+    `token_ids` are the needed rows of the output layer, G of them; `head`, float [G, width], is read in each prefill.
     """
 
     fixed = False  # whether all passes have the same width and number of slots
@@ -153,11 +140,7 @@ class Forward:
     def feed_prompt(
         self, embeds: torch.Tensor, options: dict[str, Any], positions: torch.Tensor, allowed: list[torch.Tensor]
     ) -> torch.Tensor:
-        """Feeds a tree of S tokens and a prompt of L; as `feed_tree`.
-
-        Args:
-            embeds, options: as of `embed`.
-        """
+        """Feeds a tree of S tokens and a prompt of L, embedded by `embed`; as `feed_tree`."""
         torch.index_select(self.model.get_output_embeddings().weight, 0, self.head_rows, out=self.head)
         for part in self.cache.parts:  # an earlier call's NaN would be in every later product
             part[..., embeds.shape[1] :, :].zero_()
@@ -283,10 +266,8 @@ class Passes:
         return positions.expand(*self.lead, -1, -1) if self.lead else positions
 
     def _allowed(self, allowed: np.ndarray, unbound: np.ndarray | None = None) -> list[torch.Tensor]:
-        """What is attended to, bool [B, T, slots], by full attention and, where there is one, by sliding attention.
-
-        Args:
-            unbound: what is attended to whatever the window.
+        """What is attended to, bool [B, T, slots], by full attention and, where there is one, by sliding attention, of
+        which `unbound` is whatever the window.
         """
         if self.window is None:
             return [torch.from_numpy(allowed)]

@@ -12,6 +12,7 @@ from functools import lru_cache, wraps
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from .vlm_families import Family
@@ -75,11 +76,7 @@ class FrozenVision(nn.Module):
 
 
 def add_frozen_vision(base: Any, family: Family) -> None:
-    """Gives a base model a frozen copy of its vision encoder, and the features of both.
-
-    Raises:
-        ValueError: if it has one.
-    """
+    """Gives a base model a frozen copy of its vision encoder, and the features of both; `ValueError` if it has one."""
     if hasattr(base, "frozen_vision"):
         raise ValueError(
             "got a vision-language model with a frozen copy of its encoder, expected one without: load the base model"
@@ -96,6 +93,8 @@ def class_with_both(stock_class: type) -> type:
 
     @wraps(stock)  # transformers reads its signature
     def get_image_features(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if transformers.__version__ < "5":  # where it returns features, not an output that has them
+            return mean(stock(self, *args, **kwargs), self.frozen_vision(*args, **kwargs))
         kwargs["return_dict"] = True
         trained = stock(self, *args, **kwargs)
         frozen = self.frozen_vision(*args, **kwargs)
@@ -120,7 +119,7 @@ def new_with_both(stock_class: type) -> Any:
 
 
 def mean(first: Any, second: Any) -> Any:
-    """Of two tensors, or of each pair in two lists of them."""
+    """Of two tensors, or of each pair in two (nested) lists of them."""
     if torch.is_tensor(first):
         return (first + second) / 2
     return type(first)(mean(*pair) for pair in zip(first, second, strict=True))

@@ -21,11 +21,7 @@ from gen_vla.processors.action_statistics import (
 from gen_vla.processors.action_strings import ActionStringError, ActionStringProcessor
 from gen_vla.processors.image_processing_openvla_plus import OpenVLAPlusImageProcessor
 from gen_vla.processors.processing_openvla_plus import OpenVLAPlusProcessor
-from gen_vla.processors.processing_pi0_flow import (
-    PI0_FLOW_PROMPT_TEMPLATE,
-    Pi0FlowProcessor,
-    make_flow_action_config,
-)
+from gen_vla.processors.processing_pi0_flow import PI0_FLOW_PROMPT_TEMPLATE, Pi0FlowProcessor, make_flow_action_config
 from gen_vla.processors.processing_vla_plus import VLA_PROMPT_TEMPLATE, VLAPlusProcessor, read_stock, with_actions
 from gen_vla.processors.prompt_texts import PROMPT_TEMPLATE
 

@@ -8,7 +8,7 @@ the same centre as bin 254:
     centre   -0.9961                 0.0                       0.9961              0.9961
 
 The text of an action, which results and logs show, is its bin numbers, `"127 254 0"`, one line per step of a chunk;
-the model writes one token per bin instead. `modeling/` links to this file, which both halves of a Hub repository use.
+the model writes one token per bin instead.
 """
 
 import re
@@ -26,10 +26,6 @@ from .action_strings import (
 )
 
 
-# What OpenVLA's training has before the action: a space, a token of its own in Llama's vocabulary (29871).
-LEAD_IN = " "
-
-
 class ActionBins:
     """Encodes normalised actions as bins and decodes them; the counterpart of `ActionStringProcessor`.
 
@@ -41,7 +37,7 @@ class ActionBins:
     `clipped` counts, per dimension, the values `encode` had to clip to [-1, 1] since construction.
     """
 
-    lead_in = LEAD_IN
+    lead_in = " "  # as in OpenVLA's training; a token of its own in Llama's vocabulary (29871)
 
     def __init__(self, action_dim: int = 7, horizon: int = 1, bins: int = 256):
         check_sizes(action_dim=action_dim, horizon=horizon)
@@ -67,11 +63,7 @@ class ActionBins:
         return self.to_values(self.read(text))
 
     def to_bins(self, actions: Any) -> np.ndarray:
-        """Bins int64 [T, D] of actions float [D] or [T, D].
-
-        Raises:
-            ActionStringError: on another shape, NaN or infinity. Values outside [-1, 1] are clipped and counted.
-        """
+        """Bins int64 [T, D] of actions float [D] or [T, D]; refuses and clips as `ActionStringProcessor.encode`."""
         chunk = checked_chunk(actions, self.horizon, self.action_dim)
         self.clipped += (np.abs(chunk) > 1.0).sum(axis=0)
         return np.digitize(np.clip(chunk, -1.0, 1.0), self.edges) - 1

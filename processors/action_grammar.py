@@ -19,8 +19,6 @@ It is described by `action_config` in the configurations of model and processor:
 to the prompt. It is empty for the legacy style, whose lead-in, a space, merges with a minus sign after it (`▁-` is one
 piece) and is generated with the answer. Bin b is the token `bin_tokens_end - 1 - b`: OpenVLA counts its bins from the
 end of the vocabulary.
-
-`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 import re
@@ -38,30 +36,25 @@ from .action_strings import DIGITS, ActionStringError, ActionStringProcessor, by
 def make_action_config(
     codec: ActionStringProcessor | ActionBins, tokenizer: Any, bin_tokens_end: int | None = None
 ) -> dict[str, Any]:
-    """The action format as a dictionary for config.json.
+    """The action format as a dictionary for config.json; `ValueError` for a tokenizer that cannot write it.
 
-    Args:
-        bin_tokens_end: for bins, the first token id after theirs; by default the end of the vocabulary without added
-            tokens, as in OpenVLA.
-
-    Raises:
-        ValueError: if the tokenizer has no token of its own for a character of the style, merges digits with anything,
-            or has too few tokens for the bins.
+    `bin_tokens_end` is, for bins, the first token id after theirs; by default the end of the vocabulary without added
+    tokens, as in OpenVLA.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("got a tokenizer without an end-of-sequence token, expected one; set tokenizer.eos_token")
     if isinstance(codec, ActionBins):
-        return _bins_config(codec, tokenizer, tokenizer.vocab_size if bin_tokens_end is None else bin_tokens_end)
+        own = _bins_config(codec, tokenizer, tokenizer.vocab_size if bin_tokens_end is None else bin_tokens_end)
+    else:
+        own = {"representation": "string", "style": codec.style, "decimals": codec.decimals}
+        own |= {"binary_dims": list(codec.binary_dims), **_pieces_and_runs(codec, tokenizer)}
+    written = getattr(codec, "style", None) == "legacy"  # the lead-in, by the model
     return {
-        "representation": "string",
-        "style": codec.style,
+        **own,
         "action_dim": codec.action_dim,
         "horizon": codec.horizon,
-        "decimals": codec.decimals,
-        "binary_dims": list(codec.binary_dims),
         "lead_in": codec.lead_in,
-        "lead_in_ids": [] if codec.style == "legacy" else _ids_between_digits(tokenizer, codec.lead_in),
-        **_pieces_and_runs(codec, tokenizer),
+        "lead_in_ids": [] if written else _ids_between_digits(tokenizer, codec.lead_in),
         "eos_token_id": tokenizer.eos_token_id,
     }
 
@@ -74,16 +67,7 @@ def _bins_config(codec: ActionBins, tokenizer: Any, end: int) -> dict[str, Any]:
             f"got a vocabulary of {len(tokenizer)} tokens and bin_tokens_end={end}, expected {codec.bins} tokens "
             "below it, none of them BOS, EOS or padding; choose fewer bins or another place for them"
         )
-    return {
-        "representation": "bins",
-        "action_dim": codec.action_dim,
-        "horizon": codec.horizon,
-        "bins": codec.bins,
-        "bin_tokens_end": end,
-        "lead_in": codec.lead_in,
-        "lead_in_ids": _ids_between_digits(tokenizer, codec.lead_in),
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    return {"representation": "bins", "bins": codec.bins, "bin_tokens_end": end}
 
 
 def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar | BinGrammar":
@@ -94,11 +78,9 @@ def grammar_from_action_config(action_config: dict[str, Any]) -> "ActionGrammar 
 class TokenGrammar:
     """A deterministic automaton over token ids without cycles, except EOS after EOS.
 
-    Attributes:
-        transitions: per state, the token ids that may follow and the state each leads to. State 0 is the start; after
-            EOS only EOS follows, so that finished rows of a batch stay legal.
-        text_of: the text of each token.
-        max_tokens: tokens of the longest word, EOS not counted.
+    `transitions` are, per state, the token ids that may follow and where they lead. State 0 is the start; after
+    EOS only EOS follows, so that finished rows of a batch stay legal. `max_tokens` are those of the longest word, EOS
+    not counted.
     """
 
     def __init__(self, transitions: list[dict[int, int]], text_of: dict[int, str], eos_token_id: int):
@@ -138,13 +120,7 @@ class TokenGrammar:
 
 
 class ActionGrammar(TokenGrammar):
-    """The grammar of action strings: their tokens, then EOS.
-
-    Args:
-        pieces: token id of every text that is one token of an action.
-        prefix: a lead-in that is generated with the answer.
-        runs: token ids of every run without digits; by default the longest pieces from left to right.
-    """
+    """The grammar of action strings: their tokens, then EOS; `prefix` is a lead-in that is generated with them."""
 
     def __init__(
         self,
@@ -175,11 +151,7 @@ class ActionGrammar(TokenGrammar):
         return cls(strings, pieces, eos_token_id, prefix, action_config.get("runs"))
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of an action string, with a generated lead-in, without EOS: what training supervises.
-
-        Raises:
-            ActionStringError: if `text` is no action string.
-        """
+        """The tokens of an action string, with a generated lead-in, without EOS; `ActionStringError` for others."""
         self.strings.decode(text.removeprefix(self.prefix))
         return [token for unit in re.findall("[0-9]|[^0-9]+", text) for token in self.unit_ids[unit]]
 
@@ -189,11 +161,7 @@ class ActionGrammar(TokenGrammar):
 
 
 class BinGrammar(TokenGrammar):
-    """The grammar of bins: T * D tokens of bins, then EOS.
-
-    Args:
-        bin_tokens_end: the first token id after those of the bins.
-    """
+    """The grammar of bins: T * D tokens below `bin_tokens_end`, then EOS."""
 
     prefix = ""
 
@@ -224,13 +192,9 @@ class BinGrammar(TokenGrammar):
 
 
 class ActionLogitsProcessor(LogitsProcessor):
-    """Sets every logit the grammar forbids to minus infinity.
+    """Sets every logit the grammar forbids behind `prompt_length` tokens to minus infinity.
 
     It keeps no state between calls, so rows may be reordered (beams) and may finish at different lengths.
-
-    Args:
-        grammar: the action grammar.
-        prompt_length: tokens in `input_ids` before the action, padding and lead-in included.
     """
 
     def __init__(self, grammar: TokenGrammar, prompt_length: int):

@@ -14,8 +14,6 @@ A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics
                                 "relative": [...] (ours, optional; the groups of dimensions that are relative to the
                                 state, see `relative_actions.py`; the figures are then of these)},
                      "proprio": {"q01": [P], ...} (optional), "num_transitions": int, "num_trajectories": int}}
-
-`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 from collections.abc import Sequence
@@ -40,19 +38,15 @@ EPSILON = 1e-8  # OpenVLA's, added to the width of the range when normalising
 
 
 def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None, kind: str = "action") -> dict[str, Any]:
-    """The statistics of one data set's actions, or of its states ("proprio"); `unnorm_key` may be `None` where there
-    is only one.
-
-    Raises:
-        ValueError: without statistics, on an unknown key, or without a key where there are several; lists the keys.
-            For statistics that cannot be used, as `check_action_statistics`.
+    """The checked statistics of one data set's actions, or of its states ("proprio"); `unnorm_key` may be `None` where
+    there is only one. `ValueError` without statistics, and on an unknown or an ambiguous key.
     """
-    keys = ", ".join(sorted(norm_stats)) if norm_stats else "none"
     if not norm_stats:
         raise ValueError(
             "got a model without action statistics, so its actions have no units; "
             "expected config.norm_stats to hold those of the data it was trained on"
         )
+    keys = ", ".join(sorted(norm_stats))
     if unnorm_key is None:
         if len(norm_stats) > 1:
             raise ValueError(
@@ -67,11 +61,7 @@ def select_statistics(norm_stats: dict[str, Any], unnorm_key: str | None, kind: 
 
 
 def plain_statistics(norm_stats: Any) -> dict[str, Any]:
-    """A checked copy of statistics by data set that JSON can hold: NumPy and torch values become lists and numbers.
-
-    Raises:
-        ValueError: for anything but statistics by data set, and as `check_action_statistics`.
-    """
+    """A checked copy of statistics by data set that JSON can hold: NumPy and torch values become lists and numbers."""
     if not isinstance(norm_stats, dict):
         raise ValueError(
             f"got norm_stats of type {type(norm_stats).__name__}, expected a dictionary: statistics by data set"
@@ -104,12 +94,12 @@ def check_action_statistics(statistics: dict[str, Any], name: str = "a data set"
             )
     _check_normalization(_plain(statistics.get("normalization")), measures, width, name)
     mask = _plain(statistics.get("mask"))
-    if mask is not None and (not isinstance(mask, list) or not all(value in (False, True) for value in mask)):
+    each = mask if isinstance(mask, list) else []
+    if mask is not None and (len(each) != width or not all(value in (False, True) for value in each)):
         raise ValueError(
-            f"got action statistics of {name} with mask={mask!r}, expected a list of true and false, one per dimension"
+            f"got action statistics of {name} with mask={mask!r}, expected a list of {width} true and false, one per "
+            "dimension"
         )
-    if mask is not None and len(mask) != width:
-        raise ValueError(f"got statistics with a mask of {len(mask)} entries, expected {width}, one per dimension")
     counts = _plain(statistics.get("histogram"))
     rows = counts if isinstance(counts, list) else []
     if counts is not None and [np.size(row) for row in rows] != [HISTOGRAM_BINS] * width:
@@ -186,11 +176,8 @@ def normalize_actions(actions: Any, statistics: dict[str, Any], state: Any = Non
     and those outside the mask stay as they are.
 
     OpenVLA makes also constant dimensions outside the mask 0, which `unnormalize_actions` could not undo: a gripper
-    that was open in every frame would be commanded to close.
-
-    Args:
-        state: float [..., P], where statistics are of relative actions: the robot's at the beginning of each chunk
-            [..., T, D]. Otherwise it has no effect.
+    that was open in every frame would be commanded to close. `state`, float [..., P], is the robot's at the beginning
+    of each chunk [..., T, D], for relative actions.
     """
     actions = np.asarray(actions, dtype=np.float64)
     low, high, mask = action_bounds(statistics, actions.shape[-1])
@@ -218,11 +205,8 @@ def count_clipped(actions: Any, statistics: dict[str, Any]) -> np.ndarray:
 
 
 def unnormalize_actions(normalized: Any, statistics: dict[str, Any], state: Any = None) -> np.ndarray:
-    """The inverse of `normalize_actions`: float [..., D] in [-1, 1] to float32 [..., D] in the data set's units.
-
-    Raises:
-        ValueError: for statistics that cannot be used, relative actions without a state, and where a result would not
-            be a finite number.
+    """The inverse of `normalize_actions`: float [..., D] in [-1, 1] to float32 [..., D] in the data set's units;
+    `ValueError` where a result would not be a finite number.
     """
     normalized = np.asarray(normalized, dtype=np.float64)
     low, high, mask = action_bounds(statistics, normalized.shape[-1])
@@ -251,9 +235,6 @@ def compute_statistics(
     Args:
         mask: which dimensions are normalised; by default all but the last, the gripper.
         normalization: what by, a name of `NORMALIZATIONS` for all dimensions or one for each.
-
-    Raises:
-        ValueError: on another shape, no rows, values that are not finite, or a mask or normalization that is not of D.
     """
     actions = np.asarray(actions, dtype=np.float64)
     if actions.ndim != 2 or len(actions) == 0:
@@ -267,24 +248,14 @@ def compute_statistics(
     if len(chosen) != actions.shape[1]:
         raise ValueError(f"got a mask of {len(chosen)} entries, expected {actions.shape[1]}, one per dimension")
     low, high = np.quantile(actions, (0.01, 0.99), axis=0)
-    columns = {
-        "mean": actions.mean(axis=0),
-        "std": actions.std(axis=0),
-        "max": actions.max(axis=0),
-        "min": actions.min(axis=0),
-        "q01": low,
-        "q99": high,
-    }
+    columns = {name: getattr(actions, name)(axis=0) for name in ("mean", "std", "max", "min")}
+    columns |= {"q01": low, "q99": high}
     action = {**{name: column.tolist() for name, column in columns.items()}, "mask": chosen}
     modes = [normalization] * actions.shape[1] if isinstance(normalization, str) else list(normalization)
     if modes != [QUANTILES] * len(modes) or len(modes) != actions.shape[1]:
         action["normalization"] = modes
     action["histogram"] = histogram(actions, action)
-    return {
-        "action": action,
-        "num_transitions": len(actions),
-        "num_trajectories": int(num_trajectories),
-    }
+    return {"action": action, "num_transitions": len(actions), "num_trajectories": int(num_trajectories)}
 
 
 def _known_state(state: Any, relative: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -300,11 +271,7 @@ def _known_state(state: Any, relative: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def action_bounds(statistics: dict[str, Any], action_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is scaled to -1 and to 1, float64 [D] each, and which dimensions are scaled, bool [D].
-
-    Raises:
-        ValueError: for statistics that cannot be used, or are of another number of dimensions.
-    """
+    """What is scaled to -1 and to 1, float64 [D] each, and which dimensions are scaled, bool [D]."""
     check_action_statistics(statistics)
     known = {name: np.asarray(_plain(statistics[name]), np.float64) for name in MEASURES if name in statistics}
     low, high = known["q01"].copy(), known["q99"].copy()

@@ -9,8 +9,7 @@ One character automaton per style defines the strings: `decode` runs it, and the
     legacy    0.0312,-0.12,1.0,                simply concatenated  ",-" is one token, decimals vary
 
 "plain" is the format in the paper, "legacy" that of the checkpoint released by the paper's authors. "signed" is ours:
-fixed width, so that every value takes the same number of tokens. `modeling/` links to this file, which both halves of
-a Hub repository use.
+fixed width, so that every value takes the same number of tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,18 +21,14 @@ import numpy as np
 STYLES = ("signed", "plain", "legacy")
 DIGITS = "0123456789"
 SEPARATORS = ",\n"
-
-# What stands between the prompt and the action. A new line keeps the first character a token of its own; the legacy
-# checkpoint continues the prompt's line after a space.
+# Between the prompt and the action. A new line keeps the first character a token of its own; the legacy checkpoint
+# continues the prompt's line after a space.
 LEAD_IN = {"signed": "\n", "plain": "\n", "legacy": " "}
 
 
 class ActionStringError(ValueError):
-    """A text that is no action string, or an action that has none.
-
-    Attributes:
-        position: index of the first wrong character or token, or `None` where there is none.
-        expected: what was possible there, in words.
+    """A text that is no action string, or an action that has none: the `position` of the first wrong character or
+    token, if there is one, and what was `expected` there, in words.
     """
 
     def __init__(self, message: str, position: int | None = None, expected: str | None = None):
@@ -86,10 +81,7 @@ class ActionStringProcessor:
         return LEAD_IN[self.style]
 
     def encode(self, actions: Any) -> str:
-        """The string of one action or chunk, without lead-in and EOS.
-
-        Args:
-            actions: float [D] (horizon 1) or [T, D], normalised to [-1, 1]; binary dimensions hold 0 or 1.
+        """The string of float [D] (horizon 1) or [T, D], normalised to [-1, 1], without lead-in and EOS.
 
         Raises:
             ActionStringError: on another shape, NaN, infinity, or a binary dimension that is neither 0 nor 1. Values
@@ -120,11 +112,8 @@ class ActionStringProcessor:
         return values.reshape(self.horizon, self.action_dim)
 
     def logits_processor(self, tokenizer: Any, prompt_length: int) -> Any:
-        """A `LogitsProcessor` for plain `generate` that allows action strings alone.
-
-        Args:
-            tokenizer: the tokenizer of the model that generates.
-            prompt_length: tokens in `input_ids` before the action, padding and lead-in included.
+        """A `LogitsProcessor` for plain `generate` that allows action strings alone behind `prompt_length` tokens,
+        padding and lead-in included; `tokenizer` is that of the model that generates.
         """
         from .action_grammar import ActionGrammar, ActionLogitsProcessor, make_action_config
 
@@ -202,17 +191,11 @@ def checked_chunk(actions: Any, horizon: int, action_dim: int) -> np.ndarray:
 
 
 class CharacterAutomaton:
-    """A deterministic, acyclic automaton over characters whose words are exactly the action strings of one style.
-
-    Attributes:
-        edges: per state, the characters that may follow and the state each leads to.
-        value_of: per state, the index t * D + d of the value that a sign, digit or point leaving it belongs to.
-        final: the state in which a word is complete; it has no edges.
-    """
+    """A deterministic, acyclic automaton over characters whose words are exactly the action strings of one style."""
 
     def __init__(self, action_dim: int, horizon: int, decimals: int, style: str, binary_dims: Iterable[int]):
-        self.edges: list[dict[str, int]] = [{}]
-        self.value_of: list[int] = [0]
+        self.edges: list[dict[str, int]] = [{}]  # per state, the characters that may follow, and where to
+        self.value_of: list[int] = [0]  # per state, the index t * D + d of the value that is written there
         self.values = horizon * action_dim
         binary = set(binary_dims)
         here = 0
@@ -223,10 +206,10 @@ class CharacterAutomaton:
                 here = write(here, decimals, style, dim in binary)
                 last_dim, last_step = dim == action_dim - 1, step == horizon - 1
                 if style == "signed" and last_dim and not last_step:
-                    here = self._separate(here, "\n")
+                    here = self._spell(here, "\n")
                 elif style == "plain" and not (last_dim and last_step):
-                    here = self._separate(here, "\n\n" if last_dim else "\n")
-        self.final = here
+                    here = self._spell(here, "\n\n" if last_dim else "\n")
+        self.final = here  # a word is complete; it has no edges
 
     def read(self, text: str) -> list[str]:
         """The values of `text` as texts; raises `ActionStringError` at the first wrong character."""
@@ -266,7 +249,8 @@ class CharacterAutomaton:
             self.edges[state][character] = target
         return target
 
-    def _separate(self, state: int, text: str) -> int:
+    def _spell(self, state: int, text: str) -> int:
+        """The state after a text."""
         for character in text:
             state = self._chain(state, character)
         return state
@@ -309,16 +293,13 @@ class CharacterAutomaton:
         heads = [start] if binary else [start, self._chain(start, "-")]
         for head in heads:
             self.edges[head].update({"0": zero, "1": one})
-        self._end_value(self._chain(self._chain(one, "."), "0"), end)
+        self._end_value(self._spell(one, ".0"), end)
         point = self._chain(zero, ".")
         if binary:
             self._end_value(self._chain(point, "0"), end)
             return end
         if decimals >= 4:
-            state = one
-            for character in "e-04":
-                state = self._chain(state, character)
-            self._end_value(state, end)
+            self._end_value(self._spell(one, "e-04"), end)
         self._variable_decimals(point, decimals, end)
         return end
 
@@ -330,12 +311,10 @@ class CharacterAutomaton:
         for place in range(1, decimals):
             next_digit = self._new(self.value_of[point])
             self._end_value(next_digit, end)
-            next_zero = self._new(self.value_of[point]) if place < decimals - 1 else None
+            next_zero = self._new(self.value_of[point])
             for state in (after_digit, after_zero):
-                if state is None:
-                    continue
                 self.edges[state].update(dict.fromkeys(DIGITS[1:], next_digit))
-                if next_zero is not None:
+                if place < decimals - 1:
                     self.edges[state]["0"] = next_zero
             after_digit, after_zero = next_digit, next_zero
 

@@ -18,10 +18,9 @@ from .rgb_pictures import is_encoded, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-SIGLIP_MEAN = (0.5, 0.5, 0.5)
-SIGLIP_STD = (0.5, 0.5, 0.5)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 # Arguments of transformers' image processors that are accepted with the value that describes what is done here.
-ALWAYS_DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
+ALWAYS_DONE = dict.fromkeys(("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"), True)
 RESIZE_STRATEGIES = ("resize-naive", "resize-with-pad")
 
 
@@ -31,10 +30,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
     Args:
         image_size: side of the square the encoders see, in pixels.
         means, stds: per encoder, of the three channels in 0..1; DINOv2 first, SigLIP second.
-        center_crop_area: share of the area kept by a centre crop before the resize, or `None` for no crop. OpenVLA
-            keeps 0.9 for models that were trained with random resized crops.
-        resize_strategy: `"resize-naive"` (OpenVLA's) stretches a picture to the square; `"resize-with-pad"` keeps its
-            shape between black bars, as the published weights of π0 were trained.
+        center_crop_area: share of the area kept by a centre crop, or `None`; OpenVLA keeps 0.9 for models that were
+            trained with random resized crops.
+        resize_strategy: see `resize`.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  # the base class's own declaration
@@ -69,11 +67,9 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
         Args:
             images: a picture (anything `rgb_pictures.to_rgb` reads, with its errors), a stack of arrays [B, H, W, 3],
                 or a (nested) list, flattened in order.
-            return_tensors: `"pt"`, `"np"` or `None`.
 
         Raises:
             TypeError: also for arguments that would change sizes or constants, which are those of training.
-            ValueError: also if there is no picture at all.
         """
         check_arguments(kwargs, ("images", "return_tensors"), ALWAYS_DONE)
         pictures = [to_rgb(image) for image in flatten_images(images)]
@@ -95,11 +91,11 @@ class OpenVLAPlusImageProcessor(BaseImageProcessor):
 
 
 def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> Image.Image:
-    """The picture as a square of `size` pixels.
+    """The picture as a square of `size` pixels, stretched with `"resize-naive"`, as OpenVLA does.
 
-    With `"resize-with-pad"` it is scaled bilinearly until its longer side fits, between bars of pixel 0 of which the
-    wider one is at the bottom or on the right: openpi's `resize_with_pad` (`openpi_client/image_tools.py`), LeRobot's
-    `resize_with_pad_torch`.
+    With `"resize-with-pad"`, as the published weights of π0 were trained, it is scaled bilinearly until its longer
+    side fits, between bars of pixel 0 of which the wider one is at the bottom or on the right, as openpi does it
+    (`openpi_client/image_tools.py`).
     """
     if picture.size == (size, size):
         return picture
@@ -114,9 +110,7 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
 
 
 def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: dict[str, Any]) -> None:
-    """Raises `TypeError` for extra arguments, else ignored, except `None` and the values in `fixed`;
-    `known` names are suggested for a misspelled one.
-    """
+    """Raises `TypeError` for extra arguments, except `None` and the values in `fixed`; suggests `known` names."""
     for name, value in extra.items():
         if value is None or (name in fixed and value == fixed[name]):
             continue
@@ -135,8 +129,8 @@ def flatten_images(images: Any) -> list[Any]:
 
 
 def with_open_pictures(conversation: Any) -> Any:
-    """Messages, or a batch of conversations, as transformers 4 and 5 both read them: text as a list of one part, and
-    pictures opened by `to_rgb`, since transformers' own loading makes transparent parts black.
+    """Messages, or a batch of conversations, as transformers 4 and 5 both read them: text as a list of one part; and
+    opened pictures, since transformers' own loading makes transparent parts black.
     """
     if isinstance(conversation, (list, tuple)):
         return [with_open_pictures(each) for each in conversation]
@@ -151,10 +145,8 @@ def with_open_pictures(conversation: Any) -> Any:
 def _open_part(part: Any) -> Any:
     if not isinstance(part, Mapping) or part.get("type") != "image":
         return part
-    for key in ("image", "url", "path", "base64"):
-        if part.get(key) is not None:
-            return {"type": "image", "image": to_rgb(part[key])}
-    return part
+    given = [part[key] for key in ("image", "url", "path", "base64") if part.get(key) is not None]
+    return {"type": "image", "image": to_rgb(given[0])} if given else part
 
 
 def center_crop(picture: Image.Image, area: float) -> Image.Image:
@@ -224,11 +216,7 @@ def are_several(given: Any) -> bool:
 
 
 def images_per_row(images: Any, texts: list[str], image_token: str | None = None) -> list[int]:
-    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any.
-
-    Raises:
-        ValueError: if that is not clear.
-    """
+    """How many pictures belong to each text, `image_token` being the placeholder, if texts may have any."""
     placeholders = [text.count(image_token) if image_token else 0 for text in texts]
     if images is None:
         counts = [0] * len(texts)

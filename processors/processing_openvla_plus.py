@@ -20,8 +20,6 @@ import transformers
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .action_bins import ActionBins, codec_from_action_config
-from .action_strings import ActionStringProcessor
 from .image_processing_openvla_plus import (
     ALWAYS_DONE,
     as_rows,
@@ -54,8 +52,10 @@ from .robot_state import StateInputs, stacked_states
 
 # isort: split
 # What those files import: transformers 4 copies from a local folder only what this file names itself.
+from .action_bins import ActionBins  # noqa: F401
 from .action_grammar import ActionGrammar  # noqa: F401
 from .action_statistics import normalize_actions  # noqa: F401
+from .action_strings import ActionStringProcessor  # noqa: F401
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb  # noqa: F401
 from .transformers_version import OLDEST  # noqa: F401
@@ -71,17 +71,19 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
 
     Args:
         image_processor: an `OpenVLAPlusImageProcessor`.
-        tokenizer: a fast tokenizer with BOS, EOS, PAD and `image_token` in its vocabulary.
+        tokenizer: a fast tokenizer with BOS, EOS, PAD and `image_token`, the placeholder, in its vocabulary.
         num_image_tokens: N, the tokens one picture takes.
         action_config: the action format (`action_grammar.make_action_config`), the same as in the model's config.
         prompt_template: texts with `{instruction}`, `{question}` and `{answer}`.
-        image_token: the placeholder token.
         chat_template: Jinja; by default derived from `prompt_template`.
         cameras: names of the cameras of an action's pictures, in the order of training; `None` for one of any name.
         state_statistics: see `StateInputs`.
     """
 
     default_prompt_template = PROMPT_TEMPLATE
+    # Arguments of other processors that are accepted with the value that describes what is done here.
+    fixed_arguments = {**ALWAYS_DONE, "return_attention_mask": True, "return_token_type_ids": False}  # noqa: RUF012
+    fixed_arguments |= {"text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
     if transformers.__version__.startswith("4."):  # transformers 5 reads the signature below and warns about these
         attributes = ["image_processor", "tokenizer"]
         image_processor_class = "AutoImageProcessor"
@@ -112,29 +114,11 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         template = chat_template or chat_template_for(self.prompt_template, image_token)
         super().__init__(image_processor, tokenizer, chat_template=template)
 
-    @property
-    def action_strings(self) -> ActionStringProcessor | ActionBins:
-        """A new codec of the model's action format."""
-        if not self.action_config:
-            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
-        return codec_from_action_config(self.action_config)
-
     def action_prompt(self, instruction: str, state: Any = None, unnorm_key: str | None = None) -> str:
         """The prompt that asks for an action, lead-in included; the instruction is lower-cased, as OpenVLA does."""
         prompt = super().action_prompt(instruction, state, unnorm_key)
         self._without_marks(instruction.lower())
         return prompt + self._lead_in[0]
-
-    def question_prompt(self, question: str) -> str:
-        """The prompt that asks a question about a picture, or without one."""
-        words = self._without_marks(checked_text(question, "question").strip())
-        return self.prompt_template["question"].format(question=words)
-
-    def answer_text(self, answer: str) -> str:
-        """What the model should write after `question_prompt`, EOS excepted."""
-        return self.prompt_template["answer"].format(
-            answer=self._without_marks(checked_text(answer, "answer").strip())
-        )
 
     def _without_marks(self, words: str) -> str:
         """The words; `ValueError` if a control token of the prompt template is in them, where it would stay one."""
@@ -175,16 +159,9 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         Raises:
             ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
                 of training, or an instruction is empty; for a state that is missing, wrong, or not taken.
-            TypeError: if an image is not a picture or an instruction is not a text; see `rgb_pictures.to_rgb`.
+            TypeError: if an image is not a picture or an instruction is not a text.
         """
-        words = as_rows(instruction)
-        states = self.state_rows(state, unnorm_key, len(words))
-        prompts = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
-        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
-        rows = [image] if alone else as_rows(image)
-        if len(rows) != len(prompts):
-            raise ValueError(f"got {len(rows)} images and {len(prompts)} instructions, expected one of each per row")
-        pictures = [pictures_in_order(row, self.cameras) for row in rows]
+        pictures, prompts, states = self.action_rows(image, instruction, state, unnorm_key)
         inputs = self(images=pictures, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
         if self.takes_state:
             inputs["state"] = stacked_states(states)
@@ -193,10 +170,9 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
     def question_inputs(self, image: Any, question: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
         prompts = [self.question_prompt(text) for text in as_rows(question)]
-        pictures = as_rows(image)
-        if len(pictures) != len(prompts):
-            raise ValueError(f"got {len(pictures)} images and {len(prompts)} questions, expected one of each per row")
-        images = [[picture] for picture in pictures]
+        images = [[picture] for picture in as_rows(image)]
+        if len(images) != len(prompts):
+            raise ValueError(f"got {len(images)} images and {len(prompts)} questions, expected one of each per row")
         return self(images=images, text=prompts, return_tensors=return_tensors, split_special_tokens=True)
 
     def __call__(
@@ -225,13 +201,12 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
                 for a prompt that asks for an action, also a dictionary by camera.
             text: one text or a list of them. `<image>` placeholders are moved to the front of the row, and whitespace
                 that no prompt of training has is removed (`normalized_prompt`).
-            padding, padding_side, max_length, return_tensors: as for a tokenizer.
             add_special_tokens: whether a row starts with BOS. Without it, a text that does not begin with BOS is a
                 continuation of another, and may have no pictures.
-            split_special_tokens: as for a tokenizer, whether control tokens in `text`, also `<image>`, are text; those
-                of the prompt template stay tokens.
+            split_special_tokens: whether control tokens in `text`, also `<image>`, are text; those of the prompt
+                template stay tokens.
             truncation: with `max_length`, a longer row raises; nothing is ever cut.
-            kwargs: `fixed_arguments`.
+            kwargs: `fixed_arguments`; all others are as for a tokenizer.
 
         Raises:
             ValueError: if pictures and placeholders do not match, tensors are asked for in which an action has other
@@ -268,21 +243,13 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         return inputs
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with all kinds of pictures that `action_inputs` takes.
-
-        Raises:
-            ValueError: for a control token other than `<image>` in a message.
+        """As in transformers, with all kinds of pictures that `action_inputs` takes; `ValueError` for a control token
+        other than `<image>` in a message.
         """
         tokens = [token for token in control_tokens(self.tokenizer) if token != self.image_token]
         check_no_control_tokens(conversation, tokens)
         given = with_open_pictures(conversation) if kwargs.get("tokenize") else conversation
         return super().apply_chat_template(given, *args, **kwargs)
-
-    @property
-    def fixed_arguments(self) -> dict[str, Any]:
-        """Arguments of other processors that are accepted with the value that describes what is done here."""
-        outputs = {"return_attention_mask": True, "return_token_type_ids": False}
-        return {**ALWAYS_DONE, **outputs, "text_kwargs": {}, "images_kwargs": {}, "common_kwargs": {}}
 
     def encode_text(self, text: str, split_special_tokens: bool = True) -> list[int]:
         """Token ids of a text at the beginning of a row, without BOS; `split_special_tokens` as for a call."""
@@ -309,12 +276,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         return (config["lead_in"], config["lead_in_ids"]) if config.get("lead_in_ids") else ("", [])
 
     def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
-        """Prompts of training rows: `input_ids` as lists without padding, and pictures as tensors.
-
-        Args:
-            images: the pictures of each row.
-            prompts: the lead-in of an action included.
-            acting: whether a row's answer is an action.
+        """Prompts of training rows, lead-ins included, and the pictures of each: `input_ids` as lists without padding,
+        and pictures as tensors. `acting` says whether a row's answer is an action.
         """
         rows = self(images=images, text=prompts, padding=False, return_tensors=None, split_special_tokens=True)
         if "pixel_values" in rows:
@@ -322,13 +285,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
         return {name: values for name, values in rows.items() if name != "attention_mask"}
 
     def answer_ids(self, prompt: str, answer: str, later: bool = False) -> list[int]:
-        """Token ids of an answer behind its prompt, and EOS.
-
-        Args:
-            later: whether the prompt continues a conversation.
-
-        Raises:
-            ValueError: if prompt and answer cannot be told apart.
+        """Token ids of an answer behind its prompt, which may continue a conversation (`later`), and EOS; `ValueError`
+        if prompt and answer cannot be told apart.
         """
         encode = self.encode_continuation if later else self.encode_text
         begun, whole = encode(prompt), encode(prompt + answer)
@@ -355,10 +313,8 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
     def _pictures(self, images: Any, texts: list[str], marks: Sequence[str], check: bool) -> tuple[Any, list[int]]:
         """Pictures in the order of `cameras`, and how many belong to each text.
 
-        Args:
-            marks: placeholder and BOS where they are not text.
-            check: whether prompts of actions must have the pictures of training, or none. Training asks for no tensors
-                and is not checked: its questions may be worded like an action's prompt.
+        `marks` are placeholder and BOS where they are not text. With `check`, prompts of actions must have pictures as
+        in training, or none; training itself is not checked: its questions may be worded like an action's prompt.
         """
         beginning = prompt_parts(self.prompt_template, "action")[0]
         acting = [bool(self.action_config)] * len(texts)

@@ -9,9 +9,11 @@ chat template, with the lead-in of the action format behind it:
 Where the generation prompt ends in the lead-in already, it is not written twice.
 """
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,12 +22,12 @@ import transformers
 from transformers import BatchFeature, PaliGemmaProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from .action_bins import ActionBins, codec_from_action_config
-from .action_grammar import ActionGrammar  # noqa: F401  # which transformers 4 looks for before it is refused
+from .action_bins import ActionBins  # noqa: F401  # transformers 4 copies what this file names
+from .action_grammar import ActionGrammar  # noqa: F401
 from .action_statistics import normalize_actions  # noqa: F401
-from .action_strings import ActionStringProcessor
-from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras, is_batch, pictures_in_order
-from .prompt_texts import ControlTokenError, check_prompt_template, checked_text, control_tokens, encode_as_text
+from .action_strings import ActionStringProcessor  # noqa: F401
+from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras
+from .prompt_texts import ControlTokenError, check_prompt_template, control_tokens, encode_as_text
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
 from .robot_state import StateInputs, stacked_states
@@ -65,51 +67,22 @@ class ActionInputs(StateInputs):
 
     default_prompt_template = VLA_PROMPT_TEMPLATE
 
-    cameras: list[str] | None
     picture_options: dict[str, Any]
     center_crop_area: float | None
     tokenizer: Any
     chat_template: Any
     image_token: str
 
-    @property
-    def action_strings(self) -> ActionStringProcessor | ActionBins:
-        """A new codec of the model's action format."""
-        if not self.action_config:
-            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
-        return codec_from_action_config(self.action_config)
-
-    def question_prompt(self, question: str) -> str:
-        """The message that asks a question about a picture."""
-        return self.prompt_template["question"].format(question=checked_text(question, "question").strip())
-
     def action_inputs(
         self, image: Any, instruction: Any, *, state: Any = None, unnorm_key: str | Sequence[str] | None = None
     ) -> BatchFeature:
-        """Inputs for `predict_action` and `predict_actions`.
-
-        Args:
-            image: for one instruction, a picture (PIL, uint8 [H, W, 3], path, URL or bytes); of several `cameras`, a
-                dictionary by their names or a list in their order. For B instructions a list of B of these.
-            instruction: one text, or a list of B.
-            state, unnorm_key: as for `OpenVLAPlusProcessor.action_inputs`.
-
-        Returns:
-            `input_ids` and `attention_mask` int64 [B, L], left-padded, and what else the stock processor returns;
-            `state` float64 [B, P] as it was given, where the model takes it.
+        """Inputs for `predict_action` and `predict_actions`: as `OpenVLAPlusProcessor.action_inputs`, with what else
+        the stock processor returns.
 
         Raises:
-            ValueError: if rows and instructions differ in number, a row has other pictures than those of the cameras
-                of training, or an instruction is empty or contains a control token; for a state that is missing,
-                wrong, or not taken.
-            TypeError: if an image is not a picture or an instruction is not a text.
+            ValueError: also if an instruction contains a control token.
         """
-        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
-        rows = [image] if alone else as_rows(image)
-        pictures = [pictures_in_order(row, self.cameras) for row in rows]
-        words = as_rows(instruction)
-        states = self.state_rows(state, unnorm_key, len(words))
-        messages = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
+        pictures, messages, states = self.action_rows(image, instruction, state, unnorm_key)
         inputs = self._inputs(pictures, messages)
         lead_in = torch.tensor(self._lead_in, dtype=torch.long)
         ids, length = inputs["input_ids"], len(lead_in)
@@ -124,9 +97,8 @@ class ActionInputs(StateInputs):
 
     def question_inputs(self, image: Any, question: Any) -> BatchFeature:
         """Inputs for `generate` that ask B questions about B pictures (VQA), one each."""
-        return self._inputs(
-            [[row] for row in as_rows(image)], [self.question_prompt(text) for text in as_rows(question)]
-        )
+        prompts = [self.question_prompt(text) for text in as_rows(question)]
+        return self._inputs([[row] for row in as_rows(image)], prompts)
 
     @property
     def answer_types(self) -> dict[str, int]:
@@ -136,17 +108,9 @@ class ActionInputs(StateInputs):
         found = next((types[name] for name in names if name in types), {})
         return {"mm_token_type_ids": 0} if any(name.startswith("Qwen") for name in names) else found
 
-    def answer_text(self, answer: str) -> str:
-        """What the model should write after `question_prompt`."""
-        return self.prompt_template["answer"].format(answer=checked_text(answer, "answer").strip())
-
     def row_inputs(self, images: list[list[Any]], prompts: list[str], acting: list[bool]) -> dict[str, Any]:
-        """Prompts of training rows: `input_ids` and `answer_types` as lists without padding, and pictures as tensors.
-
-        Args:
-            images: the pictures of each row.
-            prompts: messages.
-            acting: whether a row's answer is an action, which begins behind the lead-in.
+        """Messages of training rows, and pictures of each: `input_ids` and `answer_types` as lists without padding,
+        and pictures as tensors. An action, where a row is `acting`, begins behind the lead-in.
         """
         inputs = self._inputs(images, prompts)
         mask, types = inputs.pop("attention_mask").bool(), self.answer_types
@@ -190,6 +154,18 @@ class ActionInputs(StateInputs):
         own = {name: getattr(self, name) for name in SETTING_NAMES}
         stock_class = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers."))
         return {**super().to_dict(), SETTINGS: {"stock_class": stock_class.__name__, **own}}  # pyright: ignore
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with a tokenizer class, and named tokens, that versions 4 and 5 know."""
+        written = super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore
+        path = Path(save_directory) / "tokenizer_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings.get("tokenizer_class") == "TokenizersBackend":
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if "extra_special_tokens" not in settings:
+            settings["extra_special_tokens"] = settings.pop("model_specific_special_tokens", {})
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return written
 
     def _inputs(self: Any, pictures: list[Any], messages: list[str]) -> BatchFeature:
         if len(pictures) != len(messages):
@@ -251,7 +227,6 @@ class VLAPlusProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; no code of the repository runs."""
-        check_vlm(transformers.__version__)
         kwargs.setdefault("trust_remote_code", False)  # else transformers asks, since there is code for the model
         settings, _ = ProcessorMixin.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         own = dict(settings[SETTINGS])
@@ -272,7 +247,7 @@ def with_actions(
 
     Pictures of a robot are by default not cut into tiles.
     """
-    check_vlm(transformers.__version__)
+    check_vlm()
     stock.__class__ = class_with_actions(type(stock))
     stock.action_config, stock.cameras = action_config, checked_cameras(cameras)
     stock.prompt_template = dict(prompt_template or VLA_PROMPT_TEMPLATE)
@@ -301,20 +276,22 @@ def new_with_actions(stock_class: str) -> Any:
 
 def read_stock(name: Any, stock_class: Any, **kwargs: Any) -> Any:
     """A stock processor; without its part for videos where torchvision is missing, which that part needs."""
-    reduced, parts = without_missing_parts(stock_class), stock_class.get_attributes()
+    reduced = without_missing_parts(stock_class)
     if reduced is stock_class:
         return stock_class.from_pretrained(name, **kwargs)
     settings, more = reduced.get_processor_dict(name, **kwargs)
     found = reduced._get_arguments_from_pretrained(name, settings, **kwargs)
     by_name = dict(zip(reduced.get_attributes(), found, strict=True))
-    return reduced.from_args_and_dict([by_name.get(part) for part in parts], settings, **more)
+    return reduced.from_args_and_dict([by_name.get(part) for part in stock_class.get_attributes()], settings, **more)
 
 
 @lru_cache
 def without_missing_parts(stock_class: Any) -> Any:
     """The class of `read_stock`."""
+    if transformers.__version__ < "5" or find_spec("torchvision"):
+        return stock_class
     parts = stock_class.get_attributes()
-    if "video_processor" not in parts or find_spec("torchvision"):
+    if "video_processor" not in parts:
         return stock_class
     pictures_only = [part for part in parts if part != "video_processor"]
     names: dict[str, Any] = {

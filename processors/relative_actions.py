@@ -15,8 +15,6 @@ how:
     axis_angle   axis times angle, in radians
     quaternion   x, y, z, w, of either sign; a result has w >= 0
     rot6d        the first two columns of the matrix, one after the other (Zhou et al., 2019)
-
-`modeling/` links to this file, which both halves of a Hub repository use.
 """
 
 from collections.abc import Sequence
@@ -30,10 +28,8 @@ SHORTEST = 1e-6  # length of what has a direction
 
 
 def to_relative(actions: Any, state: Any, groups: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Chunks [..., T, D] relative to the states [..., P] at their beginning, float64.
-
-    Raises:
-        ValueError: for a quaternion or columns of a matrix without a direction.
+    """Chunks [..., T, D] relative to the states [..., P] at their beginning, float64; `ValueError` for a rotation
+    without a direction.
     """
     return _changed(actions, state, groups, back=False)
 

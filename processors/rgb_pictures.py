@@ -37,8 +37,7 @@ def to_rgb(picture: Any) -> Image.Image:
             URL, or base64; `{"bytes", "path"}` as `datasets` has it.
 
     Raises:
-        TypeError: for anything else, naming what was got.
-        FileNotFoundError: for a path without a file.
+        TypeError, FileNotFoundError: for anything else, and for a path without a file.
         PictureError: if it cannot be read, or holds floating-point numbers or other grey values than 16 bits have.
     """
     if isinstance(picture, Image.Image):
@@ -126,9 +125,8 @@ def _from_array(picture: Any) -> Image.Image:
         array = _high_bytes(array) if sixteen else array.astype(np.uint8) * 255 if array.dtype == np.bool_ else array
         return Image.fromarray(array.squeeze(-1) if array.ndim == 3 and channels == 1 else array)
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and not shaped:
-        remedy = (
-            f"move the channels last with image.{'permute' if hasattr(picture, 'permute') else 'transpose'}(1, 2, 0)"
-        )
+        method = "permute" if hasattr(picture, "permute") else "transpose"
+        remedy = f"move the channels last with image.{method}(1, 2, 0)"
     elif shaped and array.dtype.kind in "iu":
         remedy = "make it uint8 if its values are 0..255"
     elif shaped:

@@ -14,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from .action_bins import ActionBins, codec_from_action_config
 from .action_statistics import normalize_actions, select_statistics
-from .prompt_texts import checked_instruction
+from .action_strings import ActionStringProcessor
+from .image_processing_openvla_plus import as_rows, is_batch, pictures_in_order
+from .prompt_texts import checked_instruction, checked_text
 
 
 STATE_BINS = 256
@@ -29,15 +32,23 @@ class RobotStateError(ValueError):
 
 
 class StateInputs:
-    """For a processor: prompts of actions, with the state where the model takes one.
+    """For a processor: the texts of actions and questions, with the state where the model takes one.
 
     Attributes:
         state_statistics: `norm_stats` with the entry "proprio" alone, for a model that takes a state; else `None`.
     """
 
     action_config: dict[str, Any] | None
+    cameras: list[str] | None
     prompt_template: dict[str, str]
     state_statistics: dict[str, Any] | None
+
+    @property
+    def action_strings(self) -> ActionStringProcessor | ActionBins:
+        """A new codec of the model's action format."""
+        if not self.action_config:
+            raise ValueError("got a processor without action_config, expected one; it was not made for actions")
+        return codec_from_action_config(self.action_config)
 
     @property
     def takes_state(self) -> bool:
@@ -52,10 +63,8 @@ class StateInputs:
         return np.add(statistics["q01"], statistics["q99"]) / 2
 
     def normalized_state(self, state: Any, unnorm_key: str | None = None) -> np.ndarray:
-        """A state [P] in units, scaled to [-1, 1] and clipped: float32 [P].
-
-        Raises:
-            RobotStateError: for no state, another number of values than the data set's, NaN or infinity.
+        """A state [P] in units, scaled to [-1, 1] and clipped, float32 [P]; `RobotStateError` for one that is missing,
+        of another length, or not finite.
         """
         statistics = select_statistics(self.state_statistics or {}, unnorm_key, "proprio")
         width = len(statistics["q01"])
@@ -74,16 +83,39 @@ class StateInputs:
         return normalize_actions(values, statistics)
 
     def action_prompt(self, instruction: str, state: Any = None, unnorm_key: str | None = None) -> str:
-        """What asks for an action, without a lead-in; the instruction is lower-cased, as OpenVLA does.
-
-        Args:
-            state, unnorm_key: as for `action_inputs`, of one row.
-        """
+        """What asks for an action, without a lead-in; the instruction is lower-cased, as OpenVLA does."""
         words = checked_instruction(instruction, self.prompt_template)
         if not self.takes_state and state is not None:
             raise RobotStateError("got a state, expected none: this model was trained without it; leave it out")
         text = state_text(self.normalized_state(state, unnorm_key)) if self.takes_state else ""
         return self.prompt_template["action"].format(instruction=words, state=text)
+
+    def question_prompt(self, question: str) -> str:
+        """The prompt that asks a question about a picture, or without one."""
+        words = self._without_marks(checked_text(question, "question").strip())
+        return self.prompt_template["question"].format(question=words)
+
+    def answer_text(self, answer: str) -> str:
+        """What the model should write after `question_prompt`, without what ends it."""
+        words = self._without_marks(checked_text(answer, "answer").strip())
+        return self.prompt_template["answer"].format(answer=words)
+
+    def _without_marks(self, words: str) -> str:
+        """The words, if they may stand in a prompt."""
+        return words
+
+    def action_rows(
+        self, image: Any, instruction: Any, state: Any, unnorm_key: str | Sequence[str] | None
+    ) -> tuple[list[list[Any]], list[str], list[tuple[Any, Any]]]:
+        """Of each row, the pictures in the order of `cameras`, the prompt, and the state with its key."""
+        words = as_rows(instruction)
+        states = self.state_rows(state, unnorm_key, len(words))
+        prompts = [self.action_prompt(text, *row) for text, row in zip(words, states, strict=True)]
+        alone = not isinstance(instruction, (list, tuple)) and not is_batch(image)
+        rows = [image] if alone else as_rows(image)
+        if len(rows) != len(prompts):
+            raise ValueError(f"got {len(rows)} images and {len(prompts)} instructions, expected one of each per row")
+        return [pictures_in_order(row, self.cameras) for row in rows], prompts, states
 
     def state_rows(self, state: Any, unnorm_key: str | Sequence[str] | None, rows: int) -> list[tuple[Any, Any]]:
         """The state, or `None`, and the key of each row of a batch; one row's may be a state [P] or [1, P]."""

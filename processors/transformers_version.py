@@ -9,14 +9,21 @@ import re
 import transformers
 
 
-OLDEST = (4, 57)
-OLDEST_WITH_PI0 = (5, 17)  # the oldest that the flow-matching family was tested with
-OLDEST_WITH_VLM = (5, 5)  # before it, stock vision-language models return features or count positions otherwise
-OLDEST_WITH_CAPPED_VLM = (5, 23)  # before it, those over Gemma 2 leave its cap on logits out
+OTHERS_RUN = "The other model families run with older ones"
+OLDEST = {  # by what needs it, and how its error ends
+    "this model": (
+        (4, 57),
+        "OpenVLA's own code needs an older one, and this model does not need it: use a new environment",
+    ),
+    "a stock VLM": ((5, 5), OTHERS_RUN),  # before it, features are returned, or positions counted, otherwise
+    "the flow-matching π0": ((5, 17), OTHERS_RUN),  # the oldest it was tested with
+    "PaliGemma 2": ((5, 23), OTHERS_RUN),  # before it, the cap of Gemma 2 on logits is left out
+}
 
 
-def check_version(version: str, oldest: tuple[int, int], what: str, advice: str) -> None:
-    """Raises `ImportError` for a version older than `oldest`, which `what` needs; `advice` ends its message."""
+def check_transformers(what: str = "this model", version: str = transformers.__version__) -> None:
+    """Raises `ImportError` for a version older than one of `OLDEST`."""
+    oldest, advice = OLDEST[what]
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < oldest:
         wanted = ".".join(map(str, oldest))
@@ -26,26 +33,10 @@ def check_version(version: str, oldest: tuple[int, int], what: str, advice: str)
         )
 
 
-def check_transformers(version: str) -> None:
-    """Raises `ImportError` for a version older than `OLDEST`."""
-    advice = "OpenVLA's own code needs an older one, and this model does not need it: use a new environment"
-    check_version(version, OLDEST, "this model", advice)
+def check_vlm(in_four: bool = True) -> None:
+    """Raises `ImportError` for a version that stock VLMs were not tested with, or whose 4.57 lacks what one needs."""
+    if not (in_four and transformers.__version__.startswith("4.57.")):
+        check_transformers("a stock VLM")
 
 
-def check_pi0(version: str) -> None:
-    """Raises `ImportError` for a version older than `OLDEST_WITH_PI0`."""
-    advice = "That version brings its architecture; the other model families run with older ones"
-    check_version(version, OLDEST_WITH_PI0, "the flow-matching π0", advice)
-
-
-def check_vlm(version: str) -> None:
-    """Raises `ImportError` for a version older than `OLDEST_WITH_VLM`."""
-    check_version(version, OLDEST_WITH_VLM, "a stock VLM", "The other model families run with older ones")
-
-
-def check_capped_vlm(version: str) -> None:
-    """Raises `ImportError` for a version older than `OLDEST_WITH_CAPPED_VLM`."""
-    check_version(version, OLDEST_WITH_CAPPED_VLM, "PaliGemma 2", "The other families run with older ones")
-
-
-check_transformers(transformers.__version__)
+check_transformers()

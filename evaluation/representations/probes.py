@@ -1,7 +1,8 @@
 """What a vision tower still knows: linear probes of its features, and how far training moved them.
 
 Features are what the model itself uses (OpenVLA's second-to-last block, PaliGemma's last), averaged over a picture's
-patches; `joined` are those of all towers side by side, as the projector sees them.
+patches; of a vision-language model whose encoder does not take plain pictures (Qwen's, SmolVLM's, tiles), those behind
+its projector. `joined` are those of all towers side by side.
 
     linear probe  logistic regression on standardised features, stratified 5-fold cross-validation; accuracy over all
                   held-out predictions with Wilson's interval
@@ -9,7 +10,7 @@ patches; `joined` are those of all towers side by side, as the projector sees th
     cosine drift  mean of 1 - cos(before, after), 0 where nothing moved
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,36 +39,46 @@ def tower_features(
     found: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features"):
         batch = list(images[first : first + batch_size])
-        pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(model.device)
+        if model.config.model_type == "vla_plus":
+            inputs = processor.question_inputs(batch, ["?"] * len(batch)).to(model.device)
+        else:
+            inputs = processor.image_processor(batch, return_tensors="pt").to(model.device)
         for name, encode in encoders.items():
-            found[name].append(encode(pixels).float().mean(dim=1).cpu().numpy())
+            found[name].append(torch.stack([each.float().mean(dim=0) for each in encode(inputs)]).cpu().numpy())
     features = {name: np.concatenate(batches) for name, batches in found.items()}
     return {**features, JOINED: np.concatenate(list(features.values()), axis=1)}
 
 
-def encoders_of(model: Any) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """By name, functions of the image processor's pixels that return features float [B, N, width]."""
+def encoders_of(model: Any) -> dict[str, Callable[[Any], Iterable[torch.Tensor]]]:
+    """By name, functions of what the processor returns that give the features of each picture, [N, width]."""
     if model.config.model_type == FLOW:
         return {"siglip": partial(last_block, model.model.vlm.vision_tower)}
     if model.config.model_type == "vla_plus":
         base = model.vlm.model
-        if not hasattr(base, "vision_tower"):
-            raise ValueError(
-                f"got a {model.config.vlm_config.model_type}, expected a vision_tower that encodes pixels "
-                "[B, 3, H, W]: probes do not know how another model's processor makes pixels of pictures"
-            )
         parts = {"vision": base.frozen_vision, "vision_copy": base} if model.config.frozen else {"vision": base}
-        return {name: partial(last_block, part.vision_tower) for name, part in parts.items()}
+        return {name: partial(stock_features, model, part) for name, part in parts.items()}
     tower = model.model.vision_tower
 
-    def encode(number: int, name: str, pixels: torch.Tensor) -> torch.Tensor:
-        return tower.encode(name, pixels.split(3, dim=1)[number])
+    def encode(number: int, name: str, inputs: Any) -> torch.Tensor:
+        return tower.encode(name, inputs["pixel_values"].split(3, dim=1)[number])
 
     return {name: partial(encode, number, name) for number, name in enumerate(tower.names)}
 
 
-def last_block(encoder: Any, pixels: torch.Tensor) -> torch.Tensor:
-    return encoder(pixels.to(encoder.dtype)).last_hidden_state
+def stock_features(model: Any, part: Any, inputs: Any) -> Iterable[torch.Tensor]:
+    """Features [N, width] of each picture by a stock encoder, the frozen or the trained one."""
+    if hasattr(part, "vision_tower") and inputs["pixel_values"].ndim == 4:
+        return last_block(part.vision_tower, inputs)
+    base = model.vlm.model
+    stock = base.frozen_vision.stock_class if model.config.frozen else type(base)
+    taken = {name: inputs[name] for name in inputs if name == "pixel_values" or name in model.picture_inputs}
+    found = stock.get_image_features(part, **taken, return_dict=True).pooler_output
+    return (each.flatten(0, -2) for each in found)
+
+
+def last_block(encoder: Any, inputs: Any) -> torch.Tensor:
+    """A stock encoder's features float [B, N, width]."""
+    return encoder(inputs["pixel_values"].to(encoder.dtype)).last_hidden_state
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_what_cannot_be_is_an_error(tmp_path: Path) -> None:
     _, processor = tiny_vla_pair("llava", tmp_path)
     with pytest.raises(ValueError, match=r"got '<\|im_end\|>' in a text, expected words"):
         processor.action_inputs(PICTURES[0], "lift<|im_end|>")
-    with pytest.raises(ValueError, match="got pictures of 2 rows and 1 texts"):
+    with pytest.raises(ValueError, match="got 2 images and 1 instructions"):
         processor.action_inputs(PICTURES, ["lift it"])
     with pytest.raises(ValueError, match="empty instruction"):
         processor.action_inputs(PICTURES[0], " ")

@@ -79,8 +79,8 @@ def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
         settings = text_settings(tokenizer, rope_parameters=rope, **text)
         marks: dict[str, Any] = {
             "video_token_id": len(tokenizer) - 3,
-            "vision_start_token_id": 5,
-            "vision_end_token_id": 6,
+            "vision_start_token_id": tokenizer.get_vocab().get("<|vision_start|>", 5),
+            "vision_end_token_id": tokenizer.get_vocab().get("<|vision_end|>", 6),
         }
         return config(text_config=settings, vision_config=vision, **image, **marks)
     if family.startswith("paligemma"):
@@ -139,7 +139,8 @@ def tiny_inputs(model: VLAPlusForVision2Seq, lengths: tuple[int, ...] = (3, 9), 
     rows, family = len(lengths), config.model_type
     count = {"llava_next": 10, "llava_onevision": 5}.get(family, TOKENS)
     image, end = [model.config.image_token_id] * count, model.config.action_config["lead_in_ids"]
-    image = [5, *image, 6] if family.startswith("qwen") else image
+    if family.startswith("qwen"):
+        image = [config.vision_start_token_id, *image, config.vision_end_token_id]
     texts = [[1, *image, *torch.randint(40, 120, (length,), generator=draw).tolist(), *end] for length in lengths]
     width = max(map(len, texts))
     inputs: dict[str, Any] = {

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 class OpenedData:
     """A recipe's data sets by `robot/KEY` and `vision_language/NAME`, robot data first."""
 
-    tables: dict[str] = field(default_factory=dict)  # empty for a recipe that streams
+    tables: dict[str, Any] = field(default_factory=dict)  # empty for a recipe that streams
     streams: dict[str, DataSource] = field(default_factory=dict)  # empty for one that does not
     held_out: dict[str, DataSource] = field(default_factory=dict)  # what is no part of either (`data.validation`)
     norm_stats: dict[str, Any] = field(default_factory=dict)  # of the robot data by key, OpenVLA's dictionary

@@ -100,7 +100,10 @@ def _file(path: str, folder: DataFolder) -> bytes | None:
     place = Path(folder.root, path)  # which may be absolute
     if folder.is_local:
         return place.read_bytes() if place.is_file() else None
-    return folder.filesystem.cat_file(f"{folder.root}/{path}") if folder.exists(path) else None
+    if not folder.exists(path):
+        return None
+    with folder.open(path) as file:
+        return file.read()
 
 
 def _from_array(picture: np.ndarray, name: str) -> Image.Image:

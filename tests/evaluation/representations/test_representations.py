@@ -8,6 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 from tiny_models import picture, tiny_pi0_model, tiny_pi0_processor
+from tiny_vlms import tiny_vla_pair
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.representations.data import balanced_choice, load_pictures
@@ -39,6 +40,21 @@ def test_features_are_what_the_projector_sees_averaged_over_patches(family, tiny
     np.testing.assert_allclose(features["joined"], expected, atol=1e-5)
     shapes = {name: values.shape for name, values in features.items()}
     assert family == "pi0" or shapes == {"dino": (3, 16), "siglip": (3, 16), "joined": (3, 32)}
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "smolvlm"])
+def test_both_towers_of_other_models_are_read_behind_their_projectors(family, tmp_path):
+    model, processor = tiny_vla_pair(family, tmp_path)
+    images = [picture(seed) for seed in range(3)]
+    features = tower_features(model, processor, images, batch_size=2)
+    assert np.abs(features["vision"] - features["vision_copy"]).min() > 1e-4
+    inputs = processor.question_inputs(images, ["What?"] * 3)
+    with torch.no_grad():  # the mean of both is what the language model reads
+        both = model.vlm.model.get_image_features(
+            **{name: inputs[name] for name in model.picture_inputs & set(inputs)}
+        )
+    expected = np.stack([each.flatten(0, -2).mean(dim=0).numpy() for each in both.pooler_output])
+    np.testing.assert_allclose((features["vision"] + features["vision_copy"]) / 2, expected, atol=1e-5)
 
 
 def test_cka_knows_rotation_and_scale_from_change():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -22,6 +22,7 @@ TURNS = st.lists(ANGLES, min_size=3, max_size=3).map(lambda angles: Rotation.fro
 POSITIONS = st.lists(st.floats(-2, 2), min_size=3, max_size=3)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KINDS), st.sampled_from(KINDS), TURNS, st.lists(TURNS, min_size=1, max_size=3), POSITIONS)
 def test_a_chunk_goes_there_and_back(kind, stored, here, there, position):
     width, at = ROTATIONS[kind], ROTATIONS[stored]
