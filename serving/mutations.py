@@ -183,7 +183,8 @@ def send(session: Any, address: str, data: bytes, found: Found) -> Any:
 
 
 def post(rest: http.client.HTTPConnection, body: bytes, found: Found) -> None:
-    """Sends a body to `/act`."""
+    """Sends a body to `/act`, on a connection of its own: servers end those on which nothing comes for seconds."""
+    rest.close()
     rest.request("POST", "/act", body)
     reply = rest.getresponse()
     text = reply.read().decode()
