@@ -229,4 +229,4 @@ def test_the_policy_trains_answers_and_is_saved(repositories, tmp_path):
     question = processor.question_inputs([rows[0]["images"][0]], ["how many?"])
     written = model.generate(**question, max_new_tokens=64, do_sample=False)[:, question["input_ids"].shape[1] :]
     assert found["answer"] == processor.batch_decode(written, skip_special_tokens=True)[0].strip()
-    assert found["after_loading"] == found["before_saving"]
+    assert found["after_loading"] == found["after_gathering"] == found["before_saving"]
