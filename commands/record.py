@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from gen_vla.commands.options import entries
+
 
 if TYPE_CHECKING:
     from gen_vla.training.recipes.schema import Recipe
@@ -18,7 +20,7 @@ NOT_PRINTED = ("layouts", "provenance")  # of the metadata: hundreds of digests,
 
 
 def record(
-    content: Annotated[Literal["demonstrations", "questions"], Argument(help="What.")],
+    content: Annotated[Literal["demonstrations", "questions", "libero"], Argument(help="What.")],
     output_dir: Annotated[Path, Argument(help="The folder of the data set.")],
     episodes_per_task: Annotated[int, Option(help="Demonstrations: successes to keep.")] = 200,
     count: Annotated[int, Option(help="Questions: how many.")] = 4000,
@@ -34,22 +36,24 @@ def record(
     image_size: Annotated[int, Option(help="Pixels a side.")] = 96,
     clean: Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")] = False,
     paraphrase: Annotated[bool, Option("--paraphrase", help="Demonstrations: several wordings per task.")] = False,
+    tasks: Annotated[str, Option(help="LIBERO: suites and numbers in them, by commas.")] = "spatial/0,spatial/1",
     overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished data set.")] = False,
 ) -> None:
-    """Record demonstrations on the tabletop, or questions about its scenes for co-training."""
+    """Record demonstrations on the tabletop or in LIBERO, or questions about tabletop scenes for co-training."""
     settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
     if looks:
         settings["looks"] = looks
     if content == "questions":
         settings["count"] = count
     else:
-        settings |= {"episodes_per_task": episodes_per_task, "noise": not clean, "paraphrase": paraphrase}
+        settings |= {"episodes_per_task": episodes_per_task, "noise": not clean}
+        settings |= {"tasks": tuple(entries(tasks))} if content == "libero" else {"paraphrase": paraphrase}
     metadata = recorder(content)(output_dir, **settings)
     print(json.dumps({key: value for key, value in metadata.items() if key not in NOT_PRINTED}, indent=2))
 
 
 def recorder(content: str) -> Any:
-    """The function that records demonstrations or questions; imported when asked for, since it loads the simulator."""
+    """The function that records such content; imported when asked for, since it loads the simulator."""
     return getattr(importlib.import_module(f"gen_vla.evaluation.recording.{content}"), f"record_{content}")
 
 

@@ -8,6 +8,7 @@ steps as `HORIZONS` says; a trial is a success at the first step at which the ta
 """
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ IMAGE_SIZE = 256
 SETTLING_STEPS = 10
 SEED = 0
 WAIT = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stay, gripper open
-CAMERAS = {"agentview": "agentview_image", "wrist": "robot0_eye_in_hand_image"}
+CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
 
 
 class LiberoMissingError(OSError):
@@ -65,12 +66,35 @@ class Observation:
     """What a policy sees.
 
     Attributes:
-        pictures: by camera, uint8 [H, W, 3], upright; none where nothing is drawn.
+        pictures: by camera, uint8 [H, W, 3], upright, until the next step; none where nothing is drawn.
         state: float64 [8]: the hand's position (m), its rotation (axis times angle, rad), two fingers (m).
     """
 
-    pictures: dict[str, np.ndarray]
+    pictures: Mapping[str, np.ndarray]
     state: np.ndarray
+
+
+@dataclass(frozen=True)
+class DrawnPictures(Mapping[str, np.ndarray]):
+    """Pictures of the present state, drawn when they are asked for: between two chunks a policy looks at none.
+
+    Attributes:
+        simulation: robosuite's, which has to be where it was when this was made.
+        image_size: pixels a side.
+    """
+
+    simulation: Any
+    image_size: int
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        drawn = self.simulation.render(camera_name=CAMERAS[name], width=self.image_size, height=self.image_size)
+        return np.ascontiguousarray(drawn[::-1, ::-1])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CAMERAS)
+
+    def __len__(self) -> int:
+        return len(CAMERAS)
 
 
 class LiberoEnvironment:
@@ -78,10 +102,11 @@ class LiberoEnvironment:
 
     Args:
         image_size: pixels a side, or `None` to draw nothing, which is many times as fast.
+        hard_reset: whether every trial builds the scene again, as in the published evaluations; it takes seconds.
     """
 
-    def __init__(self, image_size: int | None = IMAGE_SIZE):
-        self.image_size = image_size
+    def __init__(self, image_size: int | None = IMAGE_SIZE, *, hard_reset: bool = True):
+        self.image_size, self.hard_reset = image_size, hard_reset
         self.simulation: Any = None
         self._built: tuple[str, str, int] | None = None
 
@@ -91,24 +116,39 @@ class LiberoEnvironment:
         Raises:
             LiberoMissingError: without the benchmark, or where it has no such suite or state.
         """
-        suite = load_suite(trial.task, trial.mode)
-        task = suite.get_task(trial.number)
-        if self._built != (trial.task, trial.mode, trial.number):
-            self.close()
-            self.simulation = self._build(suite, task)
-            self.simulation.seed(SEED)
-            self._built = (trial.task, trial.mode, trial.number)
+        suite, task = self._load(trial.task, trial.mode, trial.number)
         self.simulation.reset()
-        states = stored_states(suite, trial)
-        found = self.simulation.set_init_state(states[trial.state])
-        for _ in range(SETTLING_STEPS):
-            found, _, _, _ = self.simulation.step(list(WAIT))
-        return self._observation(found), task.language
+        self.simulation.set_init_state(stored_states(suite, trial)[trial.state])
+        return self._settle(), task.language
+
+    def begin_layout(self, suite: str, number: int, seed: int) -> tuple[Observation, str]:
+        """The same in a layout that LIBERO draws by a seed: to learn from, since trials have the stored ones."""
+        _, task = self._load(suite, "none", number)
+        self.simulation.seed(seed)
+        self.simulation.reset()
+        return self._settle(), task.language
 
     def step(self, action: np.ndarray) -> tuple[Observation, bool]:
         """Carries out an action, float [7] in [-1, 1] with -1 to open -> what is seen, and whether it is done."""
         found, _, done, _ = self.simulation.step(np.asarray(action, dtype=float).tolist())
         return self._observation(found), bool(done)
+
+    def _load(self, suite_name: str, perturbation: str, number: int) -> tuple[Any, Any]:
+        """The suite and the task, of which there is a simulation then."""
+        suite = load_suite(suite_name, perturbation)
+        task = suite.get_task(number)
+        if self._built != (suite_name, perturbation, number):
+            self.close()
+            self.simulation = self._build(task)
+            self.simulation.seed(SEED)
+            self._built = (suite_name, perturbation, number)
+        return suite, task
+
+    def _settle(self) -> Observation:
+        found = {}
+        for _ in range(SETTLING_STEPS):
+            found, _, _, _ = self.simulation.step(list(WAIT))
+        return self._observation(found)
 
     def close(self) -> None:
         """Frees the simulation."""
@@ -116,19 +156,16 @@ class LiberoEnvironment:
             self.simulation.close()
         self.simulation = self._built = None
 
-    def _build(self, suite: Any, task: Any) -> Any:
+    def _build(self, task: Any) -> Any:
         os.environ.setdefault("MUJOCO_GL", "egl")
         from libero.libero.envs.env_wrapper import ControlEnv
 
-        options: dict[str, Any] = {"use_camera_obs": False, "has_offscreen_renderer": False}
-        if self.image_size is not None:
-            options = {"camera_heights": self.image_size, "camera_widths": self.image_size}
+        draws = self.image_size is not None
+        options = {"use_camera_obs": False, "has_offscreen_renderer": draws, "hard_reset": self.hard_reset}
         return ControlEnv(bddl_file_name=str(task_file(task)), **options)
 
     def _observation(self, found: dict[str, Any]) -> Observation:
-        pictures = {}
-        if self.image_size is not None:
-            pictures = {name: np.ascontiguousarray(found[key][::-1, ::-1]) for name, key in CAMERAS.items()}
+        pictures = {} if self.image_size is None else DrawnPictures(self.simulation.sim, self.image_size)
         rotation = axis_angle(found["robot0_eef_quat"])
         state = np.concatenate([found["robot0_eef_pos"], rotation, found["robot0_gripper_qpos"]])
         return Observation(pictures, state)

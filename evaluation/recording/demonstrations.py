@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from gen_vla.evaluation.recording import rows
-from gen_vla.evaluation.recording.rows import DemonstrationJob, Rows, demonstrate
+from gen_vla.evaluation.recording.rows import DemonstrationJob, Rows, as_image, demonstrate
 from gen_vla.evaluation.simulation import layouts
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import TASKS, Task
@@ -29,7 +29,12 @@ def record_episode(job: DemonstrationJob) -> Rows | None:
     env, task = _environment(job.image_size), cast(Task, job.task)
     instruction = env.reset(task, job.seed, look_of(job.looks, job.seed))
     wordings = [instruction, *(paraphrases(instruction) if job.paraphrase else ())]
-    return demonstrate(env, wordings, np.random.default_rng([job.seed, 3]), job.noise, layouts.MAX_STEPS[task])
+    random = np.random.default_rng([job.seed, 3])
+
+    def observe() -> dict[str, Any]:
+        return {"image": as_image(env.render())}
+
+    return demonstrate(env, observe, wordings, random, job.noise, layouts.MAX_STEPS[task])
 
 
 def record_demonstrations(

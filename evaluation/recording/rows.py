@@ -1,6 +1,7 @@
 """What both recorders share: worker processes, disturbed experts, rows on disk.
 
-    demonstrations  image, instruction, action float32 [7], task, episode_index, frame_index, seed
+    demonstrations  image, instruction, action float32 [7], task, episode_index, frame_index, seed; in LIBERO also
+                    state float32 [8]
     questions       image, question, answer, kind, seed, and where everything is (`recording/questions.py`)
 
 An episode and a question depend on their own seed alone, so any number of workers records the same bytes. A finished
@@ -13,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -47,6 +48,7 @@ QUESTION_COLUMNS |= {
     "opening": "float32",
     "picture_width": "float32",
 }
+MOST_CANDIDATES = 20  # for each episode that is wanted
 MAX_START_MOVES = 5  # random policy steps before recording starts, in half of the episodes
 
 
@@ -58,39 +60,48 @@ def as_image(picture: np.ndarray) -> dict[str, Any]:
 
 
 def demonstrate(
-    env: Any, wordings: Sequence[str], rng: np.random.Generator, noise: bool, max_steps: int
+    env: Any,
+    observe: Callable[[], dict[str, Any]],
+    wordings: Sequence[str],
+    rng: np.random.Generator,
+    noise: bool,
+    max_steps: int,
+    max_move: float = MAX_MOVE,
 ) -> Rows | None:
     """One episode as rows with image, instruction (one of the wordings), action and frame_index, or None if it failed.
 
     The disturbed action is executed, the clean one is the label: the state was visited, the mistake is not taught.
 
     Args:
-        env: an environment that was reset, with `expert_action`, `step` and `render`.
+        env: an environment that was reset, with `expert_action` and `step`.
+        observe: what is seen, by column.
+        max_move: the largest of an action's first three values.
     """
     deviation = rng.choice(GAUSSIAN_NOISE) if noise else 0.0
     holds = rng.choice(RANDOM_HOLDS) if noise else 0.0
     if noise and rng.random() < 0.5:
         start = env.expert_action()  # for its gripper: only the hand is moved about
         for _ in range(rng.integers(1, MAX_START_MOVES + 1)):
-            start[:3] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3)
+            start[:3] = rng.uniform(-max_move, max_move, 3)
             env.step(start)
     instruction = str(rng.choice(list(wordings))) if len(wordings) > 1 else wordings[0]
     rows: Rows = []
     for frame in range(max_steps):
         action = env.expert_action()
-        row = {"image": as_image(env.render()), "instruction": instruction, "action": action, "frame_index": frame}
-        rows.append(row)
-        if env.step(disturb(action, deviation, holds, rng)):
+        rows.append({**observe(), "instruction": instruction, "action": action, "frame_index": frame})
+        if env.step(disturb(action, deviation, holds, rng, max_move)):
             return rows
     return None
 
 
-def disturb(action: np.ndarray, deviation: float, holds: float, rng: np.random.Generator) -> np.ndarray:
+def disturb(
+    action: np.ndarray, deviation: float, holds: float, rng: np.random.Generator, max_move: float
+) -> np.ndarray:
     """float32 [7] -> float32 [7] with another move of the hand; the gripper stays."""
     disturbed = action.copy()
-    disturbed[:3] += rng.normal(0.0, deviation * MAX_MOVE, 3) if deviation else 0.0
+    disturbed[:3] += rng.normal(0.0, deviation * max_move, 3) if deviation else 0.0
     if rng.random() < holds:
-        disturbed[:3] = rng.uniform(-MAX_MOVE, MAX_MOVE, 3)
+        disturbed[:3] = rng.uniform(-max_move, max_move, 3)
     return disturbed
 
 
@@ -118,6 +129,7 @@ def record_demonstrations(
     overwrite: bool = False,
     progress: bool = True,
     describe: Callable[[list[int]], dict[str, Any]] = lambda seeds: {},
+    columns: Mapping[str, str] = DEMONSTRATION_COLUMNS,
 ) -> dict[str, Any]:
     """Records `episodes_per_task` successful episodes of every task -> the metadata written beside them.
 
@@ -130,6 +142,10 @@ def record_demonstrations(
         first: the first candidate; others differ in task and seed.
         content: what the metadata calls the data set.
         describe: more metadata, from the seeds that were kept.
+        columns: of the rows, and what is in them.
+
+    Raises:
+        ValueError: where the expert hardly ever finishes a task.
     """
     output = _claim_folder(output_dir, overwrite)
     if episodes_per_task < 1:
@@ -143,6 +159,11 @@ def record_demonstrations(
         while any(len(episodes) < episodes_per_task for episodes in kept.values()):
             jobs = []
             for offset, task in enumerate(tasks):
+                if tried[task] >= MOST_CANDIDATES * (episodes_per_task + 1):
+                    raise ValueError(
+                        f"got {len(kept[task])} finished episodes of {task} in {tried[task]}, expected "
+                        f"{episodes_per_task}; leave the task out"
+                    )
                 for _ in range(episodes_per_task - len(kept[task])):
                     seed = _checked_seed(first.seed + tried[task] * len(tasks) + offset, allowed)
                     jobs.append(replace(first, task=task, seed=seed))
@@ -164,7 +185,7 @@ def record_demonstrations(
         "first_job": asdict(first),
         **describe(seeds),
     }
-    return _save_rows(output, frames, DEMONSTRATION_COLUMNS, metadata, began)
+    return _save_rows(output, frames, columns, metadata, began)
 
 
 @dataclass(frozen=True)
@@ -260,7 +281,7 @@ def _claim_folder(output_dir: str | Path, overwrite: bool) -> Path:
     return output
 
 
-def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict[str, Any], began: float) -> dict:
+def _save_rows(output: Path, rows: Rows, columns: Mapping[str, str], metadata: dict[str, Any], began: float) -> dict:
     """Write beside, then rename: a folder with METADATA_FILE in it is always complete."""
     # here, so that recording workers start a second sooner
     from datasets import Dataset, Features, List, Value
@@ -270,6 +291,7 @@ def _save_rows(output: Path, rows: Rows, columns: dict[str, str], metadata: dict
 
     thing = {"colour": Value("int8"), "shape": Value("int8"), "u": Value("float32"), "v": Value("float32")}
     kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7), "objects": List(thing)}
+    kinds["state"] = List(Value("float32"), length=8)
     kinds["turns"] = List({"question": Value("string"), "answer": Value("string")})
     kinds["point"] = List(Value("float32"), length=2)
     features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})

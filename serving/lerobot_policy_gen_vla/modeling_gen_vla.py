@@ -207,11 +207,15 @@ class GenVLAPolicy(PreTrainedPolicy):
 
     # Files
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        """The policy's `config.json` and pipelines, and beside them the model as a repository of the family."""
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """The policy's `config.json` and pipelines, and beside them the model as a repository of the family.
+
+        LeRobot from 0.6 on passes the policy's `state_dict` where FSDP holds its weights in parts.
+        """
         config = copy(self.config)
         if self.model is not None:
-            self.model.save_pretrained(save_directory / SAVED)
+            whole = state_dict and {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+            self.model.save_pretrained(save_directory / SAVED, state_dict=whole)
             self.processor.save_pretrained(save_directory / SAVED)
             config.checkpoint_path = SAVED
         save_settings(config, save_directory)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from policy_servers import running
 from space_models import bridge_statistics
-from tiny_models import tiny_model, tiny_processor, tiny_statistics
+from tiny_models import take_state, tiny_model, tiny_processor, tiny_statistics
 
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.serving.application import Limits
@@ -36,18 +36,20 @@ def stub_frame(step, camera):
 
 @pytest.fixture(scope="module")
 def repositories(llama_like, tmp_path_factory):
-    """By number of cameras, a folder and the pair that was saved there."""
+    """By number of cameras, or "state", a folder and the pair that was saved there."""
     strings = ActionStringProcessor(7, HORIZON, binary_dims=[6])
     made = {}
-    for cameras in (None, ["top", "hand"]):
+    for name, cameras in ((1, None), (2, ["top", "hand"]), ("state", None)):
         folder = tmp_path_factory.mktemp("repository")
         model = tiny_model(
             llama_like, strings, norm_stats={"bridge_orig": bridge_statistics(), "tiny": tiny_statistics(7)}
         )
         processor = tiny_processor(llama_like, strings, cameras=cameras)
+        if name == "state":
+            take_state((model, processor), width=7)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        made[len(cameras or [0])] = folder, model, processor
+        made[name] = folder, model, processor
     return made
 
 
@@ -81,13 +83,14 @@ def evaluate(tmp_path, *arguments, **options):
     return run(tmp_path, "lerobot-eval", *env, *place, words, *arguments, **options)
 
 
-def expected(model, processor, steps, cameras=("top",), key="bridge_orig"):
-    """Actions [steps, 7] of whole chunks, the model asked at the beginning of each."""
+def expected(model, processor, steps, cameras=("top",), key="bridge_orig", states=None):
+    """Actions [steps, 7] of whole chunks, the model asked at the beginning of each, where the robot is at `states`."""
     chunks = []
     for step in range(0, steps, HORIZON):
         pictures = [stub_frame(step, camera) for camera in cameras]
         shown = [pictures] if len(pictures) > 1 else pictures
-        inputs = processor.action_inputs(shown, ["close the drawer"])
+        state = {} if states is None else {"state": [states[step]], "unnorm_key": key}
+        inputs = processor.action_inputs(shown, ["close the drawer"], **state)
         chunks.append(model.predict_actions(**inputs, unnorm_key=key).actions[0])
     return np.concatenate(chunks)[:steps]
 
@@ -139,18 +142,33 @@ def test_a_server_acts_where_the_model_cannot_be_loaded(repositories, tmp_path):
 
 
 @pytest.mark.slow
-def test_lerobot_record_drives_a_robot(repositories, tmp_path):
+@pytest.mark.parametrize("kind", [1, "state"])
+def test_lerobot_record_drives_a_robot(repositories, tmp_path, kind):
     """`lerobot-record` sends the policy's actions, and records them."""
-    folder, model, processor = repositories[1]
-    _, sent = run(
+    folder, model, processor = repositories[kind]
+    sent = record(tmp_path, f"--policy.checkpoint_path={folder}", TRUST, "--policy.unnorm_key=bridge_orig")
+    check_recorded(model, processor, sent, kind == "state")
+    info = json.loads((tmp_path / "recorded" / "meta" / "info.json").read_text())
+    assert info["total_frames"] == len(sent)
+
+
+@pytest.mark.slow
+def test_a_server_is_told_the_robots_state(repositories, tmp_path):
+    _, model, processor = repositories["state"]
+    with running(ServedPolicy(model, processor, "tiny", "bridge_orig"), Limits()) as (_, port):
+        sent = record(tmp_path, f"--policy.server=ws://127.0.0.1:{port}")
+    check_recorded(model, processor, sent, takes_state=True)
+
+
+def record(tmp_path, *policy):
+    """What the robot was sent while `lerobot-record` recorded an episode, float64 [N, 7]."""
+    return run(
         tmp_path,
         "lerobot-record",
         "--robot.type=stub_robot",
         "--robot.discover_packages_path=lerobot_stubs",
         "--policy.type=gen_vla",
-        f"--policy.checkpoint_path={folder}",
-        TRUST,
-        "--policy.unnorm_key=bridge_orig",
+        *policy,
         "--policy.device=cpu",
         "--dataset.repo_id=me/eval_stub",
         f"--dataset.root={tmp_path / 'recorded'}",
@@ -161,11 +179,18 @@ def test_lerobot_record_drives_a_robot(repositories, tmp_path):
         "--dataset.vcodec=h264",
         "--dataset.push_to_hub=false",
         "--play_sounds=false",
-    )
-    assert len(sent) >= 4
-    np.testing.assert_allclose(sent, expected(model, processor, len(sent), ("front",)), atol=1e-6)
-    info = json.loads((tmp_path / "recorded" / "meta" / "info.json").read_text())
-    assert info["total_frames"] == len(sent)
+    )[1]
+
+
+def check_recorded(model, processor, sent, takes_state):
+    """The stub's joints are where they were last sent, at first at 0."""
+    assert len(sent) > HORIZON
+    states = np.concatenate([np.zeros((1, 7)), sent]) if takes_state else None
+    wanted = expected(model, processor, len(sent), ("front",), states=states)
+    np.testing.assert_allclose(sent, wanted, atol=1e-6)
+    if states is not None:
+        still = expected(model, processor, len(sent), ("front",), states=np.zeros_like(states))
+        assert np.abs(sent - still).max() > 1e-3
 
 
 @pytest.mark.slow
@@ -204,4 +229,4 @@ def test_the_policy_trains_answers_and_is_saved(repositories, tmp_path):
     question = processor.question_inputs([rows[0]["images"][0]], ["how many?"])
     written = model.generate(**question, max_new_tokens=64, do_sample=False)[:, question["input_ids"].shape[1] :]
     assert found["answer"] == processor.batch_decode(written, skip_special_tokens=True)[0].strip()
-    assert found["after_loading"] == found["before_saving"]
+    assert found["after_loading"] == found["after_gathering"] == found["before_saving"]

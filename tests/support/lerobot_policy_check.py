@@ -5,6 +5,7 @@ python lerobot_policy_check.py REPOSITORY FOLDER
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -57,6 +58,9 @@ def main(repository: str, folder: str) -> None:
     found["before_saving"] = policy.predict_action_chunk(batch).tolist()
     policy.save_pretrained(folder)
     found["after_loading"] = GenVLAPolicy.from_pretrained(folder).predict_action_chunk(batch).tolist()
+    gathered = Path(folder, "gathered")  # as LeRobot 0.6 saves under FSDP
+    policy._save_pretrained(gathered, state_dict=policy.state_dict())
+    found["after_gathering"] = GenVLAPolicy.from_pretrained(gathered).predict_action_chunk(batch).tolist()
     found |= {"pictures": pictures.tolist(), "action_is_pad": padding.tolist()}
     found["normalized"] = policy._targets(batch)[0].tolist()
     print(json.dumps(found))

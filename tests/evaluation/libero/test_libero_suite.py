@@ -90,7 +90,9 @@ class TestBenchmark:
             return step(self, action)
 
         def kept(self, found):
-            raw.append({name: found[key] for name, key in libero.CAMERAS.items()})
+            size = {"width": self.image_size, "height": self.image_size}
+            sim = self.simulation.sim
+            raw.append({name: sim.render(camera_name=camera, **size) for name, camera in libero.CAMERAS.items()})
             return seen(self, found)
 
         monkeypatch.setattr(LiberoEnvironment, "step", watched)

@@ -1,0 +1,38 @@
+"""LIBERO demonstrations of the scripted expert."""
+
+import numpy as np
+import pytest
+
+from gen_vla.evaluation.recording.libero import record_libero
+from gen_vla.training.mixing.skipped_rows import RowProblems
+from gen_vla.training.robot_data.source import open_robot_source
+
+
+def test_a_task_that_there_is_not_is_named(tmp_path):
+    for task in ("spacial/0", "spatial", "spatial/first"):
+        with pytest.raises(ValueError, match=f"got the task '{task}', expected one of spatial, object"):
+            record_libero(tmp_path / "d", (task,), 1, workers=1)
+
+
+@pytest.mark.slow
+def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
+    """What a recipe reads: state and actions, which finish the task when they are sent again in the same layout."""
+    pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'gen-vla[libero]'")
+    from gen_vla.evaluation.libero.environment import LiberoEnvironment
+
+    metadata = record_libero(
+        tmp_path / "d", ("object/2",), 1, seed=7, workers=1, image_size=16, noise=False, progress=False
+    )
+    data = open_robot_source(tmp_path / "d", key="libero", state=["state"])
+    [(episode, trajectory)] = data.trajectories(RowProblems(name="libero"))
+    actions, states = trajectory.actions, trajectory.proprio
+    assert states is not None
+    assert len(actions) == metadata["frames"]
+    environment = LiberoEnvironment(None, hard_reset=False)
+    seen, instruction = environment.begin_layout("object", 2, metadata["seeds"][0])
+    assert episode.instructions[0] == instruction
+    np.testing.assert_allclose(states[0], seen.state, atol=1e-6)
+    assert [environment.step(action)[1] for action in actions] == [False] * (len(actions) - 1) + [True]
+    first = environment.begin_layout("object", 2, metadata["seeds"][0])[0].state
+    np.testing.assert_array_equal(first, seen.state)
+    environment.close()
