@@ -70,7 +70,7 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.family = family_of(config.vlm_config)
         self.vlm: Any = AutoModelForImageTextToText.from_config(config.vlm_config)
         if transformers.__version__ < "5" and config.text_config.tie_word_embeddings:
-            self._tied_weights_keys = ["vlm.lm_head.weight"]
+            self._tied_weights_keys: Any = ["vlm.lm_head.weight"]
         if config.frozen:
             add_frozen_vision(self.vlm.model, self.family)
         self.first_position = self.family.first_position

@@ -109,7 +109,7 @@ def resize(picture: Image.Image, size: int, strategy: str = "resize-naive") -> I
     return padded
 
 
-def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: dict[str, Any]) -> None:
+def check_arguments(extra: dict[str, Any], known: Sequence[str], fixed: Mapping[Any, Any]) -> None:
     """Raises `TypeError` for extra arguments, except `None` and the values in `fixed`; suggests `known` names."""
     for name, value in extra.items():
         if value is None or (name in fixed and value == fixed[name]):

@@ -161,8 +161,12 @@ class LiberoEnvironment:
         from libero.libero.envs.env_wrapper import ControlEnv
 
         draws = self.image_size is not None
-        options = {"use_camera_obs": False, "has_offscreen_renderer": draws, "hard_reset": self.hard_reset}
-        return ControlEnv(bddl_file_name=str(task_file(task)), **options)
+        return ControlEnv(
+            bddl_file_name=str(task_file(task)),
+            use_camera_obs=False,
+            has_offscreen_renderer=draws,
+            hard_reset=self.hard_reset,
+        )
 
     def _observation(self, found: dict[str, Any]) -> Observation:
         pictures = {} if self.image_size is None else DrawnPictures(self.simulation.sim, self.image_size)
