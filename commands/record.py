@@ -31,6 +31,7 @@ def record(
             "broad for questions)."
         ),
     ] = None,
+    kinds: Annotated[str | None, Option(help="Questions: kinds of them, as shape,colour (default: all).")] = None,
     seed: Annotated[int, Option(help="First seed; from 1000000 on data are held out, to judge by.")] = 0,
     workers: Annotated[int, Option(help="Processes (the data do not depend on it).")] = 2,
     image_size: Annotated[int, Option(help="Pixels a side.")] = 96,
@@ -41,10 +42,10 @@ def record(
 ) -> None:
     """Record demonstrations on the tabletop or in LIBERO, or questions about tabletop scenes for co-training."""
     settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
-    if looks:
+    if looks:  # which LIBERO does not have
         settings["looks"] = looks
     if content == "questions":
-        settings["count"] = count
+        settings |= {"count": count, "kinds": entries(kinds) if kinds else None}
     else:
         settings |= {"episodes_per_task": episodes_per_task, "noise": not clean}
         settings |= {"tasks": tuple(entries(tasks))} if content == "libero" else {"paraphrase": paraphrase}

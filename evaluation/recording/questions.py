@@ -14,7 +14,7 @@ Positions (u, v) are 0..1 from the picture's left and top. `training/vision_lang
 judge by may be of home or unseen ones. What is asked is in `recording/question_kinds.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from gen_vla.evaluation.simulation.layouts import COLOURS, GRASP_HEIGHT, SHAPES
 from gen_vla.evaluation.simulation.looks import Look, LookSet, look_of
 from gen_vla.evaluation.simulation.offscreen_camera import CameraPose
 from gen_vla.evaluation.simulation.still_scenes import MARGIN, StillScene, draw_still_scene
+from gen_vla.training.recipes.data_schema import did_you_mean
 
 
 LEAST_SHARE = 0.004  # of the picture: 37 pixels of 96 x 96 that show of each thing, a third of it
@@ -41,7 +42,6 @@ MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
 DESCRIBE = ("What is on the table?", "Which objects are there, and where?")
 DESCRIBED = 4  # one picture in so many
 OTHER_TURNS = 10  # at most, besides the description
-ASKED_AGAIN = ("presence", "presence", "colour", "object_order", "point")  # what a small model learns last
 SCENES = 5000  # that are tried for a question
 
 
@@ -68,7 +68,8 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
     Raises:
         RuntimeError: if none of SCENES scenes has the wanted kind of question and answer.
     """
-    name, wanted = wanted_answer(KINDS, job.seed)
+    kinds = {name: KINDS[name] for name in job.kinds or KINDS}
+    name, wanted = wanted_answer(kinds, job.seed)
     env, rng, look = _environment(job.image_size), np.random.default_rng([job.seed, 7]), look_of(job.looks, job.seed)
     for _ in range(SCENES):
         scene, robot = draw_still_scene(rng, look.camera), int(rng.integers(ROBOT_POSES))
@@ -81,28 +82,31 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
             continue
         question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
         row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
-        turns = _more_turns(facts, name, question, look.camera, np.random.default_rng([job.seed, 8]))
+        turn_rng = np.random.default_rng([job.seed, 8])
+        further = job.kinds * len(facts.scene.things) or [other for other in KINDS if other != name]
+        turns = _turns(facts, further, KINDS[name].wordings[0].format(**facts.names), look.camera, turn_rng)
+        if not job.kinds and turn_rng.integers(DESCRIBED) == 0:
+            turns.append({"question": str(turn_rng.choice(DESCRIBE)), "answer": description(facts)})
         return {**row, "more_turns": turns, **labels(facts, look.camera)}
     raise RuntimeError(f"got no scene for {name} {wanted!r} of seed {job.seed} among {SCENES}; report it as a bug")
 
 
-def _more_turns(
-    facts: SceneFacts, kind: str, asked: str, camera: CameraPose, rng: np.random.Generator
+def _turns(
+    facts: SceneFacts, kinds: Sequence[str], asked: str, camera: CameraPose, rng: np.random.Generator
 ) -> list[dict[str, str]]:
-    """Further questions than the one asked, of a kind, about things drawn anew, with their answers."""
+    """Further questions of these kinds, about things drawn anew, with their answers.
+
+    None is the one asked, in its first wording, and none comes twice in two wordings: the answer would be in the text.
+    """
     held = any(thing.z > 0.0 for thing in facts.scene.things)
-    names = [*(name for name in KINDS if name != kind), *ASKED_AGAIN]
-    names = [name for name in names if not held or name in HELD_KINDS]
-    turns: dict[str, str] = {}
-    for name in rng.permutation(names):
+    turns: dict[str, dict[str, str]] = {}
+    for name in rng.permutation([name for name in kinds if not held or name in HELD_KINDS]):
         drawn = scene_facts(facts.scene, camera, rng)
-        question = str(rng.choice(KINDS[name].wordings)).format(**drawn.names)
-        if (answer := KINDS[name].answer(drawn)) is not None and question != asked:
-            turns[question] = answer
-    chosen = list(turns.items())[:OTHER_TURNS]
-    if rng.integers(DESCRIBED) == 0:
-        chosen.append((str(rng.choice(DESCRIBE)), description(facts)))
-    return [{"question": question, "answer": answer} for question, answer in chosen]
+        first, *_ = wordings = [wording.format(**drawn.names) for wording in KINDS[name].wordings]
+        answer = KINDS[name].answer(drawn)
+        if answer is not None and first != asked:
+            turns[first] = {"question": str(rng.choice(wordings)), "answer": answer}
+    return list(turns.values())[:OTHER_TURNS]
 
 
 def description(facts: SceneFacts) -> str:
@@ -157,10 +161,18 @@ def record_questions(
     workers: int = 2,
     image_size: int = 96,
     looks: LookSet = "broad",
+    kinds: Sequence[str] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """`rows.record_questions` (`options` are passed on) about tabletop scenes."""
+    """`rows.record_questions` (`options` are passed on) about tabletop scenes.
+
+    Args:
+        kinds: names of `KINDS`: all questions are of these, asked again and again about the things of a picture, and
+            no picture is described.
+    """
+    if unknown := [name for name in kinds or () if name not in KINDS]:
+        raise ValueError(f"got the kinds {', '.join(unknown)}; {did_you_mean(unknown[0], KINDS)}")
     classes = {"colours": list(COLOURS), "shapes": list(SHAPES)}
-    first = QuestionJob(seed, image_size, looks)
+    first = QuestionJob(seed, image_size, looks, tuple(kinds or ()))
     options |= {"workers": workers, **classes}
     return rows.record_questions(output_dir, record_question, first, "tabletop questions", count, **options)

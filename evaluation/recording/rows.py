@@ -195,6 +195,7 @@ class QuestionJob:
     seed: int
     image_size: int
     looks: LookSet
+    kinds: tuple[str, ...] = ()  # all, if empty
 
 
 def record_questions(
@@ -233,6 +234,7 @@ def record_questions(
         "seeds": [seeds[0], seeds[-1]],
         "image_size": first.image_size,
         "looks": first.looks,
+        "kinds": first.kinds,
         **description,
         "majority_baseline": majority_baseline(rows),
     }

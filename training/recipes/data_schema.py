@@ -46,6 +46,9 @@ class QuestionRecording:
     """Seed of scenes and questions, 0 or more."""
     looks: Literal["home", "broad", "unseen"] = "broad"
     """Looks of the pictures: the demonstrations', hundreds of others, or those kept for evaluation."""
+    kinds: list[str] | None = None
+    """Kinds of questions, such as `shape`, `colour` and `presence`; null for all, with a description of everything in
+    the end of one conversation in four."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -81,6 +81,24 @@ def test_questions_are_balanced_and_described(tmp_path):
     assert written["provenance"]["versions"]["metaworld"]
 
 
+def test_questions_of_chosen_kinds(tmp_path):
+    chosen: Any = {"kinds": ["shape", "presence"], "workers": 1, "image_size": 48, "progress": False}
+    metadata = record_questions(tmp_path / "q", 8, **chosen)
+    assert metadata["kinds"] == chosen["kinds"]
+    answers = {*SHAPES, "yes", "no"}
+    for row in load(tmp_path / "q"):
+        asked = [row["question"], *(turn["question"] for turn in row["more_turns"])]
+        assert all(could_be(question, "shape") or could_be(question, "presence") for question in asked)
+        assert {row["answer"], *(turn["answer"] for turn in row["more_turns"])} <= answers
+        named = [
+            re.sub("What is the|Which kind of object is|object|Is there|Do you see|on the table|[?]", "", each)
+            for each in asked
+        ]
+        assert len(set(named)) == len(named), "nothing is asked twice in other words"
+    with pytest.raises(ValueError, match="got the kinds colours; did you mean 'colour'"):
+        record_questions(tmp_path / "other", 1, kinds=["colours"])
+
+
 @pytest.mark.parametrize("looks", ["home", "broad", "unseen"])
 def test_held_out_questions_have_the_looks_asked_for(looks: LookSet):
     seed = EVALUATION_SEEDS[5]
