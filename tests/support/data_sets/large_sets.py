@@ -110,7 +110,7 @@ def words(draw: np.random.Generator, median: float, spread: float) -> str:
     return " ".join(["word"] * min(int(draw.lognormal(np.log(median), spread)) + 1, 1000))
 
 
-def write_published(folder: Path, rows: int = 4000) -> None:
+def write_published(folder: Path, rows: int = 3000) -> None:
     """LLaVA (a zip of small pictures), LLaVA-OneVision (parquet, one picture in four PNG), RoboPoint (two tar.gz, one
     in parts) and VQASynth (parquet, several questions a row)."""
     shown, draw = frames(11, 48), np.random.default_rng(3)
