@@ -133,7 +133,7 @@ def write_table(
             rows = tqdm(source.rows(shards), desc=f"writing {source.name}", unit=" rows", disable=not progress)
             with ArrowWriter(features=features, path=str(partial)) as writer:
                 for row in rows:
-                    # `datasets` would write a frame as PNG: 640 x 480 pixels in 105 ms, not 3, and three times as large.
+                    # `datasets` would write a frame as PNG: 640 x 480 pixels in 105 ms, not 3, and thrice as large.
                     shown = [as_jpeg(entry) if isinstance(entry, Picture) else entry for entry in row["images"]]
                     row = {**row, "images": shown}
                     writer.write(features.encode_example({name: row[name] for name in features}))  # type: ignore[arg-type]
