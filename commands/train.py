@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -53,9 +54,7 @@ def train(
 
         return run_check(loaded, work_dir)
     if rehearse is not None:
-        from gen_vla.training.planning.rehearsal import rehearse as load_rows
-
-        return Console().print(load_rows(loaded, Path(work_dir), rehearse).table(loaded.name))
+        return show_rehearsal(loaded, Path(work_dir), rehearse)
     prepare(loaded, Path(work_dir), resume=resume, mini=mini)
     if loaded.pretraining:
         from gen_vla.training.pretraining.encoders import pretrain_encoders
@@ -93,6 +92,17 @@ def show_plan(recipe: Any, work_dir: Path) -> None:
     console.print(row_sentence(recipe, planned_config(recipe, work_dir), measured), markup=False, highlight=False)
     if recipe.data.streaming:
         console.print(loading_sentence(recipe), markup=False, highlight=False)
+
+
+def show_rehearsal(recipe: Any, work_dir: Path, minutes: float) -> None:
+    """Loads data as a run will, shows what was measured and writes it into the run's folder."""
+    from gen_vla.commands.options import write_results
+    from gen_vla.training.planning.rehearsal import rehearse
+
+    found = rehearse(recipe, work_dir, minutes)
+    Console(width=None if sys.stdout.isatty() else 120).print(found.table(recipe.name))
+    write_results({"recipe": recipe.name, **asdict(found)}, file := work_dir / recipe.name / "rehearsal.json")
+    print(f"Wrote {file}")
 
 
 def prepare(recipe: Any, work_dir: Path, *, resume: bool, mini: bool) -> None:

@@ -173,6 +173,24 @@ def loader() -> Rows:
             yield [f"{result['data']} ({result['format']})", speeds["gen-vla"], others]
 
 
+def rehearsal() -> Rows:
+    """What rehearsals of loading measured."""
+    for path in sorted(RESULTS.glob("rehearsal_*.json")):
+        found = load(path.stem)
+        seconds = (f"{found[name]:.0f}" for name in ("seconds_to_open", "seconds_to_batch"))
+        speeds = (f"{found[name]:.1f}" for name in ("rows_per_core_second", "needed"))
+        kept = f"{found['episodes']:.1f} of {found['robot_rows']:.0f}"
+        shares = (f"{found['padding']:.1%}", str(sum(found["skipped"].values())), kept)
+        yield [
+            found["recipe"],
+            *seconds,
+            *speeds,
+            f"{found['megabytes_read']:.2f}",
+            f"{found['resident']:.1f}",
+            *shares,
+        ]
+
+
 def agreement() -> Rows:
     """Actions that are the same as by `generate`, in bf16."""
     for run in ("bf16_1", "bf16_4", "h200_bf16_1", "h200_bf16_4"):
@@ -220,6 +238,11 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "training_throughput": (
         "model | trainer | tokens a row | rows/s | peak GB | batch | passes | optimizer",
         training_throughput,
+    ),
+    "rehearsal": (
+        "recipe | open, s | first batch, s | rows/s of a core | that a GPU takes | MB read a row | GB | "
+        "padding | bad rows | different episodes",
+        rehearsal,
     ),
     "loader": ("data | gen-vla | beside it", loader),
     "agreement": (

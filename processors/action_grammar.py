@@ -212,7 +212,8 @@ class ActionLogitsProcessor(LogitsProcessor):
 def _ids_after_digit(tokenizer: Any, text: str) -> list[int]:
     """Token ids of `text` inside an answer, where no tokenizer puts a space before it."""
     digit = tokenizer.encode("0", add_special_tokens=False)
-    return tokenizer.encode("0" + text, add_special_tokens=False)[len(digit) :]
+    # Long texts are checked: no warning that a model could not read them.
+    return tokenizer.encode("0" + text, add_special_tokens=False, verbose=False)[len(digit) :]
 
 
 def _ids_between_digits(tokenizer: Any, text: str) -> list[int]:

@@ -84,9 +84,8 @@ def decode_picture(picture: Any, identity: str) -> Image.Image:
 class HeldPictures:
     """Encodes the pictures of a row that waits in a shuffle buffer.
 
-    Frames of videos become JPEGs of quality 95, as TensorFlow Datasets writes them, without chroma subsampling. Where
-    the model sees one size, larger pictures are resized to it first, as the image processor would. Small encoded
-    pictures, and such as do not decode, stay as they are.
+    Frames of videos become JPEGs (`as_jpeg`). Where the model sees one size, larger pictures are resized to it first,
+    as the image processor would. Small encoded pictures, and such as do not decode, stay as they are.
     """
 
     size: int | None = None  # side of the square the model sees, in pixels; `None` where it takes any size
@@ -110,9 +109,14 @@ class HeldPictures:
             return picture  # the preparer says so
         if self.size is not None and decoded.width * decoded.height > self.size**2:
             decoded = resize(decoded, self.size, self.resize_strategy)
-        buffer = io.BytesIO()
-        decoded.save(buffer, "JPEG", quality=95, subsampling=0)
-        return {"bytes": buffer.getvalue(), "path": None}
+        return as_jpeg(decoded)
+
+
+def as_jpeg(picture: Image.Image) -> dict[str, Any]:
+    """A frame of a video as a JPEG of quality 95, as TensorFlow Datasets writes them, without chroma subsampling."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95, subsampling=0)
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def row_bytes(row: dict[str, Any]) -> int:

@@ -49,7 +49,7 @@ PI0_PLUS = Path(modeling.__file__).parent / "full_size" / "pi0-plus.json"
 GPU_COUNTS = (1, 8, 64)
 FLOAT32, BFLOAT16 = 4, 2
 ADAM_BYTES = 8  # two float32 moments
-LOADER_BYTES = 0.45e9  # of a loader process besides its buffers; this and the next by `loading.py`
+LOADER_BYTES = 0.45e9  # of a loader process besides its buffers; this and the next by `rehearsal.py`
 BUFFER_OVERHEAD = 1.3  # memory of buffers over what is held in them
 
 
@@ -269,11 +269,15 @@ def longest_row(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] 
 
 def loading_sentence(recipe: Recipe) -> str:
     data = recipe.data
-    most = data.shuffle_memory * BUFFER_OVERHEAD + (data.num_workers + 1) * LOADER_BYTES / 1e9
     return (
         f"{data.num_workers} loaders with shuffle buffers of {data.shuffle_memory:g} GB in all (data.shuffle_memory): "
-        f"about {most:.1f} GB of the machine's memory per GPU process, the model apart"
+        f"about {loading_gigabytes(recipe):.1f} GB of the machine's memory per GPU process, the model apart"
     )
+
+
+def loading_gigabytes(recipe: Recipe) -> float:
+    """Memory of the loaders of a recipe that streams, buffers full, per GPU process."""
+    return recipe.data.shuffle_memory * BUFFER_OVERHEAD + (recipe.data.num_workers + 1) * LOADER_BYTES / 1e9
 
 
 def row_sentence(recipe: Recipe, config: Any, measured: Mapping[str, RowLengths] | None = None) -> str:

@@ -140,6 +140,12 @@ def test_a_config_saved_without_runs_means_the_same(tokenizer: Any) -> None:
         assert whole.unit_ids == derived.unit_ids
 
 
+def test_checking_a_tokenizer_warns_of_no_long_text(tokenizer: Any) -> None:
+    tokenizer.model_max_length = 16
+    make_action_config(ActionStringProcessor(action_dim=2), tokenizer)
+    assert not tokenizer.deprecation_warnings
+
+
 def test_other_text_has_no_tokens(llama_like: Any) -> None:
     grammar = grammar_of(ActionStringProcessor(action_dim=1), llama_like)
     with pytest.raises(ActionStringError, match="expected one of"):

@@ -5,8 +5,9 @@
         hub.faults.append(Fault("PUT", "/storage/", status=500, times=2))
         HfApi(endpoint=hub.endpoint, token="hf_token").create_repo("gen-vla/tiny")
 
-It answers what uploading and loading a model ask for; `hub_stand_in_storage.py` keeps the files. Large files go to and
-come from addresses of another host name, as on the Hub, which must never see a token.
+It answers what uploading and loading a model or a data set ask for, whose names it does not tell apart;
+`hub_stand_in_storage.py` keeps the files. Large files go to and come from addresses of another host name, as on the
+Hub, which must never see a token.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from hub_stand_in_storage import LFS_SUFFIXES, Account, Refusal, Repository, Storage
@@ -31,20 +32,20 @@ ROUTES: list[tuple[str, str, str]] = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
     ("POST", r"/api/repos/create", "create_repository"),
-    ("GET", rf"/api/models/{REPO}", "model_info"),
-    ("GET", rf"/api/models/{REPO}/revision/(?P<revision>.+)", "model_info"),
-    ("GET", rf"/api/models/{REPO}/refs", "refs"),
-    ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
-    ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
-    ("POST", rf"/api/models/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
-    ("POST", rf"/api/models/{REPO}/branch/(?P<branch>[^/]+)", "create_branch"),
-    ("POST", rf"/api/models/{REPO}/tag/(?P<revision>[^/]+)", "create_tag"),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}", "model_info"),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}/revision/(?P<revision>.+)", "model_info"),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}/refs", "refs"),
+    ("GET", rf"/api/(?:models|datasets)/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?", "tree"),
+    ("POST", rf"/api/(?:models|datasets)/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
+    ("POST", rf"/api/(?:models|datasets)/{REPO}/commit/(?P<revision>[^/]+)", "commit"),
+    ("POST", rf"/api/(?:models|datasets)/{REPO}/branch/(?P<branch>[^/]+)", "create_branch"),
+    ("POST", rf"/api/(?:models|datasets)/{REPO}/tag/(?P<revision>[^/]+)", "create_tag"),
     ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", "collection"),
     ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items", "add_to_collection"),
-    ("POST", rf"/{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", rf"/(?:datasets/)?{REPO}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/storage/(?P<sha256>[0-9a-f]{64})", "store"),
     ("GET", r"/storage/(?P<sha256>[0-9a-f]{64})", "fetch"),
-    ("GET", rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+    ("GET", rf"/(?:datasets/)?{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
 ]
 
 
@@ -195,7 +196,12 @@ class Handler(BaseHTTPRequestHandler):
         return refusal.status, json.dumps({"error": refusal.message}).encode(), sent
 
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        """Sends it, without the body where only the head was asked for."""
+        """Sends it, or the part that was asked for, without the body where only the head was."""
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if asked and status == 200:
+            first, whole = int(asked[1]), len(body)
+            status, body = 206, body[first : int(asked[2]) + 1 if asked[2] else None]
+            headers = {**headers, "Content-Range": f"bytes {first}-{first + len(body) - 1}/{whole}"}
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
@@ -295,15 +301,21 @@ class Handler(BaseHTTPRequestHandler):
         return f"http://localhost:{self.hub.port}/storage/{sha256}"
 
     def tree(self, repo: Repository, revision: str, folder: str = "") -> Any:
-        listed = []
+        """All files below a folder; or those in it, and the folders in it."""
+        whole = "true" in parse_qs(urlsplit(self.path).query.lower()).get("recursive", [])
+        begin, listed, folders = f"{folder}/" if folder else "", [], set()
         for path, blob in sorted(repo.tree(revision).items()):
+            below = path.removeprefix(begin).partition("/")
             entry = {"type": "file", "path": path, "size": len(blob.content), "oid": blob.oid}
             if blob.lfs:
                 entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 134}
-            listed += [entry] if not folder or path.startswith(f"{folder}/") else []
-        if folder and not listed:
+            if path.startswith(begin) and (whole or not below[1]):
+                listed.append(entry)
+            elif path.startswith(begin):
+                folders.add(begin + below[0])
+        if folder and not listed and not folders:
             raise Refusal(404, f"{folder} does not exist on {revision!r}", "EntryNotFound")
-        return listed
+        return listed + [{"type": "directory", "path": path, "oid": "0" * 40} for path in sorted(folders)]
 
     def preupload(self, repo: Repository, revision: str) -> Any:
         files = []

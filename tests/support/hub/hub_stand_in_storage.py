@@ -9,7 +9,7 @@ from typing import Any
 
 
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # a new repository of the Hub holds this file
-LFS_SUFFIXES = (".safetensors", ".bin", ".npz")
+LFS_SUFFIXES = (".parquet", ".safetensors", ".bin", ".npz")
 MAIN = "main"
 
 

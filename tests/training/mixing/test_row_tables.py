@@ -10,6 +10,7 @@ import pytest
 from robot_data_sets import make_episodes, write_lerobot
 from tiny_runs import noise, tiny_recipe, write_questions, write_robot_data
 
+from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.row_tables import QUESTION_FEATURES, ROBOT_FEATURES, RecordedTable, write_table
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.recipes.schema import Recipe
@@ -56,6 +57,18 @@ def lerobot_recipe(folder: Path, **data: Any) -> Recipe:
     return tiny_recipe(folder, actions={"action_dim": 7}, data=data)
 
 
+def test_frames_of_videos_are_stored_as_jpeg(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "lerobot", make_episodes(2, 3, size=64))
+    source = open_robot_source(tmp_path / "lerobot", key="own")
+    table, frames = write_table(source, ROBOT_FEATURES, tmp_path, {}), list(source.rows(source.shards()))
+    assert len(table) == len(frames) == 7
+    for number, row in enumerate(frames):
+        [stored], [frame] = table[number]["images"], row["images"]
+        assert stored["bytes"].startswith(b"\xff\xd8"), "a JPEG"
+        difference = np.asarray(decode_picture(stored, "a row")).astype(int) - np.asarray(frame)
+        assert np.abs(difference).max() <= 2
+
+
 class Listed:
     """A source of given rows that counts how often they are read."""
 
@@ -93,7 +106,7 @@ def test_rows_of_other_sources_are_written_once_and_read_back_exactly(tmp_path: 
     assert len(table) == 2
     first = table[0]
     assert first["images"][1]["bytes"] == b"any bytes"
-    assert first["images"][0]["bytes"].startswith(b"\x89PNG")
+    assert first["images"][0]["bytes"].startswith(b"\xff\xd8")
     assert np.array_equal(first["action"], actions[0])
     assert np.array_equal(first["state"], np.array([0.1, np.nan], np.float32), equal_nan=True)
     assert table[1]["state"] is None

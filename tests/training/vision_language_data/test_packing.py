@@ -9,13 +9,15 @@ from typing import Any
 
 import counting_filesystem
 import pytest
+from hub_stand_in import HubStandIn
+from huggingface_hub import HfFileSystem
 from PIL import Image
 from published_sets import ONEVISION, conversation, picture, tar, write_parquet, write_robopoint
 from table_data import SETS, mini_recipe, write_table_data
 
 from gen_vla.commands.main import main
 from gen_vla.processors.rgb_pictures import to_rgb
-from gen_vla.training.mixing.row_stream import BufferSize, RowStream
+from gen_vla.training.mixing.row_stream import BufferSize, RowStream, load_frames
 from gen_vla.training.mixing.skipped_rows import RowProblems, TooManyBadRows
 from gen_vla.training.recipes.packing import pack_recipe
 from gen_vla.training.recipes.sources import open_data
@@ -227,6 +229,27 @@ def test_the_command_and_a_run_on_what_it_packed(tables: Path, capsys: pytest.Ca
     (data,) = [entry for entry in log["provenance"]["data"] if entry["name"] == "vision_language/onevision"]
     assert data["packed_from"] == {"path": "onevision", "revision": None, "format": "onevision", "configs": None}
     assert log["data"]["vision_language"] == [4, 4, 4, 4]
+
+
+def test_a_packed_set_on_the_hub_is_read_as_from_the_disk(tables: Path, tmp_path: Path, hub: HubStandIn) -> None:
+    HfFileSystem.clear_instance_cache()
+    raw = [f"--set=data.vision_language.{number}.path={path}" for number, path in enumerate(SETS)]
+    target = "hf://datasets/gen-vla/packed/questions"
+    command = ["pack", "openvla_plus_bridge", f"--work-dir={tables}", f"--output={target}", "--private", *raw]
+    assert main(command) == 0
+    sent = hub.requests("PUT", "/storage/")
+    assert main(command) == 0
+    assert hub.requests("PUT", "/storage/") == sent > 0
+    assert hub.storage.repositories["gen-vla/packed"].private
+    here, there = (
+        open_data(mini_recipe("openvla_plus_bridge", data__packed=place, **HUB), tables)
+        for place in (str(tables / "packed" / "gen-vla" / "packed"), target)
+    )
+    assert there.origins["vision_language/llava"]["revision"] == hub.storage.repositories["gen-vla/packed"].sha("main")
+    for name in (f"vision_language/{each}" for each in SETS):
+        assert there.readings[name].format == "packed"
+        ours, read = (list(map(load_frames, all_rows(opened.streams[name]))) for opened in (here, there))
+        assert read == ours != []
 
 
 HUB = {f"data__vision_language__{number}__path": f"hf://datasets/a/{name}" for number, name in enumerate(SETS)}
