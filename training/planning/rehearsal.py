@@ -97,7 +97,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
     # Named: its loaders end with it.
     batched = iter(DataLoader(mixture, size, collate_fn=Seen(collator), num_workers=loaders, **sampled))
     seen: list[dict[str, Any]] = []
-    began = first = 0.0
+    began, first, before = 0.0, 0.0, usage()
     for number, batch in enumerate(tqdm(batched, unit="batch")):
         now = time.perf_counter()
         first = first or now - started - opened_after
