@@ -53,4 +53,4 @@ def test_a_stand_in_tokenizer_is_told_of(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_run_too_short_to_be_timed(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, training__steps=1, data__streaming=False)
     with pytest.raises(ValueError, match="got a run of 1 micro-batches, expected more than 1"):
-        rehearse(recipe, tmp_path, 0, progress=False)
+        rehearse(recipe, tmp_path, 0)
