@@ -122,7 +122,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
         seconds_to_open=opened_after,
         seconds_to_batch=first,
         rows_per_second=rows / seconds,
-        rows_per_core_second=rows / used[0],
+        rows_per_core_second=rows / max(used[0], 0.01),  # what the clock tells apart
         megabytes_read=used[1] / rows / 1e6 if hasattr(psutil.Process, "io_counters") else None,
         needed=plan.rows_per_second / plan.gpus,
         resident=resident,

@@ -5,6 +5,7 @@ import json
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import counting_filesystem
@@ -14,6 +15,7 @@ from huggingface_hub import HfFileSystem
 from PIL import Image
 from published_sets import ONEVISION, conversation, picture, tar, write_parquet, write_robopoint
 from table_data import SETS, mini_recipe, write_table_data
+from tqdm import tqdm
 
 from gen_vla.commands.main import main
 from gen_vla.processors.rgb_pictures import to_rgb
@@ -40,6 +42,12 @@ def all_rows(source: Any) -> list[dict[str, Any]]:
 
 def pack(source: Any, folder: Path, side: int | None = None, **settings: Any) -> Any:
     return packing.pack_set(source, folder, SOURCE, side, **settings)
+
+
+def pack_alone(source: Any, folder: Path) -> None:
+    """As a process that was not forked: one killed with the lock of its parent's progress bars would keep it."""
+    tqdm.set_lock(RLock())
+    pack(source, folder, 8)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -126,7 +134,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, small_files
     raw, folder = write(tmp_path / "raw", 300), tmp_path / "killed"
     whole = pack(opened(raw), tmp_path / "whole", side=8)
     for stop in (1, 5, 9):
-        process = get_context("fork").Process(target=pack, args=(opened(raw), folder, 8))
+        process = get_context("fork").Process(target=pack_alone, args=(opened(raw), folder))
         process.start()
         while process.is_alive() and len(list(folder.glob("*.parquet"))) < stop:
             time.sleep(0.001)
