@@ -102,11 +102,10 @@ class LiberoEnvironment:
 
     Args:
         image_size: pixels a side, or `None` to draw nothing, which is many times as fast.
-        hard_reset: whether every trial builds the scene again, as in the published evaluations; it takes seconds.
     """
 
-    def __init__(self, image_size: int | None = IMAGE_SIZE, *, hard_reset: bool = True):
-        self.image_size, self.hard_reset = image_size, hard_reset
+    def __init__(self, image_size: int | None = IMAGE_SIZE):
+        self.image_size = image_size
         self.simulation: Any = None
         self._built: tuple[str, str, int] | None = None
 
@@ -165,7 +164,6 @@ class LiberoEnvironment:
             bddl_file_name=str(task_file(task)),
             use_camera_obs=False,
             has_offscreen_renderer=draws,
-            hard_reset=self.hard_reset,
         )
 
     def _observation(self, found: dict[str, Any]) -> Observation:

@@ -42,7 +42,7 @@ class DemonstratedLayout:
 
 @lru_cache(maxsize=1)
 def _environment(image_size: int) -> LiberoEnvironment:
-    return LiberoEnvironment(image_size, hard_reset=False)
+    return LiberoEnvironment(image_size)
 
 
 def record_episode(job: DemonstrationJob) -> Rows | None:

@@ -33,10 +33,11 @@ def swinging(llama_like):
     prompt = inputs["input_ids"].expand(PERIOD, -1)
     ids, labels = torch.cat((prompt, actions), dim=1), torch.cat((torch.full_like(prompt, -100), actions), dim=1)
     pixels = inputs["pixel_values"].expand(PERIOD, -1, -1, -1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=500, pct_start=0.1)
-    for _ in range(500):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=300, pct_start=0.1)
+    for _ in range(300):
         model(input_ids=ids, pixel_values=pixels, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # without, some processors' rounding learns nothing
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

@@ -28,7 +28,7 @@ def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
     actions, states = trajectory.actions, trajectory.proprio
     assert states is not None
     assert len(actions) == metadata["frames"]
-    environment = LiberoEnvironment(None, hard_reset=False)
+    environment = LiberoEnvironment(None)
     seen, instruction = environment.begin_layout("object", 2, metadata["seeds"][0])
     assert episode.instructions[0] == instruction
     np.testing.assert_allclose(states[0], seen.state, atol=1e-6)
