@@ -42,7 +42,9 @@ def record(
 ) -> None:
     """Record demonstrations on the tabletop or in LIBERO, or questions about tabletop scenes for co-training."""
     settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
-    if looks:  # which LIBERO does not have
+    if looks and content == "libero":
+        raise ValueError(f"got --looks {looks} for libero, expected none: its scenes have one look each")
+    if looks:
         settings["looks"] = looks
     if content == "questions":
         settings |= {"count": count, "kinds": entries(kinds) if kinds else None}

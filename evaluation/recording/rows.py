@@ -159,7 +159,7 @@ def record_demonstrations(
         while any(len(episodes) < episodes_per_task for episodes in kept.values()):
             jobs = []
             for offset, task in enumerate(tasks):
-                if tried[task] >= MOST_CANDIDATES * (episodes_per_task + 1):
+                if len(kept[task]) < episodes_per_task and tried[task] >= MOST_CANDIDATES * (episodes_per_task + 1):
                     raise ValueError(
                         f"got {len(kept[task])} finished episodes of {task} in {tried[task]}, expected "
                         f"{episodes_per_task}; leave the task out"

@@ -30,8 +30,8 @@ class DemonstrationRecording:
 
     episodes_per_task: int = Field(ge=1)
     """Episodes of each task, at least 1."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of scenes and noise, 0 or more."""
+    seed: int = Field(default=0, ge=0, lt=1_000_000)
+    """Seed of scenes and noise, below 1,000,000: those from there on are kept for evaluation."""
     paraphrase: bool = False
     """Whether each demonstration draws its instruction from the paraphrases for training."""
 
@@ -42,8 +42,8 @@ class QuestionRecording:
 
     count: int = Field(ge=1)
     """Questions, at least 1."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of scenes and questions, 0 or more."""
+    seed: int = Field(default=0, ge=0, lt=1_000_000)
+    """Seed of scenes and questions, below 1,000,000: those from there on are kept for evaluation."""
     looks: Literal["home", "broad", "unseen"] = "broad"
     """Looks of the pictures: the demonstrations', hundreds of others, or those kept for evaluation."""
     kinds: list[str] | None = None
