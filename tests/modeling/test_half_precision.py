@@ -1,10 +1,19 @@
-"""Half precision, placement on devices and quantised loading: close to float32, or the same, in both families."""
+"""Half precision, placement on devices and quantised loading: close to float32, or the same, in both families.
+
+The bounds are for the tiny models, whose weights are drawn far larger (0.2) than a trained model's. Measured on a CPU,
+root mean square error of the logits over their standard deviation:
+
+                  bfloat16    float16
+    OpenVLA+       1.6 %       0.21 %
+    pi0+           1.3 %       0.18 %
+"""
 
 import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import picture, tiny_config, tiny_pair, tiny_pi0_config, vision_settings
@@ -57,6 +66,18 @@ def test_half_precision_is_close_to_float32(family: Any, dtype: torch.dtype) -> 
     settled = expected.topk(2).values.diff().abs().flatten() > 8 * error * expected.std()
     assert settled.float().mean() > 0.3
     assert torch.equal(got.argmax(-1)[settled], expected.argmax(-1)[settled])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_actions_in_half_precision_are_legal_and_float32(family: Any, dtype: torch.dtype) -> None:
+    model_class, exact, inputs, folders = family
+    model = model_class.from_pretrained(folders[dtype], dtype="auto").eval()
+    prediction = model.predict_actions(**inputs)
+    assert prediction.actions.dtype == prediction.digit_probabilities.dtype == np.float32
+    expected = exact.predict_actions(**inputs)
+    same_sign = np.sign(prediction.normalized) == np.sign(expected.normalized)
+    assert same_sign.mean() > 0.6  # random weights decide many digits by a hair
+    assert np.abs(prediction.normalized).max() <= 1
 
 
 def test_automatic_placement_changes_nothing(family: Any) -> None:
