@@ -46,6 +46,7 @@ def test_train_lists_the_recipes(capsys):
         (["train", "mini_openvla_pluss"], "did you mean 'mini_openvla_plus'"),
         (["train", "mini_vlm", "--set", "training.stepps=3"], "did you mean 'steps'"),
         (["train", "mini_vlm", "--set", "training.steps"], "expected KEY=VALUE"),
+        (["record", "libero", "q", "--looks", "home"], "its scenes have one look each"),
         (
             ["train", "mini_vlm", "--plan", "--check"],
             "got several of --plan, --check and --rehearse, expected one of them",

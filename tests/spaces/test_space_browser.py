@@ -225,3 +225,18 @@ def test_programs_get_the_same_messages(space, camera):
         f"{space.url}/gradio_api/upload", files={"files": ("large.bmp", bytes(11_000_000))}, timeout=60
     )
     assert answer.status_code == 413
+
+
+def test_two_visitors_at_once_each_get_their_own(browser, space, models, tmp_path):
+    with visitor(browser, space.url) as one, visitor(browser, space.url) as two:
+        texts = []
+        for number, person in enumerate((one, two)):
+            image = picture(10 + number, (40, 40))
+            person.upload("act", save(image, tmp_path / f"{number}.png"))
+            person.write("act-instruction", f"go {number}")
+            texts.append(expected(models, image, f"go {number}").text[0])
+        assert texts[0] != texts[1]
+        for person in (one, two):
+            person.press("act-button")
+        for person, text in zip((one, two), texts):
+            playwright.expect(shown_string(person)).to_have_text(text)

@@ -89,3 +89,16 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     assert settings == {"episodes_per_task": 1, "seed": 0, "paraphrase": False, "image_size": 96}
     looks = json.loads((tmp_path / "questions" / "recording.json").read_text(encoding="utf-8"))["looks"]
     assert looks == "broad"
+
+
+def test_held_out_demonstrations_in_other_looks(tmp_path):
+    """The same episodes to the bit, but for what they look like."""
+    chosen: Any = {"seed": EVALUATION_SEEDS[0], "workers": 1, "image_size": 48, "tasks": ("close_drawer",)}
+    metadata = {
+        looks: recording.record_demonstrations(tmp_path / looks, 1, looks=looks, progress=False, **chosen)
+        for looks in ("home", "unseen")
+    }
+    assert {found["split"] for found in metadata.values()} == {"evaluation"}
+    home, unseen = (load_from_disk(str(tmp_path / looks)) for looks in ("home", "unseen"))
+    assert home["action"] == unseen["action"]
+    assert all(np.any(np.asarray(one) != np.asarray(other)) for one, other in zip(home["image"], unseen["image"]))

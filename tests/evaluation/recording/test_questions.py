@@ -233,3 +233,15 @@ def test_seeds_outside_a_split_and_empty_requests_are_refused(tmp_path):
         record_questions(tmp_path / "q", 0)
     with pytest.raises(ValueError, match="got workers 0"):
         record_questions(tmp_path / "q", 1, workers=0)
+
+
+def test_answers_say_what_the_picture_shows():
+    """Worked out by hand from a scene and from the camera that stands at the robot's right, looking left and ahead."""
+    bottle, mug = TableObject("green", "bottle", -0.2, 0.56, 0.0), TableObject("purple", "mug", 0.0, 0.66, 0.0)
+    facts = scene_facts(StillScene((0.22, 0.88), 0.5, (bottle, mug)), HOME.camera, np.random.default_rng(0))
+    answers = {name: kind.answer(facts) for name, kind in KINDS.items()}
+    bottle_first = facts.first == 0
+    assert answers["shape"] == ("bottle" if bottle_first else "mug")
+    assert answers["object_order"] == ("left" if bottle_first else "right")
+    assert (answers["drawer_side"], answers["nearest"], answers["count"]) == ("left", "purple", "2")
+    assert answers["drawer_state"] == "open"

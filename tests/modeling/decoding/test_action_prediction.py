@@ -326,3 +326,18 @@ def test_an_output_layer_that_is_more_than_its_weight(llama_like: Any, kind: str
     np.testing.assert_allclose(prediction.digit_probabilities[0], probabilities, rtol=1e-4)
     with pytest.raises(ValueError, match="with an output layer that is more than its weight, which only generate has"):
         model.predict_actions(**inputs, tree_nodes=4)
+
+
+def test_forced_tokens_have_probability_one(llama_like: Any) -> None:
+    model, processor = pair(llama_like)
+    prediction = model.predict_actions(**observations(processor))
+    transitions = model.action_grammar.transitions
+    for tokens, probabilities in zip(prediction.token_ids.tolist(), prediction.digit_probabilities, strict=True):
+        state, forced = 0, []
+        for token in tokens:
+            forced.append(len(transitions[state]) == 1)
+            state = transitions[state][token]
+        assert sum(forced) >= 3  # the points at least
+        assert (probabilities[forced] == 1.0).all()
+        assert (probabilities[~np.array(forced)] < 1.0).all()
+        assert (probabilities > 0.0).all()

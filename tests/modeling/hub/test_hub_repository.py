@@ -193,3 +193,10 @@ def test_tensors_are_saved_under_names_of_both_generations(repository: tuple[Pat
         with safe_open(place / "model.safetensors", "pt") as file:
             names.append(set(file.keys()))
     assert names[0] == names[2] != names[1]
+
+
+def test_modules_in_both_folders_are_one_file() -> None:
+    names = {path.name for path in (ROOT / "modeling").glob("*.py")} - {"__init__.py"}
+    shared = [name for name in names if (ROOT / "processors" / name).exists()]
+    assert len(shared) >= 4
+    assert all((ROOT / "modeling" / name).samefile(ROOT / "processors" / name) for name in shared)

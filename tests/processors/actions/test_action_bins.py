@@ -185,3 +185,11 @@ def test_a_recipe_with_bins_trains_and_publishes(tmp_path: Any) -> None:
     folder = run_recipe(load_recipe(tmp_path / "bins.yaml"), tmp_path, progress=False)
     published = publish_to_folder(folder, "gen-vla/tiny-bins", tmp_path / "published")
     assert "none: one of 256 bins per value, 3 dimensions" in (published / "README.md").read_text(encoding="utf-8")
+
+
+def test_round_trip_is_within_half_a_bin() -> None:
+    bins = ActionBins(action_dim=4, horizon=3)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, 4))
+    text = bins.encode(actions)
+    assert text.count("\n") == 2
+    assert np.abs(bins.decode(text) - actions).max() <= 1 / 255 + 1e-6

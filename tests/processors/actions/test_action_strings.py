@@ -232,3 +232,11 @@ def test_settings_are_checked_and_travel_in_the_action_config() -> None:
     assert (strings.style, strings.binary_dims, strings.lead_in) == ("plain", (1,), "\n")
     with pytest.raises(ValueError, match="without decimals, style"):
         ActionStringProcessor.from_action_config({"action_dim": 2, "horizon": 1, "binary_dims": []})
+
+
+@given(text=st.one_of(st.text(max_size=30), st.text(alphabet="+-.,e01234567890\n ", max_size=24)))
+@settings(max_examples=300, deadline=None)
+def test_random_text_is_never_an_action(text: str) -> None:
+    for style in STYLES:
+        with pytest.raises(ActionStringError):
+            ActionStringProcessor(action_dim=7, style=style).decode(text)

@@ -198,3 +198,14 @@ def test_the_schema_for_editors_is_current() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_files_that_extend_others_are_right_in_an_editor(path: Path) -> None:
     jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), json_schema())
+
+
+def test_a_key_written_twice_is_no_choice(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"key 'steps' twice"):
+        load_recipe(written(tmp_path, "name: a\ndescription: b\ntraining:\n  steps: 1\n  steps: 2\n"))
+
+
+@pytest.mark.parametrize("place", ["robot", "vision_language"])
+def test_evaluation_seeds_are_not_trained_on(place: str) -> None:
+    with pytest.raises(RecipeError, match="less than 1000000"):
+        load_recipe("mini_openvla_plus", {f"data.{place}.0.record.seed": 1_000_000})

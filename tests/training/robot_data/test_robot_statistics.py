@@ -195,3 +195,11 @@ def test_dimensions_that_stay_as_they_are(tmp_path):
         statistics = robot_statistics(source, tmp_path / "run", unscaled=unscaled)
         assert statistics.entry["action"]["mask"] == [dim not in others for dim in range(7)]
         assert all(statistics.clipped[dim] == 0 for dim in others)
+
+
+def test_the_bridge_transform_is_applied(tmp_path):
+    source = open_robot_source(write_rlds(tmp_path, [counting_up([0.0, 0.01, 0.03, 0.06, 1.0])]), key="bridge_orig")
+    action = robot_statistics(source).entry["action"]
+    assert action["min"][0] == pytest.approx(0.02, abs=1e-5)
+    assert action["max"][0] == pytest.approx(0.94, abs=1e-5)
+    assert action["max"][6] == 1.0

@@ -135,3 +135,14 @@ def test_a_look_at_the_data_says_the_rate(tmp_path: Path, capsys: Any, form: str
     assert code == 0
     assert expected in text
     assert ("2.5 Hz" in text) == ("of 5 Hz" in text) == (form == "v2.1" and every == 2)
+
+
+def test_both_kinds_lead_to_the_same_places() -> None:
+    """Positions, and the displacements between them, thinned alike: the same places at the same times."""
+    moves = np.random.default_rng(0).normal(0, 0.1, (23, 1)).astype(np.float32)
+    places = moves.cumsum(axis=0)
+    steps = slice(0, 23)
+    for every in (2, 5, 23, 40):
+        positions = thinned(Trajectory(places, None, steps), every, []).actions
+        displacements = thinned(Trajectory(moves, None, steps), every, [0]).actions
+        np.testing.assert_allclose(displacements.cumsum(axis=0), positions, atol=1e-6)

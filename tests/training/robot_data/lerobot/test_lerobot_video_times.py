@@ -243,3 +243,11 @@ def test_rows_behind_the_length_are_told(tmp_path, kind):
     assert len(rows) == dataset.count_rows() == 4 + 5 + 6
     (note,) = dataset.reader.notes
     assert "episode 0 has 2 rows behind the length of 4 in its metadata, not read" in note
+
+
+@pytest.mark.parametrize("rate", [0.8, 1.2])
+def test_rows_at_another_rate_than_the_video(tmp_path, rate):
+    folder = write_lerobot(tmp_path / "set", make_episodes(4, 6), "v3.0")
+    write_times(folder, lambda table: np.asarray(table["timestamp"]) * rate)
+    with pytest.raises(RobotDataError, match=f"got rows {rate / FPS:.3f} s apart by their timestamp"):
+        open_robot_source(folder, key="x")
