@@ -1,8 +1,10 @@
 """Runs a recipe: data, tokenizer, model, TRL training, saved model.
 
-gen-vla train mini_openvla_plus --work-dir outputs                  # `commands/train.py` calls this
-gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
-gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
+    gen-vla train mini_openvla_plus --work-dir outputs                  # `commands/train.py` calls this
+    gen-vla train mini_openvla_plus --work-dir outputs --resume         # continues from the last checkpoint
+    gen-vla train mini_openvla_plus --processes 2                       # several processes, gradients averaged
+
+`run_folder.py` says what lies where in a run's folder.
 """
 
 import os

@@ -1,9 +1,12 @@
 """Recognises the layout of another project's checkpoint and reads everything but its weights (`conversion.py`).
 
-layout                     recognised by                        what is read
-OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
-                                                                image processor
-Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
+    layout                     recognised by                        what is read
+    OpenVLA on the Hub         config.json: model_type openvla      *.safetensors, tokenizer.json, norm_stats,
+                                                                    image processor
+    Prismatic/OpenVLA run      config.json: "vla" or "model"        checkpoints/*.pt, dataset_statistics.json
+
+The image processor is in preprocessor_config.json where transformers 4 saved it, and in processor_config.json where
+transformers 5 did.
 """
 
 import re

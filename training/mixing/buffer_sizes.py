@@ -1,9 +1,11 @@
 """How many rows each loader process holds of each streamed data set, so that all of a GPU's stay within a budget.
 
-data.shuffle_memory   2 GB per GPU process, whatever the number of loaders and data sets
-a loader's share      2 GB / 8 = 250 MB, divided among the data sets as the rows are
-rows held             its share / bytes of a row, at most data.shuffle_buffer
-shards open           as many as the source asks for (`lanes`), while the episodes they hold fit into half of it
+    data.shuffle_memory   2 GB per GPU process, whatever the number of loaders and data sets
+    a loader's share      2 GB / 8 = 250 MB, divided among the data sets as the rows are
+    rows held             its share / bytes of a row, at most data.shuffle_buffer
+    shards open           as many as the source asks for (`lanes`), while the episodes they hold fit into half of it
+
+Bytes of a row are measured on some of its rows, held as the buffer will hold them.
 """
 
 import copy

@@ -1,10 +1,12 @@
 """Shortens paths of this machine to what may be published, in files of results and on model cards.
 
-/home/ada/robots/outputs/mine    outputs/mine       where the working folder is /home/ada/robots
-/home/ada/robots-data/bridge     ../robots-data/... beside it
-/home/ada/data/bridge            ~/data/bridge
-/scratch/ada/bridge              /scratch/USER/bridge
-/data/bridge                     as it is: it says where the data lay, and about nobody
+    /home/ada/robots/outputs/mine    outputs/mine       where the working folder is /home/ada/robots
+    /home/ada/robots-data/bridge     ../robots-data/... beside it
+    /home/ada/data/bridge            ~/data/bridge
+    /scratch/ada/bridge              /scratch/USER/bridge
+    /data/bridge                     as it is: it says where the data lay, and about nobody
+
+Two paths never become the same one, so that models and data are still told apart by their names.
 """
 
 import functools

@@ -1,7 +1,11 @@
 """Assembles and verifies a Hub repository from a trained folder, and installs it in the local cache.
 
-CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
-CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
+A repository is what `save_pretrained` of the model and of the processor write into one folder, plus the card
+(`card.py`) and the records of the run. Filling the cache of huggingface_hub makes the name loadable on this machine,
+offline:
+
+    CACHE/models--gen-vla--mini-openvla-plus/refs/main              40 hexadecimal digits
+    CACHE/models--gen-vla--mini-openvla-plus/snapshots/<digits>/    the files
 """
 
 import hashlib

@@ -1,10 +1,12 @@
 """RLDS data sets: folders that TensorFlow Datasets wrote, read without TensorFlow.
 
-NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
-NAME/1.0.0/features.json        the tree of features
-NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
-                                one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
-                                "steps/observation/image_0" [S] JPEGs
+    NAME/1.0.0/dataset_info.json    name, splits with the number of episodes in each shard and their bytes
+    NAME/1.0.0/features.json        the tree of features
+    NAME/1.0.0/NAME-train.tfrecord-00000-of-00012
+                                    one Example per episode; steps are concatenated: "steps/action" float32 [S * 7],
+                                    "steps/observation/image_0" [S] JPEGs
+
+Protocol buffers are read by `training/storage/tfrecord_reading.py`.
 """
 
 import copy

@@ -1,9 +1,11 @@
 """Vision-language rows that `packing.py` wrote: parquet files, of which a row group is a shard.
 
-NAME/packing.json         what was packed and how: the source, its revision, the size of pictures, how many units
-NAME/00003-0000.parquet   images [{bytes, path}], turns [{question, answer}], identity: the first rows of unit 3
-NAME/00003.json           unit 3 is done: its files, their row groups, counts, bad rows
-NAME/manifest.json        all of these together, once every unit is done
+    NAME/packing.json         what was packed and how: the source, its revision, the size of pictures, how many units
+    NAME/00003-0000.parquet   images [{bytes, path}], turns [{question, answer}], identity: the first rows of unit 3
+    NAME/00003.json           unit 3 is done: its files, their row groups, counts, bad rows
+    NAME/manifest.json        all of these together, once every unit is done
+
+Texts and pictures are separate columns: a stream that goes past its earlier rows reads the texts alone, and seeks.
 """
 
 import copy

@@ -209,6 +209,12 @@ def _read_table(folder: DataFolder, name: str, columns: list[str] | None = None,
 def split_episodes(
     info: dict[str, Any], split: str | None, numbers: Sequence[int], where: str
 ) -> tuple[set[int], str]:
+    """The episodes of a split (`None`: all), and a note about it ("" for none); `RobotDataError` without one.
+
+    Args:
+        info: meta/info.json, whose path `where` is for messages.
+        numbers: those of all episodes there are, ascending; they may have gaps.
+    """
     splits = info.get("splits") or {}
     if not isinstance(splits, dict):
         raise RobotDataError(f"got {where} with splits={splits!r}, expected an object, such as {{}} for none")
