@@ -74,6 +74,22 @@ class TestBenchmark:
         assert (tmp_path / "controls" / "expert" / "trials.jsonl").read_text() == written
 
     @pytest.mark.slow
+    def test_pictures_are_those_that_robosuite_gives_with_its_observations(self):
+        from libero.libero.envs.env_wrapper import ControlEnv
+
+        environment = libero.LiberoEnvironment(32)
+        seen, _ = environment.begin_layout("spatial", 0, 7)
+        drawn = {name: np.array(picture) for name, picture in seen.pictures.items()}
+        environment.close()
+        scene = str(libero.task_file(libero.load_suite("spatial", "none").get_task(0)))
+        simulation = ControlEnv(bddl_file_name=scene, camera_heights=32, camera_widths=32)
+        simulation.seed(7)
+        simulation.reset()
+        found = [simulation.step(list(libero.WAIT))[0] for _ in range(libero.SETTLING_STEPS)][-1]
+        for name, camera in libero.CAMERAS.items():
+            np.testing.assert_array_equal(drawn[name], found[f"{camera}_image"][::-1, ::-1])
+        simulation.close()
+
     def test_a_model_sees_both_cameras_upright_and_its_chunks_are_carried_out(self, llama_like, tmp_path, monkeypatch):
         """What the environment is sent is what the model writes of the pictures turned by 180 degrees."""
         strings = ActionStringProcessor(7, 2, binary_dims=[6])
