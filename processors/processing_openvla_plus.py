@@ -12,7 +12,6 @@ with a whole prompt they are control tokens, which chat templates write.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from .image_processing_openvla_plus import (
 )
 from .prompt_texts import (
     PROMPT_TEMPLATE,
+    LoadableTokenizerMixin,
     chat_template_for,
     check_no_control_tokens,
     check_prompt_template,
@@ -43,7 +43,6 @@ from .prompt_texts import (
     control_tokens,
     encode_as_text,
     is_text,
-    make_tokenizer_loadable,
     normalized_prompt,
     prompt_parts,
 )
@@ -63,10 +62,9 @@ from .transformers_version import OLDEST  # noqa: F401
 
 CALL_ARGUMENTS = ("images", "text", "return_tensors", "padding", "padding_side", "add_special_tokens")
 CALL_ARGUMENTS += ("split_special_tokens", "max_length", "truncation")
-UPLOAD_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
-class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
+class OpenVLAPlusProcessor(StateInputs, LoadableTokenizerMixin, ProcessorMixin):
     """Processor of the family: `action_inputs` for robots, `question_inputs` or a call for everything else.
 
     Args:
@@ -369,15 +367,13 @@ class OpenVLAPlusProcessor(StateInputs, ProcessorMixin):
             padded["attention_mask"].append([0] * left + [1] * len(row) + [0] * right)
         return BatchFeature(padded, tensor_type=return_tensors)
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """As in transformers, with a tokenizer that versions 4 and 5 can load."""
-        upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
-        repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
-        written = super().save_pretrained(save_directory, **kwargs)
-        make_tokenizer_loadable(Path(save_directory))
-        if push_to_hub:  # which saves once more
-            self.push_to_hub(repo_id, **upload)
-        return written
+    def loadable_tokenizer(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """tokenizer_config.json: 5 writes a class that 4 does not have, and a list where 4 expects a dictionary."""
+        settings.pop("backend", None)
+        special = settings.pop("extra_special_tokens", None)
+        if isinstance(special, list) and special:
+            settings["additional_special_tokens"] = special
+        return {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}
 
     @property
     def model_input_names(self) -> list[str]:

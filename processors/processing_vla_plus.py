@@ -9,11 +9,9 @@ chat template, with the lead-in of the action format behind it:
 Where the generation prompt ends in the lead-in already, it is not written twice.
 """
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +25,13 @@ from .action_grammar import ActionGrammar  # noqa: F401
 from .action_statistics import normalize_actions  # noqa: F401
 from .action_strings import ActionStringProcessor  # noqa: F401
 from .image_processing_openvla_plus import as_rows, center_crop, checked_cameras
-from .prompt_texts import ControlTokenError, check_prompt_template, control_tokens, encode_as_text
+from .prompt_texts import (
+    ControlTokenError,
+    LoadableTokenizerMixin,
+    check_prompt_template,
+    control_tokens,
+    encode_as_text,
+)
 from .relative_actions import to_relative  # noqa: F401
 from .rgb_pictures import to_rgb
 from .robot_state import StateInputs, stacked_states
@@ -54,7 +58,7 @@ PALIGEMMA_CHAT_TEMPLATE = """{% for message in messages -%}
 MARK = "ANSWER"  # stands for one where a chat template is looked at
 
 
-class ActionInputs(StateInputs):
+class ActionInputs(StateInputs, LoadableTokenizerMixin):
     """What is added to a stock processor.
 
     Attributes:
@@ -155,17 +159,13 @@ class ActionInputs(StateInputs):
         stock_class = next(base for base in type(self).__mro__ if base.__module__.startswith("transformers."))
         return {**super().to_dict(), SETTINGS: {"stock_class": stock_class.__name__, **own}}  # pyright: ignore
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers, with a tokenizer class, and named tokens, that versions 4 and 5 know."""
-        written = super().save_pretrained(save_directory, *args, **kwargs)  # pyright: ignore
-        path = Path(save_directory) / "tokenizer_config.json"
-        settings = json.loads(path.read_text(encoding="utf-8"))
+    def loadable_tokenizer(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """tokenizer_config.json with a class, and named tokens, that versions 4 and 5 know."""
         if settings.get("tokenizer_class") == "TokenizersBackend":
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         if "extra_special_tokens" not in settings:
             settings["extra_special_tokens"] = settings.pop("model_specific_special_tokens", {})
-        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        return written
+        return settings
 
     def _inputs(self: Any, pictures: list[Any], messages: list[str]) -> BatchFeature:
         if len(pictures) != len(messages):

@@ -124,6 +124,9 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
 
 
+UPLOAD_ARGUMENTS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+
 class ControlTokenError(ValueError):
     """A text that holds a control token where it would be read as one."""
 
@@ -177,16 +180,17 @@ def checked_token_id(tokenizer: Any, token: str) -> int:
     return found
 
 
-def make_tokenizer_loadable(folder: Path) -> None:
-    """Rewrites tokenizer_config.json as transformers 4 and 5 both read it.
+class LoadableTokenizerMixin:
+    """For a processor: saved with a tokenizer that transformers 4 and 5 can load, in what is uploaded, too."""
 
-    transformers 5 writes a class that 4 does not have, and a list of special tokens where 4 expects a dictionary.
-    """
-    path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop("backend", None)
-    special = settings.pop("extra_special_tokens", None)
-    if isinstance(special, list) and special:
-        settings["additional_special_tokens"] = special
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    def save_pretrained(self: Any, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """As in transformers, with a tokenizer that versions 4 and 5 can load."""
+        upload = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
+        repo_id = kwargs.pop("repo_id", None) or Path(save_directory).name
+        written = super().save_pretrained(save_directory, **kwargs)  # pyright: ignore
+        path = Path(save_directory) / "tokenizer_config.json"
+        settings = self.loadable_tokenizer(json.loads(path.read_text(encoding="utf-8")))
+        path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if push_to_hub:  # which saves once more
+            self.push_to_hub(repo_id, **upload)
+        return written

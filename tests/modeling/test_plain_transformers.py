@@ -11,6 +11,7 @@ import torch
 from accelerate import cpu_offload
 from hub_stand_in import HubStandIn
 from tiny_models import picture, tiny_pair
+from tiny_vlms import tiny_vla_pair
 from transformers import Trainer, TrainingArguments, pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -188,3 +189,13 @@ def test_pushing_goes_where_it_was_told(hub: HubStandIn, tiny_openvla: tuple[Any
     assert {"config.json", "model.safetensors", "dataset_statistics.json", "processor_config.json"} <= set(tree)
     written = (tmp_path / "first" / "tokenizer_config.json").read_bytes()
     assert tree["tokenizer_config.json"].content == written
+
+
+def test_a_stock_processor_is_pushed_as_it_is_saved(hub: HubStandIn, tmp_path: Path) -> None:
+    _, processor = tiny_vla_pair("gemma3", tmp_path / "stock")
+    processor.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="gen-vla/stock", private=True)
+    written = (tmp_path / "saved" / "tokenizer_config.json").read_bytes()
+    assert b"TokenizersBackend" not in written
+    repository = hub.storage.repositories["gen-vla/stock"]
+    assert repository.private
+    assert repository.tree("main")["tokenizer_config.json"].content == written
