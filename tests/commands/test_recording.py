@@ -40,7 +40,7 @@ def test_missing_data_is_recorded_as_the_recipe_says(tmp_path, monkeypatch):
     episodes = {"episodes_per_task": 3, "seed": 0, "paraphrase": False}
     assert calls == [
         ("demonstrations", {"image_size": 16, **episodes}),
-        ("questions", {"image_size": 16, "count": 5, "seed": 9, "looks": "broad"}),
+        ("questions", {"image_size": 16, "count": 5, "seed": 9, "looks": "broad", "kinds": None}),
     ]
     record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
     assert len(calls) == 2  # what is there stays

@@ -21,6 +21,7 @@ from gen_vla.training.publishing.assembling import RECORDS, cast_weights, copy_r
 from gen_vla.training.recipes.loading import load_recipe
 
 
+LOG = "training_log.json"
 LARGEST = 15e6  # bytes: it is part of every installation
 
 
@@ -40,11 +41,22 @@ def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None
     for name in RECORDS:
         if (checkpoint / name).is_file():
             copy_record(checkpoint / name, target / name)
-    for log in checkpoint.glob("encoders/*/training_log.json"):
-        copy_record(log, target / f"{log.parent.name}_{log.name}")
+    for part in earlier_parts(checkpoint):
+        copy_record(part / LOG, target / f"{part.name}_{LOG}")
+    for part in (checkpoint, *earlier_parts(checkpoint)):
+        for log in part.glob(f"encoders/*/{LOG}"):
+            copy_record(log, target / f"{log.parent.name}_{LOG}")
     parameters = sum(weight.numel() for weight in model.parameters())
     (target / "README.md").write_text(card(recipe, parameters, columns), encoding="utf-8")
     return target
+
+
+def earlier_parts(checkpoint: Path) -> list[Path]:
+    """The runs of the same work folder that a model of several parts began with, the latest first."""
+    start = load_recipe(checkpoint / "recipe.yaml").model.initial_model
+    if start is None or not (before := checkpoint.parent / start).is_dir():
+        return []
+    return [before, *earlier_parts(before)]
 
 
 def question_figures(path: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, T
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
 from gen_vla.training.pretraining.encoders import pretrain_encoders
+from gen_vla.training.publishing.packaging import package_model
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.run import run_recipe
 
@@ -73,12 +74,25 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
 
 
 def test_the_recipes_record_what_they_train_on(tmp_path):
-    """Both mini recipes, cut to a few rows: recorded, trained, and the policy can act."""
+    """The mini recipes, cut to a few rows: recorded, trained, packaged, and the policy can act."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
-    start = load_recipe("mini_vlm", few | {"pretraining.steps": 1, "pretraining.batch_size": 4})
-    record_missing_data(start, tmp_path)
-    pretrain_encoders(start, tmp_path)
-    run_recipe(start, tmp_path, progress=False)
+    sets = {f"data.vision_language.{i}.record.count": 28 for i in (1, 2)}
+    parts = {
+        "_mini_vlm_scenes": {"pretraining.steps": 1, "pretraining.batch_size": 4},
+        "_mini_vlm_attributes": {},
+        "mini_vlm": sets,
+    }
+    base = tmp_path
+    for name, settings in parts.items():
+        start = load_recipe(name, few | settings)
+        record_missing_data(start, tmp_path)
+        if start.pretraining:
+            pretrain_encoders(start, tmp_path)
+        base = run_recipe(start, tmp_path, progress=False)
+    logs = {path.name for path in package_model(base, [], tmp_path / "packaged").glob("*training_log.json")}
+    assert logs == {
+        f"{part}training_log.json" for part in ("", "mini-vlm-attributes_", "mini-vlm-scenes_", "dino_", "siglip_")
+    }
     recipe = load_recipe("mini_openvla_plus", few | {"data.robot.0.record.episodes_per_task": 1})
     record_missing_data(recipe, tmp_path)
     folder = run_recipe(recipe, tmp_path, progress=False)
