@@ -223,7 +223,8 @@ def augmentation(look: DataLook, rows: int) -> list[Setting]:
     if rows < LARGE:
         settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
     if repeated(look) and any(map(paraphrases, look.instructions)):
-        reason = f"{len(look.instructions)} wordings in {len(look.lengths)} episodes: half of them in other words"
+        several = "s" if len(look.instructions) > 1 else ""
+        reason = f"{len(look.instructions)} wording{several} in {len(look.lengths)} episodes: half in other words"
         settings.append(Setting("data.instruction_augmentation", {}, reason))
     return settings
 
