@@ -17,6 +17,8 @@ def init(
     cameras: Annotated[list[str] | None, Option("--camera", help="One or several (default: all, at most 3).")] = None,
     action: Annotated[list[str] | None, Option(help="The stored features of an action, if not `action`.")] = None,
     state: Annotated[list[str] | None, Option(help="The stored features of the robot's state.")] = None,
+    show_state: Annotated[bool, Option("--show-state", help="Show the model the robot's state.")] = False,
+    relative: Annotated[bool, Option("--relative", help="Learn positions relative to the robot's state.")] = False,
     co_training: Annotated[
         bool, Option("--co-training/--no-co-training", help="Half of every batch vision-language data (C).")
     ] = True,
@@ -27,7 +29,14 @@ def init(
         raise FileExistsError(f"got the name of {file}, which exists, expected a new one: init never overwrites")
     path, place = data_place(data, Path(work_dir))
     from gen_vla.training.planning.data_look import look_at
-    from gen_vla.training.planning.first_recipe import describe, find_base, fitting_recipe, recipe_text, remarks
+    from gen_vla.training.planning.first_recipe import (
+        describe,
+        find_base,
+        fitting_recipe,
+        recipe_text,
+        remarks,
+        state_settings,
+    )
     from gen_vla.training.storage.storage_problems import make_work_dir
 
     start = find_base(base, Path(work_dir))
@@ -36,7 +45,8 @@ def init(
     look = look_at(place, key, cameras, **features)
     make_work_dir(work_dir)
     name, source = key.replace("_", "-"), {"path": path, "key": key, **features}
-    settings = fitting_recipe(look, start, name, source, Path(work_dir), co_training)
+    seen = state_settings(look, show_state, relative)
+    settings = fitting_recipe(look, start, name, source, Path(work_dir), co_training, seen)
     text = recipe_text(name, start, settings, f"{look.dataset.reader.dataset}: {describe(look)}")
     file.write_text(text, encoding="utf-8")
     print(text)

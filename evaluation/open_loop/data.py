@@ -1,9 +1,9 @@
 """Recorded steps that a policy is asked about, and whether it was trained on them.
 
-The statistics of a policy (`norm_stats`) tell: if a data set has as many episodes and steps and the same mean action,
-they are of it. So does the path in its recipe. Where a run held out episodes (`data.validation`), their numbers stand
-beside the statistics, and those alone are asked about. A data set that shares some of its episodes with the training
-data is not recognised.
+The statistics of a policy (`norm_stats`) tell: if a data set has as many episodes and steps and the same mean action
+(the same mean state where actions are learned relative to it), they are of it. So does the path in its recipe. Where a
+run held out episodes (`data.validation`), their numbers stand beside the statistics, and those alone are asked about.
+A data set that shares some of its episodes with the training data is not recognised.
 """
 
 from collections.abc import Iterator, Sequence
@@ -158,13 +158,16 @@ def _same_actions(episodes: RecordedEpisodes, statistics: dict[str, Any]) -> boo
     count, steps = source.reader.count_episodes(), source.reader.count_steps()
     if count < statistics.get("num_trajectories", 0) or not statistics.get("num_trajectories"):
         return False
-    if len(actions) < count:
-        if steps is None or steps != statistics["num_transitions"]:
-            return False
-        problems = RowProblems(limit_share=1.0, name=source.name)
-        actions = [trajectory.actions for _, trajectory in source.trajectories(problems)]
+    if len(actions) < count and steps != statistics["num_transitions"]:
+        return False
+    relative = bool(statistics["action"].get("relative"))  # their figures are of chunks, so that states are compared
+    if relative or len(actions) < count:
+        runs = [run for _, run in source.trajectories(RowProblems(limit_share=1.0, name=source.name))]
+        states = [run.proprio for run in runs if run.proprio is not None]
+        actions = states if relative else [run.actions for run in runs]
     together = np.concatenate(actions).astype(np.float64)
     together = together[np.isfinite(together).all(axis=1)]
-    mean, std = np.asarray(statistics["action"]["mean"]), np.asarray(statistics["action"]["std"])
+    figures = statistics["proprio" if relative else "action"]
+    mean, std = np.asarray(figures["mean"]), np.asarray(figures["std"])
     same = len(together) == statistics["num_transitions"] and mean.shape == together.shape[1:]
     return same and bool((np.abs(together.mean(axis=0) - mean) <= 1e-5 * std + 1e-7).all())

@@ -236,6 +236,27 @@ def test_the_way_from_episodes_to_figures(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "open_loop.png").is_file()
 
 
+def test_the_way_with_the_robots_state(tmp_path, monkeypatch, capsys):
+    """Joints learned relative to the state, which the model is shown; training is cut short."""
+    shown = [command for command in commands(FINE_TUNE) if re.search("my[_-]arm", command)]
+    assert len(shown) == 4
+    episodes = make_episodes(10, 6, size=32)
+    for episode in episodes:
+        episode.actions[:-1, :6] = episode.states[1:, :6]
+    write_lerobot(tmp_path / "episodes", episodes, "v3.0")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "camera.png")
+    monkeypatch.chdir(tmp_path)
+    for command in shown:
+        capsys.readouterr()
+        short = ["--set=training.steps=2"] if command.startswith("gen-vla train") else []
+        assert main([*shlex.split(command)[1:], *short]) == 0, (command, capsys.readouterr().err)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["relative"] == [{"dims": [0, 1, 2, 3, 4, 5], "state": [0, 1, 2, 3, 4, 5]}]
+    recipe = load_recipe("my_arm.yaml")
+    assert np.shape(answer["action"]) == ((recipe.actions.horizon, 7) if recipe.actions.horizon > 1 else (1, 7))
+    assert recipe.data.state
+
+
 def test_tables_are_those_of_the_result_files():
     tables = script("tables")
     shown: list[str] = []

@@ -65,6 +65,7 @@ class Dimension:
     looks_binary: bool  # whether it holds 0 and 1 alone
     name: str = "0"  # its number, and what the data set calls it
     normalization: str = QUANTILES  # what it is scaled by
+    relative: bool = False  # whether its values are relative to the robot's state
 
     @property
     def constant(self) -> bool:
@@ -198,10 +199,12 @@ def action_dimensions(
     called = [f"{number} {name}" for number, name in zip(numbers, names)] if len(names) == len(numbers) else numbers
     low, q01, q99, high, mask = (statistics[measure] for measure in ("min", "q01", "q99", "max", "mask"))
     modes, found = statistics.get("normalization") or [QUANTILES] * len(numbers), []
+    relative = {dim for group in statistics.get("relative") or () for dim in group["dims"]}
     for dim, clipped in enumerate(clipping["clipped"]):
         share, binary = clipped / clipping["values"], is_binary(statistics, dim)
         values = (low[dim], q01[dim], q99[dim], high[dim])
-        found.append(Dimension(*values, clipped, share, not mask[dim], binary, called[dim], modes[dim]))
+        shown = (called[dim], modes[dim], dim in relative)
+        found.append(Dimension(*values, clipped, share, not mask[dim], binary, *shown))
     return found
 
 
@@ -312,6 +315,7 @@ def dimensions_table(check: SourceCheck) -> Table:
     for dim in check.dimensions:
         values = (f"{value:.4g}" for value in (dim.low, dim.q01, dim.q99, dim.high))
         marks = ["0 or 1"] * dim.binary + ["never changes"] * dim.constant
+        marks += ["relative to the state"] * dim.relative
         marks += [] if dim.binary or dim.normalization == QUANTILES else [f"scaled by {dim.normalization}"]
         table.add_row(Text(dim.name), *values, f"{dim.clipped:,} ({dim.share:.1%})", ", ".join(marks))
     return table

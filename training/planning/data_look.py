@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gen_vla.processors import compute_statistics
+from gen_vla.processors.rgb_pictures import PictureError
 from gen_vla.training.mixing.encoded_pictures import decode_picture
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.planning.data_check import SHOWN_ROWS, sample_rows
@@ -35,6 +36,8 @@ class DataLook:
     instructions: Counter[str]  # episodes of each text
     unlabelled: int  # episodes without one
     blank: list[str]  # cameras that show nothing but one colour
+    unreadable: list[str]  # what is wrong with pictures, of those looked at
+    state_width: int  # values of the robot's state, 0 where there is none
 
     def dims(self, kind: str) -> list[int]:
         return [dim for dim, found in enumerate(self.kinds) if found == kind]
@@ -55,6 +58,7 @@ def look_at(path: str, key: str, cameras: Sequence[str] | None = None, **feature
     actions = np.concatenate([run.actions[finite_chunks(run.actions, 1)] for run in runs])
     statistics = compute_statistics(actions, len(runs), [True] * actions.shape[1])
     kinds = dimension_kinds(dataset, statistics["action"], runs)
+    blank, unreadable = ([], []) if cameras else blank_cameras(dataset)
     return DataLook(
         dataset,
         lengths=[len(run.actions) for run in runs],
@@ -63,12 +67,14 @@ def look_at(path: str, key: str, cameras: Sequence[str] | None = None, **feature
         still=still_share(statistics["action"], kinds, runs),
         instructions=texts,
         unlabelled=total - len(runs),
-        blank=[] if cameras else blank_cameras(dataset),
+        blank=blank,
+        unreadable=unreadable,
+        state_width=0 if runs[0].proprio is None else runs[0].proprio.shape[1],
     )
 
 
 def dimension_kinds(dataset: RobotDataset, statistics: dict[str, Any], runs: Sequence[Trajectory]) -> list[str]:
-    """What each dimension of an action is, by its values, the states around it, or its name.
+    """What each dimension of an action is, by its values, its name, or the states around it.
 
     A position is nearer to the next state than to its own mean, a displacement nearer to the change of the state.
     """
@@ -90,9 +96,9 @@ def dimension_kinds(dataset: RobotDataset, statistics: dict[str, Any], runs: Seq
             kinds.append("binary")
         elif dataset.transform.displacements is not None:
             kinds.append("displacement" if dim in dataset.transform.displacements else "position")
-        elif min(place[dim], change[dim]) < spread[dim]:
+        elif by_name == "unknown" and min(place[dim], change[dim]) < spread[dim]:
             kinds.append("position" if place[dim] <= change[dim] else "displacement")
-        else:
+        else:  # also of a joint that rests at 0, whose noise is no nearer to its next place than to no motion
             kinds.append(by_name)
     return kinds
 
@@ -105,12 +111,18 @@ def still_share(statistics: dict[str, Any], kinds: Sequence[str], runs: Sequence
     return float((np.abs(np.concatenate(asked)) <= least).all(axis=1).mean()) if sum(map(len, asked)) else 0.0
 
 
-def blank_cameras(dataset: RobotDataset) -> list[str]:
+def blank_cameras(dataset: RobotDataset) -> tuple[list[str], list[str]]:
+    """Cameras whose pictures are of one colour, and what is wrong with pictures that cannot be read."""
     name = f"robot/{dataset.name}"
     rows = sample_rows(OpenedData(streams={name: dataset.undecoded()}), name, SHOWN_ROWS)
-    found = []
+    found, unreadable = [], []
     for place, camera in enumerate(dataset.cameras):
-        shown: list[Any] = [decode_picture(row["images"][place], row["identity"]).getextrema() for row in rows]
+        shown: list[Any] = []
+        for row in rows:
+            try:
+                shown.append(decode_picture(row["images"][place], row["identity"]).getextrema())
+            except PictureError as error:
+                unreadable.append(str(error))
         if shown and all(low == high for low, high in shown[0]) and all(one == shown[0] for one in shown):
             found.append(camera)
-    return found
+    return found, unreadable

@@ -1,5 +1,6 @@
 """The first recipe for a robot data set: settings that fit what `data_look.py` found, each with its reason."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gen_vla.training.robot_data.episodes import rows_of
 FAMILIES = {"openvla_plus": "openvla_plus_bridge", "pi0_plus": "pi0_plus_bridge", "pi0_flow": "pi0_bridge"}
 BY_TYPE = {**FAMILIES, "vla_plus": "plus_my_robot"}
 PACKAGED = {f"{PACKAGE_PREFIX}mini-vlm": "mini_openvla_plus"}
-FEWEST_TO_HOLD_OUT = 10  # episodes
+FEWEST_TO_HOLD_OUT, HELD_OUT_SHARE = 10, 0.1  # of episodes
 HERTZ = 10  # steps a second that a policy which writes digits keeps up with
 CHUNK_SECONDS, CHUNK_TOKENS, VALUE_TOKENS, UNKNOWN_CHUNK = 0.5, 400, 7, 4  # "+0.1234" is 7 tokens
 MOST_CAMERAS = 3
@@ -85,7 +86,13 @@ def find_base(base: str, work_dir: Path) -> Base:
 
 
 def fitting_recipe(
-    look: DataLook, base: Base, name: str, source: dict[str, Any], work_dir: Path, co_training: bool = True
+    look: DataLook,
+    base: Base,
+    name: str,
+    source: dict[str, Any],
+    work_dir: Path,
+    co_training: bool = True,
+    state: Sequence[Setting] = (),
 ) -> list[Setting]:
     """The settings of a recipe for a data set: shorter chunks, then fewer cameras, until rows fit into the model;
     raises `RecipeError` for a name that no run can have.
@@ -93,10 +100,11 @@ def fitting_recipe(
     Args:
         source: `path`, `key` and what else of `RobotSource` the data set was opened with.
         co_training: whether half of every batch is vision-language data.
+        state: of `state_settings`.
     """
     most, fitting = MOST_CAMERAS, MOST_STEPS
     while True:
-        settings = first_recipe(look, base, source, most, fitting, co_training)
+        settings = [*first_recipe(look, base, source, most, fitting, co_training), *state]
         values = {each.name: each.value for each in settings}
         prefix = "data.robot.0."
         robot = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
@@ -126,9 +134,9 @@ def first_recipe(
         *augmentation(look, rows),
     ]
     if len(look.lengths) >= FEWEST_TO_HOLD_OUT:
-        settings.append(
-            Setting("data.validation", {"episodes": 0.1}, "scored with every checkpoint, never trained on")
-        )
+        rows = round(rows * (1 - HELD_OUT_SHARE))
+        held_out = {"episodes": HELD_OUT_SHARE}
+        settings.append(Setting("data.validation", held_out, "scored with every checkpoint, never trained on"))
     if not co_training and not recipe.is_flow:
         settings.append(Setting("data.co_training", [], "no C: robot data alone"))
     elif recipe.data.questions:
@@ -156,7 +164,9 @@ def thinning(look: DataLook) -> list[Setting]:
         reason = f"{every} of {fps:g} Hz, once `displacements` says which of {look.dims('unknown')} are moves"
         return [Setting("every", 1, reason)]
     moves, reason = look.dims("displacement"), f"{fps / every:g} Hz of {fps:g}: digits hardly keep up with more"
-    told = Setting("displacements", moves, f"{'these are moves' if moves else 'all are positions'}, states say")
+    told = Setting(
+        "displacements", moves, f"{'these are moves' if moves else 'all are positions'}, by names and states"
+    )
     return [Setting("every", every, reason), *([] if known else [told])]
 
 
@@ -182,12 +192,39 @@ def action_settings(look: DataLook, rate: float | None, fitting: int) -> list[Se
     return settings
 
 
+def state_settings(look: DataLook, shown: bool, relative: bool) -> list[Setting]:
+    """What shows a model the robot's state, and what makes positions relative to it, grippers left as they are.
+
+    Raises:
+        ValueError: for data without a state, or whose positions are not those of the state.
+    """
+    settings = [Setting("data.state", True, "joints, or pose and gripper, in the prompt")] if shown else []
+    if (shown or relative) and not look.dataset.has_state:
+        raise ValueError(
+            f"got data with the features {', '.join(look.dataset.reader.features)}, expected the robot's state; name "
+            "its features with --state, or leave out --show-state and --relative"
+        )
+    if not relative:
+        return settings
+    names = look.dataset.action_names or [""] * len(look.kinds)
+    dims = [dim for dim in look.dims("position") if "gripper" not in names[dim].lower()]
+    if not dims or look.state_width != len(look.kinds):
+        raise ValueError(
+            f"got actions of the kinds {', '.join(look.kinds)} beside a state of {look.state_width} values, expected "
+            "positions, and a state with as many values in the same order; leave out --relative, and write `relative` "
+            "with its `dims` and `state` into the recipe if some of them are positions"
+        )
+    reason = "minus the state; what is a rotation needs a group with `rotation`"
+    return [*settings, Setting("data.robot.0.relative", [{"dims": dims}], reason)]
+
+
 def augmentation(look: DataLook, rows: int) -> list[Setting]:
     settings = []
     if rows < LARGE:
         settings.append(Setting("data.image_augmentation", {}, "crops and colours, as OpenVLA on small data"))
     if repeated(look) and any(map(paraphrases, look.instructions)):
-        reason = f"{len(look.instructions)} wordings in {len(look.lengths)} episodes: half of them in other words"
+        several = "s" if len(look.instructions) > 1 else ""
+        reason = f"{len(look.instructions)} wording{several} in {len(look.lengths)} episodes: half in other words"
         settings.append(Setting("data.instruction_augmentation", {}, reason))
     return settings
 
@@ -202,7 +239,7 @@ def training_settings(recipe: Recipe, rows: int, co_training: bool) -> list[Sett
     share = each * (recipe.data.robot_share if mixed else 1)
     wanted = int(float(f"{PASSES * rows / share:.1g}"))
     steps = min(max(wanted, FEWEST_STEPS), MOST_STEPS)
-    reason = f"{steps * share / rows:.3g} passes over {rows:,} rows on one GPU"
+    reason = f"{steps * share / rows:.3g} passes over some {rows:,} rows on one GPU"
     settings = [Setting("training.steps", steps, reason), Setting("training.save_steps", max(steps // 5, 1))]
     if not recipe.is_flow and recipe.model.initial_model not in PACKAGED:
         settings.append(Setting("training.lora", {"rank": 32}, "for one GPU; null trains all weights"))
@@ -218,6 +255,8 @@ def describe(look: DataLook) -> str:
 
 def remarks(look: DataLook) -> list[str]:
     found = list(look.dataset.reader.notes)
+    if look.unreadable:
+        found.append(f"{len(look.unreadable)} of the pictures looked at cannot be read: {look.unreadable[0]}")
     if look.unlabelled:
         found.append(f"{look.unlabelled} episodes without an instruction, which are left out")
     if repeated(look) and not any(map(paraphrases, look.instructions)):

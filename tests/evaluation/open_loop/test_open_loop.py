@@ -21,6 +21,8 @@ from gen_vla.evaluation.open_loop.suite import (
 )
 from gen_vla.evaluation.report.tables import as_markdown, card_results, make_report
 from gen_vla.processors import ActionStringProcessor, compute_statistics
+from gen_vla.training.robot_data.source import open_robot_source
+from gen_vla.training.robot_data.statistics import robot_statistics
 
 
 HORIZON = 2
@@ -104,6 +106,19 @@ def test_data_that_was_trained_on_is_recognised(tmp_path):
     assert told(held_out, {"path": "held_out", "split": "train"}) == "its recipe trains on held_out, split train"
     assert told(held_out, {"path": "held_out", "split": "train"}, split="val") == ""
     assert told(held_out, {"path": "runs/held_out"}) == ""
+
+
+def test_data_of_relative_actions_is_recognised_by_its_states(tmp_path):
+    """Their figures are of chunks."""
+    groups = [{"dims": [0, 1], "state": [0, 1]}]
+    folder = write_lerobot(tmp_path / "mine", make_episodes(4, 3, size=16))
+    statistics = robot_statistics(open_robot_source(folder, key="robot", horizon=HORIZON, relative=groups)).entry
+    statistics["action"]["relative"] = groups
+    other = write_lerobot(tmp_path / "other", make_episodes(4, 3, size=16, seed=1))
+    for path, known in ((folder, True), (other, False)):
+        read = recorded(path)
+        list(read)
+        assert bool(trained_on(read, statistics, {}, path, "train")) == known
 
 
 def test_the_policy_is_compared_with_what_it_did(policy, tmp_path):

@@ -1,5 +1,6 @@
 """`gen-vla init`: what it finds out about data sets of several kinds, and what it chooses for them."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,48 @@ def test_three_cameras_at_50_hz(here, monkeypatch, capsys):
     assert "every: 5" in written
     assert "# 10 Hz of 50: digits hardly keep up" in written
     assert main(["train", "my_arm.yaml", "--work-dir", ".", "--check"]) == 0
+
+
+def test_the_state_shown_and_joints_relative_to_it(here, monkeypatch, capsys):
+    """Chunks are shorter by what the state takes; a gripper by name stays absolute, and a joint at rest is a joint."""
+    monkeypatch.setattr(robot_data_sets, "FPS", 30)
+    episodes, random = arm(cameras=("image_0", "wrist", "side")), np.random.default_rng(1)
+    for episode in episodes:
+        episode.states[:, 5], episode.actions[:, 5] = random.normal(0, 1e-3, (2, len(episode.actions)))
+    folder = write_lerobot(here / "episodes", episodes, "v3.0", kind="image")
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    features["action"]["names"] = [*(f"joint_{n}.pos" for n in range(6)), "gripper.pos"]
+    robot_data_sets.edit_info(folder, features=features)
+    plain = init(base="package://mini-vlm")
+    Path("my_arm.yaml").unlink()
+    recipe = init("--show-state", "--relative", base="package://mini-vlm")
+    [robot] = recipe.data.robot
+    assert (recipe.data.state, robot.every, robot.displacements) == (True, 3, [])
+    assert [group.dims for group in robot.relative] == [[0, 1, 2, 3, 4, 5]]
+    assert recipe.actions.horizon < plain.actions.horizon
+    assert main(["train", "my_arm.yaml", "--work-dir", ".", "--check"]) == 0
+    said = capsys.readouterr().out
+    assert "State: " in said
+    assert said.count("relative to the state") == 6
+
+
+def test_a_broken_video_is_named_and_stops_nothing(here, capsys):
+    folder = write_lerobot(here / "episodes", make_episodes(4, 9, size=16))
+    (folder / "videos/chunk-000/observation.images.image_0/episode_000000.mp4").write_bytes(b"no video")
+    recipe = init()
+    assert recipe.data.robot[0].cameras == ["observation.images.image_0"]
+    said = capsys.readouterr().out
+    assert "look at: 1 of the pictures looked at cannot be read" in said
+    assert "episode_000000.mp4" in said
+
+
+@pytest.mark.parametrize("kind", ["displacement", "unknown"])
+def test_only_positions_are_relative(here, capsys, kind):
+    write_lerobot(here / "episodes", arm(kind), kind="image")
+    command = ["init", "my_arm", "--data", "episodes", "--relative", "--work-dir", "."]
+    assert main(command) == 2
+    assert "beside a state of 7 values, expected positions" in " ".join(capsys.readouterr().err.split())
+    assert not Path("my_arm.yaml").exists()
 
 
 @pytest.mark.parametrize(
