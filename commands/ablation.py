@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 RECIPE = "mini_openvla_plus"
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
-ROBOT_ROWS = 8  # per step
+ROBOT_ROWS = 16  # per step, of all processes together
 EVERY = 4  # steps of a held-out demonstration, one is asked about
-LONGER = ["training.steps=10000", "data.robot.0.record.episodes_per_task=400"]  # than the recipe, which is the demo's
+LONGER = ["training.steps=5000", "data.robot.0.record.episodes_per_task=400"]  # than the recipe, which is the demo's
 NO_D: dict[str, Any] = {"model.frozen": None}
 NO_S: dict[str, Any] = {
     "actions.representation": "bins",
@@ -41,7 +41,7 @@ NO_S: dict[str, Any] = {
     "actions.label_decimals": None,
     "loss.decimal_weights": [],
 }
-NO_C: dict[str, Any] = {"data.co_training": [], "training.batch_size": ROBOT_ROWS}
+NO_C: dict[str, Any] = {"data.co_training": []}
 ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what differs from OpenVLA+
     "openvla-plus": {},
     "openvla": {**NO_D, **NO_S, **NO_C},
@@ -122,11 +122,17 @@ class Run:
     def missing(self) -> list[Path]:
         return [path for path in self.files if not path.is_file()]
 
+    def settings(self, processes: int) -> dict[str, Any]:
+        """What the recipe is overridden with; a batch is that of each process."""
+        changes = ROWS[self.row]
+        rows = ROBOT_ROWS if "data.co_training" in changes else 2 * ROBOT_ROWS
+        return {**changes, "name": self.name, "training.seed": self.seed, "training.batch_size": rows // processes}
+
     def train(self, processes: int, overrides: list[str]) -> None:
         """Trains the model unless it is there; `ValueError` for one that was trained with other settings."""
         from gen_vla.training.recipes.loading import load_recipe
 
-        settings = {**ROWS[self.row], "name": self.name, "training.seed": self.seed}
+        settings = self.settings(processes)
         if (self.model / "training_log.json").is_file():
             check_same_recipe(load_recipe(RECIPE, {**settings, **parse_overrides(overrides)}), self.model)
             print(f"  {self.name} is trained already; delete {self.model} to train it again")

@@ -38,7 +38,7 @@ QUICK = [
 ]
 
 
-def run_demo(output: str | Path = "demo_output", *, episodes: int = 12, quick: bool = False) -> dict[str, Any]:
+def run_demo(output: str | Path = "demo_output", *, episodes: int = 6, quick: bool = False) -> dict[str, Any]:
     """Runs all steps with so many rollouts per task and set of words; returns what was measured, by model."""
     console, began = Console(), time.perf_counter()
     output, settings = Path(output).resolve(), QUICK if quick else []

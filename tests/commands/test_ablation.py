@@ -15,13 +15,13 @@ TINY = ["training.steps=2", "data.robot.0.record.episodes_per_task=1", "data.vis
 
 @pytest.mark.parametrize("row", ablation.ROWS)
 def test_rows_are_what_their_names_say(row: str) -> None:
-    recipe = load_recipe(ablation.RECIPE, {**ablation.ROWS[row], "name": row})
+    recipe = load_recipe(ablation.RECIPE, ablation.Run(row, 0, Path()).settings(processes=2))
     letters = {"openvla-plus": "dsc", "openvla-all-frozen": "dsc", "openvla-inst-aug": ""}
     has = letters.get(row, row.removeprefix("openvla").strip("-"))
     assert (recipe.model.frozen is not None) == ("d" in has)
     assert (recipe.actions.representation == "string") == ("s" in has)
     assert bool(recipe.data.questions) == ("c" in has)
-    robot_rows = recipe.training.batch_size // (2 if "c" in has else 1)
+    robot_rows = 2 * recipe.training.batch_size // (2 if "c" in has else 1)
     assert robot_rows == ablation.ROBOT_ROWS, "every row sees as many demonstrations"
 
 
