@@ -188,6 +188,9 @@ def libero(
     image_size: Annotated[int, Option(help="Pixels a side; published evaluations have 256.")] = 256,
     videos: Annotated[int, Option(help="Trials of each task that are filmed.")] = 0,
     shard: Annotated[str, Option(help="I/N runs every n-th trial; N processes share a folder.")] = "0/1",
+    layouts: Annotated[
+        Path | None, Option(help="Demonstrations whose layouts are played again, instead of the stored states.")
+    ] = None,
 ) -> None:
     """LIBERO and LIBERO-PRO (extra libero) by the protocol of OpenVLA's evaluation; goes on where it stopped."""
     from gen_vla.evaluation.libero.suite import LiberoSettings, evaluate_libero, libero_table
@@ -204,6 +207,7 @@ def libero(
         image_size=image_size,
         videos=videos,
         shard=(int(index), int(count or 0)),
+        layouts=layouts,
     )
     settings.all_trials()  # mistakes are named before a model is loaded for nothing
     played = load_any(model, dtype) if model else (None, None)

@@ -19,6 +19,7 @@ import numpy as np
 HORIZONS = {"spatial": 220, "object": 280, "goal": 300, "10": 520, "90": 400}  # steps of the policy at most
 PERTURBATIONS = {"none": "", "object": "_object", "position": "_swap", "language": "_lan", "task": "_task"}
 PERTURBATIONS |= {"environment": "_env"}
+DRAWN = "drawn"  # the mode of layouts that LIBERO draws by a seed
 TRIALS = 50  # stored states of a task
 IMAGE_SIZE = 256
 SETTLING_STEPS = 10
@@ -33,24 +34,26 @@ class LiberoMissingError(OSError):
 
 @dataclass(frozen=True)
 class LiberoTrial:
-    """One stored state of one task; its attributes are what `simpler/runs.py` notes of a trial.
+    """One stored state of one task, or a layout; its attributes are what `simpler/runs.py` notes of a trial.
 
     Attributes:
         task: the suite, such as `spatial`.
-        mode: what is changed, of `PERTURBATIONS`.
+        mode: what is changed, of `PERTURBATIONS`, or `DRAWN`.
         number: of the task in its suite.
-        state: of the stored states.
+        state: of the stored states, or of the layouts.
+        seed: of a layout that LIBERO draws.
     """
 
     task: str
     mode: str
     number: int
     state: int
+    seed: int | None = None
     counted: bool = True
 
     @property
     def name(self) -> str:
-        return f"{self.task}/{self.mode}/{self.number}/{self.state}"
+        return f"{self.task}/{self.mode}/{self.number}/{self.variant}"
 
     @property
     def part(self) -> str:
@@ -58,7 +61,7 @@ class LiberoTrial:
 
     @property
     def variant(self) -> str:
-        return str(self.state)
+        return str(self.state if self.seed is None else self.seed)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ class LiberoEnvironment:
         Raises:
             LiberoMissingError: without the benchmark, or where it has no such suite or state.
         """
+        if trial.seed is not None:
+            return self.begin_layout(trial.task, trial.number, trial.seed)
         suite, task = self._load(trial.task, trial.mode, trial.number)
         self.simulation.reset()
         self.simulation.set_init_state(stored_states(suite, trial)[trial.state])

@@ -25,6 +25,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gen_vla.evaluation.libero.environment import (
+    DRAWN,
     HORIZONS,
     IMAGE_SIZE,
     PERTURBATIONS,
@@ -37,6 +38,7 @@ from gen_vla.evaluation.libero.environment import (
 )
 from gen_vla.evaluation.libero.expert import UnknownTaskError
 from gen_vla.evaluation.libero.policy import CONTROLS, LiberoModel
+from gen_vla.evaluation.recording.rows import recorded_layouts
 from gen_vla.evaluation.simpler.policy import MalformedActionError
 from gen_vla.evaluation.simpler.runs import (
     Outcome,
@@ -71,6 +73,7 @@ class LiberoSettings:
         image_size: pixels a side; the published evaluations have 256.
         videos: trials of each task that are filmed.
         shard: run every n-th trial from the i-th on.
+        layouts: a recorded data set, in whose layouts trials begin instead of the stored states.
     """
 
     suites: tuple[str, ...] = ("spatial", "object", "goal", "10")
@@ -83,6 +86,7 @@ class LiberoSettings:
     image_size: int = IMAGE_SIZE
     videos: int = 0
     shard: tuple[int, int] = (0, 1)
+    layouts: Path | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("suites", HORIZONS), ("perturbations", PERTURBATIONS), ("controls", CONTROLS)):
@@ -92,6 +96,8 @@ class LiberoSettings:
             raise ValueError(f"got {self.trials} trials, expected 1 to {TRIALS}, the stored states of a task")
         if not 0 <= self.shard[0] < self.shard[1]:
             raise ValueError(f"got shard {self.shard[0]}/{self.shard[1]}, expected one of 0/N to N-1/N")
+        if self.layouts is not None and self.perturbations != ("none",):
+            raise ValueError("got layouts and perturbations, expected one of them: layouts are as LIBERO draws them")
 
     def measured(self) -> dict[str, Any]:
         """What must be the same for earlier trials to count."""
@@ -99,6 +105,10 @@ class LiberoSettings:
 
     def all_trials(self) -> list[LiberoTrial]:
         """Its share of the trials; raises `LiberoMissingError` where a suite is not installed."""
+        found = self._stored() if self.layouts is None else self._drawn(self.layouts)
+        return found[self.shard[0] :: self.shard[1]]
+
+    def _stored(self) -> list[LiberoTrial]:
         found = []
         for suite in self.suites:
             for perturbation in self.perturbations:
@@ -107,7 +117,22 @@ class LiberoSettings:
                     raise ValueError(f"got task {wrong[0]} of {suite}, expected 0 to {count - 1}")
                 for number in self.tasks or range(count):
                     found += [LiberoTrial(suite, perturbation, number, state) for state in range(self.trials)]
-        return found[self.shard[0] :: self.shard[1]]
+        return found
+
+    def _drawn(self, folder: Path) -> list[LiberoTrial]:
+        """Of the first episodes that were recorded of each task."""
+        found = []
+        layouts = recorded_layouts(folder)
+        for task, seeds in layouts.items():
+            suite, _, number = task.partition("/")
+            if suite in self.suites and (not self.tasks or int(number) in self.tasks):
+                numbered = enumerate(seeds[: self.trials])
+                found += [LiberoTrial(suite, DRAWN, int(number), place, seed) for place, seed in numbered]
+        if not found:
+            raise ValueError(
+                f"got {folder} with layouts of {', '.join(layouts)}, expected some of the suites and tasks asked for"
+            )
+        return found
 
 
 def evaluate_libero(
@@ -210,11 +235,12 @@ def film_frame(seen: Observation) -> Image.Image:
 
 
 def scores_of(log: TrialLog) -> list[dict[str, Any]]:
-    """A score for every suite and perturbation of which there are outcomes."""
+    """A score for every suite and mode of which there are outcomes."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for entry in log.outcomes.values():
         groups.setdefault((entry["task"], entry["mode"]), []).append(entry)
-    order = sorted(groups, key=lambda pair: (list(HORIZONS).index(pair[0]), list(PERTURBATIONS).index(pair[1])))
+    modes = [*PERTURBATIONS, DRAWN]
+    order = sorted(groups, key=lambda pair: (list(HORIZONS).index(pair[0]), modes.index(pair[1])))
     return [score(suite, perturbation, groups[suite, perturbation]) for suite, perturbation in order]
 
 

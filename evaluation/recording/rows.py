@@ -188,6 +188,21 @@ def record_demonstrations(
     return _save_rows(output, frames, columns, metadata, began)
 
 
+def recorded_layouts(folder: Path) -> dict[str, list[int]]:
+    """Of recorded demonstrations, the seeds of each task's layouts, in the order of their episodes."""
+    from datasets import load_from_disk
+
+    if not (folder / METADATA_FILE).is_file():
+        raise FileNotFoundError(
+            f"got no {METADATA_FILE} in {folder}, expected demonstrations; gen-vla record makes them"
+        )
+    rows: Any = load_from_disk(str(folder)).select_columns(["task", "seed"])
+    found: dict[str, list[int]] = {}
+    for task, seed in dict.fromkeys(zip(rows["task"], rows["seed"], strict=True)):
+        found.setdefault(task, []).append(seed)
+    return found
+
+
 @dataclass(frozen=True)
 class QuestionJob:
     """Everything one question depends on."""

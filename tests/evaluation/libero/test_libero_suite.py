@@ -1,6 +1,7 @@
 """LIBERO's settings and scores, and the real benchmark where it is installed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gen_vla.processors import ActionStringProcessor
         ({"controls": ("blind",)}, "got controls blind, expected some of expert, random, zero"),
         ({"trials": 51}, "got 51 trials, expected 1 to 50"),
         ({"shard": (2, 2)}, "got shard 2/2, expected one of 0/N to N-1/N"),
+        ({"layouts": Path("d"), "perturbations": ("task",)}, "got layouts and perturbations"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, words):

@@ -1,5 +1,7 @@
 """LIBERO demonstrations of the scripted expert."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -36,3 +38,17 @@ def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
     first = environment.begin_layout("object", 2, metadata["seeds"][0])[0].state
     np.testing.assert_array_equal(first, seen.state)
     environment.close()
+    check_the_expert_there(tmp_path, metadata)
+
+
+def check_the_expert_there(folder, metadata):
+    """A trial in the recorded layout is the recorded episode."""
+    from gen_vla.evaluation.libero.suite import LiberoSettings, evaluate_libero
+
+    with pytest.raises(ValueError, match="with layouts of object/2, expected some of the suites and tasks asked for"):
+        LiberoSettings(("object",), tasks=(1,), layouts=folder / "d").all_trials()
+    settings = LiberoSettings(("object",), controls=("expert",), layouts=folder / "d")
+    [task] = evaluate_libero(None, None, None, settings, folder)["controls"]["expert"]["tasks"]
+    assert (task["mode"], task["successes"], task["n"]) == ("drawn", 1, 1)
+    ended = json.loads((folder / "controls" / "expert" / "trials.jsonl").read_text().splitlines()[-1])
+    assert (ended["trial"], ended["steps"]) == (f"object/drawn/2/{metadata['seeds'][0]}", metadata["frames"])
