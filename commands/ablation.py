@@ -33,7 +33,11 @@ HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 16  # per step, of all processes together
 EVERY = 4  # steps of a held-out demonstration, one is asked about
-LONGER = ["training.steps=5000", "data.robot.0.record.episodes_per_task=400"]  # than the recipe, which is the demo's
+LONGER = [  # than the recipe, which is the demo's
+    "training.steps=5000",
+    "data.robot.0.record.episodes_per_task=400",
+    "data.vision_language.0.record.count=10000",
+]
 NO_D: dict[str, Any] = {"model.frozen": None}
 NO_S: dict[str, Any] = {
     "actions.representation": "bins",

@@ -13,7 +13,7 @@ from its last checkpoint.
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +134,18 @@ def measure(
     found["latency"] = {"suite": "latency", "model": title, **measure_latency(model, processor)}
     found["latency"]["parts"] = measure_parts(model, processor)
     write_results(found["latency"], folder / "latency.json")
-    settings = SuiteSettings(
-        tasks=tasks, image_size=processor.image_processor.image_size, trained_on=output / "demonstrations"
-    )
-    plans: list[tuple[tuple[Mode, ...], int]] = [(("matching", "paraphrase"), episodes), (("seen_variants",), 1)]
-    for modes, count in plans:
+    size, trained_on = processor.image_processor.image_size, output / "demonstrations"
+    plans: list[tuple[tuple[Mode, ...], tuple[Task, ...], int]] = [
+        (("matching", "paraphrase"), tasks, episodes),
+        (("seen_variants",), tasks[::3], 1),  # picking and closing, each in every look
+    ]
+    for modes, chosen, count in plans:
         played = model_contestant(model, processor, title, modes)
         controls = control_contestants(
             CONTROLS if name == PLUS and modes[0] == "matching" else (), ("matching",), played
         )
-        results = run_suite([played, *controls], replace(settings, modes=modes, episodes=count), folder / modes[0])
+        settings = SuiteSettings(modes, chosen, count, image_size=size, trained_on=trained_on)
+        results = run_suite([played, *controls], settings, folder / modes[0])
         found |= results["policies"]["policy"]["scores"]
     return found
 
