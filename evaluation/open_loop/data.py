@@ -168,6 +168,8 @@ def _same_actions(episodes: RecordedEpisodes, statistics: dict[str, Any]) -> boo
     together = np.concatenate(actions).astype(np.float64)
     together = together[np.isfinite(together).all(axis=1)]
     figures = statistics["proprio" if relative else "action"]
+    if "mean" not in figures:  # of statistics that someone else made
+        return False
     mean, std = np.asarray(figures["mean"]), np.asarray(figures["std"])
     same = len(together) == statistics["num_transitions"] and mean.shape == together.shape[1:]
     return same and bool((np.abs(together.mean(axis=0) - mean) <= 1e-5 * std + 1e-7).all())

@@ -222,7 +222,7 @@ def test_messages_and_connections_have_limits(tiny_openvla, serve):
 
 def test_a_full_queue_refuses(tiny_openvla, serve):
     server, port = serve(tiny_openvla, queue=1, batch=1)
-    slow(server, 0.5)
+    slow(server, 2.0)
     robots = [Robot(port) for _ in range(3)]
     for robot in robots:
         robot.send()

@@ -42,7 +42,7 @@ def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
 
 
 def check_the_expert_there(folder, metadata):
-    """A trial in the recorded layout is the recorded episode."""
+    """A trial begins in the recorded layout, and needs no pictures to be done there."""
     from gen_vla.evaluation.libero.suite import LiberoSettings, evaluate_libero
 
     with pytest.raises(ValueError, match="with layouts of object/2, expected some of the suites and tasks asked for"):
@@ -51,4 +51,5 @@ def check_the_expert_there(folder, metadata):
     [task] = evaluate_libero(None, None, None, settings, folder)["controls"]["expert"]["tasks"]
     assert (task["mode"], task["successes"], task["n"]) == ("drawn", 1, 1)
     ended = json.loads((folder / "controls" / "expert" / "trials.jsonl").read_text().splitlines()[-1])
-    assert (ended["trial"], ended["steps"]) == (f"object/drawn/2/{metadata['seeds'][0]}", metadata["frames"])
+    assert ended["trial"] == f"object/drawn/2/{metadata['seeds'][0]}"
+    assert abs(ended["steps"] - metadata["frames"]) <= 5
