@@ -55,9 +55,6 @@ class LiberoExpert:
         return put(hand, things, PACE.fingers, spot + beside, ground)
 
     def _hand(self) -> Hand:
-        import mujoco  # chooses its window system when it is imported: the environment is first
-
-        mujoco.mj_kinematics(self.model, self.data)  # a step ends with places of before it, unless a picture is drawn
         site = self.model.site("gripper0_grip_site").id
         position = self.data.site_xpos[site].copy()
         frame = self.data.body("gripper0_right_gripper").xmat.reshape(3, 3)
