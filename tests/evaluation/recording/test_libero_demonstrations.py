@@ -42,7 +42,7 @@ def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
 
 
 def check_the_expert_there(folder, metadata):
-    """A trial begins in the recorded layout; without pictures the expert reads places of a step before, and may fail."""
+    """A trial begins in the recorded layout; without pictures the expert reads older places, and may fail."""
     from gen_vla.evaluation.libero.environment import HORIZONS
     from gen_vla.evaluation.libero.suite import LiberoSettings, evaluate_libero
 
