@@ -10,7 +10,6 @@ import pytest
 
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads
-gc.set_threshold(10_000)  # importing torch makes millions of objects, and none is garbage
 # isort: split
 
 import torch
@@ -28,15 +27,16 @@ from gen_vla.training.tokenizer import train_tokenizer
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+gc.set_threshold(10_000)
 torch.set_num_threads(1)  # matrices this small are only slowed down by more
+
+
+TOKENIZERS = ("llama_like", "gemma_like", "trained", "llama2", "gemma")
 
 
 def pytest_collection_finish() -> None:
     """Garbage collection, a sixth of the tests' time, passes over what imports have made no more."""
     gc.freeze()
-
-
-TOKENIZERS = ("llama_like", "gemma_like", "trained", "llama2", "gemma")
 
 
 @pytest.fixture(scope="session")
