@@ -30,12 +30,14 @@ ROWS = {PLAIN: "openvla", PLUS: "openvla-plus"}  # of the ablation
 TITLES = {BASE: "before", PLAIN: "plain fine-tuning", PLUS: "OpenVLA+"}
 CONTROLS = ("expert", "zero")
 VIDEO_LOOK = "everything/seen_0"
-# What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time.
+# What `--quick` changes: a few steps on a little data, to see every part run. Nothing is learnt in that time, and more
+# processes would take longer to start than they work.
 QUICK = [
-    "data.robot.0.record.episodes_per_task=2",
-    "data.vision_language.0.record.count=200",
-    "training.steps=20",
+    "data.robot.0.record.episodes_per_task=1",
+    "data.vision_language.0.record.count=60",
+    "training.steps=6",
 ]
+QUICK_SUITE: dict[str, Any] = {"tasks": TASKS[:1], "episodes": 1, "variants": 1, "workers": 1}
 
 
 def run_demo(output: str | Path = "demo_output", *, episodes: int = 6, quick: bool = False) -> dict[str, Any]:
@@ -46,16 +48,17 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 6, quick: bo
     heading(console, 1, "Recording demonstrations and questions in the simulator")
     record(output, settings, 90 if quick else 450)
     heading(console, 2, "Training: plain fine-tuning, then the recipe (one encoder frozen, digits, half questions)")
+    processes = 1 if quick else min(os.cpu_count() or 1, 2)
     for name, row in ROWS.items():
-        Run(row, 0, output, name).train(min(os.cpu_count() or 1, 2), settings)
+        Run(row, 0, output, name).train(processes, settings)
     heading(console, 3, f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
     publish(output, results=None)
     models = load_models(output)
     heading(console, 4, "Rolling out on layouts never seen in training, and asking held-out questions")
-    tasks, count = (TASKS[:1], 1) if quick else (TASKS, episodes)
-    found = {name: measure(name, *loaded, output, tasks, count) for name, loaded in models.items()}
+    suite = QUICK_SUITE if quick else {"tasks": TASKS, "episodes": episodes}
+    found = {name: measure(name, *loaded, output, suite) for name, loaded in models.items()}
     heading(console, 5, "Filming, and a card with the figures")
-    films = film({name: models[name] for name in ROWS}, tasks, output)
+    films = film({name: models[name] for name in ROWS}, suite["tasks"], output)
     publish(output, card_of(output))
     console.rule("[bold]Done", align="left")
     console.print(comparison(found))
@@ -114,9 +117,7 @@ def load_models(output: Path) -> dict[str, tuple[Any, Any]]:
     return {**models, PLUS: (model, processor)}
 
 
-def measure(
-    name: str, model: Any, processor: Any, output: Path, tasks: tuple[Task, ...], episodes: int
-) -> dict[str, Any]:
+def measure(name: str, model: Any, processor: Any, output: Path, suite: dict[str, Any]) -> dict[str, Any]:
     """Answers, and of a policy success and speed, as their suites write them to OUTPUT/results/NAME."""
     from gen_vla.commands.options import write_results
     from gen_vla.evaluation.benchmarks.latency import measure_latency, measure_parts
@@ -135,16 +136,16 @@ def measure(
     found["latency"]["parts"] = measure_parts(model, processor)
     write_results(found["latency"], folder / "latency.json")
     size, trained_on = processor.image_processor.image_size, output / "demonstrations"
-    plans: list[tuple[tuple[Mode, ...], tuple[Task, ...], int]] = [
-        (("matching", "paraphrase"), tasks, episodes),
-        (("seen_variants",), tasks[::3], 1),  # picking and closing, each in every look
+    plans: list[tuple[tuple[Mode, ...], dict[str, Any]]] = [
+        (("matching", "paraphrase"), suite),
+        (("seen_variants",), {**suite, "tasks": suite["tasks"][::3], "episodes": 1}),  # picking and closing
     ]
-    for modes, chosen, count in plans:
+    for modes, chosen in plans:
         played = model_contestant(model, processor, title, modes)
         controls = control_contestants(
             CONTROLS if name == PLUS and modes[0] == "matching" else (), ("matching",), played
         )
-        settings = SuiteSettings(modes, chosen, count, image_size=size, trained_on=trained_on)
+        settings = SuiteSettings(modes, **chosen, image_size=size, trained_on=trained_on)
         results = run_suite([played, *controls], settings, folder / modes[0])
         found |= results["policies"]["policy"]["scores"]
     return found

@@ -13,6 +13,7 @@ A bad draft costs forward passes, never a token.
 import heapq
 from collections import defaultdict
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,25 +51,17 @@ class DraftTree(NamedTuple):
 
 
 class Drafts:
-    """The trees of one grammar for one data set.
+    """The trees of one grammar for one data set; `drafts_for` makes them.
 
     Args:
         grammar: the action grammar.
-        histograms: float [D, bins], counts of normalised values over [-1, 1] per dimension, or `None`.
+        drawn: the data set's actions.
         nodes: of a tree; tokens that the grammar forces behind the last accepted one are not counted.
     """
 
-    def __init__(self, grammar: Any, histograms: Any, nodes: int):
-        self.grammar, self.nodes = grammar, nodes
+    def __init__(self, grammar: Any, drawn: "DrawnTokens", nodes: int):
+        self.grammar, self.drawn, self.nodes = grammar, drawn, nodes
         self.trees: dict[tuple[int, int | None], DraftTree] = {}
-        # By state, the rest of every drawn action that passes through it.
-        self.rests: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
-        strings = grammar.strings
-        for action in drawn_actions(strings, histograms):
-            tokens, state = tuple(grammar.token_ids(grammar.prefix + strings.encode(action))), 0
-            for place, token in enumerate(tokens):
-                self.rests[state].append(tokens[place:])
-                state = grammar.transitions[state][token]
 
     def tree(self, state: int, width: int | None = None) -> DraftTree:
         """The tree of a state, padded to a width; built on first use."""
@@ -80,21 +73,21 @@ class Drafts:
         grammar, completions = self.grammar, forced_completions(self.grammar)
         tokens, parents, depths, states = [0], [0], [0], [start]
         # Prefixes that are not nodes yet: -frequency, a number that decides ties, slot of the parent, token, rests.
-        heap: list[tuple[int, int, int, int, list[tuple[int, ...]]]] = []
+        heap: list[tuple[int, int, int, int, list[list[int]]]] = []
         numbered, left = 0, self.nodes
 
-        def expand(slot: int, rests: list[tuple[int, ...]]) -> None:
+        def expand(slot: int, rests: list[list[int]]) -> None:
             nonlocal numbered
             if completions[states[slot]] is not None:
                 return  # nothing is left to choose
-            following: defaultdict[int, list[tuple[int, ...]]] = defaultdict(list)
+            following: defaultdict[int, list[list[int]]] = defaultdict(list)
             for rest in rests:
                 following[rest[depths[slot]]].append(rest)
             for token, theirs in following.items():
                 numbered += 1
                 heapq.heappush(heap, (-len(theirs), numbered, slot, token, theirs))
 
-        expand(0, self.rests.get(start) or random_walks(grammar, start))
+        expand(0, self.drawn.rests(start) or random_walks(grammar, start))
         while heap:
             _, _, parent, token, rests = heapq.heappop(heap)
             if left < self.nodes or len(grammar.transitions[states[parent]]) > 1:  # behind the forced tokens
@@ -139,15 +132,30 @@ def drawn_actions(strings: Any, histograms: Any) -> np.ndarray:
     return actions
 
 
-def random_walks(grammar: Any, start: int) -> list[tuple[int, ...]]:
+class DrawnTokens:
+    """`drawn_actions` as tokens; `states` int64 [DRAWN, L] are the grammar's before each, -1 behind the last."""
+
+    def __init__(self, grammar: Any, histograms: Any):
+        self.tokens = grammar.encode_all(drawn_actions(grammar.strings, histograms))
+        self.states = np.full((DRAWN, grammar.max_tokens), -1)
+        for row, tokens in enumerate(self.tokens):
+            passed = accumulate(tokens[:-1], lambda state, token: grammar.transitions[state][token], initial=0)
+            self.states[row, : len(tokens)] = list(passed)
+
+    def rests(self, state: int) -> list[list[int]]:
+        """What follows a state in each of the actions that pass through it."""
+        return [self.tokens[row][place:] for row, place in np.argwhere(self.states == state).tolist()]
+
+
+def random_walks(grammar: Any, start: int) -> list[list[int]]:
     """Token sequences from a state to the end, each allowed token as probable as the others."""
     random, walks = np.random.default_rng(0), []
     for _ in range(RANDOM_WALKS):
         state, walk = start, []
-        while grammar.eos_token_id not in grammar.transitions[state]:
-            walk.append(int(random.choice(list(grammar.transitions[state]))))
-            state = grammar.transitions[state][walk[-1]]
-        walks.append(tuple(walk))
+        while grammar.eos_token_id not in (following := grammar.transitions[state]):
+            walk.append([*following][random.integers(len(following))])
+            state = following[walk[-1]]
+        walks.append(walk)
     return walks
 
 
@@ -160,8 +168,11 @@ def action_tokens(grammar: Any) -> tuple[int, ...]:
 @lru_cache(maxsize=CACHED_GRAMMARS)
 def allowed_columns(grammar: Any) -> np.ndarray:
     """Which of the `action_tokens` may follow each state of the grammar, bool [S, G]."""
-    tokens = np.array(action_tokens(grammar))
-    return np.stack([np.isin(tokens, list(following)) for following in grammar.transitions])
+    columns = {token: column for column, token in enumerate(action_tokens(grammar))}
+    allowed = np.zeros((len(grammar.transitions), len(columns)), dtype=bool)
+    for state, following in enumerate(grammar.transitions):
+        allowed[state, [columns[token] for token in following]] = True
+    return allowed
 
 
 @lru_cache(maxsize=CACHED_GRAMMARS)
@@ -179,11 +190,19 @@ def forced_completions(grammar: Any) -> list[tuple[int, ...] | None]:
 
 
 @lru_cache(maxsize=CACHED_DRAFTS)
-def _drafts(grammar: Any, counts: bytes | None, dims: int, nodes: int) -> Drafts:
-    return Drafts(grammar, None if counts is None else np.frombuffer(counts).reshape(dims, -1), nodes)
+def _drawn_tokens(grammar: Any, counts: bytes | None) -> DrawnTokens:
+    dims = grammar.strings.action_dim
+    return DrawnTokens(grammar, None if counts is None else np.frombuffer(counts).reshape(dims, -1))
+
+
+@lru_cache(maxsize=CACHED_DRAFTS)
+def _drafts(grammar: Any, counts: bytes | None, nodes: int) -> Drafts:
+    return Drafts(grammar, _drawn_tokens(grammar, counts), nodes)
 
 
 def drafts_for(grammar: Any, histograms: Any, nodes: int) -> Drafts:
-    """The trees for a data set, cached by the content of its histograms: statistics may be edited in place."""
-    counts = None if histograms is None else np.asarray(histograms, dtype=np.float64).tobytes()
-    return _drafts(grammar, counts, grammar.strings.action_dim, nodes)
+    """The trees for a data set, cached by the content of its histograms: statistics may be edited in place.
+
+    `histograms` are float [D, bins], counts of normalised values over [-1, 1] per dimension, or `None`.
+    """
+    return _drafts(grammar, None if histograms is None else np.asarray(histograms, dtype=np.float64).tobytes(), nodes)

@@ -26,6 +26,7 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import LogitsProcessor
 
@@ -153,6 +154,13 @@ class ActionGrammar(TokenGrammar):
     def token_ids(self, text: str) -> list[int]:
         """The tokens of an action string, with a generated lead-in, without EOS; `ActionStringError` for others."""
         self.strings.decode(text.removeprefix(self.prefix))
+        return self._spell(text)
+
+    def encode_all(self, actions: np.ndarray) -> list[list[int]]:
+        """The tokens of each of N normalised actions, float [N, T, D], as `token_ids` gives them for their strings."""
+        return [self._spell(self.prefix + text) for text in self.strings.encode_all(actions)]
+
+    def _spell(self, text: str) -> list[int]:
         return [token for unit in re.findall("[0-9]|[^0-9]+", text) for token in self.unit_ids[unit]]
 
     def text(self, tokens: Iterable[int]) -> str:
@@ -188,7 +196,14 @@ class BinGrammar(TokenGrammar):
 
     def token_ids(self, text: str) -> list[int]:
         """As `ActionGrammar.token_ids`, of bin numbers."""
-        return (self.bin_tokens_end - 1 - self.strings.read(text)).ravel().tolist()
+        return self._tokens(self.strings.read(text))
+
+    def encode_all(self, actions: np.ndarray) -> list[list[int]]:
+        """As `ActionGrammar.encode_all`, of bins."""
+        return [self._tokens(self.strings.to_bins(action)) for action in actions]
+
+    def _tokens(self, bins: np.ndarray) -> list[int]:
+        return (self.bin_tokens_end - 1 - bins).ravel().tolist()
 
 
 class ActionLogitsProcessor(LogitsProcessor):

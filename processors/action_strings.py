@@ -87,16 +87,13 @@ class ActionStringProcessor:
             ActionStringError: on another shape, NaN, infinity, or a binary dimension that is neither 0 nor 1. Values
                 outside [-1, 1] are clipped and counted in `clipped`.
         """
-        chunk = self._as_chunk(actions)
-        self.clipped += (np.abs(chunk) > 1.0).sum(axis=0)
-        # Adding 0.0 turns -0.0 into 0.0, so that zero is always written alike.
-        rounded = np.round(np.clip(chunk, -1.0, 1.0), self.decimals) + 0.0
-        steps = [[self._format(value) for value in step] for step in rounded]
-        if self.style == "signed":
-            return "\n".join("".join(step) for step in steps)
-        if self.style == "plain":
-            return "\n\n".join("\n".join(step) for step in steps)
-        return "".join(value + "," for step in steps for value in step)
+        return self._write(self._rounded(checked_chunk(actions, self.horizon, self.action_dim)))
+
+    def encode_all(self, actions: np.ndarray) -> list[str]:
+        """`encode` of each of N actions, float [N, T, D]."""
+        steps = checked_chunk(actions.reshape(-1, self.action_dim), len(actions) * self.horizon, self.action_dim)
+        rounded = self._rounded(steps)
+        return [self._write(rounded[first : first + self.horizon]) for first in range(0, len(steps), self.horizon)]
 
     def decode(self, text: str) -> np.ndarray:
         """The actions of an action string, float32 [T, D] in [-1, 1].
@@ -120,16 +117,27 @@ class ActionStringProcessor:
         grammar = ActionGrammar.from_action_config(make_action_config(self, tokenizer))
         return ActionLogitsProcessor(grammar, prompt_length)
 
-    def _as_chunk(self, actions: Any) -> np.ndarray:
-        chunk = checked_chunk(actions, self.horizon, self.action_dim)
+    def _rounded(self, steps: np.ndarray) -> list[list[float]]:
+        """Steps float [T, D] as they are written."""
         for dim in self.binary_dims:
-            odd = ~np.isin(np.round(chunk[:, dim], self.decimals), (0.0, 1.0))
+            values = np.round(steps[:, dim], self.decimals)
+            odd = (values != 0.0) & (values != 1.0)
             if odd.any():
                 raise ActionStringError(
-                    f"got {chunk[odd, dim][0]:g} in dimension {dim}, expected 0 or 1 because the dimension is binary; "
+                    f"got {steps[odd, dim][0]:g} in dimension {dim}, expected 0 or 1 because the dimension is binary; "
                     "binarise it in the data transform or leave it out of binary_dims"
                 )
-        return chunk
+        self.clipped += (np.abs(steps) > 1.0).sum(axis=0)
+        # Adding 0.0 turns -0.0 into 0.0, so that zero is always written alike.
+        return (np.round(np.clip(steps, -1.0, 1.0), self.decimals) + 0.0).tolist()
+
+    def _write(self, steps: list[list[float]]) -> str:
+        written = [[self._format(value) for value in step] for step in steps]
+        if self.style == "signed":
+            return "\n".join(map("".join, written))
+        if self.style == "plain":
+            return "\n\n".join(map("\n".join, written))
+        return "".join(value + "," for step in written for value in step)
 
     def _format(self, value: float) -> str:
         if self.style == "signed":

@@ -17,7 +17,7 @@ from gen_vla.evaluation.tables import results_table
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_statistics import histogram, normalize_actions
 from gen_vla.modeling.action_strings import ActionStringProcessor
-from gen_vla.modeling.draft_trees import Drafts
+from gen_vla.modeling.draft_trees import Drafts, drafts_for
 from gen_vla.modeling.tree_decoding import Row
 
 
@@ -46,7 +46,7 @@ def replay_passes(episodes: list[np.ndarray], nodes: int, histograms: bool = Tru
     passes = []
     for number, episode in enumerate(tqdm(episodes, unit="episode", desc=f"{nodes} nodes")):
         others = np.concatenate([np.zeros((0, 7)), *episodes[:number], *episodes[number + 1 :]])
-        drafts = Drafts(grammar, histogram(others, NORMALIZED) if histograms else None, nodes)
+        drafts = drafts_for(grammar, histogram(others, NORMALIZED) if histograms else None, nodes)
         for action in episode[1:]:
             passes.append(passes_for(drafts, [PIECES[character] for character in strings.encode(action)]))
     return passes

@@ -19,6 +19,9 @@ from gen_vla.evaluation.simulation.looks import LookSet, look_of
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
 
 
+PER_PROCESS = 8  # episodes at least: fewer are recorded before another process has started
+
+
 @lru_cache(maxsize=2)
 def _environment(image_size: int) -> TabletopEnv:
     return TabletopEnv(image_size)
@@ -58,7 +61,7 @@ def record_demonstrations(
         "tabletop demonstrations",
         tasks,
         episodes_per_task,
-        workers=workers,
+        workers=min(workers, 1 + episodes_per_task * len(tasks) // PER_PROCESS),
         **options,
         describe=lambda seeds: {"layouts": sorted(layouts.layout_digests(seeds))},
     )

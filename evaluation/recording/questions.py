@@ -43,6 +43,7 @@ DESCRIBE = ("What is on the table?", "Which objects are there, and where?")
 DESCRIBED = 4  # one picture in so many
 OTHER_TURNS = 10  # at most, besides the description
 SCENES = 5000  # that are tried for a question
+PER_PROCESS = 60  # questions at least: fewer are recorded before another process has started
 
 
 @lru_cache(maxsize=2)
@@ -178,5 +179,5 @@ def record_questions(
         raise ValueError(f"got the kinds {', '.join(unknown)}; {did_you_mean(unknown[0], KINDS)}")
     classes = {"colours": list(COLOURS), "shapes": list(SHAPES)}
     first = QuestionJob(seed, image_size, looks, tuple(kinds or ()))
-    options |= {"workers": workers, **classes}
+    options |= {"workers": min(workers, 1 + count // PER_PROCESS), **classes}
     return rows.record_questions(output_dir, record_question, first, "tabletop questions", count, **options)

@@ -4,6 +4,7 @@ An episode depends on task and seed alone; looks never touch physics. Still scen
 shown without physics: `pose` sets them up.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,6 @@ class TabletopEnv:
         self._robot = _subtree(self.model, self.model.body("base").id)
         self._cabinet = _subtree(self.model, self.model.body("drawer").id)
         self.layout: layouts.Layout | None = None
-        self._poses: list[tuple[np.ndarray, np.ndarray]] = []
 
     # Episodes.
     def reset(self, task: layouts.Task, seed: int, look: Look = HOME, masked: bool = False) -> str:
@@ -107,35 +107,18 @@ class TabletopEnv:
     # Still scenes.
     def fingertips(self, robot: int) -> np.ndarray:
         """float [3], metres: the middle between the fingertips in a pose."""
-        self._poses = self._poses or self._all_poses()
-        return self._poses[robot][1]
+        return robot_poses()[robot][1]
 
     def pose(self, scene: StillScene, look: Look, robot: int) -> None:
         """Shows a still scene with the robot in one of its poses, 0 .. ROBOT_POSES - 1."""
-        self._poses = self._poses or self._all_poses()
         self.layout, self.look, self.masked, self.distractors = None, look, False, list(scene.things)
         for index in range(len(self._objects)):
             show_object(self.model, index, None)
         self.model.body("drawer").pos = [*scene.drawer, 0.0]
-        self.data.qpos[:] = self._poses[robot][0]
+        self.data.qpos[:] = robot_poses()[robot][0]
         self.data.qpos[self._slide] = -DRAWER_TRAVEL * scene.opening
         mujoco.mj_forward(self.model, self.data)
         apply_looks(self.model, look)
-
-    def _all_poses(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Positions of all joints and fingertips, the hand dragged from place to place; the same in every process."""
-        rng, poses = np.random.default_rng(9), []
-        mujoco.mj_resetData(self.model, self.data)
-        for index in range(len(self._objects)):
-            show_object(self.model, index, None)
-        for number in range(-1, ROBOT_POSES):  # the first leads to the start, from where the arm reaches everywhere
-            low, high = STILL_HAND_LOW, STILL_HAND_HIGH
-            self.data.mocap_pos[0] = HAND_START if number < 0 else rng.uniform(low, high)
-            self.data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
-            for _ in range(SETTLING_STEPS if number < 0 else POSING_STEPS):
-                self._advance(effort=1.0 if is_closed(number) else -1.0)
-            poses.append((self.data.qpos.copy(), self._fingertips()))
-        return poses[1:]
 
     # What is where.
     def state(self) -> layouts.SceneState:
@@ -208,6 +191,23 @@ class TabletopEnv:
             Ornament("cylinder", (radius, SHADOW_THICKNESS, 0.0), (x, y, SHADOW_THICKNESS), SHADOW)
             for x, y, radius in things
         ]
+
+
+@lru_cache(maxsize=1)
+def robot_poses() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions of all joints and fingertips, the hand dragged from place to place; the same in every process."""
+    env, rng, poses = TabletopEnv(), np.random.default_rng(9), []
+    mujoco.mj_resetData(env.model, env.data)
+    for index in range(len(env._objects)):
+        show_object(env.model, index, None)
+    for number in range(-1, ROBOT_POSES):  # the first leads to the start, from where the arm reaches everywhere
+        low, high = STILL_HAND_LOW, STILL_HAND_HIGH
+        env.data.mocap_pos[0] = HAND_START if number < 0 else rng.uniform(low, high)
+        env.data.mocap_quat[0] = (1.0, 0.0, 1.0, 0.0)
+        for _ in range(SETTLING_STEPS if number < 0 else POSING_STEPS):
+            env._advance(effort=1.0 if is_closed(number) else -1.0)
+        poses.append((env.data.qpos.copy(), env._fingertips()))
+    return poses[1:]
 
 
 def is_closed(robot: int) -> bool:

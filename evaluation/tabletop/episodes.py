@@ -19,7 +19,7 @@ from gen_vla.evaluation.resumable import append_line, read_lines
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Task, goal_of, sample_layout
 from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.rollouts import Ending, EpisodeJob, Outcome
-from gen_vla.evaluation.tabletop.variants import SEEN_VARIANTS, VARIANTS
+from gen_vla.evaluation.tabletop.variants import PER_FAMILY, SEEN_VARIANTS, VARIANTS
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 from gen_vla.training.provenance.private_paths import publishable
 
@@ -56,9 +56,11 @@ def key_of(episode: TabletopJob | TabletopEpisode) -> EpisodeKey:
     return episode.mode, episode.variant, episode.task, episode.seed, episode.instruction
 
 
-def plan_jobs(modes: Sequence[Mode] = MODES, tasks: Sequence[Task] = TASKS, episodes: int = 50) -> list[TabletopJob]:
-    """Every episode of a run: `episodes` layouts for each mode, variant and task; raises `ValueError` where a mode or
-    task is unknown, or there is nothing to run."""
+def plan_jobs(
+    modes: Sequence[Mode] = MODES, tasks: Sequence[Task] = TASKS, episodes: int = 50, variants: int = PER_FAMILY
+) -> list[TabletopJob]:
+    """Every episode of a run: `episodes` layouts for each mode, variant and task, the first `variants` of each family;
+    raises `ValueError` where a mode or task is unknown, or there is nothing to run."""
     for what, names, known in (("modes", modes, MODES), ("tasks", tasks, TASKS)):
         if not names or set(names) - set(known):
             raise ValueError(f"got {what} {list(names)}, expected at least one, each of {', '.join(known)}")
@@ -66,7 +68,7 @@ def plan_jobs(modes: Sequence[Mode] = MODES, tasks: Sequence[Task] = TASKS, epis
         raise ValueError(f"got episodes {episodes}, expected 1..{len(EVALUATION_SEEDS)}")
     jobs = []
     for mode in modes:
-        for variant in LOOKS.get(mode, (HOME,)):
+        for variant in [look for n, look in enumerate(LOOKS.get(mode, (HOME,))) if n % PER_FAMILY < variants]:
             for task in tasks:
                 for number, seed in enumerate(EVALUATION_SEEDS[:episodes]):
                     text = goal_of(task, seed).instruction(sample_layout(seed))

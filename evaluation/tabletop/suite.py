@@ -34,6 +34,7 @@ from gen_vla.evaluation.simulation.rollouts import run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
 from gen_vla.evaluation.tabletop.episodes import LOOKS, MODES, EpisodeLog, Mode, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
+from gen_vla.evaluation.tabletop.variants import PER_FAMILY
 from gen_vla.processors import select_statistics
 from gen_vla.training.checkpoints import dtype_name
 from gen_vla.training.provenance.origin import note_run, provenance, with_other_runs, with_provenance
@@ -55,7 +56,7 @@ def fingerprint(model: Any) -> str:
 
 @dataclass(frozen=True)
 class SuiteSettings:
-    """What to run; `trained_on` is a recorded data set whose layouts must not be judged."""
+    """What to run; `variants` of each family; `trained_on` is a recorded data set whose layouts must not be judged."""
 
     modes: tuple[Mode, ...] = MODES
     tasks: tuple[Task, ...] = TASKS
@@ -65,6 +66,7 @@ class SuiteSettings:
     image_size: int = 96
     videos: int = 1
     trained_on: Path | None = None
+    variants: int = PER_FAMILY
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def run_suite(
         trained |= set(json.loads(path.read_text(encoding="utf-8"))["layouts"])
     check_unseen(EVALUATION_SEEDS[: settings.episodes], trained)
     rules = {**_rules(settings), "mujoco": version("mujoco")}
-    plans = {c.name: plan_jobs(c.modes, settings.tasks, settings.episodes) for c in contestants}
+    plans = {c.name: plan_jobs(c.modes, settings.tasks, settings.episodes, settings.variants) for c in contestants}
     folder = None if output is None else output / "episodes"
     logs = {c.name: EpisodeLog(folder and folder / f"{c.name}.jsonl", {**c.identity, **rules}) for c in contestants}
     TabletopEnv(settings.image_size).reset("pick_object", EVALUATION_SEEDS[0])  # fails here where nothing can simulate
@@ -174,6 +176,7 @@ def _describe(settings: SuiteSettings) -> dict[str, Any]:
         "modes": list(settings.modes),
         "tasks": list(settings.tasks),
         "episodes_per_task_and_variant": settings.episodes,
+        "variants_per_family": settings.variants,
         "seeds": [seeds[0], seeds[-1]],
         "workers": settings.workers,
         "batch_size": settings.batch_size,

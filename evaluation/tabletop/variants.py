@@ -13,9 +13,10 @@ from gen_vla.evaluation.simulation import looks
 from gen_vla.evaluation.simulation.looks import HOME, Look
 
 
+PER_FAMILY = 4
 CLUTTER: tuple[looks.Distractors, ...] = ("two", "four", "same_colours", "same_shapes")
-BROAD = {f"seen_{i}": looks.broad_look(i) for i in range(4)}
-UNSEEN = {f"unseen_{i}": looks.unseen_look(i) for i in range(4)}
+BROAD = {f"seen_{i}": looks.broad_look(i) for i in range(PER_FAMILY)}
+UNSEEN = {f"unseen_{i}": looks.unseen_look(i) for i in range(PER_FAMILY)}
 
 
 def _family(family: str, aspect: str, named: Mapping[str, Any], **others: Any) -> list[Look]:

@@ -35,7 +35,7 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path, capsys):
     assert policies["policy"]["scores"]["paraphrase"]["tasks"]["pick_object"]["n"] == 1
     assert policies["expert"]["scores"]["matching"]["all"]["successes"] == 1
     seen = json.loads((plain / "seen_variants" / "results.json").read_text())["policies"]["policy"]["scores"]
-    assert seen["seen_variants"]["all"]["n"] == 24
+    assert seen["seen_variants"]["all"]["n"] == 6  # a look of each family
     for name in ("mini-vlm", "mini-openvla", "mini-openvla-plus"):
         assert json.loads((output / "results" / name / "questions.json").read_text())["total"]["n"] == 90
     assert 2 <= json.loads((plus / "latency.json").read_text())["forward_passes"] < 49
@@ -72,7 +72,7 @@ def check_second_call_keeps_what_is_there(output, capsys) -> None:
     recorded = (output / "demonstrations" / "recording.json").read_text()
     record(output, QUICK, 90)
     for name, row in ROWS.items():
-        Run(row, 0, output, name).train(2, QUICK)
+        Run(row, 0, output, name).train(1, QUICK)
     assert capsys.readouterr().out.count("is trained already") == 2
     assert (output / "mini-openvla-plus" / "model.safetensors").read_bytes() == weights
     assert (output / "demonstrations" / "recording.json").read_text() == recorded

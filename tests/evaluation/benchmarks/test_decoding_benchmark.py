@@ -13,7 +13,7 @@ from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_tab
 from gen_vla.evaluation.benchmarks.decoding_results import draw_timings, timings_table
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_strings import ActionStringProcessor
-from gen_vla.modeling.draft_trees import Drafts
+from gen_vla.modeling.draft_trees import drafts_for
 
 
 WAYS = {"string": [Way(0), Way(6), Way(6, static=True)], "bins": [Way(0), Way(1)]}
@@ -32,7 +32,7 @@ def test_passes_of_a_single_value(nodes, passes):
     strings = ActionStringProcessor(1, 1, 1)
     grammar = ActionGrammar(strings, {c: PIECES[c] for c in "0123456789+-."}, eos_token_id=2)
     target = [PIECES[character] for character in "+0.5"]
-    assert passes_for(Drafts(grammar, None, nodes), target) == passes
+    assert passes_for(drafts_for(grammar, None, nodes), target) == passes
 
 
 def test_promised_passes_on_real_actions(data_dir):

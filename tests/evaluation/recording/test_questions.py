@@ -109,7 +109,8 @@ def test_held_out_questions_have_the_looks_asked_for(looks: LookSet):
     assert all(record_question(QuestionJob(seed, 48, which))["image"] != row["image"] for which in others)
 
 
-def test_any_number_of_workers_records_the_same(tmp_path):
+def test_any_number_of_workers_records_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(questions, "PER_PROCESS", 4)
     for workers in (1, 2):
         record_questions(tmp_path / str(workers), 12, 40, workers, image_size=32, progress=False)
     assert list(load(tmp_path / "1")) == list(load(tmp_path / "2"))

@@ -7,7 +7,7 @@ import pytest
 
 from gen_vla.modeling.action_grammar import ActionGrammar, grammar_from_action_config
 from gen_vla.modeling.action_strings import ActionStringProcessor
-from gen_vla.modeling.draft_trees import DRAWN, END_SHARE, Drafts, drafts_for, drawn_actions, forced_completions
+from gen_vla.modeling.draft_trees import DRAWN, END_SHARE, drafts_for, drawn_actions, forced_completions
 from gen_vla.processors import ActionBins, make_action_config
 from gen_vla.processors import ActionStringProcessor as ProcessorStrings
 
@@ -42,7 +42,7 @@ def test_a_tree_holds_the_most_frequent_continuations(start, nodes):
         for end in range(len(start) + 1, len(text) + 1):
             same_state = state_after(grammar, text[: len(start)]) == state
             rests[text[len(start) : end]] += same_state
-    tree = Drafts(grammar, HISTOGRAM, nodes).tree(state)
+    tree = drafts_for(grammar, HISTOGRAM, nodes).tree(state)
     assert len(tree.tokens) == nodes + 1
     found = [rests[text] for text in texts_of(grammar, tree)]
     assert found == sorted(rests.values(), reverse=True)[:nodes]
@@ -70,7 +70,7 @@ def test_actions_are_drawn_from_the_histogram():
 def test_trees_of_every_state_are_made_of_legal_continuations(style, nodes, llama_like):
     codec = ActionBins(2, 2, bins=16) if style == "bins" else ProcessorStrings(2, 2, 3, style, binary_dims=(1,))
     grammar = grammar_from_action_config(make_action_config(codec, llama_like))
-    drafts, completions = Drafts(grammar, None, nodes), forced_completions(grammar)
+    drafts, completions = drafts_for(grammar, None, nodes), forced_completions(grammar)
     for state in range(len(grammar.transitions)):
         tree, states = drafts.tree(state), [state]
         forced = 0

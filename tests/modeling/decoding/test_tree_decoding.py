@@ -7,7 +7,7 @@ from tiny_models import picture, tiny_pair
 
 from gen_vla.modeling.action_grammar import ActionGrammar
 from gen_vla.modeling.action_strings import ActionStringProcessor as GrammarStrings
-from gen_vla.modeling.draft_trees import Drafts
+from gen_vla.modeling.draft_trees import drafts_for
 from gen_vla.modeling.tree_decoding import Row, pack
 from gen_vla.modeling.verification_passes import TreeCache
 from gen_vla.processors import ActionStringProcessor
@@ -154,7 +154,7 @@ def test_packing_shows_each_node_its_ancestors_only():
     """Behind a prompt the nodes are "+", "+0", "+0." and "-"; behind "+0" the point is forced and not counted."""
     pieces = {character: number for number, character in enumerate("0123456789+-.", start=3)}
     grammar = ActionGrammar(GrammarStrings(1, 1, 1), pieces, eos_token_id=2)
-    drafts, state = Drafts(grammar, None, nodes=4), grammar.advance([pieces["+"], pieces["0"]])
+    drafts, state = drafts_for(grammar, None, nodes=4), grammar.advance([pieces["+"], pieces["0"]])
     rows = [Row(last=99, position=7, drafts=drafts), Row(last=pieces["0"], position=2, drafts=drafts)]
     rows[1].state = state
     fed = pack(rows, 7, 7)
