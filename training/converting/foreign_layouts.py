@@ -10,9 +10,6 @@ transformers 5 did.
 """
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,20 +192,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"got no {path}, expected it beside the weights; copy the whole folder")
     return read_json_file(path)
-
-
-@contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to be made, which becomes `destination` at the end of the `with` block; nothing is left by an error;
-    raises `FileExistsError` if the destination exists.
-    """
-    if destination.exists():
-        raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
-        draft = Path(temporary) / destination.name
-        yield draft
-        draft.rename(destination)
 
 
 def load_tokenizer(
