@@ -61,12 +61,8 @@ def read_source(source: str | Path) -> OpenVLACheckpoint:
     path = Path(source)
     if path.suffix == ".pt" and path.is_file():
         return read_run(path.parent.parent, path)
-    folder = path
-    if not path.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            raise FileNotFoundError(f"got {source}, which is no folder and no name on the Hub like openvla/openvla-7b")
-        wanted = ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"]  # the last marks OpenVLA-OFT
-        folder = Path(snapshot_download(str(source), allow_patterns=wanted))
+    # The last marks OpenVLA-OFT.
+    folder = local_folder(source, ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"])
     settings = read_json(folder / "config.json")
     if "vla" in settings or "model" in settings:
         return read_run(folder, newest_checkpoint(folder / "checkpoints"))
@@ -76,6 +72,15 @@ def read_source(source: str | Path) -> OpenVLACheckpoint:
         f"got {folder} with model_type={settings.get('model_type')!r}, expected 'openvla' or 'prismatic', the folder "
         f"of a Prismatic training run, or a vision-language model: {', '.join(VLMS)}"
     )
+
+
+def local_folder(source: str | Path, wanted: list[str]) -> Path:
+    """A folder, or, by a name on the Hub, the one that its files were downloaded into, those of these patterns."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise FileNotFoundError(f"got {source}, which is no folder and no name on the Hub like openvla/openvla-7b")
+    return Path(snapshot_download(str(source), allow_patterns=wanted))
 
 
 def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint:
