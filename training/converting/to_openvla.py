@@ -23,7 +23,8 @@ from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import ATTENTION_HEADS, DINO, SIGLIP, plan_openvla
 from gen_vla.processors.action_statistics import action_bounds
 from gen_vla.training.checkpoints import read_processor
-from gen_vla.training.converting.foreign_layouts import new_folder, read_json, weights_of
+from gen_vla.training.converting.foreign_layouts import read_json, weights_of
+from gen_vla.training.converting.writing import new_folder
 from gen_vla.training.storage.json_files import write_json
 from gen_vla.training.storage.tensor_files import Output, SafetensorsFolder, write_shards
 
