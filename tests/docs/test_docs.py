@@ -36,6 +36,7 @@ OTHERS = (
     "lerobot-edit-dataset",
     "lerobot-eval",
     "lerobot-record",
+    "lerobot-rollout",
     "pip",
     "source",
     "export",
