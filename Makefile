@@ -94,11 +94,13 @@ $(VENV)-transformers4/installed: constraints-transformers4.txt
 	@touch $@
 
 # LeRobot 0.4 is the last for Python 3.11; it asks for transformers 4. gen-vla itself is there for its client alone.
+# LEROBOT says what else to install, such as lerobot[core-scripts,transformers-dep]==0.6.1 with PYTHON=python3.12.
+LEROBOT ?= lerobot==0.4.4 transformers==4.57.6
 PIPL := $(VENV)-lerobot/bin/python -m pip install --quiet --disable-pip-version-check
 PLUGIN := serving/lerobot_policy_gen_vla
 $(VENV)-lerobot/installed: $(PLUGIN)/pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lerobot
-	$(PIPL) lerobot==0.4.4 transformers==4.57.6
+	$(PIPL) $(LEROBOT)
 	$(PIPL) --editable "$(PLUGIN)[server]"
 	$(PIPL) --no-deps --editable .
 	@touch $@

@@ -11,8 +11,10 @@ same command goes on where it stopped. Each training and suite is a process of i
 """
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from gen_vla.training.recipes.loading import Recipe
 
 
-RECIPE = "mini_openvla_plus"
+RECIPE, BASE = "mini_openvla_plus", "package://mini-vlm"
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 16  # per step, of all processes together
@@ -68,7 +70,7 @@ def ablation(
     tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
     questions: Annotated[int, Option(help="Held-out questions per set of looks.")] = 900,
     demonstrations: Annotated[int, Option(help="Held-out demonstrations per task and set of looks.")] = 25,
-    processes: Annotated[int, Option(help="Of training and of the simulator.")] = 2,
+    processes: Annotated[int, Option(help="Of training, of recording, and suites at a time.")] = 2,
     status: Annotated[bool, Option("--status", help="Show what is done and what is left; runs nothing.")] = False,
     overrides: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override a setting of every row's recipe.")
@@ -114,9 +116,9 @@ class Run:
     def __init__(self, row: str, seed: int, work_dir: Path, name: str | None = None):
         self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
-        suites = [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
-        suites += ["variants/results.json", "matching/results.json", "latency.json"]
-        self.files = [self.results / name for name in suites]
+        names = ["latency.json", "matching/results.json", "variants/results.json", "representations.json"]
+        names += [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
+        self.files = [self.results / name for name in names]
 
     def left(self) -> list[str]:
         """What is still to do."""
@@ -145,31 +147,37 @@ class Run:
         chosen += [f"--set={entry}" for entry in overrides]
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
 
-    def measure(self, tasks: str, episodes: int, workers: int) -> None:
+    def measure(self, tasks: str, episodes: int, processes: int) -> None:
         """Success where the demonstrations were made, in other looks and words, and hindered; questions; the error of
-        actions beside demonstrated ones; speed.
+        actions beside demonstrated ones; speed; linear probes of both encoders and how far they moved. So many suites
+        run at a time, and speed is measured first, alone.
         """
         self.results.mkdir(exist_ok=True)
-        trained_on = f"--trained-on={self.work_dir / 'demonstrations'}"
-        modes = {
-            "matching": ("matching,paraphrase,masked", episodes, "swapped,nonsense"),
-            "variants": ("variants,seen_variants", max(episodes // 12, 1), ""),
-        }
-        for path in self.missing():
-            if path.parent.name in modes:
-                shown, count, controls = modes[path.parent.name]
-                options = [f"--modes={shown}", f"--tasks={tasks}", f"--episodes={count}", f"--policy={controls}"]
-                options += [trained_on, f"--workers={workers}", f"--output={path.parent}"]
-                command("evaluate", "tabletop", self.model, *options)
-            elif path.name == "latency.json":
-                command("evaluate", "latency", self.model, f"--output={path}")
-            elif path.stem.startswith("actions"):
-                data = held_out_actions(self.work_dir, path.stem.removeprefix("actions_"))
-                every = [f"--every={EVERY}", "--episodes=1000", "--batch-size=32"]
-                command("evaluate", "open_loop", self.model, data, *every, f"--output={path}")
-            else:
-                asked = held_out_questions(self.work_dir, path.stem.removeprefix("questions_"))
-                command("evaluate", "scene_questions", self.model, f"--questions={asked}", f"--output={path}")
+        suites = [self.suite(path, tasks, episodes) for path in self.missing()]
+        for arguments in (each for each in suites if each[0] == "latency"):
+            command("evaluate", *arguments)
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(lambda each: command("evaluate", *each), (each for each in suites if each[0] != "latency")))
+
+    def suite(self, path: Path, tasks: str, episodes: int) -> tuple[Any, ...]:
+        """What to call `gen-vla evaluate` with for the results of `path`."""
+        name, looks = path.stem.partition("_")[::2]
+        if path.parent != self.results:
+            modes, count, controls = "matching,paraphrase,masked", episodes, "swapped,nonsense"
+            if path.parent.name == "variants":
+                modes, count, controls = "variants,seen_variants", max(episodes // 12, 1), ""
+            options = [f"--modes={modes}", f"--tasks={tasks}", f"--episodes={count}", f"--policy={controls}"]
+            options += [f"--trained-on={self.work_dir / 'demonstrations'}", "--workers=1", "--videos=0"]
+            return "tabletop", self.model, *options, f"--output={path.parent}"
+        if name == "latency":
+            return "latency", self.model, f"--output={path}"
+        if name == "representations":
+            return name, self.model, f"--before={BASE}", "--samples=1000", f"--output={path}"
+        if name == "actions":
+            options = [f"--every={EVERY}", "--episodes=1000", "--batch-size=32", f"--output={path}"]
+            return "open_loop", self.model, held_out_actions(self.work_dir, looks), *options
+        asked = f"--questions={held_out_questions(self.work_dir, looks)}"
+        return "scene_questions", self.model, asked, f"--output={path}"
 
 
 def check_same_recipe(recipe: "Recipe", folder: Path) -> None:
@@ -184,9 +192,10 @@ def check_same_recipe(recipe: "Recipe", folder: Path) -> None:
 
 
 def command(*arguments: Any) -> None:
-    """Runs `gen-vla`; raises `ValueError` where it fails."""
+    """Runs `gen-vla` with one thread a process; raises `ValueError` where it fails."""
     words = [str(argument) for argument in arguments]
-    if subprocess.call([sys.executable, "-m", "gen_vla.commands.main", *words]):
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if subprocess.call([sys.executable, "-m", "gen_vla.commands.main", *words], env=one_thread):
         raise ValueError(f"got a failure from gen-vla {' '.join(words)}; its messages are above. Run again to go on")
 
 

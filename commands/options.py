@@ -42,7 +42,8 @@ def write_results(results: dict[str, Any], output: Path | None, data: Iterable[s
 def load_any(name: str, dtype: str = "auto") -> tuple[Any, Any]:
     """A model and its processor by folder or by name, with the code that comes with it, on a GPU if there is one.
 
-    A LoRA adapter, such as a checkpoint of a run, is merged into its base model, and has the code of this package.
+    A LoRA adapter, such as a checkpoint of a run, is merged into its base model, and has the code of this package; so
+    has `package://NAME`, a model that comes with it.
 
     Args:
         dtype: of the weights, "float32" or "bfloat16"; "auto" is the one they are saved in.
@@ -52,10 +53,14 @@ def load_any(name: str, dtype: str = "auto") -> tuple[Any, Any]:
 
     from gen_vla.training.checkpoints import cast_weights
     from gen_vla.training.lora import is_adapter, load_checkpoint, saved_dtype
+    from gen_vla.training.model_building import PACKAGE_PREFIX, initial_model_folder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    packaged = name.startswith(PACKAGE_PREFIX)
+    if packaged:
+        name = str(initial_model_folder(name, Path()))
     check_model_name(name)
-    if is_adapter(name):
+    if packaged or is_adapter(name):
         merged, processor = load_checkpoint(name)
         cast_weights(merged, saved_dtype(name) if dtype == "auto" else getattr(torch, dtype))
         return merged.to(device), processor

@@ -19,7 +19,8 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """A scene as a question sees it: image positions (u, v) 0..1 of all things and of the drawer's handle.
+    """A scene as a question sees it: image positions (u, v) 0..1 of all things, of the drawer's handle, and of the
+    middle between the gripper's fingertips.
 
     `asked` is an object that may or may not be there; `first` and `second` are the indices of the things a question
     names.
@@ -28,6 +29,7 @@ class SceneFacts:
     scene: StillScene
     places: tuple[Place, ...]
     handle: Place
+    gripper: Place
     to_handle: tuple[float, ...]  # metres of each thing
     asked: str
     first: int
@@ -65,6 +67,11 @@ def format_point(place: Place) -> str:
     return "[({:.2f}, {:.2f})]".format(*place)
 
 
+def format_offset(to: Place, start: Place) -> str:
+    """`[(+0.12, -0.05)]`: how far right and down `to` is of `start`, of the picture's width and height."""
+    return f"[({to[0] - start[0]:+.2f}, {to[1] - start[1]:+.2f})]"
+
+
 def side_of(subject: Place, reference: Place) -> str | None:
     """Left or right as the picture shows it, not as the robot has it."""
     if abs(subject[0] - reference[0]) < CLEAR_SIDE:
@@ -83,6 +90,10 @@ def _drawer_state(facts: SceneFacts) -> str | None:
     if facts.scene.opening <= SHUT:
         return "closed"
     return "open" if facts.scene.opening >= OPEN / 2 else None
+
+
+def _gripper(facts: SceneFacts, answer: str) -> str | None:
+    return answer if min(facts.gripper) > 0.0 and max(facts.gripper) < 1.0 else None
 
 
 def _nearest(facts: SceneFacts) -> str | None:
@@ -133,5 +144,15 @@ KINDS: dict[str, QuestionKind] = {
         (),
         ("Point to the {first}.", "Where is the {first}?"),
         lambda f: format_point(f.places[f.first]),
+    ),
+    "gripper": QuestionKind(
+        (),
+        ("Point to the gripper.", "Where is the gripper?"),
+        lambda f: _gripper(f, format_point(f.gripper)),
+    ),
+    "gripper_offset": QuestionKind(
+        (),
+        ("How far is the {first} from the gripper?", "How far does the gripper have to go to the {first}?"),
+        lambda f: _gripper(f, format_offset(f.places[f.first], f.gripper)),
     ),
 }

@@ -14,9 +14,9 @@ Positions (u, v) are 0..1 from the picture's left and top. `training/vision_lang
 judge by may be of home or unseen ones. What is asked is in `recording/question_kinds.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from gen_vla.training.recipes.data_schema import did_you_mean
 
 LEAST_SHARE = 0.004  # of the picture: 37 pixels of 96 x 96 that show of each thing, a third of it
 LEAST_HANDLE = 0.0008
-HELD = 0.25  # share of pictures with a thing between the fingers, of these kinds and where they are open
-HELD_KINDS = ("shape", "colour", "object_order", "drawer_side", "count", "point")  # what is held stands nowhere
+HELD = 0.25  # share of pictures of these kinds with a thing between the fingers, where they are open
+HELD_KINDS = ("shape", "colour", "object_order", "drawer_side", "count", "point", "gripper", "gripper_offset")
 HELD_APART, BELOW_FINGERTIPS = 0.08, 0.01  # metres from every other thing; of its middle
 MASK_SIZE = 64  # pixels a side: to tell whether a thing shows, fewer do
 DESCRIBE = ("What is on the table?", "Which objects are there, and where?")
@@ -51,8 +51,8 @@ def _environment(image_size: int) -> TabletopEnv:
     return TabletopEnv(image_size)
 
 
-def scene_facts(scene: StillScene, camera: CameraPose, rng: np.random.Generator) -> SceneFacts:
-    """What the picture of a scene shows, worked out without drawing it."""
+def scene_facts(scene: StillScene, camera: CameraPose, fingertips: np.ndarray, rng: np.random.Generator) -> SceneFacts:
+    """What the picture of a scene with the fingertips at (x, y, z) shows, worked out without drawing it."""
     middles = np.array([thing.middle for thing in scene.things])
     there = [thing.name for thing in scene.things]
     absent = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if f"{colour} {shape}" not in there]
@@ -60,7 +60,8 @@ def scene_facts(scene: StillScene, camera: CameraPose, rng: np.random.Generator)
     first, second = rng.permutation(len(scene.things))[:2].tolist()
     places = tuple((float(u), float(v)) for u, v, _ in camera.project(middles))
     to_handle = np.linalg.norm((middles - scene.handle)[:, :2], axis=1).tolist()
-    return SceneFacts(scene, places, camera.image_position(scene.handle), tuple(to_handle), asked, first, second)
+    handle, gripper = camera.image_position(scene.handle), camera.image_position(fingertips)
+    return SceneFacts(scene, places, handle, gripper, tuple(to_handle), asked, first, second)
 
 
 def record_question(job: QuestionJob) -> dict[str, Any]:
@@ -76,16 +77,20 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
         scene, robot = draw_still_scene(rng, look.camera), int(rng.integers(ROBOT_POSES))
         if name in HELD_KINDS and rng.random() < HELD and not is_closed(robot):
             scene = _with_one_held(scene, env.fingertips(robot), look.camera)
-        drawn = scene_facts(scene, look.camera, rng)
-        asked = ((facts, KINDS[name].answer(facts)) for facts in _about_each(drawn))
-        facts, answer = next((found for found in asked if found[1] == (wanted or found[1])), (drawn, None))
+        drawn = scene_facts(scene, look.camera, env.fingertips(robot), rng)
+        each = ((facts, KINDS[name].answer(facts)) for facts in _about_each(drawn))
+        facts, answer = next((found for found in each if found[1] == (wanted or found[1])), (drawn, None))
         if answer is None or not _shows_all(env, scene, look, robot):
             continue
         question = str(rng.choice(KINDS[name].wordings)).format(**facts.names)
         row = {"image": as_image(env.render()), "question": question, "answer": answer, "kind": name, "seed": job.seed}
         turn_rng = np.random.default_rng([job.seed, 8])
-        further = job.kinds * len(facts.scene.things) or [other for other in KINDS if other != name]
-        turns = _turns(facts, further, KINDS[name].wordings[0].format(**facts.names), look.camera, turn_rng)
+        further = list(job.kinds * len(facts.scene.things) or [other for other in KINDS if other != name])
+        if any(thing.z > 0.0 for thing in facts.scene.things):  # which is held and stands nowhere
+            further = [other for other in further if other in HELD_KINDS]
+        asked = KINDS[name].wordings[0].format(**facts.names)
+        redraw = partial(scene_facts, facts.scene, look.camera, env.fingertips(robot), turn_rng)
+        turns = _turns(redraw, further, asked, turn_rng)
         if not job.kinds and turn_rng.integers(DESCRIBED) == 0:
             turns.append({"question": str(turn_rng.choice(DESCRIBE)), "answer": description(facts)})
         return {**row, "more_turns": turns, **labels(facts, look.camera)}
@@ -93,16 +98,15 @@ def record_question(job: QuestionJob) -> dict[str, Any]:
 
 
 def _turns(
-    facts: SceneFacts, kinds: Sequence[str], asked: str, camera: CameraPose, rng: np.random.Generator
+    redraw: Callable[[], SceneFacts], kinds: Sequence[str], asked: str, rng: np.random.Generator
 ) -> list[dict[str, str]]:
-    """Further questions of these kinds, about things drawn anew, with their answers.
+    """Further questions of these kinds, about things that `redraw` names anew, with their answers.
 
     None is the one asked, in its first wording, and none comes twice in two wordings: the answer would be in the text.
     """
-    held = any(thing.z > 0.0 for thing in facts.scene.things)
     turns: dict[str, dict[str, str]] = {}
-    for name in rng.permutation([name for name in kinds if not held or name in HELD_KINDS]):
-        drawn = scene_facts(facts.scene, camera, rng)
+    for name in rng.permutation(list(kinds)):
+        drawn = redraw()
         first, *_ = wordings = [wording.format(**drawn.names) for wording in KINDS[name].wordings]
         answer = KINDS[name].answer(drawn)
         if answer is not None and first != asked:

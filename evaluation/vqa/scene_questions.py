@@ -1,7 +1,7 @@
 """Is the vision-language model still in there? Questions about held-out scenes, answered by plain `generate`.
 
-An answer is right if it matches exactly, but for case and outer space; a point is right within POINT_RIGHT of the
-object's middle. Beside the score stands the share that always giving the most frequent answer of a kind would reach.
+An answer is right if it matches exactly, but for case and outer space; a point or an offset is right within
+POINT_RIGHT. Beside the score stands the share that always giving the most frequent answer of a kind would reach.
 """
 
 import re
@@ -23,7 +23,7 @@ from gen_vla.training.storage.recordings import QUESTION_COLUMNS, load_recording
 
 MAX_NEW_TOKENS = 24
 POINT_RIGHT = 0.03  # metres
-_POINT = re.compile(r"\(\s*(-?\d*\.?\d+)\s*,\s*(-?\d*\.?\d+)\s*\)")
+_POINT = re.compile(r"\(\s*([+-]?\d*\.?\d+)\s*,\s*([+-]?\d*\.?\d+)\s*\)")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def load_questions(folder: Path) -> Dataset:
 def evaluate_questions(
     model: Any, processor: Any, dataset: Dataset, batch_size: int = 50, progress: bool = True
 ) -> QuestionReport:
-    """Asks every question of a data set with columns image, question, answer, kind; picture_width where a kind is
-    `point`; `batch_size` are questions per call of `generate`."""
+    """Asks every question of a data set with columns image, question, answer, kind; picture_width where an answer is
+    a point; `batch_size` are questions per call of `generate`."""
     answers = []
     for first in tqdm(range(0, len(dataset), batch_size), unit="batch", disable=not progress):
         batch = dataset[first : first + batch_size]
@@ -61,7 +61,7 @@ def evaluate_questions(
         for row, got in enumerate(given):
             answer = {"kind": batch["kind"][row], "question": batch["question"][row], "got": got}
             answer["expected"] = expected = batch["answer"][row]
-            if answer["kind"] == "point":
+            if _POINT.search(expected):
                 answer["metres_off"] = off = _metres_off(got, expected, batch["picture_width"][row])
                 answer["right"] = off is not None and off <= POINT_RIGHT
             else:
@@ -94,7 +94,7 @@ def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindSco
     if majority is None:
         majority = Counter(row["expected"] for row in rows).most_common(1)[0][1] / len(rows)
     low, high = wilson_interval(right, len(rows))
-    off = [row["metres_off"] for row in rows if row["kind"] == "point"]
+    off = [row["metres_off"] for row in rows if "metres_off" in row]
     median = float(np.median([np.inf if o is None else o for o in off])) if len(off) == len(rows) else np.inf
     centimetres = round(100 * median, 2) if np.isfinite(median) else None
     return KindScore(right, len(rows), (round(low, 4), round(high, 4)), round(majority, 4), centimetres)

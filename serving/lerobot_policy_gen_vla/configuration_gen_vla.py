@@ -46,8 +46,8 @@ class GenVLAConfig(PreTrainedConfig):
             raise ValueError(f"got n_action_steps {self.n_action_steps}, expected at least 1")
 
     def validate_features(self) -> None:
-        if not self.image_features:
-            raise ValueError(f"got the features {sorted(self.input_features or {})}, expected pictures among them")
+        if self.input_features and not self.image_features:
+            raise ValueError(f"got the features {sorted(self.input_features)}, expected pictures among them")
 
     @property
     def observation_delta_indices(self) -> None:

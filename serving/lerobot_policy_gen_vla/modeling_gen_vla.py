@@ -8,6 +8,7 @@ state, `observation.state` float [B, P] in the same units.
 import importlib
 import os
 from collections import deque
+from collections.abc import Iterable
 from copy import copy
 from functools import cached_property
 from itertools import takewhile
@@ -19,7 +20,7 @@ import torch
 from huggingface_hub import snapshot_download
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.utils.constants import OBS_STATE
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -46,15 +47,14 @@ class GenVLAPolicy(PreTrainedPolicy):
         if config.server:
             self.client = connect(config.server)
             self.horizon, self.action_dim = (self.client.metadata[name] for name in ("action_horizon", "action_dim"))
-            names, self.takes_state = self.client.metadata["cameras"], self.client.metadata["needs_state"]
+            self.names, self.takes_state = self.client.metadata["cameras"], self.client.metadata["needs_state"]
         else:
             self.model, self.processor = load(config)
             action = self.model.config.action_config
             self.horizon, self.action_dim = action["horizon"], action["action_dim"]
             self.statistics = self.model.get_action_stats(config.unnorm_key)
-            names, self.takes_state = getattr(self.processor, "cameras", None), bool(action.get("state"))
-        self.cameras = chosen_pictures(names, config.cameras, list(config.image_features))
-        self.several = bool(names)
+            self.names, self.takes_state = getattr(self.processor, "cameras", None), bool(action.get("state"))
+        self.cameras = self._chosen(config.image_features) if config.image_features else None
         self.steps = config.n_action_steps or self.horizon
         if self.steps > self.horizon:
             raise ValueError(f"got n_action_steps {self.steps}, expected at most the model's {self.horizon}")
@@ -224,21 +224,30 @@ class GenVLAPolicy(PreTrainedPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: Any, *, config: GenVLAConfig | None = None, **kwargs: Any
     ) -> "GenVLAPolicy":
-        """A policy that was saved: a folder or a repository with the model in a folder of it, or its name."""
+        """A policy that was saved: a folder or a repository with the model in a folder of it, or its name.
+
+        LeRobot's rollout passes `None` where settings alone name the model.
+        """
         hub = {name: kwargs.pop(name, None) for name in ("revision", "cache_dir", "token")}
         rest = {name: kwargs[name] for name in ("dataset_stats", "dataset_meta") if name in kwargs}
-        folder = Path(pretrained_name_or_path)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(str(pretrained_name_or_path), **hub))
-        config = config or PreTrainedConfig.from_pretrained(folder)  # which reads the type
-        config.pretrained_path = folder
+        if pretrained_name_or_path is not None:
+            folder = Path(pretrained_name_or_path)
+            if not folder.is_dir():
+                folder = Path(snapshot_download(str(pretrained_name_or_path), **hub))
+            config = config or PreTrainedConfig.from_pretrained(folder)  # which reads the type
+            config.pretrained_path = folder
         return cls(config, **rest).to(config.device).eval()
 
     # Pictures
 
+    def _chosen(self, keys: Iterable[str]) -> dict[str, str]:
+        return chosen_pictures(self.names, self.config.cameras, list(keys))
+
     def _pictures(self, batch: dict[str, Any]) -> list[dict[str, np.ndarray]]:
         """Per row, the picture of each camera by name, uint8 [H, W, 3]."""
         found = {}
+        if self.cameras is None:  # LeRobot's rollout makes the policy before it knows the robot
+            self.cameras = self._chosen(key for key in batch if key.startswith(OBS_IMAGES))
         for name, key in self.cameras.items():
             if key not in batch:
                 raise ValueError(f"got a batch with {sorted(batch)}, expected a picture under {key}")
@@ -255,7 +264,7 @@ class GenVLAPolicy(PreTrainedPolicy):
     def _shown(self, rows: list[dict[str, np.ndarray]]) -> list[Any]:
         """The same as the processor takes it: a picture, or a list of them."""
         shown = [[Image.fromarray(picture) for picture in row.values()] for row in rows]
-        return shown if self.several else [row[0] for row in shown]
+        return shown if self.names else [row[0] for row in shown]
 
     @cached_property
     def grammar(self) -> Any:

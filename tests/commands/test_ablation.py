@@ -59,7 +59,7 @@ def test_it_goes_on_where_it_stopped(
     assert "OpenVLA+SC" in report
     run = ablation.Run("openvla-sc", 0, tmp_path)
     assert run.left() == []
-    run.files[0].unlink()
+    (run.results / "questions_home.json").unlink()
     called: list[tuple[object, ...]] = []
     monkeypatch.setattr(ablation, "command", lambda *arguments: called.append(arguments))
     assert main([*words, "--rows=openvla-sc"]) == 0
@@ -68,6 +68,6 @@ def test_it_goes_on_where_it_stopped(
     assert main([*words, "--rows=openvla-sc,openvla", "--status"]) == 0
     shown = capfd.readouterr().out
     assert "1 left: questions_home.json" in shown
-    assert "10 left: training" in shown
+    assert "11 left: training" in shown
     assert main([*words, "--rows=openvla-x"]) == 2
     assert "got the rows openvla-x, expected some of openvla-plus, openvla," in capfd.readouterr().err

@@ -23,6 +23,18 @@ BIN = Path(os.environ.get("GEN_VLA_LEROBOT", ROOT / ".venv-lerobot" / "bin"))
 SUPPORT = ROOT / "tests" / "support"
 HORIZON, STEPS = 3, 7
 TRUST = "--policy.trust_remote_code=true"
+ROLLOUT = (BIN / "lerobot-rollout").exists()  # which drives policies instead of `lerobot-record` from 0.6 on
+ROLLING = ("--task=close the drawer", "--fps=2", "--duration=30", "--return_to_initial_position=false")
+RECORDING = (
+    "--dataset.repo_id=me/eval_stub",
+    "--dataset.root=recorded",
+    "--dataset.single_task=close the drawer",
+    "--dataset.num_episodes=1",
+    "--dataset.fps=2",
+    "--dataset.episode_time_s=30",
+    "--dataset.vcodec=h264",
+    "--dataset.push_to_hub=false",
+)
 
 pytestmark = pytest.mark.skipif(
     not (BIN / "lerobot-eval").exists(), reason=f"no LeRobot at {BIN}; make lerobot builds its environment"
@@ -143,46 +155,32 @@ def test_a_server_acts_where_the_model_cannot_be_loaded(repositories, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [1, "state"])
-def test_lerobot_record_drives_a_robot(repositories, tmp_path, kind):
+def test_a_robot_is_driven(repositories, tmp_path, kind):
     """`lerobot-record` sends the policy's actions, and records them."""
     folder, model, processor = repositories[kind]
-    sent = record(tmp_path, f"--policy.checkpoint_path={folder}", TRUST, "--policy.unnorm_key=bridge_orig")
-    check_recorded(model, processor, sent, kind == "state")
-    info = json.loads((tmp_path / "recorded" / "meta" / "info.json").read_text())
-    assert info["total_frames"] == len(sent)
+    sent = drive(tmp_path, f"--policy.checkpoint_path={folder}", TRUST, "--policy.unnorm_key=bridge_orig")
+    check_driven(model, processor, sent, kind == "state")
+    if not ROLLOUT:
+        info = json.loads((tmp_path / "recorded" / "meta" / "info.json").read_text())
+        assert info["total_frames"] == len(sent)
 
 
 @pytest.mark.slow
 def test_a_server_is_told_the_robots_state(repositories, tmp_path):
     _, model, processor = repositories["state"]
     with running(ServedPolicy(model, processor, "tiny", "bridge_orig"), Limits()) as (_, port):
-        sent = record(tmp_path, f"--policy.server=ws://127.0.0.1:{port}")
-    check_recorded(model, processor, sent, takes_state=True)
+        sent = drive(tmp_path, f"--policy.server=ws://127.0.0.1:{port}")
+    check_driven(model, processor, sent, takes_state=True)
 
 
-def record(tmp_path, *policy):
-    """What the robot was sent while `lerobot-record` recorded an episode, float64 [N, 7]."""
-    return run(
-        tmp_path,
-        "lerobot-record",
-        "--robot.type=stub_robot",
-        "--robot.discover_packages_path=lerobot_stubs",
-        "--policy.type=gen_vla",
-        *policy,
-        "--policy.device=cpu",
-        "--dataset.repo_id=me/eval_stub",
-        f"--dataset.root={tmp_path / 'recorded'}",
-        "--dataset.single_task=close the drawer",
-        "--dataset.num_episodes=1",
-        "--dataset.fps=2",
-        "--dataset.episode_time_s=8",
-        "--dataset.vcodec=h264",
-        "--dataset.push_to_hub=false",
-        "--play_sounds=false",
-    )[1]
+def drive(tmp_path, *policy):
+    """What the robot was sent, float64 [N, 7], while LeRobot's command for policies on robots ran for 30 seconds."""
+    command = ("lerobot-rollout", *ROLLING) if ROLLOUT else ("lerobot-record", *RECORDING)
+    robot = ("--robot.type=stub_robot", "--robot.discover_packages_path=lerobot_stubs", "--play_sounds=false")
+    return run(tmp_path, *command, *robot, "--policy.type=gen_vla", "--policy.device=cpu", *policy)[1]
 
 
-def check_recorded(model, processor, sent, takes_state):
+def check_driven(model, processor, sent, takes_state):
     """The stub's joints are where they were last sent, at first at 0."""
     assert len(sent) > HORIZON
     states = np.concatenate([np.zeros((1, 7)), sent]) if takes_state else None

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import metadata_load
 from policy import MAX_CHARACTERS, Policy, checked_words, model_names
 from space_browser import ROOT, SPACE
-from space_models import save_arm_model, save_pi0_arm_model
+from space_models import save_arm_model
 from tiny_models import (
     picture,
     tiny_model,
@@ -21,6 +21,7 @@ from tiny_models import (
     tiny_processor,
     tiny_tokenizer,
 )
+from tiny_vlms import tiny_vla_pair
 from transformers import LlavaConfig
 
 from gen_vla.processors import ActionBins, ActionStringProcessor
@@ -99,13 +100,20 @@ def test_bins_are_shown_as_numbers(tmp_path):
     assert len(action.pieces) == 7
 
 
-def test_the_other_family_acts_and_answers(tmp_path):
-    save_pi0_arm_model(tiny_tokenizer("gemma_like"), tmp_path)
-    policy = Policy(str(tmp_path))
-    action = policy.act([picture(1)], "go", "bridge_orig")
+@pytest.mark.parametrize("family", ["gemma3", "paligemma", "qwen2_5_vl", "smolvlm"])
+def test_other_families_act_and_answer(family, tmp_path):
+    model, processor = tiny_vla_pair(family, tmp_path / "base", ActionStringProcessor(7, binary_dims=[6]))
+    model.save_pretrained(tmp_path / "repo")
+    processor.save_pretrained(tmp_path / "repo")
+    policy = Policy(str(tmp_path / "repo"))
+    action = policy.act([picture(1)], "go", "tiny")
+    assert action.text == model.predict_actions(**processor.action_inputs(picture(1), "go")).text[0]
     assert re.fullmatch(r"([+-][01]\.\d{4}){7}", action.text)
     assert action.text == "".join(piece.text for piece in action.pieces)
-    assert isinstance(policy.ask(picture(1), "How many?")[0], str)
+    inputs = processor.question_inputs(picture(1), "How many?")
+    output = model.generate(**inputs, max_new_tokens=48, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    answer = processor.batch_decode(output, skip_special_tokens=True)[0].strip()
+    assert policy.ask(picture(1), "How many?")[0] == answer
 
 
 def test_a_model_runs_in_the_type_it_was_saved_in(tmp_path):

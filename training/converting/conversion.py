@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.dynamic_module_utils import custom_object_save
 
 from gen_vla.modeling import OpenVLAPlusConfig, OpenVLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError, Piece
@@ -31,12 +30,12 @@ from gen_vla.training.converting.foreign_layouts import (
     LLAMA_TOKENS,
     OpenVLACheckpoint,
     load_tokenizer,
-    new_folder,
     read_source,
 )
 from gen_vla.training.converting.language_model import convert_language_model
 from gen_vla.training.converting.paligemma_flow import convert_to_flow
 from gen_vla.training.converting.vlm_conversion import convert_vlm, vlm_type
+from gen_vla.training.converting.writing import new_folder, save_architecture
 from gen_vla.training.storage.json_files import write_json
 from gen_vla.training.storage.tensor_files import Output, write_shards
 
@@ -213,14 +212,3 @@ def file_name(name: str) -> str:
     for five, four in {**renamed, "o_proj": "output.dense"}.items():
         name = re.sub(rf"(\.dino\.encoder\.layer\.\d+\.attention)\.{five}\.", rf"\1.{four}.", name)
     return name
-
-
-def save_architecture(folder: Path, model: Any, dtype: torch.dtype) -> None:
-    config = model.config
-    config.architectures = [type(model).__name__]
-    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
-        part.dtype = str(dtype).removeprefix("torch.")
-    custom_object_save(model, str(folder), config=config)
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)

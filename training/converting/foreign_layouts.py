@@ -10,9 +10,6 @@ transformers 5 did.
 """
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,12 +61,8 @@ def read_source(source: str | Path) -> OpenVLACheckpoint:
     path = Path(source)
     if path.suffix == ".pt" and path.is_file():
         return read_run(path.parent.parent, path)
-    folder = path
-    if not path.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-            raise FileNotFoundError(f"got {source}, which is no folder and no name on the Hub like openvla/openvla-7b")
-        wanted = ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"]  # the last marks OpenVLA-OFT
-        folder = Path(snapshot_download(str(source), allow_patterns=wanted))
+    # The last marks OpenVLA-OFT.
+    folder = local_folder(source, ["*.json", "*.safetensors", "tokenizer.model", "proprio_projector*"])
     settings = read_json(folder / "config.json")
     if "vla" in settings or "model" in settings:
         return read_run(folder, newest_checkpoint(folder / "checkpoints"))
@@ -79,6 +72,15 @@ def read_source(source: str | Path) -> OpenVLACheckpoint:
         f"got {folder} with model_type={settings.get('model_type')!r}, expected 'openvla' or 'prismatic', the folder "
         f"of a Prismatic training run, or a vision-language model: {', '.join(VLMS)}"
     )
+
+
+def local_folder(source: str | Path, wanted: list[str]) -> Path:
+    """A folder, or, by a name on the Hub, the one that its files were downloaded into, those of these patterns."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise FileNotFoundError(f"got {source}, which is no folder and no name on the Hub like openvla/openvla-7b")
+    return Path(snapshot_download(str(source), allow_patterns=wanted))
 
 
 def read_hub_layout(folder: Path, settings: dict[str, Any]) -> OpenVLACheckpoint:
@@ -195,20 +197,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"got no {path}, expected it beside the weights; copy the whole folder")
     return read_json_file(path)
-
-
-@contextmanager
-def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to be made, which becomes `destination` at the end of the `with` block; nothing is left by an error;
-    raises `FileExistsError` if the destination exists.
-    """
-    if destination.exists():
-        raise FileExistsError(f"got {destination}, which exists; name a new folder, or remove that one first")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}-", dir=destination.parent) as temporary:
-        draft = Path(temporary) / destination.name
-        yield draft
-        draft.rename(destination)
 
 
 def load_tokenizer(

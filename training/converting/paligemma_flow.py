@@ -12,7 +12,7 @@ import torch
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.processors import OpenVLAPlusImageProcessor, Pi0FlowProcessor
 from gen_vla.training.converting.foreign_layouts import GEMMA_TOKENS, image_settings, load_tokenizer
-from gen_vla.training.converting.vlm_conversion import read_vlm
+from gen_vla.training.converting.stock_checkpoint import read_checkpoint, write_model
 
 
 PILLOW_BICUBIC = 3
@@ -37,31 +37,30 @@ def convert_to_flow(
     # Not at the top: the other families run with a transformers that lacks this one.
     from gen_vla.modeling import Pi0FlowForActionPrediction
 
-    vlm = read_vlm(source, dtype)
-    config = flow_config(vlm.config, expert)
-    weights = {name: tensor.to(vlm.dtype) for name, tensor in expert_weights(config, seed).items()}
-    with torch.device("meta"):
+    found = read_checkpoint(source)
+    config = flow_config(found.config, expert)
+    with torch.device("meta"):  # shapes without memory
         model = Pi0FlowForActionPrediction(config)
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.model.vlm = vlm.model
-    pixels = image_settings(source)
+    pixels = image_settings(found.folder)
     if pixels.get("resample", PILLOW_BICUBIC) != PILLOW_BICUBIC:
         raise ConversionError(f"got resample={pixels['resample']}, expected {PILLOW_BICUBIC}, Pillow's bicubic")
     half = [0.5, 0.5, 0.5]
     constants: dict[str, Any] = {"means": [pixels.get("image_mean", half)], "stds": [pixels.get("image_std", half)]}
-    size = vlm.config.vision_config.image_size
+    size = found.config.vision_config.image_size
     processor = Pi0FlowProcessor(
         OpenVLAPlusImageProcessor(image_size=size, center_crop_area=center_crop_area, **constants),
-        load_tokenizer(tokenizer or source, GEMMA_TOKENS, vlm.config.text_config),
+        load_tokenizer(tokenizer or found.folder, GEMMA_TOKENS, found.config.text_config),
         num_image_tokens=config.num_image_tokens,
     )
-    if processor.image_token_id != vlm.config.image_token_id:
+    if processor.image_token_id != found.config.image_token_id:
         raise ConversionError(
             f"got a tokenizer whose {processor.image_token} is {processor.image_token_id}, expected "
-            f"{vlm.config.image_token_id}; it belongs to another model"
+            f"{found.config.image_token_id}; it belongs to another model"
         )
     config.prompt_template = processor.prompt_template
-    model.save_pretrained(draft, max_shard_size=max_shard_bytes)
+    base = [name for name in found.sources if name.startswith("model.")]  # without the output layer
+    origins = {name.replace("model.", "model.vlm.", 1): name for name in base}
+    write_model(draft, model, found, origins, dtype, max_shard_bytes, made=expert_weights(config, seed))
     processor.save_pretrained(draft)
 
 

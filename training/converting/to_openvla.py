@@ -2,7 +2,7 @@
 
     config.json, preprocessor_config.json, tokenizer files, model-*.safetensors    as openvla/openvla-7b has them
     dataset_statistics.json    the units of its actions
-    action_format.json         what another engine has to know to act: prompts, lead-in, a regular expression
+    action_format.json         what another engine has to know to act: prompts, lead-in, what it may write
 
 The plan of `modeling/convert_openvla_weights.py` is read backwards. What OpenVLA's files have and its features do not
 depend on (last blocks, final norms, SigLIP's pool) is written as zeros.
@@ -18,11 +18,13 @@ import torch
 from huggingface_hub import snapshot_download
 
 from gen_vla.modeling import OpenVLAPlusConfig
+from gen_vla.modeling.action_grammar import grammar_from_action_config
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.convert_openvla_weights import ATTENTION_HEADS, DINO, SIGLIP, plan_openvla
 from gen_vla.processors.action_statistics import action_bounds
 from gen_vla.training.checkpoints import read_processor
-from gen_vla.training.converting.foreign_layouts import new_folder, read_json, weights_of
+from gen_vla.training.converting.foreign_layouts import read_json, weights_of
+from gen_vla.training.converting.writing import new_folder
 from gen_vla.training.storage.json_files import write_json
 from gen_vla.training.storage.tensor_files import Output, SafetensorsFolder, write_shards
 
@@ -202,17 +204,23 @@ def picture_settings(images: Any) -> dict[str, Any]:
 
 
 def action_format(processor: Any) -> dict[str, Any]:
-    """What is said to the model and what it may write: prompts, ids in between, a regular expression or ids."""
+    """What is said to the model and what it may write: prompts, ids in between, a regular expression and ids.
+
+    The expression alone would admit other tokens of the same text, such as Llama's for single bytes.
+    """
     config = processor.action_config
-    allowed: dict[str, Any] = {"regular_expression": action_pattern(config)}
-    if config["representation"] == "bins":
-        allowed = {"token_ids": [config["bin_tokens_end"] - config["bins"], config["bin_tokens_end"]]}
+    grammar = grammar_from_action_config(config)
+    used = {token for following in grammar.transitions for token in following}
+    if config["representation"] == "bins":  # no expression says when the action is complete
+        used.remove(grammar.eos_token_id)
     kept = ("representation", "action_dim", "horizon", "decimals", "style", "binary_dims", "bins", "lead_in_ids")
     return {
         "prompt": processor.prompt_template["action"],
         "question": processor.prompt_template["question"],
         **{name: config[name] for name in kept if name in config},
-        **allowed,
+        "regular_expression": action_pattern(config),
+        "token_ids": sorted(used),
+        "max_tokens": grammar.max_tokens,
         "center_crop_area": getattr(processor.image_processor, "center_crop_area", None),
     }
 

@@ -1,7 +1,6 @@
 """Makes a `VLAPlusForVision2Seq` of a vision-language model of transformers: `gen-vla convert SRC DST`.
 
-The stock classes read the checkpoint, so that every layout of files they know is known here. The whole model is in
-memory while it is converted.
+Weights stream through one by one (`stock_checkpoint.py`); the frozen copy's are those of the encoder once more.
 """
 
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.models.auto import processing_auto
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.modeling.vlm_families import FAMILIES
 from gen_vla.processors import read_stock, with_actions
+from gen_vla.training.converting.stock_checkpoint import read_checkpoint, write_model
 
 
 def vlm_type(source: str | Path) -> str | None:
@@ -45,42 +45,41 @@ def convert_vlm(
         check: whether the result is loaded and compared with the base model on a random picture, bit for bit.
     """
     # Not at the top: the other families run with a transformers that lacks this one.
+    from gen_vla.modeling import VLAPlusConfig, VLAPlusForVision2Seq
+
+    found = read_checkpoint(source)
+    names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
+    stock_class = getattr(transformers, names[found.config.model_type])
+    processor = with_actions(read_stock(found.folder, stock_class))
+    frozen = "vision" if dual else None
+    with torch.device("meta"):  # shapes without memory
+        model = VLAPlusForVision2Seq(VLAPlusConfig(found.config, frozen, prompt_template=processor.prompt_template))
+    model.generation_config = found.generation_config
+    origins = {
+        name: name.removeprefix("vlm.").replace("model.frozen_vision.", "model.") for name in model.state_dict()
+    }
+    origins = {name: stock for name, stock in origins.items() if stock in found.sources}
+    write_model(destination, model, found, origins, dtype, max_shard_bytes)
+    processor.save_pretrained(destination)
+    if check:
+        check_step_0(found.folder, destination, processor, dtype)
+
+
+def check_step_0(base: Path, converted: Path, processor: Any, dtype: torch.dtype | None) -> None:
+    """Raises `ConversionError` if two folders' models have other logits for a random picture. One of them is in memory
+    at a time: in that of mapped files, of which the system keeps what there is room for, unless `dtype` changes them.
+    """
     from gen_vla.modeling import VLAPlusForVision2Seq
 
-    vlm = read_vlm(source, dtype)
-    names: Any = processing_auto.PROCESSOR_MAPPING_NAMES  # pyright: ignore[reportPrivateImportUsage]
-    stock_class = getattr(transformers, names[vlm.config.model_type])
-    processor = with_actions(read_stock(source, stock_class))
     pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    noise = Image.fromarray(pixels.numpy())
-    inputs = processor.question_inputs(noise, "What is this?")
-    expected = first_logits(vlm, inputs) if check else None
-    model = VLAPlusForVision2Seq.from_vlm(vlm, "vision" if dual else None, prompt_template=processor.prompt_template)
-    model.save_pretrained(destination, max_shard_size=max_shard_bytes)
-    processor.save_pretrained(destination)
-    del model, vlm  # one of them in memory at a time
-    if expected is not None:
-        found = first_logits(VLAPlusForVision2Seq.from_pretrained(destination, dtype="auto"), inputs)
-        if not torch.equal(found, expected):
-            raise ConversionError(
-                f"got logits that differ from the base model's by up to {(found - expected).abs().max():.3g} on a "
-                "random picture, expected the same ones; please report it with the name of the model"
-            )
-
-
-def read_vlm(source: str | Path, dtype: torch.dtype | None = None) -> Any:
-    """The stock model of a folder or a name on the Hub; `ConversionError` for missing and for unknown weights."""
-    read: Any = AutoModelForImageTextToText.from_pretrained
-    vlm, info = read(source, dtype=dtype or "auto", output_loading_info=True)
-    missing = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
-    unexpected = sorted(info["unexpected_keys"])
-    if missing or unexpected:
+    inputs = processor.question_inputs(Image.fromarray(pixels.numpy()), "What is this?")
+    expected = first_logits(AutoModelForImageTextToText.from_pretrained(base, dtype=dtype or "auto"), inputs)
+    found = first_logits(VLAPlusForVision2Seq.from_pretrained(converted, dtype="auto"), inputs)
+    if not torch.equal(found, expected):
         raise ConversionError(
-            f"got a checkpoint with {len(missing)} missing and {len(unexpected)} unexpected weights "
-            f"({', '.join([*missing, *unexpected][:3])}...), expected those of {type(vlm).__name__}; the download may "
-            "be incomplete, or the architecture another"
+            f"got logits that differ from the base model's by up to {(found - expected).abs().max():.3g} on a "
+            "random picture, expected the same ones; please report it with the name of the model"
         )
-    return vlm
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from gen_vla.training.storage.json_files import read_json, write_json
 
 RELOAD_AFTER = 256 * 2**20  # bytes; pages of a mapped file stay in memory until it is closed
 SAFETENSORS_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+SAFETENSORS_DTYPES |= {torch.int64: "I64"}  # of positions in old files
 DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 

@@ -77,10 +77,12 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     """The mini recipes, cut to a few rows: recorded, trained, packaged, and the policy can act."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
     sets = {f"data.vision_language.{i}.record.count": 28 for i in (1, 2)}
+    parts_before = [f"mini-vlm-{part}_" for part in ("relations", "attributes", "scenes")]
     parts = {
         "_mini_vlm_scenes": {"pretraining.steps": 1, "pretraining.batch_size": 4},
         "_mini_vlm_attributes": {},
-        "mini_vlm": sets,
+        "_mini_vlm_relations": sets,
+        "mini_vlm": {**sets, "data.vision_language.3.record.count": 28},
     }
     base = tmp_path
     for name, settings in parts.items():
@@ -90,9 +92,7 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
             pretrain_encoders(start, tmp_path)
         base = run_recipe(start, tmp_path, progress=False)
     logs = {path.name for path in package_model(base, [], tmp_path / "packaged").glob("*training_log.json")}
-    assert logs == {
-        f"{part}training_log.json" for part in ("", "mini-vlm-attributes_", "mini-vlm-scenes_", "dino_", "siglip_")
-    }
+    assert logs == {f"{part}training_log.json" for part in ("", *parts_before, "dino_", "siglip_")}
     recipe = load_recipe("mini_openvla_plus", few | {"data.robot.0.record.episodes_per_task": 1})
     record_missing_data(recipe, tmp_path)
     folder = run_recipe(recipe, tmp_path, progress=False)

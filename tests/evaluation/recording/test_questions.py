@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import needs_simulator  # noqa: F401  # skips this file without one
@@ -115,6 +116,10 @@ def test_any_number_of_workers_records_the_same(tmp_path, monkeypatch):
     assert list(load(tmp_path / "1")) == list(load(tmp_path / "2"))
 
 
+def numbers(answer: str) -> np.ndarray:
+    return np.array(answer.strip("[()]").split(","), dtype=float)
+
+
 def answer_from(row: dict[str, Any], env: TabletopEnv) -> str:
     """The answer from the segmented picture and the question's words alone."""
     masks, things, kind = env.segmentation(192), env.distractors, row["kind"]
@@ -142,7 +147,10 @@ def answer_from(row: dict[str, Any], env: TabletopEnv) -> str:
     if kind == "nearest":
         spot = env.data.body("drawer_link").xpos[:2] - np.array([0.0, 0.16])
         return min(things, key=lambda thing: float(np.hypot(*(spot - (thing.x, thing.y))))).colour
-    pointed = np.array(row["answer"].strip("[()]").split(","), dtype=float)
+    pointed, gripper = numbers(row["answer"]), env.look.camera.image_position(env._fingertips())
+    if kind == "gripper":
+        return row["answer"] if pointed == pytest.approx(gripper, abs=0.006) else str(gripper)
+    pointed += gripper if kind == "gripper_offset" else 0.0
     near = min(middles, key=lambda name: float(np.linalg.norm(pointed - middles[name])))
     return row["answer"] if near == named[0] else near
 
@@ -187,7 +195,9 @@ def test_a_thing_may_be_in_the_hand_where_it_is_not_asked_for_where_it_stands():
 def test_two_of_one_colour_are_not_asked_apart_by_it():
     """A scene with a red can and a red mug has no answer to "What is the red object?"."""
     can, mug = TableObject("red", "can", -0.1, 0.6, 0.0), TableObject("red", "mug", 0.1, 0.6, 0.0)
-    facts = scene_facts(StillScene((0.22, 0.88), 0.5, (can, mug)), HOME.camera, np.random.default_rng(0))
+    facts = scene_facts(
+        StillScene((0.22, 0.88), 0.5, (can, mug)), HOME.camera, np.array([0.0, 0.6, 0.2]), np.random.default_rng(0)
+    )
     assert KINDS["shape"].answer(facts) is None
     assert KINDS["colour"].answer(facts) == "red"
     assert side_of((0.5, 0.5), (0.55, 0.5)) is None
@@ -236,13 +246,24 @@ def test_seeds_outside_a_split_and_empty_requests_are_refused(tmp_path):
         record_questions(tmp_path / "q", 1, workers=0)
 
 
+NUMBERS = ("gripper", "gripper_offset")
+
+
 def test_answers_say_what_the_picture_shows():
     """Worked out by hand from a scene and from the camera that stands at the robot's right, looking left and ahead."""
     bottle, mug = TableObject("green", "bottle", -0.2, 0.56, 0.0), TableObject("purple", "mug", 0.0, 0.66, 0.0)
-    facts = scene_facts(StillScene((0.22, 0.88), 0.5, (bottle, mug)), HOME.camera, np.random.default_rng(0))
+    facts = scene_facts(
+        StillScene((0.22, 0.88), 0.5, (bottle, mug)), HOME.camera, np.array([0.0, 0.6, 0.2]), np.random.default_rng(0)
+    )
     answers = {name: kind.answer(facts) for name, kind in KINDS.items()}
     bottle_first = facts.first == 0
     assert answers["shape"] == ("bottle" if bottle_first else "mug")
     assert answers["object_order"] == ("left" if bottle_first else "right")
     assert (answers["drawer_side"], answers["nearest"], answers["count"]) == ("left", "purple", "2")
     assert answers["drawer_state"] == "open"
+    gripper, offset = (numbers(str(answers[name])) for name in NUMBERS)
+    place = np.array(facts.places[facts.first])
+    assert gripper == pytest.approx(HOME.camera.image_position(np.array([0.0, 0.6, 0.2])), abs=0.005)
+    assert offset == pytest.approx(place - gripper, abs=0.011)
+    out_of_view = replace(facts, gripper=(0.4, 1.02))
+    assert [KINDS[name].answer(out_of_view) for name in NUMBERS] == [None, None]

@@ -34,17 +34,23 @@ def test_scores_by_kind_and_majority(monkeypatch):
     assert questions_table(report).row_count == 3
 
 
-def test_points_are_scored_by_their_distance(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "answer", "given"),
+    [
+        ("point", "[(0.40, 0.50)]", ["[(0.40, 0.50)]", "(0.40,0.55)", "[(0.6, 0.5)]", "the mug"]),
+        ("gripper_offset", "[(+0.10, -0.20)]", ["[(+0.10, -0.20)]", "(.10,-0.15)", "[(-0.1, -0.2)]", "the mug"]),
+    ],
+)
+def test_points_and_offsets_are_scored_by_their_distance(kind, answer, given, monkeypatch):
     """In a picture 0.5 m wide: exact, 2.5 cm off, 10 cm off, and no point."""
-    given = ["[(0.40, 0.50)]", "(0.40,0.55)", "[(0.6, 0.5)]", "the mug"]
     monkeypatch.setattr(scene_questions, "answer_questions", lambda m, p, images, questions: given)
     picture = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-    row = {"image": picture, "question": "Point to it.", "answer": "[(0.40, 0.50)]", "kind": "point"}
-    report = evaluate_questions(None, None, Dataset.from_list([{**row, "picture_width": 0.5}] * 4), progress=False)
+    row = {"image": picture, "question": "Where is it?", "answer": answer, "kind": kind, "picture_width": 0.5}
+    report = evaluate_questions(None, None, Dataset.from_list([row] * 4), progress=False)
     assert [answer["right"] for answer in report.answers] == [True, True, False, False]
     assert [answer["metres_off"] for answer in report.answers] == [0.0, pytest.approx(0.025), pytest.approx(0.1), None]
-    assert report.kinds["point"].median_cm == pytest.approx(6.25)
-    assert "point, 6.2 cm off" in printed(questions_table(report))
+    assert report.kinds[kind].median_cm == pytest.approx(6.25)
+    assert f"{kind}, 6.2 cm off" in printed(questions_table(report))
 
 
 def test_a_model_answers_in_batches_as_one_by_one(tiny_openvla):

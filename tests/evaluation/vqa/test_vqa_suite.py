@@ -19,7 +19,7 @@ from gen_vla.evaluation.vqa.suite import TASKS, TASKS_FOLDER, run_vqa
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; run: pip install 'gen-vla[eval]'")
 
 QUESTIONS = 4
-FAMILIES = ("openvla", "pi0", "smolvlm")
+FAMILIES = ("openvla", "pi0", "gemma3", "qwen2_5_vl", "smolvlm")
 # lm-eval where importing this package fails: a model's own code and the tasks' folder have to do. Its own task files,
 # which take 20 seconds to read, are left out.
 WITHOUT_PACKAGE = """
@@ -59,7 +59,7 @@ def folder(request, tmp_path_factory, llama_like, gemma_like, tiny_strings) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", ["openvla", "smolvlm"], indirect=True)
+@pytest.mark.parametrize("folder", ["openvla", *FAMILIES[2:]], indirect=True)
 def test_plain_lm_eval_needs_nothing_of_this_package(folder, questions, tmp_path):
     arguments = ["--model", "hf-multimodal", "--device", "cpu", "--batch_size", "4", "--apply_chat_template"]
     arguments += ["--model_args", f"pretrained={folder},trust_remote_code=True,dtype=float32"]

@@ -1,5 +1,6 @@
 """One repository, written on transformers 5, gives the same on 4.57 (`make test-transformers4`)."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from tiny_models import (
     tiny_pi0_flow_processor,
     tiny_processor,
 )
-from tiny_vlms import tiny_inputs, tiny_vla_pair, tiny_vla_plus
+from tiny_vlms import tiny_inputs, tiny_vla_pair, tiny_vla_plus, write_base_processor
 
+from gen_vla.modeling import VLAPlusForVision2Seq
 from gen_vla.processors import ActionStringProcessor
+from gen_vla.training.converting.conversion import convert
 from gen_vla.training.publishing.assembling import install_in_cache
 
 
@@ -26,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[3]
 OTHER = Path(os.environ.get("GEN_VLA_TRANSFORMERS4", ROOT / ".venv-transformers4" / "bin" / "python"))
 KINDS = ("openvla_plus", "openvla_plus_resaved")
 VLMS = ("gemma3", "llava", "paligemma")  # whose processors of transformers 4.57 do not need torchvision
-WAYS = [(kind, way) for kind in KINDS for way in ("folder", "name")] + [(kind, "folder") for kind in VLMS]
+FAMILIES_IN_FOUR = (*VLMS, "internvl", "qwen2_5_vl", "qwen3_vl")
+WAYS = list(itertools.product((*KINDS, *VLMS), ("folder", "name")))
 
 pytestmark = pytest.mark.skipif(
     not OTHER.exists(), reason=f"no interpreter with transformers 4 at {OTHER}; make test-transformers4 builds it"
@@ -60,9 +64,8 @@ def readings(llama_like: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for kind in (*KINDS, *VLMS):
         write_repository(kind, work / kind, llama_like)
         repositories[kind, "folder"] = str(work / kind)
-        if (kind, "name") in WAYS:
-            repositories[kind, "name"] = f"gen-vla/{kind.replace('_', '-')}"
-            install_in_cache(work / kind, repositories[kind, "name"], work / "hub")
+        repositories[kind, "name"] = f"gen-vla/{kind.replace('_', '-')}"
+        install_in_cache(work / kind, repositories[kind, "name"], work / "hub")
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(work / "hub")}
     outputs = [
         read_repositories(list(repositories.values()), work / place, variables, python)
@@ -93,27 +96,83 @@ def test_both_generations_agree(readings: dict[Any, Any], kind: str, way: str) -
     assert five["tokens"].shape == (2, 18)
 
 
-@pytest.mark.parametrize("family", ["internvl", "qwen2_5_vl", "qwen3_vl"])
-def test_models_agree_whose_processors_need_torchvision(family: str, tmp_path: Path) -> None:
-    model = tiny_vla_plus(family)
-    model.save_pretrained(tmp_path / "repo")
-    inputs = tiny_inputs(model)
-    np.savez(tmp_path / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})
-    script = """
-import numpy, torch, transformers
-inputs = {name: torch.from_numpy(array) for name, array in numpy.load("inputs.npz").items()}
-model = transformers.AutoModel.from_pretrained("./repo", trust_remote_code=True)
-for nodes in (None, 0):
-    found = model.predict_actions(**inputs, unnorm_key="tiny", tree_nodes=nodes)
-    numpy.savez(f"{nodes}.npz", tokens=found.token_ids, probabilities=found.digit_probabilities)
+@pytest.fixture(scope="module")
+def acted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder in which transformers 4 has used models of every family it has, and by family, what 5 predicts."""
+    work, expected = tmp_path_factory.mktemp("families"), {}
+    for family in FAMILIES_IN_FOUR:
+        tokenizer = write_base_processor(family, work / family / "base")
+        for name, frozen in (("without", None), ("repo", "vision")):
+            model = tiny_vla_plus(family, tokenizer, frozen=frozen)
+            model.save_pretrained(work / family / name)
+        inputs = tiny_inputs(model)
+        np.savez(work / family / "inputs.npz", **{name: tensor.numpy() for name, tensor in inputs.items()})
+        expected[family] = model.predict_actions(**inputs, unnorm_key="tiny")
+    for script in (BASES, USE_OF_MODELS):
+        run = run_on_four(script, work, *FAMILIES_IN_FOUR)
+        assert run.returncode == 0, run.stderr[-2000:]
+        if script is BASES:
+            for family in FAMILIES_IN_FOUR:
+                convert(work / family / "base", work / family / "plus")
+    return work, expected
+
+
+BASES = """
+import sys, transformers
+for family in sys.argv[1:]:
+    model = transformers.AutoModel.from_pretrained(f"./{family}/without", trust_remote_code=True)
+    model.vlm.save_pretrained(f"{family}/base")  # a stock model, as most published ones are
 """
-    run = run_on_four(script, tmp_path)
-    assert run.returncode == 0, run.stderr[-2000:]
-    expected = model.predict_actions(**inputs, unnorm_key="tiny")
-    for way in ("None", "0"):
-        four = np.load(tmp_path / f"{way}.npz")
+USE_OF_MODELS = """
+import sys, numpy, torch, transformers
+for family in sys.argv[1:]:
+    inputs = {name: torch.from_numpy(array) for name, array in numpy.load(f"{family}/inputs.npz").items()}
+    read = lambda loader, name: loader.from_pretrained(f"./{family}/{name}", trust_remote_code=True)
+    loaded = read(transformers.AutoModel, "repo")
+    kept = {name: getattr(loaded.config, name) for name in ("frozen", "action_config", "norm_stats")}
+    built = type(loaded)(type(loaded.config)(read(transformers.AutoConfig, "base"), **kept)).eval()
+    built.load_state_dict(loaded.state_dict())
+    for name, model in (("loaded", loaded), ("built", built)):
+        for nodes in (None, 3, 0):
+            found = model.predict_actions(**inputs, unnorm_key="tiny", tree_nodes=nodes)
+            result = {"tokens": found.token_ids, "probabilities": found.digit_probabilities}
+            numpy.savez(f"{family}/{name}_{nodes}.npz", **result, passes=found.forward_passes)
+    loaded.save_pretrained(f"{family}/saved")
+    with torch.no_grad():
+        for name in ("base", "plus"):
+            logits = read(transformers.AutoModelForImageTextToText, name)(**inputs).logits
+            numpy.save(f"{family}/{name}.npy", logits.numpy())
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES_IN_FOUR)
+@pytest.mark.parametrize("made", ["loaded", "built"])
+def test_trees_and_single_tokens_agree_with_5(acted: tuple[Path, dict[str, Any]], family: str, made: str) -> None:
+    """Loaded, and built from the configuration that transformers 4 reads of the base model."""
+    expected, passes = acted[1][family], []
+    for nodes in (0, 3, None):
+        four = np.load(acted[0] / family / f"{made}_{nodes}.npz")
         np.testing.assert_array_equal(four["tokens"], expected.token_ids)
         np.testing.assert_allclose(four["probabilities"], expected.digit_probabilities, rtol=0, atol=1e-5)
+        passes.append(int(four["passes"]))
+    assert passes[0] > passes[1] > passes[2]
+
+
+@pytest.mark.parametrize("family", FAMILIES_IN_FOUR)
+def test_a_converted_model_is_its_base(acted: tuple[Path, dict[str, Any]], family: str) -> None:
+    """On transformers 4 too, bit for bit."""
+    base, plus = (np.load(acted[0] / family / f"{name}.npy") for name in ("base", "plus"))
+    np.testing.assert_array_equal(plus, base)
+    assert base.std() > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES_IN_FOUR)
+def test_what_4_writes_5_reads(acted: tuple[Path, dict[str, Any]], family: str) -> None:
+    model = VLAPlusForVision2Seq.from_pretrained(acted[0] / family / "saved")
+    assert not model.missing_weights
+    found = model.predict_actions(**tiny_inputs(model), unnorm_key="tiny")
+    np.testing.assert_array_equal(found.token_ids, acted[1][family].token_ids)
+    np.testing.assert_array_equal(found.digit_probabilities, acted[1][family].digit_probabilities)
 
 
 @pytest.mark.parametrize(

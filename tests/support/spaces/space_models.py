@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tiny_models import tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor, tiny_statistics
+from tiny_models import tiny_model, tiny_processor, tiny_statistics
 
 from gen_vla.processors import ActionStringProcessor
 
@@ -29,10 +29,3 @@ def save_arm_model(tokenizer: Any, folder: Path, seed: int = 0, cameras: list[st
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor
-
-
-def save_pi0_arm_model(tokenizer: Any, folder: Path) -> None:
-    """The same for π0+."""
-    strings = ActionStringProcessor(action_dim=7, binary_dims=[6])
-    tiny_pi0_model(tokenizer, strings, norm_stats={"bridge_orig": bridge_statistics()}).save_pretrained(folder)
-    tiny_pi0_processor(tokenizer, strings).save_pretrained(folder)

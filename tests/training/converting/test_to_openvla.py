@@ -75,10 +75,16 @@ def test_the_round_trip_acts_the_same(folders, tmp_path):
     np.testing.assert_array_equal(found[0].token_ids, found[1].token_ids)
     np.testing.assert_array_equal(found[0].actions, found[1].actions)
     told = json.loads((back / "action_format.json").read_text())
+    written = found[0].token_ids[0].tolist()
+    assert len(written) == told["max_tokens"]
     if style == "bins":
-        low, high = told["token_ids"]
-        assert all(low <= token < high for token in found[0].token_ids[0])
+        assert told["token_ids"] == list(range(32000 - 256, 32000))
+        assert told["regular_expression"] is None
+        assert set(written) <= set(told["token_ids"])
     else:
+        eos = processor.tokenizer.eos_token_id
+        assert processor.tokenizer.convert_ids_to_tokens(sorted(set(told["token_ids"]) - {eos})) == [*"+-.0123456789"]
+        assert eos in told["token_ids"]
         assert re.fullmatch(told["regular_expression"], found[0].text[0])
 
 

@@ -14,7 +14,7 @@ def test_d_s_c_data_and_size_of_some_rows() -> None:
         "pi0_rt1": ("···", "fractal20220817_data, paraphrased", "·", "3.2B"),
         "pi0_rt1_sc": ("·●●", "fractal20220817_data", "llava, vqasynth, onevision, robopoint", "2.9B"),
         "openvla_plus_rt1_only_llava": ("●●●", "fractal20220817_data", "llava", "7.5B"),
-        "mini_vlm": ("···", "·", "scenes, attributes, relations", "mini"),
+        "mini_vlm": ("···", "·", "scenes, attributes, relations, gripper", "mini"),
         "smol_openvla_plus": ("●●●", "tabletop", "scenes", "137M"),
     }
     for name, row in expected.items():
