@@ -15,11 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import yaml
-from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
 from gen_vla.training.checkpoints import cast_weights, used_dtype
 from gen_vla.training.lora import ADAPTER_FOLDER, save_adapter
@@ -43,6 +39,7 @@ FREE_TO_CHANGE = (
 SHAPE = ("training.batch_size", "training.gradient_accumulation_steps", "data.num_workers")  # see resume_record.py
 ROBOT_COLOURS = ("#d1495b", "#edae49", "#8d5a97", "#a3333d")
 QUESTION_COLOURS = ("#2e6f95", "#5fa8d3", "#1b9e77", "#8c6bb1", "#a3b18a")
+FEWEST_POINTS = 5  # of the longest curve of a picture
 PANELS = (  # figure, title, label of the axis, whether it is a share
     ("loss", "Loss, unweighted", "nats per token", False),
     ("token_accuracy", "Tokens right", "", True),
@@ -168,8 +165,13 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> 
             if "/" in source:
                 curves.setdefault(figure, {}).setdefault(source, []).append((entry["step"], value))
     sources = list(curves.get("loss", {}))
-    if max((len(curves["loss"][source]) for source in sources), default=0) < 2:
+    if max((len(curves["loss"][source]) for source in sources), default=0) < FEWEST_POINTS:
         return None
+    # here, since every process of every run imports this file
+    import matplotlib
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
     sources = list(dict.fromkeys(source.removeprefix(HELD_OUT_PREFIX) for source in sources))
     robot = [source for source in sources if source.startswith(f"{ROBOT}/")]
     pairs = [(robot, ROBOT_COLOURS), ([source for source in sources if source not in robot], QUESTION_COLOURS)]
@@ -204,6 +206,6 @@ def _draw_panel(
     axes.set(xlabel="step", ylabel=label)
     axes.set_ylim(*((-0.03, 1.03) if share else (0, None)))
     if share:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -161,6 +161,9 @@ class CoTrainer(SFTTrainer):
         if unwrapped(self.model) is not self.model:
             unwrapped(self.model).config.save_pretrained(folder)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: TRL writes one for every checkpoint; `publishing/card.py` writes that of a repository."""
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Reads a checkpoint's weights, every one of them.
 

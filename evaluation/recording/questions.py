@@ -43,7 +43,7 @@ DESCRIBE = ("What is on the table?", "Which objects are there, and where?")
 DESCRIBED = 4  # one picture in so many
 OTHER_TURNS = 10  # at most, besides the description
 SCENES = 5000  # that are tried for a question
-PER_PROCESS = 60  # questions at least: fewer are recorded before another process has started
+PER_PROCESS = 100  # questions at least: fewer are recorded before another process has started
 
 
 @lru_cache(maxsize=2)

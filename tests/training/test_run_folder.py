@@ -25,7 +25,7 @@ def test_curves_are_drawn_per_source(tmp_path: Path) -> None:
     assert {(0xD1, 0x49, 0x5B), (0x2E, 0x6F, 0x95)} <= colours, "one line per source, robot data in red"
 
 
-def test_a_run_of_one_log_has_no_curves(tmp_path: Path) -> None:
-    assert plot_curves(history(1), tmp_path / "curves.png", "a run") is None
+def test_a_run_of_few_logs_has_no_curves(tmp_path: Path) -> None:
+    assert plot_curves(history(4), tmp_path / "curves.png", "a run") is None
     assert plot_curves([], tmp_path / "curves.png", "a run") is None
     assert not (tmp_path / "curves.png").exists()

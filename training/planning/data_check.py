@@ -11,10 +11,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -334,6 +331,11 @@ def row_text(check: SourceCheck) -> Text:
 
 
 def draw_first_rows(checks: list[SourceCheck], path: Path, title: str) -> Path:
+    # here, since every process of every run imports this file
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     shown = [check for check in checks if check.rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     height = ROW_HEIGHT * max(len(shown), 1) + TITLE_HEIGHT

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
@@ -174,11 +175,15 @@ def _processor_name() -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    found = {name: number for name in PACKAGES if (number := _installed_version(name))}
+    return {"python": platform.python_version(), **found}
+
+
+@lru_cache(maxsize=len(PACKAGES))
+def _installed_version(name: str) -> str | None:
+    with suppress(PackageNotFoundError):
+        return version(name)
+    return None
 
 
 def code_version() -> dict[str, Any] | None:

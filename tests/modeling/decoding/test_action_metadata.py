@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hub_stand_in import HubStandIn
 from rlds_data_sets import write_rlds
 from robot_data_sets import make_episodes, write_lerobot
 from tiny_models import tiny_statistics
@@ -13,6 +14,7 @@ from tiny_runs import noise, tiny_recipe
 
 from gen_vla.commands.main import main
 from gen_vla.processors import normalize_actions, unnormalize_actions
+from gen_vla.training.publishing import assembling
 from gen_vla.training.recipes.loading import Recipe
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.run import run_recipe
@@ -61,8 +63,9 @@ def test_transforms_tell_what_they_make_and_formats_without_a_rate_nothing(tmp_p
 
 
 def test_a_trained_model_tells_it_where_it_acts_and_on_its_card(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(assembling, "verify", lambda *_: None)  # takes seconds, and is no part of this
     named_arm(tmp_path / "arm")
     folder = run_recipe(arm_recipe(tmp_path, every=2, displacements=[]), tmp_path, progress=False)
     noise(1).save(tmp_path / "camera.png")

@@ -17,7 +17,8 @@ INSTRUCTIONS = ["in", "Out two", "in two out two in two", "two"]
 
 
 def inputs_of(processor, rows: int):
-    return processor.action_inputs([picture(row) for row in range(rows)], INSTRUCTIONS[:rows])
+    words = [INSTRUCTIONS[row % len(INSTRUCTIONS)] for row in range(rows)]
+    return processor.action_inputs([picture(row) for row in range(rows)], words)
 
 
 @pytest.mark.parametrize("kind", ["openvla_plus", "pi0_plus"])
@@ -63,7 +64,7 @@ def test_horizon_16_and_wrong_drafts(llama_like):
 def test_many_random_cases(kind, llama_like):
     """450 actions: every style, dimensions and horizon drawn, drafts that know, do not know or are wrong."""
     random = np.random.default_rng(7)
-    for case in range(60):
+    for case in range(20):
         strings = ActionStringProcessor(
             int(random.integers(1, 4)),
             int(random.choice([1, 1, 2, 5])),
@@ -72,7 +73,7 @@ def test_many_random_cases(kind, llama_like):
             binary_dims=(0,) if case % 2 else (),
         )
         model, processor = tiny_pair(kind, llama_like, strings, seed=case)
-        inputs = inputs_of(processor, rows := int(random.integers(1, 5)))
+        inputs = inputs_of(processor, rows := int(random.integers(5, 11)))
         slow = model.predict_actions(**inputs, tree_nodes=0)
         for expected in (slow.normalized, -slow.normalized, random.uniform(-1, 1, slow.normalized.shape)):
             with_histogram(model, expected)

@@ -19,6 +19,7 @@ from foreign_checkpoints import (
     write_hub_folder,
     write_run_folder,
 )
+from hub_stand_in import HubStandIn
 from PIL import Image
 from safetensors import safe_open
 from tiny_models import picture
@@ -331,7 +332,9 @@ def test_other_folders_are_refused(source: Path, tmp_path: Path) -> None:
     refused(source, "with model_type='mllama', expected 'openvla' or 'prismatic'")
 
 
-def test_a_name_on_the_hub_is_downloaded(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_on_the_hub_is_downloaded(
+    source: Path, tmp_path: Path, hub: HubStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     monkeypatch.setattr(foreign_layouts, "snapshot_download", lambda name, **_: asked.append(name) or str(source))
     convert("openvla/openvla-7b", tmp_path / "converted")

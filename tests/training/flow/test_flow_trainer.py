@@ -100,6 +100,7 @@ def test_it_learns_six_demonstrations_and_looks_at_their_pictures(tmp_path: Path
     settings: dict[str, Any] = {"training__steps": 300, "training__batch_size": 12, "training__save_steps": 300}
     folder = run_flow(tmp_path, **settings, training__learning_rate=3e-3, training__logging_steps=50)
     assert logged_steps(folder)[-1]["robot/loss"] < 0.3 * logged_steps(folder)[0]["robot/loss"]
+    assert (folder / "training_curves.png").stat().st_size > 10_000
     model, processor = load_model(folder), load_processor(folder)
     rows: Any = load_from_disk(str(tmp_path / "robot"))
     torch.manual_seed(0)
