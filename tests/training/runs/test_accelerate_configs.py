@@ -1,7 +1,6 @@
 """The launch configurations, and sharded training by real processes: the same losses and weights as plain training."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -58,10 +57,7 @@ def sharded(tmp_path_factory):
     """The folder two processes wrote their weights and losses to."""
     folder = tmp_path_factory.mktemp("sharded")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, sharded_run.__file__, str(folder)], env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run([*command, sharded_run.__file__, str(folder)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return folder
 
