@@ -52,14 +52,14 @@ def run_demo(output: str | Path = "demo_output", *, episodes: int = 6, quick: bo
     for name, row in ROWS.items():
         Run(row, 0, output, name).train(processes, settings)
     heading(console, 3, f"Publishing to a folder, verifying in a fresh interpreter, loading {REPO_ID} by name")
-    publish(output, results=None)
+    publish(output)
     models = load_models(output)
     heading(console, 4, "Rolling out on layouts never seen in training, and asking held-out questions")
     suite = QUICK_SUITE if quick else {"tasks": TASKS, "episodes": episodes}
     found = {name: measure(name, *loaded, output, suite) for name, loaded in models.items()}
     heading(console, 5, "Filming, and a card with the figures")
     films = film({name: models[name] for name in ROWS}, suite["tasks"], output)
-    publish(output, card_of(output))
+    write_figures(output, *models[PLUS])
     console.rule("[bold]Done", align="left")
     console.print(comparison(found))
     show_files(console, output, films)
@@ -93,13 +93,22 @@ def record(output: Path, settings: list[str], questions: int) -> None:
         record_questions(held_out, questions, seed=HELD_OUT_SEED, image_size=recipe.data.image_size)
 
 
-def publish(output: Path, results: dict[str, Any] | None) -> None:
+def publish(output: Path) -> None:
     """The repository folder of the recipe's model, verified, and its copy in the cache."""
     from gen_vla.training.publishing.assembling import install_in_cache, publish_to_folder
 
-    folder = publish_to_folder(output / PLUS, REPO_ID, output / "repository", results)
+    folder = publish_to_folder(output / PLUS, REPO_ID, output / "repository")
     print(f"  verified {folder}")
     print(f"  in the cache as {install_in_cache(folder, REPO_ID)}")
+
+
+def write_figures(output: Path, model: Any, processor: Any) -> None:
+    """The card once more, with what was measured, and all else in the repository as it is."""
+    from gen_vla.training.publishing.assembling import install_in_cache
+    from gen_vla.training.publishing.card import write_card
+
+    write_card(output / "repository", REPO_ID, model, card_of(output), processor.cameras)
+    print(f"  in the cache as {install_in_cache(output / 'repository', REPO_ID)}")
 
 
 def load_models(output: Path) -> dict[str, tuple[Any, Any]]:

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch loads
+# Read by what is imported here, and by the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL's: no test uses a network
 # isort: split
 
 import torch
@@ -26,7 +30,6 @@ from gen_vla.training.storage import hub_requests
 from gen_vla.training.tokenizer import train_tokenizer
 
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 gc.set_threshold(10_000)
 torch.set_num_threads(1)  # matrices this small are only slowed down by more
 

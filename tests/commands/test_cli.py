@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gen_vla.commands.main import main, parse
-from gen_vla.commands.train import parse_overrides
+from gen_vla.commands.train import parse_overrides, run_in_processes
 from gen_vla.training.recipes.loading import recipe_names
 
 
@@ -38,6 +38,11 @@ def test_train_lists_the_recipes(capsys):
     for name in recipe_names():
         assert name in text
     assert main(["train"]) == 2
+
+
+def test_several_processes_run_the_same_command(capfd):
+    assert run_in_processes(["--help"], 2) == 0
+    assert capfd.readouterr().out.count("Train a recipe") == 2
 
 
 @pytest.mark.parametrize(

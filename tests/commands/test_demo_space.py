@@ -54,7 +54,6 @@ def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
         "GRADIO_TEMP_DIR": str(tmp_path / "uploads"),
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "gen_vla.commands.main", "demo", "--space"]
     with open(tmp_path / "log", "w") as log:

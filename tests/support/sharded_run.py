@@ -1,4 +1,4 @@
-"""Three steps of training with every block sharded by FSDP2 over the processes there are; run by torchrun.
+"""Three steps of training with every block sharded by FSDP2 over the processes there are.
 
     torchrun --nproc_per_node 2 tests/support/sharded_run.py OUTPUT
 
@@ -37,7 +37,7 @@ ROWS, STEPS = 4, 3
 FAMILIES = ("openvla_plus", "paligemma", "pi0_flow", "smolvlm")
 
 
-def main(output: Path) -> None:
+def main(output: str) -> None:
     distributed.init_process_group("gloo")
     rank, world = distributed.get_rank(), distributed.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
@@ -59,9 +59,9 @@ def main(output: Path) -> None:
         )
         if rank == 0:
             weights = {name: value.contiguous().clone() for name, value in state.items()}
-            save_file(weights, output / f"{family}.safetensors")
+            save_file(weights, f"{output}/{family}.safetensors")
             facts = {"losses": losses, "processes": world, "units": len(units)}
-            (output / f"{family}.json").write_text(json.dumps(facts), encoding="utf-8")
+            Path(output, f"{family}.json").write_text(json.dumps(facts), encoding="utf-8")
     distributed.destroy_process_group()
 
 
@@ -116,4 +116,4 @@ def build_flow() -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

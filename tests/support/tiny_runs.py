@@ -8,8 +8,6 @@ its own and writes down, per process, what that process really trained on:
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -153,15 +151,6 @@ def read_log(folder: Path) -> dict[str, Any]:
 def logged_steps(folder: Path) -> list[dict[str, float]]:
     """The entries of its log that have a loss."""
     return [entry for entry in read_log(folder)["history"] if "loss" in entry]
-
-
-def run_in_two_processes(*work_dirs: Path) -> None:
-    """Runs tiny.yaml in each of the folders, or resumes it, one after another in the same processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launch, __file__, "-1", *map(str, work_dirs)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-3000:]
 
 
 def seen_by_two_processes(work_dir: Path) -> list[dict[str, Any]]:

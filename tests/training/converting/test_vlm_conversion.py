@@ -91,7 +91,7 @@ before = memory_bytes("VmRSS")
 convert("someone/base", "plus", check=False)
 print(memory_bytes("VmHWM") - before)
 """
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "OMP_NUM_THREADS": "1"}
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
     command, options = [sys.executable, "-c", script], {"capture_output": True, "text": True, "timeout": 300}
     run = subprocess.run(command, cwd=tmp_path, env=settings, **options)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -1,10 +1,8 @@
 """The launch configurations, and sharded training by real processes: the same losses and weights as plain training."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import sharded_run
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
+from two_processes import run_in_two_processes
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq, Pi0FlowForActionPrediction
 
@@ -57,12 +56,7 @@ def test_the_slurm_script_is_bash_and_names_a_configuration_there_is():
 def sharded(tmp_path_factory):
     """The folder two processes wrote their weights and losses to."""
     folder = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [*command, sharded_run.__file__, str(folder)], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
+    run_in_two_processes("sharded_run", folder)
     return folder
 
 

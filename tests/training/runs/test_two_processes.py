@@ -12,7 +12,6 @@ from table_data import mini_recipe, write_table_data
 from tiny_runs import (
     logged_steps,
     read_log,
-    run_in_two_processes,
     run_tiny,
     seen_by_two_processes,
     stored_types,
@@ -22,6 +21,7 @@ from tiny_runs import (
     write_questions,
     write_robot_data,
 )
+from two_processes import run_in_two_processes
 
 from gen_vla.training.run_folder import write_recipe
 
@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, alone: tuple[Path, list[An
     shutil.copytree(alone[0], folders["resumed"], dirs_exist_ok=True)
     shutil.rmtree(folders["resumed"] / "tiny" / "checkpoints" / "checkpoint-4")
     tiny_recipe(folders["resumed"], **RESUMED, training__batch_size=2)
-    run_in_two_processes(*folders.values())
+    run_in_two_processes("tiny_runs", "-1", *folders.values())
     return folders
 
 
