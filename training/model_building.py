@@ -19,7 +19,7 @@ from gen_vla.processors import (
     with_actions,
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
-from gen_vla.processors.processing_vla_plus import ActionInputs
+from gen_vla.processors.processing_vla_plus import TILING, ActionInputs
 from gen_vla.processors.robot_state import REFERENCE, SHOWN, STATE_BINS, template_with_state
 from gen_vla.training.checkpoints import check_folder, family_named, load_model, read_config, read_processor
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
@@ -171,6 +171,16 @@ def without_center_crop(processor: Any) -> Any:
 def set_center_crop(processor: Any, area: float | None) -> None:
     """Sets the share of a picture's area that a processor keeps: a stock image processor does not crop by itself."""
     (processor if isinstance(processor, ActionInputs) else processor.image_processor).center_crop_area = area
+
+
+def square_side(processor: ActionInputs) -> int | None:
+    """Side of the square that a stock processor makes of every picture; `None` where a picture's shape matters."""
+    pictures: Any = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+    size = dict(processor.picture_options.get("size", pictures.size))
+    cut = ("do_center_crop", "image_grid_pinpoints", *TILING)
+    if any(processor.picture_options.get(name, getattr(pictures, name, None)) for name in cut):
+        return None
+    return size["height"] if "height" in size and size["height"] == size.get("width") else None
 
 
 def initial_model_folder(name: str, work_dir: Path) -> Path:
