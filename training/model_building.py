@@ -23,6 +23,7 @@ from gen_vla.processors.processing_vla_plus import TILING, ActionInputs
 from gen_vla.processors.robot_state import REFERENCE, SHOWN, STATE_BINS, template_with_state
 from gen_vla.training.checkpoints import check_folder, family_named, load_model, read_config, read_processor
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
+from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.storage.recordings import load_recording
@@ -253,6 +254,21 @@ def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData
     processor.action_config, processor.cameras = config.action_config, opened.cameras
     processor.state_statistics = state_statistics(recipe, opened)
     set_center_crop(processor, center_crop_area(recipe))
+    if recipe.model.family == "vla_plus":
+        set_picture_options(processor, recipe)
+
+
+def set_picture_options(processor: ActionInputs, recipe: Recipe) -> None:
+    """Adds a recipe's `picture_options`; raises `ValueError` for one that the stock image processor ignores."""
+    pictures: Any = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+    options = recipe.data.picture_options or {}
+    for name in options:
+        if name not in (known := pictures.valid_kwargs.__annotations__):
+            raise ValueError(
+                f"got data.picture_options with {name!r}, expected arguments of {type(pictures).__name__}; "
+                f"{did_you_mean(name, known)}"
+            )
+    processor.picture_options = {**processor.picture_options, **options}
 
 
 def make_recipe_action_config(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.converting.conversion import convert
 from gen_vla.training.model_building import square_side
+from gen_vla.training.planning.plan import planned_config
 from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.recipes.schema import RecipeError
 from gen_vla.training.run import build_collator, build_preparer, run_recipe
 
 
@@ -136,6 +138,27 @@ def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_
     model.train()
     inputs = {name: value for name, value in batch.items() if name not in ("token_weights", "is_robot", "replaced")}
     assert torch.isfinite(model(**inputs).loss)
+
+
+def test_a_recipe_sets_the_size_of_pictures_and_tiles(tmp_path: Path) -> None:
+    """They are trained on, saved and acted on."""
+    options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 2, "size": {"height": 16, "width": 16}}
+    begun = {**start("internvl", tmp_path), "training__steps": 1}
+    before = planned_config(tiny_recipe(tmp_path, **begun), tmp_path).num_image_tokens
+    recipe = tiny_recipe(tmp_path, data__picture_options=options, **begun)
+    assert planned_config(recipe, tmp_path).num_image_tokens == 3 * before  # two tiles, and the whole
+    processor = load_processor(run_recipe(recipe, tmp_path, progress=False))
+    assert processor.picture_options == options
+    inputs = processor.action_inputs(noise(1), "open the drawer")
+    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 3 * before
+    with pytest.raises(ValueError, match=r"'crop_to_patch', expected arguments of .*did you mean 'crop_to_patches'"):
+        run_tiny(
+            tmp_path / "misspelt",
+            **start("internvl", tmp_path / "misspelt"),
+            data__picture_options={"crop_to_patch": True},
+        )
+    with pytest.raises(RecipeError, match=r"got data\.picture_options with model\.family='openvla_plus'"):
+        tiny_recipe(tmp_path / "openvla", data__picture_options=options)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
