@@ -19,10 +19,11 @@ from gen_vla.processors import (
     with_actions,
 )
 from gen_vla.processors.image_processing_openvla_plus import SIGLIP_MEAN, SIGLIP_STD
-from gen_vla.processors.processing_vla_plus import ActionInputs
+from gen_vla.processors.processing_vla_plus import TILING, ActionInputs
 from gen_vla.processors.robot_state import REFERENCE, SHOWN, STATE_BINS, template_with_state
 from gen_vla.training.checkpoints import check_folder, family_named, load_model, read_config, read_processor
 from gen_vla.training.loss_weights import ActionTokenWeights, BinTokenWeights
+from gen_vla.training.recipes.data_schema import did_you_mean
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, ActionRecipe, ModelRecipe, Recipe
 from gen_vla.training.recipes.sources import OpenedData
 from gen_vla.training.storage.recordings import load_recording
@@ -173,6 +174,16 @@ def set_center_crop(processor: Any, area: float | None) -> None:
     (processor if isinstance(processor, ActionInputs) else processor.image_processor).center_crop_area = area
 
 
+def square_side(processor: ActionInputs) -> int | None:
+    """Side of the square that a stock processor makes of every picture; `None` where a picture's shape matters."""
+    pictures: Any = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+    size = dict(processor.picture_options.get("size", pictures.size))
+    cut = ("do_center_crop", "image_grid_pinpoints", *TILING)
+    if any(processor.picture_options.get(name, getattr(pictures, name, None)) for name in cut):
+        return None
+    return size["height"] if "height" in size and size["height"] == size.get("width") else None
+
+
 def initial_model_folder(name: str, work_dir: Path) -> Path:
     """The folder of the model to start from, fetched from the Hub where its name begins with `hf://`."""
     if name.startswith(HUB_PREFIX):
@@ -243,6 +254,21 @@ def apply_recipe(processor: Any, config: Any, recipe: Recipe, opened: OpenedData
     processor.action_config, processor.cameras = config.action_config, opened.cameras
     processor.state_statistics = state_statistics(recipe, opened)
     set_center_crop(processor, center_crop_area(recipe))
+    if recipe.model.family == "vla_plus":
+        set_picture_options(processor, recipe)
+
+
+def set_picture_options(processor: ActionInputs, recipe: Recipe) -> None:
+    """Adds a recipe's `picture_options`; raises `ValueError` for one that the stock image processor ignores."""
+    pictures: Any = processor.image_processor  # pyright: ignore[reportAttributeAccessIssue]
+    options = recipe.data.picture_options or {}
+    for name in options:
+        if name not in (known := pictures.valid_kwargs.__annotations__):
+            raise ValueError(
+                f"got data.picture_options with {name!r}, expected arguments of {type(pictures).__name__}; "
+                f"{did_you_mean(name, known)}"
+            )
+    processor.picture_options = {**processor.picture_options, **options}
 
 
 def make_recipe_action_config(recipe: Recipe, tokenizer: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from transformers.trainer_callback import ProgressCallback
 from trl.trainer.sft_config import SFTConfig
 
+from gen_vla.processors.processing_vla_plus import ActionInputs
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.flow.rows import FlowCollator, FlowRowPreparer, draw_noise
 from gen_vla.training.flow.trainer import FlowMetrics, FlowTrainer
@@ -39,7 +40,13 @@ from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, RowPre
 from gen_vla.training.mixing.row_stream import BufferSize
 from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
-from gen_vla.training.model_building import action_weights, build_model, check_initial_model, without_center_crop
+from gen_vla.training.model_building import (
+    action_weights,
+    build_model,
+    check_initial_model,
+    square_side,
+    without_center_crop,
+)
 from gen_vla.training.planning.data_check import check_data, show_data
 from gen_vla.training.provenance.origin import with_other_runs, with_provenance
 from gen_vla.training.recipes.schema import Recipe
@@ -198,9 +205,16 @@ def held_pictures(recipe: Recipe, opened: OpenedData, processor: Any) -> dict[st
     strategy = getattr(image_processor, "resize_strategy", "resize-naive")
     size: int | None = getattr(image_processor, "image_size", None)
     sizes: dict[str, int | None] = {ROBOT: size, VISION_LANGUAGE: size}
-    if recipe.data.image_augmentation:  # it changes pictures of this size
-        sizes[ROBOT] = recipe.data.image_size
+    if recipe.data.image_augmentation:
+        sizes[ROBOT] = augmented_size(recipe, processor)
     return {name: HeldPictures(sizes[name.partition("/")[0]], strategy) for name in opened.streams}
+
+
+def augmented_size(recipe: Recipe, processor: Any) -> int | None:
+    """Side of the square that is made of a robot's picture before it is changed; `None` where the model sees more of
+    its shape than a square keeps.
+    """
+    return square_side(processor) if isinstance(processor, ActionInputs) else recipe.data.image_size
 
 
 def build_held_out(
@@ -248,8 +262,8 @@ def build_preparer(
     if data.image_augmentation:
         augment = partial(augment_image, settings=data.image_augmentation, seed=seed)
         strategy = getattr(processor.image_processor, "resize_strategy", "resize-naive")
-        resizing = {"size": data.image_size, "resize_strategy": strategy}
-        augment_picture = partial(augment_resized, augment=augment, **resizing)
+        size = augmented_size(recipe, processor)
+        augment_picture = partial(augment_resized, size=size, augment=augment, resize_strategy=strategy)
     if data.instruction_augmentation:
         probability = data.instruction_augmentation.probability
         augment_instruction = partial(paraphrased, probability=probability, seed=seed)

@@ -111,12 +111,13 @@ class RowPreparer:
 def augment_resized(
     picture: Image.Image,
     name: str,
-    size: int,
+    size: int | None,
     augment: Callable[[Image.Image, str], Image.Image],
     resize_strategy: str = "resize-naive",
 ) -> Image.Image:
-    """A picture resized as the image processor does it and changed, which takes the time of that size's pixels."""
-    return augment(resize(picture, size, resize_strategy), name)
+    """A picture resized as the image processor does it, if it makes squares of this size, and changed, which takes the
+    time of its pixels."""
+    return augment(picture if size is None else resize(picture, size, resize_strategy), name)
 
 
 def row_generator(seed: int, purpose: str, row: int | str) -> np.random.Generator:

@@ -31,7 +31,7 @@ from gen_vla.training.checkpoints import family_named, has_processor, read_confi
 from gen_vla.training.converting.foreign_layouts import LLAMA2
 from gen_vla.training.lora import lora_config
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE
-from gen_vla.training.model_building import local_start, model_sizes
+from gen_vla.training.model_building import local_start, model_sizes, set_picture_options
 from gen_vla.training.planning.row_lengths import RowLengths, read_lengths
 from gen_vla.training.recipes.loading import load_recipe, recipe_names
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
@@ -110,7 +110,7 @@ def planned_config(recipe: Recipe, work_dir: Path) -> Any:
     if start is not None and (saved := local_start(start, work_dir) / "config.json").is_file():
         config = family.config(**json.loads(saved.read_text(encoding="utf-8")))
         if recipe.model.family == "vla_plus":
-            config.num_image_tokens = picture_tokens(saved.parent, recipe.data.image_size)
+            config.num_image_tokens = picture_tokens(saved.parent, recipe)
     elif recipe.model.family == "vla_plus" and str(start).startswith(PALIGEMMA):  # as shipped recipes name it
         config = family.config(**json.loads(PI0_PLUS.read_text(encoding="utf-8")))
         config.num_image_tokens = image_tokens(config.vlm_config.vision_config)
@@ -194,12 +194,14 @@ def patches_per_token(vlm_config: Any) -> float:
     return (side or 1 / getattr(vlm_config, "downsample_ratio", 1)) ** 2
 
 
-def picture_tokens(folder: Path, image_size: int) -> int:
+def picture_tokens(folder: Path, recipe: Recipe) -> int:
     """Image tokens of a square picture, by the processor in a folder; `USUAL_TOKENS` where there is none."""
     if not has_processor(folder):
         return USUAL_TOKENS
     processor = read_processor(folder)
-    ids = processor.question_inputs(Image.new("RGB", (image_size, image_size)), "?")["input_ids"]
+    set_picture_options(processor, recipe)
+    side = recipe.data.image_size
+    ids = processor.question_inputs(Image.new("RGB", (side, side)), "?")["input_ids"]
     return int((ids == read_config(folder).image_token_id).sum())
 
 

@@ -212,7 +212,11 @@ class DataRecipe:
     vision-language sets those that are packed there are read there, and a set on the Hub has to be. Null to read all
     of them as they were published."""
     image_size: int = Field(default=64, ge=1)
-    """Side of the pictures the encoders see, in pixels, at least 1."""
+    """Side of the pictures the encoders see, in pixels, at least 1. A converted model (`vla_plus`) has its own."""
+    picture_options: dict[str, Any] | None = None
+    """Arguments of the image processor of a converted model (`vla_plus`), as in transformers, such as a `size`, or
+    tiles, which are off by default: each costs as many tokens as a picture. They are saved with the trained model.
+    Null for what the converted model has."""
     streaming: bool = False
     """Whether data sets are read shard by shard, in an order shuffled by a buffer; otherwise from a table on this
     machine's disk, in a perfectly shuffled order."""

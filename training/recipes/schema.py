@@ -285,6 +285,11 @@ class Recipe:
                 f"got pretraining with model.family={self.model.family!r} and model.initial_model="
                 f"{self.model.initial_model!r}, expected openvla_plus from random weights, or no pretraining"
             )
+        if self.data.picture_options and (self.model.family != "vla_plus" or not self.model.initial_model):
+            raise RecipeError(
+                f"got data.picture_options with model.family={self.model.family!r} and model.initial_model="
+                f"{self.model.initial_model!r}, expected vla_plus from a converted model, or no picture_options"
+            )
         if self.pretraining and self.data.validation and self.data.validation.questions:
             raise RecipeError(
                 "got data.validation.questions with pretraining, expected none: encoders learn from the pictures of "

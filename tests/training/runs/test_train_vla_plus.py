@@ -4,11 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from tiny_runs import noise, read_log, run_tiny, write_questions, write_robot_data
+from tiny_models import picture
+from tiny_runs import noise, read_log, run_tiny, tiny_recipe, write_questions, write_robot_data
 from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
@@ -18,8 +20,11 @@ from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.converting.conversion import convert
+from gen_vla.training.model_building import square_side
+from gen_vla.training.planning.plan import planned_config
 from gen_vla.training.recipes.loading import load_recipe
-from gen_vla.training.run import run_recipe
+from gen_vla.training.recipes.schema import RecipeError
+from gen_vla.training.run import build_collator, build_preparer, run_recipe
 
 
 def start(family: str, work_dir: Path, dual: bool = True) -> dict[str, Any]:
@@ -133,6 +138,48 @@ def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_
     model.train()
     inputs = {name: value for name, value in batch.items() if name not in ("token_weights", "is_robot", "replaced")}
     assert torch.isfinite(model(**inputs).loss)
+
+
+def test_a_recipe_sets_the_size_of_pictures_and_tiles(tmp_path: Path) -> None:
+    """They are trained on, saved and acted on."""
+    options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 2, "size": {"height": 16, "width": 16}}
+    begun = {**start("internvl", tmp_path), "training__steps": 1}
+    before = planned_config(tiny_recipe(tmp_path, **begun), tmp_path).num_image_tokens
+    recipe = tiny_recipe(tmp_path, data__picture_options=options, **begun)
+    assert planned_config(recipe, tmp_path).num_image_tokens == 3 * before  # two tiles, and the whole
+    processor = load_processor(run_recipe(recipe, tmp_path, progress=False))
+    assert processor.picture_options == options
+    inputs = processor.action_inputs(noise(1), "open the drawer")
+    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 3 * before
+    with pytest.raises(ValueError, match=r"'crop_to_patch', expected arguments of .*did you mean 'crop_to_patches'"):
+        run_tiny(
+            tmp_path / "misspelt",
+            **start("internvl", tmp_path / "misspelt"),
+            data__picture_options={"crop_to_patch": True},
+        )
+    with pytest.raises(RecipeError, match=r"got data\.picture_options with model\.family='openvla_plus'"):
+        tiny_recipe(tmp_path / "openvla", data__picture_options=options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_augmented_pictures_have_the_shape_of_acting(family: str, tmp_path: Path) -> None:
+    """Not that of `data.image_size`: most processors see a picture's proportions."""
+    model, processor = tiny_vla_pair(family, tmp_path, ActionStringProcessor(3, decimals=2))
+    if family.startswith("qwen"):
+        processor.picture_options = {"min_pixels": 64, "max_pixels": 4096}
+    unchanged = {"crop_area": 1.0, "brightness": 0.0, "contrast": [1, 1], "saturation": [1, 1], "hue": 0.0}
+    settings = {"family": "vla_plus", "initial_model": "start", "frozen": "vision"}
+    recipe = tiny_recipe(tmp_path, data__image_augmentation=unchanged, model=settings)
+    collator = build_collator(recipe, model.config, processor, [])
+    prepare = build_preparer(recipe, processor, model.config.norm_stats, collator, model.config)
+    wide = picture(2, (64, 32))
+    row = {"images": [wide], "instruction": "lift it", "action": np.zeros((1, 3)), "identity": "row"}
+    trained = collator([prepare({**row, "action_is_pad": np.zeros(1, bool)}, "robot/tiny", 0)])
+    acting = processor.action_inputs(wide, "lift it")
+    assert trained["pixel_values"].shape == acting["pixel_values"].shape
+    assert trained["input_ids"][:, : acting["input_ids"].shape[1]].tolist() == acting["input_ids"].tolist()
+    if square_side(processor) is None:
+        assert torch.equal(trained["pixel_values"], acting["pixel_values"])
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl", "llava"])
