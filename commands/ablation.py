@@ -36,7 +36,7 @@ LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 16  # per step, of all processes together
 EVERY = 4  # steps of a held-out demonstration, one is asked about
 LONGER = [  # than the recipe, which is the demo's
-    "training.steps=5000",
+    "training.steps=2000",
     "data.robot.0.record.episodes_per_task=400",
     "data.vision_language.0.record.count=10000",
 ]
@@ -48,6 +48,20 @@ NO_S: dict[str, Any] = {
     "loss.decimal_weights": [],
 }
 NO_C: dict[str, Any] = {"data.co_training": []}
+KINDS = {  # of questions, by what a row leaves out
+    "points": ["point", "gripper", "gripper_offset"],
+    "attributes": ["shape", "colour"],
+    "relations": ["object_order", "drawer_side", "nearest"],
+    "states": ["drawer_state", "presence", "count"],
+}
+
+
+def without(left_out: str) -> dict[str, Any]:
+    """Recorded questions of all kinds but some."""
+    asked = [kind for name, kinds in KINDS.items() if name != left_out for kind in kinds]
+    return {"path": f"questions_no_{left_out}", "name": "scenes", "record": {"count": 3000, "kinds": asked}}
+
+
 ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what differs from OpenVLA+
     "openvla-plus": {},
     "openvla": {**NO_D, **NO_S, **NO_C},
@@ -59,6 +73,9 @@ ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what di
     "openvla-dc": NO_S,
     "openvla-inst-aug": {**NO_D, **NO_S, **NO_C, "data.instruction_augmentation": {}},
     "openvla-all-frozen": {"model.frozen": "all"},
+    "openvla-plus-robot-25": {"data.robot_share": 0.25},
+    "openvla-plus-robot-80": {"data.robot_share": 0.8},  # of batches of ten; 75 % of no batch with as many demonstrations
+    **{f"openvla-plus-no-{name}": {"data.vision_language": [without(name)]} for name in KINDS},
 }
 
 
@@ -131,7 +148,8 @@ class Run:
     def settings(self, processes: int) -> dict[str, Any]:
         """What the recipe is overridden with; a batch is that of each process."""
         changes = ROWS[self.row]
-        rows = ROBOT_ROWS if "data.co_training" in changes else 2 * ROBOT_ROWS
+        share = 1.0 if "data.co_training" in changes else changes.get("data.robot_share", 0.5)
+        rows = round(ROBOT_ROWS / share)
         return {**changes, "name": self.name, "training.seed": self.seed, "training.batch_size": rows // processes}
 
     def train(self, processes: int, overrides: list[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from gen_vla.commands import ablation
 from gen_vla.commands.main import main
+from gen_vla.evaluation.recording.question_kinds import KINDS
 from gen_vla.evaluation.tabletop import episodes
 from gen_vla.training.recipes.loading import load_recipe
 
@@ -16,13 +17,21 @@ TINY = ["training.steps=2", "data.robot.0.record.episodes_per_task=1", "data.vis
 @pytest.mark.parametrize("row", ablation.ROWS)
 def test_rows_are_what_their_names_say(row: str) -> None:
     recipe = load_recipe(ablation.RECIPE, ablation.Run(row, 0, Path()).settings(processes=2))
-    letters = {"openvla-plus": "dsc", "openvla-all-frozen": "dsc", "openvla-inst-aug": ""}
-    has = letters.get(row, row.removeprefix("openvla").strip("-"))
+    letters = {"openvla-all-frozen": "dsc", "openvla-inst-aug": ""}
+    has = "dsc" if row.startswith("openvla-plus") else letters.get(row, row.removeprefix("openvla").strip("-"))
     assert (recipe.model.frozen is not None) == ("d" in has)
     assert (recipe.actions.representation == "string") == ("s" in has)
     assert bool(recipe.data.questions) == ("c" in has)
-    robot_rows = 2 * recipe.training.batch_size // (2 if "c" in has else 1)
+    robot_rows = 2 * recipe.training.batch_size * (recipe.data.robot_share if "c" in has else 1)
     assert robot_rows == ablation.ROBOT_ROWS, "every row sees as many demonstrations"
+
+
+def test_every_kind_of_question_is_left_out_by_one_row() -> None:
+    assert sorted(kind for kinds in ablation.KINDS.values() for kind in kinds) == sorted(KINDS)
+    recipe = load_recipe(ablation.RECIPE, ablation.Run("openvla-plus-no-points", 0, Path()).settings(processes=2))
+    (questions,) = recipe.data.questions
+    assert questions.record is not None
+    assert set(KINDS) - set(questions.record.kinds or []) == {"point", "gripper", "gripper_offset"}
 
 
 def in_this_process(*arguments: object) -> None:
