@@ -16,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
@@ -74,7 +75,7 @@ ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what di
     "openvla-inst-aug": {**NO_D, **NO_S, **NO_C, "data.instruction_augmentation": {}},
     "openvla-all-frozen": {"model.frozen": "all"},
     "openvla-plus-robot-25": {"data.robot_share": 0.25},
-    "openvla-plus-robot-80": {"data.robot_share": 0.8},  # of batches of ten; 75 % of no batch with as many demonstrations
+    "openvla-plus-robot-80": {"data.robot_share": 0.8},  # 75 % would need other batches
     **{f"openvla-plus-no-{name}": {"data.vision_language": [without(name)]} for name in KINDS},
 }
 
@@ -88,6 +89,7 @@ def ablation(
     questions: Annotated[int, Option(help="Held-out questions per set of looks.")] = 900,
     demonstrations: Annotated[int, Option(help="Held-out demonstrations per task and set of looks.")] = 25,
     processes: Annotated[int, Option(help="Of training, of recording, and suites at a time.")] = 2,
+    rows_at_a_time: Annotated[int, Option(help="That train and are measured side by side, as on a GPU.")] = 1,
     status: Annotated[bool, Option("--status", help="Show what is done and what is left; runs nothing.")] = False,
     overrides: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Override a setting of every row's recipe.")
@@ -95,6 +97,7 @@ def ablation(
 ) -> None:
     """Train and measure the rows of the paper's ablation on the tabletop; running again goes on."""
     from gen_vla.commands.options import entries
+    from gen_vla.commands.record import record_missing_data
 
     named = entries(rows)
     if unknown := [name for name in named if name not in ROWS]:
@@ -110,13 +113,23 @@ def ablation(
             command("record", "questions", folder, f"--count={questions}", *chosen)
         if not (folder := held_out_actions(work_dir, looks)).exists():
             command("record", "demonstrations", folder, f"--episodes-per-task={demonstrations}", *chosen)
+    overrides = [*LONGER, *(overrides or [])]
     for run in runs:
+        if "training" in run.left():  # before any row trains: two must not record the same
+            record_missing_data(run.recipe(processes, overrides), work_dir)
+    reporting = Lock()
+
+    def finish(run: Run) -> None:
         if run.left():
             console.rule(f"[bold]{run.name}", align="left")
-            run.train(processes, [*LONGER, *(overrides or [])])
+            run.train(processes, overrides)
             run.measure(tasks, episodes, processes)
-            report(runs, work_dir)
+            with reporting:
+                report(runs, work_dir)
         console.print(status_table(runs))
+
+    with ThreadPoolExecutor(rows_at_a_time) as pool:
+        list(pool.map(finish, runs))
 
 
 def held_out_questions(work_dir: Path, looks: str) -> Path:
@@ -152,16 +165,18 @@ class Run:
         rows = round(ROBOT_ROWS / share)
         return {**changes, "name": self.name, "training.seed": self.seed, "training.batch_size": rows // processes}
 
-    def train(self, processes: int, overrides: list[str]) -> None:
-        """Trains the model unless it is there; `ValueError` for one that was trained with other settings."""
+    def recipe(self, processes: int, overrides: list[str]) -> "Recipe":
         from gen_vla.training.recipes.loading import load_recipe
 
-        settings = self.settings(processes)
+        return load_recipe(RECIPE, {**self.settings(processes), **parse_overrides(overrides)})
+
+    def train(self, processes: int, overrides: list[str]) -> None:
+        """Trains the model unless it is there; `ValueError` for one that was trained with other settings."""
         if (self.model / "training_log.json").is_file():
-            check_same_recipe(load_recipe(RECIPE, {**settings, **parse_overrides(overrides)}), self.model)
+            check_same_recipe(self.recipe(processes, overrides), self.model)
             print(f"  {self.name} is trained already; delete {self.model} to train it again")
             return
-        chosen = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+        chosen = [f"--set={key}={json.dumps(value)}" for key, value in self.settings(processes).items()]
         chosen += [f"--set={entry}" for entry in overrides]
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
 
