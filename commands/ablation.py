@@ -37,7 +37,7 @@ LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 16  # per step, of all processes together
 EVERY = 4  # steps of a held-out demonstration, one is asked about
 LONGER = [  # than the recipe, which is the demo's
-    "training.steps=2000",
+    "training.steps=1000",
     "data.robot.0.record.episodes_per_task=400",
     "data.vision_language.0.record.count=10000",
 ]
@@ -85,9 +85,11 @@ def ablation(
     rows: Annotated[str, Option(help="Names of rows.")] = ",".join(ROWS),
     seeds: Annotated[int, Option(help="Training seeds per row: 0, 1, ...")] = 3,
     episodes: Annotated[int, Option(help="Rollouts per task; per variant a twelfth, at least one.")] = 50,
-    tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
+    tasks: Annotated[
+        str, Option(help="That are demonstrated and judged, of pick_object,move_near,open_drawer,close_drawer.")
+    ] = "open_drawer,close_drawer",
     questions: Annotated[int, Option(help="Held-out questions per set of looks.")] = 900,
-    demonstrations: Annotated[int, Option(help="Held-out demonstrations per task and set of looks.")] = 25,
+    demonstrations: Annotated[int, Option(help="Held-out demonstrations per task and set of looks.")] = 50,
     processes: Annotated[int, Option(help="Of training, of recording, and suites at a time.")] = 2,
     rows_at_a_time: Annotated[int, Option(help="That train and are measured side by side, as on a GPU.")] = 1,
     status: Annotated[bool, Option("--status", help="Show what is done and what is left; runs nothing.")] = False,
@@ -112,8 +114,15 @@ def ablation(
         if not (folder := held_out_questions(work_dir, looks)).exists():
             command("record", "questions", folder, f"--count={questions}", *chosen)
         if not (folder := held_out_actions(work_dir, looks)).exists():
-            command("record", "demonstrations", folder, f"--episodes-per-task={demonstrations}", *chosen)
-    overrides = [*LONGER, *(overrides or [])]
+            command(
+                "record",
+                "demonstrations",
+                folder,
+                f"--episodes-per-task={demonstrations}",
+                f"--tasks={tasks}",
+                *chosen,
+            )
+    overrides = [*LONGER, f"data.robot.0.record.tasks=[{tasks}]", *(overrides or [])]
     for run in runs:
         if "training" in run.left():  # before any row trains: two must not record the same
             record_missing_data(run.recipe(processes, overrides), work_dir)

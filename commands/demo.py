@@ -20,7 +20,7 @@ def demo(
     output: Annotated[
         str | None, Option(help="Where everything goes (default: demo_output, demo_output_quick if quick).")
     ] = None,
-    episodes: Annotated[int, Option(help="Rollouts per task and policy.")] = 6,
+    episodes: Annotated[int, Option(help="Rollouts per task and policy.")] = 12,
     quick: Annotated[bool, Option("--quick", help="Every part in a few minutes; the policy learns nothing.")] = False,
     space: Annotated[
         bool,

@@ -37,7 +37,13 @@ def record(
     image_size: Annotated[int, Option(help="Pixels a side.")] = 96,
     clean: Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")] = False,
     paraphrase: Annotated[bool, Option("--paraphrase", help="Demonstrations: several wordings per task.")] = False,
-    tasks: Annotated[str, Option(help="LIBERO: suites and numbers in them, by commas.")] = "spatial/0,spatial/1",
+    tasks: Annotated[
+        str | None,
+        Option(
+            help="By commas, of the tabletop as open_drawer (default: all), of LIBERO as spatial/0 (default: "
+            "spatial/0,spatial/1)."
+        ),
+    ] = None,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace a finished data set.")] = False,
 ) -> None:
     """Record demonstrations on the tabletop or in LIBERO, or questions about tabletop scenes for co-training."""
@@ -50,7 +56,8 @@ def record(
         settings |= {"count": count, "kinds": entries(kinds) if kinds else None}
     else:
         settings |= {"episodes_per_task": episodes_per_task, "noise": not clean}
-        settings |= {"tasks": tuple(entries(tasks))} if content == "libero" else {"paraphrase": paraphrase}
+        settings |= {"tasks": tuple(entries(tasks))} if tasks else {}
+        settings |= {} if content == "libero" else {"paraphrase": paraphrase}
     metadata = recorder(content)(output_dir, **settings)
     print(json.dumps({key: value for key, value in metadata.items() if key not in NOT_PRINTED}, indent=2))
 

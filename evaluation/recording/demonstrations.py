@@ -4,6 +4,7 @@
 to judge. How rows are written is in `recording/rows.py`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import TASKS, Task
 from gen_vla.evaluation.simulation.looks import LookSet, look_of
 from gen_vla.training.mixing.instruction_augmentation import paraphrases
+from gen_vla.training.recipes.data_schema import did_you_mean
 
 
 PER_PROCESS = 8  # episodes at least: fewer are recorded before another process has started
@@ -50,10 +52,17 @@ def record_demonstrations(
     *,
     paraphrase: bool = False,
     looks: LookSet = "home",
-    tasks: tuple[Task, ...] = TASKS,
+    tasks: Sequence[Task] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """`rows.record_demonstrations` (`options` are passed on) of the tabletop."""
+    """`rows.record_demonstrations` (`options` are passed on) of the tabletop; without `tasks`, of all four.
+
+    Raises:
+        ValueError: for a task that it does not have.
+    """
+    tasks = tasks or TASKS
+    if unknown := [task for task in tasks if task not in TASKS]:
+        raise ValueError(f"got the tasks {', '.join(unknown)}; {did_you_mean(unknown[0], TASKS)}")
     return rows.record_demonstrations(
         output_dir,
         record_episode,

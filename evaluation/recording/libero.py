@@ -4,6 +4,7 @@ Columns are those of the tabletop's demonstrations, and `state`; the picture is 
 Actions are robosuite's: 5 cm or half a radian for a 1, and -1 to open the gripper, 1 to close it.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def record_episode(job: DemonstrationJob) -> Rows | None:
 
 def record_libero(
     output_dir: str | Path,
-    tasks: tuple[str, ...],
+    tasks: Sequence[str] = ("spatial/0", "spatial/1"),
     episodes_per_task: int = 20,
     seed: int = 0,
     workers: int = 2,

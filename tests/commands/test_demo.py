@@ -32,7 +32,7 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path, capsys):
     results = json.loads((plus / "matching" / "results.json").read_text())
     policies = results["policies"]
     assert list(policies) == ["policy", "expert", "zero"]
-    assert policies["policy"]["scores"]["paraphrase"]["tasks"]["pick_object"]["n"] == 1
+    assert policies["policy"]["scores"]["paraphrase"]["tasks"]["open_drawer"]["n"] == 1
     assert policies["expert"]["scores"]["matching"]["all"]["successes"] == 1
     seen = json.loads((plain / "seen_variants" / "results.json").read_text())["policies"]["policy"]["scores"]
     assert seen["seen_variants"]["all"]["n"] == 6  # a look of each family
@@ -42,7 +42,7 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path, capsys):
     assert "plain fine-tuning" in run.stdout
     assert "transformers_modules.gen" in run.stdout
     assert len(list((output / "videos").glob("*.gif"))) == 2
-    with Image.open(output / "videos" / "pick_object-seen_variants.gif") as frames:
+    with Image.open(output / "videos" / "open_drawer-seen_variants.gif") as frames:
         assert (frames.n_frames > 5, frames.width) == (True, 640)  # type: ignore[attr-defined]
     card = (output / "repository" / "README.md").read_text()
     assert "zero" in card

@@ -37,7 +37,7 @@ def test_missing_data_is_recorded_as_the_recipe_says(tmp_path, monkeypatch):
         "data__vision_language": [{"path": "scenes", "name": "s", "record": {"count": 5, "seed": 9}}],
     }
     record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
-    episodes = {"episodes_per_task": 3, "seed": 0, "paraphrase": False}
+    episodes = {"episodes_per_task": 3, "tasks": None, "seed": 0, "paraphrase": False}
     assert calls == [
         ("demonstrations", {"image_size": 16, **episodes}),
         ("questions", {"image_size": 16, "count": 5, "seed": 9, "looks": "broad", "kinds": None}),

@@ -30,6 +30,8 @@ class DemonstrationRecording:
 
     episodes_per_task: int = Field(ge=1)
     """Episodes of each task, at least 1."""
+    tasks: list[Literal["pick_object", "move_near", "open_drawer", "close_drawer"]] | None = None
+    """Names of tasks; null for all four."""
     seed: int = Field(default=0, ge=0, lt=1_000_000)
     """Seed of scenes and noise, below 1,000,000: those from there on are kept for evaluation."""
     paraphrase: bool = False

@@ -100,9 +100,14 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     assert set(recorded["task"]) == set(TASKS)
     assert list(load_model(folder).config.norm_stats) == ["tabletop"]
     settings = json.loads((tmp_path / "demonstrations" / "recording_settings.json").read_text(encoding="utf-8"))
-    assert settings == {"episodes_per_task": 1, "seed": 0, "paraphrase": False, "image_size": 96}
+    assert settings == {"episodes_per_task": 1, "tasks": None, "seed": 0, "paraphrase": False, "image_size": 96}
     looks = json.loads((tmp_path / "questions" / "recording.json").read_text(encoding="utf-8"))["looks"]
     assert looks == "broad"
+
+
+def test_a_task_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"got the tasks open_drawr; did you mean 'open_drawer'\?"):
+        recording.record_demonstrations(tmp_path / "rows", 1, tasks=["open_drawr"])  # type: ignore[list-item]
 
 
 def test_held_out_demonstrations_in_other_looks(tmp_path):
