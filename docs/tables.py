@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gen_vla.commands.ablation import ROWS
+
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "evaluation" / "results"
@@ -39,6 +41,17 @@ def summary() -> Rows:
     ):
         ours, plain = (f"{seven[kind, name]['median_ms']:.0f}" for name in (way, "generate"))
         yield [f"7.4B on an H200: ms per action, {words}", ours, f"{plain} by `generate`"]
+    plus, plain = "ablation/mini-openvla-plus-seed0", "ablation/mini-openvla-seed0"
+    drawers = [
+        load(f"{folder}/variants")["policies"]["policy"]["scores"]["variants"]["all"] for folder in (plus, plain)
+    ]
+    answers = [load(f"{folder}/questions_unseen")["total"] for folder in (plus, plain)]
+    for words, both, count in (
+        ("drawers opened and closed", drawers, "successes"),
+        ("questions answered", answers, "right"),
+    ):
+        recipe, other = (share(each, count) for each in both)
+        yield [f"2.7M, one seed: {words} in unseen looks", recipe, f"{other} by plain fine-tuning"]
 
 
 def one_step(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -215,6 +228,40 @@ def serving() -> Rows:
         yield [name, *(f"{each[key]:.0f}" for key in ("actions_per_second", "median_ms", "p95_ms")), str(each["n"])]
 
 
+LOOKS = ("home", "broad", "unseen")
+
+
+def ablation_runs() -> Iterator[tuple[str, str, str]]:
+    """Folder, row and seed of every run of the ablation, in the order of its rows."""
+    found = {path.name for path in (RESULTS / "ablation").iterdir()}
+    for row in ROWS:
+        for name in sorted(name for name in found if name.rpartition("-seed")[0] == f"mini-{row}"):
+            yield f"ablation/{name}", row, name.rpartition("-seed")[2]
+
+
+def ablation() -> Rows:
+    """Success, with intervals, and answers."""
+    for folder, row, seed in ablation_runs():
+        scores = {}
+        for suite in ("matching", "variants"):
+            scores |= load(f"{folder}/{suite}")["policies"]["policy"]["scores"]
+        modes = ("matching", "paraphrase", "masked", "seen_variants", "variants")
+        yield [f"`{row}`", seed, *(share(scores[mode]["all"], "successes") for mode in modes)]
+
+
+def ablation_kept() -> Rows:
+    """Answers, and how far actions are from demonstrated ones."""
+    for folder, row, seed in ablation_runs():
+        answers = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in LOOKS]
+        errors = [load(f"{folder}/actions_{looks}")["relative"]["mean action"] for looks in LOOKS]
+        yield [
+            f"`{row}`",
+            seed,
+            *answers,
+            *(f"{e['value']:.2f} ({e['interval'][0]:.2f}-{e['interval'][1]:.2f})" for e in errors),
+        ]
+
+
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "summary": (" | gen-vla | compared with", summary),
     "decoding_gpu": (f"{WAY} | of copy bandwidth | outside passes", decoding_gpu),
@@ -231,6 +278,14 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "decoding_bandwidth": (
         "model | way | ms per decode pass | read by it | of copy bandwidth | outside passes | grammar and trees",
         decoding_bandwidth,
+    ),
+    "ablation": (
+        "row | seed | matching | other words | target masked | looks of the questions | unseen looks",
+        ablation,
+    ),
+    "ablation_kept": (
+        "row | seed | answers, home | broad | unseen | error of actions, home | broad | unseen",
+        ablation_kept,
     ),
     "passes": ("tree nodes | mean passes | most | actions", passes),
     "serving": (" | actions per second | ms (median) | p95 | calls", serving),
