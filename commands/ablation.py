@@ -122,16 +122,16 @@ def ablation(
                 f"--tasks={tasks}",
                 *chosen,
             )
-    overrides = [*LONGER, f"data.robot.0.record.tasks=[{tasks}]", *(overrides or [])]
+    changes = [*LONGER, f"data.robot.0.record.tasks=[{tasks}]", *(overrides or [])]
     for run in runs:
         if "training" in run.left():  # before any row trains: two must not record the same
-            record_missing_data(run.recipe(processes, overrides), work_dir)
+            record_missing_data(run.recipe(processes, changes), work_dir)
     reporting = Lock()
 
     def finish(run: Run) -> None:
         if run.left():
             console.rule(f"[bold]{run.name}", align="left")
-            run.train(processes, overrides)
+            run.train(processes, changes)
             run.measure(tasks, episodes, processes)
             with reporting:
                 report(runs, work_dir)
