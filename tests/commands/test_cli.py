@@ -81,7 +81,7 @@ def test_mistakes_give_a_message_and_exit_code_2(arguments, message, capsys, mon
         ("evaluate open_loop m d --camera top --camera wrist", {"cameras": ["top", "wrist"], "every": 10}),
         ("convert a b --no-dual", {"dual": False, "dtype": None}),
         ("record questions q --seed 7", {"content": "questions", "seed": 7, "count": 4000, "looks": None}),
-        ("demo", {"output": None, "episodes": 6, "quick": False}),
+        ("demo", {"output": None, "episodes": 12, "quick": False}),
     ],
 )
 def test_arguments(command, expected):
