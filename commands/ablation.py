@@ -155,8 +155,8 @@ class Run:
     def __init__(self, row: str, seed: int, work_dir: Path, name: str | None = None):
         self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
-        names = ["latency.json", "matching/results.json", "variants/results.json", "representations.json"]
-        names += [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
+        names = ["latency.json", "matching/results.json", "variants/results.json"]
+        names += [f"{suite}_{looks}.json" for suite in ("questions", "actions", "representations") for looks in LOOKS]
         self.files = [self.results / name for name in names]
 
     def left(self) -> list[str]:
@@ -214,7 +214,8 @@ class Run:
         if name == "latency":
             return "latency", self.model, f"--output={path}"
         if name == "representations":
-            return name, self.model, f"--before={BASE}", "--samples=1000", f"--output={path}"
+            options = [f"--before={BASE}", "--samples=1000", f"--output={path}"]
+            return name, self.model, f"--data={held_out_questions(self.work_dir, looks)}", *options
         if name == "actions":
             options = [f"--every={EVERY}", "--episodes=1000", "--batch-size=32", f"--output={path}"]
             return "open_loop", self.model, held_out_actions(self.work_dir, looks), *options

@@ -246,8 +246,10 @@ def representations(
     model: Model,
     before: Annotated[str | None, Option(help="The model it was trained from.")] = None,
     plain: Annotated[str | None, Option(help="The same, trained without the recipe.")] = None,
-    data: Annotated[str, Option(help="digits, cifar10 (from the Hub), or a folder of labelled pictures.")] = "digits",
-    samples: Annotated[int, Option(help="Pictures at most.")] = 2000,
+    data: Annotated[
+        str, Option(help="digits, cifar10 (from the Hub), or a folder of labelled pictures or recorded questions.")
+    ] = "digits",
+    samples: Annotated[int, Option(help="Pictures, or objects in them, at most.")] = 2000,
     dtype: Dtype = "auto",
     picture: Annotated[Path | None, Option(help="Draw the panels there as a PNG.")] = None,
     output: Output = None,
@@ -265,7 +267,7 @@ def representations(
     for role, name in names.items():
         if name is not None:
             loaded, processor = load_any(name, dtype)
-            features[role] = probes.tower_features(loaded, processor, pictures.images)
+            features[role] = probes.tower_features(loaded, processor, pictures.images, pictures.places)
             frozen[role], dtype_of[role] = loaded.config.frozen, dtype_name(loaded)
     results = probes.compare_representations(features, pictures, frozen)
     Console().print(probes.representations_table(results, model))

@@ -2,7 +2,8 @@
 
 digits    scikit-learn's 1,797 handwritten digits, which come with it: works offline
 cifar10   the test split of uoft-cs/cifar10 on the Hub, which the paper uses
-PATH      a data set saved to disk with columns `image` and `label`, or a folder with one of pictures per class
+PATH      a data set saved to disk with columns `image` and `label`, or a folder with one of pictures per class; or
+          questions of `gen-vla record`: the shape of each object, at the image token where it is
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gen_vla.evaluation.simulation.layouts import SHAPES
 from gen_vla.processors.rgb_pictures import to_rgb
 
 
@@ -20,22 +22,26 @@ CIFAR10 = "uoft-cs/cifar10"
 
 @dataclass(frozen=True)
 class LabelledPictures:
-    """`labels` int64 [n] are indices into `classes`; every class has pictures."""
+    """`labels` int64 [n] are indices into `classes`; every class has pictures. `places` float [n, 2], where there are
+    any, say what of each picture the label is about: right and down, 0..1.
+    """
 
     name: str
     images: list[Image.Image]
     labels: np.ndarray
     classes: list[str]
+    places: np.ndarray | None = None
 
 
 def load_pictures(source: str, samples: int = 2000) -> LabelledPictures:
     """At most `samples` pictures, as many of each class as there are if it has few, the rest shared evenly; raises
     `ValueError` if there is nothing at `source`, a column is missing, or there are fewer than two classes."""
-    images, labels, classes = _digits() if source == "digits" else _data_set(source)
+    images, labels, classes, *places = _digits() if source == "digits" else _data_set(source)
     if len(classes) < 2:
         raise ValueError(f"{source}: got pictures of {len(classes)} class, expected at least two to tell apart")
     chosen = balanced_choice(labels, samples, seed=0)
-    return LabelledPictures(source, [to_rgb(images[int(i)]) for i in chosen], labels[chosen], classes)
+    about = (each[chosen] for each in places)
+    return LabelledPictures(source, [to_rgb(images[int(i)]) for i in chosen], labels[chosen], classes, *about)
 
 
 def balanced_choice(labels: np.ndarray, samples: int, seed: int) -> np.ndarray:
@@ -56,7 +62,7 @@ def _digits() -> tuple[Any, np.ndarray, list[str]]:
     return [Image.fromarray(image) for image in grey], labels.astype(np.int64), [str(digit) for digit in range(10)]
 
 
-def _data_set(source: str) -> tuple[Any, np.ndarray, list[str]]:
+def _data_set(source: str) -> tuple[Any, ...]:
     import datasets
 
     folder = Path(source)
@@ -70,6 +76,8 @@ def _data_set(source: str) -> tuple[Any, np.ndarray, list[str]]:
         rows = datasets.load_dataset("imagefolder", data_dir=source, split="train")
     if isinstance(rows, datasets.DatasetDict):
         rows = rows["test" if "test" in rows else next(iter(rows))]
+    if {"image", "objects"} <= set(rows.column_names):  # type: ignore[arg-type]
+        return _objects(rows)
     missing = {"image", "label"} - set(rows.column_names)  # type: ignore[arg-type]
     if missing:
         raise ValueError(f"{source}: got columns {rows.column_names}, expected image and label")
@@ -78,3 +86,16 @@ def _data_set(source: str) -> tuple[Any, np.ndarray, list[str]]:
     found = sorted(set(labels))
     classes = [str(names[label] if names else label) for label in found]
     return rows["image"], np.array([found.index(label) for label in labels], dtype=np.int64), classes
+
+
+def _objects(rows: Any) -> tuple[Any, np.ndarray, list[str], np.ndarray]:
+    """Every object of recorded scenes that is in its picture."""
+    found = [
+        (number, thing["shape"], (thing["u"], thing["v"]))
+        for number, things in enumerate(rows["objects"])
+        for thing in things
+        if 0 <= thing["u"] < 1 and 0 <= thing["v"] < 1
+    ]
+    numbers, shapes, places = (np.array(each) for each in zip(*found, strict=True))
+    kinds, labels = np.unique(shapes, return_inverse=True)
+    return rows.select(numbers)["image"], labels, [SHAPES[kind] for kind in kinds], places

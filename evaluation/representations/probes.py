@@ -1,8 +1,8 @@
 """What a vision tower still knows: linear probes of its features, and how far training moved them.
 
 Features are what the model itself uses (OpenVLA's second-to-last block, PaliGemma's last), averaged over a picture's
-patches; of a vision-language model whose encoder does not take plain pictures (Qwen's, SmolVLM's, tiles), those behind
-its projector. `joined` are those of all towers side by side.
+patches, or those of the patch that a label is about; of a vision-language model whose encoder does not take plain
+pictures (Qwen's, SmolVLM's, tiles), those behind its projector. `joined` are those of all towers side by side.
 
     linear probe  logistic regression on standardised features, stratified 5-fold cross-validation; accuracy over all
                   held-out predictions with Wilson's interval
@@ -10,6 +10,7 @@ its projector. `joined` are those of all towers side by side.
     cosine drift  mean of 1 - cos(before, after), 0 where nothing moved
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -32,9 +33,10 @@ FOLDS = 5
 
 @torch.no_grad()
 def tower_features(
-    model: Any, processor: Any, images: Sequence[Image.Image], batch_size: int = 64
+    model: Any, processor: Any, images: Sequence[Image.Image], places: np.ndarray | None = None, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
-    """Features by tower, float32 [n, width], and `joined`, float32 [n, sum of widths]."""
+    """Features by tower, float32 [n, width], and `joined`, float32 [n, sum of widths]; with `places` float [n, 2],
+    those of the patches that hold them."""
     encoders = encoders_of(model)
     found: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     for first in tqdm(range(0, len(images), batch_size), unit="batch", desc="features"):
@@ -44,9 +46,26 @@ def tower_features(
         else:
             inputs = processor.image_processor(batch, return_tensors="pt").to(model.device)
         for name, encode in encoders.items():
-            found[name].append(torch.stack([each.float().mean(dim=0) for each in encode(inputs)]).cpu().numpy())
+            tokens = [each.float() for each in encode(inputs)]
+            if places is None:
+                chosen = [each.mean(dim=0) for each in tokens]
+            else:
+                chosen = [
+                    each[patch_at(place, len(each))] for each, place in zip(tokens, places[first:], strict=False)
+                ]
+            found[name].append(torch.stack(chosen).cpu().numpy())
     features = {name: np.concatenate(batches) for name, batches in found.items()}
     return {**features, JOINED: np.concatenate(list(features.values()), axis=1)}
+
+
+def patch_at(place: np.ndarray, patches: int) -> int:
+    """Which of a square picture's patches, row by row, holds a place (right, down) 0..1; `ValueError` if they are no
+    square."""
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise ValueError(f"got {patches} patches, expected a square of them, to find where an object is")
+    right, down = (int(value * side) for value in place)
+    return down * side + right
 
 
 def encoders_of(model: Any) -> dict[str, Callable[[Any], Iterable[torch.Tensor]]]:

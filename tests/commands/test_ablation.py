@@ -52,7 +52,7 @@ def test_it_goes_on_where_it_stopped(
         f"--work-dir={tmp_path}",
         "--seeds=1",
         "--episodes=1",
-        "--questions=9",
+        "--questions=27",
         "--demonstrations=1",
         "--processes=1",
         "--tasks=close_drawer",
@@ -72,6 +72,6 @@ def test_it_goes_on_where_it_stopped(
     assert main([*words, "--rows=openvla-sc,openvla", "--status"]) == 0
     shown = capfd.readouterr().out
     assert "1 left: questions_home.json" in shown
-    assert "11 left: training" in shown
+    assert "13 left: training" in shown
     assert main([*words, "--rows=openvla-x"]) == 2
     assert "got the rows openvla-x, expected some of openvla-plus, openvla," in capfd.readouterr().err

@@ -42,6 +42,34 @@ def test_features_are_what_the_projector_sees_averaged_over_patches(family, tiny
     assert family == "pi0" or shapes == {"dino": (3, 16), "siglip": (3, 16), "joined": (3, 32)}
 
 
+def test_features_of_an_object_are_those_of_the_patch_that_holds_it(tiny_openvla, tmp_path):
+    model, processor = tiny_openvla
+    places = {(0.0, 0.0): 0, (0.3, 0.6): 2, (0.99, 0.4): 1, (0.5, 0.5): 3}  # of 2 x 2 patches
+    things = [{"shape": at % 2, "colour": 0, "u": u, "v": v} for (u, v), at in places.items()]
+    outside = {"shape": 5, "colour": 0, "u": 1.2, "v": 0.5}
+    rows = {"image": [picture(0), picture(1)], "objects": [[things[0], outside], things[1:]]}
+    Dataset.from_dict(
+        rows,
+        features=Features(
+            {
+                "image": Image(),
+                "objects": [
+                    dict.fromkeys(("shape", "colour"), Value("int64")) | dict.fromkeys(("u", "v"), Value("float64"))
+                ],
+            }
+        ),
+    ).save_to_disk(str(tmp_path))
+    found = load_pictures(str(tmp_path))
+    assert (found.labels.tolist(), found.classes) == ([0, 0, 1, 1], ["can", "bottle"])
+    features = tower_features(model, processor, found.images, found.places, batch_size=3)
+    pixels = processor.image_processor([picture(0), picture(1), picture(1), picture(1)], return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.model.vision_tower(pixels["pixel_values"])
+    assert tokens.shape[1] == 4
+    expected = torch.stack([each[at] for each, at in zip(tokens, places.values(), strict=True)])
+    np.testing.assert_allclose(features["joined"], expected.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "smolvlm"])
 def test_both_towers_of_other_models_are_read_behind_their_projectors(family, tmp_path):
     model, processor = tiny_vla_pair(family, tmp_path)
