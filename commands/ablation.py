@@ -156,7 +156,8 @@ class Run:
         self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
         names = ["latency.json", "matching/results.json", "variants/results.json"]
-        names += [f"{suite}_{looks}.json" for suite in ("questions", "actions", "representations") for looks in LOOKS]
+        names += [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
+        names += [f"representations_{looks}.json" for looks in LOOKS[1:]]
         self.files = [self.results / name for name in names]
 
     def left(self) -> list[str]:

@@ -1,4 +1,5 @@
-"""Writes the tables of measured figures into README.md and docs/, from the files in evaluation/results.
+"""Writes the tables of measured figures into README.md and docs/, from the files in evaluation/results, and draws the
+ablation.
 
     python docs/tables.py            # after a new measurement; a test fails where a page is not up to date
 
@@ -11,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from gen_vla.commands.ablation import ROWS
 
@@ -229,6 +232,13 @@ def serving() -> Rows:
 
 
 LOOKS = ("home", "broad", "unseen")
+DRAWN = {  # modes of the tabletop
+    "drawers,\nas demonstrated": "matching",
+    "drawers,\ntarget masked": "masked",
+    "drawers, looks\nof the questions": "seen_variants",
+    "drawers,\nunseen looks": "variants",
+    "drawers,\nother words": "paraphrase",
+}
 
 
 def ablation_runs() -> Iterator[tuple[str, str, str]]:
@@ -262,6 +272,41 @@ def ablation_kept() -> Rows:
         ]
 
 
+def ablation_probes() -> Rows:
+    """What linear probes read off the image tokens of both encoders, before and after."""
+    for folder, row, seed in ablation_runs():
+        found = [load(f"{folder}/representations_{looks}") for looks in LOOKS[1:]]
+        read = [{(each["role"], each["tower"]): each for each in looks["tasks"]} for looks in found]
+        towers = [(looks, tower) for looks in (0, 1) for tower in ("dino", "siglip", "joined")]
+        for role, name in (("before", ["the base", ""]), ("after", [f"`{row}`", seed])):
+            if role == "after" or folder == next(ablation_runs())[0]:
+                yield [*name, *(f"{100 * read[looks][role, tower]['value']:.0f} %" for looks, tower in towers)]
+
+
+def draw_ablation(path: Path) -> None:
+    """What each row reaches: a bar for the mean over seeds, and a dot for every seed."""
+    shown: dict[str, dict[str, list[float]]] = {}
+    for folder, row, _ in ablation_runs():
+        scores = {}
+        for suite in ("matching", "variants"):
+            scores |= load(f"{folder}/{suite}")["policies"]["policy"]["scores"]
+        answers = load(f"{folder}/questions_unseen")["total"]
+        shares = {name: scores[mode]["all"]["rate"] for name, mode in DRAWN.items()}
+        for name, share_done in {**shares, "questions,\nunseen looks": answers["right"] / answers["n"]}.items():
+            shown.setdefault(row, {}).setdefault(name, []).append(100 * share_done)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(shown)
+    for number, (row, found) in enumerate(sorted(shown.items(), key=lambda entry: entry[0] == "openvla-plus")):
+        places = [group + (number - (len(shown) - 1) / 2) * width for group in range(len(found))]
+        axes.bar(places, [sum(seeds) / len(seeds) for seeds in found.values()], 0.9 * width, label=row)
+        for place, seeds in zip(places, found.values(), strict=True):
+            axes.plot([place] * len(seeds), seeds, "k.", markersize=4)
+    axes.set_xticks(range(len(DRAWN) + 1), [*DRAWN, "questions,\nunseen looks"])
+    axes.set(ylabel="%", ylim=(0, 100))
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=110)
+
+
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "summary": (" | gen-vla | compared with", summary),
     "decoding_gpu": (f"{WAY} | of copy bandwidth | outside passes", decoding_gpu),
@@ -286,6 +331,10 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "ablation_kept": (
         "row | seed | answers, home | broad | unseen | error of actions, home | broad | unseen",
         ablation_kept,
+    ),
+    "ablation_probes": (
+        "row | seed | DINO, broad | SigLIP, broad | both, broad | DINO, unseen | SigLIP, unseen | both, unseen",
+        ablation_probes,
     ),
     "passes": ("tree nodes | mean passes | most | actions", passes),
     "serving": (" | actions per second | ms (median) | p95 | calls", serving),
@@ -328,3 +377,4 @@ def pages() -> list[Path]:
 if __name__ == "__main__":
     for page in pages():
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_ablation(ROOT / "docs" / "results" / "ablation.png")

@@ -49,7 +49,7 @@ def draw_panels(
         axes.set(xticks=[], yticks=[], title=TITLES[role], xlabel=_caption(results, role))
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 5 * len(roles)))
-    figure.suptitle(f"Vision features of {results['data']}: t-SNE of {len(shown)} pictures")
+    figure.suptitle(f"Vision features of {results['data']}: t-SNE, {len(shown)} points")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)
     return path
