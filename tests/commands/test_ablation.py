@@ -46,7 +46,7 @@ def test_it_goes_on_where_it_stopped(
     monkeypatch.setattr(ablation, "command", in_this_process)
     for mode, looks in episodes.LOOKS.items():
         monkeypatch.setitem(episodes.LOOKS, mode, looks[::4])  # one of each family
-    monkeypatch.setattr(episodes, "MAX_STEPS", dict.fromkeys(episodes.MAX_STEPS, 8))  # nothing is done in 40, either
+    monkeypatch.setattr(episodes, "MAX_STEPS", dict.fromkeys(episodes.MAX_STEPS, 3))  # nothing is done in 40, either
     words = [
         "ablation",
         f"--work-dir={tmp_path}",
