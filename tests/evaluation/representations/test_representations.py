@@ -18,6 +18,7 @@ from gen_vla.evaluation.representations.probes import (
     drift_by_tower,
     linear_cka,
     linear_probe,
+    patch_at,
     tower_features,
 )
 
@@ -45,20 +46,12 @@ def test_features_are_what_the_projector_sees_averaged_over_patches(family, tiny
 def test_features_of_an_object_are_those_of_the_patch_that_holds_it(tiny_openvla, tmp_path):
     model, processor = tiny_openvla
     places = {(0.0, 0.0): 0, (0.3, 0.6): 2, (0.99, 0.4): 1, (0.5, 0.5): 3}  # of 2 x 2 patches
-    things = [{"shape": at % 2, "colour": 0, "u": u, "v": v} for (u, v), at in places.items()]
-    outside = {"shape": 5, "colour": 0, "u": 1.2, "v": 0.5}
+    things = [{"shape": at % 2, "u": u, "v": v} for (u, v), at in places.items()]
+    outside = {"shape": 5, "u": 1.2, "v": 0.5}
     rows = {"image": [picture(0), picture(1)], "objects": [[things[0], outside], things[1:]]}
-    Dataset.from_dict(
-        rows,
-        features=Features(
-            {
-                "image": Image(),
-                "objects": [
-                    dict.fromkeys(("shape", "colour"), Value("int64")) | dict.fromkeys(("u", "v"), Value("float64"))
-                ],
-            }
-        ),
-    ).save_to_disk(str(tmp_path))
+    thing = {"shape": Value("int64"), "u": Value("float64"), "v": Value("float64")}
+    features = Features({"image": Image(), "objects": [thing]})
+    Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path))
     found = load_pictures(str(tmp_path))
     assert (found.labels.tolist(), found.classes) == ([0, 0, 1, 1], ["can", "bottle"])
     features = tower_features(model, processor, found.images, found.places, batch_size=3)
@@ -68,6 +61,8 @@ def test_features_of_an_object_are_those_of_the_patch_that_holds_it(tiny_openvla
     assert tokens.shape[1] == 4
     expected = torch.stack([each[at] for each, at in zip(tokens, places.values(), strict=True)])
     np.testing.assert_allclose(features["joined"], expected.numpy(), atol=1e-5)
+    with pytest.raises(ValueError, match="got 6 patches, expected a square of them"):
+        patch_at(np.zeros(2), 6)
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "smolvlm"])
