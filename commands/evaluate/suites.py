@@ -283,13 +283,6 @@ def report(
     output: Annotated[Path, Option(help="A folder for Markdown, JSON and PNG files.")],
     row: Annotated[list[str] | None, Option(metavar="MODEL=ROW", help="A row of the paper, like openvla-sc.")] = None,
     against: Annotated[str | None, Option(metavar="MODEL", help="Compare models without a row with this one.")] = None,
-    seeds: Annotated[
-        list[str] | None,
-        Option(
-            metavar="NAME=MODEL,MODEL,...",
-            help="Models that differ by their training seed only; those whose files say so need no naming.",
-        ),
-    ] = None,
 ) -> None:
     """The paper's tables with the figures of result files in them."""
     from gen_vla.evaluation.report.pictures import draw_tables
@@ -298,10 +291,7 @@ def report(
     rows = {named: line for named, _, line in (entry.rpartition("=") for entry in row or ())}
     if "" in rows:
         raise ValueError(f"got --row {' --row '.join(row or ())}, expected MODEL=ROW")
-    groups = {name: entries(models) for name, _, models in (entry.partition("=") for entry in seeds or ())}
-    if "" in groups or not all(groups.values()) or len(groups) < len(seeds or ()):
-        raise ValueError(f"got --seeds {' --seeds '.join(seeds or ())}, expected NAME=MODEL,MODEL, each name once")
-    made = make_report(results, rows, against, groups)
+    made = make_report(results, rows, against)
     for path in (*write_report(made, output), *draw_tables(made, output)):
         print(path)
 

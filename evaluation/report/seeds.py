@@ -6,15 +6,12 @@ their seeds.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from gen_vla.evaluation.report.comparisons import seed_mean_of
 from gen_vla.evaluation.report.figures import Figure
 from gen_vla.evaluation.report.trials import TrialFiles
 from gen_vla.training.provenance.origin import origin
-from gen_vla.training.provenance.training_record import recipe_file, recipe_record
-from gen_vla.training.recipes.data_schema import did_you_mean
-from gen_vla.training.storage.hub_requests import HubError
 
 
 Policy = tuple[str, int | None]
@@ -31,36 +28,13 @@ def policy_of(figure: Figure) -> Policy:
     return figure["model"], (figure["trained"] or {}).get("seed")
 
 
-def add_missing_records(figures: Sequence[Figure]) -> list[str]:
-    """Reads how models of the Hub were trained where a file does not say so, but names a commit; returns notes. Only
-    the recipe of the commit that was measured counts: the repository may hold another run's by now."""
-    notes, known = [], {}
-    for figure in figures:
-        model, revision = figure["model"], figure["revision"]
-        if figure["trained"] or figure["control"] or not revision:
-            continue
-        if (model, revision) not in known:
-            known[model, revision] = None
-            try:
-                known[model, revision] = recipe_record(recipe_file(model, revision))
-            except HubError as error:
-                notes.append(f"It is not known how {model} was trained: {error}. Or name its runs by --seeds.")
-        figure["trained"] = known[model, revision]
-    return notes
-
-
-def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -> tuple[Groups, list[str]]:
-    """Runs of one recipe by the name of their mean, and notes about what was not put together; models `named` by the
-    name of their mean take precedence over what the files say. Raises `ValueError` if a model is unknown, in two
-    groups, or two models of a group have the same seed."""
-    groups: Groups = {name: _named_policies(name, models, figures) for name, models in named.items()}
-    taken = [policy for policies in groups.values() for policy in policies]
-    if twice := [model for model, seed in taken if taken.count((model, seed)) > 1]:
-        raise ValueError(f"got {twice[0]} more than once in --seeds, expected each model in one group")
+def find_groups(figures: Sequence[Figure]) -> tuple[Groups, list[str]]:
+    """Runs of one recipe by the name of their mean, and notes about what was not put together."""
+    groups: Groups = {}
     notes = []
     recorded: dict[str, dict[Policy, str]] = {}
     for figure in figures:
-        if figure["trained"] and not figure["control"] and policy_of(figure) not in taken:
+        if figure["trained"] and not figure["control"]:
             recorded.setdefault(figure["trained"]["settings"], {})[policy_of(figure)] = figure["trained"]["recipe"]
     for settings, recipes in recorded.items():
         policies = sorted(recipes, key=lambda policy: (policy[1], policy[0]))
@@ -71,22 +45,6 @@ def find_groups(figures: Sequence[Figure], named: Mapping[str, Sequence[str]]) -
         elif len(policies) > 1:
             groups[name if name not in groups else f"{name}-{settings[:6]}"] = policies
     return groups, notes
-
-
-def _named_policies(name: str, models: Sequence[str], figures: Sequence[Figure]) -> list[Policy]:
-    known = list(dict.fromkeys(policy_of(figure) for figure in figures if not figure["control"]))
-    measured = list(dict.fromkeys(model for model, _ in known))
-    for model in models:
-        if model not in measured:
-            raise ValueError(f"got --seeds {name} with the model {model!r}; {did_you_mean(model, measured)}")
-    policies = [policy for model in models for policy in known if policy[0] == model]
-    seeds = [seed for _, seed in policies if seed is not None]
-    if len(policies) < 2:
-        raise ValueError(f"got --seeds {name} with {len(policies)} run, expected two or more")
-    if len(set(seeds)) < len(seeds):
-        shown = ", ".join(f"{model}: {seed}" for model, seed in policies)
-        raise ValueError(f"got --seeds {name} with one training seed twice ({shown}), expected another for each run")
-    return policies
 
 
 def group_name(recipes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from the rows that the paper compares it with, if the training data are the same
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from gen_vla.evaluation.report.figures import SUCCESS_RATE, Figure, read_results
 from gen_vla.evaluation.report.seeds import (
     ON_SEEDS,
     Policy,
-    add_missing_records,
     find_groups,
     policy_of,
     seed_figures,
@@ -49,7 +48,6 @@ def make_report(
     paths: Sequence[Path],
     rows: dict[str, str] | None = None,
     against: str | None = None,
-    seeds: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Everything a report holds.
 
@@ -57,8 +55,6 @@ def make_report(
         paths: result files of the suites.
         rows: the paper's row, by its short name, for models whose names do not say it.
         against: a model in the files, or a mean over seeds, which all models without a row are compared with.
-        seeds: models that differ by their training seed only, by a name for their mean. Those whose files say so need
-            no naming.
 
     Returns:
         `{"figures": [...], "tables": [{"name", "title", "benchmark", "unit", "decimals", "notes", "rows": [{"model",
@@ -74,10 +70,9 @@ def make_report(
             raise ValueError(f"got the paper's row {slug!r}; {did_you_mean(slug, slugs)}")
     rows, against = {publishable(model): row for model, row in (rows or {}).items()}, publishable(against)
     figures = [figure for path in paths for figure in read_results(path)]
-    notes = add_missing_records(figures)
     figures += averages(figures)
     files = TrialFiles(paths)
-    groups, ungrouped = find_groups(figures, publishable(dict(seeds or {})))
+    groups, ungrouped = find_groups(figures)
     means, unmeant = seed_figures(figures, groups, files)
     figures += means
     for figure in figures:
@@ -88,7 +83,7 @@ def make_report(
     tables = [fill_table(table, paper["models"], figures) for table in paper["tables"]]
     for table in tables:
         add_differences(table, paper["models"], figures, files, against)
-    return {"figures": figures, "tables": tables, "notes": notes + ungrouped + unmeant}
+    return {"figures": figures, "tables": tables, "notes": ungrouped + unmeant}
 
 
 def short_name(model: str) -> str:

@@ -82,6 +82,6 @@ def with_record(results: dict[str, Any], model: str | None) -> dict[str, Any]:
     try:
         record = trained_as(model) if model else None
     except HubError as error:  # not worth losing the results
-        print(f"{error}; the results go without it, and gen-vla evaluate report asks again", file=sys.stderr)
+        print(f"{error}; the results go without it", file=sys.stderr)
         record = None
     return {**results, "trained": record} if record else results
