@@ -238,7 +238,9 @@ class PolicyServer:
         if data is None:
             raise self.refused(400, "got a text, expected binary messages of msgpack, as openpi-client sends them")
         message = await self.understood(lambda: checked_dictionary(unpack(data)))
-        if message.get("reset") is True or str(message.get("endpoint")) == "reset":
+        if not isinstance(resets := message.get("reset", False), bool):
+            raise self.refused(400, f"got {type(resets).__name__} as reset, expected true or false")
+        if resets or str(message.get("endpoint")) == "reset":
             return await self.understood(self.after_reset, message, session)
         began = time.perf_counter()
         answer = await self.answer(message, session)

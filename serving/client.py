@@ -103,7 +103,6 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
                 try:
                     connection.send(data)
                     reply = connection.recv(timeout=max(end - time.monotonic(), 0.001))
-                    return self._understood(reply)
                 except TimeoutError:
                     self._drop()  # a reply that comes later must not be taken for that of the next request
                     raise TimeoutError(f"got no answer from {self.address} within {self.timeout:g} s") from None
@@ -116,6 +115,11 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
                         ) from error
                     if attempt == ATTEMPTS:
                         raise ConnectionError(f"lost {self.address} {attempt} times in a row: {error}") from error
+                except BaseException:  # Ctrl+C, say: this reply, too, must not be taken for the next request's
+                    self._drop()
+                    raise
+                else:
+                    return self._understood(reply)
         raise AssertionError  # the loop ends by an answer or an error
 
     @property
@@ -140,11 +144,15 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
                 connection = connect(
                     self.address, additional_headers=self.headers, compression=None, max_size=None, open_timeout=left
                 )
+                try:
+                    self.metadata = self._understood(connection.recv(timeout=left))
+                    if self._reset is not None:
+                        connection.send(pack(self._reset))
+                        self._understood(connection.recv(timeout=left))
+                except BaseException:  # a refused reset, say: no action may come from what was not reset
+                    connection.close()
+                    raise
                 self._connection = connection
-                self.metadata = self._understood(connection.recv(timeout=left))
-                if self._reset is not None:
-                    connection.send(pack(self._reset))
-                    self._understood(connection.recv(timeout=left))
                 self.reconnections += known
                 return connection
             except InvalidURI as error:

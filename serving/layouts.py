@@ -18,16 +18,23 @@ from typing import Any
 import yaml
 
 
+# Names of the one camera that looks at the scene: its picture is the first of any layout.
+MAIN_CAMERAS = ("image", "full_image", "image_0", "image_primary", "primary")
+
+
 @dataclass(frozen=True)
 class Layout:
-    cameras: dict[str, str]  # the key of each picture by name; the first is what a model of one camera is shown
+    cameras: dict[str, str]  # the key of each picture by name; the first is of the camera that looks at the scene
     state: tuple[str, ...] = ()  # of its parts, in order; those that are there are joined for a model that takes it
     instruction: tuple[str, ...] = ("prompt", "instruction")  # of which one is there
 
     def pictures(self, observation: Mapping[str, Any], wanted: Sequence[str] | None) -> list[Any]:
-        """The pictures for a model's cameras, in their order; `wanted` is `None` for one of any name. Raises
-        `ValueError` if one is missing; names what was sent and what to do."""
-        names = list(wanted) if wanted else [next(iter(self.cameras))]
+        """The pictures for a model's cameras, in their order; `wanted` is `None` for one of any name. A model whose
+        only camera is one of `MAIN_CAMERAS` is shown the first where its own name is not there. Raises `ValueError`
+        if a picture is missing; names what was sent and what to do."""
+        names = list(wanted or ())
+        if not names or (is_main(names) and names[0] not in self.cameras):
+            names = [next(iter(self.cameras))]
         found = [find(observation, self.cameras[name]) if name in self.cameras else None for name in names]
         if any(picture is None for picture in found):
             missing = [name for name, picture in zip(names, found, strict=True) if picture is None]
@@ -38,6 +45,11 @@ class Layout:
                 "--keys"
             )
         return found
+
+
+def is_main(cameras: Sequence[str] | None) -> bool:
+    """Whether a model has one camera, and that looks at the scene or may be any."""
+    return not cameras or (len(cameras) == 1 and cameras[0] in MAIN_CAMERAS)
 
 
 def _named(*keys: str) -> dict[str, str]:

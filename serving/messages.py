@@ -67,9 +67,14 @@ def from_json(text: bytes | str) -> Any:
             text = text.decode()
         if sum(map(text.count, "[{,")) > MAX_ENTRIES:
             raise _too_many()
-        return json.loads(text, object_hook=_array_in_json, parse_constant=_no_constant)
+        message = json.loads(text, object_hook=_array_in_json, parse_constant=_no_constant)
+        if r"\ud" in text.lower():  # half a surrogate pair is JSON, and no text
+            json.dumps(message, ensure_ascii=False, default=lambda _: None).encode()
+        return message
     except MessageError:
         raise
+    except UnicodeEncodeError as error:
+        raise MessageError("got half a surrogate pair in a text, expected Unicode") from error
     except (ValueError, RecursionError) as error:
         raise MessageError(
             f"got a body that is no JSON ({_short(error)}), expected that of json_numpy.dumps"

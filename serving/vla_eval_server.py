@@ -23,7 +23,7 @@ from vla_eval.types import Action, Observation
 
 from gen_vla.evaluation.libero.grippers import robosuite_actions
 from gen_vla.evaluation.policies.cameras import camera_names
-from gen_vla.serving.layouts import shown_keys
+from gen_vla.serving.layouts import is_main, shown_keys
 from gen_vla.serving.policy import ServedPolicy
 from gen_vla.serving.requests import Request, Session
 
@@ -59,7 +59,7 @@ class GenVLAModelServer(PredictModelServer):
         loaded = AutoModel.from_pretrained(model, trust_remote_code=True).eval().to(device)
         names = camera_names(processor)
         self.cameras = cameras or {}
-        if names and sorted(cameras or {}) != sorted(names):
+        if names and (cameras or not is_main(names)) and sorted(self.cameras) != sorted(names):
             raise ValueError(
                 f"got cameras {cameras}, expected the benchmark's picture for each of {', '.join(names)}; pass "
                 f'--args.cameras "{{{names[0]}: agentview, ...}}"'

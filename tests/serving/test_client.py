@@ -83,6 +83,31 @@ def test_an_answer_that_comes_too_late_is_nobodys(chunking, serve):
     np.testing.assert_array_equal(client.act({"image": frame(), "prompt": "two"}), directly(chunking))
 
 
+def test_an_answer_to_a_call_that_was_stopped_is_nobodys(chunking, serve, monkeypatch):
+    def stopped(timeout):
+        raise KeyboardInterrupt
+
+    _, port = serve(chunking)
+    client = PolicyClient(f"ws://127.0.0.1:{port}")
+    monkeypatch.setattr(client._connection, "recv", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        client.act({"image": frame(1), "prompt": "in"})
+    np.testing.assert_array_equal(client.act({"image": frame(), "prompt": "two"}), directly(chunking))
+
+
+def test_nothing_acts_where_its_reset_is_refused(chunking, serve):
+    """A server that was started again, without the statistics that the episode began with."""
+    server, port = serve(chunking)
+    client = PolicyClient(f"ws://127.0.0.1:{port}")
+    client.reset("two", "tiny")
+    client._reset = {**client._reset, "unnorm_key": "huge"}
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    for _ in range(2):
+        with pytest.raises(PolicyError, match="got unnorm_key='huge', expected one of tiny"):
+            client.act({"image": frame()})
+
+
 def test_a_message_that_is_too_large_is_not_sent_for_ever(tiny_openvla, serve):
     _, port = serve(tiny_openvla, message_bytes=10_000)
     client = PolicyClient(f"ws://127.0.0.1:{port}")

@@ -111,11 +111,34 @@ def test_layouts_of_robots(observation, chunking, serve):
         np.testing.assert_array_equal(client.infer(floats)["actions"], directly(chunking, 0, "two"))
 
 
+@pytest.mark.parametrize("name", ["image", "image_0", "primary"])
+def test_the_only_camera_that_looks_at_the_scene_is_the_first_of_any_robot(name, llama_like, tiny_strings, serve):
+    """A model of `gen-vla train` has a name for it; one of another camera is not shown what it does not know."""
+    _, port = serve(tiny_pair_of([name], llama_like, tiny_strings))
+    client = WebsocketClientPolicy("127.0.0.1", port)
+    expected = client.infer({name: frame(), "prompt": "two"})["actions"]
+    for key in (
+        "image",
+        "full_image",
+        "observation/image",
+        "observation/exterior_image_1_left",
+        "observation/image_0",
+    ):
+        np.testing.assert_array_equal(client.infer({key: frame(), "prompt": "two"})["actions"], expected)
+    _, port = serve(tiny_pair_of(["wrist"], llama_like, tiny_strings))
+    with pytest.raises(RuntimeError, match="a key for camera wrist is missing"):
+        WebsocketClientPolicy("127.0.0.1", port).infer({"observation/image": frame(), "prompt": "two"})
+
+
+def tiny_pair_of(cameras, tokenizer, strings):
+    return tiny_model(tokenizer, strings), tiny_processor(tokenizer, strings, cameras=cameras)
+
+
 @pytest.mark.parametrize("cameras", [["cam_low", "cam_high"], ["image", "wrist_image"], ["top", "side"]])
 def test_pictures_of_several_cameras_are_found_by_name(cameras, llama_like, tiny_strings, serve, tmp_path):
     from gen_vla.serving.layouts import read_keys_file
 
-    pair = tiny_model(llama_like, tiny_strings), tiny_processor(llama_like, tiny_strings, cameras=cameras)
+    pair = tiny_pair_of(cameras, llama_like, tiny_strings)
     observation = {"cam_low": ALOHA, "image": libero(prompt="two"), "top": DROID}[cameras[0]]
     layouts = None
     if cameras == ["top", "side"]:

@@ -104,6 +104,8 @@ def marked(**changes):
         (marked(shape=[0, 3], __numpy__=""), 400, "got a picture of 3 x 0 pixels"),
         (json.dumps({"image": "/etc/passwd", "instruction": "two"}), 400, "got str as a picture"),
         (json.dumps({"image": "http://127.0.0.1:1/", "instruction": "two"}), 400, "got str as a picture"),
+        (r'{"image": 1, "instruction": "\ud800"}', 400, "got half a surrogate pair"),
+        (r'{"\uDFFF": 1}', 400, "got half a surrogate pair"),
         ({"image": frame(), "instruction": 5}, 400, "got int as instruction"),
         ({"image": frame(), "instruction": "x" * 2000}, 400, "at most 1000 characters"),
         ({"image": frame(), "instruction": "In: What action should the robot take to go?"}, 400, "a whole prompt"),

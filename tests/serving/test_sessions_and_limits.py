@@ -139,6 +139,7 @@ def test_a_mistake_is_answered_and_the_session_goes_on(tiny_openvla, serve):
         ),
         ("text", "expected binary messages"),
         (pack({"reset": True, "seed": "x"}), "got str as seed"),
+        (pack({"image": frame(), "prompt": "two", "reset": "true"}), "got str as reset, expected true or false"),
     ]:
         robot.socket.send(message)
         reply = robot.receive()

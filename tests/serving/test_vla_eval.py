@@ -43,10 +43,13 @@ def run_harness(server):
     return result
 
 
-@pytest.mark.parametrize("cameras", [None, {"top": "agentview", "hand": "wrist"}])
-def test_the_harness_carries_out_whole_chunks(llama_like, tmp_path, cameras):
+@pytest.mark.parametrize(
+    ("names", "cameras"),
+    [(None, None), (["image"], None), (["top", "hand"], {"top": "agentview", "hand": "wrist"})],
+)
+def test_the_harness_carries_out_whole_chunks(llama_like, tmp_path, names, cameras):
     """Its orchestrator's episodes get what the model says of the picture at the beginning of each chunk."""
-    pair = save(tmp_path, llama_like, list(cameras) if cameras else None)
+    pair = save(tmp_path, llama_like, names)
     result = run_harness(GenVLAModelServer(str(tmp_path), cameras=cameras))
     assert result["mean_success"] == 1.0
     for task in TASKS:
@@ -91,6 +94,7 @@ def test_sessions_are_a_batch_with_the_gripper_of_robosuite(llama_like, tmp_path
     ("settings", "saved", "words"),
     [
         ({"cameras": {"top": "agentview"}}, {"cameras": ["top", "hand"]}, "expected the benchmark's picture for each"),
+        ({}, {"cameras": ["wrist"]}, "expected the benchmark's picture for each of wrist"),
         ({"unnorm_key": "fractal"}, {}, "got unnorm_key='fractal', expected one of bridge_orig"),
         ({"chunk_size": 4}, {}, "got chunk_size 4, expected 1 to 3"),
         ({"gripper": "robosuite"}, {"statistics": {"tiny": tiny_statistics(7)}}, r"ranges over \[-7, 7\]"),
