@@ -214,8 +214,10 @@ class Passes:
         self.lead: tuple[int, ...] = ()  # axes of positions besides rows and tokens
         self.shift: torch.Tensor | int = 0  # what the language model adds to places
         text = model.config.text_config
-        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-        self.window = text.sliding_window if slides else None
+        kinds = getattr(text, "layer_types", None)
+        self.always_slides = kinds is None  # if at all: Mistral's window is that of all layers
+        slides = kinds is None or "sliding_attention" in kinds
+        self.window = getattr(text, "sliding_window", None) if slides else None
 
     def width(self, widest: int) -> int:
         """The width of a pass in which the widest row feeds so many tokens."""
@@ -267,7 +269,7 @@ class Passes:
 
     def _allowed(self, allowed: np.ndarray, unbound: np.ndarray | None = None) -> list[torch.Tensor]:
         """What is attended to, bool [B, T, slots], by full attention and, where there is one, by sliding attention, of
-        which `unbound` is whatever the window.
+        which `unbound` is whatever the window; by sliding attention alone where no layer has another.
         """
         if self.window is None:
             return [torch.from_numpy(allowed)]
@@ -275,7 +277,8 @@ class Passes:
         near = queries - keys < self.window
         if unbound is not None:
             near |= unbound
-        return [torch.from_numpy(allowed), torch.from_numpy(allowed & near)]
+        sliding = torch.from_numpy(allowed & near)
+        return [sliding] if self.always_slides else [torch.from_numpy(allowed), sliding]
 
     def keep(self, paths: list[list[int]]) -> None:
         """Keeps, of the fed slots, those that each row accepted; the next pass moves them."""

@@ -55,6 +55,11 @@ def family_of(vlm_config: Any) -> Family:
             "recurrent and linear layers cannot check a tree of continuations in one pass"
         )
     if getattr(text, "final_logit_softcapping", None):
+        if vlm_config.model_type != "paligemma":
+            raise ValueError(
+                f"got a {vlm_config.model_type} over a language model that caps its logits (final_logit_softcapping), "
+                "expected paligemma: transformers applies the cap in that alone"
+            )
         check_transformers("PaliGemma 2")
     if vlm_config.model_type not in FAMILIES:
         raise ValueError(

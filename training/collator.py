@@ -93,7 +93,7 @@ class CoTrainingCollator:
         """A prepared row that `__call__` takes and that is as short as it has to be.
 
         Raises:
-            RowTooLong: if it does not fit into the model's context.
+            RowTooLong: if it does not fit into the model's context, and `most_tokens` is no bound.
             RowOverLimit: if it has more than `most_tokens`, and those of its first turn alone are to be cut.
         """
         prompt = self._prompt(row)
@@ -106,9 +106,11 @@ class CoTrainingCollator:
                     f"got a row of {length} tokens (source {row['source']}, prompt {row['prompt'][:60]!r}...), "
                     f"expected at most data.max_tokens={self.most_tokens}"
                 )
-            except RowTooLong:
+            except RowTooLong as error:
                 if self.most_tokens is None or self.longer_rows == "skip" or not row.get("more_turns"):
-                    raise
+                    if is_robot(row) or self.most_tokens is None or self.most_tokens > self.max_tokens:
+                        raise
+                    raise RowOverLimit(str(error)) from error
                 row = {**row, "more_turns": row["more_turns"][:-1]}
 
     def tokens(self, row: dict[str, Any]) -> int:

@@ -142,9 +142,10 @@ def test_quantised_loading(name: str, bits: int, llama_like: Any, gemma_like: An
         .eval()
     )
     layer = {4: "Linear4bit", 8: "Linear8bitLt"}[bits]
-    assert {type(part).__name__ for part in model.model.language_model.layers[0].mlp.children()} >= {layer}
-    assert layer in {type(part).__name__ for part in model.model.vision_tower.siglip.modules()}
-    assert not any(parameter.requires_grad for parameter in model.model.vision_tower.siglip.parameters())
+    assert {type(part).__name__ for part in model.get_decoder().layers[0].mlp.children()} >= {layer}
+    frozen = model.vlm.model.frozen_vision if name == "pi0_plus" else model.model.vision_tower.siglip
+    assert layer in {type(part).__name__ for part in frozen.modules()}
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
     inputs = processor.action_inputs([picture(seed) for seed in range(4)], INSTRUCTIONS)
     expected = logits_of(exact, inputs)
     inputs = inputs.to(device)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_vlms import FAMILIES, tiny_inputs, tiny_vla_plus, tiny_vlm_config
-from transformers import AutoModel, AutoModelForImageTextToText, LlamaConfig
+from transformers import AutoModel, AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 
 from gen_vla.modeling import VLAPlusConfig, VLAPlusForVision2Seq
 from gen_vla.modeling.vision_twin import add_frozen_vision
@@ -54,6 +54,23 @@ def test_many_random_cases(family: str, gemma_like: Any) -> None:
         inputs = tiny_inputs(model, tuple(random.integers(1, 20, 10).tolist()), seed=case)
         slow = model.predict_actions(**inputs, tree_nodes=0)
         assert model.predict_actions(**inputs, tree_nodes=int(random.integers(1, 40))).text == slow.text, case
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("kind", ["mistral", "phi3"])
+def test_a_window_without_types_of_layers_is_that_of_all(family: str, kind: str, gemma_like: Any) -> None:
+    """Mistral's configuration has a window and does not say which layers slide."""
+    texts = set()
+    for window in (8, None):
+        model = tiny_vla_plus(family, gemma_like, model_type=kind, sliding_window=window)
+        inputs = tiny_inputs(model, (3, 30, 1))
+        slow = model.predict_actions(**inputs, tree_nodes=0)
+        for cache in ("dynamic", "static"):
+            fast = model.predict_actions(**inputs, tree_nodes=8, cache_implementation=cache)
+            assert fast.text == slow.text
+            np.testing.assert_allclose(fast.digit_probabilities, slow.digit_probabilities, atol=5e-5)
+        texts.add(tuple(slow.text))
+    assert len(texts) == 2  # the window has a say
 
 
 @EACH_FAMILY
@@ -208,6 +225,9 @@ def test_other_models_are_refused_in_one_sentence() -> None:
         VLAPlusConfig(recurrent)
     with pytest.raises(ValueError, match="got frozen='siglip', expected one of 'vision', None"):
         VLAPlusConfig({"model_type": "paligemma"}, frozen="siglip")
+    capped = LlavaConfig(text_config={"model_type": "gemma2", "final_logit_softcapping": 30.0})
+    with pytest.raises(ValueError, match="got a llava over a language model that caps its logits"):
+        VLAPlusConfig(capped)
     for settings, model_type in (({"model_type": "paligema"}, "'paligema'"), ({"hidden_size": 8}, "None")):
         with pytest.raises(ValueError, match=f"got a vlm_config with model_type={model_type}, expected one"):
             VLAPlusConfig(settings)

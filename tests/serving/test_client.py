@@ -100,7 +100,7 @@ def test_nothing_acts_where_its_reset_is_refused(chunking, serve):
     server, port = serve(chunking)
     client = PolicyClient(f"ws://127.0.0.1:{port}")
     client.reset("two", "tiny")
-    client._reset = {**client._reset, "unnorm_key": "huge"}
+    client._reset = {**(client._reset or {}), "unnorm_key": "huge"}
     for connection in list(server.server_state.connections):
         connection.transport.abort()
     for _ in range(2):

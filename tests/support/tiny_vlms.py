@@ -100,7 +100,7 @@ def tiny_vlm_config(family: str, tokenizer: Any, **text: Any) -> Any:
         vision = {**encoder, "image_size": 16, "patch_size": 4}
         pad: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id}
         return config(text_config=settings, vision_config=vision, scale_factor=2, **image, **pad)
-    settings = text_settings(tokenizer, model_type="qwen2", **text)
+    settings = text_settings(tokenizer, **{"model_type": "qwen2", **text})
     if family == "internvl":
         vision = {**encoder, "image_size": [16, 16], "patch_size": [4, 4]}
         sizes: dict[str, Any] = {"image_seq_length": TOKENS, "downsample_ratio": 0.5}

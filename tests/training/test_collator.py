@@ -264,6 +264,10 @@ def test_rows_over_the_limit_are_not_those_that_the_model_does_not_take(processo
     with pytest.raises(RowTooLong, match="train a model of a larger context") as raised:
         CoTrainingCollator(processor, max_tokens=short - 1, longer_rows=longer_rows).fit(conversation(1))
     assert not isinstance(raised.value, RowOverLimit)
+    with pytest.raises(RowOverLimit, match="train a model of a larger context"):  # nothing is wrong with such a row
+        CoTrainingCollator(processor, max_tokens=short - 1, most_tokens=9, longer_rows=longer_rows).fit(
+            conversation(1)
+        )
 
 
 @pytest.mark.parametrize("balance", ["token", "example", "source"])

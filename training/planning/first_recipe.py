@@ -287,7 +287,7 @@ def _lines(tree: dict[str, Any], indent: str = "") -> list[str]:
     lines = []
     for name, value in tree.items():
         if isinstance(value, Setting):
-            comment = f"  # {value.reason}" if value.reason else ""
+            comment = f"  # {' '.join(value.reason.split())}" if value.reason else ""
             lines.append(f"{indent}{f'{name}: {value.text}':<34}{comment}".rstrip())
         elif list(value) == ["0"]:  # the only entry of a list
             inner = _lines(value["0"], indent + "    ")

@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import count, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -83,7 +84,7 @@ def pack_set(
         source.problems.receive(read_json(folder / unit_record(unit))["problems"])
     work = _Work(source, units, folder, side, **sizes)
     # New processes, since a copy of this one would share connections and threads' locks.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
         finished = map(work.pack, left)
         if workers > 1:
             finished = (done.result() for done in as_completed([pool.submit(work.pack, unit) for unit in left]))
@@ -95,6 +96,17 @@ def pack_set(
             raise
     source.problems.finish()
     return _write_manifest(folder, packing)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that began it was killed."""
+
+    def watch() -> None:
+        if (parent := parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def units_of(source: ConversationSource) -> list[list[str]]:

@@ -82,7 +82,7 @@ def test_the_state_shown_and_joints_relative_to_it(here, monkeypatch, capsys):
         episode.states[:, 5], episode.actions[:, 5] = random.normal(0, 1e-3, (2, len(episode.actions)))
     folder = write_lerobot(here / "episodes", episodes, "v3.0", kind="image")
     features = json.loads((folder / "meta/info.json").read_text())["features"]
-    features["action"]["names"] = [*(f"joint_{n}.pos" for n in range(6)), "gripper.pos"]
+    features["action"]["names"] = [*(f"joint_{n}.pos" for n in range(5)), "joint\n5.pos", "gripper.pos"]
     robot_data_sets.edit_info(folder, features=features)
     plain = init(base="package://mini-vlm")
     Path("my_arm.yaml").unlink()

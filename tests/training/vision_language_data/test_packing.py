@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,6 +10,7 @@ from threading import RLock
 from typing import Any
 
 import counting_filesystem
+import psutil
 import pytest
 from hub_stand_in import HubStandIn
 from huggingface_hub import HfFileSystem
@@ -144,6 +146,28 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, small_files
     (folder / ".00001-0000.parquet.1").write_bytes(b"half a file")
     assert pack(opened(raw), folder, side=8) == whole
     assert files(folder) == files(tmp_path / "whole")
+
+
+def test_workers_end_with_a_process_that_was_killed() -> None:
+    context = get_context("fork")
+    numbers = context.SimpleQueue()
+    process = context.Process(target=with_a_worker, args=(numbers,))
+    process.start()
+    worker = psutil.Process(numbers.get())
+    process.kill()
+    worker.wait(timeout=20)
+
+
+def with_a_worker(numbers: Any) -> None:
+    worker = get_context("fork").Process(target=waiting, args=(numbers,))
+    worker.start()
+    worker.join()
+
+
+def waiting(numbers: Any) -> None:
+    packing._end_with_parent()
+    numbers.put(os.getpid())
+    time.sleep(600)
 
 
 def test_what_is_there_is_not_made_again(tmp_path, small_files) -> None:
