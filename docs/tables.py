@@ -249,12 +249,19 @@ def ablation_runs() -> Iterator[tuple[str, str, str]]:
             yield f"ablation/{name}", row, name.rpartition("-seed")[2]
 
 
+def success(folder: str) -> dict[str, Any]:
+    """The scores of a run's policy, by mode of the tabletop."""
+    return {
+        mode: score
+        for suite in ("matching", "variants")
+        for mode, score in load(f"{folder}/{suite}")["policies"]["policy"]["scores"].items()
+    }
+
+
 def ablation() -> Rows:
     """Success, with intervals, and answers."""
     for folder, row, seed in ablation_runs():
-        scores = {}
-        for suite in ("matching", "variants"):
-            scores |= load(f"{folder}/{suite}")["policies"]["policy"]["scores"]
+        scores = success(folder)
         modes = ("matching", "paraphrase", "masked", "seen_variants", "variants")
         yield [f"`{row}`", seed, *(share(scores[mode]["all"], "successes") for mode in modes)]
 
@@ -275,25 +282,24 @@ def ablation_kept() -> Rows:
 def ablation_probes() -> Rows:
     """What linear probes read off the image tokens of both encoders, before and after."""
     for folder, row, seed in ablation_runs():
-        found = [load(f"{folder}/representations_{looks}") for looks in LOOKS[1:]]
-        read = [{(each["role"], each["tower"]): each for each in looks["tasks"]} for looks in found]
-        towers = [(looks, tower) for looks in (0, 1) for tower in ("dino", "siglip", "joined")]
-        for role, name in (("before", ["the base", ""]), ("after", [f"`{row}`", seed])):
-            if role == "after" or folder == next(ablation_runs())[0]:
-                yield [*name, *(f"{100 * read[looks][role, tower]['value']:.0f} %" for looks, tower in towers)]
+        tasks = [task for looks in LOOKS[1:] for task in load(f"{folder}/representations_{looks}")["tasks"]]
+        read = {
+            role: [f"{100 * t['value']:.0f} %" for t in tasks if t["role"] == role] for role in ("before", "after")
+        }
+        if folder == next(ablation_runs())[0]:
+            yield ["the base", "", *read["before"]]
+        yield [f"`{row}`", seed, *read["after"]]
 
 
 def draw_ablation(path: Path) -> None:
     """What each row reaches: a bar for the mean over seeds, and a dot for every seed."""
     shown: dict[str, dict[str, list[float]]] = {}
     for folder, row, _ in ablation_runs():
-        scores = {}
-        for suite in ("matching", "variants"):
-            scores |= load(f"{folder}/{suite}")["policies"]["policy"]["scores"]
-        answers = load(f"{folder}/questions_unseen")["total"]
+        scores, answers = success(folder), load(f"{folder}/questions_unseen")["total"]
         shares = {name: scores[mode]["all"]["rate"] for name, mode in DRAWN.items()}
-        for name, share_done in {**shares, "questions,\nunseen looks": answers["right"] / answers["n"]}.items():
-            shown.setdefault(row, {}).setdefault(name, []).append(100 * share_done)
+        shares["questions,\nunseen looks"] = answers["right"] / answers["n"]
+        for name, reached in shares.items():
+            shown.setdefault(row, {}).setdefault(name, []).append(100 * reached)
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes, width = figure.subplots(), 0.8 / len(shown)
     for number, (row, found) in enumerate(sorted(shown.items(), key=lambda entry: entry[0] == "openvla-plus")):
@@ -301,7 +307,8 @@ def draw_ablation(path: Path) -> None:
         axes.bar(places, [sum(seeds) / len(seeds) for seeds in found.values()], 0.9 * width, label=row)
         for place, seeds in zip(places, found.values(), strict=True):
             axes.plot([place] * len(seeds), seeds, "k.", markersize=4)
-    axes.set_xticks(range(len(DRAWN) + 1), [*DRAWN, "questions,\nunseen looks"])
+    names = list(next(iter(shown.values())))
+    axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="%", ylim=(0, 100))
     figure.legend(loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)

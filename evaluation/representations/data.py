@@ -96,6 +96,7 @@ def _objects(rows: Any) -> tuple[Any, np.ndarray, list[str], np.ndarray]:
         for thing in things
         if 0 <= thing["u"] < 1 and 0 <= thing["v"] < 1
     ]
-    numbers, shapes, places = (np.array(each) for each in zip(*found, strict=True))
+    shapes, places = [shape for _, shape, _ in found], np.array([place for *_, place in found])
     kinds, labels = np.unique(shapes, return_inverse=True)
-    return rows.select(numbers)["image"], labels, [SHAPES[kind] for kind in kinds], places
+    images = rows.select([number for number, *_ in found])["image"]
+    return images, labels, [SHAPES[kind] for kind in kinds], places

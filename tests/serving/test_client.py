@@ -85,6 +85,7 @@ def test_an_answer_that_comes_too_late_is_nobodys(chunking, serve):
 
 def test_an_answer_to_a_call_that_was_stopped_is_nobodys(chunking, serve, monkeypatch):
     def stopped(timeout):
+        monkeypatch.undo()
         raise KeyboardInterrupt
 
     _, port = serve(chunking)
