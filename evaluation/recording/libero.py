@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_vla.evaluation.libero.environment import HORIZONS, LiberoEnvironment, Observation
+from gen_vla.evaluation.libero.environment import HERTZ, HORIZONS, LiberoEnvironment, Observation
 from gen_vla.evaluation.libero.expert import LiberoExpert
 from gen_vla.evaluation.recording import rows
 from gen_vla.evaluation.recording.rows import DEMONSTRATION_COLUMNS, DemonstrationJob, Rows, as_image, demonstrate
@@ -88,6 +88,7 @@ def record_libero(
         "LIBERO demonstrations",
         tasks,
         episodes_per_task,
+        HERTZ,
         workers=workers,
         **options,
         columns=COLUMNS,

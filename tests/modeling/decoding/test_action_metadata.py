@@ -60,6 +60,9 @@ def test_transforms_tell_what_they_make_and_formats_without_a_rate_nothing(tmp_p
     recording = tiny_recipe(tmp_path)
     action = open_data(recording, tmp_path).norm_stats["tiny"]["action"]
     assert not {"names", "fps", "displacements"} & action.keys()
+    (tmp_path / "robot" / "recording.json").write_text(json.dumps({"action_names": JOINTS, "fps": 16.0}))
+    action = open_data(recording, tmp_path).norm_stats["tiny"]["action"]
+    assert (action["names"], action["fps"]) == (JOINTS, 16.0)
 
 
 def test_a_trained_model_tells_it_where_it_acts_and_on_its_card(
