@@ -24,6 +24,7 @@ TRIALS = 50  # stored states of a task
 IMAGE_SIZE = 256
 SETTLING_STEPS = 10
 HERTZ = 20  # actions a second
+UNITS = (*("0.05 m",) * 3, *("0.5 rad",) * 3, "-1 open, 1 closed")  # of an action's values
 SEED = 0
 WAIT = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stay, gripper open
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}

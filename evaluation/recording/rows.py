@@ -126,6 +126,7 @@ def record_demonstrations(
     tasks: Sequence[str],
     episodes_per_task: int,
     fps: float,
+    units: Sequence[str],
     *,
     workers: int,
     overwrite: bool = False,
@@ -144,6 +145,7 @@ def record_demonstrations(
         first: the first candidate; others differ in task and seed.
         content: what the metadata calls the data set.
         fps: steps a second.
+        units: of an action's values, [7].
         describe: more metadata, from the seeds that were kept.
         columns: of the rows, and what is in them.
 
@@ -187,6 +189,7 @@ def record_demonstrations(
         "seeds": [seeds[0], seeds[-1]],
         "first_job": asdict(first),
         "action_names": ACTION_NAMES,
+        "action_units": list(units),
         "fps": fps,
         **describe(seeds),
     }

@@ -9,6 +9,7 @@ import numpy as np
 
 ACTION_REPEAT = 5  # simulator steps per policy step
 HERTZ = 80 / ACTION_REPEAT  # policy steps a second; Meta-World has 80 steps
+UNITS = ("m", "m", "m", "rad", "rad", "rad", "0 closed, 1 open")
 METRES_PER_SIMULATOR_STEP = 0.01  # what Meta-World's action 1.0 moves the hand
 MAX_MOVE = ACTION_REPEAT * METRES_PER_SIMULATOR_STEP  # metres per policy step and axis
 ROTATION_TOLERANCE = 0.05  # radians; a policy that asks for more expects a wrist that can turn

@@ -1,7 +1,7 @@
 """Robot data sets recorded by this project (`storage/recordings.py`), one row per step.
 
 image, instruction, action float32 [D], episode_index; rows of an episode stand together
-recording.json: `action_names` [D] and `fps`, steps a second, where it has them
+recording.json: `action_names` [D], `action_units` [D] and `fps`, steps a second, where it has them
 """
 
 import copy
@@ -43,6 +43,7 @@ class RecordedReader(EpisodeReader):
         described = folder.read_json(METADATA_FILE) if folder.exists(METADATA_FILE) else {}
         self.fps = described.get("fps")
         self.value_names = {"action": described.get("action_names") or ()}
+        self.value_units = {"action": described.get("action_units") or ()}
         self.rows = rows.with_format("arrow")
         self._selected: dict[tuple[str, ...], Dataset] = {}
         self._shards: dict[str, range] = self._find_episodes()

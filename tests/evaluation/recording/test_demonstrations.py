@@ -72,6 +72,7 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
     assert json.loads((tmp_path / "d" / "recording.json").read_text())["layouts"] == metadata["layouts"]
     data = open_robot_source(tmp_path / "d", key="tabletop")
     assert data.action_names == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    assert data.action_units == ["m", "m", "m", "rad", "rad", "rad", "0 closed, 1 open"]
     env = TabletopEnv(48)
     env.reset("open_drawer", 3)
     before = env.data.time
