@@ -44,7 +44,7 @@ def predict(
     prediction = loaded.predict_actions(**inputs, unnorm_key=unnorm_key)
     statistics = loaded.get_action_stats(unnorm_key)
     described: dict[str, Any] = {
-        name: statistics[name] for name in ("names", "fps", "displacements", "relative") if name in statistics
+        name: statistics[name] for name in ("names", "units", "fps", "displacements", "relative") if name in statistics
     }
     print(json.dumps({"action": prediction.actions[0].tolist(), "text": prediction.text[0], **described}))
     if picture:

@@ -8,6 +8,7 @@ A statistics dictionary (`norm_stats` in the model's config, `dataset_statistics
                                 `NORMALIZATIONS`; q01..q99 without it, as OpenVLA's code assumes),
                                 "histogram": [D][40] (ours, optional; counts of normalised values),
                                 "names": [D] (ours, optional; the data set's names of the values),
+                                "units": [D] (ours, optional; what it says of their units, such as "m"),
                                 "fps": float (ours, optional; steps a second of the training data),
                                 "displacements": [...] (ours, optional; the dimensions that are displacements; all
                                 others are positions)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -98,11 +98,11 @@ class PolicyServer:
         return PlainTextResponse("stopping\n" if self.closing else "OK\n", 503 if self.closing else 200)
 
     async def metadata(self, request: HttpRequest) -> Response:
-        self.check_sender(request.headers)
+        self.check_sender(request)
         return JSONResponse(self.policy.describe())
 
     async def show_metrics(self, request: HttpRequest) -> Response:
-        self.check_sender(request.headers)
+        self.check_sender(request)
         return PlainTextResponse(self.metrics.text())
 
     async def act(self, request: HttpRequest) -> Response:
@@ -130,7 +130,7 @@ class PolicyServer:
         return JSONResponse({"error": FAULT}, 500)
 
     async def http_message(self, request: HttpRequest) -> tuple[dict[str, Any], bool]:
-        self.check_sender(request.headers)
+        self.check_sender(request)
         body = bytearray()
         try:
             async with asyncio.timeout(self.limits.timeout):
@@ -168,7 +168,7 @@ class PolicyServer:
 
     async def serve_session(self, websocket: WebSocket) -> None:
         try:
-            self.check_sender(websocket.headers)
+            self.check_sender(websocket)
             if self.closing:
                 raise self.refused(503, STOPPING)
             if self.sessions >= self.limits.connections:
@@ -302,16 +302,17 @@ class PolicyServer:
             log.exception("a message was not understood")
             raise self.refused(500, FAULT) from error
 
-    def check_sender(self, headers: Any) -> None:
+    def check_sender(self, connection: HTTPConnection) -> None:
         """Raises `Refusal` for a wrong key, and for pages in a browser, which say where they come from."""
+        headers = connection.headers
         if "origin" in headers and not is_own_address(headers["origin"], headers.get("host", "")):
             raise self.refused(403, "got a request of a page in a browser, expected one of a robot's program")
-        if self.limits.api_key is None:
-            return
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(key.strip().encode(), self.limits.api_key.encode())
-        if scheme.lower() not in ("api-key", "bearer") or not right:
-            raise self.refused(401, "got no key or a wrong one, expected the header Authorization: Api-Key KEY")
+        if self.limits.api_key is not None:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            right = hmac.compare_digest(key.strip().encode(), self.limits.api_key.encode())
+            if scheme.lower() not in ("api-key", "bearer") or not right:
+                raise self.refused(401, "got no key or a wrong one, expected the header Authorization: Api-Key KEY")
+        connection.state.has_key = True  # for `PunctualProtocol`
 
     def refused(self, status: int, sentence: str) -> Refusal:
         self.metrics.refused.labels(str(status)).inc()

@@ -17,7 +17,7 @@ from gen_vla.serving.requests import Request, Requests, Session
 
 
 MAX_ANSWER_TOKENS = 64
-DESCRIPTIONS = ("names", "fps", "displacements", "q01", "q99")  # of a data set's actions
+DESCRIPTIONS = ("names", "units", "fps", "displacements", "q01", "q99")  # of a data set's actions
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ServedPolicy:
             "action_horizon": requests.horizon,
             "action_chunk_size": requests.horizon,
             "action_names": data_sets[key].get("names") if key else None,
-            "action_units": "those of the data set of unnorm_key",
+            "action_units": data_sets[key].get("units") if key else None,
             "fps": data_sets[key].get("fps") if key else None,
             "unnorm_key": key,
             "available_unnorm_keys": list(requests.unnorm_keys),

@@ -1,16 +1,46 @@
 """Runs a policy server on uvicorn until it is told to stop."""
 
+import asyncio
 import gc
 import socket
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gen_vla.serving.application import Limits, PolicyServer
 from gen_vla.serving.policy import ServedPolicy
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class PunctualProtocol(H11Protocol):
+    """HTTP that cuts a connection without a request to answer, `timeout_keep_alive` seconds after it was made or after
+    its last answer to a sender with the key.
+
+    uvicorn alone waits for ever for a first request, and for the rest of one that has begun. So those who have no key
+    could hold as many connections as `limit_concurrency` allows.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self.wait()
+
+    def on_response_complete(self) -> None:
+        if self.cycle.scope.get("state", {}).get("has_key"):
+            self.waiting.cancel()
+            self.wait()
+        super().on_response_complete()
+
+    def wait(self) -> None:
+        self.waiting = self.loop.call_later(self.timeout_keep_alive, self.end_wait)
+
+    def end_wait(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
+            self.wait()
+        elif self in self.connections:  # a websocket is another protocol's
+            self.transport.abort()
 
 
 class GracefulServer(uvicorn.Server):
@@ -36,6 +66,7 @@ def make_server(policy: ServedPolicy, limits: Limits, host: str, port: int, **se
         server.application,
         host,
         port,
+        http=PunctualProtocol,
         ws="websockets-sansio",
         ws_max_size=limits.message_bytes,
         ws_per_message_deflate=False,  # pictures hardly shrink, and what is sent small could unpack large

@@ -1,7 +1,7 @@
 """A published model as a model server of allenai's vla-eval: its harness asks, its benchmarks act.
 
     pip install "gen-vla[vla-eval]"
-    python -m gen_vla.serving.vla_eval_server --args.model gen-vla/openvla-plus --port 8000
+    python -m gen_vla.serving.vla_eval_server --args.model gen-vla/openvla-plus --host 127.0.0.1
     vla-eval run --config configs/libero_spatial.yaml          # of vla-eval, in another terminal
 
 A model of one camera is shown the first picture of an observation; for a model of several, `cameras` says which of
@@ -109,7 +109,8 @@ class GenVLAModelServer(PredictModelServer):
         return {"actions": RAW}
 
     def get_observation_spec(self) -> dict[str, DimSpec]:
-        return {**dict.fromkeys((self.cameras or {"image": "image"}).values(), IMAGE_RGB), "language": LANGUAGE}
+        """Without `cameras` the first picture will do, whatever the benchmark calls it."""
+        return {**dict.fromkeys(self.cameras.values(), IMAGE_RGB), "language": LANGUAGE}
 
     def get_observation_params(self) -> dict[str, Any]:
         """What benchmarks are asked to send: the picture from the wrist where the model has several cameras, and the

@@ -23,6 +23,8 @@ DRAWN = "drawn"  # the mode of layouts that LIBERO draws by a seed
 TRIALS = 50  # stored states of a task
 IMAGE_SIZE = 256
 SETTLING_STEPS = 10
+HERTZ = 20  # actions a second
+UNITS = (*("0.05 m",) * 3, *("0.5 rad",) * 3, "-1 open, 1 closed")  # of an action's values
 SEED = 0
 WAIT = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)  # stay, gripper open
 CAMERAS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}
@@ -167,6 +169,7 @@ class LiberoEnvironment:
         draws = self.image_size is not None
         return ControlEnv(
             bddl_file_name=str(task_file(task)),
+            control_freq=HERTZ,
             use_camera_obs=False,
             has_offscreen_renderer=draws,
         )

@@ -14,6 +14,7 @@ import numpy as np
 from gen_vla.evaluation.recording import rows
 from gen_vla.evaluation.recording.rows import DemonstrationJob, Rows, as_image, demonstrate
 from gen_vla.evaluation.simulation import layouts
+from gen_vla.evaluation.simulation.actions import HERTZ, UNITS
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import TASKS, Task
 from gen_vla.evaluation.simulation.looks import LookSet, look_of
@@ -70,6 +71,8 @@ def record_demonstrations(
         "tabletop demonstrations",
         tasks,
         episodes_per_task,
+        HERTZ,
+        UNITS,
         workers=min(workers, 1 + episodes_per_task * len(tasks) // PER_PROCESS),
         **options,
         describe=lambda seeds: {"layouts": sorted(layouts.layout_digests(seeds))},

@@ -1,7 +1,7 @@
 """Record LIBERO demonstrations of the scripted expert, in layouts that LIBERO draws by a seed and no trial has.
 
 Columns are those of the tabletop's demonstrations, and `state`; the picture is of the camera that looks at the table.
-Actions are robosuite's: 5 cm or half a radian for a 1, and -1 to open the gripper, 1 to close it.
+Actions are robosuite's.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gen_vla.evaluation.libero.environment import HORIZONS, LiberoEnvironment, Observation
+from gen_vla.evaluation.libero.environment import HERTZ, HORIZONS, UNITS, LiberoEnvironment, Observation
 from gen_vla.evaluation.libero.expert import LiberoExpert
 from gen_vla.evaluation.recording import rows
 from gen_vla.evaluation.recording.rows import DEMONSTRATION_COLUMNS, DemonstrationJob, Rows, as_image, demonstrate
@@ -88,6 +88,8 @@ def record_libero(
         "LIBERO demonstrations",
         tasks,
         episodes_per_task,
+        HERTZ,
+        UNITS,
         workers=workers,
         **options,
         columns=COLUMNS,

@@ -38,6 +38,7 @@ METADATA_FILE = "recording.json"
 # With 0.6 an expert drops a third of the objects; weaker noise leaves a policy helpless off the expert's path.
 GAUSSIAN_NOISE = (0.0, 0.2, 0.4)  # standard deviation, in units of the largest move
 RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move instead of the expert's
+ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # as LeRobot's copies of LIBERO call them
 DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "task": "string"}
 DEMONSTRATION_COLUMNS |= dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")
 QUESTION_COLUMNS = {"image": "image", "question": "string", "answer": "string", "kind": "string", "seed": "int64"}
@@ -124,6 +125,8 @@ def record_demonstrations(
     content: str,
     tasks: Sequence[str],
     episodes_per_task: int,
+    fps: float,
+    units: Sequence[str],
     *,
     workers: int,
     overwrite: bool = False,
@@ -141,6 +144,8 @@ def record_demonstrations(
             can call it.
         first: the first candidate; others differ in task and seed.
         content: what the metadata calls the data set.
+        fps: steps a second.
+        units: of an action's values, [7].
         describe: more metadata, from the seeds that were kept.
         columns: of the rows, and what is in them.
 
@@ -183,6 +188,9 @@ def record_demonstrations(
         "candidates": tried,
         "seeds": [seeds[0], seeds[-1]],
         "first_job": asdict(first),
+        "action_names": ACTION_NAMES,
+        "action_units": list(units),
+        "fps": fps,
         **describe(seeds),
     }
     return _save_rows(output, frames, columns, metadata, began)

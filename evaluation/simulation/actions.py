@@ -7,7 +7,9 @@ action   float [7]: dx, dy, dz of the hand in metres per policy step, three rota
 import numpy as np
 
 
-ACTION_REPEAT = 5  # simulator steps per policy step (80 Hz / 5 = 16 Hz)
+ACTION_REPEAT = 5  # simulator steps per policy step
+HERTZ = 80 / ACTION_REPEAT  # policy steps a second; Meta-World has 80 steps
+UNITS = ("m", "m", "m", "rad", "rad", "rad", "0 closed, 1 open")
 METRES_PER_SIMULATOR_STEP = 0.01  # what Meta-World's action 1.0 moves the hand
 MAX_MOVE = ACTION_REPEAT * METRES_PER_SIMULATOR_STEP  # metres per policy step and axis
 ROTATION_TOLERANCE = 0.05  # radians; a policy that asks for more expects a wrist that can turn

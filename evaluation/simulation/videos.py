@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from gen_vla.evaluation.policies.pictures import side_by_side
 from gen_vla.evaluation.policies.rollout import Moment, Policy
-from gen_vla.evaluation.simulation.actions import ActionError
+from gen_vla.evaluation.simulation.actions import HERTZ, ActionError
 from gen_vla.evaluation.simulation.offscreen_camera import FRAMEBUFFER
 from gen_vla.evaluation.simulation.rollouts import EpisodeJob
 
@@ -15,7 +15,6 @@ from gen_vla.evaluation.simulation.rollouts import EpisodeJob
 INK, PAPER = (236, 239, 244), (27, 31, 40)
 DONE, FAILED = (163, 190, 140), (191, 97, 106)
 PANEL_HEIGHT = 60
-FRAMES_PER_SECOND = 16  # 80 Hz / ACTION_REPEAT: real time
 LAST_FRAME_REPEATS = 16
 
 
@@ -78,12 +77,12 @@ def write_video(frames: list[Image.Image], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path.with_suffix(".mp4")), "w") as container:
-        stream = cast(Any, container.add_stream("libx264", rate=FRAMES_PER_SECOND))
+        stream = cast(Any, container.add_stream("libx264", rate=round(HERTZ)))
         stream.width, stream.height, stream.pix_fmt = *frames[0].size, "yuv420p"
         stream.options = {"crf": "18"}
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_image(frame)))
         container.mux(stream.encode())
     reduced = [frame.quantize(128, dither=Image.Dither.NONE) for frame in frames]
-    duration = 1000 // FRAMES_PER_SECOND
+    duration = round(1000 / HERTZ)
     reduced[0].save(path.with_suffix(".gif"), save_all=True, append_images=reduced[1:], duration=duration, loop=0)

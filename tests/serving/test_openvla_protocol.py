@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import httpx
 import json_numpy
@@ -11,6 +13,21 @@ from PIL import Image
 from policy_servers import frame
 
 from gen_vla.serving.messages import from_json, to_json
+
+
+# The client of OpenVLA's deploy.py; numpy.testing comes first, which recent SciPy needs.
+CLIENT = """
+import numpy.testing
+import requests
+import json_numpy
+json_numpy.patch()
+import numpy as np
+action = requests.post(
+    "http://0.0.0.0:8000/act",
+    json={"image": np.zeros((256, 256, 3), dtype=np.uint8), "instruction": "do something"}
+).json()
+print(type(action).__name__, action.dtype, action.tolist())
+"""
 
 
 def post(port, body, path="act", **options):
@@ -37,6 +54,16 @@ def test_bare_actions_plain_and_double_encoded(pair, serve, request):
     # As OpenVLA's scripts write it: `requests.post(url, json={"encoded": json.dumps(payload)}).json()`
     answer = post(port, json.dumps({"encoded": json_numpy.dumps(asked)}))
     np.testing.assert_array_equal(json_numpy.loads(answer.json()), expected)
+
+
+def test_openvlas_own_client(tiny_openvla, serve):
+    model, processor = tiny_openvla
+    _, port = serve(tiny_openvla)
+    command = [sys.executable, "-c", CLIENT.replace("8000", str(port))]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    black = Image.new("RGB", (256, 256))
+    expected = model.predict_action(**processor.action_inputs(black, "do something"))
+    assert answer.stdout.strip() == f"ndarray float32 {expected.tolist()}", answer.stderr
 
 
 @pytest.mark.parametrize("stacked", [True, False])

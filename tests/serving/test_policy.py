@@ -37,3 +37,13 @@ def test_models_that_cannot_act_and_unknown_units_are_refused(llama_like, tiny_o
     model, processor = tiny_openvla
     with pytest.raises(ValueError, match="got unnorm_key='huge', expected one of tiny"):
         ServedPolicy(model, processor, "tiny", "huge")
+
+
+def test_clients_are_told_what_the_data_set_says_of_actions(tiny_openvla):
+    model, processor = tiny_openvla
+    about = {"names": ["x", "y", "gripper"], "units": ["m", "m", "1 open"], "fps": 16.0}
+    entry = model.config.norm_stats["tiny"]
+    model.config.norm_stats = {"tiny": {**entry, "action": {**entry["action"], **about}}}
+    told = ServedPolicy(model, processor, "tiny").describe()
+    assert [told[name] for name in ("action_names", "action_units", "fps")] == list(about.values())
+    assert about.items() <= told["data_sets"]["tiny"].items()

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +22,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(policy: ServedPolicy, limits: Limits, port: int = 0) -> Iterator[tuple[GracefulServer, int]]:
-    """A server that answers, and its port."""
+def running(
+    policy: ServedPolicy, limits: Limits, port: int = 0, **settings: Any
+) -> Iterator[tuple[GracefulServer, int]]:
+    """A server that answers, and its port; `settings` are of `uvicorn.Config`."""
     port = port or free_port()
-    server = make_server(policy, limits, "127.0.0.1", port, log_level="warning")
+    server = make_server(policy, limits, "127.0.0.1", port, log_level="warning", **settings)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -10,11 +10,8 @@ from torch.utils.data import Dataset
 
 from gen_vla.training.pretraining.token_heads import TokenTargets
 from gen_vla.training.storage.json_files import read_json
-from gen_vla.training.storage.recordings import load_recording
+from gen_vla.training.storage.recordings import METADATA_FILE, load_recording
 from gen_vla.training.vision_language_data.token_labels import token_labels
-
-
-METADATA = "recording.json"  # what `evaluation/recording` writes beside the rows
 
 
 class LabelledPictures(Dataset):
@@ -35,7 +32,7 @@ class LabelledPictures(Dataset):
 
 
 def _classes(folders: Sequence[Path]) -> tuple[int, int]:
-    found = {folder: read_json(folder / METADATA) for folder in folders}
+    found = {folder: read_json(folder / METADATA_FILE) for folder in folders}
     named = {folder: (record["colours"], record["shapes"]) for folder, record in found.items()}
     first = named[folders[0]]
     for folder, names in named.items():

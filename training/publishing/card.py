@@ -129,9 +129,11 @@ def action_facts(norm_stats: dict[str, Any]) -> list[tuple[str, str]]:
 
 def action_words(statistics: dict[str, Any]) -> str:
     """What a data set's statistics (`norm_stats[key]["action"]`) say about its actions besides figures."""
-    names, fps, moved = (statistics.get(word) for word in ("names", "fps", "displacements"))
+    names, units, fps, moved = (statistics.get(word) for word in ("names", "units", "fps", "displacements"))
     relative = sorted(dim for group in statistics.get("relative") or () for dim in group["dims"])
-    parts = [", ".join(f"`{str(name).replace('|', '/')}`" for name in names or ())]
+    shown = [f"`{name}`" for name in names or ()]
+    shown = [f"{name} ({unit})" for name, unit in zip(shown, units, strict=True)] if shown and units else shown
+    parts = [", ".join(shown).replace("|", "/")]
     if moved is not None:
         numbers = ", ".join(map(str, moved))
         parts.append(f"dimensions {numbers} are displacements, all others positions" if moved else "all positions")

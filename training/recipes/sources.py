@@ -158,9 +158,9 @@ class _Opening:
                 "correct the recipe or the data set"
             )
         _check_binary(entry["action"], source.key, actions.binary_dims)
-        # Names, rate and displacements are kept beside the figures, as keys of our own in OpenVLA's dictionary.
+        # Names, units, rate and displacements are kept beside the figures, as keys of our own in OpenVLA's dictionary.
         metadata = {"names": reader.action_names or None, "fps": reader.hertz, "displacements": reader.displacements}
-        metadata |= {"relative": reader.relative}
+        metadata |= {"units": reader.action_units or None, "relative": reader.relative}
         known = {key: value for key, value in metadata.items() if value is not None}
         opened.norm_stats[source.key] = {**entry, "action": {**entry["action"], **known}}
         if held_out:

@@ -49,6 +49,7 @@ class EpisodeReader(ABC):
         self.every = every
         self.depth: Mapping[str, str] = {}  # depth cameras, and what says that they are
         self.value_names: Mapping[str, Sequence[str]] = {}  # of each value of a feature, where the data set says it
+        self.value_units: Mapping[str, Sequence[str]] = {}  # likewise
         self.notes: list[str] = []  # remarks on the choice of episodes, for reports
 
     def shards(self) -> list[str]:

@@ -1,6 +1,7 @@
 """Robot data sets recorded by this project (`storage/recordings.py`), one row per step.
 
 image, instruction, action float32 [D], episode_index; rows of an episode stand together
+recording.json: `action_names` [D], `action_units` [D] and `fps`, steps a second, where it has them
 """
 
 import copy
@@ -16,7 +17,7 @@ from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.episodes import EpisodeReader, RobotDataError, RobotEpisode, instruction_text, rows_of
 from gen_vla.training.robot_data.stored_columns import column_array, stored_pictures
 from gen_vla.training.storage.data_folder import DataFolder
-from gen_vla.training.storage.recordings import ROBOT_COLUMNS, load_recording
+from gen_vla.training.storage.recordings import METADATA_FILE, ROBOT_COLUMNS, load_recording
 
 
 MAIN_CAMERA = "image"
@@ -39,6 +40,10 @@ class RecordedReader(EpisodeReader):
         pictures = [name for name, feature in rows.features.items() if isinstance(feature, Image)]
         self.cameras = list(dict.fromkeys([MAIN_CAMERA, *pictures]))
         self.features = [name for name in rows.column_names if name not in (*self.cameras, "instruction")]
+        described = folder.read_json(METADATA_FILE) if folder.exists(METADATA_FILE) else {}
+        self.fps = described.get("fps")
+        self.value_names = {"action": described.get("action_names") or ()}
+        self.value_units = {"action": described.get("action_units") or ()}
         self.rows = rows.with_format("arrow")
         self._selected: dict[tuple[str, ...], Dataset] = {}
         self._shards: dict[str, range] = self._find_episodes()

@@ -71,8 +71,16 @@ class RobotDataset:
     @property
     def action_names(self) -> list[str]:
         """What the values of an action are called, [D]; `[]` where not all are, or a transform changes them."""
-        named = [self.reader.value_names.get(feature, ()) for feature in self.transform.action]
-        return [name for names in named for name in names] if self.transform.name == "identity" and all(named) else []
+        return self._said_of_actions(self.reader.value_names)
+
+    @property
+    def action_units(self) -> list[str]:
+        """Likewise their units."""
+        return self._said_of_actions(self.reader.value_units)
+
+    def _said_of_actions(self, by_feature: Mapping[str, Sequence[str]]) -> list[str]:
+        said = [by_feature.get(feature, ()) for feature in self.transform.action]
+        return [text for texts in said for text in texts] if self.transform.name == "identity" and all(said) else []
 
     def shards(self) -> list[str]:
         return self.reader.shards()

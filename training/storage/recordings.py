@@ -8,6 +8,7 @@ from datasets import Dataset, load_from_disk
 
 
 STATE = "state.json"
+METADATA_FILE = "recording.json"  # what `evaluation/recording` says of the rows, beside them
 ROBOT_COLUMNS = ("image", "instruction", "action", "episode_index")
 QUESTION_COLUMNS = ("image", "question", "answer")
 MORE_TURNS = "more_turns"  # a further column: a list of {"question", "answer"} about the same picture

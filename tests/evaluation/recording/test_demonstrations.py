@@ -20,6 +20,7 @@ from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrase
 from gen_vla.training.pretraining.encoders import pretrain_encoders
 from gen_vla.training.publishing.packaging import package_model
 from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.robot_data.source import open_robot_source
 from gen_vla.training.run import run_recipe
 
 
@@ -69,6 +70,14 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
     assert set(metadata["layouts"]) == layout_digests(set(rows["seed"]))
     assert not set(metadata["layouts"]) & layout_digests(EVALUATION_SEEDS[:200])
     assert json.loads((tmp_path / "d" / "recording.json").read_text())["layouts"] == metadata["layouts"]
+    data = open_robot_source(tmp_path / "d", key="tabletop")
+    assert data.action_names == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    assert data.action_units == ["m", "m", "m", "rad", "rad", "rad", "0 closed, 1 open"]
+    env = TabletopEnv(48)
+    env.reset("open_drawer", 3)
+    before = env.data.time
+    env.step(np.zeros(7))
+    assert data.hertz == pytest.approx(1 / (env.data.time - before))
     with pytest.raises(FileExistsError, match="got a finished data set"):
         recording.record_demonstrations(tmp_path / "d", 1, workers=1)
 

@@ -29,6 +29,7 @@ def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
     actions, states = trajectory.actions, trajectory.proprio
     assert states is not None
     assert len(actions) == metadata["frames"]
+    assert data.action_names == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
     environment = LiberoEnvironment(None)
     [trial] = LiberoSettings(("object",), layouts=tmp_path / "d").all_trials()
     replay = iter(actions)
@@ -38,6 +39,12 @@ def test_demonstrations_are_a_data_set_that_does_the_task(tmp_path):
     seen, instruction = environment.begin_layout("object", 2, metadata["seeds"][0])  # after an episode
     assert episode.instructions[0] == instruction
     np.testing.assert_allclose(states[0], seen.state, atol=1e-6)
+    scales = environment.simulation.robots[0].controller.output_max
+    assert data.action_units == [
+        *(f"{scale:g} {unit}" for scale, unit in zip(scales, ["m"] * 3 + ["rad"] * 3)),
+        "-1 open, 1 closed",
+    ]
+    assert data.hertz == environment.simulation.env.control_freq == 20
     environment.close()
     with pytest.raises(ValueError, match="with layouts of object/2, expected some of the suites and tasks asked for"):
         LiberoSettings(("object",), tasks=(1,), layouts=tmp_path / "d").all_trials()

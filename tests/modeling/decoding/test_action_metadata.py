@@ -15,6 +15,7 @@ from tiny_runs import noise, tiny_recipe
 from gen_vla.commands.main import main
 from gen_vla.processors import normalize_actions, unnormalize_actions
 from gen_vla.training.publishing import assembling
+from gen_vla.training.publishing.card import action_words
 from gen_vla.training.recipes.loading import Recipe
 from gen_vla.training.recipes.sources import open_data
 from gen_vla.training.run import run_recipe
@@ -60,6 +61,11 @@ def test_transforms_tell_what_they_make_and_formats_without_a_rate_nothing(tmp_p
     recording = tiny_recipe(tmp_path)
     action = open_data(recording, tmp_path).norm_stats["tiny"]["action"]
     assert not {"names", "fps", "displacements"} & action.keys()
+    described = {"action_names": JOINTS, "action_units": ["rad"] * 7, "fps": 16.0}
+    (tmp_path / "robot" / "recording.json").write_text(json.dumps(described))
+    action = open_data(recording, tmp_path).norm_stats["tiny"]["action"]
+    assert (action["names"], action["units"], action["fps"]) == (JOINTS, ["rad"] * 7, 16.0)
+    assert action_words(action).startswith("`waist` (rad), `shoulder` (rad)")
 
 
 def test_a_trained_model_tells_it_where_it_acts_and_on_its_card(

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 from policy_servers import frame
 from vla_eval.benchmarks.base import StepBenchmark, StepResult
+from vla_eval.specs import IMAGE_RGB, LANGUAGE
 
 
 STEPS = 8
@@ -52,7 +53,7 @@ class CountingBenchmark(StepBenchmark):
         return {}
 
     def get_observation_spec(self) -> dict[str, Any]:
-        return {}
+        return {**dict.fromkeys(self.cameras, IMAGE_RGB), "language": LANGUAGE}
 
     def get_metadata(self) -> dict[str, Any]:
         return {"max_steps": STEPS}
