@@ -50,7 +50,7 @@ NAMES_IN_TRANSFORMERS_4 = {
     r"^vlm\.language_model\.lm_head": "vlm.lm_head",
     r"^vlm\.language_model\.(model\.)?": "vlm.model.language_model.",
     r"^vlm\.model\.(?=embed_tokens|layers|norm)": "vlm.model.language_model.",
-    r"^vlm\.(?=vision_tower|multi_modal_projector|visual)": "vlm.model.",
+    r"^vlm\.(?=vision_tower|multi_modal_projector|visual|image_newline)": "vlm.model.",
 }
 
 
@@ -247,7 +247,8 @@ class VLAPlusForVision2Seq(ActionPredictionMixin, OpenVLAContractMixin, PreTrain
         self.vlm.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> Any:
-        return self.vlm.get_decoder()
+        found = self.vlm.get_decoder()
+        return getattr(found, "text_model", found)  # transformers 4 finds Idefics3's base model
 
 
 def check_prompts(supervised: torch.Tensor, attention_mask: torch.Tensor | None) -> None:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .transformers_version import CAPS_LOGITS, is_older
+
 
 class PassInputs(NamedTuple):
     """What one pass feeds besides a prompt: the slots of a tree per row (`draft_trees.py`), padded on the right."""
@@ -307,8 +309,8 @@ def rounded_up(number: int, step: int) -> int:
 
 
 def capped(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
-    """Logits as the language model changes them behind its output layer."""
-    cap = getattr(text_config, "final_logit_softcapping", None)
+    """Logits as the stock model changes them behind its output layer."""
+    cap = None if is_older(CAPS_LOGITS) else getattr(text_config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

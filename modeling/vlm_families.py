@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .transformers_version import check_transformers, check_vlm
+import transformers
+from transformers.utils import logging
+
+from .transformers_version import CAPS_LOGITS, check_vlm, is_older
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -16,30 +22,31 @@ class Family:
         first_position: of the first token of a row.
         bidirectional: which tokens of a prompt attend to one another in both directions: `"prompt"`, those of each
             `"picture"`, or none.
-        since_5: whether transformers 4.57 has other features: there Idefics3 counts patches otherwise, and
-            `get_image_features` puts no tiles together.
+        differs: the first transformers that computes the family as newer ones do, and what older ones do.
     """
 
     vision: tuple[str, ...]
     projectors: tuple[str, ...]
     first_position: int = 0
     bidirectional: str | None = None
-    since_5: bool = False
+    differs: tuple[tuple[int, int], str] | None = None
 
 
+PATCHES = ((5, 5), "gives the patches of pictures other positions")
+CAP = (CAPS_LOGITS, "leaves out the cap on logits")
 TOWER = ("vision_tower", "multi_modal_projector")
 PROJECTOR = ("multi_modal_projector",)
 FAMILIES = {
     "gemma3": Family(TOWER, PROJECTOR, bidirectional="picture"),
-    "idefics3": Family(("vision_model", "connector"), ("connector",), since_5=True),
+    "idefics3": Family(("vision_model", "connector"), ("connector",), differs=PATCHES),
     "internvl": Family(TOWER, PROJECTOR),
     "llava": Family(TOWER, PROJECTOR),
-    "llava_next": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline"), since_5=True),
-    "llava_onevision": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline"), since_5=True),
+    "llava_next": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
+    "llava_onevision": Family((*TOWER, "image_newline"), (*PROJECTOR, "image_newline")),
     "paligemma": Family(TOWER, PROJECTOR, first_position=1, bidirectional="prompt"),
     "qwen2_5_vl": Family(("visual",), ("visual.merger",)),
     "qwen3_vl": Family(("visual",), ("visual.merger", "visual.deepstack_merger_list")),
-    "smolvlm": Family(("vision_model", "connector"), ("connector",), since_5=True),
+    "smolvlm": Family(("vision_model", "connector"), ("connector",), differs=PATCHES),
 }
 
 
@@ -47,6 +54,7 @@ def family_of(vlm_config: Any) -> Family:
     """The entry of a configuration; `ValueError` for a family without one and for layers that keep a state, and
     `ImportError` for a transformers that is too old.
     """
+    check_vlm()
     text = vlm_config.get_text_config()
     others = sorted(set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if others:
@@ -54,18 +62,23 @@ def family_of(vlm_config: Any) -> Family:
             f"got a language model with layers of type {', '.join(others)}, expected full or sliding attention: "
             "recurrent and linear layers cannot check a tree of continuations in one pass"
         )
-    if getattr(text, "final_logit_softcapping", None):
-        if vlm_config.model_type != "paligemma":
-            raise ValueError(
-                f"got a {vlm_config.model_type} over a language model that caps its logits (final_logit_softcapping), "
-                "expected paligemma: transformers applies the cap in that alone"
-            )
-        check_transformers("PaliGemma 2")
     if vlm_config.model_type not in FAMILIES:
         raise ValueError(
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "
             "another one needs an entry in modeling/vlm_families.py"
         )
     family = FAMILIES[vlm_config.model_type]
-    check_vlm(in_four=not family.since_5)
+    differs = family.differs
+    if getattr(text, "final_logit_softcapping", None):
+        if vlm_config.model_type != "paligemma":
+            raise ValueError(
+                f"got a {vlm_config.model_type} over a language model that caps its logits (final_logit_softcapping), "
+                "expected paligemma: transformers applies the cap in that alone"
+            )
+        differs = CAP
+    if differs and is_older(differs[0]):
+        logger.warning_once(
+            f"got transformers {transformers.__version__}, which {differs[1]} in {vlm_config.model_type}, expected "
+            f"{'.'.join(map(str, differs[0]))} or newer: answers and actions may differ from those of newer ones"
+        )
     return family

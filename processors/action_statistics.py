@@ -169,7 +169,8 @@ def statistics_per_row(
     keys = [unnorm_key] * rows if unnorm_key is None or isinstance(unnorm_key, str) else list(unnorm_key)
     if len(keys) != rows:
         raise ValueError(f"got {len(keys)} unnorm_keys for {rows} observations, expected one each or one for all")
-    return [select_statistics(norm_stats, key, kind) for key in keys]
+    found = {key: select_statistics(norm_stats, key, kind) for key in dict.fromkeys(keys)}
+    return [found[key] for key in keys]
 
 
 def normalize_actions(actions: Any, statistics: dict[str, Any], state: Any = None) -> np.ndarray:

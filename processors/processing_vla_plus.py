@@ -163,9 +163,10 @@ class ActionInputs(StateInputs, LoadableTokenizerMixin):
         """tokenizer_config.json with a class, and named tokens, that versions 4 and 5 know."""
         if settings.get("tokenizer_class") == "TokenizersBackend":
             settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        if "extra_special_tokens" not in settings:
-            settings["extra_special_tokens"] = settings.pop("model_specific_special_tokens", {})
-        return settings
+        more, named = settings.pop("extra_special_tokens", []), settings.pop("model_specific_special_tokens", {})
+        if isinstance(more, list):  # only 5 writes one
+            more, settings["additional_special_tokens"] = named, more
+        return {**settings, "extra_special_tokens": more}
 
     def _inputs(self: Any, pictures: list[Any], messages: list[str]) -> BatchFeature:
         if len(pictures) != len(messages):

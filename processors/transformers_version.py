@@ -17,15 +17,14 @@ OLDEST = {  # by what needs it, and how its error ends
     ),
     "a stock VLM": ((5, 5), OTHERS_RUN),  # before it, features are returned, or positions counted, otherwise
     "the flow-matching π0": ((5, 17), OTHERS_RUN),  # the oldest it was tested with
-    "PaliGemma 2": ((5, 23), OTHERS_RUN),  # before it, the cap of Gemma 2 on logits is left out
 }
+CAPS_LOGITS = (5, 23)  # before it, PaliGemma leaves out the cap of Gemma 2
 
 
 def check_transformers(what: str = "this model", version: str = transformers.__version__) -> None:
     """Raises `ImportError` for a version older than one of `OLDEST`."""
     oldest, advice = OLDEST[what]
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
-    if numbers < oldest:
+    if is_older(oldest, version):
         wanted = ".".join(map(str, oldest))
         raise ImportError(
             f"got transformers {version}, expected {wanted} or newer for {what}: "
@@ -33,9 +32,14 @@ def check_transformers(what: str = "this model", version: str = transformers.__v
         )
 
 
-def check_vlm(in_four: bool = True) -> None:
-    """Raises `ImportError` for a version that stock VLMs were not tested with, or whose 4.57 lacks what one needs."""
-    if not (in_four and transformers.__version__.startswith("4.57.")):
+def is_older(wanted: tuple[int, int], version: str = transformers.__version__) -> bool:
+    """Whether a version comes before `wanted`."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < wanted
+
+
+def check_vlm() -> None:
+    """Raises `ImportError` for a version that stock VLMs were not tested with."""
+    if not transformers.__version__.startswith("4.57."):
         check_transformers("a stock VLM")
 
 

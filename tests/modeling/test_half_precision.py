@@ -143,7 +143,7 @@ def test_quantised_loading(name: str, bits: int, llama_like: Any, gemma_like: An
     )
     layer = {4: "Linear4bit", 8: "Linear8bitLt"}[bits]
     assert {type(part).__name__ for part in model.get_decoder().layers[0].mlp.children()} >= {layer}
-    frozen = model.vlm.model.frozen_vision if name == "pi0_plus" else model.model.vision_tower.siglip
+    frozen = model.vlm.model.frozen_vision.vision_tower if name == "pi0_plus" else model.model.vision_tower.siglip
     assert layer in {type(part).__name__ for part in frozen.modules()}
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     inputs = processor.action_inputs([picture(seed) for seed in range(4)], INSTRUCTIONS)

@@ -25,7 +25,7 @@ EACH_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 @EACH_FAMILY
 @pytest.mark.parametrize(("style", "horizon"), [("signed", 1), ("plain", 3), ("legacy", 2)])
 def test_trees_write_what_one_token_at_a_time_does(family: str, style: str, horizon: int, gemma_like: Any) -> None:
-    strings = ActionStringProcessor(3, horizon, 3, style, binary_dims=(1,))
+    strings = ActionStringProcessor(2, horizon, 2, style, binary_dims=(1,))
     texts = set()
     for seed in range(3):
         model = tiny_vla_plus(family, gemma_like, strings, seed, frozen="vision" if seed else None)
@@ -45,7 +45,8 @@ def test_many_random_cases(family: str, gemma_like: Any) -> None:
     """100 actions a family: style, dimensions, horizon, lengths of prompts and size of trees drawn; bins, too."""
     random = np.random.default_rng(FAMILIES.index(family))
     for case in range(10):
-        dims, horizon = int(random.integers(1, 4)), int(random.choice([1, 1, 2, 8]))
+        horizon = int(random.choice([1, 1, 2, 8]))
+        dims = int(random.integers(1, 4)) if horizon < 8 else 1
         if case % 5 == 4:
             codec: Any = ActionBins(dims, horizon, bins=16)
         else:
@@ -75,17 +76,17 @@ def test_a_window_without_types_of_layers_is_that_of_all(family: str, kind: str,
 
 @EACH_FAMILY
 def test_samples_follow_the_model(family: str, gemma_like: Any) -> None:
-    """4000 draws of the first token by trees, against the probabilities under the grammar."""
+    """2000 draws of the first token by trees, against the probabilities under the grammar."""
     model = tiny_vla_plus(family, gemma_like, ActionBins(1, 1, bins=4))
     inputs = tiny_inputs(model, (5,))
     rows = {name: value.repeat(400, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
     torch.manual_seed(0)
-    drawn = [model.predict_actions(**rows, do_sample=True, temperature=3.0).token_ids for _ in range(10)]
+    drawn = [model.predict_actions(**rows, do_sample=True, temperature=3.0).token_ids for _ in range(5)]
     tokens, counts = np.unique(np.concatenate(drawn)[:, 0], return_counts=True)
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1]
     allowed = sorted(model.action_grammar.transitions[0])
-    expected = (logits[allowed] / 3.0).softmax(dim=0).numpy() * 4000
+    expected = (logits[allowed] / 3.0).softmax(dim=0).numpy() * 2000
     found = np.array([dict(zip(tokens.tolist(), counts.tolist())).get(token, 0) for token in allowed])
     assert ((found - expected) ** 2 / np.maximum(expected, 1e-9))[expected > 5].sum() < 20  # chi-square, 3 d.f.
 

@@ -14,7 +14,6 @@ from gen_vla.modeling import OpenVLAPlusForVision2Seq, VLAPlusForVision2Seq
 from gen_vla.processors import OpenVLAPlusProcessor, VLAPlusProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.model_building import action_weights, build_model, check_initial_model, recipe_texts
-from gen_vla.training.publishing.assembling import publish_to_folder
 from gen_vla.training.recipes.sources import OpenedData, open_data
 from gen_vla.training.run import run_recipe
 
@@ -75,15 +74,6 @@ def test_the_frozen_encoder_of_each_family_stays_and_all_else_moves(finished, tm
     # the token that masks patches in pretraining is used nowhere, nor is what follows a layer that LLaVA reads
     unused = ("mask_token", "post_layernorm.weight", "post_layernorm.bias")
     assert not {name for name in unmoved - frozen if not name.endswith(unused)}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("finished", ["vla_plus"], indirect=True)  # the other's is verified in test_assembling.py
-def test_it_is_published_and_verified(finished: tuple[str, Path], tmp_path: Path) -> None:
-    folder = finished[1]
-    repository = publish_to_folder(folder, "gen-vla/tiny", tmp_path / "repository")
-    assert (repository / "modeling_vla_plus.py").is_file()
-    assert weights_hash(load_model(repository)) == weights_hash(load_model(folder))
 
 
 def test_starting_from_a_model_keeps_its_weights_and_takes_the_new_settings(finished, tmp_path):

@@ -1,6 +1,9 @@
 """Training runs that start from converted vision-language models: every answer learned, D kept, adapters, resuming."""
 
+import json
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
 from tiny_models import picture
 from tiny_runs import noise, read_log, run_tiny, tiny_recipe, write_questions, write_robot_data
@@ -16,28 +20,57 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCall
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from gen_vla.commands.main import main
 from gen_vla.processors import ActionStringProcessor
 from gen_vla.training.checkpoints import load_model, load_processor
 from gen_vla.training.collator import CoTrainingCollator
 from gen_vla.training.converting.conversion import convert
 from gen_vla.training.model_building import square_side
 from gen_vla.training.planning.plan import planned_config
+from gen_vla.training.publishing import assembling
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import RecipeError
 from gen_vla.training.run import build_collator, build_preparer, run_recipe
 
 
-def start(family: str, work_dir: Path, dual: bool = True) -> dict[str, Any]:
-    """Writes a converted model; returns the overrides that make the tiny recipe begin with it."""
-    base = work_dir / "base"
-    base.mkdir(parents=True)
-    tokenizer = write_base_processor(family, base)
-    torch.manual_seed(0)
-    AutoModelForImageTextToText.from_config(tiny_vlm_config(family, tokenizer)).save_pretrained(base)
-    options = {"family": "vla_plus"} if family.startswith("paligemma") else {}
-    convert(base, work_dir / "start", dual=dual, check=False, **options)
-    model = {"family": "vla_plus", "initial_model": "start", "frozen": "vision" if dual else None}
-    return {"model": model, "training__learning_rate": 3e-3}
+LABS = ("smolvlm", "gemma3", "qwen2_5_vl")
+Start = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Lays converted models and data into a work folder; returns the overrides that make the tiny recipe begin so."""
+
+    @cache
+    def converted(family: str, dual: bool) -> Path:
+        work_dir = tmp_path_factory.mktemp(family)
+        tokenizer = write_base_processor(family, work_dir / "base")
+        torch.manual_seed(0)
+        AutoModelForImageTextToText.from_config(tiny_vlm_config(family, tokenizer)).save_pretrained(work_dir / "base")
+        options = {"family": "vla_plus"} if family.startswith("paligemma") else {}
+        convert(work_dir / "base", work_dir / "start", dual=dual, check=False, **options)
+        tiny_recipe(work_dir)
+        return work_dir
+
+    def begin(family: str, work_dir: Path, dual: bool = True) -> dict[str, Any]:
+        shutil.copytree(converted(family, dual), work_dir, dirs_exist_ok=True)
+        model = {"family": "vla_plus", "initial_model": "start", "frozen": "vision" if dual else None}
+        return {"model": model, "training__learning_rate": 3e-3, "training__steps": 4, "training__save_steps": 2}
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def trained(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The work folders of whole runs by family, each trained once: from `start` to `tiny`."""
+
+    @cache
+    def work_dir_of(family: str) -> Path:
+        work_dir = tmp_path_factory.mktemp(f"{family}_run")
+        run_tiny(work_dir, **start(family, work_dir))
+        return work_dir
+
+    return work_dir_of
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -45,15 +78,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_trains_what_it_should(family: str, tmp_path: Path) -> None:
-    folder = run_tiny(tmp_path, **start(family, tmp_path))
-    before, after = weights(tmp_path / "start"), weights(folder)
+def test_a_run_trains_what_it_should(family: str, trained: Callable[[str], Path]) -> None:
+    work_dir = trained(family)
+    folder = work_dir / "tiny"
+    before, after = weights(work_dir / "start"), weights(folder)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     model, processor = load_model(folder), load_processor(folder)
-    trained = {f"vlm.model.frozen_vision.{name}" for name in model.family.projectors}
+    projectors = tuple(f"vlm.model.frozen_vision.{name}" for name in model.family.projectors)
     frozen = {name for name in before if name.startswith("vlm.model.frozen_vision.")}
     assert frozen
-    assert not {name for name in moved & frozen if not name.startswith(tuple(trained))}
+    assert not {name for name in moved & frozen if not name.startswith(projectors)}
     assert moved & frozen
     assert any("layers.0" in name and name not in frozen for name in moved)
     inputs = processor.action_inputs(noise(1), "open the drawer")
@@ -62,23 +96,52 @@ def test_a_run_trains_what_it_should(family: str, tmp_path: Path) -> None:
     assert prediction.actions.shape == (1, 1, 3)
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl"])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"actions__representation": "bins", "actions__bin_tokens": "bytes"},
-        {"data__co_training": []},
-        {"training__lora": {"rank": 4}},
-        {"training__lora": {"rank": 4, "tower": "lora"}},
-        {"training__gradient_checkpointing": True},
-    ],
-    ids=["bins", "robot data alone", "lora", "lora everywhere", "checkpointing"],
-)
-def test_other_recipes_run(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    begun = start(family, tmp_path, dual="bins" not in str(settings))
-    folder = run_tiny(tmp_path, **{**begun, "training__steps": 2, **settings})
+@pytest.mark.parametrize("family", LABS)
+def test_commands_act_with_it_and_publish_it(
+    family: str, trained: Callable[[str], Path], hub: HubStandIn, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """The repository acts as the run's folder does. A fresh interpreter verifies one; `test_vla_plus_repository.py`
+    has all read by one.
+    """
+    if family != "smolvlm":
+        monkeypatch.setattr(assembling, "verify", lambda *_: None)
+    folder, repository, picture = trained(family) / "tiny", tmp_path / "repository", tmp_path / "camera.png"
+    noise(1).save(picture)
+    assert main(["publish", str(folder), "gen-vla/tiny", "--dry-run", "--output", str(repository)]) == 0
+    assert "would be uploaded to gen-vla/tiny" in capsys.readouterr().out
+    assert 'from_pretrained("gen-vla/tiny"' in (repository / "README.md").read_text()
     model, processor = load_model(folder), load_processor(folder)
-    prediction = model.predict_actions(**processor.action_inputs(noise(1), "open the drawer"))
+    expected = model.predict_actions(**processor.action_inputs(noise(1), "open the drawer"))
+    for each in (folder, repository):
+        assert main(["predict", str(each), str(picture), "open the drawer"]) == 0
+        answer = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        assert answer["text"] == expected.text[0]
+        np.testing.assert_allclose(answer["action"], expected.actions[0], atol=1e-5)
+
+
+BINS = {"actions__representation": "bins", "actions__bin_tokens": "bytes"}
+
+
+@pytest.mark.parametrize("family", LABS)
+@pytest.mark.parametrize(
+    ("settings", "dual"),
+    [
+        (BINS, False),
+        ({"data__co_training": []}, False),
+        ({"training__lora": {"rank": 4}, **BINS}, True),
+        ({"training__lora": {"rank": 4, "tower": "lora"}}, True),
+        ({"training__gradient_checkpointing": True}, True),
+    ],
+    ids=["bins without D", "robot data alone, without D", "lora and bins", "lora everywhere", "checkpointing"],
+)
+def test_other_recipes_run(family: str, settings: dict[str, Any], dual: bool, start: Start, tmp_path: Path) -> None:
+    folder = run_tiny(tmp_path, **{**start(family, tmp_path, dual), "training__steps": 2, **settings})
+    model, processor = load_model(folder), load_processor(folder)
+    assert hasattr(model.vlm.model, "frozen_vision") == dual
+    assert model.config.action_config["representation"] == settings.get("actions__representation", "string")
+    inputs = processor.action_inputs(noise(1), "open the drawer")
+    prediction = model.predict_actions(**inputs)
+    assert prediction.text == model.predict_actions(**inputs, tree_nodes=0).text
     assert prediction.actions.shape == (1, 1, 3)
 
 
@@ -93,14 +156,14 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "gemma3", "qwen2_5_vl"])
-def test_a_killed_run_resumes_to_the_same_weights(family: str, tmp_path: Path) -> None:
-    settings = {**start(family, tmp_path / "whole"), "training__steps": 4, "training__save_steps": 2}
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    whole = weights(run_tiny(tmp_path / "whole", **settings))
+@pytest.mark.parametrize("family", LABS)
+def test_a_killed_run_resumes_to_the_same_weights(
+    family: str, start: Start, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = start(family, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_tiny(tmp_path / "killed", callbacks=[Killed(3)], **settings)
-    resumed = weights(run_tiny(tmp_path / "killed", resume=True, **settings))
+        run_tiny(tmp_path, callbacks=[Killed(3)], **settings)
+    resumed, whole = weights(run_tiny(tmp_path, resume=True, **settings)), weights(trained(family) / "tiny")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -140,7 +203,7 @@ def test_rows_are_what_the_model_sees_when_it_acts_and_answers(family: str, tmp_
     assert torch.isfinite(model(**inputs).loss)
 
 
-def test_a_recipe_sets_the_size_of_pictures_and_tiles(tmp_path: Path) -> None:
+def test_a_recipe_sets_the_size_of_pictures_and_tiles(start: Start, tmp_path: Path) -> None:
     """They are trained on, saved and acted on."""
     options = {"crop_to_patches": True, "min_patches": 2, "max_patches": 2, "size": {"height": 16, "width": 16}}
     begun = {**start("internvl", tmp_path), "training__steps": 1}
@@ -219,8 +282,9 @@ def test_the_shipped_recipe_runs_at_mini_size_from_random_weights(tmp_path: Path
     assert model.predict_action(**processor.action_inputs(noise(1), "open the drawer")).shape == (3,)
 
 
-def test_a_question_with_a_control_token_is_skipped(tmp_path: Path) -> None:
+def test_a_question_with_a_control_token_is_skipped(start: Start, tmp_path: Path) -> None:
     overrides = start("smolvlm", tmp_path)
+    shutil.rmtree(tmp_path / "questions")
     write_questions(tmp_path / "questions", question=["how many <image>?", "which?", "two?", "where?"])
     folder = run_tiny(tmp_path, **overrides, data__max_bad_share=0.5)
     problems = read_log(folder)["data"]["undecodable"]["vision_language/scenes"]
