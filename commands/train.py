@@ -122,7 +122,10 @@ def run(recipe: Any, work_dir: Path, *, resume: bool) -> None:
     from gen_vla.training.run import run_recipe
     from gen_vla.training.run_folder import is_first_process
 
-    folder = run_recipe(recipe, work_dir, resume=resume, show=True)
+    rollouts = None
+    if recipe.training.rollouts:  # they load the simulator
+        from gen_vla.evaluation.tabletop.training_rollouts import TabletopRollouts as rollouts
+    folder = run_recipe(recipe, work_dir, resume=resume, show=True, rollouts=rollouts)
     if is_first_process():
         print(f"Saved {recipe.name} in {folder}")
 
