@@ -168,8 +168,10 @@ def test_full_size_plans(capsys):
     assert by_way[8, "FSDP2"].fits
     lora = load_recipe("openvla_plus_bridge", {"training.lora": {"rank": 32}})
     assert plan_recipe(lora, Path("nowhere"))[1][0].fits
-    assert main(["train", "openvla_plus_bridge", "--plan"]) == 0
+    assert main(["train", "openvla_plus_bridge", "--plan", "--set", "data.num_workers=8"]) == 0
     text = capsys.readouterr().out
+    assert "8 loaders with shuffle buffers of 2 GB in all" in text
+    assert "about 6.7 GB of the machine's memory per GPU process" in " ".join(text.split())
     assert "397,200,544" in text  # the frozen SigLIP
     assert "too much" in text
     parts, plans = plan_recipe(load_recipe("pi0_bridge"), Path("nowhere"))
