@@ -37,7 +37,7 @@ from gen_vla.training.mixing.image_augmentation import augment_image
 from gen_vla.training.mixing.instruction_augmentation import paraphrased
 from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, RowPreparer, augment_resized
-from gen_vla.training.mixing.row_stream import BufferSize
+from gen_vla.training.mixing.row_stream import BufferSize, row_length
 from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.model_building import (
@@ -198,7 +198,13 @@ def build_mixture(
         return mixture, None
     sizes = [len(table) for table in opened.tables.values()]
     robots, rows = len(data.robot), settings.steps * shape.rows_per_step
-    order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, turns)
+    lengths: list[int] = []
+    if data.group_by_length:
+        questions = list(opened.tables.values())[robots:]
+        lengths = [row_length(table[number]) for table in questions for number in range(len(table))]
+    order = HalfAndHalfSampler(
+        sizes[:robots], sizes[robots:], rows, settings.seed, turns, lengths, shape.rows_per_step
+    )
     return MixedTables(opened.tables, prepare, data.max_bad_share), order
 
 
