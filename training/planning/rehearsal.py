@@ -36,6 +36,7 @@ class Rehearsal:
     rows_per_core_second: float
     megabytes_read: float | None  # per row; `None` where the system does not count them
     needed: float  # rows per second of one GPU, as `--plan` estimates
+    gpu: str  # which
     resident: float  # gigabytes
     proportional: float
     expected: float | None  # what `--plan` says that loaders with full buffers take; `None` without a stream
@@ -54,7 +55,7 @@ class Rehearsal:
         table.add_row("data sets open after", f"{self.seconds_to_open:.1f} s")
         table.add_row("first batch after that", f"{self.seconds_to_batch:.1f} s")
         table.add_row(f"rows/s of {len(self.loaders)} loaders", f"{self.rows_per_second:.1f}")
-        table.add_row("rows/s that one GPU takes (--plan)", f"{self.needed:.1f}")
+        table.add_row(f"rows/s that one {self.gpu} takes (--plan)", f"{self.needed:.1f}")
         table.add_row("rows/s of one core", f"{self.rows_per_core_second:.1f}")
         if self.megabytes_read is not None:
             table.add_row("read per row", f"{self.megabytes_read:.3f} MB")
@@ -83,7 +84,7 @@ class Seen:
         return {"batch": batch, "robots": robots, "tokens": int(mask.sum()), "places": mask.numel(), "rows": len(rows)}
 
 
-def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
+def rehearse(recipe: Recipe, work_dir: Path, minutes: float, gpu: str = "h100") -> Rehearsal:
     """Loads micro-batches of one process for so many minutes, the first of every loader not timed."""
     started = time.perf_counter()
     opened = open_data(recipe, work_dir)
@@ -116,7 +117,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
             f"got a run of {len(seen)} micro-batches, expected more than {loaders + 1}, the first of which are not "
             "timed; raise training.steps, or lower data.num_workers"
         )
-    plans = plan_recipe(recipe, work_dir)[1]
+    plans = plan_recipe(recipe, work_dir, gpu)[1]
     plan = next((plan for plan in plans if plan.fits), plans[-1])
     return Rehearsal(
         seconds_to_open=opened_after,
@@ -125,6 +126,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
         rows_per_core_second=rows / max(used[0], 0.01),  # what the clock tells apart
         megabytes_read=used[1] / rows / 1e6 if hasattr(psutil.Process, "io_counters") else None,
         needed=plan.rows_per_second / plan.gpus,
+        gpu=gpu,
         resident=resident,
         proportional=proportional,
         expected=loading_gigabytes(recipe) if recipe.data.streaming else None,

@@ -34,13 +34,15 @@ def test_it_trains_nothing_and_shows_a_line_per_figure(
 ) -> None:
     monkeypatch.setattr(CoTrainer, "compute_loss", lambda *_, **__: pytest.fail("a step was taken"))
     tiny_recipe(tmp_path)
-    assert main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--rehearse", "0"]) == 0
+    assert (
+        main(["train", str(tmp_path / "tiny.yaml"), "--work-dir", str(tmp_path), "--rehearse", "0", "--gpu=a100"]) == 0
+    )
     shown = capsys.readouterr().out
-    assert re.search(r"rows/s that one GPU takes \(--plan\) +│ +\d+\.\d", shown)
+    assert re.search(r"rows/s that one a100 takes \(--plan\) +│ +\d+\.\d", shown)
     assert re.search(r"bad rows +│ none", shown)
     assert {path.name for path in (tmp_path / "tiny").glob("*")} <= {"tables", "rehearsal.json"}
     written = json.loads((tmp_path / "tiny" / "rehearsal.json").read_text())
-    assert written["provenance"]["command"].endswith("--rehearse 0")
+    assert written["provenance"]["command"].endswith("--rehearse 0 --gpu=a100")
     assert written["rows"] > written["robot_rows"] > 0
 
 
