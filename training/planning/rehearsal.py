@@ -41,7 +41,7 @@ class Rehearsal:
     proportional: float
     expected: float | None  # what `--plan` says that loaders with full buffers take; `None` without a stream
     loaders: list[float]  # gigabytes resident in each
-    episodes: float  # different ones among the robot rows of a micro-batch, in the mean
+    episodes: float | None  # different ones among a micro-batch's robot rows, in the mean; `None` if they do not say
     robot_rows: float  # of a micro-batch
     padding: float  # share of the tokens that are padding
     skipped: dict[str, int]  # bad rows per data set
@@ -63,9 +63,9 @@ class Rehearsal:
         if self.expected is not None:
             table.add_row("memory once all buffers are full (--plan)", f"{self.expected:.1f} GB")
         table.add_row("largest loader", f"{max(self.loaders, default=0):.2f} GB")
-        table.add_row(
-            "different episodes in a micro-batch", f"{self.episodes:.2f} of {self.robot_rows:.1f} robot rows"
-        )
+        if self.episodes is not None:
+            found = f"{self.episodes:.2f} of {self.robot_rows:.1f} robot rows"
+            table.add_row("different episodes in a micro-batch", found)
         table.add_row("padding", f"{self.padding:.1%} of all tokens")
         table.add_row("bad rows", bad or "none")
         return table
@@ -80,6 +80,7 @@ class Seen:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate_with_counts(rows, self.collate)
         mask = batch["attention_mask"]
+        # "" of a row of a recorded table, which is named by its number
         robots = [row["identity"].rpartition(" step ")[0] for row in rows if row["source"].startswith(f"{ROBOT}/")]
         return {"batch": batch, "robots": robots, "tokens": int(mask.sum()), "places": mask.numel(), "rows": len(rows)}
 
@@ -131,7 +132,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float, gpu: str = "h100") 
         proportional=proportional,
         expected=loading_gigabytes(recipe) if recipe.data.streaming else None,
         loaders=each,
-        episodes=float(np.mean([len(set(names)) for names in robots])) if robots else 0.0,
+        episodes=float(np.mean([len(set(names)) for names in robots])) if robots and all(robots[0]) else None,
         robot_rows=float(np.mean([len(names) for names in robots])) if robots else 0.0,
         padding=1 - sum(entry["tokens"] for entry in seen) / sum(entry["places"] for entry in seen),
         skipped={name: counter.report()["skipped"] for name, counter in mixture.counters().items()},
