@@ -111,3 +111,13 @@ def test_a_data_set_has_to_be_one_of_the_model(demonstrations: Path, tmp_path: P
     recipe = recipe_of(tmp_path, demonstrations, training__rollouts={**ROLLOUTS, "key": "tinny"})
     with pytest.raises(ValueError, match="tinny"):
         run_recipe(recipe, tmp_path, progress=False, rollouts=TabletopRollouts)
+
+
+def test_weights_that_are_spread_over_processes_are_refused(demonstrations: Path, tmp_path: Path) -> None:
+    def spread(recipe: Recipe, trainer: Any) -> TabletopRollouts:
+        trainer.is_fsdp_enabled = True
+        return TabletopRollouts(recipe, trainer)
+
+    recipe = recipe_of(tmp_path, demonstrations, training__rollouts=ROLLOUTS)
+    with pytest.raises(ValueError, match="whose weights are spread over processes, expected whole weights"):
+        run_recipe(recipe, tmp_path, progress=False, rollouts=spread)
