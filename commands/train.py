@@ -22,6 +22,9 @@ def train(
     rehearse: Annotated[
         float | None, Option(metavar="MINUTES", help="Load data as the run will for so long; trains nothing.")
     ] = None,
+    gpu: Annotated[
+        Literal["a100", "h100", "h200", "l40s", "rtx4090"], Option(help="What --plan and --rehearse count on.")
+    ] = "h100",
     mini: Annotated[bool, Option("--mini", help="At a size for a CPU and a minute, from random weights.")] = False,
     report_to: Annotated[
         Literal["none", "trackio", "wandb", "tensorboard"] | None,
@@ -47,14 +50,14 @@ def train(
     overrides = [*(overrides or []), *([f"training.report_to={report_to}"] if report_to else [])]
     loaded = load_recipe(recipe, parse_overrides(overrides), mini=mini)
     if plan:
-        return show_plan(loaded, Path(work_dir))
+        return show_plan(loaded, Path(work_dir), gpu)
     make_work_dir(work_dir)
     if check:
         from gen_vla.training.planning.check import run_check
 
         return run_check(loaded, work_dir)
     if rehearse is not None:
-        return show_rehearsal(loaded, Path(work_dir), rehearse)
+        return show_rehearsal(loaded, Path(work_dir), rehearse, gpu)
     prepare(loaded, Path(work_dir), resume=resume, mini=mini)
     if loaded.pretraining:
         from gen_vla.training.pretraining.encoders import pretrain_encoders
@@ -73,7 +76,7 @@ def show_recipes() -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(recipes_table())
 
 
-def show_plan(recipe: Any, work_dir: Path) -> None:
+def show_plan(recipe: Any, work_dir: Path, gpu: str) -> None:
     """Shows what a run will need."""
     from gen_vla.training.planning.plan import (
         loading_sentence,
@@ -84,7 +87,7 @@ def show_plan(recipe: Any, work_dir: Path) -> None:
     )
     from gen_vla.training.planning.row_lengths import read_lengths
 
-    parts, plans = plan_recipe(recipe, work_dir)
+    parts, plans = plan_recipe(recipe, work_dir, gpu)
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in plan_tables(recipe, parts, plans):
         console.print(table)
@@ -94,12 +97,12 @@ def show_plan(recipe: Any, work_dir: Path) -> None:
         console.print(loading_sentence(recipe), markup=False, highlight=False)
 
 
-def show_rehearsal(recipe: Any, work_dir: Path, minutes: float) -> None:
+def show_rehearsal(recipe: Any, work_dir: Path, minutes: float, gpu: str) -> None:
     """Loads data as a run will, shows what was measured and writes it into the run's folder."""
     from gen_vla.commands.options import write_results
     from gen_vla.training.planning.rehearsal import rehearse
 
-    found = rehearse(recipe, work_dir, minutes)
+    found = rehearse(recipe, work_dir, minutes, gpu)
     Console(width=None if sys.stdout.isatty() else 120).print(found.table(recipe.name))
     write_results({"recipe": recipe.name, **asdict(found)}, file := work_dir / recipe.name / "rehearsal.json")
     print(f"Wrote {file}")
@@ -122,7 +125,10 @@ def run(recipe: Any, work_dir: Path, *, resume: bool) -> None:
     from gen_vla.training.run import run_recipe
     from gen_vla.training.run_folder import is_first_process
 
-    folder = run_recipe(recipe, work_dir, resume=resume, show=True)
+    rollouts = None
+    if recipe.training.rollouts:  # they load the simulator
+        from gen_vla.evaluation.tabletop.training_rollouts import TabletopRollouts as rollouts
+    folder = run_recipe(recipe, work_dir, resume=resume, show=True, rollouts=rollouts)
     if is_first_process():
         print(f"Saved {recipe.name} in {folder}")
 

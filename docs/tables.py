@@ -199,10 +199,11 @@ def rehearsal() -> Rows:
         shares = (f"{found['padding']:.1%}", str(sum(found["skipped"].values())), kept)
         yield [
             found["recipe"],
+            str(len(found["loaders"])),
             *seconds,
             *speeds,
             f"{found['megabytes_read']:.2f}",
-            f"{found['resident']:.1f}",
+            f"{found['resident']:.1f} ({found['proportional']:.1f})",
             *shares,
         ]
 
@@ -351,8 +352,8 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         training_throughput,
     ),
     "rehearsal": (
-        "recipe | open, s | first batch, s | rows/s of a core | that a GPU takes | MB read a row | GB | "
-        "padding | bad rows | different episodes",
+        "recipe | loaders | open, s | first batch, s | rows/s of a core | that a GPU takes | MB read a row | "
+        "GB (shared once) | padding | bad rows | different episodes",
         rehearsal,
     ),
     "loader": ("data | gen-vla | beside it", loader),

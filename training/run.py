@@ -8,7 +8,7 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -37,7 +37,7 @@ from gen_vla.training.mixing.image_augmentation import augment_image
 from gen_vla.training.mixing.instruction_augmentation import paraphrased
 from gen_vla.training.mixing.mixture import HalfAndHalfSampler, MixedTables
 from gen_vla.training.mixing.prepared_rows import ROBOT, VISION_LANGUAGE, RowPreparer, augment_resized
-from gen_vla.training.mixing.row_stream import BufferSize
+from gen_vla.training.mixing.row_stream import BufferSize, row_length
 from gen_vla.training.mixing.skipped_rows import collate_with_counts, sum_over_processes
 from gen_vla.training.mixing.streaming_mixture import RunShape, StreamingMixture
 from gen_vla.training.model_building import (
@@ -70,18 +70,25 @@ def run_recipe(
     callbacks: list[TrainerCallback] | None = None,
     progress: bool = True,
     show: bool = False,
+    rollouts: Callable[[Recipe, CoTrainer], TrainerCallback] | None = None,
 ) -> Path:
     """Trains a recipe and saves the model; returns its folder.
 
     Args:
         resume: continue from the newest checkpoint of this recipe, if there is one.
         show: print what was read and draw the first rows, before the first step.
+        rollouts: makes what runs `training.rollouts`, such as `evaluation/tabletop/training_rollouts.py`.
 
     Raises:
         FileExistsError: if there are checkpoints and `resume` is false.
         FileNotFoundError: if the model to start from or a data set is missing.
         ValueError: if there are checkpoints of another recipe, of another number of rows a step, or of other data.
     """
+    if recipe.training.rollouts is not None and rollouts is None:
+        raise ValueError(
+            "got a recipe with training.rollouts and nothing to run them, expected a simulator; use gen-vla train, "
+            "which has one, or set training.rollouts to null"
+        )
     work_dir = Path(work_dir)
     output_dir = work_dir / recipe.name
     checkpoints = output_dir / "checkpoints"
@@ -102,6 +109,8 @@ def run_recipe(
     trainer = build_trainer(
         recipe, model, processor, collator, mixture, sampler, checkpoints, callbacks, progress, held_out
     )
+    if recipe.training.rollouts is not None and rollouts is not None:
+        trainer.add_callback(rollouts(recipe, trainer))
     record = begin_record(recipe, work_dir, checkpoints, opened.origins) if is_first_process() else {}
     if recipe.data.streaming and steps_taken(last) >= recipe.training.steps:
         trainer.load_finished(str(last))
@@ -189,7 +198,13 @@ def build_mixture(
         return mixture, None
     sizes = [len(table) for table in opened.tables.values()]
     robots, rows = len(data.robot), settings.steps * shape.rows_per_step
-    order = HalfAndHalfSampler(sizes[:robots], sizes[robots:], rows, settings.seed, turns)
+    lengths: list[int] = []
+    if data.group_by_length:
+        questions = list(opened.tables.values())[robots:]
+        lengths = [row_length(table[number]) for table in questions for number in range(len(table))]
+    order = HalfAndHalfSampler(
+        sizes[:robots], sizes[robots:], rows, settings.seed, turns, lengths, shape.rows_per_step
+    )
     return MixedTables(opened.tables, prepare, data.max_bad_share), order
 
 

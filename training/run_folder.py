@@ -34,11 +34,13 @@ from gen_vla.training.trainer import HELD_OUT_PREFIX, CoTrainer
 FREE_TO_CHANGE = (
     "description",
     *(f"training.{name}" for name in ("save_steps", "save_total_limit", "eval_steps", "logging_steps", "report_to")),
+    *(f"training.rollouts{name}" for name in ("", ".steps", ".trials", ".tasks", ".key")),
     "data.validation.rows",
 )
 SHAPE = ("training.batch_size", "training.gradient_accumulation_steps", "data.num_workers")  # see resume_record.py
 ROBOT_COLOURS = ("#d1495b", "#edae49", "#8d5a97", "#a3333d")
 QUESTION_COLOURS = ("#2e6f95", "#5fa8d3", "#1b9e77", "#8c6bb1", "#a3b18a")
+TABLETOP_COLOUR = "#444444"  # of trials in the simulator
 FEWEST_POINTS = 5  # of the longest curve of a picture
 PANELS = (  # figure, title, label of the axis, whether it is a share
     ("loss", "Loss, unweighted", "nats per token", False),
@@ -46,6 +48,7 @@ PANELS = (  # figure, title, label of the axis, whether it is a share
     ("exact", "Answers right to the last token", "", True),
     ("sign_accuracy", "Signs of actions right", "", True),
     ("malformed", "Malformed actions", "", True),
+    ("success", "Trials on the tabletop that succeed", "", True),
     ("action_error", "Error of the action", "mean absolute, data set's units", False),
 )
 
@@ -162,7 +165,7 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> 
     for entry in history:
         for key, value in entry.items():
             source, _, figure = key.rpartition("/")
-            if "/" in source:
+            if "/" in source or figure == "success":  # of a source, not of a kind
                 curves.setdefault(figure, {}).setdefault(source, []).append((entry["step"], value))
     sources = list(curves.get("loss", {}))
     if max((len(curves["loss"][source]) for source in sources), default=0) < FEWEST_POINTS:
@@ -176,6 +179,7 @@ def plot_curves(history: list[dict[str, Any]], path: str | Path, title: str) -> 
     robot = [source for source in sources if source.startswith(f"{ROBOT}/")]
     pairs = [(robot, ROBOT_COLOURS), ([source for source in sources if source not in robot], QUESTION_COLOURS)]
     colours = {name: shades[n % len(shades)] for names, shades in pairs for n, name in enumerate(names)}
+    colours |= {"tabletop": TABLETOP_COLOUR} if "success" in curves else {}
     shown = [panel for panel in PANELS if panel[0] in curves]
     rows = -(-len(shown) // 3)
     with matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold"}):

@@ -252,6 +252,7 @@ class SourceProgress(ProgressCallback):
         "vision_language/loss": "vision-language",
         "robot/sign_accuracy": "signs right",
         "eval_robot/loss": "robot, held out",
+        "eval_tabletop/success": "trials that succeed",
     }
 
     def __init__(self) -> None:

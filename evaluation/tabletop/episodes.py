@@ -57,20 +57,24 @@ def key_of(episode: TabletopJob | TabletopEpisode) -> EpisodeKey:
 
 
 def plan_jobs(
-    modes: Sequence[Mode] = MODES, tasks: Sequence[Task] = TASKS, episodes: int = 50, variants: int = PER_FAMILY
+    modes: Sequence[Mode] = MODES,
+    tasks: Sequence[Task] = TASKS,
+    episodes: int = 50,
+    variants: int = PER_FAMILY,
+    seeds: Sequence[int] = EVALUATION_SEEDS,
 ) -> list[TabletopJob]:
-    """Every episode of a run: `episodes` layouts for each mode, variant and task, the first `variants` of each family;
-    raises `ValueError` where a mode or task is unknown, or there is nothing to run."""
+    """Every episode of a run: the first `episodes` layouts of `seeds` for each mode, variant and task, the first
+    `variants` of each family; raises `ValueError` where a mode or task is unknown, or there is nothing to run."""
     for what, names, known in (("modes", modes, MODES), ("tasks", tasks, TASKS)):
         if not names or set(names) - set(known):
             raise ValueError(f"got {what} {list(names)}, expected at least one, each of {', '.join(known)}")
-    if not 1 <= episodes <= len(EVALUATION_SEEDS):
-        raise ValueError(f"got episodes {episodes}, expected 1..{len(EVALUATION_SEEDS)}")
+    if not 1 <= episodes <= len(seeds):
+        raise ValueError(f"got episodes {episodes}, expected 1..{len(seeds)}")
     jobs = []
     for mode in modes:
         for variant in [look for n, look in enumerate(LOOKS.get(mode, (HOME,))) if n % PER_FAMILY < variants]:
             for task in tasks:
-                for number, seed in enumerate(EVALUATION_SEEDS[:episodes]):
+                for number, seed in enumerate(seeds[:episodes]):
                     text = goal_of(task, seed).instruction(sample_layout(seed))
                     if mode == "paraphrase":
                         wordings = held_out_paraphrases(text)

@@ -8,11 +8,18 @@ Robot and vision-language rows alternate, so that every stretch of even length t
 half and half: every per-device batch of every process. Another share (`data.robot_share`) is as exact. Both kinds of
 places go to their sets by weight (here a: 2, b: 1, onevision: 2). One order covers the whole run, each table
 reshuffled whenever it is used up, so that a resumed run only skips what it saw. Streams: `streaming_mixture.py`.
+
+With `data.group_by_length` vision-language rows change places within some steps, so that those of a step are of
+similar length (here letters), whatever its processes and batches; the steps come in an order of their own:
+
+    as drawn    robot  c    robot  a  |  robot  d    robot  b
+    grouped     robot  c    robot  d  |  robot  a    robot  b
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count, islice
 from math import lcm
 from typing import Any
 
@@ -25,6 +32,9 @@ from gen_vla.processors.robot_state import RobotStateError
 from gen_vla.training.mixing.prepared_rows import BAD_ROW, RowOverLimit, RowPreparer, RowTooLong
 from gen_vla.training.mixing.skipped_rows import RowProblems
 from gen_vla.training.robot_data.video_frames import MISSING_FRAME, VideoError
+
+
+GROUPED = 512  # rows of the steps that are grouped together, at least one step
 
 
 def weighted_turns(weights: Sequence[float]) -> Iterator[int]:
@@ -76,10 +86,19 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
     Args:
         robot, vision_language: sizes of the sets, in the order of the concatenation; one may be empty.
         turns: which set has which place; by default all sets of a kind come alike often.
+        row_lengths: of the vision-language sets' rows, one behind the other, to group them by; by default none are.
+        step: rows of an optimizer step, over all processes.
     """
 
     def __init__(
-        self, robot: list[int], vision_language: list[int], length: int, seed: int, turns: Turns | None = None
+        self,
+        robot: list[int],
+        vision_language: list[int],
+        length: int,
+        seed: int,
+        turns: Turns | None = None,
+        row_lengths: Sequence[int] = (),
+        step: int = 1,
     ):
         sizes = [*robot, *vision_language]
         if not sizes or min(sizes) < 1:
@@ -89,14 +108,26 @@ class HalfAndHalfSampler(Sampler[tuple[int, int]]):
         self.turns = turns or Turns([1.0] * len(robot), [1.0] * len(vision_language))
         self.length = length
         self.seed = seed
+        self.robots, self.row_lengths, self.step = sum(robot), np.array(row_lengths), step
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         streams = [self._stream(number) for number in range(len(self.spans))]
-        for place, number in zip(range(self.length), self.turns):
-            yield place, next(streams[number])
+        order = (next(streams[number]) for number in self.turns)
+        yield from zip(range(self.length), self._grouped(order) if len(self.row_lengths) else order)
+
+    def _grouped(self, order: Iterator[int]) -> Iterator[int]:
+        steps = max(GROUPED // self.step, 1)
+        for number in count():
+            rows = np.array(list(islice(order, steps * self.step)))
+            places = np.flatnonzero(rows >= self.robots)
+            found = rows[places]
+            turns = np.random.default_rng([self.seed, len(self.spans), number]).permutation(steps)
+            places = places[np.argsort(turns[places // self.step], kind="stable")]
+            rows[places] = found[np.argsort(self.row_lengths[found - self.robots], kind="stable")]
+            yield from rows.tolist()
 
     def _stream(self, number: int) -> Iterator[int]:
         offset, size = self.spans[number]

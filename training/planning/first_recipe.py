@@ -28,6 +28,7 @@ HERTZ = 10  # steps a second that a policy which writes digits keeps up with
 CHUNK_SECONDS, CHUNK_TOKENS, VALUE_TOKENS, UNKNOWN_CHUNK = 0.5, 400, 7, 4  # "+0.1234" is 7 tokens
 MOST_CAMERAS = 3
 PASSES, FEWEST_STEPS, MOST_STEPS = 20, 500, 60_000
+WARMUP_SHARE = 0.03  # of the steps at most, LLaVA's (scripts/v1_5/finetune.sh)
 LARGE = 1_000_000  # rows from which on OpenVLA's authors left augmentation out
 MUCH_STILL, REPEATED = 0.2, 5  # share of the steps; episodes with the same words
 
@@ -241,6 +242,9 @@ def training_settings(recipe: Recipe, rows: int, co_training: bool) -> list[Sett
     steps = min(max(wanted, FEWEST_STEPS), MOST_STEPS)
     reason = f"{steps * share / rows:.3g} passes over some {rows:,} rows on one GPU"
     settings = [Setting("training.steps", steps, reason), Setting("training.save_steps", max(steps // 5, 1))]
+    warmup = max(round(WARMUP_SHARE * steps), 1)
+    if recipe.training.warmup_steps > warmup and recipe.model.initial_model not in PACKAGED:
+        settings.append(Setting("training.warmup_steps", warmup, "3 % of the steps"))
     if not recipe.is_flow and recipe.model.initial_model not in PACKAGED:
         settings.append(Setting("training.lora", {"rank": 32}, "for one GPU; null trains all weights"))
     return settings

@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model
@@ -37,8 +37,6 @@ from gen_vla.training.recipes.loading import load_recipe, recipe_names
 from gen_vla.training.recipes.schema import PACKAGE_PREFIX, Recipe
 
 
-GPU_BYTES = 80e9
-PEAK = 989e12  # dense bf16 operations per second of an H100 SXM, from its data sheet
 UTILISATION = 0.4  # of the peak; what well-tuned runs of this size reach
 PROMPT_TOKENS = 25  # of an instruction or a question, the picture's apart
 ANSWER_TOKENS = 60  # of a vision-language row, on average
@@ -51,6 +49,22 @@ FLOAT32, BFLOAT16 = 4, 2
 ADAM_BYTES = 8  # two float32 moments
 LOADER_BYTES = 0.45e9  # of a loader process besides its buffers; this and the next by `rehearsal.py`
 BUFFER_OVERHEAD = 1.3  # memory of buffers over what is held in them
+
+
+class Gpu(NamedTuple):
+    """Memory, and dense bf16 operations per second (accumulated in float32), from the maker's data sheets."""
+
+    bytes: float
+    peak: float
+
+
+GPUS = {
+    "a100": Gpu(80e9, 312e12),
+    "h100": Gpu(80e9, 989e12),  # SXM, as is the next
+    "h200": Gpu(141e9, 989e12),
+    "l40s": Gpu(48e9, 362e12),
+    "rtx4090": Gpu(24e9, 165e12),
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,7 @@ class PartSize:
 class Plan:
     """One way to run a recipe: how many GPUs and how state is spread over them, bytes per GPU, and times."""
 
+    gpu: str  # of `GPUS`
     gpus: int
     strategy: str
     weights: float
@@ -93,15 +108,15 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.total < 0.95 * GPU_BYTES
+        return self.total < 0.95 * GPUS[self.gpu].bytes
 
 
-def plan_recipe(recipe: Recipe, work_dir: Path) -> tuple[list[PartSize], list[Plan]]:
+def plan_recipe(recipe: Recipe, work_dir: Path, gpu: str = "h100") -> tuple[list[PartSize], list[Plan]]:
     config = planned_config(recipe, work_dir)
     parts = part_sizes(recipe, config, read_lengths(work_dir / recipe.name))
     several = ["DDP"] if recipe.training.lora else ["DDP", "FSDP2"]
     ways = [(gpus, strategy) for gpus in GPU_COUNTS for strategy in (several if gpus > 1 else ["whole"])]
-    return parts, [plan(recipe, parts, gpus, strategy) for gpus, strategy in ways]
+    return parts, [plan(recipe, parts, gpus, strategy, gpu) for gpus, strategy in ways]
 
 
 def planned_config(recipe: Recipe, work_dir: Path) -> Any:
@@ -310,16 +325,17 @@ def over_pictures(recipe: Recipe, tokens: int) -> int:
     return round(tokens * ((cameras + 1) / 2 if recipe.data.questions else cameras))
 
 
-def plan(recipe: Recipe, parts: list[PartSize], gpus: int, strategy: str) -> Plan:
+def plan(recipe: Recipe, parts: list[PartSize], gpus: int, strategy: str, gpu: str = "h100") -> Plan:
     training = recipe.training
     shards = gpus if strategy == "FSDP2" else 1
     trainable, frozen = sum(part.trainable for part in parts), sum(part.frozen for part in parts)
     # Half-precision copies: of every trained weight under autocast, of the block at work and the next one if sharded.
     halves = BFLOAT16 * (trainable if shards == 1 else 2 * max(part.largest_block for part in parts))
     micro_seconds = sum(work(part, training.gradient_checkpointing) for part in parts) * training.batch_size
-    seconds = micro_seconds * training.gradient_accumulation_steps / (PEAK * UTILISATION)
+    seconds = micro_seconds * training.gradient_accumulation_steps / (GPUS[gpu].peak * UTILISATION)
     rows = training.batch_size * training.gradient_accumulation_steps * gpus
     return Plan(
+        gpu=gpu,
         gpus=gpus,
         strategy=strategy,
         weights=FLOAT32 * (trainable + frozen) / shards + halves,
@@ -364,11 +380,13 @@ def plan_tables(recipe: Recipe, parts: list[PartSize], plans: list[Plan]) -> lis
     for part in parts:
         sizes.add_row(part.name, f"{part.trainable:,}", f"{part.frozen:,}", str(part.tokens or "supervised"))
     sizes.add_row("in all", f"{sum(p.trainable for p in parts):,}", f"{sum(p.frozen for p in parts):,}", "")
+    gpu = GPUS[plans[0].gpu]
     ways = Table(
         title=f"{recipe.training.steps:,} steps of {recipe.training.batch_size} rows per GPU (estimates)",
         caption=(
-            f"float32 weights, bf16 arithmetic, AdamW; GPUs of {GPU_BYTES / 1e9:.0f} GB, {PEAK / 1e12:.0f} TFLOP/s at "
-            f"{100 * UTILISATION:.0f} %; {ANSWER_TOKENS} tokens per vision-language answer; no network time"
+            f"float32 weights, bf16 arithmetic, AdamW; {plans[0].gpu}: {gpu.bytes / 1e9:.0f} GB, "
+            f"{gpu.peak / 1e12:.0f} TFLOP/s at {100 * UTILISATION:.0f} %; "
+            f"{ANSWER_TOKENS} tokens per vision-language answer; no network time"
         ),
     )
     for column in ("GPUs", "spread", "weights", "gradients", "Adam", "activations", "GB in all", "rows/s", "hours"):

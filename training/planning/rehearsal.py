@@ -36,11 +36,12 @@ class Rehearsal:
     rows_per_core_second: float
     megabytes_read: float | None  # per row; `None` where the system does not count them
     needed: float  # rows per second of one GPU, as `--plan` estimates
+    gpu: str  # which
     resident: float  # gigabytes
     proportional: float
     expected: float | None  # what `--plan` says that loaders with full buffers take; `None` without a stream
     loaders: list[float]  # gigabytes resident in each
-    episodes: float  # different ones among the robot rows of a micro-batch, in the mean
+    episodes: float | None  # different ones among a micro-batch's robot rows, in the mean; `None` if they do not say
     robot_rows: float  # of a micro-batch
     padding: float  # share of the tokens that are padding
     skipped: dict[str, int]  # bad rows per data set
@@ -54,7 +55,7 @@ class Rehearsal:
         table.add_row("data sets open after", f"{self.seconds_to_open:.1f} s")
         table.add_row("first batch after that", f"{self.seconds_to_batch:.1f} s")
         table.add_row(f"rows/s of {len(self.loaders)} loaders", f"{self.rows_per_second:.1f}")
-        table.add_row("rows/s that one GPU takes (--plan)", f"{self.needed:.1f}")
+        table.add_row(f"rows/s that one {self.gpu} takes (--plan)", f"{self.needed:.1f}")
         table.add_row("rows/s of one core", f"{self.rows_per_core_second:.1f}")
         if self.megabytes_read is not None:
             table.add_row("read per row", f"{self.megabytes_read:.3f} MB")
@@ -62,9 +63,9 @@ class Rehearsal:
         if self.expected is not None:
             table.add_row("memory once all buffers are full (--plan)", f"{self.expected:.1f} GB")
         table.add_row("largest loader", f"{max(self.loaders, default=0):.2f} GB")
-        table.add_row(
-            "different episodes in a micro-batch", f"{self.episodes:.2f} of {self.robot_rows:.1f} robot rows"
-        )
+        if self.episodes is not None:
+            found = f"{self.episodes:.2f} of {self.robot_rows:.1f} robot rows"
+            table.add_row("different episodes in a micro-batch", found)
         table.add_row("padding", f"{self.padding:.1%} of all tokens")
         table.add_row("bad rows", bad or "none")
         return table
@@ -79,11 +80,12 @@ class Seen:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate_with_counts(rows, self.collate)
         mask = batch["attention_mask"]
+        # "" of a row of a recorded table, which is named by its number
         robots = [row["identity"].rpartition(" step ")[0] for row in rows if row["source"].startswith(f"{ROBOT}/")]
         return {"batch": batch, "robots": robots, "tokens": int(mask.sum()), "places": mask.numel(), "rows": len(rows)}
 
 
-def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
+def rehearse(recipe: Recipe, work_dir: Path, minutes: float, gpu: str = "h100") -> Rehearsal:
     """Loads micro-batches of one process for so many minutes, the first of every loader not timed."""
     started = time.perf_counter()
     opened = open_data(recipe, work_dir)
@@ -116,7 +118,7 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
             f"got a run of {len(seen)} micro-batches, expected more than {loaders + 1}, the first of which are not "
             "timed; raise training.steps, or lower data.num_workers"
         )
-    plans = plan_recipe(recipe, work_dir)[1]
+    plans = plan_recipe(recipe, work_dir, gpu)[1]
     plan = next((plan for plan in plans if plan.fits), plans[-1])
     return Rehearsal(
         seconds_to_open=opened_after,
@@ -125,11 +127,12 @@ def rehearse(recipe: Recipe, work_dir: Path, minutes: float) -> Rehearsal:
         rows_per_core_second=rows / max(used[0], 0.01),  # what the clock tells apart
         megabytes_read=used[1] / rows / 1e6 if hasattr(psutil.Process, "io_counters") else None,
         needed=plan.rows_per_second / plan.gpus,
+        gpu=gpu,
         resident=resident,
         proportional=proportional,
         expected=loading_gigabytes(recipe) if recipe.data.streaming else None,
         loaders=each,
-        episodes=float(np.mean([len(set(names)) for names in robots])) if robots else 0.0,
+        episodes=float(np.mean([len(set(names)) for names in robots])) if robots and all(robots[0]) else None,
         robot_rows=float(np.mean([len(names) for names in robots])) if robots else 0.0,
         padding=1 - sum(entry["tokens"] for entry in seen) / sum(entry["places"] for entry in seen),
         skipped={name: counter.report()["skipped"] for name, counter in mixture.counters().items()},

@@ -206,6 +206,9 @@ class DataRecipe:
     longer_rows: Literal["skip", "cut"] = "skip"
     """What becomes of longer vision-language rows: `skip` counts them and takes another row, `cut` leaves out their
     last turns, and skips those whose first turn alone is too long."""
+    group_by_length: bool = False
+    """Whether the vision-language rows of a step are of similar length, which spares padding, in a run from tables; a
+    stream's micro-batches always have such rows."""
     state: bool = False
     """Whether the model is shown the robot's state (joints, or pose and gripper), which every robot data set has then:
     as text in the prompt; the flow-matching π0 as numbers."""

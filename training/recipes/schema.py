@@ -168,6 +168,21 @@ class RatesRecipe:
 
 
 @dataclass(frozen=True, config=STRICT)
+class RolloutsRecipe:
+    """Trials of the tabletop simulator while a run trains, in the look of its demonstrations. The main process runs
+    them and the others wait, so that its weights have to be whole: neither FSDP nor DeepSpeed."""
+
+    steps: int = Field(ge=1)
+    """Steps between rollouts, at least 1."""
+    trials: int = Field(default=5, ge=1)
+    """Trials of each task, always of the same layouts, which are in no demonstrations; at least 1."""
+    tasks: list[Literal["pick_object", "move_near", "open_drawer", "close_drawer"]] | None = None
+    """Names of tasks; null for all four."""
+    key: str | None = None
+    """The robot data set whose statistics scale the actions; null for the only one."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class TrainingRecipe:
     """Optimisation; names and meanings are those of transformers' `TrainingArguments`, unless stated otherwise."""
 
@@ -208,6 +223,8 @@ class TrainingRecipe:
     eval_steps: int | None = Field(default=None, ge=1)
     """Steps between scores of what `data.validation` holds out, at least 1; null for `save_steps`. `save_steps` is a
     multiple of it, so that every checkpoint has its score."""
+    rollouts: RolloutsRecipe | None = None
+    """Trials of the tabletop simulator while the run trains, whose success goes to the log; null for none."""
     logging_steps: int = Field(default=20, ge=1)
     """Steps between figures in the log, at least 1."""
     report_to: Literal["none", "trackio", "wandb", "tensorboard"] = "none"

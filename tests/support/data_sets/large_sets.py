@@ -1,7 +1,7 @@
 """Writes data sets whose rows are as large as real ones, to measure loading with:
 
     python tests/support/data_sets/large_sets.py FOLDER
-    gen-vla train FOLDER/two_cameras.yaml --work-dir FOLDER --rehearse 3
+    gen-vla train FOLDER/two_cameras.yaml --work-dir FOLDER --rehearse 7 --set data.num_workers=8
     gen-vla pack FOLDER/published.yaml --work-dir FOLDER --output FOLDER/packed
     gen-vla train openvla_plus_bridge --work-dir FOLDER --rehearse 3
     python -m gen_vla.training.planning.reading FOLDER/published.yaml --work-dir FOLDER

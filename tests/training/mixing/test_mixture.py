@@ -75,6 +75,30 @@ def test_an_empty_set_raises(robot: list[int], vision: list[int]) -> None:
         HalfAndHalfSampler(robot, vision, length=4, seed=0)
 
 
+# ---- rows of similar length
+LENGTHS = [5, 900, 40, 300, 7, 1200, 45, 310] * 20
+
+
+@pytest.mark.parametrize("step", [4, 16])
+def test_grouped_rows_of_a_step_are_of_similar_length(step: int) -> None:
+    settings: dict[str, Any] = {"length": 2 * 512, "seed": 3}
+    plain, order = (
+        order_of([9], [60, 100], **settings, **more) for more in ({}, {"row_lengths": LENGTHS, "step": step})
+    )
+    assert order[::2] == plain[::2], "robot rows stay where they are"
+    for window in (slice(0, 512), slice(512, 1024)):
+        assert Counter(order[window]) == Counter(plain[window]), "every row comes as often"
+
+    def padding(rows: list[int]) -> float:
+        steps = [[LENGTHS[row - 9] for row in rows[start + 1 : start + step : 2]] for start in range(0, 1024, step)]
+        return 1 - sum(map(sum, steps)) / sum(len(lengths) * max(lengths) for lengths in steps)
+
+    assert padding(order) < 0.05 < 0.3 < padding(plain)
+    longest = [max(LENGTHS[row - 9] for row in order[start + 1 : start + step : 2]) for start in range(0, 512, step)]
+    assert longest not in (sorted(longest), sorted(longest, reverse=True)), "long and short steps take turns"
+    assert order_of([9], [60, 100], length=700, seed=3, row_lengths=LENGTHS, step=step) == order[:700]
+
+
 # ---- weights
 def test_weighted_turns_by_hand() -> None:
     assert list(islice(weighted_turns([2.0, 1.0]), 6)) == [0, 1, 0, 0, 1, 0]

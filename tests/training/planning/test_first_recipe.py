@@ -170,6 +170,7 @@ def test_a_converted_model_as_base(here, frozen):
     recipe = init(base="smolvlm-plus")
     assert (recipe.model.initial_model, recipe.model.frozen) == ("smolvlm-plus", frozen)
     assert (recipe.model.family, recipe.data.image_size) == ("vla_plus", 16)
+    assert (recipe.training.steps, recipe.training.warmup_steps) == (500, 15), "not the 600 of 20,000 steps"
 
 
 def test_a_model_of_a_short_context_gets_shorter_chunks_and_fewer_cameras(here, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from gen_vla.commands.main import main
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.model_building import build_model
 from gen_vla.training.planning.plan import (
-    PEAK,
+    GPUS,
     PROMPT_TOKENS,
     UTILISATION,
     PartSize,
@@ -155,7 +155,7 @@ def test_spreading_divides_state_but_not_activations(tmp_path):
     assert (eight.weights, eight.gradients, eight.optimizer) == (500 + 2 * 400 * 2, 500, 1000)
     assert one.activations == eight.activations
     assert eight.rows_per_second == pytest.approx(8 * one.rows_per_second)
-    step = work(PART, recipe.training.gradient_checkpointing) * 4 * 2 / (PEAK * UTILISATION)
+    step = work(PART, recipe.training.gradient_checkpointing) * 4 * 2 / (GPUS["h100"].peak * UTILISATION)
     assert one.seconds_per_step == pytest.approx(step)
     assert one.hours == pytest.approx(step * recipe.training.steps / 3600)
 
@@ -168,10 +168,16 @@ def test_full_size_plans(capsys):
     assert by_way[8, "FSDP2"].fits
     lora = load_recipe("openvla_plus_bridge", {"training.lora": {"rank": 32}})
     assert plan_recipe(lora, Path("nowhere"))[1][0].fits
-    assert main(["train", "openvla_plus_bridge", "--plan"]) == 0
+    assert main(["train", "openvla_plus_bridge", "--plan", "--set", "data.num_workers=8"]) == 0
     text = capsys.readouterr().out
+    assert "8 loaders with shuffle buffers of 2 GB in all" in text
+    assert "about 6.7 GB of the machine's memory per GPU process" in " ".join(text.split())
     assert "397,200,544" in text  # the frozen SigLIP
     assert "too much" in text
+    assert main(["train", "openvla_plus_bridge", "--plan", "--gpu", "rtx4090", "--set", "training.lora.rank=32"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "rtx4090: 24 GB, 165 TFLOP/s" in text
+    assert text.count("(too much)") == 3, "frozen weights alone are 30 GB"
     parts, plans = plan_recipe(load_recipe("pi0_bridge"), Path("nowhere"))
     assert sum(part.parameters for part in parts) == 3_238_048_528
     assert all(way.fits for way in plans)

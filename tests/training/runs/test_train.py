@@ -21,6 +21,7 @@ from tiny_runs import (
     read_log,
     tiny_flow_settings,
     tiny_recipe,
+    watch_places,
     weights_hash,
     write_questions,
 )
@@ -166,6 +167,25 @@ def test_a_killed_run_resumes_to_the_same_weights(finished: Path, tmp_path: Path
     assert len(witness.batches) == 4, "it began anew instead of continuing from step 4"
     assert hash_of(folder) == hash_of(finished)
     assert [entry["step"] for entry in logged_steps(folder)] == [2, 4, 6, 8]
+
+
+def test_rows_grouped_by_length_spare_padding_and_stay_what_they_are_when_resumed(tmp_path: Path) -> None:
+    write_questions(tmp_path / "questions", 16, answer=["yes", "no " * 30] * 8)
+    settings = {"data__robot": [], "model__frozen": None, "data__group_by_length": True}
+    plain = train(tmp_path, **{**settings, "data__group_by_length": False}, name="plain")
+    grouped = train(tmp_path, **settings)
+    padding = [logged_steps(folder)[-1]["padding"] for folder in (plain, grouped)]
+    assert padding[1] < 0.02 < 0.1 < padding[0]
+    shutil.rmtree(grouped / "checkpoints" / "checkpoint-8")
+    whole, shape = hash_of(grouped), {"training__batch_size": 2, "training__gradient_accumulation_steps": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        places = watch_places(patch)
+        assert hash_of(train(tmp_path, resume=True, **settings)) == whole
+        rows, places[:] = list(places), []
+        shutil.rmtree(grouped / "checkpoints" / "checkpoint-8")
+        train(tmp_path, resume=True, **settings, **shape)
+    assert len(rows) == 16
+    assert rows == places, "the rows that are left, at their places"
 
 
 def test_resuming_a_finished_run_changes_nothing(finished: Path, tmp_path: Path) -> None:
