@@ -19,7 +19,6 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from typer import Option
@@ -225,10 +224,11 @@ class Run:
 
 
 def check_same_recipe(recipe: "Recipe", folder: Path) -> None:
-    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for."""
-    from gen_vla.training.recipes.loading import as_settings
+    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for. Settings
+    that there were none of then have their defaults."""
+    from gen_vla.training.recipes.loading import load_recipe
 
-    if yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")) != as_settings(recipe):
+    if load_recipe(folder / "recipe.yaml") != recipe:
         raise ValueError(
             f"got {folder} trained with other settings, expected those of {recipe.name}; delete it, or choose another "
             "output"

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gen_vla.commands import ablation
 from gen_vla.commands.main import main
 from gen_vla.evaluation.recording.question_kinds import KINDS
 from gen_vla.evaluation.tabletop import episodes
-from gen_vla.training.recipes.loading import load_recipe
+from gen_vla.training.recipes.loading import as_settings, load_recipe
 
 
 TINY = ["training.steps=2", "data.robot.0.record.episodes_per_task=1", "data.vision_language.0.record.count=40"]
@@ -75,3 +76,14 @@ def test_it_goes_on_where_it_stopped(
     assert "12 left: training" in shown
     assert main([*words, "--rows=openvla-x"]) == 2
     assert "got the rows openvla-x, expected some of openvla-plus, openvla," in capfd.readouterr().err
+
+
+def test_a_model_counts_for_the_recipe_that_it_was_trained_with(tmp_path: Path) -> None:
+    """Also where its file is older than one of the settings."""
+    recipe = ablation.Run("openvla-sc", 0, tmp_path).recipe(1, [])
+    settings = as_settings(recipe)
+    del settings["data"]["group_by_length"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    ablation.check_same_recipe(recipe, tmp_path)
+    with pytest.raises(ValueError, match="trained with other settings"):
+        ablation.check_same_recipe(ablation.Run("openvla-sc", 1, tmp_path).recipe(1, []), tmp_path)
