@@ -1,6 +1,7 @@
 """What an action costs on this machine: milliseconds, passes, bytes and memory of each way of decoding, side by side.
 
     generate         plain constrained decoding, one token per pass: `generate` with the LogitsProcessor
+    ... static       the same over a static cache; on a GPU transformers compiles the passes (`torch.compile`)
     tree, N nodes    tree decoding, the same tokens
     ... static       the same with shapes that repeat; on a GPU as CUDA graphs
     ... lean         with fused layers (`modeling/fused_layers.py`) in place of the model's own
@@ -44,9 +45,8 @@ class Way:
 
     @property
     def name(self) -> str:
-        if not self.nodes:
-            return "generate"
-        return f"tree, {self.nodes} node{'s' * (self.nodes > 1)}{', static' * self.static}{', lean' * self.lean}"
+        name = f"tree, {self.nodes} node{'s' * (self.nodes > 1)}" if self.nodes else "generate"
+        return f"{name}{', static' * self.static}{', lean' * self.lean}"
 
 
 def run_benchmark(
@@ -99,7 +99,7 @@ def ways_of(representation: str, nodes: list[int], device: str) -> list[Way]:
         return [Way(0), *(Way(count) for count in counts)]
     middle = counts[len(counts) // 2]
     recorded = [Way(count, static=True) for count in counts]
-    return [Way(0), Way(middle), *recorded, Way(middle, static=True, lean=True)]
+    return [Way(0), Way(0, static=True), Way(middle), *recorded, Way(middle, static=True, lean=True)]
 
 
 def time_ways(
@@ -124,7 +124,7 @@ def time_ways(
 def timed(model: Any, inputs: dict[str, Any], way: Way, actions: np.ndarray) -> dict[str, Any]:
     """One call of `predict_actions`, the device idle before and after."""
     targets = [target_ids(model.action_grammar, action) for action in actions]
-    options = {"cache_implementation": "static" if way.static else "dynamic"} if way.nodes else {}
+    options = {"cache_implementation": "static" if way.static else "dynamic"} if way.nodes or way.static else {}
     model.lean_layers = way.lean
     synchronize(model.device)
     with replaying(targets) as stopwatch:

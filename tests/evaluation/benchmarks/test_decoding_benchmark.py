@@ -16,7 +16,7 @@ from gen_vla.modeling.action_strings import ActionStringProcessor
 from gen_vla.modeling.draft_trees import drafts_for
 
 
-WAYS = {"string": [Way(0), Way(6), Way(6, static=True)], "bins": [Way(0), Way(1)]}
+WAYS = {"string": [Way(0), Way(0, static=True), Way(6), Way(6, static=True)], "bins": [Way(0), Way(1)]}
 PIECES = random_models.PIECES
 
 
@@ -66,9 +66,11 @@ def test_a_folder_without_bridge_is_named(tmp_path):
 def test_every_way_is_timed(tiny_sizes, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "ways_of", lambda representation, nodes, device: WAYS[representation])
     results = run_benchmark(["tiny"], [1, 2], [6], 2, None, "cpu", torch.float32, [1, 2])
-    assert len(results["timings"]) == (2 + 1) * (3 + 2)
+    assert len(results["timings"]) == (2 + 1) * (4 + 2)
     plain = [entry["forward_passes"] for entry in results["timings"] if entry["way"] == "generate"]
     assert plain == [49, 49, 7, 7, 2 * 49 + 1, 14]
+    static = [entry["forward_passes"] for entry in results["timings"] if entry["way"] == "generate, static"]
+    assert static == [49, 49, 2 * 49 + 1]
     for entry in results["timings"]:
         assert entry["p95_ms"] >= entry["median_ms"] > 0
         if entry["way"].startswith("tree, 6"):
