@@ -114,7 +114,8 @@ def test_both_projectors_of_any_vision_language_model_train(family, gemma_like, 
         expected = {name for name, weight in copy.named_parameters() if weight.requires_grad} - {"image_newline"}
         own = {"family": "vla_plus", "initial_model": "start", "frozen": "vision"}
         recipe = tiny_recipe(tmp_path, training__lora={**LORA, "tower": tower}, model=own)
-        get_peft_model(model, lora_config(recipe, model))
+        adapters: Any = lora_config(recipe, model)
+        get_peft_model(model, adapters)
         trained = {name for name, weight in copy.named_parameters() if weight.requires_grad}
         assert all(name.startswith(copy.projectors) for name in trained)
         if tower == "full":
