@@ -63,20 +63,27 @@ def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
         modules = dict(model.named_modules())
         adapted = (f"{decoder}.layers.", *(trained if with_adapters else ()))
         layers: Any = [n for n, m in modules.items() if isinstance(m, torch.nn.Linear) and n.startswith(adapted)]
-        full = [name for name in trained if name in modules]
+        full = [each for name in trained if name in modules for each in named_parts(name, modules[name])]
+        if with_adapters:  # Gemma 3's projector is no linear layer
+            full = [name for name in full if not any(each.startswith(name) for each in layers)]
     else:
         tower = model.model.vision_tower
         trained = [name for name in tower.names if not tower.is_frozen(name)]
         vision = VISION_LAYERS.format(towers="|".join(map(re.escape, trained)))
         layers = f"{LANGUAGE_LAYERS}|{vision}" if with_adapters else LANGUAGE_LAYERS
-        full = [*(f"vision_tower.{name}" for name in trained), "model.projector"]
+        full = [] if with_adapters else [*(f"vision_tower.{name}" for name in trained), "model.projector"]
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides by it; any number will do
         lora_dropout=settings.dropout,
         target_modules=layers,
-        modules_to_save=None if with_adapters else full,
+        modules_to_save=full or None,
     )
+
+
+def named_parts(name: str, module: torch.nn.Module) -> list[str]:
+    """The name of a module, or those of the modules in a list, which peft does not take as one."""
+    return [f"{name}.{each}" for each, _ in module.named_children()] if type(module) is torch.nn.ModuleList else [name]
 
 
 def save_adapter(model: Any, folder: Path) -> Any:

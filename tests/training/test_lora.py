@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import picture, tiny_model, tiny_pi0_model, tiny_pi0_processor, tiny_processor, tiny_statistics
 from tiny_runs import tiny_recipe
 from tiny_runs import tiny_vlm_model as vlm_settings
+from tiny_vlms import FAMILIES, tiny_vla_plus
 
 from gen_vla.commands.options import load_any
 from gen_vla.processors import PROMPT_TEMPLATE, ActionStringProcessor
@@ -102,6 +103,25 @@ def test_adapters_in_the_tower_too_where_asked_for(runs):
     assert config is not None
     assert config.modules_to_save is None
     assert "vision_tower" in str(config.target_modules)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_projectors_of_any_vision_language_model_train(family, gemma_like, tmp_path):
+    """In full beside adapters of the language model; else by adapters, or in full without a linear layer."""
+    for tower in ("full", "lora"):
+        model = tiny_vla_plus(family, gemma_like)
+        copy = model.vlm.model.frozen_vision
+        expected = {name for name, weight in copy.named_parameters() if weight.requires_grad} - {"image_newline"}
+        own = {"family": "vla_plus", "initial_model": "start", "frozen": "vision"}
+        recipe = tiny_recipe(tmp_path, training__lora={**LORA, "tower": tower}, model=own)
+        adapters: Any = lora_config(recipe, model)
+        get_peft_model(model, adapters)
+        trained = {name for name, weight in copy.named_parameters() if weight.requires_grad}
+        assert all(name.startswith(copy.projectors) for name in trained)
+        if tower == "full":
+            assert {name.replace(".modules_to_save.default", "") for name in trained} == expected
+        for projector in set(copy.projectors) - {"image_newline"}:
+            assert any(name.startswith(projector) for name in trained)
 
 
 def test_the_adapter_alone_knows_the_statistics_it_was_trained_with(runs, tmp_path):

@@ -9,24 +9,29 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoModelForImageTextToText, PretrainedConfig
-from transformers.models.auto import processing_auto
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
+from transformers.models.auto import modeling_auto, processing_auto
 
 from gen_vla.modeling.conversion_plan import ConversionError
-from gen_vla.modeling.vlm_families import FAMILIES
+from gen_vla.modeling.vlm_families import FAMILIES, family_of
 from gen_vla.processors import read_stock, with_actions
 from gen_vla.training.converting.stock_checkpoint import read_checkpoint, write_model
 
 
 def vlm_type(source: str | Path) -> str | None:
-    """The `model_type` of a folder or a name on the Hub if it is one of `FAMILIES`, else `None`."""
+    """The `model_type` of a folder or a name on the Hub if it is one of `FAMILIES`, else `None`; `ValueError` for
+    another vision-language model of transformers, before its weights are downloaded.
+    """
     if Path(source).is_file():
         return None
     try:
         settings, _ = PretrainedConfig.get_config_dict(str(source))
     except OSError:
         return None
-    return settings.get("model_type") if settings.get("model_type") in FAMILIES else None
+    model_type, stock = settings.get("model_type"), modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if model_type in stock and model_type not in FAMILIES:
+        family_of(AutoConfig.from_pretrained(str(source)))
+    return model_type if model_type in FAMILIES else None
 
 
 def convert_vlm(

@@ -328,8 +328,8 @@ def test_other_folders_are_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="which is no folder and no name on the Hub"):
         convert(tmp_path / "nowhere" / "deep" / "down", tmp_path / "converted")
     refused(source, "got actions='words', expected one of 'bins', 'legacy'", actions="words")
-    edit(source / "config.json", model_type="mllama")
-    refused(source, "with model_type='mllama', expected 'openvla' or 'prismatic'")
+    edit(source / "config.json", model_type="mamba")
+    refused(source, "with model_type='mamba', expected 'openvla' or 'prismatic'")
 
 
 def test_a_name_on_the_hub_is_downloaded(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import picture
 from tiny_vlms import FAMILIES, tiny_vlm_config, write_base_processor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, MllamaConfig, Qwen3_5Config
 
 from gen_vla.commands.main import main
 from gen_vla.modeling import VLAPlusForVision2Seq
@@ -134,6 +134,17 @@ def test_what_files_hold_besides(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert torch.equal(model.get_input_embeddings().weight, base.get_input_embeddings().weight.bfloat16())
+
+
+def test_other_families_are_refused_before_their_weights_are_read(tmp_path: Path) -> None:
+    """By what is missing for them; the folder holds a configuration alone."""
+    for config, missing in (
+        (Qwen3_5Config(), "layers of type linear_attention, expected full or sliding attention: recurrent"),
+        (MllamaConfig(), r"of type 'mllama', expected one of gemma3, .*; another one needs an entry"),
+    ):
+        config.save_pretrained(tmp_path / config.model_type)
+        with pytest.raises(ValueError, match=missing):
+            convert(tmp_path / config.model_type, tmp_path / "plus")
 
 
 def test_incomplete_checkpoints_and_options_of_others_are_refused(tmp_path: Path) -> None:
