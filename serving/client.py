@@ -42,7 +42,7 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
 
     Raises:
         ConnectionError: if there is no server in time.
-        PolicyError: if it refuses the connection, as for a wrong key.
+        PolicyError: if it refuses the connection, as for a wrong key, or has another model when it comes back.
     """
 
     def __init__(self, address: str = "ws://127.0.0.1:8000", api_key: str | None = None, timeout: float = 10.0):
@@ -65,12 +65,18 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
             prefix_actions: float [k, D], steps that are decided; the chunk begins with them and continues them.
 
         Raises:
-            PolicyError: if the server refuses, or answers with anything but finite actions.
+            PolicyError: if the server refuses, has another model than at first, or answers with anything but finite
+                actions.
             ConnectionError: if it is gone and does not come back in time.
             TimeoutError: if it does not answer in time.
         """
         began = time.monotonic()
         if prefix_actions is not None and len(prefix_actions):
+            if not self.metadata.get("continues_chunks"):
+                raise PolicyError(
+                    f"got prefix_actions for {self.address}, whose model does not continue chunks; leave them "
+                    "out, and pass continues=False to ChunkLoop"
+                )
             observation = {**observation, "prefix_actions": np.asarray(prefix_actions, dtype=np.float32)}
         actions = self.infer(observation).get("actions")
         if not isinstance(actions, np.ndarray) or actions.dtype.kind != "f" or actions.ndim != 2:
@@ -145,7 +151,13 @@ class PolicyClient(AbstractContextManager["PolicyClient"]):
                     self.address, additional_headers=self.headers, compression=None, max_size=None, open_timeout=left
                 )
                 try:
-                    self.metadata = self._understood(connection.recv(timeout=left))
+                    metadata = self._understood(connection.recv(timeout=left))
+                    if known and pack(metadata) != pack(self.metadata):
+                        raise PolicyError(
+                            f"got another model or other settings at {self.address} than before the connection was "
+                            "lost, expected the same: its actions may mean something else; make another PolicyClient"
+                        )
+                    self.metadata = metadata
                     if self._reset is not None:
                         connection.send(pack(self._reset))
                         self._understood(connection.recv(timeout=left))

@@ -12,11 +12,15 @@ from PIL import Image
 from gen_vla.evaluation.policies.cameras import camera_names, pictures_per_action
 from gen_vla.evaluation.policies.flow import FLOW, check_answers, starting_noise
 from gen_vla.evaluation.policies.states import state_arguments, takes_state
+from gen_vla.processors import normalize_actions, unnormalize_actions
+from gen_vla.processors.action_statistics import action_bounds
+from gen_vla.processors.relative_actions import to_relative
 from gen_vla.serving.layouts import Layouts
 from gen_vla.serving.requests import Request, Requests, Session
 
 
 MAX_ANSWER_TOKENS = 64
+TOLERANCE = 0.01  # how far a decided step may lie outside the range of actions, in widths of it
 DESCRIPTIONS = ("names", "units", "fps", "displacements", "q01", "q99")  # of a data set's actions
 
 
@@ -101,8 +105,10 @@ class ServedPolicy:
         else:
             state = (request.state, request.unnorm_key) if self.states else ()
             self.processor.action_prompt(request.words, *state)
-        if request.prefix is not None and len(request.prefix) and not self.continues:
-            raise ValueError("got prefix_actions, expected none: this model's code cannot continue a chunk")
+        if request.prefix is not None and len(request.prefix):
+            if not self.continues:
+                raise ValueError("got prefix_actions, expected none: this model's code cannot continue a chunk")
+            check_prefix(request.prefix, self.model.get_action_stats(request.unnorm_key), request.state)
         return request
 
     def run(self, requests: Sequence[Request]) -> list[Answer]:
@@ -157,6 +163,24 @@ class ServedPolicy:
                 self.continues = True
             except ValueError:  # other styles, flow matching, or an older repository's code
                 self.continues = False
+
+
+def check_prefix(steps: np.ndarray, statistics: dict[str, Any], state: np.ndarray | None) -> None:
+    """Raises `ValueError` for decided steps float [k, D] that the model cannot write: it would begin with others."""
+    entry, relative = {**statistics, "relative": None}, statistics.get("relative")
+    told = to_relative(steps, state, relative) if relative else steps
+    low, high, mask = action_bounds(entry, steps.shape[-1])
+    written = unnormalize_actions(normalize_actions(told, entry), entry)
+    written = np.where(mask, written, np.clip(written, -1, 1))
+    wrong = np.argwhere(~np.isclose(written, told, rtol=1e-5, atol=TOLERANCE * (high - low)))
+    if len(wrong):
+        step, dim = wrong[0]
+        raise ValueError(
+            f"got {told[step, dim]:g} in step {step}, dimension {dim} of prefix_actions"
+            f"{', relative to the state' if relative else ''}, expected values that the model writes, "
+            f"{low[dim] if mask[dim] else -1:g} to {high[dim] if mask[dim] else 1:g}, in the units of the actions; "
+            "leave prefix_actions out"
+        )
 
 
 def plain(value: Any) -> Any:

@@ -16,8 +16,8 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class PunctualProtocol(H11Protocol):
-    """HTTP that cuts a connection without a request to answer, `timeout_keep_alive` seconds after it was made or after
-    its last answer to a sender with the key.
+    """HTTP that cuts a connection `timeout_keep_alive` seconds after it was made or after its last answer to a sender
+    with the key, unless it has a request of one to answer.
 
     uvicorn alone waits for ever for a first request, and for the rest of one that has begun. So those who have no key
     could hold as many connections as `limit_concurrency` allows.
@@ -27,8 +27,13 @@ class PunctualProtocol(H11Protocol):
         super().connection_made(transport)
         self.wait()
 
+    @property
+    def has_key(self) -> bool:
+        """Whether the request that is being answered, or was last, came with the key."""
+        return self.cycle is not None and self.cycle.scope.get("state", {}).get("has_key", False)
+
     def on_response_complete(self) -> None:
-        if self.cycle.scope.get("state", {}).get("has_key"):
+        if self.has_key:
             self.waiting.cancel()
             self.wait()
         super().on_response_complete()
@@ -37,9 +42,11 @@ class PunctualProtocol(H11Protocol):
         self.waiting = self.loop.call_later(self.timeout_keep_alive, self.end_wait)
 
     def end_wait(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
+        if self not in self.connections:  # it is gone, or a websocket, which is another protocol's
+            return
+        if self.has_key and not self.cycle.response_complete and not self.flow.write_paused:
             self.wait()
-        elif self in self.connections:  # a websocket is another protocol's
+        else:
             self.transport.abort()
 
 

@@ -109,6 +109,27 @@ def test_nothing_acts_where_its_reset_is_refused(chunking, serve):
             client.act({"image": frame()})
 
 
+def test_another_model_at_the_same_address_moves_nothing(chunking):
+    model, processor = chunking
+    port = free_port()
+    with running(ServedPolicy(model, processor, "tiny"), Limits(), port):
+        client = PolicyClient(f"ws://127.0.0.1:{port}", timeout=20)
+        client.reset("two")
+    entry = model.config.norm_stats["tiny"]
+    model.config.norm_stats = {"tiny": {**entry, "action": {**entry["action"], "q99": [10, 20, 30]}}}
+    with running(ServedPolicy(model, processor, "tiny"), Limits(), port):
+        for _ in range(2):
+            with pytest.raises(PolicyError, match=r"got another model or other settings .* make another PolicyClient"):
+                client.act({"image": frame()})
+
+
+def test_decided_steps_are_not_sent_to_a_model_that_would_jump(tiny_openvla, serve):
+    _, port = serve(tiny_openvla)
+    client = PolicyClient(f"ws://127.0.0.1:{port}")
+    with pytest.raises(PolicyError, match="does not continue chunks; leave them out, and pass continues=False"):
+        client.act({"image": frame(), "prompt": "two"}, np.zeros((1, 3)))
+
+
 def test_a_message_that_is_too_large_is_not_sent_for_ever(tiny_openvla, serve):
     _, port = serve(tiny_openvla, message_bytes=10_000)
     client = PolicyClient(f"ws://127.0.0.1:{port}")

@@ -1,9 +1,11 @@
 """Connections of senders without the key, which bring no request, or one in drops, are cut in time."""
 
 import contextlib
+import gc
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,12 +15,14 @@ from policy_servers import frame, running
 
 from gen_vla.serving.application import Limits
 from gen_vla.serving.policy import ServedPolicy
+from gen_vla.serving.server import PunctualProtocol
 
 
 KEY = {"Authorization": "Api-Key secret"}
 SECONDS = 1  # to bring a request; five by default
 MOST = 2 * (1 + 1)  # connections at once, of which the last is refused; see `make_server`
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Api-Key secret\r\n\r\n"
 REFUSED = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
 # What a sender writes first, and then ten times a second.
 SENDERS = {
@@ -39,9 +43,9 @@ def server(tiny_openvla):
         yield found
 
 
-def ask(port, client: Any = httpx):
+def ask(port, client: Any = httpx, timeout: float = 30):
     body = json_numpy.dumps({"image": frame(), "instruction": "two"})
-    return client.post(f"http://127.0.0.1:{port}/act", content=body, headers=KEY, timeout=30)
+    return client.post(f"http://127.0.0.1:{port}/act", content=body, headers=KEY, timeout=timeout)
 
 
 def send(connection, first, drop, ended):
@@ -76,9 +80,32 @@ def test_who_reads_no_answers_is_cut(server):
     server, port = server
     server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # soon full
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        send(connection, 5_000 * HEALTH, b"", threading.Event())
+        send(connection, 1_000 * METRICS, b"", threading.Event())
         time.sleep(3 * SECONDS)
         assert not server.server_state.connections
+
+
+def test_one_question_after_another_without_the_key_is_cut(server):
+    """Though there is always one that is being answered."""
+    _, port = server
+    with socket.create_connection(("127.0.0.1", port)) as connection, ThreadPoolExecutor(1) as sender:
+        connection.settimeout(5 * SECONDS)
+        sender.submit(connection.sendall, 100_000 * HEALTH)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while connection.recv(2**16):
+                assert time.monotonic() - began < 3 * SECONDS
+
+
+def test_nothing_stays_of_those_who_leave_before_their_answer(server):
+    server, port = server
+    run = server.policy_server.actions.run
+    server.policy_server.actions.run = lambda requests: time.sleep(1.5 * SECONDS) or run(requests)
+    with pytest.raises(httpx.ReadTimeout):
+        ask(port, timeout=0.5 * SECONDS)
+    time.sleep(3 * SECONDS)
+    gc.collect()
+    assert not [each for each in gc.get_objects() if isinstance(each, PunctualProtocol)]
 
 
 def test_robots_with_the_key_keep_their_connection(server):

@@ -82,6 +82,8 @@ def test_a_chunk_continues_given_steps(chunking, serve):
         client.infer(libero(prefix_actions=prefix[:, :2]))
     with pytest.raises(RuntimeError, match="expected fewer than the 6 steps"):
         client.infer(libero(prefix_actions=np.zeros((6, 3))))
+    with pytest.raises(RuntimeError, match=r"got -2.1 in step 1, dimension 1 of prefix_actions, expected .* -2 to 2"):
+        client.infer(libero(prefix_actions=np.array([[0.5, 2.01, 1], [0.5, -2.1, 1]])))
 
 
 DROID = {

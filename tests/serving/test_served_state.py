@@ -44,6 +44,8 @@ def test_openpis_keys(taking, serve):
         found = client.act({**libero, "observation/state": STATE + 0.1}, prefix)
         np.testing.assert_array_equal(found, directly(taking, STATE + 0.1, prefix_actions=prefix[None]))
         np.testing.assert_allclose(found[:2], prefix, atol=0.03)
+        with pytest.raises(PolicyError, match="dimension 0 of prefix_actions, relative to the state, expected"):
+            client.act({**libero, "observation/state": STATE - 2}, prefix)
         wrong = (({}, "got 0 values of the robot's state under no key, expected 2 under observation/state"),)
         wrong += (({"observation/state": np.zeros(3)}, "got 3 values of the robot's state under observation/state"),)
         wrong += (({"observation/state": np.array([0, np.nan])}, "with NaN or infinity"),)
