@@ -44,6 +44,8 @@ def train(
         raise ValueError(
             "got several of --plan, --check and --rehearse, expected one of them: they answer different questions"
         )
+    if rehearse is not None and not 0 <= rehearse < float("inf"):
+        raise ValueError(f"got --rehearse {rehearse}, expected minutes, 0 or more")
     if show_list or not recipe:
         show_recipes()
         raise typer.Exit(0 if show_list else 2)

@@ -22,8 +22,6 @@ from gen_vla.training.checkpoints import (
     read_config,
     read_processor,
 )
-from gen_vla.training.recipes.data_schema import RecipeError
-from gen_vla.training.recipes.loading import MINI
 from gen_vla.training.recipes.schema import Recipe
 from gen_vla.training.storage.json_files import read_json
 
@@ -40,20 +38,10 @@ LOADED_FILES = ["*.json", "*.jinja", "*.safetensors"]
 
 
 def lora_config(recipe: Recipe, model: Any) -> LoraConfig | None:
-    """peft's settings for a recipe, or `None` where it trains all weights.
-
-    Raises:
-        RecipeError: for adapters of random weights, which would never learn what the weights lack; but at mini size,
-            where nothing is learned, they show that the run works.
-    """
+    """peft's settings for a recipe, or `None` where it trains all weights."""
     settings = recipe.training.lora
     if settings is None:
         return None
-    if recipe.model.initial_model is None and not recipe.name.startswith(MINI):
-        raise RecipeError(
-            f"{recipe.name}: got training.lora without model.initial_model, expected a model to adapt; name one, or "
-            "leave lora out"
-        )
     with_adapters = settings.tower == "lora"
     if model.config.model_type == "vla_plus":  # every linear layer of the language model
         decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())

@@ -149,6 +149,8 @@ def first_recipe(
 def cameras(look: DataLook, most: int) -> Setting:
     useful = [name for name in look.dataset.cameras if name not in look.blank] or look.dataset.cameras[:1]
     reason = "all that it has" if len(useful) > 1 else "its only one"
+    if len(useful) < (stored := len(look.dataset.reader.cameras)):
+        reason = f"{len(useful)} of its {stored}"
     if look.blank:
         reason = f"not {', '.join(short_names(look.blank))}, of one colour"
     if len(useful) > most:

@@ -19,11 +19,10 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from gen_vla.training.recipes.data_schema import RecipeError, did_you_mean
-from gen_vla.training.recipes.schema import Recipe
+from gen_vla.training.recipes.schema import MINI, Recipe
 
 
 RECIPES = Path(__file__).resolve().parent
-MINI = "mini-"  # begins the name of a recipe at a small size
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, Any] | None = None, mini: bool = False) -> Recipe:

@@ -23,6 +23,7 @@ from gen_vla.training.recipes.data_schema import STRICT, DataRecipe, RecipeError
 FROZEN = {"openvla_plus": ("siglip", "dino", "all", None), "vla_plus": ("vision", None)}
 Normalization = Literal["quantiles", "min_max", "mean_std"]  # `processors/action_statistics.py`
 PACKAGE_PREFIX = "package://"  # before the name of a model that comes with the package
+MINI = "mini-"  # begins the name of a recipe at a small size
 SCHEMA_FILE = Path(__file__).resolve().parent / "recipe.schema.json"
 
 
@@ -313,6 +314,12 @@ class Recipe:
                 "all recorded questions; record other questions for a test, or start from pretrained encoders"
             )
         self._check_flow()
+        # Adapters would never learn what random weights lack; at mini size, where nothing is learned, they show that a
+        # run works.
+        if self.training.lora and self.model.initial_model is None and not self.name.startswith(MINI):
+            raise RecipeError(
+                "got training.lora without model.initial_model, expected a model to adapt; name one, or leave lora out"
+            )
 
     def _check_flow(self) -> None:
         family, representation = self.model.family, self.actions.representation

@@ -97,6 +97,12 @@ def test_the_state_shown_and_joints_relative_to_it(here, monkeypatch, capsys):
     assert said.count("relative to the state") == 6
 
 
+def test_some_cameras_are_not_said_to_be_all(here, capsys):
+    write_lerobot(here / "episodes", make_episodes(2, 6, ("top", "wrist"), 16))
+    init("--camera", "observation.images.wrist")
+    assert "[observation.images.wrist]  # 1 of its 2\n" in capsys.readouterr().out
+
+
 def test_a_broken_video_is_named_and_stops_nothing(here, capsys):
     folder = write_lerobot(here / "episodes", make_episodes(4, 9, size=16))
     (folder / "videos/chunk-000/observation.images.image_0/episode_000000.mp4").write_bytes(b"no video")

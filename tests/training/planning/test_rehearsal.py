@@ -57,3 +57,9 @@ def test_a_run_too_short_to_be_timed(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, training__steps=1, data__streaming=False)
     with pytest.raises(ValueError, match="got a run of 1 micro-batches, expected more than 1"):
         rehearse(recipe, tmp_path, 0)
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan", "inf"])
+def test_a_rehearsal_that_would_not_end_is_refused(minutes, capsys):
+    assert main(["train", "mini_openvla_plus", "--rehearse", minutes]) == 2
+    assert "expected minutes, 0 or more" in capsys.readouterr().err
