@@ -224,8 +224,8 @@ class Run:
 
 
 def check_same_recipe(recipe: "Recipe", folder: Path) -> None:
-    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for. Settings
-    that there were none of then have their defaults."""
+    """Raises `ValueError` if the model in the folder was trained with other settings than those asked for; one that
+    the recipe had none of then counts as its default."""
     from gen_vla.training.recipes.loading import load_recipe
 
     if load_recipe(folder / "recipe.yaml") != recipe:

@@ -30,11 +30,11 @@ from tqdm import tqdm
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TRAIN_SEEDS
 from gen_vla.evaluation.simulation.looks import LookSet
+from gen_vla.training.storage.recordings import METADATA_FILE
 
 
 Rows = list[dict[str, Any]]
 
-METADATA_FILE = "recording.json"
 # With 0.6 an expert drops a third of the objects; weaker noise leaves a policy helpless off the expert's path.
 GAUSSIAN_NOISE = (0.0, 0.2, 0.4)  # standard deviation, in units of the largest move
 RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move instead of the expert's

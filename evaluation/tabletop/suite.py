@@ -39,6 +39,7 @@ from gen_vla.processors import select_statistics
 from gen_vla.training.checkpoints import dtype_name
 from gen_vla.training.provenance.origin import note_run, provenance, with_other_runs, with_provenance
 from gen_vla.training.provenance.training_record import with_record
+from gen_vla.training.storage.recordings import METADATA_FILE
 
 
 TRAIN_LAYOUTS_CHECKED = 2000  # besides those a data set names
@@ -114,7 +115,7 @@ def run_suite(
     holds results of others, or a layout was trained on."""
     trained = layout_digests(TRAIN_SEEDS[:TRAIN_LAYOUTS_CHECKED])
     if settings.trained_on is not None:
-        path = settings.trained_on / "recording.json"
+        path = settings.trained_on / METADATA_FILE
         if not path.is_file():
             raise ValueError(f"got no {path}, expected a folder that gen-vla record demonstrations wrote")
         trained |= set(json.loads(path.read_text(encoding="utf-8"))["layouts"])

@@ -1,13 +1,16 @@
 """What a run needs: counted exactly where it can be, by hand where it is estimated."""
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from tiny_runs import tiny_flow_settings, tiny_recipe, tiny_vlm_model
 
 from gen_vla.commands.main import main
+from gen_vla.commands.train import train
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.model_building import build_model
 from gen_vla.training.planning.plan import (
@@ -183,3 +186,8 @@ def test_full_size_plans(capsys):
     assert all(way.fits for way in plans)
     parts, _ = plan_recipe(load_recipe("mini_openvla_plus"), Path("nowhere"))
     assert sum(part.parameters for part in parts) < 3_000_000  # the size of mini_vlm, which it starts from
+
+
+def test_the_command_takes_every_gpu_that_is_known() -> None:
+    option = inspect.signature(train).parameters["gpu"].annotation
+    assert set(get_args(get_args(option)[0])) == set(GPUS)
