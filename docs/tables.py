@@ -155,9 +155,24 @@ def decoding_bandwidth() -> Rows:
     """What a pass of the trees moves and how much of the time is not passes; one observation and one step."""
     for t in one_step(cpu_timings()):
         if "decode_pass_ms" in t:
-            names = ("share_of_copy_bandwidth", "share_outside_passes", "share_grammar_and_trees")
+            names = ("share_of_copy_bandwidth", "share_outside_passes")
             moved = f"{1000 * t['gigabytes_per_decode_pass']:.0f} MB"
             yield [size(t), way(t), f"{t['decode_pass_ms']:.1f}", moved, *(f"{100 * t[name]:.1f} %" for name in names)]
+
+
+def decoding_two_commits() -> Rows:
+    """The decoder of an earlier commit beside today's."""
+    for t in load("decoding_two_commits_cpu")["timings"]:
+        both = (t["earlier"], t["now"])
+        name = "7 bins" if t["representation"] == "bins" else f"digits, {t['nodes']} nodes"
+        yield [
+            size(t),
+            name,
+            *(f"{each['forward_passes']:.1f}" for each in both),
+            *(f"{each['median_ms']:,.0f}" for each in both),
+            f"{t['now_over_earlier']:.2f}",
+            *(f"{100 * each['share_outside_passes']:.1f} %" for each in both),
+        ]
 
 
 def passes() -> Rows:
@@ -329,8 +344,12 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "decoding_cpu": (WAY, decoding_cpu),
     "decoding_sizes": (f"{BATCH} | `generate`, ms | best tree, ms | times faster", decoding_sizes),
     "decoding_bandwidth": (
-        "model | way | ms per decode pass | read by it | of copy bandwidth | outside passes | grammar and trees",
+        "model | way | ms per decode pass | read by it | of copy bandwidth | outside passes",
         decoding_bandwidth,
+    ),
+    "decoding_two_commits": (
+        "model | way | passes before | now | ms before | now | now / before | outside passes before | now",
+        decoding_two_commits,
     ),
     "ablation": (
         "row | seed | matching | other words | target masked | looks of the questions | unseen looks",

@@ -62,6 +62,11 @@ def family_of(vlm_config: Any) -> Family:
             f"got a language model with layers of type {', '.join(others)}, expected full or sliding attention: "
             "recurrent and linear layers cannot check a tree of continuations in one pass"
         )
+    if getattr(text, "kv_lora_rank", None):
+        raise ValueError(
+            f"got a {text.model_type} language model, whose latent attention (kv_lora_rank) caches keys and values of "
+            "different widths, expected one that caches both in one shape, such as Llama's or Qwen's"
+        )
     if vlm_config.model_type not in FAMILIES:
         raise ValueError(
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "

@@ -20,7 +20,7 @@ from gen_vla.training.converting.stock_checkpoint import read_checkpoint, write_
 
 def vlm_type(source: str | Path) -> str | None:
     """The `model_type` of a folder or a name on the Hub if it is one of `FAMILIES`, else `None`; `ValueError` for
-    another vision-language model of transformers, before its weights are downloaded.
+    a vision-language model of transformers that is not supported, before its weights are downloaded.
     """
     if Path(source).is_file():
         return None
@@ -29,7 +29,7 @@ def vlm_type(source: str | Path) -> str | None:
     except OSError:
         return None
     model_type, stock = settings.get("model_type"), modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    if model_type in stock and model_type not in FAMILIES:
+    if model_type in stock:
         family_of(AutoConfig.from_pretrained(str(source)))
     return model_type if model_type in FAMILIES else None
 
@@ -89,5 +89,6 @@ def check_step_0(base: Path, converted: Path, processor: Any, dtype: torch.dtype
 
 @torch.no_grad()
 def first_logits(model: Any, inputs: Any) -> torch.Tensor:
-    """Logits float [1, L, V]."""
+    """Logits float [1, L, V], with SDPA whatever the configuration asks for: other attention rounds otherwise."""
+    model.set_attn_implementation("sdpa")
     return model.eval()(**inputs).logits

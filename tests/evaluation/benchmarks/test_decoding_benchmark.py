@@ -1,5 +1,10 @@
 """The decoding benchmark: passes counted by hand, the promised bounds on real actions, the tables."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +12,7 @@ from printed_tables import printed
 
 from gen_vla.evaluation.benchmarks import decoding_benchmark as benchmark
 from gen_vla.evaluation.benchmarks import decoding_replay as replay
-from gen_vla.evaluation.benchmarks import random_models
+from gen_vla.evaluation.benchmarks import random_models, two_commits
 from gen_vla.evaluation.benchmarks.decoding_benchmark import Way, run_benchmark
 from gen_vla.evaluation.benchmarks.decoding_passes import passes_for, passes_table, read_bridge, replay_passes
 from gen_vla.evaluation.benchmarks.decoding_results import draw_timings, timings_table
@@ -104,3 +109,19 @@ def test_bytes_of_a_pass_by_hand(tiny_sizes):
     model = random_models.build_random("tiny", "cpu", torch.float32)
     layer = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32  # attention, MLP, two norms
     assert benchmark.bytes_per_pass(model, rows=3, length=10) == 4 * (2 * layer + 3 * 10 * 2 * 2 * 32)
+
+
+def test_two_commits_take_turns(data_dir, tmp_path):
+    """The package of the last commit and the installed one write the same actions, each in a process of its own."""
+    root = Path(benchmark.__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("needs a clone, whose earlier commits git can read")
+    output = tmp_path / "two_commits.json"
+    arguments = ["HEAD", str(data_dir / "octo_bridge_debug"), "--sizes", "mini", "--nodes", "8", "--repeats", "2"]
+    command = [sys.executable, "-m", two_commits.__name__, *arguments, "--output", str(output)]
+    subprocess.run(command, check=True, cwd=root, timeout=300)
+    results = json.loads(output.read_text())
+    assert [(entry["representation"], entry["nodes"]) for entry in results["timings"]] == [("string", 8), ("bins", 1)]
+    for entry in results["timings"]:
+        assert entry["earlier"]["forward_passes"] == entry["now"]["forward_passes"] >= 7
+        assert entry["now_over_earlier"] > 0

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import picture
 from tiny_vlms import FAMILIES, tiny_vlm_config, write_base_processor
-from transformers import AutoModelForImageTextToText, AutoProcessor, MllamaConfig, Qwen3_5Config
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DeepseekV3Config,
+    LlavaConfig,
+    MllamaConfig,
+    Qwen3_5Config,
+)
 
 from gen_vla.commands.main import main
 from gen_vla.modeling import VLAPlusForVision2Seq
@@ -119,7 +126,9 @@ def test_the_command_says_what_it_did_and_checks(tmp_path: Path, monkeypatch: An
 
 
 def test_what_files_hold_besides(tmp_path: Path) -> None:
-    """Tied weights under both their names, positions as integers, weights finer than the model is loaded with."""
+    """Tied weights under both their names, positions as integers, weights finer than the model is loaded with,
+    another attention than converted models ask for.
+    """
     base = base_folder("llava", tmp_path / "base", tie_word_embeddings=True)
     file = tmp_path / "base" / "model.safetensors"
     weights = load_file(file)
@@ -127,7 +136,9 @@ def test_what_files_hold_besides(tmp_path: Path) -> None:
     more = {"lm_head.weight": embeddings.clone(), "vision_tower.embeddings.position_ids": torch.arange(4)[None]}
     save_file({**weights, **more}, file, metadata={"format": "pt"})
     settings = json.loads((tmp_path / "base" / "config.json").read_text())
-    (tmp_path / "base" / "config.json").write_text(json.dumps({**settings, "dtype": "bfloat16"}))
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps({**settings, "dtype": "bfloat16", "_attn_implementation": "eager"})
+    )
     plus = convert(tmp_path / "base", tmp_path / "plus")
     assert set(SafetensorsFolder(plus).dtypes.values()) == {torch.float32}
     model: Any = VLAPlusForVision2Seq.from_pretrained(plus, dtype="auto")
@@ -140,6 +151,7 @@ def test_other_families_are_refused_before_their_weights_are_read(tmp_path: Path
     """By what is missing for them; the folder holds a configuration alone."""
     for config, missing in (
         (Qwen3_5Config(), "layers of type linear_attention, expected full or sliding attention: recurrent"),
+        (LlavaConfig(text_config=DeepseekV3Config()), r"got a deepseek_v3 .* keys and values of different widths"),
         (MllamaConfig(), r"of type 'mllama', expected one of gemma3, .*; another one needs an entry"),
     ):
         config.save_pretrained(tmp_path / config.model_type)
