@@ -16,6 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gen_vla.commands.ablation import ROWS
+from gen_vla.evaluation.report.tables import load_paper
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,12 +163,13 @@ def decoding_bandwidth() -> Rows:
 
 def decoding_two_commits() -> Rows:
     """The decoder of an earlier commit beside today's."""
-    for t in load("decoding_two_commits_cpu")["timings"]:
+    for t in (t for name in ("mini", "100m", "1b") for t in load(f"decoding_two_commits_cpu_{name}")["timings"]):
         both = (t["earlier"], t["now"])
         name = "7 bins" if t["representation"] == "bins" else f"digits, {t['nodes']} nodes"
         yield [
             size(t),
             name,
+            str(t["calls"]),
             *(f"{each['forward_passes']:.1f}" for each in both),
             *(f"{each['median_ms']:,.0f}" for each in both),
             f"{t['now_over_earlier']:.2f}",
@@ -307,6 +309,42 @@ def ablation_probes() -> Rows:
         yield [f"`{row}`", seed, *read["after"]]
 
 
+def ablation_beside_paper() -> Rows:
+    """The rows of the paper's tables II to IV, averaged over tasks, and ours of the same names, over seeds."""
+    paper = load_paper()
+    slugs = {name: model["slug"] for name, model in paper["models"].items()}
+    theirs: dict[str, dict[str, float]] = {}
+    for table in paper["tables"][:3]:
+        for name, cells in table["rows"].items():
+            by_mode: dict[str, list[float]] = {}
+            for column, cell in zip(table["columns"], cells, strict=True):
+                if column["task"] == "average" or column["mode"] == "paraphrase":
+                    by_mode.setdefault(column["mode"], []).append(cell)
+            found = {mode: sum(cells) / len(cells) for mode, cells in by_mode.items()}
+            theirs[slugs[name]] = found | theirs.get(slugs[name], {})
+    ours: dict[str, list[dict[str, Any]]] = {}
+    for folder, row, _ in ablation_runs():
+        ours.setdefault(row, []).append(success(folder))
+    for row in (row for row in ours if row in theirs):
+        cells = []
+        for mode in ("matching", "masked", "variants", "paraphrase"):
+            rates = [scores[mode]["all"]["rate"] for scores in ours[row]]
+            cells += [
+                f"{theirs[row][mode]:.0f}" if mode in theirs[row] else "",
+                f"{100 * sum(rates) / len(rates):.0f}",
+            ]
+        yield [f"`{row}`", str(len(ours[row])), *cells]
+
+
+def ablation_costs() -> Rows:
+    """What training and acting cost; the encoders and layers are the same for all seeds."""
+    for folder, row, seed in ablation_runs():
+        if seed == "0":
+            acting, floating = load(f"{folder}/latency"), load(f"{folder}/training_end")["total_flos"]
+            milliseconds = (f"{acting[name]:.0f}" for name in ("median_ms", "p95_ms"))
+            yield [f"`{row}`", f"{floating / 1e12:.0f}", f"{acting['forward_passes']:g}", *milliseconds]
+
+
 def draw_ablation(path: Path) -> None:
     """What each row reaches: a bar for the mean over seeds, and a dot for every seed."""
     shown: dict[str, dict[str, list[float]]] = {}
@@ -348,7 +386,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         decoding_bandwidth,
     ),
     "decoding_two_commits": (
-        "model | way | passes before | now | ms before | now | now / before | outside passes before | now",
+        "model | way | pairs of calls | passes before | now | ms before | now | now / before | outside passes before | now",
         decoding_two_commits,
     ),
     "ablation": (
@@ -363,6 +401,12 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         "row | seed | DINO, broad | SigLIP, broad | both, broad | DINO, unseen | SigLIP, unseen | both, unseen",
         ablation_probes,
     ),
+    "ablation_beside_paper": (
+        "row | seeds of ours | II: matching, paper | ours | III: masked, paper | ours | III: variants, paper | ours | "
+        "IV: paraphrased, paper | ours",
+        ablation_beside_paper,
+    ),
+    "ablation_costs": ("row | training, 10¹² FLOP | passes an action | ms an action (median) | p95", ablation_costs),
     "passes": ("tree nodes | mean passes | most | actions", passes),
     "serving": (" | actions per second | ms (median) | p95 | calls", serving),
     "training_step": ("model | rows | logits of | above model and gradients | ms", training_step),

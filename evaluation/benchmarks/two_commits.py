@@ -6,6 +6,7 @@ Each has a process of its own, which builds the same random model and writes the
 turns call by call, so that whatever else the machine does falls on both alike.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -126,6 +127,7 @@ def work(bridge: Path, package: Path | None = None) -> None:
         asked = json.loads(line)
         if "size" in asked:
             model = inputs = None
+            gc.collect()  # its recordings refer to it; two of 1B do not fit beside each other
             torch.manual_seed(0)
             model = random_models.build_random(asked["size"], "cpu", torch.float32, asked["kind"], 1, counts)
             inputs = random_models.random_inputs(model, 1)
