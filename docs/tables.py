@@ -386,7 +386,8 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         decoding_bandwidth,
     ),
     "decoding_two_commits": (
-        "model | way | pairs of calls | passes before | now | ms before | now | now / before | outside passes before | now",
+        "model | way | pairs of calls | passes before | now | ms before | now | now / before | "
+        "outside passes before | now",
         decoding_two_commits,
     ),
     "ablation": (
