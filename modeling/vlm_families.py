@@ -79,6 +79,11 @@ def family_of(vlm_config: Any) -> Family:
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "
             "another one needs an entry in modeling/vlm_families.py"
         )
+    if vlm_config.vision_config.model_type == "pixtral":
+        raise ValueError(
+            "got a llava whose pictures a Pixtral encodes, expected a CLIP or a SigLIP: Pixtral's processor, which "
+            "writes a token behind each line of patches, has not been tried"
+        )
     family = FAMILIES[vlm_config.model_type]
     differs = family.differs
     if getattr(text, "final_logit_softcapping", None):
