@@ -1,6 +1,7 @@
 """Vision-language models of transformers, converted from the folders that transformers writes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from transformers import (
 from gen_vla.commands.main import main
 from gen_vla.modeling import VLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
+from gen_vla.training.checkpoints import load_processor
 from gen_vla.training.converting import vlm_conversion
 from gen_vla.training.converting.conversion import convert
 from gen_vla.training.publishing.assembling import install_in_cache
@@ -115,6 +117,11 @@ def test_the_command_says_what_it_did_and_checks(tmp_path: Path, monkeypatch: An
         next(VLAPlusForVision2Seq.from_pretrained(tmp_path / "half", dtype="auto").parameters()).dtype
         == torch.bfloat16
     )
+    alarms: list[str] = []
+    logger = logging.getLogger("transformers.configuration_utils")
+    monkeypatch.setattr(logger, "callHandlers", lambda record: alarms.append(record.getMessage()))
+    load_processor(tmp_path / "half")
+    assert not alarms
     logits = vlm_conversion.first_logits
     calls: list[Any] = []
     monkeypatch.setattr(vlm_conversion, "first_logits", lambda *a: calls.append(a) or logits(*a) + len(calls))
