@@ -31,6 +31,11 @@ def vlm_type(source: str | Path) -> str | None:
     model_type, stock = settings.get("model_type"), modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if model_type in stock:
         family_of(AutoConfig.from_pretrained(str(source)))
+        if quantized := settings.get("quantization_config"):
+            raise ConversionError(
+                f"got weights that are quantised ({quantized.get('quant_method')}), expected those of the model that "
+                "they were made of, in half precision or float32; convert that one"
+            )
     return model_type if model_type in FAMILIES else None
 
 
