@@ -161,7 +161,10 @@ def test_other_families_are_refused_before_their_weights_are_read(tmp_path: Path
         (Qwen3_5Config(), "layers of type linear_attention, expected full or sliding attention: recurrent"),
         (LlavaConfig(text_config=DeepseekV3Config()), r"got a deepseek_v3 .* keys and values of different widths"),
         (MllamaConfig(), r"of type 'mllama', expected one of gemma3, .*; another one needs an entry"),
-        (Gemma3Config(quantization_config={"quant_method": "awq"}), r"got weights that are quantised \(awq\), expected"),
+        (
+            Gemma3Config(quantization_config={"quant_method": "awq"}),
+            r"got weights that are quantised \(awq\)",
+        ),
     ):
         config.save_pretrained(tmp_path / config.model_type)
         with pytest.raises(ValueError, match=missing):
