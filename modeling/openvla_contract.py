@@ -192,17 +192,17 @@ class OpenVLAContractMixin:
 
 
 def replace_flash_attention(config: Any) -> None:
-    """Sets "sdpa" wherever a configuration or one of its parts asks for flash attention, and says so once."""
+    """Leaves the choice to transformers where a configuration or a part of it asks for flash attention, and warns."""
     parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
     asking = [part for part in parts if part is not None and "flash" in (part._attn_implementation or "")]
     if not asking:
         return
     logger.warning_once(
-        f"got attn_implementation={asking[0]._attn_implementation!r}, using 'sdpa': flash attention cannot take the "
-        "mask of a draft tree, which saves more time than it does"
+        f"got attn_implementation={asking[0]._attn_implementation!r}, using 'sdpa', or 'eager' where there is no "
+        "other: flash attention cannot take the mask of a draft tree, which saves more time than it does"
     )
     for part in asking:
-        part._attn_implementation = "sdpa"
+        part._attn_implementation = None  # eager for Gemma 2, else SDPA
 
 
 def check_fills_caches(language_model: Any) -> None:

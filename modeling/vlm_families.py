@@ -1,5 +1,6 @@
 """What is particular to each family of vision-language models in transformers. A new family is one entry here."""
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +68,21 @@ def family_of(vlm_config: Any) -> Family:
             f"got a {text.model_type} language model, whose latent attention (kv_lora_rank) caches keys and values of "
             "different widths, expected one that caches both in one shape, such as Llama's or Qwen's"
         )
+    window, context = getattr(text, "sliding_window", None), getattr(text, "max_position_embeddings", None)
+    if window and window < (context or 0) and "sliding_window" not in inspect.signature(type(text)).parameters:
+        raise ValueError(
+            f"got a {text.model_type} language model with sliding_window={window}, expected none: its layers do not "
+            "slide, but the cache of generate would; remove it from the text_config in config.json"
+        )
     if vlm_config.model_type not in FAMILIES:
         raise ValueError(
             f"got a vision-language model of type {vlm_config.model_type!r}, expected one of {', '.join(FAMILIES)}; "
             "another one needs an entry in modeling/vlm_families.py"
+        )
+    if vlm_config.vision_config.model_type == "pixtral":
+        raise ValueError(
+            "got a llava whose pictures a Pixtral encodes, expected a CLIP or a SigLIP: Pixtral's processor, which "
+            "writes a token behind each line of patches, has not been tried"
         )
     family = FAMILIES[vlm_config.model_type]
     differs = family.differs

@@ -1,5 +1,6 @@
 """Reads a saved model folder with this package's own classes, not with the code beside the weights."""
 
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,12 @@ from transformers import PreTrainedTokenizerFast
 from gen_vla import modeling
 from gen_vla.processors import OpenVLAPlusImageProcessor, OpenVLAPlusProcessor, Pi0FlowProcessor, VLAPlusProcessor
 from gen_vla.training.storage.json_files import read_json
+
+
+# Reading a tokenizer, transformers warns of a `vla_plus` that it does not know: no code beside the weights is run.
+logging.getLogger("transformers.configuration_utils").addFilter(
+    lambda record: "type `vla_plus` to instantiate a model of type ``" not in record.getMessage()
+)
 
 
 class Family(NamedTuple):

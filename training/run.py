@@ -331,6 +331,8 @@ def build_trainer(
 def training_arguments(recipe: Recipe, checkpoints: Path, progress: bool = True) -> SFTConfig:
     settings = recipe.training
     given: dict[str, Any] = {CHECKPOINTING: settings.gradient_checkpointing}  # what differs between versions
+    if recipe.model.family == "vla_plus":  # LLaVA's features are those before the last layers, which get no gradient
+        given["ddp_find_unused_parameters"] = True
     if (validation := recipe.data.validation) is not None:
         kind = ROBOT if recipe.data.robot and validation.episodes else VISION_LANGUAGE
         given |= {

@@ -229,6 +229,11 @@ def test_other_models_are_refused_in_one_sentence() -> None:
     capped = LlavaConfig(text_config={"model_type": "gemma2", "final_logit_softcapping": 30.0})
     with pytest.raises(ValueError, match="got a llava over a language model that caps its logits"):
         VLAPlusConfig(capped)
+    slides = LlavaConfig(text_config={"model_type": "llama", "sliding_window": 8})
+    with pytest.raises(ValueError, match="got a llama language model with sliding_window=8, expected none: its layer"):
+        VLAPlusConfig(slides)
+    with pytest.raises(ValueError, match="got a llava whose pictures a Pixtral encodes, expected a CLIP or a SigLIP"):
+        VLAPlusConfig(LlavaConfig(vision_config={"model_type": "pixtral"}))
     for settings, model_type in (({"model_type": "paligema"}, "'paligema'"), ({"hidden_size": 8}, "None")):
         with pytest.raises(ValueError, match=f"got a vlm_config with model_type={model_type}, expected one"):
             VLAPlusConfig(settings)

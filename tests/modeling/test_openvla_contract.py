@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import picture, tiny_model, tiny_pair, tiny_statistics
+from tiny_vlms import tiny_vla_plus
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
 from gen_vla.modeling import OpenVLAPlusForVision2Seq, openvla_contract
@@ -83,6 +84,15 @@ def test_a_part_that_asks_for_flash_attention_does_not_get_it(llama_like: Any) -
     assert again.model.language_model.config._attn_implementation == "sdpa"
     with pytest.raises(ValueError, match="does not support Flash Attention"):
         model.set_attn_implementation("flash_attention_2")
+
+
+def test_flash_attention_of_gemma_2_becomes_eager(gemma_like: Any) -> None:
+    """It has no SDPA; what sees has."""
+    model = tiny_vla_plus("paligemma2", gemma_like)
+    model.config._attn_implementation = "flash_attention_2"
+    again = type(model)(model.config)
+    assert again.get_decoder().config._attn_implementation == "eager"
+    assert again.vlm.model.vision_tower.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -31,6 +31,11 @@ def vlm_type(source: str | Path) -> str | None:
     model_type, stock = settings.get("model_type"), modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if model_type in stock:
         family_of(AutoConfig.from_pretrained(str(source)))
+        if quantized := settings.get("quantization_config"):
+            raise ConversionError(
+                f"got weights that are quantised ({quantized.get('quant_method')}), expected those of the model that "
+                "they were made of, in half precision or float32; convert that one"
+            )
     return model_type if model_type in FAMILIES else None
 
 
@@ -89,6 +94,6 @@ def check_step_0(base: Path, converted: Path, processor: Any, dtype: torch.dtype
 
 @torch.no_grad()
 def first_logits(model: Any, inputs: Any) -> torch.Tensor:
-    """Logits float [1, L, V], with SDPA whatever the configuration asks for: other attention rounds otherwise."""
-    model.set_attn_implementation("sdpa")
+    """Logits float [1, L, V], with the attention that every family has: another one rounds otherwise."""
+    model.set_attn_implementation("eager")
     return model.eval()(**inputs).logits

@@ -1,6 +1,7 @@
 """Vision-language models of transformers, converted from the folders that transformers writes."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     DeepseekV3Config,
+    Gemma3Config,
     LlavaConfig,
     MllamaConfig,
     Qwen3_5Config,
@@ -24,6 +26,7 @@ from transformers import (
 from gen_vla.commands.main import main
 from gen_vla.modeling import VLAPlusForVision2Seq
 from gen_vla.modeling.conversion_plan import ConversionError
+from gen_vla.training.checkpoints import load_processor
 from gen_vla.training.converting import vlm_conversion
 from gen_vla.training.converting.conversion import convert
 from gen_vla.training.publishing.assembling import install_in_cache
@@ -115,6 +118,11 @@ def test_the_command_says_what_it_did_and_checks(tmp_path: Path, monkeypatch: An
         next(VLAPlusForVision2Seq.from_pretrained(tmp_path / "half", dtype="auto").parameters()).dtype
         == torch.bfloat16
     )
+    alarms: list[str] = []
+    logger = logging.getLogger("transformers.configuration_utils")
+    monkeypatch.setattr(logger, "callHandlers", lambda record: alarms.append(record.getMessage()))
+    load_processor(tmp_path / "half")
+    assert not alarms
     logits = vlm_conversion.first_logits
     calls: list[Any] = []
     monkeypatch.setattr(vlm_conversion, "first_logits", lambda *a: calls.append(a) or logits(*a) + len(calls))
@@ -153,6 +161,10 @@ def test_other_families_are_refused_before_their_weights_are_read(tmp_path: Path
         (Qwen3_5Config(), "layers of type linear_attention, expected full or sliding attention: recurrent"),
         (LlavaConfig(text_config=DeepseekV3Config()), r"got a deepseek_v3 .* keys and values of different widths"),
         (MllamaConfig(), r"of type 'mllama', expected one of gemma3, .*; another one needs an entry"),
+        (
+            Gemma3Config(quantization_config={"quant_method": "awq"}),
+            r"got weights that are quantised \(awq\)",
+        ),
     ):
         config.save_pretrained(tmp_path / config.model_type)
         with pytest.raises(ValueError, match=missing):

@@ -15,7 +15,7 @@ from hub_stand_in import HubStandIn
 from safetensors.torch import load_file
 from tiny_models import picture
 from tiny_runs import noise, read_log, run_tiny, tiny_recipe, write_questions, write_robot_data
-from tiny_vlms import FAMILIES, tiny_vla_pair, tiny_vlm_config, write_base_processor
+from tiny_vlms import FAMILIES, tiny_inputs, tiny_vla_pair, tiny_vla_plus, tiny_vlm_config, write_base_processor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -29,7 +29,7 @@ from gen_vla.training.model_building import square_side
 from gen_vla.training.planning.plan import planned_config
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.recipes.schema import RecipeError
-from gen_vla.training.run import build_collator, build_preparer, run_recipe
+from gen_vla.training.run import build_collator, build_preparer, run_recipe, training_arguments
 
 
 LABS = ("smolvlm", "gemma3", "qwen2_5_vl")
@@ -275,6 +275,17 @@ def test_the_shipped_recipe_runs_at_mini_size_from_random_weights(tmp_path: Path
     folder = run_recipe(load_recipe("plus_bridge", changes, mini=True), tmp_path, progress=False)
     model, processor = load_model(folder), load_processor(folder)
     assert model.predict_action(**processor.action_inputs(noise(1), "open the drawer")).shape == (3,)
+
+
+def test_processes_do_not_wait_for_gradients_that_do_not_come(gemma_like: Any, tmp_path: Path) -> None:
+    """Of what LLaVA's features do not depend on, which would stop DDP in its second step."""
+    model = tiny_vla_plus("llava", gemma_like).train()
+    inputs = tiny_inputs(model)
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    missing = {name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None}
+    assert missing == {f"vlm.model.vision_tower.post_layernorm.{name}" for name in ("weight", "bias")}
+    settings = {"family": "vla_plus", "initial_model": "start", "frozen": "vision"}
+    assert training_arguments(tiny_recipe(tmp_path, model=settings), tmp_path).ddp_find_unused_parameters
 
 
 def test_a_question_with_a_control_token_is_skipped(start: Start, tmp_path: Path) -> None:
