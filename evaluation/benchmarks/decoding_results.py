@@ -45,8 +45,8 @@ def draw_timings(runs: list[dict[str, Any]], path: Path) -> None:
                 way = engine + (", CUDA graphs" if way.endswith("static") else "")
             name = f"{'digits' if digits else '7 bins'}: {way}"
             bar = axis.barh(name, entry["median_ms"], color="grey" if way == "generate" else "teal")
-            axis.bar_label(bar, [f" {entry['median_ms']:,.0f} ms, {entry['forward_passes']:g} passes"], fontsize=8)
-        axis.margins(x=0.6)
+            axis.bar_label(bar, [f" {entry['median_ms']:,.0f} ms, {entry['forward_passes']:.3g} passes"], fontsize=8)
+        axis.margins(x=0.7)
         axis.set_xlabel("ms per action (median)")
         axis.set_title(f"{millions:,} million parameters, random weights", fontsize=10)
     dtype = runs[0]["dtype"].removeprefix("torch.")
