@@ -45,17 +45,13 @@ def summary() -> Rows:
     ):
         ours, plain = (f"{seven[kind, name]['median_ms']:.0f}" for name in (way, "generate"))
         yield [f"7.4B on an H200: ms per action, {words}", ours, f"{plain} by `generate`"]
-    plus, plain = "ablation/mini-openvla-plus-seed0", "ablation/mini-openvla-seed0"
-    drawers = [
-        load(f"{folder}/variants")["policies"]["policy"]["scores"]["variants"]["all"] for folder in (plus, plain)
-    ]
-    answers = [load(f"{folder}/questions_unseen")["total"] for folder in (plus, plain)]
-    for words, both, count in (
-        ("drawers opened and closed", drawers, "successes"),
-        ("questions answered", answers, "right"),
+    runs = {row: [folder for folder, each, _ in ablation_runs() if each == row] for row in ("openvla-plus", "openvla")}
+    for words, count, found in (
+        ("drawers opened and closed", "successes", lambda folder: success(folder)["variants"]["all"]),
+        ("questions answered", "right", lambda folder: load(f"{folder}/questions_unseen")["total"]),
     ):
-        recipe, other = (share(each, count) for each in both)
-        yield [f"2.7M, one seed: {words} in unseen looks", recipe, f"{other} by plain fine-tuning"]
+        recipe, other = (", ".join(share(found(folder), count) for folder in folders) for folders in runs.values())
+        yield [f"2.7M, each seed so far: {words} in unseen looks", recipe, f"{other} by plain fine-tuning"]
 
 
 def one_step(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
