@@ -122,7 +122,8 @@ def work(bridge: Path, package: Path | None = None) -> None:
     steps = np.concatenate(recorded_actions(bridge))
     counts = histogram(steps, random_models.NORMALIZED)
     took_previous = "before" in decoding_benchmark.timed.__annotations__  # 65c8889 predicted from the last action
-    model = inputs = None
+    model: Any = None
+    inputs: Any = None
     for line in sys.stdin:
         asked = json.loads(line)
         if "size" in asked:

@@ -157,14 +157,12 @@ def test_what_files_hold_besides(tmp_path: Path) -> None:
 
 def test_other_families_are_refused_before_their_weights_are_read(tmp_path: Path) -> None:
     """By what is missing for them; the folder holds a configuration alone."""
+    quantized: Any = {"quantization_config": {"quant_method": "awq"}}
     for config, missing in (
         (Qwen3_5Config(), "layers of type linear_attention, expected full or sliding attention: recurrent"),
         (LlavaConfig(text_config=DeepseekV3Config()), r"got a deepseek_v3 .* keys and values of different widths"),
         (MllamaConfig(), r"of type 'mllama', expected one of gemma3, .*; another one needs an entry"),
-        (
-            Gemma3Config(quantization_config={"quant_method": "awq"}),
-            r"got weights that are quantised \(awq\)",
-        ),
+        (Gemma3Config(**quantized), r"got weights that are quantised \(awq\)"),
     ):
         config.save_pretrained(tmp_path / config.model_type)
         with pytest.raises(ValueError, match=missing):
