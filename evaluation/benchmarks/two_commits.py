@@ -35,9 +35,9 @@ def main(
     output: Path | None = None,
 ) -> None:
     """Compares the decoder of COMMIT with the installed one on the actions of BRIDGE, Octo's debug sample."""
-    from gen_vla.training.provenance.origin import describe_machine
+    from gen_vla.training.provenance.origin import provenance
 
-    results: dict[str, Any] = {"machine": describe_machine(), "earlier": commit, "timings": []}
+    results: dict[str, Any] = {"provenance": provenance(), "earlier": commit, "timings": []}
     with tempfile.TemporaryDirectory() as folder:
         processes = {"earlier": Process(earlier_package(commit, Path(folder)), bridge), "now": Process(None, bridge)}
         for size, (kind, ways) in itertools.product(
