@@ -7,33 +7,17 @@ A table stands between `<!-- table: NAME -->` and `<!-- end -->`. `TABLES` has i
 rows.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from ablation_tables import TABLES as ABLATION
+from ablation_tables import draw_ablation, runs, success
+from result_files import RESULTS, ROOT, Rows, load, share
 
-from gen_vla.commands.ablation import ROWS
-from gen_vla.evaluation.report.tables import load_paper
 
-
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "evaluation" / "results"
 COMPARED = {"tree": "a tree", "static": "a tree, shapes that repeat", "batch": "`generate`, each observation alone"}
-Rows = Iterator[list[str]]
-
-
-def load(name: str) -> dict[str, Any]:
-    """A file of results."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def share(score: dict[str, Any], count: str) -> str:
-    """`46/50 (81-97 %)`."""
-    low, high = (round(100 * bound) for bound in score["interval"])
-    return f"{score[count]}/{score['n']} ({low}-{high} %)"
 
 
 def summary() -> Rows:
@@ -45,12 +29,12 @@ def summary() -> Rows:
     ):
         ours, plain = (f"{seven[kind, name]['median_ms']:.0f}" for name in (way, "generate"))
         yield [f"7.4B on an H200: ms per action, {words}", ours, f"{plain} by `generate`"]
-    runs = {row: [folder for folder, each, _ in ablation_runs() if each == row] for row in ("openvla-plus", "openvla")}
+    folders = [[folder for folder, each, _ in runs() if each == row] for row in ("openvla-plus", "openvla")]
     for words, count, found in (
         ("drawers opened and closed", "successes", lambda folder: success(folder)["variants"]["all"]),
         ("questions answered", "right", lambda folder: load(f"{folder}/questions_unseen")["total"]),
     ):
-        recipe, other = (", ".join(share(found(folder), count) for folder in folders) for folders in runs.values())
+        recipe, other = (", ".join(share(found(folder), count) for folder in seeds) for seeds in folders)
         yield [f"2.7M, each seed so far: {words} in unseen looks", recipe, f"{other} by plain fine-tuning"]
 
 
@@ -245,125 +229,6 @@ def serving() -> Rows:
         yield [name, *(f"{each[key]:.0f}" for key in ("actions_per_second", "median_ms", "p95_ms")), str(each["n"])]
 
 
-LOOKS = ("home", "broad", "unseen")
-DRAWN = {  # modes of the tabletop
-    "drawers,\nas demonstrated": "matching",
-    "drawers,\ntarget masked": "masked",
-    "drawers, looks\nof the questions": "seen_variants",
-    "drawers,\nunseen looks": "variants",
-    "drawers,\nother words": "paraphrase",
-}
-
-
-def ablation_runs() -> Iterator[tuple[str, str, str]]:
-    """Folder, row and seed of every run of the ablation, in the order of its rows."""
-    found = {path.name for path in (RESULTS / "ablation").iterdir()}
-    for row in ROWS:
-        for name in sorted(name for name in found if name.rpartition("-seed")[0] == f"mini-{row}"):
-            yield f"ablation/{name}", row, name.rpartition("-seed")[2]
-
-
-def success(folder: str) -> dict[str, Any]:
-    """The scores of a run's policy, by mode of the tabletop."""
-    return {
-        mode: score
-        for suite in ("matching", "variants")
-        for mode, score in load(f"{folder}/{suite}")["policies"]["policy"]["scores"].items()
-    }
-
-
-def ablation() -> Rows:
-    """Success, with intervals, and answers."""
-    for folder, row, seed in ablation_runs():
-        scores = success(folder)
-        modes = ("matching", "paraphrase", "masked", "seen_variants", "variants")
-        yield [f"`{row}`", seed, *(share(scores[mode]["all"], "successes") for mode in modes)]
-
-
-def ablation_kept() -> Rows:
-    """Answers, and how far actions are from demonstrated ones."""
-    for folder, row, seed in ablation_runs():
-        answers = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in LOOKS]
-        errors = [load(f"{folder}/actions_{looks}")["relative"]["mean action"] for looks in LOOKS]
-        yield [
-            f"`{row}`",
-            seed,
-            *answers,
-            *(f"{e['value']:.2f} ({e['interval'][0]:.2f}-{e['interval'][1]:.2f})" for e in errors),
-        ]
-
-
-def ablation_probes() -> Rows:
-    """What linear probes read off the image tokens of both encoders, before and after."""
-    for folder, row, seed in ablation_runs():
-        tasks = [task for looks in LOOKS[1:] for task in load(f"{folder}/representations_{looks}")["tasks"]]
-        read = {
-            role: [f"{100 * t['value']:.0f} %" for t in tasks if t["role"] == role] for role in ("before", "after")
-        }
-        if folder == next(ablation_runs())[0]:
-            yield ["the base", "", *read["before"]]
-        yield [f"`{row}`", seed, *read["after"]]
-
-
-def ablation_beside_paper() -> Rows:
-    """The rows of the paper's tables II to IV, averaged over tasks, and ours of the same names, over seeds."""
-    paper = load_paper()
-    slugs = {name: model["slug"] for name, model in paper["models"].items()}
-    theirs: dict[str, dict[str, float]] = {}
-    for table in paper["tables"][:3]:
-        for name, cells in table["rows"].items():
-            by_mode: dict[str, list[float]] = {}
-            for column, cell in zip(table["columns"], cells, strict=True):
-                if column["task"] == "average" or column["mode"] == "paraphrase":
-                    by_mode.setdefault(column["mode"], []).append(cell)
-            found = {mode: sum(cells) / len(cells) for mode, cells in by_mode.items()}
-            theirs[slugs[name]] = found | theirs.get(slugs[name], {})
-    ours: dict[str, list[dict[str, Any]]] = {}
-    for folder, row, _ in ablation_runs():
-        ours.setdefault(row, []).append(success(folder))
-    for row in (row for row in ours if row in theirs):
-        cells = []
-        for mode in ("matching", "masked", "variants", "paraphrase"):
-            rates = [scores[mode]["all"]["rate"] for scores in ours[row]]
-            cells += [
-                f"{theirs[row][mode]:.0f}" if mode in theirs[row] else "",
-                f"{100 * sum(rates) / len(rates):.0f}",
-            ]
-        yield [f"`{row}`", str(len(ours[row])), *cells]
-
-
-def ablation_costs() -> Rows:
-    """What training and acting cost; the encoders and layers are the same for all seeds."""
-    for folder, row, seed in ablation_runs():
-        if seed == "0":
-            acting, floating = load(f"{folder}/latency"), load(f"{folder}/training_end")["total_flos"]
-            milliseconds = (f"{acting[name]:.0f}" for name in ("median_ms", "p95_ms"))
-            yield [f"`{row}`", f"{floating / 1e12:.0f}", f"{acting['forward_passes']:g}", *milliseconds]
-
-
-def draw_ablation(path: Path) -> None:
-    """What each row reaches: a bar for the mean over seeds, and a dot for every seed."""
-    shown: dict[str, dict[str, list[float]]] = {}
-    for folder, row, _ in ablation_runs():
-        scores, answers = success(folder), load(f"{folder}/questions_unseen")["total"]
-        shares = {name: scores[mode]["all"]["rate"] for name, mode in DRAWN.items()}
-        shares["questions,\nunseen looks"] = answers["right"] / answers["n"]
-        for name, reached in shares.items():
-            shown.setdefault(row, {}).setdefault(name, []).append(100 * reached)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes, width = figure.subplots(), 0.8 / len(shown)
-    for number, (row, found) in enumerate(sorted(shown.items(), key=lambda entry: entry[0] == "openvla-plus")):
-        places = [group + (number - (len(shown) - 1) / 2) * width for group in range(len(found))]
-        axes.bar(places, [sum(seeds) / len(seeds) for seeds in found.values()], 0.9 * width, label=row)
-        for place, seeds in zip(places, found.values(), strict=True):
-            axes.plot([place] * len(seeds), seeds, "k.", markersize=4)
-    names = list(next(iter(shown.values())))
-    axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="%", ylim=(0, 100))
-    figure.legend(loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=110)
-
-
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "summary": (" | gen-vla | compared with", summary),
     "decoding_gpu": (f"{WAY} | of copy bandwidth | outside passes", decoding_gpu),
@@ -386,24 +251,7 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         "outside passes before | now",
         decoding_two_commits,
     ),
-    "ablation": (
-        "row | seed | matching | other words | target masked | looks of the questions | unseen looks",
-        ablation,
-    ),
-    "ablation_kept": (
-        "row | seed | answers, home | broad | unseen | error of actions, home | broad | unseen",
-        ablation_kept,
-    ),
-    "ablation_probes": (
-        "row | seed | DINO, broad | SigLIP, broad | both, broad | DINO, unseen | SigLIP, unseen | both, unseen",
-        ablation_probes,
-    ),
-    "ablation_beside_paper": (
-        "row | seeds of ours | II: matching, paper | ours | III: masked, paper | ours | III: variants, paper | ours | "
-        "IV: paraphrased, paper | ours",
-        ablation_beside_paper,
-    ),
-    "ablation_costs": ("row | training, 10¹² FLOP | passes an action | ms an action (median) | p95", ablation_costs),
+    **ABLATION,
     "passes": ("tree nodes | mean passes | most | actions", passes),
     "serving": (" | actions per second | ms (median) | p95 | calls", serving),
     "training_step": ("model | rows | logits of | above model and gradients | ms", training_step),

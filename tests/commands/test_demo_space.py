@@ -58,7 +58,15 @@ def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
     command = [sys.executable, "-m", "gen_vla.commands.main", "demo", "--space"]
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where tests run in the background
         )
     try:
         space = RunningSpace(f"http://127.0.0.1:{port}", tmp_path / "log")

@@ -1,0 +1,211 @@
+"""Tables and picture of the ablation, from `evaluation/results/ablation/mini-ROW-seedN`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from result_files import RESULTS, Rows, load, share
+
+from gen_vla.commands.ablation import ROWS
+from gen_vla.evaluation.report.tables import load_paper
+from gen_vla.evaluation.report.trials import Trials, mean_trials
+from gen_vla.evaluation.statistics.intervals import Scored, paired_correlation
+from gen_vla.evaluation.statistics.seed_intervals import mean_over_seeds, seed_difference
+
+
+LOOKS = ("home", "broad", "unseen")
+COMPARISONS = {
+    "the whole recipe": ("openvla-plus", "openvla"),
+    "D": ("openvla-plus", "openvla-sc"),
+    "S": ("openvla-sc", "openvla-c"),
+    "C": ("openvla-plus", "openvla-ds"),
+}
+SEEDS = 3  # of each row, before anything is tested
+DRAWN = {  # modes of the tabletop
+    "drawers,\nas demonstrated": "matching",
+    "drawers,\ntarget masked": "masked",
+    "drawers, looks\nof the questions": "seen_variants",
+    "drawers,\nunseen looks": "variants",
+    "drawers,\nother words": "paraphrase",
+}
+
+
+def runs() -> Iterator[tuple[str, str, str]]:
+    """Folder, row and seed of every run of the ablation, in the order of its rows."""
+    found = {path.name for path in (RESULTS / "ablation").iterdir()}
+    for row in ROWS:
+        for name in sorted(name for name in found if name.rpartition("-seed")[0] == f"mini-{row}"):
+            yield f"ablation/{name}", row, name.rpartition("-seed")[2]
+
+
+def success(folder: str) -> dict[str, Any]:
+    """The scores of a run's policy, by mode of the tabletop."""
+    return {
+        mode: score
+        for suite in ("matching", "variants")
+        for mode, score in load(f"{folder}/{suite}")["policies"]["policy"]["scores"].items()
+    }
+
+
+def scores() -> Rows:
+    """Success, with intervals, and answers."""
+    for folder, row, seed in runs():
+        reached = success(folder)
+        modes = ("matching", "paraphrase", "masked", "seen_variants", "variants")
+        yield [f"`{row}`", seed, *(share(reached[mode]["all"], "successes") for mode in modes)]
+
+
+def kept() -> Rows:
+    """Answers, and how far actions are from demonstrated ones."""
+    for folder, row, seed in runs():
+        answers = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in LOOKS]
+        errors = [load(f"{folder}/actions_{looks}")["relative"]["mean action"] for looks in LOOKS]
+        yield [
+            f"`{row}`",
+            seed,
+            *answers,
+            *(f"{e['value']:.2f} ({e['interval'][0]:.2f}-{e['interval'][1]:.2f})" for e in errors),
+        ]
+
+
+def probes() -> Rows:
+    """What linear probes read off the image tokens of both encoders, before and after."""
+    for folder, row, seed in runs():
+        tasks = [task for looks in LOOKS[1:] for task in load(f"{folder}/representations_{looks}")["tasks"]]
+        read = {
+            role: [f"{100 * t['value']:.0f} %" for t in tasks if t["role"] == role] for role in ("before", "after")
+        }
+        if folder == next(runs())[0]:
+            yield ["the base", "", *read["before"]]
+        yield [f"`{row}`", seed, *read["after"]]
+
+
+def beside_paper() -> Rows:
+    """The rows of the paper's tables II to IV, averaged over tasks, and ours of the same names, over seeds."""
+    paper = load_paper()
+    slugs = {name: model["slug"] for name, model in paper["models"].items()}
+    theirs: dict[str, dict[str, float]] = {}
+    for table in paper["tables"][:3]:
+        for name, cells in table["rows"].items():
+            by_mode: dict[str, list[float]] = {}
+            for column, cell in zip(table["columns"], cells, strict=True):
+                if column["task"] == "average" or column["mode"] == "paraphrase":
+                    by_mode.setdefault(column["mode"], []).append(cell)
+            found = {mode: sum(cells) / len(cells) for mode, cells in by_mode.items()}
+            theirs[slugs[name]] = found | theirs.get(slugs[name], {})
+    ours: dict[str, list[dict[str, Any]]] = {}
+    for folder, row, _ in runs():
+        ours.setdefault(row, []).append(success(folder))
+    for row in (row for row in ours if row in theirs):
+        cells = []
+        for mode in ("matching", "masked", "variants", "paraphrase"):
+            rates = [scores[mode]["all"]["rate"] for scores in ours[row]]
+            cells += [
+                f"{theirs[row][mode]:.0f}" if mode in theirs[row] else "",
+                f"{100 * sum(rates) / len(rates):.0f}",
+            ]
+        yield [f"`{row}`", str(len(ours[row])), *cells]
+
+
+def costs() -> Rows:
+    """What training and acting cost; the encoders and layers are the same for all seeds."""
+    for folder, row, seed in runs():
+        if seed == "0":
+            acting, floating = load(f"{folder}/latency"), load(f"{folder}/training_end")["total_flos"]
+            milliseconds = (f"{acting[name]:.0f}" for name in ("median_ms", "p95_ms"))
+            yield [f"`{row}`", f"{floating / 1e12:.0f}", f"{acting['forward_passes']:g}", *milliseconds]
+
+
+def trials_in_seen_looks(folder: str) -> Trials:
+    """Trials in looks that questions have shown; files count them per look and task, so that a look is a cluster."""
+    return {
+        f"{family}/{look}/{task}/{number}": Scored(f"{family}/{look}", task, float(number < score["successes"]))
+        for family, looks in success(folder)["seen_variants"]["families"].items()
+        for look, found in looks["variants"].items()
+        for task, score in found["tasks"].items()
+        for number in range(score["n"])
+    }
+
+
+def broad_answers(folder: str) -> Trials:
+    """Answers about looks that questions have shown, one about each picture."""
+    answers = load(f"{folder}/questions_broad")["answers"]
+    return {str(number): Scored(str(number), "", float(answer["right"])) for number, answer in enumerate(answers)}
+
+
+def differences() -> Rows:
+    """The eight planned comparisons: differences of means over seeds, paired over looks and over questions."""
+    found = []
+    for outcome, read in (("success", trials_in_seen_looks), ("answers", broad_answers)):
+        for words, rows in COMPARISONS.items():
+            seeds = [[read(folder) for folder, row, _ in runs() if row == name] for name in rows]
+            first, second = (mean_over_seeds([list(trials.values()) for trials in each]) for each in seeds)
+            correlation = paired_correlation(*(mean_trials(each) for each in seeds))
+            bounds, p = seed_difference(first, second, correlation)
+            shown = [100 * value for value in (first.share - second.share, *bounds)]
+            found.append((words, rows, outcome, [len(each) for each in seeds], shown, p))
+    corrected = holm([p for *_, p in found])
+    complete = all(min(seeds) >= SEEDS for _, _, _, seeds, _, _ in found)
+    for (words, rows, outcome, seeds, shown, _), p in zip(found, corrected, strict=True):
+        compared = " and ".join(f"`{row}`" for row in rows)
+        difference = "{:+.0f} ({:+.0f} to {:+.0f})".format(*shown)
+        yield [words, compared, outcome, " and ".join(map(str, seeds)), difference, f"{p:.2g}" if complete else ""]
+
+
+def holm(values: list[float]) -> list[float]:
+    """p values of as many tests, corrected by Holm's method."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+        largest = max(largest, (len(values) - rank) * values[place])
+        corrected[place] = min(1.0, largest)
+    return corrected
+
+
+def draw_ablation(path: Path) -> None:
+    """What each row reaches: a bar for the mean over seeds, and a dot for every seed."""
+    shown: dict[str, dict[str, list[float]]] = {}
+    for folder, row, _ in runs():
+        scores, answers = success(folder), load(f"{folder}/questions_unseen")["total"]
+        shares = {name: scores[mode]["all"]["rate"] for name, mode in DRAWN.items()}
+        shares["questions,\nunseen looks"] = answers["right"] / answers["n"]
+        for name, reached in shares.items():
+            shown.setdefault(row, {}).setdefault(name, []).append(100 * reached)
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes, width = figure.subplots(), 0.8 / len(shown)
+    for number, (row, found) in enumerate(sorted(shown.items(), key=lambda entry: entry[0] == "openvla-plus")):
+        places = [group + (number - (len(shown) - 1) / 2) * width for group in range(len(found))]
+        axes.bar(places, [sum(seeds) / len(seeds) for seeds in found.values()], 0.9 * width, label=row)
+        for place, seeds in zip(places, found.values(), strict=True):
+            axes.plot([place] * len(seeds), seeds, "k.", markersize=4)
+    names = list(next(iter(shown.values())))
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="%", ylim=(0, 100))
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=110)
+
+
+TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
+    "ablation": (
+        "row | seed | matching | other words | target masked | looks of the questions | unseen looks",
+        scores,
+    ),
+    "ablation_kept": (
+        "row | seed | answers, home | broad | unseen | error of actions, home | broad | unseen",
+        kept,
+    ),
+    "ablation_differences": (
+        "question | rows | outcome | seeds | difference in points (95 %) | p, corrected",
+        differences,
+    ),
+    "ablation_probes": (
+        "row | seed | DINO, broad | SigLIP, broad | both, broad | DINO, unseen | SigLIP, unseen | both, unseen",
+        probes,
+    ),
+    "ablation_beside_paper": (
+        "row | seeds of ours | II: matching, paper | ours | III: masked, paper | ours | III: variants, paper | ours | "
+        "IV: paraphrased, paper | ours",
+        beside_paper,
+    ),
+    "ablation_costs": ("row | training, 10¹² FLOP | passes an action | ms an action (median) | p95", costs),
+}
