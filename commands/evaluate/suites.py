@@ -114,6 +114,51 @@ def scene_questions(
     write_results({"model": model, "dtype": dtype_name(loaded), **asdict(report)}, output, [questions])
 
 
+def aim(
+    model: OptionalModel = None,
+    errors: Annotated[str, Option(help="Centimetres that the expert is off, in matching.")] = "0,1,1.5,2,3",
+    modes: Annotated[
+        str, Option(help="In which the model points, as of tabletop.")
+    ] = "matching,seen_variants,variants",
+    tasks: Annotated[str, Option(help="Of these two.")] = "pick_object,move_near",
+    episodes: Annotated[int, Option(help="Per task; per variant a twelfth, at least one.")] = 50,
+    dtype: Dtype = "auto",
+    output: Output = None,
+) -> None:
+    """What the scripted expert does with places that are a little off, or where a model points."""
+    from gen_vla.evaluation.simulation.environment import TabletopEnv
+    from gen_vla.evaluation.tabletop.aimed_expert import aim_off, evaluate_aim, pointed_off
+    from gen_vla.evaluation.tabletop.episodes import LOOKS, plan_jobs
+    from gen_vla.evaluation.tabletop.scores import tabletop_table
+    from gen_vla.training.checkpoints import dtype_name
+
+    chosen: Any = entries(tasks)
+    if unknown := set(chosen) - {"pick_object", "move_near"}:
+        raise ValueError(f"got the tasks {', '.join(sorted(unknown))}, expected some of pick_object, move_near")
+    results: dict[str, Any] = {"settings": {"tasks": chosen, "episodes": episodes}, "experts": {}}
+    env = TabletopEnv()
+    jobs = plan_jobs(("matching",), chosen, episodes)
+    for error in map(float, entries(errors)):
+        name = f"{error:g} cm off"
+        results["experts"][name] = evaluate_aim(jobs, [aim_off(job.seed, error / 100) for job in jobs], env, name)
+    if model:
+        loaded, processor = load_any(model, dtype)
+        shown: Any = entries(modes)
+        jobs = [
+            job
+            for mode in shown
+            for job in plan_jobs((mode,), chosen, max(episodes // 12, 1) if mode in LOOKS else episodes)
+        ]
+        env = TabletopEnv(processor.image_processor.image_size)
+        found = evaluate_aim(jobs, pointed_off(loaded, processor, env, jobs), env, model)
+        results["experts"]["model"] = found
+        results |= {"model": model, "dtype": dtype_name(loaded)}
+        for mode, off in found["off_cm"].items():
+            print(f"{mode}: {off['no_point']} no point; median {off['median']} cm off, 90 % within {off['p90']} cm")
+    Console().print(tabletop_table({name: each["scores"] for name, each in results["experts"].items()}, "experts"))
+    write_results(results, output, [])
+
+
 class SpacedValues(TyperCommand):
     """Understands `--modes a b`, too, where an option that may be repeated is written once."""
 
@@ -297,7 +342,7 @@ def report(
 
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
-for suite in (tabletop, open_loop, scene_questions, benchmarks.decoding, benchmarks.agreement):
+for suite in (tabletop, open_loop, scene_questions, aim, benchmarks.decoding, benchmarks.agreement):
     app.command(suite.__name__)(suite)
 app.command("training_step")(benchmarks.training_step)
 app.command("training_throughput")(benchmarks.training_throughput)

@@ -35,15 +35,24 @@ class CameraPose:
     def view_width(self) -> float:
         return 2.0 * float(np.tan(np.deg2rad(self.fovy) / 2.0))
 
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, 0..1 from the image's left and top where they
-        are in view, and the depth in metres."""
+    @property
+    def axes(self) -> np.ndarray:
+        """Right, down and forward, float [3, 3]."""
         azimuth, elevation = np.deg2rad(self.azimuth), np.deg2rad(self.elevation)
         flat = np.array([np.cos(azimuth), np.sin(azimuth), 0.0])
         forward = np.cos(elevation) * flat + np.array([0.0, 0.0, np.sin(elevation)])
         right = np.array([flat[1], -flat[0], 0.0])
-        axes = np.stack([right, np.cross(forward, right), forward])  # right, down, forward
-        across, down, depth = axes @ (points - np.array(self.lookat) + self.distance * forward).T
+        return np.stack([right, np.cross(forward, right), forward])
+
+    @property
+    def position(self) -> np.ndarray:
+        """float [3], metres."""
+        return np.array(self.lookat) - self.distance * self.axes[2]
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Points float [N, 3] (x, y, z) in metres -> float [N, 3]: u, v, 0..1 from the image's left and top where they
+        are in view, and the depth in metres."""
+        across, down, depth = self.axes @ (points - self.position).T
         width = self.view_width * depth
         return np.stack([0.5 + across / width, 0.5 + down / width, depth], axis=1)
 
@@ -51,6 +60,12 @@ class CameraPose:
         """Where a point (x, y, z) is in the picture: `project`'s (u, v)."""
         u, v, _ = self.project(np.asarray(point)[None])[0].tolist()
         return u, v
+
+    def on_plane(self, place: np.ndarray, height: float) -> np.ndarray:
+        """What is at (u, v) of the picture on the plane of this height in metres: float [2] (x, y)."""
+        right, down, forward = self.axes
+        ray = forward + self.view_width * ((place[0] - 0.5) * right + (place[1] - 0.5) * down)
+        return (self.position + (height - self.position[2]) / ray[2] * ray)[:2]
 
 
 @dataclass(frozen=True)

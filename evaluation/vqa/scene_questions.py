@@ -85,8 +85,14 @@ def answer_questions(model: Any, processor: Any, images: list[Any], questions: l
 
 def _metres_off(got: str, expected: str, picture_width: float) -> float | None:
     """Metres between two points; None if `got` is none."""
-    points = [np.array(found.groups(), dtype=float) for text in (got, expected) if (found := _POINT.search(text))]
-    return float(np.linalg.norm(points[0] - points[1])) * picture_width if len(points) == 2 else None
+    point, right = point_in(got), point_in(expected)
+    return None if point is None or right is None else float(np.linalg.norm(point - right)) * picture_width
+
+
+def point_in(text: str) -> np.ndarray | None:
+    """The first point in an answer, float [2]; `None` without one."""
+    found = _POINT.search(text)
+    return np.array(found.groups(), dtype=float) if found else None
 
 
 def _score(rows: list[dict[str, Any]], majority: float | None = None) -> KindScore:

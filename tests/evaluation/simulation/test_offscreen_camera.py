@@ -20,6 +20,14 @@ def test_points_land_where_a_pinhole_camera_puts_them(point, place):
     assert LEVEL.image_position(np.array(point, dtype=float)) == pytest.approx(place)
 
 
+@pytest.mark.parametrize("height", [0.0, 0.04])
+def test_a_place_in_the_picture_is_found_again_on_its_plane(height):
+    camera = CameraPose(lookat=(0.1, 0.7, 0.05), distance=0.8, azimuth=118.0, elevation=-42.0)
+    for x, y in ((0.0, 0.6), (-0.2, 0.7), (0.15, 0.75)):
+        place = np.array(camera.image_position(np.array([x, y, height])))
+        np.testing.assert_allclose(camera.on_plane(place, height), [x, y], atol=1e-12)
+
+
 def test_an_ornament_covers_its_place_in_picture_and_segmentation():
     data = mujoco.MjData(MODEL)
     mujoco.mj_forward(MODEL, data)
