@@ -154,7 +154,7 @@ class Run:
     def __init__(self, row: str, seed: int, work_dir: Path, name: str | None = None):
         self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
-        names = ["latency.json", "matching/results.json", "variants/results.json"]
+        names = ["latency.json", "aim.json", "matching/results.json", "variants/results.json"]
         names += [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
         names += [f"representations_{looks}.json" for looks in LOOKS[1:]]
         self.files = [self.results / name for name in names]
@@ -190,9 +190,9 @@ class Run:
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
 
     def measure(self, tasks: str, episodes: int, processes: int) -> None:
-        """Success where the demonstrations were made, in other looks and words, and hindered; questions; the error of
-        actions beside demonstrated ones; speed; linear probes of both encoders and how far they moved. So many suites
-        run at a time, and speed is measured first, alone.
+        """Success where the demonstrations were made, in other looks and words, and hindered; questions; what an expert
+        does where the model points; the error of actions beside demonstrated ones; speed; linear probes of both
+        encoders and how far they moved. So many suites run at a time, and speed is measured first, alone.
         """
         self.results.mkdir(exist_ok=True)
         suites = [self.suite(path, tasks, episodes) for path in self.missing()]
@@ -213,6 +213,8 @@ class Run:
             return "tabletop", self.model, *options, f"--output={path.parent}"
         if name == "latency":
             return "latency", self.model, f"--output={path}"
+        if name == "aim":
+            return name, self.model, "--errors=", f"--episodes={episodes}", f"--output={path}"
         if name == "representations":
             options = [f"--before={BASE}", "--samples=1000", f"--output={path}"]
             return name, self.model, f"--data={held_out_questions(self.work_dir, looks)}", *options

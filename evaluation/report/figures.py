@@ -23,7 +23,7 @@ DEFAULTS: Figure = {
 }
 SUCCESS_RATE = "success rate"
 # What a file that does not name its suite is known by.
-MARKS = {"policies": "tabletop", "timings": "decoding", "kinds": "scene_questions"}
+MARKS = {"policies": "tabletop", "experts": "aim", "timings": "decoding", "kinds": "scene_questions"}
 
 
 def read_results(path: Path) -> list[Figure]:
@@ -37,7 +37,7 @@ def read_results(path: Path) -> list[Figure]:
         found = ", ".join(sorted(results)) if isinstance(results, dict) else type(results).__name__
         raise ValueError(
             f"{path}: got {found or 'nothing'}, expected the results of gen-vla evaluate tabletop, "
-            "scene_questions, simpler, open_loop, vqa, representations, latency or decoding"
+            "scene_questions, aim, simpler, open_loop, vqa, representations, latency or decoding"
         )
     measured = ((results.get("provenance") or {}).get("model") or {}).get("name")
     figures = []
@@ -144,13 +144,24 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[Figure]:
             "control": "model" not in identity,
             "note": "" if "model" in identity else name,
         }
-        for mode, scores in policy["scores"].items():
-            for task, cell in scores["tasks"].items():
-                counts = {key: cell[key] for key in ("n", "interval", "malformed", "crashed")}
-                yield {**common, "mode": mode, "task": task, "value": cell["rate"], **counts}
-            n = sum(cell["n"] for cell in scores["tasks"].values())
-            total = {"task": "average", "value": scores["mean"], "n": n, "interval": scores.get("interval")}
-            yield {**common, "mode": mode, **total}
+        yield from _cells(policy["scores"], common)
+
+
+def _cells(scores: dict[str, Any], common: Figure) -> Iterator[Figure]:
+    """Success by mode and task, and over tasks."""
+    for mode, found in scores.items():
+        for task, cell in found["tasks"].items():
+            counts = {key: cell[key] for key in ("n", "interval", "malformed", "crashed")}
+            yield {**common, "mode": mode, "task": task, "value": cell["rate"], **counts}
+        n = sum(cell["n"] for cell in found["tasks"].values())
+        total = {"task": "average", "value": found["mean"], "n": n, "interval": found.get("interval")}
+        yield {**common, "mode": mode, **total}
+
+
+def _aim(results: dict[str, Any], path: Path) -> Iterator[Figure]:
+    if found := results["experts"].get("model"):
+        common = {**_common(results, path), "benchmark": "an expert where the model points", "metric": SUCCESS_RATE}
+        yield from _cells(found["scores"], common)
 
 
 def _scene_questions(results: dict[str, Any], path: Path) -> Iterator[Figure]:
@@ -183,6 +194,7 @@ def _decoding(results: dict[str, Any], path: Path) -> Iterator[Figure]:
 READERS: dict[str, Callable[[dict[str, Any], Path], Iterator[Figure]]] = {
     "tabletop": _tabletop,
     "scene_questions": _scene_questions,
+    "aim": _aim,
     "simpler": _simpler,
     "open_loop": _open_loop,
     "vqa": _vqa,

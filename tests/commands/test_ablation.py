@@ -73,7 +73,7 @@ def test_it_goes_on_where_it_stopped(
     assert main([*words, "--rows=openvla-sc,openvla", "--status"]) == 0
     shown = capfd.readouterr().out
     assert "1 left: questions_home.json" in shown
-    assert "12 left: training" in shown
+    assert "13 left: training" in shown
     assert main([*words, "--rows=openvla-x"]) == 2
     assert "got the rows openvla-x, expected some of openvla-plus, openvla," in capfd.readouterr().err
 
