@@ -190,8 +190,8 @@ class Run:
         command("train", RECIPE, f"--work-dir={self.work_dir}", "--resume", f"--processes={processes}", *chosen)
 
     def measure(self, tasks: str, episodes: int, processes: int) -> None:
-        """Success where the demonstrations were made, in other looks and words, and hindered; questions; what an expert
-        does where the model points; the error of actions beside demonstrated ones; speed; linear probes of both
+        """Success where the demonstrations were made, in other looks and words, and hindered; questions; what the
+        expert does where the model points; the error of actions beside demonstrated ones; speed; linear probes of both
         encoders and how far they moved. So many suites run at a time, and speed is measured first, alone.
         """
         self.results.mkdir(exist_ok=True)

@@ -30,6 +30,7 @@ ROWS = {PLAIN: "openvla", PLUS: "openvla-plus"}  # of the ablation
 TITLES = {BASE: "before", PLAIN: "plain fine-tuning", PLUS: "OpenVLA+"}
 CONTROLS = ("expert", "zero")
 VIDEO_LOOK = "everything/seen_0"
+POINTED = 24  # episodes of the suite `aim`: two layouts in each of 24 looks of the questions
 # Drawers are learnt in the minutes that a demo has; picking and moving take hours.
 DRAWERS: tuple[Task, ...] = ("open_drawer", "close_drawer")
 CHOSEN = f"data.robot.0.record.tasks=[{', '.join(DRAWERS)}]"
@@ -132,9 +133,10 @@ def load_models(output: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def measure(name: str, model: Any, processor: Any, output: Path, suite: dict[str, Any]) -> dict[str, Any]:
-    """Answers, and of a policy success and speed, as their suites write them to OUTPUT/results/NAME."""
+    """Answers and points, and of a policy success and speed, as their suites write them to OUTPUT/results/NAME."""
     from gen_vla.commands.options import write_results
     from gen_vla.evaluation.benchmarks.latency import measure_latency, measure_parts
+    from gen_vla.evaluation.tabletop.aimed_expert import evaluate_points
     from gen_vla.evaluation.tabletop.episodes import Mode
     from gen_vla.evaluation.tabletop.suite import SuiteSettings, control_contestants, model_contestant, run_suite
     from gen_vla.evaluation.vqa.scene_questions import evaluate_questions, load_questions
@@ -144,6 +146,8 @@ def measure(name: str, model: Any, processor: Any, output: Path, suite: dict[str
     title = REPO_ID if name == PLUS else str(output / name)
     found: dict[str, Any] = {"questions": asdict(evaluate_questions(model, processor, load_questions(asked)))}
     write_results({"model": title, **found["questions"]}, folder / "questions.json", [asked])
+    found["points"] = evaluate_points(model, processor, "pointing", ("seen_variants",), ("pick_object",), POINTED)
+    write_results({"model": title, "experts": {"model": found["points"]}}, folder / "aim.json")
     if name == BASE:
         return found
     found["latency"] = {"suite": "latency", "model": title, **measure_latency(model, processor)}
@@ -201,6 +205,7 @@ def comparison(found: dict[str, dict[str, Any]]) -> Table:
         scores = [f["questions"]["kinds"][kind] if kind else f["questions"]["total"] for f in found.values()]
         return [f"{percent(s['right'] / s['n'])} % ({percent_range(s['interval'])})" for s in scores]
 
+    points = [found[name]["points"]["scores"]["seen_variants"] for name in TITLES]
     kinds = sorted(found[BASE]["questions"]["kinds"])
     speeds = [found[name].get("latency", {}).get("median_ms") for name in TITLES]
     rows = [
@@ -209,6 +214,7 @@ def comparison(found: dict[str, dict[str, Any]]) -> Table:
         ("  in looks of the questions", *rates("seen_variants")),
         ("questions answered", *answers(None)),
         *((f"  {kind.replace('_', ' ')}", *answers(kind)) for kind in kinds),
+        ("picked up by a script, where it points", *(f"{p['all']['successes']} of {p['all']['n']}" for p in points)),
         ("milliseconds per action", *("" if speed is None else f"{speed:.1f}" for speed in speeds)),
     ]
     return results_table("With and without the recipe (95 % intervals)", ("", *TITLES.values()), rows)

@@ -81,6 +81,26 @@ def probes() -> Rows:
         yield [f"`{row}`", seed, *read["after"]]
 
 
+def aim() -> Rows:
+    """What the expert does with places that are off, and where the base points."""
+    for name, found in load("aim_mini_vlm")["experts"].items():
+        tasks = found["scores"]["matching"]["tasks"]
+        words = "where the base points" if name == "model" else name
+        off = found["off_cm"]["matching"]
+        yield [words, f"{off['median']:.1f} cm", *(share(tasks[task], "successes") for task in tasks)]
+
+
+def points() -> Rows:
+    """What the expert does where each model points, picking up and moving near together."""
+    files = [("the base", "", "aim_mini_vlm"), *((f"`{row}`", seed, f"{folder}/aim") for folder, row, seed in runs())]
+    for row, seed, name in files:
+        if (RESULTS / f"{name}.json").is_file():
+            found = load(name)["experts"]["model"]
+            off = [found["off_cm"][mode] for mode in ("seen_variants", "variants")]
+            cells = [share(scores["all"], "successes") for scores in found["scores"].values()]
+            yield [row, seed, *cells, *("" if o["median"] is None else f"{o['median']:.1f} cm" for o in off)]
+
+
 def beside_paper() -> Rows:
     """The rows of the paper's tables II to IV, averaged over tasks, and ours of the same names, over seeds."""
     paper = load_paper()
@@ -201,6 +221,11 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "ablation_probes": (
         "row | seed | DINO, broad | SigLIP, broad | both, broad | DINO, unseen | SigLIP, unseen | both, unseen",
         probes,
+    ),
+    "aim": ("places | off, median | pick up | move near", aim),
+    "ablation_points": (
+        "row | seed | matching | looks of the questions | unseen looks | off, looks of the questions | unseen",
+        points,
     ),
     "ablation_beside_paper": (
         "row | seeds of ours | II: matching, paper | ours | III: masked, paper | ours | III: variants, paper | ours | "

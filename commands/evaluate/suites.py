@@ -127,8 +127,8 @@ def aim(
 ) -> None:
     """What the scripted expert does with places that are a little off, or where a model points."""
     from gen_vla.evaluation.simulation.environment import TabletopEnv
-    from gen_vla.evaluation.tabletop.aimed_expert import aim_off, evaluate_aim, pointed_off
-    from gen_vla.evaluation.tabletop.episodes import LOOKS, plan_jobs
+    from gen_vla.evaluation.tabletop.aimed_expert import aim_off, evaluate_aim, evaluate_points
+    from gen_vla.evaluation.tabletop.episodes import plan_jobs
     from gen_vla.evaluation.tabletop.scores import tabletop_table
     from gen_vla.training.checkpoints import dtype_name
 
@@ -144,13 +144,7 @@ def aim(
     if model:
         loaded, processor = load_any(model, dtype)
         shown: Any = entries(modes)
-        jobs = [
-            job
-            for mode in shown
-            for job in plan_jobs((mode,), chosen, max(episodes // 12, 1) if mode in LOOKS else episodes)
-        ]
-        env = TabletopEnv(processor.image_processor.image_size)
-        found = evaluate_aim(jobs, pointed_off(loaded, processor, env, jobs), env, model)
+        found = evaluate_points(loaded, processor, model, shown, chosen, episodes)
         results["experts"]["model"] = found
         results |= {"model": model, "dtype": dtype_name(loaded)}
         for mode, off in found["off_cm"].items():

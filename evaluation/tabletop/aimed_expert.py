@@ -16,9 +16,9 @@ from tqdm import tqdm
 from gen_vla.evaluation.simulation.actions import from_simulator_action
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.experts import expert_move
-from gen_vla.evaluation.simulation.layouts import GRASP_HEIGHT, Layout
+from gen_vla.evaluation.simulation.layouts import GRASP_HEIGHT, Layout, Task
 from gen_vla.evaluation.simulation.rollouts import Ending
-from gen_vla.evaluation.tabletop.episodes import EpisodeLog, TabletopJob
+from gen_vla.evaluation.tabletop.episodes import LOOKS, EpisodeLog, Mode, TabletopJob, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.evaluation.vqa.scene_questions import answer_questions, point_in
 
@@ -84,6 +84,19 @@ def evaluate_aim(
         for mode, cm in by_mode.items()
     }
     return {"scores": summarise(log.of(jobs)), "off_cm": figures}
+
+
+def evaluate_points(
+    model: Any, processor: Any, name: str, modes: Sequence[Mode], tasks: Sequence[Task], episodes: int
+) -> dict[str, Any]:
+    """`evaluate_aim` of where a model points, with so many episodes per task, and per variant a twelfth."""
+    jobs = [
+        job
+        for mode in modes
+        for job in plan_jobs((mode,), tasks, max(episodes // 12, 1) if mode in LOOKS else episodes)
+    ]
+    env = TabletopEnv(processor.image_processor.image_size)
+    return evaluate_aim(jobs, pointed_off(model, processor, env, jobs), env, name)
 
 
 def finite(value: np.floating) -> float | None:

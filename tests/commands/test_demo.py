@@ -38,6 +38,9 @@ def test_quick_demo_goes_from_recording_to_rollouts(tmp_path, capsys):
     assert seen["seen_variants"]["all"]["n"] == 6  # a look of each family
     for name in ("mini-vlm", "mini-openvla", "mini-openvla-plus"):
         assert json.loads((output / "results" / name / "questions.json").read_text())["total"]["n"] == 90
+        aimed = json.loads((output / "results" / name / "aim.json").read_text())["experts"]["model"]
+        assert aimed["scores"]["seen_variants"]["all"]["n"] == 48
+        assert aimed["scores"]["seen_variants"]["all"]["successes"] > 40 or name != "mini-vlm"
     assert 2 <= json.loads((plus / "latency.json").read_text())["forward_passes"] < 49
     assert "plain fine-tuning" in run.stdout
     assert "transformers_modules.gen" in run.stdout
