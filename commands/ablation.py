@@ -214,7 +214,7 @@ class Run:
         if name == "latency":
             return "latency", self.model, f"--output={path}"
         if name == "aim":
-            return name, self.model, "--errors=", f"--episodes={episodes}", f"--output={path}"
+            return name, self.model, "--errors=", f"--episodes={2 * episodes}", f"--output={path}"
         if name == "representations":
             options = [f"--before={BASE}", "--samples=1000", f"--output={path}"]
             return name, self.model, f"--data={held_out_questions(self.work_dir, looks)}", *options

@@ -146,14 +146,15 @@ def measure(name: str, model: Any, processor: Any, output: Path, suite: dict[str
     title = REPO_ID if name == PLUS else str(output / name)
     found: dict[str, Any] = {"questions": asdict(evaluate_questions(model, processor, load_questions(asked)))}
     write_results({"model": title, **found["questions"]}, folder / "questions.json", [asked])
-    found["points"] = evaluate_points(model, processor, "pointing", ("seen_variants",), ("pick_object",), POINTED)
+    size = processor.image_processor.image_size
+    found["points"] = evaluate_points(model, processor, ("seen_variants",), ("pick_object",), POINTED, size)
     write_results({"model": title, "experts": {"model": found["points"]}}, folder / "aim.json")
     if name == BASE:
         return found
     found["latency"] = {"suite": "latency", "model": title, **measure_latency(model, processor)}
     found["latency"]["parts"] = measure_parts(model, processor)
     write_results(found["latency"], folder / "latency.json")
-    size, trained_on = processor.image_processor.image_size, output / "demonstrations"
+    trained_on = output / "demonstrations"
     plans: list[tuple[tuple[Mode, ...], dict[str, Any]]] = [
         (("matching", "paraphrase"), suite),
         (("seen_variants",), {**suite, "episodes": 1}),

@@ -95,10 +95,10 @@ def points() -> Rows:
     files = [("the base", "", "aim_mini_vlm"), *((f"`{row}`", seed, f"{folder}/aim") for folder, row, seed in runs())]
     for row, seed, name in files:
         if (RESULTS / f"{name}.json").is_file():
-            found = load(name)["experts"]["model"]
-            off = [found["off_cm"][mode] for mode in ("seen_variants", "variants")]
-            cells = [share(scores["all"], "successes") for scores in found["scores"].values()]
-            yield [row, seed, *cells, *("" if o["median"] is None else f"{o['median']:.1f} cm" for o in off)]
+            found, modes = load(name)["experts"]["model"], ("matching", "seen_variants", "variants")
+            cells = [share(found["scores"][mode]["all"], "successes") for mode in modes]
+            off = [found["off_cm"][mode]["median"] for mode in modes[1:]]
+            yield [row, seed, *cells, *("" if median is None else f"{median:.1f} cm" for median in off)]
 
 
 def beside_paper() -> Rows:
@@ -170,7 +170,8 @@ def differences() -> Rows:
     for (words, rows, outcome, seeds, shown, _), p in zip(found, corrected, strict=True):
         compared = " and ".join(f"`{row}`" for row in rows)
         difference = "{:+.0f} ({:+.0f} to {:+.0f})".format(*shown)
-        yield [words, compared, outcome, " and ".join(map(str, seeds)), difference, f"{p:.2g}" if complete else ""]
+        shown_p = "< 0.0001" if p < 0.0001 else f"{p:.2g}"
+        yield [words, compared, outcome, " and ".join(map(str, seeds)), difference, shown_p if complete else ""]
 
 
 def holm(values: list[float]) -> list[float]:

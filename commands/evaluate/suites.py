@@ -1,6 +1,7 @@
 """`gen-vla evaluate SUITE MODEL`: one function per suite; those that measure speed are in `benchmarks.py`."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -118,39 +119,60 @@ def aim(
     model: OptionalModel = None,
     errors: Annotated[str, Option(help="Centimetres that the expert is off, in matching.")] = "0,1,1.5,2,3",
     modes: Annotated[
-        str, Option(help="In which the model points, as of tabletop.")
+        str, Option(help="In which the model points: these, and masked.")
     ] = "matching,seen_variants,variants",
     tasks: Annotated[str, Option(help="Of these two.")] = "pick_object,move_near",
     episodes: Annotated[int, Option(help="Per task; per variant a twelfth, at least one.")] = 50,
+    image_size: Annotated[int | None, Option(help="Pixels a side (default: the model's, else 96).")] = None,
     dtype: Dtype = "auto",
     output: Output = None,
 ) -> None:
-    """What the scripted expert does with places that are a little off, or where a model points."""
+    """What the scripted expert does with places that are a little off, or where a model points, [(u, v)] in 0..1."""
     from gen_vla.evaluation.simulation.environment import TabletopEnv
     from gen_vla.evaluation.tabletop.aimed_expert import aim_off, evaluate_aim, evaluate_points
-    from gen_vla.evaluation.tabletop.episodes import plan_jobs
+    from gen_vla.evaluation.tabletop.episodes import LOOKS, plan_jobs
     from gen_vla.evaluation.tabletop.scores import tabletop_table
     from gen_vla.training.checkpoints import dtype_name
 
-    chosen: Any = entries(tasks)
+    chosen: Any = list(dict.fromkeys(entries(tasks)))
     if unknown := set(chosen) - {"pick_object", "move_near"}:
         raise ValueError(f"got the tasks {', '.join(sorted(unknown))}, expected some of pick_object, move_near")
-    results: dict[str, Any] = {"settings": {"tasks": chosen, "episodes": episodes}, "experts": {}}
-    env = TabletopEnv()
-    jobs = plan_jobs(("matching",), chosen, episodes)
-    for error in map(float, entries(errors)):
+    shown: Any = entries(modes)
+    if unknown := set(shown) - {"matching", *LOOKS, "masked"}:  # paraphrase: the questions have one wording
+        known = f"matching, {', '.join(LOOKS)}, masked"
+        raise ValueError(f"got the modes {', '.join(sorted(unknown))}, expected some of {known}")
+    centimetres = distances(errors)
+    if not centimetres and not model:
+        raise ValueError("got no errors and no model, expected either; name a model or give --errors")
+    played = load_any(model, dtype) if model else None
+    settings = {"tasks": chosen, "episodes": episodes, "modes": shown if model else []}
+    results: dict[str, Any] = {"settings": settings, "experts": {}}
+    env, jobs = TabletopEnv(), plan_jobs(("matching",), chosen, episodes)
+    for error in centimetres:
         name = f"{error:g} cm off"
         results["experts"][name] = evaluate_aim(jobs, [aim_off(job.seed, error / 100) for job in jobs], env, name)
-    if model:
-        loaded, processor = load_any(model, dtype)
-        shown: Any = entries(modes)
-        found = evaluate_points(loaded, processor, model, shown, chosen, episodes)
+    if model and played:
+        loaded, processor = played
+        size = image_size or getattr(processor.image_processor, "image_size", 96)
+        found = evaluate_points(loaded, processor, shown, chosen, episodes, size)
         results["experts"]["model"] = found
         results |= {"model": model, "dtype": dtype_name(loaded)}
         for mode, off in found["off_cm"].items():
-            print(f"{mode}: {off['no_point']} no point; median {off['median']} cm off, 90 % within {off['p90']} cm")
+            median, p90 = ("no point" if off[key] is None else f"{off[key]} cm off" for key in ("median", "p90"))
+            print(f"{mode}: {off['no_point']} no point; median {median}, 90th percentile {p90}")
     Console().print(tabletop_table({name: each["scores"] for name, each in results["experts"].items()}, "experts"))
     write_results(results, output, [])
+
+
+def distances(text: str) -> list[float]:
+    """`"0,1.5"` to `[0.0, 1.5]`; raises `ValueError` for what is no distance."""
+    try:
+        found = [float(entry) for entry in entries(text)]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= distance < math.inf for distance in found):
+        raise ValueError(f"got the errors {text}, expected centimetres such as 0,1.5")
+    return found
 
 
 class SpacedValues(TyperCommand):

@@ -1,8 +1,8 @@
-"""How exactly must a policy see? The scripted expert, told that objects are some centimetres from where they are, or
-where a vision-language model points.
+"""Are objects seen exactly enough to act? The scripted expert, told that objects are centimetres from their place, or
+that they are where a vision-language model points.
 
-What it then achieves bounds a policy with the model's eyes: better training of the actions cannot make up for places
-that are wrong. The places are off by as much at every step of an episode.
+The expert knows its own hand exactly, and objects stay off by as much during an episode: a policy that looks at every
+step has to see its hand, too, and can correct itself.
 """
 
 from collections.abc import Sequence
@@ -44,30 +44,41 @@ def aim_off(seed: int, metres: float) -> np.ndarray:
 
 
 def pointed_off(model: Any, processor: Any, env: TabletopEnv, jobs: Sequence[TabletopJob]) -> list[np.ndarray | None]:
-    """Where a model points in the first picture of each episode, from where both objects are: float [2, 2] in metres;
-    `None` if an answer is no point."""
+    """How far from the objects a model points in the first picture of each episode, float [2, 2] in metres. `None` if
+    it does not point into the picture; it is asked for both objects only where both are needed.
+    """
     found: list[np.ndarray | None] = []
     for first in tqdm(range(0, len(jobs), BATCH), unit="batch", desc="pointing"):
-        images, questions, scenes = [], [], []
-        for job in jobs[first : first + BATCH]:
+        images, questions, asked = [], [], []
+        for episode, job in enumerate(jobs[first : first + BATCH]):
             env.reset(*job.start)
             assert isinstance(env.layout, Layout)
-            places = np.array([[thing.x, thing.y] for thing in env.layout.objects])
-            scenes.append((env.look.camera, places))
-            images += [Image.fromarray(env.render())] * 2
-            questions += [f"Point to the {thing.name}." for thing in env.layout.objects]
-        points = [point_in(answer) for answer in answer_questions(model, processor, images, questions)]
-        for index, (camera, places) in enumerate(scenes):
-            both = [camera.on_plane(point, GRASP_HEIGHT) for point in points[2 * index :][:2] if point is not None]
-            found.append(np.stack(both) - places if len(both) == 2 else None)
+            picture = Image.fromarray(env.render())
+            for index in (0, 1) if job.task == "move_near" else (env.goal.source,):
+                thing = env.layout.objects[index]
+                images.append(picture)
+                questions.append(f"Point to the {thing.name}.")
+                asked.append((episode, index, thing, env.look.camera))
+        offs = np.zeros((len(jobs[first : first + BATCH]), 2, 2))
+        answers = answer_questions(model, processor, images, questions)
+        for (episode, index, thing, camera), answer in zip(asked, answers, strict=True):
+            point = point_in(answer)
+            inside = point is not None and ((point >= 0) & (point <= 1)).all()
+            place = camera.on_plane(point, GRASP_HEIGHT) if inside else np.nan
+            offs[episode, index] = place - np.array([thing.x, thing.y])
+        found += [None if np.isnan(off).any() else off for off in offs]
     return found
 
 
 def evaluate_aim(
     jobs: Sequence[TabletopJob], offs: Sequence[np.ndarray | None], env: TabletopEnv, name: str
 ) -> dict[str, Any]:
-    """Plays every episode; without places it fails -> `{"scores": by mode, "off_cm": by mode, how far the object that
-    is to be taken was off: median and 90th percentile, `None` where that is no point; answers that were none}`."""
+    """Plays every episode; one without places is a failure.
+
+    Returns:
+        `scores` by mode, as of the suite `tabletop`; `off_cm` by mode: how far the object to be taken was off, its
+        `median` and 90th percentile `p90` (`None` where there was no point), and episodes with `no_point`.
+    """
     log, by_mode = EpisodeLog(None, {}), {}
     for job, off in tqdm(list(zip(jobs, offs, strict=True)), unit="episode", desc=name):
         log.finish(job, Ending("failure", 0, 1, "no point") if off is None else play(env, job, off))
@@ -87,7 +98,7 @@ def evaluate_aim(
 
 
 def evaluate_points(
-    model: Any, processor: Any, name: str, modes: Sequence[Mode], tasks: Sequence[Task], episodes: int
+    model: Any, processor: Any, modes: Sequence[Mode], tasks: Sequence[Task], episodes: int, image_size: int
 ) -> dict[str, Any]:
     """`evaluate_aim` of where a model points, with so many episodes per task, and per variant a twelfth."""
     jobs = [
@@ -95,8 +106,8 @@ def evaluate_points(
         for mode in modes
         for job in plan_jobs((mode,), tasks, max(episodes // 12, 1) if mode in LOOKS else episodes)
     ]
-    env = TabletopEnv(processor.image_processor.image_size)
-    return evaluate_aim(jobs, pointed_off(model, processor, env, jobs), env, name)
+    env = TabletopEnv(image_size)
+    return evaluate_aim(jobs, pointed_off(model, processor, env, jobs), env, "where the model points")
 
 
 def finite(value: np.floating) -> float | None:

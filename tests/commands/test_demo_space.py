@@ -42,6 +42,11 @@ def test_mistakes_say_what_to_do(arguments, message, tmp_path, monkeypatch, caps
     assert message in capsys.readouterr().err
 
 
+def heed_ctrl_c() -> None:
+    """A process of tests that run in the background would ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
     pytest.importorskip("gradio", reason="no gradio; pip install 'gen-vla[demo]'")
     save_arm_model(tiny_tokenizer("llama_like"), tmp_path / "demo_output" / "repository")

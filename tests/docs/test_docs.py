@@ -268,6 +268,10 @@ def test_tables_are_those_of_the_result_files():
     assert sorted(shown) == sorted(tables.TABLES)
 
 
+def test_holm_multiplies_the_smallest_p_most_and_keeps_their_order():
+    assert script("ablation_tables").holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
 def test_the_reference_is_generated(tmp_path, monkeypatch):
     pages = script("reference_pages")
     model = {"frozen": {"enum": ["siglip", None], "default": None}, "name": {}}

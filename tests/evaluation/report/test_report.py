@@ -172,6 +172,15 @@ def test_results_in_the_repository_are_read():
     assert read_results(RESULTS / "decoding_h200_7b.json")[0]["metric"] == "median ms"
 
 
+def test_what_the_expert_does_is_no_success_of_the_policy():
+    """Not in the paper's tables, under whichever row."""
+    report = make_report([RESULTS / "aim_mini_vlm.json"], {"package://mini-vlm": "openvla-plus"})
+    assert not [f for table in report["tables"] for entry in table["rows"] for f in entry.get("ours", ())]
+    assert "by the scripted expert, matching | pick_object | success where the model points | 0.99" in as_markdown(
+        report
+    )
+
+
 def test_questions_go_to_figure_5(tmp_path):
     tasks = [
         {"task": "pope", "metric": "accuracy", "value": 0.8, "n": 90, "interval": [0.7, 0.9], "majority": 0.5},

@@ -4,10 +4,11 @@ import json
 
 import needs_simulator  # noqa: F401  # skips this file without one
 import numpy as np
+import pytest
 
 from gen_vla.commands.main import main
 from gen_vla.evaluation.simulation.environment import TabletopEnv
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, sample_layout
 from gen_vla.evaluation.tabletop.aimed_expert import aim_off, evaluate_aim, play
 from gen_vla.evaluation.tabletop.episodes import plan_jobs
 
@@ -30,8 +31,11 @@ def test_exact_places_are_the_experts_and_wrong_ones_fail():
 
 
 def test_an_answer_that_is_no_point_is_a_failure():
-    found = evaluate_aim(JOBS[:2], [np.array([[0.0, 0.03], [0.03, 0.0]]), None], TabletopEnv(16), "some")
+    source = sample_layout(JOBS[0].seed).source
+    off = np.where(np.arange(2)[:, None] == source, 0.03, 0.3) * np.array([[0.0, 1.0]])
+    found = evaluate_aim(JOBS[:2], [off, None], TabletopEnv(16), "some")
     tasks = found["scores"]["matching"]["tasks"]
+    assert evaluate_aim(JOBS[:1], [off], TabletopEnv(16), "some")["off_cm"]["matching"]["median"] == 3.0
     assert tasks["pick_object"]["n"] == 2
     assert tasks["pick_object"]["successes"] <= 1
     assert found["off_cm"]["matching"]["no_point"] == 1
@@ -50,6 +54,21 @@ def test_the_base_points_well_enough_to_act(tmp_path, capsys):
     assert found["scores"]["variants"]["tasks"]["pick_object"]["n"] == 24
     assert found["scores"]["matching"]["tasks"]["pick_object"]["successes"] >= 2
     assert "variants: 0 no point; median" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--errors=0,x", "got the errors 0,x, expected centimetres"),
+        ("--errors=nan", "got the errors nan"),
+        ("--errors=-1", "got the errors -1"),
+        ("--errors=", "got no errors and no model"),
+        ("--modes=paraphrase", "got the modes paraphrase, expected some of matching"),
+    ],
+)
+def test_impossible_options_are_refused_before_anything_runs(option, message, capsys):
+    assert main(["evaluate", "aim", option]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_drawers_have_no_place_to_point_to(capsys):
