@@ -144,27 +144,27 @@ def costs() -> Rows:
             yield [f"`{row}`", f"{floating / 1e12:.0f}", f"{acting['forward_passes']:g}", *milliseconds]
 
 
-def trials_in_seen_looks(folder: str) -> Trials:
-    """Trials in looks that questions have shown; files count them per look and task, so that a look is a cluster."""
+def trials_in_looks(folder: str, mode: str = "seen_variants") -> Trials:
+    """Trials in other looks; files count them per look and task, so that a look is a cluster."""
     return {
         f"{family}/{look}/{task}/{number}": Scored(f"{family}/{look}", task, float(number < score["successes"]))
-        for family, looks in success(folder)["seen_variants"]["families"].items()
+        for family, looks in success(folder)[mode]["families"].items()
         for look, found in looks["variants"].items()
         for task, score in found["tasks"].items()
         for number in range(score["n"])
     }
 
 
-def broad_answers(folder: str) -> Trials:
-    """Answers about looks that questions have shown, one about each picture."""
-    answers = load(f"{folder}/questions_broad")["answers"]
-    return {str(number): Scored(str(number), "", float(answer["right"])) for number, answer in enumerate(answers)}
+def answers(folder: str, looks: str = "broad") -> Trials:
+    """Answers, one about each picture."""
+    given = load(f"{folder}/questions_{looks}")["answers"]
+    return {str(number): Scored(str(number), "", float(answer["right"])) for number, answer in enumerate(given)}
 
 
 def differences() -> Rows:
     """The eight planned comparisons: differences of means over seeds, paired over looks and over questions."""
     found = []
-    for outcome, read in (("success", trials_in_seen_looks), ("answers", broad_answers)):
+    for outcome, read in (("success", trials_in_looks), ("answers", answers)):
         for words, rows in COMPARISONS.items():
             seeds = [[read(folder) for folder, row, _ in runs() if row == name] for name in rows]
             first, second = (mean_over_seeds([list(trials.values()) for trials in each]) for each in seeds)
@@ -179,6 +179,13 @@ def differences() -> Rows:
         difference = "{:+.0f} ({:+.0f} to {:+.0f})".format(*shown)
         shown_p = "< 0.0001" if p < 0.0001 else f"{p:.2g}"
         yield [words, compared, outcome, " and ".join(map(str, seeds)), difference, shown_p if complete else ""]
+
+
+def over_seeds(row: str, read: Callable[[str], Trials]) -> str:
+    """`64 % (35-86 %, 3 seeds)`: the mean of a row's seeds, and its interval."""
+    mean = mean_over_seeds([list(read(folder).values()) for folder, each, _ in runs() if each == row])
+    low, high = (f"{100 * bound:.0f}" for bound in mean.interval)
+    return f"{100 * mean.share:.0f} % ({low}-{high} %, {len(mean.shares)} seeds)"
 
 
 def holm(values: list[float]) -> list[float]:

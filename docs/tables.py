@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_tables import TABLES as ABLATION
-from ablation_tables import draw_ablation, runs, success
+from ablation_tables import answers, draw_ablation, over_seeds, trials_in_looks
 from result_files import RESULTS, ROOT, Rows, load, share
 
 
@@ -29,13 +29,15 @@ def summary() -> Rows:
     ):
         ours, plain = (f"{seven[kind, name]['median_ms']:.0f}" for name in (way, "generate"))
         yield [f"7.4B on an H200: ms per action, {words}", ours, f"{plain} by `generate`"]
-    folders = [[folder for folder, each, _ in runs() if each == row] for row in ("openvla-plus", "openvla")]
-    for words, count, found in (
-        ("drawers opened and closed", "successes", lambda folder: success(folder)["variants"]["all"]),
-        ("questions answered", "right", lambda folder: load(f"{folder}/questions_unseen")["total"]),
+    for words, read in (
+        ("drawers opened and closed in unseen looks", lambda folder: trials_in_looks(folder, "variants")),
+        ("questions answered in unseen looks", lambda folder: answers(folder, "unseen")),
     ):
-        recipe, other = (", ".join(share(found(folder), count) for folder in seeds) for seeds in folders)
-        yield [f"2.7M, each seed so far: {words} in unseen looks", recipe, f"{other} by plain fine-tuning"]
+        yield [
+            f"2.7M: {words}",
+            over_seeds("openvla-plus", read),
+            f"{over_seeds('openvla', read)} by plain fine-tuning",
+        ]
 
 
 def one_step(timings: list[dict[str, Any]]) -> list[dict[str, Any]]:
