@@ -145,10 +145,21 @@ def costs() -> Rows:
 
 
 def trials_in_looks(folder: str, mode: str = "seen_variants") -> Trials:
-    """Trials in other looks; files count them per look and task, so that a look is a cluster."""
+    """Trials in other looks."""
+    return trials_of(success(folder)[mode])
+
+
+def trials_where_it_points(folder: str) -> Trials:
+    """Trials of the expert in unseen looks; empty for a run that was not asked."""
+    found = RESULTS / folder / "aim.json"
+    return trials_of(load(f"{folder}/aim")["experts"]["model"]["scores"]["variants"]) if found.is_file() else {}
+
+
+def trials_of(scores: dict[str, Any]) -> Trials:
+    """Files count successes per look and task, so that a look is a cluster."""
     return {
         f"{family}/{look}/{task}/{number}": Scored(f"{family}/{look}", task, float(number < score["successes"]))
-        for family, looks in success(folder)[mode]["families"].items()
+        for family, looks in scores["families"].items()
         for look, found in looks["variants"].items()
         for task, score in found["tasks"].items()
         for number in range(score["n"])
@@ -182,10 +193,12 @@ def differences() -> Rows:
 
 
 def over_seeds(row: str, read: Callable[[str], Trials]) -> str:
-    """`64 % (35-86 %, 3 seeds)`: the mean of a row's seeds, and its interval."""
-    mean = mean_over_seeds([list(read(folder).values()) for folder, each, _ in runs() if each == row])
+    """`64 % (41-82 %, 3 seeds)`: the mean of a row's seeds, as far as they are measured."""
+    seeds = [list(read(folder).values()) for folder, each, _ in runs() if each == row]
+    mean = mean_over_seeds([trials for trials in seeds if trials])
     low, high = (f"{100 * bound:.0f}" for bound in mean.interval)
-    return f"{100 * mean.share:.0f} % ({low}-{high} %, {len(mean.shares)} seeds)"
+    count = len(mean.shares)
+    return f"{100 * mean.share:.0f} % ({low}-{high} %, {count} seed{'s' * (count > 1)})"
 
 
 def holm(values: list[float]) -> list[float]:

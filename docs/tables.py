@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_tables import TABLES as ABLATION
-from ablation_tables import answers, draw_ablation, over_seeds, trials_in_looks
+from ablation_tables import answers, draw_ablation, over_seeds, trials_in_looks, trials_where_it_points
 from result_files import RESULTS, ROOT, Rows, load, share
 
 
@@ -32,6 +32,7 @@ def summary() -> Rows:
     for words, read in (
         ("drawers opened and closed in unseen looks", lambda folder: trials_in_looks(folder, "variants")),
         ("questions answered in unseen looks", lambda folder: answers(folder, "unseen")),
+        ("objects a script takes where the policy points, in unseen looks", trials_where_it_points),
     ):
         yield [
             f"2.7M: {words}",
