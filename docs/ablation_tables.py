@@ -24,7 +24,7 @@ COMPARISONS = {
 SEEDS = 3  # of each row, before anything is tested
 DRAWN = {  # modes of the tabletop
     "drawers,\nas demonstrated": "matching",
-    "drawers,\ntarget masked": "masked",
+    "drawers,\nbackground masked": "masked",
     "drawers, looks\nof the questions": "seen_variants",
     "drawers,\nunseen looks": "variants",
     "drawers,\nother words": "paraphrase",
@@ -235,7 +235,7 @@ def draw_ablation(path: Path) -> None:
 
 TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "ablation": (
-        "row | seed | matching | other words | target masked | looks of the questions | unseen looks",
+        "row | seed | matching | other words | background masked | looks of the questions | unseen looks",
         scores,
     ),
     "ablation_kept": (
