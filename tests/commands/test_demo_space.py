@@ -69,9 +69,7 @@ def test_one_command_opens_the_page_and_ctrl_c_ends_it(tmp_path):
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(
-                signal.SIGINT, signal.SIG_DFL
-            ),  # ignored where tests run in the background
+            preexec_fn=heed_ctrl_c,
         )
     try:
         space = RunningSpace(f"http://127.0.0.1:{port}", tmp_path / "log")
