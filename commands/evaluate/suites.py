@@ -151,7 +151,7 @@ def aim(
     for error in centimetres:
         name = f"{error:g} cm off"
         results["experts"][name] = evaluate_aim(jobs, [aim_off(job.seed, error / 100) for job in jobs], env, name)
-    if model and played:
+    if played:
         loaded, processor = played
         size = image_size or getattr(processor.image_processor, "image_size", 96)
         found = evaluate_points(loaded, processor, shown, chosen, episodes, size)
