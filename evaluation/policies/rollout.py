@@ -2,8 +2,8 @@
 
     policy(images: B x uint8 [H, W, 3], instructions: B strings, moments: B Moments) -> B x float32 [7]
 
-or None in place of an action that it failed to give, with actions as in `gen_vla.evaluation.simulation.actions`. A
-`Moment` carries what only controls may use.
+or None in place of an action that it failed to give, with actions as in `gen_vla.evaluation.simulation.actions`. Of a
+`Moment` a model may use the robot's state; the rest is for controls.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,23 @@ from PIL import Image
 from gen_vla.evaluation.policies.cameras import check_one_camera
 from gen_vla.evaluation.policies.flow import starting_noise
 from gen_vla.evaluation.policies.malformed_actions import actions_or_none
-from gen_vla.evaluation.policies.states import check_no_state
+from gen_vla.evaluation.policies.states import check_state, state_arguments
 from gen_vla.evaluation.simulation.actions import MAX_MOVE
 from gen_vla.evaluation.simulation.layouts import other_instruction
 
 
 NONSENSE = "colourless ideas sleep furiously"
+STATE_WIDTH = 4  # of `Moment.state`
 
 
 class Moment(NamedTuple):
-    """Where an episode stands. The experts' actions, float32 [7], are for the controls of the same names."""
+    """Where an episode stands. `state` is the robot's, float32 [4]: the hand (m) and how far the fingers are apart (0
+    to 1). The experts' actions, float32 [7], are for the controls of the same names."""
 
     task: str
     seed: int
     step: int
+    state: np.ndarray
     expert: np.ndarray
     blind_expert: np.ndarray
     deaf_expert: np.ndarray
@@ -66,11 +69,11 @@ HINDERED: dict[str, Callable[[Policy], Policy]] = {
 
 class VLAPolicy:
     """A model and its processor as a policy; of a predicted chunk the first action is carried out. Raises `ValueError`
-    for a model of several cameras, or one that takes the robot's state."""
+    for a model of several cameras, or one that takes another robot's state."""
 
     def __init__(self, model: Any, processor: Any, unnorm_key: str):
         check_one_camera(processor, "the simulation")
-        check_no_state(processor, "the simulation")
+        check_state(processor, unnorm_key, STATE_WIDTH, "the simulation")
         self.model, self.processor, self.unnorm_key = model, processor, unnorm_key
 
     def __call__(self, images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> Actions:
@@ -81,7 +84,8 @@ class VLAPolicy:
         import torch  # here, so that simulator processes do not load it
 
         images, instructions, moments = (list(column) for column in zip(*rows, strict=True))
-        inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions)
+        state = state_arguments(self.processor, [moment.state for moment in moments], self.unnorm_key)
+        inputs = self.processor.action_inputs([Image.fromarray(image) for image in images], instructions, **state)
         noise = starting_noise(self.model, [f"{moment.task} {moment.seed} {moment.step}" for moment in moments])
         predicted = self.model.predict_actions(**inputs.to(self.model.device), unnorm_key=self.unnorm_key, **noise)
         actions = predicted.actions[:, 0]

@@ -1,4 +1,4 @@
-"""The robot's state for models that take it; suites without one refuse them."""
+"""The robot's state for models that take it; suites without one, or with another, refuse them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +20,16 @@ def neutral_state(processor: Any, unnorm_key: str | None, rows: int | None = Non
         return {}
     state = processor.neutral_state(unnorm_key)
     return state_arguments(processor, state if rows is None else [state] * rows, unnorm_key)
+
+
+def check_state(processor: Any, unnorm_key: str | None, width: int, place: str) -> None:
+    """Raises `ValueError` for a model that takes a state of other than `width` numbers, which `place` has."""
+    state = processor.neutral_state(unnorm_key) if takes_state(processor) else None
+    if state is not None and len(state) != width:
+        raise ValueError(
+            f"got a model that takes a robot's state of {len(state)} numbers, expected the {width} that {place} has; "
+            "use one trained on its demonstrations, or without the state"
+        )
 
 
 def check_no_state(processor: Any, place: str) -> None:

@@ -38,7 +38,7 @@ def record_episode(job: DemonstrationJob) -> Rows | None:
     random = np.random.default_rng([job.seed, 3])
 
     def observe() -> dict[str, Any]:
-        return {"image": as_image(env.render())}
+        return {"image": as_image(env.render()), "state": env.robot_state()}
 
     return demonstrate(env, observe, wordings, random, job.noise, layouts.MAX_STEPS[task])
 

@@ -1,7 +1,7 @@
 """Record LIBERO demonstrations of the scripted expert, in layouts that LIBERO draws by a seed and no trial has.
 
-Columns are those of the tabletop's demonstrations, and `state`; the picture is of the camera that looks at the table.
-Actions are robosuite's.
+Columns are those of the tabletop's demonstrations; the picture is of the camera that looks at the table. Actions are
+robosuite's.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,7 @@ import numpy as np
 from gen_vla.evaluation.libero.environment import HERTZ, HORIZONS, UNITS, LiberoEnvironment, Observation
 from gen_vla.evaluation.libero.expert import LiberoExpert
 from gen_vla.evaluation.recording import rows
-from gen_vla.evaluation.recording.rows import DEMONSTRATION_COLUMNS, DemonstrationJob, Rows, as_image, demonstrate
-
-
-COLUMNS = {**DEMONSTRATION_COLUMNS, "state": "state"}
+from gen_vla.evaluation.recording.rows import DemonstrationJob, Rows, as_image, demonstrate
 
 
 class DemonstratedLayout:
@@ -92,5 +89,4 @@ def record_libero(
         UNITS,
         workers=workers,
         **options,
-        columns=COLUMNS,
     )

@@ -1,7 +1,6 @@
 """What both recorders share: worker processes, disturbed experts, rows on disk.
 
-    demonstrations  image, instruction, action float32 [7], task, episode_index, frame_index, seed; in LIBERO also
-                    state float32 [8]
+    demonstrations  image, instruction, action float32 [7], state float32 [P], task, episode_index, frame_index, seed
     questions       image, question, answer, kind, seed, and where everything is (`recording/questions.py`)
 
 An episode and a question depend on their own seed alone, so any number of workers records the same bytes. A finished
@@ -39,8 +38,8 @@ Rows = list[dict[str, Any]]
 GAUSSIAN_NOISE = (0.0, 0.2, 0.4)  # standard deviation, in units of the largest move
 RANDOM_HOLDS = (0.0, 0.1, 0.2)  # share of policy steps that hold a random move instead of the expert's
 ACTION_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]  # as LeRobot's copies of LIBERO call them
-DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "task": "string"}
-DEMONSTRATION_COLUMNS |= dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")
+DEMONSTRATION_COLUMNS = {"image": "image", "instruction": "string", "action": "action", "state": "state"}
+DEMONSTRATION_COLUMNS |= {"task": "string"} | dict.fromkeys(("episode_index", "frame_index", "seed"), "int64")
 QUESTION_COLUMNS = {"image": "image", "question": "string", "answer": "string", "kind": "string", "seed": "int64"}
 QUESTION_COLUMNS |= {
     "more_turns": "turns",
@@ -132,7 +131,6 @@ def record_demonstrations(
     overwrite: bool = False,
     progress: bool = True,
     describe: Callable[[list[int]], dict[str, Any]] = lambda seeds: {},
-    columns: Mapping[str, str] = DEMONSTRATION_COLUMNS,
 ) -> dict[str, Any]:
     """Records `episodes_per_task` successful episodes of every task -> the metadata written beside them.
 
@@ -147,7 +145,6 @@ def record_demonstrations(
         fps: steps a second.
         units: of an action's values, [7].
         describe: more metadata, from the seeds that were kept.
-        columns: of the rows, and what is in them.
 
     Raises:
         ValueError: where the expert hardly ever finishes a task.
@@ -193,7 +190,7 @@ def record_demonstrations(
         "fps": fps,
         **describe(seeds),
     }
-    return _save_rows(output, frames, columns, metadata, began)
+    return _save_rows(output, frames, DEMONSTRATION_COLUMNS, metadata, began)
 
 
 def recorded_layouts(folder: Path) -> dict[str, list[int]]:
@@ -316,7 +313,7 @@ def _save_rows(output: Path, rows: Rows, columns: Mapping[str, str], metadata: d
 
     thing = {"colour": Value("int8"), "shape": Value("int8"), "u": Value("float32"), "v": Value("float32")}
     kinds = {"image": ImageFeature(), "action": List(Value("float32"), length=7), "objects": List(thing)}
-    kinds["state"] = List(Value("float32"), length=8)
+    kinds["state"] = List(Value("float32"), length=len(rows[0].get("state", ())))
     kinds["turns"] = List({"question": Value("string"), "answer": Value("string")})
     kinds["point"] = List(Value("float32"), length=2)
     features = Features({name: kinds.get(kind) or Value(kind) for name, kind in columns.items()})

@@ -137,6 +137,11 @@ class TabletopEnv:
         fingers = float(np.clip(np.linalg.norm(claws) / 0.1, 0.0, 1.0))
         return ExpertView(self.data.body("hand").xpos.copy(), fingers, handle, self._object_positions())
 
+    def robot_state(self) -> np.ndarray:
+        """float32 [4]: the hand's position in metres, and how far the fingers are apart, 0 to 1."""
+        view = self.view()
+        return np.append(view.hand, view.fingers).astype(np.float32)
+
     def expert_action(self) -> np.ndarray:
         return from_simulator_action(expert_move(self.goal, self.view()))
 

@@ -88,7 +88,7 @@ class _Rollouts:
 
     def _moves(self) -> list[Start | Move]:
         states = [(slot, running, running.reply) for slot, running in self.slots.items() if running.reply is not None]
-        moments = [Moment(s.job.task, s.job.seed, s.steps, *reply.experts) for _, s, reply in states]
+        moments = [Moment(s.job.task, s.job.seed, s.steps, reply.state, *reply.experts) for _, s, reply in states]
         began = time.perf_counter()
         actions = self.policy([r.image for _, _, r in states], [s.job.instruction for _, s, _ in states], moments)
         self.policy_seconds += time.perf_counter() - began

@@ -33,9 +33,11 @@ class Move(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An environment's answer: picture uint8 [H, W, 3], the experts' next actions float32 [7], and how it went."""
+    """An environment's answer: picture uint8 [H, W, 3], the robot's state float32 [4], the experts' next actions
+    float32 [7], and how it went."""
 
     image: np.ndarray
+    state: np.ndarray
     experts: Sequence[np.ndarray]
     success: bool = False
     refusal: str | None = None
@@ -68,7 +70,7 @@ class _Slots:
                 except ActionError as error:
                     refusal = str(error)
             env = self._environments[request.slot]
-            return Reply(env.render(), env.expert_actions(), success, refusal)
+            return Reply(env.render(), env.robot_state(), env.expert_actions(), success, refusal)
         except Exception as error:
             self._environments.pop(request.slot, None)
             return Crash(f"{type(error).__name__}: {error}")
@@ -89,7 +91,7 @@ class Simulators(AbstractContextManager["Simulators"]):
 
     Every request of one `ask` goes to another slot; a slot starts an episode before it moves. `make` can be pickled,
     and returns an environment: `reset(*Start.arguments)`, `step(action [7]) -> done`, `render() -> uint8 [H, W, 3]`,
-    `expert_actions()`.
+    `robot_state()`, `expert_actions()`.
     """
 
     def __init__(self, workers: int, make: Callable[[], Any]):

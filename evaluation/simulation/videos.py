@@ -33,7 +33,7 @@ def _play(env: Any, policy: Policy, job: EpisodeJob, size: int, name: str) -> tu
     frames: list[Image.Image] = []
     ending, colour = "not done", FAILED
     for step in range(job.max_steps):
-        moment = Moment(job.task, job.seed, step, *env.expert_actions())
+        moment = Moment(job.task, job.seed, step, env.robot_state(), *env.expert_actions())
         action = policy([env.render()], [job.instruction], [moment])[0]
         note = f"{step + 1}/{job.max_steps}"
         if action is not None:

@@ -44,12 +44,12 @@ def test_rollouts_give_the_same_in_every_batch(flow):
     model, processor = flow
     policy = policies.VLAPolicy(model, processor, "bridge_orig")
     nothing = np.zeros(7)
-    moments = [policies.Moment("open", seed, 3, nothing, nothing, nothing) for seed in (1, 2)]
+    moments = [policies.Moment("open", seed, 3, *[nothing] * 4) for seed in (1, 2)]
     together = policy(FRAMES, ["go", "open the drawer"], moments)
     assert np.shape(together) == (2, 7)
     alone = policy(FRAMES[1:], ["open the drawer"], moments[1:])
     np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
-    later = policies.Moment("open", 2, 4, nothing, nothing, nothing)
+    later = policies.Moment("open", 2, 4, *[nothing] * 4)
     assert np.abs(policy(FRAMES[1:], ["open the drawer"], [later])[0] - together[1]).max() > 1e-3
 
 

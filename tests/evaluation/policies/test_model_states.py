@@ -1,4 +1,4 @@
-"""Models that take the robot's state in the suites: LIBERO and recordings have one, the others refuse them."""
+"""Models that take the robot's state in the suites: LIBERO, recordings and the tabletop have one."""
 
 import json
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from gen_vla.evaluation.benchmarks.latency import measure_latency
 from gen_vla.evaluation.libero.environment import LiberoTrial, Observation
 from gen_vla.evaluation.libero.policy import LiberoModel
 from gen_vla.evaluation.open_loop.suite import OpenLoopSettings, evaluate_open_loop
-from gen_vla.evaluation.policies.rollout import VLAPolicy
+from gen_vla.evaluation.policies.rollout import Moment, VLAPolicy
 from gen_vla.evaluation.simpler.policy import ModelPrediction
 from gen_vla.modeling.conversion_plan import ConversionError
 from gen_vla.processors import ActionStringProcessor
@@ -67,14 +67,24 @@ def test_recordings_give_theirs_and_relative_actions_are_compared(taking, tmp_pa
         evaluate_open_loop(model, processor, "tiny", folder, OpenLoopSettings(every=1))
 
 
-def test_who_has_no_state_refuses_the_model(taking, tmp_path):
+def test_the_tabletop_gives_its_four_values(taking):
+    model, processor = take_state(taking, 4)
+    pictures = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 200)]
+    states = np.array([[-0.2, 0.5, 0.3, 1.0], [0.1, 0.7, 0.2, 0.0]])
+    moments = [Moment("pick_object", 1, 0, state, *[np.zeros(7)] * 3) for state in states]
+    acted: Any = VLAPolicy(model, processor, "tiny")(pictures, ["go", "go"], moments)
+    for action, picture, state in zip(acted, pictures, states, strict=True):
+        inputs = processor.action_inputs(Image.fromarray(picture), "go", state=state)
+        np.testing.assert_allclose(action, model.predict_actions(**inputs).actions[0, 0], atol=1e-6)
+    assert not np.array_equal(acted[0], acted[1])
+
+
+def test_who_has_no_such_state_refuses_the_model(taking, tmp_path):
     model, processor = taking
-    for make in (
-        lambda: VLAPolicy(model, processor, "tiny"),
-        lambda: ModelPrediction(model, processor, "widowx", "tiny"),
-    ):
-        with pytest.raises(ValueError, match="got a model that takes the robot's state, expected one without"):
-            make()
+    with pytest.raises(ValueError, match="state of 8 numbers, expected the 4 that the simulation has"):
+        VLAPolicy(model, processor, "tiny")
+    with pytest.raises(ValueError, match="got a model that takes the robot's state, expected one without"):
+        ModelPrediction(model, processor, "widowx", "tiny")
     for part in taking:
         part.save_pretrained(tmp_path / "model")
     with pytest.raises(ConversionError, match="OpenVLA's code has no place"):

@@ -12,7 +12,7 @@ except Exception as error:  # the extra is not installed
 
 
 def moment(seed: int, step: int) -> policies.Moment:
-    return policies.Moment("pick_object", seed, step, np.full(7, 1.0), np.full(7, 2.0), np.full(7, 3.0))
+    return policies.Moment("pick_object", seed, step, np.zeros(4), np.full(7, 1.0), np.full(7, 2.0), np.full(7, 3.0))
 
 
 def test_experts_answer_with_what_the_moment_carries():
