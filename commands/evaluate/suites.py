@@ -21,7 +21,8 @@ def tabletop(
     policy: Annotated[
         str,
         Option(
-            help="Controls: of expert, random, zero, blind, deaf; of the model hindered: blank, swapped, nonsense."
+            help="Controls: of expert, random, zero, blind, deaf; of the model hindered: blank, swapped, nonsense; "
+            "helped: expert_xy, expert_z, expert_gripper."
         ),
     ] = "expert,random,zero",
     modes: Annotated[str, Option(help="Of these five.")] = "matching,variants,seen_variants,masked,paraphrase",

@@ -57,13 +57,34 @@ CONTROLS: dict[str, Policy] = {
     "blind": lambda images, instructions, moments: [m.blind_expert for m in moments],
     "deaf": lambda images, instructions, moments: [m.deaf_expert for m in moments],
 }
-# The model itself: shown a grey picture, told the opposite, told nothing that means anything.
-HINDERED: dict[str, Callable[[Policy], Policy]] = {
+
+
+def with_expert(dims: list[int]) -> Callable[[Policy], Policy]:
+    """Makes a policy whose values `dims` of each action are the expert's: what is left for the model to do?"""
+
+    def make(policy: Policy) -> Policy:
+        def act(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> Actions:
+            actions = [None if action is None else action.copy() for action in policy(images, instructions, moments)]
+            for action, moment in zip(actions, moments, strict=True):
+                if action is not None:
+                    action[dims] = moment.expert[dims]
+            return actions
+
+        return act
+
+    return make
+
+
+# The model itself: shown a grey picture, told the opposite, told nothing that means anything; helped by the expert.
+ALTERED: dict[str, Callable[[Policy], Policy]] = {
     "blank": lambda policy: lambda images, *rest: policy([np.full_like(image, 128) for image in images], *rest),
     "swapped": lambda policy: (
         lambda images, _, moments: policy(images, [other_instruction(m.task, m.seed) for m in moments], moments)
     ),
     "nonsense": lambda policy: lambda images, _, moments: policy(images, [NONSENSE] * len(images), moments),
+    "expert_xy": with_expert([0, 1]),
+    "expert_z": with_expert([2]),
+    "expert_gripper": with_expert([6]),
 }
 
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gen_vla.evaluation.policies.rollout import CONTROLS, HINDERED, Policy, VLAPolicy
+from gen_vla.evaluation.policies.rollout import ALTERED, CONTROLS, Policy, VLAPolicy
 from gen_vla.evaluation.simulation.actions import ACTION_REPEAT
 from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import (
@@ -93,17 +93,17 @@ def model_contestant(
 def control_contestants(
     names: Sequence[str], modes: tuple[Mode, ...], model: Contestant | None = None
 ) -> list[Contestant]:
-    """Controls by name; raises `ValueError` if one is unknown, or is that of a hindered model and there is none."""
-    known = [*CONTROLS, *(HINDERED if model else ())]
+    """Controls by name; raises `ValueError` if one is unknown, or is that of an altered model and there is none."""
+    known = [*CONTROLS, *(ALTERED if model else ())]
     unknown = [name for name in names if name not in known]
     if unknown:
-        alone = "" if model else f"; {', '.join(HINDERED)} need a model"
+        alone = "" if model else f"; {', '.join(ALTERED)} need a model"
         raise ValueError(f"got policies {unknown}, expected some of {', '.join(known)}{alone}")
     found = []
     for name in names:
-        hindered = model if name in HINDERED else None
-        policy = HINDERED[name](hindered.policy) if hindered else CONTROLS[name]
-        weights = {"weights": hindered.identity["weights"]} if hindered else {}
+        altered = model if name in ALTERED else None
+        policy = ALTERED[name](altered.policy) if altered else CONTROLS[name]
+        weights = {"weights": altered.identity["weights"]} if altered else {}
         found.append(Contestant(name, policy, modes, {"control": name, **weights}))
     return found
 

@@ -31,6 +31,16 @@ def test_random_actions_depend_on_seed_and_step_and_not_on_the_batch():
     np.testing.assert_array_equal(together[:, 3:6], 0.0)
 
 
+def test_a_helped_policy_acts_in_part_as_the_expert_does():
+    own = [np.zeros(7), None]
+    moments = [moment(1, 0), moment(2, 0)]
+    for name, dims in (("expert_xy", [0, 1]), ("expert_z", [2]), ("expert_gripper", [6])):
+        action, missing = policies.ALTERED[name](lambda *_: own)([], [], moments)
+        assert action is not None
+        assert (np.flatnonzero(action).tolist(), missing) == (dims, None)
+    assert not own[0].any()  # the model's own action is left as it was
+
+
 def test_a_hindered_policy_sees_or_hears_something_else():
     heard = []
 
@@ -41,8 +51,8 @@ def test_a_hindered_policy_sees_or_hears_something_else():
     seed = EVALUATION_SEEDS[0]
     layout, other = sample_layout(seed), sample_layout(seed).objects[1 - sample_layout(seed).source]
     images, told = [np.zeros((4, 4, 3), np.uint8)], [f"pick up the {layout.objects[layout.source].name}"]
-    for hinder in policies.HINDERED.values():
-        hinder(policy)(images, told, [moment(seed, 0)])
+    for name in ("blank", "swapped", "nonsense"):
+        policies.ALTERED[name](policy)(images, told, [moment(seed, 0)])
     assert heard == [(128, *told), (0, f"pick up the {other.name}"), (0, policies.NONSENSE)]
     assert [other_instruction(f"{verb}_drawer", seed) for verb in ("open", "close")] == [
         "close the drawer",
