@@ -65,7 +65,9 @@ def scores() -> Rows:
 
 
 def kept() -> Rows:
-    """Answers, and how far actions are from demonstrated ones."""
+    """Answers, before and after, and how far actions are from demonstrated ones."""
+    before = [share(load(f"questions_mini_vlm_{looks}")["total"], "right") for looks in LOOKS]
+    yield ["the base", "", *before, "", "", ""]
     for folder, row, seed in runs():
         answers = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in LOOKS]
         yield [f"`{row}`", seed, *answers, *(error(f"{folder}/actions_{looks}") for looks in LOOKS)]
