@@ -7,6 +7,7 @@ or None in place of an action that it failed to give, with actions as in `gen_vl
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,20 +60,17 @@ CONTROLS: dict[str, Policy] = {
 }
 
 
-def with_expert(dims: list[int]) -> Callable[[Policy], Policy]:
-    """Makes a policy whose values `dims` of each action are the expert's: what is left for the model to do?"""
+def with_expert(policy: Policy, dims: list[int]) -> Policy:
+    """The policy, with the values `dims` of each action from the expert: what is left for the model to do?"""
 
-    def make(policy: Policy) -> Policy:
-        def act(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> Actions:
-            actions = [None if action is None else action.copy() for action in policy(images, instructions, moments)]
-            for action, moment in zip(actions, moments, strict=True):
-                if action is not None:
-                    action[dims] = moment.expert[dims]
-            return actions
+    def act(images: list[np.ndarray], instructions: list[str], moments: list[Moment]) -> Actions:
+        actions = [None if action is None else action.copy() for action in policy(images, instructions, moments)]
+        for action, moment in zip(actions, moments, strict=True):
+            if action is not None:
+                action[dims] = moment.expert[dims]
+        return actions
 
-        return act
-
-    return make
+    return act
 
 
 # The model itself: shown a grey picture, told the opposite, told nothing that means anything; helped by the expert.
@@ -82,9 +80,9 @@ ALTERED: dict[str, Callable[[Policy], Policy]] = {
         lambda images, _, moments: policy(images, [other_instruction(m.task, m.seed) for m in moments], moments)
     ),
     "nonsense": lambda policy: lambda images, _, moments: policy(images, [NONSENSE] * len(images), moments),
-    "expert_xy": with_expert([0, 1]),
-    "expert_z": with_expert([2]),
-    "expert_gripper": with_expert([6]),
+    "expert_xy": partial(with_expert, dims=[0, 1]),
+    "expert_z": partial(with_expert, dims=[2]),
+    "expert_gripper": partial(with_expert, dims=[6]),
 }
 
 

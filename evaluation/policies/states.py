@@ -33,7 +33,7 @@ def check_state(processor: Any, unnorm_key: str | None, width: int, place: str) 
 
 
 def check_no_state(processor: Any, place: str) -> None:
-    """Raises `ValueError` for a model that takes the state; `place` is what has none, as in "the simulation"."""
+    """Raises `ValueError` for a model that takes the state; `place` is what has none, as in "SimplerEnv"."""
     if takes_state(processor):
         raise ValueError(
             f"got a model that takes the robot's state, expected one without: {place} does not have the state of the "
