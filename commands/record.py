@@ -37,6 +37,14 @@ def record(
     image_size: Annotated[int, Option(help="Pixels a side.")] = 96,
     clean: Annotated[bool, Option("--clean", help="Demonstrations: do not disturb the expert.")] = False,
     paraphrase: Annotated[bool, Option("--paraphrase", help="Demonstrations: several wordings per task.")] = False,
+    familiar: Annotated[
+        bool,
+        Option(
+            "--familiar",
+            help="Demonstrations: leave out yellow and purple things, mugs and sponges, by which `--modes "
+            "new_objects` then judges.",
+        ),
+    ] = False,
     tasks: Annotated[
         str | None,
         Option(
@@ -57,7 +65,7 @@ def record(
     else:
         settings |= {"episodes_per_task": episodes_per_task, "noise": not clean}
         settings |= {"tasks": tuple(entries(tasks))} if tasks else {}
-        settings |= {} if content == "libero" else {"paraphrase": paraphrase}
+        settings |= {} if content == "libero" else {"paraphrase": paraphrase, "familiar": familiar}
     metadata = recorder(content)(output_dir, **settings)
     print(json.dumps({key: value for key, value in metadata.items() if key not in NOT_PRINTED}, indent=2))
 
@@ -85,16 +93,21 @@ def record_missing_data(recipe: "Recipe", work_dir: Path) -> None:
         folder = work_dir / source.path
         settings = {**asdict(source.record), "image_size": recipe.data.image_size}
         if folder.exists():
-            check_recording(folder, settings)
+            check_recording(folder, settings, type(source.record))
             continue
         recorder(content)(folder, **settings)
         write_json(folder / RECORDING_SETTINGS, settings)
 
 
-def check_recording(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises `ValueError` if a folder says that it was recorded with other settings."""
+def check_recording(folder: Path, settings: dict[str, Any], kind: type) -> None:
+    """Raises `ValueError` if a folder says that it was recorded with other settings; one that there was none of then
+    counts as its default. `kind` is the section `record` of a recipe."""
     path = folder / RECORDING_SETTINGS
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+    if not path.is_file():
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    before = asdict(kind(**{name: value for name, value in found.items() if name != "image_size"}))
+    if {**before, "image_size": found["image_size"]} != settings:
         raise ValueError(
             f"got {folder} recorded with {found}, expected {settings}; delete the folder or use another work folder"
         )

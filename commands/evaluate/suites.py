@@ -25,7 +25,9 @@ def tabletop(
             "helped: expert_xy, expert_z, expert_gripper."
         ),
     ] = "expert,random,zero",
-    modes: Annotated[str, Option(help="Of these five.")] = "matching,variants,seen_variants,masked,paraphrase",
+    modes: Annotated[
+        str, Option(help="Of these; new_objects and familiar_objects, too (see `gen-vla record --familiar`).")
+    ] = "matching,variants,seen_variants,masked,paraphrase",
     tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
     episodes: Annotated[int, Option(help="Per task and variant.")] = 50,
     workers: Annotated[int, Option(help="Simulator processes.")] = 2,
@@ -39,7 +41,7 @@ def tabletop(
 ) -> None:
     """Four tasks in one simulated scene, in and out of distribution."""
     from gen_vla.evaluation.tabletop import suite
-    from gen_vla.evaluation.tabletop.episodes import LOOKS
+    from gen_vla.evaluation.tabletop.episodes import CONTROLLED, LOOKS
     from gen_vla.evaluation.tabletop.scores import tabletop_table, variants_table
 
     shown: Any = tuple(entries(modes))
@@ -48,7 +50,8 @@ def tabletop(
         loaded, processor = load_any(model, dtype)
         size = image_size or processor.image_processor.image_size
         played = [suite.model_contestant(loaded, processor, model, shown, unnorm_key)]
-    contestants = played + suite.control_contestants(entries(policy), ("matching",) if model else shown, *played)
+    beside: Any = tuple(mode for mode in shown if mode in CONTROLLED) or ("matching",)
+    contestants = played + suite.control_contestants(entries(policy), beside if model else shown, *played)
     chosen: Any = tuple(entries(tasks))
     settings = suite.SuiteSettings(shown, chosen, episodes, workers, batch_size, size, videos, trained_on)
     results = suite.run_suite(contestants, settings, output)

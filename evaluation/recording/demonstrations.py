@@ -31,7 +31,10 @@ def _environment(image_size: int) -> TabletopEnv:
 
 
 def record_episode(job: DemonstrationJob) -> Rows | None:
-    """One demonstration as rows, or None when the disturbed expert did not finish in time."""
+    """One demonstration as rows, or None: the disturbed expert did not finish in time, or the job is `familiar` and
+    the layout has a thing of NEW_WORDS."""
+    if job.familiar and layouts.sample_layout(job.seed).words & layouts.NEW_WORDS:
+        return None
     env, task = _environment(job.image_size), cast(Task, job.task)
     instruction = env.reset(task, job.seed, look_of(job.looks, job.seed))
     wordings = [instruction, *(paraphrases(instruction) if job.paraphrase else ())]
@@ -53,10 +56,13 @@ def record_demonstrations(
     *,
     paraphrase: bool = False,
     looks: LookSet = "home",
+    familiar: bool = False,
     tasks: Sequence[Task] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`rows.record_demonstrations` (`options` are passed on) of the tabletop; without `tasks`, of all four.
+
+    With `familiar`, layouts with a thing of NEW_WORDS are skipped, which the mode `new_objects` judges.
 
     Raises:
         ValueError: for a task that it does not have.
@@ -67,7 +73,7 @@ def record_demonstrations(
     return rows.record_demonstrations(
         output_dir,
         record_episode,
-        DemonstrationJob(tasks[0], seed, image_size, noise, paraphrase, looks),
+        DemonstrationJob(tasks[0], seed, image_size, noise, paraphrase, looks, familiar),
         "tabletop demonstrations",
         tasks,
         episodes_per_task,
@@ -75,5 +81,11 @@ def record_demonstrations(
         UNITS,
         workers=min(workers, 1 + episodes_per_task * len(tasks) // PER_PROCESS),
         **options,
-        describe=lambda seeds: {"layouts": sorted(layouts.layout_digests(seeds))},
+        describe=describe_layouts,
     )
+
+
+def describe_layouts(seeds: list[int]) -> dict[str, Any]:
+    """What must not be judged: the digests of layouts, and the colours and shapes of what stands in them."""
+    words = set().union(*(layouts.sample_layout(seed).words for seed in seeds))
+    return {"layouts": sorted(layouts.layout_digests(seeds)), "objects": sorted(words)}

@@ -115,6 +115,7 @@ class DemonstrationJob:
     noise: bool
     paraphrase: bool
     looks: LookSet = "home"
+    familiar: bool = False
 
 
 def record_demonstrations(

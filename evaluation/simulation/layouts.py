@@ -30,6 +30,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "purple": (0.55, 0.22, 0.74),
 }
 SHAPES = ("can", "bottle", "mug", "block", "ball", "sponge")
+NEW_WORDS = {"yellow", "purple", "mug", "sponge"}  # of things that questions show, and demonstrations can leave out
 
 # All metres, in Meta-World's frame: the robot stands at the origin and reaches along +y, +x is to its right.
 DRAWER_X, DRAWER_Y = (0.20, 0.26), (0.86, 0.9)  # |x|; the side is drawn
@@ -85,6 +86,11 @@ class Layout:
     opening: float
     objects: tuple[TableObject, TableObject]
     source: int
+
+    @property
+    def words(self) -> set[str]:
+        """Colours and shapes of both objects."""
+        return {word for thing in self.objects for word in (thing.colour, thing.shape)}
 
     def digest(self) -> str:
         """Equal for layouts that agree to the millimetre, and for no others."""

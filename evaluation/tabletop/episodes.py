@@ -1,22 +1,34 @@
 """Which tabletop episodes a run consists of, and the file that remembers the finished ones.
 
-    matching       the look of the demonstrations
-    variants       every variant of every family, in no data (`tabletop/variants.py`)
-    seen_variants  the same of what vision-language data has, and the demonstrations have not
-    masked         everything black but robot, cabinet and objects
-    paraphrase     held-out wordings, one per layout in turn
+    matching          the look of the demonstrations
+    variants          every variant of every family, in no data (`tabletop/variants.py`)
+    seen_variants     the same of what vision-language data has, and the demonstrations have not
+    masked            everything black but robot, cabinet and objects
+    paraphrase        held-out wordings, one per layout in turn
+    new_objects       that vision-language data has, and the demonstrations left out (`gen-vla record --familiar`)
+    familiar_objects  things that the demonstrations did not leave out, to compare
 
-All modes and variants show the same layouts. A log has a line of settings, then one per finished episode.
+All modes and variants but the last two show the same layouts. A log has a line of settings, then one per finished
+episode.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gen_vla.evaluation.resumable import append_line, read_lines
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, Task, goal_of, sample_layout
+from gen_vla.evaluation.simulation.layouts import (
+    EVALUATION_SEEDS,
+    MAX_STEPS,
+    NEW_WORDS,
+    TASKS,
+    Task,
+    goal_of,
+    sample_layout,
+)
 from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.rollouts import Ending, EpisodeJob, Outcome
 from gen_vla.evaluation.tabletop.variants import PER_FAMILY, SEEN_VARIANTS, VARIANTS
@@ -24,8 +36,10 @@ from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrase
 from gen_vla.training.provenance.private_paths import publishable
 
 
-Mode = Literal["matching", "variants", "seen_variants", "masked", "paraphrase"]
+Mode = Literal["matching", "variants", "seen_variants", "masked", "paraphrase", "new_objects", "familiar_objects"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+OF_ANY_MODEL = MODES[:-2]  # the others: of models whose demonstrations have familiar objects alone
+CONTROLLED: tuple[Mode, ...] = ("matching", "new_objects", "familiar_objects")  # where a model's controls run, too
 LOOKS = {"variants": VARIANTS, "seen_variants": SEEN_VARIANTS}
 EpisodeKey = tuple[Mode, str, str, int, str]  # mode, variant, task, seed, instruction: one episode and no other
 
@@ -57,14 +71,15 @@ def key_of(episode: TabletopJob | TabletopEpisode) -> EpisodeKey:
 
 
 def plan_jobs(
-    modes: Sequence[Mode] = MODES,
+    modes: Sequence[Mode] = OF_ANY_MODEL,
     tasks: Sequence[Task] = TASKS,
     episodes: int = 50,
     variants: int = PER_FAMILY,
     seeds: Sequence[int] = EVALUATION_SEEDS,
 ) -> list[TabletopJob]:
-    """Every episode of a run: the first `episodes` layouts of `seeds` for each mode, variant and task, the first
-    `variants` of each family; raises `ValueError` where a mode or task is unknown, or there is nothing to run."""
+    """Every episode of a run: the first `episodes` layouts of `seeds` for each mode, variant and task (where
+    objects are new or familiar, of layouts with such alone), the first `variants` of each family; raises `ValueError`
+    where a mode or task is unknown, or there is nothing to run."""
     for what, names, known in (("modes", modes, MODES), ("tasks", tasks, TASKS)):
         if not names or set(names) - set(known):
             raise ValueError(f"got {what} {list(names)}, expected at least one, each of {', '.join(known)}")
@@ -72,9 +87,10 @@ def plan_jobs(
         raise ValueError(f"got episodes {episodes}, expected 1..{len(seeds)}")
     jobs = []
     for mode in modes:
+        chosen = list(islice((seed for seed in seeds if shows(mode, seed)), episodes))
         for variant in [look for n, look in enumerate(LOOKS.get(mode, (HOME,))) if n % PER_FAMILY < variants]:
             for task in tasks:
-                for number, seed in enumerate(seeds[:episodes]):
+                for number, seed in enumerate(chosen):
                     text = goal_of(task, seed).instruction(sample_layout(seed))
                     if mode == "paraphrase":
                         wordings = held_out_paraphrases(text)
@@ -82,6 +98,14 @@ def plan_jobs(
                     start = (task, seed, variant, mode == "masked")
                     jobs.append(TabletopJob(task, seed, text, MAX_STEPS[task], start, mode, variant.key))
     return jobs
+
+
+def shows(mode: Mode, seed: int) -> bool:
+    """Whether the layout of a seed has the objects of a mode."""
+    if mode not in ("new_objects", "familiar_objects"):
+        return True
+    words = sample_layout(seed).words
+    return words <= NEW_WORDS if mode == "new_objects" else not words & NEW_WORDS
 
 
 class EpisodeLog:

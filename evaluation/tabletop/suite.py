@@ -5,8 +5,8 @@
     FOLDER/results.json            scores, settings, speed
     FOLDER/*.png, videos/*.mp4     every variant, success in each; an episode of each task
 
-A model runs in every mode asked for, the controls (`policies/rollout.py`) beside it in `matching` only: their physics
-is the same everywhere. Without a model, the controls run in every mode.
+A model runs in every mode asked for, the controls (`policies/rollout.py`) beside it where it sees the
+look of the demonstrations only: their physics is the same everywhere. Without a model, the controls run in every mode.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from gen_vla.evaluation.simulation.environment import TabletopEnv
 from gen_vla.evaluation.simulation.layouts import (
     EVALUATION_SEEDS,
     MAX_STEPS,
+    NEW_WORDS,
     TASKS,
     TRAIN_SEEDS,
     Task,
@@ -32,7 +33,7 @@ from gen_vla.evaluation.simulation.layouts import (
 )
 from gen_vla.evaluation.simulation.rollouts import run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
-from gen_vla.evaluation.tabletop.episodes import LOOKS, MODES, EpisodeLog, Mode, plan_jobs
+from gen_vla.evaluation.tabletop.episodes import LOOKS, OF_ANY_MODEL, EpisodeLog, Mode, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.evaluation.tabletop.variants import PER_FAMILY
 from gen_vla.processors import select_statistics
@@ -59,7 +60,7 @@ def fingerprint(model: Any) -> str:
 class SuiteSettings:
     """What to run; `variants` of each family; `trained_on` is a recorded data set whose layouts must not be judged."""
 
-    modes: tuple[Mode, ...] = MODES
+    modes: tuple[Mode, ...] = OF_ANY_MODEL
     tasks: tuple[Task, ...] = TASKS
     episodes: int = 50
     workers: int = 2
@@ -113,16 +114,23 @@ def run_suite(
 ) -> dict[str, Any]:
     """Runs what is missing -> all that `results.json` holds; raises `ValueError` if settings are impossible, `output`
     holds results of others, or a layout was trained on."""
-    trained = layout_digests(TRAIN_SEEDS[:TRAIN_LAYOUTS_CHECKED])
+    trained, shown = layout_digests(TRAIN_SEEDS[:TRAIN_LAYOUTS_CHECKED]), NEW_WORDS
     if settings.trained_on is not None:
         path = settings.trained_on / METADATA_FILE
         if not path.is_file():
             raise ValueError(f"got no {path}, expected a folder that gen-vla record demonstrations wrote")
-        trained |= set(json.loads(path.read_text(encoding="utf-8"))["layouts"])
-    check_unseen(EVALUATION_SEEDS[: settings.episodes], trained)
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        trained, shown = trained | set(metadata["layouts"]), set(metadata.get("objects", NEW_WORDS))
+    if "new_objects" in settings.modes and shown & NEW_WORDS:
+        raise ValueError(
+            f"got new_objects and demonstrations ({settings.trained_on or 'unknown'}) that may show "
+            f"{', '.join(sorted(shown & NEW_WORDS))}, expected none of these; record them with --familiar and name "
+            "them with --trained-on"
+        )
     rules = {**_rules(settings), "mujoco": version("mujoco")}
     plans = {c.name: plan_jobs(c.modes, settings.tasks, settings.episodes, settings.variants) for c in contestants}
     folder = None if output is None else output / "episodes"
+    check_unseen({job.seed for jobs in plans.values() for job in jobs}, trained)
     logs = {c.name: EpisodeLog(folder and folder / f"{c.name}.jsonl", {**c.identity, **rules}) for c in contestants}
     TabletopEnv(settings.image_size).reset("pick_object", EVALUATION_SEEDS[0])  # fails here where nothing can simulate
     results: dict[str, Any] = {"settings": _describe(settings), "policies": {}}

@@ -1,5 +1,6 @@
 """Recording of the simulated data sets that a recipe asks for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from tiny_runs import tiny_recipe, write_questions, write_robot_data
 
 from gen_vla.commands.main import main
-from gen_vla.commands.record import record_missing_data
+from gen_vla.commands.record import RECORDING_SETTINGS, record_missing_data
 from gen_vla.evaluation.recording import demonstrations as recorded_demonstrations
 from gen_vla.evaluation.recording import questions as recorded_questions
 
@@ -37,13 +38,22 @@ def test_missing_data_is_recorded_as_the_recipe_says(tmp_path, monkeypatch):
         "data__vision_language": [{"path": "scenes", "name": "s", "record": {"count": 5, "seed": 9}}],
     }
     record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
-    episodes = {"episodes_per_task": 3, "tasks": None, "seed": 0, "paraphrase": False}
+    episodes = {"episodes_per_task": 3, "tasks": None, "seed": 0, "paraphrase": False, "familiar": False}
     assert calls == [
         ("demonstrations", {"image_size": 16, **episodes}),
         ("questions", {"image_size": 16, "count": 5, "seed": 9, "looks": "broad", "kinds": None}),
     ]
     record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
     assert len(calls) == 2  # what is there stays
+    settings = tmp_path / "recorded" / RECORDING_SETTINGS
+    older = json.loads(settings.read_text())
+    del older["familiar"]  # recorded before there was this setting
+    settings.write_text(json.dumps(older))
+    record_missing_data(tiny_recipe(tmp_path, **data), tmp_path)
+    data["data__robot"][0]["record"]["familiar"] = True
+    with pytest.raises(ValueError, match=r"got .*recorded recorded with .*, expected .*'familiar': True"):
+        record_missing_data(tiny_recipe(tmp_path, name="new", **data), tmp_path)
+    del data["data__robot"][0]["record"]["familiar"]
     data["data__vision_language"][0]["record"]["count"] = 6
     with pytest.raises(ValueError, match=r"scenes recorded with .*'count': 5.*'count': 6.*delete the folder"):
         record_missing_data(tiny_recipe(tmp_path, name="another", **data), tmp_path)

@@ -36,6 +36,8 @@ class DemonstrationRecording:
     """Seed of scenes and noise, below 1,000,000: those from there on are kept for evaluation."""
     paraphrase: bool = False
     """Whether each demonstration draws its instruction from the paraphrases for training."""
+    familiar: bool = False
+    """Whether yellow and purple things, mugs and sponges are left out, to be judged by (mode `new_objects`)."""
 
 
 @dataclass(frozen=True, config=STRICT)

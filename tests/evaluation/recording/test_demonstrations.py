@@ -14,7 +14,14 @@ from gen_vla.commands.record import record_missing_data
 from gen_vla.evaluation.recording import demonstrations as recording
 from gen_vla.evaluation.recording.rows import DemonstrationJob
 from gen_vla.evaluation.simulation.environment import TabletopEnv
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, MAX_STEPS, TASKS, layout_digests
+from gen_vla.evaluation.simulation.layouts import (
+    EVALUATION_SEEDS,
+    MAX_STEPS,
+    NEW_WORDS,
+    TASKS,
+    layout_digests,
+    sample_layout,
+)
 from gen_vla.training.checkpoints import load_model
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
 from gen_vla.training.pretraining.encoders import pretrain_encoders
@@ -51,6 +58,17 @@ def test_training_wordings_are_recorded_and_held_out_ones_never():
     assert len(told) > 2
     assert told <= {"open the drawer", *paraphrases("open the drawer")}
     assert not told & set(held_out_paraphrases("open the drawer"))
+
+
+def test_familiar_demonstrations_show_no_new_things(tmp_path):
+    metadata = recording.record_demonstrations(
+        tmp_path / "d", 2, workers=1, image_size=32, progress=False, tasks=["open_drawer"], familiar=True
+    )
+    rows: Any = load_from_disk(str(tmp_path / "d"))
+    shown = [sample_layout(seed).words for seed in set(rows["seed"])]
+    assert set().union(*shown) == set(metadata["objects"])
+    assert not NEW_WORDS & set(metadata["objects"])
+    assert metadata["candidates"]["open_drawer"] > 2
 
 
 def test_noise_is_executed_and_the_clean_action_is_the_label():
@@ -111,7 +129,8 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
     assert set(recorded["task"]) == set(TASKS)
     assert list(load_model(folder).config.norm_stats) == ["tabletop"]
     settings = json.loads((tmp_path / "demonstrations" / "recording_settings.json").read_text(encoding="utf-8"))
-    assert settings == {"episodes_per_task": 1, "tasks": None, "seed": 0, "paraphrase": False, "image_size": 96}
+    episodes = {"episodes_per_task": 1, "tasks": None, "seed": 0, "paraphrase": False, "familiar": False}
+    assert settings == {**episodes, "image_size": 96}
     looks = json.loads((tmp_path / "questions" / "recording.json").read_text(encoding="utf-8"))["looks"]
     assert looks == "broad"
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gen_vla.commands.main import main
-from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, sample_layout
+from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, NEW_WORDS, sample_layout
 from gen_vla.evaluation.tabletop.pictures import plot_variants, variants_sheet
 from gen_vla.evaluation.tabletop.suite import (
     SuiteSettings,
@@ -51,6 +51,10 @@ def test_the_command_writes_results_videos_and_continues(tmp_path, capsys):
         (["--modes", "dark"], "got modes ['dark']"),
         (["--tasks", "fly"], "got tasks ['fly']"),
         (["--trained-on", "/nowhere"], "got no /nowhere/recording.json"),
+        (
+            ["--modes", "new_objects"],
+            "got new_objects and demonstrations (unknown) that may show mug, purple, sponge, yellow, expected",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(options, message, capsys):
@@ -64,6 +68,28 @@ def test_layouts_that_were_trained_on_are_not_judged(tmp_path):
     settings = SuiteSettings(("matching",), ("pick_object",), 2, workers=1, trained_on=tmp_path)
     with pytest.raises(ValueError, match="got 1 layouts to judge that were trained on"):
         run_suite(control_contestants(["zero"], ("matching",)), settings)
+
+
+def test_new_objects_are_judged_only_where_no_demonstration_shows_them(tmp_path, capsys):
+    (tmp_path / "recording.json").write_text(json.dumps({"layouts": [], "objects": ["can", "mug", "red"]}))
+    command = [
+        *COMMAND,
+        "--policy=expert",
+        "--modes=new_objects,familiar_objects",
+        f"--trained-on={tmp_path}",
+        "--episodes=2",
+    ]
+    assert main(command) == 2
+    assert f"got new_objects and demonstrations ({tmp_path}) that may show mug, expected" in capsys.readouterr().err
+    (tmp_path / "recording.json").write_text(json.dumps({"layouts": [], "objects": ["can", "red"]}))
+    assert main([*command, f"--output={tmp_path / 'results'}"]) == 0
+    lines = (tmp_path / "results/episodes/expert.jsonl").read_text().splitlines()[1:]
+    episodes = [json.loads(line) for line in lines]
+    assert sorted(episode["mode"] for episode in episodes) == ["familiar_objects"] * 2 + ["new_objects"] * 2
+    for episode in episodes:
+        told, others = set(episode["instruction"].split()[-2:]), sample_layout(episode["seed"]).words
+        assert told <= others
+        assert others <= NEW_WORDS if episode["mode"] == "new_objects" else not others & NEW_WORDS
 
 
 def test_a_model_acts_through_its_processor(tiny_openvla):
