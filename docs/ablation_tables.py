@@ -25,6 +25,7 @@ SEEDS = 3  # of each row, before anything is tested
 PICKING = {  # result files of policies trained on picking up alone
     "400": "400 demonstrations, 3,000 steps",
     "1600": "1,600 demonstrations",
+    "1600_6000": "1,600 demonstrations, 6,000 steps",
     "400_deep": "twice the layers",
     "400_state": "told where its hand is",
     "1600_state": "told, 1,600 demonstrations",
