@@ -30,6 +30,7 @@ PICKING = {  # result files of policies trained on picking up alone
     "400_state": "told where its hand is",
     "1600_state": "told, 1,600 demonstrations",
     "1600_state_6000": "told, 1,600 demonstrations, 6,000 steps",
+    "move_1600_state_6000": "moving near: told, 1,600 demonstrations, 6,000 steps",
 }
 DRAWN = {  # modes of the tabletop
     "drawers,\nas demonstrated": "matching",
@@ -40,12 +41,12 @@ DRAWN = {  # modes of the tabletop
 }
 
 
-def runs() -> Iterator[tuple[str, str, str]]:
+def runs(results: str = "ablation") -> Iterator[tuple[str, str, str]]:
     """Folder, row and seed of every run of the ablation, in the order of its rows."""
-    found = {path.name for path in (RESULTS / "ablation").iterdir()}
+    found = {path.name for path in (RESULTS / results).iterdir()}
     for row in ROWS:
         for name in sorted(name for name in found if name.rpartition("-seed")[0] == f"mini-{row}"):
-            yield f"ablation/{name}", row, name.rpartition("-seed")[2]
+            yield f"{results}/{name}", row, name.rpartition("-seed")[2]
 
 
 def success(folder: str) -> dict[str, Any]:
@@ -113,6 +114,16 @@ def picking() -> Rows:
         acting = ("policy", "expert_xy", "expert_z", "expert_gripper")
         scores = [share(policies[policy]["scores"]["matching"]["all"], "successes") for policy in acting]
         yield [words, error(f"picking/actions_{name}"), *scores]
+
+
+def new_objects() -> Rows:
+    """Successes with objects that demonstrations left out and with others, and what is still answered."""
+    for folder, row, seed in runs("new_objects"):
+        policies = load(f"{folder}/objects")["policies"]
+        acting = [(policy, mode) for mode in ("new_objects", "familiar_objects") for policy in ("policy", "swapped")]
+        scores = [share(policies[policy]["scores"][mode]["all"], "successes") for policy, mode in acting]
+        answered = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in ("home", "broad")]
+        yield [f"`{row}`", seed, *scores, *answered]
 
 
 def error(name: str) -> str:
@@ -269,8 +280,12 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         points,
     ),
     "picking": (
-        "trained with | error of actions, home | picked up | with the expert's x and y | with its z | its gripper",
+        "trained with | error of actions, home | done | with the expert's x and y | with its z | its gripper",
         picking,
+    ),
+    "new_objects": (
+        "row | seed | new objects | told the other | familiar objects | told the other | answers, home | broad",
+        new_objects,
     ),
     "ablation_beside_paper": (
         "row | seeds of ours | II: matching, paper | ours | III: masked, paper | ours | III: variants, paper | ours | "
