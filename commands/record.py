@@ -58,6 +58,9 @@ def record(
     settings: dict[str, Any] = {"seed": seed, "workers": workers, "image_size": image_size, "overwrite": overwrite}
     if looks and content == "libero":
         raise ValueError(f"got --looks {looks} for libero, expected none: its scenes have one look each")
+    for option, given in (("--paraphrase", paraphrase), ("--familiar", familiar)):
+        if given and content != "demonstrations":
+            raise ValueError(f"got {option} for {content}, expected it for demonstrations alone; leave it out")
     if looks:
         settings["looks"] = looks
     if content == "questions":

@@ -10,7 +10,8 @@ from result_files import RESULTS, Rows, load, share
 from gen_vla.commands.ablation import ROWS
 from gen_vla.evaluation.report.tables import load_paper
 from gen_vla.evaluation.report.trials import Trials, mean_trials
-from gen_vla.evaluation.statistics.intervals import Scored, paired_correlation
+from gen_vla.evaluation.resumable import read_lines
+from gen_vla.evaluation.statistics.intervals import Scored, paired_correlation, sign_flip_p
 from gen_vla.evaluation.statistics.seed_intervals import mean_over_seeds, seed_difference
 
 
@@ -119,11 +120,29 @@ def picking() -> Rows:
 def new_objects() -> Rows:
     """Successes with objects that demonstrations left out and with others, and what is still answered."""
     for folder, row, seed in runs("new_objects"):
-        policies = load(f"{folder}/objects")["policies"]
-        acting = [(policy, mode) for mode in ("new_objects", "familiar_objects") for policy in ("policy", "swapped")]
+        policies = {**load(f"{folder}/helped")["policies"], **load(f"{folder}/objects")["policies"]}
+        acting = [(policy, "new_objects") for policy in ("policy", "swapped", "expert_xy")]
+        acting += [(policy, "familiar_objects") for policy in ("policy", "swapped")]
         scores = [share(policies[policy]["scores"][mode]["all"], "successes") for policy, mode in acting]
         answered = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in ("home", "broad")]
         yield [f"`{row}`", seed, *scores, *answered]
+
+
+def new_objects_compared() -> Rows:
+    """In how many layouts the named new object is picked up by which of two models, and the exact p over layouts."""
+    done = {(row, seed): picked_up(folder) for folder, row, seed in runs("new_objects")}
+    for seed in sorted({seed for _, seed in done}):
+        if ("openvla-plus", seed) in done and ("openvla-ds", seed) in done:
+            pairs = list(zip(done["openvla-plus", seed], done["openvla-ds", seed], strict=True))
+            counts = [str(pairs.count(pair)) for pair in ((True, True), (True, False), (False, True), (False, False))]
+            yield [seed, *counts, f"{sign_flip_p([first - second for first, second in pairs]):.2g}"]
+
+
+def picked_up(folder: str) -> list[bool]:
+    """Of each layout with new objects, in the order of seeds."""
+    _, *episodes = read_lines(RESULTS / folder / "trials.jsonl")
+    new = sorted((each["seed"], each["outcome"] == "success") for each in episodes if each["mode"] == "new_objects")
+    return [success for _, success in new]
 
 
 def error(name: str) -> str:
@@ -284,8 +303,13 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
         picking,
     ),
     "new_objects": (
-        "row | seed | new objects | told the other | familiar objects | told the other | answers, home | broad",
+        "row | seed | new objects | told the other | with the expert's x and y | familiar objects | told the other | "
+        "answers, home | broad",
         new_objects,
+    ),
+    "new_objects_compared": (
+        "seed | both | `openvla-plus` alone | `openvla-ds` alone | neither | p",
+        new_objects_compared,
     ),
     "ablation_beside_paper": (
         "row | seeds of ours | II: matching, paper | ours | III: masked, paper | ours | III: variants, paper | ours | "

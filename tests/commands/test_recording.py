@@ -20,6 +20,14 @@ def test_a_missing_model_to_start_from_is_named_before_anything_is_recorded(tmp_
     assert "initial_model='nowhere' and no folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--familiar", "--paraphrase"])
+@pytest.mark.parametrize("content", ["questions", "libero"])
+def test_options_of_demonstrations_are_refused_elsewhere(tmp_path, capsys, option, content):
+    assert main(["record", content, str(tmp_path / "d"), option]) == 2
+    assert f"got {option} for {content}, expected it for demonstrations alone" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
+
+
 def test_missing_data_is_recorded_as_the_recipe_says(tmp_path, monkeypatch):
     calls: list[Any] = []
 
