@@ -26,7 +26,7 @@ def tabletop(
         ),
     ] = "expert,random,zero",
     modes: Annotated[
-        str, Option(help="Of these; new_objects and familiar_objects, too (see `gen-vla record --familiar`).")
+        str, Option(help="Of these, or new_objects and familiar_objects (need --trained-on).")
     ] = "matching,variants,seen_variants,masked,paraphrase",
     tasks: Annotated[str, Option(help="Of these four.")] = "pick_object,move_near,open_drawer,close_drawer",
     episodes: Annotated[int, Option(help="Per task and variant.")] = 50,

@@ -5,7 +5,7 @@ they are missing, or are not those that the figures were made from, a comparison
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,12 @@ def _tabletop(results: dict[str, Any], path: Path) -> Iterator[tuple[Cell, str, 
     settings = results["settings"]
     rules = f"{settings.get('benchmark')}, {settings.get('max_steps')}"
     names = [name for name, policy in results["policies"].items() if "model" in policy["identity"]]
-    for entry in (line for name in names for line in read_lines(path.parent / "episodes" / f"{name}.jsonl")):
-        if "outcome" not in entry or entry["outcome"] == "crashed" or entry["seed"] > settings["seeds"][1]:
-            continue  # the file's head, or of a longer run than the one reported
+    lines = [line for name in names for line in read_lines(path.parent / "episodes" / f"{name}.jsonl")]
+    judged: Counter[tuple[str, ...]] = Counter()
+    for entry in sorted((line for line in lines if "outcome" in line), key=lambda line: line["seed"]):
+        judged[kind := (entry["mode"], entry["variant"], entry["task"])] += 1
+        if judged[kind] > settings["episodes_per_task_and_variant"] or entry["outcome"] == "crashed":
+            continue  # of a longer run than the one reported, or not counted
         trial = Scored(str(entry["seed"]), f"{entry['task']}/{entry['variant']}", float(entry["outcome"] == "success"))
         yield (entry["mode"], entry["task"]), f"{entry['variant']}/{entry['seed']}, {rules}", trial
 

@@ -5,7 +5,7 @@
     seen_variants     the same of what vision-language data has, and the demonstrations have not
     masked            everything black but robot, cabinet and objects
     paraphrase        held-out wordings, one per layout in turn
-    new_objects       that vision-language data has, and the demonstrations left out (`gen-vla record --familiar`)
+    new_objects       that vision-language data has, and the demonstrations left out (`record ... --familiar`)
     familiar_objects  things that the demonstrations did not leave out, to compare
 
 All modes and variants but the last two show the same layouts. A log has a line of settings, then one per finished
@@ -38,8 +38,9 @@ from gen_vla.training.provenance.private_paths import publishable
 
 Mode = Literal["matching", "variants", "seen_variants", "masked", "paraphrase", "new_objects", "familiar_objects"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-OF_ANY_MODEL = MODES[:-2]  # the others: of models whose demonstrations have familiar objects alone
-CONTROLLED: tuple[Mode, ...] = ("matching", "new_objects", "familiar_objects")  # where a model's controls run, too
+OBJECT_MODES: tuple[Mode, ...] = ("new_objects", "familiar_objects")  # of models that were not shown the new ones
+DEFAULT_MODES: tuple[Mode, ...] = tuple(mode for mode in MODES if mode not in OBJECT_MODES)
+CONTROLLED: tuple[Mode, ...] = ("matching", *OBJECT_MODES)  # where a model's controls run, too
 LOOKS = {"variants": VARIANTS, "seen_variants": SEEN_VARIANTS}
 EpisodeKey = tuple[Mode, str, str, int, str]  # mode, variant, task, seed, instruction: one episode and no other
 
@@ -71,7 +72,7 @@ def key_of(episode: TabletopJob | TabletopEpisode) -> EpisodeKey:
 
 
 def plan_jobs(
-    modes: Sequence[Mode] = OF_ANY_MODEL,
+    modes: Sequence[Mode] = DEFAULT_MODES,
     tasks: Sequence[Task] = TASKS,
     episodes: int = 50,
     variants: int = PER_FAMILY,
@@ -102,7 +103,7 @@ def plan_jobs(
 
 def shows(mode: Mode, seed: int) -> bool:
     """Whether the layout of a seed has the objects of a mode."""
-    if mode not in ("new_objects", "familiar_objects"):
+    if mode not in OBJECT_MODES:
         return True
     words = sample_layout(seed).words
     return words <= NEW_WORDS if mode == "new_objects" else not words & NEW_WORDS

@@ -5,8 +5,8 @@
     FOLDER/results.json            scores, settings, speed
     FOLDER/*.png, videos/*.mp4     every variant, success in each; an episode of each task
 
-A model runs in every mode asked for, the controls (`policies/rollout.py`) beside it where it sees the
-look of the demonstrations only: their physics is the same everywhere. Without a model, the controls run in every mode.
+A model runs in every mode asked for, the controls (`policies/rollout.py`) beside it in those of CONTROLLED only: their
+physics is the same everywhere. Without a model, the controls run in every mode.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from gen_vla.evaluation.simulation.layouts import (
 )
 from gen_vla.evaluation.simulation.rollouts import run_episodes
 from gen_vla.evaluation.simulation.simulators import Simulators
-from gen_vla.evaluation.tabletop.episodes import LOOKS, OF_ANY_MODEL, EpisodeLog, Mode, plan_jobs
+from gen_vla.evaluation.tabletop.episodes import DEFAULT_MODES, LOOKS, EpisodeLog, Mode, TabletopJob, plan_jobs
 from gen_vla.evaluation.tabletop.scores import summarise
 from gen_vla.evaluation.tabletop.variants import PER_FAMILY
 from gen_vla.processors import select_statistics
@@ -60,7 +60,7 @@ def fingerprint(model: Any) -> str:
 class SuiteSettings:
     """What to run; `variants` of each family; `trained_on` is a recorded data set whose layouts must not be judged."""
 
-    modes: tuple[Mode, ...] = OF_ANY_MODEL
+    modes: tuple[Mode, ...] = DEFAULT_MODES
     tasks: tuple[Task, ...] = TASKS
     episodes: int = 50
     workers: int = 2
@@ -114,26 +114,14 @@ def run_suite(
 ) -> dict[str, Any]:
     """Runs what is missing -> all that `results.json` holds; raises `ValueError` if settings are impossible, `output`
     holds results of others, or a layout was trained on."""
-    trained, shown = layout_digests(TRAIN_SEEDS[:TRAIN_LAYOUTS_CHECKED]), NEW_WORDS
-    if settings.trained_on is not None:
-        path = settings.trained_on / METADATA_FILE
-        if not path.is_file():
-            raise ValueError(f"got no {path}, expected a folder that gen-vla record demonstrations wrote")
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        trained, shown = trained | set(metadata["layouts"]), set(metadata.get("objects", NEW_WORDS))
-    if "new_objects" in settings.modes and shown & NEW_WORDS:
-        raise ValueError(
-            f"got new_objects and demonstrations ({settings.trained_on or 'unknown'}) that may show "
-            f"{', '.join(sorted(shown & NEW_WORDS))}, expected none of these; record them with --familiar and name "
-            "them with --trained-on"
-        )
     rules = {**_rules(settings), "mujoco": version("mujoco")}
     plans = {c.name: plan_jobs(c.modes, settings.tasks, settings.episodes, settings.variants) for c in contestants}
     folder = None if output is None else output / "episodes"
-    check_unseen({job.seed for jobs in plans.values() for job in jobs}, trained)
+    planned = [job for jobs in plans.values() for job in jobs]
+    _check_demonstrations(settings.trained_on, planned)
     logs = {c.name: EpisodeLog(folder and folder / f"{c.name}.jsonl", {**c.identity, **rules}) for c in contestants}
     TabletopEnv(settings.image_size).reset("pick_object", EVALUATION_SEEDS[0])  # fails here where nothing can simulate
-    results: dict[str, Any] = {"settings": _describe(settings), "policies": {}}
+    results: dict[str, Any] = {"settings": _describe(settings, planned), "policies": {}}
     record: dict[str, Any] = {}
     if output is not None:
         models = [c.identity["model"] for c in contestants if "model" in c.identity]
@@ -152,6 +140,24 @@ def run_suite(
         written = with_provenance(results, with_other_runs(record, output))
         (output / "results.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     return results
+
+
+def _check_demonstrations(folder: Path | None, jobs: Sequence[TabletopJob]) -> None:
+    """Raises `ValueError` if recorded demonstrations show a layout that is judged, or things that are to be new."""
+    trained, shown = layout_digests(TRAIN_SEEDS[:TRAIN_LAYOUTS_CHECKED]), NEW_WORDS
+    if folder is not None:
+        path = folder / METADATA_FILE
+        if not path.is_file():
+            raise ValueError(f"got no {path}, expected a folder that gen-vla record demonstrations wrote")
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        trained, shown = trained | set(metadata["layouts"]), set(metadata.get("objects", NEW_WORDS))
+    if shown & NEW_WORDS and any(job.mode == "new_objects" for job in jobs):
+        raise ValueError(
+            f"got new_objects and demonstrations ({folder or 'unknown'}) that may show "
+            f"{', '.join(sorted(shown & NEW_WORDS))}, expected none of these; record them with --familiar and name "
+            "them with --trained-on"
+        )
+    check_unseen({job.seed for job in jobs}, trained)
 
 
 def draw_results(
@@ -178,15 +184,15 @@ def _rules(settings: SuiteSettings) -> dict[str, Any]:
     return {**names, "action_repeat": ACTION_REPEAT, "max_steps": dict(MAX_STEPS)}
 
 
-def _describe(settings: SuiteSettings) -> dict[str, Any]:
-    seeds = EVALUATION_SEEDS[: settings.episodes]
+def _describe(settings: SuiteSettings, jobs: Sequence[TabletopJob]) -> dict[str, Any]:
+    seeds = {mode: [job.seed for job in jobs if job.mode == mode] for mode in settings.modes}
     return {
         **_rules(settings),
         "modes": list(settings.modes),
         "tasks": list(settings.tasks),
         "episodes_per_task_and_variant": settings.episodes,
         "variants_per_family": settings.variants,
-        "seeds": [seeds[0], seeds[-1]],
+        "seeds": {mode: [min(found), max(found)] for mode, found in seeds.items() if found},
         "workers": settings.workers,
         "batch_size": settings.batch_size,
         "trained_on": str(settings.trained_on) if settings.trained_on else None,

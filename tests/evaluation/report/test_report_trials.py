@@ -57,17 +57,17 @@ def test_trials_of_the_tabletop(tmp_path):
         pytest.skip(f"no simulator here: {error}; pip install 'gen-vla[sim]'")
     log = episodes.EpisodeLog(tmp_path / "episodes" / "policy.jsonl", {"model": "m"})
     outcomes: list[episodes.Outcome] = ["success", "malformed", "crashed", "success"]
-    for seed, outcome in enumerate(outcomes, 1_000_000):
+    for seed, outcome in enumerate(outcomes, 1_000_130):
         job = episodes.TabletopJob("pick_object", seed, "go", 40, (), "masked", "ordinary/ordinary")
         log.finish(job, Ending(outcome, 1, 1))
-    settings = {"benchmark": 1, "max_steps": {"pick_object": 40}, "seeds": [1_000_000, 1_000_002]}
+    settings = {"benchmark": 1, "max_steps": {"pick_object": 40}, "episodes_per_task_and_variant": 3}
     policies = {"policy": {"identity": {"model": "m"}}, "zero": {"identity": {"control": "zero"}}}
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"settings": settings, "policies": policies}))
     cells = read_trials(path)
     assert list(cells) == [("masked", "pick_object"), ("masked", "average")]
     found = [(trial.layout, trial.score) for trial in cells["masked", "pick_object"].values()]
-    assert found == [("1000000", 1.0), ("1000001", 0.0)]  # the fourth is of a longer run
+    assert found == [("1000130", 1.0), ("1000131", 0.0)]  # the fourth is of a longer run
 
 
 def test_trials_of_questions(tmp_path):

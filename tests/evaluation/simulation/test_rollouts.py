@@ -14,7 +14,7 @@ from gen_vla.evaluation.simulation.layouts import EVALUATION_SEEDS, TASKS
 from gen_vla.evaluation.simulation.looks import HOME
 from gen_vla.evaluation.simulation.rollouts import run_episodes
 from gen_vla.evaluation.simulation.simulators import Crash, Move, Reply, Simulators, Start
-from gen_vla.evaluation.tabletop.episodes import OF_ANY_MODEL, EpisodeLog, key_of, plan_jobs
+from gen_vla.evaluation.tabletop.episodes import DEFAULT_MODES, EpisodeLog, key_of, plan_jobs
 from gen_vla.evaluation.tabletop.variants import SEEN_VARIANTS, VARIANTS
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases
 
@@ -48,7 +48,7 @@ def outcomes(log: EpisodeLog) -> dict[int, str]:
 
 
 def test_a_plan_holds_every_mode_variant_task_and_layout_once():
-    jobs = plan_jobs(OF_ANY_MODEL, TASKS, 2)
+    jobs = plan_jobs(DEFAULT_MODES, TASKS, 2)
     assert len(jobs) == len({key_of(job) for job in jobs}) == (3 + len(VARIANTS) + len(SEEN_VARIANTS)) * 4 * 2
     assert {job.seed for job in jobs} == {SEED, SEED + 1}
     matching = {(j.task, j.seed): j.instruction for j in jobs if j.mode == "matching"}

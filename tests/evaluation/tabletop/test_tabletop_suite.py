@@ -81,11 +81,20 @@ def test_new_objects_are_judged_only_where_no_demonstration_shows_them(tmp_path,
     ]
     assert main(command) == 2
     assert f"got new_objects and demonstrations ({tmp_path}) that may show mug, expected" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"got new_objects and demonstrations \(unknown\)"
+    ):  # modes of the policy count
+        run_suite(control_contestants(["zero"], ("new_objects",)), SuiteSettings(("matching",)))
     (tmp_path / "recording.json").write_text(json.dumps({"layouts": [], "objects": ["can", "red"]}))
     assert main([*command, f"--output={tmp_path / 'results'}"]) == 0
+    seeds = json.loads((tmp_path / "results/results.json").read_text())["settings"]["seeds"]
     lines = (tmp_path / "results/episodes/expert.jsonl").read_text().splitlines()[1:]
     episodes = [json.loads(line) for line in lines]
     assert sorted(episode["mode"] for episode in episodes) == ["familiar_objects"] * 2 + ["new_objects"] * 2
+    for mode, bounds in seeds.items():
+        assert (
+            bounds == [min(seen), max(seen)] if (seen := [e["seed"] for e in episodes if e["mode"] == mode]) else False
+        )
     for episode in episodes:
         told, others = set(episode["instruction"].split()[-2:]), sample_layout(episode["seed"]).words
         assert told <= others
