@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 RECIPE, BASE = "mini_openvla_plus", "package://mini-vlm"
+FLOW_BASE, FLOW_START = "package://mini-paligemma", "mini-pi0-start"  # the latter in WORK_DIR, with an action expert
 HELD_OUT_SEED = 1_000_000  # the first evaluation seed of the simulator
 LOOKS = ("home", "broad", "unseen")
 ROBOT_ROWS = 16  # per step, of all processes together
@@ -72,6 +73,15 @@ ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what di
     "openvla-c": {**NO_D, **NO_S},
     "openvla-dc": NO_S,
     "openvla-inst-aug": {**NO_D, **NO_S, **NO_C, "data.instruction_augmentation": {}},
+    "pi0": {  # with other words, as every π0 without questions in the paper
+        **NO_D,
+        **NO_C,
+        "model.family": "pi0_flow",
+        "model.initial_model": FLOW_START,
+        "actions": {"representation": "flow", "horizon": 4},
+        "loss": {},
+        "data.instruction_augmentation": {},
+    },
     "openvla-all-frozen": {"model.frozen": "all"},
     "openvla-plus-robot-25": {"data.robot_share": 0.25},
     "openvla-plus-robot-80": {"data.robot_share": 0.8},  # 75 % would need other batches
@@ -125,6 +135,10 @@ def ablation(
     for run in runs:
         if "training" in run.left():  # before any row trains: two must not record the same
             record_missing_data(run.recipe(processes, changes), work_dir)
+            if run.is_flow and not (start := work_dir / FLOW_START).exists():
+                from gen_vla.training.model_building import initial_model_folder
+
+                command("convert", initial_model_folder(FLOW_BASE, work_dir), start, "--family=pi0_flow")
     reporting = Lock()
 
     def finish(run: Run) -> None:
@@ -154,10 +168,17 @@ class Run:
     def __init__(self, row: str, seed: int, work_dir: Path, name: str | None = None):
         self.row, self.seed, self.work_dir, self.name = row, seed, work_dir, name or f"mini-{row}-seed{seed}"
         self.model, self.results = work_dir / self.name, work_dir / f"{self.name}-results"
-        names = ["latency.json", "aim.json", "matching/results.json", "variants/results.json"]
-        names += [f"{suite}_{looks}.json" for suite in ("questions", "actions") for looks in LOOKS]
-        names += [f"representations_{looks}.json" for looks in LOOKS[1:]]
+        names = ["latency.json", "matching/results.json", "variants/results.json"]
+        names += [f"actions_{looks}.json" for looks in LOOKS]
+        if not self.is_flow:
+            names += ["aim.json", *(f"questions_{looks}.json" for looks in LOOKS)]
+            names += [f"representations_{looks}.json" for looks in LOOKS[1:]]
         self.files = [self.results / name for name in names]
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether the model answers nothing, so that neither its answers nor its encoders are asked about."""
+        return ROWS[self.row].get("model.initial_model") == FLOW_START
 
     def left(self) -> list[str]:
         """What is still to do."""

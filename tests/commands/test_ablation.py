@@ -18,7 +18,7 @@ TINY = ["training.steps=2", "data.robot.0.record.episodes_per_task=1", "data.vis
 @pytest.mark.parametrize("row", ablation.ROWS)
 def test_rows_are_what_their_names_say(row: str) -> None:
     recipe = load_recipe(ablation.RECIPE, ablation.Run(row, 0, Path()).settings(processes=2))
-    letters = {"openvla-all-frozen": "dsc", "openvla-inst-aug": ""}
+    letters = {"openvla-all-frozen": "dsc", "openvla-inst-aug": "", "pi0": ""}
     has = "dsc" if row.startswith("openvla-plus") else letters.get(row, row.removeprefix("openvla").strip("-"))
     assert (recipe.model.frozen is not None) == ("d" in has)
     assert (recipe.actions.representation == "string") == ("s" in has)

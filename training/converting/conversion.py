@@ -55,8 +55,9 @@ class ConversionSettings:
         frozen: the encoder of OpenVLA that further training leaves alone.
         dual: whether a vision-language model's encoder is doubled and one copy frozen; by default it is.
         family: what PaliGemma becomes: `"vla_plus"` (by default), as other vision-language models do, or
-            `"pi0_flow"`, π0 with an action expert of random weights.
-        expert: `hidden_size` and `intermediate_size` of that expert; by default π0's.
+            `"pi0_flow"`, π0 with an action expert of random weights, which a `vla_plus` of PaliGemma becomes, too.
+        expert: `hidden_size` and `intermediate_size` of that expert; by default a half and a quarter of the language
+            model's, as in π0.
         center_crop_area: share of each picture's area to keep, 0.9 for models trained with random crops.
         encoders: the model whose vision encoders a language model gets; see `language_model.py`.
         dtype: of the weights; by default each keeps its own.
@@ -105,13 +106,16 @@ def convert(source: str | Path, destination: str | Path, **settings: Any) -> Pat
         elif kind is None:
             write_openvla(source, draft, options)
         elif options.family == "pi0_flow":
-            if kind != "paligemma":
+            if kind not in ("paligemma", "vla_plus"):
                 raise ConversionError(
-                    f"got --family pi0_flow for a {kind}, expected a PaliGemma, which π0 starts from"
+                    f"got --family pi0_flow for a {kind}, expected a PaliGemma, which π0 starts from, or a "
+                    "vla_plus of one"
                 )
             check_options(kind, options, ("actions", "frozen", "dual"))
             given = (options.tokenizer, options.expert, options.center_crop_area)
             convert_to_flow(source, draft, *given, options.dtype, options.max_shard_bytes)
+        elif kind == "vla_plus":
+            raise ConversionError("got a vla_plus, expected --family pi0_flow, the only family that it is turned into")
         else:
             check_options(kind, options, ("actions", "tokenizer", "frozen", "center_crop_area"))
             dual = options.dual is not False

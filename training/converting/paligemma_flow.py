@@ -1,5 +1,7 @@
 """Makes a flow-matching π0 of PaliGemma, from which π0's training starts: `gen-vla convert SRC DST --family pi0_flow`.
 
+PaliGemma may be inside a `vla_plus`, where it was trained further.
+
 The action expert has random weights. It attends to the keys and values of PaliGemma's layers, so it has as many
 layers, and heads of the same number and width.
 """
@@ -16,7 +18,6 @@ from gen_vla.training.converting.stock_checkpoint import read_checkpoint, write_
 
 
 PILLOW_BICUBIC = 3
-EXPERT = {"hidden_size": 1024, "intermediate_size": 4096}  # π0's
 
 
 def convert_to_flow(
@@ -69,12 +70,14 @@ def flow_config(vlm_config: Any, expert: dict[str, int] | None = None) -> Any:
 
     if (kind := vlm_config.text_config.model_type) != "gemma":
         raise ConversionError(f"got a language model of type {kind!r}, expected 'gemma': π0 starts from PaliGemma 1")
+    sizes = {"hidden_size": vlm_config.text_config.hidden_size // 2}  # π0's: 1024 of 2048, and 4096 of 16384
+    sizes |= {"intermediate_size": vlm_config.text_config.intermediate_size // 4, **(expert or {})}
     names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
     attention = {name: getattr(vlm_config.text_config, name) for name in names}
     return Pi0FlowConfig(
         vlm_config=vlm_config.to_dict(),
         noise_in_padding=False,  # nothing of these weights was trained on it
-        dit_config={"model_type": "gemma", **EXPERT, **(expert or {}), **attention},
+        dit_config={"model_type": "gemma", **sizes, **attention},
     )
 
 
@@ -85,7 +88,7 @@ def expert_weights(config: Any, seed: int) -> dict[str, torch.Tensor]:
     settings = config.to_dict()
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     vlm = settings["vlm_config"]
-    vlm["text_config"] |= {**small, "vocab_size": 8, "layer_types": ["full_attention"]}
+    vlm["text_config"] |= {**small, "vocab_size": 8, "pad_token_id": 0, "layer_types": ["full_attention"]}
     vlm["vision_config"] |= {**small, "num_attention_heads": 1, "projection_dim": 8}
     vlm |= {"projection_dim": 8, "hidden_size": 8}
     with torch.random.fork_rng(devices=[]):

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, GenerationConfig
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, GenerationConfig, PretrainedConfig
 
 from gen_vla.modeling.conversion_plan import ConversionError
+from gen_vla.training.checkpoints import read_config
 from gen_vla.training.converting.foreign_layouts import local_folder, weights_of
 from gen_vla.training.converting.writing import save_architecture
 from gen_vla.training.storage.tensor_files import Output, SafetensorsFolder, write_shards
@@ -43,14 +44,23 @@ class StockCheckpoint:
 
 
 def read_checkpoint(source: str | Path) -> StockCheckpoint:
-    """A folder, or a name on the Hub; `ConversionError` for missing and for unknown weights."""
+    """A folder, or a name on the Hub, of a stock model or of a `vla_plus` with one encoder, which has one inside;
+    `ConversionError` for missing and for unknown weights.
+    """
     folder = local_folder(source, FILES)
-    config: Any = AutoConfig.from_pretrained(folder)
+    inside = PretrainedConfig.get_config_dict(folder)[0].get("model_type") == "vla_plus"
+    config: Any = read_config(folder) if inside else AutoConfig.from_pretrained(folder)
+    if inside and config.frozen:
+        raise ConversionError(f"got {folder} with two encoders, expected one, as gen-vla convert --no-dual makes it")
+    config = config.vlm_config if inside else config
     config.name_or_path = ""  # not this machine's
     stock_class: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     tensors = weights_of(folder)
     names = list(tensors.shapes)
-    numbered = {name: torch.tensor(float(place)).expand(tensors.shapes[name]) for place, name in enumerate(names)}
+    numbered = {
+        name.removeprefix("vlm." if inside else ""): torch.tensor(float(place)).expand(tensors.shapes[name])
+        for place, name in enumerate(names)
+    }
     vlm, info = stock_class.from_pretrained(
         None,
         config=config,

@@ -19,8 +19,8 @@ from gen_vla.training.converting.stock_checkpoint import read_checkpoint, write_
 
 
 def vlm_type(source: str | Path) -> str | None:
-    """The `model_type` of a folder or a name on the Hub if it is one of `FAMILIES`, else `None`; `ValueError` for
-    a vision-language model of transformers that is not supported, before its weights are downloaded.
+    """The `model_type` of a folder or a name on the Hub if it is one of `FAMILIES` or `vla_plus`, else `None`;
+    `ValueError` for a vision-language model of transformers that is not supported, before its weights are downloaded.
     """
     if Path(source).is_file():
         return None
@@ -36,7 +36,7 @@ def vlm_type(source: str | Path) -> str | None:
                 f"got weights that are quantised ({quantized.get('quant_method')}), expected those of the model that "
                 "they were made of, in half precision or float32; convert that one"
             )
-    return model_type if model_type in FAMILIES else None
+    return model_type if model_type in (*FAMILIES, "vla_plus") else None
 
 
 def convert_vlm(

@@ -83,6 +83,27 @@ def test_step_0_is_paligemma(stock: Any, tmp_path: Path, dual: bool) -> None:
     assert float(ours.std()) > 0.1
 
 
+def test_paligemma_that_was_trained_further(stock: Any, folder: Path, tmp_path: Path) -> None:
+    """A `vla_plus` of one encoder has it inside."""
+    source = write_paligemma(tmp_path / "source", stock)
+    convert(source, tmp_path / "vla", dual=False)
+    convert(tmp_path / "vla", tmp_path / "flow", family="pi0_flow", expert=EXPERT)
+    ours, theirs = (
+        Pi0FlowForActionPrediction.from_pretrained(each).state_dict() for each in (tmp_path / "flow", folder)
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    got, expected = (read_processor(each).action_inputs(picture(), "go") for each in (tmp_path / "flow", folder))
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    with pytest.raises(ConversionError, match="got a vla_plus, expected --family pi0_flow"):
+        convert(tmp_path / "vla", tmp_path / "again")
+    convert(source, tmp_path / "two")
+    with pytest.raises(
+        ConversionError, match="with two encoders, expected one, as gen-vla convert --no-dual makes it"
+    ):
+        convert(tmp_path / "two", tmp_path / "again", family="pi0_flow")
+
+
 @pytest.mark.parametrize("family", ["vla_plus", "pi0_flow"])
 def test_what_does_not_fit_is_refused(family: str, stock: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"family": family, "expert": EXPERT}
@@ -111,4 +132,5 @@ def test_the_command(stock: Any, tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "flow" / "config.json").read_text(encoding="utf-8"))
     assert settings["model_type"] == "pi0_flow"
     assert settings["dtype"] == "bfloat16"
-    assert settings["dit_config"]["hidden_size"] == 1024
+    sizes = [settings["dit_config"][name] for name in ("hidden_size", "intermediate_size")]
+    assert sizes == [32, 24], "a half and a quarter of the language model's, as in π0"
