@@ -78,7 +78,7 @@ ROWS: dict[str, dict[str, Any]] = {  # by the names of the paper's rows, what di
         **NO_C,
         "model.family": "pi0_flow",
         "model.initial_model": FLOW_START,
-        "actions": {"representation": "flow", "horizon": 4},
+        "actions": {"representation": "flow"},
         "loss": {},
         "data.instruction_augmentation": {},
     },

@@ -1,13 +1,14 @@
 """Tables and picture of the ablation, from `evaluation/results/ablation/mini-ROW-seedN`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from matplotlib.figure import Figure
 from result_files import RESULTS, Rows, load, share
 
-from gen_vla.commands.ablation import ROWS
+from gen_vla.commands.ablation import KINDS, ROWS
 from gen_vla.evaluation.report.tables import load_paper
 from gen_vla.evaluation.report.trials import Trials, mean_trials
 from gen_vla.evaluation.resumable import read_lines
@@ -23,6 +24,7 @@ COMPARISONS = {
     "C": ("openvla-plus", "openvla-ds"),
 }
 SEEDS = 3  # of each row, before anything is tested
+MIXTURES = [row for row in ROWS if row.startswith("openvla-plus-")]
 PICKING = {  # result files of policies trained on picking up alone
     "400": "400 demonstrations, 3,000 steps",
     "1600": "1,600 demonstrations",
@@ -42,12 +44,18 @@ DRAWN = {  # modes of the tabletop
 }
 
 
-def runs(results: str = "ablation") -> Iterator[tuple[str, str, str]]:
-    """Folder, row and seed of every run of the ablation, in the order of its rows."""
+def runs(results: str = "ablation", rows: Iterable[str] | None = None) -> Iterator[tuple[str, str, str]]:
+    """Folder, row and seed of every run of the ablation, in the order of its rows; by default of all but those that
+    mix other batches."""
     found = {path.name for path in (RESULTS / results).iterdir()}
-    for row in ROWS:
+    for row in (row for row in ROWS if row not in MIXTURES) if rows is None else rows:
         for name in sorted(name for name in found if name.rpartition("-seed")[0] == f"mini-{row}"):
             yield f"{results}/{name}", row, name.rpartition("-seed")[2]
+
+
+def is_there(name: str) -> bool:
+    """Whether there is a result file; a flow-matching model has none of answers."""
+    return (RESULTS / f"{name}.json").is_file()
 
 
 def success(folder: str) -> dict[str, Any]:
@@ -69,16 +77,35 @@ def scores() -> Rows:
 
 def kept() -> Rows:
     """Answers, before and after, and how far actions are from demonstrated ones."""
-    before = [share(load(f"questions_mini_vlm_{looks}")["total"], "right") for looks in LOOKS]
-    yield ["the base", "", *before, "", "", ""]
+    for words, base in (("the base", "mini_vlm"), ("the base of `pi0`", "mini_paligemma")):
+        before = [share(load(f"questions_{base}_{looks}")["total"], "right") for looks in LOOKS]
+        yield [words, "", *before, "", "", ""]
     for folder, row, seed in runs():
-        answers = [share(load(f"{folder}/questions_{looks}")["total"], "right") for looks in LOOKS]
+        files = [f"{folder}/questions_{looks}" for looks in LOOKS]
+        answers = [share(load(name)["total"], "right") if is_there(name) else "" for name in files]
         yield [f"`{row}`", seed, *answers, *(error(f"{folder}/actions_{looks}") for looks in LOOKS)]
+
+
+def mixtures() -> Rows:
+    """Other shares of robot data, and kinds of questions left out."""
+    for folder, row, seed in runs(rows=["openvla-plus", *MIXTURES]):
+        reached, kinds = success(folder), load(f"{folder}/questions_broad")["kinds"]
+        scores = [share(reached[mode]["all"], "successes") for mode in ("matching", "seen_variants")]
+        answered = [f"{right}/{n}" for right, n in answers_by_group(kinds).values()]
+        yield [f"`{row}`", seed, *scores, error(f"{folder}/actions_broad"), *answered]
+
+
+def answers_by_group(kinds: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Right answers and questions of each group that a row leaves out."""
+    return {
+        group: (sum(kinds[kind]["right"] for kind in each), sum(kinds[kind]["n"] for kind in each))
+        for group, each in KINDS.items()
+    }
 
 
 def probes() -> Rows:
     """What linear probes read off the image tokens of both encoders, before and after."""
-    for folder, row, seed in runs():
+    for folder, row, seed in (run for run in runs() if is_there(f"{run[0]}/representations_broad")):
         tasks = [task for looks in LOOKS[1:] for task in load(f"{folder}/representations_{looks}")["tasks"]]
         read = {
             role: [f"{100 * t['value']:.0f} %" for t in tasks if t["role"] == role] for role in ("before", "after")
@@ -101,7 +128,7 @@ def points() -> Rows:
     """What the expert does where each model points, picking up and moving near together."""
     files = [("the base", "", "aim_mini_vlm"), *((f"`{row}`", seed, f"{folder}/aim") for folder, row, seed in runs())]
     for row, seed, name in files:
-        if (RESULTS / f"{name}.json").is_file():
+        if is_there(name):
             found, modes = load(name)["experts"]["model"], ("matching", "seen_variants", "variants")
             cells = [share(found["scores"][mode]["all"], "successes") for mode in modes]
             off = [found["off_cm"][mode]["median"] for mode in modes[1:]]
@@ -194,8 +221,8 @@ def trials_in_looks(folder: str, mode: str = "seen_variants") -> Trials:
 
 def trials_where_it_points(folder: str) -> Trials:
     """Trials of the expert in unseen looks; empty for a run that was not asked."""
-    found = RESULTS / folder / "aim.json"
-    return trials_of(load(f"{folder}/aim")["experts"]["model"]["scores"]["variants"]) if found.is_file() else {}
+    name = f"{folder}/aim"
+    return trials_of(load(name)["experts"]["model"]["scores"]["variants"]) if is_there(name) else {}
 
 
 def trials_of(scores: dict[str, Any]) -> Trials:
@@ -253,13 +280,50 @@ def holm(values: list[float]) -> list[float]:
     return corrected
 
 
+def draw_mixtures(path: Path) -> None:
+    """Success and answers over the share of robot data, and with each kind of questions left out; a dot per seed."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    shares, kinds = figure.subplots(1, 2, width_ratios=(2, 3), sharey=True)
+    by_row: dict[str, list[dict[str, float]]] = {}
+    for folder, row, _ in runs(rows=["openvla-plus", *MIXTURES]):
+        asked = load(f"{folder}/questions_broad")
+        found = {"drawers, looks of the questions": success(folder)["seen_variants"]["all"]["rate"]}
+        found["answers"] = asked["total"]["right"] / asked["total"]["n"]
+        found |= {group: right / n for group, (right, n) in answers_by_group(asked["kinds"]).items()}
+        by_row.setdefault(row, []).append({name: 100 * value for name, value in found.items()})
+    of_robot = {round(100 * ROWS[row].get("data.robot_share", 0.5)): found for row, found in by_row.items()}
+    of_robot[50] = by_row["openvla-plus"]
+    for name in ("drawers, looks of the questions", "answers"):
+        places = sorted(of_robot)
+        (line,) = shares.plot(places, [mean(found[name] for found in of_robot[place]) for place in places], label=name)
+        for place in places:
+            shares.plot(
+                [place] * len(of_robot[place]), [found[name] for found in of_robot[place]], ".", c=line.get_color()
+            )
+    shares.set(xlabel="robot data in a batch, %", ylabel="%", ylim=(0, 100), xticks=sorted(of_robot))
+    shares.legend(loc="lower left")
+    rows = [row for row in by_row if "robot" not in row]
+    names = ["drawers, looks of the questions", *KINDS]
+    for number, row in enumerate(rows):
+        width = 0.8 / len(rows)
+        places = [group + (number - (len(rows) - 1) / 2) * width for group in range(len(names))]
+        kinds.bar(places, [mean(found[name] for found in by_row[row]) for name in names], 0.9 * width, label=row)
+        for place, name in zip(places, names, strict=True):
+            kinds.plot([place] * len(by_row[row]), [found[name] for found in by_row[row]], "k.", markersize=4)
+    kinds.set_xticks(range(len(names)), ["drawers, looks\nof the questions", *(f"answers:\n{name}" for name in KINDS)])
+    kinds.legend(loc="lower left", fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
 def draw_ablation(path: Path) -> None:
     """What each row reaches: a bar for the mean over seeds, and a dot for every seed."""
     shown: dict[str, dict[str, list[float]]] = {}
     for folder, row, _ in runs():
-        scores, answers = success(folder), load(f"{folder}/questions_unseen")["total"]
+        scores = success(folder)
         shares = {name: scores[mode]["all"]["rate"] for name, mode in DRAWN.items()}
-        shares["questions,\nunseen looks"] = answers["right"] / answers["n"]
+        if is_there(name := f"{folder}/questions_unseen"):
+            answers = load(name)["total"]
+            shares["questions,\nunseen looks"] = answers["right"] / answers["n"]
         for name, reached in shares.items():
             shown.setdefault(row, {}).setdefault(name, []).append(100 * reached)
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -292,6 +356,11 @@ TABLES: dict[str, tuple[str, Callable[[], Rows]]] = {
     "ablation_probes": (
         "row | seed | DINO, broad | SigLIP, broad | both, broad | DINO, unseen | SigLIP, unseen | both, unseen",
         probes,
+    ),
+    "ablation_mixtures": (
+        "row | seed | matching | looks of the questions | error of actions, broad | points answered | attributes | "
+        "relations | states",
+        mixtures,
     ),
     "aim": ("places | off, median | pick up | move near", aim),
     "ablation_points": (

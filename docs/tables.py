@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation_tables import TABLES as ABLATION
-from ablation_tables import answers, draw_ablation, over_seeds, trials_in_looks, trials_where_it_points
+from ablation_tables import answers, draw_ablation, draw_mixtures, over_seeds, trials_in_looks, trials_where_it_points
 from result_files import RESULTS, ROOT, Rows, load, share
 
 
@@ -297,3 +297,4 @@ if __name__ == "__main__":
     for page in pages():
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     draw_ablation(ROOT / "docs" / "results" / "ablation.png")
+    draw_mixtures(ROOT / "docs" / "results" / "ablation_mixtures.png")

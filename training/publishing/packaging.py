@@ -54,7 +54,7 @@ def package_model(checkpoint: Path, results: Sequence[Path], target: Path | None
 def earlier_parts(checkpoint: Path) -> list[Path]:
     """The runs of the same work folder that a model of several parts began with, the latest first."""
     start = load_recipe(checkpoint / "recipe.yaml").model.initial_model
-    if start is None or not (before := checkpoint.parent / start).is_dir():
+    if start is None or not ((before := checkpoint.parent / start) / "recipe.yaml").is_file():
         return []
     return [before, *earlier_parts(before)]
 

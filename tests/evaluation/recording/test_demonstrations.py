@@ -23,8 +23,10 @@ from gen_vla.evaluation.simulation.layouts import (
     sample_layout,
 )
 from gen_vla.training.checkpoints import load_model
+from gen_vla.training.converting.conversion import convert
 from gen_vla.training.mixing.instruction_augmentation import held_out_paraphrases, paraphrases
 from gen_vla.training.pretraining.encoders import pretrain_encoders
+from gen_vla.training.pretraining.paligemma_start import write_paligemma
 from gen_vla.training.publishing.packaging import package_model
 from gen_vla.training.recipes.loading import load_recipe
 from gen_vla.training.robot_data.source import open_robot_source
@@ -103,7 +105,7 @@ def test_demonstrations_are_saved_with_the_layouts_they_show(tmp_path):
 
 
 def test_the_recipes_record_what_they_train_on(tmp_path):
-    """The mini recipes, cut to a few rows: recorded, trained, packaged, and the policy can act."""
+    """The mini recipes, cut to a few rows: recorded, trained, packaged, and policies start from them."""
     few = {"data.vision_language.0.record.count": 28, "training.steps": 1, "training.batch_size": 4}
     sets = {f"data.vision_language.{i}.record.count": 28 for i in (1, 2)}
     parts_before = [f"mini-vlm-{part}_" for part in ("relations", "attributes", "scenes")]
@@ -122,6 +124,13 @@ def test_the_recipes_record_what_they_train_on(tmp_path):
         base = run_recipe(start, tmp_path, progress=False)
     logs = {path.name for path in package_model(base, [], tmp_path / "packaged").glob("*training_log.json")}
     assert logs == {f"{part}training_log.json" for part in ("", *parts_before, "dino_", "siglip_")}
+    write_paligemma(tmp_path / "questions", tmp_path / "paligemma")
+    convert(tmp_path / "paligemma", tmp_path / "paligemma-start", dual=False)
+    flow_base = run_recipe(load_recipe("_mini_paligemma", few | parts["mini_vlm"]), tmp_path, progress=False)
+    packaged = package_model(flow_base, [], tmp_path / "packaged-flow")
+    assert [path.name for path in packaged.glob("*training_log.json")] == ["training_log.json"]
+    flow = convert(packaged, tmp_path / "mini-pi0-start", family="pi0_flow")
+    assert load_model(flow).config.model_type == "pi0_flow"
     recipe = load_recipe("mini_openvla_plus", few | {"data.robot.0.record.episodes_per_task": 1})
     record_missing_data(recipe, tmp_path)
     folder = run_recipe(recipe, tmp_path, progress=False)

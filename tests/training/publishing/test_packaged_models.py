@@ -62,5 +62,5 @@ def test_shipped_recipes_that_name_one_find_it(tmp_path: Path) -> None:
     for recipe in starts:
         check_initial_model(recipe, tmp_path)
     wrong = dataclasses.replace(starts[0].model, initial_model="package://mini-vml")
-    with pytest.raises(FileNotFoundError, match="expected package:// and one of mini-vlm"):
+    with pytest.raises(FileNotFoundError, match="expected package:// and one of mini-paligemma, mini-vlm"):
         check_initial_model(dataclasses.replace(starts[0], model=wrong), tmp_path)
