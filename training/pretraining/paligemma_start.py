@@ -38,8 +38,8 @@ def write_paligemma(questions: Path, folder: Path) -> None:
     """Writes a PaliGemma of transformers, float32; `questions` is a folder of recorded questions."""
     base = initial_model_folder(BASE, Path())
     vlm, processor = load_model(base), load_processor(base)
-    size = dict.fromkeys(("height", "width"), vlm.config.siglip_config.image_size)
-    pictures: Any = SiglipImageProcessor(size=size)
+    size = vlm.config.siglip_config.image_size
+    pictures: Any = SiglipImageProcessor(size={"height": size, "width": size})
     pictures.image_seq_length = processor.num_image_tokens
     stock = PaliGemmaProcessor(pictures, gemma_tokenizer(processor.tokenizer))
     torch.manual_seed(0)
